@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory behind a device's memory regions: one sparse memfd laid out as VFIO file offsets.
+
+A client's mmap of the device file reaches these pages directly, so a memfd offset is a VFIO offset.
+
+State: owned by the device; ``fd`` may be asked for from any thread (creation has its own lock).
+Source: memfd_create(2), VFIO_GET_REGION_INFO's ``offset`` in <linux/vfio.h>.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import threading
+from collections.abc import Mapping
+
+REGION_SHIFT = 40
+"""VFIO convention of vfio-pci: the file offset of region ``index`` is ``index << REGION_SHIFT``."""
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def region_offset(index: int) -> int:
+    """File offset in bytes of region ``index`` in a VFIO device file."""
+    return index << REGION_SHIFT
+
+
+class Backing:
+    """A sparse memfd, created on first use; pages are allocated only when somebody touches them."""
+
+    __slots__ = ("_closed", "_fd", "_lock", "_size")
+
+    def __init__(self, sizes: Mapping[int, int]) -> None:
+        """``sizes`` maps the index of each memory region to its size in bytes."""
+        end = max((region_offset(index) + size for index, size in sizes.items()), default=0)
+        self._size = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._fd = -1
+        self._closed = False
+        self._lock = threading.Lock()
+
+    @property
+    def fd(self) -> int:
+        """The memfd, still owned by this object. ``OSError(ENODEV)`` once closed."""
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.ENODEV, "the device is gone")
+            if self._fd < 0:
+                self._fd = self._create()
+            return self._fd
+
+    @property
+    def created(self) -> bool:
+        """Whether the memfd exists yet."""
+        return self._fd >= 0
+
+    def map(self, index: int, size: int) -> mmap.mmap:
+        """Map ``size`` bytes of region ``index``, shared and writable; the caller closes the mapping."""
+        return mmap.mmap(self.fd, size, offset=region_offset(index))
+
+    def close(self) -> None:
+        """Drop our descriptor; mappings that clients hold keep their pages."""
+        with self._lock:
+            self._closed = True
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    def _create(self) -> int:
+        fd = os.memfd_create("vfio-device", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, self._size)
+            # A client holding this file must not be able to shrink it: our own mappings would SIGBUS.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VFIO devices: regions, interrupt indexes and the lock under which the device lane touches them.
+
+State: everything in a device is under ``Device.lock``. Source: <linux/vfio.h> (VFIO_DEVICE_GET_INFO and what
+follows it, the VFIO_PCI_*_INDEX enumerations), vfio-pci's behaviour.
+"""
+
+import errno
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, NamedTuple
+
+from devmodel import pci_regs as regs
+from devmodel.backing import Backing
+from devmodel.capability import Capability
+from devmodel.pci import Aperture, Bar, ConfigSpace, Identity
+from devmodel.pci_regs import CapId, Command, Reg, Resource
+from devmodel.region import Memory, Region, clip
+
+RESOURCE_ROWS = 13
+"""Lines of sysfs ``resource`` for a type 0 function: 6 BARs, the ROM and 6 of SR-IOV."""
+
+
+class PciRegion(IntEnum):
+    """Region indexes of vfio-pci; BARs are 0 to 5."""
+
+    BAR0 = 0
+    ROM = 6
+    CONFIG = 7
+    VGA = 8
+    COUNT = 9
+
+
+@dataclass(frozen=True, slots=True)
+class IrqIndex:
+    """One interrupt index: how many vectors, and what SET_IRQS may do with them."""
+
+    count: int
+    eventfd: bool = True
+    maskable: bool = False
+    automasked: bool = False
+    noresize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A whole-number option of a model, as a lab file may set it: default and inclusive bounds."""
+
+    default: int
+    least: int
+    most: int
+
+
+class ResourceRow(NamedTuple):
+    """A line of sysfs ``resource``: first and last address, IORESOURCE_* flags; all 0 for nothing."""
+
+    start: int
+    end: int
+    flags: int
+
+
+class Device:
+    """Base of every VFIO device. Nothing in it calls out while holding :attr:`lock`."""
+
+    __slots__ = ("_backing", "_closed", "irqs", "lock", "name", "regions")
+    is_pci: ClassVar[bool] = False
+    resettable: ClassVar[bool] = True
+
+    def __init__(self, name: str, regions: Sequence[Region | None], irqs: Sequence[IrqIndex | None]) -> None:
+        """``regions`` and ``irqs`` are by VFIO index; None is an index without anything."""
+        self.name = name
+        self.regions = tuple(regions)
+        self.irqs = tuple(irqs)
+        self.lock = threading.Lock()
+        self._closed = False
+        memory = {index: region for index, region in enumerate(regions) if isinstance(region, Memory)}
+        self._backing = Backing({index: region.size for index, region in memory.items()})
+        for index, region in memory.items():
+            region.bind(self._backing, index)
+
+    @property
+    def backing(self) -> Backing:
+        """The memory behind the mappable regions; its memfd comes into being when first asked for."""
+        return self._backing
+
+    def region(self, index: int) -> Region:
+        """The region at ``index``; ``OSError(EINVAL)`` when there is none."""
+        region = self.regions[index] if 0 <= index < len(self.regions) else None
+        if region is None:
+            raise OSError(errno.EINVAL, f"{self.name} has no region {index}")
+        return region
+
+    def read(self, index: int, offset: int, size: int) -> bytes:
+        """Read up to ``size`` bytes at ``offset`` of region ``index``, from any thread.
+
+        Shorter than asked at the end of the region. Raises ``OSError``: EINVAL for no such region (or
+        one that cannot be read) or an offset beyond its end, ENODEV once the device is gone.
+        """
+        with self.lock:
+            region = self._open_region(index)
+            if not region.readable:
+                raise OSError(errno.EINVAL, f"region {index} cannot be read")
+            return region.read(offset, clip(region.size, offset, size))
+
+    def write(self, index: int, offset: int, data: bytes) -> int:
+        """Write ``data`` at ``offset`` of region ``index``, from any thread; returns the bytes taken.
+
+        Raises ``OSError`` as :meth:`read` does.
+        """
+        with self.lock:
+            region = self._open_region(index)
+            if not region.writable:
+                raise OSError(errno.EINVAL, f"region {index} cannot be written")
+            taken = clip(region.size, offset, len(data))
+            region.write(offset, data if taken == len(data) else data[:taken])
+            return taken
+
+    def reset(self) -> None:
+        """Function reset. ``OSError(EINVAL)`` when the device has none, ENODEV once it is gone."""
+        if not self.resettable:
+            raise OSError(errno.EINVAL, f"{self.name} cannot be reset")
+        with self.lock:
+            self._check_open()
+            for region in filter(None, self.regions):
+                region.reset()
+            self.after_reset()
+
+    def after_reset(self) -> None:
+        """For models: what a reset does besides resetting each region. Runs under :attr:`lock`."""
+
+    def close(self) -> None:
+        """Let go of everything; accesses from now on raise ``OSError(ENODEV)``. May be called twice."""
+        with self.lock:
+            self._closed = True
+            for region in filter(None, self.regions):
+                region.close()
+            self._backing.close()
+
+    def _open_region(self, index: int) -> Region:
+        self._check_open()
+        return self.region(index)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.ENODEV, f"{self.name} is gone")
+
+
+class PciDevice(Device):
+    """A PCI function. A model declares :attr:`identity` and :attr:`OPTIONS`, and overrides :meth:`bars`.
+
+    ``memory`` is the video or device memory in bytes that its type gives it; ``options`` are the type's, with
+    the defaults of :attr:`OPTIONS`; with an ``aperture`` the BARs get addresses and are enabled, as firmware
+    and a host driver leave them, and without one they are 0, as a mediated device's are.
+    """
+
+    __slots__ = ("_places", "bar_map", "caps", "config", "memory", "options")
+    is_pci: ClassVar[bool] = True
+    identity: ClassVar[Identity]
+    OPTIONS: ClassVar[Mapping[str, Option]] = {}
+
+    def __init__(
+        self,
+        name: str,
+        memory: int = 0,
+        options: Mapping[str, int] | None = None,
+        aperture: Aperture | None = None,
+    ) -> None:
+        """Raises ValueError when :meth:`validate` would."""
+        self.memory = memory
+        self.options = {key: option.default for key, option in self.OPTIONS.items()} | dict(options or {})
+        self.validate(memory, self.options)
+        self.bar_map = dict(self.bars())
+        self.caps = tuple(self.capabilities())
+        self.config = ConfigSpace(self.identity, self.bar_map, self.caps)
+        self._places: dict[int, int] = {}
+        if aperture is not None:
+            self._place_bars(aperture)
+        super().__init__(name, self._region_table(), self._irq_table())
+
+    @classmethod
+    def validate(cls, memory: int, options: Mapping[str, int]) -> None:
+        """Raise ValueError, saying why, when a type cannot have this memory or these options."""
+        for key, value in options.items():
+            option = cls.OPTIONS.get(key)
+            if option is None:
+                raise ValueError(f"no option {key!r} (known: {', '.join(cls.OPTIONS) or 'none'})")
+            if not option.least <= value <= option.most:
+                raise ValueError(f"option {key!r} is {value}, not in {option.least} to {option.most}")
+
+    def bars(self) -> Mapping[int, Bar]:
+        """For models: the BARs by index, 6 for the ROM. Called once, while the device is being built."""
+        return {}
+
+    def capabilities(self) -> Sequence[Capability]:
+        """For models: the capabilities, in the order of their list. Called once, while being built."""
+        return ()
+
+    def resources(self) -> list[ResourceRow]:
+        """The lines of sysfs ``resource``; a BAR that firmware did not place has IORESOURCE_UNSET."""
+        rows = [ResourceRow(0, 0, 0)] * RESOURCE_ROWS
+        for index, bar in self.bar_map.items():
+            start = self._places.get(index)
+            unset = Resource.UNSET if start is None else 0
+            readonly = Resource.READONLY if index == regs.ROM_BAR else 0
+            start = start or 0
+            rows[index] = ResourceRow(start, start + bar.size - 1, bar.resource_flags | readonly | unset)
+        return rows
+
+    def _place_bars(self, aperture: Aperture) -> None:
+        enable = Command.MASTER
+        for index, bar in self.bar_map.items():
+            self._places[index] = aperture.take(bar)
+            self.config.place_bar(index, self._places[index])
+            enable |= Command.IO if bar.io else Command.MEMORY
+        self.config.preset(Reg.COMMAND, 2, enable)
+
+    def _region_table(self) -> list[Region | None]:
+        table: list[Region | None] = [None] * PciRegion.COUNT
+        for index, bar in self.bar_map.items():
+            table[index] = bar.region
+        table[PciRegion.CONFIG] = self.config
+        return table
+
+    def _irq_table(self) -> list[IrqIndex | None]:
+        vectors = {cap.id: cap.vectors for cap in self.caps}
+        pins = 1 if self.identity.irq_pin else 0
+        return [
+            IrqIndex(pins, maskable=True, automasked=True),
+            IrqIndex(vectors.get(CapId.MSI, 0), noresize=True),
+            IrqIndex(vectors.get(CapId.MSIX, 0), noresize=True),
+            None,  # error reporting is for PCI Express functions
+            IrqIndex(1, noresize=True),
+        ]

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The physical GPU and the vGPUs made of it.
+
+State: in each device, under its lock. The physical function shows its whole video memory in a 64-bit BAR 0
+and its registers in BAR 2; a vGPU is a display that bochs drivers know, with its type's share of memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from devmodel.capability import Capability, msi, power_management
+from devmodel.device import PciDevice
+from devmodel.models.bochs import BochsDisplay
+from devmodel.pci import Bar, Identity
+from devmodel.region import Memory
+from devmodel.registers import Layout, Register, Registers
+
+GPU_MAGIC = 0x55504756  # "VGPU" in memory order
+MIN_MEMORY = 1 << 20
+MAX_MEMORY = 1 << 40
+"""Room for one region in VFIO's file offsets."""
+
+
+def _memory_mib(gpu: PciDevice) -> int:
+    return gpu.memory >> 20
+
+
+class PhysicalGpu(PciDevice):
+    """A display controller owned by its host driver."""
+
+    __slots__ = ("registers",)
+    identity = Identity(0x1234, 0x86F0, 0x1AF4, 0x1100, class_code=0x030000, revision=1, irq_pin=1)
+    LAYOUT: ClassVar[Layout] = Layout(
+        4096,
+        [
+            Register(0x00, 4, "MAGIC", GPU_MAGIC, rw_mask=0),
+            Register(0x04, 4, "REVISION", 1, rw_mask=0),
+            Register(0x08, 4, "MEMORY_MIB", rw_mask=0, on_read=_memory_mib),
+            Register(0x0C, 4, "SCRATCH"),
+        ],
+    )
+
+    @classmethod
+    def validate(cls, memory: int, options: Mapping[str, int]) -> None:
+        super().validate(memory, options)
+        if not MIN_MEMORY <= memory <= MAX_MEMORY:
+            raise ValueError(f"video memory is {memory} bytes, not in 1M to 1T")
+
+    def bars(self) -> Mapping[int, Bar]:
+        self.registers = Registers(self.LAYOUT, self)
+        decoded = 1 << (self.memory - 1).bit_length()
+        return {0: Bar(Memory(decoded), mem64=True, prefetch=True), 2: Bar(self.registers)}
+
+    def capabilities(self) -> Sequence[Capability]:
+        return (power_management(), msi(1))
+
+
+class Vgpu(BochsDisplay):
+    """A virtual GPU: a bochs-compatible display in its type's share of the physical video memory."""
+
+    __slots__ = ()

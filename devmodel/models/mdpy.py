@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mdpy: the kernel's sample framebuffer, whose picture's format and size a vendor capability declares.
+
+State: in each device, under its lock. The capability's payload begins at byte 4, after id, next, length and a
+type byte: fourcc, width and height, 32 bits each. Source: QEMU's docs/devel/vfio-mdpy, DRM fourcc codes.
+"""
+
+import mmap
+import struct
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from devmodel.capability import Capability, vendor
+from devmodel.device import Option, PciDevice
+from devmodel.pci import Bar, Identity
+from devmodel.region import Memory
+
+DRM_FORMAT_XRGB8888 = int.from_bytes(b"XR24", "little")
+BYTES_PER_PIXEL = 4
+
+
+class Mdpy(PciDevice):
+    """BAR 0 is the framebuffer, rounded up to a power of two; ``width`` and ``height`` are in pixels."""
+
+    __slots__ = ()
+    identity = Identity(0x1B36, 0x000F, 0x1AF4, 0x1100, class_code=0x038000)
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "width": Option(640, 16, 8192),
+        "height": Option(480, 16, 8192),
+    }
+
+    def bars(self) -> Mapping[int, Bar]:
+        picture = self.options["width"] * self.options["height"] * BYTES_PER_PIXEL
+        decoded = max(1 << (picture - 1).bit_length(), mmap.PAGESIZE)
+        return {0: Bar(Memory(decoded), prefetch=True)}
+
+    def capabilities(self) -> Sequence[Capability]:
+        mode = struct.pack("<III", DRM_FORMAT_XRGB8888, self.options["width"], self.options["height"])
+        return (vendor(b"\0" + mode),)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Offsets and bits of PCI configuration space, under their names in <linux/pci_regs.h> without the prefix.
+
+State: none. Source: the PCI Local Bus Specification 3.0 chapter 6, <linux/pci_regs.h>; resource flags are the
+values that sysfs prints in ``resource`` (IORESOURCE_* of the kernel).
+"""
+
+from enum import IntEnum, IntFlag
+
+CFG_SPACE_SIZE = 256
+CFG_SPACE_EXP_SIZE = 4096
+STD_HEADER_SIZEOF = 64
+STD_NUM_BARS = 6
+ROM_BAR = 6
+"""Index of the expansion ROM, in VFIO's numbering of regions."""
+
+ROM_ADDRESS_MASK = 0xFFFFF800
+ROM_ADDRESS_ENABLE = 0x1
+STATUS_CAP_LIST = 0x10
+MSI_ENABLE, MSI_QSIZE, MSI_64BIT, MSI_MASKBIT = 0x0001, 0x0070, 0x0080, 0x0100
+MSIX_MASKALL, MSIX_ENABLE = 0x4000, 0x8000
+PM_CAP_VER = 0x0003
+PM_CTRL_STATE_MASK, PM_CTRL_NO_SOFT_RESET = 0x0003, 0x0008
+
+
+class Reg(IntEnum):
+    """Offsets in the type 0 header."""
+
+    VENDOR_ID = 0x00
+    DEVICE_ID = 0x02
+    COMMAND = 0x04
+    STATUS = 0x06
+    CLASS_REVISION = 0x08
+    CACHE_LINE_SIZE = 0x0C
+    LATENCY_TIMER = 0x0D
+    BASE_ADDRESS_0 = 0x10
+    SUBSYSTEM_VENDOR_ID = 0x2C
+    SUBSYSTEM_ID = 0x2E
+    ROM_ADDRESS = 0x30
+    CAPABILITY_LIST = 0x34
+    INTERRUPT_LINE = 0x3C
+    INTERRUPT_PIN = 0x3D
+
+
+class Command(IntFlag):
+    """Bits of the command register."""
+
+    IO = 0x1
+    MEMORY = 0x2
+    MASTER = 0x4
+    PARITY = 0x40
+    SERR = 0x100
+    INTX_DISABLE = 0x400
+
+
+class BaseAddress(IntFlag):
+    """Low bits of a base address register."""
+
+    SPACE_IO = 0x1
+    MEM_TYPE_64 = 0x4
+    MEM_PREFETCH = 0x8
+
+
+class CapId(IntEnum):
+    """Capability ids."""
+
+    PM = 0x01
+    MSI = 0x05
+    VNDR = 0x09
+    MSIX = 0x11
+
+
+class Resource(IntFlag):
+    """IORESOURCE_* flags."""
+
+    IO = 0x100
+    MEM = 0x200
+    PREFETCH = 0x2000
+    READONLY = 0x4000
+    SIZEALIGN = 0x40000
+    MEM_64 = 0x100000
+    UNSET = 0x20000000

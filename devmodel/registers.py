@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Register regions: registers are declared, and any access works as on a little-endian bus.
+
+State: each region belongs to one device and is touched only under that device's lock; hooks run under it too.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from devmodel.region import Region
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """One little-endian register: ``offset`` and ``width`` in bytes.
+
+    ``rw_mask`` has a bit set for each bit that a write changes (all of them unless declared). ``on_read`` is
+    called with the owner and returns what a read sees in place of the stored value; ``on_write`` is called
+    with the owner and the new stored value after a write that touched any byte of the register.
+    """
+
+    offset: int
+    width: int
+    name: str
+    reset: int = 0
+    rw_mask: int = -1
+    on_read: Callable[[Any], int] | None = None
+    on_write: Callable[[Any, int], None] | None = None
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte after the register."""
+        return self.offset + self.width
+
+
+class Layout:
+    """The registers of a region, declared once per model and shared by all its devices."""
+
+    __slots__ = ("_starts", "by_name", "image", "registers", "size")
+
+    def __init__(self, size: int, registers: Iterable[Register]) -> None:
+        """``size`` in bytes; raises ValueError when registers overlap or lie outside."""
+        self.size = size
+        self.registers: Sequence[Register] = sorted(registers, key=lambda register: register.offset)
+        self.by_name = {register.name: register for register in self.registers}
+        self._starts = [register.offset for register in self.registers]
+        self.image = self._power_on()
+
+    def within(self, offset: int, size: int) -> Sequence[Register]:
+        """The registers that share a byte with ``size`` bytes at ``offset``."""
+        first = max(bisect_right(self._starts, offset) - 1, 0)
+        if self.registers and self.registers[first].end <= offset:
+            first += 1
+        return self.registers[first : bisect_right(self._starts, offset + size - 1)]
+
+    def _power_on(self) -> bytes:
+        image, end = bytearray(self.size), 0
+        for register in self.registers:
+            if register.offset < end or register.end > self.size:
+                raise ValueError(f"register {register.name} overlaps another or the end of its region")
+            end = register.end
+            image[register.offset : end] = register.reset.to_bytes(register.width, "little")
+        return bytes(image)
+
+
+class Registers(Region):
+    """Registers on a little-endian bus: accesses split at register boundaries, the bytes between read 0."""
+
+    __slots__ = ("_bytes", "_layout", "_owner")
+
+    def __init__(self, layout: Layout, owner: object = None) -> None:
+        """``owner`` is what the hooks are called with, usually the device."""
+        super().__init__(layout.size)
+        self._layout = layout
+        self._owner = owner
+        self._bytes = bytearray(layout.image)
+
+    def __getitem__(self, name: str) -> int:
+        register = self._layout.by_name[name]
+        return int.from_bytes(self._bytes[register.offset : register.end], "little")
+
+    def __setitem__(self, name: str, value: int) -> None:
+        register = self._layout.by_name[name]
+        self._bytes[register.offset : register.end] = _encode(value, register.width)
+
+    def read(self, offset: int, size: int) -> bytes:
+        out = self._bytes[offset : offset + size]
+        for register in self._layout.within(offset, size):
+            if register.on_read is not None:
+                value = _encode(register.on_read(self._owner), register.width)
+                first, last = max(offset, register.offset), min(offset + size, register.end)
+                out[first - offset : last - offset] = value[first - register.offset : last - register.offset]
+        return bytes(out)
+
+    def write(self, offset: int, data: bytes) -> None:
+        for register in self._layout.within(offset, len(data)):
+            first, last = max(offset, register.offset), min(offset + len(data), register.end)
+            merged = self._bytes[register.offset : register.end]
+            merged[first - register.offset : last - register.offset] = data[first - offset : last - offset]
+            self._store(register, int.from_bytes(merged, "little"))
+
+    def reset(self) -> None:
+        self._bytes[:] = self._layout.image
+
+    def _store(self, register: Register, written: int) -> None:
+        value = (self[register.name] & ~register.rw_mask) | (written & register.rw_mask)
+        self[register.name] = value
+        if register.on_write is not None:
+            register.on_write(self._owner, value)
+
+
+def _encode(value: int, width: int) -> bytes:
+    return (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")

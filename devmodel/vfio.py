@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VFIO containers, groups and open devices: who may do what when, and how long it lives.
+
+State: groups and their files under ``Group.lock``, containers under ``Container.lock``; called from the
+device lane, and by the lifecycle thread for :meth:`Assignable.retire`. Locks: group, then container.
+Source: <linux/vfio.h> (VFIO_CHECK_EXTENSION to VFIO_GROUP_GET_DEVICE_FD), Documentation/driver-api/vfio.rst.
+"""
+
+import errno
+import threading
+from abc import ABC, abstractmethod
+from enum import IntEnum
+from typing import NamedTuple
+
+from devmodel.device import Device
+from devmodel.iommu import Type1
+
+
+class Extension(IntEnum):
+    """Numbers that CHECK_EXTENSION and SET_IOMMU take."""
+
+    TYPE1 = 1
+    TYPE1V2 = 3
+    DMA_CC = 4
+    NESTING = 6
+    NOIOMMU = 8
+    UNMAP_ALL = 9
+    UPDATE_VADDR = 10
+
+
+_ALWAYS = frozenset({Extension.TYPE1, Extension.TYPE1V2, Extension.UNMAP_ALL})
+_WITH_IOMMU = _ALWAYS | {Extension.DMA_CC}
+_IS_V2 = {Extension.TYPE1: False, Extension.TYPE1V2: True}
+
+
+class Container:
+    """One open of /dev/vfio/vfio. Its groups keep it and its mappings alive after it is closed."""
+
+    __slots__ = ("closed", "groups", "iommu", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.groups: dict[int, Group] = {}
+        self.iommu: Type1 | None = None
+        self.closed = False
+
+    def check_extension(self, ext: int) -> int:
+        """1 if the container supports extension number ``ext`` in its present state, else 0."""
+        return int(ext in (_ALWAYS if self.iommu is None else _WITH_IOMMU))
+
+    def set_iommu(self, kind: int) -> None:
+        """Choose the IOMMU. ``OSError``: EINVAL without a group or when there is one, ENODEV if unknown."""
+        with self.lock:
+            if not self.groups or self.iommu is not None:
+                raise OSError(errno.EINVAL, "the container has no group, or an IOMMU already")
+            if kind not in _ALWAYS:
+                raise OSError(errno.ENODEV, f"no IOMMU of kind {kind}")
+            if kind not in _IS_V2:
+                raise OSError(errno.EINVAL, f"extension {kind} is not a kind of IOMMU")
+            self.iommu = Type1(v2=_IS_V2[Extension(kind)])
+
+    def attach(self, group: "Group") -> None:
+        """Add a group; for :class:`GroupFile`. ``OSError(EBADF)`` once the container is closed."""
+        with self.lock:
+            if self.closed:
+                raise OSError(errno.EBADF, "the container is closed")
+            self.groups[group.number] = group
+
+    def detach(self, group: "Group") -> None:
+        """Remove a group; with the last one go the IOMMU and all mappings. For :class:`GroupFile`."""
+        with self.lock:
+            del self.groups[group.number]
+            if self.groups or self.iommu is None:
+                return
+            iommu, self.iommu = self.iommu, None
+        iommu.clear()
+
+    def close(self) -> None:
+        """The file is closed; groups that are still attached go on using the container."""
+        with self.lock:
+            self.closed = True
+
+
+class Assignable(ABC):
+    """A device of an IOMMU group, as VFIO sees it: it can be held open, and retired only when it is not."""
+
+    __slots__ = ("gone", "group", "name", "open_count")
+
+    def __init__(self, name: str, group: "Group") -> None:
+        """Joins ``group`` under ``name``, which is unique there."""
+        self.name = name
+        self.group = group
+        self.open_count = 0
+        self.gone = False
+        with group.lock:
+            group.devices[name] = self
+
+    @property
+    @abstractmethod
+    def device(self) -> Device:
+        """The device itself, made when first asked for; ``OSError(ENODEV)`` when there is none any more."""
+
+    def hold(self) -> None:
+        """Count a holder, which keeps the device from being removed; ``OSError(ENODEV)`` once it is gone."""
+        with self.group.lock:
+            if self.gone:
+                raise OSError(errno.ENODEV, f"{self.name} is gone")
+            self.open_count += 1
+
+    def drop(self) -> None:
+        """The opposite of :meth:`hold`."""
+        with self.group.lock:
+            self.open_count -= 1
+
+    def retire(self) -> None:
+        """Leave the group for good. ``OSError``: EBUSY while it or the group is open, ENODEV if gone."""
+        with self.group.lock:
+            if self.gone:
+                raise OSError(errno.ENODEV, f"{self.name} is gone")
+            if self.open_count or self.group.opened is not None:
+                raise OSError(errno.EBUSY, f"{self.name} is in use")
+            self.withdraw()
+
+    def withdraw(self) -> None:
+        """Leave the group whoever holds it: for undoing a creation that failed."""
+        with self.group.lock:
+            self.gone = True
+            self.group.devices.pop(self.name, None)
+
+
+class Group:
+    """An IOMMU group. It is not viable while one of its devices belongs to a host driver."""
+
+    __slots__ = ("devices", "lock", "number", "opened", "viable")
+
+    def __init__(self, number: int, viable: bool = True) -> None:
+        self.number = number
+        self.viable = viable
+        self.lock = threading.RLock()
+        self.devices: dict[str, Assignable] = {}
+        self.opened: GroupFile | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether its last device has been removed."""
+        return not self.devices
+
+    def open(self, owner: object = None) -> "GroupFile":
+        """Open the group. ``OSError``: ENODEV when it has no devices any more, EBUSY while it is open."""
+        with self.lock:
+            if self.gone:
+                raise OSError(errno.ENODEV, f"group {self.number} is gone")
+            if self.opened is not None:
+                raise OSError(errno.EBUSY, f"group {self.number} is open already")
+            self.opened = GroupFile(self, owner)
+            return self.opened
+
+
+class GroupStatus(NamedTuple):
+    """The flags of VFIO_GROUP_GET_STATUS."""
+
+    viable: bool
+    container_set: bool
+
+
+class GroupFile:
+    """The one open of a group; it ends when the file and every device file from it are closed."""
+
+    __slots__ = ("_closed", "_users", "container", "group", "owner")
+
+    def __init__(self, group: Group, owner: object = None) -> None:
+        """For :meth:`Group.open`; ``owner`` is whatever the caller wants to find again."""
+        self.group = group
+        self.owner = owner
+        self.container: Container | None = None
+        self._users = 1
+        self._closed = False
+
+    def status(self) -> GroupStatus:
+        """Whether the group can be used, and whether it has a container."""
+        with self.group.lock:
+            return GroupStatus(self.group.viable, self.container is not None)
+
+    def set_container(self, container: Container) -> None:
+        """Join ``container``. ``OSError``: EINVAL when in one already, EPERM when the group is not viable."""
+        with self.group.lock:
+            if self.container is not None:
+                raise OSError(errno.EINVAL, "the group has a container already")
+            if not self.group.viable:
+                raise OSError(errno.EPERM, f"group {self.group.number} is in use by a host driver")
+            container.attach(self.group)
+            self.container = container
+
+    def unset_container(self) -> None:
+        """Leave the container. ``OSError``: EINVAL when in none, EBUSY while a device is open."""
+        with self.group.lock:
+            if self.container is None:
+                raise OSError(errno.EINVAL, "the group has no container")
+            if self._users > 1:
+                raise OSError(errno.EBUSY, "a device of the group is open")
+            self._leave()
+
+    def get_device(self, name: str) -> Assignable:
+        """The device ``name``. ``OSError``: ENODEV if there is none, EINVAL without container and IOMMU."""
+        with self.group.lock:
+            found = self.group.devices.get(name)
+            if found is None:
+                raise OSError(errno.ENODEV, f"group {self.group.number} has no device {name!r}")
+            if self.container is None or self.container.iommu is None:
+                raise OSError(errno.EINVAL, "the group has no container with an IOMMU")
+            return found
+
+    def open_device(self, name: str) -> "DeviceFile":
+        """Open the device ``name``; ``OSError`` as :meth:`get_device`."""
+        with self.group.lock:
+            return DeviceFile(self.get_device(name), self)
+
+    def close(self) -> None:
+        """The file is closed; its device files keep group and container as they are. May be called twice."""
+        with self.group.lock:
+            if not self._closed:
+                self._closed = True
+                self.put()
+
+    def get(self) -> None:
+        """Count a device file; for :class:`DeviceFile`, under the group's lock."""
+        self._users += 1
+
+    def put(self) -> None:
+        """Uncount a user; the last one ends the group's use. As :meth:`get`."""
+        self._users -= 1
+        if not self._users:
+            self._leave()
+            self.group.opened = None
+
+    def _leave(self) -> None:
+        if self.container is not None:
+            self.container.detach(self.group)
+            self.container = None
+
+
+class DeviceFile:
+    """One open of a device, through its group or (``group_file`` None) through its own character device."""
+
+    __slots__ = ("_closed", "assignable", "device", "group_file")
+
+    def __init__(self, assignable: Assignable, group_file: GroupFile | None = None) -> None:
+        """``OSError(ENODEV)`` when the device is gone; otherwise it stays until :meth:`close`."""
+        assignable.hold()
+        try:
+            self.device = assignable.device
+        except BaseException:
+            assignable.drop()
+            raise
+        self.assignable = assignable
+        self.group_file = group_file
+        self._closed = False
+        if group_file is not None:
+            group_file.get()
+
+    def close(self) -> None:
+        """Let go of the device and of the group's file. May be called twice."""
+        with self.assignable.group.lock:
+            if self._closed:
+                return
+            self._closed = True
+            self.assignable.drop()
+            if self.group_file is not None:
+                self.group_file.put()

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VFIO's ioctls as rows keyed by (file kind, number), and the one decoder of their arguments.
+
+The numbers collide between kinds of file (VFIO_BASE + 20 is IOMMU_DISABLE on a container and DEVICE_IOEVENTFD on
+a device), so no table is keyed by number alone.  Structs are in native/vfio.cdef; the source is <linux/vfio.h>.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from dataclasses import dataclass, field
+from typing import Any
+
+from ioctl_shim._native import ffi, lib
+from ioctl_shim.client import Client
+
+
+class Kind(enum.Enum):
+    """What an open VFIO file is."""
+
+    CONTAINER = "container"
+    GROUP = "group"
+    DEVICE = "device"
+
+
+def offsetofend(struct: str, member: str) -> int:
+    """Bytes of `struct` through `member`: the least argsz the kernel takes (its `minsz`)."""
+    kind = dict(ffi.typeof(struct).fields)[member]
+    return int(kind.offset + ffi.sizeof(kind.type))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One ioctl: its file kind, number above VFIO_BASE, name, and the argument's struct up to `last`."""
+
+    kind: Kind
+    nr: int
+    name: str
+    struct: str | None = None
+    last: str | None = None
+    blocking: bool = False
+    """Answered by a worker thread, because the handler asks the mount itself something."""
+    minsz: int = field(init=False, default=0)
+    size: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        if self.struct and self.last:
+            object.__setattr__(self, "minsz", offsetofend(self.struct, self.last))
+            object.__setattr__(self, "size", int(ffi.sizeof(self.struct)))
+
+    @property
+    def cmd(self) -> int:
+        """The request number: _IO(';', VFIO_BASE + nr)."""
+        return ord(";") << 8 | (int(lib.VFIO_BASE) + self.nr)
+
+
+_C, _G, _D = Kind.CONTAINER, Kind.GROUP, Kind.DEVICE
+
+ROWS: tuple[Row, ...] = (
+    Row(_C, 0, "VFIO_GET_API_VERSION"),
+    Row(_C, 1, "VFIO_CHECK_EXTENSION"),
+    Row(_C, 2, "VFIO_SET_IOMMU"),
+    Row(_C, 12, "VFIO_IOMMU_GET_INFO", "struct vfio_iommu_type1_info", "iova_pgsizes"),
+    Row(_C, 13, "VFIO_IOMMU_MAP_DMA", "struct vfio_iommu_type1_dma_map", "size"),
+    Row(_C, 14, "VFIO_IOMMU_UNMAP_DMA", "struct vfio_iommu_type1_dma_unmap", "size"),
+    Row(_G, 3, "VFIO_GROUP_GET_STATUS", "struct vfio_group_status", "flags"),
+    Row(_G, 4, "VFIO_GROUP_SET_CONTAINER", blocking=True),
+    Row(_G, 5, "VFIO_GROUP_UNSET_CONTAINER"),
+    Row(_G, 6, "VFIO_GROUP_GET_DEVICE_FD"),
+    Row(_D, 7, "VFIO_DEVICE_GET_INFO", "struct vfio_device_info", "num_irqs"),
+    Row(_D, 8, "VFIO_DEVICE_GET_REGION_INFO", "struct vfio_region_info", "offset"),
+    Row(_D, 9, "VFIO_DEVICE_GET_IRQ_INFO", "struct vfio_irq_info", "count"),
+    Row(_D, 11, "VFIO_DEVICE_RESET"),
+)
+
+OPEN_DEVICE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_open_device")) << 16 | ord("V") << 8 | 0x40
+"""Ours, on a group file: _IOWR('V', 0x40, struct vfsfuse_open_device)."""
+
+BY_NAME: dict[str, Row] = {row.name: row for row in ROWS}
+
+
+class Argument:
+    """The struct an ioctl's `arg` points at, read from the client under the argsz handshake.
+
+    Raises OSError(EFAULT) when the pointer cannot be read and OSError(EINVAL) when argsz is less than the row's
+    minsz.  `value` is the struct as cffi cdata, zero beyond minsz; only `reply` writes to the client.
+    """
+
+    __slots__ = ("_arg", "_client", "argsz", "row", "value")
+
+    def __init__(self, row: Row, client: Client, arg: int) -> None:
+        self.row, self._client, self._arg = row, client, arg
+        self.value: Any = ffi.new(row.struct + " *" if row.struct else "char[1]")
+        client.read_into(arg, self.value, row.minsz)
+        self.argsz: int = self.value.argsz
+        if self.argsz < row.minsz:
+            raise OSError(errno.EINVAL, f"{row.name}: argsz {self.argsz} is less than {row.minsz}")
+
+    def reply(self, chain: bytes = b"") -> None:
+        """Copy min(argsz, sizeof) bytes of the struct back, and a capability chain behind it if there is one."""
+        size = min(self.argsz, self.row.size)
+        self._client.write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)

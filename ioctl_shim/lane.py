@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device lane in Python: what native/pump.c calls, once for each request it cannot answer itself.
+
+Owner of the file table is the pump thread (open and release both run there); the worker thread, which serves
+ioctls that must ask the mount something, only looks tokens up.  cffi binds `extern "Python"` functions once a
+process, so there is one Lane a process.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import queue
+import select
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+from ioctl_shim._native import ffi, lib
+
+log = logging.getLogger(__name__)
+
+DEVICE_BIT: int = 1 << lib.LANE_DEVICE_BIT
+ATTR_BIT: int = 1 << lib.LANE_ATTR_BIT
+ATTR_READ_BIT: int = 1 << lib.LANE_ATTR_READ_BIT
+ATTR_WRITE_BIT: int = 1 << lib.LANE_ATTR_WRITE_BIT
+WHOLE: int = lib.LANE_WHOLE
+ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+
+
+@dataclass(slots=True)
+class IoctlCall:
+    """One ioctl: `data` is what the kernel copied in for a sized request; set `reply` to copy out."""
+
+    cmd: int
+    arg: int
+    tid: int
+    data: bytes = b""
+    reply: bytes = b""
+
+
+class LaneFile(Protocol):
+    """One open file of the device lane.  All methods run on the pump thread, `ioctl` of a deferred call on the
+    worker; they raise OSError with the errno the client gets, and anything else is EIO for that call alone."""
+
+    def read(self, offset: int, size: int) -> bytes: ...
+    def write(self, offset: int, data: bytes) -> int: ...
+    def ioctl(self, call: IoctlCall) -> int: ...
+    def defers(self, cmd: int) -> bool: ...
+    def poll(self) -> int: ...
+    def release(self) -> None: ...
+
+
+class PlainFile:
+    """A LaneFile that refuses everything as a file without those operations does; a base for real ones."""
+
+    __slots__ = ()
+
+    def read(self, offset: int, size: int) -> bytes:
+        raise OSError(errno.EINVAL, "not readable")
+
+    def write(self, offset: int, data: bytes) -> int:
+        raise OSError(errno.EINVAL, "not writable")
+
+    def ioctl(self, call: IoctlCall) -> int:
+        raise OSError(errno.ENOTTY, f"ioctl {call.cmd:#x}")
+
+    def defers(self, cmd: int) -> bool:
+        return False
+
+    def poll(self) -> int:
+        return ALWAYS_READY
+
+    def release(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """An open(2) of a device inode: `nodeid` is the inode number, `flags` the open flags (O_*)."""
+
+    nodeid: int
+    flags: int
+    tid: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The answer to an open: the file, and what of it the pump may answer or map by itself."""
+
+    file: LaneFile
+    memory: Memory | None = None
+    region: int = WHOLE
+    backing_id: int = 0
+
+
+class Memory:
+    """The memory regions of one device as the pump sees them, made from (fd, index, offset, size) parts.
+
+    Any thread may make or revoke it.  Open files keep the mapping; `revoke` makes every later access go to
+    Python, which knows that the device is gone.
+    """
+
+    __slots__ = ("native",)
+
+    def __init__(self, fd: int, regions: dict[int, tuple[int, int]]) -> None:
+        self.native: Any = ffi.gc(lib.lane_memory_new(), lib.lane_memory_put)
+        for index, (offset, size) in regions.items():
+            error = lib.lane_memory_map(self.native, index, fd, offset, size)
+            if error:
+                raise OSError(-error, f"region {index}: {os.strerror(-error)}")
+
+    def revoke(self) -> None:
+        lib.lane_memory_revoke(self.native)
+
+
+def open_backing(fd: int) -> int:
+    """Register `fd` with the kernel as a backing file: an id above 0, or -errno when it may not be
+    (no CAP_SYS_ADMIN in the initial namespace, or a kernel before 6.9).  Any thread, once mounted."""
+    return int(lib.lane_backing_open(fd))
+
+
+def close_backing(backing_id: int) -> None:
+    """Unregister; files opened with it keep it."""
+    lib.lane_backing_close(backing_id)
+
+
+class Lane:
+    """The callbacks of the pump.  `opener` answers opens; it runs on the pump thread and raises OSError."""
+
+    def __init__(self, opener: Callable[[OpenRequest], Opened]) -> None:
+        self._opener = opener
+        self._files: dict[int, LaneFile] = {}
+        self._tokens = itertools.count(1)
+        self._deferred: queue.SimpleQueue[tuple[int, LaneFile, IoctlCall] | None] = queue.SimpleQueue()
+        for name in ("open", "read", "write", "ioctl", "poll", "release"):
+            ffi.def_extern(name=f"lane_on_{name}", onerror=self._failed)(getattr(self, f"_on_{name}"))
+
+    def start(self) -> None:
+        """Start the pump and the worker; call it once pyfuse3.init() has mounted."""
+        if not lib.lane_supplied():
+            raise RuntimeError("pyfuse3 was imported before ioctl_shim: its libfuse symbols bound elsewhere")
+        for target, name in ((lib.lane_pump, "device-lane"), (self._work, "device-lane-worker")):
+            threading.Thread(target=target, name=name, daemon=True).start()
+
+    def file_of(self, fd: int) -> LaneFile | None:
+        """The open file of ours behind `fd`, which must be a descriptor on this mount.  Worker thread only:
+        the question is an ioctl the pump answers."""
+        token = lib.lane_identify(fd)
+        return self._files.get(token) if token > 0 else None
+
+    def _failed(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> int:
+        return _errno_of(error)
+
+    def _on_open(self, request: Any) -> int:
+        opened = self._opener(
+            OpenRequest(request.nodeid, request.flags, request.tid, request.uid, request.gid)
+        )
+        token = next(self._tokens)
+        self._files[token] = opened.file
+        request.token = token
+        request.region = opened.region
+        request.backing_id = opened.backing_id
+        if opened.memory is not None:
+            lib.lane_memory_get(opened.memory.native)  # the pump puts it on release
+            request.memory = opened.memory.native
+        return 0
+
+    def _on_read(self, token: int, offset: int, size: int, out: Any) -> int:
+        data = self._files[token].read(offset, size)
+        count = len(data)
+        if count > size:
+            raise RuntimeError(f"a read of {size} bytes returned {count}")
+        ffi.memmove(out, data, count)
+        return count
+
+    def _on_write(self, token: int, offset: int, size: int, data: Any) -> int:
+        return self._files[token].write(offset, ffi.buffer(data, size)[:])
+
+    def _on_ioctl(self, native: Any) -> int:
+        file = self._files[native.token]
+        call = IoctlCall(native.cmd, native.arg, native.tid)
+        if native.data_size:
+            call.data = ffi.buffer(native.data, native.data_size)[:]
+        if file.defers(call.cmd):
+            self._deferred.put((native.unique, file, call))
+            return int(lib.LANE_DEFERRED)
+        result = file.ioctl(call)
+        reply = call.reply[: native.out_size]
+        ffi.memmove(native.out, reply, len(reply))
+        native.out_size = len(reply)
+        return result
+
+    def _on_poll(self, token: int) -> int:
+        return self._files[token].poll()
+
+    def _on_release(self, token: int) -> None:
+        self._files.pop(token).release()
+
+    def _work(self) -> None:
+        while (item := self._deferred.get()) is not None:
+            unique, file, call = item
+            try:
+                result = file.ioctl(call)
+            except Exception as error:
+                result = _errno_of(error)
+            lib.lane_reply(unique, result, ffi.NULL, 0)
+
+
+def _errno_of(error: BaseException) -> int:
+    """The negative errno a failed handler answers; anything that is no OSError is ours, so it is logged."""
+    if isinstance(error, OSError) and error.errno:
+        return -error.errno
+    log.error("device lane: a handler failed", exc_info=error)
+    return -errno.EIO

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The seccomp filter that stops on one ioctl number, and its listener.  seccomp_unotify(2), seccomp(2). */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "seccomp.h"
+
+#if defined(__x86_64__) && defined(__LP64__)
+#define OUR_ARCH AUDIT_ARCH_X86_64
+#elif defined(__aarch64__) && defined(__AARCH64EL__)
+#define OUR_ARCH AUDIT_ARCH_AARCH64
+#endif
+
+#ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV /* Linux 5.19 */
+#define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
+#endif
+
+/* Room for a kernel whose structures have grown: it says how large they are, and refuses a smaller buffer. */
+#define NOTIF_ROOM 512
+
+#define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
+#define UNLESS_EQUAL_SKIP(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), 0, (skip))
+#define RETURN(action) BPF_STMT(BPF_RET | BPF_K, (action))
+
+static int sizes_fit(void)
+{
+	struct seccomp_notif_sizes sizes;
+
+	if (syscall(SYS_seccomp, SECCOMP_GET_NOTIF_SIZES, 0, &sizes) < 0)
+		return -errno;
+	return sizes.seccomp_notif <= NOTIF_ROOM && sizes.seccomp_notif_resp <= NOTIF_ROOM ? 0 : -E2BIG;
+}
+
+static int load(const struct sock_fprog *program, unsigned long flags)
+{
+	return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, program);
+}
+
+/*
+ * A signal that does not kill must not interrupt a call that has been received: the kernel would restart it and
+ * the device would be opened twice (a Go runtime preempts by signals all the time).  Linux before 5.19 has no
+ * flag for that, and answers EINVAL.
+ */
+static int load_killable(const struct sock_fprog *program)
+{
+	int listener = load(program, SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV);
+
+	if (listener < 0 && errno == EINVAL)
+		listener = load(program, SECCOMP_FILTER_FLAG_NEW_LISTENER);
+	return listener;
+}
+
+/*
+ * Filter the calling thread and all it will start; the listener is close-on-exec.  Only the low 32 bits of the
+ * ioctl number count, as for the kernel; other architectures (32-bit programs, x32) pass untouched.
+ * NO_NEW_PRIVS is set only when there is no CAP_SYS_ADMIN to do without it: it would disable sudo in the client.
+ * -EBUSY: this process already runs under a filter with a listener, and the kernel allows one.
+ * -EOPNOTSUPP: the system call numbers of this architecture are not known here.
+ */
+#ifdef OUR_ARCH
+int shim_seccomp_install(uint32_t cmd)
+{
+	struct sock_filter code[] = {
+		LOAD(arch),
+		UNLESS_EQUAL_SKIP(OUR_ARCH, 5),
+		LOAD(nr),
+		UNLESS_EQUAL_SKIP(SYS_ioctl, 3),
+		LOAD(args[1]), /* the low half: both architectures are little-endian */
+		UNLESS_EQUAL_SKIP(cmd, 1),
+		RETURN(SECCOMP_RET_USER_NOTIF),
+		RETURN(SECCOMP_RET_ALLOW),
+	};
+	const struct sock_fprog program = {sizeof(code) / sizeof(code[0]), code};
+	int listener = sizes_fit();
+
+	if (listener < 0)
+		return listener;
+	listener = load_killable(&program);
+	if (listener < 0 && errno == EACCES && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0)
+		listener = load_killable(&program);
+	return listener < 0 ? -errno : listener;
+}
+#else
+int shim_seccomp_install(uint32_t cmd)
+{
+	(void)cmd;
+	(void)load_killable;
+	(void)sizes_fit;
+	return -EOPNOTSUPP;
+}
+#endif
+
+/* Blocks until there is a call; -ENOENT: its thread ended before we came. */
+int shim_seccomp_receive(int listener, struct shim_seccomp_call *call)
+{
+	union {
+		struct seccomp_notif notif;
+		char room[NOTIF_ROOM];
+	} in;
+	int got;
+
+	do {
+		memset(&in, 0, sizeof(in)); /* the kernel refuses anything else */
+		got = ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &in.notif);
+	} while (got < 0 && errno == EINTR);
+	if (got < 0)
+		return -errno;
+	*call = (struct shim_seccomp_call){
+		.id = in.notif.id,
+		.arg = in.notif.data.args[2],
+		.tid = in.notif.pid,
+		.cmd = (uint32_t)in.notif.data.args[1],
+		.fd = (int32_t)in.notif.data.args[0],
+	};
+	return 0;
+}
+
+/* -ENOENT: the caller is gone, and its thread number may already be another's. */
+int shim_seccomp_valid(int listener, uint64_t id)
+{
+	return ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &id) < 0 ? -errno : 0;
+}
+
+static int respond(int listener, uint64_t id, int32_t error, uint32_t flags)
+{
+	union {
+		struct seccomp_notif_resp resp;
+		char room[NOTIF_ROOM];
+	} out;
+
+	memset(&out, 0, sizeof(out));
+	out.resp.id = id;
+	out.resp.error = -error;
+	out.resp.flags = flags;
+	return ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &out.resp) < 0 ? -errno : 0;
+}
+
+/* Let the kernel carry out the call as if there were no filter. */
+int shim_seccomp_proceed(int listener, uint64_t id)
+{
+	return respond(listener, id, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
+}
+
+int shim_seccomp_fail(int listener, uint64_t id, int32_t error)
+{
+	return respond(listener, id, error, 0);
+}
+
+/* Put a close-on-exec duplicate of our `fd` into the caller and return its number there from the call. */
+int shim_seccomp_give(int listener, uint64_t id, int fd)
+{
+	struct seccomp_notif_addfd add = {
+		.id = id,
+		.flags = SECCOMP_ADDFD_FLAG_SEND,
+		.srcfd = (uint32_t)fd,
+		.newfd_flags = O_CLOEXEC,
+	};
+	int number;
+
+	do {
+		number = ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &add);
+	} while (number < 0 && errno == EINTR);
+	return number < 0 ? -errno : number;
+}

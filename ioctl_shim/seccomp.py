@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One ioctl of a program, caught by a seccomp filter and answered with a new descriptor in that program.
+
+`install` runs in the single thread that is about to exec the program; a `Listener` belongs to the one thread
+that reads it, in another process.  Source: seccomp_unotify(2), <linux/seccomp.h>.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ioctl_shim._native import ffi, lib
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(-result, f"{what}: {os.strerror(-result)}")
+    return result
+
+
+def install(cmd: int) -> int:
+    """Stop this thread, and what it starts, at each ioctl(fd, `cmd`, arg); returns the listener's descriptor.
+
+    Cannot be undone.  Sets NO_NEW_PRIVS when the caller lacks CAP_SYS_ADMIN.  Raises OSError(EBUSY) when a
+    filter with a listener is already there (the kernel allows one) and OSError(EOPNOTSUPP) on an architecture
+    it does not know.
+    """
+    return _check(int(lib.shim_seccomp_install(cmd)), "seccomp filter")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A caught ioctl(`fd`, `cmd`, `arg`) of thread `tid`, which sleeps until it is answered by `id`."""
+
+    id: int
+    tid: int
+    fd: int
+    cmd: int
+    arg: int
+
+
+class Listener:
+    """The end of a filter that receives its calls and answers them; owns the descriptor `fd`.
+
+    POLLIN on `fd`: a call waits.  POLLHUP: the last thread under the filter has ended.
+    Every method but `close` raises OSError(ENOENT) once the caller is dead.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def receive(self) -> Call:
+        """The next call; blocks when there is none."""
+        row = ffi.new("struct shim_seccomp_call *")
+        _check(lib.shim_seccomp_receive(self.fd, row), "receiving a call")
+        return Call(row.id, row.tid, row.fd, row.cmd, row.arg)
+
+    def check(self, call: Call) -> None:
+        """Return if `call.tid` still is the caller: what was taken from it before then was the caller's."""
+        _check(lib.shim_seccomp_valid(self.fd, call.id), "checking a call")
+
+    def proceed(self, call: Call) -> None:
+        """Let the kernel carry `call` out as if there were no filter."""
+        _check(lib.shim_seccomp_proceed(self.fd, call.id), "passing a call on")
+
+    def fail(self, call: Call, error: int) -> None:
+        """`call` returns -1 with errno `error`."""
+        _check(lib.shim_seccomp_fail(self.fd, call.id, error), "failing a call")
+
+    def give(self, call: Call, fd: int) -> int:
+        """`call` returns a close-on-exec duplicate of our `fd`, whose number in the caller this returns too.
+
+        Raises OSError(EMFILE) when the caller's table is full: the call is then still to be answered.
+        """
+        return _check(int(lib.shim_seccomp_give(self.fd, call.id, fd)), "giving a descriptor")
+
+    def close(self) -> None:
+        """Calls caught from now on fail with ENOSYS."""
+        os.close(self.fd)

@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Sets vfsfuse up (tools/setup.sh), then `vfsfuse mount` or `vfsfuse umount` does the work.
+set -euo pipefail
+
+# shellcheck source=tools/setup.sh
+. "${BASH_SOURCE[0]%/*}/tools/setup.sh"
+
+usage() {
+    cat <<END
+usage: ./mount.sh [MOUNTPOINT] [--config FILE] [--foreground] [--log-level LEVEL]
+       ./mount.sh -u [MOUNTPOINT]
+
+Sets vfsfuse up where needed and mounts the lab. MOUNTPOINT is mnt beside this script unless given.
+
+  -u, --umount         unmount and end the server
+  --config FILE        the lab to emulate (a lab.toml; default: the built-in one)
+  --foreground         stay in the foreground, log to the terminal
+  --log-level LEVEL    debug, info, warning or error
+  -h, --help           print this
+END
+}
+
+misused() {
+    say "mount.sh: $*; see ./mount.sh --help"
+    exit 2
+}
+
+# What is left of the command line is checked by vfsfuse itself.
+parse() {
+    while [[ $# -gt 0 ]]; do
+        case $1 in
+            -u | --umount) command=umount ;;
+            --foreground | --config=* | --log-level=*) options+=("$1") ;;
+            --config | --log-level)
+                [[ $# -ge 2 ]] || misused "$1 needs a value"
+                options+=("$1=$2")
+                shift
+                ;;
+            -h | --help)
+                usage
+                exit
+                ;;
+            --)
+                shift
+                mountpoints+=("$@")
+                return
+                ;;
+            -*) misused "unknown option $1" ;;
+            *) mountpoints+=("$1") ;;
+        esac
+        shift
+    done
+}
+
+# Opened by the server as itself, or by fusermount3 as the user who called it.
+need_dev_fuse() {
+    [[ -c /dev/fuse ]] ||
+        die "/dev/fuse is missing: run 'modprobe fuse' as root (a container wants --device /dev/fuse)"
+    [[ -r /dev/fuse && -w /dev/fuse ]] ||
+        die "/dev/fuse is not yours to open: run 'chmod 0666 /dev/fuse' as root, which is what udev does"
+}
+
+# A stale mount is there but cannot be looked at: that is vfsfuse's to mend, not mkdir's to report.
+make_mountpoint() {
+    local why
+    why=$(mkdir -p -- "$1" 2>&1) || is_mounted "$1" || die "$why"
+}
+
+# The kernel writes space, tab, newline and backslash in octal.
+is_mounted() {
+    local want target
+    want=$(realpath -m -- "$1")
+    while read -r _ target _; do
+        printf -v target '%b' "$target"
+        [[ $target != "$want" ]] || return 0
+    done </proc/self/mounts
+    return 1
+}
+
+command=mount options=() mountpoints=()
+parse "$@"
+[[ ${#mountpoints[@]} -le 1 ]] || misused "one mount point at a time, not ${mountpoints[*]}"
+mountpoint=${mountpoints[0]:-$root/mnt}
+
+if [[ $command == umount ]]; then
+    [[ ${#options[@]} -eq 0 ]] || misused "-u takes no ${options[0]}"
+    # Built from sources older than these or not: what mounted can unmount.
+    [[ -x $venv/bin/vfsfuse ]] || set_up
+    exec "$venv/bin/vfsfuse" umount -- "$mountpoint"
+fi
+
+need_dev_fuse
+set_up
+make_mountpoint "$mountpoint"
+exec "$venv/bin/vfsfuse" mount "${options[@]}" -- "$mountpoint"

@@ -1,0 +1,217 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Makes .venv with vfsfuse in it, once: Debian packages, an interpreter, pip. Sourced by mount.sh and
+# tests/run.sh, which call `set_up` or `set_up test`; run by itself it does the same and nothing else.
+#
+#   PYTHON=/path/to/python3   use this interpreter (CPython 3.11 or newer) and no other
+#
+# A .venv that is already right is left alone: .venv/.stamp says what it was made from, and is there only
+# when a set-up came to its end. The log of the last set-up is .venv/setup.log.
+set -euo pipefail
+
+root=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
+venv=$root/.venv
+stamp=$venv/.stamp
+log=$venv/setup.log
+
+# Debian package -> the test that says it is there: by use, not by dpkg, so what was built by hand counts too.
+packages=(fuse3 pkg-config libfuse3-dev gcc libc6-dev)
+declare -A provides=(
+    [fuse3]='have fusermount3'
+    [pkg-config]='have pkg-config'
+    [libfuse3-dev]='have_libfuse3'
+    [gcc]='have gcc'
+    [libc6-dev]='have_headers'
+)
+
+# Prints "<optimized> <has venv> <has Python.h> <path>", or fails when the interpreter is not one for us.
+# Debian builds its own with profile guided optimization, but its CONFIG_ARGS do not say so.
+# shellcheck disable=SC2016 # it is Python
+probe='
+import importlib.util, os, sys, sysconfig
+said = sysconfig.get_config_var
+if sys.version_info < (3, 11) or sys.implementation.name != "cpython" or said("Py_GIL_DISABLED"):
+    sys.exit(1)
+path = os.path.realpath(sys._base_executable)
+optimized = path.startswith("/usr/bin/") or "--enable-optimizations" in (said("CONFIG_ARGS") or "")
+venv = all(importlib.util.find_spec(name) for name in ("venv", "ensurepip"))
+header = os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
+print(int(optimized), int(venv), int(header), path)
+'
+
+have() { command -v "$1" >/dev/null; }
+have_libfuse3() { have pkg-config && pkg-config --exists fuse3; }
+have_headers() { ! have gcc || gcc -E -x c - <<<'#include <stdlib.h>' >/dev/null 2>&1; }
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+    say "${0##*/}: $*"
+    exit 1
+}
+
+# One line for the reader, the same in the log; then the command, all it prints in the log.
+step() {
+    say "$1"
+    printf '== %s\n' "$1" >>"$log"
+    shift
+    "$@" >>"$log" 2>&1 </dev/null 9>&-
+}
+
+fail() {
+    tail -n 25 "$log" >&2
+    die "$*; the whole log is $log"
+}
+
+# What .venv depends on, as text. A moved checkout, a vanished interpreter, a changed source of the native
+# extension or a deleted one each make it differ.
+fingerprint() {
+    cd "$root"
+    printf 'root %s\npython %s\n' "$root" "$(readlink -e "$venv/bin/python")"
+    printf 'built %s\n' ioctl_shim/_native.*.so
+    sha256sum setup.cfg pyproject.toml setup.py ioctl_shim/_build.py ioctl_shim/native/*
+}
+
+# A .venv made for the tests serves a mount as well.
+up_to_date() {
+    [[ -f $stamp ]] || return
+    local made_of now
+    made_of=$(<"$stamp")
+    now=$(fingerprint)
+    [[ $made_of == "extra test"$'\n'"$now" || (-z $1 && $made_of == "extra "$'\n'"$now") ]] || return
+    right_python
+}
+
+right_python() {
+    [[ -n ${PYTHON-} ]] || return 0
+    look_at "$PYTHON" && [[ $python == "$(readlink -e "$venv/bin/python")" ]]
+}
+
+# Sets python, optimized, has_venv and has_header. A pyenv shim of a version not selected fails here.
+look_at() {
+    local found
+    found=$("$1" -I -c "$probe" 2>/dev/null </dev/null) || return
+    read -r optimized has_venv has_header python <<<"$found"
+}
+
+interpreters() {
+    if [[ -n ${PYTHON-} ]]; then
+        printf '%s\n' "$PYTHON"
+        return
+    fi
+    type -Pa python3 || true
+    printf '%s\n' /usr/bin/python3
+    compgen -c python3. | grep -Ex 'python3\.[0-9]+' | sort -ru || true
+    compgen -G "${PYENV_ROOT:-${HOME-}/.pyenv}/versions/*/bin/python3" | sort -Vr || true
+}
+
+# Takes the first complete and optimized one, or else the best; apt can complete only the distribution's.
+choose_python() {
+    local candidate score best=0 chosen=''
+    while IFS= read -r candidate; do
+        look_at "$candidate" || continue
+        score=$((4 * (has_venv & has_header) + 2 * optimized + 1))
+        if [[ $score -lt 4 ]]; then
+            [[ $python == /usr/bin/* ]] || continue
+            ! can_install || score=6
+        fi
+        [[ $score -le $best ]] || { best=$score chosen=$candidate; }
+        [[ $best -lt 7 ]] || break
+    done < <(interpreters)
+    python=''
+    [[ -n $chosen ]] && look_at "$chosen"
+}
+
+can_install() { have apt-get && [[ $(id -u) == 0 ]]; }
+
+# The packages of the chosen interpreter are named after it when it is not the distribution's default.
+missing_packages() {
+    local package name=python3
+    for package in "${packages[@]}"; do
+        ${provides[$package]} || printf '%s\n' "$package"
+    done
+    if [[ -z ${python-} ]]; then
+        [[ -x /usr/bin/python3 || -n ${PYTHON-} ]] || printf '%s\n' python3 python3-venv python3-dev
+        return
+    fi
+    [[ $python == "$(readlink -e /usr/bin/python3)" ]] || name=${python##*/}
+    [[ $has_venv == 1 ]] || printf '%s\n' "$name-venv"
+    [[ $has_header == 1 ]] || printf '%s\n' "$name-dev"
+}
+
+install_packages() {
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120)
+    local install=("${apt[@]}" install -y --no-install-recommends "$@")
+    step "installing $* with apt-get" "${install[@]}" && return
+    step "refreshing the package lists, which lack them or are old" "${apt[@]}" update ||
+        fail "apt-get update failed: check the network and run this again"
+    step "installing $* with apt-get" "${install[@]}" ||
+        fail "apt-get could not install $*: mend that and run this again"
+}
+
+need_packages() {
+    local missing
+    mapfile -t missing < <(missing_packages)
+    [[ ${#missing[@]} -gt 0 ]] || return 0
+    have apt-get || die "missing here (Debian's names): ${missing[*]}; install them, then run this again"
+    can_install || die "some Debian packages are missing; install them, then run this again:
+  sudo apt-get install ${missing[*]}"
+    install_packages "${missing[@]}"
+}
+
+need_python() {
+    choose_python && return
+    [[ -z ${PYTHON-} ]] ||
+        die "PYTHON=$PYTHON is no CPython >= 3.11 with venv and Python.h: name another, or unset PYTHON"
+    return 1
+}
+
+# No stamp means a set-up that did not end: what it left is not trusted. The log is kept, it is being written.
+make_venv() {
+    if [[ -f $stamp && $python == "$(readlink -e "$venv/bin/python")" ]] &&
+        grep -qxF "root $root" "$stamp"; then
+        rm -f "$stamp"
+        return
+    fi
+    rm -f "$stamp"
+    find "$venv" -mindepth 1 -maxdepth 1 ! -name setup.log ! -name .lock -exec rm -rf {} +
+    step "making .venv with $python" "$python" -m venv "$venv" ||
+        fail "$python could not make .venv: mend it, or name another interpreter with PYTHON="
+}
+
+install_project() (
+    cd "$root"
+    what=.${1:+[$1]}
+    step "building vfsfuse into .venv${1:+, with what its ${1}s need}" \
+        "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --editable "$what" ||
+        fail "pip failed: if it could not download, check the network; then run this again"
+)
+
+# Under the lock: another set-up may have ended while this one waited for it.
+set_up_once() {
+    local extra=$1
+    : >"$log"
+    need_python || true
+    need_packages
+    [[ -n ${python-} ]] || need_python ||
+        die "no Python 3.11 or newer found: install one, or name it with PYTHON=/path/to/python3"
+    ! up_to_date "$extra" || return 0
+    make_venv
+    install_project "$extra"
+    printf 'extra %s\n%s\n' "$extra" "$(fingerprint)" >"$stamp.new"
+    mv "$stamp.new" "$stamp"
+}
+
+# set_up [test]: afterwards .venv/bin/vfsfuse is there and as the sources say, or this shell has exited 1.
+set_up() {
+    ! { up_to_date "${1-}" && have fusermount3; } || return 0
+    mkdir -p "$venv"
+    [[ -w $venv ]] ||
+        die "cannot write $venv, another user's: run this as that user, or in a checkout of your own"
+    (
+        flock 9
+        set_up_once "${1-}"
+    ) 9>"$venv/.lock"
+}
+
+[[ ${BASH_SOURCE[0]} != "$0" ]] || set_up "$@"

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VFIO_GROUP_GET_DEVICE_FD for a program of `vfsfuse run`: its device is opened for it and handed over.
+
+A FUSE server cannot put a descriptor into its client.  The supervisor can: it borrows the caller's group
+file, asks the server by a private ioctl on it for a token, opens the device's file by that token, and
+injects the descriptor. Owned by the supervisor's only thread.  Source: include/uapi/linux/vfio.h,
+seccomp_unotify(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+import sys
+import traceback
+
+from ioctl_shim.abi import OPEN_DEVICE
+from ioctl_shim.client import Client
+from ioctl_shim.seccomp import Call, Listener
+
+_OPEN_DEVICE = struct.Struct("256sQ")  # struct vfsfuse_open_device
+
+_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+
+def read_name(client: Client, vaddr: int) -> bytes:
+    """The string at `vaddr`, without its NUL, as strndup_user(PAGE_SIZE) takes it.
+
+    Raises OSError(EFAULT) when it runs into unreadable memory, EINVAL when it has PAGE_SIZE bytes or more.
+    """
+    name = b""
+    while len(name) < _PAGE_SIZE:
+        at = vaddr + len(name)
+        to_page_end = _PAGE_SIZE - at % _PAGE_SIZE  # the next page may not be there, nor be needed
+        head, nul, _ = client.read(at, min(to_page_end, _PAGE_SIZE - len(name))).partition(b"\0")
+        name += head
+        if nul:
+            return name
+    raise OSError(errno.EINVAL, f"no end of the device name within {_PAGE_SIZE} bytes")
+
+
+class Broker:
+    """Answers the calls that `listener` catches, with devices of the lab whose root directory is `lab_fd`."""
+
+    def __init__(self, listener: Listener, lab_fd: int) -> None:
+        self._listener = listener
+        self._lab_fd = lab_fd
+        self._lab_dev = os.fstat(lab_fd).st_dev
+
+    def answer_next(self) -> None:
+        """Take one call and answer it.  A caller that dies meanwhile is nothing to report; never raises."""
+        with contextlib.suppress(FileNotFoundError):
+            call = self._listener.receive()
+            try:
+                self._answer(call)
+            except OSError as error:
+                self._listener.fail(call, error.errno or errno.EIO)
+            except Exception:
+                traceback.print_exc(file=sys.stderr)
+                self._listener.fail(call, errno.EIO)
+
+    def _answer(self, call: Call) -> None:
+        try:
+            group = Client(call.tid).borrow(call.fd)
+        except PermissionError:
+            self._listener.proceed(call)
+            return
+        try:
+            if os.fstat(group).st_dev == self._lab_dev:
+                self._give_device(call, group)
+            else:
+                self._listener.proceed(call)
+        finally:
+            os.close(group)
+
+    def _give_device(self, call: Call, group: int) -> None:
+        name = read_name(Client(call.tid), call.arg)
+        self._listener.check(call)
+        device = self._open_device(group, name)
+        try:
+            self._listener.give(call, device)
+        finally:
+            os.close(device)
+
+    def _open_device(self, group: int, name: bytes) -> int:
+        if len(name) >= 256:
+            raise OSError(errno.ENODEV, "no device has a name this long")
+        argument = bytearray(_OPEN_DEVICE.pack(name, 0))
+        fcntl.ioctl(group, OPEN_DEVICE, argument)
+        _, token = _OPEN_DEVICE.unpack(argument)
+        # Whatever becomes of the caller, redeem the token: until then the server keeps the device for it.
+        return os.open(f"dev/vfio/.device-{token}", os.O_RDWR | os.O_CLOEXEC, dir_fd=self._lab_fd)

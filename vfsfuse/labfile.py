@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lab files: TOML to :class:`devmodel.spec.LabSpec`; an error says which file and key, why, and how to mend.
+
+State: none; called once, before a lab is made. The built-in lab is ``lab.toml`` beside this module;
+docs/lab.md documents every key.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from devmodel.device import PciDevice
+from devmodel.models import MODELS, PHYSICAL
+from devmodel.spec import BDF, PATH_NAME, LabSpec, ParentSpec, TypeSpec
+from vfsfuse import labvalues as values
+
+BUILT_IN = Path(__file__).with_name("lab.toml")
+KINDS = ("gpu", "virtual")
+RESERVED_VENDORS = ("vgpu_start", "vgpu_shutdown")
+"""Files of sys/class/vgpu, beside which the vendor's directory lies."""
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
+
+class LabFileError(Exception):
+    """A lab file that cannot be used; its text is one line: "file: key.path: why (how to mend)"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of a table: how its value is read, and the field of the spec that it fills ("" for none)."""
+
+    read: Callable[[object], Any]
+    field: str = ""
+    required: bool = False
+
+
+Schema = Mapping[str, Key]
+
+LAB: Schema = {
+    "vendor": Key(values.name, "vendor"),
+    "mount": Key(values.table),
+    "parents": Key(values.table, required=True),
+}
+MOUNT: Schema = {
+    "cache": Key(values.seconds, "cache"),
+    "device_owner": Key(values.user, "device_uid"),
+    "device_group": Key(values.group, "device_gid"),
+    "device_mode": Key(values.mode, "device_mode"),
+}
+PARENT: Schema = {
+    "kind": Key(values.name, "kind", required=True),
+    "driver": Key(values.name, "driver", required=True),
+    "model": Key(values.name, "model"),
+    "memory": Key(values.size, "memory"),
+    "slots": Key(values.count, "slots"),
+    "options": Key(values.options, "options"),
+    "types": Key(values.table, required=True),
+}
+TYPE: Schema = {
+    "model": Key(values.name, "model"),
+    "pretty_name": Key(values.text, "pretty_name"),
+    "description": Key(values.text, "description", required=True),
+    "memory": Key(values.size, "memory"),
+    "slots": Key(values.count, "slots"),
+    "instances": Key(values.count, "instances"),
+    "options": Key(values.options, "options"),
+}
+
+
+def load(path: str | os.PathLike[str] | None = None) -> LabSpec:
+    """Read the lab file at ``path``, or the built-in one. Raises :class:`LabFileError`."""
+    source = BUILT_IN if path is None else Path(path)
+    return _Reader(str(source)).lab(_parse(source))
+
+
+def _parse(source: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LabFileError(f"{source}: cannot be read: {error.strerror} (check the path)") from error
+    except UnicodeDecodeError as error:
+        raise LabFileError(
+            f"{source}: is not UTF-8 text (byte {error.start}) (is it a TOML file?)"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise LabFileError(f"{source}: not TOML: {error} (mend the syntax there)") from error
+
+
+class _Reader:
+    """Reads the tables of one file; ``path`` arguments are tuples of keys, for the errors."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def lab(self, content: dict[str, object]) -> LabSpec:
+        top = self.table(content, LAB, ())
+        if top.get("vendor") in RESERVED_VENDORS:
+            self.fail(("vendor",), f"{top['vendor']!r} is a file of sys/class/vgpu (choose another)")
+        mount = self.table(top.pop("mount", {}), MOUNT, ("mount",))
+        parents = top.pop("parents")
+        specs = tuple(self.parent_spec(name, table, ("parents", name)) for name, table in parents.items())
+        return LabSpec(parents=specs, **self.fields(top, LAB), **self.fields(mount, MOUNT))
+
+    def parent_spec(self, name: str, content: object, path: tuple[str, ...]) -> ParentSpec:
+        found = self.table(content, PARENT, path)
+        self.check_parent_name(name, found["kind"], path)
+        is_gpu = found["kind"] == "gpu"
+        known = PHYSICAL if is_gpu else MODELS
+        found.setdefault("model", "gpu" if is_gpu else found["driver"])
+        model = self.model(found["model"], known, (*path, "model"))
+        if is_gpu:
+            self.validate(model, found, path)
+        elif "options" in found:
+            self.fail((*path, "options"), 'a parent of kind "virtual" has none (give them to its types)')
+        type_model = "vgpu" if is_gpu else found["model"]
+        tables = found.pop("types")
+        types = tuple(self.type_spec(key, tables[key], (*path, "types", key), type_model) for key in tables)
+        spec = ParentSpec(name=name, types=types, bdf=name if is_gpu else None, **self.fields(found, PARENT))
+        self.check_limits(spec, path)
+        return spec
+
+    def type_spec(self, name: str, content: object, path: tuple[str, ...], model: str) -> TypeSpec:
+        if PATH_NAME.fullmatch(name) is None:
+            self.fail(path, "cannot name a type (use letters, digits, '-', '_' and '.')")
+        found = self.table(content, TYPE, path)
+        found.setdefault("model", model)
+        self.validate(self.model(found["model"], MODELS, (*path, "model")), found, path)
+        return TypeSpec(name=name, **self.fields(found, TYPE))
+
+    def check_parent_name(self, name: str, kind: str, path: tuple[str, ...]) -> None:
+        if kind not in KINDS:
+            self.fail((*path, "kind"), f'{kind!r} is not a kind of parent (give "gpu" or "virtual")')
+        if kind == "gpu" and BDF.fullmatch(name) is None:
+            self.fail(path, 'the name of a "gpu" is its PCI address (such as "0000:86:00.0")')
+        if kind == "virtual" and PATH_NAME.fullmatch(name) is None:
+            self.fail(path, "cannot name a parent (use letters, digits, '-', '_' and '.')")
+
+    def check_limits(self, parent: ParentSpec, path: tuple[str, ...]) -> None:
+        if not parent.types:
+            self.fail((*path, "types"), "is empty (a parent offers at least one type)")
+        for spec in parent.types:
+            where = (*path, "types", spec.name)
+            if spec.memory > parent.memory:
+                self.fail(
+                    (*where, "memory"), f"is more than the parent's {parent.memory} bytes (give it more)"
+                )
+            if parent.slots is not None and spec.slots > parent.slots:
+                self.fail((*where, "slots"), f"is more than the parent's {parent.slots} (give it more)")
+            if not spec.memory and parent.slots is None and spec.instances is None:
+                self.fail(where, "nothing bounds it (give it memory or instances, or the parent slots)")
+
+    def model(
+        self, name: str, known: Mapping[str, type[PciDevice]], path: tuple[str, ...]
+    ) -> type[PciDevice]:
+        if name not in known:
+            self.fail(path, f"there is no model {name!r} (there is {', '.join(known)})")
+        return known[name]
+
+    def validate(self, model: type[PciDevice], found: Mapping[str, Any], path: tuple[str, ...]) -> None:
+        """What only the model knows: which memory and options it can have."""
+        try:
+            model.validate(found.get("memory", 0), found.get("options", {}))
+        except ValueError as error:
+            self.fail(path, f"{error} (as model {model.__name__.lower()!r} needs it)")
+
+    def table(self, content: object, schema: Schema, path: tuple[str, ...]) -> dict[str, Any]:
+        """The values of a table by key, each read as the schema says; unknown and missing keys are errors."""
+        table = self.value(values.table, content, path)
+        for key in table:
+            if key not in schema:
+                self.fail((*path, key), f"there is no such key ({_suggest(key, schema)})")
+        for key, entry in schema.items():
+            if entry.required and key not in table:
+                self.fail((*path, key), "is missing (add it)")
+        return {key: self.value(schema[key].read, value, (*path, key)) for key, value in table.items()}
+
+    def value(self, read: Callable[[object], Any], content: object, path: tuple[str, ...]) -> Any:
+        try:
+            return read(content)
+        except ValueError as error:
+            self.fail(path, str(error))
+
+    def fields(self, found: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+        """The fields of a spec that a table's values fill."""
+        return {schema[key].field: value for key, value in found.items() if schema[key].field}
+
+    def fail(self, path: tuple[str, ...], why: str) -> NoReturn:
+        raise LabFileError(f"{self.source}: {'.'.join(map(_quoted, path)) or 'the file'}: {why}")
+
+
+def _quoted(key: str) -> str:
+    """A key as TOML spells it in a dotted path."""
+    return key if _BARE_KEY.fullmatch(key) else '"' + key.encode("unicode_escape").decode() + '"'
+
+
+def _suggest(key: str, schema: Schema) -> str:
+    close = difflib.get_close_matches(key, schema, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(schema)}"

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab as a tree: builds the directories of its devices and keeps every link to them while they live.
+
+Owner is the trio thread (it is the lab's Observer); `open` and `offer` are called from the device lane.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from devmodel.lab import Lab, LabSpec, Mdev, MdevType, Parent
+from devmodel.vfio import Assignable, Group
+from devmodel.vfio import DeviceFile as Hold
+from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
+from vfsfuse.kobject import BinaryMember, DeviceNode, Entry, Kobject, Symlink
+from vfsfuse.sysfs.mdev import IommuGroupDir, MdevDir, TypeDir, VfioDevDir
+from vfsfuse.sysfs.pci import ParentDir, PciFunctionDir, VirtualParentDir
+from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
+from vfsfuse.tree import Tree
+from vfsfuse.vfio.container import ContainerFile
+from vfsfuse.vfio.device import open_device
+from vfsfuse.vfio.group import GroupFile
+from vfsfuse.vfio.port import Port
+
+K = TypeVar("K", bound=Entry)
+Opener = Callable[[OpenRequest], Opened]
+HIDDEN = ".device-"
+"""Prefix, in dev/vfio, of the unlisted files through which `vfsfuse run` opens a device once."""
+
+
+class VfioNodesDir(Kobject):
+    """dev/vfio, with the unlisted files of devices that a group has offered."""
+
+    __slots__ = ("offers",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.offers: dict[str, int] = {}
+
+    def hidden(self, name: str) -> int:
+        try:
+            return self.offers[name]
+        except KeyError:
+            raise OSError(errno.ENOENT, name) from None
+
+
+@dataclass(slots=True)
+class Places:
+    """Directories that others point at."""
+
+    mdev_bus: Kobject
+    vfio_mdev: Kobject
+    pci_bus: Kobject
+    pci_drivers: dict[str, Kobject] = field(default_factory=dict)
+    classes: dict[str, Kobject] = field(default_factory=dict)
+
+
+class LabView:
+    """The tree of one lab.  `lane` and `device` (st_dev) are set by `mounted`."""
+
+    def __init__(self, spec: LabSpec, tree: Tree) -> None:
+        self.spec, self.tree = spec, tree
+        self.lab = Lab(spec, self)
+        self._lane: Lane | None = None
+        self._st_dev = -1
+        self._offers = itertools.count(1)
+        self._groups: dict[int, IommuGroupDir] = {}
+        self._types: dict[MdevType, TypeDir] = {}
+        self._parents: dict[Parent, ParentDir] = {}
+        self._ports: dict[Assignable, Port] = {}
+        self._views: dict[Mdev, ExitStack] = {}
+        self._grow(tree.root, SKELETON)
+        self.places = Places(
+            *(tree.make(f"sys/bus/{path}") for path in ("mdev", "mdev/drivers/vfio_mdev", "pci"))
+        )
+        self._vfio = VfioNodesDir("vfio")
+        self._grow_dev()
+        for parent in self.lab.parents.values():
+            self._add_parent(parent)
+        tree.take_changes()
+
+    def mounted(self, lane: Lane, st_dev: int) -> None:
+        """The mount is up, and its files have this st_dev."""
+        self._lane, self._st_dev = lane, st_dev
+
+    def owned_by(self, uid: int) -> bool:
+        """Whether `uid` mounted the lab, or is root."""
+        return uid in (0, os.geteuid())
+
+    def group_dir(self, group: Group) -> Entry | None:
+        return self._groups.get(group.number)
+
+    def type_dir(self, type_: MdevType) -> Entry | None:
+        return self._types.get(type_)
+
+    def close(self) -> None:
+        """The end of the mount."""
+        self.lab.close()
+
+    # ---- device lane ----
+
+    def open(self, request: OpenRequest) -> Opened:
+        """Open a device inode.  Raises OSError as open(2) does.  Device lane."""
+        entry, member = self.tree.locate(request.nodeid)
+        if isinstance(member, BinaryMember):
+            return member.open(entry, request)
+        if isinstance(entry, DeviceNode):
+            return entry.opener(request)
+        raise OSError(errno.EIO, "not a device file")
+
+    def find_file(self, fd: int) -> LaneFile | None:
+        """The open file of ours behind our descriptor `fd`, None for a stranger's.  Device lane's worker."""
+        if self._lane is None or os.fstat(fd).st_dev != self._st_dev:
+            return None
+        return self._lane.file_of(fd)
+
+    def offer(self, group_file: GroupFile, device: Assignable) -> int:
+        """Make an unlisted file that opens `device` once, through `group_file`; returns its token.  Device lane."""
+        token = next(self._offers)
+        name = f"{HIDDEN}{token}"
+
+        def opener(request: OpenRequest) -> Opened:
+            if self._vfio.offers.pop(name, None) is None:
+                raise OSError(errno.ENXIO, "opened already")
+            hold = group_file.file.open_device(device.name)
+            return open_device(hold, self._ports[device], lambda: self.tree.forget(node))
+
+        node = self._node(name, opener)
+        self.tree.adopt(node)
+        self._vfio.offers[name] = node.inode
+        return token
+
+    # ---- the lab's Observer: trio thread ----
+
+    def added(self, mdev: Mdev) -> None:
+        with ExitStack() as undo:
+            self._show(mdev, undo)
+            self._views[mdev] = undo.pop_all()
+
+    def removed(self, mdev: Mdev) -> None:
+        self._views.pop(mdev).close()
+
+    def changed(self, mdev: Mdev) -> None:
+        """Attributes are not cached: nothing to drop."""
+
+    def _show(self, mdev: Mdev, undo: ExitStack) -> None:
+        """Everything by which a vGPU is seen; `undo` takes it away again, last first."""
+
+        def put(parent: Kobject, child: K) -> K:
+            self.tree.add(parent, child)
+            undo.callback(self.tree.remove, child)
+            return child
+
+        tree, name, number = self.tree, mdev.name, str(mdev.group.number)
+        group = put(tree.make("sys/kernel/iommu_groups"), IommuGroupDir(mdev.group))
+        self._groups[mdev.group.number] = group
+        undo.callback(self._groups.pop, mdev.group.number)
+        own = put(self._parents[mdev.parent], MdevDir(self, mdev))
+        undo.callback(own.port.close)
+        self._ports[mdev] = own.port
+        undo.callback(self._ports.pop, mdev)
+        vfio_dev = put(put(own, Kobject("vfio-dev")), VfioDevDir(mdev.vfio_minor))
+        put(put(group, Kobject("devices")), Symlink(name, own))
+        put(self._types[mdev.type].devices, Symlink(name, own))
+        for path, link in (
+            ("sys/bus/mdev/devices", name),
+            ("sys/bus/mdev/drivers/vfio_mdev", name),
+            (f"sys/class/vgpu/{self.spec.vendor}", f"vgpu{mdev.minor}"),
+        ):
+            put(tree.make(path), Symlink(link, own))
+        put(tree.make("sys/class/vfio-dev"), Symlink(vfio_dev.name, vfio_dev))
+        put(self._vfio, self._node(number, GroupFile.opener(mdev.group, self.find_file, self.offer)))
+        put(tree.make("dev/vfio/devices"), self._node(vfio_dev.name, self._device_opener(mdev, own.port)))
+
+    # ---- building ----
+
+    def _grow(self, directory: Kobject, skeleton: Skeleton) -> None:
+        for name, what in skeleton.items():
+            child = what(name, self.lab) if callable(what) else Kobject(name)
+            self.tree.add(directory, child)
+            if isinstance(what, Mapping):
+                self._grow(child, what)
+
+    def _grow_dev(self) -> None:
+        dev = self.tree.make("dev")
+        self.tree.add(dev, self._vfio)
+        self.tree.add(self._vfio, Kobject("devices"))
+        self.tree.add(self._vfio, self._node("vfio", ContainerFile.open, 0o666))
+
+    def _node(self, name: str, opener: Opener, mode: int | None = None) -> DeviceNode:
+        node = DeviceNode(name, self.spec.device_mode if mode is None else mode, opener)
+        node.uid, node.gid = self.spec.device_uid, self.spec.device_gid
+        return node
+
+    def _device_opener(self, device: Assignable, port: Port) -> Opener:
+        return lambda request: open_device(Hold(device), port)
+
+    def _add_parent(self, parent: Parent) -> None:
+        tree, spec = self.tree, parent.spec
+        self.places.classes[spec.driver] = tree.make(f"sys/class/{spec.driver}")
+        directory = self._physical(parent) if parent.device is not None else self._virtual(parent)
+        self._parents[parent] = directory
+        tree.add(tree.make("sys/class/mdev_bus"), Symlink(parent.name, directory))
+        types = tree.add(directory, Kobject("mdev_supported_types"))
+        for type_ in parent.types.values():
+            self._types[type_] = tree.add(types, TypeDir(self.lab, type_))
+            self._types[type_].devices = tree.add(self._types[type_], Kobject("devices"))
+        tree.make(f"sys/module/{spec.driver}")
+
+    def _virtual(self, parent: Parent) -> ParentDir:
+        above = self.tree.make(f"sys/devices/virtual/{parent.spec.driver}")
+        directory = self.tree.add(above, VirtualParentDir(self, parent))
+        self.tree.add(self.places.classes[parent.spec.driver], Symlink(parent.name, directory))
+        return directory
+
+    def _physical(self, parent: Parent) -> ParentDir:
+        tree, function = self.tree, parent.function
+        assert function is not None
+        group = tree.add(tree.make("sys/kernel/iommu_groups"), IommuGroupDir(function.group))
+        self._groups[function.group.number] = group
+        root = tree.make(f"sys/devices/pci{parent.name.rsplit(':', 1)[0]}")
+        directory = tree.add(root, PciFunctionDir(self, parent, function.device))
+        self._ports[function] = directory.port
+        driver = self.places.pci_drivers[parent.spec.driver] = tree.make(
+            f"sys/bus/pci/drivers/{parent.spec.driver}"
+        )
+        for place in (tree.make("sys/bus/pci/devices"), tree.add(group, Kobject("devices")), driver):
+            tree.add(place, Symlink(parent.name, directory))
+        return directory

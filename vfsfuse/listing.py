@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vfsfuse tree [MOUNTPOINT]`: the tree of a mounted lab, with modes and link targets, read through the mount."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import sys
+from collections.abc import Iterator
+
+from vfsfuse.mountpoint import State, inspect
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("mountpoint", nargs="?", default="mnt", metavar="MOUNTPOINT", help="default: ./mnt")
+    parser.add_argument("-d", "--depth", type=int, metavar="N", help="go down N levels only")
+
+
+def main(args: argparse.Namespace) -> int:
+    found = inspect(args.mountpoint)
+    if found.state is not State.LIVE:
+        print(f"vfsfuse: tree: {found.path}: no lab is mounted there", file=sys.stderr)
+        return 1
+    print(found.path)
+    for line in lines(found.path, "", args.depth):
+        print(line)
+    return 0
+
+
+def lines(directory: str, indent: str, depth: int | None) -> Iterator[str]:
+    """The lines below `directory`, in the order of their names."""
+    if depth == 0:
+        return
+    entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    for number, entry in enumerate(entries, start=1):
+        last = number == len(entries)
+        yield f"{indent}{'└── ' if last else '├── '}{describe(entry)}"
+        if entry.is_dir(follow_symlinks=False):
+            below = None if depth is None else depth - 1
+            yield from lines(entry.path, indent + ("    " if last else "│   "), below)
+
+
+def describe(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return f"{entry.name} -> {os.readlink(entry.path)}"
+    if entry.is_dir():
+        return f"{entry.name}/"
+    return f"{entry.name} [{stat.S_IMODE(entry.stat().st_mode):04o}]"

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The namespace lane: pyfuse3's handlers over the tree.  Everything here runs on the trio thread.
+
+What changes the tree tells the kernel before it answers, so that a name is gone for every process once the
+write(2) that removed it returns, whatever the cache times.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ioctl_shim  # noqa: F401  (before pyfuse3: it takes libfuse's symbols first)
+import pyfuse3
+import trio
+
+from vfsfuse.kobject import Attribute, Entry, Kobject, LinkMember, Member, Symlink, relative
+from vfsfuse.tree import Changes, IAttrs, Tree
+
+log = logging.getLogger(__name__)
+POLL_MASK = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+XATTR_PID = b"user.vfsfuse.pid"
+
+
+@contextmanager
+def errors(what: str) -> Iterator[None]:
+    """Turn exceptions into what pyfuse3 answers: OSError to its errno, anything else to EIO with a traceback."""
+    try:
+        yield
+    except pyfuse3.FUSEError:
+        raise
+    except OSError as error:
+        log.debug("%s: %s", what, error)
+        raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+    except Exception as error:
+        log.exception("%s failed", what)
+        raise pyfuse3.FUSEError(errno.EIO) from error
+
+
+def tell_kernel(changes: Changes) -> None:
+    """Make the kernel forget; blocks on directory locks, so never on the trio or pump thread."""
+    for inode in changes.touched:
+        _notify(pyfuse3.invalidate_inode, inode, True)
+    for parent, name in changes.gone:
+        _notify(pyfuse3.invalidate_entry, parent, name)
+
+
+def _notify(call: object, *arguments: object) -> None:
+    try:
+        call(*arguments)  # type: ignore[operator]
+    except OSError as error:
+        # ENOENT, ENOTDIR: the kernel did not know it; ENODEV, EBADF, ENOTCONN: it is being unmounted
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EBADF, errno.ENOTCONN):
+            log.warning("invalidation failed: %s", error)
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers.  `cache` is how many seconds the kernel may keep names and stats it is not told to drop."""
+
+    supports_dot_lookup = False
+
+    def __init__(self, tree: Tree, cache: float, uid: int, gid: int) -> None:
+        super().__init__()
+        self.tree, self.cache, self.uid, self.gid = tree, cache, uid, gid
+        self._listings: dict[int, list[Entry | Member]] = {}
+        self._owners: dict[int, Kobject] = {}
+        self._next_listing = 1
+
+    # ---- looking ----
+
+    def attributes(self, inode: int, timeout: float | None = None) -> pyfuse3.EntryAttributes:
+        shown, entry = self.tree.stat(inode)
+        changed = self.tree.iattrs.get(inode) or IAttrs()
+        made = pyfuse3.EntryAttributes()
+        made.st_ino = inode
+        made.st_mode = shown.mode if changed.mode is None else stat.S_IFMT(shown.mode) | changed.mode
+        made.st_nlink = shown.nlink
+        made.st_size = shown.size
+        made.st_uid = first(changed.uid, shown.uid, self.uid)
+        made.st_gid = first(changed.gid, shown.gid, self.gid)
+        made.st_atime_ns = made.st_mtime_ns = made.st_ctime_ns = entry.ctime_ns
+        made.st_blksize = 4096
+        made.entry_timeout = made.attr_timeout = self.cache if timeout is None else timeout
+        return made
+
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        with errors("lookup"):
+            directory = self.tree.directory(parent_inode)
+            found = directory.find(os.fsdecode(name))
+            if found is None:
+                return self.attributes(directory.hidden(os.fsdecode(name)), 0)
+            return self.attributes(_inode(directory, found))
+
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        with errors("getattr"):
+            return self.attributes(inode)
+
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        with errors("setattr"):
+            self.tree.locate(inode)
+            changed = self.tree.iattrs.setdefault(inode, IAttrs())
+            if fields.update_mode:
+                changed.mode = stat.S_IMODE(attr.st_mode)
+            if fields.update_uid:
+                changed.uid = attr.st_uid
+            if fields.update_gid:
+                changed.gid = attr.st_gid
+            return self.attributes(inode)  # a new size (O_TRUNC) or time is ignored, as sysfs does
+
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        with errors("readlink"):
+            entry, member = self.tree.locate(inode)
+            if isinstance(entry, Symlink):
+                return os.fsencode(relative(entry.parent, entry.target))
+            if isinstance(member, LinkMember):
+                return os.fsencode(relative(entry, member.target(entry)))
+            raise OSError(errno.EINVAL, "not a symlink")
+
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        return True  # default_permissions: the kernel has checked
+
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        made = pyfuse3.StatvfsData()
+        made.f_bsize = made.f_frsize = 4096
+        made.f_namemax = 255
+        return made
+
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if inode == pyfuse3.ROOT_INODE and name == XATTR_PID:
+            return str(os.getpid()).encode()
+        raise pyfuse3.FUSEError(errno.ENODATA)
+
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        return []
+
+    # ---- directories ----
+
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        with errors("opendir"):
+            directory = self.tree.directory(inode)
+            handle, self._next_listing = self._next_listing, self._next_listing + 1
+            self._listings[handle] = list(directory.entries())
+            self._owners[handle] = directory
+            return handle
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        with errors("readdir"):
+            owner, listing = self._owners[fh], self._listings[fh]
+            for index in range(start_id, len(listing)):
+                if not self._reply(token, owner, listing[index], index + 1):
+                    return
+
+    def _reply(
+        self, token: pyfuse3.ReaddirToken, owner: Kobject, entry: Entry | Member, following: int
+    ) -> bool:
+        try:
+            attributes = self.attributes(_inode(owner, entry))
+        except OSError:
+            return True  # removed since the directory was opened
+        return pyfuse3.readdir_reply(token, os.fsencode(entry.name), attributes, following)
+
+    async def releasedir(self, fh: int) -> None:
+        self._listings.pop(fh, None)
+        self._owners.pop(fh, None)
+
+    # ---- what a client cannot do in sysfs, with the errno kernfs gives ----
+
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        raise pyfuse3.FUSEError(errno.EACCES)
+
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    # ---- attributes ----
+
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        raise pyfuse3.FUSEError(errno.EIO)  # files are opened on the device lane
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        with errors("show"):
+            entry, member = self._attribute(fh)
+            return member.read(entry)[off : off + size]
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        with errors("store"):
+            entry, member = self._attribute(fh)
+            try:
+                return member.write(entry, buf)  # every write is from the start, as sysfs has it
+            finally:
+                await self.publish()
+
+    async def publish(self) -> None:
+        """Tell the kernel what changed, from a thread that may wait for the directory locks it takes."""
+        changes = self.tree.take_changes()
+        if changes:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(tell_kernel, changes)
+
+    async def poll(
+        self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: pyfuse3.RequestContext
+    ) -> int:
+        return POLL_MASK
+
+    def _attribute(self, inode: int) -> tuple[Entry, Attribute]:
+        entry, member = self.tree.locate(inode)
+        if not isinstance(member, Attribute):
+            raise OSError(errno.EIO, "not an attribute")
+        return entry, member
+
+
+def first(*values: int | None) -> int:
+    """The first value that is not None."""
+    return next(value for value in values if value is not None)
+
+
+def _inode(owner: Kobject, found: Entry | Member) -> int:
+    return found.inode(owner) if isinstance(found, Member) else found.inode

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The namespace and mount system calls that Python 3.11 lacks, through ctypes; every failure is an OSError.
+
+For single-threaded processes about to exec (`vfsfuse run` and its supervisor); no state.
+Source: unshare(2), mount(2), umount2(2), prctl(2), <linux/mount.h> (open_tree, move_mount; Linux 5.2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+
+MNT_DETACH = 0x2
+
+AT_FDCWD = -100
+
+_SYS_OPEN_TREE = 428  # 428 and 429 on every architecture
+_SYS_MOVE_MOUNT = 429
+_OPEN_TREE_CLONE = 0x1
+_AT_RECURSIVE = 0x8000
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+
+_PR_SET_PDEATHSIG = 1
+_CAP_SYS_ADMIN = 21
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(function: Callable[..., int], what: str, *arguments: int | bytes | None) -> int:
+    wide = [ctypes.c_long(value) if isinstance(value, int) else ctypes.c_char_p(value) for value in arguments]
+    result = function(*wide)
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+    return result
+
+
+def unshare(flags: int) -> None:
+    """Enter new namespaces of the kinds in `flags` (CLONE_NEW*); CLONE_NEWUSER wants a single thread."""
+    _call(_libc.unshare, "unshare", flags)
+
+
+def mount(source: str, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2)."""
+    kind = fstype.encode() if fstype else None
+    options = data.encode() if data else None
+    _call(_libc.mount, f"mount {target}", os.fsencode(source), os.fsencode(target), kind, flags, options)
+
+
+def unmount(target: str, flags: int = 0) -> None:
+    """umount2(2): take the topmost mount at `target` away; MNT_DETACH takes it out of sight while in use."""
+    _call(_libc.umount2, f"umount {target}", os.fsencode(target), flags)
+
+
+def detach(target: str) -> None:
+    """Take the topmost mount at `target` out of this namespace, with what is mounted below it."""
+    unmount(target, MNT_DETACH)
+
+
+def clone_tree(path: str, dir_fd: int | None = None) -> int:
+    """The mounts at and under `path`, copied for `attach_tree`; a descriptor, which the caller closes."""
+    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
+    at = AT_FDCWD if dir_fd is None else dir_fd
+    return _call(_libc.syscall, f"open_tree {path}", _SYS_OPEN_TREE, at, os.fsencode(path), flags)
+
+
+def attach_tree(tree: int, path: str, dir_fd: int | None = None) -> None:
+    """Mount what `clone_tree` gave over `path`; consumes the descriptor."""
+    at = AT_FDCWD if dir_fd is None else dir_fd
+    try:
+        _call(
+            _libc.syscall,
+            f"move_mount {path}",
+            *(_SYS_MOVE_MOUNT, tree, b"", at, os.fsencode(path), _MOVE_MOUNT_F_EMPTY_PATH),
+        )
+    finally:
+        os.close(tree)
+
+
+def die_with_parent() -> None:
+    """The kernel kills this process when the thread that started it ends; for a child, before it execs."""
+    _call(_libc.prctl, "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def may_administrate() -> bool:
+    """Whether CAP_SYS_ADMIN is effective here (in the user namespace we are in)."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return bool(effective >> _CAP_SYS_ADMIN & 1)

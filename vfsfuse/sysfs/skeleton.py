@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree before any device is in it, as one literal; see docs/architecture.md for what each part is for.
+
+`...` is an empty directory that `vfsfuse run` binds the machine's own directory over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import EllipsisType
+from typing import Union
+
+from devmodel.iommu import DMA_ENTRY_LIMIT
+from devmodel.lab import Lab, parse_uuid
+from vfsfuse.kobject import Kobject, attribute, store_only
+
+Skeleton = Mapping[str, Union["Skeleton", EllipsisType, Callable[[str, Lab], Kobject]]]
+
+
+class LabKobject(Kobject):
+    """A directory whose attributes act on the whole lab."""
+
+    __slots__ = ("lab",)
+
+    def __init__(self, name: str, lab: Lab) -> None:
+        super().__init__(name)
+        self.lab = lab
+
+
+class VgpuClass(LabKobject):
+    """sys/class/vgpu: a VM's vGPUs, those of one UUID, are started and shut down together."""
+
+    __slots__ = ()
+
+    @store_only()
+    def vgpu_start(self, text: str) -> None:
+        self.lab.start(parse_uuid(text))
+
+    @store_only()
+    def vgpu_shutdown(self, text: str) -> None:
+        self.lab.shutdown(parse_uuid(text))
+
+
+class Type1Parameters(LabKobject):
+    """sys/module/vfio_iommu_type1/parameters."""
+
+    __slots__ = ()
+
+    @attribute()
+    def dma_entry_limit(self) -> int:
+        return DMA_ENTRY_LIMIT
+
+
+SKELETON: Skeleton = {
+    "sys": {
+        "block": ...,
+        "bus": {
+            "mdev": {"devices": {}, "drivers": {"vfio_mdev": {}}},
+            "pci": {"devices": {}, "drivers": {"vfio-pci": {}}, "slots": {}},
+        },
+        "class": {"iommu": {}, "mdev_bus": {}, "net": ..., "vfio-dev": {}, "vgpu": VgpuClass},
+        "dev": {"block": {}, "char": {}},
+        "devices": {"system": ..., "virtual": {"net": ...}},
+        "firmware": ...,
+        "fs": ...,
+        "kernel": {"debug": ..., "iommu_groups": {}, "mm": ...},
+        "module": {
+            "mdev": {},
+            "vfio": {"parameters": {}},
+            "vfio-pci": {},
+            "vfio_iommu_type1": {"parameters": Type1Parameters},
+            "vfio_mdev": {},
+            "vfio_pci": {},
+        },
+        "power": ...,
+    },
+    "dev": {},
+}

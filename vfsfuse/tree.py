@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live tree: inode numbers to entries, and what the kernel must forget after a change.
+
+Owner is the trio thread; `entry_of` may be called from the device lane (one dict look-up).  An inode number is
+(entry number << MEMBER_BITS | member index) + 1 under the lane bits of native/lane.cdef, and none is used twice,
+so a stale one finds nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from ioctl_shim.lane import DEVICE_BIT
+from vfsfuse.kobject import MEMBER_BITS, Entry, Kobject, Member, Stat
+
+E = TypeVar("E", bound=Entry)
+NUMBER_MASK = DEVICE_BIT - 1
+MEMBER_MASK = (1 << MEMBER_BITS) - 1
+
+
+@dataclass(slots=True)
+class Changes:
+    """What to tell the kernel: names that went (parent inode, name) and directories whose stat changed."""
+
+    gone: list[tuple[int, bytes]] = field(default_factory=list)
+    touched: set[int] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.gone or self.touched)
+
+
+@dataclass(slots=True)
+class IAttrs:
+    """What chmod(2) and chown(2) set on one inode; None means as declared."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+
+
+class Tree:
+    """All entries of one mount.  `root` is inode 1."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self._entries: dict[int, Entry] = {}
+        self._changes = Changes()
+        self.iattrs: dict[int, IAttrs] = {}
+        self.root = Kobject("")
+        self.adopt(self.root)
+
+    def add(self, parent: Kobject, child: E) -> E:
+        """Put `child` into `parent` and return it.  Raises OSError(EEXIST)."""
+        if parent.find(child.name) is not None:
+            raise OSError(errno.EEXIST, f"{parent.path}/{child.name}")
+        child.parent = parent
+        if parent.children is None:
+            parent.children = {}
+        parent.children[child.name] = child
+        parent.subdirs += isinstance(child, Kobject)
+        self.adopt(child)
+        self._changes.touched.add(parent.inode)
+        return child
+
+    def adopt(self, entry: Entry) -> None:
+        """Give `entry` an inode number; on its own it makes an unlisted entry.  Any thread."""
+        entry.number = next(self._numbers)
+        self._entries[entry.number] = entry
+
+    def forget(self, entry: Entry) -> None:
+        """Take an unlisted entry's number away.  Any thread."""
+        self._entries.pop(entry.number, None)
+
+    def make(self, path: str) -> Kobject:
+        """The directory at `path`, made with its parents where missing."""
+        here = self.root
+        for name in filter(None, path.split("/")):
+            child = here.find(name)
+            here = self._directory(child if child is not None else self.add(here, Kobject(name)))
+        return here
+
+    def remove(self, entry: Entry) -> None:
+        """Take `entry` and everything below it out of the tree; symlinks elsewhere are their owners' to remove."""
+        parent = entry.parent
+        if parent is None or not parent.children or parent.children.get(entry.name) is not entry:
+            return
+        del parent.children[entry.name]
+        parent.subdirs -= isinstance(entry, Kobject)
+        self._disown(entry)
+        self._changes.gone.append((parent.inode, entry.name.encode()))
+        self._changes.touched.add(parent.inode)
+
+    def hide(self, owner: Kobject, name: str) -> None:
+        """A member's presence may have changed: let the kernel ask again."""
+        self._changes.gone.append((owner.inode, name.encode()))
+
+    def take_changes(self) -> Changes:
+        """The changes since the last call; the caller tells the kernel."""
+        changes, self._changes = self._changes, Changes()
+        return changes
+
+    def locate(self, inode: int) -> tuple[Entry, Member | None]:
+        """The entry, and its member, that `inode` names.  Raises OSError(ENODEV) when it is gone."""
+        index = (inode & NUMBER_MASK) - 1
+        entry = self._entries.get(index >> MEMBER_BITS)
+        if entry is None:
+            raise OSError(errno.ENODEV, "removed")
+        member = index & MEMBER_MASK
+        if not member:
+            return entry, None
+        members = entry.members if isinstance(entry, Kobject) else ()
+        if member > len(members) or not members[member - 1].present(entry):
+            raise OSError(errno.ENODEV, "removed")
+        return entry, members[member - 1]
+
+    def directory(self, inode: int) -> Kobject:
+        """The directory `inode` names.  Raises OSError(ENOENT) when it is gone, ENOTDIR when it is none."""
+        try:
+            entry, member = self.locate(inode)
+        except OSError:
+            raise OSError(errno.ENOENT, "removed") from None
+        if member is not None:
+            raise OSError(errno.ENOTDIR, member.name)
+        return self._directory(entry)
+
+    def stat(self, inode: int) -> tuple[Stat, Entry]:
+        entry, member = self.locate(inode)
+        return (entry.stat() if member is None else member.stat(entry)), entry
+
+    def _disown(self, entry: Entry) -> None:
+        self._entries.pop(entry.number, None)
+        if self.iattrs:
+            self.iattrs = {
+                inode: value
+                for inode, value in self.iattrs.items()
+                if ((inode & NUMBER_MASK) - 1) >> MEMBER_BITS != entry.number
+            }
+        for child in list((entry.children or {}).values()) if isinstance(entry, Kobject) else ():
+            self._disown(child)
+
+    @staticmethod
+    def _directory(entry: Entry | Member) -> Kobject:
+        if not isinstance(entry, Kobject):
+            raise OSError(errno.ENOTDIR, entry.name)
+        return entry
+
+

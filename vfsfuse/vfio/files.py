@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all VFIO files share: ioctl handlers declared by name, found by request number.
+
+Handlers run on the device lane (the pump thread), or on its worker when their row says `blocking`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from ioctl_shim.abi import BY_NAME, Argument, Kind, Row
+from ioctl_shim.client import Client
+from ioctl_shim.lane import IoctlCall, PlainFile
+
+log = logging.getLogger(__name__)
+F = TypeVar("F", bound="VfioFile")
+_MARK = "_vfio_ioctl"
+
+
+@dataclass(slots=True)
+class Request:
+    """One ioctl under way: its row, the raw argument and the client that made it."""
+
+    row: Row
+    arg: int
+    client: Client
+    call: IoctlCall
+    _argument: Argument | None = field(init=False, default=None)
+
+    @property
+    def argument(self) -> Argument:
+        """The struct behind the argument, decoded once.  Raises OSError(EFAULT, EINVAL)."""
+        if self._argument is None:
+            self._argument = Argument(self.row, self.client, self.arg)
+        return self._argument
+
+
+Handler = Callable[[Any, Request], int]
+
+
+def answers(name: str) -> Callable[[Callable[[F, Request], int]], Callable[[F, Request], int]]:
+    """Decorator: the method that answers the ioctl called `name` in ioctl_shim.abi."""
+
+    def declare(handler: Callable[[F, Request], int]) -> Callable[[F, Request], int]:
+        setattr(handler, _MARK, name)
+        return handler
+
+    return declare
+
+
+class VfioFile(PlainFile):
+    """One open VFIO file of `kind`.  Subclasses declare handlers with `answers`."""
+
+    __slots__ = ()
+
+    kind: ClassVar[Kind]
+    handlers: ClassVar[dict[int, tuple[Row, Handler]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        rows = ((BY_NAME[getattr(f, _MARK)], f) for f in vars(cls).values() if hasattr(f, _MARK))
+        cls.handlers = {row.cmd: (row, handler) for row, handler in rows}
+        foreign = [row.name for row, _ in cls.handlers.values() if row.kind is not cls.kind]
+        if foreign:
+            raise TypeError(f"{cls.__name__} is no {foreign[0]} file")
+
+    def ioctl(self, call: IoctlCall) -> int:
+        found = self.handlers.get(call.cmd)
+        if found is None:
+            return self.unknown(call)
+        row, handler = found
+        return handler(self, Request(row, call.arg, Client(call.tid), call))
+
+    def defers(self, cmd: int) -> bool:
+        found = self.handlers.get(cmd)
+        return found is not None and found[0].blocking
+
+    def unknown(self, call: IoctlCall) -> int:
+        """The answer to an ioctl without a row.  Raises OSError(ENOTTY)."""
+        log.debug("%s: unknown ioctl %#x from thread %d", self.kind.value, call.cmd, call.tid)
+        raise OSError(errno.ENOTTY, f"ioctl {call.cmd:#x}")

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device lane's side of a device: its memory as the pump sees it and its backing file for passthrough mmap.
+
+A port's state is under its own lock: the device lane opens it, the trio thread closes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Callable
+
+from devmodel.backing import region_offset
+from devmodel.device import Device
+from devmodel.region import Memory
+from ioctl_shim import lane
+from ioctl_shim.lane import Opened, OpenRequest, PlainFile
+
+log = logging.getLogger(__name__)
+
+OWNER_ONLY_ABOVE = 64
+"""Bytes of config space a user who does not own the file may read (pci_read_config() has the same limit)."""
+
+
+class Port:
+    """One device's port.  `device` is made when first needed; everything else with the first open."""
+
+    __slots__ = ("_backing_id", "_closed", "_lock", "_memory", "_source")
+
+    def __init__(self, source: Callable[[], Device]) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._memory: lane.Memory | None = None
+        self._backing_id = 0
+        self._closed = False
+
+    @property
+    def device(self) -> Device:
+        return self._source()
+
+    def memory(self) -> lane.Memory | None:
+        """The memory regions, mapped for the pump; None for a device without any.  Raises OSError(ENODEV)."""
+        regions = _memory_regions(self.device)
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.ENODEV, "removed")
+            if self._memory is None and regions:
+                self._memory = lane.Memory(self.device.backing.fd, regions)
+            return self._memory
+
+    def backing_id(self) -> int:
+        """The kernel's id of the device's memfd, or 0 when it cannot map it straight (rootless, old kernel)."""
+        if not _memory_regions(self.device):
+            return 0
+        with self._lock:
+            if not self._backing_id and not self._closed:
+                self._backing_id = lane.open_backing(self.device.backing.fd)
+            return max(self._backing_id, 0)
+
+    def close(self) -> None:
+        """The device goes: open files of it answer ENODEV from now on.  Trio thread."""
+        with self._lock:
+            self._closed = True
+            if self._memory is not None:
+                self._memory.revoke()
+            if self._backing_id > 0:
+                lane.close_backing(self._backing_id)
+
+
+def _memory_regions(device: Device) -> dict[int, tuple[int, int]]:
+    return {
+        index: (region_offset(index), region.size)
+        for index, region in enumerate(device.regions)
+        if isinstance(region, Memory)
+    }
+
+
+class RegionFile(PlainFile):
+    """An open `config` or `resource<N>`: one region from offset 0, with sysfs' rules at its end."""
+
+    __slots__ = ("_device", "_index", "_limit")
+
+    def __init__(self, device: Device, index: int, limit: int) -> None:
+        self._device, self._index, self._limit = device, index, limit
+
+    def read(self, offset: int, size: int) -> bytes:
+        if offset >= self._limit:
+            return self._device.read(self._index, 0, 0)  # end of file, or ENODEV
+        return self._device.read(self._index, offset, min(size, self._limit - offset))
+
+    def write(self, offset: int, data: bytes) -> int:
+        size = self._device.region(self._index).size
+        if offset >= size:
+            raise OSError(errno.EFBIG, "beyond the region's end")
+        return self._device.write(self._index, offset, data[: size - offset])
+
+
+def open_region(port: Port, index: int, request: OpenRequest, limit: int | None = None) -> Opened:
+    """Open region `index` of the port's device as a file of its own; `limit` bounds what is read of it."""
+    region = port.device.region(index)
+    file = RegionFile(port.device, index, region.size if limit is None else limit)
+    if not isinstance(region, Memory):
+        return Opened(file)
+    # the kernel maps a backing file at the client's own offset: only region 0 lies at 0
+    return Opened(file, port.memory(), index, port.backing_id() if index == 0 else 0)
