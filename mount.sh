@@ -9,15 +9,16 @@ set -euo pipefail
 
 usage() {
     cat <<END
-usage: ./mount.sh [MOUNTPOINT] [--config FILE] [--foreground] [--log-level LEVEL]
+usage: ./mount.sh [MOUNTPOINT] [--config FILE] [--foreground] [--log-level LEVEL] [--log-file FILE]
        ./mount.sh -u [MOUNTPOINT]
 
 Sets vfsfuse up where needed and mounts the lab. MOUNTPOINT is mnt beside this script unless given.
 
   -u, --umount         unmount and end the server
   --config FILE        the lab to emulate (a lab.toml; default: the built-in one)
-  --foreground         stay in the foreground, log to the terminal
+  -f, --foreground     stay in the foreground, log to the terminal
   --log-level LEVEL    debug, info, warning or error
+  --log-file FILE      where a server in the background logs to
   -h, --help           print this
 END
 }
@@ -32,8 +33,8 @@ parse() {
     while [[ $# -gt 0 ]]; do
         case $1 in
             -u | --umount) command=umount ;;
-            --foreground | --config=* | --log-level=*) options+=("$1") ;;
-            --config | --log-level)
+            -f | --foreground | --config=* | --log-level=* | --log-file=*) options+=("$1") ;;
+            --config | --log-level | --log-file)
                 [[ $# -ge 2 ]] || misused "$1 needs a value"
                 options+=("$1=$2")
                 shift

@@ -69,4 +69,4 @@ class LabSpec:
     device_mode: int = 0o600
     device_uid: int | None = None
     device_gid: int | None = None
-    cache: float = 1.0
+    cache: float = 60.0

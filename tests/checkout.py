@@ -30,6 +30,10 @@ case "$*" in
         printf '#!{bash}\\nprintf "%%s\\\\n" "$@"\\n' >.venv/bin/vfsfuse
         chmod +x .venv/bin/vfsfuse
         ;;
+    "-m "*)
+        echo "$*" >>"{calls}"
+        [[ $2 != "{fails}" ]]
+        ;;
 esac
 """
 
@@ -42,7 +46,7 @@ class Checkout:
         self.bin = where / "bin"
         self.calls_file = where / "calls"
         self.bin.mkdir()
-        for name in ("mount.sh", "tools/setup.sh"):
+        for name in ("mount.sh", "tools/setup.sh", "tests/run.sh"):
             self.add(name, (ROOT / name).read_text()).chmod(0o755)
         for name in SOURCES:
             self.add(name, f"as {name} was")
@@ -68,12 +72,16 @@ class Checkout:
         path.chmod(0o755)
         return path
 
-    def python(self, name: str = "python3", probe: str = "1 1 1", pip: str = ":", says: str = "") -> Path:
-        """probe: optimized, has venv, has Python.h; pip: a command in place of what pip does."""
+    def python(
+        self, name: str = "python3", probe: str = "1 1 1", pip: str = ":", says: str = "", fails: str = ""
+    ) -> Path:
+        """probe: optimized, has venv, has Python.h; pip: what pip does first; fails: a module that does."""
         path = self.fake(name)
         answer = f"{probe} {says or path}"
         path.write_text(
-            PYTHON.format(bash=self.bin / "bash", probe=answer, calls=self.calls_file, path=path, pip=pip)
+            PYTHON.format(
+                bash=self.bin / "bash", probe=answer, calls=self.calls_file, path=path, pip=pip, fails=fails
+            )
         )
         return path
 

@@ -14,7 +14,7 @@ failed=()
 
 check() {
     printf '\n== %s\n' "$*"
-    "$venv/bin/python" -m "$@" || failed+=("$1")
+    "$venv/bin/python" -m "$@" || failed+=("[$*]")
 }
 
 check ruff check .

@@ -90,6 +90,27 @@ def test_a_failing_pip_shows_its_last_words_and_is_not_trusted_after(checkout: C
     assert checkout.calls() == ["venv", "pip ."]
 
 
+def test_a_failed_rebuild_is_not_trusted_when_the_change_is_taken_back(ready: Checkout) -> None:
+    was = (ready.root / "setup.cfg").read_text()
+    ready.python(pip="exit 1")
+    ready.add("setup.cfg", "changed")
+    ready.run("tools/setup.sh", status=1)
+    ready.add("setup.cfg", was)
+    ready.python()
+    ready.calls()
+    ready.run("tools/setup.sh")
+    assert ready.calls() == ["venv", "pip ."]
+
+
+def test_a_failed_change_of_interpreter_is_not_trusted_after(ready: Checkout) -> None:
+    other = str(ready.python("other", pip="exit 1"))
+    ready.run("tools/setup.sh", status=1, PYTHON=other)
+    ready.python("other")
+    ready.calls()
+    ready.run("tools/setup.sh", PYTHON=other)
+    assert ready.calls() == ["venv", "pip ."]
+
+
 def test_an_interrupted_set_up_is_not_trusted_after(checkout: Checkout) -> None:
     checkout.python(pip="sleep 60")
     process = checkout.start("tools/setup.sh")
@@ -201,6 +222,17 @@ def test_unmounting_builds_nothing_when_the_sources_have_changed(ready: Checkout
     ready.add("setup.cfg", "changed")
     ready.run("mount.sh", "-u")
     assert ready.calls() == []
+
+
+@pytest.mark.parametrize("broken, status", [("", 0), ("ruff", 1), ("mypy", 1), ("pytest", 1)])
+def test_run_checks_everything_and_fails_when_anything_does(
+    checkout: Checkout, broken: str, status: int
+) -> None:
+    checkout.python(fails=broken)
+    _, err = checkout.run("tests/run.sh", "tests/unit", "-k", "two words", status=status)
+    ran = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest tests/unit -k two words"]
+    assert checkout.calls() == ["venv", "pip .[test]", *ran]
+    assert (f"failed: [{broken}" in err) == bool(broken)
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

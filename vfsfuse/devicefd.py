@@ -64,7 +64,7 @@ class Broker:
 
     def _answer(self, call: Call) -> None:
         try:
-            group = Client(call.tid).borrow(call.fd)
+            group = self._listener.borrow(call)
         except PermissionError:
             self._listener.proceed(call)
             return

@@ -19,7 +19,7 @@ from ioctl_shim.lane import ATTR_BIT, ATTR_READ_BIT, ATTR_WRITE_BIT, DEVICE_BIT,
 
 PAGE_SIZE = 4096
 MEMBER_BITS = 8
-K = TypeVar("K", bound="Kobject")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Attribute(Member):
         self._store: Callable[[Any, str], object] | None = None
         self.visible: Callable[[Any], bool] | None = None
 
-    def store(self, function: Callable[[K, str], object]) -> Attribute:
+    def store(self, function: Callable[[S, str], object]) -> Attribute:
         """Decorator: declare the store() of an attribute that has a show()."""
         self._store = function
         return self
@@ -132,10 +132,10 @@ class Attribute(Member):
         return len(taken)
 
 
-def attribute(mode: int = 0o444, name: str | None = None) -> Callable[[Callable[[K], object]], Attribute]:
+def attribute(mode: int = 0o444, name: str | None = None) -> Callable[[Callable[[S], object]], Attribute]:
     """Decorator: declare a readable attribute from its show()."""
 
-    def declare(show: Callable[[K], object]) -> Attribute:
+    def declare(show: Callable[[S], object]) -> Attribute:
         made = Attribute(name or show.__name__, mode)
         made._show = show
         return made
@@ -143,10 +143,10 @@ def attribute(mode: int = 0o444, name: str | None = None) -> Callable[[Callable[
     return declare
 
 
-def store_only(name: str | None = None) -> Callable[[Callable[[K, str], object]], Attribute]:
+def store_only(name: str | None = None) -> Callable[[Callable[[S, str], object]], Attribute]:
     """Decorator: declare a write-only attribute (mode 0200) from its store()."""
 
-    def declare(store: Callable[[K, str], object]) -> Attribute:
+    def declare(store: Callable[[S, str], object]) -> Attribute:
         made = Attribute(name or store.__name__, 0o200)
         made._store = store
         return made
@@ -176,7 +176,7 @@ class LinkMember(Member):
         return Stat(stat.S_IFLNK | 0o777, len(relative(owner, self.target(owner))))
 
 
-def link(name: str | None = None) -> Callable[[Callable[[K], Entry | None]], LinkMember]:
+def link(name: str | None = None) -> Callable[[Callable[[S], Entry | None]], LinkMember]:
     """Decorator: declare a symlink from a function that returns its target."""
     return lambda target: LinkMember(name or target.__name__, target)
 

@@ -77,7 +77,9 @@ class LabView:
         self._views: dict[Mdev, ExitStack] = {}
         self._grow(tree.root, SKELETON)
         self.places = Places(
-            *(tree.make(f"sys/bus/{path}") for path in ("mdev", "mdev/drivers/vfio_mdev", "pci"))
+            mdev_bus=tree.make("sys/bus/mdev"),
+            vfio_mdev=tree.make("sys/bus/mdev/drivers/vfio_mdev"),
+            pci_bus=tree.make("sys/bus/pci"),
         )
         self._vfio = VfioNodesDir("vfio")
         self._grow_dev()

@@ -38,7 +38,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     mounting fails (libfuse has said why on stderr).
     """
     tree = Tree()
-    operations = Operations(tree, spec.cache_seconds, os.geteuid(), os.getegid())
+    operations = Operations(tree, spec.cache, os.geteuid(), os.getegid())
     view = LabView(spec, tree)
     lane = Lane(view.open)
     pyfuse3.init(operations, mountpoint, mount_options())

@@ -9,45 +9,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from devmodel.iommu import PAGE_SIZE, Prot, Type1
+from tests.unit.fakes import TOP, FakeClient, fails
 
 RW = Prot.READ | Prot.WRITE
-TOP = 2**64
-
-
-class FakeClient:
-    """A process whose memory is a dictionary of bytes; ``limit`` is where it ends."""
-
-    def __init__(self, tgid: int = 1, limit: int = TOP) -> None:
-        self.tgid = tgid
-        self.limit = limit
-        self.bytes: dict[int, int] = {}
-
-    def read(self, vaddr: int, size: int) -> bytes:
-        self._check(vaddr, size)
-        return bytes(self.bytes.get(vaddr + i, 0) for i in range(size))
-
-    def write(self, vaddr: int, data: bytes) -> None:
-        self._check(vaddr, len(data))
-        self.bytes.update(enumerate(data, vaddr))
-
-    def _check(self, vaddr: int, size: int) -> None:
-        if vaddr + size > self.limit:
-            raise OSError(errno.EFAULT, "no such memory")
-
-
-def fails(number: int, call, *args, **kwargs) -> None:
-    with pytest.raises(OSError) as caught:
-        call(*args, **kwargs)
-    assert errno.errorcode[caught.value.errno] == errno.errorcode[number]
 
 
 @pytest.fixture(params=[True, False], ids=["v2", "v1"])
-def iommu(request):
-    return Type1(v2=request.param)
+def iommu(request: pytest.FixtureRequest) -> Type1:
+    return Type1(v2=bool(request.param))
 
 
 @pytest.fixture
-def client():
+def client() -> FakeClient:
     return FakeClient()
 
 
@@ -67,19 +40,21 @@ def client():
         (0x0000, 0, 0x10000, RW, errno.EEXIST),
     ],
 )
-def test_map_errors_leave_everything_as_it_was(iommu, client, iova, vaddr, size, prot, number):
+def test_map_errors_leave_everything_as_it_was(
+    iommu: Type1, client: FakeClient, iova: int, vaddr: int, size: int, prot: Prot, number: int
+) -> None:
     iommu.map(client, 0x4000, 0x9000, 0x2000, RW)
     fails(number, iommu.map, client, iova, vaddr, size, prot)
     assert iommu.dma_avail == 65534
     assert iommu.translate(0x4000, 0x2000) == [(client, 0x9000, 0x2000, RW)]
 
 
-def test_the_last_page_of_the_address_space_can_be_mapped(iommu, client):
+def test_the_last_page_of_the_address_space_can_be_mapped(iommu: Type1, client: FakeClient) -> None:
     iommu.map(client, TOP - PAGE_SIZE, TOP - PAGE_SIZE, PAGE_SIZE, RW)
     assert iommu.unmap(TOP - PAGE_SIZE, PAGE_SIZE) == PAGE_SIZE
 
 
-def test_the_limit_is_enospc_and_an_unmap_gives_room(client):
+def test_the_limit_is_enospc_and_an_unmap_gives_room(client: FakeClient) -> None:
     iommu = Type1(limit=2)
     iommu.map(client, 0, 0, PAGE_SIZE, RW)
     iommu.map(client, 0x1000, 0, PAGE_SIZE, RW)
@@ -98,15 +73,15 @@ def test_the_limit_is_enospc_and_an_unmap_gives_room(client):
         (TOP - PAGE_SIZE, 2 * PAGE_SIZE, errno.EOVERFLOW),
     ],
 )
-def test_unmap_errors(iommu, iova, size, number):
+def test_unmap_errors(iommu: Type1, iova: int, size: int, number: int) -> None:
     fails(number, iommu.unmap, iova, size)
 
 
-def test_unmapping_nothing_is_no_error(iommu):
+def test_unmapping_nothing_is_no_error(iommu: Type1) -> None:
     assert iommu.unmap(0, 0x10000) == 0
 
 
-def test_v2_never_splits(client):
+def test_v2_never_splits(client: FakeClient) -> None:
     iommu = Type1(v2=True)
     iommu.map(client, 0x2000, 0, 0x4000, RW)
     for iova, size in [(0x3000, 0x1000), (0x2000, 0x1000), (0x5000, 0x4000), (0x0000, 0x3000)]:
@@ -114,7 +89,7 @@ def test_v2_never_splits(client):
     assert iommu.unmap(0x1000, 0x10000) == 0x4000
 
 
-def test_v1_takes_whole_mappings_that_start_in_the_range(client):
+def test_v1_takes_whole_mappings_that_start_in_the_range(client: FakeClient) -> None:
     iommu = Type1(v2=False)
     iommu.map(client, 0x2000, 0, 0x4000, RW)
     iommu.map(client, 0x8000, 0, 0x1000, RW)
@@ -123,7 +98,7 @@ def test_v1_takes_whole_mappings_that_start_in_the_range(client):
     assert iommu.unmap(0x0000, 0x10000) == 0x1000
 
 
-def test_unmap_all_takes_no_range(iommu, client):
+def test_unmap_all_takes_no_range(iommu: Type1, client: FakeClient) -> None:
     for page in range(5):
         iommu.map(client, page * 0x2000, 0, PAGE_SIZE, RW)
     fails(errno.EINVAL, iommu.unmap, 0, PAGE_SIZE, all=True)
@@ -133,7 +108,7 @@ def test_unmap_all_takes_no_range(iommu, client):
     assert iommu.dma_avail == 65535
 
 
-def test_dma_crosses_mappings_and_clients(iommu):
+def test_dma_crosses_mappings_and_clients(iommu: Type1) -> None:
     first, second = FakeClient(1), FakeClient(2)
     iommu.map(first, 0x1000, 0xA000, PAGE_SIZE, RW)
     iommu.map(second, 0x2000, 0xB000, PAGE_SIZE, RW)
@@ -142,7 +117,7 @@ def test_dma_crosses_mappings_and_clients(iommu):
     assert iommu.dma_read(0x1FFD, 6) == b"\0abcd\0"
 
 
-def test_dma_respects_protection_and_writes_nothing_when_refused(iommu, client):
+def test_dma_respects_protection_and_writes_nothing_when_refused(iommu: Type1, client: FakeClient) -> None:
     iommu.map(client, 0x1000, 0xA000, PAGE_SIZE, RW)
     iommu.map(client, 0x2000, 0xB000, PAGE_SIZE, Prot.READ)
     iommu.map(client, 0x3000, 0xC000, PAGE_SIZE, Prot.WRITE)
@@ -152,18 +127,18 @@ def test_dma_respects_protection_and_writes_nothing_when_refused(iommu, client):
     assert client.bytes == {}
 
 
-def test_dma_to_memory_that_is_not_there_is_the_clients_errno(iommu):
+def test_dma_to_memory_that_is_not_there_is_the_clients_errno(iommu: Type1) -> None:
     small = FakeClient(limit=0x1000)
     iommu.map(small, 0, 0x8000, PAGE_SIZE, RW)
     fails(errno.EFAULT, iommu.dma_read, 0, 4)
 
 
-def test_an_absurd_dma_is_refused_before_anything_is_allocated(iommu, client):
+def test_an_absurd_dma_is_refused_before_anything_is_allocated(iommu: Type1, client: FakeClient) -> None:
     iommu.map(client, 0, 0, PAGE_SIZE, RW)
     fails(errno.EFAULT, iommu.dma_read, 0, 2**62)
 
 
-def test_sixty_five_thousand_mappings(client):
+def test_sixty_five_thousand_mappings(client: FakeClient) -> None:
     iommu = Type1()
     for number in range(65535):
         iommu.map(client, number * 0x3000, number * PAGE_SIZE, PAGE_SIZE, RW)
@@ -233,9 +208,11 @@ class PageDictionary(RuleBasedStateMachine):
         touched = [self.pages.get(number) for number in range(page, (iova + size - 1) // PAGE_SIZE + 1)]
         allowed = all(entry and entry[3] & (Prot.WRITE if write else Prot.READ) for entry in touched)
         data = bytes(i % 251 for i in range(size))
-        call = (self.iommu.dma_write, iova, data) if write else (self.iommu.dma_read, iova, size)
         if not allowed:
-            fails(errno.EFAULT, *call)
+            fails(
+                errno.EFAULT,
+                *((self.iommu.dma_write, iova, data) if write else (self.iommu.dma_read, iova, size)),
+            )
         elif write:
             self.iommu.dma_write(iova, data)
             assert self.through_pages(iova, size) == data
@@ -262,7 +239,9 @@ TestPageDictionary.settings = settings(max_examples=60, stateful_step_count=30, 
 @given(
     st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)
 )
-def test_whatever_a_client_asks_gets_an_errno_or_a_mapping(iova, vaddr, size, flags):
+def test_whatever_a_client_asks_gets_an_errno_or_a_mapping(
+    iova: int, vaddr: int, size: int, flags: int
+) -> None:
     iommu, client = Type1(), FakeClient()
     try:
         iommu.map(client, iova, vaddr, size, Prot(flags & 3))

@@ -2,13 +2,13 @@
 """PCI configuration space: layout, sizing, write masks, capabilities and hooks."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devmodel.capability import msi, msix, power_management, vendor
+from devmodel.capability import Capability, msi, msix, power_management, vendor
 from devmodel.device import PciDevice, PciRegion
 from devmodel.pci import Aperture, Bar, ConfigSpace, Identity
 from devmodel.pci_regs import CapId, Command, Reg
@@ -36,8 +36,8 @@ BARS = {
 }
 
 
-def config(**more: object) -> ConfigSpace:
-    return ConfigSpace(IDENTITY, BARS, **more)  # type: ignore[arg-type]
+def config(capabilities: Sequence[Capability] = (), size: int = 256) -> ConfigSpace:
+    return ConfigSpace(IDENTITY, BARS, capabilities, size)
 
 
 def put(space: ConfigSpace, offset: int, width: int, value: int) -> int:
@@ -54,7 +54,7 @@ def chain(space: ConfigSpace) -> Iterator[tuple[int, int]]:
         offset = space.value(offset + 1, 1)
 
 
-def test_the_header_is_where_the_specification_puts_it():
+def test_the_header_is_where_the_specification_puts_it() -> None:
     header = config().read(0, 64)
     assert header[0x00:0x04].hex() == "34127856"
     assert header[0x08:0x0C].hex() == "07000203"
@@ -67,43 +67,44 @@ def test_the_header_is_where_the_specification_puts_it():
 @pytest.mark.parametrize(
     ("index", "flags"), [(0, 0x8), (1, 0x1), (2, 0xC), (4, 0x0)], ids=["mem32 pref", "io", "mem64", "mem32"]
 )
-def test_sizing_with_all_ones_gives_the_size_and_keeps_the_flags(index, flags):
+def test_sizing_with_all_ones_gives_the_size_and_keeps_the_flags(index: int, flags: int) -> None:
     space, bar = config(), BARS[index]
     width = 8 if bar.mem64 else 4
     assert space.bar_value(index) == flags
     for half in range(0, width, 4):
         put(space, Reg.BASE_ADDRESS_0 + 4 * index + half, 4, 0xFFFFFFFF)
     value = space.bar_value(index)
-    assert value & 0xF == flags
-    decoded = (~(value & ~(0x3 if bar.io else 0xF)) + 1) & ((1 << 8 * width) - 1)
+    low_bits = 0x3 if bar.io else 0xF
+    assert value & low_bits == flags
+    decoded = (~(value & ~low_bits) + 1) & ((1 << 8 * width) - 1)
     assert decoded == bar.size
 
 
-def test_sizing_both_halves_of_a_64_bit_bar_separately():
+def test_sizing_both_halves_of_a_64_bit_bar_separately() -> None:
     space = config()
     assert put(space, 0x18, 4, 0xFFFFFFFF) == 0x0000000C
     assert put(space, 0x1C, 4, 0xFFFFFFFF) == 0xFFFFFFFE
 
 
-def test_rom_sizing_and_enable():
+def test_rom_sizing_and_enable() -> None:
     space = config()
     assert put(space, Reg.ROM_ADDRESS, 4, 0xFFFFF800) == 0xFFFF0000
     assert put(space, Reg.ROM_ADDRESS, 4, 0xFFFFFFFF) == 0xFFFF0001
     assert space.bar_address(6) == 0xFFFF0000
 
 
-def test_unused_bars_read_zero():
+def test_unused_bars_read_zero() -> None:
     assert put(config(), 0x24, 4, 0xFFFFFFFF) == 0
 
 
-def test_command_has_its_bits_and_status_is_protected():
+def test_command_has_its_bits_and_status_is_protected() -> None:
     space = config()
     assert put(space, Reg.COMMAND, 2, 0xFFFF) == 0x547
     assert space.command & Command.INTX_DISABLE
     assert put(space, Reg.STATUS, 2, 0xFFFF) == 0
 
 
-def test_command_offers_only_what_the_function_decodes():
+def test_command_offers_only_what_the_function_decodes() -> None:
     bare = ConfigSpace(Identity(1, 2, 3, 4, 0), {0: io(8)})
     assert put(bare, Reg.COMMAND, 2, 0xFFFF) == Command.IO | Command.MASTER | Command.PARITY | Command.SERR
 
@@ -112,7 +113,7 @@ READ_ONLY = [(0x00, 4), (0x06, 2), (0x08, 4), (0x0E, 2), (0x28, 8), (0x34, 1), (
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.binary(min_size=1, max_size=16)), max_size=30))
-def test_no_sequence_of_writes_changes_a_read_only_field(writes):
+def test_no_sequence_of_writes_changes_a_read_only_field(writes: list[tuple[int, bytes]]) -> None:
     space = config(capabilities=[vendor(b"payload")])
     before = [space.read(*field) for field in READ_ONLY] + [space.read(0x40, 192)]
     for offset, data in writes:
@@ -123,13 +124,13 @@ def test_no_sequence_of_writes_changes_a_read_only_field(writes):
     assert space.read(0, 256) == config(capabilities=[vendor(b"payload")]).read(0, 256)
 
 
-def test_line_and_latency_are_the_drivers_to_keep():
+def test_line_and_latency_are_the_drivers_to_keep() -> None:
     space = config()
     assert put(space, Reg.INTERRUPT_LINE, 1, 11) == 11
     assert put(space, Reg.CACHE_LINE_SIZE, 2, 0x2010) == 0x2010
 
 
-def test_capabilities_form_a_list_of_aligned_entries():
+def test_capabilities_form_a_list_of_aligned_entries() -> None:
     space = config(capabilities=[vendor(b"12345"), power_management(), msi(4), msix(3, (4, 0), (4, 2048))])
     found = list(chain(space))
     assert [ident for ident, _ in found] == [CapId.VNDR, CapId.PM, CapId.MSI, CapId.MSIX]
@@ -138,14 +139,14 @@ def test_capabilities_form_a_list_of_aligned_entries():
     assert space.read(found[0][1] + 2, 6) == b"\x0812345"
 
 
-def test_power_states_can_be_entered_and_nothing_else_written():
+def test_power_states_can_be_entered_and_nothing_else_written() -> None:
     space = config(capabilities=[power_management()])
     assert put(space, 0x40, 2, 0xFFFF) == CapId.PM
     assert put(space, 0x42, 2, 0xFFFF) == 0x0003
     assert put(space, 0x44, 2, 0xFFFF) == 0x000B
 
 
-def test_msi_fields():
+def test_msi_fields() -> None:
     space = config(capabilities=[msi(4)])
     assert space.value(0x42, 2) == 0x0184  # 64-bit, maskable, 4 vectors
     assert put(space, 0x42, 2, 0xFFFF) == 0x01F5
@@ -156,7 +157,7 @@ def test_msi_fields():
     assert put(space, 0x54, 4, 0xFFFFFFFF) == 0
 
 
-def test_msix_fields():
+def test_msix_fields() -> None:
     space = config(capabilities=[msix(2048, (4, 0x100), (4, 0x800))])
     assert space.value(0x42, 2) == 0x7FF
     assert put(space, 0x42, 2, 0xFFFF) == 0xC7FF
@@ -181,13 +182,14 @@ def test_msix_fields():
         lambda: ConfigSpace(IDENTITY, {6: Bar(Rom(b"", 1024))}),
     ],
 )
-def test_contradictory_declarations_are_refused(declare):
+def test_contradictory_declarations_are_refused(declare: Callable[[], object]) -> None:
     with pytest.raises(ValueError):
         declare()
 
 
-def test_hooks_see_each_write_that_touches_their_field():
-    space, seen = config(), []
+def test_hooks_see_each_write_that_touches_their_field() -> None:
+    space = config()
+    seen: list[int] = []
     space.watch(Reg.COMMAND, 2, seen.append)
     space.write(Reg.COMMAND, b"\x06\x00")
     space.write(Reg.COMMAND + 1, b"\x04")
@@ -197,7 +199,7 @@ def test_hooks_see_each_write_that_touches_their_field():
     assert seen == [0x006, 0x406, 0x547]
 
 
-def test_extended_space_is_4096_bytes_and_read_only_beyond_the_list():
+def test_extended_space_is_4096_bytes_and_read_only_beyond_the_list() -> None:
     space = config(size=4096)
     space.write(0x100, b"\xff" * 16)
     assert space.size == 4096 and space.read(0x100, 16) == bytes(16)
@@ -209,14 +211,14 @@ class Card(PciDevice):
     __slots__ = ()
     identity = IDENTITY
 
-    def bars(self):
+    def bars(self) -> dict[int, Bar]:
         return BARS
 
-    def capabilities(self):
+    def capabilities(self) -> list[Capability]:
         return [msi(8), msix(5, (4, 0), (4, 2048))]
 
 
-def test_a_pci_device_has_the_indexes_of_vfio_pci():
+def test_a_pci_device_has_the_indexes_of_vfio_pci() -> None:
     card = Card("card")
     assert len(card.regions) == 9 and len(card.irqs) == 5
     assert card.region(PciRegion.CONFIG) is card.config
@@ -228,7 +230,7 @@ def test_a_pci_device_has_the_indexes_of_vfio_pci():
     assert message and message.noresize and not message.maskable
 
 
-def test_config_is_read_and_written_as_a_region():
+def test_config_is_read_and_written_as_a_region() -> None:
     card = Card("card")
     assert card.read(PciRegion.CONFIG, 0, 4).hex() == "34127856"
     assert len(card.read(PciRegion.CONFIG, 0, 4096)) == 256
@@ -240,7 +242,7 @@ def test_config_is_read_and_written_as_a_region():
     assert caught.value.errno == errno.EINVAL
 
 
-def test_firmware_places_bars_without_overlap_and_resources_say_where():
+def test_firmware_places_bars_without_overlap_and_resources_say_where() -> None:
     aperture = Aperture()
     cards = [Card("one", aperture=aperture), Card("two", aperture=aperture)]
     taken: list[range] = []
@@ -259,12 +261,12 @@ def test_firmware_places_bars_without_overlap_and_resources_say_where():
         assert [rows[index] for index in (3, 5, *range(7, 13))] == [(0, 0, 0)] * 8
 
 
-def test_resource_flags_are_the_kernels():
+def test_resource_flags_are_the_kernels() -> None:
     rows = Card("card", aperture=Aperture()).resources()
     assert [rows[index].flags for index in (0, 1, 2, 4)] == [0x42208, 0x40101, 0x14220C, 0x40200]
 
 
-def test_firmwares_choice_survives_a_reset_and_a_write_does_not():
+def test_firmwares_choice_survives_a_reset_and_a_write_does_not() -> None:
     card = Card("card", aperture=Aperture())
     before = card.config.read(0, 64)
     card.write(PciRegion.CONFIG, 0x10, b"\xff" * 24)
@@ -273,7 +275,7 @@ def test_firmwares_choice_survives_a_reset_and_a_write_does_not():
     assert card.config.read(0, 64) == before
 
 
-def test_unplaced_bars_are_zero_and_unset():
+def test_unplaced_bars_are_zero_and_unset() -> None:
     card = Card("card")
     assert card.config.bar_address(2) == 0 and not card.config.command
     assert card.resources()[0] == (0, 16 * MIB - 1, 0x20042208)

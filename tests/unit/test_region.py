@@ -4,6 +4,7 @@
 import errno
 import mmap
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def device():
+def device() -> Iterator[Device]:
     """A device with memory at 0 and 2 and a ROM at 1."""
     made = Device("toy", [Memory(2 * MIB), Rom(b"\x55\xaa", 2048), Memory(4096)], [])
     yield made
@@ -28,18 +29,18 @@ def device():
 @pytest.mark.parametrize(
     ("limit", "offset", "size", "taken"), [(8, 0, 8, 8), (8, 7, 4, 1), (8, 3, 0, 0), (8, 0, 2**64, 8)]
 )
-def test_clip_shortens_what_crosses_the_end(limit, offset, size, taken):
+def test_clip_shortens_what_crosses_the_end(limit: int, offset: int, size: int, taken: int) -> None:
     assert clip(limit, offset, size) == taken
 
 
 @pytest.mark.parametrize(("offset", "size"), [(8, 1), (8, 0), (2**63, 4), (-1, 4), (0, -1)])
-def test_clip_refuses_what_starts_outside(offset, size):
+def test_clip_refuses_what_starts_outside(offset: int, size: int) -> None:
     with pytest.raises(OSError) as caught:
         clip(8, offset, size)
     assert caught.value.errno == errno.EINVAL
 
 
-def test_no_memfd_until_memory_is_touched(device):
+def test_no_memfd_until_memory_is_touched(device: Device) -> None:
     assert not device.backing.created
     assert device.read(1, 0, 2) == b"\x55\xaa"
     assert not device.backing.created
@@ -47,14 +48,14 @@ def test_no_memfd_until_memory_is_touched(device):
     assert device.backing.created
 
 
-def test_memory_lies_in_the_memfd_at_its_vfio_offset(device):
+def test_memory_lies_in_the_memfd_at_its_vfio_offset(device: Device) -> None:
     device.write(2, 16, b"small")
     assert os.pread(device.backing.fd, 5, (2 << REGION_SHIFT) + 16) == b"small"
     os.pwrite(device.backing.fd, b"client", 100)
     assert device.read(0, 100, 6) == b"client"
 
 
-def test_a_client_mapping_sees_small_and_bulk_writes(device):
+def test_a_client_mapping_sees_small_and_bulk_writes(device: Device) -> None:
     with device.backing.map(0, 2 * MIB) as mapping:
         device.write(0, 3, b"abc")
         device.write(0, MIB, bytes(range(256)) * 64)
@@ -64,7 +65,7 @@ def test_a_client_mapping_sees_small_and_bulk_writes(device):
     assert device.read(0, 8192, 8192)[9000 - 8192 :][:3] == b"xyz"
 
 
-def test_accesses_across_the_end_are_short(device):
+def test_accesses_across_the_end_are_short(device: Device) -> None:
     assert device.write(2, 4094, b"1234") == 2
     assert device.read(2, 4090, 100) == bytes(4) + b"12"
     with pytest.raises(OSError) as caught:
@@ -72,31 +73,31 @@ def test_accesses_across_the_end_are_short(device):
     assert caught.value.errno == errno.EINVAL
 
 
-def test_reading_a_hole_in_bulk_allocates_nothing(device):
+def test_reading_a_hole_in_bulk_allocates_nothing(device: Device) -> None:
     assert device.read(0, 0, 2 * MIB) == bytes(2 * MIB)
     assert os.fstat(device.backing.fd).st_blocks == 0
 
 
-def test_the_backing_cannot_be_shrunk_under_our_mappings(device):
+def test_the_backing_cannot_be_shrunk_under_our_mappings(device: Device) -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(device.backing.fd, 0)
 
 
 @pytest.mark.parametrize("index", [3, 99, -1])
-def test_unknown_regions_are_einval(device, index):
+def test_unknown_regions_are_einval(device: Device, index: int) -> None:
     with pytest.raises(OSError) as caught:
         device.read(index, 0, 4)
     assert caught.value.errno == errno.EINVAL
 
 
-def test_a_rom_is_padded_and_cannot_be_written(device):
+def test_a_rom_is_padded_and_cannot_be_written(device: Device) -> None:
     assert device.read(1, 2040, 100) == b"\xff" * 8
     with pytest.raises(OSError) as caught:
         device.write(1, 0, b"x")
     assert caught.value.errno == errno.EINVAL
 
 
-def test_a_closed_device_is_enodev_and_its_fd_is_closed(device):
+def test_a_closed_device_is_enodev_and_its_fd_is_closed(device: Device) -> None:
     device.write(0, 0, b"x")
     fd = device.backing.fd
     device.close()
@@ -111,14 +112,14 @@ def test_a_closed_device_is_enodev_and_its_fd_is_closed(device):
         os.fstat(fd)
 
 
-def test_closing_an_untouched_backing_is_fine():
+def test_closing_an_untouched_backing_is_fine() -> None:
     backing = Backing({0: 4096})
     backing.close()
     assert not backing.created
 
 
 @pytest.mark.parametrize("size", [0, 100, mmap.PAGESIZE + 1, -4096])
-def test_memory_is_whole_pages(size):
+def test_memory_is_whole_pages(size: int) -> None:
     with pytest.raises(ValueError):
         Memory(size)
 
@@ -134,20 +135,20 @@ LAYOUT = Layout(
 )
 
 
-def test_registers_power_on_with_their_reset_values():
+def test_registers_power_on_with_their_reset_values() -> None:
     registers = Registers(LAYOUT)
     assert registers.read(0, 10).hex() == "785634120000efbe0100"
     assert registers["WIDE"] == 1
 
 
-def test_partial_and_unaligned_writes_land_where_a_little_endian_bus_puts_them():
+def test_partial_and_unaligned_writes_land_where_a_little_endian_bus_puts_them() -> None:
     registers = Registers(LAYOUT)
     registers.write(5, b"\x11\x22\x33\x44")  # a gap, both bytes of ODD, the first of WIDE
     assert registers.read(4, 6) == b"\0\0\x22\x33\x44\0"
     assert registers["ODD"] == 0x3322
 
 
-def test_reset_restores_the_reset_values():
+def test_reset_restores_the_reset_values() -> None:
     registers = Registers(LAYOUT)
     registers.write(0, b"\xff" * 32)
     registers.reset()
@@ -155,7 +156,7 @@ def test_reset_restores_the_reset_values():
 
 
 @given(st.lists(st.tuples(st.integers(0, 31), st.binary(min_size=1, max_size=32)), max_size=20))
-def test_registers_behave_as_bytes_with_a_mask(writes):
+def test_registers_behave_as_bytes_with_a_mask(writes: list[tuple[int, bytes]]) -> None:
     mask = bytearray(32)
     for register in LAYOUT.registers:
         bits = register.rw_mask & ((1 << 8 * register.width) - 1)
@@ -194,7 +195,7 @@ HOOKED = Layout(
 )
 
 
-def test_a_read_hook_answers_the_bytes_asked_for_and_no_other_access_calls_it():
+def test_a_read_hook_answers_the_bytes_asked_for_and_no_other_access_calls_it() -> None:
     owner = Hooked()
     registers = Registers(HOOKED, owner)
     assert registers.read(1, 2) == b"\xcc\xbb"
@@ -206,7 +207,7 @@ def test_a_read_hook_answers_the_bytes_asked_for_and_no_other_access_calls_it():
     assert owner.reads == 2
 
 
-def test_a_write_hook_gets_the_merged_masked_value_once_for_each_write():
+def test_a_write_hook_gets_the_merged_masked_value_once_for_each_write() -> None:
     owner = Hooked()
     registers = Registers(HOOKED, owner)
     registers.write(5, b"\x77\x88")
@@ -220,6 +221,6 @@ def test_a_write_hook_gets_the_merged_masked_value_once_for_each_write():
     [[Register(0, 4, "A"), Register(3, 1, "B")], [Register(30, 4, "A")]],
     ids=["overlap", "beyond the end"],
 )
-def test_contradictory_layouts_are_refused(registers):
+def test_contradictory_layouts_are_refused(registers: list[Register]) -> None:
     with pytest.raises(ValueError):
         Layout(32, registers)

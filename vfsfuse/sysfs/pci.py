@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,19 @@ class PciIdentity:
         device = self.port.device
         return device if isinstance(device, PciDevice) else None
 
+    def pci_function(self) -> PciDevice:
+        """The PCI function.  Raises OSError(ENODEV) when the device is none."""
+        function = self.function
+        if function is None:
+            raise OSError(errno.ENODEV, "not a PCI device")
+        return function
+
 
 def _field(name: str, digits: int, get: Callable[[PciDevice], int]) -> Attribute:
-    return attribute(name=name)(lambda self: f"{get(self.function):#0{digits + 2}x}")
+    def show(self: PciIdentity) -> str:
+        return f"{get(self.pci_function()):#0{digits + 2}x}"
+
+    return attribute(name=name)(show)
 
 
 def _resource(self: PciIdentity) -> str:

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures: real labs on real mounts, and compiled C clients."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import MountedLab
+
+CLIENTS = Path(__file__).parent / "clients"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
+    """The built-in lab, mounted for a module; tests take away what they create."""
+    with MountedLab(tmp_path_factory.mktemp("lab")) as mounted:
+        yield mounted
+
+
+@pytest.fixture
+def fresh_lab(tmp_path: Path) -> Iterator[MountedLab]:
+    """The built-in lab, mounted for one test."""
+    with MountedLab(tmp_path) as mounted:
+        yield mounted
+
+
+@pytest.fixture(scope="session")
+def compile_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """compile_client(name, *flags): the program built from tests/clients/<name>.c."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed (apt-get install gcc libc6-dev)")
+    folder = tmp_path_factory.mktemp("clients")
+
+    def build(name: str, *flags: str) -> Path:
+        program = folder / "".join([name, *flags])
+        if not program.exists():
+            source = CLIENTS / f"{name}.c"
+            subprocess.run(
+                ["gcc", "-O1", "-Wall", "-Wextra", *flags, "-o", program, source, "-lpthread"], check=True
+            )
+        return program
+
+    return build

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lab mounted for tests: starts the server as a user would, and checks that it ended well."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+VFSFUSE = [sys.executable, "-m", "vfsfuse"]
+ROOT = Path(__file__).parent.parent
+READY_SECONDS = 20
+
+
+def vfsfuse(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line; output is captured as text."""
+    command = [*VFSFUSE, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
+
+
+class MountedLab:
+    """A server in the foreground on `folder`/mnt; leaving the context ends it and checks how it ended."""
+
+    def __init__(self, folder: Path, *options: str, umount: bool = True) -> None:
+        self.path = folder / "mnt"
+        self.log_path = folder / "server.log"
+        self.options = options
+        self.umount_at_end = umount
+        self.server: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> MountedLab:
+        self.path.mkdir(exist_ok=True)
+        reader, writer = os.pipe()
+        with self.log_path.open("wb") as log:
+            command = [*VFSFUSE, "mount", "--foreground", "--ready-fd", str(writer), "--log-level", "debug"]
+            self.server = subprocess.Popen(
+                [*command, *self.options, str(self.path)], stderr=log, pass_fds=(writer,), cwd=ROOT
+            )
+        os.close(writer)
+        with os.fdopen(reader, "rb") as ready:
+            if ready.read() != b"ready\n":
+                raise AssertionError(f"the server did not start:\n{self.log}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.server is not None
+        if self.umount_at_end and self.server.poll() is None:
+            vfsfuse("umount", "--lazy", self.path)
+        try:
+            status = self.server.wait(READY_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.server.kill()
+            self.server.wait()
+            subprocess.run(["umount", "--lazy", self.path], check=False)
+            raise
+        if kind is None:
+            assert status == 0, f"the server ended with {status}:\n{self.log}"
+            assert "Traceback" not in self.log, self.log
+
+    @property
+    def log(self) -> str:
+        """What the server has logged so far."""
+        return self.log_path.read_text()
+
+    @property
+    def pid(self) -> int:
+        assert self.server is not None
+        return self.server.pid
+
+    @property
+    def gpu(self) -> Path:
+        """The physical GPU's directory."""
+        return self.path / "sys/devices/pci0000:86/0000:86:00.0"
+
+    @property
+    def mdevs(self) -> Path:
+        return self.path / "sys/bus/mdev/devices"
+
+    def parent(self, name: str) -> Path:
+        """The directory of an mdev parent, by its name in sys/class/mdev_bus."""
+        return (self.path / "sys/class/mdev_bus" / name).resolve()
+
+    def create(self, type_name: str = "vgpu-8", parent: str = "0000:86:00.0") -> Vgpu:
+        """Create a vGPU through mdev's face, with a UUID of its own."""
+        name = str(uuid.uuid4())
+        (self.parent(parent) / "mdev_supported_types" / type_name / "create").write_text(name)
+        return Vgpu(self, name)
+
+
+class Vgpu:
+    """A vGPU of a mounted lab, by its name; as a context manager it is removed at the end."""
+
+    def __init__(self, lab: MountedLab, name: str) -> None:
+        self.lab, self.name = lab, name
+        self.path = (lab.mdevs / name).resolve()
+        self.group = os.readlink(self.path / "iommu_group").rsplit("/", 1)[1]
+        self.vfio = os.listdir(self.path / "vfio-dev")[0]
+
+    def __enter__(self) -> Vgpu:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        (self.path / "remove").write_text("1")
+
+    @property
+    def cdev(self) -> Path:
+        return self.lab.path / "dev/vfio/devices" / self.vfio
+
+
+def run(command: Sequence[str | Path], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run an unmodified program; output is captured as text."""
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **environment},
+    )

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our declarations of the VFIO ABI against the machine's own <linux/vfio.h>, through the C compiler."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ioctl_shim import abi
+from ioctl_shim._native import ffi, lib
+
+HEADER = Path("/usr/include/linux/vfio.h")
+CDEF = Path(abi.__file__).parent / "native" / "vfio.cdef"
+
+pytestmark = pytest.mark.skipif(
+    not HEADER.exists() or shutil.which("gcc") is None,
+    reason="needs gcc and <linux/vfio.h> (apt-get install gcc linux-libc-dev)",
+)
+
+
+def evaluate(expressions: list[str], folder: Path) -> dict[str, int]:
+    """The value of each C expression with <linux/vfio.h> included."""
+    lines = "".join(f'printf("%llu\\n", (unsigned long long)({each}));\n' for each in expressions)
+    source = folder / "probe.c"
+    source.write_text(
+        f"#include <stddef.h>\n#include <stdio.h>\n#include <linux/vfio.h>\nint main(void) {{\n{lines}}}\n"
+    )
+    subprocess.run(["gcc", "-o", folder / "probe", source], check=True)
+    printed = subprocess.run([folder / "probe"], check=True, capture_output=True, text=True).stdout
+    return dict(zip(expressions, map(int, printed.split()), strict=True))
+
+
+def declared(pattern: str) -> list[str]:
+    """The names our cdef declares that the header declares too."""
+    header = HEADER.read_text()
+    names = re.findall(pattern, CDEF.read_text())
+    return [name for name in names if re.search(rf"\b{name}\b", header)]
+
+
+def test_every_constant_has_the_headers_value(tmp_path: Path) -> None:
+    names = declared(r"#define (VFIO_\w+)")
+    assert len(names) > 30
+    assert evaluate(names, tmp_path) == {name: getattr(lib, name) for name in names}
+
+
+def test_every_struct_has_the_headers_layout(tmp_path: Path) -> None:
+    names = declared(r"struct (vfio_\w+) \{")
+    assert len(names) > 8
+    header = HEADER.read_text()
+    ours = {}
+    for name in names:
+        body = re.search(rf"struct {name} \{{(.*?)\n\}}", header, re.DOTALL)
+        assert body is not None
+        for member, field in ffi.typeof(f"struct {name}").fields:
+            if re.search(rf"\b{member}\b", body.group(1)):  # older headers lack the newest members
+                ours[f"offsetof(struct {name}, {member})"] = field.offset
+                ours[f"sizeof(((struct {name} *)0)->{member})"] = ffi.sizeof(field.type)
+    assert len(ours) > 40
+    assert evaluate(list(ours), tmp_path) == ours
+
+
+def test_every_row_has_the_headers_request_number(tmp_path: Path) -> None:
+    rows = {row.name: row.cmd for row in abi.ROWS if re.search(rf"\b{row.name}\b", HEADER.read_text())}
+    assert len(rows) == len(abi.ROWS)
+    assert evaluate(list(rows), tmp_path) == rows
+
+
+def test_rows_are_keyed_by_kind_and_number() -> None:
+    keys = [(row.kind, row.nr) for row in abi.ROWS]
+    assert len(set(keys)) == len(keys)
+
+
+def test_minsz_is_what_the_kernel_asks_for() -> None:
+    assert abi.BY_NAME["VFIO_DEVICE_GET_INFO"].minsz == 16
+    assert abi.BY_NAME["VFIO_IOMMU_GET_INFO"].minsz == 16
+    assert abi.BY_NAME["VFIO_DEVICE_GET_REGION_INFO"].minsz == 32

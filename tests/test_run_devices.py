@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vfsfuse run` and VFIO_GROUP_GET_DEVICE_FD: unmodified C clients get their device, also as a user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse
+
+Compile = Callable[..., Path]
+RUN = [*VFSFUSE, "run"]
+
+
+def run_client(vgpu: Vgpu, *command: str | Path) -> None:
+    """`command`, then the group and name of `vgpu`, under its lab; it has to end with "ok"."""
+    done = vfsfuse("run", "--mount", vgpu.lab.path, "--", *command)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert done.stdout.endswith("ok\n")
+
+
+@pytest.mark.parametrize("linking", [(), ("-static",)], ids=["dynamic", "static"])
+@pytest.mark.parametrize("where", [(), ("-t",), ("-f",)], ids=["main", "thread", "fork"])
+def test_an_unmodified_client_gets_its_device(
+    lab: MountedLab, compile_client: Compile, linking: tuple[str, ...], where: tuple[str, ...]
+) -> None:
+    with lab.create() as vgpu:
+        run_client(vgpu, compile_client("vfio_client", *linking), *where, vgpu.group, vgpu.name)
+
+
+@pytest.mark.parametrize("mode", ["errors", "signals", "last-thread"])
+def test_get_device_fd(lab: MountedLab, compile_client: Compile, mode: str) -> None:
+    with lab.create() as vgpu:
+        run_client(vgpu, compile_client("device_fd"), vgpu.group, vgpu.name, mode)
+
+
+def holder(vgpu: Vgpu, program: Path) -> subprocess.Popen[str]:
+    command = [*RUN, "--mount", str(vgpu.lab.path), "--", str(program), vgpu.group, vgpu.name, "hold"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
+
+
+def test_two_clients_at_once(lab: MountedLab, compile_client: Compile) -> None:
+    """Each under a run of its own, and two more under one; a device in use cannot be removed."""
+    program = compile_client("device_fd")
+    with ExitStack() as stack:
+        vgpus = [stack.enter_context(lab.create()) for _ in range(4)]
+        first, second = (stack.enter_context(holder(vgpu, program)) for vgpu in vgpus[:2])
+        for process, vgpu in ((first, vgpus[0]), (second, vgpus[1])):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            with pytest.raises(OSError, match="busy"):
+                vgpu.remove()
+        third, fourth = (f"{program} {vgpu.group} {vgpu.name} signals" for vgpu in vgpus[2:])
+        run_client(vgpus[2], "sh", "-c", f"{third} & {fourth} && wait $!")
+        for process in (first, second):
+            assert process.communicate(timeout=30)[0] == "ok\n"
+            assert process.returncode == 0
+
+
+def test_a_client_killed_at_any_moment_is_the_others_gain(lab: MountedLab, compile_client: Compile) -> None:
+    """The group opens for the next one, the supervisor goes on, and no descriptor stays anywhere."""
+    with lab.create() as vgpu:
+        client = f"{compile_client('device_fd')} {vgpu.group} {vgpu.name}"
+        script = f"""
+            for i in $(seq 25); do
+                {client} forever & sleep 0.0$i; kill -9 $!; wait $!
+            done 2>/dev/null
+            {client} errors"""
+        run_client(vgpu, "sh", "-c", script)
+
+
+@dataclass
+class Somebody:
+    """An ordinary user: the prefix that makes a command theirs, and a directory of theirs."""
+
+    prefix: list[str]
+    home: Path
+
+    def sh(self, script: str) -> subprocess.CompletedProcess[str]:
+        """`script` as that user, with $V the command line of vfsfuse and $H the directory."""
+        environment = {**os.environ, "V": " ".join(VFSFUSE), "H": str(self.home), "HOME": str(self.home)}
+        environment |= {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [*self.prefix, "sh", "-euc", script]
+        return subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+
+
+NOBODY_ID = 65534
+NOBODY = ["setpriv", f"--reuid={NOBODY_ID}", f"--regid={NOBODY_ID}", "--clear-groups", "--"]
+POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]
+"""Root without a single capability is a user like any: for a checkout that only root may enter."""
+
+
+@pytest.fixture
+def somebody() -> Iterator[Somebody]:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK) or not os.stat("/dev/fuse").st_mode & 0o006:
+        pytest.skip("/dev/fuse is not open to users (chmod 0666 /dev/fuse, as udev does)")
+    with tempfile.TemporaryDirectory() as home:
+        prefix: list[str] = []
+        if os.geteuid() == 0:
+            probe = [*NOBODY, sys.executable, "-c", "import vfsfuse.server"]
+            readable = subprocess.run(probe, cwd=ROOT, capture_output=True, check=False).returncode == 0
+            prefix = NOBODY if readable else POWERLESS
+            os.chown(home, 0 if prefix is POWERLESS else NOBODY_ID, -1)
+        yield Somebody(prefix, Path(home))
+
+
+CLIENT_SCRIPT = """\
+U=0fb1e1d2-7c0d-4c1e-8a53-5a7d1b2c3d4e
+echo $U > /sys/class/mdev_bus/mbochs/mdev_supported_types/mbochs-small/create
+for g in $(ls /sys/kernel/iommu_groups); do
+    test ! -e /sys/kernel/iommu_groups/$g/devices/$U || $H/client $g $U
+done
+"""
+
+
+def test_a_user_runs_a_private_lab(somebody: Somebody, compile_client: Compile) -> None:
+    shutil.copy(compile_client("vfio_client", "-static"), somebody.home / "client")
+    (somebody.home / "script").write_text(CLIENT_SCRIPT)
+    done = somebody.sh("$V run -- sh -eu $H/script")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("ok\n")
+
+
+def test_a_user_runs_in_their_own_lab(somebody: Somebody, compile_client: Compile) -> None:
+    if shutil.which("fusermount3") is None:
+        pytest.skip("fusermount3 is not installed (apt-get install fuse3)")
+    shutil.copy(compile_client("vfio_client"), somebody.home / "client")
+    (somebody.home / "script").write_text(CLIENT_SCRIPT)
+    done = somebody.sh(
+        "$V mount --log-file $H/log $H/mnt >$H/hints; trap '$V umount --lazy $H/mnt' EXIT;"
+        "$V run --mount $H/mnt -- sh -eu $H/script"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("ok\n")

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lab files: the built-in lab, every key, and errors that name file, key and remedy in one line."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from devmodel.lab import Lab, Mdev
+from vfsfuse.labfile import BUILT_IN, LAB, MOUNT, PARENT, TYPE, LabFileError, Schema, load
+
+MIB = 1 << 20
+DOCS = Path(__file__).parents[2] / "docs" / "lab.md"
+
+GPU = """
+[parents."0000:01:00.0"]
+kind = "gpu"
+driver = "vgpu"
+memory = "16M"
+types.half = { memory = "8M", description = "half" }
+"""
+
+
+class Quiet:
+    def added(self, mdev: Mdev) -> None:
+        pass
+
+    def removed(self, mdev: Mdev) -> None:
+        pass
+
+    def changed(self, mdev: Mdev) -> None:
+        pass
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "my.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_the_built_in_lab_has_the_promised_parents_and_types() -> None:
+    spec = load()
+    types = {parent.name: [type_.name for type_ in parent.types] for parent in spec.parents}
+    assert types == {
+        "0000:86:00.0": ["vgpu-1", "vgpu-2", "vgpu-4", "vgpu-8"],
+        "mtty": ["mtty-1", "mtty-2"],
+        "mdpy": ["mdpy-vga", "mdpy-xga", "mdpy-hd"],
+        "mbochs": ["mbochs-small", "mbochs-medium", "mbochs-large"],
+    }
+    gpu = spec.parents[0]
+    assert (gpu.kind, gpu.driver, gpu.bdf, gpu.memory) == ("gpu", "vgpu", gpu.name, 256 * MIB)
+    assert [type_.memory // MIB for type_ in gpu.types] == [256, 128, 64, 32]
+    assert (spec.vendor, spec.device_mode, spec.device_uid) == ("vfsfuse", 0o600, None)
+
+
+def test_the_built_in_lab_can_be_made_with_the_kernels_counts() -> None:
+    lab = Lab(load(), Quiet())
+    available = {
+        type_.name: type_.available_instances
+        for parent in lab.parents.values()
+        for type_ in parent.types.values()
+    }
+    assert available == {
+        "vgpu-1": 1,
+        "vgpu-2": 2,
+        "vgpu-4": 4,
+        "vgpu-8": 8,
+        "mtty-1": 24,
+        "mtty-2": 12,
+        "mdpy-vga": 4,
+        "mdpy-xga": 4,
+        "mdpy-hd": 4,
+        "mbochs-small": 64,
+        "mbochs-medium": 16,
+        "mbochs-large": 4,
+    }
+    lab.close()
+
+
+def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> None:
+    spec = load(
+        write(
+            """
+            vendor = "acme"
+            [mount]
+            cache = 0
+            device_owner = "root"
+            device_group = 0
+            device_mode = "0666"
+            [parents.card]
+            kind = "virtual"
+            driver = "serial"
+            model = "mtty"
+            memory = 4096
+            slots = 3
+            [parents.card.types.a]
+            description = "A"
+            pretty_name = "An A"
+            memory = "4 KiB"
+            slots = 2
+            instances = 9
+            model = "mtty"
+            options = { ports = 2 }
+            """
+        )
+    )
+    assert (spec.vendor, spec.cache, spec.device_uid, spec.device_gid, spec.device_mode) == (
+        "acme",
+        0.0,
+        0,
+        0,
+        0o666,
+    )
+    (card,) = spec.parents
+    assert (card.name, card.kind, card.driver, card.model, card.bdf) == (
+        "card",
+        "virtual",
+        "serial",
+        "mtty",
+        None,
+    )
+    assert (card.memory, card.slots) == (4096, 3)
+    (only,) = card.types
+    assert (only.name, only.description, only.pretty_name, only.model) == ("a", "A", "An A", "mtty")
+    assert (only.memory, only.slots, only.instances, only.options) == (4096, 2, 9, {"ports": 2})
+
+
+def test_defaults_follow_the_kind(write: Callable[[str], Path]) -> None:
+    (parent,) = load(write(GPU)).parents
+    assert (parent.model, parent.bdf, parent.types[0].model) == ("gpu", "0000:01:00.0", "vgpu")
+
+
+@pytest.mark.parametrize(
+    ("value", "size"), [("16M", 16 * MIB), ("16384K", 16 * MIB), ("16 MiB", 16 * MIB), (16777216, 16 * MIB)]
+)
+def test_sizes(write: Callable[[str], Path], value: object, size: int) -> None:
+    text = GPU.replace('"16M"', repr(value).replace("'", '"'))
+    assert load(write(text)).parents[0].memory == size
+
+
+CARD = '[parents.card]\nkind = "virtual"\ndriver = "mtty"\n'
+PORT = CARD + 'slots = 2\n[parents.card.types.a]\ndescription = "A"\n'
+GPU_PATH = 'parents."0000:01:00.0"'
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "why"),
+    [
+        ("", "parents", "is missing"),
+        ("parents = 3", "parents", "not a table"),
+        (GPU + "[mounts]\n", "mounts", "did you mean 'mount'?"),
+        ("flavour = 1\n" + GPU, "flavour", "known are vendor, mount, parents"),
+        ('vendor = "a/b"\n' + GPU, "vendor", "cannot be a name"),
+        ('vendor = "vgpu_start"\n' + GPU, "vendor", "is a file of"),
+        (GPU + "[mount]\ncache = -1\n", "mount.cache", "not a time"),
+        (GPU + "[mount]\ncache = true\n", "mount.cache", "not a time"),
+        (GPU + "[mount]\ncache = nan\n", "mount.cache", "not a time"),
+        (GPU + "[mount]\ndevice_mode = 600\n", "mount.device_mode", "octal digits in quotes"),
+        (GPU + '[mount]\ndevice_mode = "0999"\n', "mount.device_mode", "octal digits in quotes"),
+        (GPU + '[mount]\ndevice_owner = "no-such-user-here"\n', "mount.device_owner", "there is no user"),
+        (GPU + '[mount]\ndevice_group = "no-such-group-here"\n', "mount.device_group", "there is no group"),
+        (GPU + "[mount]\ndevice_owner = -1\n", "mount.device_owner", "not an id"),
+        (GPU + "[mount]\ndevice_owner = true\n", "mount.device_owner", "not a whole number"),
+        (GPU.replace('"gpu"', '"pci"'), f"{GPU_PATH}.kind", "not a kind of parent"),
+        (GPU.replace('kind = "gpu"\n', ""), f"{GPU_PATH}.kind", "is missing"),
+        (GPU.replace("0000:01:00.0", "card0"), "parents.card0", "PCI address"),
+        (GPU.replace("0000:01:00.0", "0000:01:00.9"), 'parents."0000:01:00.9"', "PCI address"),
+        (CARD.replace("card", '"a b"') + "types = {}\n", 'parents."a b"', "cannot name a parent"),
+        (GPU.replace('"16M"', '"16Q"'), f"{GPU_PATH}.memory", "not a whole number"),
+        (GPU.replace('"16M"', '"16T"'), f"{GPU_PATH}.memory", "out of range"),
+        (GPU.replace('"16M"', "0"), GPU_PATH, "video memory"),
+        (GPU + 'model = "vgpu"\n', f"{GPU_PATH}.model", "there is no model 'vgpu' (there is gpu)"),
+        (GPU + "options = { heads = 2 }\n", GPU_PATH, "no option 'heads'"),
+        (GPU.replace('"8M"', '"32M"'), f"{GPU_PATH}.types.half.memory", "more than the parent's"),
+        (GPU.replace('"8M"', '"3M"'), f"{GPU_PATH}.types.half", "not a power of two"),
+        (GPU.replace("half =", '"a:b" ='), f'{GPU_PATH}.types."a:b"', "cannot name a type"),
+        (GPU.replace("half =", '"a\\nb" ='), f'{GPU_PATH}.types."a\\nb"', "cannot name a type"),
+        (
+            GPU.replace('description = "half"', 'description = "a\\nb"'),
+            f"{GPU_PATH}.types.half.description",
+            "line",
+        ),
+        (GPU.replace(', description = "half"', ""), f"{GPU_PATH}.types.half.description", "is missing"),
+        (CARD + "types = {}\n", "parents.card.types", "is empty"),
+        (CARD + "options = { a = 1 }\ntypes = {}\n", "parents.card.options", "give them to its types"),
+        (CARD.replace('"mtty"', '"tty"') + "types = {}\n", "parents.card.model", "there is no model 'tty'"),
+        (CARD + 'types.a = { description = "A" }\n', "parents.card.types.a", "nothing bounds it"),
+        (PORT + "slots = 3\n", "parents.card.types.a.slots", "more than the parent's 2"),
+        (PORT + "instances = 0\n", "parents.card.types.a.instances", "out of range"),
+        (PORT + "options = { ports = 3 }\n", "parents.card.types.a", "not in 1 to 2"),
+        (PORT + 'options = { ports = "2" }\n', "parents.card.types.a.options", "for option 'ports'"),
+        (PORT + "memroy = 1\n", "parents.card.types.a.memroy", "did you mean 'memory'?"),
+    ],
+)
+def test_errors_are_one_line_with_file_key_and_why(
+    write: Callable[[str], Path], text: str, path: str, why: str
+) -> None:
+    source = write(text)
+    with pytest.raises(LabFileError) as caught:
+        load(source)
+    message = str(caught.value)
+    assert message.startswith(f"{source}: {path}: ")
+    assert why in message
+    assert "\n" not in message and re.search(r"\(.+\)$", message)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"vendor = ", "not TOML"), (b"\xff\xfe", "not UTF-8"), (b"a = 1\na = 2", "not TOML")],
+)
+def test_what_is_not_toml_says_so(tmp_path: Path, content: bytes, why: str) -> None:
+    source = tmp_path / "my.toml"
+    source.write_bytes(content)
+    with pytest.raises(LabFileError) as caught:
+        load(source)
+    assert str(caught.value).startswith(f"{source}: ") and why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    with pytest.raises(LabFileError, match=r"No such file or directory \(check the path\)"):
+        load(os.fspath(tmp_path / "none.toml"))
+    with pytest.raises(LabFileError, match="Is a directory"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("schema", [LAB, MOUNT, PARENT, TYPE])
+def test_every_key_is_documented(schema: Schema) -> None:
+    documented = set(re.findall(r"^\| `(\w+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(schema) - {"mount", "parents", "types"} <= documented
+
+
+def test_the_example_in_the_documentation_loads(write: Callable[[str], Path]) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    spec = load(write(example))
+    assert len(spec.parents) == 2
+    assert BUILT_IN.name in DOCS.read_text(encoding="utf-8")

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The built-in models: who they are, what their BARs hold, and what a client can do to them."""
+
+import struct
+
+import pytest
+
+from devmodel.device import PciDevice, PciRegion
+from devmodel.models import MODELS, PHYSICAL
+from devmodel.models.mtty import FIFO_SIZE, Mtty
+from devmodel.pci import Aperture
+
+MIB = 1 << 20
+CONFIG = PciRegion.CONFIG
+
+
+def make(name: str, memory: int = 0, **options: int) -> PciDevice:
+    return {**MODELS, **PHYSICAL}[name]("it", memory, options)
+
+
+@pytest.mark.parametrize(
+    ("model", "memory", "ids", "subsystem", "revision_class", "pin"),
+    [
+        ("gpu", 256 * MIB, "3412f086", "f41a0011", "01000003", 1),
+        ("vgpu", 64 * MIB, "34121111", "f41a0011", "02008003", 0),
+        ("mbochs", 4 * MIB, "34121111", "f41a0011", "02008003", 0),
+        ("mdpy", 0, "361b0f00", "f41a0011", "00008003", 0),
+        ("mtty", 0, "48435332", "48435332", "10020007", 1),
+    ],
+)
+def test_identities(model: str, memory: int, ids: str, subsystem: str, revision_class: str, pin: int) -> None:
+    device = make(model, memory)
+    assert device.read(CONFIG, 0x00, 4).hex() == ids
+    assert device.read(CONFIG, 0x2C, 4).hex() == subsystem
+    assert device.read(CONFIG, 0x08, 4).hex() == revision_class
+    assert device.read(CONFIG, 0x3D, 1)[0] == pin
+    assert device.irqs[0] and device.irqs[0].count == bool(pin)
+    device.close()
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_models_say_why_an_option_is_wrong(model: str) -> None:
+    memory = 4 * MIB
+    with pytest.raises(ValueError, match="no option 'colour'"):
+        MODELS[model].validate(memory, {"colour": 1})
+    for key, option in MODELS[model].OPTIONS.items():
+        for value in (option.least - 1, option.most + 1):
+            with pytest.raises(ValueError, match=key):
+                MODELS[model]("it", memory, {key: value})
+
+
+@pytest.mark.parametrize(
+    ("model", "memory"), [("vgpu", 0), ("vgpu", 3 * MIB), ("mbochs", 4096), ("vgpu", 2**32), ("gpu", 0)]
+)
+def test_displays_say_why_a_memory_size_is_wrong(model: str, memory: int) -> None:
+    with pytest.raises(ValueError, match="video memory"):
+        make(model, memory)
+
+
+@pytest.mark.parametrize("model", ["vgpu", "mbochs"])
+def test_bochs_displays_have_their_memory_and_dispi_registers(model: str) -> None:
+    device = make(model, 16 * MIB)
+    assert device.region(0).size == 16 * MIB and device.region(0).mappable
+    assert device.region(2).size == 4096 and not device.region(2).mappable
+    assert device.read(2, 0x500, 2) == b"\xc5\xb0"
+    assert struct.unpack("<H", device.read(2, 0x514, 2)) == (16 * MIB // 65536,)
+    device.write(2, 0x500, struct.pack("<4H", 0, 1024, 768, 32))
+    assert struct.unpack("<4H", device.read(2, 0x500, 8)) == (0xB0C5, 1024, 768, 32)
+    device.reset()
+    assert device.read(2, 0x502, 6) == bytes(6)
+    device.close()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(640, 480, 2 * MIB), (1024, 768, 4 * MIB), (1920, 1080, 8 * MIB)]
+)
+def test_mdpy_declares_its_mode_and_rounds_its_framebuffer(width: int, height: int, size: int) -> None:
+    device = make("mdpy", width=width, height=height)
+    assert device.region(0).size == size
+    offset = device.read(CONFIG, 0x34, 1)[0]
+    capability = device.read(CONFIG, offset, 16)
+    assert capability[0] == 0x09 and capability[2] == 16
+    assert struct.unpack("<4sII", capability[4:]) == (b"XR24", width, height)
+    device.write(CONFIG, offset, b"\xff" * 16)
+    assert device.read(CONFIG, offset, 16) == capability
+
+
+def test_the_physical_gpu_shows_its_memory_in_a_64_bit_bar() -> None:
+    gpu = PHYSICAL["gpu"]("0000:86:00.0", 192 * MIB, {}, Aperture())
+    assert gpu.region(0).size == 256 * MIB
+    assert struct.unpack("<I", gpu.read(2, 8, 4)) == (192,)
+    assert gpu.read(2, 0, 4) == b"VGPU"
+    assert gpu.resources()[0].flags & 0x100000
+    gpu.close()
+
+
+@pytest.mark.parametrize(("ports", "bars"), [(1, [0]), (2, [0, 1])])
+def test_mtty_has_an_io_bar_of_8_bytes_for_each_port(ports: int, bars: list[int]) -> None:
+    device = make("mtty", ports=ports)
+    present = [index for index in range(6) if device.regions[index]]
+    assert present == bars
+    for index in bars:
+        assert device.region(index).size == 8
+        device.write(CONFIG, 0x10 + 4 * index, b"\xff" * 4)
+        assert device.read(CONFIG, 0x10 + 4 * index, 4) == b"\xf9\xff\xff\xff"
+
+
+@pytest.fixture
+def serial() -> Mtty:
+    return Mtty("serial", 0, {"ports": 2})
+
+
+def get(device: PciDevice, register: int, port: int = 0) -> int:
+    return device.read(port, register, 1)[0]
+
+
+def put(device: PciDevice, register: int, value: int, port: int = 0) -> None:
+    device.write(port, register, bytes([value]))
+
+
+def test_a_byte_comes_back_to_its_own_port_only(serial: PciDevice) -> None:
+    assert get(serial, 5) == 0x60
+    put(serial, 0, ord("A"))
+    assert get(serial, 5) == 0x61 and get(serial, 5, port=1) == 0x60
+    assert get(serial, 0) == ord("A") and get(serial, 5) == 0x60
+
+
+def test_the_fifo_keeps_16_bytes_in_order_and_reports_an_overrun_once(serial: PciDevice) -> None:
+    put(serial, 2, 0x07)
+    assert get(serial, 2) == 0xC1
+    for byte in range(FIFO_SIZE + 1):
+        put(serial, 0, byte)
+    assert [get(serial, 5), get(serial, 5)] == [0x63, 0x61]
+    assert [get(serial, 0) for _ in range(FIFO_SIZE)] == list(range(FIFO_SIZE))
+    assert get(serial, 5) == 0x60
+
+
+def test_without_a_fifo_one_byte_fits(serial: PciDevice) -> None:
+    put(serial, 0, 1)
+    put(serial, 0, 2)
+    assert get(serial, 5) == 0x63 and get(serial, 0) == 1 and get(serial, 5) == 0x60
+
+
+def test_the_divisor_latch_covers_data_and_enable_without_disturbing_them(serial: PciDevice) -> None:
+    put(serial, 1, 0xFF)
+    assert get(serial, 1) == 0x0F
+    put(serial, 3, 0x83)
+    put(serial, 0, 0x34)
+    put(serial, 1, 0x12)
+    assert (get(serial, 0), get(serial, 1)) == (0x34, 0x12)
+    put(serial, 3, 0x03)
+    assert (get(serial, 0), get(serial, 1)) == (0, 0x0F)
+
+
+def test_reset_empties_the_port(serial: PciDevice) -> None:
+    put(serial, 0, 1)
+    put(serial, 7, 0x5A)
+    put(serial, 1, 1)
+    serial.reset()
+    assert [get(serial, register) for register in range(8)] == [0, 0, 1, 0, 0, 0x60, 0xB0, 0]

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers, groups and device files: preconditions, errnos, and lifetimes in every order of closing."""
+
+import errno
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import pytest
+
+from devmodel.device import Device
+from devmodel.iommu import Prot, Type1
+from devmodel.vfio import Assignable, Container, DeviceFile, Extension, Group, GroupFile
+from tests.unit.fakes import FakeClient, fails
+
+
+class Toy(Assignable):
+    """An assignable device without anything."""
+
+    __slots__ = ("broken", "made")
+
+    def __init__(self, name: str, group: Group) -> None:
+        super().__init__(name, group)
+        self.made = Device(name, [], [])
+        self.broken = False
+
+    @property
+    def device(self) -> Device:
+        if self.broken:
+            raise OSError(errno.EIO, "cannot be made")
+        return self.made
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+def iommu_of(container: Container) -> Type1:
+    """The container's IOMMU, which must be set."""
+    assert container.iommu is not None
+    return container.iommu
+
+
+@pytest.fixture
+def group() -> Group:
+    made = Group(7)
+    Toy("toy", made)
+    return made
+
+
+@pytest.fixture
+def container() -> Container:
+    return Container()
+
+
+@pytest.fixture
+def ready(group: Group, container: Container) -> GroupFile:
+    """An open group in a container with a type1v2 IOMMU."""
+    file = group.open()
+    file.set_container(container)
+    container.set_iommu(Extension.TYPE1V2)
+    return file
+
+
+def test_extensions_before_and_after_set_iommu(container: Container, group: Group) -> None:
+    supported = {ext for ext in range(-1, 64) if container.check_extension(ext)}
+    assert supported == {Extension.TYPE1, Extension.TYPE1V2, Extension.UNMAP_ALL}
+    assert {container.check_extension(ext) for ext in supported} == {1}
+    group.open().set_container(container)
+    container.set_iommu(Extension.TYPE1)
+    assert container.check_extension(Extension.DMA_CC) == 1
+    assert container.check_extension(Extension.NOIOMMU) == 0
+
+
+def test_set_iommu_needs_a_group_and_happens_once(container: Container, group: Group) -> None:
+    fails(errno.EINVAL, container.set_iommu, Extension.TYPE1)
+    group.open().set_container(container)
+    for unknown in (0, -1, Extension.NESTING, Extension.NOIOMMU, Extension.DMA_CC, 2**31):
+        fails(errno.ENODEV, container.set_iommu, unknown)
+    fails(errno.EINVAL, container.set_iommu, Extension.UNMAP_ALL)
+    container.set_iommu(Extension.TYPE1)
+    assert not iommu_of(container).v2
+    fails(errno.EINVAL, container.set_iommu, Extension.TYPE1V2)
+
+
+def test_a_group_opens_once(group: Group) -> None:
+    file = group.open("owner")
+    assert file.owner == "owner"
+    fails(errno.EBUSY, group.open)
+    file.close()
+    file.close()
+    group.open().close()
+
+
+def test_a_group_without_devices_is_enodev(group: Group) -> None:
+    group.devices["toy"].retire()
+    assert group.gone
+    fails(errno.ENODEV, group.open)
+
+
+def test_status_follows_the_container(group: Group, container: Container) -> None:
+    file = group.open()
+    assert file.status() == (True, False)
+    file.set_container(container)
+    assert file.status() == (True, True)
+    file.unset_container()
+    assert file.status() == (True, False)
+
+
+def test_set_and_unset_container_preconditions(ready: GroupFile, container: Container) -> None:
+    fails(errno.EINVAL, ready.set_container, container)
+    held = ready.open_device("toy")
+    fails(errno.EBUSY, ready.unset_container)
+    held.close()
+    ready.unset_container()
+    fails(errno.EINVAL, ready.unset_container)
+
+
+def test_a_closed_container_takes_no_group(group: Group, container: Container) -> None:
+    container.close()
+    fails(errno.EBADF, group.open().set_container, container)
+
+
+def test_a_group_with_a_host_driver_is_not_viable(container: Container) -> None:
+    group = Group(0, viable=False)
+    Toy("pf", group)
+    file = group.open()
+    assert file.status() == (False, False)
+    fails(errno.EPERM, file.set_container, container)
+    assert not container.groups
+
+
+def test_get_device_preconditions(group: Group, container: Container) -> None:
+    file = group.open()
+    fails(errno.ENODEV, file.get_device, "other")
+    fails(errno.EINVAL, file.get_device, "toy")
+    file.set_container(container)
+    fails(errno.EINVAL, file.open_device, "toy")
+    container.set_iommu(Extension.TYPE1V2)
+    assert file.get_device("toy") is group.devices["toy"]
+    fails(errno.ENODEV, file.open_device, "other")
+
+
+def test_a_device_that_cannot_be_made_is_not_held(ready: GroupFile, group: Group) -> None:
+    toy = group.devices["toy"]
+    assert isinstance(toy, Toy)
+    toy.broken = True
+    fails(errno.EIO, ready.open_device, "toy")
+    assert toy.open_count == 0
+    ready.unset_container()
+
+
+def test_devices_open_more_than_once_and_close_twice(ready: GroupFile, group: Group) -> None:
+    toy = group.devices["toy"]
+    first, second = ready.open_device("toy"), ready.open_device("toy")
+    assert first.device is second.device and toy.open_count == 2
+    first.close()
+    first.close()
+    assert toy.open_count == 1
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(["container", "group", "one", "two"])])
+def test_the_last_file_to_close_ends_the_groups_use_whatever_the_order(
+    group: Group, container: Container, order: tuple[str, ...]
+) -> None:
+    file = group.open()
+    file.set_container(container)
+    container.set_iommu(Extension.TYPE1V2)
+    iommu = iommu_of(container)
+    iommu.map(FakeClient(), 0, 0, 4096, Prot.READ)
+    files: dict[str, Closable] = {
+        "container": container,
+        "group": file,
+        "one": file.open_device("toy"),
+        "two": file.open_device("toy"),
+    }
+    left = set(order)
+    for name in order:
+        in_use = bool(left & {"group", "one", "two"})
+        assert (group.opened is file) is in_use
+        assert (container.iommu is iommu) is in_use
+        if in_use:
+            fails(errno.EBUSY, group.open)
+            assert iommu.dma_avail == 65534
+        files[name].close()
+        left.remove(name)
+    assert group.opened is None and container.iommu is None and not container.groups
+    assert iommu.dma_avail == 65535
+    assert group.open().status() == (True, False)
+
+
+def test_the_iommu_lives_until_the_last_group_leaves(container: Container) -> None:
+    groups = [Group(number) for number in (1, 2)]
+    for group in groups:
+        Toy(f"toy{group.number}", group)
+    files = [group.open() for group in groups]
+    for file in files:
+        file.set_container(container)
+    container.set_iommu(Extension.TYPE1V2)
+    files[0].close()
+    first = iommu_of(container)
+    files[1].unset_container()
+    files[1].set_container(container)
+    fails(errno.EINVAL, files[1].get_device, "toy2")
+    container.set_iommu(Extension.TYPE1)
+    assert iommu_of(container) is not first
+
+
+def test_retire_refuses_while_anything_is_open(group: Group) -> None:
+    toy = group.devices["toy"]
+    file = group.open()
+    fails(errno.EBUSY, toy.retire)
+    file.close()
+    by_cdev = DeviceFile(toy)
+    fails(errno.EBUSY, toy.retire)
+    by_cdev.close()
+    toy.retire()
+    fails(errno.ENODEV, toy.retire)
+    fails(errno.ENODEV, toy.hold)
+    fails(errno.ENODEV, DeviceFile, toy)
+
+
+def test_hold_and_retire_never_both_succeed() -> None:
+    for _ in range(200):
+        group = Group(1)
+        toy = Toy("toy", group)
+        outcome: list[str] = []
+        start = threading.Barrier(2)
+
+        def attempt(
+            name: str,
+            call: Callable[..., object],
+            start: threading.Barrier = start,
+            outcome: list[str] = outcome,
+        ) -> None:
+            start.wait()
+            try:
+                call()
+            except OSError as error:
+                outcome.append(f"{name} {errno.errorcode[error.errno or 0]}")
+            else:
+                outcome.append(name)
+
+        threads = [
+            threading.Thread(target=attempt, args=("hold", toy.hold)),
+            threading.Thread(target=attempt, args=("retire", toy.retire)),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(outcome) in (["hold", "retire EBUSY"], ["hold ENODEV", "retire"])
