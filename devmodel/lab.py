@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Protocol
 from uuid import UUID
 
+from devmodel.binding import BindingObserver, DriverCore
 from devmodel.names import CreateLine, DestroyLine, parse_create_line, parse_destroy_line, parse_uuid
 from devmodel.numbers import Numbers
 from devmodel.parent import Mdev, MdevType, Parent, PhysicalFunction
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 
-class Observer(Protocol):
+class Observer(BindingObserver, Protocol):
     """Told of every change, on the lifecycle thread under ``Lab.lock``, once the lab's state is complete."""
 
     def added(self, mdev: Mdev) -> None:
@@ -63,6 +64,7 @@ class Lab:
         self.by_name: dict[str, Mdev] = {}
         self._instances: dict[UUID, dict[int, Mdev]] = {}
         self._group_numbers, self._minors, self._vfio_minors = Numbers(), Numbers(), Numbers()
+        self.drivers = DriverCore(self.lock, observer, self._vfio_minors)
         self._aperture = Aperture()
         self.parents: dict[str, Parent] = {}
         for parent in spec.parents:
@@ -135,7 +137,7 @@ class Lab:
     def _make_function(self, spec: ParentSpec) -> PhysicalFunction | None:
         if spec.kind != "gpu":
             return None
-        group = Group(self._group_numbers.take(), viable=False)
+        group = Group(self._group_numbers.take())
         self.groups[group.number] = group
         return PhysicalFunction(spec, group, self._aperture)
 

@@ -65,15 +65,18 @@ class MdevType:
 
 
 class PhysicalFunction(Assignable):
-    """The PCI function of a physical GPU, in a group of its own, which its host driver keeps unviable."""
+    """The PCI function of a physical GPU, in a group of its own, which it joins while vfio-pci drives it."""
 
-    __slots__ = ("_device",)
+    __slots__ = ("_device", "driver", "driver_override", "vfio_minor")
 
     def __init__(self, spec: ParentSpec, group: Group, aperture: Aperture) -> None:
         """Raises ValueError for a model that cannot be made so."""
         model = models.PHYSICAL[spec.model]
         self._device = model(spec.name, spec.memory, spec.options, aperture)
-        super().__init__(spec.name, group)
+        self.driver: str | None = spec.driver
+        self.driver_override: str | None = None
+        self.vfio_minor: int | None = None
+        super().__init__(spec.name, group, joined=False)
 
     @property
     def device(self) -> PciDevice:

@@ -30,14 +30,20 @@ class Assignable(ABC):
 
     __slots__ = ("gone", "group", "name", "open_count")
 
-    def __init__(self, name: str, group: "Group") -> None:
-        """Joins ``group`` under ``name``, which is unique there."""
+    def __init__(self, name: str, group: "Group", joined: bool = True) -> None:
+        """Joins ``group`` under ``name``, which is unique there, at once or (``joined`` false) later."""
         self.name = name
         self.group = group
         self.open_count = 0
-        self.gone = False
-        with group.lock:
-            group.devices[name] = self
+        self.gone = True
+        if joined:
+            self.join()
+
+    def join(self) -> None:
+        """Become a device that clients can open through the group."""
+        with self.group.lock:
+            self.gone = False
+            self.group.devices[self.name] = self
 
     @property
     @abstractmethod
@@ -57,7 +63,7 @@ class Assignable(ABC):
             self.open_count -= 1
 
     def retire(self) -> None:
-        """Leave the group for good. ``OSError``: EBUSY while it or the group is open, ENODEV if gone."""
+        """Leave the group. ``OSError``: EBUSY while it or the group is open, ENODEV if gone."""
         with self.group.lock:
             if self.gone:
                 raise OSError(errno.ENODEV, f"{self.name} is gone")

@@ -155,9 +155,7 @@ class Lane:
         token = lib.lane_identify(fd)
         return self._files.get(token) if token > 0 else None
 
-    def _failed(
-        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> int:
+    def _failed(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> int:
         return _errno_of(error)
 
     def _on_open(self, request: Any) -> int:

@@ -91,12 +91,16 @@ class Listener:
         """`call` returns -1 with errno `error`."""
         _check(lib.shim_seccomp_fail(self.fd, call.id, error), "failing a call")
 
-    def give(self, call: Call, fd: int) -> int:
-        """`call` returns a close-on-exec duplicate of our `fd`, whose number in the caller this returns too.
+    def succeed(self, call: Call, value: int) -> None:
+        """`call` returns `value`, 0 or more."""
+        _check(lib.shim_seccomp_succeed(self.fd, call.id, value), "answering a call")
 
-        Raises OSError(EMFILE) when the caller's table is full: the call is then still to be answered.
+    def install_fd(self, call: Call, fd: int) -> int:
+        """A close-on-exec duplicate of our `fd` in the caller: its number there.  Does not yet answer `call`.
+
+        Raises OSError(EMFILE) when the caller's table is full.
         """
-        return _check(int(lib.shim_seccomp_give(self.fd, call.id, fd)), "giving a descriptor")
+        return _check(int(lib.shim_seccomp_install_fd(self.fd, call.id, fd)), "giving a descriptor")
 
     def close(self) -> None:
         """Calls caught from now on fail with ENOSYS."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import ordinary_user
 from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse
 
 Compile = Callable[..., Path]
@@ -22,7 +23,7 @@ RUN = [*VFSFUSE, "run"]
 
 
 def run_client(vgpu: Vgpu, *command: str | Path) -> None:
-    """`command`, then the group and name of `vgpu`, under its lab; it has to end with "ok"."""
+    """`command` under the lab of `vgpu`; it has to end with "ok"."""
     done = vfsfuse("run", "--mount", vgpu.lab.path, "--", *command)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert done.stdout.endswith("ok\n")
@@ -41,6 +42,13 @@ def test_an_unmodified_client_gets_its_device(
 def test_get_device_fd(lab: MountedLab, compile_client: Compile, mode: str) -> None:
     with lab.create() as vgpu:
         run_client(vgpu, compile_client("device_fd"), vgpu.group, vgpu.name, mode)
+
+
+def test_what_the_client_closes_is_closed(lab: MountedLab, compile_client: Compile) -> None:
+    """It unsets the container right after: the supervisor must hold neither device nor group by then."""
+    with lab.create() as vgpu:
+        script = 'for i in $(seq 100); do "$@" || exit; done'
+        run_client(vgpu, "sh", "-c", script, "sh", compile_client("vfio_client"), vgpu.group, vgpu.name)
 
 
 def holder(vgpu: Vgpu, program: Path) -> subprocess.Popen[str]:
@@ -81,7 +89,7 @@ def test_a_client_killed_at_any_moment_is_the_others_gain(lab: MountedLab, compi
 
 @dataclass
 class Somebody:
-    """An ordinary user: the prefix that makes a command theirs, and a directory of theirs."""
+    """An ordinary user: what makes a command theirs, and a directory of theirs."""
 
     prefix: list[str]
     home: Path
@@ -96,24 +104,16 @@ class Somebody:
         )
 
 
-NOBODY_ID = 65534
-NOBODY = ["setpriv", f"--reuid={NOBODY_ID}", f"--regid={NOBODY_ID}", "--clear-groups", "--"]
-POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]
-"""Root without a single capability is a user like any: for a checkout that only root may enter."""
-
-
 @pytest.fixture
 def somebody() -> Iterator[Somebody]:
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK) or not os.stat("/dev/fuse").st_mode & 0o006:
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
         pytest.skip("/dev/fuse is not open to users (chmod 0666 /dev/fuse, as udev does)")
     with tempfile.TemporaryDirectory() as home:
-        prefix: list[str] = []
         if os.geteuid() == 0:
-            probe = [*NOBODY, sys.executable, "-c", "import vfsfuse.server"]
-            readable = subprocess.run(probe, cwd=ROOT, capture_output=True, check=False).returncode == 0
-            prefix = NOBODY if readable else POWERLESS
-            os.chown(home, 0 if prefix is POWERLESS else NOBODY_ID, -1)
-        yield Somebody(prefix, Path(home))
+            os.chown(home, ordinary_user.UID, ordinary_user.UID)
+            yield Somebody([sys.executable, "-m", "tests.ordinary_user"], Path(home))
+        else:
+            yield Somebody([], Path(home))
 
 
 CLIENT_SCRIPT = """\

@@ -16,6 +16,7 @@ import os
 import struct
 import sys
 import traceback
+from collections.abc import Iterator
 
 from ioctl_shim.abi import OPEN_DEVICE
 from ioctl_shim.client import Client
@@ -42,6 +43,18 @@ def read_name(client: Client, vaddr: int) -> bytes:
     raise OSError(errno.EINVAL, f"no end of the device name within {_PAGE_SIZE} bytes")
 
 
+class _NotOurs(Exception):
+    """The call is on a file of another filesystem, or of a program that we may not look into."""
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 class Broker:
     """Answers the calls that `listener` catches, with devices of the lab whose root directory is `lab_fd`."""
 
@@ -55,35 +68,31 @@ class Broker:
         with contextlib.suppress(FileNotFoundError):
             call = self._listener.receive()
             try:
-                self._answer(call)
+                # Only when all we opened is closed again: the caller may go on to what finds a file in use.
+                self._listener.succeed(call, self._device_fd(call))
+            except _NotOurs:
+                self._listener.proceed(call)
             except OSError as error:
                 self._listener.fail(call, error.errno or errno.EIO)
             except Exception:
                 traceback.print_exc(file=sys.stderr)
                 self._listener.fail(call, errno.EIO)
 
-    def _answer(self, call: Call) -> None:
-        try:
-            group = self._listener.borrow(call)
-        except PermissionError:
-            self._listener.proceed(call)
-            return
-        try:
-            if os.fstat(group).st_dev == self._lab_dev:
-                self._give_device(call, group)
-            else:
-                self._listener.proceed(call)
-        finally:
-            os.close(group)
+    def _device_fd(self, call: Call) -> int:
+        """The number of a new descriptor in the caller."""
+        with _closing(self._borrow(call)) as group:
+            if os.fstat(group).st_dev != self._lab_dev:
+                raise _NotOurs
+            name = read_name(Client(call.tid), call.arg)
+            self._listener.check(call)
+            with _closing(self._open_device(group, name)) as device:
+                return self._listener.install_fd(call, device)
 
-    def _give_device(self, call: Call, group: int) -> None:
-        name = read_name(Client(call.tid), call.arg)
-        self._listener.check(call)
-        device = self._open_device(group, name)
+    def _borrow(self, call: Call) -> int:
         try:
-            self._listener.give(call, device)
-        finally:
-            os.close(device)
+            return self._listener.borrow(call)
+        except PermissionError:
+            raise _NotOurs from None
 
     def _open_device(self, group: int, name: bytes) -> int:
         if len(name) >= 256:

@@ -100,11 +100,6 @@ class Attribute(Member):
         self._store = function
         return self
 
-    def when(self, visible: Callable[[Any], bool]) -> Attribute:
-        """Show the attribute only on kobjects for which `visible` holds."""
-        self.visible = visible
-        return self
-
     def present(self, owner: Any) -> bool:
         return self.visible is None or self.visible(owner)
 
@@ -132,23 +127,27 @@ class Attribute(Member):
         return len(taken)
 
 
-def attribute(mode: int = 0o444, name: str | None = None) -> Callable[[Callable[[S], object]], Attribute]:
-    """Decorator: declare a readable attribute from its show()."""
+def attribute(
+    mode: int = 0o444, name: str | None = None, when: Callable[[Any], bool] | None = None
+) -> Callable[[Callable[[S], object]], Attribute]:
+    """Decorator: declare a readable attribute from its show(); it is there only `when` says so."""
 
     def declare(show: Callable[[S], object]) -> Attribute:
         made = Attribute(name or show.__name__, mode)
-        made._show = show
+        made._show, made.visible = show, when
         return made
 
     return declare
 
 
-def store_only(name: str | None = None) -> Callable[[Callable[[S, str], object]], Attribute]:
+def store_only(
+    name: str | None = None, when: Callable[[Any], bool] | None = None
+) -> Callable[[Callable[[S, str], object]], Attribute]:
     """Decorator: declare a write-only attribute (mode 0200) from its store()."""
 
     def declare(store: Callable[[S, str], object]) -> Attribute:
         made = Attribute(name or store.__name__, 0o200)
-        made._store = store
+        made._store, made.visible = store, when
         return made
 
     return declare

@@ -14,13 +14,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from devmodel.binding import VFIO_PCI, function_of
 from devmodel.lab import Lab, LabSpec, Mdev, MdevType, Parent
 from devmodel.vfio import Assignable, Group
 from devmodel.vfio import DeviceFile as Hold
 from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
 from vfsfuse.kobject import BinaryMember, DeviceNode, Entry, Kobject, Symlink
+from vfsfuse.sysfs.drivers import PciDriver
 from vfsfuse.sysfs.mdev import IommuGroupDir, MdevDir, TypeDir, VfioDevDir
-from vfsfuse.sysfs.pci import ParentDir, PciFunctionDir, VirtualParentDir
+from vfsfuse.sysfs.parent import HOST_MEMBERS, ParentDir, PciFunctionDir, VirtualParentDir
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.tree import Tree
 from vfsfuse.vfio.container import ContainerFile
@@ -61,6 +63,19 @@ class Places:
     classes: dict[str, Kobject] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Putter:
+    """Adds entries to the tree, and to `undo` what takes them away again, last first."""
+
+    tree: Tree
+    undo: ExitStack
+
+    def __call__(self, parent: Kobject, child: K) -> K:
+        self.tree.add(parent, child)
+        self.undo.callback(self.tree.remove, child)
+        return child
+
+
 class LabView:
     """The tree of one lab.  `lane` and `device` (st_dev) are set by `mounted`."""
 
@@ -75,13 +90,16 @@ class LabView:
         self._parents: dict[Parent, ParentDir] = {}
         self._ports: dict[Assignable, Port] = {}
         self._views: dict[Mdev, ExitStack] = {}
+        self._drivers: dict[Parent, ExitStack] = {}
         self._grow(tree.root, SKELETON)
         self.places = Places(
             mdev_bus=tree.make("sys/bus/mdev"),
             vfio_mdev=tree.make("sys/bus/mdev/drivers/vfio_mdev"),
             pci_bus=tree.make("sys/bus/pci"),
         )
-        self._vfio = VfioNodesDir("vfio")
+        for path in ("devices", "drivers", "slots"):
+            tree.make(f"sys/bus/pci/{path}")
+        self._vfio, self._cdevs = VfioNodesDir("vfio"), Kobject("devices")
         self._grow_dev()
         for parent in self.lab.parents.values():
             self._add_parent(parent)
@@ -154,12 +172,7 @@ class LabView:
     def _show(self, mdev: Mdev, undo: ExitStack) -> None:
         """Everything by which a vGPU is seen; `undo` takes it away again, last first."""
 
-        def put(parent: Kobject, child: K) -> K:
-            self.tree.add(parent, child)
-            undo.callback(self.tree.remove, child)
-            return child
-
-        tree, name, number = self.tree, mdev.name, str(mdev.group.number)
+        put, tree, name = Putter(self.tree, undo), self.tree, mdev.name
         group = put(tree.make("sys/kernel/iommu_groups"), IommuGroupDir(mdev.group))
         self._groups[mdev.group.number] = group
         undo.callback(self._groups.pop, mdev.group.number)
@@ -167,7 +180,6 @@ class LabView:
         undo.callback(own.port.close)
         self._ports[mdev] = own.port
         undo.callback(self._ports.pop, mdev)
-        vfio_dev = put(put(own, Kobject("vfio-dev")), VfioDevDir(mdev.vfio_minor))
         put(put(group, Kobject("devices")), Symlink(name, own))
         put(self._types[mdev.type].devices, Symlink(name, own))
         for path, link in (
@@ -176,9 +188,15 @@ class LabView:
             (f"sys/class/vgpu/{self.spec.vendor}", f"vgpu{mdev.minor}"),
         ):
             put(tree.make(path), Symlink(link, own))
+        self._show_vfio(mdev, mdev.vfio_minor, own, own.port, put)
+
+    def _show_vfio(self, device: Assignable, minor: int, own: Kobject, port: Port, put: Putter) -> None:
+        """What makes a device one of VFIO's: its group's file, and its own."""
+        tree, group = self.tree, device.group
+        vfio_dev = put(put(own, Kobject("vfio-dev")), VfioDevDir(minor))
         put(tree.make("sys/class/vfio-dev"), Symlink(vfio_dev.name, vfio_dev))
-        put(self._vfio, self._node(number, GroupFile.opener(mdev.group, self.find_file, self.offer)))
-        put(tree.make("dev/vfio/devices"), self._node(vfio_dev.name, self._device_opener(mdev, own.port)))
+        put(self._vfio, self._node(str(group.number), GroupFile.opener(group, self.find_file, self.offer)))
+        put(self._cdevs, self._node(vfio_dev.name, lambda request: open_device(Hold(device), port)))
 
     # ---- building ----
 
@@ -192,7 +210,7 @@ class LabView:
     def _grow_dev(self) -> None:
         dev = self.tree.make("dev")
         self.tree.add(dev, self._vfio)
-        self.tree.add(self._vfio, Kobject("devices"))
+        self.tree.add(self._vfio, self._cdevs)
         self.tree.add(self._vfio, self._node("vfio", ContainerFile.open, 0o666))
 
     def _node(self, name: str, opener: Opener, mode: int | None = None) -> DeviceNode:
@@ -200,20 +218,12 @@ class LabView:
         node.uid, node.gid = self.spec.device_uid, self.spec.device_gid
         return node
 
-    def _device_opener(self, device: Assignable, port: Port) -> Opener:
-        return lambda request: open_device(Hold(device), port)
-
     def _add_parent(self, parent: Parent) -> None:
-        tree, spec = self.tree, parent.spec
-        self.places.classes[spec.driver] = tree.make(f"sys/class/{spec.driver}")
-        directory = self._physical(parent) if parent.device is not None else self._virtual(parent)
-        self._parents[parent] = directory
-        tree.add(tree.make("sys/class/mdev_bus"), Symlink(parent.name, directory))
-        types = tree.add(directory, Kobject("mdev_supported_types"))
-        for type_ in parent.types.values():
-            self._types[type_] = tree.add(types, TypeDir(self.lab, type_))
-            self._types[type_].devices = tree.add(self._types[type_], Kobject("devices"))
-        tree.make(f"sys/module/{spec.driver}")
+        spec = parent.spec
+        self.places.classes[spec.driver] = self.tree.make(f"sys/class/{spec.driver}")
+        self.tree.make(f"sys/module/{spec.driver}")
+        self._parents[parent] = self._physical(parent) if parent.function else self._virtual(parent)
+        self.bound(parent)
 
     def _virtual(self, parent: Parent) -> ParentDir:
         above = self.tree.make(f"sys/devices/virtual/{parent.spec.driver}")
@@ -222,16 +232,52 @@ class LabView:
         return directory
 
     def _physical(self, parent: Parent) -> ParentDir:
-        tree, function = self.tree, parent.function
-        assert function is not None
+        tree, function = self.tree, function_of(parent)
         group = tree.add(tree.make("sys/kernel/iommu_groups"), IommuGroupDir(function.group))
         self._groups[function.group.number] = group
         root = tree.make(f"sys/devices/pci{parent.name.rsplit(':', 1)[0]}")
         directory = tree.add(root, PciFunctionDir(self, parent, function.device))
         self._ports[function] = directory.port
-        driver = self.places.pci_drivers[parent.spec.driver] = tree.make(
-            f"sys/bus/pci/drivers/{parent.spec.driver}"
-        )
-        for place in (tree.make("sys/bus/pci/devices"), tree.add(group, Kobject("devices")), driver):
+        for place in (tree.make("sys/bus/pci/devices"), tree.add(group, Kobject("devices"))):
             tree.add(place, Symlink(parent.name, directory))
+        for driver in {parent.spec.driver, VFIO_PCI} - self.places.pci_drivers.keys():
+            made = tree.add(tree.make("sys/bus/pci/drivers"), PciDriver(driver, self.lab))
+            self.places.pci_drivers[driver] = made
         return directory
+
+    # ---- what a parent's driver shows: the lab's Observer, trio thread ----
+
+    def bound(self, parent: Parent) -> None:
+        with ExitStack() as undo:
+            put = Putter(self.tree, undo)
+            directory = self._parents[parent]
+            driver = parent.function.driver if parent.function else parent.spec.driver
+            if driver == VFIO_PCI:
+                self._show_vfio_pci(parent, directory, put)
+            else:
+                self._show_types(parent, directory, put)
+            if isinstance(directory, PciFunctionDir):
+                put(self.places.pci_drivers[driver or ""], Symlink(parent.name, directory))
+                self._present_again(directory)
+            self._drivers[parent] = undo.pop_all()
+
+    def unbound(self, parent: Parent) -> None:
+        self._drivers.pop(parent).close()
+        self._present_again(self._parents[parent])
+
+    def _present_again(self, directory: ParentDir) -> None:
+        """Members that come and go with the driver: let the kernel ask again."""
+        for name in (*HOST_MEMBERS, "driver"):
+            self.tree.hide(directory, name)
+
+    def _show_types(self, parent: Parent, directory: ParentDir, put: Putter) -> None:
+        put(self.tree.make("sys/class/mdev_bus"), Symlink(parent.name, directory))
+        types = put(directory, Kobject("mdev_supported_types"))
+        for type_ in parent.types.values():
+            own = self._types[type_] = put(types, TypeDir(self.lab, type_))
+            put.undo.callback(self._types.pop, type_)
+            own.devices = put(own, Kobject("devices"))
+
+    def _show_vfio_pci(self, parent: Parent, directory: ParentDir, put: Putter) -> None:
+        function = function_of(parent)
+        self._show_vfio(function, function.vfio_minor or 0, directory, self._ports[function], put)

@@ -10,6 +10,7 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,10 +85,16 @@ def _mount(args: argparse.Namespace, spec: LabSpec, mountpoint: str, log: Path |
     status = _in_background(lambda ready: _serve_detached(args, spec, mountpoint, log, ready))
     if status:
         return complain(f"{mountpoint}: the server did not start; see above and {log}")
-    print(f"A lab is mounted at {mountpoint}; its server logs to {log}.")
-    print(_hints(spec, mountpoint), end="")
+    _say(f"A lab is mounted at {mountpoint}; its server logs to {log}.\n{_hints(spec, mountpoint)}")
     _tell(args.ready_fd)
     return 0
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # `mount.sh | head -1`: the rest goes nowhere, at exit too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _hints(spec: LabSpec, mountpoint: str) -> str:
@@ -96,7 +103,13 @@ def _hints(spec: LabSpec, mountpoint: str) -> str:
         return ""
     bus = gpu.name.rsplit(":", 1)[0]
     parent = f"{mountpoint}/sys/devices/pci{bus}/{gpu.name}"
-    return HINTS.format(mnt=mountpoint, parent=parent, vendor=spec.vendor, vfsfuse=os.path.abspath(sys.argv[0]))
+    paths = {
+        "mnt": mountpoint,
+        "parent": parent,
+        "vendor": spec.vendor,
+        "vfsfuse": os.path.abspath(sys.argv[0]),
+    }
+    return HINTS.format(**{name: shlex.quote(path) for name, path in paths.items()})
 
 
 def _tell(fd: int | None) -> None:

@@ -52,8 +52,7 @@ def explained(what: str, mend: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise SetupError(f"{what}: {reason}" + (f" ({mend})" if mend else "")) from error
+        raise SetupError(f"{what}: {error.strerror or error}" + (f" ({mend})" if mend else "")) from error
 
 
 def check_lab(path: str) -> None:
@@ -95,8 +94,7 @@ def _become_root_here(uid: int, gid: int) -> None:
 
 
 def stage() -> None:
-    """Cover /sys of the outer namespace by a small tmpfs with STAGED_LAB in it, which dies with the
-    namespace.
+    """Cover /sys of the outer namespace by a small tmpfs with STAGED_LAB in it; it dies with the namespace.
 
     /sys is there on every machine, and no server of ours needs it.
     """

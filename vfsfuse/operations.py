@@ -15,10 +15,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import ioctl_shim  # noqa: F401  (before pyfuse3: it takes libfuse's symbols first)
-import pyfuse3
 import trio
 
+from ioctl_shim.fuse import pyfuse3
 from vfsfuse.kobject import Attribute, Entry, Kobject, LinkMember, Member, Symlink, relative
 from vfsfuse.tree import Changes, IAttrs, Tree
 

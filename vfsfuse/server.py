@@ -11,11 +11,10 @@ import os
 import signal
 from collections.abc import Callable
 
-import ioctl_shim  # noqa: F401  (before pyfuse3: it takes libfuse's symbols first)
-import pyfuse3
 import trio
 
 from devmodel.spec import LabSpec
+from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
 from vfsfuse.labview import LabView
 from vfsfuse.operations import Operations

@@ -60,9 +60,7 @@ class Supervisor:
         if child == 0:
             _be_daemon(lambda: _supervise(plan, theirs), keep=theirs.fileno())
         theirs.close()
-        with contextlib.suppress(
-            ChildProcessError
-        ):  # a caller that ignores SIGCHLD leaves nobody to wait for
+        with contextlib.suppress(ChildProcessError):  # who ignores SIGCHLD has nobody to wait for
             os.waitpid(child, 0)
 
     def wait_ready(self) -> None:

@@ -146,5 +146,3 @@ class Tree:
         if not isinstance(entry, Kobject):
             raise OSError(errno.ENOTDIR, entry.name)
         return entry
-
-

@@ -30,7 +30,9 @@ def main(args: argparse.Namespace) -> int:
         mend = "; end the programs that use it, or add --lazy" if error.errno == errno.EBUSY else ""
         return complain(f"{found.path}: {os.strerror(error.errno or errno.EIO)}{mend}")
     if found.pid and not wait_for_end(found.pid, END_SECONDS):
-        return complain(f"{found.path} is unmounted, but its server (pid {found.pid}) has not ended; programs use it yet")
+        return complain(
+            f"{found.path} is unmounted, but its server (pid {found.pid}) has not ended; programs use it yet"
+        )
     return 0
 
 

@@ -131,7 +131,7 @@ int shim_seccomp_valid(int listener, uint64_t id)
 	return ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &id) < 0 ? -errno : 0;
 }
 
-static int respond(int listener, uint64_t id, int32_t error, uint32_t flags)
+static int respond(int listener, uint64_t id, int32_t value, int32_t error, uint32_t flags)
 {
 	union {
 		struct seccomp_notif_resp resp;
@@ -140,6 +140,7 @@ static int respond(int listener, uint64_t id, int32_t error, uint32_t flags)
 
 	memset(&out, 0, sizeof(out));
 	out.resp.id = id;
+	out.resp.val = value;
 	out.resp.error = -error;
 	out.resp.flags = flags;
 	return ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &out.resp) < 0 ? -errno : 0;
@@ -148,20 +149,27 @@ static int respond(int listener, uint64_t id, int32_t error, uint32_t flags)
 /* Let the kernel carry out the call as if there were no filter. */
 int shim_seccomp_proceed(int listener, uint64_t id)
 {
-	return respond(listener, id, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
+	return respond(listener, id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
 }
 
 int shim_seccomp_fail(int listener, uint64_t id, int32_t error)
 {
-	return respond(listener, id, error, 0);
+	return respond(listener, id, 0, error, 0);
 }
 
-/* Put a close-on-exec duplicate of our `fd` into the caller and return its number there from the call. */
-int shim_seccomp_give(int listener, uint64_t id, int fd)
+int shim_seccomp_succeed(int listener, uint64_t id, int value)
+{
+	return respond(listener, id, value, 0, 0);
+}
+
+/*
+ * Put a close-on-exec duplicate of our `fd` into the caller; returns its number there.  Not with
+ * SECCOMP_ADDFD_FLAG_SEND: the caller would run on while we still hold the file, and see it busy.
+ */
+int shim_seccomp_install_fd(int listener, uint64_t id, int fd)
 {
 	struct seccomp_notif_addfd add = {
 		.id = id,
-		.flags = SECCOMP_ADDFD_FLAG_SEND,
 		.srcfd = (uint32_t)fd,
 		.newfd_flags = O_CLOEXEC,
 	};

@@ -127,6 +127,15 @@ def test_dma_respects_protection_and_writes_nothing_when_refused(iommu: Type1, c
     assert client.bytes == {}
 
 
+def test_dma_across_a_hole_is_refused_whole(iommu: Type1, client: FakeClient) -> None:
+    iommu.map(client, 0x1000, 0xA000, PAGE_SIZE, RW)
+    iommu.map(client, 0x3000, 0xB000, PAGE_SIZE, RW)
+    for iova in (0x0FFE, 0x1FFE, 0x2800, 0x3FFE):
+        fails(errno.EFAULT, iommu.dma_write, iova, bytes(0x1004))
+        fails(errno.EFAULT, iommu.dma_read, iova, 0x1004)
+    assert client.bytes == {}
+
+
 def test_dma_to_memory_that_is_not_there_is_the_clients_errno(iommu: Type1) -> None:
     small = FakeClient(limit=0x1000)
     iommu.map(small, 0, 0x8000, PAGE_SIZE, RW)

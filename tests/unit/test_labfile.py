@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from devmodel.lab import Lab, Mdev
+from devmodel.lab import Lab, Mdev, Parent
 from vfsfuse.labfile import BUILT_IN, LAB, MOUNT, PARENT, TYPE, LabFileError, Schema, load
 
 MIB = 1 << 20
@@ -31,6 +31,12 @@ class Quiet:
         pass
 
     def changed(self, mdev: Mdev) -> None:
+        pass
+
+    def bound(self, parent: Parent) -> None:
+        pass
+
+    def unbound(self, parent: Parent) -> None:
         pass
 
 

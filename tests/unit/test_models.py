@@ -135,6 +135,16 @@ def test_the_fifo_keeps_16_bytes_in_order_and_reports_an_overrun_once(serial: Pc
     assert get(serial, 5) == 0x60
 
 
+@pytest.mark.parametrize(("before", "control"), [(0x01, 0x03), (0x01, 0x00), (0x00, 0x01)])
+def test_clearing_or_switching_the_fifo_empties_it(serial: PciDevice, before: int, control: int) -> None:
+    put(serial, 2, before)
+    put(serial, 0, 1)
+    put(serial, 2, before)
+    assert get(serial, 5) == 0x61
+    put(serial, 2, control)
+    assert get(serial, 5) == 0x60
+
+
 def test_without_a_fifo_one_byte_fits(serial: PciDevice) -> None:
     put(serial, 0, 1)
     put(serial, 0, 2)

@@ -65,6 +65,15 @@ def test_a_client_mapping_sees_small_and_bulk_writes(device: Device) -> None:
     assert device.read(0, 8192, 8192)[9000 - 8192 :][:3] == b"xyz"
 
 
+@pytest.mark.parametrize("index", [0, 2])
+def test_bulk_and_small_accesses_reach_the_same_bytes(device: Device, index: int) -> None:
+    page = bytes(range(256)) * 16
+    assert device.write(index, 0, page) == 4096
+    assert b"".join(device.read(index, at, 64) for at in range(0, 4096, 64)) == page
+    device.write(index, 8, b"small")
+    assert device.read(index, 0, 4096) == page[:8] + b"small" + page[13:]
+
+
 def test_accesses_across_the_end_are_short(device: Device) -> None:
     assert device.write(2, 4094, b"1234") == 2
     assert device.read(2, 4090, 100) == bytes(4) + b"12"

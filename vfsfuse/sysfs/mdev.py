@@ -153,5 +153,3 @@ class IommuGroupDir(Kobject):
     @attribute(name="type")
     def domain_type(self) -> str:
         return "unmanaged" if self.group.viable else "DMA"
-
-

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PCI functions in sysfs (Documentation/ABI/testing/sysfs-bus-pci): what lspci, setpci and driverctl look at."""
+"""What every directory of a PCI function has (Documentation/ABI/testing/sysfs-bus-pci): its identity, config
+space and resource files.  A vGPU's directory has them too."""
 
 from __future__ import annotations
 
@@ -8,10 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from devmodel.device import PciDevice, PciRegion
-from devmodel.lab import Lab, Parent, parse_create_line, parse_destroy_line
 from ioctl_shim.lane import Opened, OpenRequest
-from vfsfuse.kobject import Attribute, BinaryMember, Entry, Kobject, attribute, link, store_only
-from vfsfuse.sysfs.uevent import Uevent
+from vfsfuse.kobject import Attribute, BinaryMember, attribute
 from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, Port, open_region
 
 if TYPE_CHECKING:
@@ -102,110 +101,3 @@ REGION_FILES: tuple[BinaryMember, ...] = (
     BinaryMember("config", 0o644, _config_size, _open_config),
     *(_resource_file(index) for index in (*range(BARS), ROM)),
 )
-
-
-def _pci_variables(self: PciFunctionDir) -> dict[str, str]:
-    identity = self.pci.identity
-    return {
-        "DRIVER": self.parent_device.spec.driver,
-        "PCI_CLASS": f"{identity.class_code:X}",
-        "PCI_ID": f"{identity.vendor:04X}:{identity.device:04X}",
-        "PCI_SUBSYS_ID": f"{identity.subsystem_vendor:04X}:{identity.subsystem_device:04X}",
-        "PCI_SLOT_NAME": self.name,
-        "MODALIAS": modalias(self.pci),
-    }
-
-
-class ParentDir(Kobject):
-    """The directory of a device that vGPUs are made of."""
-
-    __slots__ = ("parent_device", "view")
-
-    def __init__(self, view: LabView, parent: Parent) -> None:
-        super().__init__(parent.name)
-        self.view, self.parent_device = view, parent
-
-
-class VirtualParentDir(ParentDir):
-    """sys/devices/virtual/<driver>/<name>: a sample parent."""
-
-    __slots__ = ()
-    declared = (Uevent(lambda self: {}),)
-
-    @link()
-    def subsystem(self) -> Entry | None:
-        return self.view.places.classes.get(self.parent_device.spec.driver)
-
-
-class PciFunctionDir(ParentDir, PciIdentity):
-    """sys/devices/pci<domain>:<bus>/<bdf>: a physical GPU that its host driver owns."""
-
-    __slots__ = ("override", "pci", "port")
-    declared = (Uevent(_pci_variables), *PCI_ATTRIBUTES, *REGION_FILES)
-
-    def __init__(self, view: LabView, parent: Parent, device: PciDevice) -> None:
-        super().__init__(view, parent)
-        self.pci = device
-        self.port = Port(lambda: device)
-        self.override = ""
-
-    @property
-    def lab(self) -> Lab:
-        return self.view.lab
-
-    @attribute()
-    def irq(self) -> int:
-        return 0  # no interrupt of the host is behind it
-
-    @attribute(name="modalias")
-    def modalias_line(self) -> str:
-        return modalias(self.pci)
-
-    @attribute()
-    def enable(self) -> int:
-        return 1
-
-    @attribute()
-    def numa_node(self) -> int:
-        return -1
-
-    @attribute(0o644)
-    def driver_override(self) -> str:
-        return self.override or "(null)"
-
-    @driver_override.store
-    def _store_driver_override(self, text: str) -> None:
-        self.override = text
-
-    @attribute()
-    def vgpu_supported_types(self) -> str:
-        return "\n".join(f"{name}: {t.description}" for name, t in self.parent_device.types.items())
-
-    @store_only()
-    def vgpu_create(self, text: str) -> None:
-        line = parse_create_line(text)
-        type_ = self.parent_device.types.get(line.type_name)
-        if type_ is None:
-            raise ValueError(f"no type {line.type_name}")
-        self.lab.create(type_, line.uuid, line.instance, f"{line.uuid}-{line.instance}")
-
-    @store_only()
-    def vgpu_destroy(self, text: str) -> None:
-        line = parse_destroy_line(text)
-        mdev = self.lab.find(line.uuid, line.instance)
-        if mdev.parent is not self.parent_device:
-            raise ValueError(f"{text} is not of {self.name}")
-        self.lab.remove(mdev)
-
-    @link()
-    def driver(self) -> Entry | None:
-        return self.view.places.pci_drivers.get(self.parent_device.spec.driver)
-
-    @link()
-    def subsystem(self) -> Entry | None:
-        return self.view.places.pci_bus
-
-    @link()
-    def iommu_group(self) -> Entry | None:
-        group = self.parent_device.group
-        return None if group is None else self.view.group_dir(group)

@@ -13,6 +13,7 @@ from typing import Union
 from devmodel.iommu import DMA_ENTRY_LIMIT
 from devmodel.lab import Lab, parse_uuid
 from vfsfuse.kobject import Kobject, attribute, store_only
+from vfsfuse.sysfs.drivers import PciBus
 
 Skeleton = Mapping[str, Union["Skeleton", EllipsisType, Callable[[str, Lab], Kobject]]]
 
@@ -56,7 +57,7 @@ SKELETON: Skeleton = {
         "block": ...,
         "bus": {
             "mdev": {"devices": {}, "drivers": {"vfio_mdev": {}}},
-            "pci": {"devices": {}, "drivers": {"vfio-pci": {}}, "slots": {}},
+            "pci": PciBus,
         },
         "class": {"iommu": {}, "mdev_bus": {}, "net": ..., "vfio-dev": {}, "vgpu": VgpuClass},
         "dev": {"block": {}, "char": {}},

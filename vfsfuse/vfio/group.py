@@ -65,7 +65,9 @@ class GroupFile(VfioFile):
 
     @answers("VFIO_GROUP_GET_DEVICE_FD")
     def get_device_fd(self, request: Request) -> int:
-        log.warning("GROUP_GET_DEVICE_FD from thread %d: run the client under `vfsfuse run`", request.client.tid)
+        log.warning(
+            "GROUP_GET_DEVICE_FD from thread %d: run the client under `vfsfuse run`", request.client.tid
+        )
         raise OSError(errno.EOPNOTSUPP, "a FUSE server cannot give its client a descriptor")
 
     def ioctl(self, call: IoctlCall) -> int:

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pyfuse3, imported in the one order that works: after this package has taken libfuse's symbols.
+
+Everything of ours says `from ioctl_shim.fuse import pyfuse3`, so that no sorter of imports can get it wrong.
+"""
+
+import pyfuse3 as pyfuse3

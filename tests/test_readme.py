@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's sessions, pasted into bash: what they print must be what the README shows.
+
+A line `...` stands for any lines, `...` within a line for any text.  /tmp/lab becomes a folder of the test's own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SESSIONS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+MARK = "<<end of command>>"
+
+
+def steps(session: str) -> Iterator[tuple[str, str]]:
+    """(command, expected output) for each line that starts with `$ `."""
+    for part in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]:
+        command, _, expected = part.partition("\n")
+        yield command, expected
+
+
+def pattern(expected: str) -> str:
+    """The expected output as a regular expression."""
+    quoted = re.escape(expected)
+    quoted = re.sub(r"^\\\.\\\.\\\.\\?\n", "(?:.*\n)*?", quoted, flags=re.MULTILINE)
+    return quoted.replace(r"\.\.\.", ".*")
+
+
+@pytest.mark.parametrize("session", SESSIONS, ids=[session.split("\n")[0] for session in SESSIONS])
+def test_session(session: str, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("the README's sessions are shown as root (mmap needs it)")
+    if not (ROOT / ".venv").exists():
+        pytest.skip("needs the .venv that tests/run.sh makes")
+    home = tmp_path / "lab"
+    commands = [(c.replace("/tmp/lab", str(home)), e.replace("/tmp/lab", str(home))) for c, e in steps(session)]
+    script = "".join(f"{command}\necho '{MARK}'\n" for command, _ in commands)
+    try:
+        done = subprocess.run(
+            ["bash"],
+            input=script,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            timeout=200,
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+            check=False,
+        )
+    finally:
+        subprocess.run(["umount", "--lazy", home], stderr=subprocess.DEVNULL, check=False)
+    printed = done.stdout.split(MARK + "\n")
+    assert len(printed) == len(commands) + 1, done.stdout
+    for (command, expected), output in zip(commands, printed, strict=False):
+        assert re.fullmatch(pattern(expected), output), f"$ {command}\n{output}\ninstead of\n{expected}"
+
+
+def test_there_is_a_session_at_the_top() -> None:
+    assert README.index("```console") < 1000
+    assert len(list(steps(SESSIONS[0]))) > 8
