@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which driver a physical function is bound to: its host driver, vfio-pci, or none.
 
-State: on the lifecycle thread under ``Lab.lock``; whether the function is held open is under its group's lock.
+State: on the lifecycle thread under ``Lab.lock``; whether the function is held open is under its
+group's lock.
 Source: Documentation/ABI/testing/sysfs-bus-pci (driver_override, bind, unbind, drivers_probe).
 """
 
 import errno
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Protocol
 
 from devmodel.numbers import Numbers
@@ -53,11 +55,13 @@ class DriverCore:
                 raise OSError(errno.ENODEV, f"{driver} does not take {parent.name}")
             if function.driver is not None:
                 raise OSError(errno.EBUSY, f"{parent.name} is bound to {function.driver}")
-            if driver == VFIO_PCI:
-                function.vfio_minor = self._vfio_minors.take()
-                function.join()
-            function.driver = driver
-            self._observer.bound(parent)
+            with ExitStack() as undo:
+                if driver == VFIO_PCI:
+                    self._give_to_vfio(function, undo)
+                function.driver = driver
+                undo.callback(setattr, function, "driver", None)
+                self._observer.bound(parent)
+                undo.pop_all()
 
     def unbind(self, parent: Parent, driver: str) -> None:
         """Take the driver away. ``OSError``: ENODEV when it is not ``driver``, EBUSY while it has vGPUs or
@@ -72,9 +76,7 @@ class DriverCore:
                 function.retire()
             function.driver = None
             self._observer.unbound(parent)
-            if function.vfio_minor is not None:
-                self._vfio_minors.give(function.vfio_minor)
-                function.vfio_minor = None
+            self._free_minor(function)
 
     def probe(self, parent: Parent) -> None:
         """Bind the function to the driver that takes it, if it has none; no such driver is no error."""
@@ -83,6 +85,17 @@ class DriverCore:
                 self._try(
                     lambda: self.bind(parent, function_of(parent).driver_override or parent.spec.driver)
                 )
+
+    def _give_to_vfio(self, function: PhysicalFunction, undo: ExitStack) -> None:
+        function.vfio_minor = self._vfio_minors.take()
+        undo.callback(self._free_minor, function)
+        function.join()
+        undo.callback(function.withdraw)
+
+    def _free_minor(self, function: PhysicalFunction) -> None:
+        if function.vfio_minor is not None:
+            self._vfio_minors.give(function.vfio_minor)
+            function.vfio_minor = None
 
     @staticmethod
     def _try(call: Callable[[], None]) -> None:

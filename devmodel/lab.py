@@ -73,13 +73,15 @@ class Lab:
     def create(self, type_: MdevType, uuid: UUID, instance: int = 0, name: str | None = None) -> Mdev:
         """Create a vGPU; ``name`` is its directory's, the UUID unless given.
 
-        Raises ``OSError``: EEXIST for a UUID and instance, or a name, that the lab has already, ENOSPC when
-        the parent has not enough left. Whatever goes wrong, nothing of it stays.
+        Raises ``OSError``: EEXIST for a UUID and instance, or a name, that the lab has already, ENODEV when
+        the parent lost its host driver, ENOSPC when it has not enough left. Whatever goes wrong, nothing of it stays.
         """
         name = str(uuid) if name is None else name
         with self.lock:
             if (uuid, instance) in self.mdevs or name in self.by_name:
                 raise OSError(errno.EEXIST, f"{name} exists already")
+            if not type_.parent.has_host_driver:
+                raise OSError(errno.ENODEV, f"{type_.parent.name} is not bound to its host driver")
             if type_.available_instances < 1:
                 raise OSError(errno.ENOSPC, f"{type_.parent.name} has no room for another {type_.name}")
             with ExitStack() as undo:

@@ -110,6 +110,11 @@ class Parent:
         """The IOMMU group of a physical GPU, None for a virtual parent."""
         return self.function.group if self.function else None
 
+    @property
+    def has_host_driver(self) -> bool:
+        """Whether the driver that shares it among vGPUs is bound; a virtual parent's always is."""
+        return self.function is None or self.function.driver == self.spec.driver
+
     def charge(self, spec: TypeSpec) -> None:
         """Take a device's share; the caller made sure that it is there."""
         self.memory_free -= spec.memory

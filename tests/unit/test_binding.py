@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PCI driver core: who drives a physical function, and that nothing is left over when that fails."""
+
+import errno
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+
+from devmodel.binding import VFIO_PCI, function_of
+from devmodel.lab import Lab, LabSpec, Parent, ParentSpec, TypeSpec
+from devmodel.vfio import DeviceFile
+from tests.unit.fakes import fails
+from tests.unit.test_lab import BDF, MIB, Recorder
+
+GPU = ParentSpec(
+    BDF, "gpu", "vgpu", (TypeSpec("vgpu-1", "all", "vgpu", memory=2 * MIB),), "gpu", BDF, memory=2 * MIB
+)
+MTTY = ParentSpec("mtty", "virtual", "mtty", (TypeSpec("mtty-1", "a port", "mtty"),), slots=2)
+
+
+class Refusing(Recorder):
+    """An observer that cannot show a binding while told so."""
+
+    def bound(self, parent: Parent) -> None:
+        if self.fail:
+            raise RuntimeError("no room")
+        super().bound(parent)
+
+
+@pytest.fixture
+def recorder() -> Refusing:
+    return Refusing()
+
+
+@pytest.fixture
+def lab(recorder: Refusing) -> Iterator[Lab]:
+    recorder.lab = made = Lab(LabSpec((GPU, MTTY)), recorder)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def gpu(lab: Lab) -> Parent:
+    return lab.parents[BDF]
+
+
+def override(lab: Lab, gpu: Parent) -> None:
+    """Give the function to vfio-pci, as driverctl does."""
+    function_of(gpu).driver_override = VFIO_PCI
+    lab.drivers.unbind(gpu, "vgpu")
+    lab.drivers.probe(gpu)
+
+
+def test_vfio_pci_takes_the_function_only_when_overridden(lab: Lab, gpu: Parent) -> None:
+    lab.drivers.unbind(gpu, "vgpu")
+    fails(errno.ENODEV, lab.drivers.bind, gpu, VFIO_PCI)
+    function_of(gpu).driver_override = VFIO_PCI
+    fails(errno.ENODEV, lab.drivers.bind, gpu, "vgpu")
+    lab.drivers.bind(gpu, VFIO_PCI)
+    assert function_of(gpu).driver == VFIO_PCI
+    assert function_of(gpu).group.open().get_device is not None
+
+
+def test_a_bound_function_is_not_bound_again(lab: Lab, gpu: Parent) -> None:
+    fails(errno.EBUSY, lab.drivers.bind, gpu, "vgpu")
+    fails(errno.ENODEV, lab.drivers.unbind, gpu, VFIO_PCI)
+
+
+def test_a_function_with_vgpus_stays(lab: Lab, gpu: Parent) -> None:
+    mdev = lab.create(gpu.types["vgpu-1"], UUID(int=1))
+    fails(errno.EBUSY, lab.drivers.unbind, gpu, "vgpu")
+    lab.remove(mdev)
+    lab.drivers.unbind(gpu, "vgpu")
+    fails(errno.ENODEV, lab.create, gpu.types["vgpu-1"], UUID(int=1))
+
+
+def test_a_function_in_use_stays(lab: Lab, gpu: Parent) -> None:
+    override(lab, gpu)
+    hold = DeviceFile(function_of(gpu))
+    fails(errno.EBUSY, lab.drivers.unbind, gpu, VFIO_PCI)
+    hold.close()
+    lab.drivers.unbind(gpu, VFIO_PCI)
+    fails(errno.ENODEV, function_of(gpu).group.open)
+
+
+def test_probe_is_no_error_without_a_driver(lab: Lab, gpu: Parent) -> None:
+    function_of(gpu).driver_override = "absent"
+    lab.drivers.unbind(gpu, "vgpu")
+    lab.drivers.probe(gpu)
+    assert function_of(gpu).driver is None
+    function_of(gpu).driver_override = None
+    lab.drivers.probe(gpu)
+    assert function_of(gpu).driver == "vgpu"
+
+
+def test_the_vfio_number_comes_and_goes(lab: Lab, gpu: Parent) -> None:
+    override(lab, gpu)
+    assert function_of(gpu).vfio_minor == 0
+    lab.drivers.unbind(gpu, VFIO_PCI)
+    assert function_of(gpu).vfio_minor is None
+    assert lab.create(lab.parents["mtty"].types["mtty-1"], UUID(int=2)).vfio_minor == 0
+
+
+def test_a_binding_that_cannot_be_shown_leaves_nothing(lab: Lab, gpu: Parent, recorder: Refusing) -> None:
+    lab.drivers.unbind(gpu, "vgpu")
+    function_of(gpu).driver_override = VFIO_PCI
+    recorder.fail = True
+    with pytest.raises(RuntimeError):
+        lab.drivers.bind(gpu, VFIO_PCI)
+    function = function_of(gpu)
+    assert (function.driver, function.vfio_minor, function.gone) == (None, None, True)
+    recorder.fail = False
+    lab.drivers.bind(gpu, VFIO_PCI)
+    assert function.vfio_minor == 0
+
+
+def test_a_virtual_parent_is_no_pci_function(lab: Lab) -> None:
+    fails(errno.ENODEV, lab.drivers.unbind, lab.parents["mtty"], "mtty")
