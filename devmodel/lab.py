@@ -74,7 +74,8 @@ class Lab:
         """Create a vGPU; ``name`` is its directory's, the UUID unless given.
 
         Raises ``OSError``: EEXIST for a UUID and instance, or a name, that the lab has already, ENODEV when
-        the parent lost its host driver, ENOSPC when it has not enough left. Whatever goes wrong, nothing of it stays.
+        the parent lost its host driver, ENOSPC when it has not enough left. Whatever goes wrong, nothing of
+        it stays.
         """
         name = str(uuid) if name is None else name
         with self.lock:

@@ -4,4 +4,6 @@
 Everything of ours says `from ioctl_shim.fuse import pyfuse3`, so that no sorter of imports can get it wrong.
 """
 
-import pyfuse3 as pyfuse3
+import pyfuse3
+
+__all__ = ["pyfuse3"]

@@ -44,8 +44,9 @@ class IoctlCall:
 
 
 class LaneFile(Protocol):
-    """One open file of the device lane.  All methods run on the pump thread, `ioctl` of a deferred call on the
-    worker; they raise OSError with the errno the client gets, and anything else is EIO for that call alone."""
+    """One open file of the device lane.  All methods run on the pump thread, `ioctl` of a deferred call on
+    the worker; they raise OSError with the errno the client gets, and anything else is EIO for that call
+    alone."""
 
     def read(self, offset: int, size: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> int: ...

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README's sessions, pasted into bash: what they print must be what the README shows.
 
-A line `...` stands for any lines, `...` within a line for any text.  /tmp/lab becomes a folder of the test's own.
+A line `...` stands for any lines, `...` within a line for any text.  /tmp/lab becomes a folder of the
+test's own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def test_session(session: str, tmp_path: Path) -> None:
     if not (ROOT / ".venv").exists():
         pytest.skip("needs the .venv that tests/run.sh makes")
     home = tmp_path / "lab"
-    commands = [(c.replace("/tmp/lab", str(home)), e.replace("/tmp/lab", str(home))) for c, e in steps(session)]
+    commands = list(steps(session.replace("/tmp/lab", str(home))))
     script = "".join(f"{command}\necho '{MARK}'\n" for command, _ in commands)
     try:
         done = subprocess.run(

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line.  Each subcommand is a module with `add_arguments(parser)` and `main(args) -> exit status`;
-only the one asked for is imported, because a second `mount` should cost next to nothing."""
+"""The command line.  Each subcommand is a module with `add_arguments(parser)` and `main(args) -> exit
+status`; only the one asked for is imported, because a second `mount` should cost next to nothing."""
 
 from __future__ import annotations
 
@@ -29,9 +29,13 @@ COMMANDS = {
 
 
 def version() -> str:
+    from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 
-    return installed("vfsfuse")
+    try:
+        return installed("vfsfuse")
+    except PackageNotFoundError:
+        return "(run from a checkout, not installed)"
 
 
 class _Version(argparse.Action):
@@ -61,7 +65,8 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit status is 0, 1 for a failure said in one line on stderr, 2 for wrong usage."""
+    """Run a command line; the exit status is 0, 1 for a failure said in one line on stderr, 2 for wrong
+    usage."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     args = build_parser(chosen).parse_args(arguments)

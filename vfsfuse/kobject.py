@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sysfs contract, in one place: kobjects are directories, attributes are files that show and store text.
 
-A class declares attributes and links; this module numbers them, formats them, limits them and turns exceptions
-into errnos as fs/sysfs and fs/kernfs do (Documentation/filesystems/sysfs.rst).  Entries belong to the trio thread;
-the device lane only looks an entry up by inode number and opens it.
+A class declares attributes and links; this module numbers them, formats them, limits them and turns
+exceptions into errnos as fs/sysfs and fs/kernfs do (Documentation/filesystems/sysfs.rst).  Entries belong
+to the trio thread; the device lane only looks an entry up by inode number and opens it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Stat:
 
 
 class Entry:
-    """A name in a directory: a Kobject, a Symlink or a DeviceNode.  `number` is unique for the mount's life."""
+    """A name in a directory: a Kobject, a Symlink or a DeviceNode.  `number` is unique for the mount's
+    life."""
 
     __slots__ = ("ctime_ns", "name", "number", "parent")
 
@@ -83,7 +84,8 @@ class Member:
 
 
 class Attribute(Member):
-    """A text attribute.  `show` returns a value (a final newline is added); `store` takes the text written."""
+    """A text attribute.  `show` returns a value (a final newline is added); `store` takes the text
+    written."""
 
     __slots__ = ("_show", "_store", "mode", "visible")
 
@@ -121,10 +123,19 @@ class Attribute(Member):
             raise OSError(errno.EIO, f"{self.name} is read-only")
         taken = data[:PAGE_SIZE]
         try:
-            self._store(owner, taken.decode("ascii").rstrip("\0").removesuffix("\n"))
+            self._store(owner, value_of(taken))
         except ValueError as error:
             raise OSError(errno.EINVAL, f"{self.name}: {error}") from error
         return len(taken)
+
+
+def value_of(written: bytes) -> str:
+    """The text of a write(2), without the newline that echo(1) adds.  Raises ValueError when it is not
+    ASCII or there are more newlines at its end."""
+    text = written.decode("ascii").rstrip("\0").removesuffix("\n")
+    if text.endswith("\n"):
+        raise ValueError(f"{text!r} ends in empty lines")
+    return text
 
 
 def attribute(

@@ -99,6 +99,7 @@ class LabView:
         )
         for path in ("devices", "drivers", "slots"):
             tree.make(f"sys/bus/pci/{path}")
+        tree.make(f"sys/class/vgpu/{spec.vendor}")
         self._vfio, self._cdevs = VfioNodesDir("vfio"), Kobject("devices")
         self._grow_dev()
         for parent in self.lab.parents.values():
@@ -141,7 +142,8 @@ class LabView:
         return self._lane.file_of(fd)
 
     def offer(self, group_file: GroupFile, device: Assignable) -> int:
-        """Make an unlisted file that opens `device` once, through `group_file`; returns its token.  Device lane."""
+        """Make an unlisted file that opens `device` once, through `group_file`; returns its token.  Device
+        lane."""
         token = next(self._offers)
         name = f"{HIDDEN}{token}"
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vfsfuse tree [MOUNTPOINT]`: the tree of a mounted lab, with modes and link targets, read through the mount."""
+"""`vfsfuse tree [MOUNTPOINT]`: the tree of a mounted lab, with modes and link targets, read through the
+mount."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import stat
 import sys
@@ -22,9 +24,16 @@ def main(args: argparse.Namespace) -> int:
     if found.state is not State.LIVE:
         print(f"vfsfuse: tree: {found.path}: no lab is mounted there", file=sys.stderr)
         return 1
-    print(found.path)
-    for line in lines(found.path, "", args.depth):
-        print(line)
+    try:
+        print(found.path)
+        for line in lines(found.path, "", args.depth):
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `vfsfuse tree | head`: the rest goes nowhere, at exit too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        print(f"vfsfuse: tree: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -32,13 +41,21 @@ def lines(directory: str, indent: str, depth: int | None) -> Iterator[str]:
     """The lines below `directory`, in the order of their names."""
     if depth == 0:
         return
-    entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-    for number, entry in enumerate(entries, start=1):
+    entries = list(described(directory))
+    for number, (entry, line) in enumerate(entries, start=1):
         last = number == len(entries)
-        yield f"{indent}{'└── ' if last else '├── '}{describe(entry)}"
+        yield f"{indent}{'└── ' if last else '├── '}{line}"
         if entry.is_dir(follow_symlinks=False):
             below = None if depth is None else depth - 1
             yield from lines(entry.path, indent + ("    " if last else "│   "), below)
+
+
+def described(directory: str) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """What is in `directory`, by name; what is removed meanwhile is left out."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as found:
+        for entry in sorted(found, key=lambda entry: entry.name):
+            with contextlib.suppress(FileNotFoundError):
+                yield entry, describe(entry)
 
 
 def describe(entry: os.DirEntry[str]) -> str:

@@ -7,6 +7,7 @@ The parent process waits until the tree answers, so that what comes after `mount
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -16,12 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfsfuse.mountpoint import State, inspect, unmount
+from vfsfuse.mountpoint import Mountpoint, State, inspect, unmount
 
 if TYPE_CHECKING:
     from devmodel.spec import LabSpec
 
 LEVELS = ("debug", "info", "warning", "error")
+EXPLAINED, FAILED = 1, 2
+"""How a server ends that could not start: having said why in one line, or not."""
+MENDING = {
+    errno.ENOTEMPTY: " (it would be covered; give an empty one, or one that is not there yet)",
+    errno.EBUSY: " (another filesystem is mounted there)",
+}
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 HINTS = """\
 Try, as pasted:
@@ -46,16 +53,19 @@ def main(args: argparse.Namespace) -> int:
     from vfsfuse.labfile import LabFileError, load
 
     try:
-        mountpoint = _prepare(args.mountpoint)
-        if mountpoint is None:
+        found = inspect(args.mountpoint)
+        if found.state is State.LIVE:
+            print(f"A lab is mounted at {found.path} already{f' (pid {found.pid})' if found.pid else ''}.")
             return 0
         spec = load(args.config)
-        log = None if args.foreground else _log_file(args.log_file, mountpoint)
+        log = None if args.foreground else _log_file(args.log_file, found.path)
+        _prepare(found)
     except LabFileError as error:
         return complain(str(error))
     except OSError as error:
-        return complain(f"{error.filename or args.mountpoint}: {os.strerror(error.errno or errno.EIO)}")
-    return _mount(args, spec, mountpoint, log)
+        mend = MENDING.get(error.errno or 0, "")
+        return complain(f"{error.filename or args.mountpoint}: {os.strerror(error.errno or errno.EIO)}{mend}")
+    return _mount(args, spec, found.path, log)
 
 
 def complain(message: str) -> int:
@@ -63,19 +73,19 @@ def complain(message: str) -> int:
     return 1
 
 
-def _prepare(path: str) -> str | None:
-    """The mountpoint, ready to mount on; None when a lab is there already."""
-    found = inspect(path)
-    if found.state is State.LIVE:
-        print(f"A lab is mounted at {found.path} already (pid {found.pid}).")
-        return None
+def _prepare(found: Mountpoint) -> None:
+    """Make it a directory to mount on: there, empty and ours.  Raises OSError with the path in it."""
     if found.state is State.FOREIGN:
         raise OSError(errno.EBUSY, "another filesystem is mounted there", found.path)
     if found.state is State.STALE:
         print(f"{found.path}: recovering a mount whose server is gone.", file=sys.stderr)
         unmount(found.path, lazy=True)
-    os.makedirs(found.path, exist_ok=True)
-    return found.path
+    with contextlib.suppress(FileExistsError):
+        os.makedirs(found.path)
+    if os.listdir(found.path):
+        raise OSError(errno.ENOTEMPTY, "it would be covered", found.path)
+    if not os.access(found.path, os.W_OK):
+        raise OSError(errno.EACCES, "not ours to mount on", found.path)
 
 
 def _mount(args: argparse.Namespace, spec: LabSpec, mountpoint: str, log: Path | None) -> int:
@@ -84,7 +94,7 @@ def _mount(args: argparse.Namespace, spec: LabSpec, mountpoint: str, log: Path |
         return _serve(spec, mountpoint, lambda: _tell(args.ready_fd))
     status = _in_background(lambda ready: _serve_detached(args, spec, mountpoint, log, ready))
     if status:
-        return complain(f"{mountpoint}: the server did not start; see above and {log}")
+        return 1 if status == EXPLAINED else complain(f"{mountpoint}: the server did not start; see {log}")
     _say(f"A lab is mounted at {mountpoint}; its server logs to {log}.\n{_hints(spec, mountpoint)}")
     _tell(args.ready_fd)
     return 0
@@ -103,13 +113,14 @@ def _hints(spec: LabSpec, mountpoint: str) -> str:
         return ""
     bus = gpu.name.rsplit(":", 1)[0]
     parent = f"{mountpoint}/sys/devices/pci{bus}/{gpu.name}"
-    paths = {
-        "mnt": mountpoint,
-        "parent": parent,
-        "vendor": spec.vendor,
-        "vfsfuse": os.path.abspath(sys.argv[0]),
-    }
-    return HINTS.format(**{name: shlex.quote(path) for name, path in paths.items()})
+    paths = {"mnt": mountpoint, "parent": parent, "vendor": spec.vendor}
+    return HINTS.format(vfsfuse=_command(), **{name: shlex.quote(path) for name, path in paths.items()})
+
+
+def _command() -> str:
+    """How this program was called, for a shell."""
+    called = os.path.abspath(sys.argv[0])
+    return shlex.join([sys.executable, "-m", "vfsfuse"] if called.endswith("__main__.py") else [called])
 
 
 def _tell(fd: int | None) -> None:
@@ -129,28 +140,41 @@ def _serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> int:
 
 
 def _log_file(named: str | None, mountpoint: str) -> Path:
-    """The log of a background server: `named`, or one for the mountpoint in the user's state directory."""
-    if named:
-        return Path(named).absolute()
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "vfsfuse"
-    state.mkdir(parents=True, exist_ok=True)
-    return state / (mountpoint.strip("/").replace("/", "-") + ".log")
+    """The log of a background server: `named`, or one for the mountpoint in the user's state directory.
+
+    Raises OSError when it cannot be written.
+    """
+    log = Path(named or "").absolute()
+    if not named:
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "vfsfuse"
+        state.mkdir(parents=True, exist_ok=True)
+        log = state / (mountpoint.strip("/").replace("/", "-") + ".log")
+    log.open("a").close()
+    return log
 
 
 def _in_background(serve: Callable[[Callable[[], None]], int]) -> int:
-    """Run `serve` in a child of its own session; 0 once it calls back that it is ready, else its status."""
+    """Run `serve` in a child of its own session; 0 once it calls back that it is ready, else how it ended."""
     reader, writer = os.pipe()
-    if os.fork():
+    if pid := os.fork():
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            return 0 if pipe.read() == b"ready\n" else 1
-    os.close(reader)
+            return 0 if pipe.read() == b"ready\n" else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or FAILED
     os.setsid()
-    status = 1
+    _close_inherited(writer)
+    status = FAILED
     try:
         status = serve(lambda: _tell(writer))
+    except Exception:
+        logging.exception("the server failed")
     finally:
         os._exit(status)
+
+
+def _close_inherited(keep: int) -> None:
+    """Close what the caller had open, a lock or the end of a pipe perhaps; standard streams stay."""
+    os.closerange(3, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _serve_detached(

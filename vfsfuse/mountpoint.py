@@ -28,7 +28,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Mountpoint:
-    """A path, what is mounted on it, and the pid of the lab's server (0 unless LIVE)."""
+    """A path, what is mounted on it, and the pid of the server of a LIVE lab (0: it does not tell us)."""
 
     path: str
     state: State
@@ -48,6 +48,8 @@ def inspect(path: str) -> Mountpoint:
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             return Mountpoint(path, State.STALE)
+        if error.errno == errno.EACCES:  # another user's, which even root may only unmount
+            return Mountpoint(path, State.LIVE)
         raise
 
 

@@ -28,7 +28,8 @@ XATTR_PID = b"user.vfsfuse.pid"
 
 @contextmanager
 def errors(what: str) -> Iterator[None]:
-    """Turn exceptions into what pyfuse3 answers: OSError to its errno, anything else to EIO with a traceback."""
+    """Turn exceptions into what pyfuse3 answers: OSError to its errno, anything else to EIO with a
+    traceback."""
     try:
         yield
     except pyfuse3.FUSEError:
@@ -59,7 +60,8 @@ def _notify(call: object, *arguments: object) -> None:
 
 
 class Operations(pyfuse3.Operations):
-    """The handlers.  `cache` is how many seconds the kernel may keep names and stats it is not told to drop."""
+    """The handlers.  `cache` is how many seconds the kernel may keep names and stats it is not told to
+    drop."""
 
     supports_dot_lookup = False
 
@@ -152,13 +154,15 @@ class Operations(pyfuse3.Operations):
         with errors("opendir"):
             directory = self.tree.directory(inode)
             handle, self._next_listing = self._next_listing, self._next_listing + 1
-            self._listings[handle] = list(directory.entries())
+            self._listings[handle] = []
             self._owners[handle] = directory
             return handle
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         with errors("readdir"):
             owner, listing = self._owners[fh], self._listings[fh]
+            if start_id == 0:  # the first call, or after rewinddir(3): what is there now
+                listing[:] = self.tree.directory(owner.inode).entries()
             for index in range(start_id, len(listing)):
                 if not self._reply(token, owner, listing[index], index + 1):
                     return
@@ -169,7 +173,7 @@ class Operations(pyfuse3.Operations):
         try:
             attributes = self.attributes(_inode(owner, entry))
         except OSError:
-            return True  # removed since the directory was opened
+            return True  # removed since the list was made
         return pyfuse3.readdir_reply(token, os.fsencode(entry.name), attributes, following)
 
     async def releasedir(self, fh: int) -> None:

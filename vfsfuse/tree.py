@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live tree: inode numbers to entries, and what the kernel must forget after a change.
 
-Owner is the trio thread; `entry_of` may be called from the device lane (one dict look-up).  An inode number is
-(entry number << MEMBER_BITS | member index) + 1 under the lane bits of native/lane.cdef, and none is used twice,
-so a stale one finds nothing.
+Owner is the trio thread; `locate` may be called from the device lane (one dict look-up).  An inode number
+is (entry number << MEMBER_BITS | member index) + 1 under the lane bits of native/lane.cdef, and none is
+used twice, so a stale one finds nothing.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Tree:
         return here
 
     def remove(self, entry: Entry) -> None:
-        """Take `entry` and everything below it out of the tree; symlinks elsewhere are their owners' to remove."""
+        """Take `entry` and everything below it out of the tree; symlinks elsewhere are their owners' to
+        remove."""
         parent = entry.parent
         if parent is None or not parent.children or parent.children.get(entry.name) is not entry:
             return

@@ -11,6 +11,8 @@ import sys
 from vfsfuse.mountpoint import State, inspect, unmount, wait_for_end
 
 END_SECONDS = 10.0
+LAZY_SECONDS = 1.0
+"""How long to wait for a server that may go on for as long as programs use the mount."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,11 +31,10 @@ def main(args: argparse.Namespace) -> int:
     except OSError as error:
         mend = "; end the programs that use it, or add --lazy" if error.errno == errno.EBUSY else ""
         return complain(f"{found.path}: {os.strerror(error.errno or errno.EIO)}{mend}")
-    if found.pid and not wait_for_end(found.pid, END_SECONDS):
-        return complain(
-            f"{found.path} is unmounted, but its server (pid {found.pid}) has not ended; programs use it yet"
-        )
-    return 0
+    if not found.pid or wait_for_end(found.pid, LAZY_SECONDS if args.lazy else END_SECONDS):
+        return 0
+    complain(f"{found.path} is unmounted; its server (pid {found.pid}) ends with the programs that use it")
+    return 0 if args.lazy else 1
 
 
 def complain(message: str) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from devmodel.lab import Lab, Mdev, MdevType, parse_uuid
 from devmodel.vfio import Group
 from vfsfuse.kobject import Entry, Kobject, attribute, link, store_only
+from vfsfuse.sysfs.numbers import parse_number
 from vfsfuse.sysfs.pci import PCI_ATTRIBUTES, REGION_FILES, PciIdentity
 from vfsfuse.sysfs.uevent import Uevent
 from vfsfuse.vfio.port import Port
@@ -54,7 +55,8 @@ class TypeDir(Kobject):
 
 
 class MdevDir(Kobject, PciIdentity):
-    """A vGPU: <parent>/<uuid> (made through mdev) or <parent>/<uuid>-<instance> (made through vgpu_create)."""
+    """A vGPU: <parent>/<uuid> (made through mdev) or <parent>/<uuid>-<instance> (made through
+    vgpu_create)."""
 
     __slots__ = ("mdev", "port", "view")
 
@@ -71,9 +73,8 @@ class MdevDir(Kobject, PciIdentity):
 
     @store_only()
     def remove(self, text: str) -> None:
-        if text.strip() not in ("1", "y", "Y", "yes", "on", "true"):
-            raise ValueError(f"{text!r} is not 1")
-        self.view.lab.remove(self.mdev)
+        if parse_number(text):
+            self.view.lab.remove(self.mdev)
 
     @attribute()
     def vgpu_uuid(self) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from devmodel.binding import function_of
 from devmodel.device import PciDevice
 from devmodel.lab import Lab, Parent, parse_create_line, parse_destroy_line
-from vfsfuse.kobject import Entry, Kobject, attribute, link, store_only
+from vfsfuse.kobject import PAGE_SIZE, Entry, Kobject, attribute, link, store_only
 from vfsfuse.sysfs.pci import PCI_ATTRIBUTES, REGION_FILES, PciIdentity, modalias
 from vfsfuse.sysfs.uevent import Uevent
 from vfsfuse.vfio.port import Port
@@ -34,7 +34,7 @@ def _variables(self: PciFunctionDir) -> dict[str, str]:
 
 
 def _has_host_driver(self: PciFunctionDir) -> bool:
-    return self.driver_name == self.parent_device.spec.driver
+    return self.parent_device.has_host_driver
 
 
 class ParentDir(Kobject):
@@ -100,7 +100,9 @@ class PciFunctionDir(ParentDir, PciIdentity):
 
     @driver_override.store
     def _store_driver_override(self, text: str) -> None:
-        function_of(self.parent_device).driver_override = text or None
+        if len(text) >= PAGE_SIZE - 1:
+            raise ValueError("as long as a page")
+        function_of(self.parent_device).driver_override = text.split("\n", 1)[0] or None
 
     @attribute(when=_has_host_driver)
     def vgpu_supported_types(self) -> str:

@@ -11,14 +11,16 @@ from vfsfuse.kobject import Attribute
 
 ACTIONS = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")
 SYNTHETIC = re.compile(
-    rf"(?:{'|'.join(ACTIONS)})(?: [0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}(?: [A-Za-z0-9]+=[A-Za-z0-9]+)*)?",
+    rf"(?:{'|'.join(ACTIONS)})"
+    r"(?: [0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(?: [A-Za-z0-9]+=[A-Za-z0-9]+)*)?",
     re.ASCII,
 )
 
 
 class Uevent(Attribute):
-    """Shows `variables(owner)` a line each; a store must be a synthetic event's action (and is heard by nobody
-    while nobody listens, as in the kernel), else EINVAL.  Source: Documentation/ABI/testing/sysfs-uevent."""
+    """Shows `variables(owner)` a line each; a store must be a synthetic event's action (and is heard by
+    nobody while nobody listens, as in the kernel), else EINVAL.  Source:
+    Documentation/ABI/testing/sysfs-uevent."""
 
     __slots__ = ()
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device lane's side of a device: its memory as the pump sees it and its backing file for passthrough mmap.
+"""The device lane's side of a device: its memory as the pump sees it and its backing file for passthrough
+mmap.
 
 A port's state is under its own lock: the device lane opens it, the trio thread closes it.
 """
@@ -50,7 +51,8 @@ class Port:
             return self._memory
 
     def backing_id(self) -> int:
-        """The kernel's id of the device's memfd, or 0 when it cannot map it straight (rootless, old kernel)."""
+        """The kernel's id of the device's memfd, or 0 when it cannot map it straight (rootless, old
+        kernel)."""
         if not _memory_regions(self.device):
             return 0
         with self._lock:
