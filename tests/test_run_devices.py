@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests import ordinary_user
-from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse
+from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, run, vfsfuse
 
 Compile = Callable[..., Path]
 RUN = [*VFSFUSE, "run"]
@@ -45,10 +46,16 @@ def test_get_device_fd(lab: MountedLab, compile_client: Compile, mode: str) -> N
 
 
 def test_what_the_client_closes_is_closed(lab: MountedLab, compile_client: Compile) -> None:
-    """It unsets the container right after: the supervisor must hold neither device nor group by then."""
+    """The supervisor holds neither device nor group once it has answered.
+
+    Both share a processor, and the client (where we may) goes first.
+    """
     with lab.create() as vgpu:
-        script = 'for i in $(seq 100); do "$@" || exit; done'
-        run_client(vgpu, "sh", "-c", script, "sh", compile_client("vfio_client"), vgpu.group, vgpu.name)
+        client = shlex.join([str(compile_client("device_fd")), vgpu.group, vgpu.name, "unset"])
+        script = f"renice -n -20 $$ >/dev/null 2>&1; {client}"
+        slow = ["taskset", "-c", "0", "nice", "-n", "19", *RUN, "--mount", str(lab.path)]
+        done = run([*slow, "--", "sh", "-c", script], PYTHONPATH=str(ROOT))
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def holder(vgpu: Vgpu, program: Path) -> subprocess.Popen[str]:

@@ -34,7 +34,7 @@ HINTS = """\
 Try, as pasted:
   echo 6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01:0:vgpu-4 > {parent}/vgpu_create
   ls -l {mnt}/sys/class/vgpu/{vendor}/ {mnt}/dev/vfio/
-  xxd -l 64 {mnt}/sys/class/vgpu/{vendor}/vgpu0/config
+  od -A x -t x1 -N 64 {mnt}/sys/class/vgpu/{vendor}/vgpu0/config
   {vfsfuse} run --mount {mnt} -- ls /dev/vfio
   {vfsfuse} umount {mnt}
 """
@@ -84,7 +84,7 @@ def _prepare(found: Mountpoint) -> None:
         os.makedirs(found.path)
     if os.listdir(found.path):
         raise OSError(errno.ENOTEMPTY, "it would be covered", found.path)
-    if not os.access(found.path, os.W_OK):
+    if os.geteuid() and not os.access(found.path, os.W_OK):  # else fusermount3 says it at length
         raise OSError(errno.EACCES, "not ours to mount on", found.path)
 
 
@@ -159,7 +159,9 @@ def _in_background(serve: Callable[[Callable[[], None]], int]) -> int:
     if pid := os.fork():
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            return 0 if pipe.read() == b"ready\n" else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or FAILED
+            if pipe.read() == b"ready\n":
+                return 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or FAILED
     os.setsid()
     _close_inherited(writer)
     status = FAILED

@@ -7,6 +7,7 @@
  * errors       each wrong call has the kernel's errno
  * signals      good calls while signals arrive all the time
  * last-thread  a good call from a thread that has outlived the first
+ * unset        the device, closed, is in nobody's hands: the group can leave its container at once
  * forever      good calls until killed
  * hold         says "held" and keeps the device open until stdin ends
  *
@@ -115,6 +116,21 @@ static void last_thread(void)
 	pthread_exit(NULL);
 }
 
+static void join(void)
+{
+	CHECK(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &container));
+	CHECK(!ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+}
+
+static void unset(void)
+{
+	for (int i = 0; i < 200; i++) {
+		CHECK(!close(get(group, name)));
+		CHECK(!ioctl(group, VFIO_GROUP_UNSET_CONTAINER));
+		join();
+	}
+}
+
 static void forever(void)
 {
 	for (;;)
@@ -135,7 +151,7 @@ static const struct mode {
 	const char *name;
 	void (*act)(void);
 } modes[] = {
-	{"errors", errors}, {"signals", signals}, {"last-thread", last_thread}, {"forever", forever}, {"hold", hold}, {0},
+	{"errors", errors}, {"signals", signals}, {"last-thread", last_thread}, {"unset", unset}, {"forever", forever}, {"hold", hold}, {0},
 };
 
 int main(int argc, char **argv)
@@ -153,7 +169,7 @@ int main(int argc, char **argv)
 	container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC), group = open(path, O_RDWR | O_CLOEXEC);
 	CHECK(container >= 0 && group >= 0);
 	FAILS(get(group, name), EINVAL);
-	CHECK(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) && !ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+	join();
 	mode->act();
 	puts("ok");
 	return 0;
