@@ -279,18 +279,18 @@ class Symlink(Entry):
 class DeviceNode(Entry):
     """A file under dev/: every open, ioctl, read and write of it is a call on the device lane."""
 
-    __slots__ = ("gid", "mode", "opener", "uid")
+    __slots__ = ("gid", "mode", "opener", "size", "uid")
 
     lane_bits = DEVICE_BIT
 
-    def __init__(self, name: str, mode: int, opener: Callable[[OpenRequest], Opened]) -> None:
+    def __init__(self, name: str, mode: int, opener: Callable[[OpenRequest], Opened], size: int = 0) -> None:
         super().__init__(name)
-        self.mode, self.opener = mode, opener
+        self.mode, self.opener, self.size = mode, opener, size
         self.uid: int | None = None
         self.gid: int | None = None
 
     def stat(self) -> Stat:
-        return Stat(stat.S_IFREG | self.mode, 0, 1, self.uid, self.gid)
+        return Stat(stat.S_IFREG | self.mode, self.size, 1, self.uid, self.gid)
 
 
 def relative(directory: Entry | None, target: Entry) -> str:

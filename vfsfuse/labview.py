@@ -14,7 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from devmodel.backing import REGION_SHIFT
 from devmodel.binding import VFIO_PCI, function_of
+from devmodel.device import PciRegion
 from devmodel.lab import Lab, LabSpec, Mdev, MdevType, Parent
 from devmodel.vfio import Assignable, Group
 from devmodel.vfio import DeviceFile as Hold
@@ -32,6 +34,9 @@ from vfsfuse.vfio.port import Port
 
 K = TypeVar("K", bound=Entry)
 Opener = Callable[[OpenRequest], Opened]
+DEVICE_SIZE = PciRegion.COUNT << REGION_SHIFT
+"""st_size of a device file.  A character device has none, but this is a regular file, and Python's mmap
+refuses to map a regular one beyond its end."""
 HIDDEN = ".device-"
 """Prefix, in dev/vfio, of the unlisted files through which `vfsfuse run` opens a device once."""
 
@@ -153,7 +158,7 @@ class LabView:
             hold = group_file.file.open_device(device.name)
             return open_device(hold, self._ports[device], lambda: self.tree.forget(node))
 
-        node = self._node(name, opener)
+        node = self._device_node(name, opener)
         self.tree.adopt(node)
         self._vfio.offers[name] = node.inode
         return token
@@ -198,7 +203,7 @@ class LabView:
         vfio_dev = put(put(own, Kobject("vfio-dev")), VfioDevDir(minor))
         put(tree.make("sys/class/vfio-dev"), Symlink(vfio_dev.name, vfio_dev))
         put(self._vfio, self._node(str(group.number), GroupFile.opener(group, self.find_file, self.offer)))
-        put(self._cdevs, self._node(vfio_dev.name, lambda request: open_device(Hold(device), port)))
+        put(self._cdevs, self._device_node(vfio_dev.name, lambda request: open_device(Hold(device), port)))
 
     # ---- building ----
 
@@ -214,6 +219,11 @@ class LabView:
         self.tree.add(dev, self._vfio)
         self.tree.add(self._vfio, self._cdevs)
         self.tree.add(self._vfio, self._node("vfio", ContainerFile.open, 0o666))
+
+    def _device_node(self, name: str, opener: Opener) -> DeviceNode:
+        node = self._node(name, opener)
+        node.size = DEVICE_SIZE
+        return node
 
     def _node(self, name: str, opener: Opener, mode: int | None = None) -> DeviceNode:
         node = DeviceNode(name, self.spec.device_mode if mode is None else mode, opener)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C client on the bare mount: no wrapper, no preload, dynamic and static."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ioctl_shim.abi import BY_NAME
+from tests.lab import MountedLab, run
+
+Compile = Callable[..., Path]
+CONFIG = 7 << 40
+BAR2 = 2 << 40
+
+
+@pytest.mark.parametrize("linking", [(), ("-static",)], ids=["dynamic", "static"])
+def test_the_client_works(lab: MountedLab, compile_client: Compile, linking: tuple[str, ...]) -> None:
+    with lab.create() as vgpu:
+        client = compile_client("vfio_client", *linking)
+        devices = lab.path / "dev/vfio"
+        done = run([client, "-d", devices, "-c", vgpu.vfio, vgpu.group, vgpu.name, vgpu.path / "resource0"])
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == ("no mmap\nok\n" if os.geteuid() else "mmap\nok\n")
+
+
+def test_two_clients_at_once(lab: MountedLab, compile_client: Compile) -> None:
+    client, devices = compile_client("vfio_client"), lab.path / "dev/vfio"
+    with lab.create() as one, lab.create() as two:
+        started = [
+            subprocess.Popen([client, "-d", devices, "-c", vgpu.vfio, vgpu.group, vgpu.name])
+            for vgpu in (one, two)
+        ]
+        assert [each.wait(30) for each in started] == [0, 0]
+
+
+def test_bytes_are_the_same_by_every_way_in(lab: MountedLab) -> None:
+    if os.geteuid():
+        pytest.skip("mmap passes through to memory only for root")
+    with (
+        lab.create() as vgpu,
+        open(vgpu.cdev, "r+b", 0) as device,
+        open(vgpu.path / "resource0", "r+b", 0) as bar,
+    ):
+        with mmap.mmap(device.fileno(), 1 << 20) as mapped, mmap.mmap(bar.fileno(), 1 << 20) as other:
+            compare(device.fileno(), bar.fileno(), mapped, other)
+
+
+def compare(device: int, bar: int, mapped: mmap.mmap, other: mmap.mmap) -> None:
+    """What is written by any of four ways is read by the others."""
+    mapped[0:8] = b"by mmap."
+    assert os.pread(device, 8, 0) == os.pread(bar, 8, 0) == other[0:8] == b"by mmap."
+    os.pwrite(device, b"by write", 4096)
+    assert mapped[4096:4104] == other[4096:4104] == os.pread(bar, 8, 4096) == b"by write"
+    os.pwrite(bar, b"by sysfs", 65536)
+    assert mapped[65536:65544] == os.pread(device, 8, 65536) == b"by sysfs"
+
+
+def test_registers_and_config_trap(lab: MountedLab) -> None:
+    with lab.create() as vgpu, open(vgpu.cdev, "r+b", 0) as device:
+        fd = device.fileno()
+        assert os.pread(fd, 4, CONFIG) == bytes.fromhex("34121111")
+        os.pwrite(fd, b"\xff\xff\xff\xff", CONFIG + 0x10)
+        sized = int.from_bytes(os.pread(fd, 4, CONFIG + 0x10), "little")
+        assert (sized & 0xF, -(sized & ~0xF) & 0xFFFFFFFF) == (
+            8,
+            32 << 20,
+        )  # an eighth of 256 MiB, prefetchable
+        with pytest.raises(OSError) as caught:
+            os.pread(fd, 4, BAR2 + 4096)
+        assert caught.value.errno == errno.EINVAL
+        with pytest.raises(OSError) as caught:
+            os.pread(fd, 4, 12 << 40)
+        assert caught.value.errno == errno.EINVAL
+
+
+def test_an_idle_device_has_no_memory_until_it_is_touched(lab: MountedLab) -> None:
+    """A gigabyte of address space costs nothing; what a client touches is there for the next one."""
+    with lab.create("vgpu-1") as vgpu, open(vgpu.cdev, "r+b", 0) as device:
+        os.pwrite(device.fileno(), b"here", (256 << 20) - 4)
+        resident = int((Path("/proc") / str(lab.pid) / "statm").read_text().split()[1]) * 4096
+        assert resident < 120 << 20
+
+
+def test_no_descriptor_on_the_bare_mount(lab: MountedLab) -> None:
+    """GET_DEVICE_FD needs `vfsfuse run`; without, it fails and says so in the log, and loses nothing."""
+    with lab.create() as vgpu, open(lab.path / "dev/vfio" / vgpu.group, "r+b", 0) as group:
+        with pytest.raises(OSError) as caught:
+            fcntl.ioctl(group, BY_NAME["VFIO_GROUP_GET_DEVICE_FD"].cmd, vgpu.name.encode() + b"\0")
+        assert caught.value.errno == errno.EOPNOTSUPP
+        assert "vfsfuse run" in lab.log
+        status = bytearray(b"\x08\0\0\0\0\0\0\0")
+        fcntl.ioctl(group, BY_NAME["VFIO_GROUP_GET_STATUS"].cmd, status)
+        assert status == b"\x08\0\0\0\x01\0\0\0"
