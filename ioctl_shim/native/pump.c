@@ -278,12 +278,15 @@ static void on_read(const struct request *r)
 	const struct lane_file *file = file_of(in->fh);
 	uint32_t size = in->size > MAX_DATA ? MAX_DATA : in->size;
 	const char *memory = window(file, in->offset, size);
-	int64_t got = size;
+	int64_t got;
 
-	if (memory)
-		memcpy(r->out, memory, size); /* not writev from the mapping: a fault there would fail the reply */
-	else
-		got = lane_on_read(file->token, in->offset, size, r->out);
+	if (memory) {
+		/* the kernel copies straight from the region; it may have no page left for a hole of it */
+		if (send_data(r->header->unique, 0, memory, size, NULL, 0))
+			send_error(r->header->unique, -EIO);
+		return;
+	}
+	got = lane_on_read(file->token, in->offset, size, r->out);
 	if (got < 0)
 		send_error(r->header->unique, got);
 	else
