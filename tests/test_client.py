@@ -48,9 +48,10 @@ def test_bytes_are_the_same_by_every_way_in(lab: MountedLab) -> None:
         lab.create() as vgpu,
         open(vgpu.cdev, "r+b", 0) as device,
         open(vgpu.path / "resource0", "r+b", 0) as bar,
+        mmap.mmap(device.fileno(), 1 << 20) as mapped,
+        mmap.mmap(bar.fileno(), 1 << 20) as other,
     ):
-        with mmap.mmap(device.fileno(), 1 << 20) as mapped, mmap.mmap(bar.fileno(), 1 << 20) as other:
-            compare(device.fileno(), bar.fileno(), mapped, other)
+        compare(device.fileno(), bar.fileno(), mapped, other)
 
 
 def compare(device: int, bar: int, mapped: mmap.mmap, other: mmap.mmap) -> None:
