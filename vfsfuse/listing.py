@@ -25,6 +25,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"vfsfuse: tree: {found.path}: no lab is mounted there", file=sys.stderr)
         return 1
     try:
+        os.listdir(found.path)  # another user's lab is closed to us
         print(found.path)
         for line in lines(found.path, "", args.depth):
             print(line)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ from vfsfuse.mountpoint import Mountpoint, State, inspect, unmount
 if TYPE_CHECKING:
     from devmodel.spec import LabSpec
 
+READY = b"ready\n"
 LEVELS = ("debug", "info", "warning", "error")
 EXPLAINED, FAILED = 1, 2
 """How a server ends that could not start: having said why in one line, or not."""
@@ -49,28 +52,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="write a line there once the tree answers")
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A mountpoint that is ready and ours alone, and what comes there; `lock` is a descriptor to close once
+    the tree answers, `log` None for a server in the foreground."""
+
+    path: str
+    spec: LabSpec
+    log: Path | None
+    lock: int | None
+
+
 def main(args: argparse.Namespace) -> int:
-    from vfsfuse.labfile import LabFileError, load
+    from vfsfuse.labfile import LabFileError
 
     try:
-        found = inspect(args.mountpoint)
-        if found.state is State.LIVE:
-            print(f"A lab is mounted at {found.path} already{f' (pid {found.pid})' if found.pid else ''}.")
-            return 0
-        spec = load(args.config)
-        log = None if args.foreground else _log_file(args.log_file, found.path)
-        _prepare(found)
+        claim = _claim(args)
     except LabFileError as error:
         return complain(str(error))
     except OSError as error:
         mend = MENDING.get(error.errno or 0, "")
         return complain(f"{error.filename or args.mountpoint}: {os.strerror(error.errno or errno.EIO)}{mend}")
-    return _mount(args, spec, found.path, log)
+    return 0 if claim is None else _mount(args, claim)
 
 
 def complain(message: str) -> int:
     print(f"vfsfuse: mount: {message}", file=sys.stderr)
     return 1
+
+
+def _claim(args: argparse.Namespace) -> Claim | None:
+    """None when a lab is there already.  Raises OSError and LabFileError."""
+    from vfsfuse.labfile import load
+
+    found = inspect(args.mountpoint)
+    if _is_live(found):
+        return None
+    spec = load(args.config)
+    log = None if args.foreground else _log_file(args.log_file, found.path)
+    lock = _lock(found.path)
+    found = inspect(found.path)
+    if _is_live(found):  # another mount was quicker
+        return None
+    _prepare(found)
+    return Claim(found.path, spec, log, lock)
+
+
+def _is_live(found: Mountpoint) -> bool:
+    if found.state is State.LIVE:
+        print(f"A lab is mounted at {found.path} already{f' (pid {found.pid})' if found.pid else ''}.")
+    return found.state is State.LIVE
+
+
+def _lock(path: str) -> int | None:
+    """Keep other mounts off `path`, by a lock on the directory above it; None where that cannot be opened."""
+    above = os.path.dirname(path)
+    os.makedirs(above, exist_ok=True)
+    try:
+        lock = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return None
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 def _prepare(found: Mountpoint) -> None:
@@ -81,23 +124,34 @@ def _prepare(found: Mountpoint) -> None:
         print(f"{found.path}: recovering a mount whose server is gone.", file=sys.stderr)
         unmount(found.path, lazy=True)
     with contextlib.suppress(FileExistsError):
-        os.makedirs(found.path)
+        os.mkdir(found.path)
     if os.listdir(found.path):
         raise OSError(errno.ENOTEMPTY, "it would be covered", found.path)
     if os.geteuid() and not os.access(found.path, os.W_OK):  # else fusermount3 says it at length
         raise OSError(errno.EACCES, "not ours to mount on", found.path)
 
 
-def _mount(args: argparse.Namespace, spec: LabSpec, mountpoint: str, log: Path | None) -> int:
-    if log is None:
+def _mount(args: argparse.Namespace, claim: Claim) -> int:
+    if claim.log is None:
         logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT)
-        return _serve(spec, mountpoint, lambda: _tell(args.ready_fd))
-    status = _in_background(lambda ready: _serve_detached(args, spec, mountpoint, log, ready))
+        return _serve(claim, lambda: _let_in(args.ready_fd, claim.lock))
+    status = _in_background(lambda ready: _serve_detached(args.log_level, claim, ready))
     if status:
-        return 1 if status == EXPLAINED else complain(f"{mountpoint}: the server did not start; see {log}")
-    _say(f"A lab is mounted at {mountpoint}; its server logs to {log}.\n{_hints(spec, mountpoint)}")
-    _tell(args.ready_fd)
+        log = claim.log
+        return 1 if status == EXPLAINED else complain(f"{claim.path}: the server did not start; see {log}")
+    _say(
+        f"A lab is mounted at {claim.path}; its server logs to {claim.log}.\n{_hints(claim.spec, claim.path)}"
+    )
+    _let_in(args.ready_fd, claim.lock)
     return 0
+
+
+def _let_in(ready_fd: int | None, lock: int | None) -> None:
+    """The tree answers: tell who waits for it."""
+    if lock is not None:
+        os.close(lock)
+    if ready_fd is not None:
+        _tell(ready_fd)
 
 
 def _say(text: str) -> None:
@@ -123,19 +177,18 @@ def _command() -> str:
     return shlex.join([sys.executable, "-m", "vfsfuse"] if called.endswith("__main__.py") else [called])
 
 
-def _tell(fd: int | None) -> None:
-    if fd is not None:
-        os.write(fd, b"ready\n")
-        os.close(fd)
+def _tell(fd: int) -> None:
+    os.write(fd, READY)
+    os.close(fd)
 
 
-def _serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> int:
+def _serve(claim: Claim, ready: Callable[[], None]) -> int:
     from vfsfuse.server import serve
 
     try:
-        serve(spec, mountpoint, ready)
+        serve(claim.spec, claim.path, ready)
     except RuntimeError as error:
-        return complain(f"{mountpoint}: {error}")
+        return complain(f"{claim.path}: {error}")
     return 0
 
 
@@ -159,7 +212,7 @@ def _in_background(serve: Callable[[Callable[[], None]], int]) -> int:
     if pid := os.fork():
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            if pipe.read() == b"ready\n":
+            if pipe.read() == READY:
                 return 0
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or FAILED
     os.setsid()
@@ -179,10 +232,8 @@ def _close_inherited(keep: int) -> None:
     os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _serve_detached(
-    args: argparse.Namespace, spec: LabSpec, mountpoint: str, log: Path, ready: Callable[[], None]
-) -> int:
-    logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT, filename=log)
+def _serve_detached(level: str, claim: Claim, ready: Callable[[], None]) -> int:
+    logging.basicConfig(level=level.upper(), format=LOG_FORMAT, filename=claim.log)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
@@ -192,4 +243,4 @@ def _serve_detached(
         os.chdir("/")
         ready()
 
-    return _serve(spec, mountpoint, detach)
+    return _serve(claim, detach)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable
 
@@ -30,12 +31,19 @@ def mount_options() -> set[str]:
     return options | {"allow_other"} if os.geteuid() == 0 else options
 
 
+def _allow_descriptors() -> None:
+    """As many descriptors as we may have: every interrupt vector of every client is one (MSI-X has 2048)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     """Mount the lab at `mountpoint` and serve it until it is unmounted or a signal of ENDING comes.
 
     `ready` is called on the trio thread once the tree answers through the kernel.  Raises RuntimeError when
     mounting fails (libfuse has said why on stderr).
     """
+    _allow_descriptors()
     tree = Tree()
     operations = Operations(tree, spec.cache, os.geteuid(), os.getegid())
     view = LabView(spec, tree)
@@ -61,11 +69,13 @@ async def _main(
 
 
 async def _end_on_signal() -> None:
+    # what the receiver puts back when it is done: a second signal must not cut short the unmounting
+    for ending in ENDING:
+        signal.signal(ending, signal.SIG_IGN)
     with trio.open_signal_receiver(*ENDING) as signals:
         async for number in signals:
             log.info("%s: ending", signal.Signals(number).name)
             pyfuse3.terminate()
-            return
 
 
 async def _announce(view: LabView, lane: Lane, mountpoint: str, ready: Callable[[], None]) -> None:

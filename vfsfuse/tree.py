@@ -104,17 +104,19 @@ class Tree:
         return changes
 
     def locate(self, inode: int) -> tuple[Entry, Member | None]:
-        """The entry, and its member, that `inode` names.  Raises OSError(ENODEV) when it is gone."""
+        """The entry, and its member, that `inode` names.  Raises OSError when it is gone: ENODEV for a file,
+        ENOENT for a directory or a symlink."""
         index = (inode & NUMBER_MASK) - 1
         entry = self._entries.get(index >> MEMBER_BITS)
+        gone = errno.ENODEV if inode > NUMBER_MASK else errno.ENOENT
         if entry is None:
-            raise OSError(errno.ENODEV, "removed")
+            raise OSError(gone, "removed")
         member = index & MEMBER_MASK
         if not member:
             return entry, None
         members = entry.members if isinstance(entry, Kobject) else ()
         if member > len(members) or not members[member - 1].present(entry):
-            raise OSError(errno.ENODEV, "removed")
+            raise OSError(gone, "removed")
         return entry, members[member - 1]
 
     def directory(self, inode: int) -> Kobject:

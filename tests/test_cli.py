@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a person meets it: help, mistakes, and lab files of one's own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.lab import ROOT, VFSFUSE, MountedLab, run, vfsfuse
+
+COMMANDS = ("mount", "umount", "run", "tree")
+
+LAB = """\
+vendor = "acme"
+
+[parents."0000:03:00.0"]
+kind = "gpu"
+driver = "acme-gpu"
+memory = "64 MiB"
+
+[parents."0000:03:00.0".types]
+half = { memory = "32M", description = "half of it", pretty_name = "ACME half" }
+all = { memory = 67108864, description = "all of it" }
+"""
+
+
+def test_help_names_every_command() -> None:
+    done = vfsfuse("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(re.search(rf"(?m)^    {command} ", done.stdout) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    done = vfsfuse(command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: vfsfuse {command} ")
+
+
+def test_version() -> None:
+    done = vfsfuse("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"vfsfuse (\d+\.\d+\.\d+|\(.*not installed\))\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required: COMMAND"),
+        (["bogus"], "invalid choice: 'bogus'"),
+        (["Mount"], "invalid choice: 'Mount'"),
+        (["mount", "a", "b"], "unrecognized arguments: b"),
+        (["mount", "--conf", "x"], "unrecognized arguments: --conf"),
+        (["mount", "--log-level", "loud"], "invalid choice: 'loud'"),
+        (["mount", "--config"], "expected one argument"),
+        (["tree", "--depth", "deep"], "invalid int value: 'deep'"),
+        (["umount", "--force"], "unrecognized arguments: --force"),
+        (["--verbose", "tree"], "unrecognized arguments: --verbose"),
+    ],
+)
+def test_wrong_usage_is_status_2_with_the_usage(arguments: list[str], said: str) -> None:
+    done = vfsfuse(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: vfsfuse") and said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["tree", "umount"])
+def test_where_no_lab_is_mounted_is_one_line(tmp_path: Path, command: str) -> None:
+    for path in (tmp_path, tmp_path / "missing", Path("/proc")):
+        done = vfsfuse(command, path)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"vfsfuse: {command}: {path}: no lab is mounted there\n"
+
+
+def test_tree_into_a_pipe_that_closes_says_nothing(lab: MountedLab) -> None:
+    command = f"{' '.join(VFSFUSE)} tree {lab.path} | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (f"{lab.path}\n", "")
+
+
+# ---- lab files ----
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "why"),
+    [
+        ('vendor = "acme"', 'vendor = "acme', "", "not TOML"),
+        ('vendor = "acme"', "vendor = acme", "", "not TOML"),
+        ("memory", "memory = 1\nmemory", "", "not TOML"),
+        ('vendor = "acme"', 'vender = "acme"', "vender", "did you mean 'vendor'"),
+        ('vendor = "acme"', "vendor = 7", "vendor", "7 "),
+        ('vendor = "acme"', 'vendor = "a/b"', "vendor", "'a/b'"),
+        ('vendor = "acme"', "[mount]\ncache = 'long'", "mount.cache", "'long'"),
+        ('vendor = "acme"', "[mount]\ncache = -1", "mount.cache", "-1"),
+        ('vendor = "acme"', '[mount]\ndevice_mode = "0999"', "mount.device_mode", "'0999'"),
+        ('vendor = "acme"', '[mount]\ndevice_owner = "nosuchuser"', "mount.device_owner", "nosuchuser"),
+        ('"64 MiB"', '"64 MB of it"', 'parents."0000:03:00.0".memory', "64 MB of it"),
+        ('"64 MiB"', "-1", 'parents."0000:03:00.0".memory', "-1"),
+        ('"64 MiB"', "true", 'parents."0000:03:00.0".memory', "True"),
+        ('"64 MiB"', '"9999999T"', 'parents."0000:03:00.0".memory', "out of range"),
+        ('"64 MiB"', '"48M"', 'parents."0000:03:00.0".types.all.memory', "more than the parent's"),
+        ('"32M"', '"31M"', 'parents."0000:03:00.0".types.half', "power of two"),
+        ('"32M"', "32.5", 'parents."0000:03:00.0".types.half.memory', "32.5"),
+        ('kind = "gpu"', 'kind = "cpu"', 'parents."0000:03:00.0".kind', "'cpu'"),
+        ('kind = "gpu"\n', "", 'parents."0000:03:00.0".kind', "missing"),
+        ('driver = "acme-gpu"', 'driver = ""', 'parents."0000:03:00.0".driver', "''"),
+        ("0000:03:00.0", "03:00.0", 'parents."03:00.0"', "PCI address"),
+        ('description = "half of it", ', "", 'parents."0000:03:00.0".types.half.description', "missing"),
+        ("half =", '"ha lf" =', 'parents."0000:03:00.0".types."ha lf"', "letters"),
+        ('pretty_name = "ACME half"', "instances = 0", 'parents."0000:03:00.0".types.half.instances', "0 "),
+    ],
+)  # fmt: skip
+def test_a_bad_lab_file_is_one_line_with_file_key_and_why(
+    tmp_path: Path, old: str, new: str, key: str, why: str
+) -> None:
+    file = tmp_path / "my.toml"
+    assert old in LAB
+    file.write_text(LAB.replace(old, new))
+    done = vfsfuse("mount", "--config", file, tmp_path / "mnt")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"vfsfuse: mount: {file}: {key}: " if key else f"vfsfuse: mount: {file}: ")
+    assert why in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "mnt").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "No such file"), (b"\xff\xfe", "UTF-8"), (b"", "parents")]
+)
+def test_a_lab_file_that_is_none_is_one_line(tmp_path: Path, content: bytes | None, why: str) -> None:
+    file = tmp_path / "my.toml"
+    if content is not None:
+        file.write_bytes(content)
+    done = vfsfuse("mount", "--config", file, tmp_path / "mnt")
+    assert done.returncode == 1 and done.stderr.startswith(f"vfsfuse: mount: {file}: ")
+    assert why in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_lab_of_ones_own_is_what_is_mounted(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text(LAB)
+    with MountedLab(tmp_path, "--config", str(tmp_path / "my.toml")) as lab:
+        assert list((lab.path / "sys/class/mdev_bus").iterdir()) == [
+            lab.path / "sys/class/mdev_bus/0000:03:00.0"
+        ]
+        gpu = lab.parent("0000:03:00.0")
+        assert gpu == lab.path / "sys/devices/pci0000:03/0000:03:00.0"
+        assert (gpu / "resource0").stat().st_size == 64 << 20
+        assert (gpu / "driver").resolve().name == "acme-gpu"
+        types = gpu / "mdev_supported_types"
+        assert (types / "half/name").read_text() == "ACME half\n"
+        with lab.create("half", "0000:03:00.0") as vgpu:
+            assert (lab.path / "sys/class/vgpu/acme/vgpu0").resolve() == vgpu.path
+            assert [(types / name / "available_instances").read_text() for name in ("half", "all")] == [
+                "1\n",
+                "0\n",
+            ]
+            assert (vgpu.path / "resource0").stat().st_size == 32 << 20
+        assert run(["ls", lab.path / "sys/class/vgpu/acme"]).stdout == ""
+
+
+def test_device_files_have_the_owner_and_mode_the_lab_file_gives(tmp_path: Path) -> None:
+    mount = '[mount]\ndevice_mode = "0660"\ndevice_owner = 12\ndevice_group = 34\n'
+    (tmp_path / "my.toml").write_text(mount + LAB.removeprefix('vendor = "acme"\n'))
+    with (
+        MountedLab(tmp_path, "--config", str(tmp_path / "my.toml")) as lab,
+        lab.create("all", "0000:03:00.0") as vgpu,
+    ):
+        for path in (vgpu.cdev, lab.path / "dev/vfio" / vgpu.group):
+            found = path.stat()
+            assert (found.st_mode & 0o777, found.st_uid, found.st_gid) == (0o660, 12, 34)
+        assert (vgpu.path / "uevent").stat().st_uid == 0
