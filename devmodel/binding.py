@@ -14,6 +14,7 @@ from typing import Protocol
 
 from devmodel.numbers import Numbers
 from devmodel.parent import Parent, PhysicalFunction
+from devmodel.vfio import VfioModule
 
 VFIO_PCI = "vfio-pci"
 
@@ -38,7 +39,10 @@ def function_of(parent: Parent) -> PhysicalFunction:
 class DriverCore:
     """Binds and unbinds the physical functions of a lab."""
 
-    def __init__(self, lock: threading.RLock, observer: BindingObserver, vfio_minors: Numbers) -> None:
+    def __init__(
+        self, lock: threading.RLock, observer: BindingObserver, vfio_minors: Numbers, vfio: VfioModule
+    ) -> None:
+        self._vfio = vfio
         self._lock = lock
         self._observer = observer
         self._vfio_minors = vfio_minors
@@ -48,7 +52,8 @@ class DriverCore:
         return driver == (function_of(parent).driver_override or parent.spec.driver)
 
     def bind(self, parent: Parent, driver: str) -> None:
-        """Bind the function. ``OSError``: ENODEV when the driver does not match it, EBUSY when it has one."""
+        """Bind the function. ``OSError``: ENODEV when the driver does not match it, EBUSY when it has one,
+        EINVAL for vfio-pci and a function without IOMMU, unless noiommu mode is enabled."""
         function = function_of(parent)
         with self._lock:
             if not self.matches(parent, driver) or driver not in (VFIO_PCI, parent.spec.driver):
@@ -87,6 +92,8 @@ class DriverCore:
                 )
 
     def _give_to_vfio(self, function: PhysicalFunction, undo: ExitStack) -> None:
+        if function.group.noiommu and not self._vfio.noiommu:
+            raise OSError(errno.EINVAL, f"{function.name} has no IOMMU, and noiommu mode is not enabled")
         function.vfio_minor = self._vfio_minors.take()
         undo.callback(self._free_minor, function)
         function.join()

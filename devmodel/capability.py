@@ -70,6 +70,13 @@ def msix(vectors: int, table: tuple[int, int], pending: tuple[int, int]) -> Capa
     return Capability(regs.CapId.MSIX, body, mask, vectors)
 
 
+def express() -> Capability:
+    """A PCI Express endpoint, version 2 of the structure, with everything it could say left at 0."""
+    flags = regs.EXP_FLAGS_VERS_2 | regs.EXP_TYPE_ENDPOINT << 4
+    body = struct.pack("<H", flags) + bytes(56)
+    return Capability(regs.CapId.EXP, body, bytes(len(body)))
+
+
 def _place(bar: int, offset: int) -> int:
     if not 0 <= bar < regs.STD_NUM_BARS or offset % 8:
         raise ValueError(

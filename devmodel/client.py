@@ -1,26 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the emulation asks of the process that opened the lab: its memory.
+"""What the emulation asks of the process that opened the lab: its memory, and how much of it may be locked.
 
 State: none here. Implementations are called from the device lane and from DMA threads, so they must be
 thread safe.
 """
 
+from collections.abc import Hashable, Sequence
 from typing import Protocol
+
+
+class Pages(Protocol):
+    """Memory of a client that a device holds. It ends with the last reference.
+
+    Offsets and sizes are bytes from the start of what was pinned. Both calls raise ``OSError(EFAULT)`` for
+    memory that is gone and ``OSError(ESRCH)`` when the process is.
+    """
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` with what is at ``offset``."""
+
+    def write_from(self, offset: int, view: memoryview) -> None:
+        """Store ``view`` at ``offset``."""
 
 
 class Client(Protocol):
     """A process whose memory a device may reach through the IOMMU.
 
-    Addresses are virtual addresses of that process, sizes are bytes. Both calls raise ``OSError(EFAULT)`` for
-    memory that is not there (or not accessible that way) and ``OSError(ESRCH)`` when the process is gone.
+    Addresses are virtual addresses of that process, sizes are bytes. A ``parts`` sequence is of (address,
+    size), whose sizes add up to that of the buffer. Accesses raise ``OSError(EFAULT)`` for memory that is not
+    there (or not accessible that way) and ``OSError(ESRCH)`` when the process is gone.
     """
 
     @property
     def tgid(self) -> int:
         """The process (thread group) id."""
 
+    @property
+    def identity(self) -> Hashable:
+        """The same for all clients that are the same process, and never again for another one."""
+
     def read(self, vaddr: int, size: int) -> bytes:
         """Return exactly ``size`` bytes at ``vaddr``."""
 
     def write(self, vaddr: int, data: bytes) -> None:
         """Store the whole of ``data`` at ``vaddr``."""
+
+    def read_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
+        """Fill ``view`` with the parts, one after the other, whatever they cross."""
+
+    def write_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
+        """Store ``view`` in the parts, one after the other."""
+
+    def pin(self, vaddr: int, size: int, write: bool) -> Pages:
+        """Hold on to memory, to read and if ``write`` to write it; touches none of it.
+
+        Shared memory stays the same pages whatever the client maps there later; private memory is what the
+        client has at that address when it is used. ``OSError(EFAULT)`` when nothing is mapped there, or not
+        writable as wanted.
+        """
+
+    def memlock_limit(self) -> int:
+        """RLIMIT_MEMLOCK of the process in bytes, as it is now."""
+
+    def may_lock_any(self) -> bool:
+        """Whether that limit does not count for it (CAP_IPC_LOCK)."""

@@ -15,9 +15,23 @@ from typing import ClassVar, NamedTuple
 from devmodel import pci_regs as regs
 from devmodel.backing import Backing
 from devmodel.capability import Capability
+from devmodel.ioeventfd import IoEventfds
+from devmodel.irq import IrqIndex, Irqs
 from devmodel.pci import Aperture, Bar, ConfigSpace, Identity
 from devmodel.pci_regs import CapId, Command, Reg, Resource
 from devmodel.region import Memory, Region, clip
+
+__all__ = [
+    "RESOURCE_ROWS",
+    "Device",
+    "DeviceRegion",
+    "IrqIndex",
+    "MsixTable",
+    "Option",
+    "PciDevice",
+    "PciRegion",
+    "ResourceRow",
+]
 
 RESOURCE_ROWS = 13
 """Lines of sysfs ``resource`` for a type 0 function: 6 BARs, the ROM and 6 of SR-IOV."""
@@ -33,15 +47,20 @@ class PciRegion(IntEnum):
     COUNT = 9
 
 
-@dataclass(frozen=True, slots=True)
-class IrqIndex:
-    """One interrupt index: how many vectors, and what SET_IRQS may do with them."""
+class DeviceRegion(NamedTuple):
+    """A region beyond vfio-pci's fixed ones: what it is says its type and subtype (VFIO_REGION_TYPE_*)."""
 
-    count: int
-    eventfd: bool = True
-    maskable: bool = False
-    automasked: bool = False
-    noresize: bool = False
+    region: Region
+    type: int
+    subtype: int
+
+
+class MsixTable(NamedTuple):
+    """Where the MSI-X table is: BAR index, offset and size in bytes."""
+
+    bar: int
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +83,20 @@ class ResourceRow(NamedTuple):
 class Device:
     """Base of every VFIO device. Nothing in it calls out while holding :attr:`lock`."""
 
-    __slots__ = ("_backing", "_closed", "irqs", "lock", "name", "regions")
+    __slots__ = ("_backing", "_closed", "ioeventfds", "irq", "irqs", "lock", "name", "regions")
     is_pci: ClassVar[bool] = False
     resettable: ClassVar[bool] = True
 
     def __init__(self, name: str, regions: Sequence[Region | None], irqs: Sequence[IrqIndex | None]) -> None:
-        """``regions`` and ``irqs`` are by VFIO index; None is an index without anything."""
+        """``regions`` and ``irqs`` are by VFIO index; None is an index without anything.
+
+        :attr:`irqs` says what there is, :attr:`irq` is the live state through which a model interrupts.
+        """
         self.name = name
         self.regions = tuple(regions)
         self.irqs = tuple(irqs)
+        self.irq = Irqs(self.irqs)
+        self.ioeventfds = IoEventfds(self.write)
         self.lock = threading.Lock()
         self._closed = False
         memory = {index: region for index, region in enumerate(regions) if isinstance(region, Memory)}
@@ -126,12 +150,22 @@ class Device:
             for region in filter(None, self.regions):
                 region.reset()
             self.after_reset()
+            self.sync_intx()
+
+    def sync_intx(self) -> None:
+        """After a reset, under :attr:`lock`: what the registers say of the interrupt line is what it is."""
+
+    def released(self) -> None:
+        """The last client has closed the device: interrupts and ioeventfds are gone. Takes no device lock."""
+        self.ioeventfds.release()
+        self.irq.release()
 
     def after_reset(self) -> None:
         """For models: what a reset does besides resetting each region. Runs under :attr:`lock`."""
 
     def close(self) -> None:
         """Let go of everything; accesses from now on raise ``OSError(ENODEV)``. May be called twice."""
+        self.released()
         with self.lock:
             self._closed = True
             for region in filter(None, self.regions):
@@ -155,7 +189,7 @@ class PciDevice(Device):
     and a host driver leave them, and without one they are 0, as a mediated device's are.
     """
 
-    __slots__ = ("_places", "bar_map", "caps", "config", "memory", "options")
+    __slots__ = ("_intx", "_places", "bar_map", "caps", "config", "memory", "options", "own_regions")
     is_pci: ClassVar[bool] = True
     identity: ClassVar[Identity]
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
@@ -173,11 +207,14 @@ class PciDevice(Device):
         self.validate(memory, self.options)
         self.bar_map = dict(self.bars())
         self.caps = tuple(self.capabilities())
+        self.own_regions = tuple(self.device_regions())
+        self._intx = False
         self.config = ConfigSpace(self.identity, self.bar_map, self.caps)
         self._places: dict[int, int] = {}
         if aperture is not None:
             self._place_bars(aperture)
         super().__init__(name, self._region_table(), self._irq_table())
+        self.config.watch(Reg.COMMAND, 2, self._command_written)
 
     @classmethod
     def validate(cls, memory: int, options: Mapping[str, int]) -> None:
@@ -196,6 +233,33 @@ class PciDevice(Device):
     def capabilities(self) -> Sequence[Capability]:
         """For models: the capabilities, in the order of their list. Called once, while being built."""
         return ()
+
+    def device_regions(self) -> Sequence[DeviceRegion]:
+        """For models: regions from index 9 on. Called once, while the device is being built."""
+        return ()
+
+    @property
+    def msix_table(self) -> MsixTable | None:
+        """The place of the MSI-X table, None without MSI-X."""
+        for cap in self.caps:
+            if cap.id == CapId.MSIX:
+                place = int.from_bytes(cap.body[2:6], "little")
+                return MsixTable(place & 7, place & ~7, cap.vectors * regs.MSIX_ENTRY_SIZE)
+        return None
+
+    def set_intx(self, asserted: bool) -> None:
+        """Drive the interrupt line. For models, under :attr:`lock`: the status register shows the line."""
+        self._intx = asserted
+        status = self.config.value(Reg.STATUS, 2) & ~regs.STATUS_INTERRUPT
+        self.config.store(Reg.STATUS, 2, status | (regs.STATUS_INTERRUPT if asserted else 0))
+        self.irq.set_level(asserted)
+
+    def sync_intx(self) -> None:
+        self.set_intx(False)
+        self._command_written(self.config.command)
+
+    def _command_written(self, value: int) -> None:
+        self.irq.disable_intx(bool(value & Command.INTX_DISABLE))
 
     def resources(self) -> list[ResourceRow]:
         """The lines of sysfs ``resource``; a BAR that firmware did not place has IORESOURCE_UNSET."""
@@ -221,7 +285,7 @@ class PciDevice(Device):
         for index, bar in self.bar_map.items():
             table[index] = bar.region
         table[PciRegion.CONFIG] = self.config
-        return table
+        return [*table, *(own.region for own in self.own_regions)]
 
     def _irq_table(self) -> list[IrqIndex | None]:
         vectors = {cap.id: cap.vectors for cap in self.caps}
@@ -229,7 +293,7 @@ class PciDevice(Device):
         return [
             IrqIndex(pins, maskable=True, automasked=True),
             IrqIndex(vectors.get(CapId.MSI, 0), noresize=True),
-            IrqIndex(vectors.get(CapId.MSIX, 0), noresize=True),
-            None,  # error reporting is for PCI Express functions
+            IrqIndex(vectors.get(CapId.MSIX, 0)),
+            IrqIndex(1, noresize=True) if CapId.EXP in vectors else None,  # errors are PCI Express's
             IrqIndex(1, noresize=True),
         ]

@@ -18,7 +18,7 @@ from devmodel.numbers import Numbers
 from devmodel.parent import Mdev, MdevType, Parent, PhysicalFunction
 from devmodel.pci import Aperture
 from devmodel.spec import LabSpec, ParentSpec, TypeSpec
-from devmodel.vfio import Group
+from devmodel.vfio import Group, VfioModule
 
 __all__ = [
     "CreateLine",
@@ -64,7 +64,9 @@ class Lab:
         self.by_name: dict[str, Mdev] = {}
         self._instances: dict[UUID, dict[int, Mdev]] = {}
         self._group_numbers, self._minors, self._vfio_minors = Numbers(), Numbers(), Numbers()
-        self.drivers = DriverCore(self.lock, observer, self._vfio_minors)
+        self.vfio = VfioModule()
+        self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio)
+        self._buses: dict[str, list[PhysicalFunction]] = {}
         self._aperture = Aperture()
         self.parents: dict[str, Parent] = {}
         for parent in spec.parents:
@@ -140,9 +142,10 @@ class Lab:
     def _make_function(self, spec: ParentSpec) -> PhysicalFunction | None:
         if spec.kind != "gpu":
             return None
-        group = Group(self._group_numbers.take())
+        group = Group(self._group_numbers.take(), noiommu=not spec.iommu)
         self.groups[group.number] = group
-        return PhysicalFunction(spec, group, self._aperture)
+        bus = self._buses.setdefault(spec.name.rsplit(":", 1)[0], [])
+        return PhysicalFunction(spec, group, self._aperture, bus)
 
     def _build(self, type_: MdevType, uuid: UUID, instance: int, name: str, undo: ExitStack) -> Mdev:
         """Make an mdev with numbers and a group of its own; ``undo`` gets what takes them back."""

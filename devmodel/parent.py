@@ -6,13 +6,15 @@ device is held open is under its group's lock, and so is the making of its model
 """
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 from uuid import UUID
 
 from devmodel import models
 from devmodel.device import Device, PciDevice
 from devmodel.pci import Aperture
+from devmodel.pciname import VfToken, check_token, parse_pci_name
 from devmodel.spec import ParentSpec, TypeSpec
 from devmodel.vfio import Assignable, Group
 
@@ -64,13 +66,31 @@ class MdevType:
         return min(limits)
 
 
+class PciAddress(NamedTuple):
+    """Segment (domain), bus, and device and function in one byte, as PCI_DEVFN() has them."""
+
+    segment: int
+    bus: int
+    devfn: int
+
+
 class PhysicalFunction(Assignable):
-    """The PCI function of a physical GPU, in a group of its own, which it joins while vfio-pci drives it."""
+    """The PCI function of a physical GPU, in a group of its own, which it joins while vfio-pci drives it.
 
-    __slots__ = ("_device", "driver", "driver_override", "vfio_minor")
+    ``bus`` are all functions of its bus, itself included, which a hot reset resets together. ``vf_token`` is
+    None without SR-IOV.
+    """
 
-    def __init__(self, spec: ParentSpec, group: Group, aperture: Aperture) -> None:
-        """Raises ValueError for a model that cannot be made so."""
+    __slots__ = ("_device", "bus", "driver", "driver_override", "vf_token", "vfio_minor")
+    emulated_iommu = False
+
+    def __init__(
+        self, spec: ParentSpec, group: Group, aperture: Aperture, bus: "list[PhysicalFunction] | None" = None
+    ) -> None:
+        """Raises ValueError for a model that cannot be made so. The function adds itself to ``bus``."""
+        self.bus = [] if bus is None else bus
+        self.bus.append(self)
+        self.vf_token: VfToken | None = None
         model = models.PHYSICAL[spec.model]
         self._device = model(spec.name, spec.memory, spec.options, aperture)
         self.driver: str | None = spec.driver
@@ -82,6 +102,34 @@ class PhysicalFunction(Assignable):
     def device(self) -> PciDevice:
         """The function's configuration space and BARs."""
         return self._device
+
+    @property
+    def address(self) -> PciAddress:
+        """Where it is, from its name."""
+        segment, bus, slot = self.name.split(":")
+        device, function = slot.split(".")
+        return PciAddress(int(segment, 16), int(bus, 16), int(device, 16) << 3 | int(function))
+
+    def answers_to(self, name: str) -> bool:
+        asked = parse_pci_name(self.name, name)
+        if asked is None:
+            return False
+        check_token(asked, self.vf_token)
+        return True
+
+    def first_opened(self) -> None:
+        """vfio-pci resets a function for its new user, as far as that can be."""
+        if self._device.resettable:
+            self._device.reset()
+
+    def hot_reset(self, owned: Callable[["PhysicalFunction"], bool]) -> None:
+        """Reset the bus. ``OSError(EINVAL)`` unless vfio-pci drives all of it and each function is
+        ``owned``."""
+        for function in self.bus:
+            if function.gone or not owned(function):
+                raise OSError(errno.EINVAL, f"{function.name} is on the bus, and not the client's")
+        for function in self.bus:
+            function.device.reset()
 
 
 class Parent:

@@ -124,12 +124,15 @@ class ConfigSpace(Region):
         """The little-endian value of ``width`` bytes at ``offset``."""
         return int.from_bytes(self._data[offset : offset + width], "little")
 
+    def store(self, offset: int, width: int, value: int) -> None:
+        """Store a field whatever its mask, until the next reset; for the device itself."""
+        self._data[offset : offset + width] = value.to_bytes(width, "little")
+
     def preset(self, offset: int, width: int, value: int) -> None:
         """Store a field whatever its mask, and make that its value after a reset; for the device itself."""
-        encoded = value.to_bytes(width, "little")
-        self._data[offset : offset + width] = encoded
+        self.store(offset, width, value)
         image = bytearray(self._reset_image)
-        image[offset : offset + width] = encoded
+        image[offset : offset + width] = value.to_bytes(width, "little")
         self._reset_image = bytes(image)
 
     @property

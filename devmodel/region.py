@@ -38,6 +38,13 @@ class Region:
     readable: ClassVar[bool] = True
     writable: ClassVar[bool] = True
     mappable: ClassVar[bool] = False
+    direct: ClassVar[bool] = False
+    """Whether reads and writes may bypass :meth:`read` and :meth:`write`, to the backing's memory itself."""
+
+    @property
+    def areas(self) -> tuple[tuple[int, int], ...] | None:
+        """The (offset, size) ranges that may be mapped; None when all of a mappable region may."""
+        return None
 
     def __init__(self, size: int) -> None:
         """``size`` in bytes."""
@@ -63,6 +70,7 @@ class Memory(Region):
 
     __slots__ = ("_backing", "_index", "_map")
     mappable: ClassVar[bool] = True
+    direct: ClassVar[bool] = True
 
     def __init__(self, size: int) -> None:
         """``size`` in bytes, whole pages; raises ValueError otherwise."""

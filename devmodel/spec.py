@@ -43,7 +43,8 @@ class ParentSpec:
 
     ``kind`` is "gpu" for a physical PCI function at ``bdf`` (which is also its name, and whose model is
     ``model``), or "virtual" for a device under sys/devices/virtual/<driver>/<name>. ``memory`` in bytes and
-    ``slots`` are what its vGPUs share; None slots is without limit.
+    ``slots`` are what its vGPUs share; None slots is without limit. A function with ``iommu`` False has no
+    IOMMU before it: vfio-pci takes it only in noiommu mode.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ParentSpec:
     types: tuple[TypeSpec, ...]
     model: str = ""
     bdf: str | None = None
+    iommu: bool = True
     memory: int = 0
     slots: int | None = None
     options: Mapping[str, int] = field(default_factory=lambda: _NO_OPTIONS)

@@ -9,10 +9,11 @@ Source: <linux/vfio.h> (VFIO_GROUP_GET_STATUS to VFIO_GROUP_GET_DEVICE_FD), Docu
 import errno
 import threading
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from devmodel.container import Container, Extension
 from devmodel.device import Device
+from devmodel.irq import PciIrq
 
 __all__ = [
     "Assignable",
@@ -22,13 +23,26 @@ __all__ = [
     "Group",
     "GroupFile",
     "GroupStatus",
+    "VfioModule",
 ]
+
+
+class VfioModule:
+    """The parameters of the vfio module; changed on the lifecycle thread, read by any."""
+
+    __slots__ = ("noiommu",)
+
+    def __init__(self) -> None:
+        self.noiommu = False
+        """enable_unsafe_noiommu_mode"""
 
 
 class Assignable(ABC):
     """A device of an IOMMU group, as VFIO sees it: it can be held open, and retired only when it is not."""
 
     __slots__ = ("gone", "group", "name", "open_count")
+    emulated_iommu: ClassVar[bool] = True
+    """Whether it reaches memory by asking, as mediated devices do, and not by DMA of its own."""
 
     def __init__(self, name: str, group: "Group", joined: bool = True) -> None:
         """Joins ``group`` under ``name``, which is unique there, at once or (``joined`` false) later."""
@@ -50,26 +64,49 @@ class Assignable(ABC):
     def device(self) -> Device:
         """The device itself, made when first asked for; ``OSError(ENODEV)`` when there is none any more."""
 
-    def hold(self) -> None:
-        """Count a holder, which keeps the device from being removed; ``OSError(ENODEV)`` once it is gone."""
+    def answers_to(self, name: str) -> bool:
+        """Whether GROUP_GET_DEVICE_FD means this device by ``name``; ``OSError`` when it must not have it.
+
+        Called under the group's lock.
+        """
+        return name == self.name
+
+    def hold(self) -> bool:
+        """Count a holder, which keeps the device from being removed; True for the first.
+
+        Raises ``OSError(ENODEV)`` once the device is gone.
+        """
         with self.group.lock:
             if self.gone:
                 raise OSError(errno.ENODEV, f"{self.name} is gone")
             self.open_count += 1
+            return self.open_count == 1
 
-    def drop(self) -> None:
-        """The opposite of :meth:`hold`."""
+    def drop(self) -> bool:
+        """The opposite of :meth:`hold`; True for the last."""
         with self.group.lock:
             self.open_count -= 1
+            return not self.open_count
+
+    def first_opened(self) -> None:
+        """For kinds of device: a first client has it now."""
+        return
 
     def retire(self) -> None:
-        """Leave the group. ``OSError``: EBUSY while it or the group is open, ENODEV if gone."""
+        """Leave the group. ``OSError``: EBUSY while it or the group is open, ENODEV if gone.
+
+        A client that holds it is asked to let go (the REQ interrupt), as vfio-pci does.
+        """
         with self.group.lock:
             if self.gone:
                 raise OSError(errno.ENODEV, f"{self.name} is gone")
-            if self.open_count or self.group.opened is not None:
-                raise OSError(errno.EBUSY, f"{self.name} is in use")
-            self.withdraw()
+            held = self.open_count
+            if not held and self.group.opened is None:
+                self.withdraw()
+                return
+        if held:
+            self.device.irq.trigger(PciIrq.REQ)
+        raise OSError(errno.EBUSY, f"{self.name} is in use")
 
     def withdraw(self) -> None:
         """Leave the group whoever holds it: for undoing a creation that failed."""
@@ -79,12 +116,16 @@ class Assignable(ABC):
 
 
 class Group:
-    """An IOMMU group. It is not viable while one of its devices belongs to a host driver."""
+    """An IOMMU group. It is not viable while one of its devices belongs to a host driver.
 
-    __slots__ = ("devices", "lock", "number", "opened", "viable")
+    A ``noiommu`` group stands for a device without an IOMMU: whoever uses it needs CAP_SYS_RAWIO.
+    """
 
-    def __init__(self, number: int, viable: bool = True) -> None:
+    __slots__ = ("devices", "lock", "noiommu", "number", "opened", "viable")
+
+    def __init__(self, number: int, viable: bool = True, noiommu: bool = False) -> None:
         self.number = number
+        self.noiommu = noiommu
         self.viable = viable
         self.lock = threading.RLock()
         self.devices: dict[str, Assignable] = {}
@@ -95,15 +136,30 @@ class Group:
         """Whether its last device has been removed."""
         return not self.devices
 
-    def open(self, owner: object = None) -> "GroupFile":
-        """Open the group. ``OSError``: ENODEV when it has no devices any more, EBUSY while it is open."""
+    @property
+    def emulated(self) -> bool:
+        """Whether all its devices are mediated (devmodel.iommu.IommuGroup)."""
+        return all(device.emulated_iommu for device in self.devices.values())
+
+    def open(self, owner: object = None, rawio: bool = False) -> "GroupFile":
+        """Open the group for a client that has CAP_SYS_RAWIO or (``rawio`` false) not.
+
+        Raises ``OSError``: ENODEV when it has no devices any more, EPERM as :meth:`check_rawio`, EBUSY while
+        it is open.
+        """
         with self.lock:
             if self.gone:
                 raise OSError(errno.ENODEV, f"group {self.number} is gone")
+            self.check_rawio(rawio)
             if self.opened is not None:
                 raise OSError(errno.EBUSY, f"group {self.number} is open already")
             self.opened = GroupFile(self, owner)
             return self.opened
+
+    def check_rawio(self, rawio: bool) -> None:
+        """``OSError(EPERM)`` for a noiommu group and a client without CAP_SYS_RAWIO."""
+        if self.noiommu and not rawio:
+            raise OSError(errno.EPERM, f"group {self.number} has no IOMMU: it takes CAP_SYS_RAWIO")
 
 
 class GroupStatus(NamedTuple):
@@ -131,11 +187,18 @@ class GroupFile:
         with self.group.lock:
             return GroupStatus(self.group.viable, self.container is not None)
 
-    def set_container(self, container: Container) -> None:
-        """Join ``container``. ``OSError``: EINVAL when in one already, EPERM when the group is not viable."""
+    def set_container(self, container: Container | None, rawio: bool = False) -> None:
+        """Join ``container``, None for a file that is none.
+
+        Raises ``OSError``: EINVAL when in one already, EBADFD for no container, EPERM when the group is not
+        viable or as :meth:`Group.check_rawio`.
+        """
         with self.group.lock:
             if self.container is not None:
                 raise OSError(errno.EINVAL, "the group has a container already")
+            if container is None:
+                raise OSError(errno.EBADFD, "not a VFIO container")
+            self.group.check_rawio(rawio)
             if not self.group.viable:
                 raise OSError(errno.EPERM, f"group {self.group.number} is in use by a host driver")
             container.attach(self.group)
@@ -150,20 +213,25 @@ class GroupFile:
                 raise OSError(errno.EBUSY, "a device of the group is open")
             self._leave()
 
-    def get_device(self, name: str) -> Assignable:
-        """The device ``name``. ``OSError``: ENODEV if there is none, EINVAL without container and IOMMU."""
+    def get_device(self, name: str, rawio: bool = False) -> Assignable:
+        """The device ``name``, to which a VF token may be added as vfio-pci takes it.
+
+        Raises ``OSError``: ENODEV if there is none, EINVAL and EACCES for the token, EINVAL without container
+        and IOMMU, EPERM as :meth:`Group.check_rawio`.
+        """
         with self.group.lock:
-            found = self.group.devices.get(name)
+            found = next((each for each in self.group.devices.values() if each.answers_to(name)), None)
             if found is None:
                 raise OSError(errno.ENODEV, f"group {self.group.number} has no device {name!r}")
             if self.container is None or self.container.iommu is None:
                 raise OSError(errno.EINVAL, "the group has no container with an IOMMU")
+            self.group.check_rawio(rawio)
             return found
 
-    def open_device(self, name: str) -> "DeviceFile":
+    def open_device(self, name: str, rawio: bool = False) -> "DeviceFile":
         """Open the device ``name``; ``OSError`` as :meth:`get_device`."""
         with self.group.lock:
-            return DeviceFile(self.get_device(name), self)
+            return DeviceFile(self.get_device(name, rawio), self)
 
     def close(self) -> None:
         """The file is closed; its device files keep group and container as they are. May be called twice."""
@@ -196,9 +264,11 @@ class DeviceFile:
 
     def __init__(self, assignable: Assignable, group_file: GroupFile | None = None) -> None:
         """``OSError(ENODEV)`` when the device is gone; otherwise it stays until :meth:`close`."""
-        assignable.hold()
+        first = assignable.hold()
         try:
             self.device = assignable.device
+            if first:
+                assignable.first_opened()
         except BaseException:
             assignable.drop()
             raise
@@ -214,6 +284,7 @@ class DeviceFile:
             if self._closed:
                 return
             self._closed = True
-            self.assignable.drop()
+            if self.assignable.drop():
+                self.device.released()
             if self.group_file is not None:
                 self.group_file.put()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """VFIO's ioctls as rows keyed by (file kind, number), and the one decoder of their arguments.
 
-The numbers collide between kinds of file (VFIO_BASE + 20 is IOMMU_DISABLE on a container and DEVICE_IOEVENTFD on
-a device), so no table is keyed by number alone.  Structs are in native/vfio.cdef; the source is <linux/vfio.h>.
+The numbers collide between kinds of file (VFIO_BASE + 16 is IOMMU_DISABLE on a container and DEVICE_IOEVENTFD
+on a device), so no table is keyed by number alone.  Structs are in native/vfio.cdef; the source is
+<linux/vfio.h>.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ class Kind(enum.Enum):
     CONTAINER = "container"
     GROUP = "group"
     DEVICE = "device"
+    SPAPR = "sPAPR container"
+    """A container with a POWER IOMMU, which SET_IOMMU never makes here; its numbers are type1's, too."""
+    MIGRATION = "migration data"
 
 
 def offsetofend(struct: str, member: str) -> int:
@@ -40,7 +44,11 @@ class Row:
     struct: str | None = None
     last: str | None = None
     blocking: bool = False
-    """Answered by a worker thread, because the handler asks the mount itself something."""
+    """Answered by a worker thread, because the handler asks the mount itself something or may take long."""
+    refused: str = ""
+    """Why no handler answers it, and it is ENOTTY; empty for an ioctl that works."""
+    since: str = ""
+    """The Linux whose header has it first, for those newer than 6.1."""
     minsz: int = field(init=False, default=0)
     size: int = field(init=False, default=0)
 
@@ -56,6 +64,10 @@ class Row:
 
 
 _C, _G, _D = Kind.CONTAINER, Kind.GROUP, Kind.DEVICE
+_POWER = "only of a POWER machine's IOMMU"
+_IOMMUFD = "devices are opened without iommufd for now"
+_DISPLAY = "no model offers its display for now"
+_MIGRATION = "no model migrates for now"
 
 ROWS: tuple[Row, ...] = (
     Row(_C, 0, "VFIO_GET_API_VERSION"),
@@ -64,6 +76,7 @@ ROWS: tuple[Row, ...] = (
     Row(_C, 12, "VFIO_IOMMU_GET_INFO", "struct vfio_iommu_type1_info", "iova_pgsizes"),
     Row(_C, 13, "VFIO_IOMMU_MAP_DMA", "struct vfio_iommu_type1_dma_map", "size"),
     Row(_C, 14, "VFIO_IOMMU_UNMAP_DMA", "struct vfio_iommu_type1_dma_unmap", "size"),
+    Row(_C, 17, "VFIO_IOMMU_DIRTY_PAGES", "struct vfio_iommu_type1_dirty_bitmap", "flags", blocking=True),
     Row(_G, 3, "VFIO_GROUP_GET_STATUS", "struct vfio_group_status", "flags"),
     Row(_G, 4, "VFIO_GROUP_SET_CONTAINER", blocking=True),
     Row(_G, 5, "VFIO_GROUP_UNSET_CONTAINER"),
@@ -71,7 +84,26 @@ ROWS: tuple[Row, ...] = (
     Row(_D, 7, "VFIO_DEVICE_GET_INFO", "struct vfio_device_info", "num_irqs"),
     Row(_D, 8, "VFIO_DEVICE_GET_REGION_INFO", "struct vfio_region_info", "offset"),
     Row(_D, 9, "VFIO_DEVICE_GET_IRQ_INFO", "struct vfio_irq_info", "count"),
+    Row(_D, 10, "VFIO_DEVICE_SET_IRQS", "struct vfio_irq_set", "count"),
     Row(_D, 11, "VFIO_DEVICE_RESET"),
+    Row(_D, 12, "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", "struct vfio_pci_hot_reset_info", "count"),
+    Row(_D, 13, "VFIO_DEVICE_PCI_HOT_RESET", "struct vfio_pci_hot_reset", "count", blocking=True),
+    Row(_D, 14, "VFIO_DEVICE_QUERY_GFX_PLANE", refused=_DISPLAY),
+    Row(_D, 15, "VFIO_DEVICE_GET_GFX_DMABUF", refused=_DISPLAY),
+    Row(_D, 16, "VFIO_DEVICE_IOEVENTFD", "struct vfio_device_ioeventfd", "fd"),
+    Row(_D, 17, "VFIO_DEVICE_FEATURE", "struct vfio_device_feature", "flags"),
+    Row(_D, 18, "VFIO_DEVICE_BIND_IOMMUFD", refused=_IOMMUFD, since="6.6"),
+    Row(_D, 19, "VFIO_DEVICE_ATTACH_IOMMUFD_PT", refused=_IOMMUFD, since="6.6"),
+    Row(_D, 20, "VFIO_DEVICE_DETACH_IOMMUFD_PT", refused=_IOMMUFD, since="6.6"),
+    Row(Kind.MIGRATION, 21, "VFIO_MIG_GET_PRECOPY_INFO", refused=_MIGRATION, since="6.2"),
+    Row(_C, 15, "VFIO_IOMMU_ENABLE", refused=_POWER),
+    Row(_C, 16, "VFIO_IOMMU_DISABLE", refused=_POWER),
+    Row(Kind.SPAPR, 12, "VFIO_IOMMU_SPAPR_TCE_GET_INFO", refused=_POWER),
+    Row(Kind.SPAPR, 17, "VFIO_IOMMU_SPAPR_REGISTER_MEMORY", refused=_POWER),
+    Row(Kind.SPAPR, 18, "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY", refused=_POWER),
+    Row(Kind.SPAPR, 19, "VFIO_IOMMU_SPAPR_TCE_CREATE", refused=_POWER),
+    Row(Kind.SPAPR, 20, "VFIO_IOMMU_SPAPR_TCE_REMOVE", refused=_POWER),
+    Row(Kind.SPAPR, 21, "VFIO_EEH_PE_OP", refused=_POWER),
 )
 
 OPEN_DEVICE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_open_device")) << 16 | ord("V") << 8 | 0x40
@@ -83,8 +115,8 @@ BY_NAME: dict[str, Row] = {row.name: row for row in ROWS}
 class Argument:
     """The struct an ioctl's `arg` points at, read from the client under the argsz handshake.
 
-    Raises OSError(EFAULT) when the pointer cannot be read and OSError(EINVAL) when argsz is less than the row's
-    minsz.  `value` is the struct as cffi cdata, zero beyond minsz; only `reply` writes to the client.
+    Raises OSError(EFAULT) when the pointer cannot be read and OSError(EINVAL) when argsz is less than the
+    row's minsz.  `value` is the struct as cffi cdata, zero beyond minsz; only `reply` writes to the client.
     """
 
     __slots__ = ("_arg", "_client", "argsz", "row", "value")
@@ -98,6 +130,6 @@ class Argument:
             raise OSError(errno.EINVAL, f"{row.name}: argsz {self.argsz} is less than {row.minsz}")
 
     def reply(self, chain: bytes = b"") -> None:
-        """Copy min(argsz, sizeof) bytes of the struct back, and a capability chain behind it if there is one."""
+        """Copy min(argsz, sizeof) bytes of the struct back, and a capability chain, if any, behind it."""
         size = min(self.argsz, self.row.size)
         self._client.write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)

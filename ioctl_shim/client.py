@@ -17,6 +17,10 @@ from ioctl_shim._native import ffi, lib
 MAX_TRANSFER = 1 << 30
 """Bytes of client memory moved by one call at most: what a hostile size can make us allocate."""
 
+CAP_IPC_LOCK, CAP_SYS_RAWIO = 14, 17
+"""Numbers of capabilities (<linux/capability.h>)."""
+_INITIAL_USER_NAMESPACE = "user:[4026531837]"
+
 
 def _check(result: int, what: str) -> None:
     if result < 0:
@@ -38,6 +42,18 @@ class Client:
         if not self._tgid:
             self._tgid = _tgid_of(self.tid)
         return self._tgid
+
+    def capable(self, capability: int) -> bool:
+        """Whether the thread has it in the initial user namespace, as the kernel's capable()."""
+        try:
+            with open(f"/proc/{self.tid}/status", "rb") as status:
+                effective = next(int(line.split()[1], 16) for line in status if line.startswith(b"CapEff:"))
+            return bool(effective >> capability & 1) and self._in_initial_namespace()
+        except (OSError, StopIteration):
+            return False
+
+    def _in_initial_namespace(self) -> bool:
+        return os.readlink(f"/proc/{self.tid}/ns/user") == _INITIAL_USER_NAMESPACE
 
     def read_into(self, vaddr: int, buffer: Any, size: int) -> None:
         """Fill cffi `buffer` with `size` bytes at `vaddr`.  Raises OSError(EFAULT, ESRCH, EPERM)."""
@@ -66,7 +82,9 @@ class Client:
             os.close(copy)
 
     def borrow(self, fd: int) -> int:
-        """A duplicate of the client's descriptor `fd`, the caller's to close.  Raises OSError(EBADF, ESRCH, EPERM)."""
+        """A duplicate of the client's descriptor `fd`, the caller's to close.
+
+        Raises OSError(EBADF, ESRCH, EPERM)."""
         pidfd = os.pidfd_open(self.tgid)
         try:
             copy = int(lib.shim_pidfd_getfd(pidfd, fd))

@@ -65,7 +65,7 @@ def test_every_struct_has_the_headers_layout(tmp_path: Path) -> None:
 
 def test_every_row_has_the_headers_request_number(tmp_path: Path) -> None:
     rows = {row.name: row.cmd for row in abi.ROWS if re.search(rf"\b{row.name}\b", HEADER.read_text())}
-    assert len(rows) == len(abi.ROWS)
+    assert not [row.name for row in abi.ROWS if row.name not in rows and not row.since]
     assert evaluate(list(rows), tmp_path) == rows
 
 

@@ -92,11 +92,18 @@ def test_an_idle_device_has_no_memory_until_it_is_touched(lab: MountedLab) -> No
 
 def test_no_descriptor_on_the_bare_mount(lab: MountedLab) -> None:
     """GET_DEVICE_FD needs `vfsfuse run`; without, it fails and says so in the log, and loses nothing."""
-    with lab.create() as vgpu, open(lab.path / "dev/vfio" / vgpu.group, "r+b", 0) as group:
+    with (
+        lab.create() as vgpu,
+        open(lab.path / "dev/vfio/vfio", "r+b", 0) as container,
+        open(lab.path / "dev/vfio" / vgpu.group, "r+b", 0) as group,
+    ):
+        fd = container.fileno().to_bytes(4, "little")
+        fcntl.ioctl(group, BY_NAME["VFIO_GROUP_SET_CONTAINER"].cmd, fd)
+        fcntl.ioctl(container, BY_NAME["VFIO_SET_IOMMU"].cmd, 3)
         with pytest.raises(OSError) as caught:
             fcntl.ioctl(group, BY_NAME["VFIO_GROUP_GET_DEVICE_FD"].cmd, vgpu.name.encode() + b"\0")
         assert caught.value.errno == errno.EOPNOTSUPP
         assert "vfsfuse run" in lab.log
         status = bytearray(b"\x08\0\0\0\0\0\0\0")
         fcntl.ioctl(group, BY_NAME["VFIO_GROUP_GET_STATUS"].cmd, status)
-        assert status == b"\x08\0\0\0\x01\0\0\0"
+        assert status == b"\x08\0\0\0\x03\0\0\0"

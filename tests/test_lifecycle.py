@@ -196,6 +196,16 @@ def test_a_vgpu_appears_and_vanishes_everywhere_at_once(cached: MountedLab, face
         assert snapshot(cached.path) == before
 
 
+def test_directories_count_their_links_at_once(cached: MountedLab) -> None:
+    def links() -> list[int]:
+        return [path.stat().st_nlink for path in (cached.gpu, cached.path / "sys/kernel/iommu_groups")]
+
+    before = links()
+    with cached.create():
+        assert links() == [count + 1 for count in before]
+    assert links() == before
+
+
 @pytest.mark.parametrize(("parent", "type_name"), TYPES)
 def test_every_type_of_every_parent_makes_devices(cached: MountedLab, parent: str, type_name: str) -> None:
     before = snapshot(cached.path)

@@ -85,7 +85,8 @@ def test_two_clients_at_once(lab: MountedLab, compile_client: Compile) -> None:
 def test_a_client_killed_at_any_moment_is_the_others_gain(lab: MountedLab, compile_client: Compile) -> None:
     """The group opens for the next one, the supervisor goes on, and no descriptor stays anywhere.
 
-    "Opens" within moments: the supervisor lets go of what it was about to hand over when it finds nobody there.
+    "Opens" within moments: the supervisor lets go of what it was about to hand over when it finds nobody
+    there.
     """
     with lab.create() as vgpu:
         client = f"{compile_client('device_fd')} {vgpu.group} {vgpu.name}"

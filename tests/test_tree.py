@@ -32,7 +32,8 @@ WRITE_ONLY = (
 )
 MODES = {
     **dict.fromkeys(WRITE_ONLY, 0o200),
-    **dict.fromkeys(("config", "driver_override", "drivers_autoprobe", "enable_unsafe_noiommu_mode", "uevent"), 0o644),
+    **dict.fromkeys(("config", "driver_override", "drivers_autoprobe", "uevent"), 0o644),
+    "enable_unsafe_noiommu_mode": 0o644,
     **dict.fromkeys((*(f"resource{index}" for index in range(6)), "rom"), 0o600),
 }
 """Modes of files in sys/ by name; every other one is 0444."""

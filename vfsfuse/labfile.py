@@ -60,6 +60,7 @@ PARENT: Schema = {
     "memory": Key(values.size, "memory"),
     "slots": Key(values.count, "slots"),
     "options": Key(values.options, "options"),
+    "iommu": Key(values.boolean, "iommu"),
     "types": Key(values.table, required=True),
 }
 TYPE: Schema = {
@@ -116,6 +117,8 @@ class _Reader:
         model = self.model(found["model"], known, (*path, "model"))
         if is_gpu:
             self.validate(model, found, path)
+        elif not found.get("iommu", True):
+            self.fail((*path, "iommu"), 'only a "gpu" is behind an IOMMU or not (leave the key out)')
         elif "options" in found:
             self.fail((*path, "options"), 'a parent of kind "virtual" has none (give them to its types)')
         type_model = "vgpu" if is_gpu else found["model"]

@@ -84,6 +84,13 @@ def group(value: object) -> int:
     return _id(value)
 
 
+def boolean(value: object) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
 def options(value: object) -> Mapping[str, int]:
     """A model's options: a table of whole numbers."""
     return {key: _whole(number, f" (for option {key!r})") for key, number in table(value).items()}

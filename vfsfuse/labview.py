@@ -17,6 +17,7 @@ from typing import TypeVar
 from devmodel.backing import REGION_SHIFT
 from devmodel.binding import VFIO_PCI, function_of
 from devmodel.device import PciRegion
+from devmodel.eventfd import Watcher
 from devmodel.lab import Lab, LabSpec, Mdev, MdevType, Parent
 from devmodel.vfio import Assignable, Group
 from devmodel.vfio import DeviceFile as Hold
@@ -30,6 +31,7 @@ from vfsfuse.tree import Tree
 from vfsfuse.vfio.container import ContainerFile
 from vfsfuse.vfio.device import open_device
 from vfsfuse.vfio.group import GroupFile
+from vfsfuse.vfio.opened import Services
 from vfsfuse.vfio.port import Port
 
 K = TypeVar("K", bound=Entry)
@@ -89,6 +91,7 @@ class LabView:
         self.lab = Lab(spec, self)
         self._lane: Lane | None = None
         self._st_dev = -1
+        self.services = Services(self.find_file, Watcher())
         self._offers = itertools.count(1)
         self._groups: dict[int, IommuGroupDir] = {}
         self._types: dict[MdevType, TypeDir] = {}
@@ -128,6 +131,7 @@ class LabView:
     def close(self) -> None:
         """The end of the mount."""
         self.lab.close()
+        self.services.watcher.close()
 
     # ---- device lane ----
 
@@ -155,8 +159,8 @@ class LabView:
         def opener(request: OpenRequest) -> Opened:
             if self._vfio.offers.pop(name, None) is None:
                 raise OSError(errno.ENXIO, "opened already")
-            hold = group_file.file.open_device(device.name)
-            return open_device(hold, self._ports[device], lambda: self.tree.forget(node))
+            hold = group_file.file.open_device(device.name, rawio=True)  # as was found when it was offered
+            return open_device(hold, self._ports[device], self.services, lambda: self.tree.forget(node))
 
         node = self._device_node(name, opener)
         self.tree.adopt(node)
@@ -180,14 +184,11 @@ class LabView:
         """Everything by which a vGPU is seen; `undo` takes it away again, last first."""
 
         put, tree, name = Putter(self.tree, undo), self.tree, mdev.name
-        group = put(tree.make("sys/kernel/iommu_groups"), IommuGroupDir(mdev.group))
-        self._groups[mdev.group.number] = group
-        undo.callback(self._groups.pop, mdev.group.number)
         own = put(self._parents[mdev.parent], MdevDir(self, mdev))
         undo.callback(own.port.close)
         self._ports[mdev] = own.port
         undo.callback(self._ports.pop, mdev)
-        put(put(group, Kobject("devices")), Symlink(name, own))
+        self._show_group(mdev, own, put)
         put(self._types[mdev.type].devices, Symlink(name, own))
         for path, link in (
             ("sys/bus/mdev/devices", name),
@@ -197,13 +198,25 @@ class LabView:
             put(tree.make(path), Symlink(link, own))
         self._show_vfio(mdev, mdev.vfio_minor, own, own.port, put)
 
+    def _show_group(self, device: Assignable, own: Kobject, put: Putter) -> None:
+        """The IOMMU group of a device, which is alone in it."""
+        group = device.group
+        directory = put(self.tree.make("sys/kernel/iommu_groups"), IommuGroupDir(group))
+        self._groups[group.number] = directory
+        put.undo.callback(self._groups.pop, group.number)
+        put(put(directory, Kobject("devices")), Symlink(device.name, own))
+
     def _show_vfio(self, device: Assignable, minor: int, own: Kobject, port: Port, put: Putter) -> None:
         """What makes a device one of VFIO's: its group's file, and its own."""
         tree, group = self.tree, device.group
         vfio_dev = put(put(own, Kobject("vfio-dev")), VfioDevDir(minor))
         put(tree.make("sys/class/vfio-dev"), Symlink(vfio_dev.name, vfio_dev))
-        put(self._vfio, self._node(str(group.number), GroupFile.opener(group, self.find_file, self.offer)))
-        put(self._cdevs, self._device_node(vfio_dev.name, lambda request: open_device(Hold(device), port)))
+        opener = GroupFile.opener(group, self.find_file, self.offer)
+        put(self._vfio, self._node(f"{'noiommu-' if group.noiommu else ''}{group.number}", opener))
+        put(
+            self._cdevs,
+            self._device_node(vfio_dev.name, lambda request: open_device(Hold(device), port, self.services)),
+        )
 
     # ---- building ----
 
@@ -218,7 +231,8 @@ class LabView:
         dev = self.tree.make("dev")
         self.tree.add(dev, self._vfio)
         self.tree.add(self._vfio, self._cdevs)
-        self.tree.add(self._vfio, self._node("vfio", ContainerFile.open, 0o666))
+        container = ContainerFile.opener(lambda: self.lab.vfio.noiommu, lambda: self._st_dev)
+        self.tree.add(self._vfio, self._node("vfio", container, 0o666))
 
     def _device_node(self, name: str, opener: Opener) -> DeviceNode:
         node = self._node(name, opener)
@@ -245,13 +259,12 @@ class LabView:
 
     def _physical(self, parent: Parent) -> ParentDir:
         tree, function = self.tree, function_of(parent)
-        group = tree.add(tree.make("sys/kernel/iommu_groups"), IommuGroupDir(function.group))
-        self._groups[function.group.number] = group
         root = tree.make(f"sys/devices/pci{parent.name.rsplit(':', 1)[0]}")
         directory = tree.add(root, PciFunctionDir(self, parent, function.device))
         self._ports[function] = directory.port
-        for place in (tree.make("sys/bus/pci/devices"), tree.add(group, Kobject("devices"))):
-            tree.add(place, Symlink(parent.name, directory))
+        tree.add(tree.make("sys/bus/pci/devices"), Symlink(parent.name, directory))
+        if not function.group.noiommu:
+            self._show_group(function, directory, Putter(tree, ExitStack()))  # for as long as the lab lives
         for driver in {parent.spec.driver, VFIO_PCI} - self.places.pci_drivers.keys():
             made = tree.add(tree.make("sys/bus/pci/drivers"), PciDriver(driver, self.lab))
             self.places.pci_drivers[driver] = made
@@ -279,7 +292,7 @@ class LabView:
 
     def _present_again(self, directory: ParentDir) -> None:
         """Members that come and go with the driver: let the kernel ask again."""
-        for name in (*HOST_MEMBERS, "driver"):
+        for name in (*HOST_MEMBERS, "driver", "iommu_group"):
             self.tree.hide(directory, name)
 
     def _show_types(self, parent: Parent, directory: ParentDir, put: Putter) -> None:
@@ -292,4 +305,6 @@ class LabView:
 
     def _show_vfio_pci(self, parent: Parent, directory: ParentDir, put: Putter) -> None:
         function = function_of(parent)
+        if function.group.noiommu:  # vfio itself makes the group, when it takes the function
+            self._show_group(function, directory, put)
         self._show_vfio(function, function.vfio_minor or 0, directory, self._ports[function], put)

@@ -107,7 +107,8 @@ def _is_live(found: Mountpoint) -> bool:
 def _lock(path: str) -> int | None:
     """Keep other mounts off `path`, by a lock on the directory above it; None where that cannot be opened."""
     above = os.path.dirname(path)
-    os.makedirs(above, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a file is there: open says it better
+        os.makedirs(above)
     try:
         lock = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError:

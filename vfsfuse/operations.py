@@ -71,6 +71,8 @@ class Operations(pyfuse3.Operations):
         self._listings: dict[int, list[Entry | Member]] = {}
         self._owners: dict[int, Kobject] = {}
         self._next_listing = 1
+        self.telling = trio.Lock()
+        """Held while the kernel is told of changes: that waits for lookups which only we can answer."""
 
     # ---- looking ----
 
@@ -244,10 +246,10 @@ class Operations(pyfuse3.Operations):
 
     async def publish(self) -> None:
         """Tell the kernel what changed, from a thread that may wait for the directory locks it takes."""
-        changes = self.tree.take_changes()
-        if changes:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(tell_kernel, changes)
+        async with self.telling:
+            if changes := self.tree.take_changes():
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(tell_kernel, changes)
 
     async def poll(
         self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: pyfuse3.RequestContext

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import trio
 
@@ -44,6 +45,9 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     mounting fails (libfuse has said why on stderr).
     """
     _allow_descriptors()
+    early: list[int] = []
+    for number in ENDING:  # until trio listens, and again while we clean up: no signal may leave a dead mount
+        signal.signal(number, lambda number, _: early.append(number))
     tree = Tree()
     operations = Operations(tree, spec.cache, os.geteuid(), os.getegid())
     view = LabView(spec, tree)
@@ -51,37 +55,46 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     pyfuse3.init(operations, mountpoint, mount_options())
     try:
         lane.start()
-        trio.run(_main, operations, view, lane, mountpoint, ready)
+        trio.run(_Server(operations, view, lane, mountpoint, ready).run, early)
     finally:
         pyfuse3.close(unmount=True)
         view.close()
 
 
-async def _main(
-    operations: Operations, view: LabView, lane: Lane, mountpoint: str, ready: Callable[[], None]
-) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal)
-        nursery.start_soon(_announce, view, lane, mountpoint, ready)
-        await pyfuse3.main()
-        nursery.cancel_scope.cancel()
-    log.info("unmounted")
+@dataclass(frozen=True)
+class _Server:
+    """The tasks beside pyfuse3's; all on the trio thread."""
 
+    operations: Operations
+    view: LabView
+    lane: Lane
+    mountpoint: str
+    ready: Callable[[], None]
+    announced: trio.Event = field(default_factory=trio.Event)
 
-async def _end_on_signal() -> None:
-    # what the receiver puts back when it is done: a second signal must not cut short the unmounting
-    for ending in ENDING:
-        signal.signal(ending, signal.SIG_IGN)
-    with trio.open_signal_receiver(*ENDING) as signals:
-        async for number in signals:
+    async def run(self, early: list[int]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_on_signal, early, nursery.cancel_scope)
+            nursery.start_soon(self._announce)
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+        log.info("unmounted")
+
+    async def _end_on_signal(self, early: list[int], scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(*ENDING) as signals:
+            number = early[0] if early else await anext(signals)
             log.info("%s: ending", signal.Signals(number).name)
+            # a thread of ours that waits for an answer of ours would outlive us; not even SIGKILL ends it
+            await self.announced.wait()
+            await self.operations.telling.acquire()  # for good: nothing more is told
             pyfuse3.terminate()
+            scope.cancel()
 
-
-async def _announce(view: LabView, lane: Lane, mountpoint: str, ready: Callable[[], None]) -> None:
-    # from another thread: this one has to answer the question
-    root = await trio.to_thread.run_sync(os.stat, mountpoint)
-    view.mounted(lane, root.st_dev)
-    await trio.to_thread.run_sync(os.listdir, os.path.join(mountpoint, "sys"))
-    log.info("mounted at %s, pid %d", mountpoint, os.getpid())
-    ready()
+    async def _announce(self) -> None:
+        # from another thread: this one has to answer the question
+        root = await trio.to_thread.run_sync(os.stat, self.mountpoint)
+        self.view.mounted(self.lane, root.st_dev)
+        await trio.to_thread.run_sync(os.listdir, os.path.join(self.mountpoint, "sys"))
+        log.info("mounted at %s, pid %d", self.mountpoint, os.getpid())
+        self.ready()
+        self.announced.set()

@@ -5,12 +5,13 @@ State: in each device, under its lock. The physical function shows its whole vid
 and its registers in BAR 2; a vGPU is a display that bochs drivers know, with its type's share of memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from devmodel.capability import Capability, msi, power_management
-from devmodel.device import PciDevice
+from devmodel.capability import MAX_MSIX_VECTORS, Capability, express, msi, power_management
+from devmodel.device import Option, PciDevice
 from devmodel.models.bochs import BochsDisplay
+from devmodel.msix import MsixBar
 from devmodel.pci import Bar, Identity
 from devmodel.region import Memory
 from devmodel.registers import Layout, Register, Registers
@@ -19,6 +20,8 @@ GPU_MAGIC = 0x55504756  # "VGPU" in memory order
 MIN_MEMORY = 1 << 20
 MAX_MEMORY = 1 << 40
 """Room for one region in VFIO's file offsets."""
+MSIX_BAR = 4
+_MSIX: Mapping[str, Option] = {"vectors": Option(0, 0, MAX_MSIX_VECTORS)}
 
 
 def _memory_mib(gpu: PciDevice) -> int:
@@ -26,9 +29,10 @@ def _memory_mib(gpu: PciDevice) -> int:
 
 
 class PhysicalGpu(PciDevice):
-    """A display controller owned by its host driver."""
+    """A display controller owned by its host driver; with option ``vectors`` it has MSI-X in BAR 4."""
 
     __slots__ = ("registers",)
+    OPTIONS: ClassVar[Mapping[str, Option]] = _MSIX
     identity = Identity(0x1234, 0x86F0, 0x1AF4, 0x1100, class_code=0x030000, revision=1, irq_pin=1)
     LAYOUT: ClassVar[Layout] = Layout(
         4096,
@@ -49,13 +53,35 @@ class PhysicalGpu(PciDevice):
     def bars(self) -> Mapping[int, Bar]:
         self.registers = Registers(self.LAYOUT, self)
         decoded = 1 << (self.memory - 1).bit_length()
-        return {0: Bar(Memory(decoded), mem64=True, prefetch=True), 2: Bar(self.registers)}
+        own = {0: Bar(Memory(decoded), mem64=True, prefetch=True), 2: Bar(self.registers)}
+        return own | _msix_bar(self.options, excluded=False)
 
     def capabilities(self) -> Sequence[Capability]:
-        return (power_management(), msi(1))
+        return (power_management(), msi(1), express(), *_msix_capability(self.bar_map))
 
 
 class Vgpu(BochsDisplay):
-    """A virtual GPU: a bochs-compatible display in its type's share of the physical video memory."""
+    """A virtual GPU: a bochs-compatible display in its type's share of the physical video memory.
+
+    With option ``vectors`` it has MSI-X in BAR 4, of which a client may map what is not the table.
+    """
 
     __slots__ = ()
+    OPTIONS: ClassVar[Mapping[str, Option]] = _MSIX
+
+    def bars(self) -> Mapping[int, Bar]:
+        return {**super().bars(), **_msix_bar(self.options, excluded=True)}
+
+    def capabilities(self) -> Sequence[Capability]:
+        return tuple(_msix_capability(self.bar_map))
+
+
+def _msix_bar(options: Mapping[str, int], excluded: bool) -> dict[int, Bar]:
+    vectors = options["vectors"]
+    return {MSIX_BAR: Bar(MsixBar(vectors, excluded))} if vectors else {}
+
+
+def _msix_capability(bars: Mapping[int, Bar]) -> Iterator[Capability]:
+    for index, bar in bars.items():
+        if isinstance(bar.region, MsixBar):
+            yield bar.region.capability(index)

@@ -2,7 +2,7 @@
 """What the unit tests share: an assertion about errnos, and a client whose memory is a dictionary."""
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 
@@ -17,11 +17,17 @@ def fails(number: int, call: Callable[..., object], *args: object, **kwargs: obj
 
 
 class FakeClient:
-    """A process whose memory is a dictionary of bytes; ``limit`` is where it ends."""
+    """A process whose memory is a dictionary of bytes; ``limit`` is where it ends.
 
-    def __init__(self, tgid: int = 1, limit: int = TOP) -> None:
+    ``memlock`` is how many bytes of it may be locked, ``privileged`` says that this does not count.
+    """
+
+    def __init__(self, tgid: int = 1, limit: int = TOP, memlock: int = TOP, privileged: bool = False) -> None:
         self.tgid = tgid
+        self.identity: Hashable = tgid
         self.limit = limit
+        self.memlock = memlock
+        self.privileged = privileged
         self.bytes: dict[int, int] = {}
 
     def read(self, vaddr: int, size: int) -> bytes:
@@ -32,6 +38,37 @@ class FakeClient:
         self._check(vaddr, len(data))
         self.bytes.update(enumerate(data, vaddr))
 
+    def read_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
+        view[:] = b"".join(self.read(*part) for part in parts)
+
+    def write_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
+        for vaddr, size in parts:
+            self.write(vaddr, bytes(view[:size]))
+            view = view[size:]
+
+    def pin(self, vaddr: int, size: int, write: bool) -> "FakePages":
+        self._check(vaddr, size)
+        return FakePages(self, vaddr)
+
+    def memlock_limit(self) -> int:
+        return self.memlock
+
+    def may_lock_any(self) -> bool:
+        return self.privileged
+
     def _check(self, vaddr: int, size: int) -> None:
         if vaddr + size > self.limit:
             raise OSError(errno.EFAULT, "no such memory")
+
+
+class FakePages:
+    """Pinned memory of a fake client."""
+
+    def __init__(self, client: FakeClient, vaddr: int) -> None:
+        self.client, self.vaddr = client, vaddr
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        view[:] = self.client.read(self.vaddr + offset, len(view))
+
+    def write_from(self, offset: int, view: memoryview) -> None:
+        self.client.write(self.vaddr + offset, bytes(view))

@@ -4,11 +4,11 @@
 import errno
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from devmodel.iommu import PAGE_SIZE, Prot, Type1
+from devmodel.iommu import PAGE_SIZE, DmaFault, Fault, LockedMemory, Prot, Type1
+from devmodel.iommu.dirty import CHUNK, DirtyPages, bitmap_bytes
 from tests.unit.fakes import TOP, FakeClient, fails
 
 RW = Prot.READ | Prot.WRITE
@@ -157,94 +157,6 @@ def test_sixty_five_thousand_mappings(client: FakeClient) -> None:
     assert iommu.unmap(0, 65535 * 0x3000) == 65535 * PAGE_SIZE
 
 
-PAGES = st.integers(0, 15)
-COUNTS = st.integers(1, 6)
-PROTS = st.sampled_from([Prot.READ, Prot.WRITE, RW])
-
-
-class PageDictionary(RuleBasedStateMachine):
-    """Type1 beside a plain dictionary: page of iova -> (first page, pages, page of vaddr, prot)."""
-
-    @initialize(v2=st.booleans())
-    def start(self, v2: bool) -> None:
-        self.iommu = Type1(v2=v2, limit=5)
-        self.client = FakeClient()
-        self.pages: dict[int, tuple[int, int, int, Prot]] = {}
-
-    @property
-    def mappings(self) -> set[tuple[int, int]]:
-        return {(first, count) for first, count, _, _ in self.pages.values()}
-
-    @rule(page=PAGES, count=COUNTS, frame=st.integers(0, 2**30), prot=PROTS)
-    def map(self, page: int, count: int, frame: int, prot: Prot) -> None:
-        wanted = range(page, page + count)
-        args = (self.client, page * PAGE_SIZE, frame * PAGE_SIZE, count * PAGE_SIZE, prot)
-        if any(number in self.pages for number in wanted):
-            fails(errno.EEXIST, self.iommu.map, *args)
-        elif len(self.mappings) == 5:
-            fails(errno.ENOSPC, self.iommu.map, *args)
-        else:
-            self.iommu.map(*args)
-            for number in wanted:
-                self.pages[number] = (page, count, frame + number - page, prot)
-
-    @rule(page=PAGES, count=COUNTS)
-    def unmap(self, page: int, count: int) -> None:
-        asked = (page * PAGE_SIZE, count * PAGE_SIZE)
-        touched = {self.pages[number][:2] for number in range(page, page + count) if number in self.pages}
-        split = any(first < page or first + size > page + count for first, size in touched)
-        starts_inside = any(first < page for first, _ in touched)
-        if self.iommu.v2 and split:
-            fails(errno.EINVAL, self.iommu.unmap, *asked)
-            return
-        gone = set() if starts_inside else touched
-        assert self.iommu.unmap(*asked) == sum(size for _, size in gone) * PAGE_SIZE
-        self.pages = {number: entry for number, entry in self.pages.items() if entry[:2] not in gone}
-
-    @rule()
-    def unmap_all(self) -> None:
-        assert self.iommu.unmap(0, 0, all=True) == len(self.pages) * PAGE_SIZE
-        self.pages = {}
-
-    @rule(
-        page=PAGES,
-        offset=st.integers(0, PAGE_SIZE - 1),
-        size=st.integers(1, 3 * PAGE_SIZE),
-        write=st.booleans(),
-    )
-    def dma(self, page: int, offset: int, size: int, write: bool) -> None:
-        iova = page * PAGE_SIZE + offset
-        touched = [self.pages.get(number) for number in range(page, (iova + size - 1) // PAGE_SIZE + 1)]
-        allowed = all(entry and entry[3] & (Prot.WRITE if write else Prot.READ) for entry in touched)
-        data = bytes(i % 251 for i in range(size))
-        if not allowed:
-            fails(
-                errno.EFAULT,
-                *((self.iommu.dma_write, iova, data) if write else (self.iommu.dma_read, iova, size)),
-            )
-        elif write:
-            self.iommu.dma_write(iova, data)
-            assert self.through_pages(iova, size) == data
-        else:
-            assert self.iommu.dma_read(iova, size) == self.through_pages(iova, size)
-
-    def through_pages(self, iova: int, size: int) -> bytes:
-        """Byte for byte by the dictionary."""
-        places = (
-            (self.pages[at // PAGE_SIZE][2] * PAGE_SIZE + at % PAGE_SIZE) for at in range(iova, iova + size)
-        )
-        return bytes(self.client.bytes.get(place, 0) for place in places)
-
-    @invariant()
-    def counts_agree(self) -> None:
-        if hasattr(self, "iommu"):
-            assert self.iommu.dma_avail == 5 - len(self.mappings)
-
-
-TestPageDictionary = PageDictionary.TestCase
-TestPageDictionary.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-
-
 @given(
     st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)
 )
@@ -258,3 +170,259 @@ def test_whatever_a_client_asks_gets_an_errno_or_a_mapping(
         assert error.errno in (errno.EINVAL, errno.EOVERFLOW)
     else:
         assert iommu.unmap(iova, size) == size
+
+
+class Group:
+    """An IOMMU group of either kind."""
+
+    def __init__(self, number: int = 1, emulated: bool = False) -> None:
+        self.number, self.emulated = number, emulated
+
+
+class Driver:
+    """A mediated device that lets go of what it pinned when it is told, unless it is ``stubborn``."""
+
+    def __init__(self, iommu: Type1, stubborn: bool = False) -> None:
+        self.iommu, self.stubborn = iommu, stubborn
+        self.told: list[tuple[int, int]] = []
+        iommu.attach(Group(9, emulated=True))
+        iommu.register(self)
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        assert not self.iommu.lock.locked()
+        self.told.append((iova, size))
+        if not self.stubborn:
+            self.iommu.unpin_pages(iova, size // PAGE_SIZE)
+
+
+class Bitmap:
+    """A client's dirty bitmap."""
+
+    def __init__(self, size: int = 8, pgsize: int = PAGE_SIZE, broken: bool = False) -> None:
+        self.size, self.pgsize, self.broken = size, pgsize, broken
+        self.data = bytearray(b"\xff" * size)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self.data[offset : offset + size])
+
+    def write(self, offset: int, data: bytes) -> None:
+        if self.broken:
+            raise OSError(errno.EFAULT, "no memory")
+        assert offset + len(data) <= self.size
+        self.data[offset : offset + len(data)] = data
+
+    @property
+    def bits(self) -> int:
+        return int.from_bytes(self.data, "little")
+
+
+def test_a_refused_dma_is_recorded(client: FakeClient) -> None:
+    iommu = Type1()
+    with pytest.raises(DmaFault, match="write of 0x4 bytes at iova 0x1000: not mapped") as caught:
+        iommu.dma_write(0x1000, b"abcd")
+    assert caught.value.fault == Fault(0x1000, 4, True, "not mapped")
+    assert list(iommu.faults) == [caught.value.fault] and iommu.fault_count == 1
+    for _ in range(100):
+        fails(errno.EFAULT, iommu.dma_read, 0, 2**40)
+    assert iommu.fault_count == 101 and len(iommu.faults) == 64
+
+
+def test_dma_of_nothing_is_nothing(client: FakeClient) -> None:
+    iommu = Type1()
+    assert iommu.dma_read(0, 0) == b""
+    iommu.dma_write(0, b"")
+    assert not iommu.fault_count
+
+
+def test_dma_fills_a_buffer_of_the_models_own(client: FakeClient) -> None:
+    iommu = Type1()
+    iommu.map(client, 0, 0, 2 * PAGE_SIZE, RW)
+    iommu.dma_write(PAGE_SIZE - 2, b"abcd")
+    buffer = bytearray(6)
+    iommu.dma_rw(PAGE_SIZE - 2, memoryview(buffer)[1:5], write=False)
+    assert buffer == b"\0abcd\0"
+
+
+def test_pinning_is_accounted_over_all_containers_and_refused_over_the_limit() -> None:
+    locked, client = LockedMemory(), FakeClient(memlock=4 * PAGE_SIZE)
+    first, second = Type1(locked=locked), Type1(locked=locked)
+    for number, iommu in enumerate((first, second)):
+        iommu.attach(Group(number))
+    first.map(client, 0, 0, 3 * PAGE_SIZE, RW)
+    fails(errno.ENOMEM, second.map, client, 0, 0, 2 * PAGE_SIZE, RW)
+    assert second.dma_avail == 65535 and locked.of(client) == 3
+    second.map(client, 0, 0, PAGE_SIZE, RW)
+    second.map(FakeClient(2, memlock=0, privileged=True), PAGE_SIZE, 0, 64 * PAGE_SIZE, RW)
+    assert first.unmap(0, 3 * PAGE_SIZE) == 3 * PAGE_SIZE and locked.of(client) == 1
+    second.clear()
+    assert locked.of(client) == 0
+
+
+def test_attaching_a_physical_function_later_pins_what_is_mapped() -> None:
+    locked, client = LockedMemory(), FakeClient(memlock=4 * PAGE_SIZE)
+    iommu = Type1(locked=locked)
+    driver = Driver(iommu)
+    iommu.map(client, 0, 0, 3 * PAGE_SIZE, RW)
+    iommu.map(client, 0x10000, 0, 2 * PAGE_SIZE, RW)
+    iommu.pin_pages(0, 2, RW)
+    assert locked.of(client) == 2
+    fails(errno.ENOMEM, iommu.attach, Group(1))
+    assert locked.of(client) == 2 and not iommu.iova_ranges
+    iommu.unmap(0x10000, 2 * PAGE_SIZE)
+    iommu.attach(Group(1))
+    assert locked.of(client) == 3 and list(iommu.iova_ranges)
+    fails(errno.ENOMEM, iommu.map, client, 0x10000, 0, 2 * PAGE_SIZE, RW)
+    iommu.detach(Group(1))
+    assert locked.of(client) == 2 and not iommu.iova_ranges
+    iommu.unregister(driver)
+    iommu.detach(Group(9))
+    assert locked.of(client) == 0 and iommu.dma_avail == 65535
+
+
+def test_memory_that_cannot_be_pinned_refuses_the_group_and_the_mapping() -> None:
+    iommu, small = Type1(), FakeClient(limit=PAGE_SIZE)
+    iommu.map(small, 0, 0x8000, PAGE_SIZE, RW)
+    fails(errno.EFAULT, iommu.attach, Group())
+    iommu.unmap(0, PAGE_SIZE)
+    iommu.attach(Group())
+    fails(errno.EINVAL, iommu.attach, Group())
+    fails(errno.EFAULT, iommu.map, small, 0, 0x8000, PAGE_SIZE, RW)
+    fails(errno.EINVAL, iommu.map, small, 0xFEE00000, 0, PAGE_SIZE, RW)
+    assert iommu.dma_avail == 65535 and iommu.locked.of(small) == 0
+
+
+def test_pin_pages_preconditions(client: FakeClient) -> None:
+    iommu = Type1()
+    fails(errno.EINVAL, iommu.register, object())
+    iommu.map(client, 0, 0, 4 * PAGE_SIZE, Prot.READ)
+    fails(errno.EINVAL, iommu.pin_pages, 0, 1, Prot.READ)
+    Driver(iommu)
+    fails(errno.E2BIG, iommu.pin_pages, 0, 513, Prot.READ)
+    fails(errno.EINVAL, iommu.pin_pages, 0, 0, Prot.READ)
+    fails(errno.EINVAL, iommu.pin_pages, 1, 1, Prot.READ)
+    fails(errno.EINVAL, iommu.pin_pages, 0, 5, Prot.READ)
+    fails(errno.EPERM, iommu.pin_pages, 0, 1, RW)
+    v1 = Type1(v2=False)
+    fails(errno.EACCES, v1.pin_pages, 0, 1, Prot.READ)
+
+
+def test_an_unmap_asks_for_pinned_pages_first(client: FakeClient) -> None:
+    iommu = Type1()
+    driver = Driver(iommu)
+    iommu.map(client, 0, 0x8000, 4 * PAGE_SIZE, RW)
+    pin = iommu.pin_pages(PAGE_SIZE, 2, RW)
+    pin.write(PAGE_SIZE - 1, b"ab")
+    assert pin.read(PAGE_SIZE - 1, 2) == b"ab" == client.read(0x8000 + 2 * PAGE_SIZE - 1, 2)
+    assert iommu.unmap(0, 4 * PAGE_SIZE) == 4 * PAGE_SIZE
+    assert driver.told == [(0, 4 * PAGE_SIZE)]
+    for call in (lambda: pin.read(0, 1), lambda: pin.write(0, b"x")):
+        fails(errno.EFAULT, call)
+
+
+def test_a_device_that_does_not_let_go_is_a_bug_and_keeps_its_pages(client: FakeClient) -> None:
+    iommu = Type1()
+    driver = Driver(iommu, stubborn=True)
+    iommu.map(client, 0, 0, PAGE_SIZE, RW)
+    pin = iommu.pin_pages(0, 1, Prot.READ)
+    with pytest.raises(RuntimeError):
+        iommu.unmap(0, PAGE_SIZE)
+    assert len(driver.told) == 10 and iommu.dma_avail == 65534
+    assert pin.read(0, 1) == b"\0"
+    fails(errno.EFAULT, pin.write, 0, b"x")
+    fails(errno.EFAULT, pin.read, 0, PAGE_SIZE + 1)
+
+
+def test_a_pin_that_fails_half_way_leaves_nothing_pinned() -> None:
+    locked = LockedMemory()
+    iommu = Type1(locked=locked)
+    Driver(iommu)
+    roomy, poor = FakeClient(1), FakeClient(2, memlock=0)
+    iommu.map(roomy, 0, 0, PAGE_SIZE, RW)
+    iommu.map(poor, PAGE_SIZE, 0, PAGE_SIZE, RW)
+    fails(errno.ENOMEM, iommu.pin_pages, 0, 2, RW)
+    assert locked.of(roomy) == locked.of(poor) == 0
+    iommu.unmap(0, 2 * PAGE_SIZE)
+
+
+def test_vaddrs_move_between_processes() -> None:
+    locked, old, new = LockedMemory(), FakeClient(1), FakeClient(2, memlock=PAGE_SIZE)
+    iommu = Type1(locked=locked)
+    iommu.attach(Group())
+    iommu.map(old, 0, 0, PAGE_SIZE, RW)
+    iommu.map(old, 0x4000, 0, 2 * PAGE_SIZE, RW)
+    assert iommu.invalidate_vaddr(0, 0, all=True) == 3 * PAGE_SIZE
+    fails(errno.EINVAL, iommu.invalidate_vaddr, 0, PAGE_SIZE)
+    fails(errno.EBUSY, iommu.attach, Group(2))
+    iommu.update_vaddr(new, 0, 0x7000, PAGE_SIZE)
+    fails(errno.ENOMEM, iommu.update_vaddr, new, 0x4000, 0, 2 * PAGE_SIZE)
+    assert (locked.of(old), locked.of(new)) == (2, 1)
+    iommu.dma_write(0, b"moved")
+    assert new.read(0x7000, 5) == b"moved"
+    assert iommu.unmap(0, 0, all=True) == 3 * PAGE_SIZE
+    iommu.attach(Group(2))
+
+
+def test_dirty_pages_are_those_a_device_wrote(client: FakeClient) -> None:
+    iommu = Type1()
+    iommu.map(client, 0x10000, 0, 70 * PAGE_SIZE, RW)
+    iommu.map(client, 0x10000 + 75 * PAGE_SIZE, 0, 5 * PAGE_SIZE, RW)
+    iommu.dma_write(0x10000, b"before")
+    iommu.start_tracking()
+    iommu.dma_write(0x10000 + 2 * PAGE_SIZE - 1, b"ab")
+    iommu.dma_write(0x10000 + 76 * PAGE_SIZE, b"c")
+    iommu.dma_read(0x10000 + 5 * PAGE_SIZE, 9)
+    bitmap = Bitmap(16)
+    iommu.report_dirty(0x10000, 80 * PAGE_SIZE, bitmap)
+    # the hole between them keeps what the client had there, but for the rest of the first mapping's last word
+    assert bitmap.bits & ((1 << 64) - 1) == 0b110
+    assert bitmap.bits >> 75 & 0b11111 == 0b10 and bitmap.bits >> 80 == 0
+    again = Bitmap(16)
+    iommu.report_dirty(0x10000, 80 * PAGE_SIZE, again)
+    assert again.bits & ((1 << 64) - 1) == 0
+    iommu.dma_write(0x10000, b"x")
+    fails(errno.EFAULT, iommu.unmap, 0x10000, 70 * PAGE_SIZE, bitmap=Bitmap(16, broken=True))
+    last = Bitmap(16)
+    assert iommu.unmap(0x10000, 70 * PAGE_SIZE, bitmap=last) == 70 * PAGE_SIZE
+    assert last.bits == 1
+
+
+def test_dirty_tracking_takes_memory_for_what_is_written_only(client: FakeClient) -> None:
+    iommu = Type1()
+    size = (2**31 - 1) * PAGE_SIZE
+    iommu.map(client, 0, 0, size, RW)
+    iommu.start_tracking()
+    iommu.dma_write(size - 1, b"x")
+    fails(errno.EINVAL, iommu.map, client, 2**60, 0, size + PAGE_SIZE, RW)
+    iommu.unmap(0, size)
+    iommu.stop_tracking()
+    iommu.map(client, 2**60, 0, size + PAGE_SIZE, RW)
+    fails(errno.EINVAL, iommu.start_tracking)
+
+
+@given(st.integers(1, 300), st.integers(0, 200), st.data())
+def test_bits_are_put_where_they_belong(pages: int, first: int, data: st.DataObject) -> None:
+    written = data.draw(st.lists(st.tuples(st.integers(0, pages - 1), st.integers(0, pages - 1)), max_size=5))
+    dirty = DirtyPages(pages)
+    expected = 0
+    for one, other in written:
+        low, high = sorted((one, other))
+        dirty.mark(low, high)
+        expected |= ((1 << high - low + 1) - 1) << low
+    bitmap = Bitmap(bitmap_bytes(first + pages))
+    dirty.copy_to(bitmap, first)
+    assert bitmap.bits & ((1 << first) - 1) == (1 << first) - 1
+    assert bitmap.bits >> first == expected
+
+
+def test_bits_beyond_a_chunk_are_put_where_they_belong() -> None:
+    pages = 3 * 8 * CHUNK + 5
+    for first in (0, 3, 64, 67):
+        dirty = DirtyPages(pages)
+        dirty.mark(8 * CHUNK - 2, 8 * CHUNK + 1)
+        dirty.mark(pages - 1, pages - 1)
+        bitmap = Bitmap(bitmap_bytes(first + pages))
+        dirty.copy_to(bitmap, first)
+        assert bitmap.bits >> first == 0b1111 << 8 * CHUNK - 2 | 1 << pages - 1
+        dirty.clear()
+        dirty.copy_to(bitmap, first)
+        assert bitmap.bits >> first == 0

@@ -37,8 +37,8 @@ class Closable(Protocol):
 
 
 def iommu_of(container: Container) -> Type1:
-    """The container's IOMMU, which must be set."""
-    assert container.iommu is not None
+    """The container's IOMMU, which must be a type1."""
+    assert isinstance(container.iommu, Type1)
     return container.iommu
 
 

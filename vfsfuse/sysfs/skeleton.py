@@ -52,6 +52,32 @@ class Type1Parameters(LabKobject):
         return DMA_ENTRY_LIMIT
 
 
+class VfioParameters(LabKobject):
+    """sys/module/vfio/parameters."""
+
+    __slots__ = ()
+
+    @attribute(0o644)
+    def enable_unsafe_noiommu_mode(self) -> str:
+        return "Y" if self.lab.vfio.noiommu else "N"
+
+    @enable_unsafe_noiommu_mode.store
+    def _store_noiommu(self, text: str) -> None:
+        self.lab.vfio.noiommu = parse_bool(text)
+
+
+def parse_bool(text: str) -> bool:
+    """A module parameter's bool as kstrtobool() reads it: the first letter decides, of "on" and "off" the
+    second.
+
+    Raises ValueError for anything else.
+    """
+    for value, beginnings in ((True, ("y", "t", "1", "on")), (False, ("n", "f", "0", "of"))):
+        if text.lower().startswith(beginnings):
+            return value
+    raise ValueError(f"{text!r} is neither Y nor N")
+
+
 SKELETON: Skeleton = {
     "sys": {
         "block": ...,
@@ -67,7 +93,7 @@ SKELETON: Skeleton = {
         "kernel": {"debug": ..., "iommu_groups": {}, "mm": ...},
         "module": {
             "mdev": {},
-            "vfio": {"parameters": {}},
+            "vfio": {"parameters": VfioParameters},
             "vfio-pci": {},
             "vfio_iommu_type1": {"parameters": Type1Parameters},
             "vfio_mdev": {},

@@ -1,41 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dev/vfio/vfio: one container for each open (<linux/vfio.h>, drivers/vfio's container and type1 interfaces)."""
+"""dev/vfio/vfio: one container for each open (<linux/vfio.h>, its container and type1 interfaces)."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Any
 
-from devmodel.iommu import Prot, Type1
+from devmodel.iommu import MAX_BITMAP_SIZE, LockedMemory, Type1
 from devmodel.vfio import Container
 from ioctl_shim._native import ffi, lib
-from ioctl_shim.abi import Kind
+from ioctl_shim.abi import BY_NAME, Kind
+from ioctl_shim.client import CAP_SYS_RAWIO, Client
 from ioctl_shim.lane import IoctlCall, Opened, OpenRequest
+from ioctl_shim.process import Processes
 from vfsfuse.vfio.files import Request, VfioFile, answers
 
-MAP_FLAGS: int = lib.VFIO_DMA_MAP_FLAG_READ | lib.VFIO_DMA_MAP_FLAG_WRITE
-UNMAP_FLAGS: int = lib.VFIO_DMA_UNMAP_FLAG_ALL
+MAP_FLAGS: int = lib.VFIO_DMA_MAP_FLAG_READ | lib.VFIO_DMA_MAP_FLAG_WRITE | lib.VFIO_DMA_MAP_FLAG_VADDR
+PROT_FLAGS: int = lib.VFIO_DMA_MAP_FLAG_READ | lib.VFIO_DMA_MAP_FLAG_WRITE
+"""The same numbers as devmodel's Prot."""
+DIRTY_FLAG: int = lib.VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP
+ALONE: int = lib.VFIO_DMA_UNMAP_FLAG_ALL | lib.VFIO_DMA_UNMAP_FLAG_VADDR
+"""Flags of UNMAP_DMA that do not go with a dirty bitmap."""
+USER_ADDRESSES = 2**47
+"""Where a 64-bit process' memory ends."""
+UNMAP_CMD = BY_NAME["VFIO_IOMMU_UNMAP_DMA"].cmd
+
+
+class DirtyBitmap:
+    """A client's struct vfio_bitmap (devmodel.iommu.ClientBitmap)."""
+
+    __slots__ = ("_client", "_data", "pgsize", "size")
+
+    def __init__(self, client: Client, bitmap: Any) -> None:
+        """Raises OSError(EINVAL) when it is not within a process' address space."""
+        self._client, self._data = client, int(bitmap.data)
+        self.pgsize, self.size = int(bitmap.pgsize), int(bitmap.size)
+        if self._data + self.size > USER_ADDRESSES:
+            raise OSError(errno.EINVAL, f"a dirty bitmap of {self.size} bytes at {self._data:#x}")
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._client.read(self._data + offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._client.write(self._data + offset, data)
 
 
 class ContainerFile(VfioFile):
     """One open of dev/vfio/vfio."""
 
-    __slots__ = ("container",)
+    __slots__ = ("container", "processes")
     kind = Kind.CONTAINER
 
-    def __init__(self) -> None:
-        self.container = Container()
+    def __init__(self, container: Container, processes: Processes) -> None:
+        self.container, self.processes = container, processes
 
     @classmethod
-    def open(cls, request: OpenRequest) -> Opened:
-        return Opened(cls())
+    def opener(
+        cls, noiommu: Callable[[], bool], st_dev: Callable[[], int]
+    ) -> Callable[[OpenRequest], Opened]:
+        """What opens dev/vfio/vfio of a lab.  Its containers share one account of locked memory; `noiommu` is
+        whether enable_unsafe_noiommu_mode is on, `st_dev` that of the mount's files."""
+        locked = LockedMemory()
+        return lambda request: Opened(cls(Container(noiommu, locked), Processes(st_dev)))
 
     @property
     def iommu(self) -> Type1:
-        """The container's IOMMU.  Raises OSError(EINVAL) before SET_IOMMU, as the kernel does."""
+        """The container's type1.  Raises OSError as the kernel does: EINVAL before SET_IOMMU, ENOTTY when
+        what was set is no IOMMU."""
         iommu = self.container.iommu
         if iommu is None:
             raise OSError(errno.EINVAL, "the container has no IOMMU set")
+        if not isinstance(iommu, Type1):
+            raise OSError(errno.ENOTTY, "the container has no type1 IOMMU")
         return iommu
 
     @answers("VFIO_GET_API_VERSION")
@@ -48,18 +85,18 @@ class ContainerFile(VfioFile):
 
     @answers("VFIO_SET_IOMMU")
     def set_iommu(self, request: Request) -> int:
-        self.container.set_iommu(request.arg)
+        rawio = request.arg == lib.VFIO_NOIOMMU_IOMMU and request.client.capable(CAP_SYS_RAWIO)
+        self.container.set_iommu(request.arg, rawio)
         return 0
 
     @answers("VFIO_IOMMU_GET_INFO")
     def get_info(self, request: Request) -> int:
         iommu, argument = self.iommu, request.argument
         info = argument.value
-        info.flags = lib.VFIO_IOMMU_INFO_PGSIZES
+        info.flags = lib.VFIO_IOMMU_INFO_PGSIZES | lib.VFIO_IOMMU_INFO_CAPS
         info.iova_pgsizes = iommu.pgsizes
         info.cap_offset = 0
         chain = build_chain(argument.row.size, _capabilities(iommu))
-        info.flags |= lib.VFIO_IOMMU_INFO_CAPS
         needed = argument.row.size + len(chain)
         if argument.argsz < needed:
             info.argsz = needed  # the client comes back with room for the chain
@@ -74,21 +111,47 @@ class ContainerFile(VfioFile):
         iommu, dma = self.iommu, request.argument.value
         if dma.flags & ~MAP_FLAGS:
             raise OSError(errno.EINVAL, f"MAP_DMA flags {dma.flags:#x}")
-        prot = Prot(0)
-        prot |= Prot.READ if dma.flags & lib.VFIO_DMA_MAP_FLAG_READ else prot
-        prot |= Prot.WRITE if dma.flags & lib.VFIO_DMA_MAP_FLAG_WRITE else prot
-        iommu.map(request.client, dma.iova, dma.vaddr, dma.size, prot)
+        prot = dma.flags & PROT_FLAGS
+        process = self.processes.of(request.client)
+        if prot == dma.flags:
+            iommu.map(process, dma.iova, dma.vaddr, dma.size, prot)
+        elif prot:
+            raise OSError(errno.EINVAL, "a new vaddr comes without a protection")
+        else:
+            iommu.update_vaddr(process, dma.iova, dma.vaddr, dma.size)
         return 0
 
     @answers("VFIO_IOMMU_UNMAP_DMA")
     def unmap_dma(self, request: Request) -> int:
         iommu, argument = self.iommu, request.argument
         dma = argument.value
-        if dma.flags & ~UNMAP_FLAGS:
+        if dma.flags & ~(DIRTY_FLAG | ALONE) or (dma.flags & DIRTY_FLAG and dma.flags & ALONE):
             raise OSError(errno.EINVAL, f"UNMAP_DMA flags {dma.flags:#x}")
-        dma.size = iommu.unmap(dma.iova, dma.size, bool(dma.flags & lib.VFIO_DMA_UNMAP_FLAG_ALL))
+        bitmap = self._bitmap_behind(request) if dma.flags & DIRTY_FLAG else None
+        everything = bool(dma.flags & lib.VFIO_DMA_UNMAP_FLAG_ALL)
+        if dma.flags & lib.VFIO_DMA_UNMAP_FLAG_VADDR:
+            dma.size = iommu.invalidate_vaddr(dma.iova, dma.size, everything)
+        else:
+            dma.size = iommu.unmap(dma.iova, dma.size, everything, bitmap)
         argument.reply()
         return 0
+
+    @answers("VFIO_IOMMU_DIRTY_PAGES")
+    def dirty_pages(self, request: Request) -> int:
+        iommu = self.iommu
+        if not iommu.v2:
+            raise OSError(errno.EACCES, "only type1v2 tracks dirty pages")
+        action = _DIRTY_ACTIONS.get(request.argument.value.flags)
+        if action is None:
+            raise OSError(errno.EINVAL, "not exactly one known flag")
+        action(iommu, request)
+        return 0
+
+    def defers(self, cmd: int) -> bool:
+        """An unmap may have to wait for a DMA, whose memory may be this mount's: not on the device lane."""
+        iommu = self.container.iommu
+        waits = cmd == UNMAP_CMD and isinstance(iommu, Type1) and iommu.busy
+        return waits or super().defers(cmd)
 
     def unknown(self, call: IoctlCall) -> int:
         _ = self.iommu  # without one the kernel refuses whatever it is
@@ -97,20 +160,57 @@ class ContainerFile(VfioFile):
     def release(self) -> None:
         self.container.close()
 
+    @staticmethod
+    def _bitmap_behind(request: Request) -> DirtyBitmap:
+        """The struct vfio_bitmap that follows struct vfio_iommu_type1_dma_unmap."""
+        size, start = ffi.sizeof("struct vfio_bitmap"), request.row.minsz
+        if request.argument.argsz < start + size:
+            raise OSError(errno.EINVAL, f"argsz {request.argument.argsz} has no room for a bitmap")
+        bitmap: Any = ffi.new("struct vfio_bitmap *")
+        request.client.read_into(request.arg + start, bitmap, size)
+        return DirtyBitmap(request.client, bitmap)
+
+
+def _report_dirty(iommu: Type1, request: Request) -> None:
+    wanted: Any = ffi.new("struct vfio_iommu_type1_dirty_bitmap_get *")
+    size, start = ffi.sizeof("struct vfio_iommu_type1_dirty_bitmap_get"), request.row.minsz
+    if request.argument.argsz < start + size:
+        raise OSError(errno.EINVAL, f"argsz {request.argument.argsz} has no room for a range")
+    request.client.read_into(request.arg + start, wanted, size)
+    bitmap = DirtyBitmap(request.client, wanted.bitmap)
+    iommu.report_dirty(wanted.iova, wanted.size, bitmap)
+
+
+_DIRTY_ACTIONS: dict[int, Callable[[Type1, Request], None]] = {
+    lib.VFIO_IOMMU_DIRTY_PAGES_FLAG_START: lambda iommu, request: iommu.start_tracking(),
+    lib.VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP: lambda iommu, request: iommu.stop_tracking(),
+    lib.VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP: _report_dirty,
+}
+
+
+def _bytes(struct: str, value: Any) -> bytes:
+    return bytes(ffi.buffer(ffi.new(struct, value)))
+
 
 def _capabilities(iommu: Type1) -> list[tuple[int, int, bytes]]:
-    """(id, version, body) of each capability of IOMMU_GET_INFO."""
-    ranges = iommu.iova_ranges()
-    body: Any = ffi.new("struct vfio_iova_range[]", [{"start": s, "end": e} for s, e in ranges])
-    count = len(ranges).to_bytes(4, "little") + bytes(4)
-    return [
-        (lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, count + bytes(ffi.buffer(body))),
+    """(id, version, body) of each capability of IOMMU_GET_INFO, in the kernel's order."""
+    smallest = iommu.pgsizes & -iommu.pgsizes
+    migration = _bytes("uint64_t[]", [smallest, MAX_BITMAP_SIZE])
+    found = [
+        (lib.VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, 1, bytes(8) + migration),
         (lib.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, 1, iommu.dma_avail.to_bytes(4, "little")),
     ]
+    ranges = iommu.iova_ranges
+    if ranges:
+        body = _bytes("struct vfio_iova_range[]", [{"start": first, "end": last} for first, last in ranges])
+        found.append(
+            (lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, _bytes("uint32_t[]", [len(ranges), 0]) + body)
+        )
+    return found
 
 
 def build_chain(start: int, capabilities: list[tuple[int, int, bytes]]) -> bytes:
-    """A capability chain for offset `start` of a client's buffer: 8-byte headers, every one 8-byte aligned."""
+    """A capability chain for offset `start` of a client's buffer; each header is 8-byte aligned."""
     chain = b""
     for number, (identity, version, body) in enumerate(capabilities, start=1):
         padded = body + bytes(-len(body) % 8)

@@ -4,37 +4,32 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from devmodel.backing import REGION_SHIFT
-from devmodel.device import IrqIndex
+from devmodel.device import PciDevice, PciRegion
+from devmodel.region import Region
 from devmodel.vfio import DeviceFile as Hold
-from ioctl_shim._native import lib
-from ioctl_shim.abi import Kind
+from ioctl_shim._native import ffi, lib
 from ioctl_shim.lane import WHOLE, Opened
-from vfsfuse.vfio.files import Request, VfioFile, answers
+from vfsfuse.vfio.chain import InfoCap, reply
+from vfsfuse.vfio.features import FeatureCalls
+from vfsfuse.vfio.files import Request, answers
+from vfsfuse.vfio.irqs import IrqCalls
+from vfsfuse.vfio.opened import Services
+from vfsfuse.vfio.pcicalls import PciCalls
 from vfsfuse.vfio.port import Port
 
 OFFSET_MASK = (1 << REGION_SHIFT) - 1
-IRQ_FLAGS = {
-    "eventfd": lib.VFIO_IRQ_INFO_EVENTFD,
-    "maskable": lib.VFIO_IRQ_INFO_MASKABLE,
-    "automasked": lib.VFIO_IRQ_INFO_AUTOMASKED,
-    "noresize": lib.VFIO_IRQ_INFO_NORESIZE,
-}
 MUST_EXIST = 7
 """Regions from here on (config, VGA) are EINVAL when absent; an absent BAR or ROM is one of size 0."""
+_HEADER = ffi.sizeof("struct vfio_info_cap_header")
 
 
-class DeviceFile(VfioFile):
+class DeviceFile(IrqCalls, PciCalls, FeatureCalls):
     """One open of a device, through its group or through dev/vfio/devices/vfio<N>."""
 
-    __slots__ = ("device", "hold", "mappable", "released")
-    kind = Kind.DEVICE
-
-    def __init__(self, hold: Hold, mappable: bool, released: Callable[[], None] | None) -> None:
-        self.hold, self.device = hold, hold.device
-        self.mappable, self.released = mappable, released
+    __slots__ = ()
 
     def read(self, offset: int, size: int) -> bytes:
         return self.device.read(offset >> REGION_SHIFT, offset & OFFSET_MASK, size)
@@ -49,7 +44,7 @@ class DeviceFile(VfioFile):
         info.flags |= lib.VFIO_DEVICE_FLAGS_RESET if self.device.resettable else 0
         info.num_regions = len(self.device.regions)
         info.num_irqs = len(self.device.irqs)
-        request.argument.reply()
+        reply(request.argument, lib.VFIO_DEVICE_FLAGS_CAPS, ())  # no capability fits what the models are
         return 0
 
     @answers("VFIO_DEVICE_GET_REGION_INFO")
@@ -60,24 +55,11 @@ class DeviceFile(VfioFile):
         region = self.device.regions[info.index]
         if region is None and info.index >= MUST_EXIST:
             raise OSError(errno.EINVAL, f"no region {info.index}")
-        info.offset, info.cap_offset = info.index << REGION_SHIFT, 0
+        info.offset = info.index << REGION_SHIFT
         info.size = 0 if region is None else region.size
-        info.flags = 0
-        if region is not None:
-            info.flags |= lib.VFIO_REGION_INFO_FLAG_READ if region.readable else 0
-            info.flags |= lib.VFIO_REGION_INFO_FLAG_WRITE if region.writable else 0
-            info.flags |= lib.VFIO_REGION_INFO_FLAG_MMAP if region.mappable and self.mappable else 0
-        request.argument.reply()
-        return 0
-
-    @answers("VFIO_DEVICE_GET_IRQ_INFO")
-    def get_irq_info(self, request: Request) -> int:
-        info = request.argument.value
-        irq = self.device.irqs[info.index] if info.index < len(self.device.irqs) else None
-        if irq is None:
-            raise OSError(errno.EINVAL, f"irq index {info.index}")
-        info.flags, info.count = irq_flags(irq), irq.count
-        request.argument.reply()
+        info.flags = 0 if region is None else self._region_flags(region)
+        caps = () if region is None else tuple(self._region_caps(info.index, region))
+        reply(request.argument, lib.VFIO_REGION_INFO_FLAG_CAPS, caps)
         return 0
 
     @answers("VFIO_DEVICE_RESET")
@@ -85,24 +67,52 @@ class DeviceFile(VfioFile):
         self.device.reset()
         return 0
 
-    def release(self) -> None:
-        self.hold.close()
-        if self.released is not None:
-            self.released()
+    def _region_flags(self, region: Region) -> int:
+        flags = lib.VFIO_REGION_INFO_FLAG_READ if region.readable else 0
+        flags |= lib.VFIO_REGION_INFO_FLAG_WRITE if region.writable else 0
+        flags |= lib.VFIO_REGION_INFO_FLAG_MMAP if region.mappable and self.mappable else 0
+        return int(flags)
+
+    def _region_caps(self, index: int, region: Region) -> Iterator[InfoCap]:
+        device = self.device
+        if not isinstance(device, PciDevice):
+            return
+        if region.mappable and self.mappable:
+            table = device.msix_table
+            if region.areas is not None:
+                yield _sparse_mmap(region.areas)
+            elif table is not None and index == table.bar:
+                yield InfoCap(lib.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, b"")
+        if index >= PciRegion.COUNT:
+            own = device.own_regions[index - PciRegion.COUNT]
+            yield _cap(
+                "struct vfio_region_info_cap_type", lib.VFIO_REGION_INFO_CAP_TYPE, own.type, own.subtype
+            )
 
 
-def irq_flags(irq: IrqIndex) -> int:
-    return sum(flag for name, flag in IRQ_FLAGS.items() if getattr(irq, name))
+def _cap(struct: str, identity: int, *fields: int) -> InfoCap:
+    """A capability whose struct has `fields` after its header."""
+    value = ffi.new(f"{struct} *", [{}, *fields])
+    return InfoCap(identity, 1, bytes(ffi.buffer(value))[_HEADER:])
 
 
-def open_device(hold: Hold, port: Port, released: Callable[[], None] | None = None) -> Opened:
+def _sparse_mmap(areas: tuple[tuple[int, int], ...]) -> InfoCap:
+    identity = lib.VFIO_REGION_INFO_CAP_SPARSE_MMAP
+    head = _cap("struct vfio_region_info_cap_sparse_mmap", identity, len(areas), 0)
+    body = ffi.new("struct vfio_region_sparse_mmap_area[]", areas)
+    return head._replace(body=head.body + bytes(ffi.buffer(body)))
+
+
+def open_device(
+    hold: Hold, port: Port, services: Services, released: Callable[[], None] | None = None
+) -> Opened:
     """The answer to an open of the device that `hold` keeps, which is let go of when this fails.
 
     `released` is called on the device lane when the last descriptor of the open is closed.
     """
     try:
         backing_id = port.backing_id()
-        file = DeviceFile(hold, backing_id > 0, released)
+        file = DeviceFile(hold, services, backing_id > 0, released)
         return Opened(file, port.memory(), WHOLE, backing_id)
     except BaseException:
         hold.close()

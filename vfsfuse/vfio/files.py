@@ -61,8 +61,9 @@ class VfioFile(PlainFile):
     handlers: ClassVar[dict[int, tuple[Row, Handler]]] = {}
 
     def __init_subclass__(cls) -> None:
-        rows = ((BY_NAME[getattr(f, _MARK)], f) for f in vars(cls).values() if hasattr(f, _MARK))
-        cls.handlers = {row.cmd: (row, handler) for row, handler in rows}
+        rows = [(BY_NAME[getattr(f, _MARK)], f) for f in vars(cls).values() if hasattr(f, _MARK)]
+        inherited = [found for base in cls.__bases__ for found in getattr(base, "handlers", {}).values()]
+        cls.handlers = {row.cmd: (row, handler) for row, handler in (*inherited, *rows)}
         foreign = [row.name for row, _ in cls.handlers.values() if row.kind is not cls.kind]
         if foreign:
             raise TypeError(f"{cls.__name__} is no {foreign[0]} file")

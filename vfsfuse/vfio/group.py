@@ -11,8 +11,10 @@ from devmodel.vfio import Assignable, Group
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import OPEN_DEVICE, Kind
 from ioctl_shim.lane import IoctlCall, LaneFile, Opened, OpenRequest
+from vfsfuse.devicefd import read_name
 from vfsfuse.vfio.container import ContainerFile
 from vfsfuse.vfio.files import Request, VfioFile, answers
+from vfsfuse.vfio.privilege import CAP_SYS_RAWIO, has_capability
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +29,15 @@ class GroupFile(VfioFile):
     __slots__ = ("file", "find_file", "offer")
     kind = Kind.GROUP
 
-    def __init__(self, group: Group, find_file: FileFinder, offer: DeviceOffer) -> None:
-        self.file = group.open(self)
+    def __init__(self, group: Group, tid: int, find_file: FileFinder, offer: DeviceOffer) -> None:
+        self.file = group.open(self, rawio(group, tid))
         self.find_file, self.offer = find_file, offer
 
     @classmethod
     def opener(
         cls, group: Group, find_file: FileFinder, offer: DeviceOffer
     ) -> Callable[[OpenRequest], Opened]:
-        return lambda request: Opened(cls(group, find_file, offer))
+        return lambda request: Opened(cls(group, request.tid, find_file, offer))
 
     @answers("VFIO_GROUP_GET_STATUS")
     def get_status(self, request: Request) -> int:
@@ -49,13 +51,10 @@ class GroupFile(VfioFile):
     @answers("VFIO_GROUP_SET_CONTAINER")
     def set_container(self, request: Request) -> int:
         fd = int.from_bytes(request.client.read(request.arg, 4), "little", signed=True)
-        if fd < 0:
-            raise OSError(errno.EINVAL, f"container descriptor {fd}")
         with request.client.borrowed(fd) as copy:
             found = self.find_file(copy)
-        if not isinstance(found, ContainerFile):
-            raise OSError(errno.EBADFD, f"descriptor {fd} is not a VFIO container")
-        self.file.set_container(found.container)
+        container = found.container if isinstance(found, ContainerFile) else None
+        self.file.set_container(container, rawio(self.file.group, request.client.tid))
         return 0
 
     @answers("VFIO_GROUP_UNSET_CONTAINER")
@@ -65,6 +64,8 @@ class GroupFile(VfioFile):
 
     @answers("VFIO_GROUP_GET_DEVICE_FD")
     def get_device_fd(self, request: Request) -> int:
+        name = read_name(request.client, request.arg).decode("ascii", "replace")
+        self.file.get_device(name, rawio(self.file.group, request.client.tid))
         log.warning(
             "GROUP_GET_DEVICE_FD from thread %d: run the client under `vfsfuse run`", request.client.tid
         )
@@ -80,9 +81,14 @@ class GroupFile(VfioFile):
         ask = ffi.new("struct vfsfuse_open_device *")
         ffi.memmove(ask, call.data, size)
         name = ffi.string(ask.name, 256).decode("ascii", "replace")
-        ask.token = self.offer(self, self.file.get_device(name))
+        ask.token = self.offer(self, self.file.get_device(name, rawio(self.file.group, call.tid)))
         call.reply = bytes(ffi.buffer(ask))
         return 0
 
     def release(self) -> None:
         self.file.close()
+
+
+def rawio(group: Group, tid: int) -> bool:
+    """Whether thread `tid` may use a group without IOMMU; asked of the kernel only where it matters."""
+    return group.noiommu and has_capability(tid, CAP_SYS_RAWIO)

@@ -53,7 +53,7 @@ class Port:
     def backing_id(self) -> int:
         """The kernel's id of the device's memfd, or 0 when it cannot map it straight (rootless, old
         kernel)."""
-        if not _memory_regions(self.device):
+        if not any(region.mappable for region in self.device.regions if region is not None):
             return 0
         with self._lock:
             if not self._backing_id and not self._closed:
@@ -74,7 +74,7 @@ def _memory_regions(device: Device) -> dict[int, tuple[int, int]]:
     return {
         index: (region_offset(index), region.size)
         for index, region in enumerate(device.regions)
-        if isinstance(region, Memory)
+        if isinstance(region, Memory) and region.direct
     }
 
 
@@ -102,7 +102,7 @@ def open_region(port: Port, index: int, request: OpenRequest, limit: int | None 
     """Open region `index` of the port's device as a file of its own; `limit` bounds what is read of it."""
     region = port.device.region(index)
     file = RegionFile(port.device, index, region.size if limit is None else limit)
-    if not isinstance(region, Memory):
+    if not isinstance(region, Memory) or not region.direct:
         return Opened(file)
     # the kernel maps a backing file at the client's own offset: only region 0 lies at 0
     return Opened(file, port.memory(), index, port.backing_id() if index == 0 else 0)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eventfds of clients: signalling one from any thread, and the one thread that waits for those clients
+signal.
+
+State: an :class:`Eventfd` belongs to whoever holds it and is used under that owner's lock; a :class:`Watcher`
+has a lock of its own, taken after every other and never held while it calls back. Source: eventfd(2),
+epoll(7).
+"""
+
+import contextlib
+import errno
+import os
+import select
+import threading
+from collections.abc import Callable
+
+_LINK = "anon_inode:[eventfd]"
+_COUNTER_BYTES = 8
+
+
+class Eventfd:
+    """Our descriptor of a client's eventfd; it stays open until :meth:`close`."""
+
+    __slots__ = ("_room", "fd")
+
+    def __init__(self, fd: int) -> None:
+        """Takes ``fd`` over. ``OSError(EINVAL)``, with ``fd`` closed, when it is no eventfd."""
+        if os.readlink(f"/proc/self/fd/{fd}") != _LINK:
+            os.close(fd)
+            raise OSError(errno.EINVAL, f"descriptor {fd} is not an eventfd")
+        self.fd = fd
+        self._room = select.poll()
+        self._room.register(fd, select.POLLOUT)
+
+    def signal(self) -> None:
+        """Add 1 to the counter. A full counter stays as it is, as with the kernel's eventfd_signal()."""
+        # The client may have made it a blocking one, and a full counter would hold this thread for good.
+        if self._room.poll(0):
+            os.eventfd_write(self.fd, 1)
+
+    def take(self) -> int:
+        """Take the counter (1 of a semaphore), 0 when there is nothing; never waits."""
+        buffer = bytearray(_COUNTER_BYTES)
+        try:
+            # RWF_NOWAIT, because another reader may be faster and O_NONBLOCK is the client's to choose
+            os.preadv(self.fd, [buffer], -1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return 0
+        return int.from_bytes(buffer, "little")
+
+    def close(self) -> None:
+        """Let go of it; may be called twice."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Watch:
+    """An eventfd being waited for; from :meth:`Watcher.watch`."""
+
+    __slots__ = ("_watcher", "eventfd", "notify")
+
+    def __init__(self, watcher: "Watcher", eventfd: Eventfd, notify: Callable[[], None]) -> None:
+        self._watcher = watcher
+        self.eventfd = eventfd
+        self.notify = notify
+
+    def cancel(self) -> None:
+        """Stop waiting and close the eventfd. A call of ``notify`` that is under way may still run."""
+        self._watcher.drop(self)
+
+
+class Watcher:
+    """One thread, started with the first watch, that calls back when a client signals an eventfd."""
+
+    __slots__ = ("_end", "_epoll", "_lock", "_watches")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watches: dict[int, Watch] = {}
+        self._epoll: select.epoll | None = None
+        self._end = -1
+
+    def watch(self, eventfd: Eventfd, notify: Callable[[], None]) -> Watch:
+        """Call ``notify`` on the watcher's thread whenever ``eventfd``, which is taken over, was signalled.
+
+        ``notify`` may take the locks of a device; what it raises is reported by threading.excepthook and ends
+        nothing. An eventfd that is signalled already counts. May be called with any lock held.
+        """
+        made = Watch(self, eventfd, notify)
+        with self._lock:
+            epoll = self._started()
+            self._watches[eventfd.fd] = made
+            epoll.register(eventfd.fd, select.EPOLLIN)
+        return made
+
+    def drop(self, watch: Watch) -> None:
+        """For :meth:`Watch.cancel`."""
+        with self._lock:
+            if self._watches.get(watch.eventfd.fd) is watch:
+                del self._watches[watch.eventfd.fd]
+                if self._epoll is not None:
+                    self._epoll.unregister(watch.eventfd.fd)
+            watch.eventfd.close()
+
+    def close(self) -> None:
+        """End the thread; nothing is called any more. May be called twice."""
+        with self._lock:
+            if self._end >= 0:
+                os.eventfd_write(self._end, 1)
+
+    def _started(self) -> select.epoll:
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._end = os.eventfd(0, os.EFD_CLOEXEC)
+            self._epoll.register(self._end, select.EPOLLIN)
+            threading.Thread(target=self._run, args=(self._epoll,), name="eventfds", daemon=True).start()
+        return self._epoll
+
+    def _run(self, epoll: select.epoll) -> None:
+        while True:
+            for fd, _ in epoll.poll():
+                if fd == self._end:
+                    self._finish()
+                    return
+                self._notify(fd)
+
+    def _notify(self, fd: int) -> None:
+        with self._lock:  # under it nobody closes the descriptor, nor lets another take its number
+            watch = self._watches.get(fd)
+            signalled = watch is not None and watch.eventfd.take()
+        if watch is not None and signalled:
+            try:
+                watch.notify()
+            except Exception as error:
+                _report(error)
+
+    def _finish(self) -> None:
+        with self._lock:
+            if self._epoll is not None:
+                self._epoll.close()
+            os.close(self._end)
+            self._epoll, self._end = None, -1
+            for watch in self._watches.values():
+                with contextlib.suppress(OSError):
+                    watch.eventfd.close()
+            self._watches.clear()
+
+
+def _report(error: Exception) -> None:
+    arguments = (type(error), error, error.__traceback__, threading.current_thread())
+    threading.excepthook(threading.ExceptHookArgs(arguments))

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vocabulary of IOMMUs: protections, limits, faults, and what a container asks of whatever IOMMU it has.
+
+State: none. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; limits as vfio_iommu_type1 documents them.
+"""
+
+import errno
+from abc import ABC, abstractmethod
+from enum import IntEnum, IntFlag
+from typing import NamedTuple, Protocol
+
+PAGE_SIZE = 4096
+PGSIZES = 2**64 - PAGE_SIZE
+"""Bitmap of page sizes: any power of two from 4 KiB, as a container of mediated devices alone reports."""
+DMA_ENTRY_LIMIT = 65535
+"""Mappings in a container, the default of vfio_iommu_type1's ``dma_entry_limit``."""
+ADDRESSES = 2**64
+"""How many addresses there are, of either kind: a range may end here and not wrap around."""
+_IN_PAGE = PAGE_SIZE - 1
+MAX_BITMAP_PAGES = 2**31 - 1
+"""Pages that a mapping may have for its dirty pages to be tracked."""
+MAX_BITMAP_SIZE = (MAX_BITMAP_PAGES + 63) // 64 * 8
+"""Bytes of the largest dirty bitmap a client may ask for: 256 MiB."""
+MAX_PIN_PAGES = 512
+"""Pages that one call may pin or unpin (VFIO_PIN_PAGES_MAX_ENTRIES)."""
+
+
+class Extension(IntEnum):
+    """Numbers that CHECK_EXTENSION and SET_IOMMU take."""
+
+    TYPE1 = 1
+    TYPE1V2 = 3
+    DMA_CC = 4
+    NESTING = 6
+    NOIOMMU = 8
+    UNMAP_ALL = 9
+    UPDATE_VADDR = 10
+
+
+class Prot(IntFlag):
+    """What a device may do with mapped memory."""
+
+    READ = 1
+    WRITE = 2
+
+
+class Fault(NamedTuple):
+    """A DMA that was refused: ``size`` bytes at ``iova``, and why."""
+
+    iova: int
+    size: int
+    write: bool
+    reason: str
+
+
+class DmaFault(OSError):
+    """What a device model gets for a DMA that cannot be: EFAULT, with the recorded :class:`Fault`."""
+
+    def __init__(self, fault: Fault) -> None:
+        what = "write" if fault.write else "read"
+        super().__init__(
+            errno.EFAULT, f"DMA {what} of {fault.size:#x} bytes at iova {fault.iova:#x}: {fault.reason}"
+        )
+        self.fault = fault
+
+
+class IommuGroup(Protocol):
+    """What an IOMMU must know of a group."""
+
+    @property
+    def number(self) -> int:
+        """Its number, unique in the lab."""
+
+    @property
+    def emulated(self) -> bool:
+        """Whether its devices reach memory only by asking (mediated), not by DMA of their own."""
+
+
+class DmaUser(Protocol):
+    """An open device that pins pages: the container tells it which mappings are about to go."""
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        """Unpin whatever of this range is pinned, before returning. Called with no lock held."""
+
+
+class ClientBitmap(Protocol):
+    """A dirty bitmap in a client's memory, to be filled: one bit for each page of ``pgsize`` bytes.
+
+    Offsets and sizes are bytes of the bitmap; both calls raise ``OSError(EFAULT)``.
+    """
+
+    @property
+    def pgsize(self) -> int:
+        """Bytes that a bit stands for, as the client asks."""
+
+    @property
+    def size(self) -> int:
+        """Bytes the client has room for."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """What is there now."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store the whole of ``data``."""
+
+
+class Iommu(ABC):
+    """What a container asks of its IOMMU, of whatever kind SET_IOMMU chose. Called from the device lane."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def check_extension(self, extension: int) -> int:
+        """What CHECK_EXTENSION answers while this IOMMU is set: 1 or 0."""
+
+    @abstractmethod
+    def attach(self, group: IommuGroup) -> None:
+        """Let the group's devices use it; ``OSError`` when it cannot, and then nothing has changed."""
+
+    @abstractmethod
+    def detach(self, group: IommuGroup) -> None:
+        """The opposite of :meth:`attach`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Forget every mapping and pin: the container is no longer in use."""
+
+
+def check_range(size: int, *addresses: int) -> None:
+    """``OSError``: EINVAL unless ``size`` is not 0 and all are whole pages, EOVERFLOW if a range wraps."""
+    bits = size
+    for address in addresses:
+        bits |= address
+    if not size or bits & _IN_PAGE:
+        raise OSError(errno.EINVAL, f"a range of {size:#x} bytes is empty or not whole, aligned pages")
+    for address in addresses:
+        if address + size > ADDRESSES:
+            raise OSError(errno.EOVERFLOW, "the range wraps around the end of the address space")

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dirty pages of a mapping, and the copying of them into a client's bitmap.
+
+State: :class:`DirtyPages` belongs to a mapping, under its container's lock. Memory is taken for pages that a
+device wrote, not for the size of the mapping, which a hostile client may make as large as it likes.
+Source: <linux/vfio.h> (VFIO_IOMMU_DIRTY_PAGES): bits in 64-bit little endian words.
+"""
+
+import errno
+from collections.abc import Iterator
+
+from devmodel.iommu.api import MAX_BITMAP_SIZE, ClientBitmap
+
+CHUNK = 32768
+"""Bytes of bitmap that are taken at once: the bits of 1 GiB of 4 KiB pages."""
+_BITS = CHUNK * 8
+_WORD = 64
+_NOTHING = bytes(CHUNK)
+
+
+class DirtyPages:
+    """Which of ``pages`` pages were written."""
+
+    __slots__ = ("_chunks", "pages")
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self._chunks: dict[int, bytearray] = {}
+
+    def mark(self, first: int, last: int) -> None:
+        """Pages ``first`` to ``last``, counted from the mapping's start, were written."""
+        for number in range(first // _BITS, last // _BITS + 1):
+            start = number * _BITS
+            low, high = max(first - start, 0), min(last - start, _BITS - 1)
+            _set_bits(self._chunks.setdefault(number, bytearray(CHUNK)), low, high)
+
+    def clear(self) -> None:
+        """No page has been written."""
+        self._chunks.clear()
+
+    def copy_to(self, bitmap: ClientBitmap, first: int) -> None:
+        """Write the bits of all pages from bit ``first`` of ``bitmap``, keeping those before it.
+
+        Bits behind the last page, up to a whole word, become 0. ``OSError`` as ``bitmap`` raises it.
+        """
+        shift = first % _WORD
+        offset = first // _WORD * 8
+        carry = 0
+        if shift:
+            carry = int.from_bytes(bitmap.read(offset, 8), "little") & ((1 << shift) - 1)
+        end = offset + bitmap_bytes(self.pages + shift)
+        for chunk in self._all_chunks():
+            size = min(CHUNK, end - offset)
+            if chunk is _NOTHING and not carry:
+                bitmap.write(offset, _NOTHING[:size])
+                offset += size
+                continue
+            bits = int.from_bytes(chunk, "little") << shift | carry
+            bitmap.write(offset, (bits & ((1 << size * 8) - 1)).to_bytes(size, "little"))
+            carry, offset = bits >> size * 8, offset + size
+        if offset < end:
+            bitmap.write(offset, carry.to_bytes(end - offset, "little"))
+
+    def _all_chunks(self) -> Iterator[bytes | bytearray]:
+        for number in range(-(-self.pages // _BITS)):
+            yield self._chunks.get(number, _NOTHING)
+
+
+def bitmap_bytes(pages: int) -> int:
+    """Bytes of the bitmap of so many pages: whole 64-bit words."""
+    return -(-pages // _WORD) * 8
+
+
+def check_bitmap(bitmap: ClientBitmap, size: int, pgsize: int) -> None:
+    """``OSError(EINVAL)`` unless ``bitmap`` has bits of ``pgsize`` bytes, enough for ``size`` bytes."""
+    pages = size // bitmap.pgsize if bitmap.pgsize else 0
+    if not pages or not bitmap_bytes(pages) <= bitmap.size <= MAX_BITMAP_SIZE:
+        raise OSError(errno.EINVAL, f"a dirty bitmap of {bitmap.size} bytes for {pages} pages")
+    if bitmap.pgsize != pgsize:
+        raise OSError(errno.EINVAL, f"dirty pages are tracked in units of {pgsize}, not {bitmap.pgsize}")
+
+
+def _set_bits(chunk: bytearray, low: int, high: int) -> None:
+    if low == high:
+        chunk[low // 8] |= 1 << low % 8
+        return
+    begin, end = low // 8, high // 8 + 1
+    bits = ((1 << high - low + 1) - 1) << low % 8
+    bits |= int.from_bytes(chunk[begin:end], "little")
+    chunk[begin:end] = bits.to_bytes(end - begin, "little")

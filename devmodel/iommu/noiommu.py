@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The IOMMU of containers that have none (VFIO_NOIOMMU_IOMMU): it maps nothing, and protects nobody.
+
+State: none. Source: <linux/vfio.h>, Documentation/driver-api/vfio.rst.
+"""
+
+from devmodel.iommu.api import Extension, Iommu, IommuGroup
+
+
+class NoIommu(Iommu):
+    """Devices use physical addresses that their drivers find elsewhere; every type1 ioctl is ENOTTY."""
+
+    __slots__ = ()
+
+    def check_extension(self, extension: int) -> int:
+        return int(extension == Extension.NOIOMMU)
+
+    def attach(self, group: IommuGroup) -> None:
+        """Nothing to set up."""
+
+    def detach(self, group: IommuGroup) -> None:
+        """Nothing to undo."""
+
+    def close(self) -> None:
+        """Nothing was mapped."""

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""type1: the IOMMU API of containers, over the implementations (devmodel.iommu.backend) their groups need.
+
+State: under ``AddressSpace.lock``. Called from the device lane (and its worker), never by devices.
+Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; the order of checks is vfio_iommu_type1's.
+"""
+
+import errno
+
+from devmodel.client import Client, Pages
+from devmodel.iommu.api import (
+    DMA_ENTRY_LIMIT,
+    MAX_BITMAP_PAGES,
+    PAGE_SIZE,
+    PGSIZES,
+    ClientBitmap,
+    DmaUser,
+    Extension,
+    Iommu,
+    IommuGroup,
+    Prot,
+    check_range,
+)
+from devmodel.iommu.backend import BACKENDS, Backend, LockedMemory, MediatedBackend
+from devmodel.iommu.dirty import DirtyPages, check_bitmap
+from devmodel.iommu.dma import AddressSpace
+from devmodel.iommu.mappings import Mapping
+
+NOTIFY_LIMIT = 10
+"""How often a device is asked to unpin before its model is called wrong."""
+
+
+class Type1(AddressSpace, Iommu):
+    """One container's mappings. Every :class:`Backend` in use has been told of each of them."""
+
+    __slots__ = ("_backends", "_invalid", "limit", "locked")
+
+    def __init__(
+        self, v2: bool = True, limit: int = DMA_ENTRY_LIMIT, locked: LockedMemory | None = None
+    ) -> None:
+        """``v2`` chooses TYPE1v2's unmap, which never splits or overshoots; ``limit`` bounds the mappings;
+        ``locked`` accounts for pinned pages together with other containers."""
+        super().__init__(v2)
+        self.limit = limit
+        self.locked = locked or LockedMemory()
+        self._backends: list[Backend] = []
+        self._invalid = 0
+
+    @property
+    def pgsizes(self) -> int:
+        """Bitmap of the supported page sizes."""
+        pgsizes = PGSIZES
+        for backend in self._backends:
+            pgsizes &= backend.pgsizes
+        return pgsizes
+
+    @property
+    def dma_avail(self) -> int:
+        """How many more mappings fit."""
+        return self.limit - len(self.mappings)
+
+    @property
+    def iova_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Valid ranges as (first, last) iova, () when nothing limits them: with mediated devices only."""
+        return next((backend.iova_ranges for backend in self._backends if backend.iova_ranges), ())
+
+    def check_extension(self, extension: int) -> int:
+        if extension == Extension.UPDATE_VADDR:
+            return int(self.mediated is None)
+        return int(extension in _EXTENSIONS)
+
+    def attach(self, group: IommuGroup) -> None:
+        """Serve ``group`` with the first backend that accepts it.
+
+        ``OSError``: EBUSY while a vaddr is invalid, EINVAL when no backend accepts it or a mapping is where
+        it cannot be, ENOMEM and EFAULT when what is mapped cannot be pinned.
+        """
+        with self.lock:
+            if self._invalid:
+                raise OSError(errno.EBUSY, "a mapping has no vaddr at present")
+            kind = next((kind for kind in BACKENDS if kind.accepts(group)), None)
+            if kind is None or self._backend_of(group) is not None:
+                raise OSError(errno.EINVAL, f"no IOMMU for group {group.number}, or it has one")
+            backend = next((one for one in self._backends if isinstance(one, kind)), None)
+            if backend is None:
+                backend = kind(self.locked)
+                backend.start(self.mappings)
+                self._backends.append(backend)
+                if isinstance(backend, MediatedBackend):
+                    self.mediated = backend
+            backend.groups[group.number] = group
+
+    def detach(self, group: IommuGroup) -> None:
+        with self.lock:
+            backend = self._backend_of(group)
+            if backend is None:
+                return
+            del backend.groups[group.number]
+            if backend.groups:
+                return
+            self._backends.remove(backend)
+            if isinstance(backend, MediatedBackend):
+                self.mediated = None
+            if self._backends:
+                backend.stop(self.mappings)
+            else:
+                self._clear(backend)
+
+    def register(self, user: DmaUser) -> None:
+        """An open mediated device can pin pages from now on. Device lane.
+
+        ``OSError(EINVAL)`` when the container has no mediated group."""
+        with self.lock:
+            if self.mediated is None:
+                raise OSError(errno.EINVAL, "only mediated devices pin pages")
+            self.mediated.users.append(user)
+
+    def unregister(self, user: DmaUser) -> None:
+        """The device is closed; it has unpinned what it pinned. Device lane."""
+        with self.lock:
+            if self.mediated is not None and user in self.mediated.users:
+                self.mediated.users.remove(user)
+
+    def map(self, client: Client, iova: int, vaddr: int, size: int, prot: int) -> None:
+        """Let ``size`` bytes from ``iova`` stand for ``client``'s memory from ``vaddr``; touches none of it.
+
+        Raises ``OSError``: EINVAL (no protection, no size, misaligned, not a valid iova), EOVERFLOW (wraps
+        around), EEXIST (overlaps a mapping), ENOSPC (too many mappings); while a physical function is
+        attached also ENOMEM (RLIMIT_MEMLOCK) and EFAULT (no such memory).
+        """
+        allowed = _PROTS[prot & 3]
+        if not allowed:
+            raise OSError(errno.EINVAL, "a mapping must be readable or writable by the device")
+        check_range(size, iova, vaddr)
+        with self.lock:
+            if self.mappings.overlaps(iova, iova + size):
+                raise OSError(errno.EEXIST, f"iova {iova:#x} is mapped already")
+            if not self.dma_avail:
+                raise OSError(errno.ENOSPC, f"{self.limit} mappings are the limit")
+            for backend in self._backends:
+                if not backend.valid(iova, iova + size):
+                    raise OSError(errno.EINVAL, f"iova {iova:#x} is reserved or beyond what the IOMMU can")
+            if self.tracking and size // PAGE_SIZE > MAX_BITMAP_PAGES:
+                raise OSError(errno.EINVAL, f"a mapping of {size:#x} bytes is too large to be tracked")
+            mapping = Mapping(client, iova, vaddr, size, allowed)
+            for backend in self._backends:
+                backend.map(mapping)  # only the pinning one, of which there is one, can refuse
+            self.mappings.add(mapping)
+
+    def update_vaddr(self, client: Client, iova: int, vaddr: int, size: int) -> None:
+        """Give a mapping whose vaddr was invalidated a new one, maybe of another process.
+
+        Raises ``OSError``: EINVAL and EOVERFLOW as :meth:`map`, ENOENT (nothing is mapped there), EINVAL (not
+        exactly one mapping, or its vaddr is valid), ENOMEM (RLIMIT_MEMLOCK of the other process).
+        """
+        check_range(size, iova, vaddr)
+        with self.lock:
+            found = self.mappings.within(iova, iova + size)
+            if not found:
+                raise OSError(errno.ENOENT, f"iova {iova:#x} is not mapped")
+            mapping = found[0]
+            if mapping.vaddr_valid or (mapping.iova, mapping.size) != (iova, size):
+                raise OSError(errno.EINVAL, f"iova {iova:#x} has a vaddr, or is not a whole mapping")
+            self.locked.move(mapping, client)
+            if mapping.pages is not None:
+                mapping.pages = _repinned(mapping, client, vaddr)
+            mapping.client, mapping.vaddr, mapping.vaddr_valid = client, vaddr, True
+            self._invalid -= 1
+
+    def unmap(self, iova: int, size: int, all: bool = False, bitmap: ClientBitmap | None = None) -> int:
+        """Remove the mappings of a range, or all (then both numbers are 0); returns the bytes unmapped.
+
+        v2 raises ``OSError(EINVAL)`` where an edge of the range would split a mapping. v1 removes the whole
+        of each mapping that starts in the range, and nothing when the range starts inside one. Otherwise
+        EINVAL and EOVERFLOW as :meth:`map`. No mappings in the range is no error: 0. With ``bitmap`` the
+        dirty pages are reported there; EINVAL unless they are tracked. EBUSY when a DMA there does not end.
+        """
+        if bitmap is not None:
+            check_bitmap(bitmap, size, bitmap.pgsize)
+        end = self._unmap_end(iova, size, all)
+        for _ in range(NOTIFY_LIMIT):
+            with self.lock:
+                found = self._to_unmap(iova, end, all, bitmap)
+                pinned = [mapping for mapping in found if mapping.pins]
+                if not pinned:
+                    self._drain(iova, end)
+                    return self._remove(found, iova, bitmap)
+                users = list(self.mediated.users) if self.mediated else []
+            for mapping in pinned:
+                for user in users:
+                    user.dma_unmap(mapping.iova, mapping.size)
+        raise RuntimeError(f"a device does not unpin iova {iova:#x}")
+
+    def invalidate_vaddr(self, iova: int, size: int, all: bool = False) -> int:
+        """Mark mappings as without a vaddr until :meth:`update_vaddr`; returns their bytes.
+
+        ``OSError``: EBUSY while a mediated group is attached, EINVAL when one is invalid already (and then
+        nothing has changed), otherwise as :meth:`unmap`.
+        """
+        with self.lock:
+            if self.mediated is not None:
+                raise OSError(errno.EBUSY, "mediated devices use vaddrs at any time")
+            end = self._unmap_end(iova, size, all)
+            found = self._to_unmap(iova, end, all, None)
+            if not _all_valid(found):
+                raise OSError(errno.EINVAL, "a mapping of the range has no vaddr already")
+            for mapping in found:
+                mapping.vaddr_valid = False
+            self._invalid += len(found)
+            return sum(mapping.size for mapping in found)
+
+    def start_tracking(self) -> None:
+        """Track dirty pages; no error when it is so already. ``OSError``: EACCES on a type1 that is not v2,
+        EINVAL when a mapping is too large."""
+        self._check_v2()
+        with self.lock:
+            if any(mapping.page_count > MAX_BITMAP_PAGES for mapping in self.mappings):
+                raise OSError(errno.EINVAL, "a mapping is too large to be tracked")
+            self.tracking = True
+
+    def stop_tracking(self) -> None:
+        """Forget dirty pages and track no more. ``OSError(EACCES)`` on a type1 that is not v2."""
+        self._check_v2()
+        with self.lock:
+            self.tracking = False
+            for mapping in self.mappings:
+                mapping.dirty = None
+
+    def report_dirty(self, iova: int, size: int, bitmap: ClientBitmap) -> None:
+        """Write which pages of the range a device wrote since the last report to ``bitmap``.
+
+        The range may have holes but no mapping in part. ``OSError``: EACCES on a type1 that is not v2,
+        EOVERFLOW, EINVAL (range, bitmap, not tracking), EFAULT (the bitmap's memory).
+        """
+        self._check_v2()
+        if iova + size > 2**64:
+            raise OSError(errno.EOVERFLOW, "the range wraps around the end of the address space")
+        check_bitmap(bitmap, size, PAGE_SIZE)
+        check_range(size, iova)
+        with self.lock:
+            if not self.tracking:
+                raise OSError(errno.EINVAL, "dirty pages are not tracked")
+            self._check_whole(iova, iova + size)
+            for mapping in self.mappings.within(iova, iova + size):
+                _report(mapping, iova, bitmap)
+                mapping.dirty = None
+
+    def translate(self, iova: int, size: int) -> list[tuple[Client, int, int, Prot]]:
+        """(client, vaddr, size, protection) of the memory behind a range; a :class:`DmaFault` for a hole."""
+        with self.lock:
+            parts = self._parts(iova, size)
+            if parts is None:
+                raise self._fault(iova, size, False, "not mapped")
+        return [
+            (part.mapping.client, part.mapping.vaddr + part.offset, part.size, part.mapping.prot)
+            for part in parts
+        ]
+
+    def clear(self) -> None:
+        """Forget every mapping and pin."""
+        with self.lock:
+            self._clear(*self._backends)
+
+    close = clear
+
+    def _backend_of(self, group: IommuGroup) -> Backend | None:
+        return next((one for one in self._backends if group.number in one.groups), None)
+
+    def _unmap_end(self, iova: int, size: int, all: bool) -> int:
+        if not all:
+            check_range(size, iova)
+            return iova + size
+        if iova or size:
+            raise OSError(errno.EINVAL, "unmapping all takes neither iova nor size")
+        return 2**64
+
+    def _to_unmap(self, iova: int, end: int, all: bool, bitmap: ClientBitmap | None) -> list[Mapping]:
+        if bitmap is not None and not (self.tracking and bitmap.pgsize == PAGE_SIZE):
+            raise OSError(errno.EINVAL, "dirty pages are not tracked, or not in this page size")
+        one = self.mappings.exact(iova, end)
+        if one is not None:
+            return [one]
+        if self.v2 and not all:
+            self._check_whole(iova, end)
+        found = self.mappings.within(iova, end)
+        return [] if found and found[0].iova < iova else found
+
+    def _check_whole(self, iova: int, end: int) -> None:
+        for edge in (iova, end):
+            at = self.mappings.covering(edge)
+            if at is not None and at.iova != edge:
+                raise OSError(errno.EINVAL, f"iova {edge:#x} is inside a mapping")
+
+    def _remove(self, found: list[Mapping], iova: int, bitmap: ClientBitmap | None) -> int:
+        unmapped = 0
+        for mapping in found:
+            if bitmap is not None:
+                _report(mapping, iova, bitmap)
+            self.mappings.remove(mapping)
+            self._forget(mapping, self._backends)
+            unmapped += mapping.size
+        return unmapped
+
+    def _forget(self, mapping: Mapping, backends: list[Backend]) -> None:
+        self._invalid -= not mapping.vaddr_valid
+        mapping.pins = None
+        for backend in backends:
+            backend.unmap(mapping)
+        self.locked.settle(mapping, 0)
+
+    def _clear(self, *backends: Backend) -> None:
+        for mapping in self.mappings:
+            self._forget(mapping, list(backends))
+        self.mappings.clear()
+        self.tracking = False
+
+    def _check_v2(self) -> None:
+        if not self.v2:
+            raise OSError(errno.EACCES, "only type1v2 tracks dirty pages")
+
+
+_PROTS = tuple(Prot(number) for number in range(4))
+_EXTENSIONS = frozenset({Extension.TYPE1, Extension.TYPE1V2, Extension.DMA_CC, Extension.UNMAP_ALL})
+
+
+def _all_valid(mappings: list[Mapping]) -> bool:
+    return all(mapping.vaddr_valid for mapping in mappings)
+
+
+def _repinned(mapping: Mapping, client: Client, vaddr: int) -> Pages | None:
+    """The pages at the new vaddr; if there are none, what is pinned stays, as the kernel does not look."""
+    try:
+        return client.pin(vaddr, mapping.size, bool(mapping.prot & Prot.WRITE))
+    except OSError:
+        return mapping.pages
+
+
+def _report(mapping: Mapping, iova: int, bitmap: ClientBitmap) -> None:
+    dirty = mapping.dirty or DirtyPages(mapping.page_count)
+    dirty.copy_to(bitmap, (mapping.iova - iova) // PAGE_SIZE)

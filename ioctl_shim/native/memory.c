@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A client's memory over the life of a container: its mappings, transfers in batches, windows on shared files.
+ * Source: proc_pid_maps(5) and <linux/fs.h> (PROCMAP_QUERY), process_vm_readv(2), pidfd_open(2). */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "client.cdef"
+
+/* <linux/fs.h> of Debian 12 is older than this ioctl. */
+struct procmap_query_v1 {
+	uint64_t size;
+	uint64_t query_flags;
+	uint64_t query_addr;
+	uint64_t vma_start;
+	uint64_t vma_end;
+	uint64_t vma_flags;
+	uint64_t vma_page_size;
+	uint64_t vma_offset;
+	uint64_t inode;
+	uint32_t dev_major;
+	uint32_t dev_minor;
+	uint32_t vma_name_size;
+	uint32_t build_id_size;
+	uint64_t vma_name_addr;
+	uint64_t build_id_addr;
+};
+#define QUERY_VMA _IOWR('f', 17, struct procmap_query_v1)
+#define BATCH 1024 /* IOV_MAX */
+
+/* Whether the process runs and still has the memory it had when mem_fd was opened: 1, or 0.
+ * /proc/<pid>/mem stays with that memory, so that neither a later exec nor another process of the same number
+ * passes for it; once it is gone, reading gives end of file, and otherwise a byte or EIO. */
+int shim_alive(int pidfd, int mem_fd)
+{
+	struct pollfd end = {.fd = pidfd, .events = POLLIN};
+	char byte;
+
+	return poll(&end, 1, 0) == 0 && pread(mem_fd, &byte, 1, 0) != 0;
+}
+
+/* Whether thread `tid`, which is in a system call now, is of that process: 1, or 0. */
+int shim_has_thread(int pidfd, int mem_fd, uint32_t tgid, uint32_t tid)
+{
+	if (tid != tgid && syscall(SYS_tgkill, (pid_t)tgid, (pid_t)tid, 0) < 0 && errno != EPERM)
+		return 0;
+	return shim_alive(pidfd, mem_fd);
+}
+
+/* The mapping at `vaddr`: -ENOENT where there is none, -ESRCH when the memory is gone, -ENOTTY before Linux 6.11. */
+int shim_query_vma(int maps_fd, uint64_t vaddr, struct shim_vma *vma)
+{
+	struct procmap_query_v1 query = {.size = sizeof(query), .query_addr = vaddr};
+
+	if (ioctl(maps_fd, QUERY_VMA, &query) < 0)
+		return -errno;
+	*vma = (struct shim_vma){query.vma_start, query.vma_end, query.vma_flags, query.vma_offset,
+				 query.inode, query.dev_major, query.dev_minor};
+	return 0;
+}
+
+static ssize_t move_batch(uint32_t tgid, int write, struct iovec *local, struct iovec *remote, unsigned long count)
+{
+	return write ? process_vm_writev((pid_t)tgid, local, 1, remote, count, 0) :
+		       process_vm_readv((pid_t)tgid, local, 1, remote, count, 0);
+}
+
+/* Move bytes between `buf` and the parts, which are one after the other in it. */
+int shim_move_parts(uint32_t tgid, int write, void *buf, const struct shim_part *parts, uint64_t count)
+{
+	struct iovec remote[BATCH];
+	uint64_t next = 0, skip = 0; /* where to go on: in part `next`, `skip` bytes after its start */
+	char *at = buf;
+
+	while (next < count) {
+		unsigned long n = 0;
+		size_t size = 0;
+
+		for (uint64_t i = next; i < count && n < BATCH; i++, n++) {
+			uint64_t behind = n ? 0 : skip;
+
+			remote[n].iov_base = (void *)(uintptr_t)(parts[i].vaddr + behind);
+			remote[n].iov_len = parts[i].size - behind;
+			size += remote[n].iov_len;
+		}
+		struct iovec local = {at, size};
+		ssize_t moved = move_batch(tgid, write, &local, remote, n);
+
+		if (moved <= 0)
+			return moved < 0 ? -errno : -EFAULT;
+		at += moved;
+		skip += (uint64_t)moved;
+		while (next < count && skip >= parts[next].size)
+			skip -= parts[next++].size;
+	}
+	return 0;
+}
+
+/* A client may shorten a file that we have mapped: touching what is gone raises SIGBUS in this process. */
+static __thread sigjmp_buf *volatile guard;
+static struct sigaction former;
+static pthread_once_t guarded = PTHREAD_ONCE_INIT;
+
+static void on_sigbus(int number, siginfo_t *info, void *context)
+{
+	(void)info, (void)context;
+	if (guard)
+		siglongjmp(*guard, 1);
+	sigaction(number, &former, NULL); /* not ours: it is raised again on return */
+}
+
+static void install_guard(void)
+{
+	struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_NODEFER};
+
+	sigaction(SIGBUS, &action, &former);
+}
+
+/* The pages of a file at an address of ours, NULL (and no reason) when they cannot be had. */
+void *shim_window_open(int fd, uint64_t offset, uint64_t size, int write)
+{
+	void *base = mmap(NULL, size, PROT_READ | (write ? PROT_WRITE : 0), MAP_SHARED | MAP_NORESERVE, fd,
+			  (off_t)offset);
+
+	pthread_once(&guarded, install_guard);
+	return base == MAP_FAILED ? NULL : base;
+}
+
+void shim_window_close(void *base, uint64_t size)
+{
+	munmap(base, size);
+}
+
+static __attribute__((noinline)) int copy_guarded(void *to, const void *from, uint64_t size)
+{
+	sigjmp_buf here;
+
+	if (sigsetjmp(here, 0)) {
+		guard = NULL;
+		return -EFAULT;
+	}
+	guard = &here;
+	memcpy(to, from, size);
+	guard = NULL;
+	return 0;
+}
+
+/* memcpy between a window and `buf`; -EFAULT where the file has become too short. */
+int shim_window_move(void *at, void *buf, uint64_t size, int write)
+{
+	return write ? copy_guarded(at, buf, size) : copy_guarded(buf, at, size);
+}

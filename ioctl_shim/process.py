@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client process over the life of a container: what a device's DMA reaches.
+
+A `Process` is made on the device lane and used by any thread; `Processes` belongs to one container file, on
+the device lane (and its worker).
+
+What stays when a client changes its memory behind our back: of *shared* memory that is pinned, the pages that
+were mapped when it was pinned, as with the kernel's pins. Everything else follows the address: each access
+asks the kernel (PROCMAP_QUERY, Linux 6.11) what is mapped there now; on an older one process_vm_readv finds
+it. Pinned memory that was private and is shared now is a fault: what was pinned cannot be reached any more.
+Source: process_vm_readv(2), pidfd_open(2), proc_pid_maps(5), getrlimit(2), capabilities(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ioctl_shim._native import ffi, lib
+from ioctl_shim.client import CAP_IPC_LOCK, Client
+from ioctl_shim.window import Vma, Window, Windows
+
+UNLIMITED = 2**64 - 1
+
+
+class Process:
+    """One process and the memory it has now: after an exec it counts as another."""
+
+    def __init__(self, tgid: int, avoid: int) -> None:
+        """`avoid` is the st_dev of our own mount.  Raises OSError(ESRCH, EACCES)."""
+        self.tgid = tgid
+        opened: list[int] = []
+        weakref.finalize(self, _close_all, opened)
+        try:
+            opened.append(os.pidfd_open(tgid))
+            for name in ("mem", "maps"):
+                opened.append(os.open(f"/proc/{tgid}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+            self.identity = (tgid, _start_time(tgid))
+        except FileNotFoundError:
+            raise OSError(errno.ESRCH, f"process {tgid} has ended") from None
+        self._pidfd, self._mem, self._maps = opened
+        self._avoid = avoid
+        self._windows = Windows(tgid, avoid)
+        self._has_query = self._query(0) != -errno.ENOTTY
+
+    def alive(self) -> bool:
+        """Whether it runs, with the same memory."""
+        return bool(lib.shim_alive(self._pidfd, self._mem))
+
+    def has_thread(self, tid: int) -> bool:
+        """Whether the thread `tid`, which is waiting for us, is one of its threads."""
+        return bool(lib.shim_has_thread(self._pidfd, self._mem, self.tgid, tid))
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        """`size` bytes at `vaddr`.  Raises OSError(EFAULT, ESRCH)."""
+        buffer = bytearray(size)
+        self.read_parts([(vaddr, size)], memoryview(buffer))
+        return bytes(buffer)
+
+    def write(self, vaddr: int, data: bytes) -> None:
+        """Store `data` at `vaddr`.  Raises OSError(EFAULT, ESRCH)."""
+        self.write_parts([(vaddr, len(data))], memoryview(data))
+
+    def read_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
+        """Fill `view` with the (vaddr, size) parts.  Raises OSError(EFAULT, ESRCH)."""
+        self.move(parts, view, write=False)
+
+    def write_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
+        """Store `view` in the (vaddr, size) parts.  Raises OSError(EFAULT, ESRCH)."""
+        self.move(parts, view, write=True)
+
+    def move(
+        self, parts: Sequence[tuple[int, int]], view: memoryview, write: bool, private: bool = False
+    ) -> None:
+        """Copy between `view` and the parts; with `private` shared memory is a fault.  As read_parts."""
+        self._check_alive()  # before: what has its number now must not be written to
+        batch: list[tuple[int, int]] = []
+        start = position = 0
+        for piece in self._pieces(parts) if self._has_query else (_Piece(*part, None) for part in parts):
+            window = None if piece.vma is None else self._usable(piece.vma, write, private)
+            if window is None or piece.vma is None:
+                batch.append((piece.vaddr, piece.size))
+            else:
+                self._move_batch(batch, view[start:position], write)
+                batch, start = [], position + piece.size
+                window.move(piece.vaddr - piece.vma.start, view[position:start], write)
+            position += piece.size
+        self._move_batch(batch, view[start:position], write)
+        self._check_alive()  # after: it was this process that was read
+
+    def pin(self, vaddr: int, size: int, write: bool) -> PinnedPages:
+        """Hold on to memory (devmodel.client.Client.pin).  Raises OSError(EFAULT, ESRCH)."""
+        pieces = []
+        if self._has_query:
+            for piece in self._pieces([(vaddr, size)]):
+                assert piece.vma is not None
+                window = self._usable(piece.vma, write, private=False)
+                offset = piece.vaddr - piece.vma.start
+                pieces.append(Held(piece.vaddr, piece.size, window, offset, not piece.vma.shared))
+        else:
+            pieces.append(Held(vaddr, size, None, 0, False))
+        self._check_alive()
+        return PinnedPages(self, tuple(pieces))
+
+    def memlock_limit(self) -> int:
+        """RLIMIT_MEMLOCK in bytes.  Raises OSError(ESRCH)."""
+        try:
+            limit = resource.prlimit(self.tgid, resource.RLIMIT_MEMLOCK)[0]
+        except PermissionError:
+            limit = _limit_shown(self.tgid)
+        return UNLIMITED if limit == resource.RLIM_INFINITY else limit
+
+    def may_lock_any(self) -> bool:
+        """Whether it has CAP_IPC_LOCK in the initial user namespace."""
+        return Client(self.tgid).capable(CAP_IPC_LOCK)
+
+    def _check_alive(self) -> None:
+        if not lib.shim_alive(self._pidfd, self._mem):
+            raise OSError(errno.ESRCH, f"process {self.tgid} has ended")
+
+    def _query(self, vaddr: int) -> Vma | int:
+        native: Any = ffi.new("struct shim_vma *")
+        error = int(lib.shim_query_vma(self._maps, vaddr, native))
+        if error:
+            return error
+        return Vma(
+            native.start,
+            native.end,
+            native.flags,
+            native.offset,
+            native.inode,
+            os.makedev(native.major, native.minor),
+        )
+
+    def _pieces(self, parts: Sequence[tuple[int, int]]) -> Iterator[_Piece]:
+        """The parts cut where the process' mappings end.  Raises OSError(EFAULT, ESRCH)."""
+        vma: Vma | None = None
+        for vaddr, size in parts:
+            end = vaddr + size
+            while vaddr < end:
+                if vma is None or not vma.start <= vaddr < vma.end:
+                    found = self._query(vaddr)
+                    if isinstance(found, int):
+                        reason = errno.EFAULT if found == -errno.ENOENT else -found
+                        raise OSError(reason, f"no memory at {vaddr:#x}")
+                    vma = found
+                length = min(end, vma.end) - vaddr
+                yield _Piece(vaddr, length, vma)
+                vaddr += length
+
+    def _usable(self, vma: Vma, write: bool, private: bool) -> Window | None:
+        """The window on `vma`, if there is one.  Raises OSError(EFAULT) when the access is not allowed.
+
+        A private mapping of our own mount is not: its pages come from us, who may be waiting for this copy.
+        A shared one is a device's memory, mapped straight.
+        """
+        if not (vma.writable if write else vma.readable):
+            raise OSError(errno.EFAULT, f"the memory at {vma.start:#x} is not accessible so")
+        if vma.device == self._avoid and not vma.shared:
+            raise OSError(errno.EFAULT, f"the memory at {vma.start:#x} is a private copy of a lab file")
+        if private and vma.shared:
+            raise OSError(errno.EFAULT, f"what was pinned at {vma.start:#x} is not there any more")
+        return self._windows.of(vma)
+
+    def _move_batch(self, parts: list[tuple[int, int]], view: memoryview, write: bool) -> None:
+        if not parts:
+            return
+        native = ffi.new("struct shim_part[]", parts)
+        error = lib.shim_move_parts(self.tgid, write, ffi.from_buffer(view), native, len(parts))
+        if error:
+            raise OSError(-error, f"{len(view)} bytes at {parts[0][0]:#x}: {os.strerror(-error)}")
+
+
+class _Piece(NamedTuple):
+    vaddr: int
+    size: int
+    vma: Vma | None
+
+
+class Held(NamedTuple):
+    """Pinned memory within one mapping: at `offset` of a window, or at `vaddr` of the process."""
+
+    vaddr: int
+    size: int
+    window: Window | None
+    offset: int
+    private: bool
+
+
+class PinnedPages:
+    """Memory a device holds (devmodel.client.Pages).  Any thread."""
+
+    __slots__ = ("_pieces", "_process")
+
+    def __init__(self, process: Process, pieces: tuple[Held, ...]) -> None:
+        self._process, self._pieces = process, pieces
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with what is at `offset`.  Raises OSError(EFAULT, ESRCH)."""
+        self._move(offset, view, write=False)
+
+    def write_from(self, offset: int, view: memoryview) -> None:
+        """Store `view` at `offset`.  Raises OSError(EFAULT, ESRCH)."""
+        self._move(offset, view, write=True)
+
+    def _move(self, offset: int, view: memoryview, write: bool) -> None:
+        if not self._process.alive():
+            raise OSError(errno.ESRCH, f"process {self._process.tgid} has ended")
+        for piece in self._pieces:
+            here = view[: max(piece.size - offset, 0)]
+            if here and piece.window is not None:
+                piece.window.move(piece.offset + offset, here, write)
+            elif here:
+                self._process.move([(piece.vaddr + offset, len(here))], here, write, piece.private)
+            view, offset = view[len(here) :], max(offset - piece.size, 0)
+            if not view:
+                return
+
+
+class Processes:
+    """The processes that use one container.  `avoid` tells the st_dev of our own mount."""
+
+    def __init__(self, avoid: Callable[[], int]) -> None:
+        self._avoid = avoid
+        self._lock = threading.Lock()
+        self._known: list[Process] = []
+
+    def of(self, client: Client) -> Process:
+        """The process of a client that waits for an answer.  Raises OSError(ESRCH, EACCES)."""
+        with self._lock:
+            for process in self._known:
+                if process.has_thread(client.tid):
+                    return process
+            found = Process(client.tgid, self._avoid())
+            self._known = [process for process in self._known if process.alive()]
+            self._known.append(found)
+            return found
+
+
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
+
+
+def _start_time(tgid: int) -> int:
+    """When the process began, in clock ticks since boot: with its number, a name for it alone."""
+    with open(f"/proc/{tgid}/stat", "rb") as table:
+        return int(table.read().rpartition(b")")[2].split()[19])
+
+
+def _limit_shown(tgid: int) -> int:
+    with open(f"/proc/{tgid}/limits", encoding="ascii") as table:
+        shown = next(line for line in table if line.startswith("Max locked memory")).split()[3]
+    return resource.RLIM_INFINITY if shown == "unlimited" else int(shown)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows: shared file memory of a client (memfd, shmem, hugetlbfs, any shared mapping), mapped here as well.
+
+A window belongs to one process' `Windows`, under its lock; copying needs no lock.  It stays while anything
+refers to it, and then is unmapped.
+Source: proc_pid_maps(5), proc_pid_map_files(5), proc_pid_mountinfo(5), <linux/fs.h> (PROCMAP_QUERY).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ioctl_shim._native import ffi, lib
+
+MAX_WINDOWS = 256
+MAX_BYTES = 1 << 40
+"""Of address space, in all windows of a process: a client may map sparse files of any size."""
+MAX_DESCRIPTORS = 4096
+"""Descriptors of a client that are looked at to find a file that map_files does not give us."""
+
+
+class Vma(NamedTuple):
+    """One mapping in a process' memory: addresses, SHIM_VMA_* flags, and the file at `offset` behind it."""
+
+    start: int
+    end: int
+    flags: int
+    offset: int
+    inode: int
+    device: int
+
+    @property
+    def readable(self) -> bool:
+        return bool(self.flags & lib.SHIM_VMA_READ)
+
+    @property
+    def writable(self) -> bool:
+        return bool(self.flags & lib.SHIM_VMA_WRITE)
+
+    @property
+    def shared(self) -> bool:
+        return bool(self.flags & lib.SHIM_VMA_SHARED)
+
+
+class Window:
+    """The pages behind `vma` at an address of ours.  Any thread."""
+
+    __slots__ = ("__weakref__", "_base", "size", "writable")
+
+    def __init__(self, fd: int, vma: Vma) -> None:
+        """Raises OSError(ENOMEM) when they cannot be mapped."""
+        self.size, self.writable = vma.end - vma.start, vma.writable
+        base = lib.shim_window_open(fd, vma.offset, self.size, self.writable)
+        if not base:
+            raise OSError(errno.ENOMEM, f"a window of {self.size:#x} bytes")
+        size = self.size
+        self._base: Any = ffi.gc(base, lambda pointer: lib.shim_window_close(pointer, size))
+
+    def move(self, offset: int, view: memoryview, write: bool) -> None:
+        """Copy between `view` and `offset`.  Raises OSError(EFAULT): not writable, beyond the file's end."""
+        if offset + len(view) > self.size or (write and not self.writable):
+            raise OSError(errno.EFAULT, "beyond the window, or not writable")
+        at = ffi.cast("char *", self._base) + offset
+        error = lib.shim_window_move(at, ffi.from_buffer(view), len(view), write)
+        if error:
+            raise OSError(-error, "the file behind the memory has become too short")
+
+
+class Windows:
+    """The windows of process `tgid`, made when first asked for; `avoid` is the st_dev of our own mount, whose
+    files must not be opened or touched by a thread that answers for them."""
+
+    def __init__(self, tgid: int, avoid: int) -> None:
+        self._tgid, self._avoid = tgid, avoid
+        self._lock = threading.Lock()
+        self._windows: dict[Vma, Window | None] = {}
+
+    def of(self, vma: Vma) -> Window | None:
+        """The window on `vma`, None when it is not shared file memory or cannot be had.  Any thread."""
+        if not vma.shared or not vma.inode or vma.device == self._avoid:
+            return None
+        with self._lock:
+            if vma not in self._windows:
+                self._make_room()
+                self._windows[vma] = self._open(vma)
+            return self._windows[vma]
+
+    def _make_room(self) -> None:
+        if len(self._windows) >= MAX_WINDOWS:
+            self._windows.clear()
+
+    def _open(self, vma: Vma) -> Window | None:
+        used = sum(window.size for window in self._windows.values() if window)
+        if used + vma.end - vma.start > MAX_BYTES or vma.device in _fuse_devices(self._tgid):
+            return None
+        flags = (os.O_RDWR if vma.writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        for path in self._paths(vma):
+            with contextlib.suppress(OSError):
+                found = os.stat(path)
+                if (found.st_dev, found.st_ino) != (vma.device, vma.inode) or not stat.S_ISREG(found.st_mode):
+                    continue
+                fd = os.open(path, flags)
+                try:
+                    return Window(fd, vma)
+                finally:
+                    os.close(fd)
+        return None
+
+    def _paths(self, vma: Vma) -> Iterator[str]:
+        # map_files takes a capability; who may read the process' memory may at least look at its descriptors
+        yield f"/proc/{self._tgid}/map_files/{vma.start:x}-{vma.end:x}"
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{self._tgid}/fd")[:MAX_DESCRIPTORS]:
+                path = f"/proc/{self._tgid}/fd/{name}"
+                with contextlib.suppress(OSError):
+                    if _is_file_of(os.readlink(path)):
+                        yield path
+
+
+def _is_file_of(target: str) -> bool:
+    """Whether a descriptor's link is a path (memfds have one, too) and not a socket's or a pipe's."""
+    return target.startswith("/")
+
+
+def _fuse_devices(tgid: int) -> set[int]:
+    """st_dev of every FUSE file system that we or the process see: their files may take forever to open."""
+    devices = set()
+    for pid in ("self", tgid):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/mountinfo", encoding="utf-8") as table:
+            for line in table:
+                before, _, behind = line.partition(" - ")
+                if behind.startswith("fuse"):
+                    major, minor = before.split()[2].split(":")
+                    devices.add(os.makedev(int(major), int(minor)))
+    return devices

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/vfio.md is what the rows say, names everything in the header, and a mount does what it says."""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+
+import pytest
+
+from ioctl_shim.abi import BY_NAME, ROWS, Kind, Row
+from ioctl_shim.uapi import FORMER_NAMES, TOPICS
+from tests.lab import MountedLab
+from tests.vfio.client import Container, File, Group, fails, ioctl, request
+from tests.vfio.devices import opened
+from tools import vfio_table
+from vfsfuse.vfio.container import ContainerFile
+from vfsfuse.vfio.device import DeviceFile
+from vfsfuse.vfio.group import GroupFile
+
+HEADER = Path("/usr/include/linux/vfio.h")
+GUARDS = {"VFIO_H", "_UAPIVFIO_H"}
+FILES = (ContainerFile, GroupFile, DeviceFile)
+
+
+def test_the_file_is_what_the_rows_say() -> None:
+    assert vfio_table.PATH.read_text() == vfio_table.document(), "run python -m tools.vfio_table"
+
+
+def test_every_name_of_the_header_has_a_place() -> None:
+    if not HEADER.exists():
+        pytest.skip("no <linux/vfio.h> (apt-get install linux-libc-dev)")
+    header = HEADER.read_text()
+    names = set(re.findall(r"^#define\s+(_*VFIO_\w+)", header, re.MULTILINE))
+    names |= set(re.findall(r"^\t(VFIO_\w+)(?:\s*=.*)?,?\s*(?:/\*.*)?$", header, re.MULTILINE))
+    named = [name for topic in TOPICS for name in topic.names]
+    assert len(names) > 180 and len(set(named)) == len(named)
+    assert names - GUARDS - set(named) - set(BY_NAME) - set(FORMER_NAMES) == set()
+
+
+def test_a_row_is_answered_or_says_why_not() -> None:
+    answered = {row.name for file in FILES for row, _ in file.handlers.values()}
+    assert answered == {row.name for row in ROWS if not row.refused}
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.refused], ids=lambda row: row.name)
+def test_what_refuses_really_does(lab: MountedLab, row: Row) -> None:
+    with lab.create("mtty-1", "mtty") as vgpu, opened(lab, vgpu.group, vgpu.name) as found:
+        files: dict[Kind, File] = {
+            Kind.CONTAINER: found.container,
+            Kind.GROUP: found.group,
+            Kind.DEVICE: found.device,
+        }
+        file = files.get(row.kind)
+        if file is not None:
+            fails(errno.ENOTTY, ioctl, file.fd, request(row.nr))
+
+
+@pytest.mark.parametrize("extension", [2, 5, 6, 7])
+def test_extensions_that_are_refused(lab: MountedLab, extension: int) -> None:
+    with (
+        lab.create("mtty-1", "mtty") as vgpu,
+        Container(lab.path) as container,
+        Group(lab.path, vgpu.group) as group,
+    ):
+        assert container.check_extension(extension) == 0
+        group.set_container(container)
+        assert container.check_extension(extension) == 0
+        fails(errno.ENODEV, container.set_iommu, extension)

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for tests of the VFIO interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import MountedLab
+from tests.vfio.devices import LAB
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
+    """A lab with one of every kind of device, mounted for a module."""
+    folder: Path = tmp_path_factory.mktemp("machine")
+    config = folder / "lab.toml"
+    config.write_text(LAB)
+    with MountedLab(folder, "--config", str(config)) as mounted:
+        yield mounted

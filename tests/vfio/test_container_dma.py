@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device DMA into real processes: type1 over the memory of a child of this process, as the server does it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devmodel.iommu import DmaFault, LockedMemory, PinningBackend, Prot, Type1
+from ioctl_shim.client import Client
+from ioctl_shim.process import Process, Processes
+from tests.lab import ROOT, MountedLab
+from tests.unit.fakes import FakeClient
+from tests.vfio.client import PAGE, fails, unmapped_address
+
+RW = Prot.READ | Prot.WRITE
+PAGES = 64
+
+CHILD = """
+import os, sys
+from tests.vfio.client import *
+memory = {}
+spare = []
+while line := sys.stdin.readline():
+    print(eval(line), flush=True)
+"""
+
+
+class Child:
+    """A process that does as it is told, one expression a line."""
+
+    def __init__(self) -> None:
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        self.pid = self.child.pid
+        assert self("os.getpid()") == self.pid
+        self.process = Processes(lambda: -1).of(Client(self.pid))
+
+    def __call__(self, expression: str) -> Any:
+        assert self.child.stdin and self.child.stdout
+        self.child.stdin.write(expression + "\n")
+        self.child.stdin.flush()
+        return eval(self.child.stdout.readline())
+
+    def memory(self, name: str, arguments: str) -> int:
+        """Make Memory(<arguments>) under a name; returns its address."""
+        return int(self(f"memory.__setitem__({name!r}, Memory({arguments})) or memory[{name!r}].address"))
+
+    def kill(self) -> None:
+        self.child.kill()
+        self.child.wait()
+
+    def close(self) -> None:
+        self.kill()
+        for stream in (self.child.stdin, self.child.stdout):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    child = Child()
+    yield child
+    child.close()
+
+
+MEMFD = "spare.append(os.memfd_create({0!r})) or os.ftruncate(spare[-1], {1}) or spare[-1]"
+KINDS = {
+    "private": f"{PAGES} * PAGE, private=True",
+    "anonymous shared": f"{PAGES} * PAGE",
+    "memfd": f"{PAGES} * PAGE, {MEMFD.format('x', PAGES * PAGE)}",
+}
+
+
+@pytest.fixture(params=KINDS, ids=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Real:
+    """A group of a physical function."""
+
+    number, emulated = 1, False
+
+
+@pytest.fixture(params=[False, True], ids=["mediated", "pinned"])
+def iommu(request: pytest.FixtureRequest) -> Type1:
+    iommu = Type1(locked=LockedMemory())
+    if request.param:
+        iommu.attach(Real())
+    return iommu
+
+
+def pattern(size: int) -> bytes:
+    return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+
+def test_bytes_land_where_the_client_sees_them(child: Child, iommu: Type1, kind: str) -> None:
+    address = child.memory("m", KINDS[kind])
+    iommu.map(child.process, 0x10000, address, PAGES * PAGE, RW)
+    data = pattern(3 * PAGE + 17)
+    iommu.dma_write(0x10000 + 100, data)
+    assert child("memory['m'].read(100, 3 * PAGE + 17)") == data
+    child("memory['m'].write(b'from the client', 5 * PAGE - 4)")
+    assert iommu.dma_read(0x10000 + 5 * PAGE - 4, 15) == b"from the client"
+
+
+def test_many_mappings_of_both_kinds_in_one_dma(child: Child, iommu: Type1) -> None:
+    addresses = [child.memory(name, arguments) for name, arguments in KINDS.items()]
+    for page in range(3 * PAGES):
+        address = addresses[page % 3] + page // 3 * PAGE
+        iommu.map(child.process, page * PAGE, address, PAGE, RW)
+    data = pattern(3 * PAGES * PAGE)
+    iommu.dma_write(0, data)
+    assert iommu.dma_read(0, len(data)) == data
+    for number, name in enumerate(KINDS):
+        expected = b"".join(data[at : at + PAGE] for at in range(number * PAGE, len(data), 3 * PAGE))
+        assert child(f"memory[{name!r}].read()") == expected
+
+
+def test_a_thousand_and_more_private_parts(child: Child) -> None:
+    address = child.memory("m", "2500 * PAGE, private=True")
+    iommu = Type1()
+    for page in range(2500):
+        iommu.map(child.process, page * PAGE, address + (2499 - page) * PAGE, PAGE, RW)
+    data = pattern(2500 * PAGE)
+    iommu.dma_write(0, data)
+    assert child("memory['m'].read(0, PAGE)") == data[-PAGE:]
+    assert iommu.dma_read(0, len(data)) == data
+
+
+def test_memory_that_is_not_there_is_a_fault(child: Child) -> None:
+    iommu = Type1()
+    iommu.map(child.process, 0, unmapped_address(), PAGE, RW)
+    readonly = child.memory("ro", "PAGE, private=True, prot=1")
+    shared_readonly = child.memory("sro", "PAGE, prot=1")
+    iommu.map(child.process, PAGE, readonly, PAGE, RW)
+    iommu.map(child.process, 2 * PAGE, shared_readonly, PAGE, RW)
+    iommu.map(child.process, 3 * PAGE, child.memory("none", "PAGE, prot=0"), PAGE, RW)
+    child("memory['ro'].close() or Memory(PAGE, private=True, prot=1, address=memory['ro'].address) and 0")
+    with pytest.raises(DmaFault):
+        iommu.dma_write(PAGE, b"x")
+    with pytest.raises(DmaFault):
+        iommu.dma_write(2 * PAGE, b"x")
+    with pytest.raises(DmaFault):
+        iommu.dma_read(3 * PAGE, 1)
+    assert iommu.dma_read(2 * PAGE, 2) == bytes(2)
+    assert iommu.fault_count == 3 and iommu.faults[0].write
+
+
+def test_a_dead_client_is_a_fault(child: Child, iommu: Type1, kind: str) -> None:
+    iommu.map(child.process, 0, child.memory("m", KINDS[kind]), PAGE, RW)
+    iommu.dma_write(0, b"alive")
+    child.kill()
+    for _ in range(2):
+        with pytest.raises(DmaFault, match="ended"):
+            iommu.dma_read(0, 4)
+        with pytest.raises(DmaFault, match="ended"):
+            iommu.dma_write(0, b"late")
+    assert not child.process.alive()
+    assert iommu.unmap(0, PAGE) == PAGE
+
+
+def test_after_an_exec_the_memory_is_not_the_clients_any_more(child: Child, iommu: Type1, kind: str) -> None:
+    iommu.map(child.process, 0, child.memory("m", KINDS[kind]), PAGE, RW)
+    assert child.child.stdin and child.child.stdout
+    child.child.stdin.write(
+        "os.execv(sys.executable, [sys.executable, '-c', 'print(1, flush=True); input()'])\n"
+    )
+    child.child.stdin.flush()
+    assert child.child.stdout.readline() == "1\n"
+    with pytest.raises(DmaFault, match="ended"):
+        iommu.dma_read(0, 4)
+    assert not child.process.has_thread(child.pid)
+
+
+def test_what_is_mapped_in_its_place(child: Child, iommu: Type1, kind: str) -> None:
+    address = child.memory("m", KINDS[kind])
+    iommu.map(child.process, 0, address, PAGES * PAGE, RW)
+    iommu.dma_write(0, b"before")
+    pinned = bool(iommu.iova_ranges)
+    child("memory['m'].close()")
+    child.memory("new", f"{PAGES} * PAGE, address={address}")
+    if pinned and kind == "private":  # what was pinned cannot be reached
+        with pytest.raises(DmaFault):
+            iommu.dma_write(0, b"after")
+    else:
+        iommu.dma_write(0, b"after")
+    seen = child("memory['new'].read(0, 6)")
+    assert seen == (bytes(6) if pinned else b"after\0")
+    if pinned and kind != "private":  # the pages that were mapped stay
+        assert iommu.dma_read(0, 6) == b"aftere"
+
+
+def test_a_file_that_becomes_shorter_is_a_fault_and_no_sigbus(child: Child, iommu: Type1) -> None:
+    iommu.map(child.process, 0, child.memory("m", KINDS["memfd"]), PAGES * PAGE, RW)
+    iommu.dma_write(10 * PAGE, b"there")
+    child("os.ftruncate(spare[-1], PAGE)")
+    with pytest.raises(DmaFault):
+        iommu.dma_write(10 * PAGE, b"gone")
+    with pytest.raises(DmaFault):
+        iommu.dma_read(10 * PAGE, 4)
+    iommu.dma_write(0, b"still")
+    assert child("memory['m'].read(0, 5)") == b"still"
+
+
+def test_pins_count_against_the_limit_of_the_process(child: Child) -> None:
+    child("__import__('resource').setrlimit(__import__('resource').RLIMIT_MEMLOCK, (2 * PAGE, 2 * PAGE))")
+    assert child.process.memlock_limit() == 2 * PAGE
+    assert child.process.may_lock_any() is (os.geteuid() == 0)
+
+
+def test_a_thread_is_its_process_and_a_stranger_is_not(child: Child) -> None:
+    known = Processes(lambda: -1)
+    own = known.of(Client(threading.get_native_id()))
+    other: list[Process] = []
+    thread = threading.Thread(target=lambda: other.append(known.of(Client(threading.get_native_id()))))
+    thread.start()
+    thread.join()
+    assert other == [own] and own.tgid == os.getpid()
+    assert known.of(Client(child.pid)) is not own
+    fails(errno.ESRCH, known.of, Client(2**22 - 1))
+
+
+def test_descriptors_go_with_the_last_use(child: Child) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    iommu = Type1()
+    iommu.attach(Real())
+    process = Process(child.pid, -1)
+    iommu.map(process, 0, child.memory("m", KINDS["memfd"]), PAGE, RW)
+    del process
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    iommu.clear()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_labs_own_files_are_never_touched(lab: MountedLab) -> None:
+    """A client that maps a lab file and gives it to a device would have the server wait for itself."""
+    attribute = os.open(lab.gpu / "vendor", os.O_RDONLY)
+    with lab.create("mdpy-vga", "mdpy") as vgpu:
+        child = Child()
+        process = Process(child.pid, os.fstat(attribute).st_dev)
+        private = child.memory("a", f"PAGE, os.open({str(lab.gpu / 'vendor')!r}, 0), private=True, prot=1")
+        fails(errno.EFAULT, process.read, private, 4)
+        fails(errno.EFAULT, process.pin, private, PAGE, False)
+        bar = child.memory("b", f"PAGE, os.open({str(vgpu.path / 'resource0')!r}, 2)")
+        process.write(bar, b"device to device")
+        with (vgpu.path / "resource0").open("rb") as resource:
+            assert resource.read(16) == b"device to device"
+        process.pin(bar, PAGE, True).write_from(0, memoryview(b"DEVICE"))
+        assert child("memory['b'].read(0, 16)") == b"DEVICE to device"
+        child.close()
+    os.close(attribute)
+
+
+class SlowClient(FakeClient):
+    """Its memory takes a write only when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def write_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
+        self.begun.set()
+        assert self.go.wait(10)
+        super().write_parts(parts, view)
+
+
+def test_an_unmap_waits_for_the_dma_in_its_range() -> None:
+    iommu, slow = Type1(), SlowClient()
+    iommu.map(slow, 0, 0, PAGE, RW)
+    iommu.map(FakeClient(2), 2 * PAGE, 0, PAGE, RW)
+    writer = threading.Thread(target=iommu.dma_write, args=(0, b"slow"))
+    writer.start()
+    assert slow.begun.wait(10) and iommu.busy
+    assert iommu.unmap(2 * PAGE, PAGE) == PAGE  # another range need not wait
+    unmapped: list[int] = []
+    unmapper = threading.Thread(target=lambda: unmapped.append(iommu.unmap(0, PAGE)))
+    unmapper.start()
+    with pytest.raises(DmaFault, match="being unmapped"):
+        while True:
+            iommu.dma_read(0, 4)
+    assert not unmapped
+    slow.go.set()
+    writer.join()
+    unmapper.join()
+    assert unmapped == [PAGE] and slow.read(0, 4) == b"slow" and not iommu.busy
+
+
+def test_an_unmap_gives_up_when_a_client_stops_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devmodel.iommu.dma.DRAIN_SECONDS", 0.05)
+    iommu, slow = Type1(), SlowClient()
+    iommu.map(slow, 0, 0, PAGE, RW)
+    writer = threading.Thread(target=iommu.dma_write, args=(0, b"slow"))
+    writer.start()
+    assert slow.begun.wait(10)
+    fails(errno.EBUSY, iommu.unmap, 0, PAGE)
+    slow.go.set()
+    writer.join()
+    assert iommu.unmap(0, PAGE) == PAGE
+
+
+def test_hugetlbfs_memory(child: Child) -> None:
+    free = Path("/proc/sys/vm/nr_hugepages")
+    before = free.read_text()
+    try:
+        free.write_text("4")
+        if int(free.read_text()) < 1:
+            pytest.skip("the kernel has no huge page to give")
+    except OSError as error:
+        pytest.skip(f"/proc/sys/vm/nr_hugepages: {error.strerror}")
+    try:
+        size = 1 << 21
+        address = child.memory(
+            "h",
+            f"{size}, spare.append(os.memfd_create('h', 4)) or os.ftruncate(spare[-1], {size}) or spare[-1]",
+        )
+        iommu = Type1()
+        iommu.attach(Real())
+        iommu.map(child.process, 0, address, size, RW)
+        iommu.dma_write(size - 4, b"huge")
+        assert child(f"memory['h'].read({size} - 4)") == b"huge"
+    finally:
+        child.kill()
+        free.write_text(before)
+
+
+def test_the_pinning_backend_maps_shared_memory_once(child: Child) -> None:
+    iommu = Type1()
+    iommu.attach(Real())
+    address = child.memory("m", f"{PAGES} * PAGE, {MEMFD.format('once', PAGES * PAGE)}")
+    for page in range(PAGES):
+        iommu.map(child.process, page * PAGE, address + page * PAGE, PAGE, RW)
+    iommu.dma_write(0, bytes(PAGES * PAGE))
+    assert Path("/proc/self/maps").read_text().count("memfd:once") == 1
+    assert PinningBackend.iova_ranges == iommu.iova_ranges
+    os.kill(child.pid, signal.SIGKILL)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eventfds out of a request: descriptor numbers of the client as devmodel's Eventfd.  Device lane."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ctypes import c_int32
+
+from devmodel.eventfd import Eventfd
+from ioctl_shim._native import lib
+from ioctl_shim.client import Client
+
+
+def borrow(client: Client, number: int) -> Eventfd:
+    """The client's eventfd `number`.  Raises OSError: EBADF for no descriptor, EINVAL for another kind."""
+    return Eventfd(client.borrow(number))
+
+
+@contextmanager
+def lender(client: Client) -> Iterator[Callable[[int], Eventfd]]:
+    """`borrow` for many descriptors of one client: 2048 vectors find the process once."""
+    pidfd = os.pidfd_open(client.tgid)
+
+    def lend(number: int) -> Eventfd:
+        copy = int(lib.shim_pidfd_getfd(pidfd, number))
+        if copy < 0:
+            raise OSError(-copy, f"descriptor {number} of process {client.tgid}")
+        return Eventfd(copy)
+
+    try:
+        yield lend
+    finally:
+        os.close(pidfd)
+
+
+def numbers(data: bytes) -> list[int]:
+    """The __s32 values of `data`."""
+    return list((c_int32 * (len(data) // 4)).from_buffer_copy(data))

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all ioctls of an open device work on; the modules irqs, pcicalls, features and device add them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from devmodel.device import Device
+from devmodel.eventfd import Watcher
+from devmodel.parent import PhysicalFunction
+from devmodel.vfio import DeviceFile as Hold
+from ioctl_shim.abi import Kind
+from ioctl_shim.lane import LaneFile
+from vfsfuse.vfio.files import VfioFile
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What handlers need of the lab: `find_file` names the file of ours behind a descriptor (None: not ours;
+    only for the lane's worker), `watcher` waits for clients' eventfds."""
+
+    find_file: Callable[[int], LaneFile | None]
+    watcher: Watcher
+
+
+class OpenDevice(VfioFile):
+    """One open of a device; `mappable` says whether its memory regions can be mapped on this machine."""
+
+    __slots__ = ("device", "hold", "low_power", "mappable", "released", "services")
+    kind = Kind.DEVICE
+
+    def __init__(
+        self, hold: Hold, services: Services, mappable: bool, released: Callable[[], None] | None
+    ) -> None:
+        self.hold, self.services = hold, services
+        self.device: Device = hold.device
+        self.mappable, self.released = mappable, released
+        self.low_power = False
+
+    @property
+    def function(self) -> PhysicalFunction | None:
+        """The physical function, which vfio-pci drives; None for a mediated device, which has its own
+        driver."""
+        assignable = self.hold.assignable
+        return assignable if isinstance(assignable, PhysicalFunction) else None
+
+    @property
+    def by_cdev(self) -> bool:
+        """Whether it was opened through its own character device, not through its group."""
+        return self.hold.group_file is None
+
+    def release(self) -> None:
+        self.hold.close()
+        if self.released is not None:
+            self.released()
