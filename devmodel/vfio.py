@@ -260,31 +260,49 @@ class GroupFile:
 class DeviceFile:
     """One open of a device, through its group or (``group_file`` None) through its own character device."""
 
-    __slots__ = ("_closed", "assignable", "device", "group_file")
+    __slots__ = ("_closed", "_held", "assignable", "device", "group_file")
 
-    def __init__(self, assignable: Assignable, group_file: GroupFile | None = None) -> None:
-        """``OSError(ENODEV)`` when the device is gone; otherwise it stays until :meth:`close`."""
-        first = assignable.hold()
-        try:
-            self.device = assignable.device
-            if first:
-                assignable.first_opened()
-        except BaseException:
-            assignable.drop()
-            raise
+    def __init__(
+        self, assignable: Assignable, group_file: GroupFile | None = None, held: bool = True
+    ) -> None:
+        """``OSError(ENODEV)`` when the device is gone. Otherwise it stays until :meth:`close`, from now on or
+        (``held`` false) from :meth:`claim` on.
+        """
         self.assignable = assignable
         self.group_file = group_file
-        self._closed = False
-        if group_file is not None:
-            group_file.get()
+        self._held = self._closed = False
+        if held:
+            self.claim()
+        else:
+            self.device = assignable.device
+
+    def claim(self) -> None:
+        """Use the device. ``OSError``: ENODEV when it is gone, EINVAL when its group's file was closed."""
+        with self.assignable.group.lock:
+            if self._closed or self._held:
+                raise OSError(errno.EINVAL, "the device file is closed, or in use already")
+            if self.group_file is not None and self.group_file.group.opened is not self.group_file:
+                raise OSError(errno.EINVAL, "the group's file is closed")
+            self._hold()
+            self._held = True
+            if self.group_file is not None:
+                self.group_file.get()
+
+    def _hold(self) -> None:
+        first = self.assignable.hold()
+        try:
+            self.device = self.assignable.device
+            if first:
+                self.assignable.first_opened()
+        except BaseException:
+            self.assignable.drop()
+            raise
 
     def close(self) -> None:
         """Let go of the device and of the group's file. May be called twice."""
         with self.assignable.group.lock:
-            if self._closed:
-                return
-            self._closed = True
-            if self.assignable.drop():
+            held, self._held, self._closed = self._held, False, True
+            if held and self.assignable.drop():
                 self.device.released()
-            if self.group_file is not None:
+            if held and self.group_file is not None:
                 self.group_file.put()

@@ -106,8 +106,9 @@ ROWS: tuple[Row, ...] = (
     Row(Kind.SPAPR, 21, "VFIO_EEH_PE_OP", refused=_POWER),
 )
 
-OPEN_DEVICE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_open_device")) << 16 | ord("V") << 8 | 0x40
-"""Ours, on a group file: _IOWR('V', 0x40, struct vfsfuse_open_device)."""
+PREPARE_DEVICE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_prepare_device")) << 16 | ord("V") << 8 | 0x40
+CLAIM_DEVICE: int = ord("V") << 8 | 0x42
+"""Ours, on dev/vfio/.devices: _IOWR('V', 0x40, struct vfsfuse_prepare_device); _IO('V', 0x42), a token."""
 
 BY_NAME: dict[str, Row] = {row.name: row for row in ROWS}
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """VFIO_GROUP_GET_DEVICE_FD for a program of `vfsfuse run`: its device is opened for it and handed over.
 
-A FUSE server cannot put a descriptor into its client.  The supervisor can: it borrows the caller's group
-file, asks the server by a private ioctl on it for a token, opens the device's file by that token, and
-injects the descriptor. Owned by the supervisor's only thread.  Source: include/uapi/linux/vfio.h,
-seccomp_unotify(2).
+A FUSE server cannot put a descriptor into its client.  The supervisor can: it asks the server for the
+device by the group's inode (vfsfuse/vfio/handover.py), opens what it is offered, injects the descriptor, and
+only then has the server put the device into use.  Owned by the supervisor's only thread.
+Source: include/uapi/linux/vfio.h, seccomp_unotify(2).
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from ioctl_shim.abi import OPEN_DEVICE
+from ioctl_shim.abi import CLAIM_DEVICE, PREPARE_DEVICE
 from ioctl_shim.client import Client
 from ioctl_shim.seccomp import Call, Listener
 
-_OPEN_DEVICE = struct.Struct("256sQ")  # struct vfsfuse_open_device
+_NAME_BYTES = 256
+_PREPARE = struct.Struct(f"Q{_NAME_BYTES}sIxxxxQ")  # struct vfsfuse_prepare_device
 
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
@@ -62,6 +63,7 @@ class Broker:
         self._listener = listener
         self._lab_fd = lab_fd
         self._lab_dev = os.fstat(lab_fd).st_dev
+        self._control = self._open(".devices")
 
     def answer_next(self) -> None:
         """Take one call and answer it.  A caller that dies meanwhile is nothing to report; never raises."""
@@ -80,25 +82,38 @@ class Broker:
 
     def _device_fd(self, call: Call) -> int:
         """The number of a new descriptor in the caller."""
-        with _closing(self._borrow(call)) as group:
-            if os.fstat(group).st_dev != self._lab_dev:
-                raise _NotOurs
-            name = read_name(Client(call.tid), call.arg)
-            self._listener.check(call)
-            with _closing(self._open_device(group, name)) as device:
-                return self._listener.install_fd(call, device)
+        group = _stat(call)
+        if group.st_dev != self._lab_dev:
+            raise _NotOurs
+        name = read_name(Client(call.tid), call.arg)
+        self._listener.check(call)
+        token = self._prepare(group.st_ino, name, call.tid)
+        with _closing(self._open(f".device-{token}")) as device:
+            number = self._listener.install_fd(call, device)
+        fcntl.ioctl(self._control, CLAIM_DEVICE, token)  # only now: the caller alone has it
+        return number
 
-    def _borrow(self, call: Call) -> int:
-        try:
-            return self._listener.borrow(call)
-        except PermissionError:
-            raise _NotOurs from None
-
-    def _open_device(self, group: int, name: bytes) -> int:
-        if len(name) >= 256:
+    def _prepare(self, inode: int, name: bytes, tid: int) -> int:
+        if len(name) >= _NAME_BYTES:
             raise OSError(errno.ENODEV, "no device has a name this long")
-        argument = bytearray(_OPEN_DEVICE.pack(name, 0))
-        fcntl.ioctl(group, OPEN_DEVICE, argument)
-        _, token = _OPEN_DEVICE.unpack(argument)
-        # Whatever becomes of the caller, redeem the token: until then the server keeps the device for it.
-        return os.open(f"dev/vfio/.device-{token}", os.O_RDWR | os.O_CLOEXEC, dir_fd=self._lab_fd)
+        argument = bytearray(_PREPARE.pack(inode, name, tid, 0))
+        try:
+            fcntl.ioctl(self._control, PREPARE_DEVICE, argument)
+        except OSError as error:
+            if (
+                error.errno == errno.ENOTTY
+            ):  # on something else than a group: the server has its errno for that
+                raise _NotOurs from None
+            raise
+        return int(_PREPARE.unpack(argument)[-1])
+
+    def _open(self, name: str) -> int:
+        return os.open(f"dev/vfio/{name}", os.O_RDWR | os.O_CLOEXEC, dir_fd=self._lab_fd)
+
+
+def _stat(call: Call) -> os.stat_result:
+    """Of the caller's file, without taking a reference to it."""
+    try:
+        return os.stat(f"/proc/{call.tid}/fd/{call.fd}")
+    except (FileNotFoundError, PermissionError):
+        raise _NotOurs from None

@@ -7,7 +7,6 @@ Owner is the trio thread (it is the lab's Observer); `open` and `offer` are call
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -31,6 +30,7 @@ from vfsfuse.tree import Tree
 from vfsfuse.vfio.container import ContainerFile
 from vfsfuse.vfio.device import open_device
 from vfsfuse.vfio.group import GroupFile
+from vfsfuse.vfio.handover import CONTROL, Handover
 from vfsfuse.vfio.opened import Services
 from vfsfuse.vfio.port import Port
 
@@ -39,22 +39,20 @@ Opener = Callable[[OpenRequest], Opened]
 DEVICE_SIZE = PciRegion.COUNT << REGION_SHIFT
 """st_size of a device file.  A character device has none, but this is a regular file, and Python's mmap
 refuses to map a regular one beyond its end."""
-HIDDEN = ".device-"
-"""Prefix, in dev/vfio, of the unlisted files through which `vfsfuse run` opens a device once."""
 
 
 class VfioNodesDir(Kobject):
-    """dev/vfio, with the unlisted files of devices that a group has offered."""
+    """dev/vfio, with the unlisted files of vfsfuse.vfio.handover."""
 
-    __slots__ = ("offers",)
+    __slots__ = ("unlisted",)
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.offers: dict[str, int] = {}
+        self.unlisted: dict[str, int] = {}
 
     def hidden(self, name: str) -> int:
         try:
-            return self.offers[name]
+            return self.unlisted[name]
         except KeyError:
             raise OSError(errno.ENOENT, name) from None
 
@@ -92,7 +90,7 @@ class LabView:
         self._lane: Lane | None = None
         self._st_dev = -1
         self.services = Services(self.find_file, Watcher())
-        self._offers = itertools.count(1)
+        self._group_files: dict[int, Group] = {}
         self._groups: dict[int, IommuGroupDir] = {}
         self._types: dict[MdevType, TypeDir] = {}
         self._parents: dict[Parent, ParentDir] = {}
@@ -150,22 +148,22 @@ class LabView:
             return None
         return self._lane.file_of(fd)
 
-    def offer(self, group_file: GroupFile, device: Assignable) -> int:
-        """Make an unlisted file that opens `device` once, through `group_file`; returns its token.  Device
-        lane."""
-        token = next(self._offers)
-        name = f"{HIDDEN}{token}"
+    def _show_once(self, name: str, take: Callable[[], Hold], released: Callable[[], None]) -> None:
+        """Make an unlisted file in dev/vfio that opens what `take` gives, once.  Device lane."""
 
         def opener(request: OpenRequest) -> Opened:
-            if self._vfio.offers.pop(name, None) is None:
+            if self._vfio.unlisted.pop(name, None) is None:
                 raise OSError(errno.ENXIO, "opened already")
-            hold = group_file.file.open_device(device.name, rawio=True)  # as was found when it was offered
-            return open_device(hold, self._ports[device], self.services, lambda: self.tree.forget(node))
+            hold = take()
+            return open_device(hold, self._ports[hold.assignable], self.services, forget)
+
+        def forget() -> None:
+            released()
+            self.tree.forget(node)
 
         node = self._device_node(name, opener)
         self.tree.adopt(node)
-        self._vfio.offers[name] = node.inode
-        return token
+        self._vfio.unlisted[name] = node.inode
 
     # ---- the lab's Observer: trio thread ----
 
@@ -211,8 +209,10 @@ class LabView:
         tree, group = self.tree, device.group
         vfio_dev = put(put(own, Kobject("vfio-dev")), VfioDevDir(minor))
         put(tree.make("sys/class/vfio-dev"), Symlink(vfio_dev.name, vfio_dev))
-        opener = GroupFile.opener(group, self.find_file, self.offer)
-        put(self._vfio, self._node(f"{'noiommu-' if group.noiommu else ''}{group.number}", opener))
+        name = f"{'noiommu-' if group.noiommu else ''}{group.number}"
+        node = put(self._vfio, self._node(name, GroupFile.opener(group, self.find_file)))
+        self._group_files[node.inode] = group
+        put.undo.callback(self._group_files.pop, node.inode)
         put(
             self._cdevs,
             self._device_node(vfio_dev.name, lambda request: open_device(Hold(device), port, self.services)),
@@ -233,6 +233,9 @@ class LabView:
         self.tree.add(self._vfio, self._cdevs)
         container = ContainerFile.opener(lambda: self.lab.vfio.noiommu, lambda: self._st_dev)
         self.tree.add(self._vfio, self._node("vfio", container, 0o666))
+        control = self._node(CONTROL, Handover(self._group_files.get, self._show_once).open)
+        self.tree.adopt(control)
+        self._vfio.unlisted[CONTROL] = control.inode
 
     def _device_node(self, name: str, opener: Opener) -> DeviceNode:
         node = self._node(name, opener)

@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel asks with capable(): whether the thread that made a request has a capability.  Any
-thread."""
+"""What the kernel asks with capable() before it lets a client use what could harm the host.  Any thread."""
 
 from __future__ import annotations
 
-CAP_SYS_RAWIO = 17
+from devmodel.vfio import Group
+from ioctl_shim.client import CAP_SYS_RAWIO, Client
 
 
-def has_capability(tid: int, capability: int) -> bool:
-    """Whether `capability` is in the effective set of thread `tid`; one that has ended has none."""
-    try:
-        with open(f"/proc/{tid}/status", "rb") as status:
-            effective = next(line for line in status if line.startswith(b"CapEff:"))
-    except (FileNotFoundError, ProcessLookupError, StopIteration):
-        return False
-    return bool(int(effective.split()[1], 16) >> capability & 1)
+def rawio(group: Group, tid: int) -> bool:
+    """Whether thread `tid` may use a group without IOMMU; asked of the kernel only where it matters."""
+    return group.noiommu and Client(tid).capable(CAP_SYS_RAWIO)

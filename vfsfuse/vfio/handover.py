@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the supervisor of `vfsfuse run` opens a device for its client: dev/vfio/.devices, an unlisted file.
+
+The client has to be the only one that keeps its group and device in use, or it could not close them for
+good, nor could its death.  So the supervisor does not borrow the group: it names it by inode.  And what it
+opens is not in use until it is in the client: `prepare` checks and makes an unlisted file, opening that gives
+an idle open of the device, and `claim` puts it into use once the client has the descriptor.
+
+State: on the device lane.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Callable
+
+from devmodel.vfio import DeviceFile as Hold
+from devmodel.vfio import Group
+from ioctl_shim._native import ffi
+from ioctl_shim.abi import CLAIM_DEVICE, PREPARE_DEVICE
+from ioctl_shim.lane import IoctlCall, Opened, OpenRequest, PlainFile
+from vfsfuse.vfio.privilege import rawio
+
+CONTROL = ".devices"
+PREPARED = ".device-"
+"""Prefix of the unlisted files, before the token."""
+
+GroupFinder = Callable[[int], Group | None]
+DeviceShower = Callable[[str, Callable[[], Hold], Callable[[], None]], None]
+
+
+class Handover:
+    """The devices under way to clients.  `find_group` gives the group whose file has an inode number; `show`
+    makes an unlisted file of a name, which opens a hold once and calls back when that is released."""
+
+    def __init__(self, find_group: GroupFinder, show: DeviceShower) -> None:
+        self._find_group, self._show = find_group, show
+        self._tokens = itertools.count(1)
+        self._idle: dict[int, Hold] = {}
+
+    def open(self, request: OpenRequest) -> Opened:
+        """Open the control file."""
+        return Opened(_ControlFile(self))
+
+    def prepare(self, group_inode: int, name: str, tid: int) -> int:
+        """A token for device `name` of a client's group; `tid` is the client.
+
+        Raises OSError: ENOTTY for an inode that is no group's, otherwise as GROUP_GET_DEVICE_FD does.
+        """
+        group = self._find_group(group_inode)
+        if group is None:
+            raise OSError(errno.ENOTTY, "no VFIO group has this inode")
+        opened = group.opened
+        if opened is None:
+            raise OSError(errno.ENODEV, f"group {group.number} is not open")
+        device = opened.get_device(name, rawio(group, tid))
+        token = next(self._tokens)
+
+        def take() -> Hold:
+            self._idle[token] = hold = Hold(device, opened, held=False)
+            return hold
+
+        def released() -> None:
+            self._idle.pop(token, None)
+
+        self._show(f"{PREPARED}{token}", take, released)
+        return token
+
+    def claim(self, token: int) -> None:
+        """Put the device into use.  Raises OSError: ENOENT when its client is gone, or as opening it does."""
+        hold = self._idle.pop(token, None)
+        if hold is None:
+            raise OSError(errno.ENOENT, f"no device waits by token {token}")
+        hold.claim()
+
+
+class _ControlFile(PlainFile):
+    """An open of dev/vfio/.devices."""
+
+    __slots__ = ("_handover",)
+
+    def __init__(self, handover: Handover) -> None:
+        self._handover = handover
+
+    def ioctl(self, call: IoctlCall) -> int:
+        if call.cmd == CLAIM_DEVICE:
+            self._handover.claim(call.arg)
+            return 0
+        if call.cmd != PREPARE_DEVICE:
+            return super().ioctl(call)
+        ask = ffi.new("struct vfsfuse_prepare_device *")
+        if len(call.data) != ffi.sizeof(ask[0]):
+            raise OSError(errno.EINVAL, "short request")
+        ffi.memmove(ask, call.data, len(call.data))
+        name = ffi.string(ask.name, len(ask.name)).decode("ascii", "replace")
+        ask.token = self._handover.prepare(ask.group_inode, name, ask.tid)
+        call.reply = bytes(ffi.buffer(ask))
+        return 0
