@@ -403,3 +403,23 @@ def test_readers_in_parallel_all_read_what_is_there(lab: MountedLab) -> None:
     assert [reader.communicate()[1] for reader in readers] == [""] * 8
     assert [reader.returncode for reader in readers] == [0] * 8
     assert snapshot(lab.path) == before
+
+
+UNMAPPABLE = """
+import ctypes, mmap, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+for flags in (mmap.MAP_PRIVATE, mmap.MAP_SHARED):
+    page = libc.mmap(None, 4096, mmap.PROT_READ, flags, os.open(sys.argv[1], os.O_RDONLY), ctypes.c_long(0))
+    print(ctypes.c_long(page).value, ctypes.get_errno())
+"""
+
+
+def test_what_is_no_memory_cannot_be_mapped(lab: MountedLab) -> None:
+    """Else the pump would wait for itself when a client hands it a pointer into such a page."""
+    if os.geteuid():
+        pytest.skip("only root's mounts can keep files from being mapped privately")
+    with lab.create() as vgpu:
+        for path in (vgpu.path / "vgpu_uuid", vgpu.path / "config", vgpu.path / "resource2"):
+            done = run([sys.executable, "-c", UNMAPPABLE, path])
+            assert (done.stdout, done.stderr) == (f"-1 {errno.ENODEV}\n" * 2, "")

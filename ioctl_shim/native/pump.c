@@ -38,6 +38,7 @@ static struct {
 	int event;
 	int ended;
 	int passthrough;
+	int unmappable; /* backing id; 0: not asked for yet, -1: not to be had */
 	pthread_mutex_t lock;
 	struct lane_message *head;
 	struct lane_message **tail;
@@ -224,6 +225,28 @@ static char *window(const struct lane_file *file, uint64_t offset, uint64_t size
 	return m->region[index].base + offset;
 }
 
+/*
+ * What cannot be mapped is opened with a backing file that has no mmap (a namespace's: a regular file that is always
+ * there and does nothing), so that mmap is ENODEV, as sysfs has it, for a private mapping too.  Otherwise a page
+ * of such a mapping would be read through this pump, and a client that hands us a pointer into it would have the pump
+ * wait for itself.
+ */
+static void forbid_mapping(struct vfs_open_out *out)
+{
+	if (!session.unmappable) {
+		int fd = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+		int id = fd < 0 ? -1 : lane_backing_open(fd);
+
+		session.unmappable = id > 0 ? id : -1;
+		if (fd >= 0)
+			close(fd);
+	}
+	if (session.unmappable > 0) {
+		out->open_flags |= VFS_FOPEN_PASSTHROUGH;
+		out->backing_id = session.unmappable;
+	}
+}
+
 /* ---- requests on device inodes ---- */
 
 struct request {
@@ -257,7 +280,8 @@ static void on_open(const struct request *r)
 	if (open.backing_id > 0) {
 		out.open_flags |= VFS_FOPEN_PASSTHROUGH;
 		out.backing_id = open.backing_id;
-	}
+	} else
+		forbid_mapping(&out);
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
 
@@ -367,9 +391,9 @@ static void on_attr_open(const struct request *r)
 
 	/* as sysfs: even root cannot open an attribute for what it has no show() or store() for */
 	if ((mode != O_WRONLY && !readable) || (mode != O_RDONLY && !writable))
-		send_error(r->header->unique, -EACCES);
-	else
-		send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
+		return send_error(r->header->unique, -EACCES);
+	forbid_mapping(&out);
+	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
 
 struct action {
