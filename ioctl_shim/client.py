@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ioctl_shim import procfs
 from ioctl_shim._native import ffi, lib
 
 MAX_TRANSFER = 1 << 30
@@ -19,7 +20,7 @@ MAX_TRANSFER = 1 << 30
 
 CAP_IPC_LOCK, CAP_SYS_RAWIO = 14, 17
 """Numbers of capabilities (<linux/capability.h>)."""
-_INITIAL_USER_NAMESPACE = "user:[4026531837]"
+_PIDFD_THREAD = os.O_EXCL  # <linux/pidfd.h>, Linux 6.9
 
 
 def _check(result: int, what: str) -> None:
@@ -38,22 +39,14 @@ class Client:
 
     @property
     def tgid(self) -> int:
-        """The process of `tid`, from /proc/<tid>/status.  Raises OSError(ESRCH) when it has ended."""
+        """The process of `tid`.  Raises OSError(ESRCH) when it has ended."""
         if not self._tgid:
-            self._tgid = _tgid_of(self.tid)
+            self._tgid = procfs.tgid_of(self.tid)
         return self._tgid
 
     def capable(self, capability: int) -> bool:
         """Whether the thread has it in the initial user namespace, as the kernel's capable()."""
-        try:
-            with open(f"/proc/{self.tid}/status", "rb") as status:
-                effective = next(int(line.split()[1], 16) for line in status if line.startswith(b"CapEff:"))
-            return bool(effective >> capability & 1) and self._in_initial_namespace()
-        except (OSError, StopIteration):
-            return False
-
-    def _in_initial_namespace(self) -> bool:
-        return os.readlink(f"/proc/{self.tid}/ns/user") == _INITIAL_USER_NAMESPACE
+        return procfs.capable(self.tid, capability)
 
     def read_into(self, vaddr: int, buffer: Any, size: int) -> None:
         """Fill cffi `buffer` with `size` bytes at `vaddr`.  Raises OSError(EFAULT, ESRCH, EPERM)."""
@@ -84,19 +77,32 @@ class Client:
     def borrow(self, fd: int) -> int:
         """A duplicate of the client's descriptor `fd`, the caller's to close.
 
-        Raises OSError(EBADF, ESRCH, EPERM)."""
-        pidfd = os.pidfd_open(self.tgid)
-        try:
+        Raises OSError(EBADF, ESRCH, EPERM).
+        """
+        with self.lending() as lend:
+            return lend(fd)
+
+    @contextmanager
+    def lending(self) -> Iterator[Callable[[int], int]]:
+        """What borrows, one by one, any number of the client's descriptors.  Raises OSError as `borrow`."""
+        pidfd = self._pidfd()
+
+        def lend(fd: int) -> int:
             copy = int(lib.shim_pidfd_getfd(pidfd, fd))
+            _check(copy, f"descriptor {fd} of thread {self.tid}")
+            return copy
+
+        try:
+            yield lend
         finally:
             os.close(pidfd)
-        _check(copy, f"descriptor {fd} of process {self.tgid}")
-        return copy
 
-
-def _tgid_of(tid: int) -> int:
-    try:
-        with open(f"/proc/{tid}/status", "rb") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith(b"Tgid:"))
-    except (FileNotFoundError, ProcessLookupError, StopIteration):
-        raise OSError(errno.ESRCH, f"thread {tid} has ended") from None
+    def _pidfd(self) -> int:
+        """By thread where the kernel can (Linux 6.9): by its own number a process has no descriptors once its
+        first thread has ended."""
+        try:
+            return os.pidfd_open(self.tid, _PIDFD_THREAD)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        return os.pidfd_open(self.tgid)

@@ -8,24 +8,22 @@ What stays when a client changes its memory behind our back: of *shared* memory 
 were mapped when it was pinned, as with the kernel's pins. Everything else follows the address: each access
 asks the kernel (PROCMAP_QUERY, Linux 6.11) what is mapped there now; on an older one process_vm_readv finds
 it. Pinned memory that was private and is shared now is a fault: what was pinned cannot be reached any more.
-Source: process_vm_readv(2), pidfd_open(2), proc_pid_maps(5), getrlimit(2), capabilities(7).
+Source: process_vm_readv(2), pidfd_open(2), proc_pid_maps(5).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import resource
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ioctl_shim import procfs
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.client import CAP_IPC_LOCK, Client
 from ioctl_shim.window import Vma, Window, Windows
-
-UNLIMITED = 2**64 - 1
 
 
 class Process:
@@ -40,7 +38,7 @@ class Process:
             opened.append(os.pidfd_open(tgid))
             for name in ("mem", "maps"):
                 opened.append(os.open(f"/proc/{tgid}/{name}", os.O_RDONLY | os.O_CLOEXEC))
-            self.identity = (tgid, _start_time(tgid))
+            self.identity = (tgid, procfs.start_time(tgid))
         except FileNotFoundError:
             raise OSError(errno.ESRCH, f"process {tgid} has ended") from None
         self._pidfd, self._mem, self._maps = opened
@@ -109,15 +107,11 @@ class Process:
 
     def memlock_limit(self) -> int:
         """RLIMIT_MEMLOCK in bytes.  Raises OSError(ESRCH)."""
-        try:
-            limit = resource.prlimit(self.tgid, resource.RLIMIT_MEMLOCK)[0]
-        except PermissionError:
-            limit = _limit_shown(self.tgid)
-        return UNLIMITED if limit == resource.RLIM_INFINITY else limit
+        return procfs.memlock_limit(self.tgid)
 
     def may_lock_any(self) -> bool:
         """Whether it has CAP_IPC_LOCK in the initial user namespace."""
-        return Client(self.tgid).capable(CAP_IPC_LOCK)
+        return procfs.capable(self.tgid, CAP_IPC_LOCK)
 
     def _check_alive(self) -> None:
         if not lib.shim_alive(self._pidfd, self._mem):
@@ -245,15 +239,3 @@ class Processes:
 def _close_all(descriptors: list[int]) -> None:
     while descriptors:
         os.close(descriptors.pop())
-
-
-def _start_time(tgid: int) -> int:
-    """When the process began, in clock ticks since boot: with its number, a name for it alone."""
-    with open(f"/proc/{tgid}/stat", "rb") as table:
-        return int(table.read().rpartition(b")")[2].split()[19])
-
-
-def _limit_shown(tgid: int) -> int:
-    with open(f"/proc/{tgid}/limits", encoding="ascii") as table:
-        shown = next(line for line in table if line.startswith("Max locked memory")).split()[3]
-    return resource.RLIM_INFINITY if shown == "unlimited" else int(shown)

@@ -7,14 +7,11 @@ that reads it, in another process.  Source: seccomp_unotify(2), <linux/seccomp.h
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import dataclass
 
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.client import Client
-
-_PIDFD_THREAD = os.O_EXCL  # <linux/pidfd.h>, Linux 6.9
 
 
 def _check(result: int, what: str) -> int:
@@ -63,21 +60,8 @@ class Listener:
         return Call(row.id, row.tid, row.fd, row.cmd, row.arg)
 
     def borrow(self, call: Call) -> int:
-        """A duplicate of the caller's `call.fd`, which we close.  Raises OSError(EBADF, ESRCH, EPERM).
-
-        By thread where the kernel can: the process has no descriptors by its own number once its first thread
-        has ended.
-        """
-        try:
-            pidfd = os.pidfd_open(call.tid, _PIDFD_THREAD)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return Client(call.tid).borrow(call.fd)
-        try:
-            return _check(int(lib.shim_pidfd_getfd(pidfd, call.fd)), f"descriptor {call.fd}")
-        finally:
-            os.close(pidfd)
+        """A duplicate of the caller's `call.fd`, which we close.  Raises OSError(EBADF, ESRCH, EPERM)."""
+        return Client(call.tid).borrow(call.fd)
 
     def check(self, call: Call) -> None:
         """Return if `call.tid` still is the caller: what was taken from it before then was the caller's."""

@@ -19,6 +19,7 @@ import trio
 
 from ioctl_shim.fuse import pyfuse3
 from vfsfuse.kobject import Attribute, Entry, Kobject, LinkMember, Member, Symlink, relative
+from vfsfuse.refusals import Refusals
 from vfsfuse.tree import Changes, IAttrs, Tree
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def _notify(call: object, *arguments: object) -> None:
             log.warning("invalidation failed: %s", error)
 
 
-class Operations(pyfuse3.Operations):
+class Operations(Refusals):
     """The handlers.  `cache` is how many seconds the kernel may keep names and stats it is not told to
     drop."""
 
@@ -181,50 +182,6 @@ class Operations(pyfuse3.Operations):
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)
         self._owners.pop(fh, None)
-
-    # ---- what a client cannot do in sysfs, with the errno kernfs gives ----
-
-    async def create(
-        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
-    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        raise pyfuse3.FUSEError(errno.EACCES)
-
-    async def mknod(
-        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        raise pyfuse3.FUSEError(errno.EPERM)
-
-    async def mkdir(
-        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        raise pyfuse3.FUSEError(errno.EPERM)
-
-    async def symlink(
-        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        raise pyfuse3.FUSEError(errno.EPERM)
-
-    async def link(
-        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        raise pyfuse3.FUSEError(errno.EPERM)
-
-    async def rename(
-        self,
-        parent_inode_old: int,
-        name_old: bytes,
-        parent_inode_new: int,
-        name_new: bytes,
-        flags: int,
-        ctx: pyfuse3.RequestContext,
-    ) -> None:
-        raise pyfuse3.FUSEError(errno.EPERM)
-
-    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        raise pyfuse3.FUSEError(errno.EPERM)
-
-    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        raise pyfuse3.FUSEError(errno.EPERM)
 
     # ---- attributes ----
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """IOMMUs of containers. ``Type1`` is the API; ``PinningBackend`` and ``MediatedBackend`` implement it.
 
-Device models use what :class:`devmodel.iommu.dma.AddressSpace` offers (``dma_rw``, ``pin_pages``), the VFIO
+Device models use what :class:`devmodel.iommu.pins.AddressSpace` offers (``dma_rw``, ``pin_pages``), the VFIO
 files what :class:`devmodel.iommu.type1.Type1` adds to it.
 """
 
@@ -20,9 +20,9 @@ from devmodel.iommu.api import (
     Prot,
 )
 from devmodel.iommu.backend import Backend, LockedMemory, MediatedBackend, PinningBackend
-from devmodel.iommu.dma import AddressSpace, Pin
 from devmodel.iommu.mappings import Mapping, Mappings
 from devmodel.iommu.noiommu import NoIommu
+from devmodel.iommu.pins import AddressSpace, Pin
 from devmodel.iommu.type1 import Type1
 
 __all__ = [

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """type1: the IOMMU API of containers, over the implementations (devmodel.iommu.backend) their groups need.
 
-State: under ``AddressSpace.lock``. Called from the device lane (and its worker), never by devices.
+State: under ``Dma.lock``. Called from the device lane (and its worker), never by devices.
 Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; the order of checks is vfio_iommu_type1's.
 """
 
@@ -12,114 +12,44 @@ from devmodel.iommu.api import (
     DMA_ENTRY_LIMIT,
     MAX_BITMAP_PAGES,
     PAGE_SIZE,
-    PGSIZES,
     ClientBitmap,
-    DmaUser,
     Extension,
     Iommu,
-    IommuGroup,
     Prot,
     check_range,
 )
-from devmodel.iommu.backend import BACKENDS, Backend, LockedMemory, MediatedBackend
+from devmodel.iommu.attached import Attached
+from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.dirty import DirtyPages, check_bitmap
-from devmodel.iommu.dma import AddressSpace
 from devmodel.iommu.mappings import Mapping
+from devmodel.iommu.parts import parts_of
 
 NOTIFY_LIMIT = 10
 """How often a device is asked to unpin before its model is called wrong."""
 
 
-class Type1(AddressSpace, Iommu):
+class Type1(Attached, Iommu):
     """One container's mappings. Every :class:`Backend` in use has been told of each of them."""
 
-    __slots__ = ("_backends", "_invalid", "limit", "locked")
+    __slots__ = ("limit",)
 
     def __init__(
         self, v2: bool = True, limit: int = DMA_ENTRY_LIMIT, locked: LockedMemory | None = None
     ) -> None:
         """``v2`` chooses TYPE1v2's unmap, which never splits or overshoots; ``limit`` bounds the mappings;
         ``locked`` accounts for pinned pages together with other containers."""
-        super().__init__(v2)
+        super().__init__(v2, locked or LockedMemory())
         self.limit = limit
-        self.locked = locked or LockedMemory()
-        self._backends: list[Backend] = []
-        self._invalid = 0
-
-    @property
-    def pgsizes(self) -> int:
-        """Bitmap of the supported page sizes."""
-        pgsizes = PGSIZES
-        for backend in self._backends:
-            pgsizes &= backend.pgsizes
-        return pgsizes
 
     @property
     def dma_avail(self) -> int:
         """How many more mappings fit."""
         return self.limit - len(self.mappings)
 
-    @property
-    def iova_ranges(self) -> tuple[tuple[int, int], ...]:
-        """Valid ranges as (first, last) iova, () when nothing limits them: with mediated devices only."""
-        return next((backend.iova_ranges for backend in self._backends if backend.iova_ranges), ())
-
     def check_extension(self, extension: int) -> int:
         if extension == Extension.UPDATE_VADDR:
             return int(self.mediated is None)
         return int(extension in _EXTENSIONS)
-
-    def attach(self, group: IommuGroup) -> None:
-        """Serve ``group`` with the first backend that accepts it.
-
-        ``OSError``: EBUSY while a vaddr is invalid, EINVAL when no backend accepts it or a mapping is where
-        it cannot be, ENOMEM and EFAULT when what is mapped cannot be pinned.
-        """
-        with self.lock:
-            if self._invalid:
-                raise OSError(errno.EBUSY, "a mapping has no vaddr at present")
-            kind = next((kind for kind in BACKENDS if kind.accepts(group)), None)
-            if kind is None or self._backend_of(group) is not None:
-                raise OSError(errno.EINVAL, f"no IOMMU for group {group.number}, or it has one")
-            backend = next((one for one in self._backends if isinstance(one, kind)), None)
-            if backend is None:
-                backend = kind(self.locked)
-                backend.start(self.mappings)
-                self._backends.append(backend)
-                if isinstance(backend, MediatedBackend):
-                    self.mediated = backend
-            backend.groups[group.number] = group
-
-    def detach(self, group: IommuGroup) -> None:
-        with self.lock:
-            backend = self._backend_of(group)
-            if backend is None:
-                return
-            del backend.groups[group.number]
-            if backend.groups:
-                return
-            self._backends.remove(backend)
-            if isinstance(backend, MediatedBackend):
-                self.mediated = None
-            if self._backends:
-                backend.stop(self.mappings)
-            else:
-                self._clear(backend)
-
-    def register(self, user: DmaUser) -> None:
-        """An open mediated device can pin pages from now on. Device lane.
-
-        ``OSError(EINVAL)`` when the container has no mediated group."""
-        with self.lock:
-            if self.mediated is None:
-                raise OSError(errno.EINVAL, "only mediated devices pin pages")
-            self.mediated.users.append(user)
-
-    def unregister(self, user: DmaUser) -> None:
-        """The device is closed; it has unpinned what it pinned. Device lane."""
-        with self.lock:
-            if self.mediated is not None and user in self.mediated.users:
-                self.mediated.users.remove(user)
 
     def map(self, client: Client, iova: int, vaddr: int, size: int, prot: int) -> None:
         """Let ``size`` bytes from ``iova`` stand for ``client``'s memory from ``vaddr``; touches none of it.
@@ -248,23 +178,13 @@ class Type1(AddressSpace, Iommu):
     def translate(self, iova: int, size: int) -> list[tuple[Client, int, int, Prot]]:
         """(client, vaddr, size, protection) of the memory behind a range; a :class:`DmaFault` for a hole."""
         with self.lock:
-            parts = self._parts(iova, size)
+            parts = parts_of(self.mappings, iova, size)
             if parts is None:
                 raise self._fault(iova, size, False, "not mapped")
         return [
             (part.mapping.client, part.mapping.vaddr + part.offset, part.size, part.mapping.prot)
             for part in parts
         ]
-
-    def clear(self) -> None:
-        """Forget every mapping and pin."""
-        with self.lock:
-            self._clear(*self._backends)
-
-    close = clear
-
-    def _backend_of(self, group: IommuGroup) -> Backend | None:
-        return next((one for one in self._backends if group.number in one.groups), None)
 
     def _unmap_end(self, iova: int, size: int, all: bool) -> int:
         if not all:
@@ -300,19 +220,6 @@ class Type1(AddressSpace, Iommu):
             self._forget(mapping, self._backends)
             unmapped += mapping.size
         return unmapped
-
-    def _forget(self, mapping: Mapping, backends: list[Backend]) -> None:
-        self._invalid -= not mapping.vaddr_valid
-        mapping.pins = None
-        for backend in backends:
-            backend.unmap(mapping)
-        self.locked.settle(mapping, 0)
-
-    def _clear(self, *backends: Backend) -> None:
-        for mapping in self.mappings:
-            self._forget(mapping, list(backends))
-        self.mappings.clear()
-        self.tracking = False
 
     def _check_v2(self) -> None:
         if not self.v2:

@@ -6,7 +6,7 @@
  *
  * errors       each wrong call has the kernel's errno
  * signals      good calls while signals arrive all the time
- * last-thread  a good call from a thread that has outlived the first
+ * last-thread  good calls from a thread that has outlived the first; it sets the container and an interrupt, too
  * unset        the device, closed, is in nobody's hands: the group can leave its container at once
  * forever      good calls until killed
  * hold         says "held" and keeps the device open until stdin ends
@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -99,10 +100,25 @@ static void signals(void)
 	CHECK(ticks > 0);
 }
 
+static void join(void)
+{
+	CHECK(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &container));
+	CHECK(!ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+}
+
 static void *outlive(void *first)
 {
+	struct { struct vfio_irq_set set; int eventfd; } request = {.eventfd = eventfd(0, 0)};
+	int device;
+
+	request.set.argsz = sizeof(request), request.set.index = VFIO_PCI_REQ_IRQ_INDEX, request.set.count = 1;
+	request.set.flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
 	CHECK(!pthread_join(*(pthread_t *)first, NULL));
+	CHECK(!ioctl(group, VFIO_GROUP_UNSET_CONTAINER));
+	join();
 	good(name);
+	device = get(group, name);
+	CHECK(device >= 0 && !ioctl(device, VFIO_DEVICE_SET_IRQS, &request));
 	puts("ok");
 	exit(0);
 }
@@ -114,12 +130,6 @@ static void last_thread(void)
 	first = pthread_self();
 	CHECK(!pthread_create(&other, NULL, outlive, &first));
 	pthread_exit(NULL);
-}
-
-static void join(void)
-{
-	CHECK(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &container));
-	CHECK(!ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
 }
 
 static void unset(void)

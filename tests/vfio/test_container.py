@@ -495,7 +495,7 @@ def test_another_process_maps_its_own_memory(container: Container) -> None:
 
 
 def test_lab_files_as_dma_memory(lab: MountedLab, vgpu: Vgpu, pf_group: str) -> None:
-    """The server must not wait for itself: an attribute cannot be mapped, a device's BAR can and is memory."""
+    """The server must not wait for itself: an attribute cannot be mapped; a BAR can, and is memory."""
     attribute, resource = (
         os.open(lab.gpu / "vendor", os.O_RDONLY),
         os.open(vgpu.path / "resource0", os.O_RDWR),

@@ -14,6 +14,7 @@ from ioctl_shim.abi import BY_NAME, Kind
 from ioctl_shim.client import CAP_SYS_RAWIO, Client
 from ioctl_shim.lane import IoctlCall, Opened, OpenRequest
 from ioctl_shim.process import Processes
+from vfsfuse.vfio.chain import InfoCap, reply
 from vfsfuse.vfio.files import Request, VfioFile, answers
 
 MAP_FLAGS: int = lib.VFIO_DMA_MAP_FLAG_READ | lib.VFIO_DMA_MAP_FLAG_WRITE | lib.VFIO_DMA_MAP_FLAG_VADDR
@@ -91,19 +92,10 @@ class ContainerFile(VfioFile):
 
     @answers("VFIO_IOMMU_GET_INFO")
     def get_info(self, request: Request) -> int:
-        iommu, argument = self.iommu, request.argument
-        info = argument.value
-        info.flags = lib.VFIO_IOMMU_INFO_PGSIZES | lib.VFIO_IOMMU_INFO_CAPS
+        iommu, info = self.iommu, request.argument.value
+        info.flags = lib.VFIO_IOMMU_INFO_PGSIZES
         info.iova_pgsizes = iommu.pgsizes
-        info.cap_offset = 0
-        chain = build_chain(argument.row.size, _capabilities(iommu))
-        needed = argument.row.size + len(chain)
-        if argument.argsz < needed:
-            info.argsz = needed  # the client comes back with room for the chain
-            argument.reply()
-        else:
-            info.cap_offset = argument.row.size
-            argument.reply(chain)
+        reply(request.argument, lib.VFIO_IOMMU_INFO_CAPS, _capabilities(iommu))
         return 0
 
     @answers("VFIO_IOMMU_MAP_DMA")
@@ -192,29 +184,17 @@ def _bytes(struct: str, value: Any) -> bytes:
     return bytes(ffi.buffer(ffi.new(struct, value)))
 
 
-def _capabilities(iommu: Type1) -> list[tuple[int, int, bytes]]:
-    """(id, version, body) of each capability of IOMMU_GET_INFO, in the kernel's order."""
+def _capabilities(iommu: Type1) -> list[InfoCap]:
+    """The capabilities of IOMMU_GET_INFO, in the kernel's order."""
     smallest = iommu.pgsizes & -iommu.pgsizes
     migration = _bytes("uint64_t[]", [smallest, MAX_BITMAP_SIZE])
     found = [
-        (lib.VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, 1, bytes(8) + migration),
-        (lib.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, 1, iommu.dma_avail.to_bytes(4, "little")),
+        InfoCap(lib.VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, 1, bytes(8) + migration),
+        InfoCap(lib.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, 1, iommu.dma_avail.to_bytes(4, "little")),
     ]
     ranges = iommu.iova_ranges
     if ranges:
+        count = _bytes("uint32_t[]", [len(ranges), 0])
         body = _bytes("struct vfio_iova_range[]", [{"start": first, "end": last} for first, last in ranges])
-        found.append(
-            (lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, _bytes("uint32_t[]", [len(ranges), 0]) + body)
-        )
+        found.append(InfoCap(lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, count + body))
     return found
-
-
-def build_chain(start: int, capabilities: list[tuple[int, int, bytes]]) -> bytes:
-    """A capability chain for offset `start` of a client's buffer; each header is 8-byte aligned."""
-    chain = b""
-    for number, (identity, version, body) in enumerate(capabilities, start=1):
-        padded = body + bytes(-len(body) % 8)
-        following = start + len(chain) + 8 + len(padded) if number < len(capabilities) else 0
-        header = {"id": identity, "version": version, "next": following}
-        chain += bytes(ffi.buffer(ffi.new("struct vfio_info_cap_header *", header))) + padded
-    return chain

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import c_int32
 
 from devmodel.eventfd import Eventfd
-from ioctl_shim._native import lib
 from ioctl_shim.client import Client
 
 
@@ -21,18 +19,8 @@ def borrow(client: Client, number: int) -> Eventfd:
 @contextmanager
 def lender(client: Client) -> Iterator[Callable[[int], Eventfd]]:
     """`borrow` for many descriptors of one client: 2048 vectors find the process once."""
-    pidfd = os.pidfd_open(client.tgid)
-
-    def lend(number: int) -> Eventfd:
-        copy = int(lib.shim_pidfd_getfd(pidfd, number))
-        if copy < 0:
-            raise OSError(-copy, f"descriptor {number} of process {client.tgid}")
-        return Eventfd(copy)
-
-    try:
-        yield lend
-    finally:
-        os.close(pidfd)
+    with client.lending() as lend:
+        yield lambda number: Eventfd(lend(number))
 
 
 def numbers(data: bytes) -> list[int]:

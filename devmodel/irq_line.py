@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the interrupt indexes of a device have in common: the data of SET_IRQS, and which index is active.
+
+State: under ``Exclusive.lock``. Source: <linux/vfio.h> (VFIO_DEVICE_SET_IRQS).
+"""
+
+import errno
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from devmodel.eventfd import Eventfd, Watcher
+
+
+class PciIrq(IntEnum):
+    """Interrupt indexes of vfio-pci."""
+
+    INTX = 0
+    MSI = 1
+    MSIX = 2
+    ERR = 3
+    REQ = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFds:
+    """DATA_EVENTFD: the client's descriptor numbers (below 0: none), how to get one, and who waits for it.
+
+    ``borrow`` raises ``OSError``: EBADF for no descriptor, EINVAL for one that is no eventfd.
+    """
+
+    numbers: Sequence[int]
+    borrow: Callable[[int], Eventfd]
+    watcher: Watcher
+
+    def first(self) -> Eventfd | None:
+        """The eventfd of the first number, None when that is below 0."""
+        return self.borrow(self.numbers[0]) if self.numbers[0] >= 0 else None
+
+
+Data = bytes | ClientFds | None
+"""None is DATA_NONE, bytes are DATA_BOOL; each has as many elements as the range."""
+
+
+def invalid(why: str) -> OSError:
+    """EINVAL, and why."""
+    return OSError(errno.EINVAL, why)
+
+
+class Exclusive:
+    """INTx, MSI and MSI-X exclude each other: one of them is :attr:`active`, or none."""
+
+    __slots__ = ("active", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.active: PciIrq | None = None
+
+
+class Line:
+    """What serves one index, under ``Exclusive.lock``: methods named as the values of
+    :class:`devmodel.irq.Action` are what it can do."""
+
+    __slots__ = ()
+
+    def fire(self, vector: int) -> None:
+        """The device's own trigger."""
+        raise NotImplementedError
+
+    def tear_down(self) -> None:
+        """Let go of all eventfds."""
+        raise NotImplementedError

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What /proc says of a client.
+
+State: none; any thread. Source: proc_pid_status(5), proc_pid_stat(5), proc_pid_limits(5), capabilities(7),
+user_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+
+UNLIMITED = 2**64 - 1
+_INITIAL_USER_NAMESPACE = "user:[4026531837]"
+
+
+def tgid_of(tid: int) -> int:
+    """The process of thread `tid`.  Raises OSError(ESRCH) when it has ended."""
+    try:
+        return int(_status(tid, b"Tgid:"))
+    except (FileNotFoundError, ProcessLookupError, StopIteration):
+        raise OSError(errno.ESRCH, f"thread {tid} has ended") from None
+
+
+def capable(tid: int, capability: int) -> bool:
+    """Whether thread `tid` has `capability` in the initial user namespace; one that has ended has none."""
+    try:
+        effective = int(_status(tid, b"CapEff:"), 16)
+        return bool(effective >> capability & 1) and _in_initial_namespace(tid)
+    except (OSError, StopIteration):
+        return False
+
+
+def start_time(tgid: int) -> int:
+    """When the process began, in clock ticks since boot: with its number, a name for it alone."""
+    with open(f"/proc/{tgid}/stat", "rb") as table:
+        return int(table.read().rpartition(b")")[2].split()[19])
+
+
+def memlock_limit(tgid: int) -> int:
+    """The process' RLIMIT_MEMLOCK in bytes, or UNLIMITED.  Raises OSError(ESRCH)."""
+    try:
+        limit = resource.prlimit(tgid, resource.RLIMIT_MEMLOCK)[0]
+    except PermissionError:
+        limit = _limit_shown(tgid)
+    return UNLIMITED if limit == resource.RLIM_INFINITY else limit
+
+
+def _status(tid: int, key: bytes) -> bytes:
+    with open(f"/proc/{tid}/status", "rb") as status:
+        return next(line.split()[1] for line in status if line.startswith(key))
+
+
+def _in_initial_namespace(tid: int) -> bool:
+    return os.readlink(f"/proc/{tid}/ns/user") == _INITIAL_USER_NAMESPACE
+
+
+def _limit_shown(tgid: int) -> int:
+    with open(f"/proc/{tgid}/limits", encoding="ascii") as table:
+        shown = next(line for line in table if line.startswith("Max locked memory")).split()[3]
+    return resource.RLIM_INFINITY if shown == "unlimited" else int(shown)

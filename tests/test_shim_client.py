@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ioctl_shim.client against real processes: whose descriptors, and whose capabilities."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+
+import pytest
+
+from ioctl_shim.client import CAP_SYS_RAWIO, Client
+
+
+def same_file(one: int, other: int) -> bool:
+    return os.path.sameopenfile(one, other)
+
+
+def test_a_descriptor_is_borrowed_where_pidfds_are_of_processes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 6.9 there is no PIDFD_THREAD."""
+    real = os.pidfd_open
+
+    def old(pid: int, flags: int = 0) -> int:
+        if flags:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", old)
+    with open(os.devnull, "rb") as file, Client(os.getpid()).borrowed(file.fileno()) as copy:
+        assert copy != file.fileno() and same_file(copy, file.fileno())
+
+
+def test_what_cannot_be_borrowed() -> None:
+    with pytest.raises(OSError) as caught:
+        Client(os.getpid()).borrow(-1)
+    assert caught.value.errno == errno.EBADF
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with pytest.raises(OSError) as caught:
+        Client(ended.pid).borrow(0)
+    assert caught.value.errno == errno.ESRCH
+
+
+def test_capabilities_count_in_the_initial_user_namespace() -> None:
+    script = "grep CapEff: /proc/self/status; read wait"
+    pipe = subprocess.PIPE
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as inside:
+        assert inside.stdin is not None and inside.stdout is not None
+        shown = inside.stdout.readline().split()
+        if not shown:
+            pytest.skip("user namespaces are not allowed here")
+        assert int(shown[1], 16) >> CAP_SYS_RAWIO & 1
+        assert not Client(inside.pid).capable(CAP_SYS_RAWIO)
+        inside.stdin.write("\n")
