@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import stat
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -32,7 +33,7 @@ class Stat:
     gid: int | None = None
 
 
-class Entry:
+class Entry(ABC):
     """A name in a directory: a Kobject, a Symlink or a DeviceNode.  `number` is unique for the mount's
     life."""
 
@@ -58,8 +59,9 @@ class Entry:
         above = self.parent.path
         return f"{above}/{self.name}" if above else self.name
 
+    @abstractmethod
     def stat(self) -> Stat:
-        raise NotImplementedError
+        """What stat(2) shows."""
 
 
 class Symlink(Entry):

@@ -24,6 +24,9 @@ KINDS = ("gpu", "virtual")
 RESERVED_VENDORS = ("vgpu_start", "vgpu_shutdown")
 """Files of sys/class/vgpu, beside which the vendor's directory lies."""
 
+RESERVED_DRIVERS = ("iommu", "mdev_bus", "net", "vfio-dev", "vfio-pci")
+"""Directories of sys/class, and the PCI driver that takes a function away from its host driver."""
+
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
@@ -112,6 +115,8 @@ class _Reader:
         found = self.table(content, PARENT, path)
         self.check_parent_name(name, found["kind"], path)
         is_gpu = found["kind"] == "gpu"
+        if found["driver"] in RESERVED_DRIVERS or (found["driver"] == "vgpu" and not is_gpu):
+            self.fail((*path, "driver"), f"{found['driver']!r} has a meaning of its own (choose another)")
         known = PHYSICAL if is_gpu else MODELS
         found.setdefault("model", "gpu" if is_gpu else found["driver"])
         model = self.model(found["model"], known, (*path, "model"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +24,7 @@ PAGE_SIZE = 4096
 S = TypeVar("S")
 
 
-class Member:
+class Member(ABC):
     """A file or link that Kobject classes declare."""
 
     __slots__ = ("lane_bits", "name")
@@ -38,8 +39,9 @@ class Member:
         """As a kernel attribute group's is_visible()."""
         return True
 
+    @abstractmethod
     def stat(self, owner: Any) -> Stat:
-        raise NotImplementedError
+        """What stat(2) shows of it in `owner`."""
 
 
 class Attribute(Member):

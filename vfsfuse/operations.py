@@ -12,7 +12,7 @@ import logging
 import os
 import select
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -51,9 +51,9 @@ def tell_kernel(changes: Changes) -> None:
         _notify(pyfuse3.invalidate_entry, parent, name)
 
 
-def _notify(call: object, *arguments: object) -> None:
+def _notify(call: Callable[..., object], *arguments: object) -> None:
     try:
-        call(*arguments)  # type: ignore[operator]
+        call(*arguments)
     except OSError as error:
         # ENOENT, ENOTDIR: the kernel did not know it; ENODEV, EBADF, ENOTCONN: it is being unmounted
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EBADF, errno.ENOTCONN):

@@ -175,6 +175,8 @@ GPU_PATH = 'parents."0000:01:00.0"'
         (GPU + "[mount]\ndevice_owner = true\n", "mount.device_owner", "not a whole number"),
         (GPU.replace('"gpu"', '"pci"'), f"{GPU_PATH}.kind", "not a kind of parent"),
         (GPU.replace('kind = "gpu"\n', ""), f"{GPU_PATH}.kind", "is missing"),
+        (GPU.replace('"vgpu"', '"vfio-pci"'), f"{GPU_PATH}.driver", "a meaning of its own"),
+        (CARD.replace('"mtty"', '"vgpu"') + "types = {}\n", "parents.card.driver", "a meaning of its own"),
         (GPU.replace("0000:01:00.0", "card0"), "parents.card0", "PCI address"),
         (GPU.replace("0000:01:00.0", "0000:01:00.9"), 'parents."0000:01:00.9"', "PCI address"),
         (CARD.replace("card", '"a b"') + "types = {}\n", 'parents."a b"', "cannot name a parent"),
