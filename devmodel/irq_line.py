@@ -6,6 +6,7 @@ State: under ``Exclusive.lock``. Source: <linux/vfio.h> (VFIO_DEVICE_SET_IRQS).
 
 import errno
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -58,16 +59,16 @@ class Exclusive:
         self.active: PciIrq | None = None
 
 
-class Line:
+class Line(ABC):
     """What serves one index, under ``Exclusive.lock``: methods named as the values of
     :class:`devmodel.irq.Action` are what it can do."""
 
     __slots__ = ()
 
+    @abstractmethod
     def fire(self, vector: int) -> None:
         """The device's own trigger."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tear_down(self) -> None:
         """Let go of all eventfds."""
-        raise NotImplementedError

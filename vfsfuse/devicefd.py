@@ -45,7 +45,7 @@ def read_name(client: Client, vaddr: int) -> bytes:
 
 
 class _NotOurs(Exception):
-    """The call is on a file of another filesystem, or of a program that we may not look into."""
+    """The call is on no group of this lab, or of a program that we may not look into."""
 
 
 @contextlib.contextmanager
@@ -100,11 +100,9 @@ class Broker:
         try:
             fcntl.ioctl(self._control, PREPARE_DEVICE, argument)
         except OSError as error:
-            if (
-                error.errno == errno.ENOTTY
-            ):  # on something else than a group: the server has its errno for that
-                raise _NotOurs from None
-            raise
+            if error.errno != errno.ENOTTY:
+                raise
+            raise _NotOurs from None  # no group: the server has an errno for this call on what it is
         return int(_PREPARE.unpack(argument)[-1])
 
     def _open(self, name: str) -> int:

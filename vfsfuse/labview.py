@@ -155,7 +155,11 @@ class LabView:
             if self._vfio.unlisted.pop(name, None) is None:
                 raise OSError(errno.ENXIO, "opened already")
             hold = take()
-            return open_device(hold, self._ports[hold.assignable], self.services, forget)
+            try:
+                return open_device(hold, self._ports[hold.assignable], self.services, forget)
+            except BaseException:
+                forget()
+                raise
 
         def forget() -> None:
             released()

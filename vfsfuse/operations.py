@@ -19,12 +19,12 @@ import trio
 
 from ioctl_shim.fuse import pyfuse3
 from vfsfuse.kobject import Attribute, Entry, Kobject, LinkMember, Member, Symlink, relative
+from vfsfuse.mountpoint import XATTR_PID
 from vfsfuse.refusals import Refusals
 from vfsfuse.tree import Changes, IAttrs, Tree
 
 log = logging.getLogger(__name__)
 POLL_MASK = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
-XATTR_PID = b"user.vfsfuse.pid"
 
 
 @contextmanager
@@ -144,7 +144,7 @@ class Operations(Refusals):
         return made
 
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        if inode == pyfuse3.ROOT_INODE and name == XATTR_PID:
+        if inode == pyfuse3.ROOT_INODE and name == XATTR_PID.encode():
             return str(os.getpid()).encode()
         raise pyfuse3.FUSEError(errno.ENODATA)
 

@@ -50,7 +50,8 @@ static ssize_t send_reply(int fd, struct iovec *iov, int count, void *userdata)
 	memset(&body, 0, sizeof(body));
 	memcpy(&body, iov[1].iov_base, iov[1].iov_len);
 	init_unique = 0;
-	header.len = sizeof(header) + lane_init_reply(header.unique, &init_request, &body, sizeof(body));
+	lane_init_reply(&init_request, &body);
+	header.len = sizeof(header) + sizeof(body);
 	struct iovec patched[2] = {{&header, sizeof(header)}, {&body, header.len - sizeof(header)}};
 	ssize_t sent = writev(fd, patched, 2);
 

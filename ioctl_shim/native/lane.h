@@ -22,6 +22,6 @@ int lane_attach(int fuse_fd);
 int lane_event_fd(void);
 struct lane_message *lane_pop(void);
 int lane_ended(void);
-int lane_init_reply(uint64_t unique, const void *in, void *body, size_t size);
+void lane_init_reply(const void *in, void *body);
 
 #endif

@@ -145,20 +145,18 @@ int lane_reply(uint64_t unique, int32_t result, const void *out, uint32_t out_si
 	return 0;
 }
 
-int lane_init_reply(uint64_t unique, const void *in, void *body, size_t size)
+void lane_init_reply(const void *in, void *body)
 {
 	const struct vfs_init_in *request = in;
 	struct vfs_init_out *out = body;
 
-	(void)unique;
 	if (!(request->flags & FUSE_INIT_EXT) || !(request->flags2 & VFS_PASSTHROUGH_FLAG2))
-		return (int)size;
+		return;
 	out->flags |= FUSE_INIT_EXT;
 	out->flags &= ~(uint32_t)FUSE_WRITEBACK_CACHE; /* the kernel refuses both together */
 	out->flags2 |= VFS_PASSTHROUGH_FLAG2;
 	out->max_stack_depth = 1;
 	session.passthrough = 1;
-	return (int)size;
 }
 
 /* ---- memory regions ---- */
