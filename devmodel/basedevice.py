@@ -1,27 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every VFIO device has: regions, interrupts, and the lock under which the device lane touches them.
 
-State: everything in a device is under ``Device.lock``. Source: <linux/vfio.h> (VFIO_DEVICE_GET_INFO and what
-follows it).
+State: everything in a device is under ``Device.lock``; its tasks run on the trio thread (devmodel.tasks).
+Source: <linux/vfio.h> (VFIO_DEVICE_GET_INFO and what follows it).
 """
 
 import errno
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
+from devmodel.attribute import DeviceAttribute
 from devmodel.backing import Backing
+from devmodel.dmaport import DmaPort
 from devmodel.ioeventfd import IoEventfds
+from devmodel.iommu import Iommu, Type1
 from devmodel.irq import IrqIndex, Irqs
-from devmodel.region import Memory, Region, clip
+from devmodel.region import Memory, Region
+from devmodel.tasks import Coroutine, Tasks, check_current
+
+_NONE: frozenset[int] = frozenset()
 
 
 class Device:
-    """Base of every VFIO device. Nothing in it calls out while holding :attr:`lock`."""
+    """Base of every VFIO device. Nothing in it calls out while holding :attr:`lock`.
 
-    __slots__ = ("_backing", "_closed", "ioeventfds", "irq", "irqs", "lock", "name", "regions")
+    Regions in :attr:`undecoded` do not answer: reads are all ones, writes are dropped.
+    """
+
+    __slots__ = (
+        "_backing",
+        "_closed",
+        "_hide",
+        "_in_use",
+        "_iommu",
+        "dma",
+        "ioeventfds",
+        "irq",
+        "irqs",
+        "lock",
+        "name",
+        "regions",
+        "tasks",
+        "undecoded",
+    )
     is_pci: ClassVar[bool] = False
     resettable: ClassVar[bool] = True
+    ATTRIBUTES: ClassVar[Sequence[DeviceAttribute]] = ()
+    """For models: what its directory in sysfs has besides what every device has."""
 
     def __init__(self, name: str, regions: Sequence[Region | None], irqs: Sequence[IrqIndex | None]) -> None:
         """``regions`` and ``irqs`` are by VFIO index; None is an index without anything.
@@ -34,6 +61,12 @@ class Device:
         self.irq = Irqs(self.irqs)
         self.ioeventfds = IoEventfds(self.write)
         self.lock = threading.Lock()
+        self.tasks = Tasks()
+        self.dma = DmaPort(self.tasks, self.may_dma)
+        self.undecoded = _NONE
+        self._iommu: Iommu | None = None
+        self._in_use = False
+        self._hide: Callable[[frozenset[int]], None] | None = None
         self._closed = False
         memory = {index: region for index, region in enumerate(regions) if isinstance(region, Memory)}
         self._backing = Backing({index: region.size for index, region in memory.items()})
@@ -62,7 +95,9 @@ class Device:
             region = self._open_region(index)
             if not region.readable:
                 raise OSError(errno.EINVAL, f"region {index} cannot be read")
-            return region.read(offset, clip(region.size, offset, size))
+            if index in self.undecoded:
+                return b"\xff" * region.clip(offset, size)
+            return region.read(offset, region.clip(offset, size))
 
     def write(self, index: int, offset: int, data: bytes) -> int:
         """Write ``data`` at ``offset`` of region ``index``, from any thread; returns the bytes taken.
@@ -73,36 +108,123 @@ class Device:
             region = self._open_region(index)
             if not region.writable:
                 raise OSError(errno.EINVAL, f"region {index} cannot be written")
-            taken = clip(region.size, offset, len(data))
+            taken = region.clip(offset, len(data))
+            if index in self.undecoded:
+                return taken
             region.write(offset, data if taken == len(data) else data[:taken])
             return taken
 
-    def reset(self) -> None:
-        """Function reset. ``OSError(EINVAL)`` when the device has none, ENODEV once it is gone."""
+    def reset(self, kept: Region | None = None) -> None:
+        """Function reset: its tasks end, and :meth:`run` starts anew while a client has the device.
+
+        ``kept`` is a region that whoever resets puts back as it was, so it stays. ``OSError(EINVAL)`` when
+        the device has no reset, ENODEV once it is gone.
+        """
         if not self.resettable:
             raise OSError(errno.EINVAL, f"{self.name} cannot be reset")
         with self.lock:
             self._check_open()
-            for region in filter(None, self.regions):
-                region.reset()
+            self.tasks.stop()
+            for region in self.regions:
+                if region is not None and region is not kept:
+                    region.reset()
             self.after_reset()
             self.sync_intx()
+            if self._in_use:
+                self._run()
+
+    def opened(self, iommu: Iommu | None) -> None:
+        """A client has opened the device, through a group whose container has this IOMMU, or without one."""
+        with self.lock:
+            if self._iommu is None and iommu is not None:
+                self._iommu = iommu
+                self._connect(iommu)
+            if not self._in_use:
+                self._in_use = True
+                self._run()
 
     def sync_intx(self) -> None:
         """After a reset, under :attr:`lock`: what the registers say of the interrupt line is what it is."""
 
     def released(self) -> None:
-        """The last client has closed the device: interrupts and ioeventfds are gone. Takes no device lock."""
+        """The last client has closed the device: its tasks, interrupts and ioeventfds are gone."""
+        with self.lock:
+            self.tasks.stop()
+            iommu, self._iommu, self._in_use = self._iommu, None, False
+            self.dma.connect(None)
+        if isinstance(iommu, Type1) and self._unpins:
+            self.dma_unmap(0, 2**64)
+            iommu.unregister(self)
         self.ioeventfds.release()
         self.irq.release()
 
+    # ---- for models ----
+
+    async def run(self) -> None:
+        """For models: what the device does by itself. Trio thread, from when a first client has opened the
+        device until the last one lets go; a reset ends it and starts it again."""
+
     def after_reset(self) -> None:
         """For models: what a reset does besides resetting each region. Runs under :attr:`lock`."""
+
+    def closed(self) -> None:
+        """For models: let go of what the model holds; the device is gone. Runs once, under :attr:`lock`."""
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        """For models that pin pages: unpin whatever of this range is pinned, before returning.
+
+        Called on the device lane or its worker, with no lock held, so it must not wait for a DMA.
+        """
+
+    def start(self, function: Coroutine, *arguments: object) -> None:
+        """Start another task as :meth:`run` is one, which a reset ends too. Any thread, hooks included."""
+        self.tasks.start(function, *arguments)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """:attr:`lock`, for tasks: ends the task when the device was reset or released meanwhile."""
+        with self.lock:
+            check_current()
+            yield
+
+    def may_dma(self) -> bool:
+        """Whether the device may do DMA now. Any thread."""
+        return True
+
+    def hide_by(self, hide: Callable[[frozenset[int]], None]) -> None:
+        """Call ``hide`` with :attr:`undecoded`, now and whenever it changes, under :attr:`lock`; for whoever
+        answers reads and writes of memory regions in our place."""
+        with self.lock:
+            self._hide = hide
+            hide(self.undecoded)
+
+    def decode(self, undecoded: frozenset[int]) -> None:
+        """These regions, and no others, do not answer. Under :attr:`lock`."""
+        if undecoded != self.undecoded:
+            self.undecoded = undecoded
+            if self._hide is not None:
+                self._hide(undecoded)
+
+    @property
+    def _unpins(self) -> bool:
+        return type(self).dma_unmap is not Device.dma_unmap
+
+    def _connect(self, iommu: Iommu) -> None:
+        if isinstance(iommu, Type1):
+            self.dma.connect(iommu)
+            if self._unpins and iommu.mediated is not None:
+                iommu.register(self)
+
+    def _run(self) -> None:
+        if type(self).run is not Device.run and self.tasks.served:
+            self.tasks.start(self.run)
 
     def close(self) -> None:
         """Let go of everything; accesses from now on raise ``OSError(ENODEV)``. May be called twice."""
         self.released()
         with self.lock:
+            if not self._closed:
+                self.closed()
             self._closed = True
             for region in filter(None, self.regions):
                 region.close()

@@ -62,5 +62,8 @@ class Client(Protocol):
     def memlock_limit(self) -> int:
         """RLIMIT_MEMLOCK of the process in bytes, as it is now."""
 
+    def locked(self) -> int:
+        """Bytes of its memory that the process has locked by itself (mlock(2)), which count too."""
+
     def may_lock_any(self) -> bool:
         """Whether that limit does not count for it (CAP_IPC_LOCK)."""

@@ -81,11 +81,22 @@ class PciDevice(Device):
     """A PCI function. A model declares :attr:`identity` and :attr:`OPTIONS`, and overrides :meth:`bars`.
 
     ``memory`` is the video or device memory in bytes that its type gives it; ``options`` are the type's, with
-    the defaults of :attr:`OPTIONS`; with an ``aperture`` the BARs get addresses and are enabled, as firmware
-    and a host driver leave them, and without one they are 0, as a mediated device's are.
+    the defaults of :attr:`OPTIONS`. BARs are enabled: with an ``aperture`` they have addresses and the device
+    is bus master, as firmware and a host driver leave them, and without one they are at 0 and it is not, as a
+    mediated device of the kernel's samples is.
     """
 
-    __slots__ = ("_intx", "_places", "bar_map", "caps", "config", "memory", "options", "own_regions")
+    __slots__ = (
+        "_intx",
+        "_places",
+        "_silent",
+        "bar_map",
+        "caps",
+        "config",
+        "memory",
+        "options",
+        "own_regions",
+    )
     is_pci: ClassVar[bool] = True
     identity: ClassVar[Identity]
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
@@ -99,18 +110,28 @@ class PciDevice(Device):
     ) -> None:
         """Raises ValueError when :meth:`validate` would."""
         self.memory = memory
-        self.options = {key: option.default for key, option in self.OPTIONS.items()} | dict(options or {})
+        self.options = self.with_defaults(options or {})
         self.validate(memory, self.options)
         self.bar_map = dict(self.bars())
         self.caps = tuple(self.capabilities())
         self.own_regions = tuple(self.device_regions())
         self._intx = False
-        self.config = ConfigSpace(self.identity, self.bar_map, self.caps)
+        express = any(cap.id == CapId.EXP for cap in self.caps)
+        size = regs.CFG_SPACE_EXP_SIZE if express else regs.CFG_SPACE_SIZE
+        self.config = ConfigSpace(self.identity, self.bar_map, self.caps, size)
         self._places: dict[int, int] = {}
         if aperture is not None:
             self._place_bars(aperture)
+        self._silent = _silent(self.bar_map)
+        self._enable(0 if aperture is None else Command.MASTER)
         super().__init__(name, self._region_table(), self._irq_table())
         self.config.watch(Reg.COMMAND, 2, self._command_written)
+        self._command_written(self.config.command)
+
+    @classmethod
+    def with_defaults(cls, options: Mapping[str, int]) -> dict[str, int]:
+        """``options``, and the defaults of those it has not."""
+        return {key: option.default for key, option in cls.OPTIONS.items()} | dict(options)
 
     @classmethod
     def validate(cls, memory: int, options: Mapping[str, int]) -> None:
@@ -150,12 +171,27 @@ class PciDevice(Device):
         self.config.store(Reg.STATUS, 2, status | (regs.STATUS_INTERRUPT if asserted else 0))
         self.irq.set_level(asserted)
 
+    def interrupt(self, vector: int = 0) -> None:
+        """For models, under :attr:`lock`: send message ``vector`` if the client set up MSI or MSI-X, or else
+        assert INTx, which the model deasserts (:meth:`set_intx`) once its reason is gone."""
+        if not self.irq.raise_message(vector) and self.identity.irq_pin:
+            self.set_intx(True)
+
+    def clear_master(self) -> None:
+        """The function is no bus master until its client makes it one."""
+        with self.lock:
+            self.config.store(Reg.COMMAND, 2, self.config.command & ~Command.MASTER)
+
+    def may_dma(self) -> bool:
+        return bool(self.config.command & Command.MASTER)
+
     def sync_intx(self) -> None:
         self.set_intx(False)
         self._command_written(self.config.command)
 
     def _command_written(self, value: int) -> None:
         self.irq.disable_intx(bool(value & Command.INTX_DISABLE))
+        self.decode(self._silent[bool(value & Command.IO), bool(value & Command.MEMORY)])
 
     def resources(self) -> list[ResourceRow]:
         """The lines of sysfs ``resource``; a BAR that firmware did not place has IORESOURCE_UNSET."""
@@ -169,12 +205,15 @@ class PciDevice(Device):
         return rows
 
     def _place_bars(self, aperture: Aperture) -> None:
-        enable = Command.MASTER
         for index, bar in self.bar_map.items():
             self._places[index] = aperture.take(bar)
             self.config.place_bar(index, self._places[index])
-            enable |= Command.IO if bar.io else Command.MEMORY
-        self.config.preset(Reg.COMMAND, 2, enable)
+
+    def _enable(self, command: int) -> None:
+        """Let the command register be ``command`` and the decoding of all BARs there are."""
+        for bar in self.bar_map.values():
+            command |= Command.IO if bar.io else Command.MEMORY
+        self.config.preset(Reg.COMMAND, 2, command)
 
     def _region_table(self) -> list[Region | None]:
         table: list[Region | None] = [None] * PciRegion.COUNT
@@ -193,3 +232,14 @@ class PciDevice(Device):
             IrqIndex(1, noresize=True) if CapId.EXP in vectors else None,  # errors are PCI Express's
             IrqIndex(1, noresize=True),
         ]
+
+
+def _silent(bars: Mapping[int, Bar]) -> Mapping[tuple[bool, bool], frozenset[int]]:
+    """The BARs that do not answer, by whether I/O and whether memory is decoded. The ROM is no such BAR:
+    whoever reads it is given it, as vfio-pci enables it for each read."""
+    kinds = {index: bar.io for index, bar in bars.items() if index != regs.ROM_BAR}
+    return {
+        (io, memory): frozenset(index for index, is_io in kinds.items() if not (io if is_io else memory))
+        for io in (False, True)
+        for memory in (False, True)
+    }

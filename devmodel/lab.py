@@ -18,6 +18,7 @@ from devmodel.numbers import Numbers
 from devmodel.parent import Mdev, MdevType, Parent, PhysicalFunction
 from devmodel.pci import Aperture
 from devmodel.spec import LabSpec, ParentSpec, TypeSpec
+from devmodel.tasks import TaskHost
 from devmodel.vfio import Group, VfioModule
 
 __all__ = [
@@ -66,11 +67,12 @@ class Lab:
         self._group_numbers, self._minors, self._vfio_minors = Numbers(), Numbers(), Numbers()
         self.vfio = VfioModule()
         self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio)
+        self.tasks = TaskHost()
         self._buses: dict[str, list[PhysicalFunction]] = {}
         self._aperture = Aperture()
         self.parents: dict[str, Parent] = {}
         for parent in spec.parents:
-            self.parents[parent.name] = Parent(parent, self._make_function(parent))
+            self.parents[parent.name] = Parent(parent, self._make_function(parent), self.tasks)
 
     def create(self, type_: MdevType, uuid: UUID, instance: int = 0, name: str | None = None) -> Mdev:
         """Create a vGPU; ``name`` is its directory's, the UUID unless given.
@@ -145,7 +147,7 @@ class Lab:
         group = Group(self._group_numbers.take(), noiommu=not spec.iommu)
         self.groups[group.number] = group
         bus = self._buses.setdefault(spec.name.rsplit(":", 1)[0], [])
-        return PhysicalFunction(spec, group, self._aperture, bus)
+        return PhysicalFunction(spec, group, self._aperture, bus, self.tasks)
 
     def _build(self, type_: MdevType, uuid: UUID, instance: int, name: str, undo: ExitStack) -> Mdev:
         """Make an mdev with numbers and a group of its own; ``undo`` gets what takes them back."""

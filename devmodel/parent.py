@@ -11,11 +11,11 @@ from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
-from devmodel import models
 from devmodel.device import Device, PciDevice
 from devmodel.pci import Aperture
 from devmodel.pciname import VfToken, check_token, parse_pci_name
 from devmodel.spec import ParentSpec, TypeSpec
+from devmodel.tasks import TaskHost
 from devmodel.vfio import Assignable, Group
 
 UNLIMITED = 2**31 - 1
@@ -85,14 +85,21 @@ class PhysicalFunction(Assignable):
     emulated_iommu = False
 
     def __init__(
-        self, spec: ParentSpec, group: Group, aperture: Aperture, bus: "list[PhysicalFunction] | None" = None
+        self,
+        spec: ParentSpec,
+        group: Group,
+        aperture: Aperture,
+        bus: "list[PhysicalFunction] | None" = None,
+        host: TaskHost | None = None,
     ) -> None:
         """Raises ValueError for a model that cannot be made so. The function adds itself to ``bus``."""
         self.bus = [] if bus is None else bus
         self.bus.append(self)
         self.vf_token: VfToken | None = None
-        model = models.PHYSICAL[spec.model]
-        self._device = model(spec.name, spec.memory, spec.options, aperture)
+        if spec.model is None:
+            raise ValueError(f"{spec.name} has no model")
+        self._device = spec.model(spec.name, spec.memory, spec.options, aperture)
+        self._device.tasks.host = host
         self.driver: str | None = spec.driver
         self.driver_override: str | None = None
         self.vfio_minor: int | None = None
@@ -121,6 +128,7 @@ class PhysicalFunction(Assignable):
         """vfio-pci resets a function for its new user, as far as that can be."""
         if self._device.resettable:
             self._device.reset()
+        self._device.clear_master()
 
     def hot_reset(self, owned: Callable[["PhysicalFunction"], bool]) -> None:
         """Reset the bus. ``OSError(EINVAL)`` unless vfio-pci drives all of it and each function is
@@ -129,16 +137,24 @@ class PhysicalFunction(Assignable):
             if function.gone or not owned(function):
                 raise OSError(errno.EINVAL, f"{function.name} is on the bus, and not the client's")
         for function in self.bus:
-            function.device.reset()
+            function.reset()
+
+    def reset(self) -> None:
+        """What vfio-pci does for a client that asks: the configuration space is saved and restored."""
+        self._device.reset(kept=self._device.config)
 
 
 class Parent:
     """A device that mediated devices are made of; ``function`` is the PCI function of a physical GPU."""
 
-    __slots__ = ("function", "mdevs", "memory_free", "name", "slots_free", "spec", "types")
+    __slots__ = ("function", "host", "mdevs", "memory_free", "name", "slots_free", "spec", "types")
 
-    def __init__(self, spec: ParentSpec, function: PhysicalFunction | None) -> None:
+    def __init__(
+        self, spec: ParentSpec, function: PhysicalFunction | None, host: TaskHost | None = None
+    ) -> None:
+        """``host`` runs the tasks of its devices."""
         self.spec = spec
+        self.host = host
         self.name = spec.name
         self.function = function
         self.memory_free = spec.memory
@@ -221,5 +237,6 @@ class Mdev(Assignable):
                 raise OSError(errno.ENODEV, f"{self.name} is gone")
             if self._device is None:
                 spec = self.type.spec
-                self._device = models.MODELS[spec.model](self.name, spec.memory, spec.options)
+                self._device = spec.model(self.name, spec.memory, spec.options)
+                self._device.tasks.host = self.parent.host
             return self._device

@@ -5,6 +5,7 @@ State: a ConfigSpace belongs to one device and is touched under that device's lo
 lab and is touched on the lifecycle thread. Source: PCI 3.0 chapter 6, <linux/pci_regs.h>.
 """
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -101,6 +102,12 @@ class ConfigSpace(Region):
         for field in (*_header(identity, bars, capabilities), *_base_addresses(bars), *_chain(capabilities)):
             self._declare(field)
         self._reset_image = bytes(self._data)
+
+    def clip(self, offset: int, size: int) -> int:
+        """All of an access, or none: vfio-pci refuses one that leaves configuration space (``EFAULT``)."""
+        if not 0 <= offset <= self.size - size:
+            raise OSError(errno.EFAULT, f"{size} bytes at {offset:#x} of {self.size} of configuration space")
+        return size
 
     def read(self, offset: int, size: int) -> bytes:
         return bytes(self._data[offset : offset + size])

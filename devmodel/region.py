@@ -50,6 +50,10 @@ class Region:
         """``size`` in bytes."""
         self.size = size
 
+    def clip(self, offset: int, size: int) -> int:
+        """How many bytes of such an access are the region's. ``OSError`` as :func:`clip`."""
+        return clip(self.size, offset, size)
+
     def read(self, offset: int, size: int) -> bytes:
         """Return ``size`` bytes at ``offset``."""
         raise NotImplementedError

@@ -16,9 +16,11 @@ from devmodel.region import Region
 class Register:
     """One little-endian register: ``offset`` and ``width`` in bytes.
 
-    ``rw_mask`` has a bit set for each bit that a write changes (all of them unless declared). ``on_read`` is
-    called with the owner and returns what a read sees in place of the stored value; ``on_write`` is called
-    with the owner and the new stored value after a write that touched any byte of the register.
+    ``rw_mask`` has a bit set for each bit that a write changes (all of them unless declared, none for a
+    read-only register), ``w1c_mask`` for each that writing 1 clears and writing 0 leaves, whatever
+    ``rw_mask`` says of it. ``on_read`` is called with the owner and returns what a read sees in place of the
+    stored value; ``on_write`` is called with the owner and the new stored value after a write that touched
+    any byte of the register.
     """
 
     offset: int
@@ -26,6 +28,7 @@ class Register:
     name: str
     reset: int = 0
     rw_mask: int = -1
+    w1c_mask: int = 0
     on_read: Callable[[Any], int] | None = None
     on_write: Callable[[Any, int], None] | None = None
 
@@ -97,15 +100,18 @@ class Registers(Region):
     def write(self, offset: int, data: bytes) -> None:
         for register in self._layout.within(offset, len(data)):
             first, last = max(offset, register.offset), min(offset + len(data), register.end)
-            merged = self._bytes[register.offset : register.end]
-            merged[first - register.offset : last - register.offset] = data[first - offset : last - offset]
-            self._store(register, int.from_bytes(merged, "little"))
+            shift = 8 * (first - register.offset)
+            written = int.from_bytes(data[first - offset : last - offset], "little") << shift
+            self._store(register, written, (1 << 8 * (last - first)) - 1 << shift)
 
     def reset(self) -> None:
         self._bytes[:] = self._layout.image
 
-    def _store(self, register: Register, written: int) -> None:
-        value = (self[register.name] & ~register.rw_mask) | (written & register.rw_mask)
+    def _store(self, register: Register, written: int, touched: int) -> None:
+        """``written`` has a value for the bits of ``touched``, those of the bytes that were accessed."""
+        changed = register.rw_mask & ~register.w1c_mask & touched
+        value = (self[register.name] & ~changed) | (written & changed)
+        value &= ~(written & register.w1c_mask & touched)
         self[register.name] = value
         if register.on_write is not None:
             register.on_write(self._owner, value)

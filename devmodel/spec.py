@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from devmodel.device import PciDevice
+
 BDF = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 """A PCI address as sysfs spells it: domain, bus, device, function."""
 PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -28,7 +30,7 @@ class TypeSpec:
 
     name: str
     description: str
-    model: str
+    model: type[PciDevice]
     device_api: str = "vfio-pci"
     memory: int = 0
     slots: int = 1
@@ -51,7 +53,7 @@ class ParentSpec:
     kind: str
     driver: str
     types: tuple[TypeSpec, ...]
-    model: str = ""
+    model: type[PciDevice] | None = None
     bdf: str | None = None
     iommu: bool = True
     memory: int = 0

@@ -294,6 +294,8 @@ class DeviceFile:
             self.device = self.assignable.device
             if first:
                 self.assignable.first_opened()
+            container = self.group_file.container if self.group_file is not None else None
+            self.device.opened(container.iommu if container is not None else None)
         except BaseException:
             self.assignable.drop()
             raise

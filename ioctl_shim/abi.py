@@ -66,7 +66,7 @@ class Row:
 _C, _G, _D = Kind.CONTAINER, Kind.GROUP, Kind.DEVICE
 _POWER = "only of a POWER machine's IOMMU"
 _IOMMUFD = "devices are opened without iommufd for now"
-_DISPLAY = "no model offers its display for now"
+_DMABUF = "a dma-buf is the kernel's to make"
 _MIGRATION = "no model migrates for now"
 
 ROWS: tuple[Row, ...] = (
@@ -88,8 +88,8 @@ ROWS: tuple[Row, ...] = (
     Row(_D, 11, "VFIO_DEVICE_RESET"),
     Row(_D, 12, "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", "struct vfio_pci_hot_reset_info", "count"),
     Row(_D, 13, "VFIO_DEVICE_PCI_HOT_RESET", "struct vfio_pci_hot_reset", "count", blocking=True),
-    Row(_D, 14, "VFIO_DEVICE_QUERY_GFX_PLANE", refused=_DISPLAY),
-    Row(_D, 15, "VFIO_DEVICE_GET_GFX_DMABUF", refused=_DISPLAY),
+    Row(_D, 14, "VFIO_DEVICE_QUERY_GFX_PLANE", "struct vfio_device_gfx_plane_info", "region_index"),
+    Row(_D, 15, "VFIO_DEVICE_GET_GFX_DMABUF", refused=_DMABUF),
     Row(_D, 16, "VFIO_DEVICE_IOEVENTFD", "struct vfio_device_ioeventfd", "fd"),
     Row(_D, 17, "VFIO_DEVICE_FEATURE", "struct vfio_device_feature", "flags"),
     Row(_D, 18, "VFIO_DEVICE_BIND_IOMMUFD", refused=_IOMMUFD, since="6.6"),

@@ -15,7 +15,7 @@ import os
 import queue
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
@@ -116,6 +116,10 @@ class Memory:
             error = lib.lane_memory_map(self.native, index, fd, offset, size)
             if error:
                 raise OSError(-error, f"region {index}: {os.strerror(-error)}")
+
+    def hide(self, indexes: Iterable[int]) -> None:
+        """Let accesses to these regions, and no others, go to Python for now."""
+        lib.lane_memory_hide(self.native, sum(1 << index for index in indexes))
 
     def revoke(self) -> None:
         lib.lane_memory_revoke(self.native)

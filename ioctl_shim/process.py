@@ -29,21 +29,25 @@ from ioctl_shim.window import Vma, Window, Windows
 class Process:
     """One process and the memory it has now: after an exec it counts as another."""
 
-    def __init__(self, tgid: int, avoid: int) -> None:
-        """`avoid` is the st_dev of our own mount.  Raises OSError(ESRCH, EACCES)."""
+    def __init__(self, tgid: int, tid: int, avoid: int) -> None:
+        """`tid` is a thread of it that lives, `avoid` the st_dev of our own mount.
+
+        Raises OSError(ESRCH, EACCES).
+        """
         self.tgid = tgid
         opened: list[int] = []
         weakref.finalize(self, _close_all, opened)
         try:
             opened.append(os.pidfd_open(tgid))
             for name in ("mem", "maps"):
-                opened.append(os.open(f"/proc/{tgid}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+                opened.append(os.open(f"/proc/{tid}/{name}", os.O_RDONLY | os.O_CLOEXEC))
             self.identity = (tgid, procfs.start_time(tgid))
         except FileNotFoundError:
             raise OSError(errno.ESRCH, f"process {tgid} has ended") from None
         self._pidfd, self._mem, self._maps = opened
         self._avoid = avoid
-        self._windows = Windows(tgid, avoid)
+        self._task = procfs.LiveTask(tgid)
+        self._windows = Windows(self._task, avoid)
         self._has_query = self._query(0) != -errno.ENOTTY
 
     def alive(self) -> bool:
@@ -109,6 +113,10 @@ class Process:
         """RLIMIT_MEMLOCK in bytes.  Raises OSError(ESRCH)."""
         return procfs.memlock_limit(self.tgid)
 
+    def locked(self) -> int:
+        """Bytes it has locked by itself.  0 once it has ended."""
+        return procfs.locked(self._task.tid)
+
     def may_lock_any(self) -> bool:
         """Whether it has CAP_IPC_LOCK in the initial user namespace."""
         return procfs.capable(self.tgid, CAP_IPC_LOCK)
@@ -165,7 +173,11 @@ class Process:
         if not parts:
             return
         native = ffi.new("struct shim_part[]", parts)
-        error = lib.shim_move_parts(self.tgid, write, ffi.from_buffer(view), native, len(parts))
+        # released before anything is raised: collecting a traceback that has a memoryview's buffer crashes
+        with ffi.from_buffer(view) as buffer:
+            error = lib.shim_move_parts(self._task.tid, write, buffer, native, len(parts))
+            if error == -errno.ESRCH and self._task.find():  # that thread has ended, the process has not
+                error = lib.shim_move_parts(self._task.tid, write, buffer, native, len(parts))
         if error:
             raise OSError(-error, f"{len(view)} bytes at {parts[0][0]:#x}: {os.strerror(-error)}")
 
@@ -230,7 +242,7 @@ class Processes:
             for process in self._known:
                 if process.has_thread(client.tid):
                     return process
-            found = Process(client.tgid, self._avoid())
+            found = Process(client.tgid, client.tid, self._avoid())
             self._known = [process for process in self._known if process.alive()]
             self._known.append(found)
             return found

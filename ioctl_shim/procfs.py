@@ -15,6 +15,38 @@ UNLIMITED = 2**64 - 1
 _INITIAL_USER_NAMESPACE = "user:[4026531837]"
 
 
+class LiveTask:
+    """A thread of process `tgid` that has not ended: a process goes on when its first one has, but then has
+    neither memory nor descriptors under its own number.  Any thread; two that search find the same."""
+
+    __slots__ = ("_tgid", "tid")
+
+    def __init__(self, tgid: int) -> None:
+        self._tgid = self.tid = tgid
+
+    def check(self) -> None:
+        """Look for another one if the thread has ended."""
+        if not _runs(self.tid):
+            self.find()
+
+    def find(self) -> bool:
+        """Take the first thread that lives, False when there is none: the process has ended."""
+        try:
+            threads = os.listdir(f"/proc/{self._tgid}/task")
+        except FileNotFoundError:
+            return False
+        found = next((int(name) for name in threads if _runs(int(name))), None)
+        self.tid = found or self.tid
+        return found is not None
+
+
+def _runs(tid: int) -> bool:
+    try:
+        return _status(tid, b"State:") not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError, StopIteration):
+        return False
+
+
 def tgid_of(tid: int) -> int:
     """The process of thread `tid`.  Raises OSError(ESRCH) when it has ended."""
     try:
@@ -45,6 +77,14 @@ def memlock_limit(tgid: int) -> int:
     except PermissionError:
         limit = _limit_shown(tgid)
     return UNLIMITED if limit == resource.RLIM_INFINITY else limit
+
+
+def locked(tid: int) -> int:
+    """Bytes of its memory that the process of `tid` has locked (VmLck); 0 when it has ended."""
+    try:
+        return int(_status(tid, b"VmLck:")) * 1024
+    except (OSError, StopIteration):
+        return 0
 
 
 def _status(tid: int, key: bytes) -> bytes:

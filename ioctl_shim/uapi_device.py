@@ -82,6 +82,9 @@ DEVICE_TOPICS: tuple[Topic, ...] = (
             **each(
                 f"{NEVER}: a model may declare such a region, and none does for now",
                 *("VFIO_REGION_TYPE_PCI_VENDOR_TYPE", "VFIO_REGION_TYPE_PCI_VENDOR_MASK"),
+            ),
+            **each(
+                f"{WORKS}; mbochs has such a region",
                 *("VFIO_REGION_TYPE_GFX", "VFIO_REGION_SUBTYPE_GFX_EDID"),
                 *("VFIO_DEVICE_GFX_LINK_STATE_UP", "VFIO_DEVICE_GFX_LINK_STATE_DOWN"),
             ),
@@ -135,10 +138,11 @@ DEVICE_TOPICS: tuple[Topic, ...] = (
     ),
     Topic(
         "VFIO_DEVICE_QUERY_GFX_PLANE",
-        each(
-            DISPLAY,
-            *("VFIO_GFX_PLANE_TYPE_PROBE", "VFIO_GFX_PLANE_TYPE_DMABUF", "VFIO_GFX_PLANE_TYPE_REGION"),
-        ),
+        {
+            "VFIO_GFX_PLANE_TYPE_PROBE": DISPLAY,
+            "VFIO_GFX_PLANE_TYPE_REGION": f"{DISPLAY}; the probe says so where memory can be mapped",
+            "VFIO_GFX_PLANE_TYPE_DMABUF": f"{EINVAL}: a dma-buf is the kernel's to make",
+        },
     ),
     Topic(
         "VFIO_DEVICE_IOEVENTFD",

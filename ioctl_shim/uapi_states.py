@@ -18,7 +18,7 @@ OTHER_BUS = f"{NEVER}: all devices are PCI functions"
 OTHER_MACHINE = f"{NEVER}: of another machine, or deprecated"
 MIGRATION = f"{ENOTTY}: no model migrates for now"
 IOMMUFD = f"{ENOTTY}: devices are opened without iommufd for now"
-DISPLAY = f"{ENOTTY}: no model offers its display for now"
+DISPLAY = f"{WORKS} on displays; other devices refuse with ENOTTY"
 
 
 @dataclass(frozen=True, slots=True)

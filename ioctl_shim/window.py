@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ioctl_shim._native import ffi, lib
+from ioctl_shim.procfs import LiveTask
 
 MAX_WINDOWS = 256
 MAX_BYTES = 1 << 40
@@ -73,11 +74,14 @@ class Window:
 
 
 class Windows:
-    """The windows of process `tgid`, made when first asked for; `avoid` is the st_dev of our own mount, whose
-    files must not be opened or touched by a thread that answers for them."""
+    """The windows of the process of `task`, made when first asked for.
 
-    def __init__(self, tgid: int, avoid: int) -> None:
-        self._tgid, self._avoid = tgid, avoid
+    `avoid` is the st_dev of our own mount, whose files must not be opened or touched by a thread that answers
+    for them.
+    """
+
+    def __init__(self, task: LiveTask, avoid: int) -> None:
+        self._task, self._avoid = task, avoid
         self._lock = threading.Lock()
         self._windows: dict[Vma, Window | None] = {}
 
@@ -87,6 +91,7 @@ class Windows:
             return None
         with self._lock:
             if vma not in self._windows:
+                self._task.check()
                 self._make_room()
                 self._windows[vma] = self._open(vma)
             return self._windows[vma]
@@ -97,7 +102,7 @@ class Windows:
 
     def _open(self, vma: Vma) -> Window | None:
         used = sum(window.size for window in self._windows.values() if window)
-        if used + vma.end - vma.start > MAX_BYTES or vma.device in _fuse_devices(self._tgid):
+        if used + vma.end - vma.start > MAX_BYTES or vma.device in _fuse_devices(self._task.tid):
             return None
         flags = (os.O_RDWR if vma.writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         for path in self._paths(vma):
@@ -114,10 +119,10 @@ class Windows:
 
     def _paths(self, vma: Vma) -> Iterator[str]:
         # map_files takes a capability; who may read the process' memory may at least look at its descriptors
-        yield f"/proc/{self._tgid}/map_files/{vma.start:x}-{vma.end:x}"
+        yield f"/proc/{self._task.tid}/map_files/{vma.start:x}-{vma.end:x}"
         with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{self._tgid}/fd")[:MAX_DESCRIPTORS]:
-                path = f"/proc/{self._tgid}/fd/{name}"
+            for name in os.listdir(f"/proc/{self._task.tid}/fd")[:MAX_DESCRIPTORS]:
+                path = f"/proc/{self._task.tid}/fd/{name}"
                 with contextlib.suppress(OSError):
                     if _is_file_of(os.readlink(path)):
                         yield path
@@ -128,10 +133,10 @@ def _is_file_of(target: str) -> bool:
     return target.startswith("/")
 
 
-def _fuse_devices(tgid: int) -> set[int]:
+def _fuse_devices(tid: int) -> set[int]:
     """st_dev of every FUSE file system that we or the process see: their files may take forever to open."""
     devices = set()
-    for pid in ("self", tgid):
+    for pid in ("self", tid):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/mountinfo", encoding="utf-8") as table:
             for line in table:
                 before, _, behind = line.partition(" - ")

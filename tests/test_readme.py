@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's sessions, pasted into bash: what they print must be what the README shows.
+"""The sessions of the README and of docs/, pasted into bash: what they print must be what is shown there.
 
 A line `...` stands for any lines, `...` within a line for any text.  /tmp/lab becomes a folder of the
 test's own.
@@ -17,7 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SESSIONS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+TEXTS = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
+SESSIONS = [found for text in TEXTS for found in re.findall(r"```console\n(.*?)```", text, re.DOTALL)]
 MARK = "<<end of command>>"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ioctl_shim.abi import ROWS, Kind, Row
 from ioctl_shim.uapi import TOPICS
-from ioctl_shim.uapi_states import WORKS, Topic
+from ioctl_shim.uapi_states import DISPLAY, WORKS, Topic
 
 PATH = Path(__file__).parent.parent / "docs" / "vfio.md"
 HEAD = """\
@@ -27,6 +27,7 @@ BY_MOUNT = {
     "VFIO_GROUP_GET_DEVICE_FD": "works under `vfsfuse run`; on the bare mount refuses with EOPNOTSUPP",
     "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO": _FUNCTIONS,
     "VFIO_DEVICE_PCI_HOT_RESET": _FUNCTIONS,
+    "VFIO_DEVICE_QUERY_GFX_PLANE": DISPLAY,
     "VFIO_DEVICE_IOEVENTFD": _FUNCTIONS,
     "VFIO_DEVICE_FEATURE": "works; for features see below",
 }

@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from devmodel.device import PciDevice
 from devmodel.models import MODELS, PHYSICAL
 from devmodel.spec import BDF, PATH_NAME, LabSpec, ParentSpec, TypeSpec
 from vfsfuse import labvalues as values
+from vfsfuse.labmodels import Models
 
 BUILT_IN = Path(__file__).with_name("lab.toml")
 KINDS = ("gpu", "virtual")
@@ -47,6 +49,7 @@ Schema = Mapping[str, Key]
 
 LAB: Schema = {
     "vendor": Key(values.name, "vendor"),
+    "models": Key(values.table),
     "mount": Key(values.table),
     "parents": Key(values.table, required=True),
 }
@@ -80,7 +83,7 @@ TYPE: Schema = {
 def load(path: str | os.PathLike[str] | None = None) -> LabSpec:
     """Read the lab file at ``path``, or the built-in one. Raises :class:`LabFileError`."""
     source = BUILT_IN if path is None else Path(path)
-    return _Reader(str(source)).lab(_parse(source))
+    return _Reader(source).lab(_parse(source))
 
 
 def _parse(source: Path) -> dict[str, object]:
@@ -99,17 +102,23 @@ def _parse(source: Path) -> dict[str, object]:
 class _Reader:
     """Reads the tables of one file; ``path`` arguments are tuples of keys, for the errors."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: Path) -> None:
         self.source = source
+        self.models = Models(source.parent)
 
     def lab(self, content: dict[str, object]) -> LabSpec:
         top = self.table(content, LAB, ())
         if top.get("vendor") in RESERVED_VENDORS:
             self.fail(("vendor",), f"{top['vendor']!r} is a file of sys/class/vgpu (choose another)")
+        for name, place in top.pop("models", {}).items():
+            self.value(partial(self.own_model, name), place, ("models", name))
         mount = self.table(top.pop("mount", {}), MOUNT, ("mount",))
         parents = top.pop("parents")
         specs = tuple(self.parent_spec(name, table, ("parents", name)) for name, table in parents.items())
         return LabSpec(parents=specs, **self.fields(top, LAB), **self.fields(mount, MOUNT))
+
+    def own_model(self, name: str, place: object) -> None:
+        self.models.add(name, values.text(place))
 
     def parent_spec(self, name: str, content: object, path: tuple[str, ...]) -> ParentSpec:
         found = self.table(content, PARENT, path)
@@ -118,27 +127,30 @@ class _Reader:
         if found["driver"] in RESERVED_DRIVERS or (found["driver"] == "vgpu" and not is_gpu):
             self.fail((*path, "driver"), f"{found['driver']!r} has a meaning of its own (choose another)")
         known = PHYSICAL if is_gpu else MODELS
-        found.setdefault("model", "gpu" if is_gpu else found["driver"])
-        model = self.model(found["model"], known, (*path, "model"))
+        named = found.get("model", "gpu" if is_gpu else found["driver"])
+        found["model"] = self.model(named, known, (*path, "model"))
         if is_gpu:
-            self.validate(model, found, path)
+            self.validate(found, path)
         elif not found.get("iommu", True):
             self.fail((*path, "iommu"), 'only a "gpu" is behind an IOMMU or not (leave the key out)')
         elif "options" in found:
             self.fail((*path, "options"), 'a parent of kind "virtual" has none (give them to its types)')
-        type_model = "vgpu" if is_gpu else found["model"]
+        type_model = MODELS["vgpu"] if is_gpu else found["model"]
         tables = found.pop("types")
         types = tuple(self.type_spec(key, tables[key], (*path, "types", key), type_model) for key in tables)
         spec = ParentSpec(name=name, types=types, bdf=name if is_gpu else None, **self.fields(found, PARENT))
         self.check_limits(spec, path)
         return spec
 
-    def type_spec(self, name: str, content: object, path: tuple[str, ...], model: str) -> TypeSpec:
+    def type_spec(
+        self, name: str, content: object, path: tuple[str, ...], model: type[PciDevice]
+    ) -> TypeSpec:
         if PATH_NAME.fullmatch(name) is None:
             self.fail(path, "cannot name a type (use letters, digits, '-', '_' and '.')")
         found = self.table(content, TYPE, path)
-        found.setdefault("model", model)
-        self.validate(self.model(found["model"], MODELS, (*path, "model")), found, path)
+        named = found.get("model")
+        found["model"] = model if named is None else self.model(named, MODELS, (*path, "model"))
+        self.validate(found, path)
         return TypeSpec(name=name, **self.fields(found, TYPE))
 
     def check_parent_name(self, name: str, kind: str, path: tuple[str, ...]) -> None:
@@ -166,12 +178,14 @@ class _Reader:
     def model(
         self, name: str, known: Mapping[str, type[PciDevice]], path: tuple[str, ...]
     ) -> type[PciDevice]:
-        if name not in known:
-            self.fail(path, f"there is no model {name!r} (there is {', '.join(known)})")
-        return known[name]
+        try:
+            return self.models.find(name, known)
+        except ValueError as error:
+            self.fail(path, str(error))
 
-    def validate(self, model: type[PciDevice], found: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    def validate(self, found: Mapping[str, Any], path: tuple[str, ...]) -> None:
         """What only the model knows: which memory and options it can have."""
+        model: type[PciDevice] = found["model"]
         try:
             model.validate(found.get("memory", 0), found.get("options", {}))
         except ValueError as error:

@@ -24,6 +24,7 @@ from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
 from vfsfuse.kobject import BinaryMember, DeviceNode, Entry, Kobject, Symlink
 from vfsfuse.sysfs.drivers import PciDriver
 from vfsfuse.sysfs.mdev import IommuGroupDir, MdevDir, TypeDir, VfioDevDir
+from vfsfuse.sysfs.model import directory_class
 from vfsfuse.sysfs.parent import HOST_MEMBERS, ParentDir, PciFunctionDir, VirtualParentDir
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.tree import Tree
@@ -186,7 +187,8 @@ class LabView:
         """Everything by which a vGPU is seen; `undo` takes it away again, last first."""
 
         put, tree, name = Putter(self.tree, undo), self.tree, mdev.name
-        own = put(self._parents[mdev.parent], MdevDir(self, mdev))
+        directory = directory_class(MdevDir, mdev.type.spec.model)
+        own = put(self._parents[mdev.parent], directory(self, mdev))
         undo.callback(own.port.close)
         self._ports[mdev] = own.port
         undo.callback(self._ports.pop, mdev)

@@ -3,7 +3,7 @@
 
 This module formats and limits them and turns exceptions into errnos as fs/sysfs and fs/kernfs do
 (Documentation/filesystems/sysfs.rst).  Everything here runs on the trio thread, but for the opening of
-binary attributes, which is the device lane's.
+binary attributes, which is the device lane's, and the making of snapshots, which is a worker thread's.
 """
 
 from __future__ import annotations
@@ -176,3 +176,27 @@ class BinaryMember(Member):
     def open(self, owner: Any, request: OpenRequest) -> Opened:
         """Device lane.  Raises OSError as open(2) does."""
         return self._open(owner, request)
+
+
+class SnapshotMember(Member):
+    """A read-only file whose content is made when it is opened: who opened it reads what was then, and who
+    opens it later what is later.
+
+    `content` is called in a worker thread, so it may take its time, and raises OSError as open(2) does.
+    """
+
+    __slots__ = ("_content", "_when")
+
+    def __init__(self, name: str, content: Callable[[Any], bytes], when: Callable[[Any], bool]) -> None:
+        super().__init__(name)
+        self._content, self._when = content, when
+
+    def present(self, owner: Any) -> bool:
+        return self._when(owner)
+
+    def stat(self, owner: Any) -> Stat:
+        return Stat(stat.S_IFREG | 0o444, 0)
+
+    def content(self, owner: Any) -> bytes:
+        """Any thread."""
+        return self._content(owner)

@@ -53,6 +53,14 @@ def inspect(path: str) -> Mountpoint:
         raise
 
 
+def labs() -> list[str]:
+    """Where labs are mounted, by the order of their mounts; not the parts that `vfsfuse run` shows of one."""
+    shown = dict(_mounts())  # the last mount on a path is what is seen there
+    return [
+        path for path, kind in shown.items() if kind == FSTYPE and os.path.isdir(f"{path}/sys/class/vgpu")
+    ]
+
+
 def unmount(path: str, lazy: bool = False) -> None:
     """Unmount `path`, through fusermount3 when we may not ourselves.  Raises OSError(EBUSY, EPERM, …)."""
     try:

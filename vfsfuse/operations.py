@@ -14,13 +14,15 @@ import select
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import trio
 
 from ioctl_shim.fuse import pyfuse3
-from vfsfuse.kobject import Attribute, Entry, Kobject, LinkMember, Member, Symlink, relative
+from vfsfuse.kobject import Attribute, Entry, Kobject, LinkMember, Member, SnapshotMember, Symlink, relative
 from vfsfuse.mountpoint import XATTR_PID
 from vfsfuse.refusals import Refusals
+from vfsfuse.snapshots import Snapshots
 from vfsfuse.tree import Changes, IAttrs, Tree
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class Operations(Refusals):
         self._listings: dict[int, list[Entry | Member]] = {}
         self._owners: dict[int, Kobject] = {}
         self._next_listing = 1
+        self._snapshots = Snapshots()
         self.telling = trio.Lock()
         """Held while the kernel is told of changes: that waits for lookups which only we can answer."""
 
@@ -183,13 +186,31 @@ class Operations(Refusals):
         self._listings.pop(fh, None)
         self._owners.pop(fh, None)
 
-    # ---- attributes ----
+    # ---- snapshots; device files and attributes are opened, and closed, by the pump ----
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        raise pyfuse3.FUSEError(errno.EIO)  # files are opened on the device lane
+        with errors("open"):
+            entry, member = self.tree.locate(inode)
+            if not isinstance(member, SnapshotMember):
+                raise OSError(errno.EIO, "not a file of this lane")
+            if flags & os.O_ACCMODE != os.O_RDONLY:  # as sysfs: even root cannot
+                raise OSError(errno.EACCES, f"{member.name} is read-only")
+            handle = await self._snapshots.open(partial(member.content, entry))
+            return pyfuse3.FileInfo(fh=handle, direct_io=True)  # and so without mmap: native/interpose.c
+
+    async def flush(self, fh: int) -> None:
+        return
+
+    async def release(self, fh: int) -> None:
+        self._snapshots.release(fh)
+
+    # ---- attributes ----
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         with errors("show"):
+            snapshot = self._snapshots.get(fh)
+            if snapshot is not None:
+                return snapshot[off : off + size]
             entry, member = self._attribute(fh)
             return member.read(entry)[off : off + size]
 

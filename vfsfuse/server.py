@@ -74,6 +74,7 @@ class _Server:
 
     async def run(self, early: list[int]) -> None:
         async with trio.open_nursery() as nursery:
+            await nursery.start(self.view.lab.tasks.serve)
             nursery.start_soon(self._end_on_signal, early, nursery.cancel_scope)
             nursery.start_soon(self._announce)
             await pyfuse3.main()

@@ -47,13 +47,18 @@ class LockedMemory:
     def _add(self, client: Client, pages: int) -> None:
         with self._lock:
             total = self._pages.get(client.identity, 0) + pages
-            over = pages > 0 and total * PAGE_SIZE > client.memlock_limit()
+            over = pages > 0 and _exceeds(client, total * PAGE_SIZE)
             if over and not client.may_lock_any():
                 raise OSError(errno.ENOMEM, f"process {client.tgid} may not lock {total} pages of memory")
             if total:
                 self._pages[client.identity] = total
             else:
                 self._pages.pop(client.identity, None)
+
+
+def _exceeds(client: Client, size: int) -> bool:
+    limit = client.memlock_limit()
+    return size > limit or size + client.locked() > limit
 
 
 class Backend(ABC):

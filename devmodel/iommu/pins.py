@@ -71,12 +71,12 @@ class AddressSpace(Dma):
 class Pin:
     """Pages a mediated device holds, from :meth:`AddressSpace.pin_pages`. Unpinned, all access is a fault."""
 
-    __slots__ = ("_parts", "_space", "iova", "prot", "size")
+    __slots__ = ("_parts", "_released", "_space", "iova", "prot", "size")
 
     def __init__(
         self, space: AddressSpace, iova: int, size: int, prot: Prot, parts: tuple[Part, ...]
     ) -> None:
-        self._space, self._parts = space, parts
+        self._space, self._parts, self._released = space, parts, False
         self.iova, self.size, self.prot = iova, size, prot
 
     def read(self, offset: int, size: int) -> bytes:
@@ -88,6 +88,12 @@ class Pin:
     def write(self, offset: int, data: bytes) -> None:
         """Store ``data`` at ``offset`` of the pages. Raises :class:`DmaFault`. DMA threads."""
         self._rw(offset, memoryview(data), len(data), write=True)
+
+    def release(self) -> None:
+        """Unpin them, once however often it is called; access is a fault from then on. Any thread."""
+        if not self._released:
+            self._released = True
+            self._space.unpin_pages(self.iova, self.size // PAGE_SIZE)
 
     def _rw(self, offset: int, view: memoryview, size: int, write: bool) -> None:
         if size:
@@ -106,6 +112,12 @@ class Pin:
                 )
             position += part.size
         allowed = self.prot & (Prot.WRITE if write else Prot.READ)
-        if not allowed or offset < 0 or offset + size > self.size or not all(map(is_pinned, parts)):
+        if (
+            self._released
+            or not allowed
+            or offset < 0
+            or offset + size > self.size
+            or not all(map(is_pinned, parts))
+        ):
             raise self._space._fault(self.iova + offset, size, write, "not pinned so")
         return parts

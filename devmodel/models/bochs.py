@@ -1,54 +1,100 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The register BAR of a bochs-compatible display: the DISPI registers in memory space.
+"""A bochs-compatible display: video memory, and a register BAR with the DISPI registers in memory space.
 
-State: in the device, under its lock. Source: QEMU's docs/specs/standard-vga, "PCI spec" and "MMIO area":
-DISPI registers are 16 bits wide at offset 0x500 + 2 * index.
+State: in the device, under its lock. Source: QEMU's docs/specs/standard-vga ("PCI spec" and "MMIO area":
+DISPI register n is 16 bits wide at offset 0x500 + 2 * n) and the VBE DISPI interface of Bochs.
 """
 
-from collections.abc import Mapping, Sequence
+import mmap
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntFlag
 from typing import ClassVar
 
-from devmodel.device import PciDevice
-from devmodel.pci import Bar, Identity
+from devmodel.device import PciDevice, PciRegion
+from devmodel.display import MAX_EXTENT, Display, Fourcc, Plane
+from devmodel.models import edid
+from devmodel.pci import Aperture, Bar, Identity
 from devmodel.region import Memory
 from devmodel.registers import Layout, Register, Registers
 
+EDID_SIZE = 0x400
+VGA_BASE, VGA_PORTS = 0x400, 0x20
 DISPI_BASE = 0x500
-DISPI_ID5 = 0xB0C5
+EXTENDED_BASE, EXTENDED_SIZE = 0x600, 8
+DISPI_ID0, DISPI_ID5 = 0xB0C0, 0xB0C5
+LITTLE_ENDIAN, BIG_ENDIAN = 0x1E1E1E1E, 0xBEBEBEBE
+MAX_BPP = 32
 MIN_MEMORY = 1 << 20
 MAX_MEMORY = 1 << 31
 """Largest 32-bit memory BAR."""
 
 _VIDEO_MEMORY_UNIT = 1 << 16
-_FIELDS: Sequence[str] = (
-    "XRES",
-    "YRES",
-    "BPP",
-    "ENABLE",
-    "BANK",
-    "VIRT_WIDTH",
-    "VIRT_HEIGHT",
-    "X_OFFSET",
-    "Y_OFFSET",
-)
 
 
-def _video_memory(device: PciDevice) -> int:
-    return min(device.memory // _VIDEO_MEMORY_UNIT, 0xFFFF)
+class Enable(IntFlag):
+    """Bits of the ENABLE register."""
+
+    ENABLED = 0x01
+    GETCAPS = 0x02
+    """XRES, YRES and BPP read as the largest that they can be."""
+    DAC_8BIT = 0x20
+    LFB_ENABLED = 0x40
+    NOCLEARMEM = 0x80
+    """Enabling leaves the memory as it is."""
 
 
-def _dispi() -> Sequence[Register]:
-    plain = [Register(DISPI_BASE + 2 * index, 2, name) for index, name in enumerate(_FIELDS, 1)]
-    memory = Register(DISPI_BASE + 2 * 10, 2, "VIDEO_MEMORY_64K", rw_mask=0, on_read=_video_memory)
-    return [Register(DISPI_BASE, 2, "ID", DISPI_ID5, rw_mask=0), *plain, memory]
+_ENABLE_BITS = sum(Enable)
+
+FORMATS: Mapping[tuple[int, bool], Fourcc] = {
+    (32, False): Fourcc.XRGB8888,
+    (32, True): Fourcc.BGRX8888,
+    (24, False): Fourcc.RGB888,
+    (24, True): Fourcc.RGB888,
+    (16, False): Fourcc.RGB565,
+    (15, False): Fourcc.XRGB1555,
+}
+"""By bits per pixel and whether the framebuffer is big-endian.
+
+4 and 8 bits are colours of a palette, which only the ports of a VGA can set: they show nothing. So do
+big-endian words of 16 bits, which no format here describes.
+"""
 
 
-class BochsDisplay(PciDevice):
+class BochsRegisters(Registers):
+    """BAR 2: registers, and the EDID of the monitor in its first KiB."""
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: "BochsDisplay") -> None:
+        super().__init__(LAYOUT, device)
+        self._device = device
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = super().read(offset, size)
+        said = self._device.guest_edid().ljust(EDID_SIZE, b"\0")[offset : offset + size]
+        return said + data[len(said) :]
+
+
+class BochsDisplay(Display, PciDevice):
     """BAR 0 is ``memory`` bytes of video memory, BAR 2 the registers."""
 
-    __slots__ = ("registers",)
+    __slots__ = ("_big_endian", "_enabled", "_version", "edid", "mode", "registers")
     identity = Identity(0x1234, 0x1111, 0x1AF4, 0x1100, class_code=0x038000, revision=2)
-    LAYOUT: ClassVar[Layout] = Layout(4096, _dispi())
+    MONITOR: ClassVar[str] = "bochs display"
+    """The name its monitor has in the EDID, up to 13 characters."""
+
+    def __init__(
+        self,
+        name: str,
+        memory: int = 0,
+        options: Mapping[str, int] | None = None,
+        aperture: Aperture | None = None,
+    ) -> None:
+        self.mode = edid.best_mode(memory)
+        self.edid = edid.block(self.mode, self.MONITOR, zlib.crc32(name.encode()))
+        self._power_on()
+        super().__init__(name, memory, options, aperture)
 
     @classmethod
     def validate(cls, memory: int, options: Mapping[str, int]) -> None:
@@ -57,5 +103,118 @@ class BochsDisplay(PciDevice):
             raise ValueError(f"video memory is {memory} bytes, not a power of two from 1M to 2G")
 
     def bars(self) -> Mapping[int, Bar]:
-        self.registers = Registers(self.LAYOUT, self)
+        self.registers = BochsRegisters(self)
         return {0: Bar(Memory(self.memory), prefetch=True), 2: Bar(self.registers)}
+
+    def after_reset(self) -> None:
+        super().after_reset()
+        self._power_on()
+
+    def guest_edid(self) -> bytes:
+        """What the guest reads of its monitor's EDID; empty when there is no monitor. Under :attr:`lock`."""
+        return self.edid
+
+    def plane(self) -> Plane | None:
+        fourcc = FORMATS.get((self.registers["BPP"], self._big_endian))
+        if not self._enabled or fourcc is None:
+            return None
+        stride = self._virtual_width() * fourcc.pixel_size
+        offset = self.registers["Y_OFFSET"] * stride + self.registers["X_OFFSET"] * fourcc.pixel_size
+        plane = Plane(self.registers["XRES"], self.registers["YRES"], stride, fourcc, PciRegion.BAR0, offset)
+        return plane if plane.fits(self.memory) else None
+
+    def _power_on(self) -> None:
+        self._enabled = False
+        self._big_endian = False
+        self._version = DISPI_ID5
+
+    def _virtual_width(self) -> int:
+        """Pixels from a line to the next: never less than are shown."""
+        return max(self.registers["VIRT_WIDTH"], self.registers["XRES"])
+
+    # ---- what registers do ----
+
+    def _limited(self, name: str, limit: int) -> int:
+        return limit if self.registers["ENABLE"] & Enable.GETCAPS else self.registers[name]
+
+    def _read_virtual_height(self) -> int:
+        stride = self._virtual_width() * -(-self.registers["BPP"] // 8)
+        return min(self.memory // stride, 0xFFFF) if stride else 0
+
+    def _read_video_memory(self) -> int:
+        return min(self.memory // _VIDEO_MEMORY_UNIT, 0xFFFF)
+
+    def _write_id(self, value: int) -> None:
+        """A guest may ask for an older version of the interface, or for the newest again."""
+        if DISPI_ID0 <= value <= DISPI_ID5:
+            self._version = value
+        self.registers["ID"] = self._version
+
+    def _write_enable(self, value: int) -> None:
+        was, self._enabled = self._enabled, bool(value & Enable.ENABLED)
+        if not self._enabled or was:
+            return
+        self.registers["VIRT_WIDTH"] = self.registers["XRES"]
+        self.registers["X_OFFSET"] = self.registers["Y_OFFSET"] = 0
+        shown = self.plane()
+        if shown is not None and not value & Enable.NOCLEARMEM:
+            self._clear(shown.size)
+
+    def _write_endian(self, value: int) -> None:
+        if value in (LITTLE_ENDIAN, BIG_ENDIAN):
+            self._big_endian = value == BIG_ENDIAN
+        self.registers["ENDIAN"] = BIG_ENDIAN if self._big_endian else LITTLE_ENDIAN
+
+    def _clear(self, size: int) -> None:
+        """Zero the first ``size`` bytes of the memory: whole pages are given back, which takes no time."""
+        if not self.backing.created:
+            return
+        whole = size // mmap.PAGESIZE * mmap.PAGESIZE
+        with self.backing.map(0, size) as memory:
+            if whole:
+                memory.madvise(mmap.MADV_REMOVE, 0, whole)
+            memory[whole:] = bytes(size - whole)
+
+
+def _extent(index: int, name: str) -> Register:
+    """XRES and YRES: what is beyond the largest is taken for the largest."""
+
+    def clamp(device: BochsDisplay, value: int) -> None:
+        device.registers[name] = min(value, MAX_EXTENT)
+
+    return _dispi(index, name, on_read=lambda device: device._limited(name, MAX_EXTENT), on_write=clamp)
+
+
+def _dispi(
+    index: int,
+    name: str,
+    reset: int = 0,
+    rw_mask: int = -1,
+    on_read: Callable[[BochsDisplay], int] | None = None,
+    on_write: Callable[[BochsDisplay, int], None] | None = None,
+) -> Register:
+    return Register(DISPI_BASE + 2 * index, 2, name, reset, rw_mask, on_read=on_read, on_write=on_write)
+
+
+_DISPI: Sequence[Register] = (
+    _dispi(0, "ID", DISPI_ID5, on_write=BochsDisplay._write_id),
+    _extent(1, "XRES"),
+    _extent(2, "YRES"),
+    _dispi(3, "BPP", on_read=lambda device: device._limited("BPP", MAX_BPP)),
+    _dispi(4, "ENABLE", rw_mask=_ENABLE_BITS, on_write=BochsDisplay._write_enable),
+    _dispi(5, "BANK"),
+    _dispi(6, "VIRT_WIDTH", on_read=BochsDisplay._virtual_width),
+    _dispi(7, "VIRT_HEIGHT", rw_mask=0, on_read=BochsDisplay._read_virtual_height),
+    _dispi(8, "X_OFFSET"),
+    _dispi(9, "Y_OFFSET"),
+    _dispi(10, "VIDEO_MEMORY_64K", rw_mask=0, on_read=BochsDisplay._read_video_memory),
+)
+_VGA: Sequence[Register] = tuple(
+    Register(VGA_BASE + port, 1, f"VGA_{0x3C0 + port:X}") for port in range(VGA_PORTS)
+)
+"""A driver blanks the screen and sets the attribute flip-flop there; nothing here depends on it."""
+_EXTENDED: Sequence[Register] = (
+    Register(EXTENDED_BASE, 4, "EXTENDED_SIZE", EXTENDED_SIZE, rw_mask=0),
+    Register(EXTENDED_BASE + 4, 4, "ENDIAN", LITTLE_ENDIAN, on_write=BochsDisplay._write_endian),
+)
+LAYOUT = Layout(4096, [*_VGA, *_DISPI, *_EXTENDED])

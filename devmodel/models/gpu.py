@@ -68,6 +68,7 @@ class Vgpu(BochsDisplay):
 
     __slots__ = ()
     OPTIONS: ClassVar[Mapping[str, Option]] = _MSIX
+    MONITOR: ClassVar[str] = "vgpu"
 
     def bars(self) -> Mapping[int, Bar]:
         return {**super().bars(), **_msix_bar(self.options, excluded=True)}

@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from devmodel.capability import Capability, vendor
-from devmodel.device import Option, PciDevice
+from devmodel.device import Option, PciDevice, PciRegion
+from devmodel.display import Display, Fourcc, Plane
 from devmodel.pci import Bar, Identity
 from devmodel.region import Memory
 
-DRM_FORMAT_XRGB8888 = int.from_bytes(b"XR24", "little")
-BYTES_PER_PIXEL = 4
 
+class Mdpy(Display, PciDevice):
+    """BAR 0 is the framebuffer, rounded up to a power of two; ``width`` and ``height`` are in pixels.
 
-class Mdpy(PciDevice):
-    """BAR 0 is the framebuffer, rounded up to a power of two; ``width`` and ``height`` are in pixels."""
+    It is shown from power-on, in its only mode.
+    """
 
     __slots__ = ()
     identity = Identity(0x1B36, 0x000F, 0x1AF4, 0x1100, class_code=0x038000)
@@ -30,10 +31,13 @@ class Mdpy(PciDevice):
     }
 
     def bars(self) -> Mapping[int, Bar]:
-        picture = self.options["width"] * self.options["height"] * BYTES_PER_PIXEL
-        decoded = max(1 << (picture - 1).bit_length(), mmap.PAGESIZE)
+        decoded = max(1 << (self.plane().size - 1).bit_length(), mmap.PAGESIZE)
         return {0: Bar(Memory(decoded), prefetch=True)}
 
     def capabilities(self) -> Sequence[Capability]:
-        mode = struct.pack("<III", DRM_FORMAT_XRGB8888, self.options["width"], self.options["height"])
+        mode = struct.pack("<III", Fourcc.XRGB8888, self.options["width"], self.options["height"])
         return (vendor(b"\0" + mode),)
+
+    def plane(self) -> Plane:
+        width, height = self.options["width"], self.options["height"]
+        return Plane(width, height, width * Fourcc.XRGB8888.pixel_size, Fourcc.XRGB8888, PciRegion.BAR0, 0)

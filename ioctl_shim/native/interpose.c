@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The four libfuse entry points pyfuse3 calls that we stand in front of.  The extension is loaded with
+ * The five libfuse entry points pyfuse3 calls that we stand in front of.  The extension is loaded with
  * RTLD_GLOBAL before pyfuse3, so pyfuse3's dynamic symbols bind here; RTLD_NEXT is libfuse3 itself.
  * pyfuse3 calls them from the trio thread only.
  */
@@ -88,6 +88,18 @@ int fuse_session_mount(struct fuse_session *se, const char *mountpoint)
 		fuse_session_unmount(se);
 	supplied = !result;
 	return result;
+}
+
+/* Directories and files that pyfuse3 opened; only a file is FOPEN_DIRECT_IO, and must not be mapped. */
+int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+{
+	int (*reply_open)(fuse_req_t, const struct fuse_file_info *) = next_symbol("fuse_reply_open");
+	struct vfs_open_out out = {.fh = fi->fh, .open_flags = FOPEN_DIRECT_IO};
+
+	if (!fi->direct_io)
+		return reply_open(req, fi);
+	lane_forbid_mapping(&out);
+	return fuse_reply_buf(req, (const char *)&out, sizeof(out));
 }
 
 static void note_init(const struct lane_message *message)

@@ -23,5 +23,7 @@ int lane_event_fd(void);
 struct lane_message *lane_pop(void);
 int lane_ended(void);
 void lane_init_reply(const void *in, void *body);
+struct vfs_open_out;
+void lane_forbid_mapping(struct vfs_open_out *out);
 
 #endif

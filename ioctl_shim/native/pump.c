@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The pump: the only reader of /dev/fuse.  Owner of all state here is the pump thread, except the queue
- * (under `lock`), lane_memory reference counts and `revoked` (atomics), and the reply write, which any
- * thread may do because one writev() of a reply is atomic.
+ * (under `lock`), lane_memory reference counts, `revoked`, `hidden` and `unmappable` (atomics), and the reply write,
+ * which any thread may do because one writev() of a reply is atomic.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -189,6 +189,11 @@ void lane_memory_revoke(struct lane_memory *m)
 	__atomic_store_n(&m->revoked, 1, __ATOMIC_RELEASE);
 }
 
+void lane_memory_hide(struct lane_memory *m, uint32_t regions)
+{
+	__atomic_store_n(&m->hidden, regions, __ATOMIC_RELEASE);
+}
+
 void lane_memory_get(struct lane_memory *m)
 {
 	__atomic_add_fetch(&m->refs, 1, __ATOMIC_ACQ_REL);
@@ -218,9 +223,27 @@ static char *window(const struct lane_file *file, uint64_t offset, uint64_t size
 	}
 	if (index >= LANE_REGIONS || !m->region[index].base)
 		return NULL;
+	if (__atomic_load_n(&m->hidden, __ATOMIC_ACQUIRE) >> index & 1)
+		return NULL;
 	if (offset > m->region[index].size || size > m->region[index].size - offset)
 		return NULL;
 	return m->region[index].base + offset;
+}
+
+/* The first of two threads that come here at once wins: an inode has one backing file, whoever opens it. */
+static int make_unmappable(void)
+{
+	int fd = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+	int id = fd < 0 ? -1 : lane_backing_open(fd), there = 0;
+
+	if (fd >= 0)
+		close(fd);
+	id = id > 0 ? id : -1;
+	if (__atomic_compare_exchange_n(&session.unmappable, &there, id, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		return id;
+	if (id > 0)
+		lane_backing_close(id);
+	return there;
 }
 
 /*
@@ -229,19 +252,15 @@ static char *window(const struct lane_file *file, uint64_t offset, uint64_t size
  * of such a mapping would be read through this pump, and a client that hands us a pointer into it would have the pump
  * wait for itself.
  */
-static void forbid_mapping(struct vfs_open_out *out)
+void lane_forbid_mapping(struct vfs_open_out *out)
 {
-	if (!session.unmappable) {
-		int fd = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-		int id = fd < 0 ? -1 : lane_backing_open(fd);
+	int id = __atomic_load_n(&session.unmappable, __ATOMIC_ACQUIRE);
 
-		session.unmappable = id > 0 ? id : -1;
-		if (fd >= 0)
-			close(fd);
-	}
-	if (session.unmappable > 0) {
+	if (!id)
+		id = make_unmappable();
+	if (id > 0) {
 		out->open_flags |= VFS_FOPEN_PASSTHROUGH;
-		out->backing_id = session.unmappable;
+		out->backing_id = id;
 	}
 }
 
@@ -279,7 +298,7 @@ static void on_open(const struct request *r)
 		out.open_flags |= VFS_FOPEN_PASSTHROUGH;
 		out.backing_id = open.backing_id;
 	} else
-		forbid_mapping(&out);
+		lane_forbid_mapping(&out);
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
 
@@ -390,7 +409,7 @@ static void on_attr_open(const struct request *r)
 	/* as sysfs: even root cannot open an attribute for what it has no show() or store() for */
 	if ((mode != O_WRONLY && !readable) || (mode != O_RDONLY && !writable))
 		return send_error(r->header->unique, -EACCES);
-	forbid_mapping(&out);
+	lane_forbid_mapping(&out);
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
 

@@ -53,6 +53,9 @@ class FakeClient:
     def memlock_limit(self) -> int:
         return self.memlock
 
+    def locked(self) -> int:
+        return 0
+
     def may_lock_any(self) -> bool:
         return self.privileged
 

@@ -9,14 +9,16 @@ import pytest
 
 from devmodel.binding import VFIO_PCI, function_of
 from devmodel.lab import Lab, LabSpec, Parent, ParentSpec, TypeSpec
+from devmodel.models.gpu import PhysicalGpu, Vgpu
+from devmodel.models.mtty import Mtty
 from devmodel.vfio import DeviceFile
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, MIB, Recorder
 
 GPU = ParentSpec(
-    BDF, "gpu", "vgpu", (TypeSpec("vgpu-1", "all", "vgpu", memory=2 * MIB),), "gpu", BDF, memory=2 * MIB
+    BDF, "gpu", "vgpu", (TypeSpec("vgpu-1", "all", Vgpu, memory=2 * MIB),), PhysicalGpu, BDF, memory=2 * MIB
 )
-MTTY = ParentSpec("mtty", "virtual", "mtty", (TypeSpec("mtty-1", "a port", "mtty"),), slots=2)
+MTTY = ParentSpec("mtty", "virtual", "mtty", (TypeSpec("mtty-1", "a port", Mtty),), slots=2)
 
 
 class Refusing(Recorder):

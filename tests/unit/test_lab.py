@@ -13,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from devmodel.device import PciRegion
 from devmodel.lab import Lab, LabSpec, Mdev, Parent, ParentSpec, TypeSpec
+from devmodel.models.gpu import PhysicalGpu, Vgpu
+from devmodel.models.mtty import Mtty
 from devmodel.vfio import DeviceFile
 from tests.unit.fakes import fails
 
@@ -27,8 +29,8 @@ SPEC = LabSpec(
             "virtual",
             "mtty",
             (
-                TypeSpec("mtty-1", "one port", "mtty", options={"ports": 1}),
-                TypeSpec("mtty-2", "two ports", "mtty", slots=2, options={"ports": 2}),
+                TypeSpec("mtty-1", "one port", Mtty, options={"ports": 1}),
+                TypeSpec("mtty-2", "two ports", Mtty, slots=2, options={"ports": 2}),
             ),
             slots=5,
         ),
@@ -37,10 +39,10 @@ SPEC = LabSpec(
             "gpu",
             "vgpu",
             (
-                TypeSpec("vgpu-2", "half", "vgpu", memory=8 * MIB, pretty_name="Half"),
-                TypeSpec("vgpu-8", "an eighth", "vgpu", memory=2 * MIB, instances=3),
+                TypeSpec("vgpu-2", "half", Vgpu, memory=8 * MIB, pretty_name="Half"),
+                TypeSpec("vgpu-8", "an eighth", Vgpu, memory=2 * MIB, instances=3),
             ),
-            model="gpu",
+            model=PhysicalGpu,
             bdf=BDF,
             memory=16 * MIB,
         ),
@@ -291,7 +293,7 @@ def test_start_and_shutdown_act_on_all_of_a_uuid_and_tell_of_changes_only(
 
 
 def test_an_idle_vgpu_costs_less_than_4_kib() -> None:
-    spec = LabSpec((ParentSpec("p", "virtual", "p", (TypeSpec("t", "t", "mtty", instances=5000),)),))
+    spec = LabSpec((ParentSpec("p", "virtual", "p", (TypeSpec("t", "t", Mtty, instances=5000),)),))
     recorder = Recorder()
     recorder.lab = lab = Lab(spec, recorder)
     type_ = lab.parents["p"].types["t"]

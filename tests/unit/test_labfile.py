@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from devmodel.lab import Lab, Mdev, Parent
+from devmodel.models.gpu import PhysicalGpu, Vgpu
+from devmodel.models.mtty import Mtty
 from vfsfuse.labfile import BUILT_IN, LAB, MOUNT, PARENT, TYPE, LabFileError, Schema, load
 
 MIB = 1 << 20
@@ -128,18 +130,18 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
         "card",
         "virtual",
         "serial",
-        "mtty",
+        Mtty,
         None,
     )
     assert (card.memory, card.slots) == (4096, 3)
     (only,) = card.types
-    assert (only.name, only.description, only.pretty_name, only.model) == ("a", "A", "An A", "mtty")
+    assert (only.name, only.description, only.pretty_name, only.model) == ("a", "A", "An A", Mtty)
     assert (only.memory, only.slots, only.instances, only.options) == (4096, 2, 9, {"ports": 2})
 
 
 def test_defaults_follow_the_kind(write: Callable[[str], Path]) -> None:
     (parent,) = load(write(GPU)).parents
-    assert (parent.model, parent.bdf, parent.types[0].model) == ("gpu", "0000:01:00.0", "vgpu")
+    assert (parent.model, parent.bdf, parent.types[0].model) == (PhysicalGpu, "0000:01:00.0", Vgpu)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ GPU_PATH = 'parents."0000:01:00.0"'
         ("", "parents", "is missing"),
         ("parents = 3", "parents", "not a table"),
         (GPU + "[mounts]\n", "mounts", "did you mean 'mount'?"),
-        ("flavour = 1\n" + GPU, "flavour", "known are vendor, mount, parents"),
+        ("flavour = 1\n" + GPU, "flavour", "known are vendor, models, mount, parents"),
         ('vendor = "a/b"\n' + GPU, "vendor", "cannot be a name"),
         ('vendor = "vgpu_start"\n' + GPU, "vendor", "is a file of"),
         (GPU + "[mount]\ncache = -1\n", "mount.cache", "not a time"),

@@ -7,7 +7,6 @@ import pytest
 
 from devmodel.device import PciDevice, PciRegion
 from devmodel.models import MODELS, PHYSICAL
-from devmodel.models.mtty import FIFO_SIZE, Mtty
 from devmodel.pci import Aperture
 
 MIB = 1 << 20
@@ -103,68 +102,3 @@ def test_mtty_has_an_io_bar_of_8_bytes_for_each_port(ports: int, bars: list[int]
         assert device.region(index).size == 8
         device.write(CONFIG, 0x10 + 4 * index, b"\xff" * 4)
         assert device.read(CONFIG, 0x10 + 4 * index, 4) == b"\xf9\xff\xff\xff"
-
-
-@pytest.fixture
-def serial() -> Mtty:
-    return Mtty("serial", 0, {"ports": 2})
-
-
-def get(device: PciDevice, register: int, port: int = 0) -> int:
-    return device.read(port, register, 1)[0]
-
-
-def put(device: PciDevice, register: int, value: int, port: int = 0) -> None:
-    device.write(port, register, bytes([value]))
-
-
-def test_a_byte_comes_back_to_its_own_port_only(serial: PciDevice) -> None:
-    assert get(serial, 5) == 0x60
-    put(serial, 0, ord("A"))
-    assert get(serial, 5) == 0x61 and get(serial, 5, port=1) == 0x60
-    assert get(serial, 0) == ord("A") and get(serial, 5) == 0x60
-
-
-def test_the_fifo_keeps_16_bytes_in_order_and_reports_an_overrun_once(serial: PciDevice) -> None:
-    put(serial, 2, 0x07)
-    assert get(serial, 2) == 0xC1
-    for byte in range(FIFO_SIZE + 1):
-        put(serial, 0, byte)
-    assert [get(serial, 5), get(serial, 5)] == [0x63, 0x61]
-    assert [get(serial, 0) for _ in range(FIFO_SIZE)] == list(range(FIFO_SIZE))
-    assert get(serial, 5) == 0x60
-
-
-@pytest.mark.parametrize(("before", "control"), [(0x01, 0x03), (0x01, 0x00), (0x00, 0x01)])
-def test_clearing_or_switching_the_fifo_empties_it(serial: PciDevice, before: int, control: int) -> None:
-    put(serial, 2, before)
-    put(serial, 0, 1)
-    put(serial, 2, before)
-    assert get(serial, 5) == 0x61
-    put(serial, 2, control)
-    assert get(serial, 5) == 0x60
-
-
-def test_without_a_fifo_one_byte_fits(serial: PciDevice) -> None:
-    put(serial, 0, 1)
-    put(serial, 0, 2)
-    assert get(serial, 5) == 0x63 and get(serial, 0) == 1 and get(serial, 5) == 0x60
-
-
-def test_the_divisor_latch_covers_data_and_enable_without_disturbing_them(serial: PciDevice) -> None:
-    put(serial, 1, 0xFF)
-    assert get(serial, 1) == 0x0F
-    put(serial, 3, 0x83)
-    put(serial, 0, 0x34)
-    put(serial, 1, 0x12)
-    assert (get(serial, 0), get(serial, 1)) == (0x34, 0x12)
-    put(serial, 3, 0x03)
-    assert (get(serial, 0), get(serial, 1)) == (0, 0x0F)
-
-
-def test_reset_empties_the_port(serial: PciDevice) -> None:
-    put(serial, 0, 1)
-    put(serial, 7, 0x5A)
-    put(serial, 1, 1)
-    serial.reset()
-    assert [get(serial, register) for register in range(8)] == [0, 0, 1, 0, 0, 0x60, 0xB0, 0]

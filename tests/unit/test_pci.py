@@ -233,13 +233,14 @@ def test_a_pci_device_has_the_indexes_of_vfio_pci() -> None:
 def test_config_is_read_and_written_as_a_region() -> None:
     card = Card("card")
     assert card.read(PciRegion.CONFIG, 0, 4).hex() == "34127856"
-    assert len(card.read(PciRegion.CONFIG, 0, 4096)) == 256
+    assert len(card.read(PciRegion.CONFIG, 0, 256)) == 256
     assert card.write(PciRegion.CONFIG, Reg.INTERRUPT_LINE, b"\x0b") == 1
     card.reset()
     assert card.config.value(Reg.INTERRUPT_LINE, 1) == 0
-    with pytest.raises(OSError) as caught:
-        card.read(PciRegion.CONFIG, 256, 1)
-    assert caught.value.errno == errno.EINVAL
+    for offset, size in ((256, 1), (0, 257), (254, 4)):
+        with pytest.raises(OSError) as caught:
+            card.read(PciRegion.CONFIG, offset, size)
+        assert caught.value.errno == errno.EFAULT
 
 
 def test_firmware_places_bars_without_overlap_and_resources_say_where() -> None:
@@ -277,5 +278,5 @@ def test_firmwares_choice_survives_a_reset_and_a_write_does_not() -> None:
 
 def test_unplaced_bars_are_zero_and_unset() -> None:
     card = Card("card")
-    assert card.config.bar_address(2) == 0 and not card.config.command
+    assert card.config.bar_address(2) == 0 and card.config.command == Command.IO | Command.MEMORY
     assert card.resources()[0] == (0, 16 * MIB - 1, 0x20042208)

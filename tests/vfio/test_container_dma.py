@@ -26,7 +26,7 @@ RW = Prot.READ | Prot.WRITE
 PAGES = 64
 
 CHILD = """
-import os, sys
+import ctypes, os, sys
 from tests.vfio.client import *
 memory = {}
 spare = []
@@ -220,6 +220,27 @@ def test_pins_count_against_the_limit_of_the_process(child: Child) -> None:
     assert child.process.may_lock_any() is (os.geteuid() == 0)
 
 
+def test_what_a_process_has_locked_itself_counts_too(child: Child) -> None:
+    address = child.memory("m", f"{PAGES} * PAGE, private=True")
+    assert child.process.locked() == 0
+    assert child(f"ctypes.CDLL(None).mlock(ctypes.c_void_p({address}), 3 * PAGE)") == 0
+    assert child.process.locked() == 3 * PAGE
+
+
+def test_before_the_kernel_could_be_asked_for_mappings(child: Child, kind: str, iommu: Type1) -> None:
+    """Linux before 6.11 has no PROCMAP_QUERY: all memory is copied then."""
+    child.process._has_query = False
+    iommu.map(child.process, 0, child.memory("m", KINDS[kind]), PAGES * PAGE, RW)
+    data = pattern(5 * PAGE + 9)
+    iommu.dma_write(PAGE - 4, data)
+    assert child("memory['m'].read(PAGE - 4, 5 * PAGE + 9)") == data
+    assert iommu.dma_read(PAGE - 4, len(data)) == data
+    iommu.unmap(0, PAGES * PAGE)
+    iommu.map(child.process, 0, child("unmapped_address()"), PAGE, RW)
+    with pytest.raises(DmaFault):
+        iommu.dma_write(0, b"nowhere")
+
+
 def test_a_thread_is_its_process_and_a_stranger_is_not(child: Child) -> None:
     known = Processes(lambda: -1)
     own = known.of(Client(threading.get_native_id()))
@@ -236,7 +257,7 @@ def test_descriptors_go_with_the_last_use(child: Child) -> None:
     before = len(os.listdir("/proc/self/fd"))
     iommu = Type1()
     iommu.attach(Real())
-    process = Process(child.pid, -1)
+    process = Process(child.pid, child.pid, -1)
     iommu.map(process, 0, child.memory("m", KINDS["memfd"]), PAGE, RW)
     del process
     assert len(os.listdir("/proc/self/fd")) == before + 3
@@ -248,7 +269,7 @@ def test_a_bar_of_the_lab_is_dma_memory(lab: MountedLab) -> None:
     """A client that maps a device's memory and gives it to another device."""
     with lab.create("mdpy-vga", "mdpy") as vgpu:
         child = Child()
-        process = Process(child.pid, lab.path.stat().st_dev)
+        process = Process(child.pid, child.pid, lab.path.stat().st_dev)
         bar = child.memory("b", f"PAGE, os.open({str(vgpu.path / 'resource0')!r}, 2)")
         process.write(bar, b"device to device")
         with (vgpu.path / "resource0").open("rb") as resource:

@@ -193,13 +193,55 @@ def test_the_msix_table_is_nobodys(gpu: Opened) -> None:
     assert os.pread(gpu.device.fd, 8, place + 2048 * 16) == bytes(8)
 
 
+def test_configuration_space_ends_where_it_does(gpu: Opened, vgpu: Opened) -> None:
+    for found, size in ((gpu, 4096), (vgpu, 256)):
+        file, config = found.device.fd, 7 << 40
+        assert len(os.pread(file, size, config)) == size
+        for offset, count in ((size, 1), (size - 2, 4), (size + 4096, 4)):
+            fails(errno.EFAULT, os.pread, file, count, config + offset)
+            fails(errno.EFAULT, os.pwrite, file, bytes(count), config + offset)
+        assert len(os.pread(file, 4, config + size - 4)) == 4
+
+
+def test_memory_that_is_not_decoded_reads_all_ones(gpu: Opened, sparse: Opened) -> None:
+    for found, registers in ((gpu, 2 << 40), (sparse, (2 << 40) + 0x500)):
+        file, memory = found.device.fd, 8192
+        os.pwrite(file, b"kept", memory)
+        identity = os.pread(file, 4, registers)
+        command = found.device.config(4)
+        found.device.set_config(4, command & ~2)
+        for place in (memory, registers):
+            assert os.pread(file, 4, place) == b"\xff" * 4
+            os.pwrite(file, b"lost", place)
+        found.device.set_config(4, command)
+        assert os.pread(file, 4, memory) == b"kept"
+        assert os.pread(file, 4, registers) == identity != b"\xff" * 4
+
+
+def test_ports_that_are_not_decoded_read_all_ones(machine: MountedLab) -> None:
+    with mdev(machine, "mtty-2", "mtty") as serial:
+        scratch = 7
+        os.pwrite(serial.device.fd, b"s", scratch)
+        serial.device.set_config(4, 2)  # there is no memory: only I/O ports count
+        assert os.pread(serial.device.fd, 1, scratch) == b"\xff"
+        serial.device.set_config(4, 1)
+        assert os.pread(serial.device.fd, 1, scratch) == b"s"
+
+
+def test_a_function_given_out_is_no_bus_master(gpu: Opened) -> None:
+    assert gpu.device.config(4) & 7 == 2
+
+
 # ---- reset ----
 
 
 def test_reset(gpu: Opened) -> None:
     gpu.device.set_config(0x3C, 0x55, 1)
+    scratch = (2 << 40) + 0x0C
+    os.pwrite(gpu.device.fd, b"mine", scratch)
     gpu.device.ioctl(DEVICE_RESET)
-    assert gpu.device.config(0x3C, 1) == 0
+    assert os.pread(gpu.device.fd, 4, scratch) == bytes(4)
+    assert gpu.device.config(0x3C, 1) == 0x55  # vfio-pci saves and restores the configuration
 
 
 def test_every_first_open_finds_a_reset_function(machine: MountedLab, gpu: Opened) -> None:
@@ -252,9 +294,13 @@ def test_hot_reset_needs_all_groups_of_the_bus(machine: MountedLab, gpu: Opened)
         fails(errno.EBADF, hot_reset, gpu.device, gpu.group.fd, 9999)
         fails(errno.EINVAL, hot_reset, gpu.device, *[gpu.group.fd] * 3)
         fails(errno.EINVAL, hot_reset, gpu.device, gpu.group.fd, count=2**32 - 1)
-        assert gpu.device.config(0x3C, 1) == 0x55
+        scratch = (2 << 40) + 0x0C
+        os.pwrite(gpu.device.fd, b"mine", scratch)
+        fails(errno.EINVAL, hot_reset, gpu.device, gpu.group.fd)
+        assert os.pread(gpu.device.fd, 4, scratch) == b"mine"
         hot_reset(gpu.device, gpu.group.fd, neighbour.fd)
-        assert gpu.device.config(0x3C, 1) == 0
+        assert os.pread(gpu.device.fd, 4, scratch) == bytes(4)
+        assert gpu.device.config(0x3C, 1) == 0x55  # saved and restored
 
 
 def test_hot_reset_through_the_character_device(machine: MountedLab, gpu: Opened) -> None:

@@ -6,11 +6,14 @@ Formats: Documentation/driver-api/vfio-mediated-device.rst for mdev_*, the vGPU 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from devmodel.display import Display
 from devmodel.lab import Lab, Mdev, MdevType, parse_uuid
 from devmodel.vfio import Group
-from vfsfuse.kobject import Entry, Kobject, attribute, link, store_only
+from vfsfuse.kobject import Entry, Kobject, SnapshotMember, attribute, link, store_only
+from vfsfuse.screen import picture
 from vfsfuse.sysfs.numbers import parse_number
 from vfsfuse.sysfs.pci import PCI_ATTRIBUTES, REGION_FILES, PciIdentity
 from vfsfuse.sysfs.uevent import Uevent
@@ -64,12 +67,23 @@ class MdevDir(Kobject, PciIdentity):
         Uevent(lambda self: {"DRIVER": "vfio_mdev", "MODALIAS": f"mdev:{self.mdev.type.name}"}),
         *PCI_ATTRIBUTES,
         *REGION_FILES,
+        SnapshotMember(
+            "screen.png",
+            lambda self: picture(self.mdev.device),
+            when=lambda self: issubclass(self.mdev.type.spec.model, Display),
+        ),
     )
 
     def __init__(self, view: LabView, mdev: Mdev) -> None:
         super().__init__(mdev.name)
         self.view, self.mdev = view, mdev
         self.port = Port(lambda: mdev.device)
+
+    @property
+    def options(self) -> Mapping[str, int]:
+        """The model's options, as its type gives them."""
+        spec = self.mdev.type.spec
+        return spec.model.with_defaults(spec.options)
 
     @store_only()
     def remove(self, text: str) -> None:

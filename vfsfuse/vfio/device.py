@@ -15,6 +15,7 @@ from ioctl_shim.lane import WHOLE, Opened
 from vfsfuse.vfio.chain import InfoCap, reply
 from vfsfuse.vfio.features import FeatureCalls
 from vfsfuse.vfio.files import Request, answers
+from vfsfuse.vfio.gfx import GfxCalls
 from vfsfuse.vfio.irqs import IrqCalls
 from vfsfuse.vfio.opened import Services
 from vfsfuse.vfio.pcicalls import PciCalls
@@ -26,7 +27,7 @@ MUST_EXIST = 7
 _HEADER = ffi.sizeof("struct vfio_info_cap_header")
 
 
-class DeviceFile(IrqCalls, PciCalls, FeatureCalls):
+class DeviceFile(IrqCalls, PciCalls, FeatureCalls, GfxCalls):
     """One open of a device, through its group or through dev/vfio/devices/vfio<N>."""
 
     __slots__ = ()
@@ -64,7 +65,7 @@ class DeviceFile(IrqCalls, PciCalls, FeatureCalls):
 
     @answers("VFIO_DEVICE_RESET")
     def reset(self, request: Request) -> int:
-        self.device.reset()
+        (self.function or self.device).reset()
         return 0
 
     def _region_flags(self, region: Region) -> int:

@@ -48,6 +48,7 @@ class Port:
                 raise OSError(errno.ENODEV, "removed")
             if self._memory is None and regions:
                 self._memory = lane.Memory(self.device.backing.fd, regions)
+                self.device.hide_by(self._memory.hide)
             return self._memory
 
     def backing_id(self) -> int:

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device's way to the memory of its client: through the IOMMU of the container that its group is in.
+
+State: which IOMMU it is, under the device's lock; read by any thread. Source:
+Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin_pages).
+"""
+
+from collections.abc import Callable
+
+from devmodel.iommu import AddressSpace, DmaFault, Fault, Pin, Prot
+from devmodel.tasks import Tasks, check_current
+
+
+class DmaPort:
+    """DMA of one device. ``allowed`` says whether it may, as a PCI function may while it is bus master."""
+
+    __slots__ = ("_allowed", "_space", "_tasks")
+
+    def __init__(self, tasks: Tasks, allowed: Callable[[], bool]) -> None:
+        self._tasks, self._allowed = tasks, allowed
+        self._space: AddressSpace | None = None
+
+    def connect(self, space: AddressSpace | None) -> None:
+        """From now on through ``space``; None is without any. Under the device's lock."""
+        self._space = space
+
+    async def read(self, iova: int, size: int) -> bytes:
+        """``size`` bytes at ``iova``. Trio thread. Raises :class:`DmaFault`."""
+        data: bytes = await self._tasks.in_thread(self.read_now, iova, size)
+        return data
+
+    async def write(self, iova: int, data: bytes) -> None:
+        """Store ``data`` at ``iova``. Trio thread. Raises :class:`DmaFault`."""
+        await self._tasks.in_thread(self.write_now, iova, data)
+
+    async def pin(self, iova: int, count: int, prot: Prot) -> Pin:
+        """Hold ``count`` pages from ``iova``, for a model that has :meth:`Device.dma_unmap`. Trio thread.
+
+        Raises :class:`DmaFault`, and ``OSError`` as :meth:`AddressSpace.pin_pages`.
+        """
+        pinned: Pin = await self._tasks.in_thread(lambda: self.space(iova).pin_pages(iova, count, prot))
+        return pinned
+
+    def unpin(self, pin: Pin) -> None:
+        """Let go of what was pinned, wherever the device is now. Any thread that holds no lock of a model's
+        own that :meth:`Device.dma_unmap` takes."""
+        pin.release()
+
+    def read_now(self, iova: int, size: int) -> bytes:
+        """As :meth:`read`, for threads of the model's own; never on the device lane or the trio thread, which
+        a client whose memory does not answer would stop."""
+        return self.space(iova, size).dma_read(iova, size)
+
+    def write_now(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        """As :meth:`write`, for threads as :meth:`read_now`."""
+        self.space(iova, len(data), write=True).dma_rw(iova, data, write=True)
+
+    def space(self, iova: int = 0, size: int = 0, write: bool = False) -> AddressSpace:
+        """The IOMMU's address space. Raises :class:`DmaFault` for a DMA of ``size`` bytes when there is none
+        (no client, or no IOMMU) or the device is no bus master."""
+        check_current()
+        space = self._space
+        if space is None:
+            raise DmaFault(Fault(iova, size, write, "the device is in no container with an IOMMU"))
+        if not self._allowed():
+            raise DmaFault(Fault(iova, size, write, "the device is no bus master"))
+        return space

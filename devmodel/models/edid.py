@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EDID: what a virtual monitor says of itself, for a mode that it prefers.
+
+State: none. Source: VESA E-EDID 1.4 (base block, detailed timings and display descriptors), VESA CVT 1.2
+(reduced blanking, version 1).
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+BLOCK_SIZE = 128
+MANUFACTURER = "VFS"
+PRODUCT = 1
+DPI = 72
+MAX_CLOCK_MHZ = 600
+
+_REFRESH = 60
+_H_BLANK, _H_FRONT, _H_SYNC = 160, 48, 32  # pixels of CVT's reduced blanking
+_V_FRONT, _V_SYNC, _V_BACK_LEAST = 3, 6, 6  # lines
+_V_BLANK_US = 460  # the least that it may take
+_CLOCK_STEP = 250_000  # Hz
+_SRGB = bytes.fromhex("ee91a3544c99260f5054")
+
+
+class Mode(NamedTuple):
+    """A resolution in pixels, at 60 Hz."""
+
+    width: int
+    height: int
+
+    @property
+    def picture(self) -> int:
+        """Bytes of a picture with 32 bits per pixel."""
+        return self.width * self.height * 4
+
+
+MODES: Sequence[Mode] = (
+    Mode(3840, 2160),
+    Mode(2560, 1600),
+    Mode(2560, 1440),
+    Mode(1920, 1200),
+    Mode(1920, 1080),
+    Mode(1600, 900),
+    Mode(1280, 1024),
+    Mode(1280, 800),
+    Mode(1024, 768),
+    Mode(800, 600),
+    Mode(640, 480),
+    Mode(512, 384),
+    Mode(400, 300),
+)
+"""The largest first; the smallest fits twice into a megabyte."""
+
+_ESTABLISHED = {Mode(640, 480): (0, 0x20), Mode(800, 600): (0, 0x01), Mode(1024, 768): (1, 0x08)}
+"""Byte and bit of the established timings at 60 Hz."""
+_ASPECTS = {(16, 10): 0, (4, 3): 1, (5, 4): 2, (16, 9): 3}
+_STANDARD_WIDTHS = range(640, 2289, 8)
+_STANDARD_COUNT = 8
+
+
+def best_mode(memory: int) -> Mode:
+    """The largest mode of which two pictures with 32 bits per pixel fit in ``memory`` bytes.
+
+    Two, because drivers draw one while they show the other; the bochs driver of Linux 6.1 refuses larger
+    modes.
+    """
+    return next((mode for mode in MODES if 2 * mode.picture <= memory), MODES[-1])
+
+
+def block(preferred: Mode, name: str, serial: int) -> bytes:
+    """The 128 bytes of a monitor that prefers a mode of :data:`MODES` and has room for those below it.
+
+    ``name`` is ASCII, its first 13 characters are said; ``serial`` is 32 bits.
+    """
+    modes = [mode for mode in MODES if mode.width <= preferred.width and mode.height <= preferred.height]
+    head = struct.pack(">8sH", b"\x00" + b"\xff" * 6 + b"\x00", _manufacturer(MANUFACTURER))
+    head += struct.pack("<HIBB", PRODUCT, serial, 0, 30)  # of the year 2020
+    head += bytes([1, 4])
+    # digital, 8 bits a colour; centimetres; gamma 2.2; sRGB, the first timing is the native one
+    head += bytes([0xA0, *(_millimetres(pixels) // 10 for pixels in preferred), 120, 0x06])
+    descriptors = [_detailed(preferred), _text(0xFC, name), _limits(), _text(0xFF, f"{serial:08x}")]
+    body = head + _SRGB + _established(modes) + _standard(modes) + b"".join(descriptors) + b"\x00"
+    return body + bytes([-sum(body) & 0xFF])
+
+
+def _manufacturer(letters: str) -> int:
+    value = 0
+    for letter in letters:
+        value = value << 5 | ord(letter) - ord("A") + 1
+    return value
+
+
+def _millimetres(pixels: int) -> int:
+    return pixels * 254 // (10 * DPI)
+
+
+def _established(modes: Sequence[Mode]) -> bytes:
+    found = bytearray(3)
+    for mode in modes:
+        byte, bit = _ESTABLISHED.get(mode, (0, 0))
+        found[byte] |= bit
+    return bytes(found)
+
+
+def _standard(modes: Sequence[Mode]) -> bytes:
+    codes = b"".join(_standard_codes(modes))[: 2 * _STANDARD_COUNT]
+    return codes.ljust(2 * _STANDARD_COUNT, b"\x01")
+
+
+def _standard_codes(modes: Sequence[Mode]) -> Iterator[bytes]:
+    for mode in modes:
+        for (across, down), code in _ASPECTS.items():
+            if mode.width in _STANDARD_WIDTHS and mode.width * down == mode.height * across:
+                yield bytes([mode.width // 8 - 31, code << 6 | _REFRESH - 60])
+
+
+def _blanking_lines(height: int) -> int:
+    line_us = (1_000_000 / _REFRESH - _V_BLANK_US) / height
+    return max(int(_V_BLANK_US / line_us) + 1, _V_FRONT + _V_SYNC + _V_BACK_LEAST)
+
+
+def _detailed(mode: Mode) -> bytes:
+    """The 18 bytes of a detailed timing, with CVT's reduced blanking."""
+    v_blank = _blanking_lines(mode.height)
+    clock = (mode.width + _H_BLANK) * (mode.height + v_blank) * _REFRESH // _CLOCK_STEP * _CLOCK_STEP
+    size = [_millimetres(pixels) for pixels in mode]
+    return struct.pack(
+        "<H16B",
+        clock // 10_000,
+        *(mode.width & 0xFF, _H_BLANK, mode.width >> 8 << 4),
+        *(mode.height & 0xFF, v_blank, mode.height >> 8 << 4),
+        *(_H_FRONT, _H_SYNC, _V_FRONT << 4 | _V_SYNC, 0),
+        *(size[0] & 0xFF, size[1] & 0xFF, size[0] >> 8 << 4 | size[1] >> 8),
+        *(0, 0, 0x1A),  # no border; separate syncs, horizontal positive and vertical negative
+    )
+
+
+def _text(tag: int, text: str) -> bytes:
+    line = text[:13].encode("ascii", "replace")
+    return bytes([0, 0, 0, tag, 0]) + (line if len(line) == 13 else (line + b"\n").ljust(13))
+
+
+def _limits() -> bytes:
+    """Display range limits: 50 to 75 Hz, 10 to 160 kHz, and nothing but these limits."""
+    return bytes([0, 0, 0, 0xFD, 0, 50, 75, 10, 160, MAX_CLOCK_MHZ // 10, 1, 0x0A]) + b" " * 6

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device does by itself: coroutines of its model, on the trio thread of the lab.
+
+State: a :class:`TaskHost` belongs to the trio thread, and only methods that say so are called from others;
+:class:`Tasks` has a lock of its own, taken after every other.
+Source: trio's "Reference: tasks" (cancel scopes, TrioToken).
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import trio
+
+log = logging.getLogger(__name__)
+
+Coroutine = Callable[..., Awaitable[object]]
+DMA_THREADS = 4
+"""Of one device: a client that stops its own memory can keep no more than these waiting."""
+
+
+class TaskStopped(BaseException):
+    """Ends a task whose device was reset, released or removed; a model lets it through."""
+
+
+class Task:
+    """One run of a model's coroutine. ``stopped`` is set under the device's lock, by whoever ends it."""
+
+    __slots__ = ("_arguments", "_function", "_scope", "stopped")
+
+    def __init__(self, function: Coroutine, arguments: tuple[Any, ...]) -> None:
+        self._function, self._arguments = function, arguments
+        self._scope: trio.CancelScope | None = None
+        self.stopped = False
+
+    async def serve(self) -> None:
+        """Run it to its end, on the trio thread. What it raises is logged and ends nothing else."""
+        if self.stopped:
+            return
+        _current.set(self)
+        try:
+            with trio.CancelScope() as self._scope:
+                await self._function(*self._arguments)
+        except TaskStopped:
+            return
+        except BaseExceptionGroup as group:  # from a nursery of the model's own
+            _, rest = group.split(TaskStopped)
+            if rest is not None and not isinstance(rest, Exception):
+                raise rest from None
+            if rest is not None:
+                log.error("a task of a device failed", exc_info=rest)
+        except Exception:
+            log.exception("a task of a device failed")
+
+    def cancel(self) -> None:
+        """Trio thread only."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+
+_current: ContextVar[Task | None] = ContextVar("task", default=None)
+
+
+def check_current() -> None:
+    """Raise :class:`TaskStopped` in a task that was stopped; its threads have the same context."""
+    task = _current.get()
+    if task is not None and task.stopped:
+        raise TaskStopped
+
+
+class TaskHost:
+    """Runs the tasks of all devices of a lab, while :meth:`serve` runs."""
+
+    __slots__ = ("_nursery", "_token")
+
+    def __init__(self) -> None:
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def serving(self) -> bool:
+        """Whether tasks can run. Any thread."""
+        return self._token is not None
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run tasks until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            self._token = trio.lowlevel.current_trio_token()
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._token = None
+
+    def begin(self, task: Task) -> None:
+        """Start ``task`` soon, from any thread. Raises RuntimeError when no lab is being served."""
+        if self._token is None:
+            raise RuntimeError("no lab is being served: a device has no tasks")
+        self._soon(self._begin, task)
+
+    def end(self, task: Task) -> None:
+        """Cancel ``task`` soon, from any thread."""
+        self._soon(task.cancel)
+
+    def _begin(self, task: Task) -> None:
+        if self._nursery is not None and self.serving:
+            self._nursery.start_soon(task.serve)
+
+    def _soon(self, call: Callable[..., None], *arguments: object) -> None:
+        token = self._token
+        if token is not None:
+            with contextlib.suppress(trio.RunFinishedError):  # the lab ends: so does every task
+                token.run_sync_soon(call, *arguments)
+
+
+class Tasks:
+    """The tasks of one device."""
+
+    __slots__ = ("_limiter", "_lock", "_running", "host")
+
+    def __init__(self) -> None:
+        self.host: TaskHost | None = None
+        self._lock = threading.Lock()
+        self._running: set[Task] = set()
+        self._limiter: trio.CapacityLimiter | None = None
+
+    @property
+    def served(self) -> bool:
+        """Whether there is anything to run them: devices are also made where no lab is being served."""
+        return self.host is not None and self.host.serving
+
+    def start(self, function: Coroutine, *arguments: object) -> None:
+        """Run ``function(*arguments)`` on the trio thread. Any thread.
+
+        Raises RuntimeError when no lab is being served, :class:`TaskStopped` in a task that was stopped.
+        """
+        if self.host is None:
+            raise RuntimeError("the device is in no lab that is being served: it has no tasks")
+        task = Task(self._until_done, (function, arguments))
+        with self._lock:
+            check_current()
+            self._running.add(task)
+        self.host.begin(task)
+
+    def stop(self) -> None:
+        """End all of them: at once as far as :func:`check_current` goes, soon on the trio thread.
+
+        Under the device's lock. A task may stop the others and itself.
+        """
+        with self._lock:
+            running, self._running = self._running, set()
+            for task in running:
+                task.stopped = True
+        for task in running:
+            if self.host is not None:
+                self.host.end(task)
+
+    async def in_thread(self, call: Callable[..., Any], *arguments: object) -> Any:
+        """``call(*arguments)`` in a thread, which a stopped task does not wait for."""
+        if self._limiter is None:
+            self._limiter = trio.CapacityLimiter(DMA_THREADS)
+        return await trio.to_thread.run_sync(call, *arguments, abandon_on_cancel=True, limiter=self._limiter)
+
+    async def _until_done(self, function: Coroutine, arguments: tuple[Any, ...]) -> None:
+        try:
+            await function(*arguments)
+        finally:
+            task = _current.get()
+            with self._lock:
+                if task is not None:
+                    self._running.discard(task)
