@@ -35,7 +35,7 @@ def needed() -> set[Path]:
 def open_the_way() -> None:
     """Make all of `needed` reachable for everybody, in a mount namespace of this process."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
-    syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     closed = {path: above for path in sorted(needed()) if (above := closed_directory(path))}
     trees = [(path, syscalls.clone_tree(str(path))) for path in closed]
     for above in sorted(set(closed.values())):

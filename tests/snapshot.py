@@ -25,7 +25,7 @@ def walk(top: Path) -> Iterator[os.DirEntry[str]]:
 
 def is_attribute(entry: os.DirEntry[str]) -> bool:
     """Whether `entry` is a text attribute: binary ones have names of their own, devices are not in sys/."""
-    binary = entry.name in ("config", "rom") or entry.name.removeprefix("resource").isdigit()
+    binary = entry.name in ("config", "rom", "screen.png") or entry.name.removeprefix("resource").isdigit()
     return entry.is_file(follow_symlinks=False) and "/sys/" in entry.path and not binary
 
 

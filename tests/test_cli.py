@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import ROOT, VFSFUSE, MountedLab, run, vfsfuse
 
-COMMANDS = ("mount", "umount", "run", "tree")
+COMMANDS = ("mount", "umount", "run", "tree", "screenshot")
 
 LAB = """\
 vendor = "acme"

@@ -11,6 +11,7 @@ import os
 import select
 import struct
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,10 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from PIL import Image
 
-from tests.lab import VFSFUSE, MountedLab, Vgpu, vfsfuse
+from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse
 from tests.vfio.client import PAGE, Container, Group, Memory, fails
+from vfsfuse.snapshots import AT_ONCE, MOST_WAITING, Snapshots
 
 Colour = tuple[int, int, int]
 BAR2 = 2 << 40
@@ -365,6 +369,45 @@ def test_the_lab_answers_while_a_large_picture_is_made(lab: MountedLab) -> None:
         with Image.open(io.BytesIO(picture.result())) as image:
             assert image.size == (8000, 8000)
         assert answers > 10
+
+
+def test_pictures_wait_for_each_other_but_not_without_end() -> None:
+    """Two are made at once, 64 opens wait, and who comes then is told to come again."""
+    go, began = threading.Event(), threading.Semaphore(0)
+
+    def make() -> bytes:
+        began.release()
+        assert go.wait(60)
+        return b"picture"
+
+    async def crowd() -> None:
+        snapshots = Snapshots()
+        handles: list[int] = []
+
+        async def reader() -> None:
+            handles.append(await snapshots.open(make))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(MOST_WAITING):
+                nursery.start_soon(reader)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(BlockingIOError):  # EAGAIN
+                await snapshots.open(make)
+            assert [began.acquire(timeout=60) for _ in range(AT_ONCE)] == [True] * AT_ONCE
+            assert not began.acquire(blocking=False)
+            go.set()
+        assert len(set(handles)) == MOST_WAITING
+        assert {snapshots.get(handle) for handle in handles} == {b"picture"}
+        snapshots.release(handles[0])
+        assert snapshots.get(handles[0]) is None
+        assert snapshots.get(await snapshots.open(make)) == b"picture"
+
+    trio.run(crowd)
+
+
+def test_a_lab_starts_without_pillow() -> None:
+    code = "import sys, vfsfuse.server; sys.exit('PIL' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 # ---- vfsfuse screenshot ----

@@ -47,17 +47,28 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Help(argparse.HelpFormatter):
+    """Help with every command on its line: argparse itself forgets that they are indented."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = max(map(len, COMMANDS)) + 2 * self._indent_increment
+
+
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser, with the arguments of `chosen` only."""
     parser = argparse.ArgumentParser(
-        prog="vfsfuse", description="A virtual VFIO lab in a mount.", epilog=EPILOG, allow_abbrev=False
+        prog="vfsfuse",
+        description="A virtual VFIO lab in a mount.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        sub = subparsers.add_parser(
-            name, help=command.summary, description=command.summary.capitalize() + ".", allow_abbrev=False
-        )
+        said = f"{command.summary[0].upper()}{command.summary[1:]}."
+        sub = subparsers.add_parser(name, help=command.summary, description=said, allow_abbrev=False)
         if name == chosen:
             module = importlib.import_module(f"vfsfuse.{command.module}")
             module.add_arguments(sub)

@@ -76,7 +76,8 @@ def enter() -> None:
         syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWUSER if rootless else 0))
         if rootless:
             _become_root_here(*ids)
-        syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        # not private: what is unmounted outside would go on here, and a lab's server with it
+        syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
 
 
 def _mend_unshare(rootless: bool) -> str:
