@@ -233,3 +233,35 @@ def test_a_write_hook_gets_the_merged_masked_value_once_for_each_write() -> None
 def test_contradictory_layouts_are_refused(registers: list[Register]) -> None:
     with pytest.raises(ValueError):
         Layout(32, registers)
+
+
+def test_bits_that_writing_1_clears() -> None:
+    told: list[int] = []
+
+    def remember(_: object, value: int) -> None:
+        told.append(value)
+
+    layout = Layout(
+        8,
+        [
+            Register(
+                0,
+                4,
+                "STATUS",
+                0xFF00FF,
+                rw_mask=0xF00000,
+                w1c_mask=0xFF,
+                on_write=remember,
+            ),
+            Register(4, 4, "AFTER", 0xA5A5A5A5, rw_mask=0, w1c_mask=0xFFFFFFFF),
+        ],
+    )
+    registers = Registers(layout)
+    registers.write(0, b"\x0f\x00\x0f\xff")
+    assert registers["STATUS"] == 0x0F00F0 == told[-1]
+    registers.write(1, b"\xff\xff")  # the byte with the bits is not touched
+    assert registers["STATUS"] == 0xFF00F0
+    registers.write(3, b"\x00\xa5")
+    assert registers["AFTER"] == 0xA5A5A500 and registers["STATUS"] == 0xFF00F0
+    registers.reset()
+    assert registers["STATUS"] == 0xFF00FF and registers["AFTER"] == 0xA5A5A5A5

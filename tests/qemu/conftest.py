@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures: the guest's image, and a lab and a guest that tests share because a boot takes ten seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.lab import ROOT, MountedLab, Vgpu
+from tests.qemu import drivers
+from tests.qemu.guest import Guest, build
+from tests.qemu.machine import Machine, in_lab, vfio
+from tests.qemu.paused import Paused, paused_machine, place_all
+
+SERIAL, MBOCHS, VGPU = 4, 5, 6
+"""PCI slots in the shared guest."""
+
+
+@dataclass
+class Everything:
+    """A guest with a serial card and two displays, by PCI slot."""
+
+    machine: Machine
+    vgpus: dict[int, Vgpu]
+
+
+@pytest.fixture(scope="package")
+def guest() -> Guest:
+    return build()
+
+
+@pytest.fixture(scope="package")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
+    """The built-in lab, and examples/copier.py in it."""
+    folder = tmp_path_factory.mktemp("qemu")
+    copier = (
+        (ROOT / "examples/copier.toml").read_text().replace("copier.py", str(ROOT / "examples/copier.py"))
+    )
+    config = folder / "lab.toml"
+    config.write_text((ROOT / "vfsfuse/lab.toml").read_text() + copier)
+    with MountedLab(folder, "--config", str(config)) as mounted:
+        yield mounted
+
+
+@pytest.fixture(scope="package")
+def everything(shared_lab: MountedLab, guest: Guest) -> Iterator[Everything]:
+    """A booted guest, memory mapped into it where it can be and displays shown by QEMU."""
+    create = shared_lab.create
+    with create("mtty-1", "mtty") as port, create("mbochs-medium", "mbochs") as mbochs, create() as vgpu:
+        options = vfio(port, SERIAL) + vfio(mbochs, MBOCHS, display="on") + vfio(vgpu, VGPU, display="on")
+        with Machine(in_lab(shared_lab), options, guest) as machine:
+            machine.console.wait_up()
+            yield Everything(machine, {SERIAL: port, MBOCHS: mbochs, VGPU: vgpu})
+            drivers.assert_healthy(machine.console)
+
+
+@pytest.fixture(scope="module", params=["mmap", "x-no-mmap"])
+def paused(request: pytest.FixtureRequest, shared_lab: MountedLab) -> Iterator[Paused]:
+    """The machine of tests.qemu.paused, with memory mapped into QEMU and with all accesses trapped."""
+    with paused_machine(shared_lab, mapped=request.param == "mmap") as machine:
+        yield machine
+
+
+@pytest.fixture
+def placed(paused: Paused) -> Paused:
+    """The same, its devices on the bus."""
+    place_all(paused)
+    return paused
