@@ -17,6 +17,8 @@ from collections.abc import Mapping
 REGION_SHIFT = 40
 """VFIO convention of vfio-pci: the file offset of region ``index`` is ``index << REGION_SHIFT``."""
 
+_BLOCK = 512
+"""What stat(2) counts allocated bytes in."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -52,6 +54,12 @@ class Backing:
     def created(self) -> bool:
         """Whether the memfd exists yet."""
         return self._fd >= 0
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of the pages that somebody has touched."""
+        with self._lock:
+            return os.fstat(self._fd).st_blocks * _BLOCK if self._fd >= 0 else 0
 
     def map(self, index: int, size: int) -> mmap.mmap:
         """Map ``size`` bytes of region ``index``, shared and writable; the caller closes the mapping."""

@@ -16,7 +16,7 @@ from devmodel.backing import Backing
 from devmodel.dmaport import DmaPort
 from devmodel.ioeventfd import IoEventfds
 from devmodel.iommu import Iommu, Type1
-from devmodel.irq import IrqIndex, Irqs
+from devmodel.irq import IrqIndex, Irqs, PciIrq
 from devmodel.region import Memory, Region
 from devmodel.tasks import Coroutine, Tasks, check_current
 
@@ -35,6 +35,7 @@ class Device:
         "_hide",
         "_in_use",
         "_iommu",
+        "_vanished",
         "dma",
         "ioeventfds",
         "irq",
@@ -67,9 +68,9 @@ class Device:
         self._iommu: Iommu | None = None
         self._in_use = False
         self._hide: Callable[[frozenset[int]], None] | None = None
-        self._closed = False
+        self._closed = self._vanished = False
         memory = {index: region for index, region in enumerate(regions) if isinstance(region, Memory)}
-        self._backing = Backing({index: region.size for index, region in memory.items()})
+        self._backing = Backing({index: region.backed for index, region in memory.items()})
         for index, region in memory.items():
             region.bind(self._backing, index)
 
@@ -123,8 +124,9 @@ class Device:
         if not self.resettable:
             raise OSError(errno.EINVAL, f"{self.name} cannot be reset")
         with self.lock:
-            self._check_open()
+            self.check_present()
             self.tasks.stop()
+            self.stopped()
             for region in self.regions:
                 if region is not None and region is not kept:
                     region.reset()
@@ -150,6 +152,7 @@ class Device:
         """The last client has closed the device: its tasks, interrupts and ioeventfds are gone."""
         with self.lock:
             self.tasks.stop()
+            self.stopped()
             iommu, self._iommu, self._in_use = self._iommu, None, False
             self.dma.connect(None)
         if isinstance(iommu, Type1) and self._unpins:
@@ -163,6 +166,11 @@ class Device:
     async def run(self) -> None:
         """For models: what the device does by itself. Trio thread, from when a first client has opened the
         device until the last one lets go; a reset ends it and starts it again."""
+
+    def stopped(self) -> None:
+        """For models with threads of their own: they must touch nothing of the device from now on, because it
+        is being reset or the last client has closed it. Runs under :attr:`lock`, at the same time as tasks
+        end; must not wait for the threads."""
 
     def after_reset(self) -> None:
         """For models: what a reset does besides resetting each region. Runs under :attr:`lock`."""
@@ -219,6 +227,26 @@ class Device:
         if type(self).run is not Device.run and self.tasks.served:
             self.tasks.start(self.run)
 
+    def vanish(self) -> None:
+        """The device is gone, although a client has it: it does nothing by itself any more, reads are all
+        ones and writes are dropped, and the client is told by ERR, if the device has that, and REQ. What the
+        client has mapped stays mapped."""
+        with self.lock:
+            if self._closed or self._vanished:
+                return
+            self._vanished = True
+            self.tasks.stop()
+            self.stopped()
+            self.irq.set_level(False)
+            self.decode(frozenset(range(len(self.regions))))
+        for notice in (PciIrq.ERR, PciIrq.REQ):
+            self.irq.trigger(notice)
+
+    def check_present(self) -> None:
+        """Raise ``OSError(ENODEV)`` once the device is gone. Any thread."""
+        if self._closed or self._vanished:
+            raise OSError(errno.ENODEV, f"{self.name} is gone")
+
     def close(self) -> None:
         """Let go of everything; accesses from now on raise ``OSError(ENODEV)``. May be called twice."""
         self.released()
@@ -226,14 +254,12 @@ class Device:
             if not self._closed:
                 self.closed()
             self._closed = True
+            self._hide = None  # what it belongs to has mapped our memory: let that go now, not when collected
             for region in filter(None, self.regions):
                 region.close()
             self._backing.close()
 
     def _open_region(self, index: int) -> Region:
-        self._check_open()
-        return self.region(index)
-
-    def _check_open(self) -> None:
         if self._closed:
             raise OSError(errno.ENODEV, f"{self.name} is gone")
+        return self.region(index)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """PCI capabilities as declared data: an id, the bytes after the header, and which of their bits are writable.
 
-State: none; capabilities are values. Source: PCI 3.0 chapter 6.8 (MSI, MSI-X), PCI PM 1.2,
+State: none; capabilities are values. Source: PCI 3.0 chapter 6.8 (MSI, MSI-X), PCI PM 1.2, SR-IOV 1.1,
 <linux/pci_regs.h>.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from devmodel import pci_regs as regs
@@ -30,6 +31,22 @@ class Capability:
     def size(self) -> int:
         """Bytes it takes in configuration space, the header included."""
         return 2 + len(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendedCapability:
+    """One capability of extended configuration space: ``body`` follows the 4-byte header, ``mask`` is as in
+    :class:`Capability`."""
+
+    id: int
+    body: bytes
+    mask: bytes
+    version: int = 1
+
+    @property
+    def size(self) -> int:
+        """Bytes it takes in configuration space, the header included."""
+        return 4 + len(self.body)
 
 
 def vendor(payload: bytes) -> Capability:
@@ -75,6 +92,26 @@ def express() -> Capability:
     flags = regs.EXP_FLAGS_VERS_2 | regs.EXP_TYPE_ENDPOINT << 4
     body = struct.pack("<H", flags) + bytes(56)
     return Capability(regs.CapId.EXP, body, bytes(len(body)))
+
+
+def alternative_routing() -> ExtendedCapability:
+    """ARI: the function number has 8 bits, so that a device may have more than 8 functions."""
+    return ExtendedCapability(regs.ExtCapId.ARI, bytes(4), bytes(4))
+
+
+def single_root_io(
+    total: int, offset: int, stride: int, device: int, bars: Sequence[int]
+) -> ExtendedCapability:
+    """SR-IOV with ``total`` virtual functions of device id ``device``, the first ``offset`` and each next
+    ``stride`` routing ids further; ``bars`` are the 6 VF BAR registers as they read.
+
+    Nothing in it is writable: the host's driver is the only one to enable functions.
+    """
+    one_page = 1
+    control = (0, regs.SRIOV_CTRL_ARI, 0)  # capabilities, control, status
+    head = struct.pack("<IHHHHHBxHHxxH", *control, total, total, 0, 0, offset, stride, device)
+    body = head + struct.pack("<II6II", one_page, one_page, *bars, 0)
+    return ExtendedCapability(regs.ExtCapId.SRIOV, body, bytes(len(body)))
 
 
 def _place(bar: int, offset: int) -> int:

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 
 from devmodel import pci_regs as regs
 from devmodel.basedevice import Device
-from devmodel.capability import Capability
+from devmodel.capability import Capability, ExtendedCapability
 from devmodel.irq import IrqIndex
 from devmodel.pci import Aperture, Bar, ConfigSpace, Identity
 from devmodel.pci_regs import CapId, Command, Reg, Resource
@@ -118,7 +118,8 @@ class PciDevice(Device):
         self._intx = False
         express = any(cap.id == CapId.EXP for cap in self.caps)
         size = regs.CFG_SPACE_EXP_SIZE if express else regs.CFG_SPACE_SIZE
-        self.config = ConfigSpace(self.identity, self.bar_map, self.caps, size)
+        extended = self.extended_capabilities()
+        self.config = ConfigSpace(self.identity, self.bar_map, self.caps, size, extended)
         self._places: dict[int, int] = {}
         if aperture is not None:
             self._place_bars(aperture)
@@ -151,9 +152,17 @@ class PciDevice(Device):
         """For models: the capabilities, in the order of their list. Called once, while being built."""
         return ()
 
+    def extended_capabilities(self) -> Sequence[ExtendedCapability]:
+        """For models of PCI Express functions: likewise, from offset 256 on."""
+        return ()
+
     def device_regions(self) -> Sequence[DeviceRegion]:
         """For models: regions from index 9 on. Called once, while the device is being built."""
         return ()
+
+    def attach_parent(self, parent: "PciDevice | None") -> None:
+        """For models of vGPUs: the physical function they are made of, None for a virtual parent. Called
+        once, before any client can reach the device."""
 
     @property
     def msix_table(self) -> MsixTable | None:

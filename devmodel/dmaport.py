@@ -5,20 +5,29 @@ State: which IOMMU it is, under the device's lock; read by any thread. Source:
 Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin_pages).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from devmodel.iommu import AddressSpace, DmaFault, Fault, Pin, Prot
+from devmodel.iommu import PAGE_SIZE, AddressSpace, DmaFault, Fault, Pin, Prot
 from devmodel.tasks import Tasks, check_current
 
 
 class DmaPort:
     """DMA of one device. ``allowed`` says whether it may, as a PCI function may while it is bus master."""
 
-    __slots__ = ("_allowed", "_space", "_tasks")
+    __slots__ = ("_allowed", "_pins", "_space", "_tasks", "fault_count")
 
     def __init__(self, tasks: Tasks, allowed: Callable[[], bool]) -> None:
         self._tasks, self._allowed = tasks, allowed
         self._space: AddressSpace | None = None
+        self._pins: set[Pin] = set()
+        self.fault_count = 0
+        """DMA of this device that was refused."""
+
+    @property
+    def pinned_pages(self) -> int:
+        """Pages that the device holds now. Any thread."""
+        return sum(pin.size for pin in tuple(self._pins) if not pin.released) // PAGE_SIZE
 
     def connect(self, space: AddressSpace | None) -> None:
         """From now on through ``space``; None is without any. Under the device's lock."""
@@ -39,6 +48,7 @@ class DmaPort:
         Raises :class:`DmaFault`, and ``OSError`` as :meth:`AddressSpace.pin_pages`.
         """
         pinned: Pin = await self._tasks.in_thread(lambda: self.space(iova).pin_pages(iova, count, prot))
+        self._pins = {pin for pin in self._pins if not pin.released} | {pinned}
         return pinned
 
     def unpin(self, pin: Pin) -> None:
@@ -49,11 +59,22 @@ class DmaPort:
     def read_now(self, iova: int, size: int) -> bytes:
         """As :meth:`read`, for threads of the model's own; never on the device lane or the trio thread, which
         a client whose memory does not answer would stop."""
-        return self.space(iova, size).dma_read(iova, size)
+        with self.counting():
+            return self.space(iova, size).dma_read(iova, size)
 
     def write_now(self, iova: int, data: bytes | bytearray | memoryview) -> None:
         """As :meth:`write`, for threads as :meth:`read_now`."""
-        self.space(iova, len(data), write=True).dma_rw(iova, data, write=True)
+        with self.counting():
+            self.space(iova, len(data), write=True).dma_rw(iova, data, write=True)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what is refused within, for models that go to :meth:`space` by themselves. Any thread."""
+        try:
+            yield
+        except DmaFault:
+            self.fault_count += 1
+            raise
 
     def space(self, iova: int = 0, size: int = 0, write: bool = False) -> AddressSpace:
         """The IOMMU's address space. Raises :class:`DmaFault` for a DMA of ``size`` bytes when there is none

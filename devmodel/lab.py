@@ -8,17 +8,26 @@ Errors: ``OSError`` with the errno of mdev's ``create`` and ``remove`` in the ke
 
 import errno
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
+from types import MappingProxyType
 from typing import Protocol
 from uuid import UUID
 
 from devmodel.binding import BindingObserver, DriverCore
+from devmodel.function import PciFunction, PhysicalFunction
+from devmodel.mdev import Mdev, MdevType
+from devmodel.mdevdriver import MdevDriver, MdevObserver
 from devmodel.names import CreateLine, DestroyLine, parse_create_line, parse_destroy_line, parse_uuid
 from devmodel.numbers import Numbers
-from devmodel.parent import Mdev, MdevType, Parent, PhysicalFunction
+from devmodel.parent import Parent
 from devmodel.pci import Aperture
+from devmodel.resources import Share
 from devmodel.spec import LabSpec, ParentSpec, TypeSpec
+from devmodel.sriov import FunctionObserver, Machine, SriovCore
 from devmodel.tasks import TaskHost
+from devmodel.vf import place_vfs
 from devmodel.vfio import Group, VfioModule
 
 __all__ = [
@@ -38,8 +47,10 @@ __all__ = [
     "parse_uuid",
 ]
 
+_NONE: Mapping[str, str] = MappingProxyType({})
 
-class Observer(BindingObserver, Protocol):
+
+class Observer(BindingObserver, FunctionObserver, MdevObserver, Protocol):
     """Told of every change, on the lifecycle thread under ``Lab.lock``, once the lab's state is complete."""
 
     def added(self, mdev: Mdev) -> None:
@@ -63,34 +74,47 @@ class Lab:
         self.groups: dict[int, Group] = {}
         self.mdevs: dict[tuple[UUID, int], Mdev] = {}
         self.by_name: dict[str, Mdev] = {}
+        self._departed: set[Mdev] = set()
         self._instances: dict[UUID, dict[int, Mdev]] = {}
         self._group_numbers, self._minors, self._vfio_minors = Numbers(), Numbers(), Numbers()
         self.vfio = VfioModule()
         self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio)
+        self.mdev_driver = MdevDriver(self.lock, observer)
         self.tasks = TaskHost()
-        self._buses: dict[str, list[PhysicalFunction]] = {}
-        self._aperture = Aperture()
+        self._buses: dict[str, list[PciFunction]] = {}
+        machine = Machine(self._group_numbers, self.groups, self._buses)
+        self.sriov = SriovCore(self.lock, observer, self.drivers, self.vfio, machine)
+        self._aperture, self._vf_offsets = Aperture(), place_vfs(spec.parents)
         self.parents: dict[str, Parent] = {}
         for parent in spec.parents:
             self.parents[parent.name] = Parent(parent, self._make_function(parent), self.tasks)
 
-    def create(self, type_: MdevType, uuid: UUID, instance: int = 0, name: str | None = None) -> Mdev:
+    def create(
+        self,
+        type_: MdevType,
+        uuid: UUID,
+        instance: int = 0,
+        name: str | None = None,
+        overrides: Mapping[str, str] = _NONE,
+    ) -> Mdev:
         """Create a vGPU; ``name`` is its directory's, the UUID unless given.
 
-        Raises ``OSError``: EEXIST for a UUID and instance, or a name, that the lab has already, ENODEV when
-        the parent lost its host driver, ENOSPC when it has not enough left. Whatever goes wrong, nothing of
-        it stays.
+        Its share is its type's but for ``overrides``. Raises ValueError for those that cannot be (see
+        :meth:`Share.changed`), ``OSError``: EEXIST for a UUID and instance, or a name, that the lab has
+        already, ENODEV when the parent lost its host driver, ENOSPC when it has not enough left. Whatever
+        goes wrong, nothing of it stays.
         """
         name = str(uuid) if name is None else name
+        share = type_.share.changed(type_.spec, overrides) if overrides else type_.share
         with self.lock:
             if (uuid, instance) in self.mdevs or name in self.by_name:
                 raise OSError(errno.EEXIST, f"{name} exists already")
             if not type_.parent.has_host_driver:
                 raise OSError(errno.ENODEV, f"{type_.parent.name} is not bound to its host driver")
-            if type_.available_instances < 1:
+            if type_.room_for(share) < 1:
                 raise OSError(errno.ENOSPC, f"{type_.parent.name} has no room for another {type_.name}")
             with ExitStack() as undo:
-                mdev = self._build(type_, uuid, instance, name, undo)
+                mdev = self._build(type_, uuid, instance, name, share, undo)
                 self._enter(mdev)
                 undo.callback(self._leave, mdev)
                 self.observer.added(mdev)
@@ -107,12 +131,32 @@ class Lab:
                 after.callback(self._give_numbers, mdev)
                 self.observer.removed(mdev)
 
+    def surprise_remove(self, mdev: Mdev) -> None:
+        """A vGPU is gone at once although clients may hold it (:meth:`Device.vanish`). Its share and numbers
+        come back when the last of them has let go. ``OSError(ENODEV)`` if gone."""
+        with self.lock:
+            mdev.vanish()
+            self._forget(mdev)
+            self._departed.add(mdev)
+            mdev.group.watchers.append(partial(self.tasks.soon, self._settle, mdev))
+            with ExitStack() as after:
+                after.callback(self._settle, mdev)  # nobody may have it, or no more since
+                self.observer.removed(mdev)
+
     def find(self, uuid: UUID, instance: int = 0) -> Mdev:
         """The vGPU with this UUID and instance, or ``OSError(ENODEV)``."""
         with self.lock:
             mdev = self.mdevs.get((uuid, instance))
         if mdev is None:
             raise OSError(errno.ENODEV, f"no vGPU {uuid}:{instance}")
+        return mdev
+
+    def named(self, name: str) -> Mdev:
+        """The vGPU whose directory has this name, or ``OSError(ENODEV)``."""
+        with self.lock:
+            mdev = self.by_name.get(name)
+        if mdev is None:
+            raise OSError(errno.ENODEV, f"no vGPU {name!r}")
         return mdev
 
     def start(self, uuid: UUID) -> None:
@@ -126,8 +170,9 @@ class Lab:
     def close(self) -> None:
         """Close every device, held or not; for the end of the process."""
         with self.lock:
-            for mdev in self.mdevs.values():
+            for mdev in (*self.mdevs.values(), *self._departed):
                 mdev.dispose()
+            self.sriov.close()
             for parent in self.parents.values():
                 if parent.device is not None:
                     parent.device.close()
@@ -147,15 +192,21 @@ class Lab:
         group = Group(self._group_numbers.take(), noiommu=not spec.iommu)
         self.groups[group.number] = group
         bus = self._buses.setdefault(spec.name.rsplit(":", 1)[0], [])
-        return PhysicalFunction(spec, group, self._aperture, bus, self.tasks)
+        function = PhysicalFunction(spec, group, self._aperture, bus, self.tasks, self._vf_offsets)
+        self.drivers.functions[function.name] = function
+        return function
 
-    def _build(self, type_: MdevType, uuid: UUID, instance: int, name: str, undo: ExitStack) -> Mdev:
+    def _build(
+        self, type_: MdevType, uuid: UUID, instance: int, name: str, share: Share, undo: ExitStack
+    ) -> Mdev:
         """Make an mdev with numbers and a group of its own; ``undo`` gets what takes them back."""
         group = Group(self._take(self._group_numbers, undo))
         minor, vfio_minor = self._take(self._minors, undo), self._take(self._vfio_minors, undo)
-        mdev = Mdev(uuid, instance, name, type_, group, minor, vfio_minor)
+        mdev = Mdev(uuid, instance, name, type_, share, group, minor, vfio_minor)
         undo.callback(mdev.dispose)
         undo.callback(mdev.withdraw)
+        if not self.mdev_driver.autoprobe:
+            mdev.unbind()
         return mdev
 
     def _take(self, numbers: Numbers, undo: ExitStack) -> int:
@@ -164,20 +215,34 @@ class Lab:
         return number
 
     def _enter(self, mdev: Mdev) -> None:
-        mdev.parent.charge(mdev.type.spec)
+        mdev.type.charge(mdev.share)
         self.mdevs[mdev.uuid, mdev.instance] = self.by_name[mdev.name] = mdev
         self._instances.setdefault(mdev.uuid, {})[mdev.instance] = mdev
         self.groups[mdev.group.number] = mdev.group
         mdev.parent.mdevs[mdev.name] = mdev.type.mdevs[mdev.name] = mdev
 
     def _leave(self, mdev: Mdev) -> None:
+        self._forget(mdev)
+        mdev.type.refund(mdev.share)
+
+    def _settle(self, mdev: Mdev) -> None:
+        """What a vGPU that was taken away by surprise still has comes back, unless it is held."""
+        with self.lock:
+            with mdev.group.lock:
+                held = mdev.held
+            if not held and mdev in self._departed:
+                self._departed.discard(mdev)
+                mdev.dispose()
+                mdev.type.refund(mdev.share)
+                self._give_numbers(mdev)
+
+    def _forget(self, mdev: Mdev) -> None:
         del self.mdevs[mdev.uuid, mdev.instance], self.by_name[mdev.name]
         del self._instances[mdev.uuid][mdev.instance]
         if not self._instances[mdev.uuid]:
             del self._instances[mdev.uuid]
         del self.groups[mdev.group.number]
         del mdev.parent.mdevs[mdev.name], mdev.type.mdevs[mdev.name]
-        mdev.parent.refund(mdev.type.spec)
 
     def _give_numbers(self, mdev: Mdev) -> None:
         self._group_numbers.give(mdev.group.number)

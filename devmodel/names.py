@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lines that create and destroy vGPUs, parsed strictly: UUIDs, instances, types.
+"""The lines that create and destroy vGPUs, parsed strictly: UUIDs, instances, types, resources.
 
 State: none. Source: the vGPU RFC of 2016 (``vgpu_create``: "uuid:instance:type", ``vgpu_destroy``:
 "uuid:instance") and mdev's ``create`` (a UUID). Every error is ValueError, which an attribute answers with
@@ -7,6 +7,7 @@ EINVAL.
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 from uuid import UUID
 
@@ -16,6 +17,7 @@ MAX_INSTANCE = 2**31 - 1
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _INSTANCE = re.compile(r"[0-9]{1,10}", re.ASCII)
+_OVERRIDE = re.compile(r"([a-z_]{1,32})=([0-9A-Za-z]{1,32})", re.ASCII)
 
 
 class CreateLine(NamedTuple):
@@ -24,6 +26,8 @@ class CreateLine(NamedTuple):
     uuid: UUID
     instance: int
     type_name: str
+    overrides: Mapping[str, str]
+    """What it shall have more or less of than its type gives (devmodel.resources), as written."""
 
 
 class DestroyLine(NamedTuple):
@@ -39,9 +43,14 @@ def parse_uuid(text: str) -> UUID:
 
 
 def parse_create_line(text: str) -> CreateLine:
-    """Parse "uuid:instance:type"."""
-    uuid, instance, type_name = _fields(text, 3, "uuid:instance:type")
-    return CreateLine(_parse_uuid(uuid), _parse_instance(instance), _match(PATH_NAME, type_name, "a type"))
+    """Parse "uuid:instance:type", which ",key=value" may follow, each key once."""
+    uuid, instance, what = _fields(text, 3, "uuid:instance:type")
+    type_name, *rest = what.split(",")
+    overrides = dict(map(_parse_override, rest))
+    if len(overrides) < len(rest):
+        raise ValueError(f"a resource is given twice: {what!r}")
+    type_name = _match(PATH_NAME, type_name, "a type")
+    return CreateLine(_parse_uuid(uuid), _parse_instance(instance), type_name, overrides)
 
 
 def parse_destroy_line(text: str) -> DestroyLine:
@@ -70,6 +79,13 @@ def _parse_instance(text: str) -> int:
     if instance > MAX_INSTANCE:
         raise ValueError(f"instance {instance} is above {MAX_INSTANCE}")
     return instance
+
+
+def _parse_override(text: str) -> tuple[str, str]:
+    found = _OVERRIDE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"not of the form key=value: {text!r}")
+    return found[1], found[2]
 
 
 def _match(pattern: re.Pattern[str], text: str, what: str) -> str:

@@ -2,11 +2,13 @@
 """What a client asks GROUP_GET_DEVICE_FD for: a PCI function's name, perhaps with a VF token, and who it
 belongs to.
 
-State: a :class:`VfToken` is under its group's lock. Source: Documentation/PCI/pci-iov-howto.rst,
-<linux/vfio.h> (VFIO_DEVICE_FEATURE_PCI_VF_TOKEN), the behaviour of vfio-pci.
+State: a :class:`VfToken` is under its own lock, which comes after a group's.
+Source: Documentation/PCI/pci-iov-howto.rst, <linux/vfio.h> (VFIO_DEVICE_FEATURE_PCI_VF_TOKEN), the behaviour
+of vfio-pci.
 """
 
 import errno
+import threading
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -25,21 +27,43 @@ class PciName(NamedTuple):
 class VfToken:
     """The secret that the users of a physical function with SR-IOV and of its virtual functions share."""
 
-    __slots__ = ("users", "uuid")
+    __slots__ = ("_lock", "_users", "_uuid")
 
     def __init__(self) -> None:
-        self.uuid = uuid4()
-        self.users = 0
+        self._lock = threading.Lock()
+        self._uuid = uuid4()
+        self._users = 0
 
     def check(self, token: UUID | None) -> None:
-        """Whether a client with ``token`` may open the physical function; without users it sets the token.
+        """Whether a client with ``token`` may open the physical function. While no virtual function is open,
+        it may, and its token, if it has one, is the one from now on.
 
-        Raises ``OSError(EACCES)`` when there are users and it is not theirs.
+        Raises ``OSError(EACCES)`` when one is open and the token is not theirs.
         """
-        if self.users and token != self.uuid:
+        with self._lock:
+            if self._users:
+                self._compare(token)
+            elif token is not None:
+                self._uuid = token
+
+    def check_user(self, token: UUID | None) -> None:
+        """Whether a client with ``token`` may open a virtual function; ``OSError(EACCES)`` if not."""
+        with self._lock:
+            self._compare(token)
+
+    def set(self, token: UUID) -> None:
+        """The physical function's user chose another; who has a virtual function open keeps it."""
+        with self._lock:
+            self._uuid = token
+
+    def count(self, change: int) -> None:
+        """Virtual functions that are open: one more, or one less."""
+        with self._lock:
+            self._users += change
+
+    def _compare(self, token: UUID | None) -> None:
+        if token != self._uuid:
             raise OSError(errno.EACCES, "a VF token is required, and this is not it")
-        if not self.users and token is not None:
-            self.uuid = token
 
 
 def parse_pci_name(own: str, asked: str) -> PciName | None:
@@ -57,14 +81,6 @@ def parse_pci_name(own: str, asked: str) -> PciName | None:
         rest = rest.removeprefix(OPTION)
         token, rest = _token(rest[:_UUID_CHARS]), rest[_UUID_CHARS:]
     return PciName(token)
-
-
-def check_token(name: PciName, required: VfToken | None) -> None:
-    """``OSError``: EINVAL for a token where there is no SR-IOV, EACCES as :meth:`VfToken.check`."""
-    if required is not None:
-        required.check(name.token)
-    elif name.token is not None:
-        raise OSError(errno.EINVAL, "a VF token, but the function has no SR-IOV")
 
 
 def _token(text: str) -> UUID:

@@ -70,31 +70,49 @@ class Region:
 
 
 class Memory(Region):
-    """Plain memory that a client may map; it survives a reset, as video memory does."""
+    """Plain memory that a client may map; it survives a reset, as video memory does.
 
-    __slots__ = ("_backing", "_index", "_map")
+    Where it is decoded but nothing is behind it, beyond ``backed`` bytes, reads are all ones and writes are
+    dropped, as on a bus.
+    """
+
+    __slots__ = ("_backing", "_index", "_map", "backed")
     mappable: ClassVar[bool] = True
     direct: ClassVar[bool] = True
 
-    def __init__(self, size: int) -> None:
-        """``size`` in bytes, whole pages; raises ValueError otherwise."""
-        if size <= 0 or size % mmap.PAGESIZE:
-            raise ValueError(f"a memory region of {size} bytes is not whole pages")
+    def __init__(self, size: int, backed: int | None = None) -> None:
+        """``size`` and how much of it is ``backed`` (all of it unless given) are in bytes.
+
+        Raises ValueError when they are not whole pages.
+        """
+        self.backed = size if backed is None else backed
+        if not 0 < self.backed <= size or (size | self.backed) % mmap.PAGESIZE:
+            raise ValueError(
+                f"a memory region of {size} bytes, {self.backed} of them memory, is not whole pages"
+            )
         super().__init__(size)
         self._backing: Backing | None = None
         self._index = 0
         self._map: mmap.mmap | None = None
+
+    @property
+    def areas(self) -> tuple[tuple[int, int], ...] | None:
+        return None if self.backed == self.size else ((0, self.backed),)
 
     def bind(self, backing: Backing, index: int) -> None:
         """Say which part of which backing this memory is; maps nothing yet."""
         self._backing, self._index = backing, index
 
     def read(self, offset: int, size: int) -> bytes:
+        if offset + size > self.backed:
+            behind = self.read(offset, self.backed - offset) if offset < self.backed else b""
+            return behind.ljust(size, b"\xff")
         if size >= _BULK:
             return os.pread(self._bound().fd, size, region_offset(self._index) + offset)
         return self._mapped()[offset : offset + size]
 
     def write(self, offset: int, data: bytes) -> None:
+        data = data[: max(self.backed - offset, 0)]
         if len(data) >= _BULK:
             self._write_bulk(region_offset(self._index) + offset, data)
         else:
@@ -113,7 +131,7 @@ class Memory(Region):
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
-            self._map = self._bound().map(self._index, self.size)
+            self._map = self._bound().map(self._index, self.backed)
         return self._map
 
     def _bound(self) -> Backing:

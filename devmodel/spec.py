@@ -7,6 +7,7 @@ State: none, all frozen. A lab file makes them, checked and with defaults (vfsfu
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from types import MappingProxyType
 
 from devmodel.device import PciDevice
@@ -17,6 +18,15 @@ PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """A name that can be a directory of the tree and a field of a ``vgpu_create`` line."""
 
 _NO_OPTIONS: Mapping[str, int] = MappingProxyType({})
+
+
+class Removal(Enum):
+    """What removing a vGPU in use does, besides asking its holder to let go."""
+
+    BUSY = "busy"
+    """It fails with EBUSY."""
+    WAIT = "wait"
+    """It waits until the holder has let go, as VFIO does in Linux."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,8 @@ class ParentSpec:
     ``kind`` is "gpu" for a physical PCI function at ``bdf`` (which is also its name, and whose model is
     ``model``), or "virtual" for a device under sys/devices/virtual/<driver>/<name>. ``memory`` in bytes and
     ``slots`` are what its vGPUs share; None slots is without limit. A function with ``iommu`` False has no
-    IOMMU before it: vfio-pci takes it only in noiommu mode.
+    IOMMU before it: vfio-pci takes it only in noiommu mode. With SR-IOV it has up to ``vfs`` virtual
+    functions of ``vf_model``, each with ``vf_memory`` bytes of the memory (0: an equal share).
     """
 
     name: str
@@ -59,6 +70,9 @@ class ParentSpec:
     memory: int = 0
     slots: int | None = None
     options: Mapping[str, int] = field(default_factory=lambda: _NO_OPTIONS)
+    vfs: int = 0
+    vf_model: type[PciDevice] | None = None
+    vf_memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +88,4 @@ class LabSpec:
     device_uid: int | None = None
     device_gid: int | None = None
     cache: float = 60.0
+    removal: Removal = Removal.BUSY

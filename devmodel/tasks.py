@@ -99,17 +99,18 @@ class TaskHost:
         """Start ``task`` soon, from any thread. Raises RuntimeError when no lab is being served."""
         if self._token is None:
             raise RuntimeError("no lab is being served: a device has no tasks")
-        self._soon(self._begin, task)
+        self.soon(self._begin, task)
 
     def end(self, task: Task) -> None:
         """Cancel ``task`` soon, from any thread."""
-        self._soon(task.cancel)
+        self.soon(task.cancel)
 
     def _begin(self, task: Task) -> None:
         if self._nursery is not None and self.serving:
             self._nursery.start_soon(task.serve)
 
-    def _soon(self, call: Callable[..., None], *arguments: object) -> None:
+    def soon(self, call: Callable[..., object], *arguments: object) -> None:
+        """Call this on the trio thread soon, from any thread; not at all when no lab is being served."""
         token = self._token
         if token is not None:
             with contextlib.suppress(trio.RunFinishedError):  # the lab ends: so does every task

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """VFIO groups and open devices: who may do what when, and how long it lives.
 
-State: under ``Group.lock``; called from the device lane, and by the lifecycle thread for
-:meth:`Assignable.retire`. A container's lock is taken after a group's.
+State: under ``Group.lock``; called from the device lane. A container's lock is taken after a group's.
 Source: <linux/vfio.h> (VFIO_GROUP_GET_STATUS to VFIO_GROUP_GET_DEVICE_FD), Documentation/driver-api/vfio.rst.
 """
 
 import errno
 import threading
-from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
+from devmodel.assignable import Assignable
 from devmodel.container import Container, Extension
-from devmodel.device import Device
-from devmodel.irq import PciIrq
 
 __all__ = [
     "Assignable",
@@ -28,91 +26,15 @@ __all__ = [
 
 
 class VfioModule:
-    """The parameters of the vfio module; changed on the lifecycle thread, read by any."""
+    """The parameters of the vfio and vfio-pci modules; changed on the lifecycle thread, read by any."""
 
-    __slots__ = ("noiommu",)
+    __slots__ = ("noiommu", "sriov")
 
     def __init__(self) -> None:
         self.noiommu = False
         """enable_unsafe_noiommu_mode"""
-
-
-class Assignable(ABC):
-    """A device of an IOMMU group, as VFIO sees it: it can be held open, and retired only when it is not."""
-
-    __slots__ = ("gone", "group", "name", "open_count")
-    emulated_iommu: ClassVar[bool] = True
-    """Whether it reaches memory by asking, as mediated devices do, and not by DMA of its own."""
-
-    def __init__(self, name: str, group: "Group", joined: bool = True) -> None:
-        """Joins ``group`` under ``name``, which is unique there, at once or (``joined`` false) later."""
-        self.name = name
-        self.group = group
-        self.open_count = 0
-        self.gone = True
-        if joined:
-            self.join()
-
-    def join(self) -> None:
-        """Become a device that clients can open through the group."""
-        with self.group.lock:
-            self.gone = False
-            self.group.devices[self.name] = self
-
-    @property
-    @abstractmethod
-    def device(self) -> Device:
-        """The device itself, made when first asked for; ``OSError(ENODEV)`` when there is none any more."""
-
-    def answers_to(self, name: str) -> bool:
-        """Whether GROUP_GET_DEVICE_FD means this device by ``name``; ``OSError`` when it must not have it.
-
-        Called under the group's lock.
-        """
-        return name == self.name
-
-    def hold(self) -> bool:
-        """Count a holder, which keeps the device from being removed; True for the first.
-
-        Raises ``OSError(ENODEV)`` once the device is gone.
-        """
-        with self.group.lock:
-            if self.gone:
-                raise OSError(errno.ENODEV, f"{self.name} is gone")
-            self.open_count += 1
-            return self.open_count == 1
-
-    def drop(self) -> bool:
-        """The opposite of :meth:`hold`; True for the last."""
-        with self.group.lock:
-            self.open_count -= 1
-            return not self.open_count
-
-    def first_opened(self) -> None:
-        """For kinds of device: a first client has it now."""
-        return
-
-    def retire(self) -> None:
-        """Leave the group. ``OSError``: EBUSY while it or the group is open, ENODEV if gone.
-
-        A client that holds it is asked to let go (the REQ interrupt), as vfio-pci does.
-        """
-        with self.group.lock:
-            if self.gone:
-                raise OSError(errno.ENODEV, f"{self.name} is gone")
-            held = self.open_count
-            if not held and self.group.opened is None:
-                self.withdraw()
-                return
-        if held:
-            self.device.irq.trigger(PciIrq.REQ)
-        raise OSError(errno.EBUSY, f"{self.name} is in use")
-
-    def withdraw(self) -> None:
-        """Leave the group whoever holds it: for undoing a creation that failed."""
-        with self.group.lock:
-            self.gone = True
-            self.group.devices.pop(self.name, None)
+        self.sriov = False
+        """vfio-pci's enable_sriov"""
 
 
 class Group:
@@ -121,7 +43,7 @@ class Group:
     A ``noiommu`` group stands for a device without an IOMMU: whoever uses it needs CAP_SYS_RAWIO.
     """
 
-    __slots__ = ("devices", "lock", "noiommu", "number", "opened", "viable")
+    __slots__ = ("devices", "lock", "noiommu", "number", "opened", "viable", "watchers")
 
     def __init__(self, number: int, viable: bool = True, noiommu: bool = False) -> None:
         self.number = number
@@ -130,6 +52,9 @@ class Group:
         self.lock = threading.RLock()
         self.devices: dict[str, Assignable] = {}
         self.opened: GroupFile | None = None
+        self.watchers: list[Callable[[], None]] = []
+        """Called whenever a client has let go of the group or of a device, under :attr:`lock`, on the device
+        lane; so they call nothing that waits."""
 
     @property
     def gone(self) -> bool:
@@ -144,17 +69,22 @@ class Group:
     def open(self, owner: object = None, rawio: bool = False) -> "GroupFile":
         """Open the group for a client that has CAP_SYS_RAWIO or (``rawio`` false) not.
 
-        Raises ``OSError``: ENODEV when it has no devices any more, EPERM as :meth:`check_rawio`, EBUSY while
+        Raises ``OSError``: ENODEV when it has no devices that stay, EPERM as :meth:`check_rawio`, EBUSY while
         it is open.
         """
         with self.lock:
-            if self.gone:
+            if all(device.leaving for device in self.devices.values()):
                 raise OSError(errno.ENODEV, f"group {self.number} is gone")
             self.check_rawio(rawio)
             if self.opened is not None:
                 raise OSError(errno.EBUSY, f"group {self.number} is open already")
             self.opened = GroupFile(self, owner)
             return self.opened
+
+    def let_go(self) -> None:
+        """Tell the watchers. Under :attr:`lock`."""
+        for watcher in tuple(self.watchers):
+            watcher()
 
     def check_rawio(self, rawio: bool) -> None:
         """``OSError(EPERM)`` for a noiommu group and a client without CAP_SYS_RAWIO."""
@@ -250,6 +180,7 @@ class GroupFile:
         if not self._users:
             self._leave()
             self.group.opened = None
+            self.group.let_go()
 
     def _leave(self) -> None:
         if self.container is not None:

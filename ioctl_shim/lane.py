@@ -13,14 +13,35 @@ import itertools
 import logging
 import os
 import queue
-import select
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from ioctl_shim._native import ffi, lib
+from ioctl_shim.lanefile import ALWAYS_READY, IoctlCall, LaneFile, Later, PlainFile, WaitingFile, wake_poll
+
+__all__ = [
+    "ALWAYS_READY",
+    "ATTR_BIT",
+    "ATTR_READ_BIT",
+    "ATTR_WRITE_BIT",
+    "DEVICE_BIT",
+    "WHOLE",
+    "IoctlCall",
+    "Lane",
+    "LaneFile",
+    "Later",
+    "Memory",
+    "OpenRequest",
+    "Opened",
+    "PlainFile",
+    "WaitingFile",
+    "close_backing",
+    "open_backing",
+    "wake_poll",
+]
 
 log = logging.getLogger(__name__)
 
@@ -29,55 +50,7 @@ ATTR_BIT: int = 1 << lib.LANE_ATTR_BIT
 ATTR_READ_BIT: int = 1 << lib.LANE_ATTR_READ_BIT
 ATTR_WRITE_BIT: int = 1 << lib.LANE_ATTR_WRITE_BIT
 WHOLE: int = lib.LANE_WHOLE
-ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
-
-
-@dataclass(slots=True)
-class IoctlCall:
-    """One ioctl: `data` is what the kernel copied in for a sized request; set `reply` to copy out."""
-
-    cmd: int
-    arg: int
-    tid: int
-    data: bytes = b""
-    reply: bytes = b""
-
-
-class LaneFile(Protocol):
-    """One open file of the device lane.  All methods run on the pump thread, `ioctl` of a deferred call on
-    the worker; they raise OSError with the errno the client gets, and anything else is EIO for that call
-    alone."""
-
-    def read(self, offset: int, size: int) -> bytes: ...
-    def write(self, offset: int, data: bytes) -> int: ...
-    def ioctl(self, call: IoctlCall) -> int: ...
-    def defers(self, cmd: int) -> bool: ...
-    def poll(self) -> int: ...
-    def release(self) -> None: ...
-
-
-class PlainFile:
-    """A LaneFile that refuses everything as a file without those operations does; a base for real ones."""
-
-    __slots__ = ()
-
-    def read(self, offset: int, size: int) -> bytes:
-        raise OSError(errno.EINVAL, "not readable")
-
-    def write(self, offset: int, data: bytes) -> int:
-        raise OSError(errno.EINVAL, "not writable")
-
-    def ioctl(self, call: IoctlCall) -> int:
-        raise OSError(errno.ENOTTY, f"ioctl {call.cmd:#x}")
-
-    def defers(self, cmd: int) -> bool:
-        return False
-
-    def poll(self) -> int:
-        return ALWAYS_READY
-
-    def release(self) -> None:
-        return None
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +66,15 @@ class OpenRequest:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The answer to an open: the file, and what of it the pump may answer or map by itself."""
+    """The answer to an open: the file, and what of it the pump may answer or map by itself.
+
+    A `stream` has no position, and so neither seeks nor preads."""
 
     file: LaneFile
     memory: Memory | None = None
     region: int = WHOLE
     backing_id: int = 0
+    stream: bool = False
 
 
 class Memory:
@@ -143,8 +119,9 @@ class Lane:
         self._opener = opener
         self._files: dict[int, LaneFile] = {}
         self._tokens = itertools.count(1)
+        self._later: dict[int, Later] = {}
         self._deferred: queue.SimpleQueue[tuple[int, LaneFile, IoctlCall] | None] = queue.SimpleQueue()
-        for name in ("open", "read", "write", "ioctl", "poll", "release"):
+        for name in ("open", "read", "write", "ioctl", "poll", "interrupt", "release"):
             ffi.def_extern(name=f"lane_on_{name}", onerror=self._failed)(getattr(self, f"_on_{name}"))
 
     def start(self) -> None:
@@ -172,21 +149,43 @@ class Lane:
         request.token = token
         request.region = opened.region
         request.backing_id = opened.backing_id
+        request.stream = opened.stream
         if opened.memory is not None:
             lib.lane_memory_get(opened.memory.native)  # the pump puts it on release
             request.memory = opened.memory.native
         return 0
 
-    def _on_read(self, token: int, offset: int, size: int, out: Any) -> int:
-        data = self._files[token].read(offset, size)
+    def _on_read(self, transfer: Any, out: Any) -> int:
+        file = self._files[transfer.token]
+        if isinstance(file, WaitingFile):
+            data = self._or_later(transfer, file.read_later)
+        else:
+            data = file.read(transfer.offset, transfer.size)
+        if data is None:
+            return int(lib.LANE_DEFERRED)
         count = len(data)
-        if count > size:
-            raise RuntimeError(f"a read of {size} bytes returned {count}")
+        if count > transfer.size:
+            raise RuntimeError(f"a read of {transfer.size} bytes returned {count}")
         ffi.memmove(out, data, count)
         return count
 
-    def _on_write(self, token: int, offset: int, size: int, data: Any) -> int:
-        return self._files[token].write(offset, ffi.buffer(data, size)[:])
+    def _on_write(self, transfer: Any, data: Any) -> int:
+        file, content = self._files[transfer.token], ffi.buffer(data, transfer.size)[:]
+        if not isinstance(file, WaitingFile):
+            return file.write(transfer.offset, content)
+        taken = self._or_later(transfer, lambda later: file.write_later(later, content))
+        return int(lib.LANE_DEFERRED) if taken is None else taken
+
+    def _or_later(self, transfer: Any, call: Callable[[Later], T | None]) -> T | None:
+        later = Later(transfer, self._later)  # listed first: another thread may answer before `call` returns
+        try:
+            result = call(later)
+        except BaseException:
+            later.close()
+            raise
+        if result is not None:
+            later.close()
+        return result
 
     def _on_ioctl(self, native: Any) -> int:
         file = self._files[native.token]
@@ -202,8 +201,14 @@ class Lane:
         native.out_size = len(reply)
         return result
 
-    def _on_poll(self, token: int) -> int:
-        return self._files[token].poll()
+    def _on_poll(self, token: int, handle: int) -> int:
+        file = self._files[token]
+        return file.poll_later(handle) if isinstance(file, WaitingFile) else file.poll()
+
+    def _on_interrupt(self, unique: int) -> None:
+        later = self._later.get(unique)
+        if later is not None:
+            later.interrupt()
 
     def _on_release(self, token: int) -> None:
         self._files.pop(token).release()

@@ -7,7 +7,7 @@ An attribute (trio thread) and the reads and writes of config (device lane) rais
 import sys
 from typing import NoReturn
 
-from devmodel.parent import MdevType
+from devmodel.mdev import MdevType
 from devmodel.pci import ConfigSpace
 from vfsfuse.cli import main
 

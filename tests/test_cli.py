@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import ROOT, VFSFUSE, MountedLab, run, vfsfuse
 
-COMMANDS = ("mount", "umount", "run", "tree", "screenshot")
+COMMANDS = ("mount", "umount", "run", "tree", "surprise-remove", "screenshot")
 
 LAB = """\
 vendor = "acme"
@@ -105,7 +105,7 @@ def test_tree_into_a_pipe_that_closes_says_nothing(lab: MountedLab) -> None:
         ('"64 MiB"', "true", 'parents."0000:03:00.0".memory', "True"),
         ('"64 MiB"', '"9999999T"', 'parents."0000:03:00.0".memory', "out of range"),
         ('"64 MiB"', '"48M"', 'parents."0000:03:00.0".types.all.memory', "more than the parent's"),
-        ('"32M"', '"31M"', 'parents."0000:03:00.0".types.half', "power of two"),
+        ('"32M"', '"3100K"', 'parents."0000:03:00.0".types.half', "in units of 64K"),
         ('"32M"', "32.5", 'parents."0000:03:00.0".types.half.memory', "32.5"),
         ('kind = "gpu"', 'kind = "cpu"', 'parents."0000:03:00.0".kind', "'cpu'"),
         ('kind = "gpu"\n', "", 'parents."0000:03:00.0".kind', "missing"),

@@ -75,7 +75,7 @@ def test_registers_and_config_trap(lab: MountedLab) -> None:
             32 << 20,
         )  # an eighth of 256 MiB, prefetchable
         with pytest.raises(OSError) as caught:
-            os.pread(fd, 4, BAR2 + 4096)
+            os.pread(fd, 4, BAR2 + 8192)
         assert caught.value.errno == errno.EINVAL
         with pytest.raises(OSError) as caught:
             os.pread(fd, 4, 12 << 40)

@@ -185,7 +185,7 @@ def test_the_attributes_say_what_the_config_says(lab: MountedLab, vgpu: Vgpu) ->
 
 def test_sizes_are_those_of_the_regions(lab: MountedLab, vgpu: Vgpu) -> None:
     sizes = {name: (vgpu.path / name).stat().st_size for name in ("config", "resource0", "resource2")}
-    assert sizes == {"config": CONFIG_SIZE, "resource0": 64 * MIB, "resource2": 4096}
+    assert sizes == {"config": CONFIG_SIZE, "resource0": 64 * MIB, "resource2": 8192}
     assert (lab.gpu / "resource0").stat().st_size == GPU_MEMORY
 
 

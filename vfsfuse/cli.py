@@ -25,6 +25,7 @@ COMMANDS = {
     "umount": Command("umount", "unmount a lab and end its server"),
     "run": Command("run", "run a program that finds a lab at /sys and /dev/vfio"),
     "tree": Command("listing", "print the tree of a mounted lab"),
+    "surprise-remove": Command("surprise", "take a vGPU away from whoever has it, for tests of its users"),
     "screenshot": Command("screenshot", "save the picture that a vGPU shows as a PNG"),
 }
 

@@ -10,74 +10,36 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from devmodel.device import PciDevice
 from devmodel.models import MODELS, PHYSICAL
+from devmodel.pci import Aperture
+from devmodel.resources import Resolution, resolution_options
 from devmodel.spec import BDF, PATH_NAME, LabSpec, ParentSpec, TypeSpec
+from devmodel.vf import FIRST_OFFSET, MAX_VFS, VfLayout, place_vfs
 from vfsfuse import labvalues as values
 from vfsfuse.labmodels import Models
+from vfsfuse.labschema import LAB, MOUNT, PARENT, TYPE, Schema
 
 BUILT_IN = Path(__file__).with_name("lab.toml")
 KINDS = ("gpu", "virtual")
 RESERVED_VENDORS = ("vgpu_start", "vgpu_shutdown")
 """Files of sys/class/vgpu, beside which the vendor's directory lies."""
 
-RESERVED_DRIVERS = ("iommu", "mdev_bus", "net", "vfio-dev", "vfio-pci")
+RESERVED_DRIVERS = ("iommu", "mdev_bus", "net", "vfio", "vfio-dev", "vfio-pci")
 """Directories of sys/class, and the PCI driver that takes a function away from its host driver."""
+
+VF_KEYS = ("vfs", "vf_model", "vf_memory")
+"""Keys of a parent that say what its virtual functions are."""
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
 class LabFileError(Exception):
     """A lab file that cannot be used; its text is one line: "file: key.path: why (how to mend)"."""
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key of a table: how its value is read, and the field of the spec that it fills ("" for none)."""
-
-    read: Callable[[object], Any]
-    field: str = ""
-    required: bool = False
-
-
-Schema = Mapping[str, Key]
-
-LAB: Schema = {
-    "vendor": Key(values.name, "vendor"),
-    "models": Key(values.table),
-    "mount": Key(values.table),
-    "parents": Key(values.table, required=True),
-}
-MOUNT: Schema = {
-    "cache": Key(values.seconds, "cache"),
-    "device_owner": Key(values.user, "device_uid"),
-    "device_group": Key(values.group, "device_gid"),
-    "device_mode": Key(values.mode, "device_mode"),
-}
-PARENT: Schema = {
-    "kind": Key(values.name, "kind", required=True),
-    "driver": Key(values.name, "driver", required=True),
-    "model": Key(values.name, "model"),
-    "memory": Key(values.size, "memory"),
-    "slots": Key(values.count, "slots"),
-    "options": Key(values.options, "options"),
-    "iommu": Key(values.boolean, "iommu"),
-    "types": Key(values.table, required=True),
-}
-TYPE: Schema = {
-    "model": Key(values.name, "model"),
-    "pretty_name": Key(values.text, "pretty_name"),
-    "description": Key(values.text, "description", required=True),
-    "memory": Key(values.size, "memory"),
-    "slots": Key(values.count, "slots"),
-    "instances": Key(values.count, "instances"),
-    "options": Key(values.options, "options"),
-}
 
 
 def load(path: str | os.PathLike[str] | None = None) -> LabSpec:
@@ -105,6 +67,7 @@ class _Reader:
     def __init__(self, source: Path) -> None:
         self.source = source
         self.models = Models(source.parent)
+        self.aperture = Aperture()
 
     def lab(self, content: dict[str, object]) -> LabSpec:
         top = self.table(content, LAB, ())
@@ -115,6 +78,10 @@ class _Reader:
         mount = self.table(top.pop("mount", {}), MOUNT, ("mount",))
         parents = top.pop("parents")
         specs = tuple(self.parent_spec(name, table, ("parents", name)) for name, table in parents.items())
+        try:
+            place_vfs(specs)
+        except ValueError as error:
+            self.fail(("parents",), f"{error} (give fewer, or another address)")
         return LabSpec(parents=specs, **self.fields(top, LAB), **self.fields(mount, MOUNT))
 
     def own_model(self, name: str, place: object) -> None:
@@ -135,12 +102,34 @@ class _Reader:
             self.fail((*path, "iommu"), 'only a "gpu" is behind an IOMMU or not (leave the key out)')
         elif "options" in found:
             self.fail((*path, "options"), 'a parent of kind "virtual" has none (give them to its types)')
+        self.find_vf_model(found, is_gpu, path)
         type_model = MODELS["vgpu"] if is_gpu else found["model"]
         tables = found.pop("types")
         types = tuple(self.type_spec(key, tables[key], (*path, "types", key), type_model) for key in tables)
         spec = ParentSpec(name=name, types=types, bdf=name if is_gpu else None, **self.fields(found, PARENT))
         self.check_limits(spec, path)
+        self.check_vfs(spec, path)
         return spec
+
+    def find_vf_model(self, found: dict[str, Any], is_gpu: bool, path: tuple[str, ...]) -> None:
+        """Put the model of the virtual functions in the place of its name."""
+        for key in VF_KEYS:
+            if key in found and not (is_gpu and "vfs" in found):
+                self.fail((*path, key), 'is for a "gpu" with "vfs" (give it those, or leave the key out)')
+        if "vfs" in found:
+            named = found.get("vf_model", "vgpu")
+            found["vf_model"] = self.model(named, MODELS, (*path, "vf_model"))
+
+    def check_vfs(self, parent: ParentSpec, path: tuple[str, ...]) -> None:
+        if parent.vfs > MAX_VFS:
+            self.fail((*path, "vfs"), f"is more than {MAX_VFS} (give fewer)")
+        if parent.vf_memory > parent.memory:
+            self.fail((*path, "vf_memory"), f"is more than the parent's {parent.memory} bytes (give less)")
+        try:
+            if parent.vfs:
+                VfLayout(parent, FIRST_OFFSET, self.aperture)
+        except ValueError as error:
+            self.fail((*path, "vfs"), f"{error} (see vf_model and vf_memory)")
 
     def type_spec(
         self, name: str, content: object, path: tuple[str, ...], model: type[PciDevice]
@@ -150,8 +139,21 @@ class _Reader:
         found = self.table(content, TYPE, path)
         named = found.get("model")
         found["model"] = model if named is None else self.model(named, MODELS, (*path, "model"))
+        found["options"] = self.type_options(found, path)
         self.validate(found, path)
         return TypeSpec(name=name, **self.fields(found, TYPE))
+
+    def type_options(self, found: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, int]:
+        """The options of a type's model: its own, and those that keys of the type stand for."""
+        options = dict(found.get("options", {}))
+        for key in ("weight", "frame_rate", "max_resolution"):
+            if key in found:
+                value = found[key]
+                meant = resolution_options(value) if isinstance(value, Resolution) else {key: value}
+                if meant.keys() & options.keys():
+                    self.fail((*path, key), "is among the options, too (leave one out)")
+                options |= meant
+        return options
 
     def check_parent_name(self, name: str, kind: str, path: tuple[str, ...]) -> None:
         if kind not in KINDS:

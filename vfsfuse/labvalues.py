@@ -9,13 +9,11 @@ import pwd
 import re
 from collections.abc import Mapping
 
-from devmodel.spec import PATH_NAME
+from devmodel.resources import MAX_SIZE, Resolution, parse_resolution, parse_size
+from devmodel.spec import PATH_NAME, Removal
 
-MAX_SIZE = 1 << 40
 MAX_CACHE_SECONDS = 86400
 
-_SIZE = re.compile(r"([0-9]{1,15}) ?([KMGT]?)(?:iB|B)?", re.ASCII)
-_SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
 
 
@@ -43,11 +41,26 @@ def count(value: object) -> int:
 
 def size(value: object) -> int:
     """Bytes, as a number or with a unit: 268435456, "256M", "256 MiB"."""
-    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    number = int(match[1]) << _SHIFTS[match[2]] if match else _whole(value, ' (a number of bytes, or "256M")')
+    if isinstance(value, str):
+        return parse_size(value)
+    number = _whole(value, ' (a number of bytes, or "256M")')
     if not 0 <= number <= MAX_SIZE:
         raise ValueError(f"{value!r} is out of range (at most 1T)")
     return number
+
+
+def resolution(value: object) -> Resolution:
+    """Pixels: "1920x1080"."""
+    if not isinstance(value, str):
+        raise ValueError(f'{value!r} is not a resolution (write "1920x1080")')
+    return parse_resolution(value)
+
+
+def removal(value: object) -> Removal:
+    """What removing a device in use does."""
+    if not isinstance(value, str) or value not in {each.value for each in Removal}:
+        raise ValueError(f'{value!r} is neither "busy" nor "wait" (give one of them)')
+    return Removal(value)
 
 
 def seconds(value: object) -> float:

@@ -12,7 +12,7 @@ import logging
 import os
 import select
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -23,7 +23,9 @@ from vfsfuse.kobject import Attribute, Entry, Kobject, LinkMember, Member, Snaps
 from vfsfuse.mountpoint import XATTR_PID
 from vfsfuse.refusals import Refusals
 from vfsfuse.snapshots import Snapshots
-from vfsfuse.tree import Changes, IAttrs, Tree
+from vfsfuse.telling import tell_kernel
+from vfsfuse.tree import BASE_MASK, IAttrs, Tree
+from vfsfuse.waiting import WaitingStore
 
 log = logging.getLogger(__name__)
 POLL_MASK = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
@@ -45,31 +47,15 @@ def errors(what: str) -> Iterator[None]:
         raise pyfuse3.FUSEError(errno.EIO) from error
 
 
-def tell_kernel(changes: Changes) -> None:
-    """Make the kernel forget; blocks on directory locks, so never on the trio or pump thread."""
-    for inode in changes.touched:
-        _notify(pyfuse3.invalidate_inode, inode, True)
-    for parent, name in changes.gone:
-        _notify(pyfuse3.invalidate_entry, parent, name)
-
-
-def _notify(call: Callable[..., object], *arguments: object) -> None:
-    try:
-        call(*arguments)
-    except OSError as error:
-        # ENOENT, ENOTDIR: the kernel did not know it; ENODEV, EBADF, ENOTCONN: it is being unmounted
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EBADF, errno.ENOTCONN):
-            log.warning("invalidation failed: %s", error)
-
-
 class Operations(Refusals):
-    """The handlers.  `cache` is how many seconds the kernel may keep names and stats it is not told to
-    drop."""
+    """The handlers.  `cache` is how many seconds the kernel may keep names and stats it is not told to drop;
+    `waits` says whether stores may wait (vfsfuse.waiting)."""
 
     supports_dot_lookup = False
 
-    def __init__(self, tree: Tree, cache: float, uid: int, gid: int) -> None:
+    def __init__(self, tree: Tree, cache: float, uid: int, gid: int, waits: bool) -> None:
         super().__init__()
+        self.waits = waits
         self.tree, self.cache, self.uid, self.gid = tree, cache, uid, gid
         self._listings: dict[int, list[Entry | Member]] = {}
         self._owners: dict[int, Kobject] = {}
@@ -82,7 +68,7 @@ class Operations(Refusals):
 
     def attributes(self, inode: int, timeout: float | None = None) -> pyfuse3.EntryAttributes:
         shown, entry = self.tree.stat(inode)
-        changed = self.tree.iattrs.get(inode) or IAttrs()
+        changed = self.tree.iattrs.get(inode & BASE_MASK) or IAttrs()
         made = pyfuse3.EntryAttributes()
         made.st_ino = inode
         made.st_mode = shown.mode if changed.mode is None else stat.S_IFMT(shown.mode) | changed.mode
@@ -103,6 +89,8 @@ class Operations(Refusals):
             found = directory.find(os.fsdecode(name))
             if found is None:
                 return self.attributes(directory.hidden(os.fsdecode(name)), 0)
+            if self.waits and isinstance(found, WaitingStore):
+                return self.attributes(self.tree.own_inode(_inode(directory, found)), 0)
             return self.attributes(_inode(directory, found))
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -119,7 +107,7 @@ class Operations(Refusals):
     ) -> pyfuse3.EntryAttributes:
         with errors("setattr"):
             self.tree.locate(inode)
-            changed = self.tree.iattrs.setdefault(inode, IAttrs())
+            changed = self.tree.iattrs.setdefault(inode & BASE_MASK, IAttrs())
             if fields.update_mode:
                 changed.mode = stat.S_IMODE(attr.st_mode)
             if fields.update_uid:
@@ -177,7 +165,8 @@ class Operations(Refusals):
         self, token: pyfuse3.ReaddirToken, owner: Kobject, entry: Entry | Member, following: int
     ) -> bool:
         try:
-            attributes = self.attributes(_inode(owner, entry))
+            timeout = 0 if self.waits and isinstance(entry, WaitingStore) else None
+            attributes = self.attributes(_inode(owner, entry), timeout)
         except OSError:
             return True  # removed since the list was made
         return pyfuse3.readdir_reply(token, os.fsencode(entry.name), attributes, following)
@@ -223,11 +212,14 @@ class Operations(Refusals):
                 await self.publish()
 
     async def publish(self) -> None:
-        """Tell the kernel what changed, from a thread that may wait for the directory locks it takes."""
+        """Tell the kernel what changed, from a thread that may wait for the directory locks it takes; then
+        those who listen: what they hear of is seen, and what is gone is not."""
         async with self.telling:
-            if changes := self.tree.take_changes():
+            changes, events = self.tree.take_changes(), self.tree.root.uevents.take()
+            if changes:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(tell_kernel, changes)
+            self.tree.root.uevents.deliver(events)
 
     async def poll(
         self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: pyfuse3.RequestContext

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from devmodel.spec import LabSpec
+from devmodel.spec import LabSpec, Removal
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
 from vfsfuse.labview import LabView
@@ -49,8 +49,9 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     for number in ENDING:  # until trio listens, and again while we clean up: no signal may leave a dead mount
         signal.signal(number, lambda number, _: early.append(number))
     tree = Tree()
-    operations = Operations(tree, spec.cache, os.geteuid(), os.getegid())
+    operations = Operations(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is Removal.WAIT)
     view = LabView(spec, tree)
+    view.stores.publish = operations.publish
     lane = Lane(view.open)
     pyfuse3.init(operations, mountpoint, mount_options())
     try:

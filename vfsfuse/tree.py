@@ -3,7 +3,7 @@
 
 Owner is the trio thread; `locate` may be called from the device lane (one dict look-up).  An inode number
 is (entry number << MEMBER_BITS | member index) + 1 under the lane bits of native/lane.cdef, and none is
-used twice, so a stale one finds nothing.
+used twice, so a stale one finds nothing.  The bits above those are `own_inode`'s.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from ioctl_shim.lane import DEVICE_BIT
+from devmodel.uevents import Uevents
+from ioctl_shim.lane import ATTR_WRITE_BIT, DEVICE_BIT
 from vfsfuse.kobject import MEMBER_BITS, Entry, Kobject, Member, Stat
 
 E = TypeVar("E", bound=Entry)
 NUMBER_MASK = DEVICE_BIT - 1
+BASE_MASK = (ATTR_WRITE_BIT << 1) - 1
+"""An inode number without the bits that tell one lookup's from another's; `locate` takes either."""
+MOST_LOOKUPS = 1 << 13
+"""As many as there are bits left in an inode number."""
 MEMBER_MASK = (1 << MEMBER_BITS) - 1
 
 
@@ -41,15 +46,26 @@ class IAttrs:
     gid: int | None = None
 
 
+class Root(Kobject):
+    """The root of a mount, with the uevents of its devices."""
+
+    __slots__ = ("uevents",)
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.uevents = Uevents()
+
+
 class Tree:
     """All entries of one mount.  `root` is inode 1."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
+        self._lookups = 0
         self._entries: dict[int, Entry] = {}
         self._changes = Changes()
         self.iattrs: dict[int, IAttrs] = {}
-        self.root = Kobject("")
+        self.root = Root()
         self.adopt(self.root)
 
     def add(self, parent: Kobject, child: E) -> E:
@@ -76,7 +92,7 @@ class Tree:
 
     def make(self, path: str) -> Kobject:
         """The directory at `path`, made with its parents where missing."""
-        here = self.root
+        here: Kobject = self.root
         for name in filter(None, path.split("/")):
             child = here.find(name)
             here = self._directory(child if child is not None else self.add(here, Kobject(name)))
@@ -118,6 +134,13 @@ class Tree:
         if member > len(members) or not members[member - 1].present(entry):
             raise OSError(gone, "removed")
         return entry, members[member - 1]
+
+    def own_inode(self, inode: int) -> int:
+        """A number of its own for each lookup.  The kernel locks an inode for as long as a write to it takes,
+        and who waits for that lock cannot be interrupted: a store that waits must not keep others from
+        theirs."""
+        self._lookups = (self._lookups + 1) % MOST_LOOKUPS
+        return inode | self._lookups * (BASE_MASK + 1)
 
     def directory(self, inode: int) -> Kobject:
         """The directory `inode` names.  Raises OSError(ENOENT) when it is gone, ENOTDIR when it is none."""

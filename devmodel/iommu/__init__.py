@@ -20,6 +20,7 @@ from devmodel.iommu.api import (
     Prot,
 )
 from devmodel.iommu.backend import Backend, LockedMemory, MediatedBackend, PinningBackend
+from devmodel.iommu.dma import Piece, StalePiece
 from devmodel.iommu.mappings import Mapping, Mappings
 from devmodel.iommu.noiommu import NoIommu
 from devmodel.iommu.pins import AddressSpace, Pin
@@ -44,8 +45,10 @@ __all__ = [
     "Mappings",
     "MediatedBackend",
     "NoIommu",
+    "Piece",
     "Pin",
     "PinningBackend",
     "Prot",
+    "StalePiece",
     "Type1",
 ]

@@ -20,7 +20,7 @@ class Mapping:
 
     ``pages`` is that memory while a pinning backend holds it; ``pins`` counts, by page of the mapping, what
     mediated devices pinned; ``charged`` is how many pages are accounted to the client. ``dirty`` is None
-    until a device writes while dirty pages are tracked.
+    until a device writes while dirty pages are tracked. ``live`` ends, for good, when it leaves the database.
     """
 
     __slots__ = (
@@ -30,6 +30,7 @@ class Mapping:
         "dirty",
         "end",
         "iova",
+        "live",
         "pages",
         "pins",
         "prot",
@@ -47,6 +48,7 @@ class Mapping:
         self.prot = prot
         self.allows = int(prot)  # the same as a plain number: an IntFlag is slow to ask
         self.vaddr_valid = True
+        self.live = True
         self.pages: Pages | None = None
         self.pins: dict[int, int] | None = None
         self.charged = 0
@@ -130,6 +132,7 @@ class Mappings:
 
     def remove(self, mapping: Mapping) -> None:
         """Take one out that is in."""
+        mapping.live = False
         del self._by_start[mapping.iova]
         index = bisect_right(self._firsts, mapping.iova) - 1
         block = self._blocks[index]
@@ -141,6 +144,8 @@ class Mappings:
 
     def clear(self) -> None:
         """Take all out."""
+        for mapping in self._by_start.values():
+            mapping.live = False
         self._by_start.clear()
         self._blocks.clear()
         self._firsts.clear()

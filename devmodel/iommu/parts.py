@@ -72,5 +72,18 @@ def copy(parts: list[Part], view: memoryview, write: bool) -> None:
             move = pages.write_from if write else pages.read_into
             move(pieces[0].pages_offset, here)
             continue
-        vector = [(part.mapping.vaddr + part.offset, part.size) for part in pieces]
-        (client.write_parts if write else client.read_parts)(vector, here)
+        (client.write_parts if write else client.read_parts)(_vector(pieces), here)
+
+
+def _vector(parts: list[Part]) -> list[tuple[int, int]]:
+    """The parts as (vaddr, size), fewer where one goes on where the last one ends."""
+    vector: list[tuple[int, int]] = []
+    end = -1
+    for part in parts:
+        vaddr = part.mapping.vaddr + part.offset
+        if vaddr == end:
+            vector[-1] = (vector[-1][0], vector[-1][1] + part.size)
+        else:
+            vector.append((vaddr, part.size))
+        end = vaddr + part.size
+    return vector

@@ -79,6 +79,11 @@ class Pin:
         self._space, self._parts, self._released = space, parts, False
         self.iova, self.size, self.prot = iova, size, prot
 
+    @property
+    def released(self) -> bool:
+        """Whether they are held no more. Any thread."""
+        return self._released
+
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes at ``offset`` of the pages. Raises :class:`DmaFault`. DMA threads."""
         buffer = bytearray(min(size, self.size))
@@ -97,7 +102,8 @@ class Pin:
 
     def _rw(self, offset: int, view: memoryview, size: int, write: bool) -> None:
         if size:
-            self._space._transfer(self.iova + offset, view, write, lambda: self._find(offset, size, write))
+            span = (self.iova + offset, self.iova + offset + len(view))
+            self._space._transfer((span,), view, write, lambda: self._find(offset, size, write))
 
     def _find(self, offset: int, size: int, write: bool) -> list[Part]:
         parts, position = [], 0

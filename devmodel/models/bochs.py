@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import IntFlag
 from typing import ClassVar
 
-from devmodel.device import PciDevice, PciRegion
+from devmodel.device import Option, PciDevice, PciRegion
 from devmodel.display import MAX_EXTENT, Display, Fourcc, Plane
 from devmodel.models import edid
 from devmodel.pci import Aperture, Bar, Identity
@@ -28,8 +28,8 @@ MAX_BPP = 32
 MIN_MEMORY = 1 << 20
 MAX_MEMORY = 1 << 31
 """Largest 32-bit memory BAR."""
-
-_VIDEO_MEMORY_UNIT = 1 << 16
+VIDEO_MEMORY_UNIT = 1 << 16
+"""What guests count video memory in."""
 
 
 class Enable(IntFlag):
@@ -67,7 +67,7 @@ class BochsRegisters(Registers):
     __slots__ = ("_device",)
 
     def __init__(self, device: "BochsDisplay") -> None:
-        super().__init__(LAYOUT, device)
+        super().__init__(device.LAYOUT, device)
         self._device = device
 
     def read(self, offset: int, size: int) -> bytes:
@@ -77,10 +77,21 @@ class BochsRegisters(Registers):
 
 
 class BochsDisplay(Display, PciDevice):
-    """BAR 0 is ``memory`` bytes of video memory, BAR 2 the registers."""
+    """BAR 0 is ``memory`` bytes of video memory, BAR 2 the registers.
 
-    __slots__ = ("_big_endian", "_enabled", "_version", "edid", "mode", "registers")
+    The BAR is rounded up to a power of two; nothing is behind its rest. ``max_width`` and ``max_height``
+    limit what can be set and shown (0: the memory alone does), ``frame_rate`` is the rate of its monitor.
+    """
+
+    __slots__ = ("_big_endian", "_enabled", "_most", "_version", "edid", "mode", "registers")
     identity = Identity(0x1234, 0x1111, 0x1AF4, 0x1100, class_code=0x038000, revision=2)
+    LAYOUT: ClassVar[Layout]
+    """The registers of BAR 2: :data:`LAYOUT`, or more."""
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "max_width": Option(0, 0, MAX_EXTENT),
+        "max_height": Option(0, 0, MAX_EXTENT),
+        "frame_rate": Option(edid.REFRESH, edid.REFRESH // 2, edid.REFRESH),
+    }
     MONITOR: ClassVar[str] = "bochs display"
     """The name its monitor has in the EDID, up to 13 characters."""
 
@@ -91,20 +102,28 @@ class BochsDisplay(Display, PciDevice):
         options: Mapping[str, int] | None = None,
         aperture: Aperture | None = None,
     ) -> None:
-        self.mode = edid.best_mode(memory)
-        self.edid = edid.block(self.mode, self.MONITOR, zlib.crc32(name.encode()))
+        limits = self.with_defaults(options or {})
+        self.validate(memory, limits)
+        self._most = {"XRES": limits["max_width"] or MAX_EXTENT, "YRES": limits["max_height"] or MAX_EXTENT}
+        self.mode = edid.best_mode(memory, self._most["XRES"], self._most["YRES"])
+        self.edid = edid.block(self.mode, self.MONITOR, zlib.crc32(name.encode()), limits["frame_rate"])
         self._power_on()
         super().__init__(name, memory, options, aperture)
 
     @classmethod
     def validate(cls, memory: int, options: Mapping[str, int]) -> None:
         super().validate(memory, options)
-        if not MIN_MEMORY <= memory <= MAX_MEMORY or memory & (memory - 1):
-            raise ValueError(f"video memory is {memory} bytes, not a power of two from 1M to 2G")
+        if not MIN_MEMORY <= memory <= MAX_MEMORY or memory % VIDEO_MEMORY_UNIT:
+            raise ValueError(f"video memory is {memory} bytes, not from 1M to 2G in units of 64K")
+        least = edid.MODES[-1]
+        width, height = options.get("max_width", 0), options.get("max_height", 0)
+        if (width or height) and (width < least.width or height < least.height):
+            raise ValueError(f"max_resolution is {width}x{height}, less than {least.width}x{least.height}")
 
     def bars(self) -> Mapping[int, Bar]:
         self.registers = BochsRegisters(self)
-        return {0: Bar(Memory(self.memory), prefetch=True), 2: Bar(self.registers)}
+        decoded = 1 << (self.memory - 1).bit_length()
+        return {0: Bar(Memory(decoded, self.memory), prefetch=True), 2: Bar(self.registers)}
 
     def after_reset(self) -> None:
         super().after_reset()
@@ -142,7 +161,7 @@ class BochsDisplay(Display, PciDevice):
         return min(self.memory // stride, 0xFFFF) if stride else 0
 
     def _read_video_memory(self) -> int:
-        return min(self.memory // _VIDEO_MEMORY_UNIT, 0xFFFF)
+        return min(self.memory // VIDEO_MEMORY_UNIT, 0xFFFF)
 
     def _write_id(self, value: int) -> None:
         """A guest may ask for an older version of the interface, or for the newest again."""
@@ -180,9 +199,11 @@ def _extent(index: int, name: str) -> Register:
     """XRES and YRES: what is beyond the largest is taken for the largest."""
 
     def clamp(device: BochsDisplay, value: int) -> None:
-        device.registers[name] = min(value, MAX_EXTENT)
+        device.registers[name] = min(value, device._most[name])
 
-    return _dispi(index, name, on_read=lambda device: device._limited(name, MAX_EXTENT), on_write=clamp)
+    return _dispi(
+        index, name, on_read=lambda device: device._limited(name, device._most[name]), on_write=clamp
+    )
 
 
 def _dispi(
@@ -218,3 +239,4 @@ _EXTENDED: Sequence[Register] = (
     Register(EXTENDED_BASE + 4, 4, "ENDIAN", LITTLE_ENDIAN, on_write=BochsDisplay._write_endian),
 )
 LAYOUT = Layout(4096, [*_VGA, *_DISPI, *_EXTENDED])
+BochsDisplay.LAYOUT = LAYOUT

@@ -13,9 +13,10 @@ BLOCK_SIZE = 128
 MANUFACTURER = "VFS"
 PRODUCT = 1
 DPI = 72
+REFRESH = 60
+"""Pictures a second, in Hz, unless asked otherwise."""
 MAX_CLOCK_MHZ = 600
 
-_REFRESH = 60
 _H_BLANK, _H_FRONT, _H_SYNC = 160, 48, 32  # pixels of CVT's reduced blanking
 _V_FRONT, _V_SYNC, _V_BACK_LEAST = 3, 6, 6  # lines
 _V_BLANK_US = 460  # the least that it may take
@@ -24,7 +25,7 @@ _SRGB = bytes.fromhex("ee91a3544c99260f5054")
 
 
 class Mode(NamedTuple):
-    """A resolution in pixels, at 60 Hz."""
+    """A resolution in pixels."""
 
     width: int
     height: int
@@ -53,33 +54,45 @@ MODES: Sequence[Mode] = (
 """The largest first; the smallest fits twice into a megabyte."""
 
 _ESTABLISHED = {Mode(640, 480): (0, 0x20), Mode(800, 600): (0, 0x01), Mode(1024, 768): (1, 0x08)}
-"""Byte and bit of the established timings at 60 Hz."""
+"""Byte and bit of the established timings; like the standard ones, they say 60 Hz."""
 _ASPECTS = {(16, 10): 0, (4, 3): 1, (5, 4): 2, (16, 9): 3}
 _STANDARD_WIDTHS = range(640, 2289, 8)
 _STANDARD_COUNT = 8
 
 
-def best_mode(memory: int) -> Mode:
-    """The largest mode of which two pictures with 32 bits per pixel fit in ``memory`` bytes.
+def best_mode(memory: int, width: int, height: int) -> Mode:
+    """The largest mode within ``width`` and ``height`` of which two pictures with 32 bits per pixel fit in
+    ``memory`` bytes.
 
     Two, because drivers draw one while they show the other; the bochs driver of Linux 6.1 refuses larger
     modes.
     """
-    return next((mode for mode in MODES if 2 * mode.picture <= memory), MODES[-1])
+    shown = (mode for mode in MODES if mode.width <= width and mode.height <= height)
+    return next((mode for mode in shown if 2 * mode.picture <= memory), MODES[-1])
 
 
-def block(preferred: Mode, name: str, serial: int) -> bytes:
+def block(preferred: Mode, name: str, serial: int, refresh: int = REFRESH) -> bytes:
     """The 128 bytes of a monitor that prefers a mode of :data:`MODES` and has room for those below it.
 
-    ``name`` is ASCII, its first 13 characters are said; ``serial`` is 32 bits.
+    ``name`` is ASCII, its first 13 characters are said; ``serial`` is 32 bits. ``refresh`` is in Hz, 30 to
+    60: below 60 the preferred mode is the only one, because EDID's short forms say 60 Hz.
     """
-    modes = [mode for mode in MODES if mode.width <= preferred.width and mode.height <= preferred.height]
+    modes = (
+        []
+        if refresh < REFRESH
+        else [mode for mode in MODES if mode.width <= preferred.width and mode.height <= preferred.height]
+    )
     head = struct.pack(">8sH", b"\x00" + b"\xff" * 6 + b"\x00", _manufacturer(MANUFACTURER))
     head += struct.pack("<HIBB", PRODUCT, serial, 0, 30)  # of the year 2020
     head += bytes([1, 4])
     # digital, 8 bits a colour; centimetres; gamma 2.2; sRGB, the first timing is the native one
     head += bytes([0xA0, *(_millimetres(pixels) // 10 for pixels in preferred), 120, 0x06])
-    descriptors = [_detailed(preferred), _text(0xFC, name), _limits(), _text(0xFF, f"{serial:08x}")]
+    descriptors = [
+        _detailed(preferred, refresh),
+        _text(0xFC, name),
+        _limits(refresh),
+        _text(0xFF, f"{serial:08x}"),
+    ]
     body = head + _SRGB + _established(modes) + _standard(modes) + b"".join(descriptors) + b"\x00"
     return body + bytes([-sum(body) & 0xFF])
 
@@ -112,18 +125,18 @@ def _standard_codes(modes: Sequence[Mode]) -> Iterator[bytes]:
     for mode in modes:
         for (across, down), code in _ASPECTS.items():
             if mode.width in _STANDARD_WIDTHS and mode.width * down == mode.height * across:
-                yield bytes([mode.width // 8 - 31, code << 6 | _REFRESH - 60])
+                yield bytes([mode.width // 8 - 31, code << 6 | REFRESH - 60])
 
 
-def _blanking_lines(height: int) -> int:
-    line_us = (1_000_000 / _REFRESH - _V_BLANK_US) / height
+def _blanking_lines(height: int, refresh: int) -> int:
+    line_us = (1_000_000 / refresh - _V_BLANK_US) / height
     return max(int(_V_BLANK_US / line_us) + 1, _V_FRONT + _V_SYNC + _V_BACK_LEAST)
 
 
-def _detailed(mode: Mode) -> bytes:
+def _detailed(mode: Mode, refresh: int) -> bytes:
     """The 18 bytes of a detailed timing, with CVT's reduced blanking."""
-    v_blank = _blanking_lines(mode.height)
-    clock = (mode.width + _H_BLANK) * (mode.height + v_blank) * _REFRESH // _CLOCK_STEP * _CLOCK_STEP
+    v_blank = _blanking_lines(mode.height, refresh)
+    clock = (mode.width + _H_BLANK) * (mode.height + v_blank) * refresh // _CLOCK_STEP * _CLOCK_STEP
     size = [_millimetres(pixels) for pixels in mode]
     return struct.pack(
         "<H16B",
@@ -141,6 +154,7 @@ def _text(tag: int, text: str) -> bytes:
     return bytes([0, 0, 0, tag, 0]) + (line if len(line) == 13 else (line + b"\n").ljust(13))
 
 
-def _limits() -> bytes:
-    """Display range limits: 50 to 75 Hz, 10 to 160 kHz, and nothing but these limits."""
-    return bytes([0, 0, 0, 0xFD, 0, 50, 75, 10, 160, MAX_CLOCK_MHZ // 10, 1, 0x0A]) + b" " * 6
+def _limits(refresh: int) -> bytes:
+    """Display range limits: 50 to 75 Hz, or up to a ``refresh`` below 60; 9 to 160 kHz."""
+    low, high = (50, 75) if refresh == REFRESH else (refresh * 9 // 10, refresh)
+    return bytes([0, 0, 0, 0xFD, 0, low, high, 9, 160, MAX_CLOCK_MHZ // 10, 1, 0x0A]) + b" " * 6

@@ -2,17 +2,23 @@
 """The physical GPU and the vGPUs made of it.
 
 State: in each device, under its lock. The physical function shows its whole video memory in a 64-bit BAR 0
-and its registers in BAR 2; a vGPU is a display that bochs drivers know, with its type's share of memory.
+and its registers in BAR 2; a vGPU is a display that bochs drivers know, with its type's share of memory, and
+has a command engine (devmodel.gpu), which is its turn on that of the physical function.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
+from devmodel.attribute import DeviceAttribute
 from devmodel.capability import MAX_MSIX_VECTORS, Capability, express, msi, power_management
 from devmodel.device import Option, PciDevice
+from devmodel.gpu.engine import Engine
+from devmodel.gpu.gtt import Gtt
+from devmodel.gpu.registers import ENGINE, REGISTERS_SIZE
+from devmodel.gpu.scheduler import Scheduler
 from devmodel.models.bochs import BochsDisplay
 from devmodel.msix import MsixBar
-from devmodel.pci import Bar, Identity
+from devmodel.pci import Aperture, Bar, Identity
 from devmodel.region import Memory
 from devmodel.registers import Layout, Register, Registers
 
@@ -21,7 +27,8 @@ MIN_MEMORY = 1 << 20
 MAX_MEMORY = 1 << 40
 """Room for one region in VFIO's file offsets."""
 MSIX_BAR = 4
-_MSIX: Mapping[str, Option] = {"vectors": Option(0, 0, MAX_MSIX_VECTORS)}
+GTT_BAR = 1
+DEFAULT_VECTORS, DEFAULT_WEIGHT, MOST_WEIGHT = 4, 16, 1000
 
 
 def _memory_mib(gpu: PciDevice) -> int:
@@ -31,8 +38,11 @@ def _memory_mib(gpu: PciDevice) -> int:
 class PhysicalGpu(PciDevice):
     """A display controller owned by its host driver; with option ``vectors`` it has MSI-X in BAR 4."""
 
-    __slots__ = ("registers",)
-    OPTIONS: ClassVar[Mapping[str, Option]] = _MSIX
+    __slots__ = ("registers", "scheduler")
+    OPTIONS: ClassVar[Mapping[str, Option]] = {"vectors": Option(0, 0, MAX_MSIX_VECTORS)}
+    ATTRIBUTES: ClassVar[Sequence[DeviceAttribute]] = (
+        DeviceAttribute("engine_time_us", lambda gpu: gpu.scheduler.used // 1000),
+    )
     identity = Identity(0x1234, 0x86F0, 0x1AF4, 0x1100, class_code=0x030000, revision=1, irq_pin=1)
     LAYOUT: ClassVar[Layout] = Layout(
         4096,
@@ -52,6 +62,7 @@ class PhysicalGpu(PciDevice):
 
     def bars(self) -> Mapping[int, Bar]:
         self.registers = Registers(self.LAYOUT, self)
+        self.scheduler = Scheduler()
         decoded = 1 << (self.memory - 1).bit_length()
         own = {0: Bar(Memory(decoded), mem64=True, prefetch=True), 2: Bar(self.registers)}
         return own | _msix_bar(self.options, excluded=False)
@@ -61,17 +72,57 @@ class PhysicalGpu(PciDevice):
 
 
 class Vgpu(BochsDisplay):
-    """A virtual GPU: a bochs-compatible display in its type's share of the physical video memory.
+    """A virtual GPU: a bochs-compatible display in its type's share of the physical video memory, and an
+    engine that draws.
 
-    With option ``vectors`` it has MSI-X in BAR 4, of which a client may map what is not the table.
+    The GTT is BAR 1, the engine's registers are behind the display's in BAR 2. Without option ``vectors`` it
+    has no MSI-X in BAR 4, and no interrupt. A client may map of BAR 4 what is not the table.
     """
 
-    __slots__ = ()
-    OPTIONS: ClassVar[Mapping[str, Option]] = _MSIX
+    __slots__ = ("engine", "gtt")
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        **BochsDisplay.OPTIONS,
+        "vectors": Option(DEFAULT_VECTORS, 0, MAX_MSIX_VECTORS),
+        "weight": Option(DEFAULT_WEIGHT, 1, MOST_WEIGHT),
+    }
+    ATTRIBUTES: ClassVar[Sequence[DeviceAttribute]] = (
+        DeviceAttribute("engine_time_us", lambda vgpu: vgpu.engine.share.used // 1000),
+        DeviceAttribute(
+            "engine_timeout_ms",
+            lambda vgpu: vgpu.engine.timeout_ms,
+            lambda vgpu, text: vgpu.engine.set_timeout(text),
+        ),
+        DeviceAttribute("engine_weight", lambda vgpu: vgpu.engine.share.weight),
+        DeviceAttribute("faults", lambda vgpu: vgpu.engine.faults),
+        DeviceAttribute("gtt_stats", lambda vgpu: vgpu.engine.shadow.stats()),
+        DeviceAttribute("queue_depth", lambda vgpu: vgpu.engine.queue_depth),
+    )
+    LAYOUT: ClassVar[Layout] = Layout(REGISTERS_SIZE, [*BochsDisplay.LAYOUT.registers, *ENGINE])
     MONITOR: ClassVar[str] = "vgpu"
 
+    def __init__(
+        self,
+        name: str,
+        memory: int = 0,
+        options: Mapping[str, int] | None = None,
+        aperture: Aperture | None = None,
+    ) -> None:
+        super().__init__(name, memory, options, aperture)
+        vectors, weight = self.options["vectors"], self.options["weight"]
+        self.engine = Engine(self, self.registers, self.gtt, vectors, weight)
+
+    def attach_parent(self, parent: PciDevice | None) -> None:
+        if isinstance(parent, PhysicalGpu):
+            self.engine.scheduler = parent.scheduler
+
     def bars(self) -> Mapping[int, Bar]:
-        return {**super().bars(), **_msix_bar(self.options, excluded=True)}
+        self.gtt = Gtt()
+        return {**super().bars(), GTT_BAR: Bar(self.gtt), **_msix_bar(self.options, excluded=True)}
+
+    def stopped(self) -> None:
+        self.engine.reset()
+        self.gtt.reset()
+        self.engine.shadow.forget()
 
     def capabilities(self) -> Sequence[Capability]:
         return tuple(_msix_capability(self.bar_map))

@@ -66,7 +66,7 @@ class Mtty(PciDevice):
         if text not in LINES:
             raise ValueError(f"a port is connected to {' or '.join(LINES)}")
         with self.lock:
-            self._check_open()
+            self.check_present()
             port = self.ports[index]
             if port.line.kind != text:
                 port.plug(LINES[text](self, port))

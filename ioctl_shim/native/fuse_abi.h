@@ -11,6 +11,7 @@
 #define FUSE_INIT_EXT (1u << 30)
 #endif
 #define VFS_PASSTHROUGH_FLAG2 (1u << (37 - 32)) /* FUSE_PASSTHROUGH, in flags2 */
+#define VFS_FOPEN_STREAM (1u << 4)
 #define VFS_FOPEN_PASSTHROUGH (1u << 7)
 
 struct vfs_backing_map { /* struct fuse_backing_map */

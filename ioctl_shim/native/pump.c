@@ -22,10 +22,11 @@
 
 /* cffi defines these (callbacks.cdef). */
 int lane_on_open(struct lane_open *open);
-int64_t lane_on_read(uint64_t token, uint64_t offset, uint32_t size, void *out);
-int64_t lane_on_write(uint64_t token, uint64_t offset, uint32_t size, const void *in);
+int64_t lane_on_read(const struct lane_transfer *read, void *out);
+int64_t lane_on_write(const struct lane_transfer *write, const void *in);
 int64_t lane_on_ioctl(struct lane_ioctl *call);
-uint32_t lane_on_poll(uint64_t token);
+uint32_t lane_on_poll(uint64_t token, uint64_t handle);
+void lane_on_interrupt(uint64_t unique);
 void lane_on_release(uint64_t token);
 
 #define MAX_DATA (1u << 20)
@@ -143,6 +144,20 @@ int lane_reply(uint64_t unique, int32_t result, const void *out, uint32_t out_si
 {
 	send_ioctl(unique, result, out, out_size);
 	return 0;
+}
+
+/* The answer to a read (its data) or a write (a struct fuse_write_out) that was deferred, or a negative errno. */
+int lane_send(uint64_t unique, int32_t error, const void *data, uint32_t size)
+{
+	return send_data(unique, error, data, size, NULL, 0);
+}
+
+/* Whoever polls the file of this handle asks again; it neither waits nor needs a file that is still open. */
+int lane_wake_poll(uint64_t handle)
+{
+	struct fuse_notify_poll_wakeup_out body = {.kh = handle};
+
+	return send_data(0, FUSE_NOTIFY_POLL, &body, sizeof(body), NULL, 0);
 }
 
 void lane_init_reply(const void *in, void *body)
@@ -294,7 +309,10 @@ static void on_open(const struct request *r)
 	*file = (struct lane_file){.token = open.token, 
 		.memory = open.memory /* with the reference Python took */, .region = open.region};
 	struct vfs_open_out out = {.fh = (uintptr_t)file, .open_flags = FOPEN_DIRECT_IO};
-	if (open.backing_id > 0) {
+	if (open.stream) {
+		/* the kernel takes no backing file with it; a mapping of it is harmless, as beyond size 0 all is SIGBUS */
+		out.open_flags |= VFS_FOPEN_STREAM;
+	} else if (open.backing_id > 0) {
 		out.open_flags |= VFS_FOPEN_PASSTHROUGH;
 		out.backing_id = open.backing_id;
 	} else
@@ -327,7 +345,10 @@ static void on_read(const struct request *r)
 			send_error(r->header->unique, -EIO);
 		return;
 	}
-	got = lane_on_read(file->token, in->offset, size, r->out);
+	struct lane_transfer read = {r->header->unique, file->token, in->offset, size, in->flags};
+	got = lane_on_read(&read, r->out);
+	if (got == LANE_DEFERRED)
+		return;
 	if (got < 0)
 		send_error(r->header->unique, got);
 	else
@@ -341,13 +362,16 @@ static void on_write(const struct request *r)
 	const void *data = in + 1;
 	char *memory = window(file, in->offset, in->size);
 	int64_t put = in->size;
+	struct lane_transfer write = {r->header->unique, file->token, in->offset, in->size, in->flags};
 
 	if (in->size > r->size - sizeof(*in))
 		put = -EIO;
 	else if (memory)
 		memcpy(memory, data, in->size);
 	else
-		put = lane_on_write(file->token, in->offset, in->size, data);
+		put = lane_on_write(&write, data);
+	if (put == LANE_DEFERRED)
+		return;
 	if (put < 0) {
 		send_error(r->header->unique, put);
 		return;
@@ -386,7 +410,8 @@ static void on_ioctl(const struct request *r)
 static void on_poll(const struct request *r)
 {
 	const struct fuse_poll_in *in = r->body;
-	struct fuse_poll_out out = {.revents = lane_on_poll(file_of(in->fh)->token)};
+	uint64_t handle = in->flags & FUSE_POLL_SCHEDULE_NOTIFY ? in->kh : 0;
+	struct fuse_poll_out out = {.revents = lane_on_poll(file_of(in->fh)->token, handle)};
 
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
@@ -458,8 +483,12 @@ static void serve(const char *data, size_t size, char *out)
 
 	if (header->opcode == FUSE_FORGET || header->opcode == FUSE_BATCH_FORGET)
 		return; /* inode numbers are never used again, so nothing is counted */
-	if (header->opcode == FUSE_INTERRUPT)
-		return; /* every request is answered soon; an interrupted one too */
+	if (header->opcode == FUSE_INTERRUPT) {
+		/* after the request, as the kernel sends it only for what we have read; itself it has no answer */
+		if (r.size >= sizeof(struct fuse_interrupt_in))
+			lane_on_interrupt(((const struct fuse_interrupt_in *)r.body)->unique);
+		return;
+	}
 	if (action)
 		r.size < action->body ? send_error(header->unique, -EIO) : action->run(&r);
 	else if (header->opcode == FUSE_IOCTL)

@@ -33,6 +33,7 @@ from tests.qemu.paused import (
     VENDOR,
     VENDOR_CAP,
     VGPU,
+    VGPU_GTT,
     VGPU_REGISTERS,
     VGPU_VRAM,
     Paused,
@@ -84,6 +85,19 @@ def test_memory_registers(placed: Paused, place: Place) -> None:
     for value in (800, 1024):
         placed.cpu.store(dispi + 2, 2, value)
         assert placed.cpu.load(dispi + 2, 2) == value
+
+
+def test_entries_of_the_gtt(placed: Paused) -> None:
+    """A guest writes an entry as one word or as two; it is one word of the table."""
+    entry = VGPU_GTT.address + 8 * 1000
+    placed.cpu.store(entry, 8, 0x0000_0012_3456_7003)
+    placed.cpu.store(entry + 8, 4, 0x89AB_C003)
+    placed.cpu.store(entry + 12, 4, 0x12)
+    assert [placed.cpu.load(entry + 8 * number, 8) for number in range(3)] == [
+        0x0000_0012_3456_7003,
+        0x0000_0012_89AB_C003,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("place", [MBOCHS_VRAM, VGPU_VRAM, PICTURE], ids=["mbochs", "vgpu", "mdpy"])

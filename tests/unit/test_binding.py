@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 
 from devmodel.binding import VFIO_PCI, function_of
-from devmodel.lab import Lab, LabSpec, Parent, ParentSpec, TypeSpec
+from devmodel.function import PciFunction, PhysicalFunction
+from devmodel.lab import Lab, LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.vfio import DeviceFile
@@ -24,10 +25,10 @@ MTTY = ParentSpec("mtty", "virtual", "mtty", (TypeSpec("mtty-1", "a port", Mtty)
 class Refusing(Recorder):
     """An observer that cannot show a binding while told so."""
 
-    def bound(self, parent: Parent) -> None:
+    def bound(self, function: PciFunction) -> None:
         if self.fail:
             raise RuntimeError("no room")
-        super().bound(parent)
+        super().bound(function)
 
 
 @pytest.fixture
@@ -43,79 +44,114 @@ def lab(recorder: Refusing) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def gpu(lab: Lab) -> Parent:
-    return lab.parents[BDF]
+def gpu(lab: Lab) -> PhysicalFunction:
+    return function_of(lab.parents[BDF])
 
 
-def override(lab: Lab, gpu: Parent) -> None:
+def override(lab: Lab, gpu: PhysicalFunction) -> None:
     """Give the function to vfio-pci, as driverctl does."""
-    function_of(gpu).driver_override = VFIO_PCI
+    gpu.driver_override = VFIO_PCI
     lab.drivers.unbind(gpu, "vgpu")
     lab.drivers.probe(gpu)
 
 
-def test_vfio_pci_takes_the_function_only_when_overridden(lab: Lab, gpu: Parent) -> None:
+def test_vfio_pci_takes_the_function_only_when_overridden(lab: Lab, gpu: PhysicalFunction) -> None:
     lab.drivers.unbind(gpu, "vgpu")
     fails(errno.ENODEV, lab.drivers.bind, gpu, VFIO_PCI)
-    function_of(gpu).driver_override = VFIO_PCI
+    gpu.driver_override = VFIO_PCI
     fails(errno.ENODEV, lab.drivers.bind, gpu, "vgpu")
     lab.drivers.bind(gpu, VFIO_PCI)
-    assert function_of(gpu).driver == VFIO_PCI
-    assert function_of(gpu).group.open().get_device is not None
+    assert gpu.driver == VFIO_PCI
+    assert gpu.group.open().get_device is not None
 
 
-def test_a_bound_function_is_not_bound_again(lab: Lab, gpu: Parent) -> None:
+def test_a_bound_function_is_not_bound_again(lab: Lab, gpu: PhysicalFunction) -> None:
     fails(errno.EBUSY, lab.drivers.bind, gpu, "vgpu")
     fails(errno.ENODEV, lab.drivers.unbind, gpu, VFIO_PCI)
 
 
-def test_a_function_with_vgpus_stays(lab: Lab, gpu: Parent) -> None:
-    mdev = lab.create(gpu.types["vgpu-1"], UUID(int=1))
+def test_a_function_with_vgpus_stays(lab: Lab, gpu: PhysicalFunction) -> None:
+    mdev = lab.create(gpu.parent.types["vgpu-1"], UUID(int=1))
     fails(errno.EBUSY, lab.drivers.unbind, gpu, "vgpu")
     lab.remove(mdev)
     lab.drivers.unbind(gpu, "vgpu")
-    fails(errno.ENODEV, lab.create, gpu.types["vgpu-1"], UUID(int=1))
+    fails(errno.ENODEV, lab.create, gpu.parent.types["vgpu-1"], UUID(int=1))
 
 
-def test_a_function_in_use_stays(lab: Lab, gpu: Parent) -> None:
+def test_a_function_in_use_stays(lab: Lab, gpu: PhysicalFunction) -> None:
     override(lab, gpu)
-    hold = DeviceFile(function_of(gpu))
+    hold = DeviceFile(gpu)
     fails(errno.EBUSY, lab.drivers.unbind, gpu, VFIO_PCI)
     hold.close()
     lab.drivers.unbind(gpu, VFIO_PCI)
-    fails(errno.ENODEV, function_of(gpu).group.open)
+    fails(errno.ENODEV, gpu.group.open)
 
 
-def test_probe_is_no_error_without_a_driver(lab: Lab, gpu: Parent) -> None:
-    function_of(gpu).driver_override = "absent"
+def test_probe_is_no_error_without_a_driver(lab: Lab, gpu: PhysicalFunction) -> None:
+    gpu.driver_override = "absent"
     lab.drivers.unbind(gpu, "vgpu")
     lab.drivers.probe(gpu)
-    assert function_of(gpu).driver is None
-    function_of(gpu).driver_override = None
+    assert gpu.driver is None
+    gpu.driver_override = None
     lab.drivers.probe(gpu)
-    assert function_of(gpu).driver == "vgpu"
+    assert gpu.driver == "vgpu"
 
 
-def test_the_vfio_number_comes_and_goes(lab: Lab, gpu: Parent) -> None:
+def test_the_vfio_number_comes_and_goes(lab: Lab, gpu: PhysicalFunction) -> None:
+    def minor() -> int | None:
+        return gpu.vfio_minor
+
     override(lab, gpu)
-    assert function_of(gpu).vfio_minor == 0
+    assert minor() == 0
     lab.drivers.unbind(gpu, VFIO_PCI)
-    assert function_of(gpu).vfio_minor is None
+    assert minor() is None
     assert lab.create(lab.parents["mtty"].types["mtty-1"], UUID(int=2)).vfio_minor == 0
 
 
-def test_a_binding_that_cannot_be_shown_leaves_nothing(lab: Lab, gpu: Parent, recorder: Refusing) -> None:
+def test_a_binding_that_cannot_be_shown_leaves_nothing(
+    lab: Lab, gpu: PhysicalFunction, recorder: Refusing
+) -> None:
     lab.drivers.unbind(gpu, "vgpu")
-    function_of(gpu).driver_override = VFIO_PCI
+    gpu.driver_override = VFIO_PCI
     recorder.fail = True
     with pytest.raises(RuntimeError):
         lab.drivers.bind(gpu, VFIO_PCI)
-    function = function_of(gpu)
-    assert (function.driver, function.vfio_minor, function.gone) == (None, None, True)
+    assert (gpu.driver, gpu.vfio_minor, gpu.gone) == (None, None, True)
     recorder.fail = False
     lab.drivers.bind(gpu, VFIO_PCI)
-    assert function.vfio_minor == 0
+    assert gpu.vfio_minor == 0
 
 
 def test_a_virtual_parent_is_no_pci_function(lab: Lab) -> None:
-    fails(errno.ENODEV, lab.drivers.unbind, lab.parents["mtty"], "mtty")
+    fails(errno.ENODEV, function_of, lab.parents["mtty"])
+    fails(errno.ENODEV, lab.drivers.find, "mtty")
+
+
+def test_a_vgpu_without_its_driver(lab: Lab, gpu: PhysicalFunction, recorder: Refusing) -> None:
+    mdev = lab.create(gpu.parent.types["vgpu-1"], UUID(int=1))
+    driver = lab.mdev_driver
+    fails(errno.EBUSY, driver.bind, mdev)
+    hold = DeviceFile(mdev)
+    fails(errno.EBUSY, driver.unbind, mdev)
+    hold.close()
+    driver.unbind(mdev)
+    fails(errno.ENODEV, driver.unbind, mdev)
+    fails(errno.ENODEV, mdev.group.open)
+    assert mdev.device.name == mdev.name
+    recorder.fail = True
+    with pytest.raises(RuntimeError):
+        driver.bind(mdev)
+    recorder.fail = False
+    assert (mdev.bound, mdev.gone) == (False, True)
+    lab.remove(mdev)
+    fails(errno.ENODEV, lab.remove, mdev)
+    assert recorder.seen[-3:] == [("added", mdev.name), ("unbound", mdev.name), ("removed", mdev.name)]
+
+
+def test_an_unbound_vgpu_is_removed_before_its_model_is_made(lab: Lab, gpu: PhysicalFunction) -> None:
+    lab.mdev_driver.autoprobe = False
+    mdev = lab.create(gpu.parent.types["vgpu-1"], UUID(int=1))
+    assert (mdev.bound, mdev.gone) == (False, True)
+    lab.remove(mdev)
+    with pytest.raises(OSError, match="is gone"):
+        _ = mdev.device

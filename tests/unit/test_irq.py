@@ -18,7 +18,7 @@ from devmodel.ioeventfd import IoEventfds, IoWrite
 from devmodel.irq import Action, ClientFds, IrqIndex, Irqs, PciIrq
 from devmodel.msix import MsixBar
 from devmodel.pci import Bar, Identity
-from devmodel.pciname import PciName, VfToken, check_token, parse_pci_name
+from devmodel.pciname import PciName, VfToken, parse_pci_name
 from devmodel.vfio import Assignable, DeviceFile, Group
 from tests.unit.fakes import fails
 
@@ -371,12 +371,19 @@ def test_names_with_tokens() -> None:
 
 def test_the_token_of_a_physical_function() -> None:
     token = VfToken()
-    check_token(PciName(None), token)
-    check_token(PciName(UUID(TOKEN)), token)
-    assert token.uuid == UUID(TOKEN), "without users, who opens the function sets it"
-    token.users = 1
-    check_token(PciName(UUID(TOKEN)), token)
+    fails(errno.EACCES, token.check_user, UUID(TOKEN))  # nobody knows the first one
+    token.check(None)
+    token.check(UUID(TOKEN))  # while no virtual function is open, who opens the physical one sets it
+    token.check_user(UUID(TOKEN))
+    token.count(1)
+    token.check(UUID(TOKEN))
     for other in (None, uuid4()):
-        fails(errno.EACCES, check_token, PciName(other), token)
-    fails(errno.EINVAL, check_token, PciName(UUID(TOKEN)), None)
-    check_token(PciName(None), None)
+        fails(errno.EACCES, token.check, other)
+        fails(errno.EACCES, token.check_user, other)
+    chosen = uuid4()
+    token.set(chosen)
+    fails(errno.EACCES, token.check, UUID(TOKEN))
+    token.check(chosen)
+    token.count(-1)
+    token.check(UUID(TOKEN))
+    token.check_user(UUID(TOKEN))

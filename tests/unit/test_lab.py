@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from devmodel.device import PciRegion
+from devmodel.function import PciFunction, VirtualFunction
 from devmodel.lab import Lab, LabSpec, Mdev, Parent, ParentSpec, TypeSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
@@ -60,7 +61,7 @@ class Recorder:
 
     def added(self, mdev: Mdev) -> None:
         assert self.lab is not None and self.lab.mdevs[mdev.uuid, mdev.instance] is mdev
-        assert mdev.group.devices == {mdev.name: mdev}
+        assert mdev.group.devices == ({mdev.name: mdev} if mdev.bound else {})
         if self.fail:
             raise RuntimeError("the tree has no room")
         self.seen.append(("added", mdev.name))
@@ -73,11 +74,31 @@ class Recorder:
     def changed(self, mdev: Mdev) -> None:
         self.seen.append(("online" if mdev.online else "offline", mdev.name))
 
-    def bound(self, parent: Parent) -> None:
-        self.seen.append(("bound", parent.name))
+    def bound(self, function: PciFunction) -> None:
+        self.seen.append(("bound", function.name))
 
-    def unbound(self, parent: Parent) -> None:
-        self.seen.append(("unbound", parent.name))
+    def unbound(self, function: PciFunction) -> None:
+        self.seen.append(("unbound", function.name))
+
+    def function_added(self, function: VirtualFunction) -> None:
+        assert self.lab is not None and self.lab.drivers.functions[function.name] is function
+        if self.fail:
+            raise RuntimeError("the tree has no room")
+        self.seen.append(("added", function.name))
+
+    def function_removed(self, function: VirtualFunction) -> None:
+        assert self.lab is not None and function.name not in self.lab.drivers.functions
+        self.seen.append(("removed", function.name))
+
+    def mdev_bound(self, mdev: Mdev) -> None:
+        assert not mdev.gone
+        if self.fail:
+            raise RuntimeError("the tree has no room")
+        self.seen.append(("bound", mdev.name))
+
+    def mdev_unbound(self, mdev: Mdev) -> None:
+        assert mdev.gone
+        self.seen.append(("unbound", mdev.name))
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from devmodel.lab import Lab, Mdev, Parent
+from devmodel.function import PciFunction, VirtualFunction
+from devmodel.lab import Lab, Mdev
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
-from vfsfuse.labfile import BUILT_IN, LAB, MOUNT, PARENT, TYPE, LabFileError, Schema, load
+from vfsfuse.labfile import BUILT_IN, LabFileError, load
+from vfsfuse.labschema import LAB, MOUNT, PARENT, TYPE, Schema
 
 MIB = 1 << 20
 DOCS = Path(__file__).parents[2] / "docs" / "lab.md"
@@ -35,10 +37,22 @@ class Quiet:
     def changed(self, mdev: Mdev) -> None:
         pass
 
-    def bound(self, parent: Parent) -> None:
+    def bound(self, function: PciFunction) -> None:
         pass
 
-    def unbound(self, parent: Parent) -> None:
+    def unbound(self, function: PciFunction) -> None:
+        pass
+
+    def function_added(self, function: VirtualFunction) -> None:
+        pass
+
+    def function_removed(self, function: VirtualFunction) -> None:
+        pass
+
+    def mdev_bound(self, mdev: Mdev) -> None:
+        pass
+
+    def mdev_unbound(self, mdev: Mdev) -> None:
         pass
 
 
@@ -188,7 +202,7 @@ GPU_PATH = 'parents."0000:01:00.0"'
         (GPU + 'model = "vgpu"\n', f"{GPU_PATH}.model", "there is no model 'vgpu' (there is gpu)"),
         (GPU + "options = { heads = 2 }\n", GPU_PATH, "no option 'heads'"),
         (GPU.replace('"8M"', '"32M"'), f"{GPU_PATH}.types.half.memory", "more than the parent's"),
-        (GPU.replace('"8M"', '"3M"'), f"{GPU_PATH}.types.half", "not a power of two"),
+        (GPU.replace('"8M"', "3000000"), f"{GPU_PATH}.types.half", "in units of 64K"),
         (GPU.replace("half =", '"a:b" ='), f'{GPU_PATH}.types."a:b"', "cannot name a type"),
         (GPU.replace("half =", '"a\\nb" ='), f'{GPU_PATH}.types."a\\nb"', "cannot name a type"),
         (

@@ -48,7 +48,7 @@ def test_what_is_not_a_uuid_is_refused(text: str) -> None:
 
 @given(st.uuids(), st.integers(0, MAX_INSTANCE), st.sampled_from(["vgpu-4", "a", "i915-GVTg_V5.4"]))
 def test_create_and_destroy_lines(uuid: UUID, instance: int, type_name: str) -> None:
-    assert parse_create_line(f"{uuid}:{instance}:{type_name}\n") == (uuid, instance, type_name)
+    assert parse_create_line(f"{uuid}:{instance}:{type_name}\n") == (uuid, instance, type_name, {})
     assert parse_destroy_line(f"{uuid}:{instance}") == (uuid, instance)
 
 

@@ -1,60 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sys/bus/pci: drivers that bind and unbind physical functions, and the bus' own attributes."""
+"""sys/bus/pci and sys/bus/mdev: the buses' own attributes, and drivers that bind and unbind their devices.
+
+Names and errors: Documentation/ABI/testing/sysfs-bus-pci, drivers/base/bus.c's behaviour.
+"""
 
 from __future__ import annotations
 
-import errno
-
-from devmodel.lab import Lab, Parent
+from devmodel.lab import Lab
+from devmodel.pciid import parse_pci_id
 from vfsfuse.kobject import Kobject, attribute, store_only
+from vfsfuse.sysfs.uevent import Uevent
 
 
-class PciBus(Kobject):
-    """sys/bus/pci."""
+class LabDir(Kobject):
+    """A directory whose attributes act on the whole lab."""
 
     __slots__ = ("lab",)
 
     def __init__(self, name: str, lab: Lab) -> None:
         super().__init__(name)
         self.lab = lab
+
+
+class DriverDir(LabDir):
+    """The directory of a driver."""
+
+    __slots__ = ()
+    declared = (Uevent(lambda self: {}, "drivers", 0o200),)
+
+
+class PciBus(LabDir):
+    """sys/bus/pci."""
+
+    __slots__ = ()
 
     @attribute(0o644)
     def drivers_autoprobe(self) -> int:
-        return 1
+        return int(self.lab.drivers.autoprobe)
 
     @drivers_autoprobe.store
     def _store_autoprobe(self, text: str) -> None:
-        if text != "1":
-            raise ValueError(
-                "functions appear only when the lab starts, so there is nothing to keep from probing"
-            )
+        self.lab.drivers.autoprobe = not text.startswith("0")
 
     @store_only()
     def drivers_probe(self, text: str) -> None:
-        self.lab.drivers.probe(find_function(self.lab, text))
+        self.lab.drivers.probe(self.lab.drivers.find(text.strip()))
 
 
-class PciDriver(Kobject):
+class PciDriver(DriverDir):
     """sys/bus/pci/drivers/<driver>."""
 
-    __slots__ = ("lab",)
-
-    def __init__(self, name: str, lab: Lab) -> None:
-        super().__init__(name)
-        self.lab = lab
+    __slots__ = ()
 
     @store_only()
     def bind(self, text: str) -> None:
-        self.lab.drivers.bind(find_function(self.lab, text), self.name)
+        self.lab.drivers.bind(self.lab.drivers.find(text.strip()), self.name)
 
     @store_only()
     def unbind(self, text: str) -> None:
-        self.lab.drivers.unbind(find_function(self.lab, text), self.name)
+        self.lab.drivers.unbind(self.lab.drivers.find(text.strip()), self.name)
+
+    @store_only()
+    def new_id(self, text: str) -> None:
+        self.lab.drivers.add_id(self.name, parse_pci_id(text))
+
+    @store_only()
+    def remove_id(self, text: str) -> None:
+        self.lab.drivers.remove_id(self.name, parse_pci_id(text))
 
 
-def find_function(lab: Lab, name: str) -> Parent:
-    """The physical function at address `name`.  Raises OSError(ENODEV)."""
-    parent = lab.parents.get(name.strip())
-    if parent is None or parent.function is None:
-        raise OSError(errno.ENODEV, f"no PCI function {name!r}")
-    return parent
+class MdevBus(LabDir):
+    """sys/bus/mdev."""
+
+    __slots__ = ()
+
+    @attribute(0o644)
+    def drivers_autoprobe(self) -> int:
+        return int(self.lab.mdev_driver.autoprobe)
+
+    @drivers_autoprobe.store
+    def _store_autoprobe(self, text: str) -> None:
+        self.lab.mdev_driver.autoprobe = not text.startswith("0")
+
+    @store_only()
+    def drivers_probe(self, text: str) -> None:
+        self.lab.mdev_driver.probe(self.lab.named(text.strip()))
+
+
+class MdevDriver(DriverDir):
+    """sys/bus/mdev/drivers/vfio_mdev."""
+
+    __slots__ = ()
+
+    @store_only()
+    def bind(self, text: str) -> None:
+        self.lab.mdev_driver.bind(self.lab.named(text.strip()))
+
+    @store_only()
+    def unbind(self, text: str) -> None:
+        self.lab.mdev_driver.unbind(self.lab.named(text.strip()))

@@ -16,14 +16,17 @@ from vfsfuse.kobject import Entry, Kobject, SnapshotMember, attribute, link, sto
 from vfsfuse.screen import picture
 from vfsfuse.sysfs.numbers import parse_number
 from vfsfuse.sysfs.pci import PCI_ATTRIBUTES, REGION_FILES, PciIdentity
+from vfsfuse.sysfs.resources import MDEV_RESOURCES, TYPE_RESOURCES
 from vfsfuse.sysfs.uevent import Uevent
 from vfsfuse.vfio.port import Port
+from vfsfuse.waiting import waiting_store
 
 if TYPE_CHECKING:
     from vfsfuse.labview import LabView
 
-VFIO_MAJOR = 511
-"""Major number of the vfio character devices, as Linux picks it: the highest of the dynamic range."""
+GROUP_MAJOR, VFIO_MAJOR = 511, 510
+"""Major numbers of the character devices of groups and of devices, as Linux picks them, groups first: the
+highest of the dynamic range."""
 
 
 class TypeDir(Kobject):
@@ -31,6 +34,7 @@ class TypeDir(Kobject):
 
     __slots__ = ("devices", "lab", "type")
     devices: Kobject
+    declared = TYPE_RESOURCES
 
     def __init__(self, lab: Lab, type_: MdevType) -> None:
         super().__init__(type_.name)
@@ -57,6 +61,10 @@ class TypeDir(Kobject):
         return self.type.pretty_name
 
 
+def _variables(self: MdevDir) -> dict[str, str]:
+    return {"DRIVER": "vfio_mdev"} if self.mdev.bound else {}
+
+
 class MdevDir(Kobject, PciIdentity):
     """A vGPU: <parent>/<uuid> (made through mdev) or <parent>/<uuid>-<instance> (made through
     vgpu_create)."""
@@ -64,9 +72,10 @@ class MdevDir(Kobject, PciIdentity):
     __slots__ = ("mdev", "port", "view")
 
     declared = (
-        Uevent(lambda self: {"DRIVER": "vfio_mdev", "MODALIAS": f"mdev:{self.mdev.type.name}"}),
+        Uevent(_variables, "mdev"),
         *PCI_ATTRIBUTES,
         *REGION_FILES,
+        *MDEV_RESOURCES,
         SnapshotMember(
             "screen.png",
             lambda self: picture(self.mdev.device),
@@ -81,14 +90,18 @@ class MdevDir(Kobject, PciIdentity):
 
     @property
     def options(self) -> Mapping[str, int]:
-        """The model's options, as its type gives them."""
-        spec = self.mdev.type.spec
-        return spec.model.with_defaults(spec.options)
+        """The options of its model."""
+        return self.mdev.share.options
+
+    @waiting_store()
+    async def remove(self, text: str) -> None:
+        if parse_number(text):
+            await self.view.remove(self.mdev)
 
     @store_only()
-    def remove(self, text: str) -> None:
+    def surprise_remove(self, text: str) -> None:
         if parse_number(text):
-            self.view.lab.remove(self.mdev)
+            self.view.lab.surprise_remove(self.mdev)
 
     @attribute()
     def vgpu_uuid(self) -> str:
@@ -116,27 +129,37 @@ class MdevDir(Kobject, PciIdentity):
 
     @link()
     def driver(self) -> Entry | None:
-        return self.view.places.vfio_mdev
+        return self.view.places.vfio_mdev if self.mdev.bound else None
 
     @link()
     def mdev_type(self) -> Entry | None:
         return self.view.type_dir(self.mdev.type)
 
 
+def _character_device(major: int, minor: int, name: str) -> dict[str, str]:
+    return {"MAJOR": str(major), "MINOR": str(minor), "DEVNAME": f"vfio/{name}"}
+
+
+def vfio_dev_variables(minor: int) -> dict[str, str]:
+    """What the uevents of vfio<N> say."""
+    return _character_device(VFIO_MAJOR, minor, f"devices/vfio{minor}")
+
+
+def vfio_group_name(group: Group) -> str:
+    """Its file in dev/vfio."""
+    return f"{'noiommu-' if group.noiommu else ''}{group.number}"
+
+
+def vfio_group_variables(group: Group) -> dict[str, str]:
+    """What the uevents of a group's character device say."""
+    return _character_device(GROUP_MAJOR, group.number, vfio_group_name(group))
+
+
 class VfioDevDir(Kobject):
     """<device>/vfio-dev/vfio<N>: what sys/class/vfio-dev/vfio<N> points at."""
 
     __slots__ = ("minor",)
-
-    declared = (
-        Uevent(
-            lambda self: {
-                "MAJOR": str(VFIO_MAJOR),
-                "MINOR": str(self.minor),
-                "DEVNAME": f"vfio/devices/vfio{self.minor}",
-            }
-        ),
-    )
+    declared = (Uevent(lambda self: vfio_dev_variables(self.minor), "vfio-dev"),)
 
     def __init__(self, minor: int) -> None:
         super().__init__(f"vfio{minor}")
@@ -150,6 +173,21 @@ class VfioDevDir(Kobject):
     def device(self) -> Entry | None:
         above = self.parent
         return above.parent if above is not None else None
+
+
+class VfioGroupDir(Kobject):
+    """sys/devices/virtual/vfio/<N>: a group's character device, what sys/class/vfio/<N> points at."""
+
+    __slots__ = ("group",)
+    declared = (Uevent(lambda self: vfio_group_variables(self.group), "vfio"),)
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(vfio_group_name(group))
+        self.group = group
+
+    @attribute()
+    def dev(self) -> str:
+        return f"{GROUP_MAJOR}:{self.group.number}"
 
 
 class IommuGroupDir(Kobject):

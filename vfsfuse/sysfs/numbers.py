@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers written to attributes.  No state; source: Documentation/core-api/kernel-api.rst, kstrtoul()."""
+"""Numbers and truth values written to attributes.  No state; source: Documentation/core-api/kernel-api.rst,
+kstrtoul() and kstrtobool()."""
 
 from __future__ import annotations
 
@@ -14,3 +15,15 @@ def parse_number(text: str) -> int:
         raise ValueError(f"{text!r} is not a number")
     digits = text.removeprefix("+").lower()
     return int(digits, 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10)
+
+
+def parse_bool(text: str) -> bool:
+    """A truth value as kstrtobool() reads it: the first letter decides, of "on" and "off" the
+    second.
+
+    Raises ValueError for anything else.
+    """
+    for value, beginnings in ((True, ("y", "t", "1", "on")), (False, ("n", "f", "0", "of"))):
+        if text.lower().startswith(beginnings):
+            return value
+    raise ValueError(f"{text!r} is neither Y nor N")

@@ -13,7 +13,8 @@ from typing import Union
 from devmodel.iommu import DMA_ENTRY_LIMIT
 from devmodel.lab import Lab, parse_uuid
 from vfsfuse.kobject import Kobject, attribute, store_only
-from vfsfuse.sysfs.drivers import PciBus
+from vfsfuse.sysfs.drivers import MdevBus, PciBus
+from vfsfuse.sysfs.numbers import parse_bool
 
 Skeleton = Mapping[str, Union["Skeleton", EllipsisType, Callable[[str, Lab], Kobject]]]
 
@@ -66,28 +67,30 @@ class VfioParameters(LabKobject):
         self.lab.vfio.noiommu = parse_bool(text)
 
 
-def parse_bool(text: str) -> bool:
-    """A module parameter's bool as kstrtobool() reads it: the first letter decides, of "on" and "off" the
-    second.
+class VfioPciParameters(LabKobject):
+    """sys/module/vfio_pci/parameters."""
 
-    Raises ValueError for anything else.
-    """
-    for value, beginnings in ((True, ("y", "t", "1", "on")), (False, ("n", "f", "0", "of"))):
-        if text.lower().startswith(beginnings):
-            return value
-    raise ValueError(f"{text!r} is neither Y nor N")
+    __slots__ = ()
+
+    @attribute(0o644)
+    def enable_sriov(self) -> str:
+        return "Y" if self.lab.vfio.sriov else "N"
+
+    @enable_sriov.store
+    def _store_sriov(self, text: str) -> None:
+        self.lab.vfio.sriov = parse_bool(text)
 
 
 SKELETON: Skeleton = {
     "sys": {
         "block": ...,
         "bus": {
-            "mdev": {"devices": {}, "drivers": {"vfio_mdev": {}}},
+            "mdev": MdevBus,
             "pci": PciBus,
         },
-        "class": {"iommu": {}, "mdev_bus": {}, "net": ..., "vfio-dev": {}, "vgpu": VgpuClass},
+        "class": {"iommu": {}, "mdev_bus": {}, "net": ..., "vfio": {}, "vfio-dev": {}, "vgpu": VgpuClass},
         "dev": {"block": {}, "char": {}},
-        "devices": {"system": ..., "virtual": {"net": ...}},
+        "devices": {"system": ..., "virtual": {"net": ..., "vfio": {}}},
         "firmware": ...,
         "fs": ...,
         "kernel": {"debug": ..., "iommu_groups": {}, "mm": ...},
@@ -97,7 +100,7 @@ SKELETON: Skeleton = {
             "vfio-pci": {},
             "vfio_iommu_type1": {"parameters": Type1Parameters},
             "vfio_mdev": {},
-            "vfio_pci": {},
+            "vfio_pci": {"parameters": VfioPciParameters},
         },
         "power": ...,
     },

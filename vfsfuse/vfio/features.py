@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from devmodel.function import PhysicalFunction
+from devmodel.pciname import VfToken
 from ioctl_shim._native import ffi, lib
 from vfsfuse.vfio.eventfds import borrow
 from vfsfuse.vfio.files import Request, answers
@@ -63,13 +65,15 @@ class FeatureCalls(OpenDevice):
         return 0
 
     def has_vf_token(self) -> bool:
-        return self.function is not None and self.function.vf_token is not None
+        return self._vf_token is not None
 
     def set_vf_token(self, request: Request, data: bytes) -> None:
-        function = self.function
-        if function is not None and function.vf_token is not None:
-            with function.group.lock:
-                function.vf_token.uuid = UUID(bytes=data)
+        if self._vf_token is not None:
+            self._vf_token.set(UUID(bytes=data))
+
+    @property
+    def _vf_token(self) -> VfToken | None:
+        return self.function.vf_token if isinstance(self.function, PhysicalFunction) else None
 
     def has_power(self) -> bool:
         return self.function is not None

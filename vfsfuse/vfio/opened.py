@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from devmodel.device import Device
 from devmodel.eventfd import Watcher
-from devmodel.parent import PhysicalFunction
+from devmodel.function import PciFunction
 from devmodel.vfio import DeviceFile as Hold
 from ioctl_shim.abi import Kind
-from ioctl_shim.lane import LaneFile
+from ioctl_shim.lane import IoctlCall, LaneFile
 from vfsfuse.vfio.files import VfioFile
 
 
@@ -39,16 +39,19 @@ class OpenDevice(VfioFile):
         self.low_power = False
 
     @property
-    def function(self) -> PhysicalFunction | None:
-        """The physical function, which vfio-pci drives; None for a mediated device, which has its own
-        driver."""
+    def function(self) -> PciFunction | None:
+        """The PCI function, which vfio-pci drives; None for a mediated device, which has its own driver."""
         assignable = self.hold.assignable
-        return assignable if isinstance(assignable, PhysicalFunction) else None
+        return assignable if isinstance(assignable, PciFunction) else None
 
     @property
     def by_cdev(self) -> bool:
         """Whether it was opened through its own character device, not through its group."""
         return self.hold.group_file is None
+
+    def ioctl(self, call: IoctlCall) -> int:
+        self.device.check_present()
+        return super().ioctl(call)
 
     def release(self) -> None:
         self.hold.close()

@@ -11,8 +11,8 @@ from functools import partial
 
 from devmodel.backing import REGION_SHIFT
 from devmodel.device import MsixTable, PciDevice, PciRegion
+from devmodel.function import PciFunction
 from devmodel.ioeventfd import IoWrite
-from devmodel.parent import PhysicalFunction
 from devmodel.vfio import Group
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Argument
@@ -32,7 +32,7 @@ class PciCalls(OpenDevice):
 
     __slots__ = ()
 
-    def vfio_pci(self) -> PhysicalFunction:
+    def vfio_pci(self) -> PciFunction:
         """The function that vfio-pci drives.  Raises OSError(ENOTTY) for a mediated device."""
         if self.function is None:
             raise OSError(errno.ENOTTY, f"{self.device.name} is not driven by vfio-pci")
@@ -41,11 +41,11 @@ class PciCalls(OpenDevice):
     @answers("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO")
     def get_hot_reset_info(self, request: Request) -> int:
         function, argument = self.vfio_pci(), request.argument
-        info = argument.value
+        info, bus = argument.value, tuple(function.bus)
         room = (argument.argsz - argument.row.size) // ffi.sizeof("struct vfio_pci_dependent_device")
         info.flags = self._ownership(function)
-        info.count = len(function.bus)
-        devices = b"".join(self._dependent(each) for each in function.bus[:room])
+        info.count = len(bus)
+        devices = b"".join(self._dependent(each) for each in bus[:room])
         argument.reply(devices)
         if info.count > room:
             raise OSError(errno.ENOSPC, f"{info.count} devices are affected, and there is room for {room}")
@@ -82,14 +82,14 @@ class PciCalls(OpenDevice):
             self.device.ioeventfds.add(what, source, self.services.watcher)
         return 0
 
-    def _ownership(self, function: PhysicalFunction) -> int:
+    def _ownership(self, function: PciFunction) -> int:
         """Flags of the info: a device opened without its group owns nothing but itself."""
         if not self.by_cdev:
             return 0
         owned = lib.VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED if function.bus == [function] else 0
         return int(lib.VFIO_PCI_HOT_RESET_FLAG_DEV_ID | owned)
 
-    def _dependent(self, each: PhysicalFunction) -> bytes:
+    def _dependent(self, each: PciFunction) -> bytes:
         place = each.address
         owner = each.group.number
         if self.by_cdev:

@@ -67,13 +67,14 @@ class Port:
             self._closed = True
             if self._memory is not None:
                 self._memory.revoke()
+                self._memory = None
             if self._backing_id > 0:
                 lane.close_backing(self._backing_id)
 
 
 def _memory_regions(device: Device) -> dict[int, tuple[int, int]]:
     return {
-        index: (region_offset(index), region.size)
+        index: (region_offset(index), region.backed)
         for index, region in enumerate(device.regions)
         if isinstance(region, Memory) and region.direct
     }
@@ -88,11 +89,13 @@ class RegionFile(PlainFile):
         self._device, self._index, self._limit = device, index, limit
 
     def read(self, offset: int, size: int) -> bytes:
+        self._device.check_present()
         if offset >= self._limit:
             return self._device.read(self._index, 0, 0)  # end of file, or ENODEV
         return self._device.read(self._index, offset, min(size, self._limit - offset))
 
     def write(self, offset: int, data: bytes) -> int:
+        self._device.check_present()
         size = self._device.region(self._index).size
         if offset >= size:
             raise OSError(errno.EFBIG, "beyond the region's end")

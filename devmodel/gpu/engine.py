@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command engine of one vGPU: what its registers say and do, and who works on its ring.
+
+State: under the device's lock, which workers take for a moment between two slices. Every worker is this
+engine's or it is stopped; so what is of before a reset changes nothing after it.
+Source: docs/vgpu.md, "The engine".
+"""
+
+import logging
+import threading
+
+from devmodel.device import PciDevice
+from devmodel.gpu.commands import Command
+from devmodel.gpu.faults import EngineFault, EngineStopped, ErrorCode
+from devmodel.gpu.gtt import Gtt
+from devmodel.gpu.memory import GraphicsMemory
+from devmodel.gpu.registers import Control, Status
+from devmodel.gpu.ring import Ring, wrong
+from devmodel.gpu.scheduler import Scheduler
+from devmodel.gpu.shadow import Shadow
+from devmodel.gpu.shares import Share
+from devmodel.gpu.worker import Worker
+from devmodel.registers import Registers
+
+log = logging.getLogger(__name__)
+
+FENCE_VECTOR, ERROR_VECTOR = 0, 1
+IDLE_SECONDS = 2.0
+"""How long a worker stays when there is nothing to do."""
+MOST_LATE = 4
+"""Workers that were stopped and whose client keeps them: with so many, none is added."""
+DEFAULT_TIMEOUT_MS, LEAST_TIMEOUT_MS, MOST_TIMEOUT_MS = 2000, 1, 60_000
+_MILLI = 10**6
+
+
+class Engine:
+    """Made by the device as the last of it; the scheduler may be replaced until a client comes."""
+
+    __slots__ = (
+        "_device",
+        "_late",
+        "_registers",
+        "_ring",
+        "_standing",
+        "_vectors",
+        "_work",
+        "_worker",
+        "faults",
+        "name",
+        "scheduler",
+        "shadow",
+        "share",
+        "timeout",
+    )
+
+    def __init__(self, device: PciDevice, registers: Registers, gtt: Gtt, vectors: int, weight: int) -> None:
+        """``vectors`` is how many interrupts the device has, ``weight`` its part of the physical engine."""
+        self._device, self._registers, self._vectors = device, registers, vectors
+        self.name = device.name
+        self.shadow = Shadow(gtt)
+        self.share = Share(weight)
+        self.scheduler = Scheduler()
+        self.timeout = DEFAULT_TIMEOUT_MS * _MILLI
+        self.faults = 0
+        """Commands that failed."""
+        self._work = threading.Condition(device.lock)
+        self._worker: Worker | None = None
+        self._ring: Ring | None = None
+        self._late: list[Worker] = []
+        self._standing: bool | None = None
+        """None while the ring moves; after an error, whether it is the packet at the head that failed."""
+
+    # ---- attributes: any thread, without the device's lock ----
+
+    @property
+    def queue_depth(self) -> int:
+        """Packets that wait or are being executed."""
+        ring = self._ring
+        return 0 if ring is None else ring.depth
+
+    @property
+    def timeout_ms(self) -> int:
+        """How long a slice, or a wait, may take."""
+        return self.timeout // _MILLI
+
+    def set_timeout(self, text: str) -> None:
+        """Milliseconds, for what begins from now on. ValueError."""
+        value = int(text) if text.isascii() and text.isdigit() else 0
+        if not LEAST_TIMEOUT_MS <= value <= MOST_TIMEOUT_MS:
+            raise ValueError(f"{text!r} is not {LEAST_TIMEOUT_MS} to {MOST_TIMEOUT_MS} milliseconds")
+        self.timeout = value * _MILLI
+
+    # ---- registers: the device lane, under the device's lock ----
+
+    def status(self) -> int:
+        idle = self._ring is None or self._ring.head == self._ring.tail
+        return self._registers["STATUS"] | (Status.IDLE if idle else 0)
+
+    def control(self, value: int) -> None:
+        if value & Control.RESET:
+            self.reset()
+        if not value & Control.ENABLE:
+            self.stop()
+        elif self._ring is None:
+            self._begin()
+
+    def acknowledged(self, status: int) -> None:
+        if status & Status.ERROR:
+            return
+        self._registers["ERROR_CODE"] = self._registers["ERROR_ADDRESS"] = 0
+        if self._standing is None or self._ring is None:
+            return
+        if self._standing:
+            self._advance(self._ring)
+        self._standing = None
+        self._wake()
+
+    def doorbell(self, tail: int) -> None:
+        ring = self._ring
+        if ring is None:
+            self._registers["RING_TAIL"] = 0
+        elif ring.accepts(tail):
+            ring.tail = tail
+            self._wake()
+        else:
+            self._registers["RING_TAIL"] = ring.tail
+            self._report(ErrorCode.BAD_RING, tail, Status.ERROR)
+
+    def reset(self) -> None:
+        """Be as after power-on, but for where the ring is. Under the device's lock, any thread."""
+        self.stop()
+        for name in ("STATUS", "ERROR_CODE", "ERROR_ADDRESS", "FENCE", "RING_HEAD", "RING_TAIL"):
+            self._registers[name] = 0
+
+    def stop(self) -> None:
+        """End what it does at once; it is not enabled. As :meth:`reset`."""
+        self._registers["CONTROL"] = 0
+        self._ring = self._standing = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            self._late.append(worker)
+            worker.stop()
+            self._work.notify_all()
+
+    def _begin(self) -> None:
+        base, size = self._registers["RING_BASE"], self._registers["RING_SIZE"]
+        refused = wrong(base, size, self._device.memory)
+        if refused is None:
+            self._ring = Ring(base, size)
+            self._registers["CONTROL"] = Control.ENABLE
+            self._registers["RING_HEAD"] = self._registers["RING_TAIL"] = 0
+        else:
+            self._registers["CONTROL"] = 0
+            self._report(ErrorCode.BAD_RING, refused, Status.ERROR)
+
+    def _wake(self) -> None:
+        ring = self._ring
+        if ring is None or self._standing is not None or ring.head == ring.tail:
+            return
+        if self._worker is not None:
+            self._work.notify_all()
+            return
+        self._late = [worker for worker in self._late if worker.alive]
+        if len(self._late) < MOST_LATE:
+            device = self._device
+            memory = GraphicsMemory(device.backing, device.memory, self.shadow, device.dma)
+            self._worker = Worker(self, memory)
+        else:
+            self._hang(self._late[0].where)
+
+    def _hang(self, address: int) -> None:
+        self.stop()
+        self._report(ErrorCode.HANG, address, Status.ERROR | Status.HANG)
+
+    def _advance(self, ring: Ring) -> None:
+        ring.advance()
+        self._registers["RING_HEAD"] = ring.head
+
+    def _report(self, code: ErrorCode, address: int, status: Status) -> None:
+        self.faults += 1
+        self._registers["ERROR_CODE"], self._registers["ERROR_ADDRESS"] = code, address
+        self._registers["STATUS"] |= status
+        self._device.interrupt(min(ERROR_VECTOR, max(self._vectors - 1, 0)))
+
+    # ---- workers (worker.WorkSide, commands.Completion) ----
+
+    def next_packets(self, worker: Worker, most: int) -> tuple[int, int]:
+        with self._work:
+            while True:
+                ring = self._check(worker)
+                if self._standing is None and ring.head != ring.tail:
+                    return ring.next_packets(most)
+                worker.idle()
+                if not self._work.wait(IDLE_SECONDS) and self._is_idle(worker):
+                    self._worker = None
+                    raise EngineStopped
+
+    def has_work(self) -> bool:
+        return self.queue_depth > 1
+
+    def completed(self, worker: Worker, command: Command) -> None:
+        with self._work:
+            self._advance(self._check(worker))
+            command.complete(self)
+
+    def faulted(self, worker: Worker, fault: EngineFault, fetched: bool) -> None:
+        with self._work:
+            self._check(worker)
+            self._standing = fetched
+            self._report(fault.code, fault.address, Status.ERROR)
+
+    def pause(self, worker: Worker, seconds: float) -> None:
+        with self._work:
+            self._check(worker)
+            self._work.wait(seconds)
+            self._check(worker)
+
+    def hung(self, worker: Worker) -> None:
+        with self._work:
+            if worker is self._worker:
+                log.warning("the engine of %s hangs at %#x", self.name, worker.where)
+                self._hang(worker.where)
+
+    def fence_reached(self, value: int, interrupt: bool) -> None:
+        self._registers["FENCE"] = value
+        if interrupt:
+            self._registers["STATUS"] |= Status.DONE
+            self._device.interrupt(FENCE_VECTOR)
+
+    def _check(self, worker: Worker) -> Ring:
+        if worker is not self._worker or self._ring is None:
+            raise EngineStopped
+        return self._ring
+
+    def _is_idle(self, worker: Worker) -> bool:
+        ring = self._check(worker)
+        return self._standing is not None or ring.head == ring.tail

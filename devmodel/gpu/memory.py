@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graphics addresses, as the commands of one worker use them: video memory from 0, system memory behind the
+GTT from ``SYSTEM_BASE``.
+
+State: a worker's, on its thread; ``stopped`` is set by whoever stops it. Everything here raises
+:class:`EngineFault` for what an address cannot be, and takes no more than :data:`SLICE_BYTES` at once.
+Source: docs/vgpu.md, "Translation".
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from devmodel.backing import Backing
+from devmodel.dmaport import DmaPort
+from devmodel.gpu.faults import EngineFault, EngineStopped, ErrorCode
+from devmodel.gpu.gtt import SYSTEM_BASE, SYSTEM_SIZE
+from devmodel.gpu.shadow import Shadow
+from devmodel.gpu.video import Bytes, VideoMemory
+from devmodel.iommu import DmaFault
+
+SLICE_BYTES = 512 << 10
+SLICE_SPANS = 256
+"""What is moved at once, and from how many places: the engine may go to another vGPU after that."""
+
+
+class Span(NamedTuple):
+    """``size`` bytes at ``target``, that come from ``source`` if they are copied."""
+
+    target: int
+    source: int
+    size: int
+
+
+class GraphicsMemory:
+    """What commands do with memory. ``where`` is the address of the newest DMA, ``waited`` the nanoseconds in
+    which DMA did not go on."""
+
+    __slots__ = ("_bounce", "_port", "_shadow", "_size", "_video", "stopped", "waited", "where")
+
+    def __init__(self, backing: Backing, size: int, shadow: Shadow, port: DmaPort) -> None:
+        """``size`` bytes of video memory in region 0 of ``backing``."""
+        self._size = size
+        self._video = VideoMemory(backing, size)
+        self._shadow, self._port = shadow, port
+        self._bounce: Bytes | None = None
+        self.stopped = False
+        self.where = 0
+        self.waited = 0
+
+    def stop(self) -> None:
+        """It is nobody's from now on, whatever the worker still does. Any thread."""
+        self.stopped = True
+        self._video.revoke()
+
+    def check(self, address: int, size: int) -> None:
+        """Whether so many bytes (1 or more) are all video memory or all behind the GTT; BAD_ADDRESS."""
+        base, room = (SYSTEM_BASE, SYSTEM_SIZE) if address >= SYSTEM_BASE else (0, self._size)
+        if address - base + size > room:
+            raise EngineFault(ErrorCode.BAD_ADDRESS, max(address, base + room))
+
+    def read(self, address: int, size: int) -> bytes:
+        """Some bytes of either."""
+        self.check(address, size)
+        if address < SYSTEM_BASE:
+            return bytes(self._video.view(address, size))
+        buffer = bytearray(size)
+        self._dma([(address, size)], buffer, write=False)
+        return bytes(buffer)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store some bytes in either."""
+        self.check(address, len(data))
+        if address < SYSTEM_BASE:
+            self._video.view(address, len(data))[:] = data
+        else:
+            self._dma([(address, len(data))], bytearray(data), write=True)
+
+    def copy(self, spans: Sequence[Span]) -> None:
+        """Copy all of them, as if from one to the next; either all or no targets, and sources, are video
+        memory, and all were checked."""
+        first = spans[0]
+        _COPIES[first.target >= SYSTEM_BASE, first.source >= SYSTEM_BASE](self, spans)
+
+    def fill(self, spans: Sequence[Span], pattern: int) -> None:
+        """Store a 32-bit pattern in all of them; addresses and sizes are multiples of 4."""
+        if spans[0].target < SYSTEM_BASE:
+            for target, _, size in spans:
+                self._video.fill(target, size, pattern)
+            return
+        total = sum(span.size for span in spans)
+        self._scratch.fill(0, total, pattern)
+        self._dma(_targets(spans), self._scratch.view(0, total), write=True)
+
+    def _within_video(self, spans: Sequence[Span]) -> None:
+        for target, source, size in spans:
+            self._video.move(target, self._video, source, size)
+
+    def _to_video(self, spans: Sequence[Span]) -> None:
+        if len(spans) == 1:
+            target, _, size = spans[0]
+            self._dma(_sources(spans), self._video.view(target, size), write=False)
+            return
+        self._gather(spans)
+        offset = 0
+        for target, _, size in spans:
+            self._video.move(target, self._scratch, offset, size)
+            offset += size
+
+    def _to_system(self, spans: Sequence[Span]) -> None:
+        if len(spans) == 1:
+            _, source, size = spans[0]
+            self._dma(_targets(spans), self._video.view(source, size), write=True)
+            return
+        offset = 0
+        for _, source, size in spans:
+            self._scratch.move(offset, self._video, source, size)
+            offset += size
+        self._dma(_targets(spans), self._scratch.view(0, offset), write=True)
+
+    def _within_system(self, spans: Sequence[Span]) -> None:
+        self._dma(_targets(spans), self._gather(spans), write=True)
+
+    def _gather(self, spans: Sequence[Span]) -> memoryview:
+        view = self._scratch.view(0, sum(span.size for span in spans))
+        self._dma(_sources(spans), view, write=False)
+        return view
+
+    def _dma(self, ranges: Sequence[tuple[int, int]], buffer: bytearray | memoryview, write: bool) -> None:
+        if self.stopped:
+            raise EngineStopped
+        self.where = ranges[0][0]
+        try:
+            space = self._port.space(0, len(buffer), write)
+        except DmaFault as fault:
+            raise EngineFault(ErrorCode.DMA, self.where) from fault
+        begun = time.monotonic_ns() - time.thread_time_ns()
+        try:
+            self._shadow.transfer(space, ranges, buffer, write)
+        finally:
+            self.waited += max(time.monotonic_ns() - time.thread_time_ns() - begun, 0)
+
+    @property
+    def _scratch(self) -> Bytes:
+        if self._bounce is None:
+            self._bounce = Bytes(bytearray(SLICE_BYTES))
+        return self._bounce
+
+
+_COPIES: Mapping[tuple[bool, bool], Callable[[GraphicsMemory, Sequence[Span]], None]] = {
+    (False, False): GraphicsMemory._within_video,
+    (False, True): GraphicsMemory._to_video,
+    (True, False): GraphicsMemory._to_system,
+    (True, True): GraphicsMemory._within_system,
+}
+"""By whether the target, and the source, is system memory."""
+
+
+def _targets(spans: Sequence[Span]) -> list[tuple[int, int]]:
+    return _joined([(target, size) for target, _, size in spans])
+
+
+def _sources(spans: Sequence[Span]) -> list[tuple[int, int]]:
+    return _joined([(source, size) for _, source, size in spans])
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges, fewer where one goes on where the last one ends: lines without a gap between them."""
+    found: list[tuple[int, int]] = []
+    end = -1
+    for address, size in ranges:
+        if address == end:
+            found[-1] = (found[-1][0], found[-1][1] + size)
+        else:
+            found.append((address, size))
+        end = address + size
+    return found

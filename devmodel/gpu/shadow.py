@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shadow GTT: both translations in one, remembered by runs of pages, so that a range is looked up once.
+
+A run goes from a graphics address straight to a place in a mapping of the container: contiguous entries of
+the GTT whose iovas lie in one mapping. State: under ``Gtt.lock``, which is never held while ``Dma.lock`` is
+waited for: the device lane takes it, and a client can keep that one busy. It is never wrong, because
+
+- a write of the GTT takes that lock and drops the runs it touches before it returns, and a run that was being
+  found meanwhile is not remembered (``_version``), and
+- an unmap marks the mapping under ``Dma.lock``, where :meth:`AddressSpace.dma_pieces` looks at that mark and
+  enters the DMA among those that the unmap waits for: a run that outlives its mapping is found out, not used.
+
+Source: docs/vgpu.md, "Translation".
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from devmodel.gpu.faults import EngineFault, ErrorCode
+from devmodel.gpu.gtt import ENTRIES, PAGE_SHIFT, PAGE_SIZE, SYSTEM_BASE, SYSTEM_SIZE, Gtt
+from devmodel.iommu import AddressSpace, DmaFault, Mapping, Piece, Prot, StalePiece
+
+_READ, _WRITE = int(Prot.READ), int(Prot.WRITE)  # an IntFlag is slow to ask
+ATTEMPTS = 16
+"""How often a DMA looks again, when each time what it found is unmapped before it is used."""
+
+
+class Run(NamedTuple):
+    """Pages ``first`` to before ``end`` of the GTT are a mapping's bytes from ``offset`` on."""
+
+    first: int
+    end: int
+    mapping: Mapping
+    offset: int
+    writable: bool
+
+    def cut(self, first: int, end: int) -> "Run":
+        """The part of it from page ``first`` to before ``end``."""
+        return self._replace(first=first, end=end, offset=self.offset + (first - self.first) * PAGE_SIZE)
+
+    def continues(self, before: "Run") -> bool:
+        """Whether it is one run together with the one ``before`` it."""
+        return before.end == self.first and before.cut(before.end, self.end) == self
+
+
+class Shadow:
+    """The runs of one GTT; ``hits``, ``misses`` and ``invalidations`` count runs."""
+
+    __slots__ = ("_gtt", "_runs", "_space", "_starts", "_version", "hits", "invalidations", "misses")
+
+    def __init__(self, gtt: Gtt) -> None:
+        self._gtt = gtt
+        self._space: AddressSpace | None = None
+        self._starts: list[int] = []
+        self._runs: list[Run] = []
+        self._version = 0
+        self.hits = self.misses = self.invalidations = 0
+        gtt.watch(self._invalidate)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def stats(self) -> str:
+        """What ``gtt_stats`` shows. Any thread."""
+        self.sweep()
+        counts = f"hits {self.hits} misses {self.misses} invalidations {self.invalidations}"
+        return f"{counts} ranges {len(self._runs)}"
+
+    def forget(self) -> None:
+        """Drop everything, mappings of a client that has gone included. Any thread that does not hold
+        ``Gtt.lock``."""
+        with self._gtt.lock:
+            self._attach(None)
+
+    def sweep(self) -> None:
+        """Drop the runs whose mapping is unmapped. As :meth:`forget`."""
+        with self._gtt.lock:
+            dead = [run for run in self._runs if not run.mapping.live]
+            for run in dead:
+                self._remove(bisect_left(self._starts, run.first))
+            self.invalidations += len(dead)
+
+    def transfer(
+        self,
+        space: AddressSpace,
+        ranges: Sequence[tuple[int, int]],
+        buffer: bytearray | memoryview,
+        write: bool,
+    ) -> None:
+        """DMA between ``buffer`` and ranges (graphics address, size) of system memory, one after the other.
+
+        Workers only. Raises :class:`EngineFault`.
+        """
+        for _ in range(ATTEMPTS):
+            pieces: list[Piece] = []
+            for address, size in ranges:
+                self._find(space, address, size, write, pieces)
+            try:
+                space.dma_pieces(pieces, buffer, write)
+                return
+            except StalePiece:
+                self.sweep()
+            except DmaFault as fault:
+                raise EngineFault(ErrorCode.DMA, ranges[0][0]) from fault
+        raise EngineFault(ErrorCode.DMA, ranges[0][0])
+
+    def _find(self, space: AddressSpace, address: int, size: int, write: bool, pieces: list[Piece]) -> None:
+        position, end = address - SYSTEM_BASE, address - SYSTEM_BASE + size
+        if not 0 <= position <= end <= SYSTEM_SIZE:
+            raise EngineFault(ErrorCode.BAD_ADDRESS, address)
+        while position < end:
+            position = self._recall(space, position, end, write, pieces)
+            if position < end:
+                run = self._walk(space, position, write)
+                position = _take(run, position, end, write, pieces)
+
+    def _recall(self, space: AddressSpace, position: int, end: int, write: bool, pieces: list[Piece]) -> int:
+        """Go on from ``position`` as far as runs are remembered, one right behind the other."""
+        with self._gtt.lock:
+            self._attach(space)
+            place = max(bisect_right(self._starts, position >> PAGE_SHIFT) - 1, 0)
+            while position < end and place < len(self._runs):
+                run = self._runs[place]
+                if not run.first <= position >> PAGE_SHIFT < run.end:
+                    break
+                position = _take(run, position, end, write, pieces)
+                self.hits += 1
+                place += 1
+            return position
+
+    def _walk(self, space: AddressSpace, position: int, write: bool) -> Run:
+        """Translate both ways, and remember it unless something changed meanwhile."""
+        self.misses += 1
+        index = position >> PAGE_SHIFT
+        with self._gtt.lock:
+            self._attach(space)
+            version, found = self._version, self._gtt.look(index, index + 1)
+        if found is None:
+            raise EngineFault(ErrorCode.NOT_PRESENT, SYSTEM_BASE + position)
+        try:
+            mapping = space.mapping_at(found.iova, write)
+        except DmaFault as fault:
+            raise EngineFault(ErrorCode.DMA, SYSTEM_BASE + position) from fault
+        run = Run(index, index + 1, mapping, found.iova - mapping.iova, found.writable)
+        with self._gtt.lock:
+            return self._insert(run) if version == self._version else run
+
+    def _insert(self, run: Run) -> Run:
+        """Enter a run, with what goes on behind it, and as one with its neighbours where they continue it."""
+        self._version += 1
+        place = bisect_right(self._starts, run.first)
+        if place and self._runs[place - 1].end > run.first:
+            return run  # a worker that was stopped, and is still at it, has just entered it
+        limit = self._starts[place] if place < len(self._starts) else ENTRIES
+        limit = min(limit, run.first + ((run.mapping.size - run.offset) >> PAGE_SHIFT))
+        whole = self._gtt.look(run.first, limit)
+        if whole is not None:
+            run = run._replace(end=run.first + whole.pages)
+        if place < len(self._runs) and self._runs[place].continues(run):
+            run = run._replace(end=self._remove(place).end)
+        if place and run.continues(self._runs[place - 1]):
+            place -= 1
+            run = self._remove(place)._replace(end=run.end)
+        self._starts.insert(place, run.first)
+        self._runs.insert(place, run)
+        return run
+
+    def _remove(self, place: int) -> Run:
+        del self._starts[place]
+        return self._runs.pop(place)
+
+    def _invalidate(self, first: int, end: int) -> None:
+        """Entries changed: what a run has before and behind them stays. Under ``Gtt.lock``."""
+        self._version += 1
+        place = max(bisect_right(self._starts, first) - 1, 0)
+        while place < len(self._runs) and self._runs[place].first < end:
+            run = self._runs[place]
+            if run.end <= first:
+                place += 1
+                continue
+            self._remove(place)
+            self.invalidations += 1
+            for one, behind in ((run.first, first), (end, run.end)):
+                if one < behind:
+                    self._starts.insert(place, one)
+                    self._runs.insert(place, run.cut(one, behind))
+                    place += 1
+
+    def _attach(self, space: AddressSpace | None) -> None:
+        if space is not self._space:
+            self.invalidations += len(self._runs)
+            self._starts.clear()
+            self._runs.clear()
+            self._space = space
+            self._version += 1
+
+
+def _take(run: Run, position: int, end: int, write: bool, pieces: list[Piece]) -> int:
+    """Add what ``run`` has of a range that goes on at ``position``; where it goes on after that."""
+    if write and not run.writable:
+        raise EngineFault(ErrorCode.READ_ONLY, SYSTEM_BASE + position)
+    if not run.mapping.allows & (_WRITE if write else _READ):
+        raise EngineFault(ErrorCode.DMA, SYSTEM_BASE + position)
+    behind = min(end, run.end * PAGE_SIZE)
+    pieces.append(Piece(run.mapping, run.offset + position - run.first * PAGE_SIZE, behind - position))
+    return behind

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open files of the device lane, as those that implement them see it; ioctl_shim.lane calls them.
+
+Methods run on the pump thread unless they say otherwise.  A read or write that has to wait must not do so
+there: it becomes a `Later`, which whoever has the answer sends.  Source: <linux/fuse.h> (FUSE_READ,
+FUSE_WRITE, FUSE_POLL, FUSE_INTERRUPT, FUSE_NOTIFY_POLL).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ioctl_shim._native import lib
+
+_WRITTEN = struct.Struct("=II")
+"""struct fuse_write_out"""
+ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+
+
+@dataclass(slots=True)
+class IoctlCall:
+    """One ioctl: `data` is what the kernel copied in for a sized request; set `reply` to copy out."""
+
+    cmd: int
+    arg: int
+    tid: int
+    data: bytes = b""
+    reply: bytes = b""
+
+
+class LaneFile(Protocol):
+    """One open file of the device lane.  All methods run on the pump thread, `ioctl` of a deferred call on
+    the worker; they raise OSError with the errno the client gets, and anything else is EIO for that call
+    alone."""
+
+    def read(self, offset: int, size: int) -> bytes: ...
+    def write(self, offset: int, data: bytes) -> int: ...
+    def ioctl(self, call: IoctlCall) -> int: ...
+    def defers(self, cmd: int) -> bool: ...
+    def poll(self) -> int: ...
+    def release(self) -> None: ...
+
+
+class Later:
+    """A read or write whose answer comes later, or not: `size` bytes are asked for or were written.
+
+    Whoever answers first does, from any thread; the others are told so by False.
+    """
+
+    __slots__ = ("_interrupted", "_open", "nonblocking", "size", "unique")
+
+    def __init__(self, transfer: Any, open_: dict[int, Later]) -> None:
+        self.unique: int = transfer.unique
+        self.size: int = transfer.size
+        self.nonblocking = bool(transfer.flags & os.O_NONBLOCK)
+        self._open = open_
+        self._interrupted: Callable[[], None] | None = None
+        open_[self.unique] = self
+
+    def when_interrupted(self, call: Callable[[], None]) -> None:
+        """Call this on the pump thread when the client gets a signal; it has to see to an answer, because
+        until then not even SIGKILL ends the client.  Set it before the request is left open."""
+        self._interrupted = call
+
+    def interrupt(self) -> None:
+        """The client got a signal.  Pump thread."""
+        if self._interrupted is not None:
+            self._interrupted()
+
+    def read(self, data: bytes) -> bool:
+        """Answer a read: what of `data` the client has room for."""
+        return self._send(0, data[: self.size])
+
+    def written(self, count: int) -> bool:
+        """Answer a write: `count` bytes were taken."""
+        return self._send(0, _WRITTEN.pack(count, 0))
+
+    def fail(self, error: int) -> bool:
+        """Answer with an errno."""
+        return self._send(-error, b"")
+
+    def close(self) -> bool:
+        """Leave the answer to the caller of this; False when it has been given already."""
+        return self._open.pop(self.unique, None) is not None
+
+    def _send(self, error: int, data: bytes) -> bool:
+        return self.close() and lib.lane_send(self.unique, error, data, len(data)) == 0
+
+
+class PlainFile:
+    """A LaneFile that refuses everything as a file without those operations does; a base for real ones."""
+
+    __slots__ = ()
+
+    def read(self, offset: int, size: int) -> bytes:
+        raise OSError(errno.EINVAL, "not readable")
+
+    def write(self, offset: int, data: bytes) -> int:
+        raise OSError(errno.EINVAL, "not writable")
+
+    def ioctl(self, call: IoctlCall) -> int:
+        raise OSError(errno.ENOTTY, f"ioctl {call.cmd:#x}")
+
+    def defers(self, cmd: int) -> bool:
+        return False
+
+    def poll(self) -> int:
+        return ALWAYS_READY
+
+    def release(self) -> None:
+        return None
+
+
+class WaitingFile(PlainFile):
+    """A base for files whose reads and writes may be answered later, and that wake those who poll them."""
+
+    __slots__ = ()
+
+    def read_later(self, later: Later) -> bytes | None:
+        """A read: its data, or None when `later` is answered from elsewhere.  Raises OSError.  Pump
+        thread."""
+        raise OSError(errno.EINVAL, "not readable")
+
+    def write_later(self, later: Later, data: bytes) -> int | None:
+        """A write: the bytes taken, or None when `later` is answered from elsewhere.  As read_later."""
+        raise OSError(errno.EINVAL, "not writable")
+
+    def poll_later(self, handle: int) -> int:
+        """What is ready now; when nothing is, `wake_poll(handle)` (0: nobody waits) once something may be.
+        Pump thread."""
+        return ALWAYS_READY
+
+
+def wake_poll(handle: int) -> None:
+    """Let those who poll the file with this handle ask again.  Any thread; it does not wait."""
+    lib.lane_wake_poll(handle)

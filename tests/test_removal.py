@@ -1,0 +1,511 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removing a vGPU that a client holds: by waiting until it lets go, and by surprise."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.lab import MountedLab, Vgpu, vfsfuse
+from tests.snapshot import snapshot
+from tests.vfio.client import (
+    DEVICE_GET_INFO,
+    DEVICE_RESET,
+    GROUP_GET_STATUS,
+    DeviceInfo,
+    GroupStatus,
+    Memory,
+    fails,
+    ioctl,
+)
+from tests.vfio.devices import ERR, MSI, REQ, TRIGGER, eventfd, opened, signals, silent
+
+UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e03"
+SECONDS = 10
+CARD = Path(__file__).parent / "vfio/models/card.py"
+LAB = f"""\
+[models]
+card = "{CARD}:Card"
+
+[mount]
+remove = "{{remove}}"
+
+[parents."0000:86:00.0"]
+kind = "gpu"
+driver = "vgpu"
+memory = "256M"
+types.vgpu-8 = {{{{ memory = "32M", description = "an eighth" }}}}
+
+[parents.cards]
+kind = "virtual"
+driver = "card"
+slots = 4
+types.card-1 = {{{{ description = "a card", instances = 2 }}}}
+"""
+
+
+def mounted(folder: Path, remove: str) -> MountedLab:
+    (folder / "lab.toml").write_text(LAB.format(remove=remove))
+    return MountedLab(folder, "--config", str(folder / "lab.toml"))
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
+    """A lab where removing waits."""
+    with mounted(tmp_path_factory.mktemp("patient"), "wait") as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
+    """A lab where it fails."""
+    with mounted(tmp_path_factory.mktemp("cards"), "busy") as lab:
+        yield lab
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever a test does, the lab is as it was before."""
+    labs: list[MountedLab] = [
+        request.getfixturevalue(name) for name in ("patient", "cards") if name in request.fixturenames
+    ]
+    before = [snapshot(lab.path) for lab in labs]
+    yield
+    assert [snapshot(lab.path) for lab in labs] == before
+
+
+@contextmanager
+def holding(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+WRITER = """
+import os, signal, sys
+signal.signal(signal.SIGUSR1, signal.default_int_handler)
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_TRUNC)
+print(flush=True)
+try:
+    os.write(fd, sys.argv[2].encode())
+    print("written")
+except KeyboardInterrupt:
+    print("interrupted")
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+class Writer:
+    """A process that writes `text` to `path`, and waits there."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        command = [sys.executable, "-c", WRITER, str(path), text]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None and self.process.stdout.readline() == "\n"
+
+    def __enter__(self) -> Writer:
+        until(lambda: Path(f"/proc/{self.process.pid}/syscall").read_text().split()[0] == "1")  # write(2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    @property
+    def waits(self) -> bool:
+        return self.process.poll() is None
+
+    def said(self) -> str:
+        """Its end."""
+        return self.process.communicate(timeout=SECONDS)[0].strip()
+
+
+def remover(vgpu: Vgpu) -> Writer:
+    return Writer(vgpu.path / "remove", "1")
+
+
+def destroyer(vgpu: Vgpu) -> Writer:
+    return Writer(vgpu.lab.gpu / "vgpu_destroy", f"{vgpu.name}:0")
+
+
+def does_not_open(path: Path) -> bool:
+    """Whether it is there, and opening it is ENODEV."""
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except OSError as error:
+        return error.errno == errno.ENODEV
+    return False
+
+
+def leaves(vgpu: Vgpu) -> bool:
+    return does_not_open(vgpu.cdev)
+
+
+# ---- by waiting ----
+
+
+@pytest.mark.parametrize("face", [remover, destroyer])
+@pytest.mark.parametrize("which", ["device", "group"])
+def test_removing_waits_for_the_holder(
+    patient: MountedLab, face: Callable[[Vgpu], Writer], which: str
+) -> None:
+    vgpu = patient.create()
+    group = patient.path / "dev/vfio" / vgpu.group
+    held = os.open(vgpu.cdev if which == "device" else group, os.O_RDWR)
+    with face(vgpu) as writer:
+        until(lambda: does_not_open(vgpu.cdev))
+        assert which == "group" or does_not_open(group)
+        assert writer.waits and (vgpu.path / "vgpu_uuid").read_text() == f"{vgpu.name}\n"
+        assert Vgpu(patient, vgpu.name).group == vgpu.group
+        os.close(held)
+        assert writer.said() == "written"
+    assert not vgpu.path.exists() and not group.exists()
+
+
+def test_what_nobody_holds_goes_at_once(patient: MountedLab) -> None:
+    vgpu = patient.create()
+    vgpu.remove()
+    assert not vgpu.path.exists()
+    vgpu = patient.create()
+    (patient.gpu / "vgpu_destroy").write_text(f"{vgpu.name}:0")
+    assert not vgpu.path.exists()
+
+
+def test_what_is_malformed_or_not_there_is_refused_at_once(patient: MountedLab) -> None:
+    with patient.create() as vgpu, holding(vgpu.cdev):
+        for path, text, number in (
+            (vgpu.path / "remove", "x", errno.EINVAL),
+            (patient.gpu / "vgpu_destroy", vgpu.name, errno.EINVAL),
+            (patient.gpu / "vgpu_destroy", f"{UUID}:0", errno.ENODEV),
+        ):
+            fails(number, path.write_text, text)
+        (vgpu.path / "remove").write_text("0")
+        with holding(vgpu.cdev):
+            assert vgpu.path.exists()
+
+
+def test_the_holder_is_asked_to_let_go(patient: MountedLab) -> None:
+    vgpu = patient.create()
+    with eventfd() as asked, opened(patient, vgpu.group, vgpu.name) as client:
+        client.device.eventfds(REQ, TRIGGER, 0, asked)
+        writer = remover(vgpu)
+        with writer:
+            assert signals(asked) == 1 and writer.waits
+            client.device.close()
+            client.group.close()
+            assert writer.said() == "written"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
+@pytest.mark.parametrize("face", [remover, destroyer])
+def test_a_signal_ends_the_wait_and_nothing_has_changed(
+    patient: MountedLab, face: Callable[[Vgpu], Writer], number: signal.Signals
+) -> None:
+    with patient.create() as vgpu, holding(vgpu.cdev):
+        before = snapshot(patient.path)
+        for _ in range(3):
+            with face(vgpu) as writer:
+                until(lambda: does_not_open(vgpu.cdev))
+                writer.process.send_signal(number)
+                assert writer.said() == ("interrupted" if number == signal.SIGUSR1 else "")
+            until(lambda: not does_not_open(vgpu.cdev))  # SIGKILL ends the process before we hear of it
+            assert snapshot(patient.path) == before
+            with holding(patient.path / "dev/vfio" / vgpu.group):
+                pass
+
+
+def test_an_interrupted_write_is_eintr(patient: MountedLab) -> None:
+    """The system call itself says so, whatever a language makes of it."""
+    program = (
+        "import ctypes, os, signal, sys\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+        "fd = os.open(sys.argv[1], os.O_WRONLY)\n"
+        "print(flush=True)\n"
+        "print(libc.write(fd, b'1', 1), ctypes.get_errno())\n"
+    )
+    with patient.create() as vgpu, holding(vgpu.cdev):
+        command = [sys.executable, "-c", program, str(vgpu.path / "remove")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stdout.readline() == "\n"
+            until(lambda: does_not_open(vgpu.cdev))
+            process.send_signal(signal.SIGUSR1)
+            assert process.stdout.read() == f"-1 {errno.EINTR}\n"
+
+
+def test_of_two_who_wait_one_removes_it(patient: MountedLab) -> None:
+    vgpu = patient.create()
+    held = os.open(vgpu.cdev, os.O_RDWR)
+    with remover(vgpu) as one, destroyer(vgpu) as two, remover(vgpu) as three:
+        until(lambda: does_not_open(vgpu.cdev))
+        os.kill(three.process.pid, signal.SIGUSR1)
+        assert three.said() == "interrupted"
+        assert does_not_open(vgpu.cdev)  # for the sake of the other two
+        os.close(held)
+        assert sorted([one.said(), two.said()]) == ["No such device", "written"]
+
+
+def test_who_waits_keeps_nobody_else_waiting(patient: MountedLab) -> None:
+    """The same attribute serves others, shells that truncate it among them, and can be looked at."""
+    with patient.create() as vgpu, holding(vgpu.cdev), destroyer(vgpu) as writer:
+        until(lambda: does_not_open(vgpu.cdev))
+        for _ in range(3):
+            other = patient.create()
+            done = subprocess.run(
+                ["sh", "-c", f"echo {other.name}:0 > {patient.gpu}/vgpu_destroy"],
+                timeout=SECONDS,
+                check=False,
+            )
+            assert done.returncode == 0 and not other.path.exists()
+        assert os.stat(patient.gpu / "vgpu_destroy").st_mode & 0o777 == 0o200
+        (patient.gpu / "vgpu_destroy").chmod(0o220)
+        assert os.stat(patient.gpu / "vgpu_destroy").st_mode & 0o777 == 0o220
+        (patient.gpu / "vgpu_destroy").chmod(0o200)
+        assert writer.waits
+        writer.process.send_signal(signal.SIGUSR1)
+        assert writer.said() == "interrupted"
+
+
+def test_more_wait_than_there_are_tasks(patient: MountedLab) -> None:
+    """pyfuse3 has 99 tasks: writes that wait keep none of them."""
+    ended = []
+
+    def write(fd: int) -> None:
+        try:
+            os.write(fd, b"1")
+        except OSError as error:
+            ended.append(error.errno)
+
+    vgpu = patient.create()
+    held = os.open(vgpu.cdev, os.O_RDWR)
+    files = [os.open(vgpu.path / "remove", os.O_WRONLY) for _ in range(120)]
+    threads = [threading.Thread(target=write, args=(fd,), daemon=True) for fd in files]
+    for thread in threads:
+        thread.start()
+    until(lambda: does_not_open(vgpu.cdev))
+    with patient.create():
+        assert snapshot(patient.gpu)
+    os.close(held)
+    for thread in threads:
+        thread.join(SECONDS)
+    assert ended == [errno.ENODEV] * 119
+    for fd in files:
+        os.close(fd)
+
+
+def test_the_server_ends_while_somebody_waits(tmp_path: Path) -> None:
+    with mounted(tmp_path, "wait") as lab:
+        vgpu = lab.create()
+        held = os.open(vgpu.cdev, os.O_RDWR)
+        with remover(vgpu) as writer:
+            until(lambda: does_not_open(vgpu.cdev))
+            os.kill(lab.pid, signal.SIGTERM)
+            assert writer.said() not in ("written", "interrupted")
+        with pytest.raises(OSError):  # ENOTCONN or ECONNABORTED
+            os.close(held)
+
+
+# ---- by surprise ----
+
+
+def surprise(vgpu: Vgpu) -> None:
+    (vgpu.path / "surprise_remove").write_text("1")
+
+
+def test_a_vgpu_that_nobody_holds_is_gone(cards: MountedLab) -> None:
+    for text in ("1", "2\n"):
+        vgpu = cards.create()
+        (vgpu.path / "surprise_remove").write_text("0")
+        fails(errno.EINVAL, (vgpu.path / "surprise_remove").write_text, "x")
+        assert vgpu.path.exists()
+        (vgpu.path / "surprise_remove").write_text(text)
+        assert not vgpu.path.exists()
+
+
+def test_what_the_holder_has_answers_as_if_there_was_nothing(cards: MountedLab) -> None:
+    vgpu = cards.create("card-1", "cards")
+    with ExitStack() as stack:
+        err, req, msi = (stack.enter_context(eventfd()) for _ in range(3))
+        client = stack.enter_context(opened(cards, vgpu.group, vgpu.name))
+        device, fd = client.device, client.device.fd
+        for index, number in ((ERR, err), (REQ, req), (MSI, msi)):
+            device.eventfds(index, TRIGGER, 0, number)
+        memory = Memory(mmap.PAGESIZE)
+        stack.callback(memory.close)
+        client.container.map(0, memory.address, mmap.PAGESIZE)
+        os.pwrite(fd, b"kept", 0)
+        assert device.config(0) == 0x1234 and os.pread(fd, 4, 2 << 40) == bytes.fromhex("fe5a0000")
+        assert signals(msi)
+        assert silent(err) and silent(req)
+        surprise(vgpu)
+        assert not vgpu.path.exists()
+        assert signals(err) == 1 and signals(req) == 1
+        for place in (0, (1 << 20) - 8, 2 << 40, (2 << 40) + 4, 7 << 40, (7 << 40) + 0x3C):
+            os.pwrite(fd, bytes(4), place)
+            assert os.pread(fd, 4, place) == b"\xff" * 4
+        fails(errno.EINVAL, os.pread, fd, 4, 1 << 20)
+        for cmd in (DEVICE_GET_INFO, DEVICE_RESET):
+            fails(errno.ENODEV, ioctl, fd, cmd, DeviceInfo())
+        fails(errno.ENODEV, device.eventfds, REQ, TRIGGER, 0, req)
+        signals(msi, 0)
+        time.sleep(0.05)
+        assert silent(msi)  # it does nothing any more
+        ioctl(client.group.fd, GROUP_GET_STATUS, GroupStatus())
+        assert client.container.unmap(0, mmap.PAGESIZE) == mmap.PAGESIZE
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's lab lets its memory be mapped")
+def test_mapped_pages_stay_and_are_the_holders_alone(cards: MountedLab) -> None:
+    vgpu = cards.create("card-1", "cards")
+    with holding(vgpu.cdev) as fd:
+        pages = mmap.mmap(fd, 1 << 20)
+        pages[:4] = b"mine"
+        surprise(vgpu)
+        pages[4:8] = b"too "
+        assert pages[:8] == b"minetoo "
+        with cards.create("card-1", "cards") as other, holding(other.cdev) as another:
+            assert os.pread(another, 8, 0) == bytes(8)
+    assert pages[:8] == b"minetoo "
+    pages.close()
+
+
+def test_nothing_of_it_is_given_away_before_the_holder_lets_go(cards: MountedLab) -> None:
+    def left() -> tuple[str, str]:
+        instances = (cards.parent("cards") / "mdev_supported_types/card-1/available_instances").read_text()
+        return (cards.gpu / "vram_free").read_text(), instances
+
+    free = left()
+    vgpu, card = cards.create(), cards.create("card-1", "cards")
+    taken = left()
+    assert taken != free
+    held = [os.open(vgpu.cdev, os.O_RDWR), os.open(cards.path / "dev/vfio" / card.group, os.O_RDWR)]
+    surprise(vgpu)
+    surprise(card)
+    assert left() == taken
+    fails(errno.ENOSPC, lambda: [cards.create("card-1", "cards") for _ in range(2)])
+    (made,) = os.listdir(cards.mdevs)
+    with Vgpu(cards, made) as third:
+        assert third.group not in (vgpu.group, card.group) and third.vfio not in (vgpu.vfio, card.vfio)
+    for fd in held:
+        os.close(fd)
+    until(lambda: left() == free)
+    with cards.create() as again:
+        assert again.group in (vgpu.group, card.group)
+
+
+def test_the_same_name_can_be_had_again_at_once(cards: MountedLab) -> None:
+    create = cards.gpu / "mdev_supported_types/vgpu-8/create"
+    create.write_text(UUID)
+    with holding(Vgpu(cards, UUID).cdev) as old:
+        os.pwrite(old, b"old", 0)
+        surprise(Vgpu(cards, UUID))
+        create.write_text(UUID)
+        with Vgpu(cards, UUID) as vgpu, holding(vgpu.cdev) as new:
+            assert os.pread(new, 3, 0) == bytes(3) and os.pread(old, 3, 0) == b"\xff" * 3
+            assert os.pread(new, 2, 7 << 40) == b"\x34\x12"
+
+
+def test_open_files_of_sysfs_are_enodev(cards: MountedLab) -> None:
+    vgpu = cards.create("card-1", "cards")
+    with ExitStack() as stack:
+        stack.enter_context(holding(vgpu.cdev))
+        names = ("config", "resource0", "resource2")
+        files = [stack.enter_context(holding(vgpu.path / name)) for name in names]
+        for fd in files:
+            assert os.pread(fd, 4, 0)
+        surprise(vgpu)
+        for fd in files:
+            fails(errno.ENODEV, os.pread, fd, 4, 0)
+            fails(errno.ENODEV, os.pwrite, fd, b"1234", 0)
+
+
+def test_a_holder_that_is_killed_leaves_nothing(cards: MountedLab) -> None:
+    vgpu = cards.create()
+    script = f"exec 3<>{vgpu.cdev} 4<>{cards.path}/dev/vfio/{vgpu.group}; echo; read forever"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["sh", "-c", script], stdin=pipe, stdout=pipe, text=True) as client:
+        assert client.stdout is not None and client.stdout.readline() == "\n"
+        surprise(vgpu)
+        client.kill()
+    until(lambda: (cards.gpu / "vram_free").read_text() == (cards.gpu / "vram_total").read_text())
+
+
+def test_many_go_by_surprise_while_clients_use_them(cards: MountedLab) -> None:
+    """Accesses and the end of the device meet in every order: a read is the device's, or all ones."""
+    stop = threading.Event()
+    wrong: list[bytes] = []
+
+    def read(fd: int) -> None:
+        while not stop.is_set():
+            got = os.pread(fd, 4, 7 << 40)
+            os.pwrite(fd, b"data", 0)
+            if got not in (b"\x34\x12\x11\x11", b"\xff" * 4):
+                wrong.append(got)
+
+    for _ in range(5):
+        vgpus = [cards.create() for _ in range(4)]
+        held = [os.open(vgpu.cdev, os.O_RDWR) for vgpu in vgpus]
+        stop.clear()
+        threads = [threading.Thread(target=read, args=(fd,)) for fd in held]
+        for thread in threads:
+            thread.start()
+        for vgpu in vgpus:
+            surprise(vgpu)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert all(os.pread(fd, 4, 7 << 40) == b"\xff" * 4 for fd in held)
+        for fd in held:
+            os.close(fd)
+    assert wrong == []
+    until(lambda: (cards.gpu / "vram_free").read_text() == (cards.gpu / "vram_total").read_text())
+
+
+def test_surprise_removal_while_somebody_waits_for_the_removal(patient: MountedLab) -> None:
+    vgpu = patient.create()
+    with holding(vgpu.cdev), remover(vgpu) as writer:
+        until(lambda: does_not_open(vgpu.cdev))
+        surprise(vgpu)
+        assert not vgpu.path.exists()
+        assert writer.said() == "No such device"
+
+
+def test_the_command_removes_by_any_name(cards: MountedLab) -> None:
+    for name in ("vgpu0", "its uuid", "its directory"):
+        (cards.gpu / "vgpu_create").write_text(f"{UUID}:0:vgpu-8")
+        vgpu = Vgpu(cards, f"{UUID}-0")
+        with holding(vgpu.cdev):
+            said = vfsfuse(
+                "surprise-remove",
+                {"its uuid": UUID, "its directory": vgpu.name}.get(name, name),
+                "--mount",
+                cards.path,
+            )
+            assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+            assert not vgpu.path.exists()
+    said = vfsfuse("surprise-remove", str(uuid.uuid4()), "--mount", cards.path)
+    assert said.returncode == 1 and said.stdout == ""
+    assert said.stderr.startswith("vfsfuse: surprise-remove: ") and "there is no such vGPU" in said.stderr
+    assert said.stderr.count("\n") == 1

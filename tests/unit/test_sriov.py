@@ -1,0 +1,605 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SR-IOV without a mount: where virtual functions are, what they take, and that all of them or none come."""
+
+import errno
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+from uuid import UUID
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from devmodel import pci_regs as regs
+from devmodel.binding import VFIO_PCI, function_of
+from devmodel.capability import ExtendedCapability, alternative_routing
+from devmodel.device import PciDevice, PciRegion
+from devmodel.function import PhysicalFunction, VirtualFunction
+from devmodel.lab import Lab, LabSpec, ParentSpec, TypeSpec
+from devmodel.models.gpu import PhysicalGpu, Vgpu
+from devmodel.models.mdpy import Mdpy
+from devmodel.pci import Aperture, Bar, ConfigSpace, Identity
+from devmodel.pci_regs import Command, ExtCapId, Reg
+from devmodel.pciid import ANY, PciId, parse_pci_id
+from devmodel.region import Memory, Rom
+from devmodel.vf import FIRST_OFFSET, VfLayout, as_hardware, lacks, place_vfs
+from devmodel.vfio import DeviceFile
+from tests.unit.fakes import fails
+from tests.unit.test_lab import BDF, MIB, Recorder
+from vfsfuse.labfile import LabFileError, load
+
+TYPES = (TypeSpec("vgpu-4", "a quarter", Vgpu, memory=4 * MIB),)
+GPU = ParentSpec(
+    BDF, "gpu", "vgpu", TYPES, PhysicalGpu, BDF, memory=16 * MIB, slots=5, vfs=4, vf_model=Vgpu
+)  # fmt: skip
+MODEL = Identity(0x1234, 0x4321, 0x1AF4, 0x1100, class_code=0x120000, irq_pin=1)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def lab(recorder: Recorder) -> Iterator[Lab]:
+    recorder.lab = made = Lab(LabSpec((GPU,)), recorder)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def gpu(lab: Lab) -> PhysicalFunction:
+    return function_of(lab.parents[BDF])
+
+
+def at(name: str, vfs: int = 0) -> ParentSpec:
+    return replace(GPU, name=name, bdf=name, vfs=vfs)
+
+
+def to_vfio(lab: Lab, gpu: PhysicalFunction) -> None:
+    gpu.driver_override = VFIO_PCI
+    lab.drivers.unbind(gpu, "vgpu")
+    lab.drivers.probe(gpu)
+
+
+def capability(gpu: PhysicalFunction) -> tuple[int, ...]:
+    """Control, initial, total and enabled functions, offset, stride, device id."""
+    place = gpu.device.config.extended(ExtCapId.SRIOV)
+    return struct.unpack_from("<H2xHHH2xHH2xH", gpu.device.config.read(place + 8, 20))
+
+
+# ---- places ----
+
+
+@pytest.mark.parametrize(
+    ("parents", "offsets"),
+    [
+        ([at(BDF)], {}),
+        ([at(BDF, 4)], {BDF: 4}),
+        ([at(BDF, 4), at("0000:86:00.1", 4)], {BDF: 4, "0000:86:00.1": 7}),
+        ([at(BDF, 4), at("0000:86:00.5")], {BDF: 6}),
+        ([at(BDF, 4), at("0001:86:00.5")], {BDF: 4}),
+        ([at("0000:86:1f.0", 8)], {"0000:86:1f.0": 4}),
+        ([at("0000:86:1f.0", 8), at("0000:87:00.0")], {"0000:86:1f.0": 9}),
+    ],
+)
+def test_virtual_functions_meet_nothing(parents: list[ParentSpec], offsets: Mapping[str, int]) -> None:
+    assert place_vfs(parents) == offsets
+    names = [parent.name for parent in parents]
+    for parent in parents:
+        if parent.vfs:
+            layout = VfLayout(parent, offsets[parent.name], Aperture())
+            names += [layout.address(index) for index in range(parent.vfs)]
+    assert len(names) == len(set(names))
+
+
+def test_names_of_virtual_functions() -> None:
+    layout = VfLayout(at("0000:86:1f.0", 6), 4, Aperture())
+    assert [layout.address(index) for index in range(6)] == [
+        *("0000:86:1f.4", "0000:86:1f.5", "0000:86:1f.6", "0000:86:1f.7", "0000:87:00.0", "0000:87:00.1"),
+    ]
+
+
+def test_there_is_an_end_of_the_last_bus() -> None:
+    assert place_vfs([at("0000:ff:1f.0", 4)]) == {"0000:ff:1f.0": 4}
+    with pytest.raises(ValueError, match="no room"):
+        place_vfs([at("0000:ff:1f.0", 5)])
+
+
+@pytest.mark.parametrize(
+    ("vfs", "vf_memory", "expected"),
+    [(4, 0, 4), (3, 0, 4), (5, 0, 2), (16, 0, 1), (1, 0, 16), (4, 2 * MIB, 2)],
+)
+def test_an_equal_share_unless_the_lab_says_so(vfs: int, vf_memory: int, expected: int) -> None:
+    layout = VfLayout(replace(GPU, vfs=vfs, vf_memory=vf_memory), 4, Aperture())
+    assert layout.type.memory == expected * MIB
+    (base, bar) = layout.places[0]
+    assert bar.size == expected * MIB and base % bar.size == 0
+
+
+class WithBar(PciDevice):
+    """A model with one BAR that no virtual function can have."""
+
+    BAR: ClassVar[int] = 0
+    identity = MODEL
+
+    def bars(self) -> Mapping[int, Bar]:
+        if self.BAR == regs.ROM_BAR:
+            return {self.BAR: Bar(Rom(b"\x55\xaa", 2048))}
+        return {self.BAR: Bar(Memory(4096), io=True)}
+
+
+class WithRom(WithBar):
+    BAR = regs.ROM_BAR
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        (replace(GPU, vf_model=Mdpy), "vendor 1234, not 1b36"),
+        (replace(GPU, vf_model=WithBar), "no I/O BARs"),
+        (replace(GPU, vf_model=WithRom), "no ROM"),
+        (replace(GPU, vf_model=None), "no model"),
+        (replace(GPU, vf_memory=4096), "video memory is"),
+        (replace(GPU, vf_memory=1 << 30), "no room at"),
+    ],
+)
+def test_what_cannot_be_a_virtual_function(spec: ParentSpec, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        VfLayout(spec, FIRST_OFFSET, Aperture())
+
+
+LAB_FILE = """
+[parents."0000:86:00.0"]
+kind = "gpu"
+driver = "vgpu"
+memory = "16M"
+{keys}
+types.half = {{ memory = "8M", description = "half" }}
+"""
+KEY = 'parents."0000:86:00.0".'
+VIRTUAL = 'kind = "virtual"\ndriver = "pool"\nmodel = "vgpu"'
+
+
+def test_keys_of_a_lab_file(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(LAB_FILE.format(keys='vfs = 3\nvf_memory = "2M"'))
+    (parent,) = load(path).parents
+    assert (parent.vfs, parent.vf_model, parent.vf_memory) == (3, Vgpu, 2 * MIB)
+    path.write_text(LAB_FILE.format(keys=""))
+    (parent,) = load(path).parents
+    assert (parent.vfs, parent.vf_model) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "where", "why"),
+    [
+        ("vfs = 0", "vfs", "is out of range"),
+        ("vfs = 257", "vfs", "is more than 256"),
+        ("vfs = 17", "vfs", "video memory is"),
+        ('vfs = 2\nvf_model = "mdpy"', "vfs", "vendor 1234, not 1b36"),
+        ('vfs = 2\nvf_model = "mtty"', "vfs", "vendor 1234, not 4348"),
+        ('vfs = 2\nvf_model = "none"', "vf_model", "there is no model"),
+        ('vfs = 2\nvf_memory = "32M"', "vf_memory", "more than the parent's"),
+        ('vf_memory = "1M"', "vf_memory", 'is for a "gpu" with "vfs"'),
+        ('vf_model = "vgpu"', "vf_model", 'is for a "gpu" with "vfs"'),
+    ],
+)
+def test_keys_that_cannot_be(tmp_path: Path, keys: str, where: str, why: str) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(LAB_FILE.format(keys=keys))
+    with pytest.raises(LabFileError) as caught:
+        load(path)
+    assert f": {KEY}{where}: " in str(caught.value) and why in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "where"),
+    [
+        ("0000:ff:1f.0", "vfs = 8", "parents: no room for 8 virtual functions behind 0000:ff:1f.0"),
+        ("pool", "vfs = 8", 'parents.pool.vfs: is for a "gpu"'),
+    ],
+)
+def test_places_that_cannot_be(tmp_path: Path, place: str, text: str, where: str) -> None:
+    path = tmp_path / "my.toml"
+    made = LAB_FILE.format(keys=text).replace("0000:86:00.0", place)
+    if place == "pool":
+        made = made.replace('kind = "gpu"\ndriver = "vgpu"', VIRTUAL)
+    path.write_text(made)
+    with pytest.raises(LabFileError) as caught:
+        load(path)
+    assert where in str(caught.value)
+
+
+# ---- extended capabilities ----
+
+
+def config(*extended: ExtendedCapability, size: int = 4096) -> ConfigSpace:
+    return ConfigSpace(MODEL, {}, (), size, extended)
+
+
+def test_extended_capabilities_are_a_chain() -> None:
+    other = ExtendedCapability(0x0B, b"abcde", b"\xff\x0f\0\0\0", version=2)
+    space = config(alternative_routing(), other, ExtendedCapability(0x23, b"", b""))
+    assert space.value(0x100, 4) == 0x0E | 1 << 16 | 0x108 << 20
+    assert space.value(0x108, 4) == 0x0B | 2 << 16 | 0x114 << 20
+    assert space.value(0x114, 4) == 0x23 | 1 << 16
+    assert (space.read(0x10C, 5), space.extended(0x0B)) == (b"abcde", 0x108)
+    space.write(0x100, bytes(4))
+    space.write(0x10C, b"\xff" * 5)
+    assert space.value(0x100, 2) == 0x0E
+    assert space.read(0x10C, 5) == b"\xffocde"
+    with pytest.raises(ValueError, match="no extended capability"):
+        space.extended(0x10)
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"), [(256, [4]), (4096, [3841]), (4096, [1920, 1921]), (4096, [4092, 0])]
+)
+def test_extended_capabilities_have_to_fit(size: int, sizes: list[int]) -> None:
+    caps = [ExtendedCapability(index, bytes(each), bytes(each)) for index, each in enumerate(sizes, 1)]
+    with pytest.raises(ValueError, match="does not fit"):
+        config(*caps, size=size)
+
+
+def test_an_extended_capability_is_there_once() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        config(alternative_routing(), alternative_routing())
+
+
+# ---- enabling and disabling ----
+
+
+def test_the_capability_says_what_there_is(lab: Lab, gpu: PhysicalFunction) -> None:
+    ari, enabled = regs.SRIOV_CTRL_ARI, regs.SRIOV_CTRL_VFE | regs.SRIOV_CTRL_MSE
+    assert capability(gpu) == (ari, 4, 4, 0, 4, 1, 0x1111)
+    lab.sriov.set_count(gpu, 3)
+    assert capability(gpu) == (ari | enabled, 4, 4, 3, 4, 1, 0x1111)
+    gpu.device.reset()
+    gpu.device.write(PciRegion.CONFIG, gpu.device.config.extended(ExtCapId.SRIOV) + 8, bytes(16))
+    assert capability(gpu)[0::3] == (ari | enabled, 3, 0x1111)
+    lab.sriov.set_count(gpu, 0)
+    assert capability(gpu) == (ari, 4, 4, 0, 4, 1, 0x1111)
+
+
+def test_virtual_functions_take_what_vgpus_take(lab: Lab, gpu: PhysicalFunction, recorder: Recorder) -> None:
+    parent = gpu.parent
+    mdev = lab.create(parent.types["vgpu-4"], UUID(int=1))
+    fails(errno.ENOSPC, lab.sriov.set_count, gpu, 4)
+    lab.sriov.set_count(gpu, 3)
+    assert (parent.memory_free, parent.slots_free) == (0, 1)
+    fails(errno.ENOSPC, lab.create, parent.types["vgpu-4"], UUID(int=2))
+    lab.sriov.set_count(gpu, 0)
+    assert (parent.memory_free, parent.slots_free) == (12 * MIB, 4)
+    lab.remove(mdev)
+    names = ["0000:86:00.4", "0000:86:00.5", "0000:86:00.6"]
+    assert [what for what in recorder.seen if what[1] in names] == [
+        *(("added", name) for name in names),
+        *(("removed", name) for name in reversed(names)),
+    ]
+
+
+def test_counts_that_are_refused(lab: Lab, gpu: PhysicalFunction) -> None:
+    fails(errno.ERANGE, lab.sriov.set_count, gpu, 5)
+    lab.sriov.set_count(gpu, 0)
+    lab.sriov.set_count(gpu, 2)
+    lab.sriov.set_count(gpu, 2)
+    for count in (1, 3, 4):
+        fails(errno.EBUSY, lab.sriov.set_count, gpu, count)
+    fails(errno.ERANGE, lab.sriov.set_count, gpu, 5)
+    fails(errno.EBUSY, lab.drivers.unbind, gpu, "vgpu")
+    lab.sriov.set_count(gpu, 0)
+    lab.drivers.unbind(gpu, "vgpu")
+    fails(errno.ENOENT, lab.sriov.set_count, gpu, 1)
+    lab.sriov.set_count(gpu, 0)
+
+
+def test_a_function_without_sriov_has_none() -> None:
+    spec = replace(GPU, vfs=0)
+    lab = Lab(LabSpec((spec,)), Recorder())
+    fails(errno.ENODEV, lab.sriov.set_count, function_of(lab.parents[BDF]), 1)
+    lab.close()
+
+
+def test_all_or_none(lab: Lab, gpu: PhysicalFunction, recorder: Recorder) -> None:
+    before = dict(lab.groups), dict(lab.drivers.functions), list(gpu.bus)
+    seen = recorder.seen
+
+    class Second(list[tuple[str, str]]):
+        def append(self, item: tuple[str, str]) -> None:
+            super().append(item)
+            if item == ("added", "0000:86:00.5"):
+                raise RuntimeError("the tree has no room")
+
+    recorder.seen = Second()
+    with pytest.raises(RuntimeError, match="no room"):
+        lab.sriov.set_count(gpu, 4)
+    recorder.seen = seen
+    assert (lab.groups, lab.drivers.functions, gpu.bus) == before
+    assert (gpu.vfs, gpu.parent.memory_free, gpu.parent.slots_free) == ([], 16 * MIB, 5)
+    assert capability(gpu)[3] == 0
+    lab.sriov.set_count(gpu, 4)
+    assert [vf.group.number for vf in gpu.vfs] == [1, 2, 3, 4]
+
+
+def test_a_virtual_function_in_use_keeps_them_all(lab: Lab, gpu: PhysicalFunction) -> None:
+    lab.sriov.set_count(gpu, 3)
+    for vf in gpu.vfs:
+        vf.driver_override = VFIO_PCI
+        lab.drivers.probe(vf)
+    hold = DeviceFile(gpu.vfs[1])
+    fails(errno.EBUSY, lab.sriov.set_count, gpu, 0)
+    assert [vf.gone for vf in gpu.vfs] == [False] * 3
+    assert capability(gpu)[3] == 3
+    hold.close()
+    vfs = gpu.vfs.copy()
+    lab.sriov.set_count(gpu, 0)
+    assert [vf.gone for vf in vfs] == [True] * 3 and gpu.vfs == []
+    for vf in vfs:
+        fails(errno.ENODEV, vf.device.read, 0, 0, 1)
+    fails(errno.ENODEV, DeviceFile, vfs[1])
+
+
+def test_virtual_functions_of_one_bus_are_reset_together(lab: Lab, gpu: PhysicalFunction) -> None:
+    lab.sriov.set_count(gpu, 2)
+    assert gpu.bus == [gpu, *gpu.vfs] and gpu.vfs[0].bus is gpu.bus
+    recorder = Recorder()
+    recorder.lab = other = Lab(LabSpec((at("0000:86:1f.4", 4),)), recorder)
+    physical = function_of(other.parents["0000:86:1f.4"])
+    other.sriov.set_count(physical, 4)
+    assert physical.bus == [physical]
+    assert physical.vfs[0].bus == physical.vfs
+    other.close()
+
+
+# ---- what a virtual function is ----
+
+
+@pytest.fixture
+def vf(lab: Lab, gpu: PhysicalFunction) -> VirtualFunction:
+    lab.sriov.set_count(gpu, 4)
+    return gpu.vfs[2]
+
+
+def test_a_virtual_function_has_no_intx_and_its_bars_behind_its_neighbours(
+    gpu: PhysicalFunction, vf: VirtualFunction
+) -> None:
+    rows, physical = vf.device.resources(), gpu.device.resources()
+    assert vf.device.identity == replace(Vgpu.identity, irq_pin=0)
+    for index in vf.device.bar_map:
+        size = vf.device.bar_map[index].size
+        assert rows[index].start == physical[7 + index].start + 2 * size
+        assert physical[7 + index].end - physical[7 + index].start + 1 == 4 * size
+    assert vf.device.config.size == 4096
+    assert vf.device.config.extended(ExtCapId.ARI) == 0x100
+
+
+def test_its_memory_answers_whatever_the_command_register_says(vf: VirtualFunction) -> None:
+    vf.device.write(PciRegion.CONFIG, Reg.COMMAND, bytes(2))
+    assert vf.device.config.command == 0 and vf.device.undecoded == frozenset()
+    vf.device.write(0, 0, b"memory")
+    assert vf.device.read(0, 0, 6) == b"memory"
+
+
+def test_it_is_no_bus_master_until_its_client_makes_it_one(vf: VirtualFunction) -> None:
+    assert Command.MASTER not in vf.device.config.command
+    vf.first_opened()
+    assert not vf.device.may_dma()
+
+
+@pytest.mark.parametrize("offset", range(0, 0x40, 3))
+@pytest.mark.parametrize("size", [1, 2, 4, 64])
+def test_what_the_hardware_lacks(offset: int, size: int) -> None:
+    whole = bytearray(range(1, 129))
+    whole[0:4], whole[0x10:0x28] = b"\xff" * 4, bytes(24)
+    data = bytes(range(1, 129))[offset : offset + size]
+    assert as_hardware(offset, data) == bytes(whole[offset : offset + size])
+    assert lacks(offset) is (offset < 4 or 0x10 <= offset < 0x28)
+
+
+# ---- drivers ----
+
+
+def test_vfio_pci_has_the_functions_of_its_own(lab: Lab, gpu: PhysicalFunction) -> None:
+    to_vfio(lab, gpu)
+    fails(errno.ENOENT, lab.sriov.set_count, gpu, 1)
+    lab.vfio.sriov = True
+    lab.sriov.set_count(gpu, 2)
+    assert [(vf.driver, vf.driver_override) for vf in gpu.vfs] == [(VFIO_PCI, VFIO_PCI)] * 2
+    hold = DeviceFile(gpu.vfs[1])
+    fails(errno.EBUSY, lab.drivers.unbind, gpu, VFIO_PCI)
+    assert (gpu.driver, gpu.gone, len(gpu.vfs)) == (VFIO_PCI, False, 2)
+    hold.close()
+    lab.drivers.unbind(gpu, VFIO_PCI)
+    assert (gpu.vfs, gpu.vf_token, gpu.driver) == ([], None, None)
+
+
+def test_the_bus_probes_only_if_it_may(lab: Lab, gpu: PhysicalFunction) -> None:
+    lab.drivers.add_id(VFIO_PCI, PciId(0x1234, 0x1111))
+    for bus, device, expected in ((True, True, 2), (False, True, 0), (True, False, 0)):
+        lab.drivers.autoprobe, gpu.autoprobe = bus, device
+        lab.sriov.set_count(gpu, 2)
+        assert sum(vf.driver == VFIO_PCI for vf in gpu.vfs) == expected
+        lab.sriov.set_count(gpu, 0)
+
+
+def test_without_autoprobe_only_an_override_binds(lab: Lab, gpu: PhysicalFunction) -> None:
+    gpu.autoprobe = False
+    lab.sriov.set_count(gpu, 1)
+    (vf,) = gpu.vfs
+    lab.drivers.add_id(VFIO_PCI, PciId(0x1234, 0x1111))
+    lab.drivers.probe(vf)
+    assert vf.driver is None
+    fails(errno.ENODEV, lab.drivers.bind, vf, VFIO_PCI)
+    vf.driver_override = VFIO_PCI
+    lab.drivers.probe(vf)
+    assert vf.driver == VFIO_PCI
+
+
+def test_without_iommu_there_is_none_for_virtual_functions(recorder: Recorder) -> None:
+    recorder.lab = lab = Lab(LabSpec((replace(GPU, iommu=False),)), recorder)
+    gpu = function_of(lab.parents[BDF])
+    lab.drivers.add_id(VFIO_PCI, PciId(0x1234, 0x1111))
+    lab.sriov.set_count(gpu, 2)
+    assert [(vf.group.noiommu, vf.driver) for vf in gpu.vfs] == [(True, None)] * 2
+    fails(errno.EINVAL, lab.drivers.bind, gpu.vfs[0], VFIO_PCI)
+    lab.vfio.noiommu = True
+    lab.drivers.probe(gpu.vfs[0])
+    assert [vf.driver for vf in gpu.vfs] == [VFIO_PCI, None]
+    lab.close()
+
+
+def test_ids_given_to_a_driver(lab: Lab, vf: VirtualFunction) -> None:
+    wrong, right = PciId(0x1234, 0x2222), PciId(0x1234, 0x1111)
+    for identity in (wrong, right):
+        lab.drivers.add_id(VFIO_PCI, identity)
+        fails(errno.EEXIST, lab.drivers.add_id, VFIO_PCI, identity)
+    assert vf.driver == VFIO_PCI
+    lab.drivers.remove_id(VFIO_PCI, right)
+    fails(errno.ENODEV, lab.drivers.remove_id, VFIO_PCI, right)
+    assert vf.driver == VFIO_PCI
+    lab.drivers.unbind(vf, VFIO_PCI)
+    fails(errno.ENODEV, lab.drivers.bind, vf, VFIO_PCI)
+
+
+def test_a_host_driver_takes_no_virtual_function(lab: Lab, vf: VirtualFunction) -> None:
+    fails(errno.ENODEV, lab.drivers.bind, vf, "vgpu")
+    vf.driver_override = "vgpu"
+    fails(errno.ENODEV, lab.drivers.bind, vf, "vgpu")
+    lab.drivers.probe(vf)
+    assert vf.driver is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1234 1111", PciId(0x1234, 0x1111)),
+        ("0x1234 0X1111", PciId(0x1234, 0x1111)),
+        ("1234\t1111\n", PciId(0x1234, 0x1111)),
+        ("1234 1111 1af4 1100 30000 ff0000 7", PciId(0x1234, 0x1111, 0x1AF4, 0x1100, 0x30000, 0xFF0000)),
+        ("1234 ffffffff", PciId(0x1234, ANY)),
+        ("1234 1111 xyz 5", PciId(0x1234, 0x1111)),
+        *((text, None) for text in ("", "1234", "1234:1111", "x 1111", "-1 1", "1234 123456789")),
+    ],
+)
+def test_ids_as_text(text: str, expected: PciId | None) -> None:
+    if expected is None:
+        with pytest.raises(ValueError, match="two hexadecimal numbers"):
+            parse_pci_id(text)
+    else:
+        assert parse_pci_id(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("identity", "matches"),
+    [
+        (PciId(0x1234, 0x4321), True),
+        (PciId(ANY, ANY), True),
+        (PciId(0x1234, 0x4321, 0x1AF4, 0x1100), True),
+        (PciId(0x1234, 0x4321, ANY, 0x1101), False),
+        (PciId(0x1234, 0x4322), False),
+        (PciId(0x1235, 0x4321), False),
+        (PciId(ANY, ANY, class_code=0x120000, class_mask=0xFF0000), True),
+        (PciId(ANY, ANY, class_code=0x030000, class_mask=0xFF0000), False),
+    ],
+)
+def test_what_an_id_means(identity: PciId, matches: bool) -> None:
+    assert identity.matches(MODEL) is matches
+    exact = PciId(0x1234, 0x4321, 0x1AF4, 0x1100, 0x120000, 0xFFFFFF)
+    assert identity.covers(exact) is matches
+
+
+# ---- any order ----
+
+
+class Machine(RuleBasedStateMachine):
+    """vGPUs, virtual functions and drivers of one GPU in any order: nothing is lost, nothing is twice."""
+
+    @initialize()
+    def start(self) -> None:
+        recorder = Recorder()
+        recorder.lab = self.lab = Lab(LabSpec((GPU,)), recorder)
+        self.gpu = function_of(self.lab.parents[BDF])
+        self.holds: list[DeviceFile] = []
+
+    @rule(count=st.integers(0, 5))
+    def count(self, count: int) -> None:
+        before = len(self.gpu.vfs)
+        try:
+            self.lab.sriov.set_count(self.gpu, count)
+        except OSError as error:
+            assert error.errno in (errno.ERANGE, errno.ENOENT, errno.EBUSY, errno.ENOSPC)
+            assert len(self.gpu.vfs) == before
+        else:
+            assert len(self.gpu.vfs) == count
+
+    @rule(number=st.integers(1, 5))
+    def create(self, number: int) -> None:
+        try:
+            self.lab.create(self.gpu.parent.types["vgpu-4"], UUID(int=number))
+        except OSError as error:
+            assert error.errno in (errno.EEXIST, errno.ENOSPC, errno.ENODEV)
+
+    @rule(number=st.integers(1, 5))
+    def remove(self, number: int) -> None:
+        if (UUID(int=number), 0) in self.lab.mdevs:
+            self.lab.remove(self.lab.find(UUID(int=number)))
+
+    @rule(index=st.integers(-1, 4), override=st.sampled_from([None, VFIO_PCI, "vgpu"]))
+    def probe(self, index: int, override: str | None) -> None:
+        functions = [*self.gpu.vfs, self.gpu]
+        function = functions[index % len(functions)]
+        function.driver_override = override
+        self.lab.drivers.probe(function)
+
+    @rule(index=st.integers(-1, 4))
+    def unbind(self, index: int) -> None:
+        functions = [*self.gpu.vfs, self.gpu]
+        function = functions[index % len(functions)]
+        try:
+            self.lab.drivers.unbind(function, function.driver or "none")
+        except OSError as error:
+            assert error.errno in (errno.ENODEV, errno.EBUSY)
+
+    @rule(index=st.integers(-1, 4))
+    def hold(self, index: int) -> None:
+        functions = [*self.gpu.vfs, self.gpu]
+        try:
+            self.holds.append(DeviceFile(functions[index % len(functions)]))
+        except OSError as error:
+            assert error.errno == errno.ENODEV
+
+    @rule()
+    def let_go(self) -> None:
+        if self.holds:
+            self.holds.pop().close()
+
+    @rule(enabled=st.booleans())
+    def enable_sriov(self, enabled: bool) -> None:
+        self.lab.vfio.sriov = enabled
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        parent, vfs = self.gpu.parent, self.gpu.vfs
+        used = len(parent.mdevs) + len(vfs)
+        assert parent.memory_free == 16 * MIB - used * 4 * MIB >= 0
+        assert parent.slots_free == 5 - used
+        functions = [self.gpu, *vfs]
+        assert list(self.lab.drivers.functions.values()) == functions == self.gpu.bus
+        groups = [each.group for each in (*functions, *parent.mdevs.values())]
+        assert sorted(self.lab.groups) == sorted(group.number for group in groups)
+        minors = [each.vfio_minor for each in functions if each.driver == VFIO_PCI]
+        assert len(set(minors)) == len(minors) and None not in minors
+        assert all(each.gone is (each.driver != VFIO_PCI) for each in functions)
+        assert (self.gpu.vf_token is not None) is (self.gpu.driver == VFIO_PCI)
+
+    def teardown(self) -> None:
+        self.lab.close()
+
+
+Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMachine = Machine.TestCase

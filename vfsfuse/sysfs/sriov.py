@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SR-IOV in sysfs: what a physical function adds, and the directory of a virtual one.
+
+Names, modes, formats and errors: Documentation/ABI/testing/sysfs-bus-pci and, for how they are used,
+Documentation/PCI/pci-iov-howto.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from devmodel.device import PciRegion
+from devmodel.function import PhysicalFunction, VirtualFunction
+from devmodel.parent import Parent
+from devmodel.pci_regs import CFG_SPACE_EXP_SIZE
+from devmodel.sriov import layout_of
+from devmodel.vf import STRIDE, as_hardware, lacks
+from ioctl_shim.lane import Opened, OpenRequest
+from vfsfuse.kobject import BinaryMember, Entry, attribute, link, store_only
+from vfsfuse.sysfs.function import PciFunctionDir
+from vfsfuse.sysfs.numbers import parse_bool, parse_number
+from vfsfuse.sysfs.parent import PhysicalFunctionDir
+from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, RegionFile
+
+if TYPE_CHECKING:
+    from vfsfuse.labview import LabView
+
+MAX_COUNT = 0xFFFF
+"""The number of virtual functions is parsed as one of 16 bits: more is ERANGE whatever there is."""
+
+
+class SriovFunctionDir(PhysicalFunctionDir):
+    """The directory of a physical function with SR-IOV."""
+
+    __slots__ = ("layout", "physical")
+
+    def __init__(self, view: LabView, parent: Parent, function: PhysicalFunction) -> None:
+        super().__init__(view, parent, function)
+        self.physical, self.layout = function, layout_of(function)
+
+    @attribute()
+    def sriov_totalvfs(self) -> int:
+        return self.layout.total
+
+    @attribute(0o644)
+    def sriov_numvfs(self) -> int:
+        return len(self.physical.vfs)
+
+    @sriov_numvfs.store
+    def _store_numvfs(self, text: str) -> None:
+        count = parse_number(text)
+        if count > MAX_COUNT:
+            raise OSError(errno.ERANGE, f"{count} virtual functions")
+        self.view.lab.sriov.set_count(self.physical, count)
+
+    @attribute()
+    def sriov_offset(self) -> int:
+        return self.layout.offset
+
+    @attribute()
+    def sriov_stride(self) -> int:
+        return STRIDE
+
+    @attribute()
+    def sriov_vf_device(self) -> str:
+        return f"{self.layout.device_id:x}"
+
+    @attribute(0o644)
+    def sriov_drivers_autoprobe(self) -> int:
+        return int(self.physical.autoprobe)
+
+    @sriov_drivers_autoprobe.store
+    def _store_autoprobe(self, text: str) -> None:
+        self.physical.autoprobe = parse_bool(text)
+
+    @attribute()
+    def sriov_vf_total_msix(self) -> int:
+        return 0  # no driver here shares out vectors: each function has its own
+
+
+class VfConfigFile(RegionFile):
+    """An open `config` of a virtual function: what it has not itself reads as it does in the hardware."""
+
+    __slots__ = ()
+
+    def read(self, offset: int, size: int) -> bytes:
+        return as_hardware(offset, super().read(offset, size))
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Bytes that are not there stay as they are: what a client of vfio-pci wrote there is its own."""
+        written = bytearray(data)
+        for position, byte in enumerate(super().read(offset, len(data))):
+            if lacks(offset + position):
+                written[position] = byte
+        return super().write(offset, bytes(written))
+
+
+def _open_config(self: VirtualFunctionDir, request: OpenRequest) -> Opened:
+    limit = CFG_SPACE_EXP_SIZE if self.owned_by(request.uid) else OWNER_ONLY_ABOVE
+    return Opened(VfConfigFile(self.port.device, PciRegion.CONFIG, limit))
+
+
+class VirtualFunctionDir(PciFunctionDir):
+    """The directory of a virtual function."""
+
+    __slots__ = ("virtual",)
+    declared = (BinaryMember("config", 0o644, lambda self: CFG_SPACE_EXP_SIZE, _open_config),)
+
+    def __init__(self, view: LabView, function: VirtualFunction) -> None:
+        super().__init__(view, function)
+        self.virtual = function
+
+    @link()
+    def physfn(self) -> Entry | None:
+        return self.view.functions.directory(self.virtual.physical)
+
+    @store_only()
+    def sriov_vf_msix_count(self, text: str) -> None:
+        parse_number(text)
+        raise OSError(errno.EOPNOTSUPP, "the physical function's driver does not share out vectors")

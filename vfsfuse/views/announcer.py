@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The uevents that Linux emits as devices come, go and change, in its order.
+
+Owner is the trio thread: called by the lab's observer, after the tree has changed.  Source: the order in
+which the kernel's driver core, VFIO and mdev add and remove their devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from devmodel.uevents import Uevents
+from devmodel.vfio import Assignable
+from vfsfuse.kobject import Kobject
+from vfsfuse.sysfs.mdev import vfio_dev_variables, vfio_group_name, vfio_group_variables
+from vfsfuse.sysfs.uevent import emit
+
+GROUPS = "/devices/virtual/vfio"
+MDEV_STATE = "MDEV_STATE"
+
+
+class Announcer:
+    """Emits the events of one lab."""
+
+    def __init__(self, hub: Uevents) -> None:
+        self._hub = hub
+
+    def added(self, own: Kobject) -> None:
+        """A device has appeared."""
+        emit(own, "add")
+
+    def removed(self, own: Kobject) -> None:
+        """A device is gone."""
+        emit(own, "remove")
+
+    def changed(self, own: Kobject, action: str) -> None:
+        """A device was changed."""
+        emit(own, action)
+
+    def bound(self, own: Kobject, device: Assignable, vfio_minor: int | None) -> None:
+        """A device has its driver, which is one of VFIO's when it has a minor."""
+        if vfio_minor is not None:
+            self._vfio("add", own, device, vfio_minor)
+        emit(own, "bind")
+
+    def unbound(self, own: Kobject, device: Assignable, vfio_minor: int | None) -> None:
+        """The opposite of :meth:`bound`."""
+        if vfio_minor is not None:
+            self._vfio("remove", own, device, vfio_minor)
+        emit(own, "unbind")
+
+    def offers_types(self, own: Kobject, offers: bool) -> None:
+        """A parent's driver offers types of vGPUs, or does so no more."""
+        emit(own, "change", {MDEV_STATE: "registered" if offers else "unregistered"})
+
+    def _vfio(self, action: str, own: Kobject, device: Assignable, minor: int) -> None:
+        group, above = device.group, own.path.removeprefix("sys")
+        name = f"vfio{minor}"
+        events: list[tuple[str, str, Mapping[str, str]]] = [
+            (f"{GROUPS}/{vfio_group_name(group)}", "vfio", vfio_group_variables(group)),
+            (f"{above}/vfio-dev/{name}", "vfio-dev", vfio_dev_variables(minor)),
+        ]
+        for devpath, subsystem, variables in events if action == "add" else reversed(events):
+            self._hub.emit(action, devpath, subsystem, variables)
