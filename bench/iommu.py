@@ -131,7 +131,7 @@ def through(container: Container, memory: Memory) -> None:
 
 
 def main() -> None:
-    process = Process(os.getpid(), -1)
+    process = Process(os.getpid(), os.getpid(), -1)
     small = Memory(PAGE_SIZE)
     print(f"{'':<52} {'calls':>7} {'each':>12}")
     database(process, small.address)

@@ -35,6 +35,7 @@ class Device:
         "_hide",
         "_in_use",
         "_iommu",
+        "_present",
         "_vanished",
         "dma",
         "ioeventfds",
@@ -69,6 +70,7 @@ class Device:
         self._in_use = False
         self._hide: Callable[[frozenset[int]], None] | None = None
         self._closed = self._vanished = False
+        self._present = {index: region for index, region in enumerate(regions) if region is not None}
         memory = {index: region for index, region in enumerate(regions) if isinstance(region, Memory)}
         self._backing = Backing({index: region.backed for index, region in memory.items()})
         for index, region in memory.items():
@@ -93,12 +95,13 @@ class Device:
         one that cannot be read) or an offset beyond its end, ENODEV once the device is gone.
         """
         with self.lock:
-            region = self._open_region(index)
+            region = self._present.get(index) or self._open_region(index)
             if not region.readable:
                 raise OSError(errno.EINVAL, f"region {index} cannot be read")
+            taken = region.clip(offset, size)
             if index in self.undecoded:
-                return b"\xff" * region.clip(offset, size)
-            return region.read(offset, region.clip(offset, size))
+                return b"\xff" * taken
+            return region.read(offset, taken)
 
     def write(self, index: int, offset: int, data: bytes) -> int:
         """Write ``data`` at ``offset`` of region ``index``, from any thread; returns the bytes taken.
@@ -106,7 +109,7 @@ class Device:
         Raises ``OSError`` as :meth:`read` does.
         """
         with self.lock:
-            region = self._open_region(index)
+            region = self._present.get(index) or self._open_region(index)
             if not region.writable:
                 raise OSError(errno.EINVAL, f"region {index} cannot be written")
             taken = region.clip(offset, len(data))
@@ -254,6 +257,7 @@ class Device:
             if not self._closed:
                 self.closed()
             self._closed = True
+            self._present = {}
             self._hide = None  # what it belongs to has mapped our memory: let that go now, not when collected
             for region in filter(None, self.regions):
                 region.close()

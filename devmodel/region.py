@@ -52,6 +52,8 @@ class Region:
 
     def clip(self, offset: int, size: int) -> int:
         """How many bytes of such an access are the region's. ``OSError`` as :func:`clip`."""
+        if offset >= 0 and size >= 0 and offset + size <= self.size != offset:
+            return size  # nearly every access is
         return clip(self.size, offset, size)
 
     def read(self, offset: int, size: int) -> bytes:

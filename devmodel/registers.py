@@ -7,7 +7,7 @@ State: each region belongs to one device and is touched only under that device's
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from devmodel.region import Region
 
@@ -33,15 +33,33 @@ class Register:
     on_write: Callable[[Any, int], None] | None = None
 
     @property
+    def mask(self) -> int:
+        """All its bits."""
+        return (1 << 8 * self.width) - 1
+
+    @property
     def end(self) -> int:
         """Offset of the first byte after the register."""
         return self.offset + self.width
 
 
+class Whole(NamedTuple):
+    """What an access of a whole register needs, which nearly every access is."""
+
+    width: int
+    mask: int
+    changed: int
+    """Bits that take what is written."""
+    cleared: int
+    """Bits that a written 1 clears."""
+    on_read: Callable[[Any], int] | None
+    on_write: Callable[[Any, int], None] | None
+
+
 class Layout:
     """The registers of a region, declared once per model and shared by all its devices."""
 
-    __slots__ = ("_starts", "by_name", "image", "registers", "size")
+    __slots__ = ("_starts", "by_name", "image", "registers", "size", "wholes")
 
     def __init__(self, size: int, registers: Iterable[Register]) -> None:
         """``size`` in bytes; raises ValueError when registers overlap or lie outside."""
@@ -50,6 +68,7 @@ class Layout:
         self.by_name = {register.name: register for register in self.registers}
         self._starts = [register.offset for register in self.registers]
         self.image = self._power_on()
+        self.wholes = {register.offset: _whole(register) for register in self.registers}
 
     def within(self, offset: int, size: int) -> Sequence[Register]:
         """The registers that share a byte with ``size`` bytes at ``offset``."""
@@ -89,6 +108,31 @@ class Registers(Region):
         self._bytes[register.offset : register.end] = _encode(value, register.width)
 
     def read(self, offset: int, size: int) -> bytes:
+        whole = self._layout.wholes.get(offset)
+        if whole is None or whole.width != size:
+            return self._read_parts(offset, size)
+        if whole.on_read is None:
+            return bytes(self._bytes[offset : offset + size])
+        return (whole.on_read(self._owner) & whole.mask).to_bytes(size, "little")
+
+    def write(self, offset: int, data: bytes) -> None:
+        whole = self._layout.wholes.get(offset)
+        if whole is None or whole.width != len(data):
+            self._write_parts(offset, data)
+            return
+        value, end = int.from_bytes(data, "little"), offset + len(data)
+        if whole.changed != whole.mask:
+            stored = int.from_bytes(self._bytes[offset:end], "little") & ~whole.changed
+            value = (stored | value & whole.changed) & ~(value & whole.cleared)
+            data = value.to_bytes(whole.width, "little")
+        self._bytes[offset:end] = data
+        if whole.on_write is not None:
+            whole.on_write(self._owner, value)
+
+    def reset(self) -> None:
+        self._bytes[:] = self._layout.image
+
+    def _read_parts(self, offset: int, size: int) -> bytes:
         out = self._bytes[offset : offset + size]
         for register in self._layout.within(offset, size):
             if register.on_read is not None:
@@ -97,15 +141,12 @@ class Registers(Region):
                 out[first - offset : last - offset] = value[first - register.offset : last - register.offset]
         return bytes(out)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def _write_parts(self, offset: int, data: bytes) -> None:
         for register in self._layout.within(offset, len(data)):
             first, last = max(offset, register.offset), min(offset + len(data), register.end)
             shift = 8 * (first - register.offset)
             written = int.from_bytes(data[first - offset : last - offset], "little") << shift
             self._store(register, written, (1 << 8 * (last - first)) - 1 << shift)
-
-    def reset(self) -> None:
-        self._bytes[:] = self._layout.image
 
     def _store(self, register: Register, written: int, touched: int) -> None:
         """``written`` has a value for the bits of ``touched``, those of the bytes that were accessed."""
@@ -115,6 +156,13 @@ class Registers(Region):
         self[register.name] = value
         if register.on_write is not None:
             register.on_write(self._owner, value)
+
+
+def _whole(register: Register) -> Whole:
+    mask = register.mask
+    cleared = register.w1c_mask & mask
+    changed = register.rw_mask & mask & ~cleared
+    return Whole(register.width, mask, changed, cleared, register.on_read, register.on_write)
 
 
 def _encode(value: int, width: int) -> bytes:

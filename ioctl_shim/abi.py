@@ -51,8 +51,12 @@ class Row:
     """The Linux whose header has it first, for those newer than 6.1."""
     minsz: int = field(init=False, default=0)
     size: int = field(init=False, default=0)
+    pointer: Any = field(init=False, default=None)
+    """The cffi type of a pointer to the struct."""
 
     def __post_init__(self) -> None:
+        pointer = ffi.typeof(self.struct + " *" if self.struct else "char[1]")
+        object.__setattr__(self, "pointer", pointer)
         if self.struct and self.last:
             object.__setattr__(self, "minsz", offsetofend(self.struct, self.last))
             object.__setattr__(self, "size", int(ffi.sizeof(self.struct)))
@@ -124,7 +128,7 @@ class Argument:
 
     def __init__(self, row: Row, client: Client, arg: int) -> None:
         self.row, self._client, self._arg = row, client, arg
-        self.value: Any = ffi.new(row.struct + " *" if row.struct else "char[1]")
+        self.value: Any = ffi.new(row.pointer)
         client.read_into(arg, self.value, row.minsz)
         self.argsz: int = self.value.argsz
         if self.argsz < row.minsz:
@@ -133,4 +137,7 @@ class Argument:
     def reply(self, chain: bytes = b"") -> None:
         """Copy min(argsz, sizeof) bytes of the struct back, and a capability chain, if any, behind it."""
         size = min(self.argsz, self.row.size)
-        self._client.write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)
+        if chain:
+            self._client.write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)
+        else:
+            self._client.write_from(self._arg, self.value, size)

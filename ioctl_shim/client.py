@@ -50,7 +50,9 @@ class Client:
 
     def read_into(self, vaddr: int, buffer: Any, size: int) -> None:
         """Fill cffi `buffer` with `size` bytes at `vaddr`.  Raises OSError(EFAULT, ESRCH, EPERM)."""
-        _check(lib.shim_peek(self.tid, vaddr, buffer, size), f"reading {size} bytes at {vaddr:#x}")
+        error = lib.shim_peek(self.tid, vaddr, buffer, size)
+        if error:  # the text is made only when it is needed: this is on the way of every ioctl
+            raise OSError(-error, f"reading {size} bytes at {vaddr:#x}: {os.strerror(-error)}")
 
     def read(self, vaddr: int, size: int) -> bytes:
         """`size` bytes at `vaddr`.  Raises OSError(EINVAL) above MAX_TRANSFER, EFAULT, ESRCH, EPERM."""
@@ -62,8 +64,13 @@ class Client:
 
     def write(self, vaddr: int, data: bytes) -> None:
         """Store `data` at `vaddr`.  Raises OSError(EFAULT, ESRCH, EPERM)."""
-        source = ffi.from_buffer(data)
-        _check(lib.shim_poke(self.tid, vaddr, source, len(data)), f"writing {len(data)} bytes at {vaddr:#x}")
+        self.write_from(vaddr, ffi.from_buffer(data), len(data))
+
+    def write_from(self, vaddr: int, buffer: Any, size: int) -> None:
+        """Store `size` bytes of cffi `buffer` at `vaddr`.  As `write`."""
+        error = lib.shim_poke(self.tid, vaddr, buffer, size)
+        if error:
+            raise OSError(-error, f"writing {size} bytes at {vaddr:#x}: {os.strerror(-error)}")
 
     @contextmanager
     def borrowed(self, fd: int) -> Iterator[int]:

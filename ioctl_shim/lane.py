@@ -196,9 +196,10 @@ class Lane:
             self._deferred.put((native.unique, file, call))
             return int(lib.LANE_DEFERRED)
         result = file.ioctl(call)
-        reply = call.reply[: native.out_size]
-        ffi.memmove(native.out, reply, len(reply))
-        native.out_size = len(reply)
+        if native.out_size:  # not so for VFIO's: they have no size, and are answered in the client's memory
+            reply = call.reply[: native.out_size]
+            ffi.memmove(native.out, reply, len(reply))
+            native.out_size = len(reply)
         return result
 
     def _on_poll(self, token: int, handle: int) -> int:

@@ -66,7 +66,7 @@ class Engine:
         self._work = threading.Condition(device.lock)
         self._worker: Worker | None = None
         self._ring: Ring | None = None
-        self._late: list[Worker] = []
+        self._late: list[tuple[threading.Thread, int]] = []  # threads only: a worker has video memory mapped
         self._standing: bool | None = None
         """None while the ring moves; after an error, whether it is the packet at the head that failed."""
 
@@ -138,7 +138,7 @@ class Engine:
         self._ring = self._standing = None
         worker, self._worker = self._worker, None
         if worker is not None:
-            self._late.append(worker)
+            self._late.append((worker.thread, worker.where))
             worker.stop()
             self._work.notify_all()
 
@@ -160,13 +160,13 @@ class Engine:
         if self._worker is not None:
             self._work.notify_all()
             return
-        self._late = [worker for worker in self._late if worker.alive]
+        self._late = [late for late in self._late if late[0].is_alive()]
         if len(self._late) < MOST_LATE:
             device = self._device
             memory = GraphicsMemory(device.backing, device.memory, self.shadow, device.dma)
             self._worker = Worker(self, memory)
         else:
-            self._hang(self._late[0].where)
+            self._hang(self._late[0][1])
 
     def _hang(self, address: int) -> None:
         self.stop()

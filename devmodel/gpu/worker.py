@@ -56,18 +56,14 @@ class WorkSide(Protocol):
 class Worker:
     """One thread. ``where`` is the graphics address that it is at."""
 
-    __slots__ = ("_engine", "_memory", "_thread", "_turn")
+    __slots__ = ("_engine", "_memory", "_turn", "thread")
 
     def __init__(self, engine: WorkSide, memory: GraphicsMemory) -> None:
         self._engine, self._memory = engine, memory
         self._turn = engine.scheduler.turn(engine.share, engine.timeout, self._expired, self._used)
-        self._thread = threading.Thread(target=self._run, name=f"engine-{engine.name}", daemon=True)
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread runs: one that was stopped may be in memory that its client has stopped."""
-        return self._thread.is_alive()
+        self.thread = threading.Thread(target=self._run, name=f"engine-{engine.name}", daemon=True)
+        """It may live long after the worker was stopped, in memory that its client has stopped."""
+        self.thread.start()
 
     @property
     def where(self) -> int:

@@ -418,7 +418,14 @@ static void on_poll(const struct request *r)
 
 static void on_nothing(const struct request *r)
 {
-	send_error(r->header->unique, 0); /* FLUSH, FSYNC: nothing is buffered */
+	send_error(r->header->unique, 0);
+}
+
+/* FLUSH and FSYNC, of which close(2) waits for the former: nothing is buffered, and so told, the kernel does not
+ * ask again for as long as it is mounted. */
+static void on_unneeded(const struct request *r)
+{
+	send_error(r->header->unique, -ENOSYS);
 }
 
 /* ---- attributes: no state per open, so no trio round for it ---- */
@@ -450,15 +457,15 @@ static const struct action device_actions[] = {
 	[FUSE_WRITE] = {on_write, sizeof(struct fuse_write_in)},
 	[FUSE_IOCTL] = {on_ioctl, sizeof(struct fuse_ioctl_in)},
 	[FUSE_POLL] = {on_poll, sizeof(struct fuse_poll_in)},
-	[FUSE_FLUSH] = {on_nothing, 0},
-	[FUSE_FSYNC] = {on_nothing, 0},
+	[FUSE_FLUSH] = {on_unneeded, 0},
+	[FUSE_FSYNC] = {on_unneeded, 0},
 };
 
 static const struct action attr_actions[] = {
 	[FUSE_OPEN] = {on_attr_open, sizeof(struct fuse_open_in)},
 	[FUSE_RELEASE] = {on_nothing, 0},
-	[FUSE_FLUSH] = {on_nothing, 0},
-	[FUSE_FSYNC] = {on_nothing, 0},
+	[FUSE_FLUSH] = {on_unneeded, 0},
+	[FUSE_FSYNC] = {on_unneeded, 0},
 };
 
 #define ACTION(table, opcode) ((opcode) < sizeof(table) / sizeof(*(table)) ? &(table)[opcode] : NULL)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DMA as a model does it, in a process of its own against the memory of a child.
+
+    python -m bench.dma {shared|private} {read|write} CALLS SIZE
+
+prints nanoseconds as bench/client.c does. A read gives bytes, as DmaPort.read does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from functools import partial
+
+from bench.samples import timed
+from devmodel.iommu import Prot, Type1
+from ioctl_shim.process import Process
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+PROT_RW, MAP_SHARED, MAP_PRIVATE_ANONYMOUS = 3, 1, 0x22
+PR_SET_PDEATHSIG = 1
+
+
+def memory(kind: str, size: int) -> int:
+    """The address of `size` bytes that a child has, too."""
+    fd, flags = -1, MAP_PRIVATE_ANONYMOUS
+    if kind == "shared":
+        fd, flags = os.memfd_create("bench"), MAP_SHARED
+        os.ftruncate(fd, size)
+    address = LIBC.mmap(None, ctypes.c_size_t(size), PROT_RW, flags, fd, ctypes.c_long(0))
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "mmap")
+    return int(address)
+
+
+def owner(address: int, size: int) -> int:
+    """A child that has touched its memory there and sleeps; its pid."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.memset(address, 1, size)
+        os.write(writer, b"r")
+        signal.pause()
+        os._exit(0)
+    os.read(reader, 1)
+    return pid
+
+
+def main() -> None:
+    kind, direction, calls, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    address = memory(kind, size)
+    child = owner(address, size)
+    iommu = Type1()
+    iommu.map(Process(child, child, -1), 0, address, size, int(Prot.READ | Prot.WRITE))
+    if direction == "write":
+        timed(partial(iommu.dma_write, 0, bytes(bytearray(b"\1") * size)), calls)
+    else:
+        timed(partial(iommu.dma_read, 0, size), calls)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What needs no client in C, because it takes milliseconds.
+
+    python -m bench.drive create CALLS LAB      create and remove a vGPU
+    python -m bench.drive mount CALLS FOLDER    from the start of `vfsfuse mount` until the tree answers
+    python -m bench.drive mount.sh CALLS FOLDER the same through ./mount.sh, until it returns
+
+prints nanoseconds as bench/client.c does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from bench.samples import show, timed
+from bench.servers import ROOT, start_lab
+
+
+def create(calls: int, place: str) -> None:
+    lab = Path(place)
+    file = (lab / "sys/class/mdev_bus/bench/mdev_supported_types/bench-1/create").resolve()
+    timed(partial(create_and_remove, file, lab / "sys/bus/mdev/devices"), calls)
+
+
+def create_and_remove(file: Path, devices: Path) -> None:
+    name = str(uuid.uuid4())
+    file.write_text(name)
+    (devices / name / "remove").write_text("1")
+
+
+def mount(calls: int, place: str) -> None:
+    spent = []
+    for _ in range(calls):
+        start = time.perf_counter_ns()
+        server = start_lab(Path(place) / "mounted")
+        spent.append(time.perf_counter_ns() - start)
+        server.stop()
+    show(spent[1:])
+
+
+def mount_sh(calls: int, place: str) -> None:
+    spent = []
+    mountpoint, script = str(Path(place) / "mounted"), str(ROOT / "mount.sh")
+    log = str(Path(place) / "mount.log")
+    for _ in range(calls):
+        start = time.perf_counter_ns()
+        subprocess.run([script, "--log-file", log, mountpoint], check=True, stdout=subprocess.DEVNULL)
+        spent.append(time.perf_counter_ns() - start)
+        subprocess.run([script, "-u", mountpoint], check=True, stdout=subprocess.DEVNULL)
+    show(spent[1:])
+
+
+DRIVERS: Mapping[str, Callable[[int, str], None]] = {"create": create, "mount": mount, "mount.sh": mount_sh}
+
+
+def main() -> None:
+    os.chdir(ROOT)
+    DRIVERS[sys.argv[1]](int(sys.argv[2]), sys.argv[3])
+
+
+if __name__ == "__main__":
+    main()

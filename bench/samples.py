@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples in nanoseconds: how programs print them (one line, as bench/client.c), and what is kept of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+PARTS = (0, 0.1, 0.5, 0.9, 0.99, 0.999, 1)
+
+
+class Sample(NamedTuple):
+    """One run: how many calls, and nanoseconds of one."""
+
+    calls: int
+    min: float
+    p10: float
+    p50: float
+    p90: float
+    p99: float
+    p999: float
+    max: float
+    mean: float
+
+
+def timed(call: Callable[[], object], calls: int) -> None:
+    """Time each of `calls`, after a tenth of them that warm up, and print a Sample."""
+    spent = []
+    for number in range(calls + max(1, calls // 10)):
+        start = time.perf_counter_ns()
+        call()
+        if number >= max(1, calls // 10):
+            spent.append(time.perf_counter_ns() - start)
+    show(spent)
+
+
+def show(spent: list[int]) -> None:
+    """Print a Sample of these times."""
+    spent.sort()
+    parts = [spent[int(part * (len(spent) - 1))] for part in PARTS]
+    print(len(spent), *parts, f"{statistics.fmean(spent):.1f}")
+
+
+def parse(line: str) -> Sample:
+    count, *rest = line.split()
+    return Sample(int(count), *map(float, rest))
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a run was of: a case, a subject, and how it was put on processors."""
+
+    case: str
+    subject: str
+    mode: str
+
+
+class Results:
+    """All runs, one of each key a repetition."""
+
+    def __init__(self) -> None:
+        self.runs: dict[Key, list[Sample]] = defaultdict(list)
+
+    def add(self, key: Key, sample: Sample) -> None:
+        self.runs[key].append(sample)
+
+    def median(self, key: Key, field: str = "p50") -> float | None:
+        """The median of the repetitions, in nanoseconds; None when it was not measured."""
+        runs = self.runs.get(key)
+        return statistics.median(getattr(run, field) for run in runs) if runs else None
+
+    def ratio(self, key: Key, base: Key, field: str = "p50") -> float | None:
+        """How much longer `key` takes than `base`: the median of the repetitions' own ratios."""
+        ours, theirs = self.runs.get(key), self.runs.get(base)
+        if not ours or not theirs:
+            return None
+        pairs = zip(ours, theirs, strict=False)  # a run that was cut short has one less of theirs
+        ratios = [float(getattr(one, field) / max(getattr(other, field), 1)) for one, other in pairs]
+        return statistics.median(ratios)
