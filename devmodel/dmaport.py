@@ -43,18 +43,14 @@ class DmaPort:
         await self._tasks.in_thread(self.write_now, iova, data)
 
     async def pin(self, iova: int, count: int, prot: Prot) -> Pin:
-        """Hold ``count`` pages from ``iova``, for a model that has :meth:`Device.dma_unmap`. Trio thread.
+        """Hold ``count`` pages from ``iova`` until :meth:`Pin.release`, for a model that has
+        :meth:`Device.dma_unmap`. Trio thread.
 
         Raises :class:`DmaFault`, and ``OSError`` as :meth:`AddressSpace.pin_pages`.
         """
         pinned: Pin = await self._tasks.in_thread(lambda: self.space(iova).pin_pages(iova, count, prot))
         self._pins = {pin for pin in self._pins if not pin.released} | {pinned}
         return pinned
-
-    def unpin(self, pin: Pin) -> None:
-        """Let go of what was pinned, wherever the device is now. Any thread that holds no lock of a model's
-        own that :meth:`Device.dma_unmap` takes."""
-        pin.release()
 
     def read_now(self, iova: int, size: int) -> bytes:
         """As :meth:`read`, for threads of the model's own; never on the device lane or the trio thread, which

@@ -93,6 +93,13 @@ class MountedLab:
         return Vgpu(self, name)
 
 
+def described(folder: Path, text: str) -> MountedLab:
+    """The lab of a lab file with this text, which is put in `folder`."""
+    config = folder / "lab.toml"
+    config.write_text(text)
+    return MountedLab(folder, "--config", str(config))
+
+
 class Vgpu:
     """A vGPU of a mounted lab, by its name; as a context manager it is removed at the end."""
 

@@ -4,20 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu
+from tests.lab import MountedLab, Vgpu, described
 from tests.vfio.gpu_client import ENGINE_LAB, Gpu, gpu
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
-    folder: Path = tmp_path_factory.mktemp("engine")
-    config = folder / "lab.toml"
-    config.write_text(ENGINE_LAB)
-    with MountedLab(folder, "--config", str(config)) as mounted:
+    with described(tmp_path_factory.mktemp("engine"), ENGINE_LAB) as mounted:
         yield mounted
 
 

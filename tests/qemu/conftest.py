@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.lab import ROOT, MountedLab, Vgpu
+from tests.lab import ROOT, MountedLab, Vgpu, described
 from tests.qemu import drivers
 from tests.qemu.guest import Guest, build
 from tests.qemu.machine import Machine, in_lab, vfio
@@ -34,13 +34,12 @@ def guest() -> Guest:
 @pytest.fixture(scope="package")
 def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
     """The built-in lab, and examples/copier.py in it."""
-    folder = tmp_path_factory.mktemp("qemu")
     copier = (
         (ROOT / "examples/copier.toml").read_text().replace("copier.py", str(ROOT / "examples/copier.py"))
     )
-    config = folder / "lab.toml"
-    config.write_text((ROOT / "vfsfuse/lab.toml").read_text() + copier)
-    with MountedLab(folder, "--config", str(config)) as mounted:
+    with described(
+        tmp_path_factory.mktemp("qemu"), (ROOT / "vfsfuse/lab.toml").read_text() + copier
+    ) as mounted:
         yield mounted
 
 

@@ -4,19 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab
+from tests.lab import MountedLab, described
 from tests.vfio.devices import LAB
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
     """A lab with one of every kind of device, mounted for a module."""
-    folder: Path = tmp_path_factory.mktemp("machine")
-    config = folder / "lab.toml"
-    config.write_text(LAB)
-    with MountedLab(folder, "--config", str(config)) as mounted:
+    with described(tmp_path_factory.mktemp("machine"), LAB) as mounted:
         yield mounted

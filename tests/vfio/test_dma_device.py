@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, MountedLab
+from tests.lab import ROOT, MountedLab, described
 from tests.vfio.client import (
     DEVICE_RESET,
     DIRTY_GET,
@@ -86,10 +86,7 @@ SYS_EXIT = 60 if os.uname().machine == "x86_64" else 93
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
-    folder = tmp_path_factory.mktemp("dma")
-    config = folder / "lab.toml"
-    config.write_text(LAB)
-    with MountedLab(folder, "--config", str(config)) as mounted:
+    with described(tmp_path_factory.mktemp("dma"), LAB) as mounted:
         yield mounted
 
 

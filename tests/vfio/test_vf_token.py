@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.lab import ROOT, VFSFUSE, MountedLab
+from tests.lab import ROOT, VFSFUSE, MountedLab, described
 from tests.vfio.client import (
     DEVICE_FEATURE,
     DEVICE_GET_IRQ_INFO,
@@ -86,10 +86,7 @@ PARAMETER = "sys/module/vfio_pci/parameters/enable_sriov"
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
-    folder: Path = tmp_path_factory.mktemp("vfs")
-    config = folder / "lab.toml"
-    config.write_text(LAB)
-    with MountedLab(folder, "--config", str(config)) as mounted:
+    with described(tmp_path_factory.mktemp("vfs"), LAB) as mounted:
         yield mounted
 
 
