@@ -258,6 +258,7 @@ class Device:
                 self.closed()
             self._closed = True
             self._present = {}
+            self.decode(frozenset(range(len(self.regions))))  # nobody answers in our place any more
             self._hide = None  # what it belongs to has mapped our memory: let that go now, not when collected
             for region in filter(None, self.regions):
                 region.close()

@@ -23,7 +23,7 @@ from devmodel.pci_fields import (
     header,
 )
 from devmodel.pci_regs import Command, Reg
-from devmodel.region import Region
+from devmodel.region import Region, Stored
 
 __all__ = ["Aperture", "Bar", "ConfigSpace", "Identity"]
 
@@ -63,6 +63,10 @@ class ConfigSpace(Region):
         if not 0 <= offset <= self.size - size:
             raise OSError(errno.EFAULT, f"{size} bytes at {offset:#x} of {self.size} of configuration space")
         return size
+
+    @property
+    def stored(self) -> Stored | None:
+        return Stored(self._data, b"\1" * self.size)
 
     def read(self, offset: int, size: int) -> bytes:
         return bytes(self._data[offset : offset + size])

@@ -8,11 +8,12 @@ Source: the region semantics of <linux/vfio.h> (VFIO_DEVICE_GET_REGION_INFO) and
 import errno
 import mmap
 import os
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from devmodel.backing import REGION_SHIFT, Backing, region_offset
 
-__all__ = ["REGION_SHIFT", "Backing", "Memory", "Region", "Rom", "clip", "region_offset"]
+__all__ = ["REGION_SHIFT", "Backing", "Memory", "Region", "Rom", "Stored", "Whole", "clip", "region_offset"]
 
 _BULK = 4096
 """From this many bytes a copy goes by pread/pwrite: without the GIL, and reading a hole allocates nothing."""
@@ -26,6 +27,29 @@ def clip(limit: int, offset: int, size: int) -> int:
     if not 0 <= offset < limit or size < 0:
         raise OSError(errno.EINVAL, f"offset {offset:#x} is outside a region of {limit:#x} bytes")
     return min(size, limit - offset)
+
+
+class Whole(NamedTuple):
+    """What an access of a whole register does."""
+
+    offset: int
+    width: int
+    changed: int
+    """Bits that take what is written."""
+    cleared: int
+    """Bits that a written 1 clears."""
+    on_read: Callable[[Any], int] | None
+    on_write: Callable[[Any, int], None] | None
+
+
+class Stored(NamedTuple):
+    """A region's bytes, changed in place only, and for each of them not 0 where a read is just that, which
+    takes no lock. An access of a whole one of ``registers``, under the device's lock, needs nothing else."""
+
+    data: bytearray
+    plain: bytes
+    registers: Sequence[Whole] = ()
+    owner: object = None
 
 
 class Region:
@@ -44,6 +68,11 @@ class Region:
     @property
     def areas(self) -> tuple[tuple[int, int], ...] | None:
         """The (offset, size) ranges that may be mapped; None when all of a mappable region may."""
+        return None
+
+    @property
+    def stored(self) -> Stored | None:
+        """What may be accessed without asking :meth:`read` and :meth:`write`; None when nothing may."""
         return None
 
     def __init__(self, size: int) -> None:

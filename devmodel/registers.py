@@ -7,9 +7,9 @@ State: each region belongs to one device and is touched only under that device's
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from devmodel.region import Region
+from devmodel.region import Region, Stored, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +43,10 @@ class Register:
         return self.offset + self.width
 
 
-class Whole(NamedTuple):
-    """What an access of a whole register needs, which nearly every access is."""
-
-    width: int
-    mask: int
-    changed: int
-    """Bits that take what is written."""
-    cleared: int
-    """Bits that a written 1 clears."""
-    on_read: Callable[[Any], int] | None
-    on_write: Callable[[Any, int], None] | None
-
-
 class Layout:
     """The registers of a region, declared once per model and shared by all its devices."""
 
-    __slots__ = ("_starts", "by_name", "image", "registers", "size", "wholes")
+    __slots__ = ("_starts", "by_name", "image", "native", "plain", "registers", "size", "wholes")
 
     def __init__(self, size: int, registers: Iterable[Register]) -> None:
         """``size`` in bytes; raises ValueError when registers overlap or lie outside."""
@@ -68,7 +55,11 @@ class Layout:
         self.by_name = {register.name: register for register in self.registers}
         self._starts = [register.offset for register in self.registers]
         self.image = self._power_on()
+        self.plain = self._without_hook()
+        """A byte for each of the region's: 1 where a read is what is stored."""
         self.wholes = {register.offset: _whole(register) for register in self.registers}
+        self.native = [whole for whole in self.wholes.values() if _is_natural(whole)]
+        """Those that a processor accesses at once."""
 
     def within(self, offset: int, size: int) -> Sequence[Register]:
         """The registers that share a byte with ``size`` bytes at ``offset``."""
@@ -86,9 +77,20 @@ class Layout:
             image[register.offset : end] = register.reset.to_bytes(register.width, "little")
         return bytes(image)
 
+    def _without_hook(self) -> bytes:
+        plain = bytearray(b"\1") * self.size
+        for register in self.registers:
+            if register.on_read is not None:
+                plain[register.offset : register.end] = bytes(register.width)
+        return bytes(plain)
+
 
 class Registers(Region):
-    """Registers on a little-endian bus: accesses split at register boundaries, the bytes between read 0."""
+    """Registers on a little-endian bus: accesses split at register boundaries, the bytes between read 0.
+
+    What has no ``on_read`` is read without the device's lock, as one load, unless a subclass has a
+    :meth:`read` of its own.
+    """
 
     __slots__ = ("_bytes", "_layout", "_owner")
 
@@ -98,6 +100,14 @@ class Registers(Region):
         self._layout = layout
         self._owner = owner
         self._bytes = bytearray(layout.image)
+
+    @property
+    def stored(self) -> Stored | None:
+        layout, own = self._layout, type(self)
+        if own.read is not Registers.read:
+            return None
+        wholes = layout.native if own.write is Registers.write else ()
+        return Stored(self._bytes, layout.plain, wholes, self._owner)
 
     def __getitem__(self, name: str) -> int:
         register = self._layout.by_name[name]
@@ -113,7 +123,7 @@ class Registers(Region):
             return self._read_parts(offset, size)
         if whole.on_read is None:
             return bytes(self._bytes[offset : offset + size])
-        return (whole.on_read(self._owner) & whole.mask).to_bytes(size, "little")
+        return _encode(whole.on_read(self._owner), size)
 
     def write(self, offset: int, data: bytes) -> None:
         whole = self._layout.wholes.get(offset)
@@ -121,7 +131,7 @@ class Registers(Region):
             self._write_parts(offset, data)
             return
         value, end = int.from_bytes(data, "little"), offset + len(data)
-        if whole.changed != whole.mask:
+        if whole.changed + 1 != 1 << 8 * whole.width:
             stored = int.from_bytes(self._bytes[offset:end], "little") & ~whole.changed
             value = (stored | value & whole.changed) & ~(value & whole.cleared)
             data = value.to_bytes(whole.width, "little")
@@ -162,7 +172,11 @@ def _whole(register: Register) -> Whole:
     mask = register.mask
     cleared = register.w1c_mask & mask
     changed = register.rw_mask & mask & ~cleared
-    return Whole(register.width, mask, changed, cleared, register.on_read, register.on_write)
+    return Whole(register.offset, register.width, changed, cleared, register.on_read, register.on_write)
+
+
+def _is_natural(whole: Whole) -> bool:
+    return whole.width in (1, 2, 4, 8) and whole.offset % whole.width == 0
 
 
 def _encode(value: int, width: int) -> bytes:

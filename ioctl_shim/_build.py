@@ -33,6 +33,8 @@ ffibuilder.set_source(
     extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", *_pkg_config("--cflags-only-other")],
     extra_link_args=["-Wl,--no-as-needed", *_pkg_config("--libs")],
     define_macros=[("_FILE_OFFSET_BITS", "64")],
+    # native/call.c uses vectorcall, which is not in the limited interface of Python 3.11
+    py_limited_api=False,
 )
 
 if __name__ == "__main__":

@@ -61,6 +61,9 @@ class Row:
             object.__setattr__(self, "minsz", offsetofend(self.struct, self.last))
             object.__setattr__(self, "size", int(ffi.sizeof(self.struct)))
 
+        if self.size > lib.LANE_ARGUMENT:
+            raise ValueError(f"{self.name}: the pump has no room for {self.size} bytes")
+
     @property
     def cmd(self) -> int:
         """The request number: _IO(';', VFIO_BASE + nr)."""
@@ -117,19 +120,40 @@ CLAIM_DEVICE: int = ord("V") << 8 | 0x42
 BY_NAME: dict[str, Row] = {row.name: row for row in ROWS}
 
 
+def native_rows(kind: Kind) -> Any:
+    """The rows of a kind of file for the pump, which fetches the structs of those that are not blocking."""
+    table = ffi.new("struct lane_rows *")
+    for row in ROWS:
+        if row.kind is kind and not row.blocking and not row.refused:
+            table.minsz[row.nr], table.size[row.nr] = row.minsz, row.size
+    return table
+
+
+_FETCHED: Any = lib.lane_argument()
+_VALUES: dict[str, Any] = {row.name: ffi.cast(row.pointer, _FETCHED.data) for row in ROWS}
+
+
 class Argument:
     """The struct an ioctl's `arg` points at, read from the client under the argsz handshake.
 
     Raises OSError(EFAULT) when the pointer cannot be read and OSError(EINVAL) when argsz is less than the
     row's minsz.  `value` is the struct as cffi cdata, zero beyond minsz; only `reply` writes to the client.
+
+    On the pump thread the pump has `fetched` the struct already, and puts it back once the handler has
+    returned: `value` is not to be kept.
     """
 
-    __slots__ = ("_arg", "_client", "argsz", "row", "value")
+    __slots__ = ("_arg", "_client", "_fetched", "argsz", "row", "value")
 
-    def __init__(self, row: Row, client: Client, arg: int) -> None:
-        self.row, self._client, self._arg = row, client, arg
-        self.value: Any = ffi.new(row.pointer)
-        client.read_into(arg, self.value, row.minsz)
+    def __init__(self, row: Row, client: Client, arg: int, fetched: bool = False) -> None:
+        self.row, self._client, self._arg, self._fetched = row, client, arg, fetched
+        if not fetched:
+            self.value: Any = ffi.new(row.pointer)
+            client.read_into(arg, self.value, row.minsz)
+        elif _FETCHED.error:
+            raise OSError(-_FETCHED.error, f"{row.name}: the struct at {arg:#x} cannot be read")
+        else:
+            self.value = _VALUES[row.name]
         self.argsz: int = self.value.argsz
         if self.argsz < row.minsz:
             raise OSError(errno.EINVAL, f"{row.name}: argsz {self.argsz} is less than {row.minsz}")
@@ -139,5 +163,7 @@ class Argument:
         size = min(self.argsz, self.row.size)
         if chain:
             self._client.write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)
+        elif self._fetched:
+            _FETCHED.reply = size
         else:
             self._client.write_from(self._arg, self.value, size)

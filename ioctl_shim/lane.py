@@ -14,13 +14,22 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ioctl_shim._native import ffi, lib
-from ioctl_shim.lanefile import ALWAYS_READY, IoctlCall, LaneFile, Later, PlainFile, WaitingFile, wake_poll
+from ioctl_shim.lanefile import (
+    ALWAYS_READY,
+    IoctlCall,
+    LaneFile,
+    Later,
+    PlainFile,
+    RegionAccess,
+    WaitingFile,
+    wake_poll,
+)
 
 __all__ = [
     "ALWAYS_READY",
@@ -28,6 +37,7 @@ __all__ = [
     "ATTR_READ_BIT",
     "ATTR_WRITE_BIT",
     "DEVICE_BIT",
+    "MOST_REGIONS",
     "WHOLE",
     "IoctlCall",
     "Lane",
@@ -37,6 +47,8 @@ __all__ = [
     "OpenRequest",
     "Opened",
     "PlainFile",
+    "RegionAccess",
+    "Register",
     "WaitingFile",
     "close_backing",
     "open_backing",
@@ -50,6 +62,8 @@ ATTR_BIT: int = 1 << lib.LANE_ATTR_BIT
 ATTR_READ_BIT: int = 1 << lib.LANE_ATTR_READ_BIT
 ATTR_WRITE_BIT: int = 1 << lib.LANE_ATTR_WRITE_BIT
 WHOLE: int = lib.LANE_WHOLE
+MOST_REGIONS: int = lib.LANE_REGIONS
+"""Indexes of regions that the pump can answer."""
 T = TypeVar("T")
 
 
@@ -68,30 +82,60 @@ class OpenRequest:
 class Opened:
     """The answer to an open: the file, and what of it the pump may answer or map by itself.
 
-    A `stream` has no position, and so neither seeks nor preads."""
+    With `regions` its reads and writes are theirs. A `stream` has no position, and so neither seeks nor
+    preads."""
 
     file: LaneFile
     memory: Memory | None = None
     region: int = WHOLE
     backing_id: int = 0
     stream: bool = False
+    regions: RegionAccess | None = None
+
+
+class Register(NamedTuple):
+    """A register of 1, 2, 4 or 8 bytes, as devmodel.registers has it: which bits a write changes, and which
+    a written 1 clears."""
+
+    offset: int
+    width: int
+    changed: int
+    cleared: int
+    on_read: Callable[[Any], int] | None
+    on_write: Callable[[Any, int], None] | None
 
 
 class Memory:
-    """The memory regions of one device as the pump sees them, made from (fd, index, offset, size) parts.
+    """What the pump answers of one device without Python: memory regions, and registers as they are stored.
 
     Any thread may make or revoke it.  Open files keep the mapping; `revoke` makes every later access go to
     Python, which knows that the device is gone.
     """
 
-    __slots__ = ("native",)
+    __slots__ = ("_kept", "native")
 
-    def __init__(self, fd: int, regions: dict[int, tuple[int, int]]) -> None:
+    def __init__(self, lock: threading.Lock) -> None:
+        """`lock` is the device's, under which registers are written and hooks run."""
         self.native: Any = ffi.gc(lib.lane_memory_new(), lib.lane_memory_put)
-        for index, (offset, size) in regions.items():
-            error = lib.lane_memory_map(self.native, index, fd, offset, size)
-            if error:
-                raise OSError(-error, f"region {index}: {os.strerror(-error)}")
+        self._kept: list[object] = [lock.acquire, lock.release]
+        self.native.acquire, self.native.release = map(_address, self._kept)
+
+    def map(self, index: int, fd: int, offset: int, size: int) -> None:
+        """Region `index` is memory: `size` bytes at `offset` of `fd`.  Raises OSError."""
+        error = lib.lane_memory_map(self.native, index, fd, offset, size)
+        if error:
+            raise OSError(-error, f"region {index}: {os.strerror(-error)}")
+
+    def show(
+        self, index: int, stored: bytearray, plain: bytes, registers: Sequence[Register], owner: object
+    ) -> None:
+        """Region `index` is registers, in order of their offsets and on the bytes `stored`, which from now on
+        keep their size; `plain` is not 0 for those that read so.  Hooks get the `owner`."""
+        table = ffi.new("struct lane_register[]", [_native_register(register) for register in registers])
+        views = ffi.from_buffer(stored), ffi.from_buffer(plain)
+        self._kept += (table, *views, registers, owner)
+        fields = (ffi.NULL, *views, len(stored), table, len(registers), _address(owner))
+        lib.lane_memory_show(self.native, index, ffi.new("struct lane_region *", fields))
 
     def hide(self, indexes: Iterable[int]) -> None:
         """Let accesses to these regions, and no others, go to Python for now."""
@@ -112,17 +156,32 @@ def close_backing(backing_id: int) -> None:
     lib.lane_backing_close(backing_id)
 
 
-class Lane:
-    """The callbacks of the pump.  `opener` answers opens; it runs on the pump thread and raises OSError."""
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    """What an open file's `struct lane_file` refers to, so that it stays until the release."""
 
-    def __init__(self, opener: Callable[[OpenRequest], Opened]) -> None:
-        self._opener = opener
-        self._files: dict[int, LaneFile] = {}
+    file: LaneFile
+    memory: Memory | None
+    called: tuple[Callable[..., object], ...]
+
+
+class Lane:
+    """The callbacks of the pump, which run on its thread.  `opener` answers opens and raises OSError; `show`
+    answers a read of an attribute (inode number, offset, size), or None to leave that to pyfuse3."""
+
+    def __init__(
+        self,
+        opener: Callable[[OpenRequest], Opened],
+        show: Callable[[int, int, int], bytes | None],
+    ) -> None:
+        self._opener, self._show = opener, show
+        self._files: dict[int, _OpenFile] = {}
         self._tokens = itertools.count(1)
         self._later: dict[int, Later] = {}
         self._deferred: queue.SimpleQueue[tuple[int, LaneFile, IoctlCall] | None] = queue.SimpleQueue()
         for name in ("open", "read", "write", "ioctl", "poll", "interrupt", "release"):
             ffi.def_extern(name=f"lane_on_{name}", onerror=self._failed)(getattr(self, f"_on_{name}"))
+        lib.lane_set_python(_address(_errno_of), _address(self._show))
 
     def start(self) -> None:
         """Start the pump and the worker; call it once pyfuse3.init() has mounted."""
@@ -134,8 +193,8 @@ class Lane:
     def file_of(self, fd: int) -> LaneFile | None:
         """The open file of ours behind `fd`, which must be a descriptor on this mount.  Worker thread only:
         the question is an ioctl the pump answers."""
-        token = lib.lane_identify(fd)
-        return self._files.get(token) if token > 0 else None
+        found = self._files.get(lib.lane_identify(fd))
+        return None if found is None else found.file
 
     def _failed(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> int:
         return _errno_of(error)
@@ -144,9 +203,8 @@ class Lane:
         opened = self._opener(
             OpenRequest(request.nodeid, request.flags, request.tid, request.uid, request.gid)
         )
-        token = next(self._tokens)
-        self._files[token] = opened.file
-        request.token = token
+        request.token = token = next(self._tokens)
+        self._files[token] = _OpenFile(opened.file, opened.memory, self._callable(opened, request))
         request.region = opened.region
         request.backing_id = opened.backing_id
         request.stream = opened.stream
@@ -155,12 +213,25 @@ class Lane:
             request.memory = opened.memory.native
         return 0
 
-    def _on_read(self, transfer: Any, out: Any) -> int:
-        file = self._files[transfer.token]
+    def _callable(self, opened: Opened, request: Any) -> tuple[Callable[..., object], ...]:
+        """What the pump calls straight, by native/call.c."""
+        file = opened.file
         if isinstance(file, WaitingFile):
-            data = self._or_later(transfer, file.read_later)
-        else:
-            data = file.read(transfer.offset, transfer.size)
+            return ()
+        access: LaneFile | RegionAccess = file if opened.regions is None else opened.regions
+        called = (access.read, access.write, file.control)
+        request.by_region = opened.regions is not None
+        request.read, request.write, request.ioctl = map(_address, called)
+        request.rows = ffi.NULL if file.rows is None else file.rows
+        return called
+
+    def _waiting(self, token: int) -> WaitingFile:
+        file = self._files[token].file
+        assert isinstance(file, WaitingFile)
+        return file
+
+    def _on_read(self, transfer: Any, out: Any) -> int:
+        data = self._or_later(transfer, self._waiting(transfer.token).read_later)
         if data is None:
             return int(lib.LANE_DEFERRED)
         count = len(data)
@@ -170,9 +241,7 @@ class Lane:
         return count
 
     def _on_write(self, transfer: Any, data: Any) -> int:
-        file, content = self._files[transfer.token], ffi.buffer(data, transfer.size)[:]
-        if not isinstance(file, WaitingFile):
-            return file.write(transfer.offset, content)
+        file, content = self._waiting(transfer.token), ffi.buffer(data, transfer.size)[:]
         taken = self._or_later(transfer, lambda later: file.write_later(later, content))
         return int(lib.LANE_DEFERRED) if taken is None else taken
 
@@ -188,7 +257,7 @@ class Lane:
         return result
 
     def _on_ioctl(self, native: Any) -> int:
-        file = self._files[native.token]
+        file = self._files[native.token].file
         call = IoctlCall(native.cmd, native.arg, native.tid)
         if native.data_size:
             call.data = ffi.buffer(native.data, native.data_size)[:]
@@ -203,7 +272,7 @@ class Lane:
         return result
 
     def _on_poll(self, token: int, handle: int) -> int:
-        file = self._files[token]
+        file = self._files[token].file
         return file.poll_later(handle) if isinstance(file, WaitingFile) else file.poll()
 
     def _on_interrupt(self, unique: int) -> None:
@@ -212,7 +281,7 @@ class Lane:
             later.interrupt()
 
     def _on_release(self, token: int) -> None:
-        self._files.pop(token).release()
+        self._files.pop(token).file.release()
 
     def _work(self) -> None:
         while (item := self._deferred.get()) is not None:
@@ -222,6 +291,16 @@ class Lane:
             except Exception as error:
                 result = _errno_of(error)
             lib.lane_reply(unique, result, ffi.NULL, 0)
+
+
+def _native_register(register: Register) -> tuple[Any, ...]:
+    *numbers, on_read, on_write = register
+    return (*numbers, *(_address(hook) if hook else ffi.NULL for hook in (on_read, on_write)))
+
+
+def _address(what: object) -> Any:
+    """Where CPython has an object, for native/call.c; who asks keeps it."""
+    return ffi.cast("void *", id(what))
 
 
 def _errno_of(error: BaseException) -> int:

@@ -39,12 +39,25 @@ class LaneFile(Protocol):
     the worker; they raise OSError with the errno the client gets, and anything else is EIO for that call
     alone."""
 
+    rows: Any
+    """A struct lane_rows of the ioctls that `control` answers (see ioctl_shim.abi), or None."""
+
     def read(self, offset: int, size: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> int: ...
+    def control(self, cmd: int, arg: int, tid: int) -> int | None: ...
     def ioctl(self, call: IoctlCall) -> int: ...
     def defers(self, cmd: int) -> bool: ...
     def poll(self) -> int: ...
     def release(self) -> None: ...
+
+
+class RegionAccess(Protocol):
+    """Who answers reads and writes by region, for a file whose offsets are index << LANE_REGION_SHIFT.
+
+    Pump thread; errors as those of LaneFile."""
+
+    def read(self, index: int, offset: int, size: int) -> bytes: ...
+    def write(self, index: int, offset: int, data: bytes) -> int: ...
 
 
 class Later:
@@ -97,12 +110,17 @@ class PlainFile:
     """A LaneFile that refuses everything as a file without those operations does; a base for real ones."""
 
     __slots__ = ()
+    rows: Any = None
 
     def read(self, offset: int, size: int) -> bytes:
         raise OSError(errno.EINVAL, "not readable")
 
     def write(self, offset: int, data: bytes) -> int:
         raise OSError(errno.EINVAL, "not writable")
+
+    def control(self, cmd: int, arg: int, tid: int) -> int | None:
+        """Answer an ioctl without a size, or None: ask `defers` and `ioctl`."""
+        return None
 
     def ioctl(self, call: IoctlCall) -> int:
         raise OSError(errno.ENOTTY, f"ioctl {call.cmd:#x}")

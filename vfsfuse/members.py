@@ -2,8 +2,9 @@
 """What a kobject's class declares: attributes that show and store text, links, and binary attributes.
 
 This module formats and limits them and turns exceptions into errnos as fs/sysfs and fs/kernfs do
-(Documentation/filesystems/sysfs.rst).  Everything here runs on the trio thread, but for the opening of
-binary attributes, which is the device lane's, and the making of snapshots, which is a worker thread's.
+(Documentation/filesystems/sysfs.rst).  Everything here runs on the trio thread, but for show(), which the
+device lane calls too, the opening of binary attributes, which is the device lane's, and the making of
+snapshots, which is a worker thread's.
 """
 
 from __future__ import annotations
@@ -46,14 +47,16 @@ class Member(ABC):
 
 class Attribute(Member):
     """A text attribute.  `show` returns a value (a final newline is added); `store` takes the text
-    written."""
+    written.
 
-    __slots__ = ("_show", "_store", "mode", "visible")
+    A `prompt` one is shown on the device lane too, under Lab.lock, so it neither waits nor takes time."""
+
+    __slots__ = ("_show", "_store", "mode", "prompt", "visible")
 
     def __init__(self, name: str, mode: int) -> None:
         readable = ATTR_READ_BIT if mode & 0o444 else 0
         super().__init__(name, ATTR_BIT | readable | (ATTR_WRITE_BIT if mode & 0o222 else 0))
-        self.mode = mode
+        self.mode, self.prompt = mode, True
         self._show: Callable[[Any], object] | None = None
         self._store: Callable[[Any, str], object] | None = None
         self.visible: Callable[[Any], bool] | None = None

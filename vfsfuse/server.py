@@ -52,7 +52,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     operations = Operations(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is Removal.WAIT)
     view = LabView(spec, tree)
     view.stores.publish = operations.publish
-    lane = Lane(view.open)
+    lane = Lane(view.open, view.show)
     pyfuse3.init(operations, mountpoint, mount_options())
     try:
         lane.start()

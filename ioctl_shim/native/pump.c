@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The pump: the only reader of /dev/fuse.  Owner of all state here is the pump thread, except the queue
- * (under `lock`), lane_memory reference counts, `revoked`, `hidden` and `unmappable` (atomics), and the reply write,
- * which any thread may do because one writev() of a reply is atomic.
+ * (under `lock`), `unmappable` (atomic), and the reply write, which any thread may do because one writev() of a reply
+ * is atomic.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,6 +32,7 @@ void lane_on_release(uint64_t token);
 #define MAX_DATA (1u << 20)
 #define BUFFER_SIZE (MAX_DATA + 4096u)
 #define IDENTIFY _IO('V', 0x41)
+#define VFIO_FIRST (';' << 8 | 100) /* _IO(VFIO_TYPE, VFIO_BASE) */
 
 /* One session a process: libfuse's entry points carry no place for a pointer of ours. */
 static struct {
@@ -174,76 +175,7 @@ void lane_init_reply(const void *in, void *body)
 	session.passthrough = 1;
 }
 
-/* ---- memory regions ---- */
-
-struct lane_memory *lane_memory_new(void)
-{
-	struct lane_memory *m = calloc(1, sizeof(*m));
-
-	if (m)
-		m->refs = 1;
-	return m;
-}
-
-int lane_memory_map(struct lane_memory *m, uint32_t index, int fd, uint64_t offset, uint64_t size)
-{
-	void *base;
-
-	if (index >= LANE_REGIONS || m->region[index].base)
-		return -EINVAL;
-	base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset);
-	if (base == MAP_FAILED)
-		return -errno;
-	m->region[index].base = base;
-	m->region[index].size = size;
-	return 0;
-}
-
-void lane_memory_revoke(struct lane_memory *m)
-{
-	__atomic_store_n(&m->revoked, 1, __ATOMIC_RELEASE);
-}
-
-void lane_memory_hide(struct lane_memory *m, uint32_t regions)
-{
-	__atomic_store_n(&m->hidden, regions, __ATOMIC_RELEASE);
-}
-
-void lane_memory_get(struct lane_memory *m)
-{
-	__atomic_add_fetch(&m->refs, 1, __ATOMIC_ACQ_REL);
-}
-
-void lane_memory_put(struct lane_memory *m)
-{
-	if (!m || __atomic_sub_fetch(&m->refs, 1, __ATOMIC_ACQ_REL))
-		return;
-	for (unsigned i = 0; i < LANE_REGIONS; i++)
-		if (m->region[i].base)
-			munmap(m->region[i].base, m->region[i].size);
-	free(m);
-}
-
-/* Address of [offset, offset + size) when it lies inside one memory region of a live device, else NULL. */
-static char *window(const struct lane_file *file, uint64_t offset, uint64_t size)
-{
-	struct lane_memory *m = file->memory;
-	uint64_t index = file->region;
-
-	if (!m || __atomic_load_n(&m->revoked, __ATOMIC_ACQUIRE))
-		return NULL;
-	if (file->region == LANE_WHOLE) {
-		index = offset >> LANE_REGION_SHIFT;
-		offset &= (1ull << LANE_REGION_SHIFT) - 1;
-	}
-	if (index >= LANE_REGIONS || !m->region[index].base)
-		return NULL;
-	if (__atomic_load_n(&m->hidden, __ATOMIC_ACQUIRE) >> index & 1)
-		return NULL;
-	if (offset > m->region[index].size || size > m->region[index].size - offset)
-		return NULL;
-	return m->region[index].base + offset;
-}
+/* ---- what cannot be mapped ---- */
 
 /* The first of two threads that come here at once wins: an inode has one backing file, whoever opens it. */
 static int make_unmappable(void)
@@ -288,6 +220,15 @@ struct request {
 	char *out;
 };
 
+/* To pyfuse3, which answers. */
+static void hand_on(const struct request *r)
+{
+	int error = push(r->header, sizeof(*r->header) + r->size);
+
+	if (error)
+		send_error(r->header->unique, error);
+}
+
 static struct lane_file *file_of(uint64_t fh)
 {
 	return (struct lane_file *)(uintptr_t)fh; /* only the kernel hands it back: a client cannot forge it */
@@ -306,8 +247,9 @@ static void on_open(const struct request *r)
 		send_error(r->header->unique, error);
 		return;
 	}
-	*file = (struct lane_file){.token = open.token, 
-		.memory = open.memory /* with the reference Python took */, .region = open.region};
+	*file = (struct lane_file){.token = open.token, .memory = open.memory /* with the reference Python took */,
+		.region = open.region, .by_region = open.by_region, .read = open.read, .write = open.write,
+		.ioctl = open.ioctl, .rows = open.rows};
 	struct vfs_open_out out = {.fh = (uintptr_t)file, .open_flags = FOPEN_DIRECT_IO};
 	if (open.stream) {
 		/* the kernel takes no backing file with it; a mapping of it is harmless, as beyond size 0 all is SIGBUS */
@@ -331,13 +273,22 @@ static void on_release(const struct request *r)
 	send_error(r->header->unique, 0);
 }
 
+/* Answers a read with what is in r->out. */
+static void send_read(const struct request *r, int64_t got)
+{
+	if (got < 0)
+		send_error(r->header->unique, got);
+	else
+		send_data(r->header->unique, 0, r->out, (size_t)got, NULL, 0);
+}
+
 static void on_read(const struct request *r)
 {
 	const struct fuse_read_in *in = r->body;
 	const struct lane_file *file = file_of(in->fh);
 	uint32_t size = in->size > MAX_DATA ? MAX_DATA : in->size;
-	const char *memory = window(file, in->offset, size);
-	int64_t got;
+	const char *memory = find_memory(file, in->offset, size);
+	uint64_t value;
 
 	if (memory) {
 		/* the kernel copies straight from the region; it may have no page left for a hole of it */
@@ -345,31 +296,56 @@ static void on_read(const struct request *r)
 			send_error(r->header->unique, -EIO);
 		return;
 	}
-	struct lane_transfer read = {r->header->unique, file->token, in->offset, size, in->flags};
-	got = lane_on_read(&read, r->out);
-	if (got == LANE_DEFERRED)
+	if (read_plain(file, in->offset, size, &value)) {
+		send_data(r->header->unique, 0, &value, size, NULL, 0);
 		return;
-	if (got < 0)
-		send_error(r->header->unique, got);
-	else
-		send_data(r->header->unique, 0, r->out, (size_t)got, NULL, 0);
+	}
+	struct lane_place place = find_register(file, in->offset, size);
+	if (place.found) {
+		int64_t error = call_register(&place, &value, 0);
+
+		memcpy(r->out, &value, size);
+		if (error != LANE_DEFERRED)
+			return send_read(r, error ? error : size);
+	}
+	if (file->read)
+		return send_read(r, call_read(file, in->offset, size, r->out));
+	struct lane_transfer read = {r->header->unique, file->token, in->offset, size, in->flags};
+	int64_t got = lane_on_read(&read, r->out);
+	if (got != LANE_DEFERRED)
+		send_read(r, got);
+}
+
+/* Bytes taken, a negative errno, or LANE_DEFERRED: whoever took them answers. */
+static int64_t take_write(const struct request *r, const struct fuse_write_in *in)
+{
+	const struct lane_file *file = file_of(in->fh);
+	const void *data = in + 1;
+	char *memory = find_memory(file, in->offset, in->size);
+	struct lane_place place = find_register(file, in->offset, in->size);
+	struct lane_transfer write = {r->header->unique, file->token, in->offset, in->size, in->flags};
+	uint64_t value = 0;
+
+	if (in->size > r->size - sizeof(*in))
+		return -EIO;
+	if (memory) {
+		memcpy(memory, data, in->size);
+		return in->size;
+	}
+	if (place.found) {
+		memcpy(&value, data, in->size);
+		int64_t error = call_register(&place, &value, 1);
+		if (error != LANE_DEFERRED)
+			return error ? error : in->size;
+	}
+	return file->write ? call_write(file, in->offset, data, in->size) : lane_on_write(&write, data);
 }
 
 static void on_write(const struct request *r)
 {
 	const struct fuse_write_in *in = r->body;
-	const struct lane_file *file = file_of(in->fh);
-	const void *data = in + 1;
-	char *memory = window(file, in->offset, in->size);
-	int64_t put = in->size;
-	struct lane_transfer write = {r->header->unique, file->token, in->offset, in->size, in->flags};
+	int64_t put = take_write(r, in);
 
-	if (in->size > r->size - sizeof(*in))
-		put = -EIO;
-	else if (memory)
-		memcpy(memory, data, in->size);
-	else
-		put = lane_on_write(&write, data);
 	if (put == LANE_DEFERRED)
 		return;
 	if (put < 0) {
@@ -385,6 +361,44 @@ static int is_own_thread(uint32_t tid)
 	return !syscall(SYS_tgkill, getpid(), tid, 0);
 }
 
+struct lane_argument *lane_argument(void)
+{
+	static struct lane_argument argument;
+
+	return &argument;
+}
+
+/* What the ioctl's row says of the struct behind its argument, as Python will look at it first. */
+static void fetch_argument(const struct lane_file *file, const struct fuse_ioctl_in *in, uint32_t tid)
+{
+	struct lane_argument *argument = lane_argument();
+	uint32_t row = in->cmd - VFIO_FIRST;
+
+	argument->reply = 0;
+	if (!file->rows || row >= LANE_ROWS || !file->rows->minsz[row])
+		return;
+	memset(argument->data, 0, file->rows->size[row]);
+	argument->error = (int32_t)shim_peek(tid, in->arg, argument->data, file->rows->minsz[row]);
+}
+
+/* An ioctl that has no size, which is all of VFIO's; 0 when it is not for this thread. */
+static int answer_ioctl(const struct request *r)
+{
+	const struct fuse_ioctl_in *in = r->body;
+	const struct lane_file *file = file_of(in->fh);
+	const struct lane_argument *argument = lane_argument();
+	uint32_t tid = r->header->pid;
+
+	fetch_argument(file, in, tid);
+	int64_t result = call_ioctl(file, in->cmd, in->arg, tid), error = 0;
+	if (result == LANE_DEFERRED)
+		return 0;
+	if (result >= 0 && argument->reply)
+		error = shim_poke(tid, in->arg, argument->data, argument->reply);
+	send_ioctl(r->header->unique, error ? error : result, NULL, 0);
+	return 1;
+}
+
 static void on_ioctl(const struct request *r)
 {
 	const struct fuse_ioctl_in *in = r->body;
@@ -398,6 +412,8 @@ static void on_ioctl(const struct request *r)
 		send_ioctl(call.unique, (int64_t)(file->token & 0x7fffffff), NULL, 0);
 		return;
 	}
+	if (file->ioctl && !in->in_size && !in->out_size && answer_ioctl(r))
+		return;
 	if (in->in_size > r->size - sizeof(*in) || in->out_size > MAX_DATA)
 		result = -EIO;
 	else
@@ -445,6 +461,19 @@ static void on_attr_open(const struct request *r)
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
 
+/* Shown here unless the lab is being changed, or it is one that takes time. */
+static void on_attr_read(const struct request *r)
+{
+	const struct fuse_read_in *in = r->body;
+	uint32_t size = in->size > MAX_DATA ? MAX_DATA : in->size;
+	int64_t got = call_show(r->header->nodeid, in->offset, size, r->out);
+
+	if (got == LANE_DEFERRED)
+		hand_on(r);
+	else
+		send_read(r, got);
+}
+
 struct action {
 	void (*run)(const struct request *);
 	size_t body; /* least size of the request's body */
@@ -463,6 +492,7 @@ static const struct action device_actions[] = {
 
 static const struct action attr_actions[] = {
 	[FUSE_OPEN] = {on_attr_open, sizeof(struct fuse_open_in)},
+	[FUSE_READ] = {on_attr_read, sizeof(struct fuse_read_in)},
 	[FUSE_RELEASE] = {on_nothing, 0},
 	[FUSE_FLUSH] = {on_unneeded, 0},
 	[FUSE_FSYNC] = {on_unneeded, 0},
@@ -486,7 +516,6 @@ static void serve(const char *data, size_t size, char *out)
 	const struct fuse_in_header *header = (const void *)data;
 	struct request r = {.header = header, .body = header + 1, .size = size - sizeof(*header), .out = out};
 	const struct action *action = find_action(header);
-	int error = 0;
 
 	if (header->opcode == FUSE_FORGET || header->opcode == FUSE_BATCH_FORGET)
 		return; /* inode numbers are never used again, so nothing is counted */
@@ -500,8 +529,8 @@ static void serve(const char *data, size_t size, char *out)
 		r.size < action->body ? send_error(header->unique, -EIO) : action->run(&r);
 	else if (header->opcode == FUSE_IOCTL)
 		send_error(header->unique, -ENOTTY);
-	else if ((error = push(data, size)))
-		send_error(header->unique, error);
+	else
+		hand_on(&r);
 }
 
 /* Runs until the filesystem is unmounted (0) or the connection breaks (-errno). */

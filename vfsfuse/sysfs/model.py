@@ -49,4 +49,5 @@ def _member(declared: DeviceAttribute) -> Attribute:
         return declared.when is None or declared.when(self.options)
 
     made = attribute(0o644 if declared.store else 0o444, declared.name, present)(show)
+    made.prompt = False  # a model's show() runs on the trio thread, and may take its time
     return made.store(store) if declared.store else made

@@ -12,7 +12,7 @@ from devmodel.vfio import Container
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import BY_NAME, Kind
 from ioctl_shim.client import CAP_SYS_RAWIO, Client
-from ioctl_shim.lane import IoctlCall, Opened, OpenRequest
+from ioctl_shim.lane import Opened, OpenRequest
 from ioctl_shim.process import Processes
 from vfsfuse.vfio.chain import InfoCap, reply
 from vfsfuse.vfio.files import Request, VfioFile, answers
@@ -139,15 +139,20 @@ class ContainerFile(VfioFile):
         action(iommu, request)
         return 0
 
+    def control(self, cmd: int, arg: int, tid: int) -> int | None:
+        return None if cmd == UNMAP_CMD and self._waits() else super().control(cmd, arg, tid)
+
     def defers(self, cmd: int) -> bool:
+        return (cmd == UNMAP_CMD and self._waits()) or super().defers(cmd)
+
+    def _waits(self) -> bool:
         """An unmap may have to wait for a DMA, whose memory may be this mount's: not on the device lane."""
         iommu = self.container.iommu
-        waits = cmd == UNMAP_CMD and isinstance(iommu, Type1) and iommu.busy
-        return waits or super().defers(cmd)
+        return isinstance(iommu, Type1) and iommu.busy
 
-    def unknown(self, call: IoctlCall) -> int:
+    def unknown(self, cmd: int, tid: int) -> int:
         _ = self.iommu  # without one the kernel refuses whatever it is
-        return super().unknown(call)
+        return super().unknown(cmd, tid)
 
     def release(self) -> None:
         self.container.close()

@@ -21,7 +21,6 @@ from vfsfuse.vfio.opened import Services
 from vfsfuse.vfio.pcicalls import PciCalls
 from vfsfuse.vfio.port import Port
 
-OFFSET_MASK = (1 << REGION_SHIFT) - 1
 MUST_EXIST = 7
 """Regions from here on (config, VGA) are EINVAL when absent; an absent BAR or ROM is one of size 0."""
 _HEADER = ffi.sizeof("struct vfio_info_cap_header")
@@ -31,12 +30,6 @@ class DeviceFile(IrqCalls, PciCalls, FeatureCalls, GfxCalls):
     """One open of a device, through its group or through dev/vfio/devices/vfio<N>."""
 
     __slots__ = ()
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self.device.read(offset >> REGION_SHIFT, offset & OFFSET_MASK, size)
-
-    def write(self, offset: int, data: bytes) -> int:
-        return self.device.write(offset >> REGION_SHIFT, offset & OFFSET_MASK, data)
 
     @answers("VFIO_DEVICE_GET_INFO")
     def get_info(self, request: Request) -> int:
@@ -114,7 +107,7 @@ def open_device(
     try:
         backing_id = port.backing_id()
         file = DeviceFile(hold, services, backing_id > 0, released)
-        return Opened(file, port.memory(), WHOLE, backing_id)
+        return Opened(file, port.memory(), WHOLE, backing_id, regions=hold.device)
     except BaseException:
         hold.close()
         raise

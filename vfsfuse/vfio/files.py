@@ -7,12 +7,12 @@ Handlers run on the device lane (the pump thread), or on its worker when their r
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from ioctl_shim.abi import BY_NAME, Argument, Kind, Row
+from ioctl_shim.abi import BY_NAME, Argument, Kind, Row, native_rows
 from ioctl_shim.client import Client
 from ioctl_shim.lane import IoctlCall, PlainFile
 
@@ -21,25 +21,26 @@ F = TypeVar("F", bound="VfioFile")
 _MARK = "_vfio_ioctl"
 
 
-@dataclass(slots=True)
 class Request:
-    """One ioctl under way: its row, the raw argument and the client that made it."""
+    """One ioctl under way: its row, the raw argument and the client that made it.  `fetched` says whether the
+    pump has read the struct."""
 
-    row: Row
-    arg: int
-    client: Client
-    call: IoctlCall
-    _argument: Argument | None = field(init=False, default=None)
+    __slots__ = ("_argument", "_fetched", "arg", "client", "row")
+
+    def __init__(self, row: Row, arg: int, tid: int, fetched: bool) -> None:
+        self.row, self.arg, self.client, self._fetched = row, arg, Client(tid), fetched
+        self._argument: Argument | None = None
 
     @property
     def argument(self) -> Argument:
         """The struct behind the argument, decoded once.  Raises OSError(EFAULT, EINVAL)."""
         if self._argument is None:
-            self._argument = Argument(self.row, self.client, self.arg)
+            self._argument = Argument(self.row, self.client, self.arg, self._fetched)
         return self._argument
 
 
 Handler = Callable[[Any, Request], int]
+_rows = functools.cache(native_rows)
 
 
 def answers(name: str) -> Callable[[Callable[[F, Request], int]], Callable[[F, Request], int]]:
@@ -67,19 +68,29 @@ class VfioFile(PlainFile):
         foreign = [row.name for row, _ in cls.handlers.values() if row.kind is not cls.kind]
         if foreign:
             raise TypeError(f"{cls.__name__} is no {foreign[0]} file")
+        cls.rows = _rows(cls.kind) if hasattr(cls, "kind") else None
+
+    def control(self, cmd: int, arg: int, tid: int) -> int | None:
+        found = self.handlers.get(cmd)
+        if found is None:
+            return self.unknown(cmd, tid)
+        row, handler = found
+        if row.blocking:
+            return None
+        return handler(self, Request(row, arg, tid, True))
 
     def ioctl(self, call: IoctlCall) -> int:
         found = self.handlers.get(call.cmd)
         if found is None:
-            return self.unknown(call)
+            return self.unknown(call.cmd, call.tid)
         row, handler = found
-        return handler(self, Request(row, call.arg, Client(call.tid), call))
+        return handler(self, Request(row, call.arg, call.tid, False))
 
     def defers(self, cmd: int) -> bool:
         found = self.handlers.get(cmd)
         return found is not None and found[0].blocking
 
-    def unknown(self, call: IoctlCall) -> int:
+    def unknown(self, cmd: int, tid: int) -> int:
         """The answer to an ioctl without a row.  Raises OSError(ENOTTY)."""
-        log.debug("%s: unknown ioctl %#x from thread %d", self.kind.value, call.cmd, call.tid)
-        raise OSError(errno.ENOTTY, f"ioctl {call.cmd:#x}")
+        log.debug("%s: unknown ioctl %#x from thread %d", self.kind.value, cmd, tid)
+        raise OSError(errno.ENOTTY, f"ioctl {cmd:#x}")

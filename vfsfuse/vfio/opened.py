@@ -49,6 +49,10 @@ class OpenDevice(VfioFile):
         """Whether it was opened through its own character device, not through its group."""
         return self.hold.group_file is None
 
+    def control(self, cmd: int, arg: int, tid: int) -> int | None:
+        self.device.check_present()
+        return super().control(cmd, arg, tid)
+
     def ioctl(self, call: IoctlCall) -> int:
         self.device.check_present()
         return super().ioctl(call)

@@ -40,15 +40,15 @@ class Port:
     def device(self) -> Device:
         return self._source()
 
-    def memory(self) -> lane.Memory | None:
-        """The memory regions, mapped for the pump; None for a device without any.  Raises OSError(ENODEV)."""
-        regions = _memory_regions(self.device)
+    def memory(self) -> lane.Memory:
+        """What the pump answers of the device by itself.  Raises OSError(ENODEV)."""
+        device = self.device
         with self._lock:
             if self._closed:
                 raise OSError(errno.ENODEV, "removed")
-            if self._memory is None and regions:
-                self._memory = lane.Memory(self.device.backing.fd, regions)
-                self.device.hide_by(self._memory.hide)
+            if self._memory is None:
+                self._memory = _shown(device)
+                device.hide_by(self._memory.hide)
             return self._memory
 
     def backing_id(self) -> int:
@@ -72,12 +72,16 @@ class Port:
                 lane.close_backing(self._backing_id)
 
 
-def _memory_regions(device: Device) -> dict[int, tuple[int, int]]:
-    return {
-        index: (region_offset(index), region.backed)
-        for index, region in enumerate(device.regions)
-        if isinstance(region, Memory) and region.direct
-    }
+def _shown(device: Device) -> lane.Memory:
+    memory = lane.Memory(device.lock)
+    for index, region in enumerate(device.regions[: lane.MOST_REGIONS]):
+        if isinstance(region, Memory) and region.direct:
+            memory.map(index, device.backing.fd, region_offset(index), region.backed)
+        elif region is not None and region.stored is not None:
+            stored = region.stored
+            registers = [lane.Register(*whole) for whole in stored.registers]
+            memory.show(index, stored.data, stored.plain, registers, stored.owner)
+    return memory
 
 
 class RegionFile(PlainFile):

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The hot calls from the pump into Python, by CPython's own interface: through cffi each costs a microsecond more, in
+ * objects for its arguments.  Runs on the pump thread, which takes the GIL here and for nothing else.
+ *
+ * What is called is borrowed: ioctl_shim/lane.py keeps it for as long as the file is open, or the process runs.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <string.h>
+
+#include "lane.h"
+
+/* cffi defines it (callbacks.cdef): what of Python is called, whatever the file. */
+static struct {
+	PyObject *failed; /* exception -> negative errno */
+	PyObject *show;	  /* (inode, offset, size) -> bytes, or None: not now */
+} python;
+
+void lane_set_python(void *failed, void *show)
+{
+	python.failed = failed;
+	python.show = show;
+}
+
+/* The negative errno of the exception that has been raised; takes it. */
+static int64_t failure(void)
+{
+	PyObject *kind, *error, *trace, *answer = NULL;
+	int64_t result = -EIO;
+
+	PyErr_Fetch(&kind, &error, &trace);
+	PyErr_NormalizeException(&kind, &error, &trace);
+	if (trace)
+		PyException_SetTraceback(error, trace);
+	if (error)
+		answer = PyObject_CallOneArg(python.failed, error);
+	if (answer)
+		result = PyLong_AsLongLong(answer);
+	if (PyErr_Occurred()) {
+		PyErr_WriteUnraisable(python.failed);
+		result = -EIO;
+	}
+	Py_XDECREF(answer);
+	Py_XDECREF(kind);
+	Py_XDECREF(error);
+	Py_XDECREF(trace);
+	return result;
+}
+
+/* Calls with `first` (borrowed, unless NULL), numbers, and `last` (taken, unless NULL) as arguments; what is returned is the
+ * caller's, NULL when it raised. */
+static PyObject *call(void *what, PyObject *first, const uint64_t *numbers, size_t count, PyObject *last)
+{
+	PyObject *arguments[6] = {NULL}, *result = NULL; /* [0] is room for a method's `self` */
+	size_t n = 1, made = 1 + !!first + count;
+
+	if (first)
+		arguments[n++] = Py_NewRef(first);
+	for (; n < made; n++)
+		if (!(arguments[n] = PyLong_FromUnsignedLongLong(numbers[n - 1 - !!first])))
+			break;
+	if (last)
+		arguments[n++] = last;
+	if (!PyErr_Occurred())
+		result = PyObject_Vectorcall(what, arguments + 1, (n - 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+	while (--n)
+		Py_DECREF(arguments[n]);
+	return result;
+}
+
+/* Bytes of `data` in `out`, LANE_DEFERRED for None, or a negative errno; takes `data`. */
+static int64_t take_bytes(PyObject *data, char *out, uint32_t size)
+{
+	int64_t result = LANE_DEFERRED;
+
+	if (!data)
+		return failure();
+	if (PyBytes_Check(data) && PyBytes_GET_SIZE(data) <= (Py_ssize_t)size) {
+		result = PyBytes_GET_SIZE(data);
+		memcpy(out, PyBytes_AS_STRING(data), (size_t)result);
+	} else if (data != Py_None) {
+		PyErr_Format(PyExc_RuntimeError, "a read of %u bytes returned %R", size, Py_TYPE(data));
+		result = failure();
+	}
+	Py_DECREF(data);
+	return result;
+}
+
+/* The number, LANE_DEFERRED for None, or a negative errno; takes `number`. */
+static int64_t take_number(PyObject *number)
+{
+	int64_t result = LANE_DEFERRED;
+
+	if (!number)
+		return failure();
+	if (number != Py_None) {
+		result = PyLong_AsLongLong(number);
+		if (PyErr_Occurred())
+			result = failure();
+	}
+	Py_DECREF(number);
+	return result;
+}
+
+/* A file of a whole device is asked by region, every other one by its own offsets. */
+static size_t place(const struct lane_file *file, uint64_t offset, uint64_t *numbers)
+{
+	if (file->region != LANE_WHOLE || !file->by_region) {
+		numbers[0] = offset;
+		return 1;
+	}
+	numbers[0] = offset >> LANE_REGION_SHIFT;
+	numbers[1] = offset & LANE_OFFSET_MASK;
+	return 2;
+}
+
+int64_t call_read(const struct lane_file *file, uint64_t offset, uint32_t size, char *out)
+{
+	uint64_t numbers[3];
+	size_t count = place(file, offset, numbers);
+	PyGILState_STATE gil = PyGILState_Ensure();
+
+	numbers[count++] = size;
+	int64_t result = take_bytes(call(file->read, NULL, numbers, count, NULL), out, size);
+	PyGILState_Release(gil);
+	return result;
+}
+
+int64_t call_write(const struct lane_file *file, uint64_t offset, const void *in, uint32_t size)
+{
+	uint64_t numbers[2];
+	size_t count = place(file, offset, numbers);
+	PyGILState_STATE gil = PyGILState_Ensure();
+	PyObject *data = PyBytes_FromStringAndSize(in, size);
+	int64_t result = data ? take_number(call(file->write, NULL, numbers, count, data)) : failure();
+
+	PyGILState_Release(gil);
+	return result;
+}
+
+/* Of the value, 0 or a negative errno.  Under the device's lock. */
+static int64_t read_register(const struct lane_region *region, const struct lane_register *r, uint64_t *value)
+{
+	PyObject *answer;
+	int64_t result = 0;
+
+	if (!r->on_read) {
+		*value = load_register(region->stored + r->offset, r->width);
+		return 0;
+	}
+	answer = PyObject_CallOneArg(r->on_read, region->owner);
+	if (answer)
+		*value = PyLong_AsUnsignedLongLongMask(answer);
+	if (PyErr_Occurred())
+		result = failure();
+	Py_XDECREF(answer);
+	return result;
+}
+
+/* As Registers.write() does it. */
+static int64_t write_register(const struct lane_region *region, const struct lane_register *r, uint64_t written)
+{
+	char *at = region->stored + r->offset;
+	uint64_t value = (load_register(at, r->width) & ~r->changed) | (written & r->changed);
+	PyObject *answer;
+
+	value &= ~(written & r->cleared);
+	store_register(at, r->width, value);
+	if (!r->on_write)
+		return 0;
+	answer = call(r->on_write, region->owner, &value, 1, NULL);
+	if (!answer)
+		return failure();
+	Py_DECREF(answer);
+	return 0;
+}
+
+/* Reads or writes a whole register: 0, a negative errno, or LANE_DEFERRED when the region is not shown any more. */
+int64_t call_register(const struct lane_place *place, uint64_t *value, int write)
+{
+	const struct lane_memory *m = place->memory;
+	const struct lane_region *region = &m->region[place->region];
+	PyGILState_STATE gil = PyGILState_Ensure();
+	PyObject *answer = PyObject_CallNoArgs(m->acquire);
+	int64_t result = LANE_DEFERRED;
+
+	if (!answer) {
+		result = failure();
+		goto out;
+	}
+	Py_DECREF(answer);
+	if (is_shown(m, place->region)) /* that changes under the lock */
+		result = write ? write_register(region, place->found, *value) : read_register(region, place->found, value);
+	answer = PyObject_CallNoArgs(m->release);
+	if (!answer)
+		result = failure();
+	Py_XDECREF(answer);
+out:
+	PyGILState_Release(gil);
+	return result;
+}
+
+int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uint32_t tid)
+{
+	PyGILState_STATE gil = PyGILState_Ensure();
+	int64_t result = take_number(call(file->ioctl, NULL, (uint64_t[]){cmd, arg, tid}, 3, NULL));
+
+	PyGILState_Release(gil);
+	return result;
+}
+
+int64_t call_show(uint64_t inode, uint64_t offset, uint32_t size, char *out)
+{
+	PyGILState_STATE gil = PyGILState_Ensure();
+	int64_t result = take_bytes(call(python.show, NULL, (uint64_t[]){inode, offset, size}, 3, NULL), out, size);
+
+	PyGILState_Release(gil);
+	return result;
+}

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the pump knows of a device's regions, so that it reads and writes memory, and reads registers without
+ * hooks, by itself.  Any thread makes, hides and revokes; the pump alone looks (find_*).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "lane.h"
+
+struct lane_memory *lane_memory_new(void)
+{
+	struct lane_memory *m = calloc(1, sizeof(*m));
+
+	if (m)
+		m->refs = 1;
+	return m;
+}
+
+int lane_memory_map(struct lane_memory *m, uint32_t index, int fd, uint64_t offset, uint64_t size)
+{
+	void *base;
+
+	if (index >= LANE_REGIONS || m->region[index].base)
+		return -EINVAL;
+	base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset);
+	if (base == MAP_FAILED)
+		return -errno;
+	m->region[index].base = base;
+	m->region[index].size = size;
+	return 0;
+}
+
+/* What it points at is the caller's, for as long as a file with this memory is open. */
+int lane_memory_show(struct lane_memory *m, uint32_t index, const struct lane_region *registers)
+{
+	if (index >= LANE_REGIONS || m->region[index].base || registers->base)
+		return -EINVAL;
+	m->region[index] = *registers;
+	return 0;
+}
+
+void lane_memory_revoke(struct lane_memory *m)
+{
+	__atomic_store_n(&m->revoked, 1, __ATOMIC_RELEASE);
+}
+
+void lane_memory_hide(struct lane_memory *m, uint32_t regions)
+{
+	__atomic_store_n(&m->hidden, regions, __ATOMIC_RELEASE);
+}
+
+void lane_memory_get(struct lane_memory *m)
+{
+	__atomic_add_fetch(&m->refs, 1, __ATOMIC_ACQ_REL);
+}
+
+void lane_memory_put(struct lane_memory *m)
+{
+	if (!m || __atomic_sub_fetch(&m->refs, 1, __ATOMIC_ACQ_REL))
+		return;
+	for (unsigned i = 0; i < LANE_REGIONS; i++)
+		if (m->region[i].base)
+			munmap(m->region[i].base, m->region[i].size);
+	free(m);
+}
+
+/* Whether the region may be answered here: the device is there, and the region decoded. */
+int is_shown(const struct lane_memory *m, uint64_t index)
+{
+	return !__atomic_load_n(&m->revoked, __ATOMIC_ACQUIRE) && index < LANE_REGIONS &&
+	       !(__atomic_load_n(&m->hidden, __ATOMIC_ACQUIRE) >> index & 1);
+}
+
+/* The region that holds [*offset, *offset + size) of the file, NULL when it may not be answered here; *offset becomes that
+ * in the region. */
+static const struct lane_region *find_region(const struct lane_file *file, uint64_t *offset, uint64_t size)
+{
+	const struct lane_memory *m = file->memory;
+	uint64_t index = file->region;
+
+	if (!m)
+		return NULL;
+	if (file->region == LANE_WHOLE) {
+		index = *offset >> LANE_REGION_SHIFT;
+		*offset &= LANE_OFFSET_MASK;
+	}
+	if (!is_shown(m, index) || *offset > m->region[index].size || size > m->region[index].size - *offset)
+		return NULL;
+	return &m->region[index];
+}
+
+char *find_memory(const struct lane_file *file, uint64_t offset, uint64_t size)
+{
+	const struct lane_region *region = find_region(file, &offset, size);
+
+	return region && region->base ? region->base + offset : NULL;
+}
+
+/* Fills `value` (8 bytes) and returns 1 when an aligned access of 1, 2, 4 or 8 bytes meets plain registers only. */
+int read_plain(const struct lane_file *file, uint64_t offset, uint64_t size, void *value)
+{
+	const struct lane_region *region;
+
+	if (size > 8 || !size || size & (size - 1) || offset & (size - 1))
+		return 0;
+	region = find_region(file, &offset, size);
+	if (!region || !region->stored)
+		return 0;
+	for (uint64_t i = 0; i < size; i++)
+		if (!region->plain[offset + i])
+			return 0;
+	*(uint64_t *)value = load_register(region->stored + offset, size);
+	return 1;
+}
+
+/* The register that an access is of, the whole of it. */
+struct lane_place find_register(const struct lane_file *file, uint64_t offset, uint64_t size)
+{
+	const struct lane_region *region = find_region(file, &offset, size);
+	uint64_t first = 0, end = region ? region->count : 0;
+
+	while (first < end) {
+		uint64_t middle = (first + end) / 2;
+		const struct lane_register *here = &region->registers[middle];
+
+		if (here->offset == offset && here->width == size)
+			return (struct lane_place){file->memory, (uint64_t)(region - file->memory->region), here};
+		if (here->offset < offset)
+			first = middle + 1;
+		else
+			end = middle;
+	}
+	return (struct lane_place){0};
+}
