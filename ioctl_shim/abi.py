@@ -143,13 +143,13 @@ class Argument:
     returned: `value` is not to be kept.
     """
 
-    __slots__ = ("_arg", "_client", "_fetched", "argsz", "row", "value")
+    __slots__ = ("_arg", "_fetched", "_tid", "argsz", "row", "value")
 
-    def __init__(self, row: Row, client: Client, arg: int, fetched: bool = False) -> None:
-        self.row, self._client, self._arg, self._fetched = row, client, arg, fetched
+    def __init__(self, row: Row, tid: int, arg: int, fetched: bool = False) -> None:
+        self.row, self._tid, self._arg, self._fetched = row, tid, arg, fetched
         if not fetched:
             self.value: Any = ffi.new(row.pointer)
-            client.read_into(arg, self.value, row.minsz)
+            Client(tid).read_into(arg, self.value, row.minsz)
         elif _FETCHED.error:
             raise OSError(-_FETCHED.error, f"{row.name}: the struct at {arg:#x} cannot be read")
         else:
@@ -160,10 +160,12 @@ class Argument:
 
     def reply(self, chain: bytes = b"") -> None:
         """Copy min(argsz, sizeof) bytes of the struct back, and a capability chain, if any, behind it."""
-        size = min(self.argsz, self.row.size)
-        if chain:
-            self._client.write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)
-        elif self._fetched:
+        argsz, size = self.argsz, self.row.size
+        if argsz < size:
+            size = argsz
+        if self._fetched and not chain:
             _FETCHED.reply = size
+        elif chain:
+            Client(self._tid).write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)
         else:
-            self._client.write_from(self._arg, self.value, size)
+            Client(self._tid).write_from(self._arg, self.value, size)

@@ -52,6 +52,7 @@ class ContainerFile(VfioFile):
 
     __slots__ = ("container", "processes")
     kind = Kind.CONTAINER
+    may_defer = frozenset({UNMAP_CMD})
 
     def __init__(self, container: Container, processes: Processes) -> None:
         self.container, self.processes = container, processes
@@ -139,16 +140,10 @@ class ContainerFile(VfioFile):
         action(iommu, request)
         return 0
 
-    def control(self, cmd: int, arg: int, tid: int) -> int | None:
-        return None if cmd == UNMAP_CMD and self._waits() else super().control(cmd, arg, tid)
-
     def defers(self, cmd: int) -> bool:
-        return (cmd == UNMAP_CMD and self._waits()) or super().defers(cmd)
-
-    def _waits(self) -> bool:
         """An unmap may have to wait for a DMA, whose memory may be this mount's: not on the device lane."""
         iommu = self.container.iommu
-        return isinstance(iommu, Type1) and iommu.busy
+        return iommu.busy if cmd == UNMAP_CMD and isinstance(iommu, Type1) else super().defers(cmd)
 
     def unknown(self, cmd: int, tid: int) -> int:
         _ = self.iommu  # without one the kernel refuses whatever it is

@@ -17,7 +17,7 @@ from vfsfuse.vfio.features import FeatureCalls
 from vfsfuse.vfio.files import Request, answers
 from vfsfuse.vfio.gfx import GfxCalls
 from vfsfuse.vfio.irqs import IrqCalls
-from vfsfuse.vfio.opened import Services
+from vfsfuse.vfio.opened import RegionFacts, Services
 from vfsfuse.vfio.pcicalls import PciCalls
 from vfsfuse.vfio.port import Port
 
@@ -43,23 +43,31 @@ class DeviceFile(IrqCalls, PciCalls, FeatureCalls, GfxCalls):
 
     @answers("VFIO_DEVICE_GET_REGION_INFO")
     def get_region_info(self, request: Request) -> int:
-        info = request.argument.value
-        if info.index >= len(self.device.regions):
-            raise OSError(errno.EINVAL, f"region {info.index}")
-        region = self.device.regions[info.index]
-        if region is None and info.index >= MUST_EXIST:
-            raise OSError(errno.EINVAL, f"no region {info.index}")
-        info.offset = info.index << REGION_SHIFT
-        info.size = 0 if region is None else region.size
-        info.flags = 0 if region is None else self._region_flags(region)
-        caps = () if region is None else tuple(self._region_caps(info.index, region))
-        reply(request.argument, lib.VFIO_REGION_INFO_FLAG_CAPS, caps)
+        argument = request.argument
+        info = argument.value
+        index = info.index
+        facts = self.regions.get(index)
+        if facts is None:
+            facts = self.regions[index] = self._look_at(index)
+        info.offset = index << REGION_SHIFT
+        info.size, info.flags, caps = facts
+        reply(argument, lib.VFIO_REGION_INFO_FLAG_CAPS, caps)
         return 0
 
     @answers("VFIO_DEVICE_RESET")
     def reset(self, request: Request) -> int:
         (self.function or self.device).reset()
         return 0
+
+    def _look_at(self, index: int) -> RegionFacts:
+        if index >= len(self.device.regions):
+            raise OSError(errno.EINVAL, f"region {index}")
+        region = self.device.regions[index]
+        if region is None and index >= MUST_EXIST:
+            raise OSError(errno.EINVAL, f"no region {index}")
+        if region is None:
+            return 0, 0, ()
+        return region.size, self._region_flags(region), tuple(self._region_caps(index, region))
 
     def _region_flags(self, region: Region) -> int:
         flags = lib.VFIO_REGION_INFO_FLAG_READ if region.readable else 0

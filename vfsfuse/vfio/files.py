@@ -25,17 +25,25 @@ class Request:
     """One ioctl under way: its row, the raw argument and the client that made it.  `fetched` says whether the
     pump has read the struct."""
 
-    __slots__ = ("_argument", "_fetched", "arg", "client", "row")
+    __slots__ = ("_argument", "_client", "_fetched", "_tid", "arg", "row")
 
     def __init__(self, row: Row, arg: int, tid: int, fetched: bool) -> None:
-        self.row, self.arg, self.client, self._fetched = row, arg, Client(tid), fetched
+        self.row, self.arg, self._tid, self._fetched = row, arg, tid, fetched
+        self._client: Client | None = None
         self._argument: Argument | None = None
+
+    @property
+    def client(self) -> Client:
+        """Who waits for the answer."""
+        if self._client is None:
+            self._client = Client(self._tid)
+        return self._client
 
     @property
     def argument(self) -> Argument:
         """The struct behind the argument, decoded once.  Raises OSError(EFAULT, EINVAL)."""
         if self._argument is None:
-            self._argument = Argument(self.row, self.client, self.arg, self._fetched)
+            self._argument = Argument(self.row, self._tid, self.arg, self._fetched)
         return self._argument
 
 
@@ -59,6 +67,8 @@ class VfioFile(PlainFile):
     __slots__ = ()
 
     kind: ClassVar[Kind]
+    may_defer: ClassVar[frozenset[int]] = frozenset()
+    """What `defers` is to be asked for."""
     handlers: ClassVar[dict[int, tuple[Row, Handler]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -68,15 +78,17 @@ class VfioFile(PlainFile):
         foreign = [row.name for row, _ in cls.handlers.values() if row.kind is not cls.kind]
         if foreign:
             raise TypeError(f"{cls.__name__} is no {foreign[0]} file")
+        blocking = {row.cmd for row, _ in cls.handlers.values() if row.blocking}
+        cls.may_defer = cls.may_defer | blocking
         cls.rows = _rows(cls.kind) if hasattr(cls, "kind") else None
 
     def control(self, cmd: int, arg: int, tid: int) -> int | None:
         found = self.handlers.get(cmd)
         if found is None:
             return self.unknown(cmd, tid)
-        row, handler = found
-        if row.blocking:
+        if cmd in self.may_defer and self.defers(cmd):
             return None
+        row, handler = found
         return handler(self, Request(row, arg, tid, True))
 
     def ioctl(self, call: IoctlCall) -> int:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from devmodel.device import Device
@@ -12,7 +12,11 @@ from devmodel.function import PciFunction
 from devmodel.vfio import DeviceFile as Hold
 from ioctl_shim.abi import Kind
 from ioctl_shim.lane import IoctlCall, LaneFile
+from vfsfuse.vfio.chain import InfoCap
 from vfsfuse.vfio.files import VfioFile
+
+RegionFacts = tuple[int, int, Sequence[InfoCap]]
+"""Size in bytes, VFIO_REGION_INFO_FLAG_* and capabilities of a region."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Services:
 class OpenDevice(VfioFile):
     """One open of a device; `mappable` says whether its memory regions can be mapped on this machine."""
 
-    __slots__ = ("device", "hold", "low_power", "mappable", "released", "services")
+    __slots__ = ("device", "hold", "low_power", "mappable", "regions", "released", "services")
     kind = Kind.DEVICE
 
     def __init__(
@@ -37,6 +41,8 @@ class OpenDevice(VfioFile):
         self.device: Device = hold.device
         self.mappable, self.released = mappable, released
         self.low_power = False
+        self.regions: dict[int, RegionFacts] = {}
+        """Of those that a client has asked for: it never changes."""
 
     @property
     def function(self) -> PciFunction | None:
@@ -51,7 +57,7 @@ class OpenDevice(VfioFile):
 
     def control(self, cmd: int, arg: int, tid: int) -> int | None:
         self.device.check_present()
-        return super().control(cmd, arg, tid)
+        return VfioFile.control(self, cmd, arg, tid)  # super() costs more
 
     def ioctl(self, call: IoctlCall) -> int:
         self.device.check_present()
