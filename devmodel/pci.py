@@ -66,7 +66,7 @@ class ConfigSpace(Region):
 
     @property
     def stored(self) -> Stored | None:
-        return Stored(self._data, b"\1" * self.size)
+        return Stored(self._data, b"\1" * self.size) if type(self).read is ConfigSpace.read else None
 
     def read(self, offset: int, size: int) -> bytes:
         return bytes(self._data[offset : offset + size])

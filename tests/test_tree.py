@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -473,3 +474,28 @@ def test_readers_of_one_attribute_at_once_all_get_it(lab: MountedLab) -> None:
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
     assert [reader.communicate()[0] for reader in readers] == [text * 50] * 8
     assert re.fullmatch(r"(vgpu-\d: .+\n){4}", text)
+
+
+def test_attributes_are_shown_while_vgpus_come_and_go(lab: MountedLab) -> None:
+    free = int((lab.path / TYPE / "available_instances").read_text())
+    seen: set[tuple[int, str]] = set()
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            free_now = int((lab.path / TYPE / "available_instances").read_text())
+            seen.add((free_now, (lab.gpu / "vgpu_supported_types").read_text()))
+
+    text = (lab.gpu / "vgpu_supported_types").read_text()
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(50):
+            with lab.create("vgpu-8") as vgpu:
+                assert (vgpu.path / "vgpu_uuid").read_text() == f"{vgpu.name}\n"
+    finally:
+        ended.set()
+        for reader in readers:
+            reader.join()
+    assert seen == {(free, text), (free - 1, text)}

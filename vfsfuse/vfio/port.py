@@ -73,11 +73,12 @@ class Port:
 
 
 def _shown(device: Device) -> lane.Memory:
-    memory = lane.Memory(device.lock)
+    memory, model = lane.Memory(device.lock), type(device)
+    asked = model.read is not Device.read or model.write is not Device.write
     for index, region in enumerate(device.regions[: lane.MOST_REGIONS]):
         if isinstance(region, Memory) and region.direct:
             memory.map(index, device.backing.fd, region_offset(index), region.backed)
-        elif region is not None and region.stored is not None:
+        elif region is not None and region.stored is not None and not asked:
             stored = region.stored
             registers = [lane.Register(*whole) for whole in stored.registers]
             memory.show(index, stored.data, stored.plain, registers, stored.owner)
