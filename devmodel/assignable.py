@@ -20,6 +20,8 @@ class Assignable(ABC):
     """A device of an IOMMU group, as VFIO sees it: it can be held open, and retired only when it is not."""
 
     __slots__ = ("gone", "group", "leaving", "name", "open_count")
+    vfio_minor: int | None
+    """Its number as vfio<N>, None while it is none of VFIO's."""
     emulated_iommu: ClassVar[bool] = True
     """Whether it reaches memory by asking, as mediated devices do, and not by DMA of its own."""
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vfsfuse.kobject import Kobject
 
 MEMBER_BITS = 8
+PART_BITS = 4
+"""Bits of an entry's number that tell those of one device apart (vfsfuse.bundle)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,15 @@ class Entry(ABC):
         self.number = -1
         self.parent: Kobject | None = None
         self.ctime_ns = time.time_ns()
+
+    def seen_in(self, directory: Kobject) -> Entry:
+        """The entry itself; what else may be put into a directory makes its entry now (vfsfuse.bundle)."""
+        return self
+
+    @property
+    def block(self) -> int:
+        """Its number without the part."""
+        return self.number >> PART_BITS
 
     @property
     def inode(self) -> int:

@@ -19,7 +19,18 @@ from functools import partial
 import trio
 
 from ioctl_shim.fuse import pyfuse3
-from vfsfuse.kobject import Attribute, Entry, Kobject, LinkMember, Member, SnapshotMember, Symlink, relative
+from vfsfuse.kobject import (
+    Attribute,
+    Child,
+    Entry,
+    Kobject,
+    LinkMember,
+    Member,
+    SnapshotMember,
+    Stat,
+    Symlink,
+    relative,
+)
 from vfsfuse.mountpoint import XATTR_PID
 from vfsfuse.refusals import Refusals
 from vfsfuse.snapshots import Snapshots
@@ -57,7 +68,7 @@ class Operations(Refusals):
         super().__init__()
         self.waits = waits
         self.tree, self.cache, self.uid, self.gid = tree, cache, uid, gid
-        self._listings: dict[int, list[Entry | Member]] = {}
+        self._listings: dict[int, list[Child | Member]] = {}
         self._owners: dict[int, Kobject] = {}
         self._next_listing = 1
         self._snapshots = Snapshots()
@@ -68,6 +79,19 @@ class Operations(Refusals):
 
     def attributes(self, inode: int, timeout: float | None = None) -> pyfuse3.EntryAttributes:
         shown, entry = self.tree.stat(inode)
+        return self._filled(inode, shown, entry, timeout)
+
+    def _found(
+        self, owner: Kobject, found: Entry | Member, timeout: float | None = None
+    ) -> pyfuse3.EntryAttributes:
+        """As :meth:`attributes`, of what was just found in `owner`."""
+        if isinstance(found, Member):
+            return self._filled(found.inode(owner), found.stat(owner), owner, timeout)
+        return self._filled(found.inode, found.stat(), found, timeout)
+
+    def _filled(
+        self, inode: int, shown: Stat, entry: Entry, timeout: float | None
+    ) -> pyfuse3.EntryAttributes:
         changed = self.tree.iattrs.get(inode & BASE_MASK) or IAttrs()
         made = pyfuse3.EntryAttributes()
         made.st_ino = inode
@@ -91,7 +115,7 @@ class Operations(Refusals):
                 return self.attributes(directory.hidden(os.fsdecode(name)), 0)
             if self.waits and isinstance(found, WaitingStore):
                 return self.attributes(self.tree.own_inode(_inode(directory, found)), 0)
-            return self.attributes(_inode(directory, found))
+            return self._found(directory, found)
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         with errors("getattr"):
@@ -157,19 +181,27 @@ class Operations(Refusals):
             owner, listing = self._owners[fh], self._listings[fh]
             if start_id == 0:  # the first call, or after rewinddir(3): what is there now
                 listing[:] = self.tree.directory(owner.inode).entries()
+            elif not self.tree.knows(owner):
+                return
             for index in range(start_id, len(listing)):
                 if not self._reply(token, owner, listing[index], index + 1):
                     return
 
     def _reply(
-        self, token: pyfuse3.ReaddirToken, owner: Kobject, entry: Entry | Member, following: int
+        self, token: pyfuse3.ReaddirToken, owner: Kobject, listed: Child | Member, following: int
     ) -> bool:
         try:
+            if not self._is_there(owner, listed):
+                return True  # removed since the list was made
+            entry = listed if isinstance(listed, Member) else listed.seen_in(owner)
             timeout = 0 if self.waits and isinstance(entry, WaitingStore) else None
-            attributes = self.attributes(_inode(owner, entry), timeout)
+            attributes = self._found(owner, entry, timeout)
         except OSError:
-            return True  # removed since the list was made
+            return True  # it is going
         return pyfuse3.readdir_reply(token, os.fsencode(entry.name), attributes, following)
+
+    def _is_there(self, owner: Kobject, listed: Child | Member) -> bool:
+        return listed.present(owner) if isinstance(listed, Member) else self.tree.knows(listed)
 
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)
