@@ -40,7 +40,7 @@ class Assignable(ABC):
         """Become a device that clients can open through the group."""
         with self.group.lock:
             self.gone = False
-            self.group.devices[self.name] = self
+            self.group.devices += (self,)
 
     @property
     @abstractmethod
@@ -107,4 +107,4 @@ class Assignable(ABC):
         """Leave the group whoever holds it: for undoing a creation that failed."""
         with self.group.lock:
             self.gone = True
-            self.group.devices.pop(self.name, None)
+            self.group.devices = tuple(each for each in self.group.devices if each is not self)

@@ -50,7 +50,7 @@ def link(where: Where, name: Callable[[Any], str], target: Part | Callable[[Any]
 class Plan:
     """The parts of one kind of device, in the order in which they appear; they vanish in the opposite one.
 
-    No directory has two of them.
+    No directory has two of them.  `inside` is by index of a part the one that is in it.
     """
 
     __slots__ = ("fixed", "inside", "parts", "varying")
@@ -61,7 +61,6 @@ class Plan:
             raise TypeError("too many parts, or two in one directory")
         self.parts = parts
         self.inside = tuple(next((each for each in parts if each.where is part), None) for part in parts)
-        """By index of a part: the one that is in it."""
         self.fixed = {part.where: part for part in parts if isinstance(part.where, Kobject)}
         self.varying = tuple(part for part in parts if callable(part.where))
 
@@ -78,20 +77,11 @@ class Bundle:
 
     def entry(self, index: int) -> Entry:
         """Its part with this index, made anew.  Any thread.  Raises LookupError for one that it has not."""
-        part = self.plan.parts[index]
-        made = part.make(self)
-        made.number = self.block << PART_BITS | index
-        made.ctime_ns = self.ctime_ns
-        made.parent = self.directory_of(part)
-        inside = self.plan.inside[index]
-        if inside is not None and isinstance(made, Kobject):
-            made.children = {inside.name(self.device): self}
-            made.subdirs = int(inside.directory)
-        return made
+        return self._make(index, self.directory_of(self.plan.parts[index]))
 
     def entry_of(self, part: Part) -> Entry:
         """As :meth:`entry`."""
-        return self.entry(self.plan.parts.index(part))
+        return self._make(self.plan.parts.index(part), self.directory_of(part))
 
     def kobject_of(self, part: Part) -> Kobject:
         """As :meth:`entry`, for one that is a directory."""
@@ -103,25 +93,37 @@ class Bundle:
     def directory_of(self, part: Part) -> Kobject:
         """Where a part is."""
         where = part.where
-        if isinstance(where, Kobject):
-            return where
-        return self.kobject_of(where) if isinstance(where, Part) else where(self.device)
+        if isinstance(where, Part):
+            return self.kobject_of(where)
+        return where(self.device) if callable(where) else where
 
     def seen_in(self, directory: Kobject) -> Entry:
         """Its entry in this directory, made anew.  Raises LookupError when it has none there."""
-        fixed = self.plan.fixed.get(directory)
-        if fixed is not None:
-            return self.entry_of(fixed)
-        if directory.block == self.block:
-            inside = self.plan.inside[directory.number & PART_MASK]
-            if inside is not None:
-                return self.entry_of(inside)
-        for part in self.plan.varying:
-            if self.directory_of(part).number == directory.number:
-                return self.entry_of(part)
-        raise LookupError(f"nothing of it is in {directory.path}")
+        part = self.plan.fixed.get(directory) or self._part_in(directory)
+        return self._make(self.plan.parts.index(part), directory)
 
     def places(self) -> Iterator[tuple[Part, Kobject, str]]:
         """Its parts with where they are and how they are called there."""
         for part in self.plan.parts:
             yield part, self.directory_of(part), part.name(self.device)
+
+    def _part_in(self, directory: Kobject) -> Part:
+        number = directory.number
+        for part in self.plan.varying:
+            if self.directory_of(part).number == number:
+                return part
+        inside = self.plan.inside[number & PART_MASK] if directory.block == self.block else None
+        if inside is None:
+            raise LookupError(f"nothing of {self.device.name} is in {directory.path}")
+        return inside
+
+    def _make(self, index: int, directory: Kobject) -> Entry:
+        made = self.plan.parts[index].make(self)
+        made.number = self.block << PART_BITS | index
+        made.ctime_ns = self.ctime_ns
+        made.parent = directory
+        inside = self.plan.inside[index]
+        if inside is not None and isinstance(made, Kobject):
+            made.children = {inside.name(self.device): self}
+            made.subdirs = int(inside.directory)
+        return made

@@ -70,7 +70,6 @@ class Kobject(Entry):
     __slots__ = ("children", "subdirs")
 
     declared: ClassVar[tuple[Member, ...]] = ()
-    members: ClassVar[tuple[Member, ...]] = ()
     by_name: ClassVar[dict[str, Member]] = {}
     numbering: ClassVar[dict[str, int]] = {}
 

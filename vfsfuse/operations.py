@@ -19,6 +19,7 @@ from functools import partial
 import trio
 
 from ioctl_shim.fuse import pyfuse3
+from vfsfuse.entry import Look
 from vfsfuse.kobject import (
     Attribute,
     Child,
@@ -27,7 +28,6 @@ from vfsfuse.kobject import (
     LinkMember,
     Member,
     SnapshotMember,
-    Stat,
     Symlink,
     relative,
 )
@@ -39,6 +39,7 @@ from vfsfuse.tree import BASE_MASK, IAttrs, Tree
 from vfsfuse.waiting import WaitingStore
 
 log = logging.getLogger(__name__)
+DECLARED = IAttrs()
 POLL_MASK = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
@@ -78,21 +79,11 @@ class Operations(Refusals):
     # ---- looking ----
 
     def attributes(self, inode: int, timeout: float | None = None) -> pyfuse3.EntryAttributes:
-        shown, entry = self.tree.stat(inode)
-        return self._filled(inode, shown, entry, timeout)
+        return self._answer(self.tree.look(inode), timeout)
 
-    def _found(
-        self, owner: Kobject, found: Entry | Member, timeout: float | None = None
-    ) -> pyfuse3.EntryAttributes:
-        """As :meth:`attributes`, of what was just found in `owner`."""
-        if isinstance(found, Member):
-            return self._filled(found.inode(owner), found.stat(owner), owner, timeout)
-        return self._filled(found.inode, found.stat(), found, timeout)
-
-    def _filled(
-        self, inode: int, shown: Stat, entry: Entry, timeout: float | None
-    ) -> pyfuse3.EntryAttributes:
-        changed = self.tree.iattrs.get(inode & BASE_MASK) or IAttrs()
+    def _answer(self, look: Look, timeout: float | None = None) -> pyfuse3.EntryAttributes:
+        inode, shown, entry = look
+        changed = self.tree.iattrs.get(inode & BASE_MASK, DECLARED)
         made = pyfuse3.EntryAttributes()
         made.st_ino = inode
         made.st_mode = shown.mode if changed.mode is None else stat.S_IFMT(shown.mode) | changed.mode
@@ -115,7 +106,7 @@ class Operations(Refusals):
                 return self.attributes(directory.hidden(os.fsdecode(name)), 0)
             if self.waits and isinstance(found, WaitingStore):
                 return self.attributes(self.tree.own_inode(_inode(directory, found)), 0)
-            return self._found(directory, found)
+            return self._answer(found.look(directory))
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         with errors("getattr"):
@@ -195,10 +186,10 @@ class Operations(Refusals):
                 return True  # removed since the list was made
             entry = listed if isinstance(listed, Member) else listed.seen_in(owner)
             timeout = 0 if self.waits and isinstance(entry, WaitingStore) else None
-            attributes = self._found(owner, entry, timeout)
+            attributes = self._answer(entry.look(owner), timeout)
         except OSError:
             return True  # it is going
-        return pyfuse3.readdir_reply(token, os.fsencode(entry.name), attributes, following)
+        return pyfuse3.readdir_reply(token, entry.name.encode(), attributes, following)
 
     def _is_there(self, owner: Kobject, listed: Child | Member) -> bool:
         return listed.present(owner) if isinstance(listed, Member) else self.tree.knows(listed)
@@ -265,9 +256,11 @@ class Operations(Refusals):
         return entry, member
 
 
-def first(*values: int | None) -> int:
+def first(changed: int | None, declared: int | None, usual: int) -> int:
     """The first value that is not None."""
-    return next(value for value in values if value is not None)
+    if changed is not None:
+        return changed
+    return usual if declared is None else declared
 
 
 def _inode(owner: Kobject, found: Entry | Member) -> int:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import errno
 import itertools
+import time
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from devmodel.uevents import Uevents
 from ioctl_shim.lane import ATTR_WRITE_BIT, DEVICE_BIT
 from vfsfuse.bundle import PART_MASK, Bundle
-from vfsfuse.kobject import MEMBER_BITS, PART_BITS, Child, Entry, Kobject, Member, Stat
+from vfsfuse.entry import Look
+from vfsfuse.kobject import MEMBER_BITS, PART_BITS, Child, Entry, Kobject, Member
 
 E = TypeVar("E", bound=Entry)
 NUMBER_MASK = DEVICE_BIT - 1
@@ -84,6 +86,7 @@ class Tree:
         """Give `entry` an inode number; on its own it makes an unlisted entry.  Any thread."""
         block = next(self._numbers)
         entry.number = block << PART_BITS
+        entry.ctime_ns = time.time_ns()
         self._blocks[block] = entry
 
     def forget(self, entry: Entry) -> None:
@@ -98,8 +101,9 @@ class Tree:
             if self._keeps(directory) and directory.find(name) is not None:
                 raise OSError(errno.EEXIST, f"{directory.path}/{name}")
         self._blocks[bundle.block] = bundle
+        once: dict[str, str] = {}  # directories share one string
         for part, directory, name in places:
-            self._enter(directory, name, bundle, part.directory)
+            self._enter(directory, once.setdefault(name, name), bundle, part.directory)
 
     def withdraw(self, bundle: Bundle) -> None:
         """The opposite of `show`: last what appeared first."""
@@ -144,14 +148,15 @@ class Tree:
         found = self._blocks.get(index >> BLOCK_SHIFT)
         if found is None:
             raise OSError(gone, "removed")
-        entry = found if isinstance(found, Entry) else _part(found, index >> MEMBER_BITS & PART_MASK, gone)
+        if isinstance(found, Bundle):
+            found = _part(found, index >> MEMBER_BITS & PART_MASK, gone)
         member = index & MEMBER_MASK
         if not member:
-            return entry, None
-        members = entry.members if isinstance(entry, Kobject) else ()
-        if member > len(members) or not members[member - 1].present(entry):
+            return found, None
+        members = found.members
+        if member > len(members) or not members[member - 1].present(found):
             raise OSError(gone, "removed")
-        return entry, members[member - 1]
+        return found, members[member - 1]
 
     def knows(self, child: Child) -> bool:
         """Whether what was found in a directory is still there."""
@@ -174,9 +179,10 @@ class Tree:
             raise OSError(errno.ENOTDIR, member.name)
         return _directory(entry)
 
-    def stat(self, inode: int) -> tuple[Stat, Entry]:
+    def look(self, inode: int) -> Look:
+        """What `inode` stands for.  Raises OSError as `locate`."""
         entry, member = self.locate(inode)
-        return (entry.stat() if member is None else member.stat(entry)), entry
+        return Look(inode, entry.stat() if member is None else member.stat(entry), entry)
 
     def _enter(self, directory: Kobject, name: str, child: Child, is_directory: bool) -> None:
         if self._keeps(directory):
