@@ -20,6 +20,8 @@ class Assignable(ABC):
     """A device of an IOMMU group, as VFIO sees it: it can be held open, and retired only when it is not."""
 
     __slots__ = ("gone", "group", "leaving", "name", "open_count")
+    vfio_minor: int | None
+    """Its number as vfio<N>, None while it is none of VFIO's."""
     emulated_iommu: ClassVar[bool] = True
     """Whether it reaches memory by asking, as mediated devices do, and not by DMA of its own."""
 
@@ -38,7 +40,7 @@ class Assignable(ABC):
         """Become a device that clients can open through the group."""
         with self.group.lock:
             self.gone = False
-            self.group.devices[self.name] = self
+            self.group.devices += (self,)
 
     @property
     @abstractmethod
@@ -105,4 +107,4 @@ class Assignable(ABC):
         """Leave the group whoever holds it: for undoing a creation that failed."""
         with self.group.lock:
             self.gone = True
-            self.group.devices.pop(self.name, None)
+            self.group.devices = tuple(each for each in self.group.devices if each is not self)

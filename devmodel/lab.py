@@ -138,7 +138,8 @@ class Lab:
             mdev.vanish()
             self._forget(mdev)
             self._departed.add(mdev)
-            mdev.group.watchers.append(partial(self.tasks.soon, self._settle, mdev))
+            with mdev.group.lock:
+                mdev.group.watch(partial(self.tasks.soon, self._settle, mdev))
             with ExitStack() as after:
                 after.callback(self._settle, mdev)  # nobody may have it, or no more since
                 self.observer.removed(mdev)

@@ -95,6 +95,7 @@ class Mdev(Assignable):
         "uuid",
         "vfio_minor",
     )
+    vfio_minor: int
 
     def __init__(
         self,

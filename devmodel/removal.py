@@ -47,10 +47,10 @@ def _leaving(lab: Lab, mdev: Mdev, let_go: trio.lowlevel.ParkingLot) -> Iterator
 
     with mdev.group.lock:
         mdev.leaving += 1
-        mdev.group.watchers.append(watcher)
+        mdev.group.watch(watcher)
     try:
         yield
     finally:
         with mdev.group.lock:
             mdev.leaving -= 1
-            mdev.group.watchers.remove(watcher)
+            mdev.group.unwatch(watcher)

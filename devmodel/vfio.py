@@ -50,9 +50,9 @@ class Group:
         self.noiommu = noiommu
         self.viable = viable
         self.lock = threading.RLock()
-        self.devices: dict[str, Assignable] = {}
+        self.devices: tuple[Assignable, ...] = ()
         self.opened: GroupFile | None = None
-        self.watchers: list[Callable[[], None]] = []
+        self.watchers: tuple[Callable[[], None], ...] = ()
         """Called whenever a client has let go of the group or of a device, under :attr:`lock`, on the device
         lane; so they call nothing that waits."""
 
@@ -64,7 +64,7 @@ class Group:
     @property
     def emulated(self) -> bool:
         """Whether all its devices are mediated (devmodel.iommu.IommuGroup)."""
-        return all(device.emulated_iommu for device in self.devices.values())
+        return all(device.emulated_iommu for device in self.devices)
 
     def open(self, owner: object = None, rawio: bool = False) -> "GroupFile":
         """Open the group for a client that has CAP_SYS_RAWIO or (``rawio`` false) not.
@@ -73,7 +73,7 @@ class Group:
         it is open.
         """
         with self.lock:
-            if all(device.leaving for device in self.devices.values()):
+            if all(device.leaving for device in self.devices):
                 raise OSError(errno.ENODEV, f"group {self.number} is gone")
             self.check_rawio(rawio)
             if self.opened is not None:
@@ -83,8 +83,16 @@ class Group:
 
     def let_go(self) -> None:
         """Tell the watchers. Under :attr:`lock`."""
-        for watcher in tuple(self.watchers):
+        for watcher in self.watchers:
             watcher()
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """One more of the watchers. Under :attr:`lock`."""
+        self.watchers += (watcher,)
+
+    def unwatch(self, watcher: Callable[[], None]) -> None:
+        """The opposite of :meth:`watch`. Under :attr:`lock`."""
+        self.watchers = tuple(each for each in self.watchers if each is not watcher)
 
     def check_rawio(self, rawio: bool) -> None:
         """``OSError(EPERM)`` for a noiommu group and a client without CAP_SYS_RAWIO."""
@@ -150,7 +158,7 @@ class GroupFile:
         and IOMMU, EPERM as :meth:`Group.check_rawio`.
         """
         with self.group.lock:
-            found = next((each for each in self.group.devices.values() if each.answers_to(name)), None)
+            found = next((each for each in self.group.devices if each.answers_to(name)), None)
             if found is None:
                 raise OSError(errno.ENODEV, f"group {self.group.number} has no device {name!r}")
             if self.container is None or self.container.iommu is None:

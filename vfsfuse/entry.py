@@ -7,22 +7,22 @@ Entries belong to the trio thread; the device lane only looks one up by inode nu
 from __future__ import annotations
 
 import stat
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from ioctl_shim.lane import DEVICE_BIT, Opened, OpenRequest
 
 if TYPE_CHECKING:
     from vfsfuse.kobject import Kobject
+    from vfsfuse.members import Member
 
 MEMBER_BITS = 8
+PART_BITS = 4
+"""Bits of an entry's number that tell those of one device apart (vfsfuse.bundle)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """What stat(2) shows of an entry: st_mode with its type, st_size, st_nlink, and owners that are not the
     mount's (None)."""
 
@@ -33,6 +33,14 @@ class Stat:
     gid: int | None = None
 
 
+class Look(NamedTuple):
+    """What a name stands for: an inode number, its stat, and the entry whose times it has."""
+
+    inode: int
+    stat: Stat
+    entry: Entry
+
+
 class Entry(ABC):
     """A name in a directory: a Kobject, a Symlink or a DeviceNode.  `number` is unique for the mount's
     life."""
@@ -40,12 +48,23 @@ class Entry(ABC):
     __slots__ = ("ctime_ns", "name", "number", "parent")
 
     lane_bits: ClassVar[int] = 0
+    members: ClassVar[tuple[Member, ...]] = ()
+    """By index less one: what is in it by virtue of its class."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.number = -1
         self.parent: Kobject | None = None
-        self.ctime_ns = time.time_ns()
+        self.ctime_ns = 0
+
+    def seen_in(self, directory: Kobject) -> Entry:
+        """The entry itself; what else may be put into a directory makes its entry now (vfsfuse.bundle)."""
+        return self
+
+    @property
+    def block(self) -> int:
+        """Its number without the part."""
+        return self.number >> PART_BITS
 
     @property
     def inode(self) -> int:
@@ -62,6 +81,10 @@ class Entry(ABC):
     @abstractmethod
     def stat(self) -> Stat:
         """What stat(2) shows."""
+
+    def look(self, owner: Kobject) -> Look:
+        """What a lookup in `owner`, or a listing of it, answers."""
+        return Look(self.inode, self.stat(), self)
 
 
 class Symlink(Entry):
@@ -96,9 +119,14 @@ class DeviceNode(Entry):
 
 def relative(directory: Entry | None, target: Entry) -> str:
     """The path of `target` seen from `directory`, as sysfs writes its symlinks."""
-    here = directory.path.split("/") if directory is not None and directory.path else []
-    there = target.path.split("/")
-    common = 0
-    while common < min(len(here), len(there)) and here[common] == there[common]:
-        common += 1
-    return "/".join([".."] * (len(here) - common) + there[common:])
+    above: dict[int, int] = {}
+    while directory is not None:
+        above[directory.number] = len(above)
+        directory = directory.parent
+    names: list[str] = []
+    here: Entry = target
+    while here.number not in above and here.parent is not None:
+        names.append(here.name)
+        here = here.parent
+    names += [".."] * above.get(here.number, 0)
+    return "/".join(reversed(names))

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
-from vfsfuse.entry import MEMBER_BITS, DeviceNode, Entry, Stat, Symlink, relative
+from vfsfuse.entry import MEMBER_BITS, PART_BITS, DeviceNode, Entry, Stat, Symlink, relative
 from vfsfuse.members import (
     PAGE_SIZE,
     Attribute,
@@ -29,8 +29,10 @@ from vfsfuse.members import (
 __all__ = [
     "MEMBER_BITS",
     "PAGE_SIZE",
+    "PART_BITS",
     "Attribute",
     "BinaryMember",
+    "Child",
     "DeviceNode",
     "Entry",
     "Kobject",
@@ -47,6 +49,17 @@ __all__ = [
 ]
 
 
+class Child(Protocol):
+    """What a directory has under a name: an entry, or what makes one."""
+
+    @property
+    def block(self) -> int:
+        """The number that those of its entries begin with."""
+
+    def seen_in(self, directory: Kobject) -> Entry:
+        """The entry of that name in `directory`."""
+
+
 class Kobject(Entry):
     """A directory: the members its class declares, and children that come and go.
 
@@ -57,13 +70,12 @@ class Kobject(Entry):
     __slots__ = ("children", "subdirs")
 
     declared: ClassVar[tuple[Member, ...]] = ()
-    members: ClassVar[tuple[Member, ...]] = ()
     by_name: ClassVar[dict[str, Member]] = {}
     numbering: ClassVar[dict[str, int]] = {}
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.children: dict[str, Entry] | None = None
+        self.children: dict[str, Child] | None = None
         self.subdirs = 0
 
     def __init_subclass__(cls) -> None:
@@ -77,10 +89,16 @@ class Kobject(Entry):
     def stat(self) -> Stat:
         return Stat(stat.S_IFDIR | 0o755, 0, 2 + self.subdirs)
 
+    def child(self, name: str) -> Entry | None:
+        """The child called `name`."""
+        found = self.children.get(name) if self.children else None
+        return None if found is None else found.seen_in(self)
+
     def find(self, name: str) -> Entry | Member | None:
         """The child or present member called `name`."""
-        if self.children and name in self.children:
-            return self.children[name]
+        child = self.child(name)
+        if child is not None:
+            return child
         member = self.by_name.get(name)
         return member if member is not None and member.present(self) else None
 
@@ -88,6 +106,7 @@ class Kobject(Entry):
         """Inode of a name that can be looked up but is not listed.  Raises OSError(ENOENT)."""
         raise OSError(errno.ENOENT, name)
 
-    def entries(self) -> Iterator[Entry | Member]:
+    def entries(self) -> Iterator[Child | Member]:
+        """What is in it now."""
         yield from (member for member in self.members if member.present(self))
         yield from (self.children or {}).values()

@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Mapping
 
+from devmodel.assignable import Assignable
 from devmodel.eventfd import Watcher
 from devmodel.function import PciFunction, VirtualFunction
 from devmodel.lab import Lab, LabSpec, Mdev, MdevType, Parent
@@ -51,7 +52,8 @@ class LabView:
             pci_bus=tree.make("sys/bus/pci"),
         )
         tree.make("sys/bus/mdev/devices")
-        self.nodes = VfioNodes(spec, tree, self.services, self.lab.vfio, lambda: self._st_dev)
+        self.nodes = VfioNodes(spec, tree, self.services, self.directory)
+        self.nodes.add_container(self.lab.vfio, lambda: self._st_dev)
         self.vgpus = VgpuViews(self, self.nodes)
         self.functions = FunctionViews(self, self.nodes)
         for parent in self.lab.parents.values():
@@ -65,6 +67,14 @@ class LabView:
     def owned_by(self, uid: int) -> bool:
         """Whether `uid` mounted the lab, or is root."""
         return uid in (0, os.geteuid())
+
+    def directory(self, device: Assignable) -> Kobject:
+        """The directory of a device that is shown.  Any thread.  Raises LookupError when it is not."""
+        if isinstance(device, Mdev):
+            return self.vgpus.directory(device)
+        if isinstance(device, PciFunction):
+            return self.functions.directory(device)
+        raise LookupError(device.name)
 
     def group_dir(self, group: Group) -> Entry | None:
         return self.nodes.group_dir(group)

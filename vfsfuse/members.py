@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ioctl_shim.lane import ATTR_BIT, ATTR_READ_BIT, ATTR_WRITE_BIT, DEVICE_BIT, Opened, OpenRequest
-from vfsfuse.entry import MEMBER_BITS, Entry, Stat, relative
+from vfsfuse.entry import MEMBER_BITS, Entry, Look, Stat, relative
 
 if TYPE_CHECKING:
     from vfsfuse.kobject import Kobject
@@ -43,6 +43,10 @@ class Member(ABC):
     @abstractmethod
     def stat(self, owner: Any) -> Stat:
         """What stat(2) shows of it in `owner`."""
+
+    def look(self, owner: Kobject) -> Look:
+        """As Entry's."""
+        return Look(self.inode(owner), self.stat(owner), owner)
 
 
 class Attribute(Member):

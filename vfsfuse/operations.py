@@ -19,7 +19,18 @@ from functools import partial
 import trio
 
 from ioctl_shim.fuse import pyfuse3
-from vfsfuse.kobject import Attribute, Entry, Kobject, LinkMember, Member, SnapshotMember, Symlink, relative
+from vfsfuse.entry import Look
+from vfsfuse.kobject import (
+    Attribute,
+    Child,
+    Entry,
+    Kobject,
+    LinkMember,
+    Member,
+    SnapshotMember,
+    Symlink,
+    relative,
+)
 from vfsfuse.mountpoint import XATTR_PID
 from vfsfuse.refusals import Refusals
 from vfsfuse.snapshots import Snapshots
@@ -28,6 +39,7 @@ from vfsfuse.tree import BASE_MASK, IAttrs, Tree
 from vfsfuse.waiting import WaitingStore
 
 log = logging.getLogger(__name__)
+DECLARED = IAttrs()
 POLL_MASK = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
@@ -57,7 +69,7 @@ class Operations(Refusals):
         super().__init__()
         self.waits = waits
         self.tree, self.cache, self.uid, self.gid = tree, cache, uid, gid
-        self._listings: dict[int, list[Entry | Member]] = {}
+        self._listings: dict[int, list[Child | Member]] = {}
         self._owners: dict[int, Kobject] = {}
         self._next_listing = 1
         self._snapshots = Snapshots()
@@ -67,8 +79,11 @@ class Operations(Refusals):
     # ---- looking ----
 
     def attributes(self, inode: int, timeout: float | None = None) -> pyfuse3.EntryAttributes:
-        shown, entry = self.tree.stat(inode)
-        changed = self.tree.iattrs.get(inode & BASE_MASK) or IAttrs()
+        return self._answer(self.tree.look(inode), timeout)
+
+    def _answer(self, look: Look, timeout: float | None = None) -> pyfuse3.EntryAttributes:
+        inode, shown, entry = look
+        changed = self.tree.iattrs.get(inode & BASE_MASK, DECLARED)
         made = pyfuse3.EntryAttributes()
         made.st_ino = inode
         made.st_mode = shown.mode if changed.mode is None else stat.S_IFMT(shown.mode) | changed.mode
@@ -91,7 +106,7 @@ class Operations(Refusals):
                 return self.attributes(directory.hidden(os.fsdecode(name)), 0)
             if self.waits and isinstance(found, WaitingStore):
                 return self.attributes(self.tree.own_inode(_inode(directory, found)), 0)
-            return self.attributes(_inode(directory, found))
+            return self._answer(found.look(directory))
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         with errors("getattr"):
@@ -157,19 +172,27 @@ class Operations(Refusals):
             owner, listing = self._owners[fh], self._listings[fh]
             if start_id == 0:  # the first call, or after rewinddir(3): what is there now
                 listing[:] = self.tree.directory(owner.inode).entries()
+            elif not self.tree.knows(owner):
+                return
             for index in range(start_id, len(listing)):
                 if not self._reply(token, owner, listing[index], index + 1):
                     return
 
     def _reply(
-        self, token: pyfuse3.ReaddirToken, owner: Kobject, entry: Entry | Member, following: int
+        self, token: pyfuse3.ReaddirToken, owner: Kobject, listed: Child | Member, following: int
     ) -> bool:
         try:
+            if not self._is_there(owner, listed):
+                return True  # removed since the list was made
+            entry = listed if isinstance(listed, Member) else listed.seen_in(owner)
             timeout = 0 if self.waits and isinstance(entry, WaitingStore) else None
-            attributes = self.attributes(_inode(owner, entry), timeout)
+            attributes = self._answer(entry.look(owner), timeout)
         except OSError:
-            return True  # removed since the list was made
-        return pyfuse3.readdir_reply(token, os.fsencode(entry.name), attributes, following)
+            return True  # it is going
+        return pyfuse3.readdir_reply(token, entry.name.encode(), attributes, following)
+
+    def _is_there(self, owner: Kobject, listed: Child | Member) -> bool:
+        return listed.present(owner) if isinstance(listed, Member) else self.tree.knows(listed)
 
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)
@@ -233,9 +256,11 @@ class Operations(Refusals):
         return entry, member
 
 
-def first(*values: int | None) -> int:
+def first(changed: int | None, declared: int | None, usual: int) -> int:
     """The first value that is not None."""
-    return next(value for value in values if value is not None)
+    if changed is not None:
+        return changed
+    return usual if declared is None else declared
 
 
 def _inode(owner: Kobject, found: Entry | Member) -> int:

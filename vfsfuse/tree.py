@@ -2,20 +2,24 @@
 """The live tree: inode numbers to entries, and what the kernel must forget after a change.
 
 Owner is the trio thread; `locate` may be called from the device lane (one dict look-up).  An inode number
-is (entry number << MEMBER_BITS | member index) + 1 under the lane bits of native/lane.cdef, and none is
-used twice, so a stale one finds nothing.  The bits above those are `own_inode`'s.
+is (entry number << MEMBER_BITS | member index) + 1 under the lane bits of native/lane.cdef, an entry number
+(block << PART_BITS | part), and no block is used twice, so a stale one finds nothing.  A block is an entry's
+or a device's (vfsfuse.bundle).  The bits above those are `own_inode`'s.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
+import time
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from devmodel.uevents import Uevents
 from ioctl_shim.lane import ATTR_WRITE_BIT, DEVICE_BIT
-from vfsfuse.kobject import MEMBER_BITS, Entry, Kobject, Member, Stat
+from vfsfuse.bundle import PART_MASK, Bundle
+from vfsfuse.entry import Look
+from vfsfuse.kobject import MEMBER_BITS, PART_BITS, Child, Entry, Kobject, Member
 
 E = TypeVar("E", bound=Entry)
 NUMBER_MASK = DEVICE_BIT - 1
@@ -24,6 +28,7 @@ BASE_MASK = (ATTR_WRITE_BIT << 1) - 1
 MOST_LOOKUPS = 1 << 13
 """As many as there are bits left in an inode number."""
 MEMBER_MASK = (1 << MEMBER_BITS) - 1
+BLOCK_SHIFT = MEMBER_BITS + PART_BITS
 
 
 @dataclass(slots=True)
@@ -62,7 +67,7 @@ class Tree:
     def __init__(self) -> None:
         self._numbers = itertools.count()
         self._lookups = 0
-        self._entries: dict[int, Entry] = {}
+        self._blocks: dict[int, Entry | Bundle] = {}
         self._changes = Changes()
         self.iattrs: dict[int, IAttrs] = {}
         self.root = Root()
@@ -73,29 +78,48 @@ class Tree:
         if parent.find(child.name) is not None:
             raise OSError(errno.EEXIST, f"{parent.path}/{child.name}")
         child.parent = parent
-        if parent.children is None:
-            parent.children = {}
-        parent.children[child.name] = child
-        parent.subdirs += isinstance(child, Kobject)
         self.adopt(child)
-        self._changes.touched.add(parent.inode)
+        self._enter(parent, child.name, child, isinstance(child, Kobject))
         return child
 
     def adopt(self, entry: Entry) -> None:
         """Give `entry` an inode number; on its own it makes an unlisted entry.  Any thread."""
-        entry.number = next(self._numbers)
-        self._entries[entry.number] = entry
+        block = next(self._numbers)
+        entry.number = block << PART_BITS
+        entry.ctime_ns = time.time_ns()
+        self._blocks[block] = entry
 
     def forget(self, entry: Entry) -> None:
         """Take an unlisted entry's number away.  Any thread."""
-        self._entries.pop(entry.number, None)
+        self._blocks.pop(entry.block, None)
+
+    def show(self, bundle: Bundle) -> None:
+        """Let all of a device be seen.  Raises OSError(EEXIST), and then nothing of it is."""
+        bundle.block = next(self._numbers)
+        places = list(bundle.places())
+        for _, directory, name in places:
+            if self._keeps(directory) and directory.find(name) is not None:
+                raise OSError(errno.EEXIST, f"{directory.path}/{name}")
+        self._blocks[bundle.block] = bundle
+        once: dict[str, str] = {}  # directories share one string
+        for part, directory, name in places:
+            self._enter(directory, once.setdefault(name, name), bundle, part.directory)
+
+    def withdraw(self, bundle: Bundle) -> None:
+        """The opposite of `show`: last what appeared first."""
+        if not self.knows(bundle):
+            return
+        places = list(bundle.places())
+        self._drop_block(bundle.block)
+        for part, directory, name in reversed(places):
+            self._leave(directory, name, part.directory)
 
     def make(self, path: str) -> Kobject:
         """The directory at `path`, made with its parents where missing."""
         here: Kobject = self.root
         for name in filter(None, path.split("/")):
             child = here.find(name)
-            here = self._directory(child if child is not None else self.add(here, Kobject(name)))
+            here = _directory(child if child is not None else self.add(here, Kobject(name)))
         return here
 
     def remove(self, entry: Entry) -> None:
@@ -104,11 +128,8 @@ class Tree:
         parent = entry.parent
         if parent is None or not parent.children or parent.children.get(entry.name) is not entry:
             return
-        del parent.children[entry.name]
-        parent.subdirs -= isinstance(entry, Kobject)
         self._disown(entry)
-        self._changes.gone.append((parent.inode, entry.name.encode()))
-        self._changes.touched.add(parent.inode)
+        self._leave(parent, entry.name, isinstance(entry, Kobject))
 
     def hide(self, owner: Kobject, name: str) -> None:
         """A member's presence may have changed: let the kernel ask again."""
@@ -123,17 +144,23 @@ class Tree:
         """The entry, and its member, that `inode` names.  Raises OSError when it is gone: ENODEV for a file,
         ENOENT for a directory or a symlink."""
         index = (inode & NUMBER_MASK) - 1
-        entry = self._entries.get(index >> MEMBER_BITS)
         gone = errno.ENODEV if inode > NUMBER_MASK else errno.ENOENT
-        if entry is None:
+        found = self._blocks.get(index >> BLOCK_SHIFT)
+        if found is None:
             raise OSError(gone, "removed")
+        if isinstance(found, Bundle):
+            found = _part(found, index >> MEMBER_BITS & PART_MASK, gone)
         member = index & MEMBER_MASK
         if not member:
-            return entry, None
-        members = entry.members if isinstance(entry, Kobject) else ()
-        if member > len(members) or not members[member - 1].present(entry):
+            return found, None
+        members = found.members
+        if member > len(members) or not members[member - 1].present(found):
             raise OSError(gone, "removed")
-        return entry, members[member - 1]
+        return found, members[member - 1]
+
+    def knows(self, child: Child) -> bool:
+        """Whether what was found in a directory is still there."""
+        return child.block in self._blocks
 
     def own_inode(self, inode: int) -> int:
         """A number of its own for each lookup.  The kernel locks an inode for as long as a write to it takes,
@@ -150,25 +177,60 @@ class Tree:
             raise OSError(errno.ENOENT, "removed") from None
         if member is not None:
             raise OSError(errno.ENOTDIR, member.name)
-        return self._directory(entry)
+        return _directory(entry)
 
-    def stat(self, inode: int) -> tuple[Stat, Entry]:
+    def look(self, inode: int) -> Look:
+        """What `inode` stands for.  Raises OSError as `locate`."""
         entry, member = self.locate(inode)
-        return (entry.stat() if member is None else member.stat(entry)), entry
+        return Look(inode, entry.stat() if member is None else member.stat(entry), entry)
+
+    def _enter(self, directory: Kobject, name: str, child: Child, is_directory: bool) -> None:
+        if self._keeps(directory):
+            if directory.children is None:
+                directory.children = {}
+            directory.children[name] = child
+            directory.subdirs += is_directory
+        if is_directory:
+            self._changes.touched.add(directory.inode)
+
+    def _leave(self, directory: Kobject, name: str, is_directory: bool) -> None:
+        if self._keeps(directory):
+            if directory.children is not None:
+                directory.children.pop(name, None)
+            directory.subdirs -= is_directory
+        self._changes.gone.append((directory.inode, name.encode()))
+        if is_directory:
+            self._changes.touched.add(directory.inode)
+
+    def _keeps(self, directory: Kobject) -> bool:
+        """Whether names can be put into it: an entry of a bundle is made with those that it has."""
+        return self._blocks.get(directory.block) is directory
 
     def _disown(self, entry: Entry) -> None:
-        self._entries.pop(entry.number, None)
+        self._drop_block(entry.block)
+        for child in list((entry.children or {}).values()) if isinstance(entry, Kobject) else ():
+            if isinstance(child, Entry):
+                self._disown(child)
+
+    def _drop_block(self, block: int) -> None:
+        self._blocks.pop(block, None)
         if self.iattrs:
             self.iattrs = {
                 inode: value
                 for inode, value in self.iattrs.items()
-                if ((inode & NUMBER_MASK) - 1) >> MEMBER_BITS != entry.number
+                if ((inode & NUMBER_MASK) - 1) >> BLOCK_SHIFT != block
             }
-        for child in list((entry.children or {}).values()) if isinstance(entry, Kobject) else ():
-            self._disown(child)
 
-    @staticmethod
-    def _directory(entry: Entry | Member) -> Kobject:
-        if not isinstance(entry, Kobject):
-            raise OSError(errno.ENOTDIR, entry.name)
-        return entry
+
+def _part(bundle: Bundle, index: int, gone: int) -> Entry:
+    """A part of a device that may be going meanwhile."""
+    try:
+        return bundle.entry(index)
+    except LookupError as error:
+        raise OSError(gone, "removed") from error
+
+
+def _directory(entry: Entry | Member) -> Kobject:
+    if not isinstance(entry, Kobject):
+        raise OSError(errno.ENOTDIR, entry.name)
+    return entry

@@ -61,7 +61,7 @@ class Recorder:
 
     def added(self, mdev: Mdev) -> None:
         assert self.lab is not None and self.lab.mdevs[mdev.uuid, mdev.instance] is mdev
-        assert mdev.group.devices == ({mdev.name: mdev} if mdev.bound else {})
+        assert mdev.group.devices == ((mdev,) if mdev.bound else ())
         if self.fail:
             raise RuntimeError("the tree has no room")
         self.seen.append(("added", mdev.name))

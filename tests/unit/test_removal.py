@@ -109,7 +109,7 @@ def test_nobody_can_open_it_meanwhile_and_everybody_when_nobody_waits_any_more(l
                     fails(errno.ENODEV, DeviceFile, mdev)
                     fails(errno.ENODEV, mdev.group.open)
                     scope.cancel()
-            assert (mdev.leaving, mdev.group.watchers) == (0, []) and snapshot(lab) == before
+            assert (mdev.leaving, mdev.group.watchers) == (0, ()) and snapshot(lab) == before
             DeviceFile(mdev).close()
             mdev.group.open().close()
 

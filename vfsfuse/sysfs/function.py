@@ -11,7 +11,6 @@ from devmodel.function import PciFunction
 from vfsfuse.kobject import PAGE_SIZE, Entry, Kobject, attribute, link
 from vfsfuse.sysfs.pci import PCI_ATTRIBUTES, REGION_FILES, PciIdentity, modalias
 from vfsfuse.sysfs.uevent import Uevent
-from vfsfuse.vfio.port import Port
 
 if TYPE_CHECKING:
     from vfsfuse.labview import LabView
@@ -33,13 +32,14 @@ def _variables(self: PciFunctionDir) -> dict[str, str]:
 class PciFunctionDir(Kobject, PciIdentity):
     """sys/devices/pci<domain>:<bus>/<bdf>."""
 
-    __slots__ = ("assignable", "port", "view")
+    __slots__ = ("assignable", "view")
     declared = (Uevent(_variables, "pci"), *PCI_ATTRIBUTES, *REGION_FILES)
+
+    assignable: PciFunction
 
     def __init__(self, view: LabView, function: PciFunction) -> None:
         super().__init__(function.name)
         self.view, self.assignable = view, function
-        self.port = Port(lambda: function.device)
 
     @property
     def options(self) -> Mapping[str, int]:

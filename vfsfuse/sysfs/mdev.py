@@ -18,7 +18,6 @@ from vfsfuse.sysfs.numbers import parse_number
 from vfsfuse.sysfs.pci import PCI_ATTRIBUTES, REGION_FILES, PciIdentity
 from vfsfuse.sysfs.resources import MDEV_RESOURCES, TYPE_RESOURCES
 from vfsfuse.sysfs.uevent import Uevent
-from vfsfuse.vfio.port import Port
 from vfsfuse.waiting import waiting_store
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class MdevDir(Kobject, PciIdentity):
     """A vGPU: <parent>/<uuid> (made through mdev) or <parent>/<uuid>-<instance> (made through
     vgpu_create)."""
 
-    __slots__ = ("mdev", "port", "view")
+    __slots__ = ("mdev", "view")
 
     declared = (
         Uevent(_variables, "mdev"),
@@ -86,7 +85,10 @@ class MdevDir(Kobject, PciIdentity):
     def __init__(self, view: LabView, mdev: Mdev) -> None:
         super().__init__(mdev.name)
         self.view, self.mdev = view, mdev
-        self.port = Port(lambda: mdev.device)
+
+    @property
+    def assignable(self) -> Mdev:
+        return self.mdev
 
     @property
     def options(self) -> Mapping[str, int]:

@@ -13,7 +13,7 @@ D = TypeVar("D", bound=Kobject)
 
 
 def directory_class(base: type[D], model: type[PciDevice]) -> type[D]:
-    """`base`, a class of directories with a `port`, with the attributes that `model` declares.
+    """`base`, a class of directories of devices, with the attributes that `model` declares.
 
     Raises TypeError for a name that `base` has already.
     """
@@ -39,11 +39,11 @@ def _made(base: type[Any], model: type[PciDevice]) -> type[Any]:
 
 def _member(declared: DeviceAttribute) -> Attribute:
     def show(self: Any) -> object:
-        return declared.show(self.port.device)
+        return declared.show(self.assignable.device)
 
     def store(self: Any, text: str) -> None:
         if declared.store is not None:
-            declared.store(self.port.device, text)
+            declared.store(self.assignable.device, text)
 
     def present(self: Any) -> bool:
         return declared.when is None or declared.when(self.options)

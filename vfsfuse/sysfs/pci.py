@@ -5,9 +5,11 @@ space and resource files.  A vGPU's directory has them too."""
 from __future__ import annotations
 
 import errno
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from devmodel.assignable import Assignable
 from devmodel.device import PciDevice, PciRegion
 from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.kobject import Attribute, BinaryMember, attribute
@@ -21,11 +23,20 @@ ROM = int(PciRegion.ROM)
 
 
 class PciIdentity:
-    """What a directory with PCI attributes needs: a port to its device."""
+    """What a directory with PCI attributes needs: its device, and the port by which clients reach that."""
 
     __slots__ = ()
-    port: Port
     view: LabView
+
+    @property
+    @abstractmethod
+    def assignable(self) -> Assignable:
+        """Whose directory it is."""
+
+    @property
+    def port(self) -> Port:
+        """Raises OSError(ENODEV) when the device is gone."""
+        return self.view.nodes.port(self.assignable)
 
     def owned_by(self, uid: int) -> bool:
         """Whether `uid` may see what only the device's owner may."""
@@ -33,7 +44,7 @@ class PciIdentity:
 
     @property
     def function(self) -> PciDevice | None:
-        device = self.port.device
+        device = self.assignable.device
         return device if isinstance(device, PciDevice) else None
 
     def pci_function(self) -> PciDevice:

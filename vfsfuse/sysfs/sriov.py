@@ -98,7 +98,7 @@ class VfConfigFile(RegionFile):
 
 def _open_config(self: VirtualFunctionDir, request: OpenRequest) -> Opened:
     limit = CFG_SPACE_EXP_SIZE if self.owned_by(request.uid) else OWNER_ONLY_ABOVE
-    return Opened(VfConfigFile(self.port.device, PciRegion.CONFIG, limit))
+    return Opened(VfConfigFile(self.assignable.device, PciRegion.CONFIG, limit))
 
 
 class VirtualFunctionDir(PciFunctionDir):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable
 
+from devmodel.assignable import Assignable
 from devmodel.backing import region_offset
 from devmodel.device import Device
 from devmodel.region import Memory
@@ -27,10 +27,10 @@ OWNER_ONLY_ABOVE = 64
 class Port:
     """One device's port.  `device` is made when first needed; everything else with the first open."""
 
-    __slots__ = ("_backing_id", "_closed", "_lock", "_memory", "_source")
+    __slots__ = ("_assignable", "_backing_id", "_closed", "_lock", "_memory")
 
-    def __init__(self, source: Callable[[], Device]) -> None:
-        self._source = source
+    def __init__(self, assignable: Assignable) -> None:
+        self._assignable = assignable
         self._lock = threading.Lock()
         self._memory: lane.Memory | None = None
         self._backing_id = 0
@@ -38,7 +38,7 @@ class Port:
 
     @property
     def device(self) -> Device:
-        return self._source()
+        return self._assignable.device
 
     def memory(self) -> lane.Memory:
         """What the pump answers of the device by itself.  Raises OSError(ENODEV)."""

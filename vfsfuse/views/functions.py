@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from devmodel.binding import VFIO_PCI
 from devmodel.function import PciFunction, PhysicalFunction, VirtualFunction
 from devmodel.parent import Parent
-from vfsfuse.kobject import Kobject, Symlink
+from vfsfuse.bundle import Bundle, Plan
+from vfsfuse.kobject import Symlink
 from vfsfuse.sysfs.drivers import PciDriver
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.model import directory_class
@@ -33,6 +34,7 @@ class FunctionViews:
         self._directories: dict[PciFunction, PciFunctionDir] = {}
         self._shown: dict[PciFunction, ExitStack] = {}
         self._bound: dict[PciFunction, ExitStack] = {}
+        self._group_plan, self._vfio_plan = Plan(*nodes.of_group), Plan(*nodes.of_vfio)
         for path in ("devices", "drivers", "slots"):
             view.tree.make(f"sys/bus/pci/{path}")
 
@@ -71,7 +73,7 @@ class FunctionViews:
         with ExitStack() as undo:
             put = Putter(self._tree, undo)
             if driver == VFIO_PCI:
-                self._show_vfio(function, directory, put)
+                self._show_vfio(function, put)
             else:
                 self._view.vgpus.show_types(function.parent, directory, put)
             put(self._view.places.pci_drivers[driver], Symlink(function.name, directory))
@@ -89,16 +91,17 @@ class FunctionViews:
         put(root, directory)
         self._directories[function] = directory
         put.undo.callback(self._directories.pop, function)
-        self._nodes.show_port(function, directory.port, put)
+        self._nodes.open_port(function)
+        put.undo.callback(self._nodes.close_port, function)
         put(self._tree.make("sys/bus/pci/devices"), Symlink(function.name, directory))
         if not function.group.noiommu:
-            self._nodes.show_group(function, directory, put)
+            put.show(Bundle(function, self._group_plan))
         return directory
 
-    def _show_vfio(self, function: PciFunction, directory: Kobject, put: Putter) -> None:
+    def _show_vfio(self, function: PciFunction, put: Putter) -> None:
         if function.group.noiommu:  # vfio itself makes the group, when it takes the function
-            self._nodes.show_group(function, directory, put)
-        self._nodes.show_vfio(function, function.vfio_minor or 0, directory, put)
+            put.show(Bundle(function, self._group_plan))
+        put.show(Bundle(function, self._vfio_plan))
 
     def _present_again(self, directory: PciFunctionDir) -> None:
         """Let the kernel ask again for what came or went with the driver."""

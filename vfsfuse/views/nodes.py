@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """VFIO in the tree: dev/vfio, IOMMU groups, and what makes a device one of VFIO's.
 
-Owner is the trio thread; what `show_once` makes is made, opened and forgotten on the device lane.
+Owner is the trio thread; what `show_once` makes is made, opened and forgotten on the device lane, and entries
+of devices are made there too (vfsfuse.bundle).  Ports are under a lock of their own.
 """
 
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 from devmodel.backing import REGION_SHIFT
 from devmodel.device import PciRegion
@@ -15,8 +18,9 @@ from devmodel.lab import LabSpec
 from devmodel.vfio import Assignable, Group, VfioModule
 from devmodel.vfio import DeviceFile as Hold
 from ioctl_shim.lane import LaneFile, Opened, OpenRequest
-from vfsfuse.kobject import DeviceNode, Entry, Kobject, Symlink
-from vfsfuse.sysfs.mdev import IommuGroupDir, VfioDevDir, VfioGroupDir
+from vfsfuse.bundle import Bundle, Part, link
+from vfsfuse.kobject import DeviceNode, Entry, Kobject
+from vfsfuse.sysfs.mdev import IommuGroupDir, VfioDevDir, VfioGroupDir, vfio_group_name
 from vfsfuse.tree import Tree
 from vfsfuse.vfio.container import ContainerFile
 from vfsfuse.vfio.device import open_device
@@ -24,10 +28,11 @@ from vfsfuse.vfio.group import GroupFile
 from vfsfuse.vfio.handover import CONTROL, Handover
 from vfsfuse.vfio.opened import Services
 from vfsfuse.vfio.port import Port
-from vfsfuse.views.places import Putter
 
 Opener = Callable[[OpenRequest], Opened]
 FileFinder = Callable[[int], LaneFile | None]
+VFIO_DEV = "vfio-dev"
+N = TypeVar("N", bound=DeviceNode)
 DEVICE_SIZE = PciRegion.COUNT << REGION_SHIFT
 """st_size of a device file.  A character device has none, but this is a regular file, and Python's mmap
 refuses to map a regular one beyond its end."""
@@ -49,65 +54,128 @@ class VfioNodesDir(Kobject):
             raise OSError(errno.ENOENT, name) from None
 
 
+class GroupNode(DeviceNode):
+    """dev/vfio/<N>."""
+
+    __slots__ = ("group",)
+
+    def __init__(self, group: Group, mode: int, find_file: FileFinder) -> None:
+        super().__init__(vfio_group_name(group), mode, GroupFile.opener(group, find_file))
+        self.group = group
+
+
 class VfioNodes:
-    """The files of dev/vfio, and the groups in sys/kernel/iommu_groups."""
+    """The files of dev/vfio, and the groups in sys/kernel/iommu_groups.
+
+    `own` gives the directory of a device.  What a plan has of a device in a group is `of_group`, and of one
+    of VFIO's `of_vfio`.
+    """
 
     def __init__(
-        self, spec: LabSpec, tree: Tree, services: Services, vfio: VfioModule, st_dev: Callable[[], int]
+        self,
+        spec: LabSpec,
+        tree: Tree,
+        services: Services,
+        own: Callable[[Assignable], Kobject],
     ) -> None:
         self.spec, self.tree, self.services = spec, tree, services
-        self._group_files: dict[int, Group] = {}
-        self._groups: dict[int, IommuGroupDir] = {}
-        self._ports: dict[Assignable, Port] = {}
+        self._own = own
+        self._ports: dict[Assignable, Port | None] = {}
+        self._lock = threading.Lock()
         self._vfio = tree.add(tree.make("dev"), VfioNodesDir("vfio"))
         self._cdevs = tree.add(self._vfio, Kobject("devices"))
-        container = ContainerFile.opener(lambda: vfio.noiommu, st_dev)
-        tree.add(self._vfio, self._node("vfio", container, 0o666))
-        control = self._node(CONTROL, Handover(self._group_files.get, self._show_once).open)
+        control = self._owned(
+            DeviceNode(CONTROL, spec.device_mode, Handover(self._group, self._show_once).open)
+        )
         tree.adopt(control)
         self._vfio.unlisted[CONTROL] = control.inode
+        self._groups = tree.make("sys/kernel/iommu_groups")
+        self.of_group, self.of_vfio = self._group_parts(), self._vfio_parts()
+
+    def add_container(self, vfio: VfioModule, st_dev: Callable[[], int]) -> None:
+        """dev/vfio/vfio."""
+        opener = ContainerFile.opener(lambda: vfio.noiommu, st_dev)
+        self.tree.add(self._vfio, self._owned(DeviceNode("vfio", 0o666, opener)))
 
     def group_dir(self, group: Group) -> Entry | None:
         """The group's directory, while it is shown."""
-        return self._groups.get(group.number)
+        return self._groups.child(str(group.number))
 
-    def show_port(self, device: Assignable, port: Port, put: Putter) -> None:
-        """The device can be opened through `port`, which is closed when it goes."""
-        put.undo.callback(port.close)
-        self._ports[device] = port
-        put.undo.callback(self._ports.pop, device)
+    def port(self, device: Assignable) -> Port:
+        """By which clients reach a device, made on first use.  Any thread.  Raises OSError(ENODEV) for one
+        that is gone, by surprise too."""
+        with self._lock:
+            if device not in self._ports:
+                raise OSError(errno.ENODEV, f"{device.name} is gone")
+            found = self._ports[device]
+            if found is None:
+                found = self._ports[device] = Port(device)
+            return found
 
-    def show_group(self, device: Assignable, own: Kobject, put: Putter) -> None:
+    def open_port(self, device: Assignable) -> None:
+        """A device is there."""
+        with self._lock:
+            self._ports[device] = None
+
+    def close_port(self, device: Assignable) -> None:
+        """It is gone: open files of it answer ENODEV from now on."""
+        with self._lock:
+            port = self._ports.pop(device, None)
+        if port is not None:
+            port.close()
+
+    def _group_parts(self) -> tuple[Part, ...]:
         """The IOMMU group of a device, which is alone in it."""
-        group = device.group
-        directory = put(self.tree.make("sys/kernel/iommu_groups"), IommuGroupDir(group))
-        self._groups[group.number] = directory
-        put.undo.callback(self._groups.pop, group.number)
-        put(put(directory, Kobject("devices")), Symlink(device.name, own))
+        group = Part(
+            self._groups,
+            lambda device: str(device.group.number),
+            lambda bundle: IommuGroupDir(bundle.device.group),
+            directory=True,
+        )
+        devices = Part(group, lambda device: "devices", lambda bundle: Kobject("devices"), directory=True)
+        return group, devices, link(devices, lambda device: str(device.name), self._own)
 
-    def show_vfio(self, device: Assignable, minor: int, own: Kobject, put: Putter) -> None:
+    def _vfio_parts(self) -> tuple[Part, ...]:
         """What makes a device one of VFIO's: its group's file, and its own."""
-        tree, group, port = self.tree, device.group, self._ports[device]
-        vfio_dev = put(put(own, Kobject("vfio-dev")), VfioDevDir(minor))
-        put(tree.make("sys/class/vfio-dev"), Symlink(vfio_dev.name, vfio_dev))
-        group_dir = put(tree.make("sys/devices/virtual/vfio"), VfioGroupDir(group))
-        put(tree.make("sys/class/vfio"), Symlink(group_dir.name, group_dir))
-        node = put(self._vfio, self._node(group_dir.name, GroupFile.opener(group, self.services.find_file)))
-        self._group_files[node.inode] = group
-        put.undo.callback(self._group_files.pop, node.inode)
+        tree = self.tree
+        above = Part(self._own, lambda device: VFIO_DEV, lambda bundle: Kobject(VFIO_DEV), directory=True)
+        own = Part(above, _name, lambda bundle: VfioDevDir(bundle.device.vfio_minor), directory=True)
+        group = Part(
+            tree.make("sys/devices/virtual/vfio"),
+            _group_name,
+            lambda bundle: VfioGroupDir(bundle.device.group),
+            directory=True,
+        )
+        return (
+            above,
+            own,
+            link(tree.make("sys/class/vfio-dev"), _name, own),
+            group,
+            link(tree.make("sys/class/vfio"), _group_name, group),
+            Part(self._vfio, _group_name, self._group_node),
+            Part(self._cdevs, _name, self._cdev),
+        )
+
+    def _group_node(self, bundle: Bundle) -> GroupNode:
+        return self._owned(GroupNode(bundle.device.group, self.spec.device_mode, self.services.find_file))
+
+    def _cdev(self, bundle: Bundle) -> DeviceNode:
+        device: Assignable = bundle.device
 
         def opener(request: OpenRequest) -> Opened:
             device.check_direct()
+            port = self.port(device)
             return open_device(Hold(device), port, self.services)
 
-        put(self._cdevs, self._device_node(vfio_dev.name, opener))
+        return self._device_node(_name(device), opener)
 
-    def _port(self, device: Assignable) -> Port:
-        """Raises OSError(ENODEV) for a device that was taken away by surprise."""
+    def _group(self, inode: int) -> Group | None:
+        """The group whose file has this inode number.  Device lane."""
         try:
-            return self._ports[device]
-        except KeyError:
-            raise OSError(errno.ENODEV, f"{device.name} is gone") from None
+            entry, _ = self.tree.locate(inode)
+        except OSError:
+            return None
+        return entry.group if isinstance(entry, GroupNode) else None
 
     def _show_once(self, name: str, take: Callable[[], Hold], released: Callable[[], None]) -> None:
         """Make an unlisted file in dev/vfio that opens what `take` gives, once.  Device lane."""
@@ -117,7 +185,7 @@ class VfioNodes:
                 raise OSError(errno.ENXIO, "opened already")
             hold = take()
             try:
-                return open_device(hold, self._port(hold.assignable), self.services, forget)
+                return open_device(hold, self.port(hold.assignable), self.services, forget)
             except BaseException:
                 forget()
                 raise
@@ -131,11 +199,16 @@ class VfioNodes:
         self._vfio.unlisted[name] = node.inode
 
     def _device_node(self, name: str, opener: Opener) -> DeviceNode:
-        node = self._node(name, opener)
-        node.size = DEVICE_SIZE
-        return node
+        return self._owned(DeviceNode(name, self.spec.device_mode, opener, DEVICE_SIZE))
 
-    def _node(self, name: str, opener: Opener, mode: int | None = None) -> DeviceNode:
-        node = DeviceNode(name, self.spec.device_mode if mode is None else mode, opener)
+    def _owned(self, node: N) -> N:
         node.uid, node.gid = self.spec.device_uid, self.spec.device_gid
         return node
+
+
+def _name(device: Assignable) -> str:
+    return f"vfio{device.vfio_minor}"
+
+
+def _group_name(device: Assignable) -> str:
+    return vfio_group_name(device.group)

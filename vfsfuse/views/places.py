@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from vfsfuse.bundle import Bundle
 from vfsfuse.kobject import Entry, Kobject
 from vfsfuse.tree import Tree
 
@@ -35,3 +36,8 @@ class Putter:
         self.tree.add(parent, child)
         self.undo.callback(self.tree.remove, child)
         return child
+
+    def show(self, bundle: Bundle) -> None:
+        """Let all of a device be seen."""
+        self.tree.show(bundle)
+        self.undo.callback(self.tree.withdraw, bundle)

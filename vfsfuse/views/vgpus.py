@@ -7,11 +7,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from devmodel.lab import Mdev, MdevType, Parent
+from vfsfuse.bundle import Bundle, Part, Plan, link
 from vfsfuse.kobject import Kobject, Symlink
 from vfsfuse.sysfs.mdev import MdevDir, TypeDir
 from vfsfuse.sysfs.model import directory_class
 from vfsfuse.sysfs.parent import ParentDir, VirtualParentDir
-from vfsfuse.views.nodes import VfioNodes
+from vfsfuse.views.nodes import VFIO_DEV, VfioNodes
 from vfsfuse.views.places import Putter
 
 if TYPE_CHECKING:
@@ -28,14 +29,16 @@ class VgpuViews:
         self._view, self._tree, self._nodes = view, view.tree, nodes
         self._parents: dict[Parent, Kobject] = {}
         self._types: dict[MdevType, TypeDir] = {}
-        self._directories: dict[Mdev, MdevDir] = {}
-        self._shown: dict[Mdev, ExitStack] = {}
-        self._bound: dict[Mdev, ExitStack] = {}
-        view.tree.make(f"sys/class/vgpu/{view.spec.vendor}")
+        self._shown: dict[Mdev, Bundle] = {}
+        self._bound: dict[Mdev, Bundle] = {}
+        self._own = Part(lambda mdev: self._parents[mdev.parent], _name, self._make_own, directory=True)
+        self._plan = self._make_plan()
+        driver_link = link(view.places.vfio_mdev, _name, self.directory)
+        self._bound_plan = Plan(*nodes.of_group, driver_link, *nodes.of_vfio)
 
-    def directory(self, mdev: Mdev) -> MdevDir:
-        """The directory of a vGPU that is shown."""
-        return self._directories[mdev]
+    def directory(self, mdev: Mdev) -> Kobject:
+        """The directory of a vGPU that is shown.  Any thread.  Raises LookupError when it is not."""
+        return self._shown[mdev].kobject_of(self._own)
 
     def type_dir(self, type_: MdevType) -> TypeDir | None:
         """The type's directory, while its parent has its host driver."""
@@ -66,45 +69,67 @@ class VgpuViews:
     def added(self, mdev: Mdev) -> None:
         """The lab's observer."""
         with ExitStack() as undo:
-            self._show(mdev, Putter(self._tree, undo))
+            self._nodes.open_port(mdev)
+            undo.callback(self._nodes.close_port, mdev)
+            bundle = self._shown[mdev] = Bundle(mdev, self._plan)
+            undo.callback(self._shown.pop, mdev)
+            self._tree.show(bundle)
+            undo.callback(self._tree.withdraw, bundle)
             if mdev.bound:
-                self.mdev_bound(mdev)
-            self._shown[mdev] = undo.pop_all()
+                self._show_bound(mdev)
+            undo.pop_all()
 
     def removed(self, mdev: Mdev) -> None:
         """The lab's observer."""
         if mdev in self._bound:
-            self._bound.pop(mdev).close()
-        self._shown.pop(mdev).close()
+            self._hide_bound(mdev)
+        self._tree.withdraw(self._shown[mdev])
+        del self._shown[mdev]
+        self._nodes.close_port(mdev)
 
     def mdev_bound(self, mdev: Mdev) -> None:
         """The lab's observer."""
-        own, tree = self._directories[mdev], self._tree
-        with ExitStack() as undo:
-            put = Putter(tree, undo)
-            self._nodes.show_group(mdev, own, put)
-            put(self._view.places.vfio_mdev, Symlink(mdev.name, own))
-            self._nodes.show_vfio(mdev, mdev.vfio_minor, own, put)
-            self._present_again(own)
-            self._bound[mdev] = undo.pop_all()
+        self._show_bound(mdev)
+        self._present_again(mdev)
 
     def mdev_unbound(self, mdev: Mdev) -> None:
         """The lab's observer."""
-        self._bound.pop(mdev).close()
-        self._present_again(self._directories[mdev])
+        self._hide_bound(mdev)
+        self._present_again(mdev)
 
-    def _show(self, mdev: Mdev, put: Putter) -> None:
+    def _show_bound(self, mdev: Mdev) -> None:
+        bundle = Bundle(mdev, self._bound_plan)
+        self._tree.show(bundle)
+        self._bound[mdev] = bundle
+
+    def _hide_bound(self, mdev: Mdev) -> None:
+        self._tree.withdraw(self._bound[mdev])
+        del self._bound[mdev]
+
+    def _make_plan(self) -> Plan:
         """Everything by which a vGPU is seen, but for its driver."""
-        tree, name = self._tree, mdev.name
-        directory = directory_class(MdevDir, mdev.type.spec.model)
-        own = put(self._parents[mdev.parent], directory(self._view, mdev))
-        self._directories[mdev] = own
-        put.undo.callback(self._directories.pop, mdev)
-        self._nodes.show_port(mdev, own.port, put)
-        put(self._types[mdev.type].devices, Symlink(name, own))
-        put(tree.make("sys/bus/mdev/devices"), Symlink(name, own))
-        put(tree.make(f"sys/class/vgpu/{self._view.spec.vendor}"), Symlink(f"vgpu{mdev.minor}", own))
+        tree, own = self._tree, self._own
+        return Plan(
+            own,
+            link(lambda mdev: self._types[mdev.type].devices, _name, own),
+            link(tree.make("sys/bus/mdev/devices"), _name, own),
+            link(
+                tree.make(f"sys/class/vgpu/{self._view.spec.vendor}"), lambda mdev: f"vgpu{mdev.minor}", own
+            ),
+        )
 
-    def _present_again(self, directory: MdevDir) -> None:
+    def _make_own(self, bundle: Bundle) -> MdevDir:
+        mdev: Mdev = bundle.device
+        own = directory_class(MdevDir, mdev.type.spec.model)(self._view, mdev)
+        bound = self._bound.get(mdev)
+        if bound is not None:
+            own.children, own.subdirs = {VFIO_DEV: bound}, 1
+        return own
+
+    def _present_again(self, mdev: Mdev) -> None:
         for name in OF_DRIVER:
-            self._tree.hide(directory, name)
+            self._tree.hide(self.directory(mdev), name)
+
+
+def _name(mdev: Mdev) -> str:
+    return mdev.name
