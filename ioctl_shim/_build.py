@@ -30,7 +30,14 @@ ffibuilder.set_source(
     sources=sorted(_relative(path) for path in NATIVE.glob("*.c")),
     depends=sorted(_relative(path) for path in [*NATIVE.glob("*.h"), *NATIVE.glob("*.cdef")]),
     include_dirs=[str(NATIVE)],
-    extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", *_pkg_config("--cflags-only-other")],
+    extra_compile_args=[
+        "-O2",
+        "-std=gnu11",
+        "-Wall",
+        "-Wextra",
+        "-fvisibility=hidden",
+        *_pkg_config("--cflags-only-other"),
+    ],
     extra_link_args=["-Wl,--no-as-needed", *_pkg_config("--libs")],
     define_macros=[("_FILE_OFFSET_BITS", "64")],
     # native/call.c uses vectorcall, which is not in the limited interface of Python 3.11

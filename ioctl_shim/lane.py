@@ -26,6 +26,7 @@ from ioctl_shim.lanefile import (
     LaneFile,
     Later,
     PlainFile,
+    PromptNames,
     RegionAccess,
     WaitingFile,
     wake_poll,
@@ -166,22 +167,18 @@ class _OpenFile:
 
 
 class Lane:
-    """The callbacks of the pump, which run on its thread.  `opener` answers opens and raises OSError; `show`
-    answers a read of an attribute (inode number, offset, size), or None to leave that to pyfuse3."""
+    """The callbacks of the pump, which run on its thread.  `opener` answers opens and raises OSError."""
 
-    def __init__(
-        self,
-        opener: Callable[[OpenRequest], Opened],
-        show: Callable[[int, int, int], bytes | None],
-    ) -> None:
-        self._opener, self._show = opener, show
+    def __init__(self, opener: Callable[[OpenRequest], Opened], names: PromptNames) -> None:
+        self._opener = opener
+        self._called = (_errno_of, names.show, names.lookup, names.stat, names.readlink)
         self._files: dict[int, _OpenFile] = {}
         self._tokens = itertools.count(1)
         self._later: dict[int, Later] = {}
         self._deferred: queue.SimpleQueue[tuple[int, LaneFile, IoctlCall] | None] = queue.SimpleQueue()
         for name in ("open", "read", "write", "ioctl", "poll", "interrupt", "release"):
             ffi.def_extern(name=f"lane_on_{name}", onerror=self._failed)(getattr(self, f"_on_{name}"))
-        lib.lane_set_python(_address(_errno_of), _address(self._show))
+        lib.lane_set_python(ffi.new("struct lane_python *", [_address(each) for each in self._called]))
 
     def start(self) -> None:
         """Start the pump and the worker; call it once pyfuse3.init() has mounted."""

@@ -14,7 +14,7 @@ import select
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ioctl_shim._native import lib
 
@@ -58,6 +58,33 @@ class RegionAccess(Protocol):
 
     def read(self, index: int, offset: int, size: int) -> bytes: ...
     def write(self, index: int, offset: int, data: bytes) -> int: ...
+
+
+class Named(NamedTuple):
+    """What a name stands for: struct lane_name of native/lane.cdef.
+
+    Times are nanoseconds; all three of the inode are `ctime_ns`, and the kernel may keep it all for
+    `timeout_ns`."""
+
+    inode: int
+    mode: int
+    nlink: int
+    size: int
+    uid: int
+    gid: int
+    ctime_ns: int
+    timeout_ns: int
+
+
+class PromptNames(Protocol):
+    """Who answers lookups, stats, links and reads of attributes on the pump thread, or None: ask pyfuse3.
+
+    Raises OSError with the errno the client gets."""
+
+    def lookup(self, parent_inode: int, name: bytes) -> Named | None: ...
+    def stat(self, inode: int) -> Named | None: ...
+    def readlink(self, inode: int) -> bytes | None: ...
+    def show(self, inode: int, offset: int, size: int) -> bytes | None: ...
 
 
 class Later:

@@ -18,7 +18,7 @@ from devmodel.removal import remove_when_free
 from devmodel.spec import Removal
 from devmodel.vfio import Group
 from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
-from vfsfuse.kobject import Attribute, BinaryMember, DeviceNode, Entry, Kobject
+from vfsfuse.kobject import BinaryMember, DeviceNode, Entry, Kobject
 from vfsfuse.sysfs.drivers import MdevDriver
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.tree import Tree
@@ -106,19 +106,6 @@ class LabView:
         if isinstance(entry, DeviceNode):
             return entry.opener(request)
         raise OSError(errno.EIO, "not a device file")
-
-    def show(self, inode: int, offset: int, size: int) -> bytes | None:
-        """A read of an attribute; None while the lab is being changed, and for one that takes time.  Raises
-        OSError.  Device lane."""
-        if not self.lab.lock.acquire(blocking=False):
-            return None
-        try:
-            entry, member = self.tree.locate(inode)
-            if not isinstance(member, Attribute) or not member.prompt:
-                return None
-            return member.read(entry)[offset : offset + size]
-        finally:
-            self.lab.lock.release()
 
     def find_file(self, fd: int) -> LaneFile | None:
         """The open file of ours behind our descriptor `fd`, None for a stranger's.  Device lane's worker."""

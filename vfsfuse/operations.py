@@ -19,27 +19,24 @@ from functools import partial
 import trio
 
 from ioctl_shim.fuse import pyfuse3
-from vfsfuse.entry import Look
+from ioctl_shim.lanefile import Named
 from vfsfuse.kobject import (
     Attribute,
     Child,
     Entry,
     Kobject,
-    LinkMember,
     Member,
     SnapshotMember,
-    Symlink,
-    relative,
 )
 from vfsfuse.mountpoint import XATTR_PID
+from vfsfuse.names import NANOSECONDS, Names
 from vfsfuse.refusals import Refusals
 from vfsfuse.snapshots import Snapshots
 from vfsfuse.telling import tell_kernel
-from vfsfuse.tree import BASE_MASK, IAttrs, Tree
-from vfsfuse.waiting import WaitingStore
+from vfsfuse.tree import BASE_MASK, IAttrs
 
 log = logging.getLogger(__name__)
-DECLARED = IAttrs()
+BLOCK = 4096
 POLL_MASK = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
@@ -60,15 +57,13 @@ def errors(what: str) -> Iterator[None]:
 
 
 class Operations(Refusals):
-    """The handlers.  `cache` is how many seconds the kernel may keep names and stats it is not told to drop;
-    `waits` says whether stores may wait (vfsfuse.waiting)."""
+    """The handlers."""
 
     supports_dot_lookup = False
 
-    def __init__(self, tree: Tree, cache: float, uid: int, gid: int, waits: bool) -> None:
+    def __init__(self, names: Names) -> None:
         super().__init__()
-        self.waits = waits
-        self.tree, self.cache, self.uid, self.gid = tree, cache, uid, gid
+        self.names, self.tree = names, names.tree
         self._listings: dict[int, list[Child | Member]] = {}
         self._owners: dict[int, Kobject] = {}
         self._next_listing = 1
@@ -76,41 +71,17 @@ class Operations(Refusals):
         self.telling = trio.Lock()
         """Held while the kernel is told of changes: that waits for lookups which only we can answer."""
 
-    # ---- looking ----
-
-    def attributes(self, inode: int, timeout: float | None = None) -> pyfuse3.EntryAttributes:
-        return self._answer(self.tree.look(inode), timeout)
-
-    def _answer(self, look: Look, timeout: float | None = None) -> pyfuse3.EntryAttributes:
-        inode, shown, entry = look
-        changed = self.tree.iattrs.get(inode & BASE_MASK, DECLARED)
-        made = pyfuse3.EntryAttributes()
-        made.st_ino = inode
-        made.st_mode = shown.mode if changed.mode is None else stat.S_IFMT(shown.mode) | changed.mode
-        made.st_nlink = shown.nlink
-        made.st_size = shown.size
-        made.st_uid = first(changed.uid, shown.uid, self.uid)
-        made.st_gid = first(changed.gid, shown.gid, self.gid)
-        made.st_atime_ns = made.st_mtime_ns = made.st_ctime_ns = entry.ctime_ns
-        made.st_blksize = 4096
-        made.entry_timeout = made.attr_timeout = self.cache if timeout is None else timeout
-        return made
+    # ---- looking; as a rule the device lane has answered, by the same names ----
 
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         with errors("lookup"):
-            directory = self.tree.directory(parent_inode)
-            found = directory.find(os.fsdecode(name))
-            if found is None:
-                return self.attributes(directory.hidden(os.fsdecode(name)), 0)
-            if self.waits and isinstance(found, WaitingStore):
-                return self.attributes(self.tree.own_inode(_inode(directory, found)), 0)
-            return self._answer(found.look(directory))
+            return _attributes(self.names.lookup(parent_inode, name))
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         with errors("getattr"):
-            return self.attributes(inode)
+            return _attributes(self.names.stat(inode))
 
     async def setattr(
         self,
@@ -129,23 +100,20 @@ class Operations(Refusals):
                 changed.uid = attr.st_uid
             if fields.update_gid:
                 changed.gid = attr.st_gid
-            return self.attributes(inode)  # a new size (O_TRUNC) or time is ignored, as sysfs does
+            return _attributes(
+                self.names.stat(inode)
+            )  # a new size (O_TRUNC) or time is ignored, as sysfs does
 
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         with errors("readlink"):
-            entry, member = self.tree.locate(inode)
-            if isinstance(entry, Symlink):
-                return os.fsencode(relative(entry.parent, entry.target))
-            if isinstance(member, LinkMember):
-                return os.fsencode(relative(entry, member.target(entry)))
-            raise OSError(errno.EINVAL, "not a symlink")
+            return self.names.readlink(inode)
 
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
         return True  # default_permissions: the kernel has checked
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         made = pyfuse3.StatvfsData()
-        made.f_bsize = made.f_frsize = 4096
+        made.f_bsize = made.f_frsize = BLOCK
         made.f_namemax = 255
         return made
 
@@ -182,17 +150,13 @@ class Operations(Refusals):
         self, token: pyfuse3.ReaddirToken, owner: Kobject, listed: Child | Member, following: int
     ) -> bool:
         try:
-            if not self._is_there(owner, listed):
-                return True  # removed since the list was made
-            entry = listed if isinstance(listed, Member) else listed.seen_in(owner)
-            timeout = 0 if self.waits and isinstance(entry, WaitingStore) else None
-            attributes = self._answer(entry.look(owner), timeout)
+            found = self.names.listed(owner, listed)
         except OSError:
-            return True  # it is going
-        return pyfuse3.readdir_reply(token, entry.name.encode(), attributes, following)
-
-    def _is_there(self, owner: Kobject, listed: Child | Member) -> bool:
-        return listed.present(owner) if isinstance(listed, Member) else self.tree.knows(listed)
+            found = None  # it is going
+        if found is None:
+            return True
+        name, named = found
+        return pyfuse3.readdir_reply(token, name.encode(), _attributes(named), following)
 
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)
@@ -256,12 +220,10 @@ class Operations(Refusals):
         return entry, member
 
 
-def first(changed: int | None, declared: int | None, usual: int) -> int:
-    """The first value that is not None."""
-    if changed is not None:
-        return changed
-    return usual if declared is None else declared
-
-
-def _inode(owner: Kobject, found: Entry | Member) -> int:
-    return found.inode(owner) if isinstance(found, Member) else found.inode
+def _attributes(named: Named) -> pyfuse3.EntryAttributes:
+    made = pyfuse3.EntryAttributes()
+    made.st_ino, made.st_mode, made.st_nlink, made.st_size, made.st_uid, made.st_gid, time_ns, timeout = named
+    made.st_atime_ns = made.st_mtime_ns = made.st_ctime_ns = time_ns
+    made.st_blksize = BLOCK
+    made.entry_timeout = made.attr_timeout = timeout / NANOSECONDS
+    return made

@@ -19,6 +19,7 @@ from devmodel.spec import LabSpec, Removal
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
 from vfsfuse.labview import LabView
+from vfsfuse.names import Names, PromptNames
 from vfsfuse.operations import Operations
 from vfsfuse.tree import Tree
 
@@ -49,10 +50,11 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     for number in ENDING:  # until trio listens, and again while we clean up: no signal may leave a dead mount
         signal.signal(number, lambda number, _: early.append(number))
     tree = Tree()
-    operations = Operations(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is Removal.WAIT)
+    names = Names(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is Removal.WAIT)
+    operations = Operations(names)
     view = LabView(spec, tree)
     view.stores.publish = operations.publish
-    lane = Lane(view.open, view.show)
+    lane = Lane(view.open, PromptNames(names, view.lab.lock))
     pyfuse3.init(operations, mountpoint, mount_options())
     try:
         lane.start()

@@ -66,7 +66,7 @@ class Tree:
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        self._lookups = 0
+        self._lookups = itertools.count()
         self._blocks: dict[int, Entry | Bundle] = {}
         self._changes = Changes()
         self.iattrs: dict[int, IAttrs] = {}
@@ -166,8 +166,7 @@ class Tree:
         """A number of its own for each lookup.  The kernel locks an inode for as long as a write to it takes,
         and who waits for that lock cannot be interrupted: a store that waits must not keep others from
         theirs."""
-        self._lookups = (self._lookups + 1) % MOST_LOOKUPS
-        return inode | self._lookups * (BASE_MASK + 1)
+        return inode | (next(self._lookups) % MOST_LOOKUPS) * (BASE_MASK + 1)
 
     def directory(self, inode: int) -> Kobject:
         """The directory `inode` names.  Raises OSError(ENOENT) when it is gone, ENOTDIR when it is none."""

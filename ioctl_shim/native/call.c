@@ -10,18 +10,13 @@
 #include <errno.h>
 #include <string.h>
 
-#include "lane.h"
+#include "pump.h"
 
-/* cffi defines it (callbacks.cdef): what of Python is called, whatever the file. */
-static struct {
-	PyObject *failed; /* exception -> negative errno */
-	PyObject *show;	  /* (inode, offset, size) -> bytes, or None: not now */
-} python;
+static struct lane_python python;
 
-void lane_set_python(void *failed, void *show)
+void lane_set_python(const struct lane_python *called)
 {
-	python.failed = failed;
-	python.show = show;
+	python = *called;
 }
 
 /* The negative errno of the exception that has been raised; takes it. */
@@ -101,6 +96,30 @@ static int64_t take_number(PyObject *number)
 			result = failure();
 	}
 	Py_DECREF(number);
+	return result;
+}
+
+/* The fields of `tuple` (ioctl_shim.lanefile.Named) in `name`: 0, LANE_DEFERRED for None, or a negative errno; takes it. */
+static int64_t take_name(PyObject *tuple, struct lane_name *name)
+{
+	uint64_t *field = (uint64_t *)name;
+	int64_t result = 0;
+
+	if (!tuple)
+		return failure();
+	if (tuple == Py_None) {
+		result = LANE_DEFERRED;
+	} else {
+		for (Py_ssize_t i = 0; i < (Py_ssize_t)(sizeof(*name) / sizeof(*field)); i++) {
+			PyObject *number = PySequence_GetItem(tuple, i);
+
+			field[i] = number ? PyLong_AsUnsignedLongLong(number) : 0;
+			Py_XDECREF(number);
+		}
+		if (PyErr_Occurred())
+			result = failure();
+	}
+	Py_DECREF(tuple);
 	return result;
 }
 
@@ -215,6 +234,34 @@ int64_t call_show(uint64_t inode, uint64_t offset, uint32_t size, char *out)
 {
 	PyGILState_STATE gil = PyGILState_Ensure();
 	int64_t result = take_bytes(call(python.show, NULL, (uint64_t[]){inode, offset, size}, 3, NULL), out, size);
+
+	PyGILState_Release(gil);
+	return result;
+}
+
+int64_t call_lookup(uint64_t parent, const char *name, struct lane_name *found)
+{
+	PyGILState_STATE gil = PyGILState_Ensure();
+	PyObject *text = PyBytes_FromString(name);
+	int64_t result = text ? take_name(call(python.lookup, NULL, &parent, 1, text), found) : failure();
+
+	PyGILState_Release(gil);
+	return result;
+}
+
+int64_t call_stat(uint64_t inode, struct lane_name *found)
+{
+	PyGILState_STATE gil = PyGILState_Ensure();
+	int64_t result = take_name(call(python.stat, NULL, &inode, 1, NULL), found);
+
+	PyGILState_Release(gil);
+	return result;
+}
+
+int64_t call_readlink(uint64_t inode, char *out, uint32_t size)
+{
+	PyGILState_STATE gil = PyGILState_Ensure();
+	int64_t result = take_bytes(call(python.readlink, NULL, &inode, 1, NULL), out, size);
 
 	PyGILState_Release(gil);
 	return result;

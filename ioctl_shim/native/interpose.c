@@ -66,6 +66,9 @@ static ssize_t refuse_read(int fd, void *buf, size_t size, void *userdata)
 	return -1;
 }
 
+/* All else of the extension is hidden: it is loaded with RTLD_GLOBAL. */
+#pragma GCC visibility push(default)
+
 int fuse_session_fd(struct fuse_session *se)
 {
 	(void)se;
@@ -102,6 +105,8 @@ int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 	return fuse_reply_buf(req, (const char *)&out, sizeof(out));
 }
 
+#pragma GCC visibility pop
+
 static void note_init(const struct lane_message *message)
 {
 	const struct fuse_in_header *header = (const void *)message->data;
@@ -114,6 +119,7 @@ static void note_init(const struct lane_message *message)
 	init_unique = header->unique;
 }
 
+#pragma GCC visibility push(default)
 int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 {
 	struct lane_message *message = lane_pop();

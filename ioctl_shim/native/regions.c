@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "lane.h"
+#include "pump.h"
 
 struct lane_memory *lane_memory_new(void)
 {

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Requests on device inodes: what needs no decision is answered here, for all else Python is called.  Pump thread. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "pump.h"
+
+/* cffi defines these (callbacks.cdef). */
+int lane_on_open(struct lane_open *open);
+int64_t lane_on_read(const struct lane_transfer *read, void *out);
+int64_t lane_on_write(const struct lane_transfer *write, const void *in);
+int64_t lane_on_ioctl(struct lane_ioctl *call);
+uint32_t lane_on_poll(uint64_t token, uint64_t handle);
+void lane_on_release(uint64_t token);
+
+#define VFIO_FIRST (';' << 8 | 100) /* _IO(VFIO_TYPE, VFIO_BASE) */
+
+static struct lane_file *file_of(uint64_t fh)
+{
+	return (struct lane_file *)(uintptr_t)fh; /* only the kernel hands it back: a client cannot forge it */
+}
+
+void on_open(const struct request *r)
+{
+	const struct fuse_open_in *in = r->body;
+	struct lane_open open = {.nodeid = r->header->nodeid, .flags = in->flags, .tid = r->header->pid,
+		.uid = r->header->uid, .gid = r->header->gid, .region = LANE_WHOLE};
+	struct lane_file *file = calloc(1, sizeof(*file));
+	int error = file ? lane_on_open(&open) : -ENOMEM;
+
+	if (error) {
+		free(file);
+		send_error(r->header->unique, error);
+		return;
+	}
+	*file = (struct lane_file){.token = open.token, .memory = open.memory /* with the reference Python took */,
+		.region = open.region, .by_region = open.by_region, .read = open.read, .write = open.write,
+		.ioctl = open.ioctl, .rows = open.rows};
+	struct vfs_open_out out = {.fh = (uintptr_t)file, .open_flags = FOPEN_DIRECT_IO};
+	if (open.stream) {
+		/* the kernel takes no backing file with it; a mapping of it is harmless, as beyond size 0 all is SIGBUS */
+		out.open_flags |= VFS_FOPEN_STREAM;
+	} else if (open.backing_id > 0) {
+		out.open_flags |= VFS_FOPEN_PASSTHROUGH;
+		out.backing_id = open.backing_id;
+	} else
+		lane_forbid_mapping(&out);
+	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
+}
+
+void on_release(const struct request *r)
+{
+	const struct fuse_release_in *in = r->body;
+	struct lane_file *file = file_of(in->fh);
+
+	lane_on_release(file->token);
+	lane_memory_put(file->memory);
+	free(file);
+	send_error(r->header->unique, 0);
+}
+
+void on_read(const struct request *r)
+{
+	const struct fuse_read_in *in = r->body;
+	const struct lane_file *file = file_of(in->fh);
+	uint32_t size = in->size > MAX_DATA ? MAX_DATA : in->size;
+	const char *memory = find_memory(file, in->offset, size);
+	uint64_t value;
+
+	if (memory) {
+		/* the kernel copies straight from the region; it may have no page left for a hole of it */
+		if (send_data(r->header->unique, 0, memory, size, NULL, 0))
+			send_error(r->header->unique, -EIO);
+		return;
+	}
+	if (read_plain(file, in->offset, size, &value)) {
+		send_data(r->header->unique, 0, &value, size, NULL, 0);
+		return;
+	}
+	struct lane_place place = find_register(file, in->offset, size);
+	if (place.found) {
+		int64_t error = call_register(&place, &value, 0);
+
+		memcpy(r->out, &value, size);
+		if (error != LANE_DEFERRED)
+			return send_read(r, error ? error : size);
+	}
+	if (file->read)
+		return send_read(r, call_read(file, in->offset, size, r->out));
+	struct lane_transfer read = {r->header->unique, file->token, in->offset, size, in->flags};
+	int64_t got = lane_on_read(&read, r->out);
+	if (got != LANE_DEFERRED)
+		send_read(r, got);
+}
+
+/* Bytes taken, a negative errno, or LANE_DEFERRED: whoever took them answers. */
+static int64_t take_write(const struct request *r, const struct fuse_write_in *in)
+{
+	const struct lane_file *file = file_of(in->fh);
+	const void *data = in + 1;
+	char *memory = find_memory(file, in->offset, in->size);
+	struct lane_place place = find_register(file, in->offset, in->size);
+	struct lane_transfer write = {r->header->unique, file->token, in->offset, in->size, in->flags};
+	uint64_t value = 0;
+
+	if (in->size > r->size - sizeof(*in))
+		return -EIO;
+	if (memory) {
+		memcpy(memory, data, in->size);
+		return in->size;
+	}
+	if (place.found) {
+		memcpy(&value, data, in->size);
+		int64_t error = call_register(&place, &value, 1);
+		if (error != LANE_DEFERRED)
+			return error ? error : in->size;
+	}
+	return file->write ? call_write(file, in->offset, data, in->size) : lane_on_write(&write, data);
+}
+
+void on_write(const struct request *r)
+{
+	const struct fuse_write_in *in = r->body;
+	int64_t put = take_write(r, in);
+
+	if (put == LANE_DEFERRED)
+		return;
+	if (put < 0) {
+		send_error(r->header->unique, put);
+		return;
+	}
+	struct fuse_write_out out = {.size = (uint32_t)put};
+	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
+}
+
+static int is_own_thread(uint32_t tid)
+{
+	return !syscall(SYS_tgkill, getpid(), tid, 0);
+}
+
+struct lane_argument *lane_argument(void)
+{
+	static struct lane_argument argument;
+
+	return &argument;
+}
+
+/* What the ioctl's row says of the struct behind its argument, as Python will look at it first. */
+static void fetch_argument(const struct lane_file *file, const struct fuse_ioctl_in *in, uint32_t tid)
+{
+	struct lane_argument *argument = lane_argument();
+	uint32_t row = in->cmd - VFIO_FIRST;
+
+	argument->reply = 0;
+	if (!file->rows || row >= LANE_ROWS || !file->rows->minsz[row])
+		return;
+	memset(argument->data, 0, file->rows->size[row]);
+	argument->error = (int32_t)shim_peek(tid, in->arg, argument->data, file->rows->minsz[row]);
+}
+
+/* An ioctl that has no size, which is all of VFIO's; 0 when it is not for this thread. */
+static int answer_ioctl(const struct request *r)
+{
+	const struct fuse_ioctl_in *in = r->body;
+	const struct lane_file *file = file_of(in->fh);
+	const struct lane_argument *argument = lane_argument();
+	uint32_t tid = r->header->pid;
+
+	fetch_argument(file, in, tid);
+	int64_t result = call_ioctl(file, in->cmd, in->arg, tid), error = 0;
+	if (result == LANE_DEFERRED)
+		return 0;
+	if (result >= 0 && argument->reply)
+		error = shim_poke(tid, in->arg, argument->data, argument->reply);
+	send_ioctl(r->header->unique, error ? error : result, NULL, 0);
+	return 1;
+}
+
+void on_ioctl(const struct request *r)
+{
+	const struct fuse_ioctl_in *in = r->body;
+	const struct lane_file *file = file_of(in->fh);
+	struct lane_ioctl call = {.unique = r->header->unique, .token = file->token, .arg = in->arg,
+		.cmd = in->cmd, .tid = r->header->pid, .data = in + 1, .data_size = in->in_size,
+		.out_size = in->out_size, .out = r->out};
+	int64_t result;
+
+	if (in->cmd == IDENTIFY && is_own_thread(call.tid)) {
+		send_ioctl(call.unique, (int64_t)(file->token & 0x7fffffff), NULL, 0);
+		return;
+	}
+	if (file->ioctl && !in->in_size && !in->out_size && answer_ioctl(r))
+		return;
+	if (in->in_size > r->size - sizeof(*in) || in->out_size > MAX_DATA)
+		result = -EIO;
+	else
+		result = lane_on_ioctl(&call);
+	if (result == LANE_DEFERRED)
+		return;
+	send_ioctl(call.unique, result, r->out, result < 0 ? 0 : call.out_size);
+}
+
+void on_poll(const struct request *r)
+{
+	const struct fuse_poll_in *in = r->body;
+	uint64_t handle = in->flags & FUSE_POLL_SCHEDULE_NOTIFY ? in->kh : 0;
+	struct fuse_poll_out out = {.revents = lane_on_poll(file_of(in->fh)->token, handle)};
+
+	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
+}

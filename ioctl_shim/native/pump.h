@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Between the parts of the pump: session.c, files.c, names.c, regions.c, call.c and pump.c. */
+#ifndef VFSFUSE_PUMP_H
+#define VFSFUSE_PUMP_H
+
+#include "fuse_abi.h"
+#include "lane.h"
+
+#define MAX_DATA (1u << 20)
+#define IDENTIFY _IO('V', 0x41)
+#define LANE_OFFSET_MASK ((1ull << LANE_REGION_SHIFT) - 1)
+
+struct request {
+	const struct fuse_in_header *header;
+	const void *body;
+	size_t size; /* of body */
+	char *out;   /* MAX_DATA bytes */
+};
+
+/* session.c */
+int session_fuse(void);
+void session_end(void);
+int send_data(uint64_t unique, int error, const void *body, size_t size, const void *data, size_t more);
+void send_error(uint64_t unique, int64_t error);
+void send_ioctl(uint64_t unique, int64_t result, const void *out, uint32_t out_size);
+void send_read(const struct request *r, int64_t got);
+void hand_on(const struct request *r);
+
+/* files.c */
+void on_open(const struct request *r);
+void on_release(const struct request *r);
+void on_read(const struct request *r);
+void on_write(const struct request *r);
+void on_ioctl(const struct request *r);
+void on_poll(const struct request *r);
+
+/* names.c */
+void on_attr_open(const struct request *r);
+void on_attr_read(const struct request *r);
+void on_lookup(const struct request *r);
+void on_getattr(const struct request *r);
+void on_readlink(const struct request *r);
+
+/* A register of an open device, `found` unless NULL. */
+struct lane_place {
+	const struct lane_memory *memory;
+	uint64_t region;
+	const struct lane_register *found;
+};
+
+/* regions.c */
+char *find_memory(const struct lane_file *file, uint64_t offset, uint64_t size);
+int read_plain(const struct lane_file *file, uint64_t offset, uint64_t size, void *value);
+struct lane_place find_register(const struct lane_file *file, uint64_t offset, uint64_t size);
+int is_shown(const struct lane_memory *m, uint64_t index);
+
+/* call.c: bytes, a number or 0, a negative errno, or LANE_DEFERRED when Python says None. */
+int64_t call_read(const struct lane_file *file, uint64_t offset, uint32_t size, char *out);
+int64_t call_write(const struct lane_file *file, uint64_t offset, const void *in, uint32_t size);
+int64_t call_register(const struct lane_place *place, uint64_t *value, int write);
+int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uint32_t tid);
+int64_t call_lookup(uint64_t parent, const char *name, struct lane_name *found);
+int64_t call_stat(uint64_t inode, struct lane_name *found);
+int64_t call_readlink(uint64_t inode, char *out, uint32_t size);
+int64_t call_show(uint64_t inode, uint64_t offset, uint32_t size, char *out);
+
+/* One load or store, as a processor does it, whoever does another at the same time; `width` is 1, 2, 4 or 8. */
+static inline uint64_t load_register(const char *from, uint64_t width)
+{
+	switch (width) {
+	case 8:
+		return __atomic_load_n((const uint64_t *)from, __ATOMIC_RELAXED);
+	case 4:
+		return __atomic_load_n((const uint32_t *)from, __ATOMIC_RELAXED);
+	case 2:
+		return __atomic_load_n((const uint16_t *)from, __ATOMIC_RELAXED);
+	default:
+		return *(const uint8_t *)from;
+	}
+}
+
+static inline void store_register(char *to, uint64_t width, uint64_t value)
+{
+	switch (width) {
+	case 8:
+		__atomic_store_n((uint64_t *)to, value, __ATOMIC_RELAXED);
+		break;
+	case 4:
+		__atomic_store_n((uint32_t *)to, (uint32_t)value, __ATOMIC_RELAXED);
+		break;
+	case 2:
+		__atomic_store_n((uint16_t *)to, (uint16_t)value, __ATOMIC_RELAXED);
+		break;
+	default:
+		*(uint8_t *)to = (uint8_t)value;
+	}
+}
+
+#endif

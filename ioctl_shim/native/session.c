@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The one FUSE session of the process: what the pump reads, the queue to pyfuse3, and answers.  The queue is under `lock`,
+ * `unmappable` is atomic, and any thread may answer, because one writev() of a reply is atomic.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "pump.h"
+
+/* One session a process: libfuse's entry points carry no place for a pointer of ours. */
+static struct {
+	int fuse;
+	int event;
+	int ended;
+	int passthrough;
+	int unmappable; /* backing id; 0: not asked for yet, -1: not to be had */
+	pthread_mutex_t lock;
+	struct lane_message *head;
+	struct lane_message **tail;
+} session = {.fuse = -1, .event = -1, .lock = PTHREAD_MUTEX_INITIALIZER, .tail = &session.head};
+
+static void wake(void)
+{
+	uint64_t one = 1;
+
+	while (write(session.event, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+int lane_attach(int fuse_fd)
+{
+	/* our own descriptor: libfuse closes its own on unmount while the pump still reads */
+	session.fuse = fcntl(fuse_fd, F_DUPFD_CLOEXEC, 0);
+	session.event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
+	return session.fuse < 0 || session.event < 0 ? -1 : 0;
+}
+
+int lane_event_fd(void)
+{
+	return session.event;
+}
+
+int session_fuse(void)
+{
+	return session.fuse;
+}
+
+/* No request comes any more. */
+void session_end(void)
+{
+	__atomic_store_n(&session.ended, 1, __ATOMIC_RELEASE);
+	wake();
+}
+
+int lane_ended(void)
+{
+	return __atomic_load_n(&session.ended, __ATOMIC_ACQUIRE);
+}
+
+int lane_passthrough(void)
+{
+	return session.passthrough;
+}
+
+/* ---- the queue to pyfuse3 ---- */
+
+static int push(const void *data, size_t size)
+{
+	struct lane_message *message = malloc(sizeof(*message));
+	char *copy = malloc(size);
+
+	if (!message || !copy) {
+		free(message);
+		free(copy);
+		return -ENOMEM;
+	}
+	memcpy(copy, data, size);
+	*message = (struct lane_message){.size = size, .data = copy};
+	pthread_mutex_lock(&session.lock);
+	*session.tail = message;
+	session.tail = &message->next;
+	pthread_mutex_unlock(&session.lock);
+	wake();
+	return 0;
+}
+
+struct lane_message *lane_pop(void)
+{
+	struct lane_message *message = NULL;
+	uint64_t taken;
+
+	if (lane_ended() || read(session.event, &taken, sizeof(taken)) < 0)
+		return NULL; /* once ended, the event stays readable so that every worker wakes */
+	pthread_mutex_lock(&session.lock);
+	message = session.head;
+	if (message && !(session.head = message->next))
+		session.tail = &session.head;
+	pthread_mutex_unlock(&session.lock);
+	return message;
+}
+
+/* ---- replies ---- */
+
+int send_data(uint64_t unique, int error, const void *body, size_t size, const void *data, size_t more)
+{
+	struct fuse_out_header header = {
+		.len = (uint32_t)(sizeof(header) + size + more), .error = error, .unique = unique};
+	struct iovec iov[3] = {{&header, sizeof(header)}, {(void *)body, size}, {(void *)data, more}};
+
+	/* ENOENT: the request was aborted and nobody waits for the answer */
+	return writev(session.fuse, iov, more ? 3 : size ? 2 : 1) < 0 && errno != ENOENT ? -errno : 0;
+}
+
+void send_error(uint64_t unique, int64_t error)
+{
+	send_data(unique, (int)error, NULL, 0, NULL, 0);
+}
+
+void send_ioctl(uint64_t unique, int64_t result, const void *out, uint32_t out_size)
+{
+	struct fuse_ioctl_out body = {.result = (int32_t)result};
+
+	if (result < 0)
+		send_error(unique, result);
+	else
+		send_data(unique, 0, &body, sizeof(body), out, out_size);
+}
+
+int lane_reply(uint64_t unique, int32_t result, const void *out, uint32_t out_size)
+{
+	send_ioctl(unique, result, out, out_size);
+	return 0;
+}
+
+/* The answer to a read (its data) or a write (a struct fuse_write_out) that was deferred, or a negative errno. */
+int lane_send(uint64_t unique, int32_t error, const void *data, uint32_t size)
+{
+	return send_data(unique, error, data, size, NULL, 0);
+}
+
+/* Whoever polls the file of this handle asks again; it neither waits nor needs a file that is still open. */
+int lane_wake_poll(uint64_t handle)
+{
+	struct fuse_notify_poll_wakeup_out body = {.kh = handle};
+
+	return send_data(0, FUSE_NOTIFY_POLL, &body, sizeof(body), NULL, 0);
+}
+
+void lane_init_reply(const void *in, void *body)
+{
+	const struct vfs_init_in *request = in;
+	struct vfs_init_out *out = body;
+
+	if (!(request->flags & FUSE_INIT_EXT) || !(request->flags2 & VFS_PASSTHROUGH_FLAG2))
+		return;
+	out->flags |= FUSE_INIT_EXT;
+	out->flags &= ~(uint32_t)FUSE_WRITEBACK_CACHE; /* the kernel refuses both together */
+	out->flags2 |= VFS_PASSTHROUGH_FLAG2;
+	out->max_stack_depth = 1;
+	session.passthrough = 1;
+}
+
+/* To pyfuse3, which answers. */
+void hand_on(const struct request *r)
+{
+	int error = push(r->header, sizeof(*r->header) + r->size);
+
+	if (error)
+		send_error(r->header->unique, error);
+}
+
+/* Answers a read with what is in r->out. */
+void send_read(const struct request *r, int64_t got)
+{
+	if (got < 0)
+		send_error(r->header->unique, got);
+	else
+		send_data(r->header->unique, 0, r->out, (size_t)got, NULL, 0);
+}
+
+/* ---- what cannot be mapped ---- */
+
+/* The first of two threads that come here at once wins: an inode has one backing file, whoever opens it. */
+static int make_unmappable(void)
+{
+	int fd = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+	int id = fd < 0 ? -1 : lane_backing_open(fd), there = 0;
+
+	if (fd >= 0)
+		close(fd);
+	id = id > 0 ? id : -1;
+	if (__atomic_compare_exchange_n(&session.unmappable, &there, id, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		return id;
+	if (id > 0)
+		lane_backing_close(id);
+	return there;
+}
+
+/*
+ * What cannot be mapped is opened with a backing file that has no mmap (a namespace's: a regular file that is always
+ * there and does nothing), so that mmap is ENODEV, as sysfs has it, for a private mapping too.  Otherwise a page
+ * of such a mapping would be read through this pump, and a client that hands us a pointer into it would have the pump
+ * wait for itself.
+ */
+void lane_forbid_mapping(struct vfs_open_out *out)
+{
+	int id = __atomic_load_n(&session.unmappable, __ATOMIC_ACQUIRE);
+
+	if (!id)
+		id = make_unmappable();
+	if (id > 0) {
+		out->open_flags |= VFS_FOPEN_PASSTHROUGH;
+		out->backing_id = id;
+	}
+}
+
+/* ---- passthrough and identity ---- */
+
+int lane_backing_open(int fd)
+{
+	struct vfs_backing_map map = {.fd = fd};
+	int id = session.passthrough ? ioctl(session.fuse, VFS_BACKING_OPEN, &map) : -(errno = EOPNOTSUPP, 1);
+
+	return id < 0 ? -errno : id;
+}
+
+int lane_backing_close(int backing_id)
+{
+	uint32_t id = (uint32_t)backing_id;
+
+	return ioctl(session.fuse, VFS_BACKING_CLOSE, &id) < 0 ? -errno : 0;
+}
+
+/* Token of the open file behind `fd`, or -errno.  Never call it from the pump thread: the pump answers it. */
+int lane_identify(int fd)
+{
+	int token = ioctl(fd, IDENTIFY);
+
+	return token < 0 ? -errno : token;
+}
