@@ -32,7 +32,7 @@ from vfsfuse.mountpoint import XATTR_PID
 from vfsfuse.names import NANOSECONDS, Names
 from vfsfuse.refusals import Refusals
 from vfsfuse.snapshots import Snapshots
-from vfsfuse.telling import tell_kernel
+from vfsfuse.telling import forget_names, forget_stats
 from vfsfuse.tree import BASE_MASK, IAttrs
 
 log = logging.getLogger(__name__)
@@ -199,13 +199,14 @@ class Operations(Refusals):
                 await self.publish()
 
     async def publish(self) -> None:
-        """Tell the kernel what changed, from a thread that may wait for the directory locks it takes; then
-        those who listen: what they hear of is seen, and what is gone is not."""
+        """Tell the kernel what changed, names from a thread that may wait for the directory locks it takes;
+        then those who listen: what they hear of is seen, and what is gone is not."""
         async with self.telling:
             changes, events = self.tree.take_changes(), self.tree.root.uevents.take()
-            if changes:
+            forget_stats(changes)
+            if changes.gone:
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(tell_kernel, changes)
+                    await trio.to_thread.run_sync(forget_names, changes)
             self.tree.root.uevents.deliver(events)
 
     async def poll(

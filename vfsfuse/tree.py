@@ -38,9 +38,6 @@ class Changes:
     gone: list[tuple[int, bytes]] = field(default_factory=list)
     touched: set[int] = field(default_factory=set)
 
-    def __bool__(self) -> bool:
-        return bool(self.gone or self.touched)
-
 
 @dataclass(slots=True)
 class IAttrs:
