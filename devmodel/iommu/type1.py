@@ -9,6 +9,7 @@ import errno
 
 from devmodel.client import Client, Pages
 from devmodel.iommu.api import (
+    ADDRESSES,
     DMA_ENTRY_LIMIT,
     MAX_BITMAP_PAGES,
     PAGE_SIZE,
@@ -58,24 +59,26 @@ class Type1(Attached, Iommu):
         around), EEXIST (overlaps a mapping), ENOSPC (too many mappings); while a physical function is
         attached also ENOMEM (RLIMIT_MEMLOCK) and EFAULT (no such memory).
         """
-        allowed = _PROTS[prot & 3]
+        allowed = prot & 3
         if not allowed:
             raise OSError(errno.EINVAL, "a mapping must be readable or writable by the device")
-        check_range(size, iova, vaddr)
+        if (
+            not size
+            or (size | iova | vaddr) & _IN_PAGE
+            or iova + size > ADDRESSES
+            or vaddr + size > ADDRESSES
+        ):
+            check_range(
+                size, iova, vaddr
+            )  # says what is wrong: to ask it each time takes as long as all else
+        mapping = Mapping(client, iova, vaddr, size, allowed)
         with self.lock:
-            if self.mappings.overlaps(iova, iova + size):
-                raise OSError(errno.EEXIST, f"iova {iova:#x} is mapped already")
-            if not self.dma_avail:
-                raise OSError(errno.ENOSPC, f"{self.limit} mappings are the limit")
-            for backend in self._backends:
-                if not backend.valid(iova, iova + size):
-                    raise OSError(errno.EINVAL, f"iova {iova:#x} is reserved or beyond what the IOMMU can")
-            if self.tracking and size // PAGE_SIZE > MAX_BITMAP_PAGES:
-                raise OSError(errno.EINVAL, f"a mapping of {size:#x} bytes is too large to be tracked")
-            mapping = Mapping(client, iova, vaddr, size, allowed)
-            for backend in self._backends:
-                backend.map(mapping)  # only the pinning one, of which there is one, can refuse
-            self.mappings.add(mapping)
+            if self._strict or self.tracking or len(self.mappings.by_start) >= self.limit:
+                self._check_new(iova, size)
+                for backend in self._strict:
+                    backend.map(mapping)  # only the pinning one, of which there is one, can refuse
+            if not self.mappings.add(mapping):
+                raise _exists(iova)
 
     def update_vaddr(self, client: Client, iova: int, vaddr: int, size: int) -> None:
         """Give a mapping whose vaddr was invalidated a new one, maybe of another process.
@@ -105,6 +108,8 @@ class Type1(Attached, Iommu):
         EINVAL and EOVERFLOW as :meth:`map`. No mappings in the range is no error: 0. With ``bitmap`` the
         dirty pages are reported there; EINVAL unless they are tracked. EBUSY when a DMA there does not end.
         """
+        if bitmap is None and not all and self._unmap_one(iova, size):
+            return size
         if bitmap is not None:
             check_bitmap(bitmap, size, bitmap.pgsize)
         end = self._unmap_end(iova, size, all)
@@ -186,6 +191,35 @@ class Type1(Attached, Iommu):
             for part in parts
         ]
 
+    def _check_new(self, iova: int, size: int) -> None:
+        """Whatever there is against a new mapping, in the kernel's order."""
+        if self.mappings.within(iova, iova + size):
+            raise _exists(iova)
+        if not self.dma_avail:
+            raise OSError(errno.ENOSPC, f"{self.limit} mappings are the limit")
+        for backend in self._strict:
+            if not backend.valid(iova, iova + size):
+                raise OSError(errno.EINVAL, f"iova {iova:#x} is reserved or beyond what the IOMMU can")
+        if self.tracking and size // PAGE_SIZE > MAX_BITMAP_PAGES:
+            raise OSError(errno.EINVAL, f"a mapping of {size:#x} bytes is too large to be tracked")
+
+    def _unmap_one(self, iova: int, size: int) -> bool:
+        """Remove the mapping of exactly this range, if nobody has to be told, asked or waited for."""
+        with self.lock:
+            mapping = self.mappings.by_start.get(iova)
+            if (
+                mapping is None
+                or mapping.size != size
+                or mapping.pins
+                or mapping.charged
+                or not mapping.vaddr_valid
+                or self._strict
+                or self._inflight
+            ):
+                return False
+            self.mappings.remove(mapping)
+            return True
+
     def _unmap_end(self, iova: int, size: int, all: bool) -> int:
         if not all:
             check_range(size, iova)
@@ -226,8 +260,12 @@ class Type1(Attached, Iommu):
             raise OSError(errno.EACCES, "only type1v2 tracks dirty pages")
 
 
-_PROTS = tuple(Prot(number) for number in range(4))
+_IN_PAGE = PAGE_SIZE - 1
 _EXTENSIONS = frozenset({Extension.TYPE1, Extension.TYPE1V2, Extension.DMA_CC, Extension.UNMAP_ALL})
+
+
+def _exists(iova: int) -> OSError:
+    return OSError(errno.EEXIST, f"iova {iova:#x} is mapped already")
 
 
 def _all_valid(mappings: list[Mapping]) -> bool:
