@@ -19,17 +19,17 @@ from devmodel.iommu.api import (
     Prot,
     check_range,
 )
-from devmodel.iommu.attached import Attached
 from devmodel.iommu.backend import LockedMemory
-from devmodel.iommu.dirty import DirtyPages, check_bitmap
+from devmodel.iommu.dirty import check_bitmap
 from devmodel.iommu.mappings import Mapping
 from devmodel.iommu.parts import parts_of
+from devmodel.iommu.tracking import Tracked, report
 
 NOTIFY_LIMIT = 10
 """How often a device is asked to unpin before its model is called wrong."""
 
 
-class Type1(Attached, Iommu):
+class Type1(Tracked, Iommu):
     """One container's mappings. Every :class:`Backend` in use has been told of each of them."""
 
     __slots__ = ("limit",)
@@ -62,15 +62,9 @@ class Type1(Attached, Iommu):
         allowed = prot & 3
         if not allowed:
             raise OSError(errno.EINVAL, "a mapping must be readable or writable by the device")
-        if (
-            not size
-            or (size | iova | vaddr) & _IN_PAGE
-            or iova + size > ADDRESSES
-            or vaddr + size > ADDRESSES
-        ):
-            check_range(
-                size, iova, vaddr
-            )  # says what is wrong: to ask it each time takes as long as all else
+        partial = not size or (size | iova | vaddr) & _IN_PAGE
+        if partial or iova + size > ADDRESSES or vaddr + size > ADDRESSES:
+            check_range(size, iova, vaddr)  # says what is wrong: to call it each time would cost a sixth
         mapping = Mapping(client, iova, vaddr, size, allowed)
         with self.lock:
             if self._strict or self.tracking or len(self.mappings.by_start) >= self.limit:
@@ -119,7 +113,8 @@ class Type1(Attached, Iommu):
                 pinned = [mapping for mapping in found if mapping.pins]
                 if not pinned:
                     self._drain(iova, end)
-                    return self._remove(found, iova, bitmap)
+                    left = [mapping for mapping in found if mapping.live]  # another unmap may have come first
+                    return self._remove(left, iova, bitmap)
                 users = list(self.mediated.users) if self.mediated else []
             for mapping in pinned:
                 for user in users:
@@ -143,42 +138,6 @@ class Type1(Attached, Iommu):
                 mapping.vaddr_valid = False
             self._invalid += len(found)
             return sum(mapping.size for mapping in found)
-
-    def start_tracking(self) -> None:
-        """Track dirty pages; no error when it is so already. ``OSError``: EACCES on a type1 that is not v2,
-        EINVAL when a mapping is too large."""
-        self._check_v2()
-        with self.lock:
-            if any(mapping.page_count > MAX_BITMAP_PAGES for mapping in self.mappings):
-                raise OSError(errno.EINVAL, "a mapping is too large to be tracked")
-            self.tracking = True
-
-    def stop_tracking(self) -> None:
-        """Forget dirty pages and track no more. ``OSError(EACCES)`` on a type1 that is not v2."""
-        self._check_v2()
-        with self.lock:
-            self.tracking = False
-            for mapping in self.mappings:
-                mapping.dirty = None
-
-    def report_dirty(self, iova: int, size: int, bitmap: ClientBitmap) -> None:
-        """Write which pages of the range a device wrote since the last report to ``bitmap``.
-
-        The range may have holes but no mapping in part. ``OSError``: EACCES on a type1 that is not v2,
-        EOVERFLOW, EINVAL (range, bitmap, not tracking), EFAULT (the bitmap's memory).
-        """
-        self._check_v2()
-        if iova + size > 2**64:
-            raise OSError(errno.EOVERFLOW, "the range wraps around the end of the address space")
-        check_bitmap(bitmap, size, PAGE_SIZE)
-        check_range(size, iova)
-        with self.lock:
-            if not self.tracking:
-                raise OSError(errno.EINVAL, "dirty pages are not tracked")
-            self._check_whole(iova, iova + size)
-            for mapping in self.mappings.within(iova, iova + size):
-                _report(mapping, iova, bitmap)
-                mapping.dirty = None
 
     def translate(self, iova: int, size: int) -> list[tuple[Client, int, int, Prot]]:
         """(client, vaddr, size, protection) of the memory behind a range; a :class:`DmaFault` for a hole."""
@@ -239,25 +198,15 @@ class Type1(Attached, Iommu):
         found = self.mappings.within(iova, end)
         return [] if found and found[0].iova < iova else found
 
-    def _check_whole(self, iova: int, end: int) -> None:
-        for edge in (iova, end):
-            at = self.mappings.covering(edge)
-            if at is not None and at.iova != edge:
-                raise OSError(errno.EINVAL, f"iova {edge:#x} is inside a mapping")
-
     def _remove(self, found: list[Mapping], iova: int, bitmap: ClientBitmap | None) -> int:
         unmapped = 0
         for mapping in found:
             if bitmap is not None:
-                _report(mapping, iova, bitmap)
+                report(mapping, iova, bitmap)
             self.mappings.remove(mapping)
             self._forget(mapping, self._backends)
             unmapped += mapping.size
         return unmapped
-
-    def _check_v2(self) -> None:
-        if not self.v2:
-            raise OSError(errno.EACCES, "only type1v2 tracks dirty pages")
 
 
 _IN_PAGE = PAGE_SIZE - 1
@@ -278,8 +227,3 @@ def _repinned(mapping: Mapping, client: Client, vaddr: int) -> Pages | None:
         return client.pin(vaddr, mapping.size, bool(mapping.prot & Prot.WRITE))
     except OSError:
         return mapping.pages
-
-
-def _report(mapping: Mapping, iova: int, bitmap: ClientBitmap) -> None:
-    dirty = mapping.dirty or DirtyPages(mapping.page_count)
-    dirty.copy_to(bitmap, (mapping.iova - iova) // PAGE_SIZE)
