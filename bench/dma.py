@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """DMA as a model does it, in a process of its own against the memory of a child.
 
-    python -m bench.dma {shared|private} {read|write} CALLS SIZE
+    python -m bench.dma {shared|private} {read|into|write} CALLS SIZE
 
-prints nanoseconds as bench/client.c does. A read gives bytes, as DmaPort.read does.
+prints nanoseconds as bench/client.c does. A read gives bytes, as DmaPort.read does, or fills a buffer of the
+model's own, as DmaPort.read_into does.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import partial
 
 from bench.samples import timed
 from devmodel.iommu import Prot, Type1
+from ioctl_shim._native import lib
 from ioctl_shim.process import Process
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -52,12 +54,15 @@ def owner(address: int, size: int) -> int:
 
 def main() -> None:
     kind, direction, calls, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    lib.shim_keep_memory()  # as the server does
     address = memory(kind, size)
     child = owner(address, size)
     iommu = Type1()
     iommu.map(Process(child, child, -1), 0, address, size, int(Prot.READ | Prot.WRITE))
     if direction == "write":
         timed(partial(iommu.dma_write, 0, bytes(bytearray(b"\1") * size)), calls)
+    elif direction == "into":
+        timed(partial(iommu.dma_rw, 0, bytearray(size), False), calls)
     else:
         timed(partial(iommu.dma_read, 0, size), calls)
     os.kill(child, signal.SIGKILL)

@@ -38,7 +38,15 @@ class DmaPort:
         data: bytes = await self._tasks.in_thread(self.read_now, iova, size)
         return data
 
-    async def write(self, iova: int, data: bytes) -> None:
+    async def read_into(self, iova: int, buffer: bytearray | memoryview) -> None:
+        """Fill ``buffer`` with what is at ``iova``. Trio thread. Raises :class:`DmaFault`.
+
+        A task that is stopped does not wait for the copying: the buffer is that task's, until it has ended by
+        itself.
+        """
+        await self._tasks.in_thread(self.read_into_now, iova, buffer)
+
+    async def write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
         """Store ``data`` at ``iova``. Trio thread. Raises :class:`DmaFault`."""
         await self._tasks.in_thread(self.write_now, iova, data)
 
@@ -58,10 +66,19 @@ class DmaPort:
         with self.counting():
             return self.space(iova, size).dma_read(iova, size)
 
+    def read_into_now(self, iova: int, buffer: bytearray | memoryview) -> None:
+        """As :meth:`read_into`, for threads as :meth:`read_now`."""
+        with self.counting():
+            self.space(iova, len(buffer)).dma_rw(iova, buffer, write=False)
+
     def write_now(self, iova: int, data: bytes | bytearray | memoryview) -> None:
         """As :meth:`write`, for threads as :meth:`read_now`."""
         with self.counting():
-            self.space(iova, len(data), write=True).dma_rw(iova, data, write=True)
+            space = self.space(iova, len(data), write=True)
+            if isinstance(data, bytes):
+                space.dma_write(iova, data)
+            else:
+                space.dma_rw(iova, data, write=True)
 
     @contextmanager
     def counting(self) -> Iterator[None]:

@@ -13,17 +13,25 @@ Source: process_vm_readv(2), pidfd_open(2), proc_pid_maps(5).
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import threading
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ioctl_shim import procfs
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.client import CAP_IPC_LOCK, Client
-from ioctl_shim.window import Vma, Window, Windows
+from ioctl_shim.pinned import Held, PinnedPages
+from ioctl_shim.window import Vma, Window, Windows, too_short
+
+_UINT64_MAX = 2**64 - 1
+_new_bytes: Any = ctypes.pythonapi.PyBytes_FromStringAndSize
+"""Bytes whose content whoever made them must fill in, before anybody else sees them: with None for it."""
+_new_bytes.argtypes, _new_bytes.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
 
 
 class Process:
@@ -44,29 +52,35 @@ class Process:
             self.identity = (tgid, procfs.start_time(tgid))
         except FileNotFoundError:
             raise OSError(errno.ESRCH, f"process {tgid} has ended") from None
-        self._pidfd, self._mem, self._maps = opened
+        self.native: Any = ffi.new("struct shim_process *", (*opened, True, avoid & _UINT64_MAX, tgid))
+        self.native.can_query = self._query(0) != -errno.ENOTTY
         self._avoid = avoid
         self._task = procfs.LiveTask(tgid)
         self._windows = Windows(self._task, avoid)
-        self._has_query = self._query(0) != -errno.ENOTTY
 
     def alive(self) -> bool:
         """Whether it runs, with the same memory."""
-        return bool(lib.shim_alive(self._pidfd, self._mem))
+        return bool(lib.shim_alive(self.native))
 
     def has_thread(self, tid: int) -> bool:
         """Whether the thread `tid`, which is waiting for us, is one of its threads."""
-        return bool(lib.shim_has_thread(self._pidfd, self._mem, self.tgid, tid))
+        return bool(lib.shim_has_thread(self.native, tid))
 
     def read(self, vaddr: int, size: int) -> bytes:
         """`size` bytes at `vaddr`.  Raises OSError(EFAULT, ESRCH)."""
-        buffer = bytearray(size)
-        self.read_parts([(vaddr, size)], memoryview(buffer))
-        return bytes(buffer)
+        data: bytes = _new_bytes(None, size)
+        result = self._move_one(vaddr, data, size, 0)
+        if result:
+            self._check(result, vaddr, size)
+            self._move_all([(vaddr, size)], memoryview(ffi.buffer(ffi.from_buffer(data))), write=False)
+        return data
 
     def write(self, vaddr: int, data: bytes) -> None:
         """Store `data` at `vaddr`.  Raises OSError(EFAULT, ESRCH)."""
-        self.write_parts([(vaddr, len(data))], memoryview(data))
+        result = self._move_one(vaddr, data, len(data), lib.SHIM_MOVE_WRITE)
+        if result:
+            self._check(result, vaddr, len(data))
+            self._move_all([(vaddr, len(data))], memoryview(data), write=True)
 
     def read_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
         """Fill `view` with the (vaddr, size) parts.  Raises OSError(EFAULT, ESRCH)."""
@@ -80,10 +94,45 @@ class Process:
         self, parts: Sequence[tuple[int, int]], view: memoryview, write: bool, private: bool = False
     ) -> None:
         """Copy between `view` and the parts; with `private` shared memory is a fault.  As read_parts."""
-        self._check_alive()  # before: what has its number now must not be written to
+        if len(parts) == 1:
+            vaddr, size = parts[0][0], len(view)
+            flags = write * lib.SHIM_MOVE_WRITE | private * lib.SHIM_MOVE_PRIVATE
+            # released before anything is raised: to collect a traceback that has its buffer crashes
+            with ffi.from_buffer(view) as buffer:
+                result = self._move_one(vaddr, buffer, size, flags)
+            if not result:
+                return
+            self._check(result, vaddr, size)
+        self._move_all(parts, view, write, private)
+
+    def _move_one(self, vaddr: int, buffer: Any, size: int, flags: int) -> Any:
+        """Copy at once what lies in one mapping, as most does.  What shim_move gives."""
+        starts, windows = self._windows.by_start
+        window = windows[bisect_right(starts, vaddr)]
+        return lib.shim_move(self.native, self._task.tid, window, vaddr, buffer, size, flags)
+
+    def _check(self, result: int, vaddr: int, size: int) -> None:
+        """Raises OSError(EFAULT, ESRCH) unless shim_move has only not done it."""
+        if result != lib.SHIM_MOVE_ASK:
+            raise self._failed(result, vaddr, size)
+
+    def _failed(self, result: int, vaddr: int, size: int) -> OSError:
+        if result == lib.SHIM_MOVE_SHORT:
+            return too_short()
+        if result == lib.SHIM_MOVE_ENDED:
+            return self._ended()
+        return OSError(-result, f"{size} bytes at {vaddr:#x}: {os.strerror(-result)}")
+
+    def _move_all(
+        self, parts: Sequence[tuple[int, int]], view: memoryview, write: bool, private: bool = False
+    ) -> None:
+        """Copy whatever it is, piece by piece."""
+        self.check_alive()  # before: what has its number now must not be written to
         batch: list[tuple[int, int]] = []
         start = position = 0
-        for piece in self._pieces(parts) if self._has_query else (_Piece(*part, None) for part in parts):
+        for piece in (
+            self._pieces(parts) if self.native.can_query else (_Piece(*part, None) for part in parts)
+        ):
             window = None if piece.vma is None else self._usable(piece.vma, write, private)
             if window is None or piece.vma is None:
                 batch.append((piece.vaddr, piece.size))
@@ -93,12 +142,12 @@ class Process:
                 window.move(piece.vaddr - piece.vma.start, view[position:start], write)
             position += piece.size
         self._move_batch(batch, view[start:position], write)
-        self._check_alive()  # after: it was this process that was read
+        self.check_alive()  # after: it was this process that was read
 
     def pin(self, vaddr: int, size: int, write: bool) -> PinnedPages:
         """Hold on to memory (devmodel.client.Client.pin).  Raises OSError(EFAULT, ESRCH)."""
         pieces = []
-        if self._has_query:
+        if self.native.can_query:
             for piece in self._pieces([(vaddr, size)]):
                 assert piece.vma is not None
                 window = self._usable(piece.vma, write, private=False)
@@ -106,7 +155,7 @@ class Process:
                 pieces.append(Held(piece.vaddr, piece.size, window, offset, not piece.vma.shared))
         else:
             pieces.append(Held(vaddr, size, None, 0, False))
-        self._check_alive()
+        self.check_alive()
         return PinnedPages(self, tuple(pieces))
 
     def memlock_limit(self) -> int:
@@ -121,13 +170,17 @@ class Process:
         """Whether it has CAP_IPC_LOCK in the initial user namespace."""
         return procfs.capable(self.tgid, CAP_IPC_LOCK)
 
-    def _check_alive(self) -> None:
-        if not lib.shim_alive(self._pidfd, self._mem):
-            raise OSError(errno.ESRCH, f"process {self.tgid} has ended")
+    def check_alive(self) -> None:
+        """Raises OSError(ESRCH) when it has ended."""
+        if not self.alive():
+            raise self._ended()
+
+    def _ended(self) -> OSError:
+        return OSError(errno.ESRCH, f"process {self.tgid} has ended")
 
     def _query(self, vaddr: int) -> Vma | int:
         native: Any = ffi.new("struct shim_vma *")
-        error = int(lib.shim_query_vma(self._maps, vaddr, native))
+        error = int(lib.shim_query_vma(self.native.maps, vaddr, native))
         if error:
             return error
         return Vma(
@@ -179,7 +232,7 @@ class Process:
             if error == -errno.ESRCH and self._task.find():  # that thread has ended, the process has not
                 error = lib.shim_move_parts(self._task.tid, write, buffer, native, len(parts))
         if error:
-            raise OSError(-error, f"{len(view)} bytes at {parts[0][0]:#x}: {os.strerror(-error)}")
+            raise self._failed(error, parts[0][0], len(view))
 
 
 class _Piece(NamedTuple):
@@ -188,63 +241,26 @@ class _Piece(NamedTuple):
     vma: Vma | None
 
 
-class Held(NamedTuple):
-    """Pinned memory within one mapping: at `offset` of a window, or at `vaddr` of the process."""
-
-    vaddr: int
-    size: int
-    window: Window | None
-    offset: int
-    private: bool
-
-
-class PinnedPages:
-    """Memory a device holds (devmodel.client.Pages).  Any thread."""
-
-    __slots__ = ("_pieces", "_process")
-
-    def __init__(self, process: Process, pieces: tuple[Held, ...]) -> None:
-        self._process, self._pieces = process, pieces
-
-    def read_into(self, offset: int, view: memoryview) -> None:
-        """Fill `view` with what is at `offset`.  Raises OSError(EFAULT, ESRCH)."""
-        self._move(offset, view, write=False)
-
-    def write_from(self, offset: int, view: memoryview) -> None:
-        """Store `view` at `offset`.  Raises OSError(EFAULT, ESRCH)."""
-        self._move(offset, view, write=True)
-
-    def _move(self, offset: int, view: memoryview, write: bool) -> None:
-        if not self._process.alive():
-            raise OSError(errno.ESRCH, f"process {self._process.tgid} has ended")
-        for piece in self._pieces:
-            here = view[: max(piece.size - offset, 0)]
-            if here and piece.window is not None:
-                piece.window.move(piece.offset + offset, here, write)
-            elif here:
-                self._process.move([(piece.vaddr + offset, len(here))], here, write, piece.private)
-            view, offset = view[len(here) :], max(offset - piece.size, 0)
-            if not view:
-                return
-
-
 class Processes:
     """The processes that use one container.  `avoid` tells the st_dev of our own mount."""
 
     def __init__(self, avoid: Callable[[], int]) -> None:
         self._avoid = avoid
         self._lock = threading.Lock()
-        self._known: list[Process] = []
+        self._known: tuple[Process, ...] = ()
 
     def of(self, client: Client) -> Process:
         """The process of a client that waits for an answer.  Raises OSError(ESRCH, EACCES)."""
+        tid = client.tid
+        for process in self._known:
+            if lib.shim_has_thread(process.native, tid):
+                return process
         with self._lock:
-            for process in self._known:
-                if process.has_thread(client.tid):
+            for process in self._known:  # another thread may have come first
+                if process.has_thread(tid):
                     return process
-            found = Process(client.tgid, client.tid, self._avoid())
-            self._known = [process for process in self._known if process.alive()]
-            self._known.append(found)
+            found = Process(client.tgid, tid, self._avoid())
+            self._known = (*(process for process in self._known if process.alive()), found)
             return found
 
 

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ioctl_shim._native import ffi, lib
@@ -52,7 +52,7 @@ class Vma(NamedTuple):
 class Window:
     """The pages behind `vma` at an address of ours.  Any thread."""
 
-    __slots__ = ("__weakref__", "_base", "size", "writable")
+    __slots__ = ("native", "size", "writable")
 
     def __init__(self, fd: int, vma: Vma) -> None:
         """Raises OSError(ENOMEM) when they cannot be mapped."""
@@ -60,17 +60,26 @@ class Window:
         base = lib.shim_window_open(fd, vma.offset, self.size, self.writable)
         if not base:
             raise OSError(errno.ENOMEM, f"a window of {self.size:#x} bytes")
-        size = self.size
-        self._base: Any = ffi.gc(base, lambda pointer: lib.shim_window_close(pointer, size))
+        described = (*vma[:5], os.major(vma.device), os.minor(vma.device))
+        self.native: Any = ffi.gc(ffi.new("struct shim_window *", (described, base)), _close)
+        """struct shim_window; the pages are ours as long as anything refers to this."""
 
     def move(self, offset: int, view: memoryview, write: bool) -> None:
         """Copy between `view` and `offset`.  Raises OSError(EFAULT): not writable, beyond the file's end."""
         if offset + len(view) > self.size or (write and not self.writable):
             raise OSError(errno.EFAULT, "beyond the window, or not writable")
-        at = ffi.cast("char *", self._base) + offset
+        at = ffi.cast("char *", self.native.base) + offset
         error = lib.shim_window_move(at, ffi.from_buffer(view), len(view), write)
         if error:
-            raise OSError(-error, "the file behind the memory has become too short")
+            raise too_short()
+
+
+def too_short() -> OSError:
+    return OSError(errno.EFAULT, "the file behind the memory has become too short")
+
+
+def _close(native: Any) -> None:
+    lib.shim_window_close(native.base, native.vma.end - native.vma.start)
 
 
 class Windows:
@@ -84,6 +93,9 @@ class Windows:
         self._task, self._avoid = task, avoid
         self._lock = threading.Lock()
         self._windows: dict[Vma, Window | None] = {}
+        self.by_start: tuple[Sequence[int], Sequence[Any]] = ((), (ffi.NULL,))
+        """Where windows start, sorted, and the struct shim_window that alone can have an address: NULL before
+        the first start, then one from each start on.  It is replaced, never changed: any thread may look."""
 
     def of(self, vma: Vma) -> Window | None:
         """The window on `vma`, None when it is not shared file memory or cannot be had.  Any thread."""
@@ -92,13 +104,21 @@ class Windows:
         with self._lock:
             if vma not in self._windows:
                 self._task.check()
-                self._make_room()
+                self._make_room(vma)
                 self._windows[vma] = self._open(vma)
+                self._publish()
             return self._windows[vma]
 
-    def _make_room(self) -> None:
+    def _make_room(self, new: Vma) -> None:
         if len(self._windows) >= MAX_WINDOWS:
             self._windows.clear()
+        for vma in [old for old in self._windows if old.start < new.end and new.start < old.end]:
+            del self._windows[vma]  # its mapping is not there any more
+
+    def _publish(self) -> None:
+        natives = {vma.start: window.native for vma, window in self._windows.items() if window}
+        starts = sorted(natives)
+        self.by_start = starts, [ffi.NULL, *(natives[start] for start in starts)]
 
     def _open(self, vma: Vma) -> Window | None:
         used = sum(window.size for window in self._windows.values() if window)

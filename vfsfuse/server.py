@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import trio
 
 from devmodel.spec import LabSpec, Removal
+from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
 from vfsfuse.labview import LabView
@@ -46,6 +47,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     mounting fails (libfuse has said why on stderr).
     """
     _allow_descriptors()
+    lib.shim_keep_memory()
     early: list[int] = []
     for number in ENDING:  # until trio listens, and again while we clean up: no signal may leave a dead mount
         signal.signal(number, lambda number, _: early.append(number))

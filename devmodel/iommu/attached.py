@@ -16,13 +16,14 @@ from devmodel.iommu.pins import AddressSpace
 class Attached(AddressSpace):
     """An address space with the backends that its groups need, at most one of each kind."""
 
-    __slots__ = ("_backends", "_invalid", "locked")
+    __slots__ = ("_backends", "_invalid", "_strict", "locked")
 
     def __init__(self, v2: bool, locked: LockedMemory) -> None:
         """``locked`` accounts for pinned pages."""
         super().__init__(v2)
         self.locked = locked
         self._backends: list[Backend] = []
+        self._strict: list[Backend] = []  # those of them that may refuse a mapping, or have to be told of one
         self._invalid = 0  # mappings without a vaddr
 
     @property
@@ -55,6 +56,7 @@ class Attached(AddressSpace):
                 backend = kind(self.locked)
                 backend.start(self.mappings)
                 self._backends.append(backend)
+                self._sort_backends()
                 if isinstance(backend, MediatedBackend):
                     self.mediated = backend
             backend.groups[group.number] = group
@@ -68,6 +70,7 @@ class Attached(AddressSpace):
             if backend.groups:
                 return
             self._backends.remove(backend)
+            self._sort_backends()
             if isinstance(backend, MediatedBackend):
                 self.mediated = None
             if self._backends:
@@ -99,6 +102,9 @@ class Attached(AddressSpace):
 
     def _backend_of(self, group: IommuGroup) -> Backend | None:
         return next((one for one in self._backends if group.number in one.groups), None)
+
+    def _sort_backends(self) -> None:
+        self._strict = [backend for backend in self._backends if backend.strict]
 
     def _forget(self, mapping: Mapping, backends: list[Backend]) -> None:
         self._invalid -= not mapping.vaddr_valid

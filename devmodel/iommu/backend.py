@@ -66,6 +66,8 @@ class Backend(ABC):
 
     __slots__ = ("groups", "locked")
     emulated: ClassVar[bool]
+    strict: ClassVar[bool] = True
+    """Whether mappings matter to it: it may refuse one, and has to hear of each that comes and goes."""
     pgsizes: ClassVar[int] = PGSIZES
     iova_ranges: ClassVar[tuple[tuple[int, int], ...]] = ()
 
@@ -142,6 +144,7 @@ class MediatedBackend(Backend):
 
     __slots__ = ("users",)
     emulated = True
+    strict = False
 
     def __init__(self, locked: LockedMemory) -> None:
         super().__init__(locked)

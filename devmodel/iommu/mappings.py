@@ -4,13 +4,14 @@
 State: under the lock of the :class:`devmodel.iommu.type1.Type1` that owns it; nothing here locks.
 """
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 from devmodel.client import Client, Pages
 from devmodel.iommu.api import PAGE_SIZE, Prot
 from devmodel.iommu.dirty import DirtyPages
 
+PROTS = tuple(Prot(number) for number in range(4))
 BLOCK = 512
 """Starts in a block at most: an insertion moves this many pointers, not those of all 65,535 mappings."""
 
@@ -33,26 +34,30 @@ class Mapping:
         "live",
         "pages",
         "pins",
-        "prot",
         "size",
         "vaddr",
         "vaddr_valid",
     )
 
-    def __init__(self, client: Client, iova: int, vaddr: int, size: int, prot: Prot) -> None:
+    def __init__(self, client: Client, iova: int, vaddr: int, size: int, allows: int) -> None:
+        """``allows`` is the number of a :class:`Prot`."""
         self.client = client
         self.iova = iova
         self.vaddr = vaddr
         self.size = size
         self.end = iova + size
-        self.prot = prot
-        self.allows = int(prot)  # the same as a plain number: an IntFlag is slow to ask
+        self.allows = allows
         self.vaddr_valid = True
         self.live = True
         self.pages: Pages | None = None
         self.pins: dict[int, int] | None = None
         self.charged = 0
         self.dirty: DirtyPages | None = None
+
+    @property
+    def prot(self) -> Prot:
+        """What a device may do with it. ``allows`` is the same as a plain number, which is faster to ask."""
+        return PROTS[self.allows]
 
     @property
     def page_count(self) -> int:
@@ -69,23 +74,24 @@ class Mapping:
 class Mappings:
     """Mappings by iova; they never overlap. A lookup is two bisections, whatever their number."""
 
-    __slots__ = ("_blocks", "_by_start", "_firsts")
+    __slots__ = ("_blocks", "_firsts", "by_start")
 
     def __init__(self) -> None:
-        self._by_start: dict[int, Mapping] = {}
+        self.by_start: dict[int, Mapping] = {}
+        """The mappings by their first iova, to look at: a call to a method costs as much as this does."""
         self._blocks: list[list[int]] = []
         self._firsts: list[int] = []
 
     def __len__(self) -> int:
-        return len(self._by_start)
+        return len(self.by_start)
 
     def __iter__(self) -> Iterator[Mapping]:
         """In the order of their iovas; change nothing meanwhile."""
-        return (self._by_start[start] for block in self._blocks for start in block)
+        return (self.by_start[start] for block in self._blocks for start in block)
 
     def exact(self, iova: int, end: int) -> Mapping | None:
         """The mapping of exactly this range."""
-        mapping = self._by_start.get(iova)
+        mapping = self.by_start.get(iova)
         return mapping if mapping is not None and mapping.end == end else None
 
     def covering(self, iova: int) -> Mapping | None:
@@ -94,16 +100,8 @@ class Mappings:
         if index < 0:
             return None
         block = self._blocks[index]
-        mapping = self._by_start[block[bisect_right(block, iova) - 1]]
+        mapping = self.by_start[block[bisect_right(block, iova) - 1]]
         return mapping if iova < mapping.end else None
-
-    def overlaps(self, iova: int, end: int) -> bool:
-        """Whether a mapping has an address of the range."""
-        index = bisect_left(self._firsts, end) - 1
-        if index < 0:
-            return False
-        block = self._blocks[index]
-        return self._by_start[block[bisect_left(block, end) - 1]].end > iova
 
     def within(self, iova: int, end: int) -> list[Mapping]:
         """Those that have an address of the range, in order."""
@@ -112,45 +110,65 @@ class Mappings:
         index = max(bisect_right(self._firsts, iova) - 1, 0)
         for block in self._blocks[index : bisect_left(self._firsts, end)]:
             starts = block[bisect_left(block, iova) : bisect_left(block, end)]
-            found.extend(self._by_start[start] for start in starts)
+            found.extend(self.by_start[start] for start in starts)
         return found
 
-    def add(self, mapping: Mapping) -> None:
-        """Enter one that overlaps no other."""
+    def add(self, mapping: Mapping) -> bool:
+        """Enter it; False, and nothing changes, when another one has an address of it."""
         iova = mapping.iova
-        self._by_start[iova] = mapping
-        if not self._blocks:
-            self._blocks.append([iova])
-            self._firsts.append(iova)
-            return
-        index = max(bisect_right(self._firsts, iova) - 1, 0)
-        block = self._blocks[index]
-        insort(block, iova)
-        self._firsts[index] = block[0]
+        index = -1
+        if self._blocks and self._blocks[-1][-1] < iova:  # behind all others, as most clients come
+            block = self._blocks[-1]
+            at = len(block)
+        else:
+            index = bisect_left(self._firsts, mapping.end) - 1
+            if index < 0:
+                self._add_first(mapping)
+                return True
+            block = self._blocks[index]
+            at = bisect_left(block, mapping.end)
+        if self.by_start[block[at - 1]].end > iova:
+            return False
+        self.by_start[iova] = mapping
+        block.insert(at, iova)
         if len(block) > BLOCK:
             self._split(index)
+        return True
 
     def remove(self, mapping: Mapping) -> None:
         """Take one out that is in."""
         mapping.live = False
-        del self._by_start[mapping.iova]
+        del self.by_start[mapping.iova]
         index = bisect_right(self._firsts, mapping.iova) - 1
         block = self._blocks[index]
-        del block[bisect_left(block, mapping.iova)]
-        if block:
-            self._firsts[index] = block[0]
-        else:
+        at = bisect_left(block, mapping.iova)
+        del block[at]
+        if not block:
             del self._blocks[index], self._firsts[index]
+        elif not at:
+            self._firsts[index] = block[0]
 
     def clear(self) -> None:
         """Take all out."""
-        for mapping in self._by_start.values():
+        for mapping in self.by_start.values():
             mapping.live = False
-        self._by_start.clear()
+        self.by_start.clear()
         self._blocks.clear()
         self._firsts.clear()
 
+    def _add_first(self, mapping: Mapping) -> None:
+        """Enter one that lies before all others."""
+        iova = mapping.iova
+        self.by_start[iova] = mapping
+        if not self._blocks or len(self._blocks[0]) >= BLOCK:
+            self._blocks.insert(0, [iova])
+            self._firsts.insert(0, iova)
+        else:
+            self._blocks[0].insert(0, iova)
+            self._firsts[0] = iova
+
     def _split(self, index: int) -> None:
+        index %= len(self._blocks)
         block = self._blocks[index]
         half = len(block) // 2
         self._blocks.insert(index + 1, block[half:])

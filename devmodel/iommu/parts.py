@@ -59,11 +59,6 @@ def is_pinned(part: Part) -> bool:
 
 def copy(parts: list[Part], view: memoryview, write: bool) -> None:
     """Move bytes between ``view`` and the parts: held pages one by one, other memory of a client at once."""
-    if len(parts) == 1 and parts[0].pages is None:
-        mapping, offset, size = parts[0][:3]
-        vector = [(mapping.vaddr + offset, size)]
-        (mapping.client.write_parts if write else mapping.client.read_parts)(vector, view)
-        return
     for (client, pages), run in groupby(parts, key=lambda part: (part.mapping.client, part.pages)):
         pieces = list(run)
         size = sum(part.size for part in pieces)

@@ -9,6 +9,7 @@ import errno
 
 from devmodel.client import Client, Pages
 from devmodel.iommu.api import (
+    ADDRESSES,
     DMA_ENTRY_LIMIT,
     MAX_BITMAP_PAGES,
     PAGE_SIZE,
@@ -18,17 +19,17 @@ from devmodel.iommu.api import (
     Prot,
     check_range,
 )
-from devmodel.iommu.attached import Attached
 from devmodel.iommu.backend import LockedMemory
-from devmodel.iommu.dirty import DirtyPages, check_bitmap
+from devmodel.iommu.dirty import check_bitmap
 from devmodel.iommu.mappings import Mapping
 from devmodel.iommu.parts import parts_of
+from devmodel.iommu.tracking import Tracked, report
 
 NOTIFY_LIMIT = 10
 """How often a device is asked to unpin before its model is called wrong."""
 
 
-class Type1(Attached, Iommu):
+class Type1(Tracked, Iommu):
     """One container's mappings. Every :class:`Backend` in use has been told of each of them."""
 
     __slots__ = ("limit",)
@@ -58,24 +59,20 @@ class Type1(Attached, Iommu):
         around), EEXIST (overlaps a mapping), ENOSPC (too many mappings); while a physical function is
         attached also ENOMEM (RLIMIT_MEMLOCK) and EFAULT (no such memory).
         """
-        allowed = _PROTS[prot & 3]
+        allowed = prot & 3
         if not allowed:
             raise OSError(errno.EINVAL, "a mapping must be readable or writable by the device")
-        check_range(size, iova, vaddr)
+        partial = not size or (size | iova | vaddr) & _IN_PAGE
+        if partial or iova + size > ADDRESSES or vaddr + size > ADDRESSES:
+            check_range(size, iova, vaddr)  # says what is wrong: to call it each time would cost a sixth
+        mapping = Mapping(client, iova, vaddr, size, allowed)
         with self.lock:
-            if self.mappings.overlaps(iova, iova + size):
-                raise OSError(errno.EEXIST, f"iova {iova:#x} is mapped already")
-            if not self.dma_avail:
-                raise OSError(errno.ENOSPC, f"{self.limit} mappings are the limit")
-            for backend in self._backends:
-                if not backend.valid(iova, iova + size):
-                    raise OSError(errno.EINVAL, f"iova {iova:#x} is reserved or beyond what the IOMMU can")
-            if self.tracking and size // PAGE_SIZE > MAX_BITMAP_PAGES:
-                raise OSError(errno.EINVAL, f"a mapping of {size:#x} bytes is too large to be tracked")
-            mapping = Mapping(client, iova, vaddr, size, allowed)
-            for backend in self._backends:
-                backend.map(mapping)  # only the pinning one, of which there is one, can refuse
-            self.mappings.add(mapping)
+            if self._strict or self.tracking or len(self.mappings.by_start) >= self.limit:
+                self._check_new(iova, size)
+                for backend in self._strict:
+                    backend.map(mapping)  # only the pinning one, of which there is one, can refuse
+            if not self.mappings.add(mapping):
+                raise _exists(iova)
 
     def update_vaddr(self, client: Client, iova: int, vaddr: int, size: int) -> None:
         """Give a mapping whose vaddr was invalidated a new one, maybe of another process.
@@ -105,6 +102,8 @@ class Type1(Attached, Iommu):
         EINVAL and EOVERFLOW as :meth:`map`. No mappings in the range is no error: 0. With ``bitmap`` the
         dirty pages are reported there; EINVAL unless they are tracked. EBUSY when a DMA there does not end.
         """
+        if bitmap is None and not all and self._unmap_one(iova, size):
+            return size
         if bitmap is not None:
             check_bitmap(bitmap, size, bitmap.pgsize)
         end = self._unmap_end(iova, size, all)
@@ -114,7 +113,8 @@ class Type1(Attached, Iommu):
                 pinned = [mapping for mapping in found if mapping.pins]
                 if not pinned:
                     self._drain(iova, end)
-                    return self._remove(found, iova, bitmap)
+                    left = [mapping for mapping in found if mapping.live]  # another unmap may have come first
+                    return self._remove(left, iova, bitmap)
                 users = list(self.mediated.users) if self.mediated else []
             for mapping in pinned:
                 for user in users:
@@ -139,42 +139,6 @@ class Type1(Attached, Iommu):
             self._invalid += len(found)
             return sum(mapping.size for mapping in found)
 
-    def start_tracking(self) -> None:
-        """Track dirty pages; no error when it is so already. ``OSError``: EACCES on a type1 that is not v2,
-        EINVAL when a mapping is too large."""
-        self._check_v2()
-        with self.lock:
-            if any(mapping.page_count > MAX_BITMAP_PAGES for mapping in self.mappings):
-                raise OSError(errno.EINVAL, "a mapping is too large to be tracked")
-            self.tracking = True
-
-    def stop_tracking(self) -> None:
-        """Forget dirty pages and track no more. ``OSError(EACCES)`` on a type1 that is not v2."""
-        self._check_v2()
-        with self.lock:
-            self.tracking = False
-            for mapping in self.mappings:
-                mapping.dirty = None
-
-    def report_dirty(self, iova: int, size: int, bitmap: ClientBitmap) -> None:
-        """Write which pages of the range a device wrote since the last report to ``bitmap``.
-
-        The range may have holes but no mapping in part. ``OSError``: EACCES on a type1 that is not v2,
-        EOVERFLOW, EINVAL (range, bitmap, not tracking), EFAULT (the bitmap's memory).
-        """
-        self._check_v2()
-        if iova + size > 2**64:
-            raise OSError(errno.EOVERFLOW, "the range wraps around the end of the address space")
-        check_bitmap(bitmap, size, PAGE_SIZE)
-        check_range(size, iova)
-        with self.lock:
-            if not self.tracking:
-                raise OSError(errno.EINVAL, "dirty pages are not tracked")
-            self._check_whole(iova, iova + size)
-            for mapping in self.mappings.within(iova, iova + size):
-                _report(mapping, iova, bitmap)
-                mapping.dirty = None
-
     def translate(self, iova: int, size: int) -> list[tuple[Client, int, int, Prot]]:
         """(client, vaddr, size, protection) of the memory behind a range; a :class:`DmaFault` for a hole."""
         with self.lock:
@@ -185,6 +149,35 @@ class Type1(Attached, Iommu):
             (part.mapping.client, part.mapping.vaddr + part.offset, part.size, part.mapping.prot)
             for part in parts
         ]
+
+    def _check_new(self, iova: int, size: int) -> None:
+        """Whatever there is against a new mapping, in the kernel's order."""
+        if self.mappings.within(iova, iova + size):
+            raise _exists(iova)
+        if not self.dma_avail:
+            raise OSError(errno.ENOSPC, f"{self.limit} mappings are the limit")
+        for backend in self._strict:
+            if not backend.valid(iova, iova + size):
+                raise OSError(errno.EINVAL, f"iova {iova:#x} is reserved or beyond what the IOMMU can")
+        if self.tracking and size // PAGE_SIZE > MAX_BITMAP_PAGES:
+            raise OSError(errno.EINVAL, f"a mapping of {size:#x} bytes is too large to be tracked")
+
+    def _unmap_one(self, iova: int, size: int) -> bool:
+        """Remove the mapping of exactly this range, if nobody has to be told, asked or waited for."""
+        with self.lock:
+            mapping = self.mappings.by_start.get(iova)
+            if (
+                mapping is None
+                or mapping.size != size
+                or mapping.pins
+                or mapping.charged
+                or not mapping.vaddr_valid
+                or self._strict
+                or self._inflight
+            ):
+                return False
+            self.mappings.remove(mapping)
+            return True
 
     def _unmap_end(self, iova: int, size: int, all: bool) -> int:
         if not all:
@@ -205,29 +198,23 @@ class Type1(Attached, Iommu):
         found = self.mappings.within(iova, end)
         return [] if found and found[0].iova < iova else found
 
-    def _check_whole(self, iova: int, end: int) -> None:
-        for edge in (iova, end):
-            at = self.mappings.covering(edge)
-            if at is not None and at.iova != edge:
-                raise OSError(errno.EINVAL, f"iova {edge:#x} is inside a mapping")
-
     def _remove(self, found: list[Mapping], iova: int, bitmap: ClientBitmap | None) -> int:
         unmapped = 0
         for mapping in found:
             if bitmap is not None:
-                _report(mapping, iova, bitmap)
+                report(mapping, iova, bitmap)
             self.mappings.remove(mapping)
             self._forget(mapping, self._backends)
             unmapped += mapping.size
         return unmapped
 
-    def _check_v2(self) -> None:
-        if not self.v2:
-            raise OSError(errno.EACCES, "only type1v2 tracks dirty pages")
 
-
-_PROTS = tuple(Prot(number) for number in range(4))
+_IN_PAGE = PAGE_SIZE - 1
 _EXTENSIONS = frozenset({Extension.TYPE1, Extension.TYPE1V2, Extension.DMA_CC, Extension.UNMAP_ALL})
+
+
+def _exists(iova: int) -> OSError:
+    return OSError(errno.EEXIST, f"iova {iova:#x} is mapped already")
 
 
 def _all_valid(mappings: list[Mapping]) -> bool:
@@ -240,8 +227,3 @@ def _repinned(mapping: Mapping, client: Client, vaddr: int) -> Pages | None:
         return client.pin(vaddr, mapping.size, bool(mapping.prot & Prot.WRITE))
     except OSError:
         return mapping.pages
-
-
-def _report(mapping: Mapping, iova: int, bitmap: ClientBitmap) -> None:
-    dirty = mapping.dirty or DirtyPages(mapping.page_count)
-    dirty.copy_to(bitmap, (mapping.iova - iova) // PAGE_SIZE)

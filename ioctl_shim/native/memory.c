@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
+#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -13,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -38,25 +40,7 @@ struct procmap_query_v1 {
 };
 #define QUERY_VMA _IOWR('f', 17, struct procmap_query_v1)
 #define BATCH 1024 /* IOV_MAX */
-
-/* Whether the process runs and still has the memory it had when mem_fd was opened: 1, or 0.
- * /proc/<pid>/mem stays with that memory, so that neither a later exec nor another process of the same number
- * passes for it; once it is gone, reading gives end of file, and otherwise a byte or EIO. */
-int shim_alive(int pidfd, int mem_fd)
-{
-	struct pollfd end = {.fd = pidfd, .events = POLLIN};
-	char byte;
-
-	return poll(&end, 1, 0) == 0 && pread(mem_fd, &byte, 1, 0) != 0;
-}
-
-/* Whether thread `tid`, which is in a system call now, is of that process: 1, or 0. */
-int shim_has_thread(int pidfd, int mem_fd, uint32_t tgid, uint32_t tid)
-{
-	if (tid != tgid && syscall(SYS_tgkill, (pid_t)tgid, (pid_t)tid, 0) < 0 && errno != EPERM)
-		return 0;
-	return shim_alive(pidfd, mem_fd);
-}
+#define MAX_KEPT (32 << 20) /* bytes: the most that M_MMAP_THRESHOLD can be */
 
 /* The mapping at `vaddr`: -ENOENT where there is none, -ESRCH when the memory is gone, -ENOTTY before Linux 6.11. */
 int shim_query_vma(int maps_fd, uint64_t vaddr, struct shim_vma *vma)
@@ -68,6 +52,42 @@ int shim_query_vma(int maps_fd, uint64_t vaddr, struct shim_vma *vma)
 	*vma = (struct shim_vma){query.vma_start, query.vma_end, query.vma_flags, query.vma_offset,
 				 query.inode, query.dev_major, query.dev_minor};
 	return 0;
+}
+
+static int runs(const struct shim_process *process)
+{
+	struct pollfd end = {.fd = process->pidfd, .events = POLLIN};
+
+	return poll(&end, 1, 0) == 0;
+}
+
+/* Both files of /proc stay with the memory of when they were opened, so that neither a later exec nor another
+ * process of the same number passes for it.  Once it is gone, no mapping of it can be asked for, and reading it
+ * gives end of file; otherwise a byte or EIO. */
+static int has_memory(const struct shim_process *process)
+{
+	struct shim_vma vma;
+	char byte;
+
+	if (process->can_query)
+		return shim_query_vma(process->maps, 0, &vma) != -ESRCH;
+	return pread(process->mem, &byte, 1, 0) != 0;
+}
+
+/* Whether the process runs, with the same memory: 1, or 0. */
+int shim_alive(const struct shim_process *process)
+{
+	return runs(process) && has_memory(process);
+}
+
+/* Whether thread `tid`, which is in a system call now, is of that process: 1, or 0. */
+int shim_has_thread(const struct shim_process *process, uint32_t tid)
+{
+	pid_t tgid = (pid_t)process->tgid;
+
+	if (tid != process->tgid && syscall(SYS_tgkill, tgid, (pid_t)tid, 0) < 0 && errno != EPERM)
+		return 0;
+	return shim_alive(process);
 }
 
 static ssize_t move_batch(uint32_t tgid, int write, struct iovec *local, struct iovec *remote, unsigned long count)
@@ -160,4 +180,41 @@ static __attribute__((noinline)) int copy_guarded(void *to, const void *from, ui
 int shim_window_move(void *at, void *buf, uint64_t size, int write)
 {
 	return write ? copy_guarded(at, buf, size) : copy_guarded(buf, at, size);
+}
+
+/* Move `size` bytes between `buf` and `vaddr`, all in one mapping that is private or that of `window`, if there is
+ * one.  `tid` is a thread of the process that lives.  0, SHIM_MOVE_*, or minus the errno of what moved in part.
+ * What could be another process' is looked at before, so that it is not written to, and after. */
+int shim_move(const struct shim_process *process, uint32_t tid, const struct shim_window *window, uint64_t vaddr,
+	      void *buf, uint64_t size, int flags)
+{
+	int write = flags & SHIM_MOVE_WRITE, error;
+	struct shim_part part = {vaddr, size};
+	struct shim_vma vma;
+
+	if (!process->can_query || shim_query_vma(process->maps, vaddr, &vma) || !runs(process))
+		return SHIM_MOVE_ASK;
+	if (size > vma.end - vaddr || !(vma.flags & (write ? SHIM_VMA_WRITE : SHIM_VMA_READ)))
+		return SHIM_MOVE_ASK;
+	if (vma.flags & SHIM_VMA_SHARED) {
+		if (flags & SHIM_MOVE_PRIVATE || !window || memcmp(&vma, &window->vma, sizeof(vma)))
+			return SHIM_MOVE_ASK;
+		char *at = (char *)window->base + (vaddr - vma.start);
+		return shim_window_move(at, buf, size, write) ? SHIM_MOVE_SHORT : 0;
+	}
+	if (makedev(vma.major, vma.minor) == process->avoid)
+		return SHIM_MOVE_ASK;
+	error = shim_move_parts(tid, write, buf, &part, 1);
+	if (error == -ESRCH) /* that thread has ended: there may be others */
+		return SHIM_MOVE_ASK;
+	return error ? error : shim_alive(process) ? 0 : SHIM_MOVE_ENDED;
+}
+
+/* Keep freed memory for the next use, on whatever thread: buffers of DMA come and go, and pages that are new each
+ * time cost more than the copying.  Called before there are other threads.  Source: mallopt(3). */
+void shim_keep_memory(void)
+{
+	mallopt(M_ARENA_MAX, 1);
+	mallopt(M_MMAP_THRESHOLD, MAX_KEPT);
+	mallopt(M_TRIM_THRESHOLD, 2 * MAX_KEPT);
 }

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of a client that a device holds: windows on what is shared, addresses of what is private.
+
+State: none that changes; any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from ioctl_shim.window import Window
+
+
+class Held(NamedTuple):
+    """Pinned memory within one mapping: at `offset` of a window, or at `vaddr` of the process."""
+
+    vaddr: int
+    size: int
+    window: Window | None
+    offset: int
+    private: bool
+
+
+class Owner(Protocol):
+    """What the process is asked for (ioctl_shim.process.Process)."""
+
+    def check_alive(self) -> None:
+        """Raises OSError(ESRCH) when it has ended."""
+
+    def move(
+        self, parts: Sequence[tuple[int, int]], view: memoryview, write: bool, private: bool = False
+    ) -> None:
+        """Copy between `view` and its memory.  Raises OSError(EFAULT, ESRCH)."""
+
+
+class PinnedPages:
+    """Memory a device holds (devmodel.client.Pages).  Any thread."""
+
+    __slots__ = ("_pieces", "_process")
+
+    def __init__(self, process: Owner, pieces: tuple[Held, ...]) -> None:
+        self._process, self._pieces = process, pieces
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with what is at `offset`.  Raises OSError(EFAULT, ESRCH)."""
+        self._move(offset, view, write=False)
+
+    def write_from(self, offset: int, view: memoryview) -> None:
+        """Store `view` at `offset`.  Raises OSError(EFAULT, ESRCH)."""
+        self._move(offset, view, write=True)
+
+    def _move(self, offset: int, view: memoryview, write: bool) -> None:
+        self._process.check_alive()
+        for piece in self._pieces:
+            here = view[: max(piece.size - offset, 0)]
+            if here and piece.window is not None:
+                piece.window.move(piece.offset + offset, here, write)
+            elif here:
+                self._process.move([(piece.vaddr + offset, len(here))], here, write, piece.private)
+            view, offset = view[len(here) :], max(offset - piece.size, 0)
+            if not view:
+                return
