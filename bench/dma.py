@@ -3,13 +3,14 @@
 
     python -m bench.dma {shared|private} {read|into|write} CALLS SIZE
 
-prints nanoseconds as bench/client.c does. A read gives bytes, as DmaPort.read does, or fills a buffer of the
-model's own, as DmaPort.read_into does.
+prints nanoseconds as bench/client.c does. `read` gives bytes, as DmaPort.read does; `into` fills a buffer of
+the model's own, as DmaPort.read_into does, where a page begins.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import signal
 import sys
@@ -62,7 +63,7 @@ def main() -> None:
     if direction == "write":
         timed(partial(iommu.dma_write, 0, bytes(bytearray(b"\1") * size)), calls)
     elif direction == "into":
-        timed(partial(iommu.dma_rw, 0, bytearray(size), False), calls)
+        timed(partial(iommu.dma_rw, 0, memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE)), False), calls)
     else:
         timed(partial(iommu.dma_read, 0, size), calls)
     os.kill(child, signal.SIGKILL)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from ioctl_shim._native import lib
 from ioctl_shim.window import Window
 
 
@@ -28,10 +29,8 @@ class Owner(Protocol):
     def check_alive(self) -> None:
         """Raises OSError(ESRCH) when it has ended."""
 
-    def move(
-        self, parts: Sequence[tuple[int, int]], view: memoryview, write: bool, private: bool = False
-    ) -> None:
-        """Copy between `view` and its memory.  Raises OSError(EFAULT, ESRCH)."""
+    def move(self, parts: Sequence[tuple[int, int]], view: memoryview, flags: int) -> None:
+        """Copy between `view` and its memory, as SHIM_MOVE_* say.  Raises OSError(EFAULT, ESRCH)."""
 
 
 class PinnedPages:
@@ -57,7 +56,8 @@ class PinnedPages:
             if here and piece.window is not None:
                 piece.window.move(piece.offset + offset, here, write)
             elif here:
-                self._process.move([(piece.vaddr + offset, len(here))], here, write, piece.private)
+                flags = write * lib.SHIM_MOVE_WRITE | piece.private * lib.SHIM_MOVE_PRIVATE
+                self._process.move([(piece.vaddr + offset, len(here))], here, flags)
             view, offset = view[len(here) :], max(offset - piece.size, 0)
             if not view:
                 return

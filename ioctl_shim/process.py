@@ -72,7 +72,7 @@ class Process:
         result = self._move_one(vaddr, data, size, 0)
         if result:
             self._check(result, vaddr, size)
-            self._move_all([(vaddr, size)], memoryview(ffi.buffer(ffi.from_buffer(data))), write=False)
+            self._move_all([(vaddr, size)], memoryview(ffi.buffer(ffi.from_buffer(data))), 0)
         return data
 
     def write(self, vaddr: int, data: bytes) -> None:
@@ -80,30 +80,26 @@ class Process:
         result = self._move_one(vaddr, data, len(data), lib.SHIM_MOVE_WRITE)
         if result:
             self._check(result, vaddr, len(data))
-            self._move_all([(vaddr, len(data))], memoryview(data), write=True)
+            self._move_all([(vaddr, len(data))], memoryview(data), lib.SHIM_MOVE_WRITE)
 
     def read_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
         """Fill `view` with the (vaddr, size) parts.  Raises OSError(EFAULT, ESRCH)."""
-        self.move(parts, view, write=False)
+        self.move(parts, view, 0)
 
     def write_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
         """Store `view` in the (vaddr, size) parts.  Raises OSError(EFAULT, ESRCH)."""
-        self.move(parts, view, write=True)
+        self.move(parts, view, lib.SHIM_MOVE_WRITE)
 
-    def move(
-        self, parts: Sequence[tuple[int, int]], view: memoryview, write: bool, private: bool = False
-    ) -> None:
-        """Copy between `view` and the parts; with `private` shared memory is a fault.  As read_parts."""
+    def move(self, parts: Sequence[tuple[int, int]], view: memoryview, flags: int) -> None:
+        """Copy between `view` and the parts, as SHIM_MOVE_* say.  Raises OSError(EFAULT, ESRCH)."""
         if len(parts) == 1:
-            vaddr, size = parts[0][0], len(view)
-            flags = write * lib.SHIM_MOVE_WRITE | private * lib.SHIM_MOVE_PRIVATE
             # released before anything is raised: to collect a traceback that has its buffer crashes
             with ffi.from_buffer(view) as buffer:
-                result = self._move_one(vaddr, buffer, size, flags)
+                result = self._move_one(parts[0][0], buffer, len(view), flags)
             if not result:
                 return
-            self._check(result, vaddr, size)
-        self._move_all(parts, view, write, private)
+            self._check(result, parts[0][0], len(view))
+        self._move_all(parts, view, flags)
 
     def _move_one(self, vaddr: int, buffer: Any, size: int, flags: int) -> Any:
         """Copy at once what lies in one mapping, as most does.  What shim_move gives."""
@@ -123,10 +119,9 @@ class Process:
             return self._ended()
         return OSError(-result, f"{size} bytes at {vaddr:#x}: {os.strerror(-result)}")
 
-    def _move_all(
-        self, parts: Sequence[tuple[int, int]], view: memoryview, write: bool, private: bool = False
-    ) -> None:
+    def _move_all(self, parts: Sequence[tuple[int, int]], view: memoryview, flags: int) -> None:
         """Copy whatever it is, piece by piece."""
+        write, private = bool(flags & lib.SHIM_MOVE_WRITE), bool(flags & lib.SHIM_MOVE_PRIVATE)
         self.check_alive()  # before: what has its number now must not be written to
         batch: list[tuple[int, int]] = []
         start = position = 0
