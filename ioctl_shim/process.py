@@ -244,9 +244,8 @@ class Processes:
         self._lock = threading.Lock()
         self._known: tuple[Process, ...] = ()
 
-    def of(self, client: Client) -> Process:
-        """The process of a client that waits for an answer.  Raises OSError(ESRCH, EACCES)."""
-        tid = client.tid
+    def of(self, tid: int) -> Process:
+        """The process of a thread that waits for an answer.  Raises OSError(ESRCH, EACCES)."""
         for process in self._known:
             if lib.shim_has_thread(process.native, tid):
                 return process
@@ -254,7 +253,7 @@ class Processes:
             for process in self._known:  # another thread may have come first
                 if process.has_thread(tid):
                     return process
-            found = Process(client.tgid, tid, self._avoid())
+            found = Process(Client(tid).tgid, tid, self._avoid())
             self._known = (*(process for process in self._known if process.alive()), found)
             return found
 

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from devmodel.iommu import DmaFault, LockedMemory, PinningBackend, Prot, Type1
-from ioctl_shim.client import Client
 from ioctl_shim.process import Process, Processes
 from tests.lab import ROOT, MountedLab
 from tests.unit.fakes import FakeClient
@@ -45,7 +44,7 @@ class Child:
         )
         self.pid = self.child.pid
         assert self("os.getpid()") == self.pid
-        self.process = Processes(lambda: -1).of(Client(self.pid))
+        self.process = Processes(lambda: -1).of(self.pid)
 
     def __call__(self, expression: str) -> Any:
         assert self.child.stdin and self.child.stdout
@@ -244,14 +243,14 @@ def test_before_the_kernel_could_be_asked_for_mappings(child: Child, kind: str, 
 
 def test_a_thread_is_its_process_and_a_stranger_is_not(child: Child) -> None:
     known = Processes(lambda: -1)
-    own = known.of(Client(threading.get_native_id()))
+    own = known.of(threading.get_native_id())
     other: list[Process] = []
-    thread = threading.Thread(target=lambda: other.append(known.of(Client(threading.get_native_id()))))
+    thread = threading.Thread(target=lambda: other.append(known.of(threading.get_native_id())))
     thread.start()
     thread.join()
     assert other == [own] and own.tgid == os.getpid()
-    assert known.of(Client(child.pid)) is not own
-    fails(errno.ESRCH, known.of, Client(2**22 - 1))
+    assert known.of(child.pid) is not own
+    fails(errno.ESRCH, known.of, 2**22 - 1)
 
 
 def test_descriptors_go_with_the_last_use(child: Child) -> None:

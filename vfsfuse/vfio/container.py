@@ -52,7 +52,6 @@ class ContainerFile(VfioFile):
 
     __slots__ = ("container", "processes")
     kind = Kind.CONTAINER
-    may_defer = frozenset({UNMAP_CMD})
 
     def __init__(self, container: Container, processes: Processes) -> None:
         self.container, self.processes = container, processes
@@ -71,11 +70,11 @@ class ContainerFile(VfioFile):
         """The container's type1.  Raises OSError as the kernel does: EINVAL before SET_IOMMU, ENOTTY when
         what was set is no IOMMU."""
         iommu = self.container.iommu
+        if isinstance(iommu, Type1):
+            return iommu
         if iommu is None:
             raise OSError(errno.EINVAL, "the container has no IOMMU set")
-        if not isinstance(iommu, Type1):
-            raise OSError(errno.ENOTTY, "the container has no type1 IOMMU")
-        return iommu
+        raise OSError(errno.ENOTTY, "the container has no type1 IOMMU")
 
     @answers("VFIO_GET_API_VERSION")
     def api_version(self, request: Request) -> int:
@@ -102,11 +101,12 @@ class ContainerFile(VfioFile):
     @answers("VFIO_IOMMU_MAP_DMA")
     def map_dma(self, request: Request) -> int:
         iommu, dma = self.iommu, request.argument.value
-        if dma.flags & ~MAP_FLAGS:
-            raise OSError(errno.EINVAL, f"MAP_DMA flags {dma.flags:#x}")
-        prot = dma.flags & PROT_FLAGS
-        process = self.processes.of(request.client)
-        if prot == dma.flags:
+        flags = dma.flags
+        if flags & ~MAP_FLAGS:
+            raise OSError(errno.EINVAL, f"MAP_DMA flags {flags:#x}")
+        prot = flags & PROT_FLAGS
+        process = self.processes.of(request.tid)
+        if prot == flags:
             iommu.map(process, dma.iova, dma.vaddr, dma.size, prot)
         elif prot:
             raise OSError(errno.EINVAL, "a new vaddr comes without a protection")
@@ -115,19 +115,30 @@ class ContainerFile(VfioFile):
         return 0
 
     @answers("VFIO_IOMMU_UNMAP_DMA")
-    def unmap_dma(self, request: Request) -> int:
-        iommu, argument = self.iommu, request.argument
+    def unmap_dma(self, request: Request) -> int | None:
+        iommu = self.iommu
+        if iommu.busy and request.on_pump:
+            return None
+        argument = request.argument
         dma = argument.value
-        if dma.flags & ~(DIRTY_FLAG | ALONE) or (dma.flags & DIRTY_FLAG and dma.flags & ALONE):
-            raise OSError(errno.EINVAL, f"UNMAP_DMA flags {dma.flags:#x}")
-        bitmap = self._bitmap_behind(request) if dma.flags & DIRTY_FLAG else None
-        everything = bool(dma.flags & lib.VFIO_DMA_UNMAP_FLAG_ALL)
-        if dma.flags & lib.VFIO_DMA_UNMAP_FLAG_VADDR:
-            dma.size = iommu.invalidate_vaddr(dma.iova, dma.size, everything)
+        flags, size = dma.flags, dma.size
+        if not flags:
+            dma.size = iommu.unmap(dma.iova, size)
         else:
-            dma.size = iommu.unmap(dma.iova, dma.size, everything, bitmap)
+            dma.size = self._unmap_specially(iommu, request, flags, size)
         argument.reply()
         return 0
+
+    def _unmap_specially(self, iommu: Type1, request: Request, flags: int, size: int) -> int:
+        """An UNMAP_DMA with flags; returns the bytes unmapped."""
+        if flags & ~(DIRTY_FLAG | ALONE) or (flags & DIRTY_FLAG and flags & ALONE):
+            raise OSError(errno.EINVAL, f"UNMAP_DMA flags {flags:#x}")
+        iova = request.argument.value.iova
+        everything = bool(flags & lib.VFIO_DMA_UNMAP_FLAG_ALL)
+        if flags & lib.VFIO_DMA_UNMAP_FLAG_VADDR:
+            return iommu.invalidate_vaddr(iova, size, everything)
+        bitmap = self._bitmap_behind(request) if flags & DIRTY_FLAG else None
+        return iommu.unmap(iova, size, everything, bitmap)
 
     @answers("VFIO_IOMMU_DIRTY_PAGES")
     def dirty_pages(self, request: Request) -> int:

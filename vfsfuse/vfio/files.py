@@ -18,17 +18,20 @@ from ioctl_shim.lane import IoctlCall, PlainFile
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound="VfioFile")
+A = TypeVar("A", bound="int | None")
 _MARK = "_vfio_ioctl"
 
 
 class Request:
-    """One ioctl under way: its row, the raw argument and the client that made it.  `fetched` says whether the
-    pump has read the struct."""
+    """One ioctl under way: its row, the raw argument and the thread `tid` that made it.
 
-    __slots__ = ("_argument", "_client", "_fetched", "_tid", "arg", "row")
+    `on_pump` says who answers it, the pump or its worker: the pump has fetched the struct already, and must
+    not wait."""
 
-    def __init__(self, row: Row, arg: int, tid: int, fetched: bool) -> None:
-        self.row, self.arg, self._tid, self._fetched = row, arg, tid, fetched
+    __slots__ = ("_argument", "_client", "arg", "on_pump", "row", "tid")
+
+    def __init__(self, row: Row, arg: int, tid: int, on_pump: bool) -> None:
+        self.row, self.arg, self.tid, self.on_pump = row, arg, tid, on_pump
         self._client: Client | None = None
         self._argument: Argument | None = None
 
@@ -36,25 +39,26 @@ class Request:
     def client(self) -> Client:
         """Who waits for the answer."""
         if self._client is None:
-            self._client = Client(self._tid)
+            self._client = Client(self.tid)
         return self._client
 
     @property
     def argument(self) -> Argument:
         """The struct behind the argument, decoded once.  Raises OSError(EFAULT, EINVAL)."""
         if self._argument is None:
-            self._argument = Argument(self.row, self._tid, self.arg, self._fetched)
+            self._argument = Argument(self.row, self.tid, self.arg, self.on_pump)
         return self._argument
 
 
-Handler = Callable[[Any, Request], int]
+Handler = Callable[[Any, Request], int | None]
+"""Gives what ioctl(2) returns, or None on the pump: let the worker do it (and then `defers` says so)."""
 _rows = functools.cache(native_rows)
 
 
-def answers(name: str) -> Callable[[Callable[[F, Request], int]], Callable[[F, Request], int]]:
+def answers(name: str) -> Callable[[Callable[[F, Request], A]], Callable[[F, Request], A]]:
     """Decorator: the method that answers the ioctl called `name` in ioctl_shim.abi."""
 
-    def declare(handler: Callable[[F, Request], int]) -> Callable[[F, Request], int]:
+    def declare(handler: Callable[[F, Request], A]) -> Callable[[F, Request], A]:
         setattr(handler, _MARK, name)
         return handler
 
@@ -67,8 +71,6 @@ class VfioFile(PlainFile):
     __slots__ = ()
 
     kind: ClassVar[Kind]
-    may_defer: ClassVar[frozenset[int]] = frozenset()
-    """What `defers` is to be asked for."""
     handlers: ClassVar[dict[int, tuple[Row, Handler]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -78,25 +80,24 @@ class VfioFile(PlainFile):
         foreign = [row.name for row, _ in cls.handlers.values() if row.kind is not cls.kind]
         if foreign:
             raise TypeError(f"{cls.__name__} is no {foreign[0]} file")
-        blocking = {row.cmd for row, _ in cls.handlers.values() if row.blocking}
-        cls.may_defer = cls.may_defer | blocking
         cls.rows = _rows(cls.kind) if hasattr(cls, "kind") else None
 
     def control(self, cmd: int, arg: int, tid: int) -> int | None:
         found = self.handlers.get(cmd)
         if found is None:
             return self.unknown(cmd, tid)
-        if cmd in self.may_defer and self.defers(cmd):
-            return None
         row, handler = found
-        return handler(self, Request(row, arg, tid, True))
+        return None if row.blocking else handler(self, Request(row, arg, tid, True))
 
     def ioctl(self, call: IoctlCall) -> int:
         found = self.handlers.get(call.cmd)
         if found is None:
             return self.unknown(call.cmd, call.tid)
         row, handler = found
-        return handler(self, Request(row, call.arg, call.tid, False))
+        result = handler(self, Request(row, call.arg, call.tid, False))
+        if result is None:
+            raise RuntimeError(f"{row.name} is left to a worker that it is on")
+        return result
 
     def defers(self, cmd: int) -> bool:
         found = self.handlers.get(cmd)
