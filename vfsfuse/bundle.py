@@ -2,8 +2,8 @@
 """Names that come and go together: a device is seen in many directories, and each of those is an entry.
 
 A Plan declares them, a Part each; a Bundle is the plan for one device, and all that is kept of them.  An
-entry is made whenever somebody looks at it, each time with the same number and times, so that nobody can
-tell, and a device that nobody looks at costs next to nothing.  Hence such entries have no state of their own.
+entry is made when somebody looks at it, each time with the same number and times, so that nobody can tell,
+and a device that nobody looks at costs next to nothing.  Hence such entries have no state of their own.
 
 Bundles are shown and withdrawn on the trio thread (vfsfuse.tree); entries are made on the device lane too.
 """

@@ -8,18 +8,16 @@ write(2) that removed it returns, whatever the cache times.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import select
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import trio
 
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lanefile import Named
+from vfsfuse.errors import errors
 from vfsfuse.kobject import (
     Attribute,
     Child,
@@ -35,25 +33,8 @@ from vfsfuse.snapshots import Snapshots
 from vfsfuse.telling import forget_names, forget_stats
 from vfsfuse.tree import BASE_MASK, IAttrs
 
-log = logging.getLogger(__name__)
 BLOCK = 4096
 POLL_MASK = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
-
-
-@contextmanager
-def errors(what: str) -> Iterator[None]:
-    """Turn exceptions into what pyfuse3 answers: OSError to its errno, anything else to EIO with a
-    traceback."""
-    try:
-        yield
-    except pyfuse3.FUSEError:
-        raise
-    except OSError as error:
-        log.debug("%s: %s", what, error)
-        raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
-    except Exception as error:
-        log.exception("%s failed", what)
-        raise pyfuse3.FUSEError(errno.EIO) from error
 
 
 class Operations(Refusals):

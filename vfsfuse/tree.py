@@ -29,6 +29,8 @@ MOST_LOOKUPS = 1 << 13
 """As many as there are bits left in an inode number."""
 MEMBER_MASK = (1 << MEMBER_BITS) - 1
 BLOCK_SHIFT = MEMBER_BITS + PART_BITS
+MOST_MADE = 64
+"""Directories of bundles that are kept because somebody looks around in them, until any bundle changes."""
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ class Tree:
         self._numbers = itertools.count()
         self._lookups = itertools.count()
         self._blocks: dict[int, Entry | Bundle] = {}
+        self._made: dict[int, Kobject] = {}
         self._changes = Changes()
         self.iattrs: dict[int, IAttrs] = {}
         self.root = Root()
@@ -101,6 +104,7 @@ class Tree:
         once: dict[str, str] = {}  # directories share one string
         for part, directory, name in places:
             self._enter(directory, once.setdefault(name, name), bundle, part.directory)
+        self._made.clear()
 
     def withdraw(self, bundle: Bundle) -> None:
         """The opposite of `show`: last what appeared first."""
@@ -110,6 +114,7 @@ class Tree:
         self._drop_block(bundle.block)
         for part, directory, name in reversed(places):
             self._leave(directory, name, part.directory)
+        self._made.clear()
 
     def make(self, path: str) -> Kobject:
         """The directory at `path`, made with its parents where missing."""
@@ -146,7 +151,9 @@ class Tree:
         if found is None:
             raise OSError(gone, "removed")
         if isinstance(found, Bundle):
-            found = _part(found, index >> MEMBER_BITS & PART_MASK, gone)
+            found = self._made.get(index >> MEMBER_BITS) or _part(
+                found, index >> MEMBER_BITS & PART_MASK, gone
+            )
         member = index & MEMBER_MASK
         if not member:
             return found, None
@@ -173,7 +180,12 @@ class Tree:
             raise OSError(errno.ENOENT, "removed") from None
         if member is not None:
             raise OSError(errno.ENOTDIR, member.name)
-        return _directory(entry)
+        found = _directory(entry)
+        if not self._keeps(found):
+            if len(self._made) >= MOST_MADE:
+                self._made.clear()
+            self._made[found.number] = found
+        return found
 
     def look(self, inode: int) -> Look:
         """What `inode` stands for.  Raises OSError as `locate`."""

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.fakes import fails
 from vfsfuse.bundle import Bundle, Part, Plan, link
 from vfsfuse.kobject import Entry, Kobject, Symlink, attribute, relative
-from vfsfuse.tree import Changes, IAttrs, Tree
+from vfsfuse.tree import MOST_MADE, Changes, IAttrs, Tree
 
 
 @dataclass
@@ -72,7 +72,7 @@ PATHS = ("box/bear", "box/bear/parts", "box/bear/parts/first", "class/bear")
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_an_entry_is_made_for_each_look_and_has_the_same_number_place_and_times(box: Box, path: str) -> None:
+def test_an_entry_is_made_for_a_look_and_has_the_same_number_place_and_times(box: Box, path: str) -> None:
     bundle = box.add("bear")
     first, second = box.at(path), box.at(path)
     assert first is not second
@@ -126,6 +126,28 @@ def test_the_kernel_is_told_of_each_name_in_the_opposite_order(box: Box) -> None
     names = [b"bear", b"parts", b"first", b"bear"]
     assert told.gone == list(zip(where, names, strict=True))[::-1]
     assert box.box.inode in told.touched
+
+
+def test_a_directory_that_is_looked_around_in_is_kept_until_something_changes(box: Box) -> None:
+    bear, duck = box.add("bear"), box.add("duck")
+    inode = box.at("box/bear").inode
+    kept = box.tree.directory(inode)
+    assert box.tree.directory(inode) is kept is box.tree.locate(inode)[0]
+    box.tree.withdraw(duck)
+    assert box.tree.directory(inode) is not kept
+    box.tree.withdraw(bear)
+    fails(errno.ENOENT, box.tree.directory, inode)
+
+
+def test_few_directories_are_kept(box: Box) -> None:
+    inodes = []
+    for number in range(2 * MOST_MADE):
+        box.add(str(number))
+        inodes.append(box.at(f"box/{number}").inode)
+    kept = [box.tree.directory(inode) for inode in inodes]
+    again = [box.tree.directory(inode) for inode in inodes]
+    assert not any(one is other for one, other in zip(kept, again, strict=True))
+    assert [each.path for each in kept] == [each.path for each in again]
 
 
 def test_what_was_withdrawn_is_gone_and_its_numbers_never_come_again(box: Box) -> None:
