@@ -8,6 +8,7 @@
  * reg    4 bytes, direct_io: read, write, and two of VFIO's ioctls, which FUSE hands on as a number and an address
  * attr   a line of text, direct_io
  * many/  10,000 entries
+ * cold/  as many, not listed: lookups of what a listing has not told the kernel
  */
 #define _GNU_SOURCE
 #define FUSE_USE_VERSION 312
@@ -20,7 +21,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { ROOT = 1, REG, ATTR, MANY, FIRST };
+enum { ROOT = 1, REG, ATTR, MANY, COLD, FIRST };
 #define ENTRIES 10000
 #define CACHE 60.0
 #define SIZE 4096
@@ -32,17 +33,22 @@ static int fill(fuse_ino_t ino, struct stat *st)
 {
 	memset(st, 0, sizeof(*st));
 	st->st_ino = ino;
-	st->st_mode = ino == ROOT || ino == MANY ? S_IFDIR | 0755 : S_IFREG | 0644;
+	st->st_mode = ino == ROOT || ino == MANY || ino == COLD ? S_IFDIR | 0755 : S_IFREG | 0644;
 	st->st_nlink = 1;
 	st->st_size = SIZE;
-	return ino >= ROOT && ino < FIRST + ENTRIES ? 0 : ENOENT;
+	return ino >= ROOT && ino < FIRST + 2 * ENTRIES ? 0 : ENOENT;
 }
 
 static fuse_ino_t find(fuse_ino_t parent, const char *name)
 {
-	if (parent == MANY && *name == 'e')
-		return FIRST + strtoul(name + 1, NULL, 10);
-	return !strcmp(name, "reg") ? REG : !strcmp(name, "attr") ? ATTR : !strcmp(name, "many") ? MANY : 0;
+	static const char *const names[] = {[REG] = "reg", [ATTR] = "attr", [MANY] = "many", [COLD] = "cold"};
+
+	if (parent != ROOT)
+		return FIRST + (parent == COLD) * ENTRIES + strtoul(name + 1, NULL, 10);
+	for (fuse_ino_t ino = REG; ino < FIRST; ino++)
+		if (!strcmp(name, names[ino]))
+			return ino;
+	return 0;
 }
 
 static void do_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)

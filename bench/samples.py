@@ -27,14 +27,21 @@ class Sample(NamedTuple):
     mean: float
 
 
+def clock_cost() -> int:
+    """Nanoseconds that a sample of nothing has."""
+    return min(-(time.perf_counter_ns() - time.perf_counter_ns()) for _ in range(1000))
+
+
 def timed(call: Callable[[], object], calls: int) -> None:
-    """Time each of `calls`, after a tenth of them that warm up, and print a Sample."""
+    """Time each of `calls`, after a tenth of them that warm up, and print a Sample. What reading the clock
+    takes is taken off, as bench/client.c does."""
+    cost = clock_cost()
     spent = []
     for number in range(calls + max(1, calls // 10)):
         start = time.perf_counter_ns()
         call()
         if number >= max(1, calls // 10):
-            spent.append(time.perf_counter_ns() - start)
+            spent.append(max(time.perf_counter_ns() - start - cost, 0))
     show(spent)
 
 
@@ -46,7 +53,10 @@ def show(spent: list[int]) -> None:
 
 
 def parse(line: str) -> Sample:
+    """The Sample of a printed line. Raises ValueError for another line."""
     count, *rest = line.split()
+    if len(rest) != len(Sample._fields) - 1:
+        raise ValueError(f"no sample: {line!r}")
     return Sample(int(count), *map(float, rest))
 
 
@@ -67,6 +77,10 @@ class Results:
 
     def add(self, key: Key, sample: Sample) -> None:
         self.runs[key].append(sample)
+
+    def repetitions(self, mode: str) -> int:
+        """How often what was measured most was."""
+        return max((len(runs) for key, runs in self.runs.items() if key.mode == mode), default=0)
 
     def median(self, key: Key, field: str = "p50") -> float | None:
         """The median of the repetitions, in nanoseconds; None when it was not measured."""
