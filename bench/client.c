@@ -343,9 +343,7 @@ static void touch_and_wait(void)
 	pause();
 }
 
-typedef ssize_t move_between(pid_t, const struct iovec *, unsigned long, const struct iovec *, unsigned long, unsigned long);
-
-static void other_process(move_between *move)
+static void other_process(__typeof__(process_vm_readv) *move)
 {
 	size_t size = number(0);
 	char *here = malloc(size);

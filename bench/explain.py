@@ -9,21 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bench.cases import BY_KEY, OURS, Case
+from bench.cases import BY_KEY, FLOOR, OURS, Case
 from bench.instrument import MOST, begin, client, observed, place, table
 from bench.machine import EACH, Machine
 from bench.measure import PINNED, UNPINNED
-from bench.profiled import rows
+from bench.profiled import Calls, difference, load
 from bench.reach import KIB, US
-from bench.samples import Key, Results
+from bench.samples import Key, Results, with_warmup
 from bench.servers import ROOT, Server, create_idle, say, start_lab
 
 HOT = ("read-hook", "write-hook", "ioctl-struct", "attr-read")
 """The hottest paths; what is missed comes to them."""
 
-CALLS, IDLE, MS = 4000, 1000, 1e6
+CALLS, DMAS, IDLE, MS = 4000, 100, 500, 1e6
 STRUCTS = ("ioctl-struct", "map", "unmap")
 """For these the floor is an ioctl without one: who moves it, Python or the pump, has it in their part."""
 
@@ -87,7 +87,8 @@ class Explainer:
         # the last ones, because some clients prepare something for each
         lasting = [times[-calls:] for times in spent.values() if len(times) > 0.1 * calls]
         python = sum(statistics.median(times) * len(times) / calls for times in lasting) / US
-        least = BY_KEY["ioctl-value"] if case.key in STRUCTS else case
+        bare = BY_KEY["ioctl-value"]
+        least = bare if case.key in STRUCTS and self._median(bare.key, FLOOR) else case
         base = self._median(least.key, least.base)
         rest = self._median(case.key, OURS) - base - python
         parts = [(f"{least.base}, for {'the same' if least is case else least.title}", base)]
@@ -101,18 +102,23 @@ class Explainer:
         return Profile(case.title, "us", parts, detail, FUNCTIONS, seen)
 
     def _dma(self, case: Case) -> Profile:
-        """DMA, which no server is asked for: bench/dma.py under cProfile."""
-        file = str(self.machine.folder / "dma.profile")
-        python, *rest = self.machine.command(case.runs[OURS])
-        calls = int(rest[4]) + max(1, int(rest[4]) // 10)
-        profiler = [python, "-m", "cProfile", "-o", file]
-        subprocess.run([*profiler, *rest], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        """DMA, which no server is asked for: bench/dma.py under cProfile, less what one call has as well."""
+        counts = (1, self.machine.calls or DMAS)
+        before, after = (self._seen(replace(self.machine, calls=calls), case) for calls in counts)
+        seen = table(difference(before, after), with_warmup(counts[1]) - with_warmup(counts[0]))
         base = self._median(case.key, case.base)
         parts = [
             (f"{case.base}", base),
             ("the rest: Python, system calls, memory", self._median(case.key, OURS) - base),
         ]
-        return Profile(case.title, "us", parts, DISTORTED, FUNCTIONS, table(rows(file), calls))
+        return Profile(case.title, "us", parts, DISTORTED, FUNCTIONS, seen)
+
+    def _seen(self, machine: Machine, case: Case) -> Calls:
+        file = str(machine.folder / "dma.profile")
+        python, *rest = machine.command(case.runs[OURS])
+        profiler = [python, "-m", "cProfile", "-o", file]
+        subprocess.run([*profiler, *rest], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        return load(file)
 
     def _mount(self) -> Profile:
         """From exec until the tree answers: the interpreter, imports, and what is left."""

@@ -32,6 +32,9 @@ MARK = signal.SIGUSR2
 Function = tuple[str, int, str]
 """(file, line, name)"""
 
+Calls = dict[Function, tuple[int, float]]
+"""How often each was called, and the seconds that it took by itself."""
+
 
 class Instrument(Protocol):
     """What looks at a server. Signal handlers take the marks, so on the main thread."""
@@ -93,9 +96,9 @@ class Functions:
         self._profiles.append(profile)
         profile.enable()
 
-    def mark(self) -> dict[Function, tuple[int, float]]:
+    def mark(self) -> Calls:
         self._profiles[0].disable()  # this thread's: it should not see what is done here
-        found: dict[Function, tuple[int, float]] = {}
+        found: Calls = {}
         for entry in (entry for profile in self._profiles for entry in profile.getstats()):
             place = _place(entry.code)
             calls, seconds = found.get(place, (0, 0.0))
@@ -103,23 +106,27 @@ class Functions:
         self._profiles[0].enable()
         return found
 
-    def between(
-        self, before: dict[Function, tuple[int, float]], after: dict[Function, tuple[int, float]]
-    ) -> object:
-        return [
-            (*place, calls - before.get(place, (0, 0.0))[0], seconds - before.get(place, (0, 0.0))[1])
-            for place, (calls, seconds) in after.items()
-        ]
+    def between(self, before: Calls, after: Calls) -> object:
+        return difference(before, after)
 
 
 def _place(code: Any) -> Function:
     return ("~", 0, code) if isinstance(code, str) else (code.co_filename, code.co_firstlineno, code.co_name)
 
 
-def rows(file: str) -> list[tuple[str, int, str, int, float]]:
-    """What Functions would say, from a file of `python -m cProfile -o FILE`."""
+def load(file: str) -> Calls:
+    """From a file of `python -m cProfile -o FILE`."""
     stats: Any = pstats.Stats(file)
-    return [(*place, calls, own) for place, (_, calls, own, _, _) in stats.stats.items()]
+    return {place: (calls, own) for place, (_, calls, own, _, _) in stats.stats.items()}
+
+
+def difference(before: Calls, after: Calls) -> list[tuple[str, int, str, int, float]]:
+    """(file, line, name, calls, own seconds) of what came to it."""
+    none = (0, 0.0)
+    return [
+        (*place, calls - before.get(place, none)[0], seconds - before.get(place, none)[1])
+        for place, (calls, seconds) in after.items()
+    ]
 
 
 class Memory:

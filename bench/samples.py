@@ -32,15 +32,20 @@ def clock_cost() -> int:
     return min(-(time.perf_counter_ns() - time.perf_counter_ns()) for _ in range(1000))
 
 
+def with_warmup(calls: int) -> int:
+    """How many there are when the tenth that warms up is counted."""
+    return calls + max(1, calls // 10)
+
+
 def timed(call: Callable[[], object], calls: int) -> None:
     """Time each of `calls`, after a tenth of them that warm up, and print a Sample. What reading the clock
     takes is taken off, as bench/client.c does."""
     cost = clock_cost()
     spent = []
-    for number in range(calls + max(1, calls // 10)):
+    for number in range(with_warmup(calls)):
         start = time.perf_counter_ns()
         call()
-        if number >= max(1, calls // 10):
+        if number >= with_warmup(calls) - calls:
             spent.append(max(time.perf_counter_ns() - start - cost, 0))
     show(spent)
 
