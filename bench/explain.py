@@ -28,6 +28,9 @@ STRUCTS = ("ioctl-struct", "map", "unmap")
 """For these the floor is an ioctl without one: who moves it, Python or the pump, has it in their part."""
 
 _IMPORT = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", re.MULTILINE)
+INTO_PYTHON = "the rest: into Python and back (cffi, the GIL), caches"
+PUMP = "the rest: what else the pump does"
+ELSEWHERE = "the rest: whoever answers, trio or the device's task, and waking them"
 FUNCTIONS = ("function", "calls for one", "share of Python's time")
 DISTORTED = "By cProfile, which makes small functions look larger than they are:"
 PREPARED = f"{DISTORTED[:-1]}, and sees the MAP_DMA before each, too:"
@@ -87,19 +90,28 @@ class Explainer:
         # the last ones, because some clients prepare something for each
         lasting = [times[-calls:] for times in spent.values() if len(times) > 0.1 * calls]
         python = sum(statistics.median(times) * len(times) / calls for times in lasting) / US
-        bare = BY_KEY["ioctl-value"]
-        least = bare if case.key in STRUCTS and self._median(bare.key, FLOOR) else case
-        base = self._median(least.key, least.base)
-        rest = self._median(case.key, OURS) - base - python
-        parts = [(f"{least.base}, for {'the same' if least is case else least.title}", base)]
-        if python:
-            parts += [("Python, from the pump's call until its return", python)]
-            parts += [("the rest: the pump, into Python and back (cffi, the GIL)", rest)]
-        else:
-            parts += [("the rest: what trio or the device's task does, and how it is woken", rest)]
         seen = table(client(self.machine, "functions", words, calls), calls)
         detail = PREPARED if case.key == "unmap" else DISTORTED
-        return Profile(case.title, "us", parts, detail, FUNCTIONS, seen)
+        return Profile(case.title, "us", self._parts(case, python), detail, FUNCTIONS, seen)
+
+    def _parts(self, case: Case, python: float) -> list[tuple[str, float]]:
+        """Of a call in which the pump calls Python for so many microseconds, or does not."""
+        bare = BY_KEY["ioctl-value"]
+        least = bare if case.key in STRUCTS and self._median(bare.key, FLOOR) else case
+        for_what = "the same" if least is case else least.title
+        parts = [(f"{least.base}, for {for_what}", self._median(least.key, least.base))]
+        if least.base == FLOOR:
+            parts += [("the pump in libfuse's place, as a read of memory shows it", self._pump())]
+        if python:
+            parts += [("Python, from the pump's call until its return", python)]
+        rest = self._median(case.key, OURS) - sum(spent for _, spent in parts)
+        in_c = case.key.startswith(("read-", "write-"))
+        return [*parts, (INTO_PYTHON if python else PUMP if in_c else ELSEWHERE, rest)]
+
+    def _pump(self) -> float:
+        """What our pump takes more than libfuse, or less: 0 when it was not measured."""
+        ours, theirs = (Key("read-memory", subject, PINNED) for subject in (OURS, FLOOR))
+        return (self.results.beyond(ours, theirs) or 0) / US
 
     def _dma(self, case: Case) -> Profile:
         """DMA, which no server is asked for: bench/dma.py under cProfile, less what one call has as well."""

@@ -71,10 +71,8 @@ def _beyond(*cases: str) -> Measure:
     """The most microseconds above the base."""
 
     def one(results: Results, case: str) -> Found | None:
-        ours, theirs = (
-            results.median(Key(case, subject, PINNED)) for subject in (OURS, BY_KEY[case].base or "")
-        )
-        return None if ours is None or theirs is None else Found((ours - theirs) / US, case)
+        beyond = results.beyond(Key(case, OURS, PINNED), Key(case, BY_KEY[case].base or "", PINNED))
+        return None if beyond is None else Found(beyond / US, case)
 
     return lambda results, facts: _most(one(results, case) for case in cases)
 

@@ -90,12 +90,13 @@ class Report:
             yield from self._spread(found, case)
 
     def _spread(self, found: Found, case: Case | None) -> Iterator[str]:
-        """How the samples lie, in the run whose median is the greatest."""
+        """How the samples lie, in the run whose median is the median one."""
         subjects = (OURS, case.base) if case else (OURS, FLOOR)
         for subject in subjects:
             runs = self.results.runs.get(Key(found.of, subject or "", found.mode))
             if runs:
-                yield f"  - {subject}: {_percentiles(max(runs, key=lambda run: run.p50))}"
+                ordered = sorted(runs, key=lambda run: run.p50)
+                yield f"  - {subject}: {_percentiles(ordered[len(ordered) // 2])}"
 
     def _figures(self, mode: str) -> Iterator[str]:
         rows = [*self._rows(mode), *self._clients(mode)]

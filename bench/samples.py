@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -94,9 +94,15 @@ class Results:
 
     def ratio(self, key: Key, base: Key, field: str = "p50") -> float | None:
         """How much longer `key` takes than `base`: the median of the repetitions' own ratios."""
-        ours, theirs = self.runs.get(key), self.runs.get(base)
-        if not ours or not theirs:
-            return None
-        pairs = zip(ours, theirs, strict=False)  # a run that was cut short has one less of theirs
-        ratios = [float(getattr(one, field) / max(getattr(other, field), 1)) for one, other in pairs]
-        return statistics.median(ratios)
+        ratios = [one / max(other, 1) for one, other in self._pairs(key, base, field)]
+        return statistics.median(ratios) if ratios else None
+
+    def beyond(self, key: Key, base: Key, field: str = "p50") -> float | None:
+        """How many nanoseconds longer `key` takes, likewise."""
+        differences = [one - other for one, other in self._pairs(key, base, field)]
+        return statistics.median(differences) if differences else None
+
+    def _pairs(self, key: Key, base: Key, field: str) -> Iterator[tuple[float, float]]:
+        """Of runs beside each other."""
+        for one, other in zip(self.runs.get(key, ()), self.runs.get(base, ()), strict=False):
+            yield getattr(one, field), getattr(other, field)

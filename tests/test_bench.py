@@ -73,6 +73,8 @@ def test_a_figure_is_the_median_of_repetitions_and_a_ratio_that_of_runs_beside_e
     assert results.ratio(key, base) == 2  # of 3, 2 and 1.5, and not 30 / 10
     assert results.median(Key("read-hook", KERNEL, PINNED)) is None
     assert results.ratio(key, Key("read-hook", KERNEL, PINNED)) is None
+    assert results.beyond(key, base) == 20  # of 20, 10 and 30, and not 30 - 10
+    assert results.beyond(base, Key("read-hook", KERNEL, PINNED)) is None
     assert (results.repetitions(PINNED), results.repetitions(UNPINNED)) == (3, 0)
 
 
