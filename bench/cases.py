@@ -2,7 +2,8 @@
 """What is measured, as a table: each case is one question, put to vfsfuse, to its floor and to peers.
 
 The words of a run are a command line that prints percentiles as bench/client.c does; a word in braces is a
-place of bench/servers.py. Where one is missing (a peer that is not installed), the run is left out.
+place of bench/machine.py. Where one is missing (a peer that is not installed), the run is left out. Of
+`{calls}20`, 20 is for how often, unless all are told (--calls).
 """
 
 from __future__ import annotations
@@ -11,22 +12,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 OURS, FLOOR, KERNEL, LXCFS, UMOCKDEV = "vfsfuse", "C libfuse", "kernel sysfs", "lxcfs", "umockdev"
-BARE, MEMCPY, VMREAD, EVENTFD, NOTHING = (
-    "memfd",
-    "memcpy",
-    "process_vm_readv",
-    "eventfd",
-    "an ioctl without a struct",
-)
+BARE, EVENTFD, NOTHING = "memfd", "eventfd", "an ioctl without a struct"
+MEMCPY, VMREAD, VMWRITE = "memcpy", "process_vm_readv", "process_vm_writev"
+PEERS = (KERNEL, LXCFS, UMOCKDEV)
+"""What may not be here, or not run here."""
 MIB = 1 << 20
 BAR2, CONFIG = 2 << 40, 7 << 40
 HOOKED, PLAIN, COMMAND = 0x00, 0x10, 0x20
 """Registers of bench/model.py."""
 MAPPINGS = 65_535
+CROWD = 10_000
+"""Idle vGPUs, and entries of the floor's directory."""
+
+LOOKUPS = 1200
+"""Of names that nobody has looked up, so that all runs together must do with CROWD."""
+
 EVIOCGABS = 0x80184540
+DEEP = "d/d/d/d/d/d/d"
+"""The path of an attribute has as many directories, which is nothing that vfsfuse takes time for."""
+
 UMOCKDEV_NAME = "/sys/devices/pci0000:00/input/event0/name"
-MOUNT = "{python} -m bench.drive mount 6 {folder}"
-MOUNT_SH = "{python} -m bench.drive mount.sh 4 {folder}"
+MOUNT = "{python} -m bench.drive mount {calls}6 {folder}"
+MOUNT_SH = "{python} -m bench.drive mount.sh {calls}4 {folder}"
+CREATE = "{python} -m bench.drive create {calls}300 {lab}"
 DMA_SIZES = (4096, 65536, MIB, 16 * MIB)
 
 
@@ -34,7 +42,8 @@ DMA_SIZES = (4096, 65536, MIB, 16 * MIB)
 class Case:
     """`runs` by subject; `base` is the subject that ratios are to.
 
-    A sample is `per` operations of `size` bytes each.
+    A sample is `per` operations of `size` bytes each. One that is not `pinned` is only measured with all
+    processors.
     """
 
     key: str
@@ -43,10 +52,11 @@ class Case:
     base: str | None = FLOOR
     per: int = 1
     size: int = 0
+    pinned: bool = True
 
 
 def _client(loop: str, calls: int, rest: str = "") -> str:
-    return f"{{build}}/client {loop} {calls} {rest}"
+    return f"{{build}}/client {loop} {{calls}}{calls} {rest}"
 
 
 def _access(key: str, title: str, offset: int, loop: str) -> Case:
@@ -60,19 +70,29 @@ def _access(key: str, title: str, offset: int, loop: str) -> Case:
     )
 
 
-def _mapping(key: str, title: str, calls: int, **shape: int) -> Case:
+def _mapping(key: str, title: str, calls: int, per: int = 1, size: int = 0) -> Case:
     runs = {
         OURS: _client(key, calls, f"{{mappable}} {BAR2} {16 * MIB}"),
         BARE: _client(key, calls, f"memfd 0 {16 * MIB}"),
     }
-    return Case(key, title, runs, BARE, **shape)
+    return Case(key, title, runs, BARE, per=per, size=size)
 
 
-def _dma(kind: str, base: str, loop: str, direction: str, size: int) -> Case:
+DMA_BASES = {
+    ("shared", "read"): (MEMCPY, "memcpy-read"),
+    ("shared", "write"): (MEMCPY, "memcpy-write"),
+    ("private", "read"): (VMREAD, "vmread"),
+    ("private", "write"): (VMWRITE, "vmwrite"),
+}
+"""What DMA is compared with, and the loop of bench/client.c that does it."""
+
+
+def _dma(kind: str, direction: str, size: int) -> Case:
+    base, loop = DMA_BASES[kind, direction]
     calls = max(30, min(2000, (1 << 29) // size))
     shown = f"{size // MIB} MiB" if size >= MIB else f"{size // 1024} KiB"
     runs = {
-        OURS: f"{{python}} -m bench.dma {kind} {direction} {calls} {size}",
+        OURS: f"{{python}} -m bench.dma {kind} {direction} {{calls}}{calls} {size}",
         base: _client(loop, calls, str(size)),
     }
     return Case(
@@ -110,7 +130,7 @@ CASES: tuple[Case, ...] = (
         "attribute open+read+close",
         {
             OURS: _client("attr-read", 4000, "{attribute}"),
-            FLOOR: _client("attr-read", 4000, "{floor}/attr"),
+            FLOOR: _client("attr-read", 4000, f"{{floor}}/{DEEP}/attr"),
             KERNEL: _client("attr-read", 10000, "/sys/devices/system/cpu/online"),
             LXCFS: _client("attr-read", 4000, "{lxcfs}/sys/devices/system/cpu/online"),
             UMOCKDEV: f"{{umockdev}} {_client('attr-read', 4000, UMOCKDEV_NAME)}",
@@ -121,24 +141,29 @@ CASES: tuple[Case, ...] = (
         "attribute open+write+close",
         {
             OURS: _client("attr-write", 4000, "{note} text"),
-            FLOOR: _client("attr-write", 4000, "{floor}/attr text"),
+            FLOOR: _client("attr-write", 4000, f"{{floor}}/{DEEP}/attr text"),
         },
     ),
     Case(
         "lookup",
         "lookup of a cold path",
-        {OURS: _client("lookup", 10000, "{crowd}"), FLOOR: _client("lookup", 10000, "{floor}/many")},
+        {
+            OURS: _client("lookup", LOOKUPS, "{crowd} {crowd-names}"),
+            FLOOR: _client("lookup", LOOKUPS, "{floor}/cold {floor-names}"),
+        },
     ),
     Case(
         "readdir",
-        "listing of 10,000 entries",
-        {OURS: _client("readdir", 3, "{crowd} 10000"), FLOOR: _client("readdir", 3, "{floor}/many 10000")},
+        f"listing of {CROWD:,} entries",
+        {
+            OURS: _client("readdir", 11, f"{{crowd-parent}} {CROWD}"),
+            FLOOR: _client("readdir", 11, f"{{floor}}/many {CROWD}"),
+        },
     ),
     _mapping("load", "4-byte load from a mapped BAR", 3000, per=1000),
     _mapping("store", "4-byte store to a mapped BAR", 3000, per=1000),
     _mapping("memset", "memset of a mapped BAR of 16 MiB", 60, size=16 * MIB),
-    *(_dma("shared", MEMCPY, "memcpy", how, size) for how in ("read", "write") for size in DMA_SIZES),
-    *(_dma("private", VMREAD, "vmread", how, size) for how in ("read", "write") for size in DMA_SIZES),
+    *(_dma(kind, direction, size) for kind, direction in DMA_BASES for size in DMA_SIZES),
     Case(
         "interrupt",
         "interrupt, device raise to client epoll",
@@ -166,24 +191,19 @@ CASES: tuple[Case, ...] = (
         },
         NOTHING,
     ),
-    Case("create", "create and remove a vGPU", {OURS: "{python} -m bench.drive create 300 {lab}"}, None),
-    Case(
-        "mount",
-        "vfsfuse mount, until the tree answers",
-        {OURS: MOUNT},
-        None,
-    ),
-    Case(
-        "mount.sh",
-        "./mount.sh, until it returns",
-        {OURS: MOUNT_SH},
-        None,
-    ),
+    Case("create", "create and remove a vGPU", {OURS: CREATE}, None),
+    Case("mount", "vfsfuse mount, until the tree answers", {OURS: MOUNT}, None, pinned=False),
+    Case("mount.sh", "./mount.sh, until it returns", {OURS: MOUNT_SH}, None, pinned=False),
 )
+BY_KEY: Mapping[str, Case] = {case.key: case for case in CASES}
 
-READS = 10_000
-QUIET = "{{build}}/client quiet 800 {} 0 500"
+CLIENTS = "clients"
+"""The key of what several clients at once measure; its runs are not those of a Case."""
+
+ALONE, AMONG, ONE, EIGHT = "quiet-alone", "quiet-among-7", "one-client", "eight-clients"
+DEVICES = 8
+QUIET = "{{build}}/client quiet {{calls}}2000 {} 0 500"
 BUSY = "{{build}}/client busy 1 {} 0"
-READING = f"{{{{build}}}}/client read {READS} {{}} 0 4"
+READING = "{{build}}/client read {{calls}}10000 {} 0 4"
 NEIGHBOURS: Mapping[str, str] = {OURS: "{{device{}}}", FLOOR: "{{floor}}/reg"}
 """The file that client number N of eight has."""

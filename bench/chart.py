@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from bench.cases import CASES, FLOOR, KERNEL, LXCFS, OURS, UMOCKDEV, Case
-from bench.report import PINNED, US
+from bench.measure import PINNED
+from bench.reach import US
 from bench.samples import Key, Results
 
 SHOWN = (
@@ -53,12 +54,7 @@ def draw(path: Path, results: Results) -> None:
     height = TOP + sum(len(known) * BAR + GAP for _, known in bars) + 30
     image = Image.new("RGB", (WIDTH, height), "white")
     pen, font, head = ImageDraw.Draw(image), ImageFont.load_default(15), ImageFont.load_default(20)
-    pen.text(
-        (20, 14),
-        "Microseconds for one call, client and server on one core (median, less is better)",
-        TEXT,
-        head,
-    )
+    pen.text((20, 14), TITLE, TEXT, head)
     for tick in TICKS:
         pen.line([(_x(tick), TOP - 8), (_x(tick), height - 20)], GRID)
         pen.text((_x(tick), TOP - 26), str(tick), TEXT, font, anchor="ma")

@@ -4,7 +4,8 @@
  *
  *   client LOOP COUNT [ARGUMENT...]   ->   count min p10 p50 p90 p99 p99.9 max mean
  *
- * The first tenth of the calls warms up and is not counted.  Each line of `loops` at the end says the arguments.
+ * The first tenth of the calls warms up and is not counted; what reading the clock takes is taken off each.  Each
+ * line of `loops` at the end says the arguments.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -61,15 +62,29 @@ static int compare(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+/* What a sample of nothing takes. */
+static uint64_t clock_cost(void)
+{
+	uint64_t least = UINT64_MAX;
+
+	for (int i = 0; i < 1000; i++) {
+		uint64_t start = now(), spent = now() - start;
+		least = spent < least ? spent : least;
+	}
+	return least;
+}
+
 static void report(void)
 {
 	static const double parts[] = {0, 0.1, 0.5, 0.9, 0.99, 0.999, 1};
-	uint64_t *kept = samples + taken / 10, sum = 0;
+	uint64_t *kept = samples + taken / 10, sum = 0, cost = clock_cost();
 	long count = taken - taken / 10;
 
 	CHECK(count > 0);
-	for (long i = 0; i < count; i++)
+	for (long i = 0; i < count; i++) {
+		kept[i] -= kept[i] < cost ? kept[i] : cost;
 		sum += kept[i];
+	}
 	qsort(kept, (size_t)count, sizeof(*kept), compare);
 	printf("%ld", count);
 	for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
@@ -181,23 +196,36 @@ static void do_attr_write(void)
 	TIMED(int fd = open(args[0], O_WRONLY); CHECK(write(fd, args[1], size) == (ssize_t)size); close(fd));
 }
 
-/* Every entry of a directory, which the kernel does not know yet. */
+/* COUNT lines from the end of a file, which loses them: whoever asks next gets others. */
+static char **taken_from(const char *path)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	struct stat st;
+	CHECK(fd >= 0 && !fstat(fd, &st));
+	char **lines = malloc((size_t)calls * sizeof(*lines)), *text = malloc((size_t)st.st_size), *end = text + st.st_size;
+
+	CHECK(read(fd, text, (size_t)st.st_size) == st.st_size);
+	for (long i = 0; i < calls; i++) {
+		CHECK(end > text);
+		*--end = 0;
+		while (end > text && end[-1] != '\n')
+			end--;
+		lines[i] = end;
+	}
+	CHECK(!ftruncate(fd, end - text));
+	close(fd);
+	return lines;
+}
+
+/* Names of a directory that nobody has looked up yet, so that the kernel has to ask for each. */
 static void do_lookup(void)
 {
-	DIR *dir = opendir(args[0]);
-	char **names = malloc((size_t)calls * sizeof(*names));
-	struct dirent *entry;
+	int dir = open(args[0], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	char **names = taken_from(args[1]);
 	struct stat st;
-	long count = 0;
 
-	CHECK(dir);
-	while ((entry = readdir(dir)) && count < calls)
-		if (*entry->d_name != '.')
-			names[count++] = strdup(entry->d_name);
-	int drop = open("/proc/sys/vm/drop_caches", O_WRONLY);
-	CHECK(drop >= 0 && write(drop, "2", 1) == 1);
-	calls = count;
-	TIMED(CHECK(!fstatat(dirfd(dir), names[i], &st, AT_SYMLINK_NOFOLLOW)));
+	CHECK(dir >= 0);
+	TIMED(CHECK(!fstatat(dir, names[i], &st, AT_SYMLINK_NOFOLLOW)));
 }
 
 /* A sample is one listing of the whole directory. */
@@ -265,15 +293,27 @@ static void do_memset(void)
 	TIMED(memset(at, (int)i, size));
 }
 
-static void do_memcpy(void)
+/* SIZE bytes of shared memory, and as many of our own. */
+static void copies(int into_shared)
 {
 	size_t size = number(0);
 	int fd = memfd_create("bench", MFD_CLOEXEC);
 
 	CHECK(!ftruncate(fd, (off_t)size));
-	char *from = mapped(fd, 0, size), *to = malloc(size);
-	memset(to, 1, size);
+	char *shared = mapped(fd, 0, size), *own = malloc(size);
+	char *to = into_shared ? shared : own, *from = into_shared ? own : shared;
+	memset(own, 1, size);
 	TIMED(memcpy(to, from, size); __asm__ volatile("" ::: "memory"));
+}
+
+static void do_memcpy_read(void)
+{
+	copies(0);
+}
+
+static void do_memcpy_write(void)
+{
+	copies(1);
 }
 
 static pid_t child_of_ours(void (*run)(void))
@@ -290,21 +330,42 @@ static pid_t child_of_ours(void (*run)(void))
 	return pid;
 }
 
-static void wait_for_end(void)
+static char *there;
+static int touched;
+
+/* A process whose memory is its own: it has written to all of it since the fork. */
+static void touch_and_wait(void)
 {
+	uint64_t one = 1;
+
+	memset(there, 1, number(0));
+	CHECK(write(touched, &one, sizeof(one)) == sizeof(one));
 	pause();
+}
+
+static void other_process(__typeof__(process_vm_readv) *move)
+{
+	size_t size = number(0);
+	char *here = malloc(size);
+	uint64_t value;
+
+	there = malloc(size), touched = eventfd(0, EFD_CLOEXEC);
+	memset(here, 1, size);
+	pid_t child = child_of_ours(touch_and_wait);
+	CHECK(read(touched, &value, sizeof(value)) == sizeof(value));
+	struct iovec local = {here, size}, remote = {there, size};
+	TIMED(CHECK(move(child, &local, 1, &remote, 1, 0) == (ssize_t)size));
+	kill(child, SIGKILL), waitpid(child, NULL, 0);
 }
 
 static void do_vmread(void)
 {
-	size_t size = number(0);
-	char *there = malloc(size), *here = malloc(size);
+	other_process(process_vm_readv);
+}
 
-	memset(there, 1, size), memset(here, 1, size);
-	pid_t child = child_of_ours(wait_for_end);
-	struct iovec local = {here, size}, remote = {there, size};
-	TIMED(CHECK(process_vm_readv(child, &local, 1, &remote, 1, 0) == (ssize_t)size));
-	kill(child, SIGKILL), waitpid(child, NULL, 0);
+static void do_vmwrite(void)
+{
+	other_process(process_vm_writev);
 }
 
 /* ---- interrupts ---- */
@@ -314,27 +375,43 @@ struct raised {
 	volatile uint64_t count, when;
 };
 
-static void latencies(int event, const struct raised *raised)
+/* Where it says so: in memory, or where that cannot be mapped, in a file. */
+static struct raised *board;
+static int board_file;
+static off_t board_offset;
+
+static struct raised said(void)
+{
+	struct raised it;
+
+	if (board)
+		it.count = board->count, it.when = board->when;
+	else
+		CHECK(pread(board_file, &it, sizeof(it), board_offset) == sizeof(it));
+	return it;
+}
+
+static void latencies(int event)
 {
 	int epoll = epoll_create1(EPOLL_CLOEXEC);
 	struct epoll_event wanted = {.events = EPOLLIN};
-	uint64_t value, seen = raised->count, last = seen + (uint64_t)calls;
+	struct raised last = said();
+	uint64_t value, seen = last.count, end = seen + (uint64_t)calls;
 
 	CHECK(!epoll_ctl(epoll, EPOLL_CTL_ADD, event, &wanted));
-	while (seen < last) {
+	while (seen < end) {
 		CHECK(epoll_wait(epoll, &wanted, 1, 10000) == 1);
 		uint64_t woken = now();
 		CHECK(read(event, &value, sizeof(value)) == sizeof(value));
 		seen += value;
-		while (raised->count < seen)
+		while (last = said(), last.count < seen)
 			sched_yield(); /* it says so after it has raised */
-		if (raised->count == seen && value == 1)
-			samples[taken++] = woken - raised->when;
+		if (last.count == seen && value == 1)
+			samples[taken++] = woken - last.when;
 	}
 }
 
 static int raise_event;
-static struct raised *raise_board;
 
 static void raise_all(void)
 {
@@ -345,19 +422,19 @@ static void raise_all(void)
 		nanosleep(&gap, NULL);
 		uint64_t when = now();
 		CHECK(write(raise_event, &one, sizeof(one)) == sizeof(one));
-		raise_board->when = when;
+		board->when = when;
 		__atomic_thread_fence(__ATOMIC_RELEASE);
-		raise_board->count++;
+		board->count++;
 	}
 }
 
 static void do_eventfd(void)
 {
 	raise_event = eventfd(0, EFD_CLOEXEC);
-	raise_board = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	CHECK(raise_event >= 0 && raise_board != MAP_FAILED);
+	board = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(raise_event >= 0 && board != MAP_FAILED);
 	pid_t child = child_of_ours(raise_all);
-	latencies(raise_event, raise_board);
+	latencies(raise_event);
 	waitpid(child, NULL, 0);
 }
 
@@ -368,15 +445,17 @@ static void do_interrupt(void)
 	char request[sizeof(struct vfio_irq_set) + sizeof(int)] = "";
 	struct vfio_irq_set *set = (struct vfio_irq_set *)request;
 	uint32_t count = (uint32_t)calls;
-	const struct raised *board = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, device, (off_t)number(2));
 
-	CHECK(board != MAP_FAILED);
+	board_file = device, board_offset = (off_t)number(2);
+	board = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, device, board_offset);
+	if (board == MAP_FAILED)
+		board = NULL;
 	*set = (struct vfio_irq_set){.argsz = sizeof(request), .index = VFIO_PCI_MSIX_IRQ_INDEX, .count = 1,
 		.flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER};
 	memcpy(set->data, &event, sizeof(event));
 	CHECK(!ioctl(device, VFIO_DEVICE_SET_IRQS, set));
 	CHECK(pwrite(device, &count, sizeof(count), (off_t)number(1)) == sizeof(count));
-	latencies(event, board);
+	latencies(event);
 }
 
 /* ---- the IOMMU ---- */
@@ -443,13 +522,15 @@ static const struct loop {
 	{"raw-ioctl", do_raw_ioctl, 2, "PATH NUMBER"},
 	{"attr-read", do_attr_read, 1, "PATH"},
 	{"attr-write", do_attr_write, 2, "PATH TEXT"},
-	{"lookup", do_lookup, 1, "DIRECTORY"},
+	{"lookup", do_lookup, 2, "DIRECTORY NAMES"},
 	{"readdir", do_readdir, 2, "DIRECTORY LEAST"},
 	{"load", do_load, 3, "PATH OFFSET SIZE"},
 	{"store", do_store, 3, "PATH OFFSET SIZE"},
 	{"memset", do_memset, 3, "PATH OFFSET SIZE"},
-	{"memcpy", do_memcpy, 1, "SIZE"},
+	{"memcpy-read", do_memcpy_read, 1, "SIZE"},
+	{"memcpy-write", do_memcpy_write, 1, "SIZE"},
 	{"vmread", do_vmread, 1, "SIZE"},
+	{"vmwrite", do_vmwrite, 1, "SIZE"},
 	{"eventfd", do_eventfd, 0, ""},
 	{"interrupt", do_interrupt, 3, "DEVICE COMMAND_OFFSET BOARD_OFFSET"},
 	{"map", do_map, 2, "CONTAINER GROUP"},
@@ -459,11 +540,11 @@ static const struct loop {
 int main(int argc, char **argv)
 {
 	for (size_t i = 0; i < sizeof(loops) / sizeof(*loops); i++)
-		if (argc > 2 && !strcmp(argv[1], loops[i].name) && argc - 3 == loops[i].arguments) {
-			calls = strtol(argv[2], NULL, 0);
+		if (argc > 2 && !strcmp(argv[1], loops[i].name) && argc - 3 == loops[i].arguments &&
+		    (calls = strtol(argv[2], NULL, 0)) > 0) {
 			args = argv + 3;
-			samples = calloc((size_t)calls + 1, sizeof(*samples));
-			CHECK(calls > 0 && samples);
+			samples = calloc((size_t)calls, sizeof(*samples));
+			CHECK(samples);
 			memset(samples, 1, (size_t)calls * sizeof(*samples));
 			loops[i].run();
 			report();

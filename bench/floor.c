@@ -6,8 +6,9 @@
  *   floor MOUNTPOINT     serves until it is unmounted; has printed "ready" once it is mounted
  *
  * reg    4 bytes, direct_io: read, write, and two of VFIO's ioctls, which FUSE hands on as a number and an address
- * attr   a line of text, direct_io
+ * attr   a line of text, direct_io; also below d, d/d and so on, for a path as long as the one it is compared with
  * many/  10,000 entries
+ * cold/  as many, not listed: lookups of what a listing has not told the kernel
  */
 #define _GNU_SOURCE
 #define FUSE_USE_VERSION 312
@@ -20,7 +21,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { ROOT = 1, REG, ATTR, MANY, FIRST };
+#define DEPTH 8
+enum { ROOT = 1, REG, ATTR, MANY, COLD, DEEP, FIRST = DEEP + DEPTH };
 #define ENTRIES 10000
 #define CACHE 60.0
 #define SIZE 4096
@@ -32,17 +34,24 @@ static int fill(fuse_ino_t ino, struct stat *st)
 {
 	memset(st, 0, sizeof(*st));
 	st->st_ino = ino;
-	st->st_mode = ino == ROOT || ino == MANY ? S_IFDIR | 0755 : S_IFREG | 0644;
+	st->st_mode = ino == ROOT || (ino >= MANY && ino < FIRST) ? S_IFDIR | 0755 : S_IFREG | 0644;
 	st->st_nlink = 1;
 	st->st_size = SIZE;
-	return ino >= ROOT && ino < FIRST + ENTRIES ? 0 : ENOENT;
+	return ino >= ROOT && ino < FIRST + 2 * ENTRIES ? 0 : ENOENT;
 }
 
 static fuse_ino_t find(fuse_ino_t parent, const char *name)
 {
-	if (parent == MANY && *name == 'e')
-		return FIRST + strtoul(name + 1, NULL, 10);
-	return !strcmp(name, "reg") ? REG : !strcmp(name, "attr") ? ATTR : !strcmp(name, "many") ? MANY : 0;
+	static const char *const names[] = {[REG] = "reg", [ATTR] = "attr", [MANY] = "many", [COLD] = "cold"};
+
+	if (parent == MANY || parent == COLD)
+		return FIRST + (parent == COLD) * ENTRIES + strtoul(name + 1, NULL, 10);
+	if (!strcmp(name, "d") && parent != FIRST - 1)
+		return parent == ROOT ? DEEP : parent + 1;
+	for (fuse_ino_t ino = REG; ino < DEEP; ino++)
+		if (!strcmp(name, names[ino]))
+			return ino;
+	return 0;
 }
 
 static void do_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)

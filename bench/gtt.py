@@ -104,10 +104,11 @@ def translations(process: Process, memory: Memory, video: VideoMemory) -> None:
 
 def compare(iommu: Type1, plain: TwoStages, shadow: Shadow, view: memoryview) -> tuple[float, float]:
     """Microseconds of one transfer into `view`, without and with the shadow, which take turns: medians."""
+    users: tuple[TwoStages | Shadow, ...] = (plain, shadow)
     spent: tuple[list[float], list[float]] = ([], [])
     for number in range(ROUNDS):
         address = SYSTEM_BASE + number * 7 % (PAGES - SLICE_BYTES // PAGE_SIZE) * PAGE_SIZE
-        for user, times in zip((plain, shadow), spent, strict=True):
+        for user, times in zip(users, spent, strict=True):
             start = time.perf_counter()
             user.transfer(iommu, [(address, len(view))], view, False)
             times.append(time.perf_counter() - start)

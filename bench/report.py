@@ -1,273 +1,199 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/RESULTS.md: what is to be reached and is, and every figure."""
+"""bench/RESULTS.md: what is to be reached and is, the profile that explains what is not, and every figure."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from bench.cases import (
-    BARE,
-    CASES,
-    DMA_SIZES,
-    EVENTFD,
-    FLOOR,
-    MEMCPY,
-    NOTHING,
-    OURS,
-    VMREAD,
-    Case,
-)
-from bench.samples import Key, Results
+from bench.cases import ALONE, AMONG, BY_KEY, CASES, EIGHT, FLOOR, ONE, OURS, Case
+from bench.counts import Counts
+from bench.explain import Profile
+from bench.measure import PINNED, UNPINNED
+from bench.reach import REACHES, Facts, Found, missed
+from bench.samples import Key, Results, Sample
 
-PINNED, UNPINNED = "same core", "unpinned"
 US, MS = 1e3, 1e6
-MIB = 1 << 20
-Facts = Mapping[str, float]
-Value = float | None
+FEW = 100
+"""With fewer samples a p99 says nothing."""
+
+CLIENTS: Mapping[str, str] = {
+    ALONE: "a read each 0.5 ms, alone",
+    AMONG: "a read each 0.5 ms, beside 7 busy clients of other devices",
+    ONE: "reads by 1 client, mean of each",
+    EIGHT: "reads by 8 clients of 8 devices at once, mean of each, all clients' counted",
+}
+INTRODUCTION = """\
+Made by `bench/run.sh`: vfsfuse, its floor (bench/floor.c, a C libfuse server that does the least) and peers
+in turn, in one run. A figure is the median of {pinned} with client and server on the same
+core, by which all but the mount has to reach what it should, and of {unpinned} unpinned, with
+all processors for everybody. "To its base" is the median of the ratios of runs beside each other. A p99 is
+given where a run has {few} samples. docs/performance.md says what is measured, and how."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """A line of the table of aims: `measure` gives at most `limit`, or at least where `least` is set."""
+class Report:
+    """All that is reported. `counts` has system calls by case and subject."""
 
-    what: str
-    limit: float
-    measure: Callable[[Results, Facts], Value]
-    explained: str = ""
-    shown: str = "{:.2f} x"
-    least: bool = False
+    results: Results
+    facts: Facts
+    counts: Counts = field(default_factory=dict)
+    profiles: Sequence[Profile] = ()
 
-    def reached(self, value: float) -> bool:
-        return value >= self.limit if self.least else value <= self.limit
+    def text(self) -> str:
+        """RESULTS.md."""
+        sections = {
+            "Machine": machine(),
+            "Reach": self._reaches(),
+            "Not reached": self._missed(),
+            "Where the time goes": (line for profile in self.profiles for line in _profile(profile)),
+            f"All figures, {PINNED}": self._figures(PINNED),
+            f"All figures, {UNPINNED}": self._figures(UNPINNED),
+            "Memory": (f"- {name}: {value / 1024:,.1f} KiB" for name, value in self.facts.items()),
+            "System calls of the server for one call of the client": self._counted(),
+        }
+        lines = ["<!-- made by bench/run.sh -->", "# What vfsfuse costs", "", self._introduction()]
+        lines += ["", "![The medians as bars](results.png)"]
+        for title, body in sections.items():
+            text = "\n".join(body).strip()
+            if text:
+                lines += ["", f"## {title}", "", text]
+        return "\n".join(lines) + "\n"
 
+    def _introduction(self) -> str:
+        pinned, unpinned = (_repetitions(self.results.repetitions(mode)) for mode in (PINNED, UNPINNED))
+        return INTRODUCTION.format(pinned=pinned, unpinned=unpinned, few=FEW)
 
-def _worst(cases: Sequence[str], base: str) -> Callable[[Results, Facts], Value]:
-    """The greatest ratio of some cases to their base."""
+    def _reaches(self) -> Iterator[str]:
+        yield "| what | reach | measured | reached |"
+        yield "|---|---|---|---|"
+        for reach in REACHES:
+            found = reach.measure(self.results, self.facts)
+            limit = (">= " if reach.least else "<= ") + reach.shown.format(reach.limit)
+            if found is None:
+                yield f"| {reach.what} | {limit} | not measured here | |"
+            else:
+                verdict = "yes" if reach.reached(found.value) else "**no**"
+                yield f"| {reach.what} | {limit} | {reach.shown.format(found.value)} | {verdict} |"
 
-    def measure(results: Results, facts: Facts) -> Value:
-        found = [results.ratio(Key(case, OURS, PINNED), Key(case, base, PINNED)) for case in cases]
-        known = [ratio for ratio in found if ratio is not None]
-        return max(known) if known else None
+    def _missed(self) -> Iterator[str]:
+        explained = {profile.title for profile in self.profiles}
+        for reach, found in missed(self.results, self.facts):
+            case = BY_KEY.get(found.of)
+            title = case.title if case else CLIENTS.get(found.of, found.of)
+            where = f"{title}, {found.mode}" if found.mode else title
+            more = " Its profile is below." if title in explained else ""
+            yield f"- {reach.what}: {reach.shown.format(found.value)} ({where}).{more}"
+            yield from self._spread(found, case)
 
-    return measure
+    def _spread(self, found: Found, case: Case | None) -> Iterator[str]:
+        """How the samples lie, in the run whose median is the median one."""
+        subjects = (OURS, case.base) if case else (OURS, FLOOR)
+        for subject in subjects:
+            runs = self.results.runs.get(Key(found.of, subject or "", found.mode))
+            if runs:
+                ordered = sorted(runs, key=lambda run: run.p50)
+                yield f"  - {subject}: {_percentiles(ordered[len(ordered) // 2])}"
 
+    def _figures(self, mode: str) -> Iterator[str]:
+        rows = [*self._rows(mode), *self._clients(mode)]
+        if rows:
+            yield "| what | subject | median | p99 | to its base |"
+            yield "|---|---|---|---|---|"
+            yield from rows
 
-def _speed(cases: Sequence[str], base: str) -> Callable[[Results, Facts], Value]:
-    """The least share of the base's speed."""
+    def _rows(self, mode: str) -> Iterator[str]:
+        for case in CASES:
+            for subject in case.runs:
+                key = Key(case.key, subject, mode)
+                if key not in self.results.runs:
+                    continue
+                ratio = self.results.ratio(key, Key(case.key, case.base, mode)) if case.base else None
+                to_base = f"{ratio:.2f} x" if ratio is not None and subject != case.base else ""
+                figures = [_figure(case, self.results.median(key)), _figure(case, self._p99(key))]
+                yield f"| {case.title} | {subject} | {' | '.join(figures)} | {to_base} |"
 
-    def measure(results: Results, facts: Facts) -> Value:
-        worst = _worst(cases, base)(results, facts)
-        return None if worst is None else 1 / worst
+    def _clients(self, mode: str) -> Iterator[str]:
+        for case, title in CLIENTS.items():
+            for subject in (OURS, FLOOR):
+                key = Key(case, subject, mode)
+                if key not in self.results.runs:
+                    continue
+                ratio = self.results.ratio(key, Key(case, FLOOR, mode))
+                to_base = f"{ratio:.2f} x" if ratio is not None and subject == OURS else ""
+                figures = [_time(self.results.median(key)), _time(self._p99(key))]
+                yield f"| {title} | {subject} | {' | '.join(figures)} | {to_base} |"
 
-    return measure
+    def _p99(self, key: Key) -> float | None:
+        enough = min(run.calls for run in self.results.runs[key]) >= FEW
+        return self.results.median(key, "p99") if enough else None
 
-
-def _beyond(cases: Sequence[str], base: str) -> Callable[[Results, Facts], Value]:
-    """The most microseconds above the base."""
-
-    def measure(results: Results, facts: Facts) -> Value:
-        pairs = [
-            (results.median(Key(case, OURS, PINNED)), results.median(Key(case, base, PINNED)))
-            for case in cases
-        ]
-        known = [(ours - theirs) / US for ours, theirs in pairs if ours is not None and theirs is not None]
-        return max(known) if known else None
-
-    return measure
-
-
-def _seconds(case: str) -> Callable[[Results, Facts], Value]:
-    def measure(results: Results, facts: Facts) -> Value:
-        median = results.median(Key(case, OURS, UNPINNED))
-        return None if median is None else median / 1e9
-
-    return measure
-
-
-def _fact(name: str, unit: float) -> Callable[[Results, Facts], Value]:
-    return lambda results, facts: facts[name] / unit if name in facts else None
-
-
-def _neighbours(results: Results, facts: Facts) -> Value:
-    return results.ratio(Key("quiet-among-7", OURS, PINNED), Key("quiet-alone", OURS, PINNED), "p99")
-
-
-def _dma(kind: str) -> list[str]:
-    return [f"dma-{kind}-{how}-{size}" for how in ("read", "write") for size in DMA_SIZES if size >= 65536]
-
-
-REACHES: tuple[Reach, ...] = (
-    Reach(
-        "trapped 4-byte read or write, Python hook, to the C libfuse floor",
-        1.25,
-        _worst(["read-hook", "write-hook"], FLOOR),
-        "read-hook",
-    ),
-    Reach(
-        "read of a plain register, no hook, to the floor",
-        1.05,
-        _worst(["read-plain"], FLOOR),
-        "read-plain",
-    ),
-    Reach("memory read by pread, to the floor", 1.05, _worst(["read-memory"], FLOOR)),
-    Reach(
-        "ioctl with a 32-byte struct, to the floor",
-        1.6,
-        _worst(["ioctl-struct"], FLOOR),
-        explained="ioctl-struct",
-    ),
-    Reach("attribute open+read+close, to the floor", 1.8, _worst(["attr-read"], FLOOR), "attr-read"),
-    Reach("mmap BAR memset, of a bare memfd's speed", 0.97, _speed(["memset"], BARE), least=True),
-    Reach(
-        "mmap BAR load and store, of a bare memfd's speed", 0.97, _speed(["load", "store"], BARE), least=True
-    ),
-    Reach("DMA of shared memory from 64 KiB, of memcpy", 0.9, _speed(_dma("shared"), MEMCPY), least=True),
-    Reach(
-        "DMA of private memory from 64 KiB, of process_vm_*",
-        0.9,
-        _speed(_dma("private"), VMREAD),
-        least=True,
-    ),
-    Reach(
-        "interrupt, device raise to client epoll, to an eventfd",
-        1.25,
-        _worst(["interrupt"], EVENTFD),
-        "interrupt",
-    ),
-    Reach(
-        "65,535 mappings: map or unmap beyond the bare ioctl",
-        3,
-        _beyond(["map", "unmap"], NOTHING),
-        shown="{:.2f} us",
-    ),
-    Reach("mount to ready, warm", 0.35, _seconds("mount"), shown="{:.3f} s"),
-    Reach("resident memory, empty lab", 60, _fact("resident, empty", MIB), shown="{:.1f} MiB"),
-    Reach(
-        "resident memory of each of 10,000 idle vGPUs",
-        4,
-        _fact("resident, each vGPU", 1024),
-        shown="{:.2f} KiB",
-    ),
-    Reach("p99 of one quiet device, 7 busy neighbours, to alone", 3, _neighbours),
-)
+    def _counted(self) -> Iterator[str]:
+        for (case, subject), text in self.counts.items():
+            yield f"- {BY_KEY[case].title}, {subject}: {text}"
 
 
-def _machine() -> Iterator[str]:
-    info = Path("/proc/cpuinfo").read_text().splitlines()
+def machine() -> Iterator[str]:
+    """What it was measured on."""
+    info = _text("/proc/cpuinfo").splitlines()
     models = (line.partition(": ")[2] for line in info if line.startswith("model name"))
-    memory = int(Path("/proc/meminfo").read_text().split()[1]) // (1 << 20)
+    memory = int(_text("/proc/meminfo").split()[1]) / (1 << 20)
     ask = ["pkg-config", "--modversion", "fuse3"]
     fuse = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
-    yield f"- processor: {next(models, platform.machine())}, {os.cpu_count()} of them; {memory} GiB of memory"
+    processor = next(models, platform.machine())
+    yield f"- processor: {processor}, {os.cpu_count()} of them; {memory:.0f} GiB of memory"
     yield f"- kernel: Linux {platform.release().partition('-')[0]}; libfuse {fuse or 'unknown'}"
     yield f"- Python {platform.python_version()} ({platform.python_compiler()})"
     yield f"- as {'an ordinary user' if os.geteuid() else 'root'}"
 
 
-def _reach_table(results: Results, facts: Facts) -> Iterator[str]:
-    yield "| what | reach | measured | reached |"
-    yield "|---|---|---|---|"
-    for reach in REACHES:
-        value = reach.measure(results, facts)
-        limit = (">= " if reach.least else "<= ") + reach.shown.format(reach.limit)
-        if value is None:
-            yield f"| {reach.what} | {limit} | not measured here | |"
-        else:
-            verdict = "yes" if reach.reached(value) else "**no**"
-            yield f"| {reach.what} | {limit} | {reach.shown.format(value)} | {verdict} |"
+def _text(path: str) -> str:
+    with open(path) as file:
+        return file.read()
 
 
-def _missed(results: Results, facts: Facts, calls: Mapping[tuple[str, str], str]) -> Iterator[str]:
-    for reach in REACHES:
-        value = reach.measure(results, facts)
-        if value is None or reach.reached(value):
-            continue
-        ours, floor = (calls.get((reach.explained, one), "not counted") for one in (OURS, FLOOR))
-        yield f"- {reach.what}: {reach.shown.format(value)}."
-        if reach.explained:
-            yield f"  System calls of the server for one call: {ours}; of the floor: {floor}."
+def _repetitions(count: int) -> str:
+    return "one repetition" if count == 1 else f"{count} repetitions"
 
 
-def _time(case: Case, nanoseconds: float | None) -> str:
+def _percentiles(run: Sample) -> str:
+    named = {
+        "min": run.min,
+        "p10": run.p10,
+        "median": run.p50,
+        "p90": run.p90,
+        "p99": run.p99,
+        "max": run.max,
+    }
+    return ", ".join(f"{name} {_time(value)}" for name, value in named.items()) + f" of {run.calls:,}"
+
+
+def _time(nanoseconds: float | None) -> str:
     if nanoseconds is None:
         return ""
-    spent = nanoseconds / case.per
-    if spent < 100:
-        return f"{spent:.2f} ns"
-    text = f"{spent / US:.2f} us" if spent < MS else f"{spent / MS:.2f} ms"
-    return text + (f" ({case.size / spent:.1f} GB/s)" if case.size else "")
+    if nanoseconds < 100:
+        return f"{nanoseconds:.2f} ns"
+    return f"{nanoseconds / US:.2f} us" if nanoseconds < MS else f"{nanoseconds / MS:.2f} ms"
 
 
-def _rows(results: Results, mode: str) -> Iterator[str]:
-    yield "| what | subject | median | p99 | to its base |"
-    yield "|---|---|---|---|---|"
-    for case in CASES:
-        for subject in case.runs:
-            key = Key(case.key, subject, mode)
-            if key not in results.runs:
-                continue
-            ratio = results.ratio(key, Key(case.key, case.base, mode)) if case.base else None
-            cells = [_time(case, results.median(key)), _time(case, results.median(key, "p99"))]
-            to_base = f"{ratio:.2f} x" if ratio is not None and subject != case.base else ""
-            yield f"| {case.title} | {subject} | {' | '.join(cells)} | {to_base} |"
+def _figure(case: Case, nanoseconds: float | None) -> str:
+    spent = None if nanoseconds is None else nanoseconds / case.per
+    return _time(spent) + (f" ({case.size / spent:.1f} GB/s)" if spent and case.size else "")
 
 
-CLIENTS: Mapping[str, str] = {
-    "quiet-alone": "a read each 0.5 ms, alone",
-    "quiet-among-7": "a read each 0.5 ms, beside 7 busy clients of other devices",
-    "one-client": "reads by 1 client, time of each",
-    "eight-clients": "reads by 8 clients of 8 devices at once, time of each",
-}
-
-
-def _clients(results: Results, mode: str) -> Iterator[str]:
-    for case, title in CLIENTS.items():
-        for subject in (OURS, FLOOR):
-            key = Key(case, subject, mode)
-            cells = [f"{(results.median(key, field) or 0) / US:.2f} us" for field in ("p50", "p99")]
-            ratio = results.ratio(key, Key(case, FLOOR, mode))
-            to_base = f"{ratio:.2f} x" if ratio is not None and subject == OURS else ""
-            yield f"| {title} | {subject} | {' | '.join(cells)} | {to_base} |"
-
-
-INTRODUCTION = (
-    "Made by `bench/run.sh`: vfsfuse, its floor (bench/floor.c, a C libfuse server that does the least) and",
-    "peers in turn, in one run; a figure is the median of 3 repetitions. What is to be reached counts with",
-    "client and server on the same processor, but for the mount. DMA counts as a model does it: a read gives",
-    "bytes that it has allocated, memcpy and process_vm_readv fill a buffer that is there.",
-)
-
-
-def write(path: Path, results: Results, facts: Facts, calls: Mapping[tuple[str, str], str]) -> None:
-    """Write the report."""
-    lines = [
-        "<!-- made by bench/run.sh -->",
-        "# What vfsfuse costs",
-        "",
-        *INTRODUCTION,
-        "",
-        "![](results.png)",
-        "",
-        "## Machine",
-        "",
-        *_machine(),
-        "",
-        "## Reach",
-        "",
-        *_reach_table(results, facts),
-        "",
-    ]
-    missed = list(_missed(results, facts, calls))
-    if missed:
-        lines += ["Not reached:", "", *missed, ""]
-    for mode in (PINNED, UNPINNED):
-        lines += [f"## All figures, {mode}", "", *_rows(results, mode), *_clients(results, mode), ""]
-    lines += ["## Memory", "", *(f"- {name}: {value / 1024:,.1f} KiB" for name, value in facts.items()), ""]
-    lines += ["## System calls of the server for one call of the client", ""]
-    lines += [f"- {case}, {subject}: {text}" for (case, subject), text in calls.items()]
-    path.write_text("\n".join(lines) + "\n")
+def _profile(profile: Profile) -> Iterator[str]:
+    whole = sum(spent for _, spent in profile.parts)
+    yield f"### {profile.title}"
+    yield ""
+    yield f"| part | {profile.unit} | share |"
+    yield "|---|---|---|"
+    for part, spent in (*profile.parts, ("whole", whole)):
+        yield f"| {part} | {spent:.2f} | {spent / whole if whole else 0:.0%} |"
+    if profile.details:
+        yield from ("", profile.detail, "", f"| {' | '.join(profile.columns)} |")
+        yield "|" + "---|" * len(profile.columns)
+        yield from (f"| {' | '.join(row)} |" for row in profile.details)
+    yield ""

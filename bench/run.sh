@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Measures vfsfuse, a C libfuse server that does the least (bench/floor.c) and Debian's lxcfs and umockdev in one run,
-# and writes bench/RESULTS.md and bench/results.png. No arguments; about ten minutes. --quick is one repetition.
+# and writes bench/RESULTS.md and bench/results.png, which the README and docs/performance.md quote. No arguments; about
+# five minutes. --quick is one repetition, --output FOLDER writes elsewhere and changes nothing here.
 set -euo pipefail
 
 # shellcheck source=tools/setup.sh
@@ -11,7 +12,7 @@ set -euo pipefail
 # What cannot be had is left out of the results.
 install_peers() {
     local wanted=() package
-    for package in umockdev lxcfs; do
+    for package in umockdev lxcfs strace; do
         have "${peers[$package]}" || wanted+=("$package")
     done
     [[ ${#wanted[@]} -gt 0 ]] || return 0
@@ -41,7 +42,7 @@ measure() {
     "${apart[@]}" "$venv/bin/python" -m bench "$work" "$@"
 }
 
-declare -A peers=([umockdev]=umockdev-run [lxcfs]=lxcfs)
+declare -A peers=([umockdev]=umockdev-run [lxcfs]=lxcfs [strace]=strace)
 
 set_up
 install_peers

@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,14 +27,26 @@ class Sample(NamedTuple):
     mean: float
 
 
+def clock_cost() -> int:
+    """Nanoseconds that a sample of nothing has."""
+    return min(-(time.perf_counter_ns() - time.perf_counter_ns()) for _ in range(1000))
+
+
+def with_warmup(calls: int) -> int:
+    """How many there are when the tenth that warms up is counted."""
+    return calls + max(1, calls // 10)
+
+
 def timed(call: Callable[[], object], calls: int) -> None:
-    """Time each of `calls`, after a tenth of them that warm up, and print a Sample."""
+    """Time each of `calls`, after a tenth of them that warm up, and print a Sample. What reading the clock
+    takes is taken off, as bench/client.c does."""
+    cost = clock_cost()
     spent = []
-    for number in range(calls + max(1, calls // 10)):
+    for number in range(with_warmup(calls)):
         start = time.perf_counter_ns()
         call()
-        if number >= max(1, calls // 10):
-            spent.append(time.perf_counter_ns() - start)
+        if number >= with_warmup(calls) - calls:
+            spent.append(max(time.perf_counter_ns() - start - cost, 0))
     show(spent)
 
 
@@ -46,7 +58,10 @@ def show(spent: list[int]) -> None:
 
 
 def parse(line: str) -> Sample:
+    """The Sample of a printed line. Raises ValueError for another line."""
     count, *rest = line.split()
+    if len(rest) != len(Sample._fields) - 1:
+        raise ValueError(f"no sample: {line!r}")
     return Sample(int(count), *map(float, rest))
 
 
@@ -68,6 +83,10 @@ class Results:
     def add(self, key: Key, sample: Sample) -> None:
         self.runs[key].append(sample)
 
+    def repetitions(self, mode: str) -> int:
+        """How often what was measured most was."""
+        return max((len(runs) for key, runs in self.runs.items() if key.mode == mode), default=0)
+
     def median(self, key: Key, field: str = "p50") -> float | None:
         """The median of the repetitions, in nanoseconds; None when it was not measured."""
         runs = self.runs.get(key)
@@ -75,9 +94,15 @@ class Results:
 
     def ratio(self, key: Key, base: Key, field: str = "p50") -> float | None:
         """How much longer `key` takes than `base`: the median of the repetitions' own ratios."""
-        ours, theirs = self.runs.get(key), self.runs.get(base)
-        if not ours or not theirs:
-            return None
-        pairs = zip(ours, theirs, strict=False)  # a run that was cut short has one less of theirs
-        ratios = [float(getattr(one, field) / max(getattr(other, field), 1)) for one, other in pairs]
-        return statistics.median(ratios)
+        ratios = [one / max(other, 1) for one, other in self._pairs(key, base, field)]
+        return statistics.median(ratios) if ratios else None
+
+    def beyond(self, key: Key, base: Key, field: str = "p50") -> float | None:
+        """How many nanoseconds longer `key` takes, likewise."""
+        differences = [one - other for one, other in self._pairs(key, base, field)]
+        return statistics.median(differences) if differences else None
+
+    def _pairs(self, key: Key, base: Key, field: str) -> Iterator[tuple[float, float]]:
+        """Of runs beside each other."""
+        for one, other in zip(self.runs.get(key, ()), self.runs.get(base, ()), strict=False):
+            yield getattr(one, field), getattr(other, field)

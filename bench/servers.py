@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers that are measured: how each is started, put on a processor, and ended."""
+"""The servers of mounts: how each is started, put on a processor, and ended; and what a lab has in it."""
 
 from __future__ import annotations
 
+import mmap
 import os
-import shutil
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench.cases import DEVICES
+
 ROOT = Path(__file__).parent.parent
-DEVICES = 8
-CROWD = 10_000
+LAB = ROOT / "bench/lab.toml"
 READY_SECONDS = 30
 VFSFUSE = [sys.executable, "-m", "vfsfuse"]
 
@@ -54,11 +54,11 @@ class Server:
             self.process.wait()
 
 
-def start_lab(mountpoint: Path, *options: str | Path) -> Server:
+def start_lab(mountpoint: Path, *options: str | Path, program: Sequence[str] = VFSFUSE) -> Server:
     """vfsfuse, once its tree answers."""
     mountpoint.mkdir(exist_ok=True)
     reader, writer = os.pipe()
-    command = [*VFSFUSE, "mount", "--foreground", "--log-level", "warning", "--ready-fd", str(writer)]
+    command = [*program, "mount", "--foreground", "--log-level", "warning", "--ready-fd", str(writer)]
     command += [*map(str, options), str(mountpoint)]
     process = subprocess.Popen(command, pass_fds=(writer,), cwd=ROOT)
     os.close(writer)
@@ -98,71 +98,34 @@ def create(lab: Path, parent: str, type_name: str) -> Vgpu:
     return Vgpu(path, lab / "dev/vfio/devices" / vfio, lab / "dev/vfio" / group)
 
 
-@dataclass
-class Machine:
-    """All that runs while it is measured, and the words that cases use for it."""
-
-    folder: Path
-    stack: ExitStack
-    places: dict[str, str] = field(default_factory=dict)
-    servers: list[Server] = field(default_factory=list)
-    facts: dict[str, float] = field(default_factory=dict)
-
-    def keep(self, server: Server) -> Server:
-        self.servers.append(server)
-        self.stack.callback(server.stop)
-        return server
-
-    def pin(self, cpus: Collection[int]) -> None:
-        for server in self.servers:
-            server.pin(cpus)
-
-    def has(self, words: str) -> bool:
-        """Whether all that a case's words name is here."""
-        return all(
-            word[1:].partition("}")[0] in self.places for word in words.split() if word.startswith("{")
-        )
-
-    def command(self, words: str) -> list[str]:
-        """A case's words as a command line."""
-        return [part for word in words.split() for part in self._replace(word)]
-
-    def _replace(self, word: str) -> Sequence[str]:
-        name, _, rest = word.removeprefix("{").partition("}")
-        if not word.startswith("{"):
-            return [word]
-        value = self.places[name]
-        return value.split("\0") if "\0" in value else [value + rest]
+def create_idle(server: Server, count: int) -> list[str]:
+    """Create idle vGPUs; their names."""
+    names = [str(uuid.uuid4()) for _ in range(count)]
+    file = (server.mountpoint / "sys/class/mdev_bus/many/mdev_supported_types/idle/create").resolve()
+    for name in names:
+        file.write_text(name)
+    return names
 
 
-def _start_floor(machine: Machine) -> None:
-    build = Path(machine.places["build"])
-    server = machine.keep(start_mounted([build / "floor"], machine.folder / "floor"))
-    machine.places["floor"] = str(server.mountpoint)
-
-
-def _start_lab(machine: Machine) -> None:
-    server = machine.keep(start_lab(machine.folder / "lab", "--config", ROOT / "bench/lab.toml"))
-    machine.places["lab"] = str(server.mountpoint)
+def lab_places(server: Server) -> dict[str, str]:
+    """The places of a lab of bench/lab.toml, whose vGPUs are created here."""
     vgpus = [create(server.mountpoint, "bench", "bench-1") for _ in range(DEVICES)]
-    for number, vgpu in enumerate(vgpus):
-        machine.places[f"device{number}"] = str(vgpu.cdev)
-    parent = server.mountpoint / "sys/class/mdev_bus/bench"
-    machine.places |= {
+    parent = (server.mountpoint / "sys/class/mdev_bus/bench").resolve()
+    places = {f"device{number}": str(vgpu.cdev) for number, vgpu in enumerate(vgpus)}
+    if _can_map(vgpus[0].cdev):
+        places["mappable"] = str(vgpus[0].cdev)
+    return places | {
+        "lab": str(server.mountpoint),
+        "board": str(vgpus[2].cdev),
         "container": str(server.mountpoint / "dev/vfio/vfio"),
         "group": str(vgpus[1].group),
         "note": str(vgpus[0].path / "note"),
-        "attribute": str(parent.resolve() / "mdev_supported_types/bench-1/available_instances"),
-        "create": str(parent.resolve() / "mdev_supported_types/bench-1/create"),
+        "attribute": str(parent / "mdev_supported_types/bench-1/available_instances"),
     }
-    if _can_map(vgpus[0].cdev):
-        machine.places |= {"mappable": str(vgpus[0].cdev), "board": str(vgpus[2].cdev)}
 
 
 def _can_map(cdev: Path) -> bool:
     """Whether memory regions can be mapped: as root, from Linux 6.9 on."""
-    import mmap
-
     device = os.open(cdev, os.O_RDWR | os.O_CLOEXEC)
     try:
         mmap.mmap(device, mmap.PAGESIZE, offset=2 << 40).close()
@@ -171,62 +134,3 @@ def _can_map(cdev: Path) -> bool:
     finally:
         os.close(device)
     return True
-
-
-def _start_crowd(machine: Machine) -> None:
-    """A lab with 10,000 idle vGPUs, and what they take."""
-    empty = start_lab(machine.folder / "empty")
-    machine.facts["resident, empty"] = empty.resident
-    empty.stop()
-    server = machine.keep(start_lab(machine.folder / "crowd", "--config", ROOT / "bench/lab.toml"))
-    before = server.resident
-    file = (server.mountpoint / "sys/class/mdev_bus/many/mdev_supported_types/idle/create").resolve()
-    for _ in range(CROWD):
-        file.write_text(str(uuid.uuid4()))
-    machine.facts["resident, 10,000 vGPUs"] = server.resident
-    machine.facts["resident, each vGPU"] = (server.resident - before) / CROWD
-    machine.places["crowd"] = str(server.mountpoint / "sys/bus/mdev/devices")
-
-
-def _start_lxcfs(machine: Machine) -> None:
-    if shutil.which("lxcfs") is None or os.geteuid():
-        say("lxcfs is not here or not ours to start: going on without it")
-        return
-    server = machine.keep(start_mounted(["lxcfs", "-f"], machine.folder / "lxcfs"))
-    machine.places["lxcfs"] = str(server.mountpoint)
-
-
-UMOCKDEV = """\
-P: /devices/pci0000:00/input/event0
-N: input/event0
-E: SUBSYSTEM=input
-E: DEVNAME=/dev/input/event0
-A: name=bench\\n
-"""
-UMOCKDEV_IOCTL = f"EVIOCGABS(0) 0 {'00' * 24}\n"
-
-
-def _start_umockdev(machine: Machine) -> None:
-    if shutil.which("umockdev-run") is None:
-        say("umockdev is not here: going on without it")
-        return
-    device, ioctl = machine.folder / "event0.umockdev", machine.folder / "event0.ioctl"
-    device.write_text(UMOCKDEV)
-    ioctl.write_text(UMOCKDEV_IOCTL)
-    parts = ["umockdev-run", "--device", str(device), "--ioctl", f"/dev/input/event0={ioctl}", "--"]
-    machine.places["umockdev"] = "\0".join(parts)
-
-
-STARTS: Mapping[str, Callable[[Machine], None]] = {
-    "the C libfuse server": _start_floor,
-    "lxcfs": _start_lxcfs,
-    "umockdev": _start_umockdev,
-    "vfsfuse": _start_lab,
-    "vfsfuse with 10,000 vGPUs": _start_crowd,
-}
-
-
-def start_all(machine: Machine) -> None:
-    for what, start in STARTS.items():
-        say(f"starting {what}")
-        start(machine)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs clients against a lab of its own that has an instrument in it (bench/profiled.py), so that no figure
+is ever measured with one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.machine import Machine
+from bench.measure import PINNED, modes, on
+from bench.profiled import MARK
+from bench.servers import LAB, ROOT, Server, lab_places, start_lab
+
+MOST = 8
+"""Lines of a table."""
+
+BEGIN_SECONDS = 20
+
+WAITING = {"<method 'poll' of 'select.epoll' objects>", "<method 'acquire' of '_thread.lock' objects>"}
+_LIBRARY = re.compile(r".*/(?:site-packages|python3\.\d+)/")
+
+
+class Call(NamedTuple):
+    """A function, as cProfile saw it."""
+
+    file: str
+    line: int
+    name: str
+    calls: int
+    seconds: float
+
+
+def observed(machine: Machine, instrument: str, use: Callable[[Server], None]) -> Any:
+    """What the instrument says of a lab of bench/lab.toml, from where `use` calls `begin` to its end."""
+    report = _report(machine)
+    report.unlink(missing_ok=True)
+    program = [sys.executable, "-m", "bench.profiled", instrument, str(report)]
+    with ExitStack() as stack:
+        server = start_lab(machine.folder / "profiled", "--config", LAB, program=program)
+        stack.callback(server.stop)
+        use(server)
+        os.kill(server.process.pid, MARK)
+    return json.loads(report.read_text())
+
+
+def _report(machine: Machine) -> Path:
+    return machine.folder / "report.json"
+
+
+def begin(machine: Machine, server: Server) -> None:
+    """From now on the instrument counts."""
+    os.kill(server.process.pid, MARK)
+    deadline = time.monotonic() + BEGIN_SECONDS
+    while not _report(machine).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the instrument does not begin")
+        time.sleep(0.01)
+
+
+def client(machine: Machine, instrument: str, words: str, calls: int) -> Any:
+    """The same of a client with these words that does its thing `calls` times, on the same processor."""
+    cpus = modes()[PINNED]
+
+    def use(server: Server) -> None:
+        places = machine.places | lab_places(server)
+        server.pin(cpus)
+        command = Machine(machine.folder, machine.stack, places, calls=calls).command(words)
+        begin(machine, server)
+        subprocess.run(on(cpus, command), check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+    return observed(machine, instrument, use)
+
+
+def place(file: str) -> str:
+    """A source file as everybody knows it, wherever this checkout and Python are."""
+    path = Path(file)
+    ours = path.is_relative_to(ROOT) and not path.relative_to(ROOT).parts[0].startswith(".")
+    return str(path.relative_to(ROOT)) if ours else _LIBRARY.sub("", file)
+
+
+def table(found: Iterable[Sequence[Any]], calls: int) -> list[Sequence[str]]:
+    """What cProfile saw as lines: function, calls for one of the client, share of what all of Python took."""
+    seen = (Call(*one) for one in found)
+    kept = [one for one in seen if one.calls >= 0.1 * calls and one.name not in WAITING]
+    whole = sum(one.seconds for one in kept) or 1
+    best = sorted(kept, key=lambda one: one.seconds, reverse=True)[:MOST]
+    return [(_shown(one), f"{one.calls / calls:.1f}", f"{one.seconds / whole:.0%}") for one in best]
+
+
+def _shown(call: Call) -> str:
+    name = call.name.replace("|", "\\|")
+    return f"`{name}`" if call.file == "~" else f"`{name}`, {place(call.file)}:{call.line}"
