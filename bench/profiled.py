@@ -23,7 +23,7 @@ import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, MethodType
 from typing import Any, Protocol
 
 from bench.samples import clock_cost
@@ -47,38 +47,43 @@ class Instrument(Protocol):
 
 
 class Callbacks:
-    """A clock around each function that C calls. It has to be made before any of them is registered."""
+    """A clock around each Python function that the pump calls (native/call.c). It has to be made before any
+    lane is."""
 
     def __init__(self) -> None:
-        from ioctl_shim import _native
+        from ioctl_shim import pumped
 
         self._spent: dict[str, list[int]] = defaultdict(list)
         self._cost = clock_cost()
-        self._register = _native.ffi.def_extern
-        known = {name: getattr(_native.ffi, name) for name in dir(_native.ffi) if not name.startswith("__")}
-        _native.ffi = SimpleNamespace(**known | {"def_extern": self._def_extern})
+        self._address = pumped.address
+        self._kept: list[object] = []
+        vars(pumped)["address"] = self._clocked
 
-    def _def_extern(self, *, name: str, **options: Any) -> Callable[[Callable[..., Any]], object]:
-        times, now = self._spent[name], time.perf_counter_ns
+    def _clocked(self, what: object) -> Any:
+        """The address of `what`, or of its like with a clock if Python runs when it is called."""
+        if isinstance(what, FunctionType | MethodType):
+            what = self._timed(what)
+            self._kept.append(what)
+        return self._address(what)
 
-        def timed(call: Callable[..., Any]) -> object:
-            def run(*arguments: Any) -> Any:
-                start = now()
-                try:
-                    return call(*arguments)
-                finally:
-                    times.append(now() - start)
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        times, now = self._spent[call.__qualname__], time.perf_counter_ns
 
-            return self._register(name=name, **options)(run)
+        def run(*arguments: Any) -> Any:
+            start = now()
+            try:
+                return call(*arguments)
+            finally:
+                times.append(now() - start)
 
-        return timed
+        return run
 
     def mark(self) -> dict[str, int]:
         return {name: len(times) for name, times in self._spent.items()}
 
     def between(self, before: dict[str, int], after: dict[str, int]) -> dict[str, list[int]]:
         return {
-            name: [max(spent - self._cost, 0) for spent in self._spent[name][before[name] : count]]
+            name: [max(spent - self._cost, 0) for spent in self._spent[name][before.get(name, 0) : count]]
             for name, count in after.items()
         }
 

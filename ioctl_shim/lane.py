@@ -11,14 +11,14 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
-import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+from ioctl_shim import pumped
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.lanefile import (
     ALWAYS_READY,
@@ -38,18 +38,15 @@ __all__ = [
     "ATTR_READ_BIT",
     "ATTR_WRITE_BIT",
     "DEVICE_BIT",
-    "MOST_REGIONS",
     "WHOLE",
     "IoctlCall",
     "Lane",
     "LaneFile",
     "Later",
-    "Memory",
     "OpenRequest",
     "Opened",
     "PlainFile",
     "RegionAccess",
-    "Register",
     "WaitingFile",
     "close_backing",
     "open_backing",
@@ -63,8 +60,6 @@ ATTR_BIT: int = 1 << lib.LANE_ATTR_BIT
 ATTR_READ_BIT: int = 1 << lib.LANE_ATTR_READ_BIT
 ATTR_WRITE_BIT: int = 1 << lib.LANE_ATTR_WRITE_BIT
 WHOLE: int = lib.LANE_WHOLE
-MOST_REGIONS: int = lib.LANE_REGIONS
-"""Indexes of regions that the pump can answer."""
 T = TypeVar("T")
 
 
@@ -87,63 +82,11 @@ class Opened:
     preads."""
 
     file: LaneFile
-    memory: Memory | None = None
+    memory: pumped.Memory | None = None
     region: int = WHOLE
     backing_id: int = 0
     stream: bool = False
     regions: RegionAccess | None = None
-
-
-class Register(NamedTuple):
-    """A register of 1, 2, 4 or 8 bytes, as devmodel.registers has it: which bits a write changes, and which
-    a written 1 clears."""
-
-    offset: int
-    width: int
-    changed: int
-    cleared: int
-    on_read: Callable[[Any], int] | None
-    on_write: Callable[[Any, int], None] | None
-
-
-class Memory:
-    """What the pump answers of one device without Python: memory regions, and registers as they are stored.
-
-    Any thread may make or revoke it.  Open files keep the mapping; `revoke` makes every later access go to
-    Python, which knows that the device is gone.
-    """
-
-    __slots__ = ("_kept", "native")
-
-    def __init__(self, lock: threading.Lock) -> None:
-        """`lock` is the device's, under which registers are written and hooks run."""
-        self.native: Any = ffi.gc(lib.lane_memory_new(), lib.lane_memory_put)
-        self._kept: list[object] = [lock.acquire, lock.release]
-        self.native.acquire, self.native.release = map(_address, self._kept)
-
-    def map(self, index: int, fd: int, offset: int, size: int) -> None:
-        """Region `index` is memory: `size` bytes at `offset` of `fd`.  Raises OSError."""
-        error = lib.lane_memory_map(self.native, index, fd, offset, size)
-        if error:
-            raise OSError(-error, f"region {index}: {os.strerror(-error)}")
-
-    def show(
-        self, index: int, stored: bytearray, plain: bytes, registers: Sequence[Register], owner: object
-    ) -> None:
-        """Region `index` is registers, in order of their offsets and on the bytes `stored`, which from now on
-        keep their size; `plain` is not 0 for those that read so.  Hooks get the `owner`."""
-        table = ffi.new("struct lane_register[]", [_native_register(register) for register in registers])
-        views = ffi.from_buffer(stored), ffi.from_buffer(plain)
-        self._kept += (table, *views, registers, owner)
-        fields = (ffi.NULL, *views, len(stored), table, len(registers), _address(owner))
-        lib.lane_memory_show(self.native, index, ffi.new("struct lane_region *", fields))
-
-    def hide(self, indexes: Iterable[int]) -> None:
-        """Let accesses to these regions, and no others, go to Python for now."""
-        lib.lane_memory_hide(self.native, sum(1 << index for index in indexes))
-
-    def revoke(self) -> None:
-        lib.lane_memory_revoke(self.native)
 
 
 def open_backing(fd: int) -> int:
@@ -162,7 +105,7 @@ class _OpenFile:
     """What an open file's `struct lane_file` refers to, so that it stays until the release."""
 
     file: LaneFile
-    memory: Memory | None
+    memory: pumped.Memory | None
     called: tuple[Callable[..., object], ...]
 
 
@@ -178,7 +121,7 @@ class Lane:
         self._deferred: queue.SimpleQueue[tuple[int, LaneFile, IoctlCall] | None] = queue.SimpleQueue()
         for name in ("open", "read", "write", "ioctl", "poll", "interrupt", "release"):
             ffi.def_extern(name=f"lane_on_{name}", onerror=self._failed)(getattr(self, f"_on_{name}"))
-        lib.lane_set_python(ffi.new("struct lane_python *", [_address(each) for each in self._called]))
+        lib.lane_set_python(ffi.new("struct lane_python *", [pumped.address(each) for each in self._called]))
 
     def start(self) -> None:
         """Start the pump and the worker; call it once pyfuse3.init() has mounted."""
@@ -218,7 +161,7 @@ class Lane:
         access: LaneFile | RegionAccess = file if opened.regions is None else opened.regions
         called = (access.read, access.write, file.control)
         request.by_region = opened.regions is not None
-        request.read, request.write, request.ioctl = map(_address, called)
+        request.read, request.write, request.ioctl = map(pumped.address, called)
         request.rows = ffi.NULL if file.rows is None else file.rows
         return called
 
@@ -288,16 +231,6 @@ class Lane:
             except Exception as error:
                 result = _errno_of(error)
             lib.lane_reply(unique, result, ffi.NULL, 0)
-
-
-def _native_register(register: Register) -> tuple[Any, ...]:
-    *numbers, on_read, on_write = register
-    return (*numbers, *(_address(hook) if hook else ffi.NULL for hook in (on_read, on_write)))
-
-
-def _address(what: object) -> Any:
-    """Where CPython has an object, for native/call.c; who asks keeps it."""
-    return ffi.cast("void *", id(what))
 
 
 def _errno_of(error: BaseException) -> int:

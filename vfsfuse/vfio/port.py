@@ -15,7 +15,7 @@ from devmodel.assignable import Assignable
 from devmodel.backing import region_offset
 from devmodel.device import Device
 from devmodel.region import Memory
-from ioctl_shim import lane
+from ioctl_shim import lane, pumped
 from ioctl_shim.lane import Opened, OpenRequest, PlainFile
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Port:
     def __init__(self, assignable: Assignable) -> None:
         self._assignable = assignable
         self._lock = threading.Lock()
-        self._memory: lane.Memory | None = None
+        self._memory: pumped.Memory | None = None
         self._backing_id = 0
         self._closed = False
 
@@ -40,7 +40,7 @@ class Port:
     def device(self) -> Device:
         return self._assignable.device
 
-    def memory(self) -> lane.Memory:
+    def memory(self) -> pumped.Memory:
         """What the pump answers of the device by itself.  Raises OSError(ENODEV)."""
         device = self.device
         with self._lock:
@@ -72,15 +72,15 @@ class Port:
                 lane.close_backing(self._backing_id)
 
 
-def _shown(device: Device) -> lane.Memory:
-    memory, model = lane.Memory(device.lock), type(device)
+def _shown(device: Device) -> pumped.Memory:
+    memory, model = pumped.Memory(device.lock), type(device)
     asked = model.read is not Device.read or model.write is not Device.write
-    for index, region in enumerate(device.regions[: lane.MOST_REGIONS]):
+    for index, region in enumerate(device.regions[: pumped.MOST_REGIONS]):
         if isinstance(region, Memory) and region.direct:
             memory.map(index, device.backing.fd, region_offset(index), region.backed)
         elif region is not None and region.stored is not None and not asked:
             stored = region.stored
-            registers = [lane.Register(*whole) for whole in stored.registers]
+            registers = [pumped.Register(*whole) for whole in stored.registers]
             memory.show(index, stored.data, stored.plain, registers, stored.owner)
     return memory
 
