@@ -29,13 +29,14 @@ class Eventfd:
             os.close(fd)
             raise OSError(errno.EINVAL, f"descriptor {fd} is not an eventfd")
         self.fd = fd
-        self._room = select.poll()
-        self._room.register(fd, select.POLLOUT)
+        room = select.poll()
+        room.register(fd, select.POLLOUT)
+        self._room = room.poll
 
     def signal(self) -> None:
         """Add 1 to the counter. A full counter stays as it is, as with the kernel's eventfd_signal()."""
         # The client may have made it a blocking one, and a full counter would hold this thread for good.
-        if self._room.poll(0):
+        if self._room(0):
             os.eventfd_write(self.fd, 1)
 
     def take(self) -> int:

@@ -85,10 +85,11 @@ class Irqs(Exclusive):
         """Send ``vector`` as MSI or MSI-X, whichever is active; False when neither is, and INTx is to be
         used."""
         with self.lock:
-            active = self.active
-            if active is None or active is PciIrq.INTX:
+            if self.vectors is None:
                 return False
-            self._lines[active].fire(vector)
+            eventfd = self.vectors.get(vector)
+            if eventfd is not None:
+                eventfd.signal()
             return True
 
     def set_level(self, asserted: bool) -> None:
@@ -107,7 +108,7 @@ class Irqs(Exclusive):
         with self.lock:
             for line in self._lines.values():
                 line.tear_down()
-            self.active = None
+            self.activate(None)
 
     def _resizable(self, index: PciIrq) -> bool:
         found = self._indexes[index] if index < len(self._indexes) else None

@@ -78,7 +78,7 @@ class Intx(Line):
         self._eventfd = self._unmask = None
         self.masked = False
         if self._on:
-            self._irqs.active = None
+            self._irqs.activate(None)
 
     @property
     def _on(self) -> bool:
@@ -93,7 +93,7 @@ class Intx(Line):
             self._eventfd.close()
         self._eventfd = eventfd
         if not self._on:
-            self._irqs.active = PciIrq.INTX
+            self._irqs.activate(PciIrq.INTX)
             self.masked = self.disabled
         self._handle()
 

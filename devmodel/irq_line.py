@@ -7,7 +7,7 @@ State: under ``Exclusive.lock``. Source: <linux/vfio.h> (VFIO_DEVICE_SET_IRQS).
 import errno
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -50,13 +50,22 @@ def invalid(why: str) -> OSError:
 
 
 class Exclusive:
-    """INTx, MSI and MSI-X exclude each other: one of them is :attr:`active`, or none."""
+    """INTx, MSI and MSI-X exclude each other: one of them is :attr:`active`, or none.
 
-    __slots__ = ("active", "lock")
+    :attr:`vectors` are the eventfds of the active MSI or MSI-X, None with neither: what an interrupt of a
+    device looks up, and nothing else.
+    """
+
+    __slots__ = ("active", "lock", "vectors")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.active: PciIrq | None = None
+        self.vectors: Mapping[int, Eventfd] | None = None
+
+    def activate(self, index: PciIrq | None, vectors: Mapping[int, Eventfd] | None = None) -> None:
+        """``index`` is active now, by messages to ``vectors`` if it has any; None for no index."""
+        self.active, self.vectors = index, vectors
 
 
 class Line(ABC):

@@ -49,13 +49,14 @@ class Messages(Line):
         self._drop(list(self._vectors))
         self._allocated = 0
         if self._irqs.active is self._index:
-            self._irqs.active = None
+            self._irqs.activate(None)
 
     def _set_up(self, start: int, count: int, data: ClientFds, first: bool) -> None:
         if first:
             if not start + count:
                 raise OSError(errno.ERANGE, f"{self._index.name} with no vector")
-            self._irqs.active, self._allocated = self._index, start + count
+            self._irqs.activate(self._index, self._vectors)
+            self._allocated = start + count
         try:
             for vector, number in enumerate(data.numbers, start):
                 self._set(vector, number, data)

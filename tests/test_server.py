@@ -21,6 +21,7 @@ from tests.faulty_server import FAULT
 from tests.lab import ROOT, MountedLab, run, vfsfuse
 from tests.snapshot import snapshot
 from vfsfuse.mountpoint import wait_for_end
+from vfsfuse.scheduling import time_slice
 
 END_SECONDS = 20
 
@@ -108,6 +109,15 @@ def test_a_signal_that_comes_while_the_server_starts_leaves_no_mount(mountpoint:
         server.terminate()
         assert server.wait(END_SECONDS) == 0
     assert mounts(mountpoint) == []
+
+
+def test_the_main_thread_gives_way_to_whom_it_wakes_and_the_pump_does_not(tmp_path: Path) -> None:
+    with MountedLab(tmp_path) as lab:
+        slices = [time_slice(int(thread)) for thread in os.listdir(f"/proc/{lab.pid}/task")]
+        usual, main = time_slice(0), time_slice(lab.pid)
+        assert main > usual or not usual
+        assert slices.count(usual) >= 2  # the pump's and its worker's
+        assert {*slices} == {usual, main}  # trio's threads have the main thread's
 
 
 CHURN = """

@@ -22,6 +22,7 @@ from ioctl_shim.lane import Lane
 from vfsfuse.labview import LabView
 from vfsfuse.names import Names, PromptNames
 from vfsfuse.operations import Operations
+from vfsfuse.scheduling import give_way
 from vfsfuse.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     pyfuse3.init(operations, mountpoint, mount_options())
     try:
         lane.start()
+        give_way()  # after it, because the pump has other clients to serve before the one it has answered
         trio.run(_Server(operations, view, lane, mountpoint, ready).run, early)
     finally:
         pyfuse3.close(unmount=True)
