@@ -28,7 +28,7 @@ STRUCTS = ("ioctl-struct", "map", "unmap")
 """For these the floor is an ioctl without one: who moves it, Python or the pump, has it in their part."""
 
 _IMPORT = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", re.MULTILINE)
-INTO_PYTHON = "the rest: into Python and back (cffi, the GIL), caches"
+INTO_PYTHON = "the rest: into Python and back (the GIL, locks), caches"
 PUMP = "the rest: what else the pump does"
 ELSEWHERE = "the rest: whoever answers, trio or the device's task, and waking them"
 FUNCTIONS = ("function", "calls for one", "share of Python's time")

@@ -396,7 +396,7 @@ def check_run(text: str) -> None:
     profile = told["Where the time goes"]
     assert f"### {BY_KEY['read-hook'].title}\n" in profile
     assert row(profile, "Python, from the pump's call until its return")
-    assert "devmodel/registers.py" in profile
+    assert "`hooked_read`, bench/model.py" in profile
     assert "not measured here" in told["Reach"]
 
 
