@@ -204,6 +204,8 @@ ALONE, AMONG, ONE, EIGHT = "quiet-alone", "quiet-among-7", "one-client", "eight-
 DEVICES = 8
 QUIET = "{{build}}/client quiet {{calls}}2000 {} 0 500"
 BUSY = "{{build}}/client busy 1 {} 0"
-READING = "{{build}}/client read {{calls}}10000 {} 0 4"
+WINDOW_MS = 150
+READING = f"{{{{build}}}}/client during {{{{calls}}}}200000 {{}} 0 {{{{start}}}} {WINDOW_MS}"
+"""All of them in the same time, from {start} on."""
 NEIGHBOURS: Mapping[str, str] = {OURS: "{{device{}}}", FLOOR: "{{floor}}/reg"}
 """The file that client number N of eight has."""

@@ -148,6 +148,23 @@ static void do_busy(void)
 		CHECK(pread(fd, &value, sizeof(value), offset) == sizeof(value));
 }
 
+/* Reads from START (nanoseconds of the monotonic clock) on, for so many MILLISECONDS, or COUNT times if that is less. */
+static void do_during(void)
+{
+	int fd = opened(0);
+	off_t offset = (off_t)number(1);
+	uint64_t start = number(2), end = start + number(3) * 1000000;
+	struct timespec begin = {.tv_sec = (time_t)(start / 1000000000), .tv_nsec = (long)(start % 1000000000)};
+	uint32_t value;
+
+	CHECK(now() < start); /* or the others have begun without us */
+	CHECK(!clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &begin, NULL));
+	for (start = now(); taken < calls && start < end; start = now()) {
+		CHECK(pread(fd, &value, sizeof(value), offset) == sizeof(value));
+		samples[taken++] = now() - start;
+	}
+}
+
 static void do_write(void)
 {
 	int fd = opened(0);
@@ -518,6 +535,7 @@ static const struct loop {
 	{"read", do_read, 3, "PATH OFFSET SIZE"},
 	{"quiet", do_quiet, 3, "PATH OFFSET PAUSE"},
 	{"busy", do_busy, 2, "PATH OFFSET"},
+	{"during", do_during, 4, "PATH OFFSET START MILLISECONDS"},
 	{"write", do_write, 3, "PATH OFFSET SIZE"},
 	{"ioctl-struct", do_ioctl_struct, 1, "PATH"},
 	{"ioctl-value", do_ioctl_value, 1, "PATH"},

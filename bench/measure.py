@@ -24,6 +24,7 @@ from bench.cases import (
     PEERS,
     QUIET,
     READING,
+    WINDOW_MS,
 )
 from bench.machine import Machine
 from bench.samples import Key, Results, Sample, parse
@@ -34,6 +35,10 @@ REPETITIONS: Mapping[str, int] = {PINNED: 5, UNPINNED: 3}
 """What is to be reached counts on the same core."""
 
 CLIENT_SECONDS = 120
+BEFORE_ALL_MS = 400
+"""In which all of several clients have started."""
+
+MS = 1_000_000
 
 
 class Step(NamedTuple):
@@ -153,14 +158,16 @@ def _clients(machine: Machine, results: Results, step: Step, cpus: Collection[in
             process = stack.enter_context(subprocess.Popen(command(BUSY, number)))
             stack.callback(process.kill)
         add(AMONG, run(quiet))
-    add(ONE, together([command(READING, 0)]))
-    add(EIGHT, together([command(READING, number) for number in range(DEVICES)]))
+    for case, count in ((ONE, 1), (EIGHT, DEVICES)):
+        machine.places["start"] = str(time.monotonic_ns() + BEFORE_ALL_MS * MS)
+        add(case, together([command(READING, number) for number in range(count)]))
 
 
 def together(commands: list[list[str]]) -> Sample:
-    """All clients at once: as p50 and mean the time of a read when those of all clients are counted, which
-    is what throughput says; as p99 the greatest of theirs."""
+    """Clients that read in the same WINDOW_MS: as p50 and mean the time of a read when those of all clients
+    are counted, which is what throughput says; as p99 the greatest of theirs."""
     clients = [subprocess.Popen(one, stdout=subprocess.PIPE, text=True) for one in commands]
     samples = [parse(client.communicate(timeout=CLIENT_SECONDS)[0]) for client in clients]
-    each = 1 / sum(1 / sample.mean for sample in samples)
+    reads = sum(sample.calls for sample in samples) * 10 / 9  # with the tenth that is not counted
+    each = WINDOW_MS * MS / reads
     return samples[0]._replace(p50=each, mean=each, p99=max(sample.p99 for sample in samples))

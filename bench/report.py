@@ -9,11 +9,11 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.cases import ALONE, AMONG, BY_KEY, CASES, EIGHT, FLOOR, ONE, OURS, Case
+from bench.cases import ALONE, AMONG, BY_KEY, CASES, DEVICES, EIGHT, FLOOR, ONE, OURS, Case
 from bench.counts import Counts
 from bench.explain import Profile
 from bench.measure import PINNED, UNPINNED
-from bench.reach import REACHES, Facts, Found, missed
+from bench.reach import REACHES, Facts, Found, missed, neighbours
 from bench.samples import Key, Results, Sample
 
 US, MS = 1e3, 1e6
@@ -88,6 +88,8 @@ class Report:
             more = " Its profile is below." if title in explained else ""
             yield f"- {reach.what}: {reach.shown.format(found.value)} ({where}).{more}"
             yield from self._spread(found, case)
+            if found.of == AMONG:
+                yield from self._round()
 
     def _spread(self, found: Found, case: Case | None) -> Iterator[str]:
         """How the samples lie, in the run whose median is the median one."""
@@ -97,6 +99,16 @@ class Report:
             if runs:
                 ordered = sorted(runs, key=lambda run: run.p50)
                 yield f"  - {subject}: {_percentiles(ordered[len(ordered) // 2])}"
+
+    def _round(self) -> Iterator[str]:
+        """What a turn of eight clients takes on one processor, whoever serves them."""
+        one = self.results.median(Key(ONE, OURS, PINNED))
+        alone = self.results.median(Key(ALONE, OURS, PINNED), "p99")
+        floor = neighbours(self.results, self.facts, FLOOR)
+        if one and alone and floor:
+            turn = one * DEVICES
+            yield f"  - {FLOOR} has {floor.value:.2f} x. A turn of all {DEVICES} clients on one processor"
+            yield f"    takes {turn / US:.2f} us, {turn / alone:.2f} times what the quiet one's p99 is alone."
 
     def _figures(self, mode: str) -> Iterator[str]:
         rows = [*self._rows(mode), *self._clients(mode)]
