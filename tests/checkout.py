@@ -30,6 +30,7 @@ case "$*" in
         printf '#!{bash}\\nprintf "%%s\\\\n" "$@"\\n' >.venv/bin/vfsfuse
         chmod +x .venv/bin/vfsfuse
         ;;
+    "-m compileall "*) echo "${{*:3}}" >>.venv/compiled ;;
     "-m "*)
         echo "$*" >>"{calls}"
         [[ $2 != "{fails}" ]]

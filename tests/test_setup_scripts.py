@@ -37,6 +37,10 @@ def test_a_second_run_calls_nothing_and_says_nothing(ready: Checkout) -> None:
     assert ready.calls() == []
 
 
+def test_the_sources_are_compiled_for_whoever_mounts(ready: Checkout) -> None:
+    assert (ready.root / ".venv/compiled").read_text() == "-q vfsfuse devmodel ioctl_shim\n"
+
+
 @pytest.mark.parametrize("name", [*SOURCES, "ioctl_shim/native/new.h"])
 def test_a_changed_source_is_built_again(ready: Checkout, name: str) -> None:
     ready.add(name, "changed")

@@ -185,7 +185,14 @@ install_project() (
     step "building vfsfuse into .venv${1:+, with what its ${1}s need}" \
         "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --editable "$what" ||
         fail "pip failed: if it could not download, check the network; then run this again"
+    compile_sources
 )
+
+# pip compiles what it installs, but these stay where they are: whoever mounts may be unable or told not to write here.
+compile_sources() {
+    "$venv/bin/python" -m compileall -q vfsfuse devmodel ioctl_shim >>"$log" 2>&1 </dev/null 9>&- ||
+        say "compiling the sources failed: mounts will take longer"
+}
 
 # Under the lock: another set-up may have ended while this one waited for it.
 set_up_once() {

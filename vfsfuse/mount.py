@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import gc
 import logging
 import os
 import shlex
@@ -64,6 +65,7 @@ class Claim:
 
 
 def main(args: argparse.Namespace) -> int:
+    gc.disable()  # until a server serves: what is imported until then stays
     from vfsfuse.labfile import LabFileError
 
     try:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -61,6 +62,8 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     pyfuse3.init(operations, mountpoint, mount_options())
     try:
         lane.start()
+        gc.freeze()  # no collection looks at what was made so far, which is most of what there will be
+        gc.enable()
         give_way()  # after it, because the pump has other clients to serve before the one it has answered
         trio.run(_Server(operations, view, lane, mountpoint, ready).run, early)
     finally:
