@@ -13,31 +13,37 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from functools import partial
 
 _LINK = "anon_inode:[eventfd]"
 _COUNTER_BYTES = 8
 
 
+def signal(fd: int) -> None:
+    """Add 1 to the counter of eventfd ``fd`` if it has room: the client may have made it a blocking one, and
+    a full counter would hold this thread for good."""
+    room = select.poll()
+    room.register(fd, select.POLLOUT)
+    if any(ready & select.POLLOUT for _, ready in room.poll(0)):
+        os.eventfd_write(fd, 1)
+
+
 class Eventfd:
-    """Our descriptor of a client's eventfd; it stays open until :meth:`close`."""
+    """Our descriptor of a client's eventfd; it stays open until :meth:`close`.
 
-    __slots__ = ("_room", "fd")
+    ``signal()`` adds 1 to the counter. A full counter stays as it is, as with the kernel's eventfd_signal().
+    """
 
-    def __init__(self, fd: int) -> None:
-        """Takes ``fd`` over. ``OSError(EINVAL)``, with ``fd`` closed, when it is no eventfd."""
+    __slots__ = ("fd", "signal")
+
+    def __init__(self, fd: int, signal: Callable[[int], object] = signal) -> None:
+        """Takes ``fd`` over; ``signal`` does what :func:`signal` does. ``OSError(EINVAL)``, with ``fd``
+        closed, when it is no eventfd."""
         if os.readlink(f"/proc/self/fd/{fd}") != _LINK:
             os.close(fd)
             raise OSError(errno.EINVAL, f"descriptor {fd} is not an eventfd")
         self.fd = fd
-        room = select.poll()
-        room.register(fd, select.POLLOUT)
-        self._room = room.poll
-
-    def signal(self) -> None:
-        """Add 1 to the counter. A full counter stays as it is, as with the kernel's eventfd_signal()."""
-        # The client may have made it a blocking one, and a full counter would hold this thread for good.
-        if self._room(0):
-            os.eventfd_write(self.fd, 1)
+        self.signal: Callable[[], object] = partial(signal, fd)
 
     def take(self) -> int:
         """Take the counter (1 of a semaphore), 0 when there is nothing; never waits."""
@@ -52,8 +58,13 @@ class Eventfd:
     def close(self) -> None:
         """Let go of it; may be called twice."""
         if self.fd >= 0:
+            self.signal = _nothing
             os.close(self.fd)
             self.fd = -1
+
+
+def _nothing() -> None:
+    """The signal of an eventfd that is closed: its number may be another file's."""
 
 
 class Watch:

@@ -2,6 +2,7 @@
 /* The client's memory and descriptors: process_vm_readv(2), process_vm_writev(2), pidfd_getfd(2). */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -43,4 +44,15 @@ int shim_pidfd_getfd(int pidfd, int fd)
 	int copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 
 	return copy < 0 ? -errno : copy;
+}
+
+/* Adds 1 to a counter that has room, without which write(2) would wait: 1, or 0 for a full one. */
+int shim_signal(int eventfd)
+{
+	struct pollfd room = {.fd = eventfd, .events = POLLOUT};
+	const uint64_t one = 1;
+
+	if (poll(&room, 1, 0) != 1 || !(room.revents & POLLOUT))
+		return 0;
+	return write(eventfd, &one, sizeof(one)) == sizeof(one);
 }

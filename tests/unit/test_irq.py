@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from devmodel import eventfd
 from devmodel.capability import Capability, express, msi
 from devmodel.device import PciDevice
 from devmodel.eventfd import Eventfd, Watcher
@@ -20,6 +21,7 @@ from devmodel.msix import MsixBar
 from devmodel.pci import Bar, Identity
 from devmodel.pciname import PciName, VfToken, parse_pci_name
 from devmodel.vfio import Assignable, DeviceFile, Group
+from ioctl_shim._native import lib
 from tests.unit.fakes import fails
 
 EVERY = [
@@ -262,6 +264,24 @@ def test_a_full_counter_is_left_alone() -> None:
     assert event.take() == 0, "a blocking eventfd with nothing in it holds nobody"
     event.close()
     event.close()
+
+
+@pytest.mark.parametrize("signal", [eventfd.signal, lib.shim_signal])
+def test_a_signal_needs_room_and_an_open_eventfd(signal: Callable[[int], object]) -> None:
+    client = os.eventfd(0)
+    os.eventfd_write(client, 2**64 - 3)
+    event = Eventfd(os.dup(client), signal)
+    event.signal()
+    event.signal()
+    assert os.eventfd_read(client) == 2**64 - 2
+    number = event.fd
+    event.close()
+    os.dup2(client, number)
+    event.signal()
+    os.eventfd_write(client, 5)
+    assert os.eventfd_read(client) == 5
+    os.close(number)
+    os.close(client)
 
 
 def test_a_watch_that_raises_ends_nothing(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
