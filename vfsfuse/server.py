@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,6 +28,9 @@ from vfsfuse.scheduling import give_way
 from vfsfuse.tree import Tree
 
 log = logging.getLogger(__name__)
+SWITCH_INTERVAL = 0.0001
+"""Seconds that the device lane waits for the GIL of a busy trio thread: with Python's own 0.005 a read beside
+an `ls` of 3,000 vGPUs took 523 us (p99 982), with this one 217 (469)."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -64,6 +68,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
         lane.start()
         gc.freeze()  # no collection looks at what was made so far, which is most of what there will be
         gc.enable()
+        sys.setswitchinterval(SWITCH_INTERVAL)
         give_way()  # after it, because the pump has other clients to serve before the one it has answered
         trio.run(_Server(operations, view, lane, mountpoint, ready).run, early)
     finally:
