@@ -192,8 +192,8 @@ int shim_move(const struct shim_process *process, uint32_t tid, const struct shi
 	struct shim_part part = {vaddr, size};
 	struct shim_vma vma;
 
-	if (!process->can_query || shim_query_vma(process->maps, vaddr, &vma) || !runs(process))
-		return SHIM_MOVE_ASK;
+	if (!process->can_query || shim_query_vma(process->maps, vaddr, &vma))
+		return SHIM_MOVE_ASK; /* or its memory is gone */
 	if (size > vma.end - vaddr || !(vma.flags & (write ? SHIM_VMA_WRITE : SHIM_VMA_READ)))
 		return SHIM_MOVE_ASK;
 	if (vma.flags & SHIM_VMA_SHARED) {
@@ -202,7 +202,7 @@ int shim_move(const struct shim_process *process, uint32_t tid, const struct shi
 		char *at = (char *)window->base + (vaddr - vma.start);
 		return shim_window_move(at, buf, size, write) ? SHIM_MOVE_SHORT : 0;
 	}
-	if (makedev(vma.major, vma.minor) == process->avoid)
+	if (makedev(vma.major, vma.minor) == process->avoid || !runs(process))
 		return SHIM_MOVE_ASK;
 	error = shim_move_parts(tid, write, buf, &part, 1);
 	if (error == -ESRCH) /* that thread has ended: there may be others */

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "pump.h"
@@ -97,6 +98,7 @@ int lane_pump(void)
 	char *in = malloc(BUFFER_SIZE), *out = malloc(MAX_DATA);
 	ssize_t got = 0;
 
+	prctl(PR_SET_NAME, "device-lane");
 	while (in && out) {
 		got = read(session_fuse(), in, BUFFER_SIZE);
 		if (got >= (ssize_t)sizeof(struct fuse_in_header))
