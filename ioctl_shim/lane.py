@@ -29,6 +29,7 @@ from ioctl_shim.lanefile import (
     PromptNames,
     RegionAccess,
     WaitingFile,
+    answer_of,
     wake_poll,
 )
 
@@ -236,6 +237,6 @@ class Lane:
 def _errno_of(error: BaseException) -> int:
     """The negative errno a failed handler answers; anything that is no OSError is ours, so it is logged."""
     if isinstance(error, OSError) and error.errno:
-        return -error.errno
+        return -answer_of(error)
     log.error("device lane: a handler failed", exc_info=error)
     return -errno.EIO

@@ -20,6 +20,8 @@ from ioctl_shim._native import lib
 
 _WRITTEN = struct.Struct("=II")
 """struct fuse_write_out"""
+_ERRNO_END = 512
+"""<linux/errno.h>: the kernel's own begin here."""
 ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
@@ -32,6 +34,11 @@ class IoctlCall:
     tid: int
     data: bytes = b""
     reply: bytes = b""
+
+
+def answer_of(error: OSError) -> int:
+    """The errno that a client gets for it: EIO for what is none, as the kernel takes nothing from 512 on."""
+    return error.errno if error.errno and 0 < error.errno < _ERRNO_END else errno.EIO
 
 
 class LaneFile(Protocol):

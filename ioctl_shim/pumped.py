@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ioctl_shim._native import ffi, lib
 
@@ -17,16 +17,9 @@ MOST_REGIONS: int = lib.LANE_REGIONS
 """Indexes of regions that the pump can answer."""
 
 
-class Register(NamedTuple):
-    """A register of 1, 2, 4 or 8 bytes, as devmodel.registers has it: which bits a write changes, and which
-    a written 1 clears."""
-
-    offset: int
-    width: int
-    changed: int
-    cleared: int
-    on_read: Callable[[Any], int] | None
-    on_write: Callable[[Any, int], None] | None
+Register = tuple[int, int, int, int, Callable[[Any], int] | None, Callable[[Any, int], None] | None]
+"""A register of 1, 2, 4 or 8 bytes, as devmodel.region.Whole has it: offset, width, the bits that a write
+changes, those that a written 1 clears, and the hooks."""
 
 
 class Memory:

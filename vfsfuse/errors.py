@@ -8,6 +8,7 @@ import logging
 from types import TracebackType
 
 from ioctl_shim.fuse import pyfuse3
+from ioctl_shim.lanefile import answer_of
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class errors:
     ) -> None:
         if isinstance(error, OSError):
             log.debug("%s: %s", self._what, error)
-            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+            raise pyfuse3.FUSEError(answer_of(error)) from error
         if isinstance(error, Exception) and not isinstance(error, pyfuse3.FUSEError):
             log.exception("%s failed", self._what)
             raise pyfuse3.FUSEError(errno.EIO) from error

@@ -19,6 +19,7 @@ import trio
 
 from devmodel.tasks import Task, TaskHost
 from ioctl_shim.lane import DEVICE_BIT, Later, Opened, OpenRequest, WaitingFile
+from ioctl_shim.lanefile import answer_of
 from vfsfuse.entry import Entry, Stat
 from vfsfuse.members import PAGE_SIZE, Member, value_of
 
@@ -112,7 +113,7 @@ class Stores:
             await member.store(entry, data)
         except OSError as error:
             log.debug("%s: %s", member.name, error)
-            return error.errno or errno.EIO
+            return answer_of(error)
         except Exception:
             log.exception("%s failed", member.name)
             return errno.EIO

@@ -99,6 +99,15 @@ static int64_t take_number(PyObject *number)
 	return result;
 }
 
+/* For those who answer now: None is a mistake of theirs. */
+static int64_t not_none(int64_t result)
+{
+	if (result != LANE_DEFERRED)
+		return result;
+	PyErr_SetString(PyExc_RuntimeError, "a read or write returned None");
+	return failure();
+}
+
 /* The fields of `tuple` (ioctl_shim.lanefile.Named) in `name`: 0, LANE_DEFERRED for None, or a negative errno; takes it. */
 static int64_t take_name(PyObject *tuple, struct lane_name *name)
 {
@@ -142,7 +151,7 @@ int64_t call_read(const struct lane_file *file, uint64_t offset, uint32_t size, 
 	PyGILState_STATE gil = PyGILState_Ensure();
 
 	numbers[count++] = size;
-	int64_t result = take_bytes(call(file->read, NULL, numbers, count, NULL), out, size);
+	int64_t result = not_none(take_bytes(call(file->read, NULL, numbers, count, NULL), out, size));
 	PyGILState_Release(gil);
 	return result;
 }
@@ -153,47 +162,53 @@ int64_t call_write(const struct lane_file *file, uint64_t offset, const void *in
 	size_t count = place(file, offset, numbers);
 	PyGILState_STATE gil = PyGILState_Ensure();
 	PyObject *data = PyBytes_FromStringAndSize(in, size);
-	int64_t result = data ? take_number(call(file->write, NULL, numbers, count, data)) : failure();
+	int64_t result = data ? not_none(take_number(call(file->write, NULL, numbers, count, data))) : failure();
 
 	PyGILState_Release(gil);
 	return result;
 }
 
-/* Of the value, 0 or a negative errno.  Under the device's lock. */
-static int64_t read_register(const struct lane_region *region, const struct lane_register *r, uint64_t *value)
+/* What a hook raises stays raised.  Under the device's lock. */
+static void read_register(const struct lane_region *region, const struct lane_register *r, uint64_t *value)
 {
 	PyObject *answer;
-	int64_t result = 0;
 
 	if (!r->on_read) {
 		*value = load_register(region->stored + r->offset, r->width);
-		return 0;
+		return;
 	}
 	answer = PyObject_CallOneArg(r->on_read, region->owner);
 	if (answer)
 		*value = PyLong_AsUnsignedLongLongMask(answer);
-	if (PyErr_Occurred())
-		result = failure();
 	Py_XDECREF(answer);
-	return result;
 }
 
 /* As Registers.write() does it. */
-static int64_t write_register(const struct lane_region *region, const struct lane_register *r, uint64_t written)
+static void write_register(const struct lane_region *region, const struct lane_register *r, uint64_t written)
 {
 	char *at = region->stored + r->offset;
 	uint64_t value = (load_register(at, r->width) & ~r->changed) | (written & r->changed);
-	PyObject *answer;
 
 	value &= ~(written & r->cleared);
 	store_register(at, r->width, value);
-	if (!r->on_write)
-		return 0;
-	answer = call(r->on_write, region->owner, &value, 1, NULL);
-	if (!answer)
-		return failure();
-	Py_DECREF(answer);
-	return 0;
+	if (r->on_write)
+		Py_XDECREF(call(r->on_write, region->owner, &value, 1, NULL));
+}
+
+/* Calls what takes or gives back the device's lock: 0, or -1 when it raised.  What had been raised before stays so. */
+static int call_lock(void *method)
+{
+	PyObject *kind, *error, *trace, *answer;
+
+	PyErr_Fetch(&kind, &error, &trace);
+	answer = PyObject_CallNoArgs(method);
+	Py_XDECREF(answer);
+	if (!answer) {
+		Py_XDECREF(kind), Py_XDECREF(error), Py_XDECREF(trace);
+		return -1;
+	}
+	PyErr_Restore(kind, error, trace);
+	return kind ? -1 : 0;
 }
 
 /* Reads or writes a whole register: 0, a negative errno, or LANE_DEFERRED when the region is not shown any more. */
@@ -202,21 +217,19 @@ int64_t call_register(const struct lane_place *place, uint64_t *value, int write
 	const struct lane_memory *m = place->memory;
 	const struct lane_region *region = &m->region[place->region];
 	PyGILState_STATE gil = PyGILState_Ensure();
-	PyObject *answer = PyObject_CallNoArgs(m->acquire);
-	int64_t result = LANE_DEFERRED;
+	int64_t result = 0;
 
-	if (!answer) {
-		result = failure();
-		goto out;
+	if (!call_lock(m->acquire)) {
+		if (!is_shown(m, place->region)) /* that changes under the lock */
+			result = LANE_DEFERRED;
+		else if (write)
+			write_register(region, place->found, *value);
+		else
+			read_register(region, place->found, value);
+		call_lock(m->release);
 	}
-	Py_DECREF(answer);
-	if (is_shown(m, place->region)) /* that changes under the lock */
-		result = write ? write_register(region, place->found, *value) : read_register(region, place->found, value);
-	answer = PyObject_CallNoArgs(m->release);
-	if (!answer)
+	if (PyErr_Occurred())
 		result = failure();
-	Py_XDECREF(answer);
-out:
 	PyGILState_Release(gil);
 	return result;
 }

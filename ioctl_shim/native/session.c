@@ -15,6 +15,8 @@
 
 #include "pump.h"
 
+#define ERRNO_END 512 /* <linux/errno.h>: from here on they are the kernel's own */
+
 /* One session a process: libfuse's entry points carry no place for a pointer of ours. */
 static struct {
 	int fuse;
@@ -111,8 +113,9 @@ struct lane_message *lane_pop(void)
 
 int send_data(uint64_t unique, int error, const void *body, size_t size, const void *data, size_t more)
 {
-	struct fuse_out_header header = {
-		.len = (uint32_t)(sizeof(header) + size + more), .error = error, .unique = unique};
+	int known = error <= 0 && error > -ERRNO_END; /* for others the kernel takes no answer, and the client would hang */
+	struct fuse_out_header header = {.len = (uint32_t)(sizeof(header) + size + more),
+		.error = known || !unique ? error : -EIO, .unique = unique};
 	struct iovec iov[3] = {{&header, sizeof(header)}, {(void *)body, size}, {(void *)data, more}};
 
 	/* ENOENT: the request was aborted and nobody waits for the answer */

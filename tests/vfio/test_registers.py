@@ -31,7 +31,7 @@ types.zoo-1 = {{ description = "registers" }}
 """
 END = 0x68
 """Behind the last register."""
-OWN, CONFIG = 1 << 40, 7 << 40
+OWN, WRONG, CONFIG = 1 << 40, 2 << 40, 7 << 40
 COMMAND, MEMORY = 4, 2
 NOTE, PLAIN8, SEEN, REFUSED, BROKEN, FORGETFUL = 0x20, 0x08, 0x18, 0x30, 0x34, 0x38
 
@@ -165,6 +165,18 @@ def test_a_model_with_a_read_and_a_write_of_its_own_is_asked(device: int) -> Non
     put(device, OWN + NOTE, 5)
     assert os.pread(device, 8, OWN + PLAIN8) == bytes([PLAIN8]) * 8
     assert get(device, SEEN) == 0  # NOTE's hook was not its write()
+
+
+@pytest.mark.parametrize("offset", [0, 512, 1000, 4095])
+def test_what_is_no_answer_is_eio(device: int, offset: int) -> None:
+    """The kernel takes no errno from 512 on: the client would wait for ever."""
+    fails(errno.EIO, os.pread, device, 4, WRONG + offset)
+    fails(errno.EIO, os.pwrite, device, bytes(4), WRONG + offset)
+
+
+def test_so_is_what_is_no_errno_of_an_attribute(vgpu: Vgpu) -> None:
+    fails(errno.EIO, (vgpu.path / "wrong").read_text)
+    fails(errno.EIO, (vgpu.path / "wrong").write_text, "1")
 
 
 def test_registers_that_are_not_decoded_read_all_ones_and_drop_writes(device: int) -> None:

@@ -80,8 +80,7 @@ def _shown(device: Device) -> pumped.Memory:
             memory.map(index, device.backing.fd, region_offset(index), region.backed)
         elif region is not None and region.stored is not None and not asked:
             stored = region.stored
-            registers = [pumped.Register(*whole) for whole in stored.registers]
-            memory.show(index, stored.data, stored.plain, registers, stored.owner)
+            memory.show(index, stored.data, stored.plain, stored.registers, stored.owner)
     return memory
 
 

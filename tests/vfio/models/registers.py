@@ -4,7 +4,7 @@
 import errno
 from typing import Any
 
-from devmodel.sdk import Bar, Identity, Layout, PciDevice, Register, Registers
+from devmodel.sdk import Bar, DeviceAttribute, Identity, Layout, PciDevice, Region, Register, Registers
 
 
 class Zoo(PciDevice):
@@ -12,9 +12,11 @@ class Zoo(PciDevice):
 
     identity = Identity(0x1234, 0xC0F3, 0x1AF4, 0x1100, class_code=0x088000)
 
+    ATTRIBUTES = (DeviceAttribute("wrong", lambda device: device.wrong(), lambda device, _: device.wrong()),)
+
     def bars(self) -> dict[int, Bar]:
         self.seen = 0
-        return {0: Bar(Registers(LAYOUT, self)), 1: Bar(Own(LAYOUT, self))}
+        return {0: Bar(Registers(LAYOUT, self)), 1: Bar(Own(LAYOUT, self)), 2: Bar(Wrong(4096))}
 
     def show(self) -> int:
         return self.seen
@@ -41,6 +43,9 @@ class Zoo(PciDevice):
     def forget(self) -> Any:
         return None  # as of somebody who forgot to return
 
+    def wrong(self) -> str:
+        raise OSError(600, "no errno")
+
     def after_reset(self) -> None:
         self.seen = 0
 
@@ -53,6 +58,18 @@ class Own(Registers):
 
     def write(self, offset: int, data: bytes) -> None:
         self["PLAIN8"] = int.from_bytes(data, "little")
+
+
+class Wrong(Region):
+    """What a region can do wrong."""
+
+    def read(self, offset: int, size: int) -> Any:
+        if offset:
+            raise OSError(offset, "an errno of the kernel's own, or none at all")
+        return None
+
+    def write(self, offset: int, data: bytes) -> None:
+        raise OSError(-offset, "no errno")
 
 
 _REGISTERS = (
