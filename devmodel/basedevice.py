@@ -6,13 +6,13 @@ Source: <linux/vfio.h> (VFIO_DEVICE_GET_INFO and what follows it).
 """
 
 import errno
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
 from devmodel.attribute import DeviceAttribute
 from devmodel.backing import Backing
+from devmodel.decode import Decoder
 from devmodel.dmaport import DmaPort
 from devmodel.ioeventfd import IoEventfds
 from devmodel.iommu import Iommu, Type1
@@ -20,19 +20,13 @@ from devmodel.irq import IrqIndex, Irqs, PciIrq
 from devmodel.region import Memory, Region
 from devmodel.tasks import Coroutine, Tasks, check_current
 
-_NONE: frozenset[int] = frozenset()
 
-
-class Device:
-    """Base of every VFIO device. Nothing in it calls out while holding :attr:`lock`.
-
-    Regions in :attr:`undecoded` do not answer: reads are all ones, writes are dropped.
-    """
+class Device(Decoder):
+    """Base of every VFIO device. Nothing in it calls out while holding :attr:`lock`."""
 
     __slots__ = (
         "_backing",
         "_closed",
-        "_hide",
         "_in_use",
         "_iommu",
         "_present",
@@ -41,11 +35,9 @@ class Device:
         "ioeventfds",
         "irq",
         "irqs",
-        "lock",
         "name",
         "regions",
         "tasks",
-        "undecoded",
     )
     is_pci: ClassVar[bool] = False
     resettable: ClassVar[bool] = True
@@ -57,18 +49,16 @@ class Device:
 
         :attr:`irqs` says what there is, :attr:`irq` is the live state through which a model interrupts.
         """
+        super().__init__()
         self.name = name
         self.regions = tuple(regions)
         self.irqs = tuple(irqs)
         self.irq = Irqs(self.irqs)
         self.ioeventfds = IoEventfds(self.write)
-        self.lock = threading.Lock()
         self.tasks = Tasks()
         self.dma = DmaPort(self.tasks, self.may_dma)
-        self.undecoded = _NONE
         self._iommu: Iommu | None = None
         self._in_use = False
-        self._hide: Callable[[frozenset[int]], None] | None = None
         self._closed = self._vanished = False
         self._present = {index: region for index, region in enumerate(regions) if region is not None}
         memory = {index: region for index, region in enumerate(regions) if isinstance(region, Memory)}
@@ -202,20 +192,6 @@ class Device:
         """Whether the device may do DMA now. Any thread."""
         return True
 
-    def hide_by(self, hide: Callable[[frozenset[int]], None]) -> None:
-        """Call ``hide`` with :attr:`undecoded`, now and whenever it changes, under :attr:`lock`; for whoever
-        answers reads and writes of memory regions in our place."""
-        with self.lock:
-            self._hide = hide
-            hide(self.undecoded)
-
-    def decode(self, undecoded: frozenset[int]) -> None:
-        """These regions, and no others, do not answer. Under :attr:`lock`."""
-        if undecoded != self.undecoded:
-            self.undecoded = undecoded
-            if self._hide is not None:
-                self._hide(undecoded)
-
     @property
     def _unpins(self) -> bool:
         return type(self).dma_unmap is not Device.dma_unmap
@@ -259,7 +235,7 @@ class Device:
             self._closed = True
             self._present = {}
             self.decode(frozenset(range(len(self.regions))))  # nobody answers in our place any more
-            self._hide = None  # what it belongs to has mapped our memory: let that go now, not when collected
+            self.unhide()  # what it belongs to has mapped our memory: let that go now, not when collected
             for region in filter(None, self.regions):
                 region.close()
             self._backing.close()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A client process over the life of a container: what a device's DMA reaches.
 
-A `Process` is made on the device lane and used by any thread; `Processes` belongs to one container file, on
-the device lane (and its worker).
+A `Process` is made on the device lane (ioctl_shim.processes) and used by any thread.
 
 What stays when a client changes its memory behind our back: of *shared* memory that is pinned, the pages that
 were mapped when it was pinned, as with the kernel's pins. Everything else follows the address: each access
@@ -16,15 +15,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ioctl_shim import procfs
 from ioctl_shim._native import ffi, lib
-from ioctl_shim.client import CAP_IPC_LOCK, Client
+from ioctl_shim.client import CAP_IPC_LOCK
 from ioctl_shim.pinned import Held, PinnedPages
 from ioctl_shim.window import Vma, Window, Windows, too_short
 
@@ -234,28 +232,6 @@ class _Piece(NamedTuple):
     vaddr: int
     size: int
     vma: Vma | None
-
-
-class Processes:
-    """The processes that use one container.  `avoid` tells the st_dev of our own mount."""
-
-    def __init__(self, avoid: Callable[[], int]) -> None:
-        self._avoid = avoid
-        self._lock = threading.Lock()
-        self._known: tuple[Process, ...] = ()
-
-    def of(self, tid: int) -> Process:
-        """The process of a thread that waits for an answer.  Raises OSError(ESRCH, EACCES)."""
-        for process in self._known:
-            if lib.shim_has_thread(process.native, tid):
-                return process
-        with self._lock:
-            for process in self._known:  # another thread may have come first
-                if process.has_thread(tid):
-                    return process
-            found = Process(Client(tid).tgid, tid, self._avoid())
-            self._known = (*(process for process in self._known if process.alive()), found)
-            return found
 
 
 def _close_all(descriptors: list[int]) -> None:

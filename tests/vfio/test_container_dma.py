@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from devmodel.iommu import DmaFault, LockedMemory, PinningBackend, Prot, Type1
-from ioctl_shim.process import Process, Processes
+from ioctl_shim.process import Process
+from ioctl_shim.processes import Processes
 from tests.lab import ROOT, MountedLab
 from tests.unit.fakes import FakeClient
 from tests.vfio.client import PAGE, fails, unmapped_address

@@ -13,7 +13,7 @@ from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import BY_NAME, Kind
 from ioctl_shim.client import CAP_SYS_RAWIO, Client
 from ioctl_shim.lane import Opened, OpenRequest
-from ioctl_shim.process import Processes
+from ioctl_shim.processes import Processes
 from vfsfuse.vfio.chain import InfoCap, reply
 from vfsfuse.vfio.files import Request, VfioFile, answers
 

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client processes of one container: which of them a request comes from.
+
+Made on the device lane; used there and on its worker.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from ioctl_shim._native import lib
+from ioctl_shim.client import Client
+from ioctl_shim.process import Process
+
+
+class Processes:
+    """The processes that use one container.  `avoid` tells the st_dev of our own mount."""
+
+    def __init__(self, avoid: Callable[[], int]) -> None:
+        self._avoid = avoid
+        self._lock = threading.Lock()
+        self._known: tuple[Process, ...] = ()
+
+    def of(self, tid: int) -> Process:
+        """The process of a thread that waits for an answer.  Raises OSError(ESRCH, EACCES)."""
+        for process in self._known:
+            if lib.shim_has_thread(process.native, tid):
+                return process
+        with self._lock:
+            for process in self._known:  # another thread may have come first
+                if process.has_thread(tid):
+                    return process
+            found = Process(Client(tid).tgid, tid, self._avoid())
+            self._known = (*(process for process in self._known if process.alive()), found)
+            return found
