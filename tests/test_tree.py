@@ -325,6 +325,34 @@ def test_an_open_attribute_shows_what_is_true_now(lab: MountedLab) -> None:
         assert int(os.pread(fd, 16, 0)) == before
 
 
+def test_one_text_is_read_to_its_end_whatever_becomes_of_the_attribute(lab: MountedLab) -> None:
+    path = lab.gpu / "driver_override"
+    try:
+        path.write_text("short")
+        with opened(path, os.O_RDONLY) as fd, opened(path, os.O_RDONLY) as other:
+            assert os.read(fd, 3) == b"sho" and os.read(other, PAGE_SIZE) == b"short\n"
+            path.write_text("longer than that")
+            assert os.read(fd, 2) + os.read(fd, PAGE_SIZE) + os.read(fd, PAGE_SIZE) == b"rt\n"
+            assert os.read(other, PAGE_SIZE) == b""  # or cat would show "short" and the rest of the other
+            assert os.pread(fd, PAGE_SIZE, 3) == b"ger than that\n"  # elsewhere, it is what is true now
+            os.lseek(other, 0, os.SEEK_SET)
+            assert os.read(other, 6) + os.read(other, PAGE_SIZE) == b"longer than that\n"
+    finally:
+        path.write_text("\n")
+
+
+def test_a_file_that_is_gone_has_no_end(lab: MountedLab) -> None:
+    vgpu = lab.create("vgpu-8")
+    with opened(vgpu.path / "vgpu_uuid", os.O_RDONLY) as fd, opened(vgpu.path / "vgpu_uuid", 0) as other:
+        assert len(os.read(fd, PAGE_SIZE)) == 37 and len(os.read(other, 7)) == 7
+        vgpu.remove()
+        with pytest.raises(OSError, match="No such device"):
+            os.read(fd, PAGE_SIZE)
+        assert len(os.read(other, PAGE_SIZE)) == 30  # as the kernel, which has it in its buffer
+        with pytest.raises(OSError, match="No such device"):
+            os.pread(other, PAGE_SIZE, 0)
+
+
 def test_programs_that_copy_files_get_the_text(lab: MountedLab, tmp_path: Path) -> None:
     source, copy = lab.gpu / "vgpu_supported_types", tmp_path / "copy"
     shutil.copyfile(source, copy)  # by sendfile(2)

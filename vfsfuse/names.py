@@ -102,15 +102,15 @@ class PromptNames:
         """As Names.readlink."""
         return self._promptly(lambda: self._names.readlink(inode))
 
-    def show(self, inode: int, offset: int, size: int) -> bytes | None:
-        """What is at `offset` of an attribute's text.  Raises OSError as its show() does."""
-        return self._promptly(lambda: self._show(inode, offset, size))
+    def show(self, inode: int) -> bytes | None:
+        """An attribute's text.  Raises OSError as its show() does."""
+        return self._promptly(lambda: self._show(inode))
 
-    def _show(self, inode: int, offset: int, size: int) -> bytes | None:
+    def _show(self, inode: int) -> bytes | None:
         entry, member = self._names.tree.locate(inode)
         if not isinstance(member, Attribute) or not member.prompt:
             return None
-        return member.read(entry)[offset : offset + size]
+        return member.read(entry)
 
     def _promptly(self, answer: Callable[[], T]) -> T | None:
         if not self._lock.acquire(blocking=False):

@@ -243,10 +243,10 @@ int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uin
 	return result;
 }
 
-int64_t call_show(uint64_t inode, uint64_t offset, uint32_t size, char *out)
+int64_t call_show(uint64_t inode, char *out, uint32_t size)
 {
 	PyGILState_STATE gil = PyGILState_Ensure();
-	int64_t result = take_bytes(call(python.show, NULL, (uint64_t[]){inode, offset, size}, 3, NULL), out, size);
+	int64_t result = take_bytes(call(python.show, NULL, &inode, 1, NULL), out, size);
 
 	PyGILState_Release(gil);
 	return result;

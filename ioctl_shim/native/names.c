@@ -1,40 +1,117 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Requests on names and attributes that the device lane answers, as they change nothing: an attribute has no state for each
- * open.  Python says None while the lab is being changed, and then pyfuse3 is asked.  Pump thread.
+ * Requests on names and attributes that the device lane answers, as they change nothing.  Python says None while the lab is
+ * being changed, and then pyfuse3 is asked.  Pump thread.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "pump.h"
+
+/* One open of an attribute, with the text that it was shown last: who reads on where the last read ended reads on in
+ * that, as with the kernel's seq_file, and so meets its end whatever the attribute has become. */
+struct attr_open {
+	uint64_t node;
+	uint64_t next; /* where a read would go on */
+	size_t size;   /* of text */
+	char *text;
+};
+
+static struct attr_open *attr_of_handle(uint64_t fh)
+{
+	return (struct attr_open *)(uintptr_t)fh; /* only the kernel hands it back: a client cannot forge it */
+}
 
 void on_attr_open(const struct request *r)
 {
 	const struct fuse_open_in *in = r->body;
 	uint64_t node = r->header->nodeid;
 	unsigned mode = in->flags & O_ACCMODE;
-	struct vfs_open_out out = {.fh = node, .open_flags = FOPEN_DIRECT_IO};
 	int readable = node >> LANE_ATTR_READ_BIT & 1, writable = node >> LANE_ATTR_WRITE_BIT & 1;
+	struct attr_open *attr;
 
 	/* as sysfs: even root cannot open an attribute for what it has no show() or store() for */
 	if ((mode != O_WRONLY && !readable) || (mode != O_RDONLY && !writable))
 		return send_error(r->header->unique, -EACCES);
+	attr = calloc(1, sizeof(*attr));
+	if (!attr)
+		return send_error(r->header->unique, -ENOMEM);
+	attr->node = node;
+	struct vfs_open_out out = {.fh = (uintptr_t)attr, .open_flags = FOPEN_DIRECT_IO};
 	lane_forbid_mapping(&out);
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
 
-/* Shown here unless the lab is being changed, or it is one that takes time. */
+void on_attr_release(const struct request *r)
+{
+	struct attr_open *attr = attr_of_handle(((const struct fuse_release_in *)r->body)->fh);
+
+	free(attr->text);
+	free(attr);
+	send_error(r->header->unique, 0);
+}
+
+/* Keeps a text of `size` bytes, or none: 0 or -ENOMEM. */
+static int keep(struct attr_open *attr, const char *text, size_t size)
+{
+	char *copy = size ? realloc(attr->text, size) : attr->text;
+
+	if (size && !copy)
+		return -ENOMEM;
+	if (size)
+		memcpy(copy, text, size);
+	attr->text = copy;
+	attr->size = size;
+	return 0;
+}
+
+/* pyfuse3 knows an open attribute by its inode. */
+void on_attr_write(const struct request *r)
+{
+	((struct fuse_write_in *)r->body)->fh = r->header->nodeid;
+	hand_on(r);
+}
+
+/* Gets the text: 0, a negative errno, or LANE_DEFERRED while the lab is being changed, and for one that takes time. */
+static int64_t show(struct attr_open *attr, char *room)
+{
+	int64_t got = call_show(attr->node, room, MAX_DATA);
+
+	return got < 0 ? got : keep(attr, room, (size_t)got);
+}
+
+/* Whether it still is there, as the kernel looks before it says that a file has ended. */
+static int64_t look(const struct attr_open *attr)
+{
+	struct lane_name found;
+
+	return call_stat(attr->node, &found);
+}
+
 void on_attr_read(const struct request *r)
 {
-	const struct fuse_read_in *in = r->body;
-	uint32_t size = in->size > MAX_DATA ? MAX_DATA : in->size;
-	int64_t got = call_show(r->header->nodeid, in->offset, size, r->out);
+	struct fuse_read_in *in = (struct fuse_read_in *)r->body;
+	struct attr_open *attr = attr_of_handle(in->fh);
+	int64_t error = 0;
 
-	if (got == LANE_DEFERRED)
-		hand_on(r);
-	else
-		send_read(r, got);
+	if (!in->offset || in->offset != attr->next)
+		error = show(attr, r->out);
+	else if (in->offset >= attr->size)
+		error = look(attr);
+	attr->next = 0;
+	if (error == LANE_DEFERRED) {
+		in->fh = attr->node;
+		return hand_on(r);
+	}
+	if (error)
+		return send_error(r->header->unique, error);
+	size_t from = in->offset < attr->size ? in->offset : attr->size;
+	size_t size = attr->size - from < in->size ? attr->size - from : in->size;
+	attr->next = in->offset + size;
+	send_data(r->header->unique, 0, attr->text + from, size, NULL, 0);
 }
 
 #define SECOND 1000000000u

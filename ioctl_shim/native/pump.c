@@ -13,11 +13,6 @@ void lane_on_interrupt(uint64_t unique);
 
 #define BUFFER_SIZE (MAX_DATA + 4096u)
 
-static void on_nothing(const struct request *r)
-{
-	send_error(r->header->unique, 0);
-}
-
 /* FLUSH and FSYNC, of which close(2) waits for the former: nothing is buffered, and so told, the kernel does not
  * ask again for as long as it is mounted. */
 static void on_unneeded(const struct request *r)
@@ -50,7 +45,8 @@ static const struct action all_actions[] = {
 static const struct action attr_actions[] = {
 	[FUSE_OPEN] = {on_attr_open, sizeof(struct fuse_open_in)},
 	[FUSE_READ] = {on_attr_read, sizeof(struct fuse_read_in)},
-	[FUSE_RELEASE] = {on_nothing, 0},
+	[FUSE_WRITE] = {on_attr_write, sizeof(struct fuse_write_in)},
+	[FUSE_RELEASE] = {on_attr_release, sizeof(struct fuse_release_in)},
 	[FUSE_FLUSH] = {on_unneeded, 0},
 	[FUSE_FSYNC] = {on_unneeded, 0},
 };

@@ -36,7 +36,9 @@ void on_poll(const struct request *r);
 
 /* names.c */
 void on_attr_open(const struct request *r);
+void on_attr_release(const struct request *r);
 void on_attr_read(const struct request *r);
+void on_attr_write(const struct request *r);
 void on_lookup(const struct request *r);
 void on_getattr(const struct request *r);
 void on_readlink(const struct request *r);
@@ -62,7 +64,7 @@ int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uin
 int64_t call_lookup(uint64_t parent, const char *name, struct lane_name *found);
 int64_t call_stat(uint64_t inode, struct lane_name *found);
 int64_t call_readlink(uint64_t inode, char *out, uint32_t size);
-int64_t call_show(uint64_t inode, uint64_t offset, uint32_t size, char *out);
+int64_t call_show(uint64_t inode, char *out, uint32_t size);
 
 /* One load or store, as a processor does it, whoever does another at the same time; `width` is 1, 2, 4 or 8. */
 static inline uint64_t load_register(const char *from, uint64_t width)
