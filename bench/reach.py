@@ -39,7 +39,9 @@ class Reach:
     least: bool = False
 
     def reached(self, value: float) -> bool:
-        return value >= self.limit if self.least else value <= self.limit
+        """Whether the value does, as it is shown."""
+        seen = float(self.shown.format(value).split()[0])
+        return seen >= self.limit if self.least else seen <= self.limit
 
 
 def _most(found: Iterable[Found | None]) -> Found | None:

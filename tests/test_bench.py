@@ -158,6 +158,13 @@ def test_speeds_have_to_be_as_high_as_the_limit() -> None:
     assert [found.of for _, found in missed(results, {})] == ["memset"]
 
 
+def test_what_is_shown_is_what_is_compared() -> None:
+    results = results_of("memset", (1000, 968))
+    assert row(Report(results, {}).text(), "mmap BAR memset").endswith("| >= 0.97 x | 0.97 x | yes |")
+    results = results_of("memset", (1000, 964))
+    assert row(Report(results, {}).text(), "mmap BAR memset").endswith("| >= 0.97 x | 0.96 x | **no** |")
+
+
 def test_neighbours_count_on_the_same_core_and_are_explained() -> None:
     results = Results()
     for mode, among in ((PINNED, 400), (UNPINNED, 900)):
