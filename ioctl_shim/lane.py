@@ -131,6 +131,12 @@ class Lane:
         for target, name in ((lib.lane_pump, "device-lane"), (self._work, "device-lane-worker")):
             threading.Thread(target=target, name=name, daemon=True).start()
 
+    def stop(self) -> None:
+        """End the pump, which must not call into an interpreter that is being taken down.  Main thread, once
+        nothing is answered any more."""
+        if lib.lane_stop():
+            log.warning("device lane: a call into Python does not return")
+
     def file_of(self, fd: int) -> LaneFile | None:
         """The open file of ours behind `fd`, which must be a descriptor on this mount.  Worker thread only:
         the question is an ioctl the pump answers."""

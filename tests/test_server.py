@@ -111,6 +111,33 @@ def test_a_signal_that_comes_while_the_server_starts_leaves_no_mount(mountpoint:
     assert mounts(mountpoint) == []
 
 
+BUSY = """
+import os, sys
+device = os.open(sys.argv[1], os.O_RDWR)
+print(flush=True)
+try:
+    while True:
+        os.pread(device, 3, 7 << 40)
+        os.stat(sys.argv[2])
+except OSError:
+    pass
+"""
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_the_server_ends_while_clients_are_busy(tmp_path: Path, number: int) -> None:
+    with MountedLab(tmp_path) as lab, contextlib.ExitStack() as stack:
+        vgpu = lab.create()
+        command = [sys.executable, "-c", BUSY, str(vgpu.cdev), str(vgpu.path / "vgpu_uuid")]
+        clients = [stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE)) for _ in range(3)]
+        for client in clients:
+            assert client.stdout is not None and client.stdout.readline() == b"\n"
+        os.kill(lab.pid, signal.SIGTERM)
+        assert lab.server is not None and lab.server.wait(END_SECONDS) == 0
+        for client in clients:
+            assert client.wait(END_SECONDS) == 0
+
+
 def test_the_main_thread_gives_way_to_whom_it_wakes_and_the_pump_does_not(tmp_path: Path) -> None:
     with MountedLab(tmp_path) as lab:
         slices = [time_slice(int(thread)) for thread in os.listdir(f"/proc/{lab.pid}/task")]

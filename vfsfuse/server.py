@@ -73,6 +73,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
         trio.run(_Server(operations, view, lane, mountpoint, ready).run, early)
     finally:
         pyfuse3.close(unmount=True)
+        lane.stop()
         view.close()
 
 

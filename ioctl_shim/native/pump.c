@@ -2,8 +2,10 @@
 /* The pump: the only reader of /dev/fuse. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "pump.h"
@@ -12,6 +14,10 @@
 void lane_on_interrupt(uint64_t unique);
 
 #define BUFFER_SIZE (MAX_DATA + 4096u)
+#define STOP_MS 2000
+
+static int tid;	     /* of the pump, while there is one */
+static int stopping; /* it is to end */
 
 /* FLUSH and FSYNC, of which close(2) waits for the former: nothing is buffered, and so told, the kernel does not
  * ask again for as long as it is mounted. */
@@ -88,14 +94,15 @@ static void serve(const char *data, size_t size, char *out)
 		hand_on(&r);
 }
 
-/* Runs until the filesystem is unmounted (0) or the connection breaks (-errno). */
+/* Runs until lane_stop(), or the filesystem is unmounted (0), or the connection breaks (-errno). */
 int lane_pump(void)
 {
 	char *in = malloc(BUFFER_SIZE), *out = malloc(MAX_DATA);
 	ssize_t got = 0;
 
 	prctl(PR_SET_NAME, "device-lane");
-	while (in && out) {
+	__atomic_store_n(&tid, gettid(), __ATOMIC_RELEASE);
+	while (in && out && !__atomic_load_n(&stopping, __ATOMIC_ACQUIRE)) {
 		got = read(session_fuse(), in, BUFFER_SIZE);
 		if (got >= (ssize_t)sizeof(struct fuse_in_header))
 			serve(in, (size_t)got, out);
@@ -106,5 +113,29 @@ int lane_pump(void)
 	session_end();
 	free(in);
 	free(out);
+	__atomic_store_n(&tid, 0, __ATOMIC_RELEASE);
 	return error;
+}
+
+static void on_wake(int number)
+{
+	(void)number; /* read(2) of the pump is interrupted: that is all */
+}
+
+/* Ends the pump, before the interpreter does that it calls: 0, or -ETIMEDOUT when it is in a call that does not return.
+ * Requests that come later are never answered: their clients hear of the end of this process. */
+int lane_stop(void)
+{
+	struct sigaction wake = {.sa_handler = on_wake};
+	int pump;
+
+	sigaction(SIGRTMAX, &wake, NULL);
+	__atomic_store_n(&stopping, 1, __ATOMIC_RELEASE);
+	for (int i = 0; (pump = __atomic_load_n(&tid, __ATOMIC_ACQUIRE)); i++) {
+		if (i == STOP_MS)
+			return -ETIMEDOUT;
+		syscall(SYS_tgkill, getpid(), pump, SIGRTMAX); /* again, as it may come just before read(2) */
+		usleep(1000);
+	}
+	return 0;
 }
