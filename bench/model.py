@@ -30,9 +30,7 @@ class BenchDevice(PciDevice):
     identity = Identity(0x1234, 0xBE7C, 0x1AF4, 0x1100, class_code=0x088000, irq_pin=1)
 
     ATTRIBUTES = (
-        DeviceAttribute(
-            "note", lambda device: device.note, lambda device, text: setattr(device, "note", text)
-        ),
+        DeviceAttribute("note", lambda device: device.note, lambda device, text: device.take(text)),
     )
 
     def bars(self) -> dict[int, Bar]:

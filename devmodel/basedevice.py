@@ -217,7 +217,7 @@ class Device(Decoder):
             self.tasks.stop()
             self.stopped()
             self.irq.set_level(False)
-            self.decode(frozenset(range(len(self.regions))))
+            self.decode_nothing(len(self.regions))
         for notice in (PciIrq.ERR, PciIrq.REQ):
             self.irq.trigger(notice)
 
@@ -234,7 +234,7 @@ class Device(Decoder):
                 self.closed()
             self._closed = True
             self._present = {}
-            self.decode(frozenset(range(len(self.regions))))  # nobody answers in our place any more
+            self.decode_nothing(len(self.regions))  # nobody answers in our place any more
             self.unhide()  # what it belongs to has mapped our memory: let that go now, not when collected
             for region in filter(None, self.regions):
                 region.close()

@@ -35,6 +35,10 @@ class Decoder:
             if self._hide is not None:
                 self._hide(undecoded)
 
+    def decode_nothing(self, regions: int) -> None:
+        """None of so many regions answers. Under :attr:`lock`."""
+        self.decode(frozenset(range(regions)))
+
     def unhide(self) -> None:
         """Nobody is told any more. Under :attr:`lock`."""
         self._hide = None

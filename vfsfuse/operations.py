@@ -18,14 +18,7 @@ import trio
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lanefile import Named
 from vfsfuse.errors import errors
-from vfsfuse.kobject import (
-    Attribute,
-    Child,
-    Entry,
-    Kobject,
-    Member,
-    SnapshotMember,
-)
+from vfsfuse.kobject import Attribute, Child, Entry, Kobject, Member, SnapshotMember
 from vfsfuse.mountpoint import XATTR_PID
 from vfsfuse.names import NANOSECONDS, Names
 from vfsfuse.refusals import Refusals

@@ -243,13 +243,23 @@ int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uin
 	return result;
 }
 
-int64_t call_show(uint64_t inode, char *out, uint32_t size)
+static int64_t ask_text(void *what, uint64_t inode, char *out, uint32_t size)
 {
 	PyGILState_STATE gil = PyGILState_Ensure();
-	int64_t result = take_bytes(call(python.show, NULL, &inode, 1, NULL), out, size);
+	int64_t result = take_bytes(call(what, NULL, &inode, 1, NULL), out, size);
 
 	PyGILState_Release(gil);
 	return result;
+}
+
+int64_t call_show(uint64_t inode, char *out, uint32_t size)
+{
+	return ask_text(python.show, inode, out, size);
+}
+
+int64_t call_readlink(uint64_t inode, char *out, uint32_t size)
+{
+	return ask_text(python.readlink, inode, out, size);
 }
 
 int64_t call_lookup(uint64_t parent, const char *name, struct lane_name *found)
@@ -266,15 +276,6 @@ int64_t call_stat(uint64_t inode, struct lane_name *found)
 {
 	PyGILState_STATE gil = PyGILState_Ensure();
 	int64_t result = take_name(call(python.stat, NULL, &inode, 1, NULL), found);
-
-	PyGILState_Release(gil);
-	return result;
-}
-
-int64_t call_readlink(uint64_t inode, char *out, uint32_t size)
-{
-	PyGILState_STATE gil = PyGILState_Ensure();
-	int64_t result = take_bytes(call(python.readlink, NULL, &inode, 1, NULL), out, size);
 
 	PyGILState_Release(gil);
 	return result;

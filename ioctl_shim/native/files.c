@@ -104,7 +104,6 @@ static int64_t take_write(const struct request *r, const struct fuse_write_in *i
 	const struct lane_file *file = file_of(in->fh);
 	const void *data = in + 1;
 	char *memory = find_memory(file, in->offset, in->size);
-	struct lane_place place = find_register(file, in->offset, in->size);
 	struct lane_transfer write = {r->header->unique, file->token, in->offset, in->size, in->flags};
 	uint64_t value = 0;
 
@@ -114,6 +113,7 @@ static int64_t take_write(const struct request *r, const struct fuse_write_in *i
 		memcpy(memory, data, in->size);
 		return in->size;
 	}
+	struct lane_place place = find_register(file, in->offset, in->size);
 	if (place.found) {
 		memcpy(&value, data, in->size);
 		int64_t error = call_register(&place, &value, 1);

@@ -14,11 +14,20 @@
 /* One open of an attribute, with the text that it was shown last: who reads on where the last read ended reads on in
  * that, as with the kernel's seq_file, and so meets its end whatever the attribute has become. */
 struct attr_open {
-	uint64_t node;
 	uint64_t next; /* where a read would go on */
 	size_t size;   /* of text */
 	char *text;
 };
+
+/* An answer that is not what was asked for: 1 when it has been dealt with. */
+static int is_other(const struct request *r, int64_t result)
+{
+	if (result == LANE_DEFERRED)
+		hand_on(r);
+	else if (result < 0)
+		send_error(r->header->unique, result);
+	return result < 0;
+}
 
 static struct attr_open *attr_of_handle(uint64_t fh)
 {
@@ -39,7 +48,6 @@ void on_attr_open(const struct request *r)
 	attr = calloc(1, sizeof(*attr));
 	if (!attr)
 		return send_error(r->header->unique, -ENOMEM);
-	attr->node = node;
 	struct vfs_open_out out = {.fh = (uintptr_t)attr, .open_flags = FOPEN_DIRECT_IO};
 	lane_forbid_mapping(&out);
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
@@ -68,27 +76,26 @@ static int keep(struct attr_open *attr, const char *text, size_t size)
 	return 0;
 }
 
-/* pyfuse3 knows an open attribute by its inode. */
 void on_attr_write(const struct request *r)
 {
-	((struct fuse_write_in *)r->body)->fh = r->header->nodeid;
+	((struct fuse_write_in *)r->body)->fh = r->header->nodeid; /* as for a read */
 	hand_on(r);
 }
 
 /* Gets the text: 0, a negative errno, or LANE_DEFERRED while the lab is being changed, and for one that takes time. */
-static int64_t show(struct attr_open *attr, char *room)
+static int64_t show(const struct request *r, struct attr_open *attr)
 {
-	int64_t got = call_show(attr->node, room, MAX_DATA);
+	int64_t got = call_show(r->header->nodeid, r->out, MAX_DATA);
 
-	return got < 0 ? got : keep(attr, room, (size_t)got);
+	return got < 0 ? got : keep(attr, r->out, (size_t)got);
 }
 
 /* Whether it still is there, as the kernel looks before it says that a file has ended. */
-static int64_t look(const struct attr_open *attr)
+static int64_t look(const struct request *r)
 {
 	struct lane_name found;
 
-	return call_stat(attr->node, &found);
+	return call_stat(r->header->nodeid, &found);
 }
 
 void on_attr_read(const struct request *r)
@@ -98,16 +105,13 @@ void on_attr_read(const struct request *r)
 	int64_t error = 0;
 
 	if (!in->offset || in->offset != attr->next)
-		error = show(attr, r->out);
+		error = show(r, attr);
 	else if (in->offset >= attr->size)
-		error = look(attr);
+		error = look(r);
 	attr->next = 0;
-	if (error == LANE_DEFERRED) {
-		in->fh = attr->node;
-		return hand_on(r);
-	}
-	if (error)
-		return send_error(r->header->unique, error);
+	in->fh = r->header->nodeid; /* in case that it is handed on: pyfuse3 knows an open attribute by its inode */
+	if (is_other(r, error))
+		return;
 	size_t from = in->offset < attr->size ? in->offset : attr->size;
 	size_t size = attr->size - from < in->size ? attr->size - from : in->size;
 	attr->next = in->offset + size;
@@ -126,16 +130,6 @@ static struct fuse_attr attr_of(const struct lane_name *name)
 		.nlink = (uint32_t)name->nlink, .uid = (uint32_t)name->uid, .gid = (uint32_t)name->gid,
 		.atime = seconds, .mtime = seconds, .ctime = seconds, .atimensec = rest, .mtimensec = rest,
 		.ctimensec = rest, .blksize = BLOCK};
-}
-
-/* An answer that is not what was asked for: 1 when it has been dealt with. */
-static int is_other(const struct request *r, int64_t result)
-{
-	if (result == LANE_DEFERRED)
-		hand_on(r);
-	else if (result < 0)
-		send_error(r->header->unique, result);
-	return result < 0;
 }
 
 void on_lookup(const struct request *r)
