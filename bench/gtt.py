@@ -24,12 +24,12 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from devmodel.backing import Backing
 from devmodel.gpu.gtt import PAGE_SHIFT, PAGE_SIZE, SYSTEM_BASE, VALID, WRITABLE, Gtt
 from devmodel.gpu.memory import SLICE_BYTES
 from devmodel.gpu.shadow import Shadow
 from devmodel.gpu.video import VideoMemory
 from devmodel.iommu import Piece, Prot, Type1
+from devmodel.region.backing import Backing
 from ioctl_shim.process import Process
 from tests.lab import MountedLab
 from tests.vfio import gpu_client as driver

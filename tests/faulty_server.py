@@ -7,8 +7,8 @@ An attribute (trio thread) and the reads and writes of config (device lane) rais
 import sys
 from typing import NoReturn
 
-from devmodel.mdev import MdevType
-from devmodel.pci import ConfigSpace
+from devmodel.lifecycle.mdev import MdevType
+from devmodel.pci.config import ConfigSpace
 from vfsfuse.cli import main
 
 FAULT = "a fault that the test put there"

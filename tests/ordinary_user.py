@@ -13,7 +13,7 @@ import stat
 import sys
 from pathlib import Path
 
-from vfsfuse import syscalls
+from vfsfuse.run import syscalls
 
 UID = 65534
 ROOT = Path(__file__).resolve().parent.parent

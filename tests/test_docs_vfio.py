@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from ioctl_shim.abi import BY_NAME, ROWS, Kind, Row
-from ioctl_shim.uapi import FORMER_NAMES, TOPICS
 from tests.lab import MountedLab
 from tests.vfio.client import Container, File, Group, fails, ioctl, request
 from tests.vfio.devices import opened
 from tools import vfio_table
+from tools.uapi.names import FORMER_NAMES, TOPICS
 from vfsfuse.vfio.container import ContainerFile
 from vfsfuse.vfio.device import DeviceFile
 from vfsfuse.vfio.group import GroupFile

@@ -71,7 +71,9 @@ BAD_DESTROY = (
 def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
     """The built-in lab, whose names the kernel may cache for a day."""
     folder = tmp_path_factory.mktemp("cached")
-    text, changes = re.subn(r"(?m)^cache = .*", "cache = 86400", (ROOT / "vfsfuse/lab.toml").read_text())
+    text, changes = re.subn(
+        r"(?m)^cache = .*", "cache = 86400", (ROOT / "vfsfuse/labfile/lab.toml").read_text()
+    )
     assert changes == 1
     (folder / "lab.toml").write_text(text)
     with MountedLab(folder, "--config", str(folder / "lab.toml")) as mounted:

@@ -149,7 +149,7 @@ def test_killed_on_the_way_it_leaves_no_process(milliseconds: int, tmp_path: Pat
     config = (
         tmp_path / f"mark-{os.getpid()}-{milliseconds}.toml"
     )  # in the supervisor's and the server's command line
-    config.write_text((ROOT / "vfsfuse/lab.toml").read_text())
+    config.write_text((ROOT / "vfsfuse/labfile/lab.toml").read_text())
     with started("exec sleep 60", "--config", str(config)) as program:
         time.sleep(milliseconds / 1000)
         program.kill()
@@ -230,7 +230,7 @@ def test_the_environment_makes_libudev_trust_this_sys() -> None:
 
 def test_config_makes_the_private_lab(tmp_path: Path) -> None:
     config = tmp_path / "my lab.toml"
-    config.write_text((ROOT / "vfsfuse/lab.toml").read_text().replace("0000:86:00.0", "0000:17:00.0"))
+    config.write_text((ROOT / "vfsfuse/labfile/lab.toml").read_text().replace("0000:86:00.0", "0000:17:00.0"))
     done = sh("ls /sys/bus/pci/devices", "--config", str(config))
     assert (done.stdout, done.stderr) == ("0000:17:00.0\n", "")
 

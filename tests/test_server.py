@@ -20,7 +20,7 @@ import tests.lab
 from tests.faulty_server import FAULT
 from tests.lab import ROOT, MountedLab, run, vfsfuse
 from tests.snapshot import snapshot
-from vfsfuse.mountpoint import wait_for_end
+from vfsfuse.cli.mountpoint import wait_for_end
 from vfsfuse.scheduling import time_slice
 
 END_SECONDS = 20

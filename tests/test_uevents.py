@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from devmodel.uevents import BACKLOG
+from devmodel.lifecycle.uevents import BACKLOG
 from tests.lab import MountedLab, Vgpu
 from tests.snapshot import snapshot
 

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 
 import trio
 
-from devmodel.spec import LabSpec, Removal
+from devmodel.lifecycle.spec import LabSpec, Removal
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
-from vfsfuse.labview import LabView
-from vfsfuse.names import Names, PromptNames
-from vfsfuse.operations import Operations
+from vfsfuse.kernfs.inodes import Names, PromptNames
+from vfsfuse.kernfs.operations import Operations
+from vfsfuse.kernfs.tree import Tree
 from vfsfuse.scheduling import give_way
-from vfsfuse.tree import Tree
+from vfsfuse.views.labview import LabView
 
 log = logging.getLogger(__name__)
 SWITCH_INTERVAL = 0.0001

@@ -9,7 +9,7 @@ Source: docs/vgpu.md, "The engine".
 import logging
 import threading
 
-from devmodel.device import PciDevice
+from devmodel.device.pci import PciDevice
 from devmodel.gpu.commands import Command
 from devmodel.gpu.faults import EngineFault, EngineStopped, ErrorCode
 from devmodel.gpu.gtt import Gtt
@@ -20,7 +20,7 @@ from devmodel.gpu.scheduler import Scheduler
 from devmodel.gpu.shadow import Shadow
 from devmodel.gpu.shares import Share
 from devmodel.gpu.worker import Worker
-from devmodel.registers import Registers
+from devmodel.region.registers import Registers
 
 log = logging.getLogger(__name__)
 

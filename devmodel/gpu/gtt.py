@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from devmodel.region import Region
+from devmodel.region.region import Region
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT

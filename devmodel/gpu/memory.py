@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from devmodel.backing import Backing
-from devmodel.dmaport import DmaPort
+from devmodel.device.dma import DmaPort
 from devmodel.gpu.faults import EngineFault, EngineStopped, ErrorCode
 from devmodel.gpu.gtt import SYSTEM_BASE, SYSTEM_SIZE
 from devmodel.gpu.shadow import Shadow
 from devmodel.gpu.video import Bytes, VideoMemory
 from devmodel.iommu import DmaFault
+from devmodel.region.backing import Backing
 
 SLICE_BYTES = 512 << 10
 SLICE_SPANS = 256

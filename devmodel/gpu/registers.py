@@ -9,7 +9,7 @@ from enum import IntFlag
 from typing import Protocol
 
 from devmodel.gpu.gtt import ENTRIES, SYSTEM_BASE
-from devmodel.registers import Register
+from devmodel.region.registers import Register
 
 ENGINE_BASE = 0x1000
 REGISTERS_SIZE = 0x2000

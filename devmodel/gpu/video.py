@@ -11,7 +11,7 @@ Source: mmap(2) (MAP_FIXED), wmemset(3).
 import ctypes
 import mmap
 
-from devmodel.backing import Backing
+from devmodel.region.backing import Backing
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _wmemset = _libc.wmemset

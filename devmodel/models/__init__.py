@@ -1,22 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device models, by the name a lab file gives them.
+"""The device models that come with vfsfuse, each a class on devmodel.device.
 
-State: the two tables, constant.
+A model may use any room below this one.  Nothing but the registry is imported from outside.
 """
-
-from collections.abc import Mapping
-from types import MappingProxyType
-
-from devmodel.device import PciDevice
-from devmodel.models.gpu import PhysicalGpu, Vgpu
-from devmodel.models.mbochs import Mbochs
-from devmodel.models.mdpy import Mdpy
-from devmodel.models.mtty import Mtty
-
-MODELS: Mapping[str, type[PciDevice]] = MappingProxyType(
-    {"vgpu": Vgpu, "mtty": Mtty, "mdpy": Mdpy, "mbochs": Mbochs}
-)
-"""Models that types of vGPU are made of."""
-
-PHYSICAL: Mapping[str, type[PciDevice]] = MappingProxyType({"gpu": PhysicalGpu})
-"""Models of physical functions, the parents of kind "gpu"."""

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import IntFlag
 from typing import ClassVar
 
-from devmodel.device import Option, PciDevice, PciRegion
-from devmodel.display import MAX_EXTENT, Display, Fourcc, Plane
+from devmodel.device.display import MAX_EXTENT, Display, Fourcc, Plane
+from devmodel.device.pci import Option, PciDevice, PciRegion
 from devmodel.models import edid
-from devmodel.pci import Aperture, Bar, Identity
-from devmodel.region import Memory
-from devmodel.registers import Layout, Register, Registers
+from devmodel.pci.config import Aperture, Bar, Identity
+from devmodel.region.region import Memory
+from devmodel.region.registers import Layout, Register, Registers
 
 EDID_SIZE = 0x400
 VGA_BASE, VGA_PORTS = 0x400, 0x20

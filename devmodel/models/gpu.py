@@ -9,18 +9,18 @@ has a command engine (devmodel.gpu), which is its turn on that of the physical f
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from devmodel.attribute import DeviceAttribute
-from devmodel.capability import MAX_MSIX_VECTORS, Capability, express, msi, power_management
-from devmodel.device import Option, PciDevice
+from devmodel.device.attribute import DeviceAttribute
+from devmodel.device.pci import Option, PciDevice
 from devmodel.gpu.engine import Engine
 from devmodel.gpu.gtt import Gtt
 from devmodel.gpu.registers import ENGINE, REGISTERS_SIZE
 from devmodel.gpu.scheduler import Scheduler
 from devmodel.models.bochs import BochsDisplay
-from devmodel.msix import MsixBar
-from devmodel.pci import Aperture, Bar, Identity
-from devmodel.region import Memory
-from devmodel.registers import Layout, Register, Registers
+from devmodel.pci.capability import MAX_MSIX_VECTORS, Capability, express, msi, power_management
+from devmodel.pci.config import Aperture, Bar, Identity
+from devmodel.pci.msix import MsixBar
+from devmodel.region.region import Memory
+from devmodel.region.registers import Layout, Register, Registers
 
 GPU_MAGIC = 0x55504756  # "VGPU" in memory order
 MIN_MEMORY = 1 << 20

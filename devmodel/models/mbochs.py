@@ -10,10 +10,10 @@ import struct
 from collections.abc import Sequence
 from typing import ClassVar
 
-from devmodel.device import DeviceRegion
+from devmodel.device.pci import DeviceRegion
 from devmodel.models.bochs import EDID_SIZE, BochsDisplay
 from devmodel.models.edid import Mode
-from devmodel.region import Region
+from devmodel.region.region import Region
 
 REGION_TYPE_GFX, REGION_SUBTYPE_EDID = 1, 1
 LINK_UP, LINK_DOWN = 1, 2

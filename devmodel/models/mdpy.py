@@ -10,11 +10,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from devmodel.capability import Capability, vendor
-from devmodel.device import Option, PciDevice, PciRegion
-from devmodel.display import Display, Fourcc, Plane
-from devmodel.pci import Bar, Identity
-from devmodel.region import Memory
+from devmodel.device.display import Display, Fourcc, Plane
+from devmodel.device.pci import Option, PciDevice, PciRegion
+from devmodel.pci.capability import Capability, vendor
+from devmodel.pci.config import Bar, Identity
+from devmodel.region.region import Memory
 
 
 class Mdpy(Display, PciDevice):

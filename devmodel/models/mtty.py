@@ -12,12 +12,12 @@ from typing import ClassVar
 
 import trio
 
-from devmodel.attribute import DeviceAttribute
-from devmodel.device import Option, PciDevice
+from devmodel.device.attribute import DeviceAttribute
+from devmodel.device.pci import Option, PciDevice
 from devmodel.models.uart import Uart
 from devmodel.models.uart_line import Line, LoopbackPlug
 from devmodel.models.uart_pty import PtyLine
-from devmodel.pci import Bar, Identity
+from devmodel.pci.config import Bar, Identity
 
 MOST_PORTS = 2
 LINES: Mapping[str, Callable[["Mtty", Uart], Line]] = {

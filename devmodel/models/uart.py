@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from devmodel.models import uart_regs as bits
 from devmodel.models.uart_line import Line
 from devmodel.models.uart_receiver import Receiver
-from devmodel.registers import Layout, Register, Registers
+from devmodel.region.registers import Layout, Register, Registers
 
 LOOP_WIRES: Mapping[int, int] = {
     bits.MCR_RTS: bits.MSR_CTS,

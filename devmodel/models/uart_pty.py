@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import trio
 
-from devmodel.device import PciDevice
+from devmodel.device.pci import PciDevice
 from devmodel.models.uart import Uart
 from devmodel.models.uart_line import Character, Line
 from devmodel.models.uart_regs import FIFO_SIZE, MCR_RTS, MSR_CTS, MSR_DCD, MSR_DSR

@@ -38,7 +38,7 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]
         (ROOT / "examples/copier.toml").read_text().replace("copier.py", str(ROOT / "examples/copier.py"))
     )
     with described(
-        tmp_path_factory.mktemp("qemu"), (ROOT / "vfsfuse/lab.toml").read_text() + copier
+        tmp_path_factory.mktemp("qemu"), (ROOT / "vfsfuse/labfile/lab.toml").read_text() + copier
     ) as mounted:
         yield mounted
 

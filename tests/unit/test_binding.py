@@ -7,12 +7,12 @@ from uuid import UUID
 
 import pytest
 
-from devmodel.binding import VFIO_PCI, function_of
-from devmodel.function import PciFunction, PhysicalFunction
-from devmodel.lab import Lab, LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.binding import VFIO_PCI, function_of
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.lab import Lab, LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
-from devmodel.vfio import DeviceFile
+from devmodel.vfio.group import DeviceFile
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, MIB, Recorder
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pytest
 
 from tests.unit.fakes import fails
-from vfsfuse.bundle import Bundle, Part, Plan, link
-from vfsfuse.kobject import Entry, Kobject, Symlink, attribute, relative
-from vfsfuse.tree import MOST_MADE, Changes, IAttrs, Tree
+from vfsfuse.kernfs.bundle import Bundle, Part, Plan, link
+from vfsfuse.kernfs.kobject import Entry, Kobject, Symlink, attribute, relative
+from vfsfuse.kernfs.tree import MOST_MADE, Changes, IAttrs, Tree
 
 
 @dataclass

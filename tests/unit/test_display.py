@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devmodel.device import PciDevice
-from devmodel.display import MAX_EXTENT, Display, Plane
+from devmodel.device.display import MAX_EXTENT, Display, Plane
+from devmodel.device.pci import PciDevice
 from devmodel.models.bochs import BochsDisplay
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mbochs import Mbochs

@@ -4,9 +4,9 @@
 import pytest
 import trio
 
-from devmodel.dmaport import DmaPort
+from devmodel.device.dma import DmaPort
+from devmodel.device.tasks import Tasks
 from devmodel.iommu import PAGE_SIZE, DmaFault, Prot, Type1
-from devmodel.tasks import Tasks
 from tests.unit.fakes import FakeClient
 
 RW = Prot.READ | Prot.WRITE

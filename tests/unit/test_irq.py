@@ -11,16 +11,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from devmodel import eventfd
-from devmodel.capability import Capability, express, msi
-from devmodel.device import PciDevice
-from devmodel.eventfd import Eventfd, Watcher
-from devmodel.ioeventfd import IoEventfds, IoWrite
-from devmodel.irq import Action, ClientFds, IrqIndex, Irqs, PciIrq
-from devmodel.msix import MsixBar
-from devmodel.pci import Bar, Identity
-from devmodel.pciname import PciName, VfToken, parse_pci_name
-from devmodel.vfio import Assignable, DeviceFile, Group
+from devmodel.device.pci import PciDevice
+from devmodel.irq import eventfd
+from devmodel.irq.eventfd import Eventfd, Watcher
+from devmodel.irq.ioeventfd import IoEventfds, IoWrite
+from devmodel.irq.irqs import Action, ClientFds, IrqIndex, Irqs, PciIrq
+from devmodel.pci.capability import Capability, express, msi
+from devmodel.pci.config import Bar, Identity
+from devmodel.pci.msix import MsixBar
+from devmodel.vfio.group import Assignable, DeviceFile, Group
+from devmodel.vfio.vftoken import PciName, VfToken, parse_pci_name
 from ioctl_shim._native import lib
 from tests.unit.fakes import fails
 

@@ -11,12 +11,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from devmodel.device import PciRegion
-from devmodel.function import PciFunction, VirtualFunction
-from devmodel.lab import Lab, LabSpec, Mdev, Parent, ParentSpec, TypeSpec
+from devmodel.device.pci import PciRegion
+from devmodel.lifecycle.function import PciFunction, VirtualFunction
+from devmodel.lifecycle.lab import Lab, LabSpec, Mdev, Parent, ParentSpec, TypeSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
-from devmodel.vfio import DeviceFile
+from devmodel.vfio.group import DeviceFile
 from tests.unit.fakes import fails
 
 MIB = 1 << 20

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from devmodel.function import PciFunction, VirtualFunction
-from devmodel.lab import Lab, Mdev
+from devmodel.lifecycle.function import PciFunction, VirtualFunction
+from devmodel.lifecycle.lab import Lab, Mdev
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
-from vfsfuse.labfile import BUILT_IN, LabFileError, load
-from vfsfuse.labschema import LAB, MOUNT, PARENT, TYPE, Schema
+from vfsfuse.labfile.reader import BUILT_IN, LabFileError, load
+from vfsfuse.labfile.schema import LAB, MOUNT, PARENT, TYPE, Schema
 
 MIB = 1 << 20
 DOCS = Path(__file__).parents[2] / "docs" / "lab.md"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from devmodel.models import MODELS
 from devmodel.models.mtty import Mtty
+from devmodel.models.registry import MODELS
 from tests.lab import ROOT
-from vfsfuse.labfile import LabFileError, load
-from vfsfuse.labmodels import Models
+from vfsfuse.labfile.models import Models
+from vfsfuse.labfile.reader import LabFileError, load
 
 LAB = """
 [parents.card]
@@ -79,7 +79,7 @@ def test_an_installed_package_adds_models_and_replaces_none(package: Path) -> No
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("bad", "cardpackage:nothing is not a device model (derive it from devmodel.device.PciDevice)"),
+        ("bad", "cardpackage:nothing is not a device model (derive it from devmodel.device.pci.PciDevice)"),
         (
             "lost",
             "gone:X cannot be loaded: ModuleNotFoundError(\"No module named 'gone'\") (mend that package)",

@@ -9,12 +9,12 @@ from uuid import UUID
 
 import pytest
 
-from devmodel.lab import LabSpec, Mdev, MdevType, ParentSpec, TypeSpec
+from devmodel.lifecycle.lab import LabSpec, Mdev, MdevType, ParentSpec, TypeSpec
 from devmodel.models.gpu import Vgpu
 from tests.unit.fakes import fails
-from vfsfuse.kobject import Entry, Kobject
-from vfsfuse.labview import LabView
-from vfsfuse.tree import Tree
+from vfsfuse.kernfs.kobject import Entry, Kobject
+from vfsfuse.kernfs.tree import Tree
+from vfsfuse.views.labview import LabView
 
 MIB = 1 << 20
 COUNT = 2000

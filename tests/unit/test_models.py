@@ -5,9 +5,9 @@ import struct
 
 import pytest
 
-from devmodel.device import PciDevice, PciRegion
-from devmodel.models import MODELS, PHYSICAL
-from devmodel.pci import Aperture
+from devmodel.device.pci import PciDevice, PciRegion
+from devmodel.models.registry import MODELS, PHYSICAL
+from devmodel.pci.config import Aperture
 
 MIB = 1 << 20
 CONFIG = PciRegion.CONFIG

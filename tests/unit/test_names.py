@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devmodel.names import MAX_INSTANCE, parse_create_line, parse_destroy_line, parse_uuid
-from devmodel.numbers import Numbers
+from devmodel.ida import Numbers
+from devmodel.lifecycle.requests import MAX_INSTANCE, parse_create_line, parse_destroy_line, parse_uuid
 
 TEXT = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devmodel.capability import Capability, msi, msix, power_management, vendor
-from devmodel.device import PciDevice, PciRegion
-from devmodel.pci import Aperture, Bar, ConfigSpace, Identity
-from devmodel.pci_regs import CapId, Command, Reg
-from devmodel.region import Memory, Rom
-from devmodel.registers import Layout, Registers
+from devmodel.device.pci import PciDevice, PciRegion
+from devmodel.pci.capability import Capability, msi, msix, power_management, vendor
+from devmodel.pci.config import Aperture, Bar, ConfigSpace, Identity
+from devmodel.pci.regs import CapId, Command, Reg
+from devmodel.region.region import Memory, Rom
+from devmodel.region.registers import Layout, Registers
 
 IDENTITY = Identity(0x1234, 0x5678, 0x1AF4, 0x1100, class_code=0x030200, revision=7, irq_pin=1)
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30

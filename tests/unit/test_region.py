@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devmodel.backing import REGION_SHIFT, Backing
-from devmodel.device import Device
-from devmodel.region import Memory, Rom, clip
-from devmodel.registers import Layout, Register, Registers
+from devmodel.device.pci import Device
+from devmodel.region.backing import REGION_SHIFT, Backing
+from devmodel.region.region import Memory, Rom, clip
+from devmodel.region.registers import Layout, Register, Registers
 
 MIB = 1 << 20
 

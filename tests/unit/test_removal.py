@@ -12,11 +12,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from devmodel.eventfd import Eventfd, Watcher
-from devmodel.irq import Action, ClientFds, PciIrq
-from devmodel.lab import Lab, Mdev
-from devmodel.removal import REQUEST_SECONDS, remove_when_free
-from devmodel.vfio import DeviceFile
+from devmodel.irq.eventfd import Eventfd, Watcher
+from devmodel.irq.irqs import Action, ClientFds, PciIrq
+from devmodel.lifecycle.lab import Lab, Mdev
+from devmodel.lifecycle.removal import REQUEST_SECONDS, remove_when_free
+from devmodel.vfio.group import DeviceFile
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, SPEC, Recorder, snapshot
 

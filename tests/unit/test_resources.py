@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devmodel.backing import Backing
+from devmodel.lifecycle.resources import Resolution, Share, parse_resolution, parse_size
+from devmodel.lifecycle.spec import TypeSpec
 from devmodel.models import edid
 from devmodel.models.gpu import Vgpu
 from devmodel.models.mtty import Mtty
-from devmodel.region import Memory
-from devmodel.resources import Resolution, Share, parse_resolution, parse_size
-from devmodel.spec import TypeSpec
+from devmodel.region.backing import Backing
+from devmodel.region.region import Memory
 
 MIB = 1 << 20
 VGPU = TypeSpec("t", "t", Vgpu, memory=4 * MIB, slots=2, options={"max_width": 1280, "max_height": 1024})

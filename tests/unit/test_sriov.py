@@ -14,23 +14,23 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from devmodel import pci_regs as regs
-from devmodel.binding import VFIO_PCI, function_of
-from devmodel.capability import ExtendedCapability, alternative_routing
-from devmodel.device import PciDevice, PciRegion
-from devmodel.function import PhysicalFunction, VirtualFunction
-from devmodel.lab import Lab, LabSpec, ParentSpec, TypeSpec
+from devmodel.device.pci import PciDevice, PciRegion
+from devmodel.lifecycle.binding import VFIO_PCI, function_of
+from devmodel.lifecycle.function import PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.lab import Lab, LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.vf import FIRST_OFFSET, VfLayout, as_hardware, lacks, place_vfs
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mdpy import Mdpy
-from devmodel.pci import Aperture, Bar, ConfigSpace, Identity
-from devmodel.pci_regs import Command, ExtCapId, Reg
-from devmodel.pciid import ANY, PciId, parse_pci_id
-from devmodel.region import Memory, Rom
-from devmodel.vf import FIRST_OFFSET, VfLayout, as_hardware, lacks, place_vfs
-from devmodel.vfio import DeviceFile
+from devmodel.pci import regs
+from devmodel.pci.capability import ExtendedCapability, alternative_routing
+from devmodel.pci.config import Aperture, Bar, ConfigSpace, Identity
+from devmodel.pci.ids import ANY, PciId, parse_pci_id
+from devmodel.pci.regs import Command, ExtCapId, Reg
+from devmodel.region.region import Memory, Rom
+from devmodel.vfio.group import DeviceFile
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, MIB, Recorder
-from vfsfuse.labfile import LabFileError, load
+from vfsfuse.labfile.reader import LabFileError, load
 
 TYPES = (TypeSpec("vgpu-4", "a quarter", Vgpu, memory=4 * MIB),)
 GPU = ParentSpec(

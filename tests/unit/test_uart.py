@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from devmodel.models.mtty import Mtty
 from devmodel.models.uart import Uart
 from devmodel.models.uart_line import LINE_SIZE, Character, Line, LoopbackPlug
-from devmodel.pci_regs import Command
+from devmodel.pci.regs import Command
 
 DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(8)
 FCR = IIR

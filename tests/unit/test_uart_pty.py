@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 
+from devmodel.device.tasks import TaskHost
 from devmodel.models.mtty import Mtty
-from devmodel.tasks import TaskHost
 from tests.unit.fakes import fails
 
 DATA, MCR, LSR = 0, 4, 5

@@ -8,7 +8,7 @@ import errno
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devmodel.uevents import BACKLOG, Listener, Uevents
+from devmodel.lifecycle.uevents import BACKLOG, Listener, Uevents
 from tests.unit.fakes import fails
 
 

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import pytest
 
-from devmodel.device import Device
+from devmodel.device.pci import Device
 from devmodel.iommu import Prot, Type1
-from devmodel.vfio import Assignable, Container, DeviceFile, Extension, Group, GroupFile
+from devmodel.vfio.group import Assignable, Container, DeviceFile, Extension, Group, GroupFile
 from tests.unit.fakes import FakeClient, fails
 
 

@@ -6,9 +6,9 @@ Names and errors: Documentation/ABI/testing/sysfs-bus-pci, drivers/base/bus.c's 
 
 from __future__ import annotations
 
-from devmodel.lab import Lab
-from devmodel.pciid import parse_pci_id
-from vfsfuse.kobject import Kobject, attribute, store_only
+from devmodel.lifecycle.lab import Lab
+from devmodel.pci.ids import parse_pci_id
+from vfsfuse.kernfs.kobject import Kobject, attribute, store_only
 from vfsfuse.sysfs.uevent import Uevent
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from devmodel.function import PciFunction
-from vfsfuse.kobject import PAGE_SIZE, Entry, Kobject, attribute, link
+from devmodel.lifecycle.function import PciFunction
+from vfsfuse.kernfs.kobject import PAGE_SIZE, Entry, Kobject, attribute, link
 from vfsfuse.sysfs.pci import PCI_ATTRIBUTES, REGION_FILES, PciIdentity, modalias
 from vfsfuse.sysfs.uevent import Uevent
 
 if TYPE_CHECKING:
-    from vfsfuse.labview import LabView
+    from vfsfuse.views.labview import LabView
 
 
 def _variables(self: PciFunctionDir) -> dict[str, str]:

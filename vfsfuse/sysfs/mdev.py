@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from devmodel.display import Display
-from devmodel.lab import Lab, Mdev, MdevType, parse_uuid
-from devmodel.vfio import Group
-from vfsfuse.kobject import Entry, Kobject, SnapshotMember, attribute, link, store_only
-from vfsfuse.screen import picture
-from vfsfuse.sysfs.numbers import parse_number
+from devmodel.device.display import Display
+from devmodel.lifecycle.lab import Lab, Mdev, MdevType, parse_uuid
+from devmodel.vfio.group import Group
+from vfsfuse.kernfs.kobject import Entry, Kobject, SnapshotMember, attribute, link, store_only
+from vfsfuse.kernfs.waiting import waiting_store
+from vfsfuse.sysfs.kstrtox import parse_number
 from vfsfuse.sysfs.pci import PCI_ATTRIBUTES, REGION_FILES, PciIdentity
-from vfsfuse.sysfs.resources import MDEV_RESOURCES, TYPE_RESOURCES
+from vfsfuse.sysfs.screen import picture
 from vfsfuse.sysfs.uevent import Uevent
-from vfsfuse.waiting import waiting_store
+from vfsfuse.sysfs.vgpu_resources import MDEV_RESOURCES, TYPE_RESOURCES
 
 if TYPE_CHECKING:
-    from vfsfuse.labview import LabView
+    from vfsfuse.views.labview import LabView
 
 GROUP_MAJOR, VFIO_MAJOR = 511, 510
 """Major numbers of the character devices of groups and of devices, as Linux picks them, groups first: the

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attributes that device models declare (devmodel.attribute), as members of their devices' directories."""
+"""Attributes that device models declare (devmodel.device.attribute), as members of their directories."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from devmodel.attribute import DeviceAttribute
-from devmodel.device import PciDevice
-from vfsfuse.kobject import Attribute, Kobject, attribute
+from devmodel.device.attribute import DeviceAttribute
+from devmodel.device.pci import PciDevice
+from vfsfuse.kernfs.kobject import Attribute, Kobject, attribute
 
 D = TypeVar("D", bound=Kobject)
 

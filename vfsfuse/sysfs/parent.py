@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from devmodel.function import PhysicalFunction
-from devmodel.lab import Lab, Parent, parse_create_line, parse_destroy_line
-from vfsfuse.kobject import Entry, Kobject, attribute, link, store_only
+from devmodel.lifecycle.function import PhysicalFunction
+from devmodel.lifecycle.lab import Lab, Parent, parse_create_line, parse_destroy_line
+from vfsfuse.kernfs.kobject import Entry, Kobject, attribute, link, store_only
+from vfsfuse.kernfs.waiting import waiting_store
 from vfsfuse.sysfs.function import PciFunctionDir
-from vfsfuse.sysfs.resources import PARENT_RESOURCES
 from vfsfuse.sysfs.uevent import Uevent
-from vfsfuse.waiting import waiting_store
+from vfsfuse.sysfs.vgpu_resources import PARENT_RESOURCES
 
 if TYPE_CHECKING:
-    from vfsfuse.labview import LabView
+    from vfsfuse.views.labview import LabView
 
 HOST_MEMBERS = ("vgpu_supported_types", "vgpu_create", "vgpu_destroy")
 """What its host driver gives a physical GPU."""

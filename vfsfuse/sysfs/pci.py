@@ -9,14 +9,14 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from devmodel.assignable import Assignable
-from devmodel.device import PciDevice, PciRegion
+from devmodel.device.pci import PciDevice, PciRegion
+from devmodel.vfio.assignable import Assignable
 from ioctl_shim.lane import Opened, OpenRequest
-from vfsfuse.kobject import Attribute, BinaryMember, attribute
+from vfsfuse.kernfs.kobject import Attribute, BinaryMember, attribute
 from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, Port, open_region
 
 if TYPE_CHECKING:
-    from vfsfuse.labview import LabView
+    from vfsfuse.views.labview import LabView
 
 BARS = 6
 ROM = int(PciRegion.ROM)

@@ -11,10 +11,10 @@ from types import EllipsisType
 from typing import Union
 
 from devmodel.iommu import DMA_ENTRY_LIMIT
-from devmodel.lab import Lab, parse_uuid
-from vfsfuse.kobject import Kobject, attribute, store_only
+from devmodel.lifecycle.lab import Lab, parse_uuid
+from vfsfuse.kernfs.kobject import Kobject, attribute, store_only
 from vfsfuse.sysfs.drivers import MdevBus, PciBus
-from vfsfuse.sysfs.numbers import parse_bool
+from vfsfuse.sysfs.kstrtox import parse_bool
 
 Skeleton = Mapping[str, Union["Skeleton", EllipsisType, Callable[[str, Lab], Kobject]]]
 

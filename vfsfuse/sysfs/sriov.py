@@ -10,21 +10,21 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from devmodel.device import PciRegion
-from devmodel.function import PhysicalFunction, VirtualFunction
-from devmodel.parent import Parent
-from devmodel.pci_regs import CFG_SPACE_EXP_SIZE
-from devmodel.sriov import layout_of
-from devmodel.vf import STRIDE, as_hardware, lacks
+from devmodel.device.pci import PciRegion
+from devmodel.lifecycle.function import PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.parent import Parent
+from devmodel.lifecycle.sriov import layout_of
+from devmodel.lifecycle.vf import STRIDE, as_hardware, lacks
+from devmodel.pci.regs import CFG_SPACE_EXP_SIZE
 from ioctl_shim.lane import Opened, OpenRequest
-from vfsfuse.kobject import BinaryMember, Entry, attribute, link, store_only
+from vfsfuse.kernfs.kobject import BinaryMember, Entry, attribute, link, store_only
 from vfsfuse.sysfs.function import PciFunctionDir
-from vfsfuse.sysfs.numbers import parse_bool, parse_number
+from vfsfuse.sysfs.kstrtox import parse_bool, parse_number
 from vfsfuse.sysfs.parent import PhysicalFunctionDir
 from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, RegionFile
 
 if TYPE_CHECKING:
-    from vfsfuse.labview import LabView
+    from vfsfuse.views.labview import LabView
 
 MAX_COUNT = 0xFFFF
 """The number of virtual functions is parsed as one of 16 bits: more is ERANGE whatever there is."""

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from devmodel.uevents import Uevents
-from vfsfuse.kobject import Attribute, Entry, Kobject
-from vfsfuse.tree import Root
+from devmodel.lifecycle.uevents import Uevents
+from vfsfuse.kernfs.kobject import Attribute, Entry, Kobject
+from vfsfuse.kernfs.tree import Root
 
 ACTIONS = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")
 SYNTHETIC = re.compile(

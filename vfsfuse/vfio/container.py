@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from devmodel.iommu import MAX_BITMAP_SIZE, LockedMemory, Type1
-from devmodel.vfio import Container
+from devmodel.vfio.group import Container
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import BY_NAME, Kind
 from ioctl_shim.client import CAP_SYS_RAWIO, Client

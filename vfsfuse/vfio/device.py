@@ -6,10 +6,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 
-from devmodel.backing import REGION_SHIFT
-from devmodel.device import PciDevice, PciRegion
-from devmodel.region import Region
-from devmodel.vfio import DeviceFile as Hold
+from devmodel.device.pci import PciDevice, PciRegion
+from devmodel.region.backing import REGION_SHIFT
+from devmodel.region.region import Region
+from devmodel.vfio.group import DeviceFile as Hold
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.lane import WHOLE, Opened
 from vfsfuse.vfio.chain import InfoCap, reply

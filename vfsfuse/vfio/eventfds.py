@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import c_int32
 
-from devmodel.eventfd import Eventfd
+from devmodel.irq.eventfd import Eventfd
 from ioctl_shim._native import lib
 from ioctl_shim.client import Client
 

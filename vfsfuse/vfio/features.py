@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from devmodel.function import PhysicalFunction
-from devmodel.pciname import VfToken
+from devmodel.lifecycle.function import PhysicalFunction
+from devmodel.vfio.vftoken import VfToken
 from ioctl_shim._native import ffi, lib
 from vfsfuse.vfio.eventfds import borrow
 from vfsfuse.vfio.files import Request, answers

@@ -11,7 +11,7 @@ import errno
 import mmap
 from collections.abc import Sequence
 
-from devmodel.display import Display, Plane
+from devmodel.device.display import Display, Plane
 from ioctl_shim._native import lib
 from vfsfuse.vfio.files import Request, answers
 from vfsfuse.vfio.opened import OpenDevice

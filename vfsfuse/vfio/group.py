@@ -7,11 +7,11 @@ import errno
 import logging
 from collections.abc import Callable
 
-from devmodel.vfio import Group
+from devmodel.vfio.group import Group
 from ioctl_shim._native import lib
 from ioctl_shim.abi import Kind
 from ioctl_shim.lane import LaneFile, Opened, OpenRequest
-from vfsfuse.devicefd import read_name
+from vfsfuse.run.devicefd import read_name
 from vfsfuse.vfio.container import ContainerFile
 from vfsfuse.vfio.files import Request, VfioFile, answers
 from vfsfuse.vfio.privilege import rawio

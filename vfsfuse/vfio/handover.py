@@ -15,8 +15,8 @@ import errno
 import itertools
 from collections.abc import Callable
 
-from devmodel.vfio import DeviceFile as Hold
-from devmodel.vfio import Group
+from devmodel.vfio.group import DeviceFile as Hold
+from devmodel.vfio.group import Group
 from ioctl_shim._native import ffi
 from ioctl_shim.abi import CLAIM_DEVICE, PREPARE_DEVICE
 from ioctl_shim.lane import IoctlCall, Opened, OpenRequest, PlainFile

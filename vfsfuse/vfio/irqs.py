@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from devmodel.irq import Action, ClientFds, Data, IrqIndex
+from devmodel.irq.irqs import Action, ClientFds, Data, IrqIndex
 from ioctl_shim._native import lib
 from vfsfuse.vfio.eventfds import lender, numbers
 from vfsfuse.vfio.files import Request, answers

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from devmodel.device import Device
-from devmodel.eventfd import Watcher
-from devmodel.function import PciFunction
-from devmodel.vfio import DeviceFile as Hold
+from devmodel.device.pci import Device
+from devmodel.irq.eventfd import Watcher
+from devmodel.lifecycle.function import PciFunction
+from devmodel.vfio.group import DeviceFile as Hold
 from ioctl_shim.abi import Kind
 from ioctl_shim.lane import IoctlCall, LaneFile
 from vfsfuse.vfio.chain import InfoCap

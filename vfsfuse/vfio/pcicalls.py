@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 from functools import partial
 
-from devmodel.backing import REGION_SHIFT
-from devmodel.device import MsixTable, PciDevice, PciRegion
-from devmodel.function import PciFunction
-from devmodel.ioeventfd import IoWrite
-from devmodel.vfio import Group
+from devmodel.device.pci import MsixTable, PciDevice, PciRegion
+from devmodel.irq.ioeventfd import IoWrite
+from devmodel.lifecycle.function import PciFunction
+from devmodel.region.backing import REGION_SHIFT
+from devmodel.vfio.group import Group
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Argument
 from vfsfuse.vfio.eventfds import borrow, numbers

@@ -11,10 +11,10 @@ import errno
 import logging
 import threading
 
-from devmodel.assignable import Assignable
-from devmodel.backing import region_offset
-from devmodel.device import Device
-from devmodel.region import Memory
+from devmodel.device.pci import Device
+from devmodel.region.backing import region_offset
+from devmodel.region.region import Memory
+from devmodel.vfio.assignable import Assignable
 from ioctl_shim import lane, pumped
 from ioctl_shim.lane import Opened, OpenRequest, PlainFile
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from devmodel.vfio import Group
+from devmodel.vfio.group import Group
 from ioctl_shim.client import CAP_SYS_RAWIO, Client
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from devmodel.uevents import Uevents
-from devmodel.vfio import Assignable
-from vfsfuse.kobject import Kobject
+from devmodel.lifecycle.uevents import Uevents
+from devmodel.vfio.group import Assignable
+from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.sysfs.mdev import vfio_dev_variables, vfio_group_name, vfio_group_variables
 from vfsfuse.sysfs.uevent import emit
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from devmodel.binding import VFIO_PCI
-from devmodel.function import PciFunction, PhysicalFunction, VirtualFunction
-from devmodel.parent import Parent
-from vfsfuse.bundle import Bundle, Plan
-from vfsfuse.kobject import Symlink
+from devmodel.lifecycle.binding import VFIO_PCI
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.parent import Parent
+from vfsfuse.kernfs.bundle import Bundle, Plan
+from vfsfuse.kernfs.kobject import Symlink
 from vfsfuse.sysfs.drivers import PciDriver
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.model import directory_class
@@ -20,7 +20,7 @@ from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.places import Putter
 
 if TYPE_CHECKING:
-    from vfsfuse.labview import LabView
+    from vfsfuse.views.labview import LabView
 
 OF_DRIVERS = (*HOST_MEMBERS, "driver", "iommu_group")
 """Members that come and go with a function's driver."""

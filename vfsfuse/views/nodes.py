@@ -2,7 +2,7 @@
 """VFIO in the tree: dev/vfio, IOMMU groups, and what makes a device one of VFIO's.
 
 Owner is the trio thread; what `show_once` makes is made, opened and forgotten on the device lane, and entries
-of devices are made there too (vfsfuse.bundle).  Ports are under a lock of their own.
+of devices are made there too (vfsfuse.kernfs.bundle).  Ports are under a lock of their own.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from devmodel.backing import REGION_SHIFT
-from devmodel.device import PciRegion
-from devmodel.lab import LabSpec
-from devmodel.vfio import Assignable, Group, VfioModule
-from devmodel.vfio import DeviceFile as Hold
+from devmodel.device.pci import PciRegion
+from devmodel.lifecycle.lab import LabSpec
+from devmodel.region.backing import REGION_SHIFT
+from devmodel.vfio.group import Assignable, Group, VfioModule
+from devmodel.vfio.group import DeviceFile as Hold
 from ioctl_shim.lane import LaneFile, Opened, OpenRequest
-from vfsfuse.bundle import Bundle, Part, link
-from vfsfuse.kobject import DeviceNode, Entry, Kobject
+from vfsfuse.kernfs.bundle import Bundle, Part, link
+from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject
+from vfsfuse.kernfs.tree import Tree
 from vfsfuse.sysfs.mdev import IommuGroupDir, VfioDevDir, VfioGroupDir, vfio_group_name
-from vfsfuse.tree import Tree
 from vfsfuse.vfio.container import ContainerFile
 from vfsfuse.vfio.device import open_device
 from vfsfuse.vfio.group import GroupFile

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from vfsfuse.bundle import Bundle
-from vfsfuse.kobject import Entry, Kobject
-from vfsfuse.tree import Tree
+from vfsfuse.kernfs.bundle import Bundle
+from vfsfuse.kernfs.kobject import Entry, Kobject
+from vfsfuse.kernfs.tree import Tree
 
 K = TypeVar("K", bound=Entry)
 

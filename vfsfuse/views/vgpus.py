@@ -6,9 +6,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from devmodel.lab import Mdev, MdevType, Parent
-from vfsfuse.bundle import Bundle, Part, Plan, link
-from vfsfuse.kobject import Kobject, Symlink
+from devmodel.lifecycle.lab import Mdev, MdevType, Parent
+from vfsfuse.kernfs.bundle import Bundle, Part, Plan, link
+from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.sysfs.mdev import MdevDir, TypeDir
 from vfsfuse.sysfs.model import directory_class
 from vfsfuse.sysfs.parent import ParentDir, VirtualParentDir
@@ -16,7 +16,7 @@ from vfsfuse.views.nodes import VFIO_DEV, VfioNodes
 from vfsfuse.views.places import Putter
 
 if TYPE_CHECKING:
-    from vfsfuse.labview import LabView
+    from vfsfuse.views.labview import LabView
 
 OF_DRIVER = ("driver", "iommu_group")
 """Members of a vGPU's directory that come and go with its driver."""

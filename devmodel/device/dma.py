@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device's way to the memory of its client: through the IOMMU of the container that its group is in.
+
+State: which IOMMU it is, under the device's lock; read by any thread. Source:
+Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin_pages).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from devmodel.device.tasks import Tasks, check_current
+from devmodel.iommu import PAGE_SIZE, AddressSpace, DmaFault, Fault, Pin, Prot
+
+
+class DmaPort:
+    """DMA of one device. ``allowed`` says whether it may, as a PCI function may while it is bus master."""
+
+    __slots__ = ("_allowed", "_pins", "_space", "_tasks", "fault_count")
+
+    def __init__(self, tasks: Tasks, allowed: Callable[[], bool]) -> None:
+        self._tasks, self._allowed = tasks, allowed
+        self._space: AddressSpace | None = None
+        self._pins: set[Pin] = set()
+        self.fault_count = 0
+        """DMA of this device that was refused."""
+
+    @property
+    def pinned_pages(self) -> int:
+        """Pages that the device holds now. Any thread."""
+        return sum(pin.size for pin in tuple(self._pins) if not pin.released) // PAGE_SIZE
+
+    def connect(self, space: AddressSpace | None) -> None:
+        """From now on through ``space``; None is without any. Under the device's lock."""
+        self._space = space
+
+    async def read(self, iova: int, size: int) -> bytes:
+        """``size`` bytes at ``iova``. Trio thread. Raises :class:`DmaFault`."""
+        data: bytes = await self._tasks.in_thread(self.read_now, iova, size)
+        return data
+
+    async def read_into(self, iova: int, buffer: bytearray | memoryview) -> None:
+        """Fill ``buffer`` with what is at ``iova``. Trio thread. Raises :class:`DmaFault`.
+
+        A task that is stopped does not wait for the copying: the buffer is that task's, until it has ended by
+        itself.
+        """
+        await self._tasks.in_thread(self.read_into_now, iova, buffer)
+
+    async def write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        """Store ``data`` at ``iova``. Trio thread. Raises :class:`DmaFault`."""
+        await self._tasks.in_thread(self.write_now, iova, data)
+
+    async def pin(self, iova: int, count: int, prot: Prot) -> Pin:
+        """Hold ``count`` pages from ``iova`` until :meth:`Pin.release`, for a model that has
+        :meth:`Device.dma_unmap`. Trio thread.
+
+        Raises :class:`DmaFault`, and ``OSError`` as :meth:`AddressSpace.pin_pages`.
+        """
+        pinned: Pin = await self._tasks.in_thread(lambda: self.space(iova).pin_pages(iova, count, prot))
+        self._pins = {pin for pin in self._pins if not pin.released} | {pinned}
+        return pinned
+
+    def read_now(self, iova: int, size: int) -> bytes:
+        """As :meth:`read`, for threads of the model's own; never on the device lane or the trio thread, which
+        a client whose memory does not answer would stop."""
+        with self.counting():
+            return self.space(iova, size).dma_read(iova, size)
+
+    def read_into_now(self, iova: int, buffer: bytearray | memoryview) -> None:
+        """As :meth:`read_into`, for threads as :meth:`read_now`."""
+        with self.counting():
+            self.space(iova, len(buffer)).dma_rw(iova, buffer, write=False)
+
+    def write_now(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        """As :meth:`write`, for threads as :meth:`read_now`."""
+        with self.counting():
+            space = self.space(iova, len(data), write=True)
+            if isinstance(data, bytes):
+                space.dma_write(iova, data)
+            else:
+                space.dma_rw(iova, data, write=True)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what is refused within, for models that go to :meth:`space` by themselves. Any thread."""
+        try:
+            yield
+        except DmaFault:
+            self.fault_count += 1
+            raise
+
+    def space(self, iova: int = 0, size: int = 0, write: bool = False) -> AddressSpace:
+        """The IOMMU's address space. Raises :class:`DmaFault` for a DMA of ``size`` bytes when there is none
+        (no client, or no IOMMU) or the device is no bus master."""
+        check_current()
+        space = self._space
+        if space is None:
+            raise DmaFault(Fault(iova, size, write, "the device is in no container with an IOMMU"))
+        if not self._allowed():
+            raise DmaFault(Fault(iova, size, write, "the device is no bus master"))
+        return space

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VFIO devices that are PCI functions: what models build on.
+
+State: everything in a device is under ``Device.lock``. Source: <linux/vfio.h> (the VFIO_PCI_*_INDEX
+enumerations), vfio-pci's behaviour.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, NamedTuple
+
+from devmodel.device.base import Device
+from devmodel.irq.irqs import IrqIndex
+from devmodel.pci import regs
+from devmodel.pci.capability import Capability, ExtendedCapability
+from devmodel.pci.config import Aperture, Bar, ConfigSpace, Identity
+from devmodel.pci.regs import CapId, Command, Reg, Resource
+from devmodel.region.region import Region
+
+__all__ = [
+    "RESOURCE_ROWS",
+    "Device",
+    "DeviceRegion",
+    "IrqIndex",
+    "MsixTable",
+    "Option",
+    "PciDevice",
+    "PciRegion",
+    "ResourceRow",
+]
+
+RESOURCE_ROWS = 13
+"""Lines of sysfs ``resource`` for a type 0 function: 6 BARs, the ROM and 6 of SR-IOV."""
+
+
+class PciRegion(IntEnum):
+    """Region indexes of vfio-pci; BARs are 0 to 5."""
+
+    BAR0 = 0
+    ROM = 6
+    CONFIG = 7
+    VGA = 8
+    COUNT = 9
+
+
+class DeviceRegion(NamedTuple):
+    """A region beyond vfio-pci's fixed ones: what it is says its type and subtype (VFIO_REGION_TYPE_*)."""
+
+    region: Region
+    type: int
+    subtype: int
+
+
+class MsixTable(NamedTuple):
+    """Where the MSI-X table is: BAR index, offset and size in bytes."""
+
+    bar: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A whole-number option of a model, as a lab file may set it: default and inclusive bounds."""
+
+    default: int
+    least: int
+    most: int
+
+
+class ResourceRow(NamedTuple):
+    """A line of sysfs ``resource``: first and last address, IORESOURCE_* flags; all 0 for nothing."""
+
+    start: int
+    end: int
+    flags: int
+
+
+class PciDevice(Device):
+    """A PCI function. A model declares :attr:`identity` and :attr:`OPTIONS`, and overrides :meth:`bars`.
+
+    ``memory`` is the video or device memory in bytes that its type gives it; ``options`` are the type's, with
+    the defaults of :attr:`OPTIONS`. BARs are enabled: with an ``aperture`` they have addresses and the device
+    is bus master, as firmware and a host driver leave them, and without one they are at 0 and it is not, as a
+    mediated device of the kernel's samples is.
+    """
+
+    __slots__ = (
+        "_intx",
+        "_places",
+        "_silent",
+        "bar_map",
+        "caps",
+        "config",
+        "memory",
+        "options",
+        "own_regions",
+    )
+    is_pci: ClassVar[bool] = True
+    identity: ClassVar[Identity]
+    OPTIONS: ClassVar[Mapping[str, Option]] = {}
+
+    def __init__(
+        self,
+        name: str,
+        memory: int = 0,
+        options: Mapping[str, int] | None = None,
+        aperture: Aperture | None = None,
+    ) -> None:
+        """Raises ValueError when :meth:`validate` would."""
+        self.memory = memory
+        self.options = self.with_defaults(options or {})
+        self.validate(memory, self.options)
+        self.bar_map = dict(self.bars())
+        self.caps = tuple(self.capabilities())
+        self.own_regions = tuple(self.device_regions())
+        self._intx = False
+        express = any(cap.id == CapId.EXP for cap in self.caps)
+        size = regs.CFG_SPACE_EXP_SIZE if express else regs.CFG_SPACE_SIZE
+        extended = self.extended_capabilities()
+        self.config = ConfigSpace(self.identity, self.bar_map, self.caps, size, extended)
+        self._places: dict[int, int] = {}
+        if aperture is not None:
+            self._place_bars(aperture)
+        self._silent = _silent(self.bar_map)
+        self._enable(0 if aperture is None else Command.MASTER)
+        super().__init__(name, self._region_table(), self._irq_table())
+        self.config.watch(Reg.COMMAND, 2, self._command_written)
+        self._command_written(self.config.command)
+
+    @classmethod
+    def with_defaults(cls, options: Mapping[str, int]) -> dict[str, int]:
+        """``options``, and the defaults of those it has not."""
+        return {key: option.default for key, option in cls.OPTIONS.items()} | dict(options)
+
+    @classmethod
+    def validate(cls, memory: int, options: Mapping[str, int]) -> None:
+        """Raise ValueError, saying why, when a type cannot have this memory or these options."""
+        for key, value in options.items():
+            option = cls.OPTIONS.get(key)
+            if option is None:
+                raise ValueError(f"no option {key!r} (known: {', '.join(cls.OPTIONS) or 'none'})")
+            if not option.least <= value <= option.most:
+                raise ValueError(f"option {key!r} is {value}, not in {option.least} to {option.most}")
+
+    def bars(self) -> Mapping[int, Bar]:
+        """For models: the BARs by index, 6 for the ROM. Called once, while the device is being built."""
+        return {}
+
+    def capabilities(self) -> Sequence[Capability]:
+        """For models: the capabilities, in the order of their list. Called once, while being built."""
+        return ()
+
+    def extended_capabilities(self) -> Sequence[ExtendedCapability]:
+        """For models of PCI Express functions: likewise, from offset 256 on."""
+        return ()
+
+    def device_regions(self) -> Sequence[DeviceRegion]:
+        """For models: regions from index 9 on. Called once, while the device is being built."""
+        return ()
+
+    def attach_parent(self, parent: "PciDevice | None") -> None:
+        """For models of vGPUs: the physical function they are made of, None for a virtual parent. Called
+        once, before any client can reach the device."""
+
+    @property
+    def msix_table(self) -> MsixTable | None:
+        """The place of the MSI-X table, None without MSI-X."""
+        for cap in self.caps:
+            if cap.id == CapId.MSIX:
+                place = int.from_bytes(cap.body[2:6], "little")
+                return MsixTable(place & 7, place & ~7, cap.vectors * regs.MSIX_ENTRY_SIZE)
+        return None
+
+    def set_intx(self, asserted: bool) -> None:
+        """Drive the interrupt line. For models, under :attr:`lock`: the status register shows the line."""
+        self._intx = asserted
+        status = self.config.value(Reg.STATUS, 2) & ~regs.STATUS_INTERRUPT
+        self.config.store(Reg.STATUS, 2, status | (regs.STATUS_INTERRUPT if asserted else 0))
+        self.irq.set_level(asserted)
+
+    def interrupt(self, vector: int = 0) -> None:
+        """For models, under :attr:`lock`: send message ``vector`` if the client set up MSI or MSI-X, or else
+        assert INTx, which the model deasserts (:meth:`set_intx`) once its reason is gone."""
+        if not self.irq.raise_message(vector) and self.identity.irq_pin:
+            self.set_intx(True)
+
+    def clear_master(self) -> None:
+        """The function is no bus master until its client makes it one."""
+        with self.lock:
+            self.config.store(Reg.COMMAND, 2, self.config.command & ~Command.MASTER)
+
+    def may_dma(self) -> bool:
+        return bool(self.config.command & Command.MASTER)
+
+    def sync_intx(self) -> None:
+        self.set_intx(False)
+        self._command_written(self.config.command)
+
+    def _command_written(self, value: int) -> None:
+        self.irq.disable_intx(bool(value & Command.INTX_DISABLE))
+        self.decode(self._silent[bool(value & Command.IO), bool(value & Command.MEMORY)])
+
+    def resources(self) -> list[ResourceRow]:
+        """The lines of sysfs ``resource``; a BAR that firmware did not place has IORESOURCE_UNSET."""
+        rows = [ResourceRow(0, 0, 0)] * RESOURCE_ROWS
+        for index, bar in self.bar_map.items():
+            start = self._places.get(index)
+            unset = Resource.UNSET if start is None else 0
+            readonly = Resource.READONLY if index == regs.ROM_BAR else 0
+            start = start or 0
+            rows[index] = ResourceRow(start, start + bar.size - 1, bar.resource_flags | readonly | unset)
+        return rows
+
+    def _place_bars(self, aperture: Aperture) -> None:
+        for index, bar in self.bar_map.items():
+            self._places[index] = aperture.take(bar)
+            self.config.place_bar(index, self._places[index])
+
+    def _enable(self, command: int) -> None:
+        """Let the command register be ``command`` and the decoding of all BARs there are."""
+        for bar in self.bar_map.values():
+            command |= Command.IO if bar.io else Command.MEMORY
+        self.config.preset(Reg.COMMAND, 2, command)
+
+    def _region_table(self) -> list[Region | None]:
+        table: list[Region | None] = [None] * PciRegion.COUNT
+        for index, bar in self.bar_map.items():
+            table[index] = bar.region
+        table[PciRegion.CONFIG] = self.config
+        return [*table, *(own.region for own in self.own_regions)]
+
+    def _irq_table(self) -> list[IrqIndex | None]:
+        vectors = {cap.id: cap.vectors for cap in self.caps}
+        pins = 1 if self.identity.irq_pin else 0
+        return [
+            IrqIndex(pins, maskable=True, automasked=True),
+            IrqIndex(vectors.get(CapId.MSI, 0), noresize=True),
+            IrqIndex(vectors.get(CapId.MSIX, 0)),
+            IrqIndex(1, noresize=True) if CapId.EXP in vectors else None,  # errors are PCI Express's
+            IrqIndex(1, noresize=True),
+        ]
+
+
+def _silent(bars: Mapping[int, Bar]) -> Mapping[tuple[bool, bool], frozenset[int]]:
+    """The BARs that do not answer, by whether I/O and whether memory is decoded. The ROM is no such BAR:
+    whoever reads it is given it, as vfio-pci enables it for each read."""
+    kinds = {index: bar.io for index, bar in bars.items() if index != regs.ROM_BAR}
+    return {
+        (io, memory): frozenset(index for index, is_io in kinds.items() if not (io if is_io else memory))
+        for io in (False, True)
+        for memory in (False, True)
+    }

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes that a client does by eventfd: when it is signalled, fixed data is written at a fixed place of a
+BAR.
+
+State: under ``IoEventfds.lock``, taken after a group's lock and never while a device's is held. The write
+itself runs on the watcher's thread. Source: <linux/vfio.h> (VFIO_DEVICE_IOEVENTFD).
+"""
+
+import contextlib
+import errno
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from devmodel.irq.eventfd import Eventfd, Watch, Watcher
+
+LIMIT = 1000
+"""Of one device, as in vfio-pci."""
+
+
+class IoWrite(NamedTuple):
+    """``size`` bytes of ``data`` (little-endian) at ``offset`` of region ``region``."""
+
+    region: int
+    offset: int
+    size: int
+    data: int
+
+
+class IoEventfds:
+    """The ioeventfds of one device. ``write(region, offset, data)`` does the write."""
+
+    __slots__ = ("_watches", "_write", "lock")
+
+    def __init__(self, write: Callable[[int, int, bytes], int]) -> None:
+        self.lock = threading.Lock()
+        self._write = write
+        self._watches: dict[IoWrite, Watch] = {}
+
+    def add(self, what: IoWrite, borrow: Callable[[], Eventfd], watcher: Watcher) -> None:
+        """Write ``what`` whenever the borrowed eventfd is signalled. ``OSError``: EEXIST when it has one
+        already, ENOSPC at :data:`LIMIT`, and what ``borrow`` raises."""
+        with self.lock:
+            if what in self._watches:
+                raise OSError(errno.EEXIST, f"{what} has an eventfd already")
+            if len(self._watches) >= LIMIT:
+                raise OSError(errno.ENOSPC, f"the device has {LIMIT} ioeventfds already")
+            self._watches[what] = watcher.watch(borrow(), lambda: self._signalled(what))
+
+    def remove(self, what: IoWrite) -> None:
+        """The opposite of :meth:`add`; ``OSError(ENODEV)`` when there is none."""
+        with self.lock:
+            watch = self._watches.pop(what, None)
+        if watch is None:
+            raise OSError(errno.ENODEV, f"{what} has no eventfd")
+        watch.cancel()
+
+    def release(self) -> None:
+        """The last client has closed the device."""
+        with self.lock:
+            watches = list(self._watches.values())
+            self._watches.clear()
+        for watch in watches:
+            watch.cancel()
+
+    def _signalled(self, what: IoWrite) -> None:
+        with self.lock:
+            if what not in self._watches:
+                return
+        with contextlib.suppress(OSError):  # the device is gone: there is nobody to tell
+            self._write(
+                what.region, what.offset, (what.data & _mask(what.size)).to_bytes(what.size, "little")
+            )
+
+
+def _mask(size: int) -> int:
+    return (1 << 8 * size) - 1

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lifecycle core of a lab: creating, starting, stopping and removing vGPUs, whatever face asked for it.
+
+State: everything here changes on the lifecycle (trio) thread under ``Lab.lock``. Whether a device is
+held open is under its group's lock, which is taken after ``Lab.lock``, never before.
+Errors: ``OSError`` with the errno of mdev's ``create`` and ``remove`` in the kernel.
+"""
+
+import errno
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from types import MappingProxyType
+from typing import Protocol
+from uuid import UUID
+
+from devmodel.device.tasks import TaskHost
+from devmodel.ida import Numbers
+from devmodel.lifecycle.binding import BindingObserver, DriverCore
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.mdev import Mdev, MdevType
+from devmodel.lifecycle.mdevdriver import MdevDriver, MdevObserver
+from devmodel.lifecycle.parent import Parent
+from devmodel.lifecycle.requests import (
+    CreateLine,
+    DestroyLine,
+    parse_create_line,
+    parse_destroy_line,
+    parse_uuid,
+)
+from devmodel.lifecycle.resources import Share
+from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.sriov import FunctionObserver, Machine, SriovCore
+from devmodel.lifecycle.vf import place_vfs
+from devmodel.pci.config import Aperture
+from devmodel.vfio.group import Group, VfioModule
+
+__all__ = [
+    "CreateLine",
+    "DestroyLine",
+    "Lab",
+    "LabSpec",
+    "Mdev",
+    "MdevType",
+    "Observer",
+    "Parent",
+    "ParentSpec",
+    "PhysicalFunction",
+    "TypeSpec",
+    "parse_create_line",
+    "parse_destroy_line",
+    "parse_uuid",
+]
+
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+class Observer(BindingObserver, FunctionObserver, MdevObserver, Protocol):
+    """Told of every change, on the lifecycle thread under ``Lab.lock``, once the lab's state is complete."""
+
+    def added(self, mdev: Mdev) -> None:
+        """``mdev`` exists now. An exception undoes the creation and reaches who asked for it."""
+
+    def removed(self, mdev: Mdev) -> None:
+        """``mdev`` is gone; its numbers are still its own while this runs."""
+
+    def changed(self, mdev: Mdev) -> None:
+        """``mdev`` was started or shut down."""
+
+
+class Lab:
+    """All parents and vGPUs. The tables are for reading by others; only the methods change them."""
+
+    def __init__(self, spec: LabSpec, observer: Observer) -> None:
+        """Raises ValueError for a spec whose models cannot be made (vfsfuse.labfile says why and where)."""
+        self.spec = spec
+        self.observer = observer
+        self.lock = threading.RLock()
+        self.groups: dict[int, Group] = {}
+        self.mdevs: dict[tuple[UUID, int], Mdev] = {}
+        self.by_name: dict[str, Mdev] = {}
+        self._departed: set[Mdev] = set()
+        self._instances: dict[UUID, dict[int, Mdev]] = {}
+        self._group_numbers, self._minors, self._vfio_minors = Numbers(), Numbers(), Numbers()
+        self.vfio = VfioModule()
+        self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio)
+        self.mdev_driver = MdevDriver(self.lock, observer)
+        self.tasks = TaskHost()
+        self._buses: dict[str, list[PciFunction]] = {}
+        machine = Machine(self._group_numbers, self.groups, self._buses)
+        self.sriov = SriovCore(self.lock, observer, self.drivers, self.vfio, machine)
+        self._aperture, self._vf_offsets = Aperture(), place_vfs(spec.parents)
+        self.parents: dict[str, Parent] = {}
+        for parent in spec.parents:
+            self.parents[parent.name] = Parent(parent, self._make_function(parent), self.tasks)
+
+    def create(
+        self,
+        type_: MdevType,
+        uuid: UUID,
+        instance: int = 0,
+        name: str | None = None,
+        overrides: Mapping[str, str] = _NONE,
+    ) -> Mdev:
+        """Create a vGPU; ``name`` is its directory's, the UUID unless given.
+
+        Its share is its type's but for ``overrides``. Raises ValueError for those that cannot be (see
+        :meth:`Share.changed`), ``OSError``: EEXIST for a UUID and instance, or a name, that the lab has
+        already, ENODEV when the parent lost its host driver, ENOSPC when it has not enough left. Whatever
+        goes wrong, nothing of it stays.
+        """
+        name = str(uuid) if name is None else name
+        share = type_.share.changed(type_.spec, overrides) if overrides else type_.share
+        with self.lock:
+            if (uuid, instance) in self.mdevs or name in self.by_name:
+                raise OSError(errno.EEXIST, f"{name} exists already")
+            if not type_.parent.has_host_driver:
+                raise OSError(errno.ENODEV, f"{type_.parent.name} is not bound to its host driver")
+            if type_.room_for(share) < 1:
+                raise OSError(errno.ENOSPC, f"{type_.parent.name} has no room for another {type_.name}")
+            with ExitStack() as undo:
+                mdev = self._build(type_, uuid, instance, name, share, undo)
+                self._enter(mdev)
+                undo.callback(self._leave, mdev)
+                self.observer.added(mdev)
+                undo.pop_all()
+            return mdev
+
+    def remove(self, mdev: Mdev) -> None:
+        """Remove a vGPU. ``OSError``: EBUSY while a client has it or its group open, ENODEV if gone."""
+        with self.lock:
+            mdev.retire()
+            mdev.dispose()
+            self._leave(mdev)
+            with ExitStack() as after:
+                after.callback(self._give_numbers, mdev)
+                self.observer.removed(mdev)
+
+    def surprise_remove(self, mdev: Mdev) -> None:
+        """A vGPU is gone at once although clients may hold it (:meth:`Device.vanish`). Its share and numbers
+        come back when the last of them has let go. ``OSError(ENODEV)`` if gone."""
+        with self.lock:
+            mdev.vanish()
+            self._forget(mdev)
+            self._departed.add(mdev)
+            with mdev.group.lock:
+                mdev.group.watch(partial(self.tasks.soon, self._settle, mdev))
+            with ExitStack() as after:
+                after.callback(self._settle, mdev)  # nobody may have it, or no more since
+                self.observer.removed(mdev)
+
+    def find(self, uuid: UUID, instance: int = 0) -> Mdev:
+        """The vGPU with this UUID and instance, or ``OSError(ENODEV)``."""
+        with self.lock:
+            mdev = self.mdevs.get((uuid, instance))
+        if mdev is None:
+            raise OSError(errno.ENODEV, f"no vGPU {uuid}:{instance}")
+        return mdev
+
+    def named(self, name: str) -> Mdev:
+        """The vGPU whose directory has this name, or ``OSError(ENODEV)``."""
+        with self.lock:
+            mdev = self.by_name.get(name)
+        if mdev is None:
+            raise OSError(errno.ENODEV, f"no vGPU {name!r}")
+        return mdev
+
+    def start(self, uuid: UUID) -> None:
+        """Start all vGPUs of a VM, those with this UUID; ``OSError(ENODEV)`` when there are none."""
+        self._set_online(uuid, True)
+
+    def shutdown(self, uuid: UUID) -> None:
+        """Shut down all vGPUs of a VM; ``OSError(ENODEV)`` when there are none."""
+        self._set_online(uuid, False)
+
+    def close(self) -> None:
+        """Close every device, held or not; for the end of the process."""
+        with self.lock:
+            for mdev in (*self.mdevs.values(), *self._departed):
+                mdev.dispose()
+            self.sriov.close()
+            for parent in self.parents.values():
+                if parent.device is not None:
+                    parent.device.close()
+
+    def _set_online(self, uuid: UUID, online: bool) -> None:
+        with self.lock:
+            mdevs = self._instances.get(uuid)
+            if not mdevs:
+                raise OSError(errno.ENODEV, f"no vGPU with UUID {uuid}")
+            for mdev in [mdev for mdev in mdevs.values() if mdev.online is not online]:
+                mdev.online = online
+                self.observer.changed(mdev)
+
+    def _make_function(self, spec: ParentSpec) -> PhysicalFunction | None:
+        if spec.kind != "gpu":
+            return None
+        group = Group(self._group_numbers.take(), noiommu=not spec.iommu)
+        self.groups[group.number] = group
+        bus = self._buses.setdefault(spec.name.rsplit(":", 1)[0], [])
+        function = PhysicalFunction(spec, group, self._aperture, bus, self.tasks, self._vf_offsets)
+        self.drivers.functions[function.name] = function
+        return function
+
+    def _build(
+        self, type_: MdevType, uuid: UUID, instance: int, name: str, share: Share, undo: ExitStack
+    ) -> Mdev:
+        """Make an mdev with numbers and a group of its own; ``undo`` gets what takes them back."""
+        group = Group(self._take(self._group_numbers, undo))
+        minor, vfio_minor = self._take(self._minors, undo), self._take(self._vfio_minors, undo)
+        mdev = Mdev(uuid, instance, name, type_, share, group, minor, vfio_minor)
+        undo.callback(mdev.dispose)
+        undo.callback(mdev.withdraw)
+        if not self.mdev_driver.autoprobe:
+            mdev.unbind()
+        return mdev
+
+    def _take(self, numbers: Numbers, undo: ExitStack) -> int:
+        number = numbers.take()
+        undo.callback(numbers.give, number)
+        return number
+
+    def _enter(self, mdev: Mdev) -> None:
+        mdev.type.charge(mdev.share)
+        self.mdevs[mdev.uuid, mdev.instance] = self.by_name[mdev.name] = mdev
+        self._instances.setdefault(mdev.uuid, {})[mdev.instance] = mdev
+        self.groups[mdev.group.number] = mdev.group
+        mdev.parent.mdevs[mdev.name] = mdev.type.mdevs[mdev.name] = mdev
+
+    def _leave(self, mdev: Mdev) -> None:
+        self._forget(mdev)
+        mdev.type.refund(mdev.share)
+
+    def _settle(self, mdev: Mdev) -> None:
+        """What a vGPU that was taken away by surprise still has comes back, unless it is held."""
+        with self.lock:
+            with mdev.group.lock:
+                held = mdev.held
+            if not held and mdev in self._departed:
+                self._departed.discard(mdev)
+                mdev.dispose()
+                mdev.type.refund(mdev.share)
+                self._give_numbers(mdev)
+
+    def _forget(self, mdev: Mdev) -> None:
+        del self.mdevs[mdev.uuid, mdev.instance], self.by_name[mdev.name]
+        del self._instances[mdev.uuid][mdev.instance]
+        if not self._instances[mdev.uuid]:
+            del self._instances[mdev.uuid]
+        del self.groups[mdev.group.number]
+        del mdev.parent.mdevs[mdev.name], mdev.type.mdevs[mdev.name]
+
+    def _give_numbers(self, mdev: Mdev) -> None:
+        self._group_numbers.give(mdev.group.number)
+        self._minors.give(mdev.minor)
+        self._vfio_minors.give(mdev.vfio_minor)

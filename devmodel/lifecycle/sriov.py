@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SR-IOV: virtual functions that a physical function's driver enables and disables, all or none.
+
+State: on the lifecycle thread under ``Lab.lock``; whether a function is held open is under its group's lock.
+Source: Documentation/ABI/testing/sysfs-bus-pci (sriov_numvfs and what is beside it),
+Documentation/PCI/pci-iov-howto.rst, vfio-pci's behaviour.
+"""
+
+import errno
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+from devmodel.ida import Numbers
+from devmodel.lifecycle.binding import VFIO_PCI, DriverCore
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.resources import Share
+from devmodel.lifecycle.vf import VfLayout
+from devmodel.pci import regs
+from devmodel.pci.regs import ExtCapId
+from devmodel.vfio.group import Group, VfioModule
+
+
+class FunctionObserver(Protocol):
+    """Told of every change, on the lifecycle thread under ``Lab.lock``, once the state is complete."""
+
+    def function_added(self, function: VirtualFunction) -> None:
+        """The function exists now, without a driver. An exception undoes all that were being enabled."""
+
+    def function_removed(self, function: VirtualFunction) -> None:
+        """The function is gone; its numbers are still its own while this runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What virtual functions take of the lab: numbers, groups by number, and the functions of each bus."""
+
+    group_numbers: Numbers
+    groups: dict[int, Group]
+    buses: dict[str, list[PciFunction]]
+
+
+class SriovCore:
+    """Enables and disables the virtual functions of a lab."""
+
+    def __init__(
+        self,
+        lock: threading.RLock,
+        observer: FunctionObserver,
+        drivers: DriverCore,
+        vfio: VfioModule,
+        machine: Machine,
+    ) -> None:
+        self._lock, self._observer, self._drivers = lock, observer, drivers
+        self._vfio, self._machine = vfio, machine
+        drivers.releasing = self.disable
+
+    def set_count(self, function: PhysicalFunction, count: int) -> None:
+        """Have ``count`` virtual functions, as a write to sriov_numvfs does.
+
+        Raises ``OSError``: ERANGE for more than there can be, ENOENT when the function has no driver or one
+        that does not do this (vfio-pci unless its module's enable_sriov is set), EBUSY when there are some
+        and ``count`` is another but 0, or when it is 0 and a client holds one, ENOSPC when the function has
+        not enough left for all of them.
+        """
+        with self._lock:
+            layout = layout_of(function)
+            if count > layout.total:
+                raise OSError(errno.ERANGE, f"{function.name} has {layout.total} virtual functions at most")
+            if count == len(function.vfs):
+                return
+            if function.driver is None or (function.driver == VFIO_PCI and not self._vfio.sriov):
+                raise OSError(errno.ENOENT, f"{function.name} has no driver that configures SR-IOV")
+            if not count:
+                self.disable(function)
+            elif function.vfs:
+                raise OSError(errno.EBUSY, f"{len(function.vfs)} are enabled: disable them first")
+            else:
+                self._enable(function, layout, count)
+
+    def disable(self, function: PhysicalFunction) -> None:
+        """Disable all virtual functions, or none: ``OSError(EBUSY)`` while a client holds one, in which case
+        each holder is asked to let go."""
+        with self._lock:
+            retire_all([vf for vf in function.vfs if vf.driver == VFIO_PCI])
+            self._show_count(function, 0)
+            for vf in reversed(function.vfs.copy()):
+                self._drivers.vanishes(vf)
+                self._remove(vf)
+
+    def close(self) -> None:
+        """Close the model of each virtual function, held or not; for the end of the process."""
+        for function in self._drivers.functions.values():
+            if isinstance(function, VirtualFunction):
+                function.device.close()
+
+    def _enable(self, function: PhysicalFunction, layout: VfLayout, count: int) -> None:
+        share = Share.of(layout.type)
+        if function.parent.room_for(share) < count:
+            raise OSError(errno.ENOSPC, f"{function.name} has no room for {count} virtual functions")
+        with ExitStack() as undo:
+            for index in range(count):
+                undo.callback(self._remove, self._add(function, layout, index))
+            self._show_count(function, count)
+            undo.pop_all()
+        for vf in function.vfs:
+            if function.driver == VFIO_PCI:
+                vf.driver_override = VFIO_PCI  # vfio-pci lets no other driver have them unasked
+            self._drivers.appeared(vf)
+
+    def _add(self, function: PhysicalFunction, layout: VfLayout, index: int) -> VirtualFunction:
+        with ExitStack() as undo:
+            number = self._machine.group_numbers.take()
+            undo.callback(self._machine.group_numbers.give, number)
+            group = Group(number, noiommu=function.group.noiommu)
+            bus = self._machine.buses.setdefault(layout.address(index).rsplit(":", 1)[0], [])
+            vf = VirtualFunction(function, layout, index, group, bus)
+            self._enter(vf)
+            undo.callback(self._leave, vf)
+            self._observer.function_added(vf)
+            undo.pop_all()
+        return vf
+
+    def _remove(self, vf: VirtualFunction) -> None:
+        self._leave(vf)
+        with ExitStack() as after:
+            after.callback(self._machine.group_numbers.give, vf.group.number)
+            self._observer.function_removed(vf)
+
+    def _enter(self, vf: VirtualFunction) -> None:
+        vf.parent.charge(Share.of(layout_of(vf.physical).type))
+        vf.physical.vfs.append(vf)
+        self._drivers.functions[vf.name] = vf
+        self._machine.groups[vf.group.number] = vf.group
+
+    def _leave(self, vf: VirtualFunction) -> None:
+        vf.device.close()
+        vf.bus.remove(vf)
+        vf.parent.refund(Share.of(layout_of(vf.physical).type))
+        vf.physical.vfs.remove(vf)
+        del self._drivers.functions[vf.name]
+        del self._machine.groups[vf.group.number]
+
+    def _show_count(self, function: PhysicalFunction, count: int) -> None:
+        """Let the capability say how many there are; it goes on saying so after a reset of the function."""
+        device = function.device
+        with device.lock:
+            place = device.config.extended(ExtCapId.SRIOV)
+            enabled = regs.SRIOV_CTRL_VFE | regs.SRIOV_CTRL_MSE if count else 0
+            device.config.preset(place + regs.SRIOV_CTRL, 2, regs.SRIOV_CTRL_ARI | enabled)
+            device.config.preset(place + regs.SRIOV_NUM_VF, 2, count)
+
+
+def layout_of(function: PhysicalFunction) -> VfLayout:
+    """What the function's virtual functions are; ``OSError(ENODEV)`` without SR-IOV."""
+    if function.layout is None:
+        raise OSError(errno.ENODEV, f"{function.name} has no SR-IOV")
+    return function.layout
+
+
+def retire_all(functions: list[VirtualFunction]) -> None:
+    """Retire all, or none; ``OSError(EBUSY)`` when clients hold some, all of which are asked to let go."""
+    refused: list[OSError] = []
+    with ExitStack() as undo:
+        for function in functions:
+            try:
+                function.retire()
+            except OSError as error:
+                refused.append(error)
+            else:
+                undo.callback(function.join)
+        if refused:
+            raise refused[0]
+        undo.pop_all()

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the virtual functions of a physical one are: how many, where, with which BARs, of which model.
+
+State: none after construction; lifecycle thread. Source: PCI SR-IOV 1.1 chapter 3 (the capability, and which
+registers of a virtual function are not there), Documentation/PCI/pci-iov-howto.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from devmodel.device.pci import PciDevice, ResourceRow
+from devmodel.lifecycle.spec import ParentSpec, TypeSpec
+from devmodel.pci import regs
+from devmodel.pci.capability import (
+    Capability,
+    ExtendedCapability,
+    alternative_routing,
+    express,
+    single_root_io,
+)
+from devmodel.pci.config import Aperture, Bar
+from devmodel.pci.regs import CapId, Command, Reg
+
+FIRST_OFFSET, STRIDE = 4, 1
+"""Routing ids from a physical function to its first virtual one at least, and between those."""
+MAX_RID = 0xFFFF
+MAX_VFS = 256
+VF_ROWS = 7
+"""Index in sysfs ``resource`` of the first VF BAR."""
+
+
+def vf_type(spec: ParentSpec) -> TypeSpec:
+    """A virtual function as a type: what of the parent's each one takes.
+
+    Unless the lab says so, an equal share of the memory, rounded down to a power of two.
+    """
+    if spec.vf_model is None:
+        raise ValueError(f"{spec.name} has no model of virtual functions")
+    share = spec.memory // spec.vfs
+    memory = spec.vf_memory or (1 << share.bit_length() >> 1)
+    return TypeSpec("vf", f"virtual function of {spec.name}", spec.vf_model, memory=memory)
+
+
+def place_vfs(specs: Sequence[ParentSpec]) -> Mapping[str, int]:
+    """How many routing ids after each physical function its virtual ones begin, so that no two meet.
+
+    Raises ValueError when there is no room behind one.
+    """
+    taken = {each for spec in specs if spec.bdf for each in [_rid(spec.name)]}
+    offsets = {}
+    for spec in (spec for spec in specs if spec.vfs):
+        segment, rid = _rid(spec.name)
+        wanted = _free(taken, segment, rid + FIRST_OFFSET, spec.vfs)
+        if wanted[-1][1] > MAX_RID:
+            raise ValueError(f"no room for {spec.vfs} virtual functions behind {spec.name}")
+        taken.update(wanted)
+        offsets[spec.name] = wanted[0][1] - rid
+    return offsets
+
+
+def _free(taken: set[tuple[int, int]], segment: int, first: int, count: int) -> list[tuple[int, int]]:
+    while True:
+        wanted = [(segment, rid) for rid in range(first, first + count * STRIDE, STRIDE)]
+        if taken.isdisjoint(wanted):
+            return wanted
+        first += 1
+
+
+def _rid(name: str) -> tuple[int, int]:
+    """Segment and routing id of the address ``name``."""
+    segment, bus, slot = name.split(":")
+    device, function = slot.split(".")
+    return int(segment, 16), int(bus, 16) << 8 | int(device, 16) << 3 | int(function)
+
+
+class VfLayout:
+    """The virtual functions of one physical function: ``total`` of ``type``, from ``offset`` on."""
+
+    __slots__ = ("_model", "_physical", "offset", "places", "total", "type")
+
+    def __init__(self, spec: ParentSpec, offset: int, aperture: Aperture) -> None:
+        """Raises ValueError for a model that cannot be one of virtual functions."""
+        self.total, self.offset = spec.vfs, offset
+        self.type = vf_type(spec)
+        self._physical = spec.name
+        self._model = virtual(self.type.model)
+        self._check(spec)
+        sample = self._model(spec.name, self.type.memory, self.type.options)
+        self.places = {index: (aperture.take(bar, self.total), bar) for index, bar in sample.bar_map.items()}
+        sample.close()
+
+    @property
+    def device_id(self) -> int:
+        """The device id of all of them; the vendor is the physical function's."""
+        return self._model.identity.device
+
+    def address(self, index: int) -> str:
+        """The name of virtual function ``index``."""
+        segment, physical = _rid(self._physical)
+        rid = physical + self.offset + index * STRIDE
+        return f"{segment:04x}:{rid >> 8:02x}:{rid >> 3 & 0x1F:02x}.{rid & 7}"
+
+    def make(self, name: str, index: int) -> PciDevice:
+        """Virtual function ``index``, with its BARs at their places."""
+        places = [base + index * bar.size for base, bar in self.places.values()]
+        return self._model(name, self.type.memory, self.type.options, _Places(places))
+
+    def capability(self) -> ExtendedCapability:
+        """SR-IOV, for the physical function."""
+        bars = [0] * regs.STD_NUM_BARS
+        for index, (base, bar) in self.places.items():
+            bars[index] |= base & 0xFFFFFFFF | bar.flags
+            if bar.mem64:
+                bars[index + 1] = base >> 32
+        return single_root_io(self.total, self.offset, STRIDE, self.device_id, bars)
+
+    def rows(self) -> Iterator[tuple[int, ResourceRow]]:
+        """The lines that the VF BARs are in the physical function's ``resource``."""
+        for index, (base, bar) in self.places.items():
+            yield VF_ROWS + index, ResourceRow(base, base + self.total * bar.size - 1, bar.resource_flags)
+
+    def _check(self, spec: ParentSpec) -> None:
+        if spec.model is not None and spec.model.identity.vendor != self._model.identity.vendor:
+            raise ValueError(
+                f"virtual functions have their physical function's vendor {spec.model.identity.vendor:04x}, "
+                f"not {self._model.identity.vendor:04x}"
+            )
+        self._model.validate(self.type.memory, self.type.options)
+
+
+class _Places(Aperture):
+    """Addresses that are settled already, in the order of the BARs."""
+
+    __slots__ = ("_addresses",)
+
+    def __init__(self, addresses: Sequence[int]) -> None:
+        super().__init__()
+        self._addresses = iter(addresses)
+
+    def take(self, bar: Bar, count: int = 1) -> int:
+        return next(self._addresses)
+
+
+class Express(PciDevice):
+    """Mixed into a model: the function is PCI Express, and has these extended capabilities too."""
+
+    __slots__ = ()
+    EXTENDED: ClassVar[Sequence[ExtendedCapability]] = (alternative_routing(),)
+
+    def capabilities(self) -> Sequence[Capability]:
+        caps = tuple(super().capabilities())
+        return caps if any(cap.id == CapId.EXP for cap in caps) else (*caps, express())
+
+    def extended_capabilities(self) -> Sequence[ExtendedCapability]:
+        return (*super().extended_capabilities(), *self.EXTENDED)
+
+
+class WithVfs(Express):
+    """Mixed into a model: the function has virtual functions."""
+
+    __slots__ = ()
+    LAYOUT_OF_VFS: ClassVar[VfLayout]
+
+    def resources(self) -> list[ResourceRow]:
+        rows = super().resources()
+        for index, row in self.LAYOUT_OF_VFS.rows():
+            rows[index] = row
+        return rows
+
+
+class Virtual(Express):
+    """Mixed into a model: it is a virtual function, whose memory is decoded whatever its command register
+    says. Raises ValueError for a model with I/O BARs or a ROM."""
+
+    __slots__ = ()
+
+    def bars(self) -> Mapping[int, Bar]:
+        bars = super().bars()
+        if any(bar.io or index == regs.ROM_BAR for index, bar in bars.items()):
+            raise ValueError("virtual functions have no I/O BARs and no ROM")
+        return bars
+
+    def _command_written(self, value: int) -> None:
+        super()._command_written(value | Command.MEMORY)
+
+
+def with_vfs(model: type[PciDevice], layout: VfLayout) -> type[PciDevice]:
+    """``model`` with SR-IOV."""
+    extended = (*WithVfs.EXTENDED, layout.capability())
+    return _mixed(WithVfs, model, {"EXTENDED": extended, "LAYOUT_OF_VFS": layout})
+
+
+def virtual(model: type[PciDevice]) -> type[PciDevice]:
+    """``model`` as a virtual function, which has no INTx."""
+    return _mixed(Virtual, model, {"identity": replace(model.identity, irq_pin=0)})
+
+
+def _mixed(mixin: type[PciDevice], model: type[PciDevice], members: Mapping[str, object]) -> type[PciDevice]:
+    return type(model.__name__, (mixin, model), {"__slots__": (), **members})
+
+
+def as_hardware(offset: int, data: bytes) -> bytes:
+    """``data``, read at ``offset`` of a virtual function's configuration space, as the device itself answers:
+    without ids and BARs, which are its physical function's, and which vfio-pci adds for its clients."""
+    shown = bytearray(data)
+    for first, end, value in _NOT_THERE:
+        for position in range(max(first, offset), min(end, offset + len(data))):
+            shown[position - offset] = value
+    return bytes(shown)
+
+
+def lacks(offset: int) -> bool:
+    """Whether the byte at ``offset`` of a virtual function's configuration space is one that it has not."""
+    return any(first <= offset < end for first, end, _ in _NOT_THERE)
+
+
+_NOT_THERE = (
+    (Reg.VENDOR_ID, Reg.COMMAND, 0xFF),
+    (Reg.BASE_ADDRESS_0, Reg.BASE_ADDRESS_0 + 4 * regs.STD_NUM_BARS, 0),
+)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PCI capabilities as declared data: an id, the bytes after the header, and which of their bits are writable.
+
+State: none; capabilities are values. Source: PCI 3.0 chapter 6.8 (MSI, MSI-X), PCI PM 1.2, SR-IOV 1.1,
+<linux/pci_regs.h>.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from devmodel.pci import regs
+
+MAX_MSI_VECTORS = 32
+MAX_MSIX_VECTORS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """One capability: ``body`` follows the 2-byte header, ``mask`` has the bits of it that a write changes.
+
+    ``vectors`` is the number of interrupt messages of MSI and MSI-X.
+    """
+
+    id: int
+    body: bytes
+    mask: bytes
+    vectors: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes it takes in configuration space, the header included."""
+        return 2 + len(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendedCapability:
+    """One capability of extended configuration space: ``body`` follows the 4-byte header, ``mask`` is as in
+    :class:`Capability`."""
+
+    id: int
+    body: bytes
+    mask: bytes
+    version: int = 1
+
+    @property
+    def size(self) -> int:
+        """Bytes it takes in configuration space, the header included."""
+        return 4 + len(self.body)
+
+
+def vendor(payload: bytes) -> Capability:
+    """A vendor-specific capability; a client reads ``payload`` after id, next and length."""
+    body = bytes([3 + len(payload)]) + payload
+    return Capability(regs.CapId.VNDR, body, bytes(len(body)))
+
+
+def power_management() -> Capability:
+    """Power management with D0 and D3hot; leaving D3hot keeps the device's state (NO_SOFT_RESET)."""
+    body = struct.pack("<HHH", regs.PM_CAP_VER, regs.PM_CTRL_NO_SOFT_RESET, 0)
+    return Capability(regs.CapId.PM, body, struct.pack("<HHH", 0, regs.PM_CTRL_STATE_MASK, 0))
+
+
+def msi(vectors: int = 1) -> Capability:
+    """MSI with 64-bit addresses and per-vector masking; ``vectors``: a power of two up to 32 (ValueError)."""
+    if vectors not in (1, 2, 4, 8, 16, 32):
+        raise ValueError(f"MSI cannot have {vectors} vectors: a power of two up to {MAX_MSI_VECTORS}")
+    control = regs.MSI_64BIT | regs.MSI_MASKBIT | (vectors.bit_length() - 1) << 1
+    every_vector = (1 << vectors) - 1
+    layout = "<HIIHHII"  # control, address low and high, data, reserved, mask bits, pending bits
+    body = struct.pack(layout, control, 0, 0, 0, 0, 0, 0)
+    writable = regs.MSI_ENABLE | regs.MSI_QSIZE
+    mask = struct.pack(layout, writable, 0xFFFFFFFC, 0xFFFFFFFF, 0xFFFF, 0, every_vector, 0)
+    return Capability(regs.CapId.MSI, body, mask, vectors)
+
+
+def msix(vectors: int, table: tuple[int, int], pending: tuple[int, int]) -> Capability:
+    """MSI-X with ``vectors`` (1 to 2048) entries; ``table`` and ``pending`` are (BAR index, offset in bytes).
+
+    Raises ValueError for a count out of range or an offset that is not a multiple of 8.
+    """
+    if not 1 <= vectors <= MAX_MSIX_VECTORS:
+        raise ValueError(f"MSI-X cannot have {vectors} vectors: 1 to {MAX_MSIX_VECTORS}")
+    places = [_place(*table), _place(*pending)]
+    body = struct.pack("<HII", vectors - 1, *places)
+    mask = struct.pack("<HII", regs.MSIX_ENABLE | regs.MSIX_MASKALL, 0, 0)
+    return Capability(regs.CapId.MSIX, body, mask, vectors)
+
+
+def express() -> Capability:
+    """A PCI Express endpoint, version 2 of the structure, with everything it could say left at 0."""
+    flags = regs.EXP_FLAGS_VERS_2 | regs.EXP_TYPE_ENDPOINT << 4
+    body = struct.pack("<H", flags) + bytes(56)
+    return Capability(regs.CapId.EXP, body, bytes(len(body)))
+
+
+def alternative_routing() -> ExtendedCapability:
+    """ARI: the function number has 8 bits, so that a device may have more than 8 functions."""
+    return ExtendedCapability(regs.ExtCapId.ARI, bytes(4), bytes(4))
+
+
+def single_root_io(
+    total: int, offset: int, stride: int, device: int, bars: Sequence[int]
+) -> ExtendedCapability:
+    """SR-IOV with ``total`` virtual functions of device id ``device``, the first ``offset`` and each next
+    ``stride`` routing ids further; ``bars`` are the 6 VF BAR registers as they read.
+
+    Nothing in it is writable: the host's driver is the only one to enable functions.
+    """
+    one_page = 1
+    control = (0, regs.SRIOV_CTRL_ARI, 0)  # capabilities, control, status
+    head = struct.pack("<IHHHHHBxHHxxH", *control, total, total, 0, 0, offset, stride, device)
+    body = head + struct.pack("<II6II", one_page, one_page, *bars, 0)
+    return ExtendedCapability(regs.ExtCapId.SRIOV, body, bytes(len(body)))
+
+
+def _place(bar: int, offset: int) -> int:
+    if not 0 <= bar < regs.STD_NUM_BARS or offset % 8:
+        raise ValueError(
+            f"MSI-X structure at BAR {bar} offset {offset:#x}: not a BAR, or not a multiple of 8"
+        )
+    return offset | bar

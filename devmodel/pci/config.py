@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PCI configuration space of a type 0 function, and the windows of addresses that its BARs are in.
+
+State: a ConfigSpace belongs to one device and is touched under that device's lock; an Aperture belongs to the
+lab and is touched on the lifecycle thread. Source: PCI 3.0 chapter 6, <linux/pci_regs.h>.
+"""
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+from devmodel.pci import regs
+from devmodel.pci.capability import Capability, ExtendedCapability
+from devmodel.pci.fields import (
+    Bar,
+    Field,
+    Identity,
+    bar_place,
+    base_addresses,
+    chain,
+    extended_chain,
+    extended_places,
+    header,
+)
+from devmodel.pci.regs import Command, Reg
+from devmodel.region.region import Region, Stored
+
+__all__ = ["Aperture", "Bar", "ConfigSpace", "Identity"]
+
+Hook = Callable[[int], None]
+
+
+class ConfigSpace(Region):
+    """256 or 4096 bytes: a byte image and a write mask for each byte, with hooks on fields of interest."""
+
+    __slots__ = ("_bars", "_data", "_extended", "_hooks", "_mask", "_reset_image")
+
+    def __init__(
+        self,
+        identity: Identity,
+        bars: Mapping[int, Bar],
+        capabilities: Sequence[Capability] = (),
+        size: int = regs.CFG_SPACE_SIZE,
+        extended: Sequence[ExtendedCapability] = (),
+    ) -> None:
+        """Raises ValueError when the declarations contradict each other or do not fit."""
+        super().__init__(size)
+        self._data, self._mask = bytearray(size), bytearray(size)
+        self._bars = dict(bars)
+        self._hooks: list[tuple[int, int, Hook]] = []
+        self._extended = extended_places(extended, size)
+        for field in (
+            *header(identity, bars, capabilities),
+            *base_addresses(bars),
+            *chain(capabilities),
+            *extended_chain(extended, self._extended),
+        ):
+            self._declare(field)
+        self._reset_image = bytes(self._data)
+
+    def clip(self, offset: int, size: int) -> int:
+        """All of an access, or none: vfio-pci refuses one that leaves configuration space (``EFAULT``)."""
+        if not 0 <= offset <= self.size - size:
+            raise OSError(errno.EFAULT, f"{size} bytes at {offset:#x} of {self.size} of configuration space")
+        return size
+
+    @property
+    def stored(self) -> Stored | None:
+        return Stored(self._data, b"\1" * self.size) if type(self).read is ConfigSpace.read else None
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self._data[offset : offset + size])
+
+    def write(self, offset: int, data: bytes) -> None:
+        for position, byte in enumerate(data, offset):
+            mask = self._mask[position]
+            self._data[position] = (self._data[position] & ~mask) | (byte & mask)
+        for first, width, hook in self._hooks:
+            if first < offset + len(data) and offset < first + width:
+                hook(self.value(first, width))
+
+    def reset(self) -> None:
+        self._data[:] = self._reset_image
+
+    def watch(self, offset: int, width: int, hook: Hook) -> None:
+        """Call ``hook`` with the field's new value after each write that touches any byte of it."""
+        self._hooks.append((offset, width, hook))
+
+    def value(self, offset: int, width: int) -> int:
+        """The little-endian value of ``width`` bytes at ``offset``."""
+        return int.from_bytes(self._data[offset : offset + width], "little")
+
+    def store(self, offset: int, width: int, value: int) -> None:
+        """Store a field whatever its mask, until the next reset; for the device itself."""
+        self._data[offset : offset + width] = value.to_bytes(width, "little")
+
+    def preset(self, offset: int, width: int, value: int) -> None:
+        """Store a field whatever its mask, and make that its value after a reset; for the device itself."""
+        self.store(offset, width, value)
+        image = bytearray(self._reset_image)
+        image[offset : offset + width] = value.to_bytes(width, "little")
+        self._reset_image = bytes(image)
+
+    @property
+    def command(self) -> Command:
+        """The command register."""
+        return Command(self.value(Reg.COMMAND, 2))
+
+    def extended(self, identity: int) -> int:
+        """The offset of the extended capability with this id; ValueError when there is none."""
+        if identity not in self._extended:
+            raise ValueError(f"no extended capability {identity:#x}")
+        return self._extended[identity]
+
+    def bar_value(self, index: int) -> int:
+        """The register of BAR ``index`` (6 is the ROM) as it reads, its flag bits included."""
+        return self.value(*bar_place(index, self._bars[index]))
+
+    def bar_address(self, index: int) -> int:
+        """The bus address that BAR ``index`` is programmed to."""
+        return self.bar_value(index) & ~(self._bars[index].size - 1)
+
+    def place_bar(self, index: int, address: int) -> None:
+        """Give BAR ``index`` the address that firmware chose; it stays over a reset."""
+        bar = self._bars[index]
+        self.preset(*bar_place(index, bar), address | bar.flags)
+
+    def _declare(self, field: Field) -> None:
+        end = field.offset + field.width
+        self._data[field.offset : end] = field.value.to_bytes(field.width, "little")
+        self._mask[field.offset : end] = field.mask.to_bytes(field.width, "little")
+
+
+class Aperture:
+    """The host's address windows, from which firmware gives the BARs of physical functions their places."""
+
+    __slots__ = ("_next",)
+    ENDS: ClassVar[Mapping[str, int]] = {"io": 1 << 16, "mem32": 0xFEC0_0000, "mem64": 1 << 46}
+    """First address behind each window: of the I/O ports, of the interrupt controllers, of the processor."""
+
+    def __init__(self) -> None:
+        self._next = {"io": 0xC000, "mem32": 0x8000_0000, "mem64": 0x38_0000_0000}
+
+    def take(self, bar: Bar, count: int = 1) -> int:
+        """A naturally aligned address for ``count`` BARs like ``bar``, one behind the other, never given
+        twice. ValueError when there is no room."""
+        window = "io" if bar.io else "mem64" if bar.mem64 else "mem32"
+        address = -(-self._next[window] // bar.size) * bar.size
+        end = address + count * bar.size
+        if end > self.ENDS[window]:
+            raise ValueError(f"no room at {address:#x} for {count} BARs of {bar.size} bytes")
+        self._next[window] = end
+        return address

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ids that a driver is given while it runs (new_id), and what functions they mean.
+
+State: none. Source: Documentation/ABI/testing/sysfs-bus-pci (new_id, remove_id).
+"""
+
+import re
+from dataclasses import dataclass
+
+from devmodel.pci.config import Identity
+
+ANY = 0xFFFFFFFF
+"""PCI_ANY_ID."""
+FIELDS = 6
+"""Ids, class and its mask; the seventh of new_id is the driver's own, and no driver here has a use for it."""
+
+_NUMBER = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,8}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class PciId:
+    """Vendor and device, subsystem's or any, and the bits of the class that ``class_mask`` selects."""
+
+    vendor: int
+    device: int
+    subvendor: int = ANY
+    subdevice: int = ANY
+    class_code: int = 0
+    class_mask: int = 0
+
+    def matches(self, identity: Identity) -> bool:
+        """Whether a function with this identity is meant."""
+        pairs = (
+            (self.vendor, identity.vendor),
+            (self.device, identity.device),
+            (self.subvendor, identity.subsystem_vendor),
+            (self.subdevice, identity.subsystem_device),
+        )
+        return all(own in (ANY, other) for own, other in pairs) and not (
+            (self.class_code ^ identity.class_code) & self.class_mask
+        )
+
+    def covers(self, other: "PciId") -> bool:
+        """Whether every function that ``other`` means is meant."""
+        pairs = (
+            (self.vendor, other.vendor),
+            (self.device, other.device),
+            (self.subvendor, other.subvendor),
+            (self.subdevice, other.subdevice),
+        )
+        return all(own in (ANY, its) for own, its in pairs) and not (
+            (self.class_code ^ other.class_code) & self.class_mask
+        )
+
+    def __str__(self) -> str:
+        return f"{self.vendor:04x}:{self.device:04x}"
+
+
+def parse_pci_id(text: str) -> PciId:
+    """Vendor, device, perhaps subvendor, subdevice, class, its mask and a number, all in hexadecimal.
+
+    As with the kernel's scanf, what does not read as a number ends the line. ValueError without two.
+    """
+    numbers: list[int] = []
+    for word in text.split()[: FIELDS + 1]:
+        if _NUMBER.fullmatch(word) is None:
+            break
+        numbers.append(int(word, 16))
+    if len(numbers) < 2:
+        raise ValueError(f"{text!r} is no vendor and device (two hexadecimal numbers)")
+    return PciId(*numbers[:FIELDS])

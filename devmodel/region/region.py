@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regions of a VFIO device, addressed from 0: the base class, memory and read-only images.
+
+State: each region belongs to one device and is touched only under that device's lock.
+Source: the region semantics of <linux/vfio.h> (VFIO_DEVICE_GET_REGION_INFO) and of vfio-pci's read and write.
+"""
+
+import errno
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from devmodel.region.backing import REGION_SHIFT, Backing, region_offset
+
+__all__ = ["REGION_SHIFT", "Backing", "Memory", "Region", "Rom", "Stored", "Whole", "clip", "region_offset"]
+
+_BULK = 4096
+"""From this many bytes a copy goes by pread/pwrite: without the GIL, and reading a hole allocates nothing."""
+
+
+def clip(limit: int, offset: int, size: int) -> int:
+    """Bytes of an access of ``size`` at ``offset`` that fall within ``limit`` bytes, as vfio-pci counts them.
+
+    An access that crosses the end is short; one that starts at or beyond it is ``OSError(EINVAL)``.
+    """
+    if not 0 <= offset < limit or size < 0:
+        raise OSError(errno.EINVAL, f"offset {offset:#x} is outside a region of {limit:#x} bytes")
+    return min(size, limit - offset)
+
+
+class Whole(NamedTuple):
+    """What an access of a whole register does."""
+
+    offset: int
+    width: int
+    changed: int
+    """Bits that take what is written."""
+    cleared: int
+    """Bits that a written 1 clears."""
+    on_read: Callable[[Any], int] | None
+    on_write: Callable[[Any, int], None] | None
+
+
+class Stored(NamedTuple):
+    """A region's bytes, changed in place only, and for each of them not 0 where a read is just that, which
+    takes no lock. An access of a whole one of ``registers``, under the device's lock, needs nothing else."""
+
+    data: bytearray
+    plain: bytes
+    registers: Sequence[Whole] = ()
+    owner: object = None
+
+
+class Region:
+    """A range of a device that a client reads, writes and perhaps maps.
+
+    ``read`` and ``write`` trust their range: :meth:`devmodel.device.pci.Device.read` has clipped it already.
+    """
+
+    __slots__ = ("size",)
+    readable: ClassVar[bool] = True
+    writable: ClassVar[bool] = True
+    mappable: ClassVar[bool] = False
+    direct: ClassVar[bool] = False
+    """Whether reads and writes may bypass :meth:`read` and :meth:`write`, to the backing's memory itself."""
+
+    @property
+    def areas(self) -> tuple[tuple[int, int], ...] | None:
+        """The (offset, size) ranges that may be mapped; None when all of a mappable region may."""
+        return None
+
+    @property
+    def stored(self) -> Stored | None:
+        """What may be accessed without asking :meth:`read` and :meth:`write`; None when nothing may."""
+        return None
+
+    def __init__(self, size: int) -> None:
+        """``size`` in bytes."""
+        self.size = size
+
+    def clip(self, offset: int, size: int) -> int:
+        """How many bytes of such an access are the region's. ``OSError`` as :func:`clip`."""
+        if offset >= 0 and size >= 0 and offset + size <= self.size != offset:
+            return size  # nearly every access is
+        return clip(self.size, offset, size)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes at ``offset``."""
+        raise NotImplementedError
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store the whole of ``data`` at ``offset``."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Return to the state after power-on, as far as a function reset does that."""
+
+    def close(self) -> None:
+        """Let go of what the region holds; no access follows."""
+
+
+class Memory(Region):
+    """Plain memory that a client may map; it survives a reset, as video memory does.
+
+    Where it is decoded but nothing is behind it, beyond ``backed`` bytes, reads are all ones and writes are
+    dropped, as on a bus.
+    """
+
+    __slots__ = ("_backing", "_index", "_map", "backed")
+    mappable: ClassVar[bool] = True
+    direct: ClassVar[bool] = True
+
+    def __init__(self, size: int, backed: int | None = None) -> None:
+        """``size`` and how much of it is ``backed`` (all of it unless given) are in bytes.
+
+        Raises ValueError when they are not whole pages.
+        """
+        self.backed = size if backed is None else backed
+        if not 0 < self.backed <= size or (size | self.backed) % mmap.PAGESIZE:
+            raise ValueError(
+                f"a memory region of {size} bytes, {self.backed} of them memory, is not whole pages"
+            )
+        super().__init__(size)
+        self._backing: Backing | None = None
+        self._index = 0
+        self._map: mmap.mmap | None = None
+
+    @property
+    def areas(self) -> tuple[tuple[int, int], ...] | None:
+        return None if self.backed == self.size else ((0, self.backed),)
+
+    def bind(self, backing: Backing, index: int) -> None:
+        """Say which part of which backing this memory is; maps nothing yet."""
+        self._backing, self._index = backing, index
+
+    def read(self, offset: int, size: int) -> bytes:
+        if offset + size > self.backed:
+            behind = self.read(offset, self.backed - offset) if offset < self.backed else b""
+            return behind.ljust(size, b"\xff")
+        if size >= _BULK:
+            return os.pread(self._bound().fd, size, region_offset(self._index) + offset)
+        return self._mapped()[offset : offset + size]
+
+    def write(self, offset: int, data: bytes) -> None:
+        data = data[: max(self.backed - offset, 0)]
+        if len(data) >= _BULK:
+            self._write_bulk(region_offset(self._index) + offset, data)
+        else:
+            self._mapped()[offset : offset + len(data)] = data
+
+    def close(self) -> None:
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+
+    def _write_bulk(self, position: int, data: bytes) -> None:
+        fd, rest = self._bound().fd, memoryview(data)
+        while rest:
+            taken = os.pwrite(fd, rest, position)
+            rest, position = rest[taken:], position + taken
+
+    def _mapped(self) -> mmap.mmap:
+        if self._map is None:
+            self._map = self._bound().map(self._index, self.backed)
+        return self._map
+
+    def _bound(self) -> Backing:
+        if self._backing is None:
+            raise RuntimeError("memory region used before its device bound it")
+        return self._backing
+
+
+class Rom(Region):
+    """A read-only image, padded with 0xff to ``size`` bytes."""
+
+    __slots__ = ("_image",)
+    writable: ClassVar[bool] = False
+
+    def __init__(self, image: bytes, size: int) -> None:
+        """``size`` in bytes, at least the image's; raises ValueError otherwise."""
+        if len(image) > size:
+            raise ValueError(f"an image of {len(image)} bytes does not fit in {size}")
+        super().__init__(size)
+        self._image = image.ljust(size, b"\xff")
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._image[offset : offset + size]
+
+    def write(self, offset: int, data: bytes) -> None:
+        raise OSError(errno.EINVAL, "a ROM cannot be written")

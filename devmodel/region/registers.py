@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Register regions: registers are declared, and any access works as on a little-endian bus.
+
+State: each region belongs to one device and is touched only under that device's lock; hooks run under it too.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from devmodel.region.region import Region, Stored, Whole
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """One little-endian register: ``offset`` and ``width`` in bytes.
+
+    ``rw_mask`` has a bit set for each bit that a write changes (all of them unless declared, none for a
+    read-only register), ``w1c_mask`` for each that writing 1 clears and writing 0 leaves, whatever
+    ``rw_mask`` says of it. ``on_read`` is called with the owner and returns what a read sees in place of the
+    stored value; ``on_write`` is called with the owner and the new stored value after a write that touched
+    any byte of the register.
+    """
+
+    offset: int
+    width: int
+    name: str
+    reset: int = 0
+    rw_mask: int = -1
+    w1c_mask: int = 0
+    on_read: Callable[[Any], int] | None = None
+    on_write: Callable[[Any, int], None] | None = None
+
+    @property
+    def mask(self) -> int:
+        """All its bits."""
+        return (1 << 8 * self.width) - 1
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte after the register."""
+        return self.offset + self.width
+
+
+class Layout:
+    """The registers of a region, declared once per model and shared by all its devices."""
+
+    __slots__ = ("_starts", "by_name", "image", "native", "plain", "registers", "size", "wholes")
+
+    def __init__(self, size: int, registers: Iterable[Register]) -> None:
+        """``size`` in bytes; raises ValueError when registers overlap or lie outside."""
+        self.size = size
+        self.registers: Sequence[Register] = sorted(registers, key=lambda register: register.offset)
+        self.by_name = {register.name: register for register in self.registers}
+        self._starts = [register.offset for register in self.registers]
+        self.image = self._power_on()
+        self.plain = self._without_hook()
+        """A byte for each of the region's: 1 where a read is what is stored."""
+        self.wholes = {register.offset: _whole(register) for register in self.registers}
+        self.native = [whole for whole in self.wholes.values() if _is_natural(whole)]
+        """Those that a processor accesses at once."""
+
+    def within(self, offset: int, size: int) -> Sequence[Register]:
+        """The registers that share a byte with ``size`` bytes at ``offset``."""
+        first = max(bisect_right(self._starts, offset) - 1, 0)
+        if self.registers and self.registers[first].end <= offset:
+            first += 1
+        return self.registers[first : bisect_right(self._starts, offset + size - 1)]
+
+    def _power_on(self) -> bytes:
+        image, end = bytearray(self.size), 0
+        for register in self.registers:
+            if register.offset < end or register.end > self.size:
+                raise ValueError(f"register {register.name} overlaps another or the end of its region")
+            end = register.end
+            image[register.offset : end] = register.reset.to_bytes(register.width, "little")
+        return bytes(image)
+
+    def _without_hook(self) -> bytes:
+        plain = bytearray(b"\1") * self.size
+        for register in self.registers:
+            if register.on_read is not None:
+                plain[register.offset : register.end] = bytes(register.width)
+        return bytes(plain)
+
+
+class Registers(Region):
+    """Registers on a little-endian bus: accesses split at register boundaries, the bytes between read 0.
+
+    What has no ``on_read`` is read without the device's lock, as one load, unless a subclass has a
+    :meth:`read` of its own.
+    """
+
+    __slots__ = ("_bytes", "_layout", "_owner")
+
+    def __init__(self, layout: Layout, owner: object = None) -> None:
+        """``owner`` is what the hooks are called with, usually the device."""
+        super().__init__(layout.size)
+        self._layout = layout
+        self._owner = owner
+        self._bytes = bytearray(layout.image)
+
+    @property
+    def stored(self) -> Stored | None:
+        layout, own = self._layout, type(self)
+        if own.read is not Registers.read:
+            return None
+        wholes = layout.native if own.write is Registers.write else ()
+        return Stored(self._bytes, layout.plain, wholes, self._owner)
+
+    def __getitem__(self, name: str) -> int:
+        register = self._layout.by_name[name]
+        return int.from_bytes(self._bytes[register.offset : register.end], "little")
+
+    def __setitem__(self, name: str, value: int) -> None:
+        register = self._layout.by_name[name]
+        self._bytes[register.offset : register.end] = _encode(value, register.width)
+
+    def read(self, offset: int, size: int) -> bytes:
+        whole = self._layout.wholes.get(offset)
+        if whole is None or whole.width != size:
+            return self._read_parts(offset, size)
+        if whole.on_read is None:
+            return bytes(self._bytes[offset : offset + size])
+        return _encode(whole.on_read(self._owner), size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        whole = self._layout.wholes.get(offset)
+        if whole is None or whole.width != len(data):
+            self._write_parts(offset, data)
+            return
+        value, end = int.from_bytes(data, "little"), offset + len(data)
+        if whole.changed + 1 != 1 << 8 * whole.width:
+            stored = int.from_bytes(self._bytes[offset:end], "little") & ~whole.changed
+            value = (stored | value & whole.changed) & ~(value & whole.cleared)
+            data = value.to_bytes(whole.width, "little")
+        self._bytes[offset:end] = data
+        if whole.on_write is not None:
+            whole.on_write(self._owner, value)
+
+    def reset(self) -> None:
+        self._bytes[:] = self._layout.image
+
+    def _read_parts(self, offset: int, size: int) -> bytes:
+        out = self._bytes[offset : offset + size]
+        for register in self._layout.within(offset, size):
+            if register.on_read is not None:
+                value = _encode(register.on_read(self._owner), register.width)
+                first, last = max(offset, register.offset), min(offset + size, register.end)
+                out[first - offset : last - offset] = value[first - register.offset : last - register.offset]
+        return bytes(out)
+
+    def _write_parts(self, offset: int, data: bytes) -> None:
+        for register in self._layout.within(offset, len(data)):
+            first, last = max(offset, register.offset), min(offset + len(data), register.end)
+            shift = 8 * (first - register.offset)
+            written = int.from_bytes(data[first - offset : last - offset], "little") << shift
+            self._store(register, written, (1 << 8 * (last - first)) - 1 << shift)
+
+    def _store(self, register: Register, written: int, touched: int) -> None:
+        """``written`` has a value for the bits of ``touched``, those of the bytes that were accessed."""
+        changed = register.rw_mask & ~register.w1c_mask & touched
+        value = (self[register.name] & ~changed) | (written & changed)
+        value &= ~(written & register.w1c_mask & touched)
+        self[register.name] = value
+        if register.on_write is not None:
+            register.on_write(self._owner, value)
+
+
+def _whole(register: Register) -> Whole:
+    mask = register.mask
+    cleared = register.w1c_mask & mask
+    changed = register.rw_mask & mask & ~cleared
+    return Whole(register.offset, register.width, changed, cleared, register.on_read, register.on_write)
+
+
+def _is_natural(whole: Whole) -> bool:
+    return whole.width in (1, 2, 4, 8) and whole.offset % whole.width == 0
+
+
+def _encode(value: int, width: int) -> bytes:
+    return (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line.  Each subcommand is a module with `add_arguments(parser)` and `main(args) -> exit
+status`; only the one asked for is imported, because a second `mount` should cost next to nothing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+EPILOG = "`vfsfuse COMMAND --help` explains a command; the README opens with a session to paste."
+
+
+class Command(NamedTuple):
+    """A subcommand: its module in this package and what --help says of it."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "mount": Command("cli.mount", "mount a lab, in the background unless --foreground"),
+    "umount": Command("cli.umount", "unmount a lab and end its server"),
+    "run": Command("run.command", "run a program that finds a lab at /sys and /dev/vfio"),
+    "tree": Command("cli.tree", "print the tree of a mounted lab"),
+    "surprise-remove": Command(
+        "cli.surprise_remove", "take a vGPU away from whoever has it, for tests of its users"
+    ),
+    "screenshot": Command("cli.screenshot", "save the picture that a vGPU shows as a PNG"),
+}
+
+
+def version() -> str:
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("vfsfuse")
+    except PackageNotFoundError:
+        return "(run from a checkout, not installed)"
+
+
+class _Version(argparse.Action):
+    """--version, which looks the number up only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"vfsfuse {version()}")
+        parser.exit()
+
+
+class _Help(argparse.HelpFormatter):
+    """Help with every command on its line: argparse itself forgets that they are indented."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = max(map(len, COMMANDS)) + 2 * self._indent_increment
+
+
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser, with the arguments of `chosen` only."""
+    parser = argparse.ArgumentParser(
+        prog="vfsfuse",
+        description="A virtual VFIO lab in a mount.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=_Help,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        said = f"{command.summary[0].upper()}{command.summary[1:]}."
+        sub = subparsers.add_parser(name, help=command.summary, description=said, allow_abbrev=False)
+        if name == chosen:
+            module = importlib.import_module(f"vfsfuse.{command.module}")
+            module.add_arguments(sub)
+            sub.set_defaults(main=module.main)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; the exit status is 0, 1 for a failure said in one line on stderr, 2 for wrong
+    usage."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    args = build_parser(chosen).parse_args(arguments)
+    status: int = args.main(args)
+    return status

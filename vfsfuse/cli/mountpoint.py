@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is at a mountpoint, and taking it away: shared by `mount` and `umount`.  Single-threaded callers."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import select
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from vfsfuse.run import syscalls
+
+XATTR_PID = "user.vfsfuse.pid"
+FSTYPE = "fuse.vfsfuse"
+
+
+class State(enum.Enum):
+    """What a path is as a mountpoint."""
+
+    FREE = "nothing is mounted there"
+    LIVE = "a lab is mounted there"
+    STALE = "a lab whose server is gone"
+    FOREIGN = "another filesystem is mounted there"
+
+
+@dataclass(frozen=True, slots=True)
+class Mountpoint:
+    """A path, what is mounted on it, and the pid of the server of a LIVE lab (0: it does not tell us)."""
+
+    path: str
+    state: State
+    pid: int = 0
+
+
+def inspect(path: str) -> Mountpoint:
+    """Look at `path`, made absolute; asks the server of a lab that is mounted there."""
+    path = os.path.realpath(path)
+    kinds = [kind for where, kind in _mounts() if where == path]
+    if not kinds:
+        return Mountpoint(path, State.FREE)
+    if kinds[-1] != FSTYPE:
+        return Mountpoint(path, State.FOREIGN)
+    try:
+        return Mountpoint(path, State.LIVE, int(os.getxattr(path, XATTR_PID)))
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            return Mountpoint(path, State.STALE)
+        if error.errno == errno.EACCES:  # another user's, which even root may only unmount
+            return Mountpoint(path, State.LIVE)
+        raise
+
+
+def labs() -> list[str]:
+    """Where labs are mounted, by the order of their mounts; not the parts that `vfsfuse run` shows of one."""
+    shown = dict(_mounts())  # the last mount on a path is what is seen there
+    return [
+        path for path, kind in shown.items() if kind == FSTYPE and os.path.isdir(f"{path}/sys/class/vgpu")
+    ]
+
+
+def unmount(path: str, lazy: bool = False) -> None:
+    """Unmount `path`, through fusermount3 when we may not ourselves.  Raises OSError(EBUSY, EPERM, …)."""
+    try:
+        syscalls.unmount(path, syscalls.MNT_DETACH if lazy else 0)
+    except PermissionError:
+        _fusermount(path, lazy)
+
+
+def wait_for_end(pid: int, seconds: float) -> bool:
+    """Whether process `pid` has ended within `seconds`."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], seconds)[0])
+    finally:
+        os.close(pidfd)
+
+
+def _fusermount(path: str, lazy: bool) -> None:
+    helper = shutil.which("fusermount3")
+    if helper is None:
+        raise OSError(errno.EPERM, "fusermount3 is not installed (apt-get install fuse3)")
+    done = subprocess.run(
+        [helper, "-u", *(["-z"] if lazy else []), "--", path], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        busy = "busy" in done.stderr
+        raise OSError(errno.EBUSY if busy else errno.EPERM, done.stderr.strip() or "fusermount3 failed")
+
+
+def _mounts() -> list[tuple[str, str]]:
+    """(mountpoint, type) of every mount of this namespace, in the order they were made."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as table:
+        rows = [line.split(" ") for line in table]
+    return [(_unescape(row[1]), row[2]) for row in rows]
+
+
+def _unescape(field: str) -> str:
+    """Undo the octal escapes of proc(5)'s mounts."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, character)
+    return field

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vfsfuse screenshot VGPU FILE`: save what a vGPU's display shows now, read through the mount.
+
+Single-threaded; it needs no Pillow, because the server makes the PNG (vfsfuse/sysfs/screen.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+
+from vfsfuse.cli.targets import ChoiceError, find, only_lab
+
+STDOUT = "-"
+SCREEN = "screen.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("vgpu", metavar="VGPU", help="vgpu<N>, a UUID, or the name of its directory")
+    parser.add_argument("file", metavar="FILE", help="where the PNG goes; - is standard output")
+    parser.add_argument(
+        "--mount", metavar="MNT", help="the lab mounted there (default: the only one there is)"
+    )
+
+
+class ScreenshotError(ChoiceError):
+    """There is no screenshot; str() is one line: what, where and how to mend it."""
+
+
+def main(args: argparse.Namespace) -> int:
+    try:
+        lab = args.mount or only_lab()
+        write(args.file, read(find(lab, args.vgpu), args.vgpu))
+    except ChoiceError as error:
+        print(f"vfsfuse: screenshot: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of standard output has enough: the rest goes nowhere, at exit too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        print(f"vfsfuse: screenshot: {error.filename or args.file}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def read(directory: str, name: str) -> bytes:
+    """The PNG.  Raises ScreenshotError when nothing is shown, OSError as the file does."""
+    try:
+        with open(f"{directory}/{SCREEN}", "rb") as screen:
+            return screen.read()
+    except FileNotFoundError:
+        raise ScreenshotError(f"{name}: it has no display") from None
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+        raise ScreenshotError(
+            f"{name}: it shows nothing (its guest has set no mode that it can show)"
+        ) from None
+
+
+def write(path: str, png: bytes) -> None:
+    """Raises OSError."""
+    if path == STDOUT:
+        sys.stdout.buffer.write(png)
+        sys.stdout.buffer.flush()
+        return
+    with open(path, "wb") as out:
+        out.write(png)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which lab and which vGPU a person means on the command line; looked up through the mount.
+
+Single-threaded, no state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from vfsfuse.cli.mountpoint import labs
+
+
+class ChoiceError(Exception):
+    """It cannot be told; str() is one line: what, where and how to mend it."""
+
+
+def only_lab() -> str:
+    """Where the lab is mounted that there is only one of.  Raises ChoiceError."""
+    found = labs()
+    if len(found) != 1:
+        what = f"labs are mounted at {', '.join(found)}" if found else "no lab is mounted"
+        raise ChoiceError(f"{what} (say which with --mount)")
+    return found[0]
+
+
+def find(lab: str, name: str) -> str:
+    """The directory of the vGPU that `name` means.  Raises ChoiceError unless it means exactly one."""
+    if not os.path.isdir(f"{lab}/sys/class/vgpu"):
+        raise ChoiceError(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
+    found = sorted({os.path.realpath(path) for path in places(lab, name)})
+    if len(found) > 1:
+        names = ", ".join(map(os.path.basename, found))
+        raise ChoiceError(f"{name}: there are {names} (name one of them)")
+    if not found:
+        raise ChoiceError(f"{name}: there is no such vGPU in {lab} (vfsfuse tree {lab} shows what there is)")
+    return found[0]
+
+
+def places(lab: str, name: str) -> Iterator[str]:
+    """The paths of the vGPUs that have this name: a number, a directory, or a UUID with any instance."""
+    if "/" in name or not name.strip("."):
+        return
+    classes = f"{lab}/sys/class/vgpu"
+    for vendor in os.listdir(classes):
+        if os.path.isdir(f"{classes}/{vendor}/{name}"):
+            yield f"{classes}/{vendor}/{name}"
+    devices = f"{lab}/sys/bus/mdev/devices"
+    for device in os.listdir(devices):
+        if name.lower() in (device, uuid_of(f"{devices}/{device}")):
+            yield f"{devices}/{device}"
+
+
+def uuid_of(directory: str) -> str:
+    """The UUID of a vGPU, empty when it is just being removed."""
+    try:
+        with open(f"{directory}/vgpu_uuid", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The namespace lane: pyfuse3's handlers over the tree.  Everything here runs on the trio thread.
+
+What changes the tree tells the kernel before it answers, so that a name is gone for every process once the
+write(2) that removed it returns, whatever the cache times.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+from functools import partial
+
+import trio
+
+from ioctl_shim.fuse import pyfuse3
+from ioctl_shim.lanefile import Named
+from vfsfuse.cli.mountpoint import XATTR_PID
+from vfsfuse.kernfs.errors import errors
+from vfsfuse.kernfs.inodes import NANOSECONDS, Names
+from vfsfuse.kernfs.kobject import Attribute, Child, Entry, Kobject, Member, SnapshotMember
+from vfsfuse.kernfs.notify import forget_names, forget_stats
+from vfsfuse.kernfs.refusals import Refusals
+from vfsfuse.kernfs.snapshots import Snapshots
+from vfsfuse.kernfs.tree import BASE_MASK, IAttrs
+
+BLOCK = 4096
+POLL_MASK = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+
+
+class Operations(Refusals):
+    """The handlers."""
+
+    supports_dot_lookup = False
+
+    def __init__(self, names: Names) -> None:
+        super().__init__()
+        self.names, self.tree = names, names.tree
+        self._listings: dict[int, list[Child | Member]] = {}
+        self._owners: dict[int, Kobject] = {}
+        self._next_listing = 1
+        self._snapshots = Snapshots()
+        self.telling = trio.Lock()
+        """Held while the kernel is told of changes: that waits for lookups which only we can answer."""
+
+    # ---- looking; as a rule the device lane has answered, by the same names ----
+
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        with errors("lookup"):
+            return _attributes(self.names.lookup(parent_inode, name))
+
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        with errors("getattr"):
+            return _attributes(self.names.stat(inode))
+
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        with errors("setattr"):
+            self.tree.locate(inode)
+            changed = self.tree.iattrs.setdefault(inode & BASE_MASK, IAttrs())
+            if fields.update_mode:
+                changed.mode = stat.S_IMODE(attr.st_mode)
+            if fields.update_uid:
+                changed.uid = attr.st_uid
+            if fields.update_gid:
+                changed.gid = attr.st_gid
+            return _attributes(
+                self.names.stat(inode)
+            )  # a new size (O_TRUNC) or time is ignored, as sysfs does
+
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        with errors("readlink"):
+            return self.names.readlink(inode)
+
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        return True  # default_permissions: the kernel has checked
+
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        made = pyfuse3.StatvfsData()
+        made.f_bsize = made.f_frsize = BLOCK
+        made.f_namemax = 255
+        return made
+
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if inode == pyfuse3.ROOT_INODE and name == XATTR_PID.encode():
+            return str(os.getpid()).encode()
+        raise pyfuse3.FUSEError(errno.ENODATA)
+
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        return []
+
+    # ---- directories ----
+
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        with errors("opendir"):
+            directory = self.tree.directory(inode)
+            handle, self._next_listing = self._next_listing, self._next_listing + 1
+            self._listings[handle] = []
+            self._owners[handle] = directory
+            return handle
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        with errors("readdir"):
+            owner, listing = self._owners[fh], self._listings[fh]
+            if start_id == 0:  # the first call, or after rewinddir(3): what is there now
+                listing[:] = self.tree.directory(owner.inode).entries()
+            elif not self.tree.knows(owner):
+                return
+            for index in range(start_id, len(listing)):
+                if not self._reply(token, owner, listing[index], index + 1):
+                    return
+
+    def _reply(
+        self, token: pyfuse3.ReaddirToken, owner: Kobject, listed: Child | Member, following: int
+    ) -> bool:
+        try:
+            found = self.names.listed(owner, listed)
+        except OSError:
+            found = None  # it is going
+        if found is None:
+            return True
+        name, named = found
+        return pyfuse3.readdir_reply(token, name.encode(), _attributes(named), following)
+
+    async def releasedir(self, fh: int) -> None:
+        self._listings.pop(fh, None)
+        self._owners.pop(fh, None)
+
+    # ---- snapshots; device files and attributes are opened, and closed, by the pump ----
+
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        with errors("open"):
+            entry, member = self.tree.locate(inode)
+            if not isinstance(member, SnapshotMember):
+                raise OSError(errno.EIO, "not a file of this lane")
+            if flags & os.O_ACCMODE != os.O_RDONLY:  # as sysfs: even root cannot
+                raise OSError(errno.EACCES, f"{member.name} is read-only")
+            handle = await self._snapshots.open(partial(member.content, entry))
+            return pyfuse3.FileInfo(fh=handle, direct_io=True)  # and so without mmap: native/interpose.c
+
+    async def flush(self, fh: int) -> None:
+        return
+
+    async def release(self, fh: int) -> None:
+        self._snapshots.release(fh)
+
+    # ---- attributes ----
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        with errors("show"):
+            snapshot = self._snapshots.get(fh)
+            if snapshot is not None:
+                return snapshot[off : off + size]
+            entry, member = self._attribute(fh)
+            return member.read(entry)[off : off + size]
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        with errors("store"):
+            entry, member = self._attribute(fh)
+            try:
+                return member.write(entry, buf)  # every write is from the start, as sysfs has it
+            finally:
+                await self.publish()
+
+    async def publish(self) -> None:
+        """Tell the kernel what changed, names from a thread that may wait for the directory locks it takes;
+        then those who listen: what they hear of is seen, and what is gone is not."""
+        async with self.telling:
+            changes, events = self.tree.take_changes(), self.tree.root.uevents.take()
+            forget_stats(changes)
+            if changes.gone:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(forget_names, changes)
+            self.tree.root.uevents.deliver(events)
+
+    async def poll(
+        self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: pyfuse3.RequestContext
+    ) -> int:
+        return POLL_MASK
+
+    def _attribute(self, inode: int) -> tuple[Entry, Attribute]:
+        entry, member = self.tree.locate(inode)
+        if not isinstance(member, Attribute):
+            raise OSError(errno.EIO, "not an attribute")
+        return entry, member
+
+
+def _attributes(named: Named) -> pyfuse3.EntryAttributes:
+    made = pyfuse3.EntryAttributes()
+    made.st_ino, made.st_mode, made.st_nlink, made.st_size, made.st_uid, made.st_gid, time_ns, timeout = named
+    made.st_atime_ns = made.st_mtime_ns = made.st_ctime_ns = time_ns
+    made.st_blksize = BLOCK
+    made.entry_timeout = made.attr_timeout = timeout / NANOSECONDS
+    return made

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a lab file's device models come from: this project, installed packages, and files named in it.
+
+State: a :class:`Models` belongs to the reading of one lab file. Every error is a ValueError for a person.
+Source: the entry points specification (packaging.python.org), group ``vfsfuse.models``.
+"""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from devmodel.device.pci import PciDevice
+from devmodel.models.registry import MODELS, PHYSICAL
+
+GROUP = "vfsfuse.models"
+Model = type[PciDevice]
+
+_PLACE = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]*)", re.ASCII)
+
+
+class Models:
+    """The models that a lab file may name. ``folder`` is where its relative paths begin."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.own: dict[str, Model] = {}
+
+    def add(self, name: str, place: str) -> None:
+        """Name the class at ``place``, "file.py:Class", in this lab file. Runs the file."""
+        if name in MODELS or name in PHYSICAL:
+            raise ValueError(f"{name!r} is a model of vfsfuse's own (choose another name)")
+        found = _PLACE.fullmatch(place)
+        if found is None:
+            raise ValueError(f'{place!r} is not a place (write "file.py:Class")')
+        self.own[name] = _load(self.folder / found["file"], found["name"])
+
+    def find(self, name: str, built_in: Mapping[str, Model]) -> Model:
+        """The model ``name``: built in, of this lab file, or of an installed package, in this order."""
+        found = built_in.get(name) or self.own.get(name)
+        if found is not None:
+            return found
+        installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+        if name in installed:
+            return _installed(installed[name])
+        there_is = ", ".join([*built_in, *self.own, *installed])
+        raise ValueError(f"there is no model {name!r} (there is {there_is})")
+
+
+def _installed(entry: EntryPoint) -> Model:
+    try:
+        found = entry.load()
+    except Exception as error:
+        raise ValueError(f"{entry.value} cannot be loaded: {error!r} (mend that package)") from error
+    return _checked(found, entry.value)
+
+
+def _load(path: Path, name: str) -> Model:
+    module_name = f"vfsfuse_model_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ValueError(f"there is no file {path} (paths begin at the lab file)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickle look there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise ValueError(f"{path} cannot be loaded: {error!r} (mend it)") from error
+    if not hasattr(module, name):
+        raise ValueError(f"{path} has no class {name} (check the name)")
+    return _checked(getattr(module, name), f"{path}:{name}")
+
+
+def _checked(found: object, place: str) -> Model:
+    if not (isinstance(found, type) and issubclass(found, PciDevice) and hasattr(found, "identity")):
+        raise ValueError(f"{place} is not a device model (derive it from devmodel.device.pci.PciDevice)")
+    return found

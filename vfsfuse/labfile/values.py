@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of value in a lab file, each a function from what TOML gives to what the lab takes.
+
+State: none. Each raises ValueError whose text says, for a person, what is wrong and how to mend it.
+"""
+
+import grp
+import pwd
+import re
+from collections.abc import Mapping
+
+from devmodel.lifecycle.resources import MAX_SIZE, Resolution, parse_resolution, parse_size
+from devmodel.lifecycle.spec import PATH_NAME, Removal
+
+MAX_CACHE_SECONDS = 86400
+
+_MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
+
+
+def text(value: object) -> str:
+    """A line of text, as an attribute can show it."""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError(f"{value!r} is not a line of text (write it in quotes)")
+    return value
+
+
+def name(value: object) -> str:
+    """Text that can name a directory."""
+    if not isinstance(value, str) or PATH_NAME.fullmatch(value) is None:
+        raise ValueError(f"{value!r} cannot be a name (use letters, digits, '-', '_' and '.')")
+    return value
+
+
+def count(value: object) -> int:
+    """A whole number from 1 to 2^31 - 1."""
+    number = _whole(value)
+    if not 1 <= number < 2**31:
+        raise ValueError(f"{number} is out of range (give 1 or more, or leave the key out)")
+    return number
+
+
+def size(value: object) -> int:
+    """Bytes, as a number or with a unit: 268435456, "256M", "256 MiB"."""
+    if isinstance(value, str):
+        return parse_size(value)
+    number = _whole(value, ' (a number of bytes, or "256M")')
+    if not 0 <= number <= MAX_SIZE:
+        raise ValueError(f"{value!r} is out of range (at most 1T)")
+    return number
+
+
+def resolution(value: object) -> Resolution:
+    """Pixels: "1920x1080"."""
+    if not isinstance(value, str):
+        raise ValueError(f'{value!r} is not a resolution (write "1920x1080")')
+    return parse_resolution(value)
+
+
+def removal(value: object) -> Removal:
+    """What removing a device in use does."""
+    if not isinstance(value, str) or value not in {each.value for each in Removal}:
+        raise ValueError(f'{value!r} is neither "busy" nor "wait" (give one of them)')
+    return Removal(value)
+
+
+def seconds(value: object) -> float:
+    """A time of up to a day."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_CACHE_SECONDS:
+        raise ValueError(f"{value!r} is not a time (give seconds, 0 to {MAX_CACHE_SECONDS})")
+    return float(value)
+
+
+def mode(value: object) -> int:
+    """Permission bits as octal text; a TOML number is refused, for 600 and 0o600 look too much alike."""
+    if not isinstance(value, str) or _MODE.fullmatch(value) is None:
+        raise ValueError(f'{value!r} is not a mode (give octal digits in quotes, "0600")')
+    return int(value, 8)
+
+
+def user(value: object) -> int:
+    """A user by name or number, as a uid."""
+    if isinstance(value, str):
+        try:
+            return pwd.getpwnam(value).pw_uid
+        except KeyError:
+            raise ValueError(f"there is no user {value!r} (give a name of this system, or a uid)") from None
+    return _id(value)
+
+
+def group(value: object) -> int:
+    """A group by name or number, as a gid."""
+    if isinstance(value, str):
+        try:
+            return grp.getgrnam(value).gr_gid
+        except KeyError:
+            raise ValueError(f"there is no group {value!r} (give a name of this system, or a gid)") from None
+    return _id(value)
+
+
+def boolean(value: object) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def options(value: object) -> Mapping[str, int]:
+    """A model's options: a table of whole numbers."""
+    return {key: _whole(number, f" (for option {key!r})") for key, number in table(value).items()}
+
+
+def table(value: object) -> dict[str, object]:
+    """A TOML table."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is not a table (write [key] or {{ ... }})")
+    return value
+
+
+def _whole(value: object, hint: str = "") -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number{hint}")
+    return value
+
+
+def _id(value: object) -> int:
+    number = _whole(value, " (nor a name)")
+    if not 0 <= number < 2**32 - 1:
+        raise ValueError(f"{number} is not an id of a user or group (0 to 4294967294)")
+    return number

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vfsfuse run [--mount MNT | --config LAB.toml] -- CMD ARG...`: CMD finds the lab at /sys and /dev.
+
+This process execs CMD, so its number, exit status, signals, terminal and job control are the caller's own
+by construction; a supervisor stays behind (vfsfuse.run.supervisor).  Single-threaded throughout: user
+namespaces demand it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import shutil
+import signal
+import sys
+from typing import NoReturn
+
+EXIT_USAGE = 2
+EXIT_SETUP = 125
+"""The lab, not CMD, failed; as env(1), nohup(1) and timeout(1) have it."""
+EXIT_CANNOT_EXECUTE = 126
+EXIT_NOT_FOUND = 127
+
+ENVIRONMENT = {"SYSTEMD_DEVICE_VERIFY_SYSFS": "0"}
+"""For CMD: libudev otherwise refuses a /sys that is not of type sysfs."""
+
+_BUSY_FILTER = (
+    "there can be one: not inside another run, nor in a container whose engine watches system calls"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `run`."""
+    lab = parser.add_mutually_exclusive_group()
+    lab.add_argument("--mount", metavar="MNT", help="the lab mounted there (default: a private one for CMD)")
+    lab.add_argument("--config", metavar="LAB.toml", help="make the private lab from this file")
+    parser.add_argument(
+        "--log", metavar="FILE", help="append the private lab's log to FILE (default: discard it)"
+    )
+    parser.add_argument("argv", metavar="CMD", nargs=argparse.REMAINDER, help="the program and its arguments")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Become CMD.  Returns only when that fails: the exit status, after one line on stderr."""
+    command: list[str] = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
+    if not command:
+        return _complain("no command; usage: vfsfuse run [--mount MNT] -- CMD [ARG...]", EXIT_USAGE)
+    _die_quietly_on_interrupt()
+    _occupy_standard_fds()
+    from vfsfuse.run.namespace import SetupError
+
+    try:
+        _prepare(args)
+    except SetupError as error:
+        return _complain(str(error), EXIT_SETUP) if str(error) else EXIT_SETUP
+    os.environ.update(ENVIRONMENT)
+    return _become(command)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"vfsfuse: run: {message}", file=sys.stderr)
+    return status
+
+
+def _die_quietly_on_interrupt() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _occupy_standard_fds() -> None:
+    """Keep our own descriptors off 0, 1 and 2 when the caller closed those; CMD still gets them closed."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """All but the exec: namespaces, supervisor, lab, filter."""
+    from ioctl_shim import seccomp
+    from ioctl_shim.abi import BY_NAME
+    from vfsfuse.run import namespace
+    from vfsfuse.run.supervisor import Plan, Supervisor
+
+    plan = Plan(*(path and os.path.abspath(path) for path in (args.mount, args.config, args.log)))
+    if plan.lab:
+        namespace.check_lab(plan.lab)
+    if plan.log:
+        with namespace.explained(plan.log), open(plan.log, "ab"):
+            pass
+    namespace.enter()
+    if not plan.lab:
+        namespace.stage()
+    supervisor = Supervisor(plan)
+    supervisor.wait_ready()
+    namespace.show(plan.root)
+    with namespace.explained("installing the seccomp filter", _BUSY_FILTER):
+        listener = seccomp.install(BY_NAME["VFIO_GROUP_GET_DEVICE_FD"].cmd)
+    supervisor.watch(listener)
+
+
+def _become(command: list[str]) -> int:
+    """exec(3) `command`; returns a shell's exit status for a failure, after one line on stderr."""
+    for name in ("SIGPIPE", "SIGXFSZ"):  # the interpreter ignores these, and exec would hand that on
+        signal.signal(signal.Signals[name], signal.SIG_DFL)
+    try:
+        _execute(command)
+    except OSError as error:
+        status = EXIT_NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXIT_CANNOT_EXECUTE
+        return _complain(f"{command[0]}: {error.strerror}", status)
+
+
+def _execute(command: list[str]) -> NoReturn:
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        script = shutil.which(command[0]) or command[0]
+        os.execv("/bin/sh", ["/bin/sh", script, *command[1:]])  # a script without #!, as execvp(3) runs it

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The private mount namespaces of `vfsfuse run`, in which a lab appears at /sys, /dev/vfio and /dev/iommu.
+
+There are two, one inside the other.  `enter` makes the outer one, where the supervisor and a private lab's
+server live; `show` makes the inner one, for the program.  The server must not live in the inner one: its C
+library reads /sys/devices/system/cpu, and a lookup in its own mount would wait for itself.
+
+Runs in the single thread of a process about to exec.  Source: mount_namespaces(7), user_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+
+from vfsfuse.run import syscalls
+
+GIVEN_BACK = (
+    "devices/system",
+    "devices/virtual/net",
+    "class/net",
+    "kernel/mm",
+    "kernel/debug",
+    "fs",
+    "firmware",
+    "power",
+)
+"""What stays the machine's own under /sys, where the lab has an empty directory of that name.
+
+Only what holds its own files, or links within this list: /sys/block and /sys/dev would be nothing but
+dangling links into devices/."""
+
+DEVICE_NODES = ("vfio", "iommu")
+"""What the lab shows under /dev, if it has it."""
+
+STAGED_LAB = "/sys/lab"
+"""Where a private lab is mounted in the outer namespace (see `stage`)."""
+
+
+class SetupError(Exception):
+    """`run` cannot give the program its lab; str() is one line: what, where and how to mend it.
+
+    It is empty when the server has said it all on stderr.
+    """
+
+
+@contextlib.contextmanager
+def explained(what: str, mend: str = "") -> Iterator[None]:
+    """Turn an OSError of the block into a SetupError that says `what` failed and how to `mend` it."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(f"{what}: {error.strerror or error}" + (f" ({mend})" if mend else "")) from error
+
+
+def check_lab(path: str) -> None:
+    """Raise SetupError unless `path` is the root of a mounted lab whose server answers."""
+    mend = f"mount one there with: vfsfuse mount {path}"
+    with explained(path, mend):
+        root = os.stat(path)
+    try:
+        parts = [os.stat(f"{path}/{part}") for part in ("sys", "dev/vfio")]
+    except OSError:
+        parts = []
+    if not parts or any(part.st_dev != root.st_dev for part in parts):
+        raise SetupError(f"{path}: no lab is mounted here ({mend})")
+
+
+def enter() -> None:
+    """Enter the outer namespace; without CAP_SYS_ADMIN, through a user namespace whose root is the caller."""
+    rootless = not syscalls.may_administrate()
+    ids = os.geteuid(), os.getegid()
+    with explained("making a mount namespace", _mend_unshare(rootless)):
+        syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWUSER if rootless else 0))
+        if rootless:
+            _become_root_here(*ids)
+        # not private: what is unmounted outside would go on here, and a lab's server with it
+        syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+
+
+def _mend_unshare(rootless: bool) -> str:
+    if not rootless:
+        return "it needs CAP_SYS_ADMIN, outside a chroot"
+    knobs = "user.max_user_namespaces kernel.unprivileged_userns_clone"
+    knobs += " kernel.apparmor_restrict_unprivileged_userns"
+    return f"run it as root, or see sysctl {knobs}"
+
+
+def _become_root_here(uid: int, gid: int) -> None:
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def stage() -> None:
+    """Cover /sys of the outer namespace by a small tmpfs with STAGED_LAB in it; it dies with the namespace.
+
+    /sys is there on every machine, and no server of ours needs it.
+    """
+    with explained("mounting a tmpfs at /sys"):
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+        syscalls.mount("vfsfuse", "/sys", "tmpfs", flags, "mode=755,size=64k")
+        os.mkdir(STAGED_LAB)
+
+
+def show(lab: str) -> None:
+    """Enter the inner namespace and put `lab` (the path of its root, or STAGED_LAB) over /sys and /dev."""
+    with explained("showing the lab at /sys and /dev"):
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        sys_tree = syscalls.clone_tree(f"{lab}/sys")
+        nodes = {name: syscalls.clone_tree(f"{lab}/dev/{name}") for name in _lab_nodes(lab)}
+        if lab == STAGED_LAB:
+            syscalls.detach("/sys")
+        _show_sys(sys_tree)
+        _show_dev(nodes)
+        with contextlib.suppress(OSError):
+            os.chdir(os.getcwd())  # into what is there now, if the program starts in /sys or /dev
+
+
+def _lab_nodes(lab: str) -> list[str]:
+    return [name for name in DEVICE_NODES if os.path.exists(f"{lab}/dev/{name}")]
+
+
+def _show_sys(tree: int) -> None:
+    real = os.open("/sys", os.O_PATH | os.O_DIRECTORY)
+    try:
+        syscalls.attach_tree(tree, "/sys")
+        for name in GIVEN_BACK:
+            if _is_dir(name, real) and _is_empty_dir(f"/sys/{name}"):
+                syscalls.attach_tree(syscalls.clone_tree(name, real), f"/sys/{name}")
+    finally:
+        os.close(real)
+
+
+def _is_dir(name: str, dir_fd: int) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=dir_fd).st_mode)
+    except OSError:
+        return False
+
+
+def _is_empty_dir(path: str) -> bool:
+    try:
+        return not os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _show_dev(nodes: Mapping[str, int]) -> None:
+    if not all(_has_place(name, tree) for name, tree in nodes.items()):
+        _rebuild_dev(nodes)
+    for name, tree in nodes.items():
+        syscalls.attach_tree(tree, f"/dev/{name}")
+
+
+def _has_place(name: str, tree: int) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(f"/dev/{name}").st_mode) == stat.S_ISDIR(os.fstat(tree).st_mode)
+    except OSError:
+        return False
+
+
+def _rebuild_dev(nodes: Mapping[str, int]) -> None:
+    """Cover /dev by a tmpfs with a mount of everything it had and a place for each of `nodes`.
+
+    The real /dev must not gain a directory, and mknod(2) is not for user namespaces.
+    """
+    old = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
+    syscalls.mount("vfsfuse", "/dev", "tmpfs", syscalls.MS_NOSUID, "mode=755,size=1m")
+    new = os.open("/dev", os.O_PATH | os.O_DIRECTORY)
+    try:
+        with os.scandir(old) as entries:
+            for entry in entries:
+                if entry.name not in nodes:
+                    with contextlib.suppress(FileNotFoundError):  # unplugged while we look
+                        _carry_over(entry, old, new)
+        for name, tree in nodes.items():
+            _make_place(name, new, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
+    finally:
+        os.close(new)
+        os.close(old)
+
+
+def _carry_over(entry: os.DirEntry[str], old: int, new: int) -> None:
+    if entry.is_symlink():
+        os.symlink(os.readlink(entry.name, dir_fd=old), entry.name, dir_fd=new)
+        return
+    tree = syscalls.clone_tree(entry.name, old)
+    _make_place(entry.name, new, directory=entry.is_dir())
+    syscalls.attach_tree(tree, entry.name, new)
+
+
+def _make_place(name: str, dir_fd: int, *, directory: bool) -> None:
+    """Make what a directory or a file can be mounted on."""
+    if directory:
+        os.mkdir(name, 0o755, dir_fd=dir_fd)
+    else:
+        os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=dir_fd))

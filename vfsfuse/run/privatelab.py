@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab server that `vfsfuse run` starts for one program, and takes away with it.
+
+Owned by the supervisor's only thread, in the outer namespace.  The server dies with the supervisor,
+whatever kills that.  What it writes to stderr passes through the supervisor, so that it cannot hold the
+caller's terminal or pipe open: into the log, or without one to the caller until the program starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from vfsfuse.run import namespace, syscalls
+
+STOP_SECONDS = 5.0
+"""How long a server may take to end by itself."""
+
+EXIT_EXPLAINED = 1
+"""`vfsfuse mount` fails with this status after one line on stderr."""
+
+_RELAY_BYTES = 65536
+
+
+class PrivateLab:
+    """A server on namespace.STAGED_LAB (staged before), with the lab file `config` or the built-in lab."""
+
+    def __init__(self, config: str | None, log: str | None) -> None:
+        self._log = log
+        self._sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if log else 2
+        self._ready_fd, ready = os.pipe()
+        self.stderr_fd, stderr = os.pipe()
+        self._server = subprocess.Popen(
+            _arguments(config, "info" if log else "warning", ready),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            pass_fds=(ready,),
+            env=_environment(),
+            preexec_fn=syscalls.die_with_parent,  # noqa: PLW1509 (the supervisor has one thread)
+        )
+        os.close(ready)
+        os.close(stderr)
+
+    def wait_ready(self, peer_fd: int) -> bool:
+        """Whether the tree answers, once known.  Raises ConnectionResetError if `peer_fd` hangs up."""
+        poll = select.poll()
+        poll.register(peer_fd, 0)
+        for fd in (self._ready_fd, self.stderr_fd):
+            poll.register(fd, select.POLLIN)
+        while True:
+            events = dict(poll.poll())
+            if self.stderr_fd in events and not self.relay():
+                poll.unregister(self.stderr_fd)
+            if peer_fd in events:
+                raise ConnectionResetError("hung up before the lab was ready")
+            if self._ready_fd in events:
+                return os.read(self._ready_fd, 64) == b"ready\n"
+
+    def relay(self) -> bool:
+        """Pass on what waits in `stderr_fd`; False at its end."""
+        text = os.read(self.stderr_fd, _RELAY_BYTES)
+        with contextlib.suppress(OSError):  # a full disk or a closed pipe must not end the lab
+            os.write(self._sink, text)
+        return bool(text)
+
+    def last_words(self) -> str:
+        """How a server that did not get ready ended; empty when the caller has read that on stderr."""
+        status = self._end()
+        if status == EXIT_EXPLAINED and not self._log:
+            return ""
+        return f"the private lab did not start (exit status {status}" + (
+            f"; see {self._log})" if self._log else ")"
+        )
+
+    def stop(self) -> None:
+        """End the server, by force after STOP_SECONDS."""
+        self._server.terminate()
+        self._end()
+
+    def _end(self) -> int:
+        deadline = time.monotonic() + STOP_SECONDS
+        while (left := deadline - time.monotonic()) > 0 and self._relay_within(left):
+            pass  # a server with much to say would wait for us in write(2)
+        try:
+            return self._server.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            return self._server.wait()
+
+    def _relay_within(self, seconds: float) -> bool:
+        ready, _, _ = select.select([self.stderr_fd], [], [], seconds)
+        return bool(ready) and self.relay()
+
+
+def _arguments(config: str | None, level: str, ready: int) -> list[str]:
+    # -P: the current directory is the caller's, and a module of the server's might have a namesake in it.
+    command = [sys.executable, "-P", "-m", "vfsfuse", "mount", "--foreground", "--log-level", level]
+    options = ["--ready-fd", str(ready), *(["--config", config] if config else [])]
+    return [*command, *options, namespace.STAGED_LAB]
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the directory of this package on the module path: it may be a checkout, not installed."""
+    here = str(Path(__file__).resolve().parents[2])
+    path = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{here}" if path else here}

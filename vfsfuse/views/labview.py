@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab as a tree: puts together the views of its devices (vfsfuse.views), and finds who answers an open.
+
+Owner is the trio thread (it is the lab's Observer); `open` and `find_file` are called from the device lane.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+
+from devmodel.irq.eventfd import Watcher
+from devmodel.lifecycle.function import PciFunction, VirtualFunction
+from devmodel.lifecycle.lab import Lab, LabSpec, Mdev, MdevType, Parent
+from devmodel.lifecycle.removal import remove_when_free
+from devmodel.lifecycle.spec import Removal
+from devmodel.vfio.assignable import Assignable
+from devmodel.vfio.group import Group
+from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
+from vfsfuse.kernfs.kobject import BinaryMember, DeviceNode, Entry, Kobject
+from vfsfuse.kernfs.tree import Tree
+from vfsfuse.kernfs.waiting import Stores, WaitingStore
+from vfsfuse.sysfs.drivers import MdevDriver
+from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
+from vfsfuse.vfio.opened import Services
+from vfsfuse.views.announcer import Announcer
+from vfsfuse.views.functions import FunctionViews
+from vfsfuse.views.nodes import VfioNodes
+from vfsfuse.views.places import Places
+from vfsfuse.views.uevents import UeventsFile
+from vfsfuse.views.vgpus import VgpuViews
+
+
+class LabView:
+    """The tree of one lab.  `lane` and `device` (st_dev) are set by `mounted`."""
+
+    def __init__(self, spec: LabSpec, tree: Tree) -> None:
+        self.spec, self.tree = spec, tree
+        self.lab = Lab(spec, self)
+        self._lane: Lane | None = None
+        self._st_dev = -1
+        self.stores = Stores(self.lab.tasks, tree.locate)
+        self.services = Services(self.find_file, Watcher())
+        self._announcer = Announcer(tree.root.uevents)
+        self._grow(tree.root, SKELETON)
+        tree.add(tree.root, UeventsFile.node(tree.root.uevents))
+        drivers = tree.make("sys/bus/mdev/drivers")
+        self.places = Places(
+            mdev_bus=tree.make("sys/bus/mdev"),
+            vfio_mdev=tree.add(drivers, MdevDriver("vfio_mdev", self.lab)),
+            pci_bus=tree.make("sys/bus/pci"),
+        )
+        tree.make("sys/bus/mdev/devices")
+        self.nodes = VfioNodes(spec, tree, self.services, self.directory)
+        self.nodes.add_container(self.lab.vfio, lambda: self._st_dev)
+        self.vgpus = VgpuViews(self, self.nodes)
+        self.functions = FunctionViews(self, self.nodes)
+        for parent in self.lab.parents.values():
+            self._add_parent(parent)
+        tree.take_changes()
+
+    def mounted(self, lane: Lane, st_dev: int) -> None:
+        """The mount is up, and its files have this st_dev."""
+        self._lane, self._st_dev = lane, st_dev
+
+    def owned_by(self, uid: int) -> bool:
+        """Whether `uid` mounted the lab, or is root."""
+        return uid in (0, os.geteuid())
+
+    def directory(self, device: Assignable) -> Kobject:
+        """The directory of a device that is shown.  Any thread.  Raises LookupError when it is not."""
+        if isinstance(device, Mdev):
+            return self.vgpus.directory(device)
+        if isinstance(device, PciFunction):
+            return self.functions.directory(device)
+        raise LookupError(device.name)
+
+    def group_dir(self, group: Group) -> Entry | None:
+        return self.nodes.group_dir(group)
+
+    def type_dir(self, type_: MdevType) -> Entry | None:
+        return self.vgpus.type_dir(type_)
+
+    async def remove(self, mdev: Mdev) -> None:
+        """Remove a vGPU as the lab file says: OSError(EBUSY) while it is held, or by waiting."""
+        if self.spec.removal is Removal.WAIT:
+            await remove_when_free(self.lab, mdev)
+        else:
+            self.lab.remove(mdev)
+
+    def close(self) -> None:
+        """The end of the mount."""
+        self.lab.close()
+        self.services.watcher.close()
+
+    # ---- device lane ----
+
+    def open(self, request: OpenRequest) -> Opened:
+        """Open a device inode.  Raises OSError as open(2) does.  Device lane."""
+        entry, member = self.tree.locate(request.nodeid)
+        if isinstance(member, BinaryMember):
+            return member.open(entry, request)
+        if isinstance(member, WaitingStore):
+            return self.stores.open(request)
+        if isinstance(entry, DeviceNode):
+            return entry.opener(request)
+        raise OSError(errno.EIO, "not a device file")
+
+    def find_file(self, fd: int) -> LaneFile | None:
+        """The open file of ours behind our descriptor `fd`, None for a stranger's.  Device lane's worker."""
+        if self._lane is None or os.fstat(fd).st_dev != self._st_dev:
+            return None
+        return self._lane.file_of(fd)
+
+    # ---- the lab's Observer: trio thread ----
+
+    def added(self, mdev: Mdev) -> None:
+        self.vgpus.added(mdev)
+        own = self.vgpus.directory(mdev)
+        self._announcer.added(own)
+        if mdev.bound:
+            self._announcer.bound(own, mdev, mdev.vfio_minor)
+
+    def removed(self, mdev: Mdev) -> None:
+        own = self.vgpus.directory(mdev)
+        self.vgpus.removed(mdev)
+        if mdev.bound:
+            self._announcer.unbound(own, mdev, mdev.vfio_minor)
+        self._announcer.removed(own)
+
+    def changed(self, mdev: Mdev) -> None:
+        """Attributes are not cached: nothing to drop."""
+        self._announcer.changed(self.vgpus.directory(mdev), "online" if mdev.online else "offline")
+
+    def mdev_bound(self, mdev: Mdev) -> None:
+        self.vgpus.mdev_bound(mdev)
+        self._announcer.bound(self.vgpus.directory(mdev), mdev, mdev.vfio_minor)
+
+    def mdev_unbound(self, mdev: Mdev) -> None:
+        self.vgpus.mdev_unbound(mdev)
+        self._announcer.unbound(self.vgpus.directory(mdev), mdev, mdev.vfio_minor)
+
+    def function_added(self, function: VirtualFunction) -> None:
+        self.functions.function_added(function)
+        self._announcer.added(self.functions.directory(function))
+
+    def function_removed(self, function: VirtualFunction) -> None:
+        own = self.functions.directory(function)
+        self.functions.function_removed(function)
+        self._announcer.removed(own)
+
+    def bound(self, function: PciFunction) -> None:
+        self.functions.bound(function)
+        own = self.functions.directory(function)
+        if function.vfio_minor is None:
+            self._announcer.offers_types(own, True)
+        self._announcer.bound(own, function, function.vfio_minor)
+
+    def unbound(self, function: PciFunction) -> None:
+        own = self.functions.directory(function)
+        self.functions.unbound(function)
+        if function.vfio_minor is None:
+            self._announcer.offers_types(own, False)
+        self._announcer.unbound(own, function, function.vfio_minor)
+
+    # ---- building ----
+
+    def _grow(self, directory: Kobject, skeleton: Skeleton) -> None:
+        for name, what in skeleton.items():
+            child = what(name, self.lab) if callable(what) else Kobject(name)
+            self.tree.add(directory, child)
+            if isinstance(what, Mapping):
+                self._grow(child, what)
+
+    def _add_parent(self, parent: Parent) -> None:
+        driver = parent.spec.driver
+        self.places.classes[driver] = self.tree.make(f"sys/class/{driver}")
+        self.tree.make(f"sys/module/{driver}")
+        if parent.function is None:
+            self.vgpus.add_virtual(parent)
+        else:
+            self.vgpus.add_parent(parent, self.functions.add_physical(parent, parent.function))

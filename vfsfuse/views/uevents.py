@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file `uevents` at the root of a mount: a stream of events, one a read(2), as from a netlink socket.
+
+Opens, reads and polls come on the device lane, events on the trio thread; a file's state is under its lock.
+Source: netlink(7), and devmodel.lifecycle.uevents for the format.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import threading
+from collections import deque
+
+from devmodel.lifecycle.uevents import Listener, Uevents
+from ioctl_shim.lane import Later, Opened, OpenRequest, WaitingFile, wake_poll
+from vfsfuse.kernfs.kobject import DeviceNode
+
+READABLE = select.POLLIN | select.POLLRDNORM
+
+
+class UeventsFile(WaitingFile):
+    """One open: every event from then on.  A read gets one, and what it has no room for of it is lost."""
+
+    __slots__ = ("_listener", "_lock", "_poll_handle", "_readers")
+
+    def __init__(self, hub: Uevents) -> None:
+        self._lock = threading.Lock()
+        self._readers: deque[Later] = deque()
+        self._poll_handle = 0
+        self._listener: Listener = hub.listen(self._wake)
+
+    @classmethod
+    def node(cls, hub: Uevents) -> DeviceNode:
+        """The file of which each open is one of these."""
+
+        def opener(request: OpenRequest) -> Opened:
+            if request.flags & os.O_ACCMODE != os.O_RDONLY:
+                raise OSError(errno.EACCES, "uevents is read-only")
+            return Opened(cls(hub), stream=True)
+
+        return DeviceNode("uevents", 0o444, opener)
+
+    def read_later(self, later: Later) -> bytes | None:
+        with self._lock:
+            event = None if self._readers else self._listener.take()
+            if event is not None:
+                return event[: later.size]
+            if later.nonblocking:
+                raise OSError(errno.EAGAIN, "no event")
+            later.when_interrupted(lambda: self._give_up(later))
+            self._readers.append(later)
+            return None
+
+    def poll_later(self, handle: int) -> int:
+        with self._lock:
+            if self._listener.ready:
+                return READABLE
+            self._poll_handle = handle or self._poll_handle
+            return 0
+
+    def release(self) -> None:
+        self._listener.close()
+
+    def _give_up(self, later: Later) -> None:
+        with self._lock:
+            if later in self._readers:
+                self._readers.remove(later)
+                later.fail(errno.EINTR)
+
+    def _wake(self) -> None:
+        """There are events: for those who wait in read, oldest first, and for those who poll."""
+        with self._lock:
+            while self._readers and self._listener.ready:
+                self._answer(self._readers.popleft())
+            handle, self._poll_handle = self._poll_handle, 0
+        if handle:
+            wake_poll(handle)
+
+    def _answer(self, later: Later) -> None:
+        try:
+            event = self._listener.take()
+        except OSError as error:
+            later.fail(error.errno or errno.EIO)
+            return
+        if event is None:
+            self._readers.appendleft(later)
+        elif not later.read(event):
+            self._listener.put_back(event)
