@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers for groups and minors: always the lowest free one, as the kernel's ida gives them.
+"""Ida for groups and minors: always the lowest free one, as the kernel's ida gives them.
 
 State: owned by the lab, touched under its lock.
 """
@@ -7,7 +7,7 @@ State: owned by the lab, touched under its lock.
 from heapq import heappop, heappush
 
 
-class Numbers:
+class Ida:
     """Hands out 0, 1, 2, ..., and again what was given back, lowest first."""
 
     __slots__ = ("_free", "_next")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ioctl_shim._native import ffi, lib
-from ioctl_shim.client import Client
+from ioctl_shim.client import Caller
 
 
 class Kind(enum.Enum):
@@ -149,7 +149,7 @@ class Argument:
         self.row, self._tid, self._arg, self._fetched = row, tid, arg, fetched
         if not fetched:
             self.value: Any = ffi.new(row.pointer)
-            Client(tid).read_into(arg, self.value, row.minsz)
+            Caller(tid).read_into(arg, self.value, row.minsz)
         elif _FETCHED.error:
             raise OSError(-_FETCHED.error, f"{row.name}: the struct at {arg:#x} cannot be read")
         else:
@@ -166,6 +166,6 @@ class Argument:
         if self._fetched and not chain:
             _FETCHED.reply = size
         elif chain:
-            Client(self._tid).write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)
+            Caller(self._tid).write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)
         else:
-            Client(self._tid).write_from(self._arg, self.value, size)
+            Caller(self._tid).write_from(self._arg, self.value, size)

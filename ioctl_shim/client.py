@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A client of the mount: its memory by process_vm_readv/writev(2), its descriptors by pidfd_getfd(2).
 
-A `Client` belongs to one request and is used by the thread that serves it; it keeps nothing open.
+A `Caller` belongs to one request and is used by the thread that serves it; it keeps nothing open.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _check(result: int, what: str) -> None:
         raise OSError(-result, f"{what}: {os.strerror(-result)}")
 
 
-class Client:
+class Caller:
     """The thread `tid` (as this process numbers it) that issued a request."""
 
     __slots__ = ("_tgid", "tid")

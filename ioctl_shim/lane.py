@@ -22,13 +22,13 @@ from ioctl_shim import pumped
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.lanefile import (
     ALWAYS_READY,
+    DeferringFile,
+    InodeOperations,
     IoctlCall,
     LaneFile,
-    Later,
+    PendingRequest,
     PlainFile,
-    PromptNames,
     RegionAccess,
-    WaitingFile,
     answer_of,
     wake_poll,
 )
@@ -40,15 +40,15 @@ __all__ = [
     "ATTR_WRITE_BIT",
     "DEVICE_BIT",
     "WHOLE",
+    "DeferringFile",
     "IoctlCall",
     "Lane",
     "LaneFile",
-    "Later",
     "OpenRequest",
     "Opened",
+    "PendingRequest",
     "PlainFile",
     "RegionAccess",
-    "WaitingFile",
     "close_backing",
     "open_backing",
     "wake_poll",
@@ -83,7 +83,7 @@ class Opened:
     preads."""
 
     file: LaneFile
-    memory: pumped.Memory | None = None
+    memory: pumped.PumpRegions | None = None
     region: int = WHOLE
     backing_id: int = 0
     stream: bool = False
@@ -106,20 +106,20 @@ class _OpenFile:
     """What an open file's `struct lane_file` refers to, so that it stays until the release."""
 
     file: LaneFile
-    memory: pumped.Memory | None
+    memory: pumped.PumpRegions | None
     called: tuple[Callable[..., object], ...]
 
 
 class Lane:
     """The callbacks of the pump, which run on its thread.  `opener` answers opens and raises OSError."""
 
-    def __init__(self, opener: Callable[[OpenRequest], Opened], names: PromptNames) -> None:
+    def __init__(self, opener: Callable[[OpenRequest], Opened], names: InodeOperations) -> None:
         self._opener = opener
         self._called = (_errno_of, names.show, names.lookup, names.stat, names.readlink)
         self._files: dict[int, _OpenFile] = {}
         self._tokens = itertools.count(1)
-        self._later: dict[int, Later] = {}
-        self._deferred: queue.SimpleQueue[tuple[int, LaneFile, IoctlCall] | None] = queue.SimpleQueue()
+        self._pending: dict[int, PendingRequest] = {}
+        self._deferred: queue.SimpleQueue[tuple[int, LaneFile, IoctlCall]] = queue.SimpleQueue()
         for name in ("open", "read", "write", "ioctl", "poll", "interrupt", "release"):
             ffi.def_extern(name=f"lane_on_{name}", onerror=self._failed)(getattr(self, f"_on_{name}"))
         lib.lane_set_python(ffi.new("struct lane_python *", [pumped.address(each) for each in self._called]))
@@ -163,7 +163,7 @@ class Lane:
     def _callable(self, opened: Opened, request: Any) -> tuple[Callable[..., object], ...]:
         """What the pump calls straight, by native/call.c."""
         file = opened.file
-        if isinstance(file, WaitingFile):
+        if isinstance(file, DeferringFile):
             return ()
         access: LaneFile | RegionAccess = file if opened.regions is None else opened.regions
         called = (access.read, access.write, file.control)
@@ -172,13 +172,13 @@ class Lane:
         request.rows = ffi.NULL if file.rows is None else file.rows
         return called
 
-    def _waiting(self, token: int) -> WaitingFile:
+    def _waiting(self, token: int) -> DeferringFile:
         file = self._files[token].file
-        assert isinstance(file, WaitingFile)
+        assert isinstance(file, DeferringFile)
         return file
 
     def _on_read(self, transfer: Any, out: Any) -> int:
-        data = self._or_later(transfer, self._waiting(transfer.token).read_later)
+        data = self._or_pending(transfer, self._waiting(transfer.token).begin_read)
         if data is None:
             return int(lib.LANE_DEFERRED)
         count = len(data)
@@ -189,18 +189,19 @@ class Lane:
 
     def _on_write(self, transfer: Any, data: Any) -> int:
         file, content = self._waiting(transfer.token), ffi.buffer(data, transfer.size)[:]
-        taken = self._or_later(transfer, lambda later: file.write_later(later, content))
+        taken = self._or_pending(transfer, lambda pending: file.begin_write(pending, content))
         return int(lib.LANE_DEFERRED) if taken is None else taken
 
-    def _or_later(self, transfer: Any, call: Callable[[Later], T | None]) -> T | None:
-        later = Later(transfer, self._later)  # listed first: another thread may answer before `call` returns
+    def _or_pending(self, transfer: Any, call: Callable[[PendingRequest], T | None]) -> T | None:
+        # Listed first: another thread may answer before `call` returns.
+        pending = PendingRequest(transfer, self._pending)
         try:
-            result = call(later)
+            result = call(pending)
         except BaseException:
-            later.close()
+            pending.close()
             raise
         if result is not None:
-            later.close()
+            pending.close()
         return result
 
     def _on_ioctl(self, native: Any) -> int:
@@ -220,19 +221,19 @@ class Lane:
 
     def _on_poll(self, token: int, handle: int) -> int:
         file = self._files[token].file
-        return file.poll_later(handle) if isinstance(file, WaitingFile) else file.poll()
+        return file.begin_poll(handle) if isinstance(file, DeferringFile) else file.poll()
 
     def _on_interrupt(self, unique: int) -> None:
-        later = self._later.get(unique)
-        if later is not None:
-            later.interrupt()
+        pending = self._pending.get(unique)
+        if pending is not None:
+            pending.interrupt()
 
     def _on_release(self, token: int) -> None:
         self._files.pop(token).file.release()
 
     def _work(self) -> None:
-        while (item := self._deferred.get()) is not None:
-            unique, file, call = item
+        while True:
+            unique, file, call = self._deferred.get()
             try:
                 result = file.ioctl(call)
             except Exception as error:

@@ -2,7 +2,7 @@
 """Open files of the device lane, as those that implement them see it; ioctl_shim.lane calls them.
 
 Methods run on the pump thread unless they say otherwise.  A read or write that has to wait must not do so
-there: it becomes a `Later`, which whoever has the answer sends.  Source: <linux/fuse.h> (FUSE_READ,
+there: it becomes a `PendingRequest`, which whoever has the answer sends.  Source: <linux/fuse.h> (FUSE_READ,
 FUSE_WRITE, FUSE_POLL, FUSE_INTERRUPT, FUSE_NOTIFY_POLL).
 """
 
@@ -67,7 +67,7 @@ class RegionAccess(Protocol):
     def write(self, index: int, offset: int, data: bytes) -> int: ...
 
 
-class Named(NamedTuple):
+class InodeAttr(NamedTuple):
     """What a name stands for: struct lane_name of native/lane.cdef.
 
     Times are nanoseconds; all three of the inode are `ctime_ns`, and the kernel may keep it all for
@@ -83,18 +83,18 @@ class Named(NamedTuple):
     timeout_ns: int
 
 
-class PromptNames(Protocol):
+class InodeOperations(Protocol):
     """Who answers lookups, stats, links and reads of attributes on the pump thread, or None: ask pyfuse3.
 
     Raises OSError with the errno the client gets."""
 
-    def lookup(self, parent_inode: int, name: bytes) -> Named | None: ...
-    def stat(self, inode: int) -> Named | None: ...
+    def lookup(self, parent_inode: int, name: bytes) -> InodeAttr | None: ...
+    def stat(self, inode: int) -> InodeAttr | None: ...
     def readlink(self, inode: int) -> bytes | None: ...
     def show(self, inode: int) -> bytes | None: ...
 
 
-class Later:
+class PendingRequest:
     """A read or write whose answer comes later, or not: `size` bytes are asked for or were written.
 
     Whoever answers first does, from any thread; the others are told so by False.
@@ -102,7 +102,7 @@ class Later:
 
     __slots__ = ("_interrupted", "_open", "nonblocking", "size", "unique")
 
-    def __init__(self, transfer: Any, open_: dict[int, Later]) -> None:
+    def __init__(self, transfer: Any, open_: dict[int, PendingRequest]) -> None:
         self.unique: int = transfer.unique
         self.size: int = transfer.size
         self.nonblocking = bool(transfer.flags & os.O_NONBLOCK)
@@ -169,21 +169,21 @@ class PlainFile:
         return None
 
 
-class WaitingFile(PlainFile):
+class DeferringFile(PlainFile):
     """A base for files whose reads and writes may be answered later, and that wake those who poll them."""
 
     __slots__ = ()
 
-    def read_later(self, later: Later) -> bytes | None:
-        """A read: its data, or None when `later` is answered from elsewhere.  Raises OSError.  Pump
+    def begin_read(self, pending: PendingRequest) -> bytes | None:
+        """A read: its data, or None when `pending` is answered from elsewhere.  Raises OSError.  Pump
         thread."""
         raise OSError(errno.EINVAL, "not readable")
 
-    def write_later(self, later: Later, data: bytes) -> int | None:
-        """A write: the bytes taken, or None when `later` is answered from elsewhere.  As read_later."""
+    def begin_write(self, pending: PendingRequest, data: bytes) -> int | None:
+        """A write: the bytes taken, or None when `pending` is answered from elsewhere.  As begin_read."""
         raise OSError(errno.EINVAL, "not writable")
 
-    def poll_later(self, handle: int) -> int:
+    def begin_poll(self, handle: int) -> int:
         """What is ready now; when nothing is, `wake_poll(handle)` (0: nobody waits) once something may be.
         Pump thread."""
         return ALWAYS_READY

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from ioctl_shim._native import lib
-from ioctl_shim.client import Client
+from ioctl_shim.client import Caller
 from ioctl_shim.process import Process
 
 
@@ -31,6 +31,6 @@ class Processes:
             for process in self._known:  # another thread may have come first
                 if process.has_thread(tid):
                     return process
-            found = Process(Client(tid).tgid, tid, self._avoid())
+            found = Process(Caller(tid).tgid, tid, self._avoid())
             self._known = (*(process for process in self._known if process.alive()), found)
             return found

@@ -17,12 +17,12 @@ MOST_REGIONS: int = lib.LANE_REGIONS
 """Indexes of regions that the pump can answer."""
 
 
-Register = tuple[int, int, int, int, Callable[[Any], int] | None, Callable[[Any, int], None] | None]
+NativeRegister = tuple[int, int, int, int, Callable[[Any], int] | None, Callable[[Any, int], None] | None]
 """A register of 1, 2, 4 or 8 bytes, as devmodel.region.region.Whole has it: offset, width, the bits that a
 write changes, those that a written 1 clears, and the hooks."""
 
 
-class Memory:
+class PumpRegions:
     """What the pump answers of one device without Python: memory regions, and registers as they are stored.
 
     Any thread may make or revoke it.  Open files keep the mapping; `revoke` makes every later access go to
@@ -44,11 +44,11 @@ class Memory:
             raise OSError(-error, f"region {index}: {os.strerror(-error)}")
 
     def show(
-        self, index: int, stored: bytearray, plain: bytes, registers: Sequence[Register], owner: object
+        self, index: int, stored: bytearray, plain: bytes, registers: Sequence[NativeRegister], owner: object
     ) -> None:
         """Region `index` is registers, in order of their offsets and on the bytes `stored`, which from now on
         keep their size; `plain` is not 0 for those that read so.  Hooks get the `owner`."""
-        table = ffi.new("struct lane_register[]", [_native_register(register) for register in registers])
+        table = ffi.new("struct lane_register[]", [_packed_register(register) for register in registers])
         views = ffi.from_buffer(stored), ffi.from_buffer(plain)
         self._kept += (table, *views, registers, owner)
         fields = (ffi.NULL, *views, len(stored), table, len(registers), address(owner))
@@ -62,7 +62,7 @@ class Memory:
         lib.lane_memory_revoke(self.native)
 
 
-def _native_register(register: Register) -> tuple[Any, ...]:
+def _packed_register(register: NativeRegister) -> tuple[Any, ...]:
     *numbers, on_read, on_write = register
     return (*numbers, *(address(hook) if hook else ffi.NULL for hook in (on_read, on_write)))
 

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 
 from ioctl_shim._native import ffi, lib
-from ioctl_shim.client import Client
+from ioctl_shim.client import Caller
 
 
 def _check(result: int, what: str) -> int:
@@ -61,7 +61,7 @@ class Listener:
 
     def borrow(self, call: Call) -> int:
         """A duplicate of the caller's `call.fd`, which we close.  Raises OSError(EBADF, ESRCH, EPERM)."""
-        return Client(call.tid).borrow(call.fd)
+        return Caller(call.tid).borrow(call.fd)
 
     def check(self, call: Call) -> None:
         """Return if `call.tid` still is the caller: what was taken from it before then was the caller's."""

@@ -15,13 +15,13 @@ from tests.vfio.client import Container, File, Group, fails, ioctl, request
 from tests.vfio.devices import opened
 from tools import vfio_table
 from tools.uapi.names import FORMER_NAMES, TOPICS
-from vfsfuse.vfio.container import ContainerFile
-from vfsfuse.vfio.device import DeviceFile
-from vfsfuse.vfio.group import GroupFile
+from vfsfuse.vfio.container import ContainerFops
+from vfsfuse.vfio.device import DeviceFops
+from vfsfuse.vfio.group import GroupFops
 
 HEADER = Path("/usr/include/linux/vfio.h")
 GUARDS = {"VFIO_H", "_UAPIVFIO_H"}
-FILES = (ContainerFile, GroupFile, DeviceFile)
+FILES = (ContainerFops, GroupFops, DeviceFops)
 
 
 def test_the_file_is_what_the_rows_say() -> None:

@@ -21,7 +21,7 @@ from tests.faulty_server import FAULT
 from tests.lab import ROOT, MountedLab, run, vfsfuse
 from tests.snapshot import snapshot
 from vfsfuse.cli.mountpoint import wait_for_end
-from vfsfuse.scheduling import time_slice
+from vfsfuse.scheduling import attributes_of
 
 END_SECONDS = 20
 
@@ -140,8 +140,8 @@ def test_the_server_ends_while_clients_are_busy(tmp_path: Path, number: int) -> 
 
 def test_the_main_thread_gives_way_to_whom_it_wakes_and_the_pump_does_not(tmp_path: Path) -> None:
     with MountedLab(tmp_path) as lab:
-        slices = [time_slice(int(thread)) for thread in os.listdir(f"/proc/{lab.pid}/task")]
-        usual, main = time_slice(0), time_slice(lab.pid)
+        slices = [attributes_of(int(thread)).runtime for thread in os.listdir(f"/proc/{lab.pid}/task")]
+        usual, main = attributes_of(0).runtime, attributes_of(lab.pid).runtime
         assert main > usual or not usual
         assert slices.count(usual) >= 2  # the pump's and its worker's
         assert {*slices} == {usual, main}  # trio's threads have the main thread's

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from ioctl_shim.client import CAP_SYS_RAWIO, Client
+from ioctl_shim.client import CAP_SYS_RAWIO, Caller
 
 
 def same_file(one: int, other: int) -> bool:
@@ -26,18 +26,18 @@ def test_a_descriptor_is_borrowed_where_pidfds_are_of_processes_only(monkeypatch
         return real(pid)
 
     monkeypatch.setattr(os, "pidfd_open", old)
-    with open(os.devnull, "rb") as file, Client(os.getpid()).borrowed(file.fileno()) as copy:
+    with open(os.devnull, "rb") as file, Caller(os.getpid()).borrowed(file.fileno()) as copy:
         assert copy != file.fileno() and same_file(copy, file.fileno())
 
 
 def test_what_cannot_be_borrowed() -> None:
     with pytest.raises(OSError) as caught:
-        Client(os.getpid()).borrow(-1)
+        Caller(os.getpid()).borrow(-1)
     assert caught.value.errno == errno.EBADF
     ended = subprocess.Popen(["true"])
     ended.wait()
     with pytest.raises(OSError) as caught:
-        Client(ended.pid).borrow(0)
+        Caller(ended.pid).borrow(0)
     assert caught.value.errno == errno.ESRCH
 
 
@@ -51,5 +51,5 @@ def test_capabilities_count_in_the_initial_user_namespace() -> None:
         if not shown:
             pytest.skip("user namespaces are not allowed here")
         assert int(shown[1], 16) >> CAP_SYS_RAWIO & 1
-        assert not Client(inside.pid).capable(CAP_SYS_RAWIO)
+        assert not Caller(inside.pid).capable(CAP_SYS_RAWIO)
         inside.stdin.write("\n")

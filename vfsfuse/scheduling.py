@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Giving way to whom we wake: a longer time slice, through ctypes.
+"""A longer time slice for the main thread, through ctypes: a client that it wakes runs first.
 
 Linux lets a running thread finish its slice before one that it woke comes on the same processor, unless that
 one's slice is the shorter (6.12).  Without that a client would hear of an interrupt only when its device's
@@ -17,7 +17,7 @@ _NUMBERS = {"x86_64": (314, 315), "aarch64": (274, 275)}
 """Of sched_setattr and sched_getattr, for which a C library of before 2.41 has no functions."""
 
 
-class _Attributes(ctypes.Structure):
+class SchedAttr(ctypes.Structure):
     """struct sched_attr, as far as every kernel has it."""
 
     _fields_ = (
@@ -35,25 +35,24 @@ class _Attributes(ctypes.Structure):
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def give_way() -> None:
+def lengthen_time_slice() -> None:
     """Let whom this thread wakes come before the rest of its slice, here and in threads that it starts.
 
     Its share of the processor stays.  Nothing happens where the kernel knows or lets us have no such thing.
     """
     with contextlib.suppress(OSError):
-        attributes = _of(0)
+        attributes = attributes_of(0)
         if attributes.policy in (os.SCHED_OTHER, os.SCHED_BATCH) and attributes.runtime:
             attributes.runtime += attributes.runtime // 8  # long enough to count, and no later in our turn
             _call(0, 0, ctypes.byref(attributes), 0)
 
 
-def time_slice(tid: int) -> int:
-    """The slice of thread `tid` in nanoseconds, 0 where the kernel has none.  Raises OSError."""
-    return int(_of(tid).runtime)
+def attributes_of(tid: int) -> SchedAttr:
+    """The scheduling attributes of thread `tid`, 0 for the calling one.  Raises OSError.
 
-
-def _of(tid: int) -> _Attributes:
-    attributes = _Attributes()
+    `runtime` is the thread's slice in nanoseconds, 0 where the kernel has none.
+    """
+    attributes = SchedAttr()
     _call(1, tid, ctypes.byref(attributes), ctypes.sizeof(attributes), 0)
     return attributes
 

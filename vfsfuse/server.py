@@ -21,10 +21,10 @@ from devmodel.lifecycle.spec import LabSpec, Removal
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
-from vfsfuse.kernfs.inodes import Names, PromptNames
+from vfsfuse.kernfs.inodes import Inodes, LaneInodes
 from vfsfuse.kernfs.operations import Operations
 from vfsfuse.kernfs.tree import Tree
-from vfsfuse.scheduling import give_way
+from vfsfuse.scheduling import lengthen_time_slice
 from vfsfuse.views.labview import LabView
 
 log = logging.getLogger(__name__)
@@ -58,18 +58,19 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     for number in ENDING:  # until trio listens, and again while we clean up: no signal may leave a dead mount
         signal.signal(number, lambda number, _: early.append(number))
     tree = Tree()
-    names = Names(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is Removal.WAIT)
+    names = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is Removal.WAIT)
     operations = Operations(names)
     view = LabView(spec, tree)
     view.stores.publish = operations.publish
-    lane = Lane(view.open, PromptNames(names, view.lab.lock))
+    lane = Lane(view.open, LaneInodes(names, view.lab.lock))
     pyfuse3.init(operations, mountpoint, mount_options())
     try:
         lane.start()
         gc.freeze()  # no collection looks at what was made so far, which is most of what there will be
         gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL)
-        give_way()  # after it, because the pump has other clients to serve before the one it has answered
+        # After the lane has started: the pump serves other clients before the one that it has answered.
+        lengthen_time_slice()
         trio.run(_Server(operations, view, lane, mountpoint, ready).run, early)
     finally:
         pyfuse3.close(unmount=True)
@@ -103,7 +104,7 @@ class _Server:
             log.info("%s: ending", signal.Signals(number).name)
             # a thread of ours that waits for an answer of ours would outlive us; not even SIGKILL ends it
             await self.announced.wait()
-            await self.operations.telling.acquire()  # for good: nothing more is told
+            await self.operations.notifying.acquire()  # for good: nothing more is told
             pyfuse3.terminate()
             scope.cancel()
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from devmodel.device.attribute import DeviceAttribute
-from devmodel.device.decode import Decoder
+from devmodel.device.decode import AddressDecode
 from devmodel.device.dma import DmaPort
 from devmodel.device.tasks import Coroutine, Tasks, check_current
 from devmodel.iommu import Iommu, Type1
@@ -22,7 +22,7 @@ from devmodel.region.backing import Backing
 from devmodel.region.region import Memory, Region
 
 
-class Device(Decoder):
+class Device(AddressDecode):
     """Base of every VFIO device. Nothing in it calls out while holding :attr:`lock`."""
 
     __slots__ = (

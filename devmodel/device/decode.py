@@ -11,7 +11,7 @@ Hide = Callable[[frozenset[int]], None]
 _NONE: frozenset[int] = frozenset()
 
 
-class Decoder:
+class AddressDecode:
     """Base of a device. Regions in :attr:`undecoded` do not answer: they read all ones, and drop writes."""
 
     __slots__ = ("_hide", "lock", "undecoded")

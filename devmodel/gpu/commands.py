@@ -2,7 +2,7 @@
 """The commands of the engine: packets of 64 bytes, declared as structs, and what each of them does.
 
 A packet is little-endian: opcode and flags, 32 bits each, then the fields of its command. What a packet says
-is a client's word: no field is used before :meth:`Command.validate` and ``GraphicsMemory.check`` saw it.
+is a client's word: no field is used before :meth:`GpuCommand.validate` and ``GraphicsMemory.check`` saw it.
 State: none. Source: docs/vgpu.md, "The engine".
 """
 
@@ -13,7 +13,7 @@ from enum import Enum, IntFlag
 from typing import ClassVar, Protocol
 
 from devmodel.gpu.faults import EngineFault, ErrorCode
-from devmodel.gpu.memory import SLICE_BYTES, SLICE_SPANS, GraphicsMemory, Span
+from devmodel.gpu.memory import SLICE_BYTES, SLICE_SPANS, CopySpan, GraphicsMemory
 
 PACKET_SIZE = 64
 _HEADER = struct.Struct("<II")
@@ -38,7 +38,7 @@ class Completion(Protocol):
         """Everything up to the fence ``value`` is done."""
 
 
-class Command:
+class GpuCommand:
     """A decoded packet. :meth:`execute` does one slice of the work at each step of its iterator."""
 
     __slots__ = ()
@@ -59,7 +59,7 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class Nop(Command):
+class Nop(GpuCommand):
     """Nothing."""
 
     OPCODE: ClassVar[int] = 0
@@ -68,7 +68,7 @@ class Nop(Command):
 
 
 @dataclass(frozen=True, slots=True)
-class Fill(Command):
+class Fill(GpuCommand):
     """Store ``pattern`` in ``height`` lines of ``width`` bytes, ``pitch`` bytes from one to the next."""
 
     OPCODE: ClassVar[int] = 1
@@ -93,7 +93,7 @@ class Fill(Command):
                 yield Step.MORE
 
 
-class _Copying(Command):
+class _Copying(GpuCommand):
     """Common to commands that copy lines: whatever overlaps, the source is what it was before."""
 
     __slots__ = ()
@@ -160,7 +160,7 @@ class FenceFlag(IntFlag):
 
 
 @dataclass(frozen=True, slots=True)
-class Fence(Command):
+class Fence(GpuCommand):
     """Write the 64-bit ``value`` once everything before it is done, then to the register, then interrupt."""
 
     OPCODE: ClassVar[int] = 4
@@ -182,7 +182,7 @@ class Fence(Command):
 
 
 @dataclass(frozen=True, slots=True)
-class Wait(Command):
+class Wait(GpuCommand):
     """Go on when the 64-bit word at ``address`` is ``value`` or more."""
 
     OPCODE: ClassVar[int] = 5
@@ -199,18 +199,18 @@ class Wait(Command):
             yield Step.WAITING
 
 
-COMMANDS: Mapping[int, type[Command]] = {
+COMMANDS: Mapping[int, type[GpuCommand]] = {
     command.OPCODE: command for command in (Nop, Fill, Copy, Blit, Fence, Wait)
 }
 
 
-def decode(packet: bytes, address: int) -> Command:
+def decode(packet: bytes, address: int) -> GpuCommand:
     """The command in a packet that was at ``address``. Raises :class:`EngineFault`, BAD_COMMAND."""
     opcode, flags = _HEADER.unpack_from(packet)
     kind = COMMANDS.get(opcode)
     if kind is None or flags & ~kind.FLAGS:
         raise EngineFault(ErrorCode.BAD_COMMAND, address)
-    make: Callable[..., Command] = kind
+    make: Callable[..., GpuCommand] = kind
     command = make(flags, *kind.FIELDS.unpack_from(packet, _HEADER.size))
     try:
         command.validate()
@@ -235,7 +235,7 @@ def _extent(pitch: int, width: int, height: int) -> int:
 
 def _slices(
     width: int, height: int, target: Lines, source: Lines, backward: bool = False
-) -> Iterator[list[Span]]:
+) -> Iterator[list[CopySpan]]:
     """The lines, as many at once as a slice has room for, first to last or the other way round."""
     if target[1] == source[1] == width:
         width, height = width * height, 1
@@ -246,14 +246,14 @@ def _slices(
         return
     count = min(SLICE_SPANS, SLICE_BYTES // width)
     for first in range(0, height, count):
-        yield [Span(_line(row, target), _line(row, source), width) for row in rows[first : first + count]]
+        yield [CopySpan(_line(row, target), _line(row, source), width) for row in rows[first : first + count]]
 
 
 def _line(row: int, lines: Lines) -> int:
     return lines[0] + row * lines[1]
 
 
-def _pieces(width: int, target: int, source: int, backward: bool) -> Iterator[list[Span]]:
+def _pieces(width: int, target: int, source: int, backward: bool) -> Iterator[list[CopySpan]]:
     """A line above a slice."""
     for at in range(0, width, SLICE_BYTES)[:: -1 if backward else 1]:
-        yield [Span(target + at, source + at, min(SLICE_BYTES, width - at))]
+        yield [CopySpan(target + at, source + at, min(SLICE_BYTES, width - at))]

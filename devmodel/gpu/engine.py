@@ -10,7 +10,7 @@ import logging
 import threading
 
 from devmodel.device.pci import PciDevice
-from devmodel.gpu.commands import Command
+from devmodel.gpu.commands import GpuCommand
 from devmodel.gpu.faults import EngineFault, EngineStopped, ErrorCode
 from devmodel.gpu.gtt import Gtt
 from devmodel.gpu.memory import GraphicsMemory
@@ -18,7 +18,7 @@ from devmodel.gpu.registers import Control, Status
 from devmodel.gpu.ring import Ring, wrong
 from devmodel.gpu.scheduler import Scheduler
 from devmodel.gpu.shadow import Shadow
-from devmodel.gpu.shares import Share
+from devmodel.gpu.shares import EngineShare
 from devmodel.gpu.worker import Worker
 from devmodel.region.registers import Registers
 
@@ -58,7 +58,7 @@ class Engine:
         self._device, self._registers, self._vectors = device, registers, vectors
         self.name = device.name
         self.shadow = Shadow(gtt)
-        self.share = Share(weight)
+        self.share = EngineShare(weight)
         self.scheduler = Scheduler()
         self.timeout = DEFAULT_TIMEOUT_MS * _MILLI
         self.faults = 0
@@ -198,7 +198,7 @@ class Engine:
     def has_work(self) -> bool:
         return self.queue_depth > 1
 
-    def completed(self, worker: Worker, command: Command) -> None:
+    def completed(self, worker: Worker, command: GpuCommand) -> None:
         with self._work:
             self._advance(self._check(worker))
             command.complete(self)

@@ -24,7 +24,7 @@ SLICE_SPANS = 256
 """What is moved at once, and from how many places: the engine may go to another vGPU after that."""
 
 
-class Span(NamedTuple):
+class CopySpan(NamedTuple):
     """``size`` bytes at ``target``, that come from ``source`` if they are copied."""
 
     target: int
@@ -76,13 +76,13 @@ class GraphicsMemory:
         else:
             self._dma([(address, len(data))], bytearray(data), write=True)
 
-    def copy(self, spans: Sequence[Span]) -> None:
+    def copy(self, spans: Sequence[CopySpan]) -> None:
         """Copy all of them, as if from one to the next; either all or no targets, and sources, are video
         memory, and all were checked."""
         first = spans[0]
         _COPIES[first.target >= SYSTEM_BASE, first.source >= SYSTEM_BASE](self, spans)
 
-    def fill(self, spans: Sequence[Span], pattern: int) -> None:
+    def fill(self, spans: Sequence[CopySpan], pattern: int) -> None:
         """Store a 32-bit pattern in all of them; addresses and sizes are multiples of 4."""
         if spans[0].target < SYSTEM_BASE:
             for target, _, size in spans:
@@ -92,11 +92,11 @@ class GraphicsMemory:
         self._scratch.fill(0, total, pattern)
         self._dma(_targets(spans), self._scratch.view(0, total), write=True)
 
-    def _within_video(self, spans: Sequence[Span]) -> None:
+    def _within_video(self, spans: Sequence[CopySpan]) -> None:
         for target, source, size in spans:
             self._video.move(target, self._video, source, size)
 
-    def _to_video(self, spans: Sequence[Span]) -> None:
+    def _to_video(self, spans: Sequence[CopySpan]) -> None:
         if len(spans) == 1:
             target, _, size = spans[0]
             self._dma(_sources(spans), self._video.view(target, size), write=False)
@@ -107,7 +107,7 @@ class GraphicsMemory:
             self._video.move(target, self._scratch, offset, size)
             offset += size
 
-    def _to_system(self, spans: Sequence[Span]) -> None:
+    def _to_system(self, spans: Sequence[CopySpan]) -> None:
         if len(spans) == 1:
             _, source, size = spans[0]
             self._dma(_targets(spans), self._video.view(source, size), write=True)
@@ -118,10 +118,10 @@ class GraphicsMemory:
             offset += size
         self._dma(_targets(spans), self._scratch.view(0, offset), write=True)
 
-    def _within_system(self, spans: Sequence[Span]) -> None:
+    def _within_system(self, spans: Sequence[CopySpan]) -> None:
         self._dma(_targets(spans), self._gather(spans), write=True)
 
-    def _gather(self, spans: Sequence[Span]) -> memoryview:
+    def _gather(self, spans: Sequence[CopySpan]) -> memoryview:
         view = self._scratch.view(0, sum(span.size for span in spans))
         self._dma(_sources(spans), view, write=False)
         return view
@@ -147,7 +147,7 @@ class GraphicsMemory:
         return self._bounce
 
 
-_COPIES: Mapping[tuple[bool, bool], Callable[[GraphicsMemory, Sequence[Span]], None]] = {
+_COPIES: Mapping[tuple[bool, bool], Callable[[GraphicsMemory, Sequence[CopySpan]], None]] = {
     (False, False): GraphicsMemory._within_video,
     (False, True): GraphicsMemory._to_video,
     (True, False): GraphicsMemory._to_system,
@@ -156,11 +156,11 @@ _COPIES: Mapping[tuple[bool, bool], Callable[[GraphicsMemory, Sequence[Span]], N
 """By whether the target, and the source, is system memory."""
 
 
-def _targets(spans: Sequence[Span]) -> list[tuple[int, int]]:
+def _targets(spans: Sequence[CopySpan]) -> list[tuple[int, int]]:
     return _joined([(target, size) for target, _, size in spans])
 
 
-def _sources(spans: Sequence[Span]) -> list[tuple[int, int]]:
+def _sources(spans: Sequence[CopySpan]) -> list[tuple[int, int]]:
     return _joined([(source, size) for _, source, size in spans])
 
 

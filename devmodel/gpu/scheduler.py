@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from devmodel.gpu.faults import EngineStopped
-from devmodel.gpu.shares import FairQueue, Share
+from devmodel.gpu.shares import EngineShare, FairQueue
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,12 @@ class Turn:
     __slots__ = ("clock", "entered", "expired", "ready", "share", "state", "timeout")
 
     def __init__(
-        self, lock: threading.Lock, share: Share, timeout: int, expired: Callable[[], None], clock: Clock
+        self,
+        lock: threading.Lock,
+        share: EngineShare,
+        timeout: int,
+        expired: Callable[[], None],
+        clock: Clock,
     ) -> None:
         """For :meth:`Scheduler.turn`."""
         self.share, self.timeout, self.expired, self.clock = share, timeout, expired, clock
@@ -74,7 +79,7 @@ class Scheduler:
         """Time for which anybody has had the engine."""
 
     def turn(
-        self, share: Share, timeout: int, expired: Callable[[], None], clock: Clock | None = None
+        self, share: EngineShare, timeout: int, expired: Callable[[], None], clock: Clock | None = None
     ) -> Turn:
         """A place for one worker, whose use is real time unless it has a ``clock`` of its own."""
         return Turn(self._lock, share, timeout, expired, clock or self._clock)

@@ -17,7 +17,7 @@ _SCALE = 1 << 20
 """Virtual time is in whole numbers, this many for a nanosecond at weight 1: no rounding adds up."""
 
 
-class Share:
+class EngineShare:
     """One vGPU's part of an engine: its weight, and what it has used."""
 
     __slots__ = ("used", "virtual", "weight")
@@ -49,7 +49,7 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def push(self, share: Share, turn: T) -> None:
+    def push(self, share: EngineShare, turn: T) -> None:
         """``turn`` waits from now on; it does not yet."""
         share.virtual = max(share.virtual, self._now)
         self._serial += 1

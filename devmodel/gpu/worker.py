@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
-from devmodel.gpu.commands import PACKET_SIZE, Command, Step, decode
+from devmodel.gpu.commands import PACKET_SIZE, GpuCommand, Step, decode
 from devmodel.gpu.faults import EngineFault, EngineStopped
 from devmodel.gpu.memory import GraphicsMemory
 from devmodel.gpu.scheduler import Scheduler
-from devmodel.gpu.shares import Share
+from devmodel.gpu.shares import EngineShare
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class WorkSide(Protocol):
     worker that is not the engine's any more."""
 
     name: str
-    share: Share
+    share: EngineShare
     scheduler: Scheduler
     timeout: int
 
@@ -40,7 +40,7 @@ class WorkSide(Protocol):
     def has_work(self) -> bool:
         """Whether more packets wait than the one in execution; a guess, without the lock."""
 
-    def completed(self, worker: "Worker", command: Command) -> None:
+    def completed(self, worker: "Worker", command: GpuCommand) -> None:
         """The packet at the head is done."""
 
     def faulted(self, worker: "Worker", fault: EngineFault, fetched: bool) -> None:
@@ -120,7 +120,7 @@ class Worker:
         self._step(read())
         return found[0]
 
-    def _execute(self, command: Command) -> None:
+    def _execute(self, command: GpuCommand) -> None:
         work, pause, until = command.execute(self._memory), _SHORTEST_PAUSE, 0
         while (step := self._step(work)) is not None:
             if step is Step.WAITING:

@@ -26,12 +26,11 @@ MAX_PIN_PAGES = 512
 
 
 class Extension(IntEnum):
-    """Numbers that CHECK_EXTENSION and SET_IOMMU take."""
+    """Ida that CHECK_EXTENSION and SET_IOMMU take."""
 
     TYPE1 = 1
     TYPE1V2 = 3
     DMA_CC = 4
-    NESTING = 6
     NOIOMMU = 8
     UNMAP_ALL = 9
     UPDATE_VADDR = 10

@@ -19,7 +19,7 @@ _LINK = "anon_inode:[eventfd]"
 _COUNTER_BYTES = 8
 
 
-def signal(fd: int) -> None:
+def signal_eventfd(fd: int) -> None:
     """Add 1 to the counter of eventfd ``fd`` if it has room: the client may have made it a blocking one, and
     a full counter would hold this thread for good."""
     room = select.poll()
@@ -36,9 +36,10 @@ class Eventfd:
 
     __slots__ = ("fd", "signal")
 
-    def __init__(self, fd: int, signal: Callable[[int], object] = signal) -> None:
-        """Takes ``fd`` over; ``signal`` does what :func:`signal` does. ``OSError(EINVAL)``, with ``fd``
-        closed, when it is no eventfd."""
+    def __init__(self, fd: int, signal: Callable[[int], object] = signal_eventfd) -> None:
+        """Takes ``fd`` over; ``signal`` does what :func:`signal_eventfd` does.
+
+        Raises ``OSError(EINVAL)``, with ``fd`` closed, when it is no eventfd."""
         if os.readlink(f"/proc/self/fd/{fd}") != _LINK:
             os.close(fd)
             raise OSError(errno.EINVAL, f"descriptor {fd} is not an eventfd")

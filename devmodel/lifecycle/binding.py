@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
-from devmodel.ida import Numbers
+from devmodel.ida import Ida
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction
 from devmodel.lifecycle.parent import Parent
 from devmodel.pci.ids import PciId
@@ -44,7 +44,7 @@ class DriverCore:
     """Binds and unbinds the PCI functions of a lab; ``functions`` are all there are, by address."""
 
     def __init__(
-        self, lock: threading.RLock, observer: BindingObserver, vfio_minors: Numbers, vfio: VfioModule
+        self, lock: threading.RLock, observer: BindingObserver, vfio_minors: Ida, vfio: VfioModule
     ) -> None:
         self._vfio = vfio
         self._lock = lock

@@ -16,7 +16,7 @@ from typing import Protocol
 from uuid import UUID
 
 from devmodel.device.tasks import TaskHost
-from devmodel.ida import Numbers
+from devmodel.ida import Ida
 from devmodel.lifecycle.binding import BindingObserver, DriverCore
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.mdev import Mdev, MdevType
@@ -82,7 +82,7 @@ class Lab:
         self.by_name: dict[str, Mdev] = {}
         self._departed: set[Mdev] = set()
         self._instances: dict[UUID, dict[int, Mdev]] = {}
-        self._group_numbers, self._minors, self._vfio_minors = Numbers(), Numbers(), Numbers()
+        self._group_numbers, self._minors, self._vfio_minors = Ida(), Ida(), Ida()
         self.vfio = VfioModule()
         self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio)
         self.mdev_driver = MdevDriver(self.lock, observer)
@@ -216,7 +216,7 @@ class Lab:
             mdev.unbind()
         return mdev
 
-    def _take(self, numbers: Numbers, undo: ExitStack) -> int:
+    def _take(self, numbers: Ida, undo: ExitStack) -> int:
         number = numbers.take()
         undo.callback(numbers.give, number)
         return number

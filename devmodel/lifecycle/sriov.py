@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
-from devmodel.ida import Numbers
+from devmodel.ida import Ida
 from devmodel.lifecycle.binding import VFIO_PCI, DriverCore
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.resources import Share
@@ -36,7 +36,7 @@ class FunctionObserver(Protocol):
 class Machine:
     """What virtual functions take of the lab: numbers, groups by number, and the functions of each bus."""
 
-    group_numbers: Numbers
+    group_numbers: Ida
     groups: dict[int, Group]
     buses: dict[str, list[PciFunction]]
 

@@ -15,7 +15,7 @@ BACKLOG = 4096
 """Events that a listener may be behind; then it loses the oldest."""
 
 
-class Listener:
+class UeventListener:
     """One who hears every event from now on. ``wake`` is called, on the lifecycle thread and with no lock
     held, after there are new ones."""
 
@@ -67,7 +67,7 @@ class Uevents:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.listeners: set[Listener] = set()
+        self.listeners: set[UeventListener] = set()
         self.seqnum = 0
         self._emitted: list[bytes] = []
 
@@ -104,9 +104,9 @@ class Uevents:
         for listener in told:
             listener.wake()
 
-    def listen(self, wake: Callable[[], None]) -> Listener:
+    def listen(self, wake: Callable[[], None]) -> UeventListener:
         """A new listener. Any thread."""
-        listener = Listener(self, wake)
+        listener = UeventListener(self, wake)
         with self.lock:
             self.listeners.add(listener)
         return listener

@@ -15,12 +15,12 @@ import trio
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.pci import Option, PciDevice
 from devmodel.models.uart import Uart
-from devmodel.models.uart_line import Line, LoopbackPlug
+from devmodel.models.uart_line import LoopbackPlug, SerialLine
 from devmodel.models.uart_pty import PtyLine
 from devmodel.pci.config import Bar, Identity
 
 MOST_PORTS = 2
-LINES: Mapping[str, Callable[["Mtty", Uart], Line]] = {
+LINES: Mapping[str, Callable[["Mtty", Uart], SerialLine]] = {
     "loopback": lambda mtty, port: LoopbackPlug(),
     "pty": PtyLine,
 }

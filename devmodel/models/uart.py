@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A 16550A: registers, FIFOs, interrupts and modem lines; what it is connected to is a Line.
+"""A 16550A: registers, FIFOs, interrupts and modem lines; what it is connected to is a SerialLine.
 
 Time does not pass in it: what is written to the transmitter is on the line at once, as far as that has room,
 and what is on the line is in the receiver at once, as far as *that* has room. So nothing is lost between two
@@ -12,7 +12,7 @@ State: under the lock of the device that has the port. Source: the PC16550D data
 from collections.abc import Callable, Mapping, Sequence
 
 from devmodel.models import uart_regs as bits
-from devmodel.models.uart_line import Line
+from devmodel.models.uart_line import SerialLine
 from devmodel.models.uart_receiver import Receiver
 from devmodel.region.registers import Layout, Register, Registers
 
@@ -44,7 +44,7 @@ class Uart:
         "sent",
     )
 
-    def __init__(self, line: Line, changed: Callable[[], None]) -> None:
+    def __init__(self, line: SerialLine, changed: Callable[[], None]) -> None:
         """``changed`` is called when :attr:`pending` may have changed, and not by :meth:`reset`."""
         self.line = line
         self._changed = changed
@@ -63,10 +63,10 @@ class Uart:
         """Whether THR became empty and nobody has been told yet."""
         self.receiver.reset()
         self.line.discard()
-        self._inputs = self.line.signal(0)
+        self._inputs = self.line.set_outputs(0)
         self._deltas = 0
 
-    def plug(self, line: Line) -> None:
+    def plug(self, line: SerialLine) -> None:
         """Connect it to another line, and close that which it was connected to."""
         self.line.close()
         self.line = line
@@ -217,7 +217,7 @@ class Uart:
 
     def _signal(self) -> None:
         """Let the modem inputs follow; in the loop the pins are off."""
-        outside = self.line.signal(0 if self._looped else self._control)
+        outside = self.line.set_outputs(0 if self._looped else self._control)
         looped = sum(wire for output, wire in LOOP_WIRES.items() if self._control & output)
         before, self._inputs = self._inputs, looped if self._looped else outside
         changed = before ^ self._inputs

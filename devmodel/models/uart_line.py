@@ -28,7 +28,7 @@ LINE_SIZE = 4096
 """Bytes that a line holds for a receiver without room, as many as a terminal's input queue."""
 
 
-class Line(ABC):
+class SerialLine(ABC):
     """The other end of a port. A line never loses a byte: what the receiver has no room for waits, and what
     the line has no room for stays in the transmitter."""
 
@@ -50,7 +50,7 @@ class Line(ABC):
         """Give the receiver no more than ``room`` characters."""
 
     @abstractmethod
-    def signal(self, outputs: int) -> int:
+    def set_outputs(self, outputs: int) -> int:
         """The port's outputs (MCR_DTR and MCR_RTS) are these now; returns its inputs (MSR_CTS to MSR_DCD)."""
 
     def send_break(self) -> None:
@@ -66,7 +66,7 @@ class Line(ABC):
         return
 
 
-class LoopbackPlug(Line):
+class LoopbackPlug(SerialLine):
     """Sends every byte back, and DTR and RTS with them."""
 
     __slots__ = ("_waiting",)
@@ -87,7 +87,7 @@ class LoopbackPlug(Line):
     def receive(self, room: int) -> Sequence[Character]:
         return [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
 
-    def signal(self, outputs: int) -> int:
+    def set_outputs(self, outputs: int) -> int:
         return (MSR_CTS if outputs & MCR_RTS else 0) | (MSR_DSR | MSR_DCD if outputs & MCR_DTR else 0)
 
     def send_break(self) -> None:

@@ -19,13 +19,13 @@ import trio
 
 from devmodel.device.pci import PciDevice
 from devmodel.models.uart import Uart
-from devmodel.models.uart_line import Character, Line
+from devmodel.models.uart_line import Character, SerialLine
 from devmodel.models.uart_regs import FIFO_SIZE, MCR_RTS, MSR_CTS, MSR_DCD, MSR_DSR
 
 CLOSED = -1
 
 
-class PtyLine(Line):
+class PtyLine(SerialLine):
     """The master of a pseudo-terminal, in raw mode; ``port`` of ``device`` is to be plugged into it."""
 
     __slots__ = (
@@ -76,7 +76,7 @@ class PtyLine(Line):
         self._room = None
         return [(byte, 0) for byte in taken]
 
-    def signal(self, outputs: int) -> int:
+    def set_outputs(self, outputs: int) -> int:
         self._willing = bool(outputs & MCR_RTS)
         return MSR_CTS | MSR_DSR | MSR_DCD
 

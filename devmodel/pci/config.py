@@ -116,10 +116,6 @@ class ConfigSpace(Region):
         """The register of BAR ``index`` (6 is the ROM) as it reads, its flag bits included."""
         return self.value(*bar_place(index, self._bars[index]))
 
-    def bar_address(self, index: int) -> int:
-        """The bus address that BAR ``index`` is programmed to."""
-        return self.bar_value(index) & ~(self._bars[index].size - 1)
-
     def place_bar(self, index: int, address: int) -> None:
         """Give BAR ``index`` the address that firmware chose; it stays over a reset."""
         bar = self._bars[index]

@@ -108,7 +108,7 @@ static int64_t not_none(int64_t result)
 	return failure();
 }
 
-/* The fields of `tuple` (ioctl_shim.lanefile.Named) in `name`: 0, LANE_DEFERRED for None, or a negative errno; takes it. */
+/* The fields of `tuple` (ioctl_shim.lanefile.InodeAttr) in `name`: 0, LANE_DEFERRED for None, or a negative errno; takes it. */
 static int64_t take_name(PyObject *tuple, struct lane_name *name)
 {
 	uint64_t *field = (uint64_t *)name;

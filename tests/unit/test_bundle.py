@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.unit.fakes import fails
-from vfsfuse.kernfs.bundle import Bundle, Part, Plan, link
+from vfsfuse.kernfs.bundle import Bundle, Part, Plan, symlink_part
 from vfsfuse.kernfs.kobject import Entry, Kobject, Symlink, attribute, relative
 from vfsfuse.kernfs.tree import MOST_MADE, Changes, IAttrs, Tree
 
@@ -33,7 +33,7 @@ class ToyDir(Kobject):
 
 
 class Box:
-    """A tree with toys: box/<toy>/parts/first, and class/<toy>, a link at the toy's directory."""
+    """A tree with toys: box/<toy>/parts/first, and class/<toy>, a symlink_part at the toy's directory."""
 
     def __init__(self) -> None:
         self.tree = Tree()
@@ -41,7 +41,7 @@ class Box:
         self.own = Part(lambda toy: self.box, _name, lambda bundle: ToyDir(bundle.device), directory=True)
         parts = Part(self.own, lambda toy: "parts", lambda bundle: Kobject("parts"), directory=True)
         first = Part(parts, lambda toy: "first", lambda bundle: Kobject("first"), directory=True)
-        self.plan = Plan(self.own, parts, first, link(self.cls, _name, self.own))
+        self.plan = Plan(self.own, parts, first, symlink_part(self.cls, _name, self.own))
         self.tree.take_changes()
 
     def add(self, name: str) -> Bundle:
@@ -196,8 +196,8 @@ def test_a_directory_in_which_a_bundle_has_nothing(box: Box) -> None:
 
 
 def test_a_plan_has_no_more_parts_than_numbers_and_one_in_a_directory(box: Box) -> None:
-    parts = [link(Kobject(str(number)), _name, box.own) for number in range(17)]
+    parts = [symlink_part(Kobject(str(number)), _name, box.own) for number in range(17)]
     with pytest.raises(TypeError):
         Plan(*parts)
     with pytest.raises(TypeError):
-        Plan(link(box.cls, _name, box.own), link(box.cls, lambda toy: "other", box.own))
+        Plan(symlink_part(box.cls, _name, box.own), symlink_part(box.cls, lambda toy: "other", box.own))

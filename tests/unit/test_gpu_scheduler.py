@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from devmodel.gpu.faults import EngineStopped
 from devmodel.gpu.scheduler import Scheduler, Turn, TurnState
-from devmodel.gpu.shares import FairQueue, Share
+from devmodel.gpu.shares import EngineShare, FairQueue
 
 SECOND = 10**9
 SECONDS = 20
 
 
-def simulate(weights: list[int], slices: list[int], total: int) -> list[Share]:
+def simulate(weights: list[int], slices: list[int], total: int) -> list[EngineShare]:
     """All always have work, of slices of these sizes; until ``total`` is used."""
-    shares = [Share(weight) for weight in weights]
+    shares = [EngineShare(weight) for weight in weights]
     queue: FairQueue[int] = FairQueue()
     sizes = itertools.cycle(slices)
     for number, share in enumerate(shares):
@@ -52,7 +52,7 @@ def test_nobody_is_off_by_more_than_a_slice(weights: list[int], slices: list[int
 
 
 def test_who_was_idle_has_saved_nothing_up() -> None:
-    busy, sleeper = Share(1), Share(1)
+    busy, sleeper = EngineShare(1), EngineShare(1)
     queue: FairQueue[str] = FairQueue()
     for _ in range(100):
         queue.push(busy, "busy")
@@ -73,7 +73,7 @@ def test_who_was_idle_has_saved_nothing_up() -> None:
 
 def test_who_leaves_the_queue_is_passed_over() -> None:
     queue: FairQueue[str] = FairQueue()
-    first, second = Share(1), Share(1)
+    first, second = EngineShare(1), EngineShare(1)
     queue.push(first, "first")
     queue.push(second, "second")
     queue.remove("first")
@@ -109,11 +109,11 @@ def test_one_slice_at_a_time_and_the_next_by_weight() -> None:
     """Three threads that count by a clock that only slices move."""
     now = [0]
     scheduler = Scheduler(lambda: now[0])
-    shares = [Share(weight) for weight in (10, 20, 70)]
+    shares = [EngineShare(weight) for weight in (10, 20, 70)]
     inside, overlaps = [0], [0]
     everybody = threading.Barrier(3)
 
-    def work(share: Share) -> None:
+    def work(share: EngineShare) -> None:
         turn = scheduler.turn(share, 10**15, never)
         everybody.wait()
         while scheduler.used < 1_000_000:
@@ -141,7 +141,7 @@ def test_a_share_pays_by_the_clock_of_its_worker() -> None:
     """Real time only where the worker does not come back: then it has had the engine."""
     now, used = [0], [0]
     scheduler = Scheduler(lambda: now[0])
-    share = Share(1)
+    share = EngineShare(1)
     turn = scheduler.turn(share, 10**15, never, lambda: used[0])
     paid = []
     for real, own in [(100, 100), (1000, 100), (50, 0)]:
@@ -159,8 +159,8 @@ def test_a_share_pays_by_the_clock_of_its_worker() -> None:
 
 def test_a_slice_that_does_not_come_back_loses_the_engine() -> None:
     scheduler, expired = Scheduler(), []
-    stuck = scheduler.turn(Share(16), SECOND // 50, lambda: expired.append("stuck"))
-    other = scheduler.turn(Share(16), SECOND * 60, never)
+    stuck = scheduler.turn(EngineShare(16), SECOND // 50, lambda: expired.append("stuck"))
+    other = scheduler.turn(EngineShare(16), SECOND * 60, never)
     scheduler.enter(stuck)
     scheduler.enter(other)  # waits until the engine is taken away
     wait_for(lambda: expired)
@@ -176,27 +176,27 @@ def test_a_slice_that_does_not_come_back_loses_the_engine() -> None:
 
 def test_a_slice_alone_loses_it_too() -> None:
     scheduler, expired = Scheduler(), threading.Event()
-    turn = scheduler.turn(Share(1), SECOND // 100, expired.set)
+    turn = scheduler.turn(EngineShare(1), SECOND // 100, expired.set)
     scheduler.enter(turn)
     assert expired.wait(SECONDS)
-    again = scheduler.turn(Share(1), SECOND * 60, never)
+    again = scheduler.turn(EngineShare(1), SECOND * 60, never)
     scheduler.enter(again)
     scheduler.leave(again, more=False)
 
 
 def test_a_shorter_timeout_is_seen_while_a_longer_one_is_watched() -> None:
     scheduler, expired = Scheduler(), threading.Event()
-    patient = scheduler.turn(Share(1), SECOND * 3600, never)
+    patient = scheduler.turn(EngineShare(1), SECOND * 3600, never)
     scheduler.enter(patient)
     scheduler.leave(patient, more=False)
-    hasty = scheduler.turn(Share(1), SECOND // 100, expired.set)
+    hasty = scheduler.turn(EngineShare(1), SECOND // 100, expired.set)
     scheduler.enter(hasty)
     assert expired.wait(SECONDS)
 
 
 def test_who_waits_can_be_sent_away() -> None:
     scheduler, ended = Scheduler(), []
-    first, second = (scheduler.turn(Share(1), SECOND * 60, never) for _ in range(2))
+    first, second = (scheduler.turn(EngineShare(1), SECOND * 60, never) for _ in range(2))
 
     def wait(turn: Turn) -> None:
         try:
@@ -217,7 +217,7 @@ def test_who_waits_can_be_sent_away() -> None:
 
 def test_who_has_the_engine_can_be_sent_away_and_the_next_comes() -> None:
     scheduler = Scheduler()
-    first, second = (scheduler.turn(Share(1), SECOND * 60, never) for _ in range(2))
+    first, second = (scheduler.turn(EngineShare(1), SECOND * 60, never) for _ in range(2))
     scheduler.enter(first)
     thread = in_thread(scheduler.enter, second)
     wait_for(lambda: second.state is TurnState.WAITING)
@@ -232,7 +232,7 @@ def test_who_has_the_engine_can_be_sent_away_and_the_next_comes() -> None:
 def test_a_place_that_is_kept_can_be_given_up() -> None:
     """Who says that there is more, and then has none, does not keep the engine."""
     scheduler = Scheduler()
-    first, second = (scheduler.turn(Share(1), SECOND * 60, never) for _ in range(2))
+    first, second = (scheduler.turn(EngineShare(1), SECOND * 60, never) for _ in range(2))
     scheduler.enter(first)
     scheduler.leave(first, more=True)
     assert first.state is TurnState.RUNNING  # nobody else waits
@@ -246,7 +246,7 @@ def test_a_place_that_is_kept_can_be_given_up() -> None:
 def test_the_watchdog_ends_when_there_is_nothing_to_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("devmodel.gpu.scheduler.IDLE_SECONDS", 0.05)
     scheduler = Scheduler()
-    turn = scheduler.turn(Share(1), SECOND // 20, never)
+    turn = scheduler.turn(EngineShare(1), SECOND // 20, never)
     for _ in range(3):
         before = set(threading.enumerate())
         scheduler.enter(turn)

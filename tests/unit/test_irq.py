@@ -266,7 +266,7 @@ def test_a_full_counter_is_left_alone() -> None:
     event.close()
 
 
-@pytest.mark.parametrize("signal", [eventfd.signal, lib.shim_signal])
+@pytest.mark.parametrize("signal", [eventfd.signal_eventfd, lib.shim_signal])
 def test_a_signal_needs_room_and_an_open_eventfd(signal: Callable[[int], object]) -> None:
     client = os.eventfd(0)
     os.eventfd_write(client, 2**64 - 3)

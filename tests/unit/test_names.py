@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devmodel.ida import Numbers
+from devmodel.ida import Ida
 from devmodel.lifecycle.requests import MAX_INSTANCE, parse_create_line, parse_destroy_line, parse_uuid
 
 TEXT = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
@@ -88,7 +88,7 @@ def test_malformed_destroy_lines_are_refused(rest: str) -> None:
 
 @given(st.lists(st.integers(0, 30), max_size=60))
 def test_numbers_are_always_the_lowest_that_is_free(choices: list[int]) -> None:
-    numbers = Numbers()
+    numbers = Ida()
     taken: set[int] = set()
     for choice in choices:
         if choice in taken:

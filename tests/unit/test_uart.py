@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from devmodel.models.mtty import Mtty
 from devmodel.models.uart import Uart
-from devmodel.models.uart_line import LINE_SIZE, Character, Line, LoopbackPlug
+from devmodel.models.uart_line import LINE_SIZE, Character, LoopbackPlug, SerialLine
 from devmodel.pci.regs import Command
 
 DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(8)
@@ -24,7 +24,7 @@ DTR, RTS, OUT1, OUT2, LOOP = 0x01, 0x02, 0x04, 0x08, 0x10
 BREAK, DLAB = 0x40, 0x80
 
 
-class Remote(Line):
+class Remote(SerialLine):
     """A line that a test pulls at: it takes `room` bytes, and gives what `incoming` holds."""
 
     kind = "remote"
@@ -50,7 +50,7 @@ class Remote(Line):
     def receive(self, room: int) -> Sequence[Character]:
         return [self.incoming.popleft() for _ in range(min(room, len(self.incoming)))]
 
-    def signal(self, outputs: int) -> int:
+    def set_outputs(self, outputs: int) -> int:
         self.outputs = outputs
         return self.inputs
 
@@ -61,7 +61,7 @@ class Remote(Line):
 class Port:
     """A UART as its driver sees it."""
 
-    def __init__(self, line: Line | None = None) -> None:
+    def __init__(self, line: SerialLine | None = None) -> None:
         self.remote = line if isinstance(line, Remote) else Remote()
         self.uart = Uart(line or self.remote, self._changed)
         self.asserted = False

@@ -8,7 +8,7 @@ import errno
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devmodel.lifecycle.uevents import BACKLOG, Listener, Uevents
+from devmodel.lifecycle.uevents import BACKLOG, UeventListener, Uevents
 from tests.unit.fakes import fails
 
 
@@ -102,7 +102,7 @@ def test_a_slow_listener_loses_the_oldest_and_is_told_once(steps: list[int | Non
         expected = last
 
 
-def drain(listener: Listener) -> list[int]:
+def drain(listener: UeventListener) -> list[int]:
     heard = []
     while listener.ready:
         heard.append(number(listener.take()))

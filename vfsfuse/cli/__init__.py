@@ -13,22 +13,22 @@ from typing import NamedTuple
 EPILOG = "`vfsfuse COMMAND --help` explains a command; the README opens with a session to paste."
 
 
-class Command(NamedTuple):
+class Subcommand(NamedTuple):
     """A subcommand: its module in this package and what --help says of it."""
 
     module: str
     summary: str
 
 
-COMMANDS = {
-    "mount": Command("cli.mount", "mount a lab, in the background unless --foreground"),
-    "umount": Command("cli.umount", "unmount a lab and end its server"),
-    "run": Command("run.command", "run a program that finds a lab at /sys and /dev/vfio"),
-    "tree": Command("cli.tree", "print the tree of a mounted lab"),
-    "surprise-remove": Command(
+SUBCOMMANDS = {
+    "mount": Subcommand("cli.mount", "mount a lab, in the background unless --foreground"),
+    "umount": Subcommand("cli.umount", "unmount a lab and end its server"),
+    "run": Subcommand("run.command", "run a program that finds a lab at /sys and /dev/vfio"),
+    "tree": Subcommand("cli.tree", "print the tree of a mounted lab"),
+    "surprise-remove": Subcommand(
         "cli.surprise_remove", "take a vGPU away from whoever has it, for tests of its users"
     ),
-    "screenshot": Command("cli.screenshot", "save the picture that a vGPU shows as a PNG"),
+    "screenshot": Subcommand("cli.screenshot", "save the picture that a vGPU shows as a PNG"),
 }
 
 
@@ -55,7 +55,7 @@ class _Help(argparse.HelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog)
-        self._action_max_length = max(map(len, COMMANDS)) + 2 * self._indent_increment
+        self._action_max_length = max(map(len, SUBCOMMANDS)) + 2 * self._indent_increment
 
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
@@ -69,7 +69,7 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
+    for name, command in SUBCOMMANDS.items():
         said = f"{command.summary[0].upper()}{command.summary[1:]}."
         sub = subparsers.add_parser(name, help=command.summary, description=said, allow_abbrev=False)
         if name == chosen:

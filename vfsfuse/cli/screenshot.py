@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 
-from vfsfuse.cli.targets import ChoiceError, find, only_lab
+from vfsfuse.cli.targets import TargetError, find, only_lab
 
 STDOUT = "-"
 SCREEN = "screen.png"
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class ScreenshotError(ChoiceError):
+class ScreenshotError(TargetError):
     """There is no screenshot; str() is one line: what, where and how to mend it."""
 
 
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         lab = args.mount or only_lab()
         write(args.file, read(find(lab, args.vgpu), args.vgpu))
-    except ChoiceError as error:
+    except TargetError as error:
         print(f"vfsfuse: screenshot: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of standard output has enough: the rest goes nowhere, at exit too

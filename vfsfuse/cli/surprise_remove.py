@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from vfsfuse.cli.targets import ChoiceError, find, only_lab
+from vfsfuse.cli.targets import TargetError, find, only_lab
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
         directory = find(args.mount or only_lab(), args.vgpu)
         with open(f"{directory}/surprise_remove", "w", encoding="ascii") as file:
             file.write("1")
-    except ChoiceError as error:
+    except TargetError as error:
         print(f"vfsfuse: surprise-remove: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -12,29 +12,29 @@ from collections.abc import Iterator
 from vfsfuse.cli.mountpoint import labs
 
 
-class ChoiceError(Exception):
+class TargetError(Exception):
     """It cannot be told; str() is one line: what, where and how to mend it."""
 
 
 def only_lab() -> str:
-    """Where the lab is mounted that there is only one of.  Raises ChoiceError."""
+    """Where the lab is mounted that there is only one of.  Raises TargetError."""
     found = labs()
     if len(found) != 1:
         what = f"labs are mounted at {', '.join(found)}" if found else "no lab is mounted"
-        raise ChoiceError(f"{what} (say which with --mount)")
+        raise TargetError(f"{what} (say which with --mount)")
     return found[0]
 
 
 def find(lab: str, name: str) -> str:
-    """The directory of the vGPU that `name` means.  Raises ChoiceError unless it means exactly one."""
+    """The directory of the vGPU that `name` means.  Raises TargetError unless it means exactly one."""
     if not os.path.isdir(f"{lab}/sys/class/vgpu"):
-        raise ChoiceError(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
+        raise TargetError(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
     found = sorted({os.path.realpath(path) for path in places(lab, name)})
     if len(found) > 1:
         names = ", ".join(map(os.path.basename, found))
-        raise ChoiceError(f"{name}: there are {names} (name one of them)")
+        raise TargetError(f"{name}: there are {names} (name one of them)")
     if not found:
-        raise ChoiceError(f"{name}: there is no such vGPU in {lab} (vfsfuse tree {lab} shows what there is)")
+        raise TargetError(f"{name}: there is no such vGPU in {lab} (vfsfuse tree {lab} shows what there is)")
     return found[0]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that come and go together: a device is seen in many directories, and each of those is an entry.
+"""Inodes that come and go together: a device is seen in many directories, and each of those is an entry.
 
 A Plan declares them, a Part each; a Bundle is the plan for one device, and all that is kept of them.  An
 entry is made when somebody looks at it, each time with the same number and times, so that nobody can tell,
@@ -37,7 +37,7 @@ class Part:
 Where = Kobject | Part | Callable[[Any], Kobject]
 
 
-def link(where: Where, name: Callable[[Any], str], target: Part | Callable[[Any], Entry]) -> Part:
+def symlink_part(where: Where, name: Callable[[Any], str], target: Part | Callable[[Any], Entry]) -> Part:
     """A symlink at another part of the same plan, or at what `target` gives for a device."""
 
     def make(bundle: Bundle) -> Symlink:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names in a directory of the tree, but for directories: what all have in common, symlinks and device nodes.
+"""Inodes in a directory of the tree, but for directories: what all have in common, symlinks and device nodes.
 
 Entries belong to the trio thread; the device lane only looks one up by inode number and opens it.
 """
@@ -33,7 +33,7 @@ class Stat(NamedTuple):
     gid: int | None = None
 
 
-class Look(NamedTuple):
+class Lookup(NamedTuple):
     """What a name stands for: an inode number, its stat, and the entry whose times it has."""
 
     inode: int
@@ -82,9 +82,9 @@ class Entry(ABC):
     def stat(self) -> Stat:
         """What stat(2) shows."""
 
-    def look(self, owner: Kobject) -> Look:
+    def look(self, owner: Kobject) -> Lookup:
         """What a lookup in `owner`, or a listing of it, answers."""
-        return Look(self.inode, self.stat(), self)
+        return Lookup(self.inode, self.stat(), self)
 
 
 class Symlink(Entry):

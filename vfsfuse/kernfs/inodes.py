@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the names of a tree stand for: lookups, stats, links, and the text of attributes.
 
-`Names` answers on the trio thread and on the device lane; `PromptNames` is the lane's way to it, under
+`Inodes` answers on the trio thread and on the device lane; `LaneInodes` is the lane's way to it, under
 Lab.lock, which everybody holds who changes the tree.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from threading import RLock
 from typing import TypeVar
 
-from ioctl_shim.lanefile import Named
-from vfsfuse.kernfs.entry import Look
+from ioctl_shim.lanefile import InodeAttr
+from vfsfuse.kernfs.entry import Lookup
 from vfsfuse.kernfs.kobject import Attribute, Child, Kobject, LinkMember, Member, Symlink, relative
 from vfsfuse.kernfs.tree import BASE_MASK, IAttrs, Tree
 from vfsfuse.kernfs.waiting import WaitingStore
@@ -25,7 +25,7 @@ DECLARED = IAttrs()
 NANOSECONDS = 10**9
 
 
-class Names:
+class Inodes:
     """The names of `tree`.  `cache` is how many seconds the kernel may keep what it is not told to drop;
     `uid` and `gid` own what names no owner; `waits` is whether stores may wait (vfsfuse.kernfs.waiting)."""
 
@@ -34,7 +34,7 @@ class Names:
         self._uid, self._gid = uid, gid
         self._cache_ns = int(cache * NANOSECONDS)
 
-    def lookup(self, parent_inode: int, name: bytes) -> Named:
+    def lookup(self, parent_inode: int, name: bytes) -> InodeAttr:
         """The entry or member called `name`.  Raises OSError(ENOENT, ENOTDIR)."""
         directory, text = self.tree.directory(parent_inode), os.fsdecode(name)
         found = directory.find(text)
@@ -44,11 +44,11 @@ class Names:
             return self._named(self.tree.look(self.tree.own_inode(found.inode(directory))), 0)
         return self._named(found.look(directory), self._cache_ns)
 
-    def stat(self, inode: int) -> Named:
+    def stat(self, inode: int) -> InodeAttr:
         """What stat(2) shows of an inode.  Raises OSError as `Tree.locate`."""
         return self._named(self.tree.look(inode), self._cache_ns)
 
-    def listed(self, owner: Kobject, listed: Child | Member) -> tuple[str, Named] | None:
+    def listed(self, owner: Kobject, listed: Child | Member) -> tuple[str, InodeAttr] | None:
         """What a listing of `owner` says of what was found in it; None when that is gone.  Raises OSError."""
         if isinstance(listed, Member):
             if not listed.present(owner):
@@ -69,10 +69,10 @@ class Names:
             return os.fsencode(relative(entry, member.target(entry)))
         raise OSError(errno.EINVAL, "not a symlink")
 
-    def _named(self, look: Look, timeout_ns: int) -> Named:
+    def _named(self, look: Lookup, timeout_ns: int) -> InodeAttr:
         inode, shown, entry = look
         changed = self.tree.iattrs.get(inode & BASE_MASK, DECLARED)
-        return Named(
+        return InodeAttr(
             inode,
             shown.mode if changed.mode is None else stat.S_IFMT(shown.mode) | changed.mode,
             shown.nlink,
@@ -84,22 +84,22 @@ class Names:
         )
 
 
-class PromptNames:
+class LaneInodes:
     """The same on the device lane: None while somebody changes the lab, and for attributes not `prompt`."""
 
-    def __init__(self, names: Names, lock: RLock) -> None:
+    def __init__(self, names: Inodes, lock: RLock) -> None:
         self._names, self._lock = names, lock
 
-    def lookup(self, parent_inode: int, name: bytes) -> Named | None:
-        """As Names.lookup."""
+    def lookup(self, parent_inode: int, name: bytes) -> InodeAttr | None:
+        """As Inodes.lookup."""
         return self._promptly(lambda: self._names.lookup(parent_inode, name))
 
-    def stat(self, inode: int) -> Named | None:
-        """As Names.stat."""
+    def stat(self, inode: int) -> InodeAttr | None:
+        """As Inodes.stat."""
         return self._promptly(lambda: self._names.stat(inode))
 
     def readlink(self, inode: int) -> bytes | None:
-        """As Names.readlink."""
+        """As Inodes.readlink."""
         return self._promptly(lambda: self._names.readlink(inode))
 
     def show(self, inode: int) -> bytes | None:

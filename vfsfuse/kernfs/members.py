@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ioctl_shim.lane import ATTR_BIT, ATTR_READ_BIT, ATTR_WRITE_BIT, DEVICE_BIT, Opened, OpenRequest
-from vfsfuse.kernfs.entry import MEMBER_BITS, Entry, Look, Stat, relative
+from vfsfuse.kernfs.entry import MEMBER_BITS, Entry, Lookup, Stat, relative
 
 if TYPE_CHECKING:
     from vfsfuse.kernfs.kobject import Kobject
@@ -44,9 +44,9 @@ class Member(ABC):
     def stat(self, owner: Any) -> Stat:
         """What stat(2) shows of it in `owner`."""
 
-    def look(self, owner: Kobject) -> Look:
+    def look(self, owner: Kobject) -> Lookup:
         """As Entry's."""
-        return Look(self.inode(owner), self.stat(owner), owner)
+        return Lookup(self.inode(owner), self.stat(owner), owner)
 
 
 class Attribute(Member):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Telling the kernel what has changed in the tree, so that it forgets what it has cached.
 
-State: none.  Names are told in a worker thread, never on the trio or pump thread: the kernel takes the lock
+State: none.  Inodes are told in a worker thread, never on the trio or pump thread: the kernel takes the lock
 of a directory to drop a name, and who holds it may wait for an answer of ours.  To forget a stat, without any
 pages, it takes no lock that is held by who waits for us.
 """

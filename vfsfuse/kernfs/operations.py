@@ -16,10 +16,10 @@ from functools import partial
 import trio
 
 from ioctl_shim.fuse import pyfuse3
-from ioctl_shim.lanefile import Named
+from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.cli.mountpoint import XATTR_PID
 from vfsfuse.kernfs.errors import errors
-from vfsfuse.kernfs.inodes import NANOSECONDS, Names
+from vfsfuse.kernfs.inodes import NANOSECONDS, Inodes
 from vfsfuse.kernfs.kobject import Attribute, Child, Entry, Kobject, Member, SnapshotMember
 from vfsfuse.kernfs.notify import forget_names, forget_stats
 from vfsfuse.kernfs.refusals import Refusals
@@ -35,14 +35,14 @@ class Operations(Refusals):
 
     supports_dot_lookup = False
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Inodes) -> None:
         super().__init__()
         self.names, self.tree = names, names.tree
         self._listings: dict[int, list[Child | Member]] = {}
         self._owners: dict[int, Kobject] = {}
         self._next_listing = 1
         self._snapshots = Snapshots()
-        self.telling = trio.Lock()
+        self.notifying = trio.Lock()
         """Held while the kernel is told of changes: that waits for lookups which only we can answer."""
 
     # ---- looking; as a rule the device lane has answered, by the same names ----
@@ -175,7 +175,7 @@ class Operations(Refusals):
     async def publish(self) -> None:
         """Tell the kernel what changed, names from a thread that may wait for the directory locks it takes;
         then those who listen: what they hear of is seen, and what is gone is not."""
-        async with self.telling:
+        async with self.notifying:
             changes, events = self.tree.take_changes(), self.tree.root.uevents.take()
             forget_stats(changes)
             if changes.gone:
@@ -195,7 +195,7 @@ class Operations(Refusals):
         return entry, member
 
 
-def _attributes(named: Named) -> pyfuse3.EntryAttributes:
+def _attributes(named: InodeAttr) -> pyfuse3.EntryAttributes:
     made = pyfuse3.EntryAttributes()
     made.st_ino, made.st_mode, made.st_nlink, made.st_size, made.st_uid, made.st_gid, time_ns, timeout = named
     made.st_atime_ns = made.st_mtime_ns = made.st_ctime_ns = time_ns

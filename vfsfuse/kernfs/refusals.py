@@ -12,7 +12,7 @@ from ioctl_shim.fuse import pyfuse3
 
 
 class Refusals(pyfuse3.Operations):
-    """Names come and go by what is written to attributes, never by a client's own hand."""
+    """Inodes come and go by what is written to attributes, never by a client's own hand."""
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext

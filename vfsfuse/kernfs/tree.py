@@ -18,7 +18,7 @@ from typing import TypeVar
 from devmodel.lifecycle.uevents import Uevents
 from ioctl_shim.lane import ATTR_WRITE_BIT, DEVICE_BIT
 from vfsfuse.kernfs.bundle import PART_MASK, Bundle
-from vfsfuse.kernfs.entry import Look
+from vfsfuse.kernfs.entry import Lookup
 from vfsfuse.kernfs.kobject import MEMBER_BITS, PART_BITS, Child, Entry, Kobject, Member
 
 E = TypeVar("E", bound=Entry)
@@ -187,10 +187,10 @@ class Tree:
             self._made[found.number] = found
         return found
 
-    def look(self, inode: int) -> Look:
+    def look(self, inode: int) -> Lookup:
         """What `inode` stands for.  Raises OSError as `locate`."""
         entry, member = self.locate(inode)
-        return Look(inode, entry.stat() if member is None else member.stat(entry), entry)
+        return Lookup(inode, entry.stat() if member is None else member.stat(entry), entry)
 
     def _enter(self, directory: Kobject, name: str, child: Child, is_directory: bool) -> None:
         if self._keeps(directory):

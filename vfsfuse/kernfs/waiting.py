@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import trio
 
 from devmodel.device.tasks import Task, TaskHost
-from ioctl_shim.lane import DEVICE_BIT, Later, Opened, OpenRequest, WaitingFile
+from ioctl_shim.lane import DEVICE_BIT, DeferringFile, Opened, OpenRequest, PendingRequest
 from ioctl_shim.lanefile import answer_of
 from vfsfuse.kernfs.entry import Entry, Stat
 from vfsfuse.kernfs.members import PAGE_SIZE, Member, value_of
@@ -77,20 +77,25 @@ class Stores:
             raise OSError(errno.EACCES, "write-only")
         return Opened(StoreFile(self, request.nodeid))
 
-    def begin(self, inode: int, later: Later, data: bytes) -> None:
+    def begin(self, inode: int, pending: PendingRequest, data: bytes) -> None:
         """Run a store.  Device lane."""
         entry, member = self._locate(inode)
         if not isinstance(member, WaitingStore):
             raise OSError(errno.ENODEV, "removed")
         scope = trio.CancelScope()
-        later.when_interrupted(lambda: self._host.soon(scope.cancel))
+        pending.when_interrupted(lambda: self._host.soon(scope.cancel))
         try:
-            self._host.begin(Task(self._run, (entry, member, later, data[:PAGE_SIZE], scope)))
+            self._host.begin(Task(self._run, (entry, member, pending, data[:PAGE_SIZE], scope)))
         except RuntimeError as error:
             raise OSError(errno.ENODEV, "the lab ends") from error
 
     async def _run(
-        self, entry: Entry, member: WaitingStore, later: Later, data: bytes, scope: trio.CancelScope
+        self,
+        entry: Entry,
+        member: WaitingStore,
+        pending: PendingRequest,
+        data: bytes,
+        scope: trio.CancelScope,
     ) -> None:
         error = errno.EIO
         try:
@@ -102,9 +107,9 @@ class Stores:
                 await self.publish()
         finally:  # whatever happens, for without an answer not even SIGKILL ends the client
             if error:
-                later.fail(error)
+                pending.fail(error)
             else:
-                later.written(len(data))
+                pending.written(len(data))
 
     @staticmethod
     async def _errno(entry: Entry, member: WaitingStore, data: bytes) -> int:
@@ -120,7 +125,7 @@ class Stores:
         return 0
 
 
-class StoreFile(WaitingFile):
+class StoreFile(DeferringFile):
     """One open of such an attribute."""
 
     __slots__ = ("_inode", "_stores")
@@ -128,5 +133,5 @@ class StoreFile(WaitingFile):
     def __init__(self, stores: Stores, inode: int) -> None:
         self._stores, self._inode = stores, inode
 
-    def write_later(self, later: Later, data: bytes) -> None:
-        self._stores.begin(self._inode, later, data)
+    def begin_write(self, pending: PendingRequest, data: bytes) -> None:
+        self._stores.begin(self._inode, pending, data)

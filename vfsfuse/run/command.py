@@ -80,9 +80,9 @@ def _prepare(args: argparse.Namespace) -> None:
     from ioctl_shim import seccomp
     from ioctl_shim.abi import BY_NAME
     from vfsfuse.run import namespace
-    from vfsfuse.run.supervisor import Plan, Supervisor
+    from vfsfuse.run.supervisor import RunPlan, Supervisor
 
-    plan = Plan(*(path and os.path.abspath(path) for path in (args.mount, args.config, args.log)))
+    plan = RunPlan(*(path and os.path.abspath(path) for path in (args.mount, args.config, args.log)))
     if plan.lab:
         namespace.check_lab(plan.lab)
     if plan.log:

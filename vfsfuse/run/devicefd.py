@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Iterator
 
 from ioctl_shim.abi import CLAIM_DEVICE, PREPARE_DEVICE
-from ioctl_shim.client import Client
+from ioctl_shim.client import Caller
 from ioctl_shim.seccomp import Call, Listener
 
 _NAME_BYTES = 256
@@ -28,7 +28,7 @@ _PREPARE = struct.Struct(f"Q{_NAME_BYTES}sIxxxxQ")  # struct vfsfuse_prepare_dev
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 
-def read_name(client: Client, vaddr: int) -> bytes:
+def read_name(client: Caller, vaddr: int) -> bytes:
     """The string at `vaddr`, without its NUL, as strndup_user(PAGE_SIZE) takes it.
 
     Raises OSError(EFAULT) when it runs into unreadable memory, EINVAL when it has PAGE_SIZE bytes or more.
@@ -85,7 +85,7 @@ class Broker:
         group = _stat(call)
         if group.st_dev != self._lab_dev:
             raise _NotOurs
-        name = read_name(Client(call.tid), call.arg)
+        name = read_name(Caller(call.tid), call.arg)
         self._listener.check(call)
         token = self._prepare(group.st_ino, name, call.tid)
         with _closing(self._open(f".device-{token}")) as device:

@@ -36,7 +36,7 @@ _MESSAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunPlan:
     """What to supervise: the lab mounted at `lab`, or when that is None a private one made from `config`."""
 
     lab: str | None
@@ -53,7 +53,7 @@ class Plan:
 class Supervisor:
     """`run`'s end of the talk with its supervisor.  Every method raises namespace.SetupError."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: RunPlan) -> None:
         """Start it, in the namespaces that the calling (single) thread is in."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         child = os.fork()
@@ -114,7 +114,7 @@ def _redirect(path: str, flags: int, targets: Iterable[int]) -> None:
     os.close(fd)
 
 
-def _supervise(plan: Plan, talk: socket.socket) -> None:
+def _supervise(plan: RunPlan, talk: socket.socket) -> None:
     lab = None if plan.lab else PrivateLab(plan.config, plan.log)
     try:
         with contextlib.suppress(ConnectionError):  # `run` has died, or could not go on and said why
@@ -127,7 +127,7 @@ def _supervise(plan: Plan, talk: socket.socket) -> None:
             lab.stop()
 
 
-def _serve_run(plan: Plan, talk: socket.socket, lab: PrivateLab | None) -> None:
+def _serve_run(plan: RunPlan, talk: socket.socket, lab: PrivateLab | None) -> None:
     root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     talk.send(READY)
     message, fds, _, _ = socket.recv_fds(talk, _MESSAGE_BYTES, 1)

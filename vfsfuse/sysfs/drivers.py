@@ -29,7 +29,7 @@ class DriverDir(LabDir):
     declared = (Uevent(lambda self: {}, "drivers", 0o200),)
 
 
-class PciBus(LabDir):
+class PciBusDir(LabDir):
     """sys/bus/pci."""
 
     __slots__ = ()
@@ -47,7 +47,7 @@ class PciBus(LabDir):
         self.lab.drivers.probe(self.lab.drivers.find(text.strip()))
 
 
-class PciDriver(DriverDir):
+class PciDriverDir(DriverDir):
     """sys/bus/pci/drivers/<driver>."""
 
     __slots__ = ()
@@ -69,7 +69,7 @@ class PciDriver(DriverDir):
         self.lab.drivers.remove_id(self.name, parse_pci_id(text))
 
 
-class MdevBus(LabDir):
+class MdevBusDir(LabDir):
     """sys/bus/mdev."""
 
     __slots__ = ()
@@ -87,7 +87,7 @@ class MdevBus(LabDir):
         self.lab.mdev_driver.probe(self.lab.named(text.strip()))
 
 
-class MdevDriver(DriverDir):
+class MdevDriverDir(DriverDir):
     """sys/bus/mdev/drivers/vfio_mdev."""
 
     __slots__ = ()

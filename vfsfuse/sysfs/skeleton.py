@@ -13,7 +13,7 @@ from typing import Union
 from devmodel.iommu import DMA_ENTRY_LIMIT
 from devmodel.lifecycle.lab import Lab, parse_uuid
 from vfsfuse.kernfs.kobject import Kobject, attribute, store_only
-from vfsfuse.sysfs.drivers import MdevBus, PciBus
+from vfsfuse.sysfs.drivers import MdevBusDir, PciBusDir
 from vfsfuse.sysfs.kstrtox import parse_bool
 
 Skeleton = Mapping[str, Union["Skeleton", EllipsisType, Callable[[str, Lab], Kobject]]]
@@ -85,8 +85,8 @@ SKELETON: Skeleton = {
     "sys": {
         "block": ...,
         "bus": {
-            "mdev": MdevBus,
-            "pci": PciBus,
+            "mdev": MdevBusDir,
+            "pci": PciBusDir,
         },
         "class": {"iommu": {}, "mdev_bus": {}, "net": ..., "vfio": {}, "vfio-dev": {}, "vgpu": VgpuClass},
         "dev": {"block": {}, "char": {}},

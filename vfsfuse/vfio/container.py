@@ -11,11 +11,11 @@ from devmodel.iommu import MAX_BITMAP_SIZE, LockedMemory, Type1
 from devmodel.vfio.group import Container
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import BY_NAME, Kind
-from ioctl_shim.client import CAP_SYS_RAWIO, Client
+from ioctl_shim.client import CAP_SYS_RAWIO, Caller
 from ioctl_shim.lane import Opened, OpenRequest
 from ioctl_shim.processes import Processes
 from vfsfuse.vfio.chain import InfoCap, reply
-from vfsfuse.vfio.files import Request, VfioFile, answers
+from vfsfuse.vfio.files import Request, VfioFops, answers
 
 MAP_FLAGS: int = lib.VFIO_DMA_MAP_FLAG_READ | lib.VFIO_DMA_MAP_FLAG_WRITE | lib.VFIO_DMA_MAP_FLAG_VADDR
 PROT_FLAGS: int = lib.VFIO_DMA_MAP_FLAG_READ | lib.VFIO_DMA_MAP_FLAG_WRITE
@@ -33,7 +33,7 @@ class DirtyBitmap:
 
     __slots__ = ("_client", "_data", "pgsize", "size")
 
-    def __init__(self, client: Client, bitmap: Any) -> None:
+    def __init__(self, client: Caller, bitmap: Any) -> None:
         """Raises OSError(EINVAL) when it is not within a process' address space."""
         self._client, self._data = client, int(bitmap.data)
         self.pgsize, self.size = int(bitmap.pgsize), int(bitmap.size)
@@ -47,7 +47,7 @@ class DirtyBitmap:
         self._client.write(self._data + offset, data)
 
 
-class ContainerFile(VfioFile):
+class ContainerFops(VfioFops):
     """One open of dev/vfio/vfio."""
 
     __slots__ = ("container", "processes")
@@ -86,7 +86,7 @@ class ContainerFile(VfioFile):
 
     @answers("VFIO_SET_IOMMU")
     def set_iommu(self, request: Request) -> int:
-        rawio = request.arg == lib.VFIO_NOIOMMU_IOMMU and request.client.capable(CAP_SYS_RAWIO)
+        rawio = request.arg == lib.VFIO_NOIOMMU_IOMMU and request.caller.capable(CAP_SYS_RAWIO)
         self.container.set_iommu(request.arg, rawio)
         return 0
 
@@ -170,8 +170,8 @@ class ContainerFile(VfioFile):
         if request.argument.argsz < start + size:
             raise OSError(errno.EINVAL, f"argsz {request.argument.argsz} has no room for a bitmap")
         bitmap: Any = ffi.new("struct vfio_bitmap *")
-        request.client.read_into(request.arg + start, bitmap, size)
-        return DirtyBitmap(request.client, bitmap)
+        request.caller.read_into(request.arg + start, bitmap, size)
+        return DirtyBitmap(request.caller, bitmap)
 
 
 def _report_dirty(iommu: Type1, request: Request) -> None:
@@ -179,8 +179,8 @@ def _report_dirty(iommu: Type1, request: Request) -> None:
     size, start = ffi.sizeof("struct vfio_iommu_type1_dirty_bitmap_get"), request.row.minsz
     if request.argument.argsz < start + size:
         raise OSError(errno.EINVAL, f"argsz {request.argument.argsz} has no room for a range")
-    request.client.read_into(request.arg + start, wanted, size)
-    bitmap = DirtyBitmap(request.client, wanted.bitmap)
+    request.caller.read_into(request.arg + start, wanted, size)
+    bitmap = DirtyBitmap(request.caller, wanted.bitmap)
     iommu.report_dirty(wanted.iova, wanted.size, bitmap)
 
 

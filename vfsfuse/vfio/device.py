@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.region.backing import REGION_SHIFT
 from devmodel.region.region import Region
-from devmodel.vfio.group import DeviceFile as Hold
+from devmodel.vfio.group import DeviceFile
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.lane import WHOLE, Opened
 from vfsfuse.vfio.chain import InfoCap, reply
@@ -26,7 +26,7 @@ MUST_EXIST = 7
 _HEADER = ffi.sizeof("struct vfio_info_cap_header")
 
 
-class DeviceFile(IrqCalls, PciCalls, FeatureCalls, GfxCalls):
+class DeviceFops(IrqCalls, PciCalls, FeatureCalls, GfxCalls):
     """One open of a device, through its group or through dev/vfio/devices/vfio<N>."""
 
     __slots__ = ()
@@ -106,16 +106,16 @@ def _sparse_mmap(areas: tuple[tuple[int, int], ...]) -> InfoCap:
 
 
 def open_device(
-    hold: Hold, port: Port, services: Services, released: Callable[[], None] | None = None
+    opened: DeviceFile, port: Port, services: Services, released: Callable[[], None] | None = None
 ) -> Opened:
-    """The answer to an open of the device that `hold` keeps, which is let go of when this fails.
+    """The answer to an open of the device that `opened` holds, which is closed when this fails.
 
     `released` is called on the device lane when the last descriptor of the open is closed.
     """
     try:
         backing_id = port.backing_id()
-        file = DeviceFile(hold, services, backing_id > 0, released)
-        return Opened(file, port.memory(), WHOLE, backing_id, regions=hold.device)
+        file = DeviceFops(opened, services, backing_id > 0, released)
+        return Opened(file, port.memory(), WHOLE, backing_id, regions=opened.device)
     except BaseException:
-        hold.close()
+        opened.close()
         raise

@@ -12,16 +12,16 @@ from ctypes import c_int32
 
 from devmodel.irq.eventfd import Eventfd
 from ioctl_shim._native import lib
-from ioctl_shim.client import Client
+from ioctl_shim.client import Caller
 
 
-def borrow(client: Client, number: int) -> Eventfd:
+def borrow(client: Caller, number: int) -> Eventfd:
     """The client's eventfd `number`.  Raises OSError: EBADF for no descriptor, EINVAL for another kind."""
     return Eventfd(client.borrow(number), lib.shim_signal)
 
 
 @contextmanager
-def lender(client: Client) -> Iterator[Callable[[int], Eventfd]]:
+def lender(client: Caller) -> Iterator[Callable[[int], Eventfd]]:
     """`borrow` for many descriptors of one client: 2048 vectors find the process once."""
     with client.lending() as lend:
         yield lambda number: Eventfd(lend(number), lib.shim_signal)

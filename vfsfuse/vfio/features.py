@@ -60,7 +60,7 @@ class FeatureCalls(OpenDevice):
             return 0
         if not methods or argument.argsz - argument.row.minsz < feature.size:
             raise OSError(errno.EINVAL, "neither GET nor SET, or too little data")
-        data = request.client.read(request.arg + argument.row.minsz, feature.size)
+        data = request.caller.read(request.arg + argument.row.minsz, feature.size)
         feature.set(self, request, data)
         return 0
 
@@ -90,7 +90,7 @@ class FeatureCalls(OpenDevice):
         ffi.memmove(entry, data, len(data))
         if entry.wakeup_eventfd < 0 or entry.reserved:
             raise OSError(errno.EINVAL, f"wake-up eventfd {entry.wakeup_eventfd}")
-        borrow(request.client, entry.wakeup_eventfd).close()
+        borrow(request.caller, entry.wakeup_eventfd).close()
         self.enter_low_power(request, data)
 
     def exit_low_power(self, request: Request, data: bytes) -> None:

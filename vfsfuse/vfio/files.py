@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from ioctl_shim.abi import BY_NAME, Argument, Kind, Row, native_rows
-from ioctl_shim.client import Client
+from ioctl_shim.client import Caller
 from ioctl_shim.lane import IoctlCall, PlainFile
 
 log = logging.getLogger(__name__)
-F = TypeVar("F", bound="VfioFile")
+F = TypeVar("F", bound="VfioFops")
 A = TypeVar("A", bound="int | None")
 _MARK = "_vfio_ioctl"
 
@@ -28,19 +28,19 @@ class Request:
     `on_pump` says who answers it, the pump or its worker: the pump has fetched the struct already, and must
     not wait."""
 
-    __slots__ = ("_argument", "_client", "arg", "on_pump", "row", "tid")
+    __slots__ = ("_argument", "_caller", "arg", "on_pump", "row", "tid")
 
     def __init__(self, row: Row, arg: int, tid: int, on_pump: bool) -> None:
         self.row, self.arg, self.tid, self.on_pump = row, arg, tid, on_pump
-        self._client: Client | None = None
+        self._caller: Caller | None = None
         self._argument: Argument | None = None
 
     @property
-    def client(self) -> Client:
+    def caller(self) -> Caller:
         """Who waits for the answer."""
-        if self._client is None:
-            self._client = Client(self.tid)
-        return self._client
+        if self._caller is None:
+            self._caller = Caller(self.tid)
+        return self._caller
 
     @property
     def argument(self) -> Argument:
@@ -65,7 +65,7 @@ def answers(name: str) -> Callable[[Callable[[F, Request], A]], Callable[[F, Req
     return declare
 
 
-class VfioFile(PlainFile):
+class VfioFops(PlainFile):
     """One open VFIO file of `kind`.  Subclasses declare handlers with `answers`."""
 
     __slots__ = ()

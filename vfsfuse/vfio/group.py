@@ -12,8 +12,8 @@ from ioctl_shim._native import lib
 from ioctl_shim.abi import Kind
 from ioctl_shim.lane import LaneFile, Opened, OpenRequest
 from vfsfuse.run.devicefd import read_name
-from vfsfuse.vfio.container import ContainerFile
-from vfsfuse.vfio.files import Request, VfioFile, answers
+from vfsfuse.vfio.container import ContainerFops
+from vfsfuse.vfio.files import Request, VfioFops, answers
 from vfsfuse.vfio.privilege import rawio
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 FileFinder = Callable[[int], LaneFile | None]
 
 
-class GroupFile(VfioFile):
+class GroupFops(VfioFops):
     """The open of dev/vfio/<N>.  `find_file` names the file of ours behind a descriptor (None: not ours)."""
 
     __slots__ = ("file", "find_file")
@@ -46,11 +46,11 @@ class GroupFile(VfioFile):
 
     @answers("VFIO_GROUP_SET_CONTAINER")
     def set_container(self, request: Request) -> int:
-        fd = int.from_bytes(request.client.read(request.arg, 4), "little", signed=True)
-        with request.client.borrowed(fd) as copy:
+        fd = int.from_bytes(request.caller.read(request.arg, 4), "little", signed=True)
+        with request.caller.borrowed(fd) as copy:
             found = self.find_file(copy)
-        container = found.container if isinstance(found, ContainerFile) else None
-        self.file.set_container(container, rawio(self.file.group, request.client.tid))
+        container = found.container if isinstance(found, ContainerFops) else None
+        self.file.set_container(container, rawio(self.file.group, request.caller.tid))
         return 0
 
     @answers("VFIO_GROUP_UNSET_CONTAINER")
@@ -60,10 +60,10 @@ class GroupFile(VfioFile):
 
     @answers("VFIO_GROUP_GET_DEVICE_FD")
     def get_device_fd(self, request: Request) -> int:
-        name = read_name(request.client, request.arg).decode("ascii", "replace")
-        self.file.get_device(name, rawio(self.file.group, request.client.tid))
+        name = read_name(request.caller, request.arg).decode("ascii", "replace")
+        self.file.get_device(name, rawio(self.file.group, request.caller.tid))
         log.warning(
-            "GROUP_GET_DEVICE_FD from thread %d: run the client under `vfsfuse run`", request.client.tid
+            "GROUP_GET_DEVICE_FD from thread %d: run the client under `vfsfuse run`", request.caller.tid
         )
         raise OSError(errno.EOPNOTSUPP, "a FUSE server cannot give its client a descriptor")
 

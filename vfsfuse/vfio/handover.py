@@ -15,8 +15,7 @@ import errno
 import itertools
 from collections.abc import Callable
 
-from devmodel.vfio.group import DeviceFile as Hold
-from devmodel.vfio.group import Group
+from devmodel.vfio.group import DeviceFile, Group
 from ioctl_shim._native import ffi
 from ioctl_shim.abi import CLAIM_DEVICE, PREPARE_DEVICE
 from ioctl_shim.lane import IoctlCall, Opened, OpenRequest, PlainFile
@@ -27,17 +26,17 @@ PREPARED = ".device-"
 """Prefix of the unlisted files, before the token."""
 
 GroupFinder = Callable[[int], Group | None]
-DeviceShower = Callable[[str, Callable[[], Hold], Callable[[], None]], None]
+DeviceShower = Callable[[str, Callable[[], DeviceFile], Callable[[], None]], None]
 
 
 class Handover:
     """The devices under way to clients.  `find_group` gives the group whose file has an inode number; `show`
-    makes an unlisted file of a name, which opens a hold once and calls back when that is released."""
+    makes an unlisted file of a name, which opens a DeviceFile once and calls back when that is released."""
 
     def __init__(self, find_group: GroupFinder, show: DeviceShower) -> None:
         self._find_group, self._show = find_group, show
         self._tokens = itertools.count(1)
-        self._idle: dict[int, Hold] = {}
+        self._idle: dict[int, DeviceFile] = {}
 
     def open(self, request: OpenRequest) -> Opened:
         """Open the control file."""
@@ -57,9 +56,9 @@ class Handover:
         device = opened.get_device(name, rawio(group, tid))
         token = next(self._tokens)
 
-        def take() -> Hold:
-            self._idle[token] = hold = Hold(device, opened, held=False)
-            return hold
+        def take() -> DeviceFile:
+            self._idle[token] = idle = DeviceFile(device, opened, held=False)
+            return idle
 
         def released() -> None:
             self._idle.pop(token, None)
@@ -69,10 +68,10 @@ class Handover:
 
     def claim(self, token: int) -> None:
         """Put the device into use.  Raises OSError: ENOENT when its client is gone, or as opening it does."""
-        hold = self._idle.pop(token, None)
-        if hold is None:
+        idle = self._idle.pop(token, None)
+        if idle is None:
             raise OSError(errno.ENOENT, f"no device waits by token {token}")
-        hold.claim()
+        idle.claim()
 
 
 class _ControlFile(PlainFile):

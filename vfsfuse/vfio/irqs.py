@@ -52,12 +52,12 @@ class IrqCalls(OpenDevice):
         argument = request.argument
         header = argument.value
         size = self._data_size(header, argument.argsz - argument.row.minsz)
-        data = request.client.read(request.arg + argument.row.minsz, size)
+        data = request.caller.read(request.arg + argument.row.minsz, size)
         action = ACTIONS.get(header.flags & lib.VFIO_IRQ_SET_ACTION_TYPE_MASK)
         if action is None:
             raise OSError(errno.ENOTTY, f"SET_IRQS flags {header.flags:#x}")
         if header.flags & lib.VFIO_IRQ_SET_DATA_EVENTFD:
-            with lender(request.client) as lend:
+            with lender(request.caller) as lend:
                 self._set(header, action, ClientFds(numbers(data), lend, self.services.watcher))
         else:
             self._set(header, action, None if header.flags & lib.VFIO_IRQ_SET_DATA_NONE else data)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from devmodel.device.pci import Device
 from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.function import PciFunction
-from devmodel.vfio.group import DeviceFile as Hold
+from devmodel.vfio.group import DeviceFile
 from ioctl_shim.abi import Kind
 from ioctl_shim.lane import IoctlCall, LaneFile
 from vfsfuse.vfio.chain import InfoCap
-from vfsfuse.vfio.files import VfioFile
+from vfsfuse.vfio.files import VfioFops
 
 RegionFacts = tuple[int, int, Sequence[InfoCap]]
 """Size in bytes, VFIO_REGION_INFO_FLAG_* and capabilities of a region."""
@@ -28,17 +28,17 @@ class Services:
     watcher: Watcher
 
 
-class OpenDevice(VfioFile):
+class OpenDevice(VfioFops):
     """One open of a device; `mappable` says whether its memory regions can be mapped on this machine."""
 
-    __slots__ = ("device", "hold", "low_power", "mappable", "regions", "released", "services")
+    __slots__ = ("device", "low_power", "mappable", "opened", "regions", "released", "services")
     kind = Kind.DEVICE
 
     def __init__(
-        self, hold: Hold, services: Services, mappable: bool, released: Callable[[], None] | None
+        self, opened: DeviceFile, services: Services, mappable: bool, released: Callable[[], None] | None
     ) -> None:
-        self.hold, self.services = hold, services
-        self.device: Device = hold.device
+        self.opened, self.services = opened, services
+        self.device: Device = opened.device
         self.mappable, self.released = mappable, released
         self.low_power = False
         self.regions: dict[int, RegionFacts] = {}
@@ -47,23 +47,23 @@ class OpenDevice(VfioFile):
     @property
     def function(self) -> PciFunction | None:
         """The PCI function, which vfio-pci drives; None for a mediated device, which has its own driver."""
-        assignable = self.hold.assignable
+        assignable = self.opened.assignable
         return assignable if isinstance(assignable, PciFunction) else None
 
     @property
     def by_cdev(self) -> bool:
         """Whether it was opened through its own character device, not through its group."""
-        return self.hold.group_file is None
+        return self.opened.group_file is None
 
     def control(self, cmd: int, arg: int, tid: int) -> int | None:
         self.device.check_present()
-        return VfioFile.control(self, cmd, arg, tid)  # super() costs more
+        return VfioFops.control(self, cmd, arg, tid)  # super() costs more
 
     def ioctl(self, call: IoctlCall) -> int:
         self.device.check_present()
         return super().ioctl(call)
 
     def release(self) -> None:
-        self.hold.close()
+        self.opened.close()
         if self.released is not None:
             self.released()

@@ -18,7 +18,7 @@ from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Argument
 from vfsfuse.vfio.eventfds import borrow, numbers
 from vfsfuse.vfio.files import Request, answers
-from vfsfuse.vfio.group import GroupFile
+from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.opened import OpenDevice
 
 NOT_OWNED = 2**32 - 1
@@ -78,7 +78,7 @@ class PciCalls(OpenDevice):
         if asked.fd < 0:
             self.device.ioeventfds.remove(what)
         else:
-            source = partial(borrow, request.client, asked.fd)
+            source = partial(borrow, request.caller, asked.fd)
             self.device.ioeventfds.add(what, source, self.services.watcher)
         return 0
 
@@ -98,13 +98,13 @@ class PciCalls(OpenDevice):
         return bytes(ffi.buffer(ffi.new("struct vfio_pci_dependent_device *", device)))
 
     def _groups(self, request: Request, argument: Argument, count: int) -> list[Group]:
-        data = request.client.read(request.arg + argument.row.minsz, 4 * count)
+        data = request.caller.read(request.arg + argument.row.minsz, 4 * count)
         return [self._group(request, number) for number in numbers(data)]
 
     def _group(self, request: Request, number: int) -> Group:
-        with request.client.borrowed(number) as copy:
+        with request.caller.borrowed(number) as copy:
             found = self.services.find_file(copy)
-        if not isinstance(found, GroupFile):
+        if not isinstance(found, GroupFops):
             raise OSError(errno.EINVAL, f"descriptor {number} is not a VFIO group")
         return found.file.group
 

@@ -32,7 +32,7 @@ class Port:
     def __init__(self, assignable: Assignable) -> None:
         self._assignable = assignable
         self._lock = threading.Lock()
-        self._memory: pumped.Memory | None = None
+        self._memory: pumped.PumpRegions | None = None
         self._backing_id = 0
         self._closed = False
 
@@ -40,7 +40,7 @@ class Port:
     def device(self) -> Device:
         return self._assignable.device
 
-    def memory(self) -> pumped.Memory:
+    def memory(self) -> pumped.PumpRegions:
         """What the pump answers of the device by itself.  Raises OSError(ENODEV)."""
         device = self.device
         with self._lock:
@@ -72,8 +72,8 @@ class Port:
                 lane.close_backing(self._backing_id)
 
 
-def _shown(device: Device) -> pumped.Memory:
-    memory, model = pumped.Memory(device.lock), type(device)
+def _shown(device: Device) -> pumped.PumpRegions:
+    memory, model = pumped.PumpRegions(device.lock), type(device)
     asked = model.read is not Device.read or model.write is not Device.write
     for index, region in enumerate(device.regions[: pumped.MOST_REGIONS]):
         if isinstance(region, Memory) and region.direct:

@@ -11,7 +11,7 @@ from devmodel.lifecycle.function import PciFunction, PhysicalFunction, VirtualFu
 from devmodel.lifecycle.parent import Parent
 from vfsfuse.kernfs.bundle import Bundle, Plan
 from vfsfuse.kernfs.kobject import Symlink
-from vfsfuse.sysfs.drivers import PciDriver
+from vfsfuse.sysfs.drivers import PciDriverDir
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.model import directory_class
 from vfsfuse.sysfs.parent import HOST_MEMBERS, PhysicalFunctionDir
@@ -49,7 +49,7 @@ class FunctionViews:
         self._show(function, directory, Putter(self._tree, ExitStack()))
         places = self._view.places.pci_drivers
         for driver in {parent.spec.driver, VFIO_PCI} - places.keys():
-            made = PciDriver(driver, self._view.lab)
+            made = PciDriverDir(driver, self._view.lab)
             places[driver] = self._tree.add(self._tree.make("sys/bus/pci/drivers"), made)
         self.bound(function)
         return directory

@@ -21,7 +21,7 @@ from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
 from vfsfuse.kernfs.kobject import BinaryMember, DeviceNode, Entry, Kobject
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.waiting import Stores, WaitingStore
-from vfsfuse.sysfs.drivers import MdevDriver
+from vfsfuse.sysfs.drivers import MdevDriverDir
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.vfio.opened import Services
 from vfsfuse.views.announcer import Announcer
@@ -48,7 +48,7 @@ class LabView:
         drivers = tree.make("sys/bus/mdev/drivers")
         self.places = Places(
             mdev_bus=tree.make("sys/bus/mdev"),
-            vfio_mdev=tree.add(drivers, MdevDriver("vfio_mdev", self.lab)),
+            vfio_mdev=tree.add(drivers, MdevDriverDir("vfio_mdev", self.lab)),
             pci_bus=tree.make("sys/bus/pci"),
         )
         tree.make("sys/bus/mdev/devices")

@@ -15,16 +15,15 @@ from typing import TypeVar
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.lab import LabSpec
 from devmodel.region.backing import REGION_SHIFT
-from devmodel.vfio.group import Assignable, Group, VfioModule
-from devmodel.vfio.group import DeviceFile as Hold
+from devmodel.vfio.group import Assignable, DeviceFile, Group, VfioModule
 from ioctl_shim.lane import LaneFile, Opened, OpenRequest
-from vfsfuse.kernfs.bundle import Bundle, Part, link
+from vfsfuse.kernfs.bundle import Bundle, Part, symlink_part
 from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.sysfs.mdev import IommuGroupDir, VfioDevDir, VfioGroupDir, vfio_group_name
-from vfsfuse.vfio.container import ContainerFile
+from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.device import open_device
-from vfsfuse.vfio.group import GroupFile
+from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.handover import CONTROL, Handover
 from vfsfuse.vfio.opened import Services
 from vfsfuse.vfio.port import Port
@@ -60,7 +59,7 @@ class GroupNode(DeviceNode):
     __slots__ = ("group",)
 
     def __init__(self, group: Group, mode: int, find_file: FileFinder) -> None:
-        super().__init__(vfio_group_name(group), mode, GroupFile.opener(group, find_file))
+        super().__init__(vfio_group_name(group), mode, GroupFops.opener(group, find_file))
         self.group = group
 
 
@@ -94,7 +93,7 @@ class VfioNodes:
 
     def add_container(self, vfio: VfioModule, st_dev: Callable[[], int]) -> None:
         """dev/vfio/vfio."""
-        opener = ContainerFile.opener(lambda: vfio.noiommu, st_dev)
+        opener = ContainerFops.opener(lambda: vfio.noiommu, st_dev)
         self.tree.add(self._vfio, self._owned(DeviceNode("vfio", 0o666, opener)))
 
     def group_dir(self, group: Group) -> Entry | None:
@@ -133,7 +132,7 @@ class VfioNodes:
             directory=True,
         )
         devices = Part(group, lambda device: "devices", lambda bundle: Kobject("devices"), directory=True)
-        return group, devices, link(devices, lambda device: str(device.name), self._own)
+        return group, devices, symlink_part(devices, lambda device: str(device.name), self._own)
 
     def _vfio_parts(self) -> tuple[Part, ...]:
         """What makes a device one of VFIO's: its group's file, and its own."""
@@ -149,9 +148,9 @@ class VfioNodes:
         return (
             above,
             own,
-            link(tree.make("sys/class/vfio-dev"), _name, own),
+            symlink_part(tree.make("sys/class/vfio-dev"), _name, own),
             group,
-            link(tree.make("sys/class/vfio"), _group_name, group),
+            symlink_part(tree.make("sys/class/vfio"), _group_name, group),
             Part(self._vfio, _group_name, self._group_node),
             Part(self._cdevs, _name, self._cdev),
         )
@@ -165,7 +164,7 @@ class VfioNodes:
         def opener(request: OpenRequest) -> Opened:
             device.check_direct()
             port = self.port(device)
-            return open_device(Hold(device), port, self.services)
+            return open_device(DeviceFile(device), port, self.services)
 
         return self._device_node(_name(device), opener)
 
@@ -177,15 +176,15 @@ class VfioNodes:
             return None
         return entry.group if isinstance(entry, GroupNode) else None
 
-    def _show_once(self, name: str, take: Callable[[], Hold], released: Callable[[], None]) -> None:
+    def _show_once(self, name: str, take: Callable[[], DeviceFile], released: Callable[[], None]) -> None:
         """Make an unlisted file in dev/vfio that opens what `take` gives, once.  Device lane."""
 
         def opener(request: OpenRequest) -> Opened:
             if self._vfio.unlisted.pop(name, None) is None:
                 raise OSError(errno.ENXIO, "opened already")
-            hold = take()
+            opened = take()
             try:
-                return open_device(hold, self.port(hold.assignable), self.services, forget)
+                return open_device(opened, self.port(opened.assignable), self.services, forget)
             except BaseException:
                 forget()
                 raise

@@ -13,23 +13,23 @@ import select
 import threading
 from collections import deque
 
-from devmodel.lifecycle.uevents import Listener, Uevents
-from ioctl_shim.lane import Later, Opened, OpenRequest, WaitingFile, wake_poll
+from devmodel.lifecycle.uevents import UeventListener, Uevents
+from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest, wake_poll
 from vfsfuse.kernfs.kobject import DeviceNode
 
 READABLE = select.POLLIN | select.POLLRDNORM
 
 
-class UeventsFile(WaitingFile):
+class UeventsFile(DeferringFile):
     """One open: every event from then on.  A read gets one, and what it has no room for of it is lost."""
 
     __slots__ = ("_listener", "_lock", "_poll_handle", "_readers")
 
     def __init__(self, hub: Uevents) -> None:
         self._lock = threading.Lock()
-        self._readers: deque[Later] = deque()
+        self._readers: deque[PendingRequest] = deque()
         self._poll_handle = 0
-        self._listener: Listener = hub.listen(self._wake)
+        self._listener: UeventListener = hub.listen(self._wake)
 
     @classmethod
     def node(cls, hub: Uevents) -> DeviceNode:
@@ -42,18 +42,18 @@ class UeventsFile(WaitingFile):
 
         return DeviceNode("uevents", 0o444, opener)
 
-    def read_later(self, later: Later) -> bytes | None:
+    def begin_read(self, pending: PendingRequest) -> bytes | None:
         with self._lock:
             event = None if self._readers else self._listener.take()
             if event is not None:
-                return event[: later.size]
-            if later.nonblocking:
+                return event[: pending.size]
+            if pending.nonblocking:
                 raise OSError(errno.EAGAIN, "no event")
-            later.when_interrupted(lambda: self._give_up(later))
-            self._readers.append(later)
+            pending.when_interrupted(lambda: self._give_up(pending))
+            self._readers.append(pending)
             return None
 
-    def poll_later(self, handle: int) -> int:
+    def begin_poll(self, handle: int) -> int:
         with self._lock:
             if self._listener.ready:
                 return READABLE
@@ -63,11 +63,11 @@ class UeventsFile(WaitingFile):
     def release(self) -> None:
         self._listener.close()
 
-    def _give_up(self, later: Later) -> None:
+    def _give_up(self, pending: PendingRequest) -> None:
         with self._lock:
-            if later in self._readers:
-                self._readers.remove(later)
-                later.fail(errno.EINTR)
+            if pending in self._readers:
+                self._readers.remove(pending)
+                pending.fail(errno.EINTR)
 
     def _wake(self) -> None:
         """There are events: for those who wait in read, oldest first, and for those who poll."""
@@ -78,13 +78,13 @@ class UeventsFile(WaitingFile):
         if handle:
             wake_poll(handle)
 
-    def _answer(self, later: Later) -> None:
+    def _answer(self, pending: PendingRequest) -> None:
         try:
             event = self._listener.take()
         except OSError as error:
-            later.fail(error.errno or errno.EIO)
+            pending.fail(error.errno or errno.EIO)
             return
         if event is None:
-            self._readers.appendleft(later)
-        elif not later.read(event):
+            self._readers.appendleft(pending)
+        elif not pending.read(event):
             self._listener.put_back(event)

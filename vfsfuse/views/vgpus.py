@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from devmodel.lifecycle.lab import Mdev, MdevType, Parent
-from vfsfuse.kernfs.bundle import Bundle, Part, Plan, link
+from vfsfuse.kernfs.bundle import Bundle, Part, Plan, symlink_part
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.sysfs.mdev import MdevDir, TypeDir
 from vfsfuse.sysfs.model import directory_class
@@ -33,7 +33,7 @@ class VgpuViews:
         self._bound: dict[Mdev, Bundle] = {}
         self._own = Part(lambda mdev: self._parents[mdev.parent], _name, self._make_own, directory=True)
         self._plan = self._make_plan()
-        driver_link = link(view.places.vfio_mdev, _name, self.directory)
+        driver_link = symlink_part(view.places.vfio_mdev, _name, self.directory)
         self._bound_plan = Plan(*nodes.of_group, driver_link, *nodes.of_vfio)
 
     def directory(self, mdev: Mdev) -> Kobject:
@@ -111,9 +111,9 @@ class VgpuViews:
         tree, own = self._tree, self._own
         return Plan(
             own,
-            link(lambda mdev: self._types[mdev.type].devices, _name, own),
-            link(tree.make("sys/bus/mdev/devices"), _name, own),
-            link(
+            symlink_part(lambda mdev: self._types[mdev.type].devices, _name, own),
+            symlink_part(tree.make("sys/bus/mdev/devices"), _name, own),
+            symlink_part(
                 tree.make(f"sys/class/vgpu/{self._view.spec.vendor}"), lambda mdev: f"vgpu{mdev.minor}", own
             ),
         )
