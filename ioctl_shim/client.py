@@ -20,6 +20,7 @@ MAX_TRANSFER = 1 << 30
 
 CAP_IPC_LOCK, CAP_SYS_RAWIO = 14, 17
 """Numbers of capabilities (<linux/capability.h>)."""
+_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _PIDFD_THREAD = os.O_EXCL  # <linux/pidfd.h>, Linux 6.9
 
 
@@ -61,6 +62,21 @@ class Caller:
         buffer = bytearray(size)
         self.read_into(vaddr, ffi.from_buffer(buffer), size)
         return bytes(buffer)
+
+    def read_string(self, vaddr: int) -> bytes:
+        """The string at `vaddr`, without its NUL, as strndup_user(PAGE_SIZE) takes it.
+
+        Raises OSError(EFAULT) when it runs into unreadable memory, EINVAL from PAGE_SIZE bytes on.
+        """
+        text = b""
+        while len(text) < _PAGE_SIZE:
+            at = vaddr + len(text)
+            to_page_end = _PAGE_SIZE - at % _PAGE_SIZE  # the next page may not be there, nor be needed
+            head, nul, _ = self.read(at, min(to_page_end, _PAGE_SIZE - len(text))).partition(b"\0")
+            text += head
+            if nul:
+                return text
+        raise OSError(errno.EINVAL, f"no end of the string within {_PAGE_SIZE} bytes")
 
     def write(self, vaddr: int, data: bytes) -> None:
         """Store `data` at `vaddr`.  Raises OSError(EFAULT, ESRCH, EPERM)."""

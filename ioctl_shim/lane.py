@@ -15,6 +15,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -24,11 +25,11 @@ from ioctl_shim.lanefile import (
     ALWAYS_READY,
     DeferringFile,
     InodeOperations,
-    IoctlCall,
     LaneFile,
     PendingRequest,
     PlainFile,
     RegionAccess,
+    SizedIoctl,
     answer_of,
     wake_poll,
 )
@@ -41,7 +42,6 @@ __all__ = [
     "DEVICE_BIT",
     "WHOLE",
     "DeferringFile",
-    "IoctlCall",
     "Lane",
     "LaneFile",
     "OpenRequest",
@@ -49,6 +49,7 @@ __all__ = [
     "PendingRequest",
     "PlainFile",
     "RegionAccess",
+    "SizedIoctl",
     "close_backing",
     "open_backing",
     "wake_poll",
@@ -62,6 +63,8 @@ ATTR_READ_BIT: int = 1 << lib.LANE_ATTR_READ_BIT
 ATTR_WRITE_BIT: int = 1 << lib.LANE_ATTR_WRITE_BIT
 WHOLE: int = lib.LANE_WHOLE
 T = TypeVar("T")
+Submit = Callable[[Callable[[], None]], None]
+"""Runs a call soon, on a thread that may wait.  It returns at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Opened:
     """The answer to an open: the file, and what of it the pump may answer or map by itself.
 
     With `regions` its reads and writes are theirs. A `stream` has no position, and so neither seeks nor
-    preads."""
+    preads. `submit` runs the ioctls that the file leaves to a worker; None is the lane's own."""
 
     file: LaneFile
     memory: pumped.PumpRegions | None = None
@@ -88,6 +91,7 @@ class Opened:
     backing_id: int = 0
     stream: bool = False
     regions: RegionAccess | None = None
+    submit: Submit | None = None
 
 
 def open_backing(fd: int) -> int:
@@ -108,6 +112,7 @@ class _OpenFile:
     file: LaneFile
     memory: pumped.PumpRegions | None
     called: tuple[Callable[..., object], ...]
+    submit: Submit
 
 
 class Lane:
@@ -119,7 +124,7 @@ class Lane:
         self._files: dict[int, _OpenFile] = {}
         self._tokens = itertools.count(1)
         self._pending: dict[int, PendingRequest] = {}
-        self._deferred: queue.SimpleQueue[tuple[int, LaneFile, IoctlCall]] = queue.SimpleQueue()
+        self._deferred: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         for name in ("open", "read", "write", "ioctl", "poll", "interrupt", "release"):
             ffi.def_extern(name=f"lane_on_{name}", onerror=self._failed)(getattr(self, f"_on_{name}"))
         lib.lane_set_python(ffi.new("struct lane_python *", [pumped.address(each) for each in self._called]))
@@ -151,7 +156,10 @@ class Lane:
             OpenRequest(request.nodeid, request.flags, request.tid, request.uid, request.gid)
         )
         request.token = token = next(self._tokens)
-        self._files[token] = _OpenFile(opened.file, opened.memory, self._callable(opened, request))
+        called = self._callable(opened, request)
+        self._files[token] = _OpenFile(
+            opened.file, opened.memory, called, opened.submit or self._deferred.put
+        )
         request.region = opened.region
         request.backing_id = opened.backing_id
         request.stream = opened.stream
@@ -164,9 +172,10 @@ class Lane:
         """What the pump calls straight, by native/call.c."""
         file = opened.file
         if isinstance(file, DeferringFile):
-            return ()
+            request.ioctl = pumped.address(ioctl := file.ioctl)
+            return (ioctl,)
         access: LaneFile | RegionAccess = file if opened.regions is None else opened.regions
-        called = (access.read, access.write, file.control)
+        called = (access.read, access.write, file.ioctl)
         request.by_region = opened.regions is not None
         request.read, request.write, request.ioctl = map(pumped.address, called)
         request.rows = ffi.NULL if file.rows is None else file.rows
@@ -205,19 +214,13 @@ class Lane:
         return result
 
     def _on_ioctl(self, native: Any) -> int:
-        file = self._files[native.token].file
-        call = IoctlCall(native.cmd, native.arg, native.tid)
-        if native.data_size:
-            call.data = ffi.buffer(native.data, native.data_size)[:]
-        if file.defers(call.cmd):
-            self._deferred.put((native.unique, file, call))
-            return int(lib.LANE_DEFERRED)
-        result = file.ioctl(call)
-        if native.out_size:  # not so for VFIO's: they have no size, and are answered in the client's memory
-            reply = call.reply[: native.out_size]
-            ffi.memmove(native.out, reply, len(reply))
-            native.out_size = len(reply)
-        return result
+        opened = self._files[native.token]
+        if native.data_size or native.out_size:
+            return _sized_ioctl(opened.file, native)
+        # The pump has asked the file, which left it to a thread that may wait.
+        call = (native.cmd, native.arg, native.tid)
+        opened.submit(partial(_finish_ioctl, native.unique, opened.file, call))
+        return int(lib.LANE_DEFERRED)
 
     def _on_poll(self, token: int, handle: int) -> int:
         file = self._files[token].file
@@ -233,12 +236,28 @@ class Lane:
 
     def _work(self) -> None:
         while True:
-            unique, file, call = self._deferred.get()
-            try:
-                result = file.ioctl(call)
-            except Exception as error:
-                result = _errno_of(error)
-            lib.lane_reply(unique, result, ffi.NULL, 0)
+            self._deferred.get()()
+
+
+def _sized_ioctl(file: LaneFile, native: Any) -> int:
+    data = ffi.buffer(native.data, native.data_size)[:] if native.data_size else b""
+    call = SizedIoctl(native.cmd, native.tid, data)
+    result = file.sized_ioctl(call)
+    reply = call.reply[: native.out_size]
+    ffi.memmove(native.out, reply, len(reply))
+    native.out_size = len(reply)
+    return result
+
+
+def _finish_ioctl(unique: int, file: LaneFile, call: tuple[int, int, int]) -> None:
+    """Answer an ioctl that its file left to a worker.  Any thread but the pump's."""
+    try:
+        result = file.ioctl(*call, on_pump=False)
+        if result is None:
+            raise RuntimeError(f"ioctl {call[0]:#x} is left to the worker that it is on")
+    except Exception as error:
+        result = _errno_of(error)
+    lib.lane_reply(unique, result, ffi.NULL, 0)
 
 
 def _errno_of(error: BaseException) -> int:

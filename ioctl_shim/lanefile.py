@@ -26,13 +26,12 @@ ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLW
 
 
 @dataclass(slots=True)
-class IoctlCall:
-    """One ioctl: `data` is what the kernel copied in for a sized request; set `reply` to copy out."""
+class SizedIoctl:
+    """One ioctl whose number has a size: `data` is what the kernel copied in; set `reply` to copy out."""
 
     cmd: int
-    arg: int
     tid: int
-    data: bytes = b""
+    data: bytes
     reply: bytes = b""
 
 
@@ -42,18 +41,17 @@ def answer_of(error: OSError) -> int:
 
 
 class LaneFile(Protocol):
-    """One open file of the device lane.  All methods run on the pump thread, `ioctl` of a deferred call on
-    the worker; they raise OSError with the errno the client gets, and anything else is EIO for that call
+    """One open file of the device lane.  All methods run on the pump thread, but for an `ioctl` that was left
+    to the worker.  They raise OSError with the errno the client gets; anything else is EIO for that call
     alone."""
 
     rows: Any
-    """A struct lane_rows of the ioctls that `control` answers (see ioctl_shim.abi), or None."""
+    """A struct lane_rows of the ioctls whose struct the pump fetches (see ioctl_shim.abi), or None."""
 
     def read(self, offset: int, size: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> int: ...
-    def control(self, cmd: int, arg: int, tid: int) -> int | None: ...
-    def ioctl(self, call: IoctlCall) -> int: ...
-    def defers(self, cmd: int) -> bool: ...
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None: ...
+    def sized_ioctl(self, call: SizedIoctl) -> int: ...
     def poll(self) -> int: ...
     def release(self) -> None: ...
 
@@ -100,11 +98,13 @@ class PendingRequest:
     Whoever answers first does, from any thread; the others are told so by False.
     """
 
-    __slots__ = ("_interrupted", "_open", "nonblocking", "size", "unique")
+    __slots__ = ("_interrupted", "_open", "nonblocking", "offset", "size", "tid", "unique")
 
     def __init__(self, transfer: Any, open_: dict[int, PendingRequest]) -> None:
         self.unique: int = transfer.unique
+        self.offset: int = transfer.offset
         self.size: int = transfer.size
+        self.tid: int = transfer.tid
         self.nonblocking = bool(transfer.flags & os.O_NONBLOCK)
         self._open = open_
         self._interrupted: Callable[[], None] | None = None
@@ -152,15 +152,17 @@ class PlainFile:
     def write(self, offset: int, data: bytes) -> int:
         raise OSError(errno.EINVAL, "not writable")
 
-    def control(self, cmd: int, arg: int, tid: int) -> int | None:
-        """Answer an ioctl without a size, or None: ask `defers` and `ioctl`."""
-        return None
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
+        """Answer an ioctl without a size, as all of VFIO's are.
 
-    def ioctl(self, call: IoctlCall) -> int:
+        None, which is allowed on the pump only, leaves it to the worker: that calls this again with `on_pump`
+        false, and may wait.
+        """
+        raise OSError(errno.ENOTTY, f"ioctl {cmd:#x}")
+
+    def sized_ioctl(self, call: SizedIoctl) -> int:
+        """Answer an ioctl whose data the kernel copies."""
         raise OSError(errno.ENOTTY, f"ioctl {call.cmd:#x}")
-
-    def defers(self, cmd: int) -> bool:
-        return False
 
     def poll(self) -> int:
         return ALWAYS_READY

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from devmodel.vfio import flags
 from ioctl_shim import abi
 from ioctl_shim._native import ffi, lib
 
@@ -78,3 +80,22 @@ def test_minsz_is_what_the_kernel_asks_for() -> None:
     assert abi.BY_NAME["VFIO_DEVICE_GET_INFO"].minsz == 16
     assert abi.BY_NAME["VFIO_IOMMU_GET_INFO"].minsz == 16
     assert abi.BY_NAME["VFIO_DEVICE_GET_REGION_INFO"].minsz == 32
+
+
+def constants() -> dict[str, int]:
+    """The numbers that devmodel.vfio.flags declares, by their names in the header."""
+    found = {}
+    for name, declared in vars(flags).items():
+        if inspect.isclass(declared) and declared.__module__ == flags.__name__:
+            prefix = "VFIO_" + re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()
+            numbers = {key: value for key, value in vars(declared).items() if key.isupper()}
+            found |= {f"{prefix}_{key}": value for key, value in numbers.items()}
+    return found
+
+
+def test_flags_of_the_rules_are_the_headers(tmp_path: Path) -> None:
+    header = HEADER.read_text()
+    declared = constants()
+    assert len(declared) > 20
+    assert [name for name in declared if not re.search(rf"\b{name}\b", header)] == []
+    assert evaluate(list(declared), tmp_path) == declared

@@ -17,7 +17,7 @@ from devmodel.ida import Ida
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction
 from devmodel.lifecycle.parent import Parent
 from devmodel.pci.ids import PciId
-from devmodel.vfio.group import VfioModule
+from devmodel.vfio.module import VfioModule
 from devmodel.vfio.vftoken import VfToken
 
 __all__ = ["VFIO_PCI", "BindingObserver", "DriverCore", "function_of"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
@@ -18,8 +18,9 @@ from devmodel.device.tasks import TaskHost
 from devmodel.lifecycle.spec import ParentSpec
 from devmodel.lifecycle.vf import VfLayout, with_vfs
 from devmodel.pci.config import Aperture
-from devmodel.vfio.group import Assignable, Group
-from devmodel.vfio.vftoken import VfToken, parse_pci_name
+from devmodel.vfio.group import Group
+from devmodel.vfio.vfio_pci import VfioPciFunction
+from devmodel.vfio.vftoken import VfToken
 
 if TYPE_CHECKING:
     from devmodel.lifecycle.parent import Parent
@@ -42,29 +43,17 @@ class PciAddress(NamedTuple):
         return cls(int(segment, 16), int(bus, 16), int(device, 16) << 3 | int(function))
 
 
-class PciFunction(Assignable):
-    """A PCI function in a group of its own, which it joins while vfio-pci drives it.
+class PciFunction(VfioPciFunction):
+    """A PCI function that drivers bind: its host driver, vfio-pci, or none."""
 
-    ``bus`` are all functions of its bus, itself included, which a hot reset resets together.
-    """
+    __slots__ = ("driver", "driver_override", "vfio_minor")
 
-    __slots__ = ("_device", "bus", "driver", "driver_override", "vfio_minor")
-    emulated_iommu = False
-
-    def __init__(self, name: str, group: Group, device: PciDevice, bus: list[PciFunction]) -> None:
+    def __init__(self, name: str, group: Group, device: PciDevice, bus: list[VfioPciFunction]) -> None:
         """The function adds itself to ``bus``."""
-        self._device = device
-        self.bus = bus
-        self.bus.append(self)
         self.driver: str | None = None
         self.driver_override: str | None = None
         self.vfio_minor: int | None = None
-        super().__init__(name, group, joined=False)
-
-    @property
-    def device(self) -> PciDevice:
-        """The function's configuration space and BARs."""
-        return self._device
+        super().__init__(name, group, device, bus)
 
     @property
     @abstractmethod
@@ -86,43 +75,6 @@ class PciFunction(Assignable):
         """Where it is, from its name."""
         return PciAddress.parse(self.name)
 
-    @abstractmethod
-    def check_token(self, token: UUID | None) -> None:
-        """Whether a client with this VF token may open it.
-
-        Raises ``OSError``: EACCES for a missing or wrong one, EINVAL for one where none is asked for.
-        """
-
-    def answers_to(self, name: str) -> bool:
-        asked = parse_pci_name(self.name, name)
-        if asked is None:
-            return False
-        self.check_token(asked.token)
-        return True
-
-    def check_direct(self) -> None:
-        self.check_token(None)
-
-    def first_opened(self) -> None:
-        """vfio-pci resets a function for its new user, as far as that can be."""
-        if self._device.resettable:
-            self._device.reset()
-        self._device.clear_master()
-
-    def hot_reset(self, owned: Callable[[PciFunction], bool]) -> None:
-        """Reset the bus. ``OSError(EINVAL)`` unless vfio-pci drives all of it and each function is
-        ``owned``."""
-        functions = tuple(self.bus)
-        for function in functions:
-            if function.gone or not owned(function):
-                raise OSError(errno.EINVAL, f"{function.name} is on the bus, and not the client's")
-        for function in functions:
-            function.reset()
-
-    def reset(self) -> None:
-        """What vfio-pci does for a client that asks: the configuration space is saved and restored."""
-        self._device.reset(kept=self._device.config)
-
 
 class PhysicalFunction(PciFunction):
     """The PCI function of a physical GPU.
@@ -139,7 +91,7 @@ class PhysicalFunction(PciFunction):
         spec: ParentSpec,
         group: Group,
         aperture: Aperture,
-        bus: list[PciFunction] | None = None,
+        bus: list[VfioPciFunction] | None = None,
         host: TaskHost | None = None,
         offsets: Mapping[str, int] | None = None,
     ) -> None:
@@ -169,6 +121,10 @@ class PhysicalFunction(PciFunction):
     def host_driver(self) -> str:
         return self.spec.driver
 
+    @property
+    def own_vf_token(self) -> VfToken | None:
+        return self.vf_token
+
     def check_token(self, token: UUID | None) -> None:
         if self.vf_token is not None:
             self.vf_token.check(token)
@@ -182,7 +138,12 @@ class VirtualFunction(PciFunction):
     __slots__ = ("index", "physical")
 
     def __init__(
-        self, physical: PhysicalFunction, layout: VfLayout, index: int, group: Group, bus: list[PciFunction]
+        self,
+        physical: PhysicalFunction,
+        layout: VfLayout,
+        index: int,
+        group: Group,
+        bus: list[VfioPciFunction],
     ) -> None:
         self.physical, self.index = physical, index
         name = layout.address(index)

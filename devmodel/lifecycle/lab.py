@@ -18,7 +18,7 @@ from uuid import UUID
 from devmodel.device.tasks import TaskHost
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import BindingObserver, DriverCore
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.function import PhysicalFunction
 from devmodel.lifecycle.mdev import Mdev, MdevType
 from devmodel.lifecycle.mdevdriver import MdevDriver, MdevObserver
 from devmodel.lifecycle.parent import Parent
@@ -34,7 +34,9 @@ from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.lifecycle.sriov import FunctionObserver, Machine, SriovCore
 from devmodel.lifecycle.vf import place_vfs
 from devmodel.pci.config import Aperture
-from devmodel.vfio.group import Group, VfioModule
+from devmodel.vfio.group import Group
+from devmodel.vfio.module import VfioModule
+from devmodel.vfio.vfio_pci import VfioPciFunction
 
 __all__ = [
     "CreateLine",
@@ -87,7 +89,7 @@ class Lab:
         self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio)
         self.mdev_driver = MdevDriver(self.lock, observer)
         self.tasks = TaskHost()
-        self._buses: dict[str, list[PciFunction]] = {}
+        self._buses: dict[str, list[VfioPciFunction]] = {}
         machine = Machine(self._group_numbers, self.groups, self._buses)
         self.sriov = SriovCore(self.lock, observer, self.drivers, self.vfio, machine)
         self._aperture, self._vf_offsets = Aperture(), place_vfs(spec.parents)

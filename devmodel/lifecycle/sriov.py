@@ -14,12 +14,14 @@ from typing import Protocol
 
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import VFIO_PCI, DriverCore
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.function import PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.vf import VfLayout
 from devmodel.pci import regs
 from devmodel.pci.regs import ExtCapId
-from devmodel.vfio.group import Group, VfioModule
+from devmodel.vfio.group import Group
+from devmodel.vfio.module import VfioModule
+from devmodel.vfio.vfio_pci import VfioPciFunction
 
 
 class FunctionObserver(Protocol):
@@ -38,7 +40,7 @@ class Machine:
 
     group_numbers: Ida
     groups: dict[int, Group]
-    buses: dict[str, list[PciFunction]]
+    buses: dict[str, list[VfioPciFunction]]
 
 
 class SriovCore:

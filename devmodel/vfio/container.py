@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFIO containers: groups that share an IOMMU, and which extensions they have.
+"""VFIO containers: groups that share an IOMMU, and what the ioctls of a container mean.
 
-State: under ``Container.lock``, taken after a group's lock; called from the device lane.
-Source: <linux/vfio.h> (VFIO_CHECK_EXTENSION, VFIO_SET_IOMMU), Documentation/driver-api/vfio.rst.
+Threads: the device lane and its worker.  State is under ``Container.lock``, which is taken after a group's
+lock.  Source: <linux/vfio.h>, Documentation/driver-api/vfio.rst.
 """
 
 from __future__ import annotations
@@ -10,21 +10,41 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import NamedTuple, Protocol
 
-from devmodel.iommu import Extension, Iommu, LockedMemory, NoIommu, Type1
+from devmodel.client import Client
+from devmodel.iommu import (
+    MAX_BITMAP_SIZE,
+    ClientBitmap,
+    Extension,
+    Iommu,
+    IommuGroup,
+    LockedMemory,
+    NoIommu,
+    Type1,
+)
+from devmodel.vfio.flags import DmaMap, DmaUnmap, IommuDirtyPages
 
-if TYPE_CHECKING:
-    from devmodel.vfio.group import Group
-
-__all__ = ["Container", "Extension"]
-
+MAP_PROT = DmaMap.FLAG_READ | DmaMap.FLAG_WRITE
+"""Flags of MAP_DMA that are a protection; their numbers are Prot's."""
+MAP_KNOWN = MAP_PROT | DmaMap.FLAG_VADDR
+UNMAP_ALONE = DmaUnmap.FLAG_ALL | DmaUnmap.FLAG_VADDR
+"""Flags of UNMAP_DMA that do not go with a dirty bitmap."""
+UNMAP_KNOWN = UNMAP_ALONE | DmaUnmap.FLAG_GET_DIRTY_BITMAP
 _TYPE1 = frozenset({Extension.TYPE1, Extension.TYPE1V2, Extension.UNMAP_ALL})
 _IS_V2 = {Extension.TYPE1: False, Extension.TYPE1V2: True}
 
 
 def _never() -> bool:
     return False
+
+
+class ContainerGroup(IommuGroup, Protocol):
+    """What a container must know of a group."""
+
+    @property
+    def noiommu(self) -> bool:
+        """Whether it stands for a device without an IOMMU."""
 
 
 class Container:
@@ -38,11 +58,24 @@ class Container:
 
     def __init__(self, noiommu: Callable[[], bool] = _never, locked: LockedMemory | None = None) -> None:
         self.lock = threading.Lock()
-        self.groups: dict[int, Group] = {}
+        self.groups: dict[int, ContainerGroup] = {}
         self.iommu: Iommu | None = None
         self.closed = False
         self.noiommu = noiommu
         self.locked = locked or LockedMemory()
+
+    @property
+    def type1(self) -> Type1:
+        """The container's type1.
+
+        Raises ``OSError`` as the kernel does: EINVAL before SET_IOMMU, ENOTTY when what was set is no IOMMU.
+        """
+        iommu = self.iommu
+        if isinstance(iommu, Type1):
+            return iommu
+        if iommu is None:
+            raise OSError(errno.EINVAL, "the container has no IOMMU set")
+        raise OSError(errno.ENOTTY, "the container has no type1 IOMMU")
 
     def check_extension(self, extension: int) -> int:
         """1 if the container supports ``extension`` in its present state, else 0."""
@@ -71,7 +104,7 @@ class Container:
                 raise
             self.iommu = iommu
 
-    def attach(self, group: Group) -> None:
+    def attach(self, group: ContainerGroup) -> None:
         """Add a group; for :class:`GroupFile`.
 
         ``OSError``: EBADF once the container is closed, EPERM when its groups have IOMMUs and this one has
@@ -86,7 +119,7 @@ class Container:
                 self.iommu.attach(group)
             self.groups[group.number] = group
 
-    def detach(self, group: Group) -> None:
+    def detach(self, group: ContainerGroup) -> None:
         """Remove a group; with the last one go the IOMMU and all mappings. For :class:`GroupFile`."""
         with self.lock:
             del self.groups[group.number]
@@ -118,3 +151,76 @@ class Container:
         if kind not in _IS_V2:
             raise OSError(errno.EINVAL, f"extension {kind} is not a kind of IOMMU")
         return Type1(v2=_IS_V2[Extension(kind)], locked=self.locked)
+
+
+class IommuInfo(NamedTuple):
+    """What IOMMU_GET_INFO says; sizes in bytes, ``iova_ranges`` are (first, last), () for any address."""
+
+    pgsizes: int
+    dirty_pgsizes: int
+    max_dirty_bitmap: int
+    dma_avail: int
+    iova_ranges: tuple[tuple[int, int], ...]
+
+
+class DirtyRange(NamedTuple):
+    """What DIRTY_PAGES with FLAG_GET_BITMAP asks for: a range of iovas, and where the bitmap goes."""
+
+    iova: int
+    size: int
+    bitmap: ClientBitmap
+
+
+def iommu_info(type1: Type1) -> IommuInfo:
+    """What IOMMU_GET_INFO says."""
+    pgsizes = type1.pgsizes
+    return IommuInfo(pgsizes, pgsizes & -pgsizes, MAX_BITMAP_SIZE, type1.dma_avail, type1.iova_ranges)
+
+
+def map_dma(type1: Type1, client: Client, flags: int, iova: int, vaddr: int, size: int) -> None:
+    """MAP_DMA: a new mapping, or (FLAG_VADDR) a new vaddr for one.
+
+    Raises ``OSError``: EINVAL for unknown flags and for a protection beside FLAG_VADDR, otherwise as
+    :meth:`Type1.map` and :meth:`Type1.update_vaddr`.
+    """
+    prot = flags & MAP_PROT
+    if prot == flags:
+        type1.map(client, iova, vaddr, size, prot)
+    elif flags & ~MAP_KNOWN or prot:
+        raise OSError(errno.EINVAL, f"MAP_DMA flags {flags:#x}: a new vaddr comes without a protection")
+    else:
+        type1.update_vaddr(client, iova, vaddr, size)
+
+
+def unmap_dma(type1: Type1, flags: int, iova: int, size: int, bitmap: Callable[[], ClientBitmap]) -> int:
+    """UNMAP_DMA with flags: the bytes that were unmapped, or (FLAG_VADDR) lost their vaddr.
+
+    ``bitmap`` decodes what follows the request when FLAG_GET_DIRTY_BITMAP is there.  Raises ``OSError``:
+    EINVAL for flags that are unknown or do not go together, otherwise as ``bitmap``, :meth:`Type1.unmap` and
+    :meth:`Type1.invalidate_vaddr`.
+    """
+    wants_bitmap = bool(flags & DmaUnmap.FLAG_GET_DIRTY_BITMAP)
+    if flags & ~UNMAP_KNOWN or (wants_bitmap and flags & UNMAP_ALONE):
+        raise OSError(errno.EINVAL, f"UNMAP_DMA flags {flags:#x}")
+    everything = bool(flags & DmaUnmap.FLAG_ALL)
+    if flags & DmaUnmap.FLAG_VADDR:
+        return type1.invalidate_vaddr(iova, size, everything)
+    return type1.unmap(iova, size, everything, bitmap() if wants_bitmap else None)
+
+
+def dirty_pages(type1: Type1, flags: int, wanted: Callable[[], DirtyRange]) -> None:
+    """DIRTY_PAGES: start or stop tracking, or report what was written to the range that ``wanted`` decodes.
+
+    Raises ``OSError``: EACCES on a type1 that is not v2, EINVAL unless ``flags`` is exactly one known flag,
+    otherwise as ``wanted`` and the methods of :class:`Type1`.
+    """
+    if not type1.v2:
+        raise OSError(errno.EACCES, "only type1v2 tracks dirty pages")
+    if flags == IommuDirtyPages.FLAG_START:
+        type1.start_tracking()
+    elif flags == IommuDirtyPages.FLAG_STOP:
+        type1.stop_tracking()
+    elif flags == IommuDirtyPages.FLAG_GET_BITMAP:
+        type1.report_dirty(*wanted())
+    else:
+        raise OSError(errno.EINVAL, "not exactly one known flag")

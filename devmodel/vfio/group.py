@@ -1,40 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFIO groups and open devices: who may do what when, and how long it lives.
+"""IOMMU groups, the devices in them, and who has which of them open: all that a group's lock guards.
 
-State: under ``Group.lock``; called from the device lane. A container's lock is taken after a group's.
+Threads: the device lane opens and closes; the trio thread takes devices away.  State is under ``Group.lock``;
+a container's lock is taken after it.
 Source: <linux/vfio.h> (VFIO_GROUP_GET_STATUS to VFIO_GROUP_GET_DEVICE_FD), Documentation/driver-api/vfio.rst.
 """
 
+from __future__ import annotations
+
 import errno
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from devmodel.vfio.assignable import Assignable
-from devmodel.vfio.container import Container, Extension
-
-__all__ = [
-    "Assignable",
-    "Container",
-    "DeviceFile",
-    "Extension",
-    "Group",
-    "GroupFile",
-    "GroupStatus",
-    "VfioModule",
-]
-
-
-class VfioModule:
-    """The parameters of the vfio and vfio-pci modules; changed on the lifecycle thread, read by any."""
-
-    __slots__ = ("noiommu", "sriov")
-
-    def __init__(self) -> None:
-        self.noiommu = False
-        """enable_unsafe_noiommu_mode"""
-        self.sriov = False
-        """vfio-pci's enable_sriov"""
+from devmodel.device.base import Device
+from devmodel.irq.line import PciIrq
+from devmodel.vfio.container import Container
 
 
 class Group:
@@ -66,7 +48,7 @@ class Group:
         """Whether all its devices are mediated (devmodel.iommu.IommuGroup)."""
         return all(device.emulated_iommu for device in self.devices)
 
-    def open(self, owner: object = None, rawio: bool = False) -> "GroupFile":
+    def open(self, owner: object = None, rawio: bool = False) -> GroupFile:
         """Open the group for a client that has CAP_SYS_RAWIO or (``rawio`` false) not.
 
         Raises ``OSError``: ENODEV when it has no devices that stay, EPERM as :meth:`check_rawio`, EBUSY while
@@ -98,6 +80,100 @@ class Group:
         """``OSError(EPERM)`` for a noiommu group and a client without CAP_SYS_RAWIO."""
         if self.noiommu and not rawio:
             raise OSError(errno.EPERM, f"group {self.number} has no IOMMU: it takes CAP_SYS_RAWIO")
+
+
+class Assignable(ABC):
+    """A device of an IOMMU group, as VFIO sees it: it can be held open, and retired only when it is not."""
+
+    __slots__ = ("gone", "group", "leaving", "name", "open_count")
+    vfio_minor: int | None
+    """Its number as vfio<N>, None while it is none of VFIO's."""
+    emulated_iommu: ClassVar[bool] = True
+    """Whether it reaches memory by asking, as mediated devices do, and not by DMA of its own."""
+
+    def __init__(self, name: str, group: Group, joined: bool = True) -> None:
+        """Joins ``group`` under ``name``, which is unique there, at once or (``joined`` false) later."""
+        self.name = name
+        self.group = group
+        self.open_count = 0
+        self.leaving = 0
+        """How many wait for it to go: nobody can open it meanwhile."""
+        self.gone = True
+        if joined:
+            self.join()
+
+    def join(self) -> None:
+        """Become a device that clients can open through the group."""
+        with self.group.lock:
+            self.gone = False
+            self.group.devices += (self,)
+
+    @property
+    @abstractmethod
+    def device(self) -> Device:
+        """The device itself, made when first asked for; ``OSError(ENODEV)`` when there is none any more."""
+
+    def answers_to(self, name: str) -> bool:
+        """Whether GROUP_GET_DEVICE_FD means this device by ``name``; ``OSError`` when it must not have it.
+
+        Called under the group's lock.
+        """
+        return name == self.name
+
+    def check_direct(self) -> None:
+        """Whether a client may open the device by its own character device, where it can give no token;
+        ``OSError`` when it must not."""
+        return
+
+    def hold(self) -> bool:
+        """Count a holder, which keeps the device from being removed; True for the first.
+
+        Raises ``OSError(ENODEV)`` once the device is gone or is to go.
+        """
+        with self.group.lock:
+            if self.gone or self.leaving:
+                raise OSError(errno.ENODEV, f"{self.name} is gone")
+            self.open_count += 1
+            return self.open_count == 1
+
+    def drop(self) -> bool:
+        """The opposite of :meth:`hold`; True for the last."""
+        with self.group.lock:
+            self.open_count -= 1
+            if not self.open_count:
+                self.group.let_go()
+            return not self.open_count
+
+    @property
+    def held(self) -> bool:
+        """Whether a client has it or its group open. Under the group's lock."""
+        return bool(self.open_count) or self.group.opened is not None
+
+    def first_opened(self) -> None:
+        """For kinds of device: a first client has it now."""
+        return
+
+    def retire(self) -> None:
+        """Leave the group. ``OSError``: EBUSY while it or the group is open, ENODEV if gone.
+
+        A client that holds it is asked to let go (the REQ interrupt), as vfio-pci does.
+        """
+        with self.group.lock:
+            if self.gone:
+                raise OSError(errno.ENODEV, f"{self.name} is gone")
+            opened = self.open_count
+            if not self.held:
+                self.withdraw()
+                return
+        if opened:
+            self.device.irq.trigger(PciIrq.REQ)
+        raise OSError(errno.EBUSY, f"{self.name} is in use")
+
+    def withdraw(self) -> None:
+        """Leave the group whoever holds it: for undoing a creation that failed."""
+        with self.group.lock:
+            self.gone = True
+            self.group.devices = tuple(each for each in self.group.devices if each is not self)
 
 
 class GroupStatus(NamedTuple):
@@ -166,7 +242,7 @@ class GroupFile:
             self.group.check_rawio(rawio)
             return found
 
-    def open_device(self, name: str, rawio: bool = False) -> "DeviceFile":
+    def open_device(self, name: str, rawio: bool = False) -> DeviceFile:
         """Open the device ``name``; ``OSError`` as :meth:`get_device`."""
         with self.group.lock:
             return DeviceFile(self.get_device(name, rawio), self)
@@ -199,7 +275,7 @@ class GroupFile:
 class DeviceFile:
     """One open of a device, through its group or (``group_file`` None) through its own character device."""
 
-    __slots__ = ("_closed", "_held", "assignable", "device", "group_file")
+    __slots__ = ("_closed", "_held", "assignable", "device", "group_file", "low_power")
 
     def __init__(
         self, assignable: Assignable, group_file: GroupFile | None = None, held: bool = True
@@ -209,11 +285,17 @@ class DeviceFile:
         """
         self.assignable = assignable
         self.group_file = group_file
+        self.low_power = False
         self._held = self._closed = False
         if held:
             self.claim()
         else:
             self.device = assignable.device
+
+    @property
+    def by_cdev(self) -> bool:
+        """Whether it was opened through its own character device, not through its group."""
+        return self.group_file is None
 
     def claim(self) -> None:
         """Use the device. ``OSError``: ENODEV when it is gone, EINVAL when its group's file was closed."""

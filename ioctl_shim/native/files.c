@@ -92,7 +92,7 @@ void on_read(const struct request *r)
 	}
 	if (file->read)
 		return send_read(r, call_read(file, in->offset, size, r->out));
-	struct lane_transfer read = {r->header->unique, file->token, in->offset, size, in->flags};
+	struct lane_transfer read = {r->header->unique, file->token, in->offset, size, in->flags, r->header->pid};
 	int64_t got = lane_on_read(&read, r->out);
 	if (got != LANE_DEFERRED)
 		send_read(r, got);
@@ -104,7 +104,7 @@ static int64_t take_write(const struct request *r, const struct fuse_write_in *i
 	const struct lane_file *file = file_of(in->fh);
 	const void *data = in + 1;
 	char *memory = find_memory(file, in->offset, in->size);
-	struct lane_transfer write = {r->header->unique, file->token, in->offset, in->size, in->flags};
+	struct lane_transfer write = {r->header->unique, file->token, in->offset, in->size, in->flags, r->header->pid};
 	uint64_t value = 0;
 
 	if (in->size > r->size - sizeof(*in))

@@ -10,8 +10,9 @@ from typing import Protocol
 import pytest
 
 from devmodel.device.pci import Device
-from devmodel.iommu import Prot, Type1
-from devmodel.vfio.group import Assignable, Container, DeviceFile, Extension, Group, GroupFile
+from devmodel.iommu import Extension, Prot, Type1
+from devmodel.vfio.container import Container
+from devmodel.vfio.group import Assignable, DeviceFile, Group, GroupFile
 from tests.unit.fakes import FakeClient, fails
 
 

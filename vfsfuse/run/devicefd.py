@@ -25,24 +25,6 @@ from ioctl_shim.seccomp import Call, Listener
 _NAME_BYTES = 256
 _PREPARE = struct.Struct(f"Q{_NAME_BYTES}sIxxxxQ")  # struct vfsfuse_prepare_device
 
-_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
-
-
-def read_name(client: Caller, vaddr: int) -> bytes:
-    """The string at `vaddr`, without its NUL, as strndup_user(PAGE_SIZE) takes it.
-
-    Raises OSError(EFAULT) when it runs into unreadable memory, EINVAL when it has PAGE_SIZE bytes or more.
-    """
-    name = b""
-    while len(name) < _PAGE_SIZE:
-        at = vaddr + len(name)
-        to_page_end = _PAGE_SIZE - at % _PAGE_SIZE  # the next page may not be there, nor be needed
-        head, nul, _ = client.read(at, min(to_page_end, _PAGE_SIZE - len(name))).partition(b"\0")
-        name += head
-        if nul:
-            return name
-    raise OSError(errno.EINVAL, f"no end of the device name within {_PAGE_SIZE} bytes")
-
 
 class _NotOurs(Exception):
     """The call is on no group of this lab, or of a program that we may not look into."""
@@ -85,7 +67,7 @@ class Broker:
         group = _stat(call)
         if group.st_dev != self._lab_dev:
             raise _NotOurs
-        name = read_name(Caller(call.tid), call.arg)
+        name = Caller(call.tid).read_string(call.arg)
         self._listener.check(call)
         token = self._prepare(group.st_ino, name, call.tid)
         with _closing(self._open(f".device-{token}")) as device:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from devmodel.device.pci import PciDevice, PciRegion
-from devmodel.vfio.assignable import Assignable
+from devmodel.vfio.group import Assignable
 from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.kernfs.kobject import Attribute, BinaryMember, attribute
 from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, Port, open_region

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ioctl_shim._native import ffi
+from devmodel.vfio.info import MsixMappable, RegionCapability, RegionInfo, SparseMmap
+from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Argument
 
 ALIGNMENT = 8
+_HEADER = ffi.sizeof("struct vfio_info_cap_header")
 
 
 class InfoCap(NamedTuple):
@@ -24,12 +26,16 @@ class InfoCap(NamedTuple):
     body: bytes
 
 
+RegionFacts = tuple[int, int, Sequence[InfoCap]]
+"""Size in bytes, VFIO_REGION_INFO_FLAG_* and capabilities of a region."""
+
+
 def build(start: int, caps: Sequence[InfoCap]) -> bytes:
     """The chain for offset `start` of a client's buffer, every header at a multiple of ALIGNMENT."""
     chain = b""
     for number, cap in enumerate(caps, start=1):
         header: Any = ffi.new("struct vfio_info_cap_header *", {"id": cap.id, "version": cap.version})
-        size = ffi.sizeof("struct vfio_info_cap_header") + len(cap.body)
+        size = _HEADER + len(cap.body)
         padding = -size % ALIGNMENT
         if number < len(caps):
             header.next = start + len(chain) + size + padding
@@ -54,3 +60,28 @@ def reply(argument: Argument, caps_flag: int, caps: Sequence[InfoCap]) -> None:
     else:
         info.cap_offset = argument.row.size
         argument.reply(chain)
+
+
+def region_facts(info: RegionInfo) -> RegionFacts:
+    """What GET_REGION_INFO answers for it."""
+    flags = lib.VFIO_REGION_INFO_FLAG_READ if info.readable else 0
+    flags |= lib.VFIO_REGION_INFO_FLAG_WRITE if info.writable else 0
+    flags |= lib.VFIO_REGION_INFO_FLAG_MMAP if info.mappable else 0
+    return info.size, int(flags), tuple(map(_region_cap, info.capabilities))
+
+
+def _region_cap(found: RegionCapability) -> InfoCap:
+    if isinstance(found, MsixMappable):
+        return InfoCap(lib.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, b"")
+    if isinstance(found, SparseMmap):
+        identity, areas = lib.VFIO_REGION_INFO_CAP_SPARSE_MMAP, found.areas
+        head = _cap("struct vfio_region_info_cap_sparse_mmap", identity, len(areas), 0)
+        body = ffi.new("struct vfio_region_sparse_mmap_area[]", areas)
+        return head._replace(body=head.body + bytes(ffi.buffer(body)))
+    return _cap("struct vfio_region_info_cap_type", lib.VFIO_REGION_INFO_CAP_TYPE, found.type, found.subtype)
+
+
+def _cap(struct: str, identity: int, *fields: int) -> InfoCap:
+    """A capability whose struct has `fields` after its header."""
+    value = ffi.new(f"{struct} *", [{}, *fields])
+    return InfoCap(identity, 1, bytes(ffi.buffer(value))[_HEADER:])

@@ -1,43 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An open VFIO device: its information ioctls, and its regions at index << 40 (<linux/vfio.h>, vfio-pci)."""
+"""An open VFIO device: its ioctls, and its regions at index << 40 (<linux/vfio.h>, vfio-pci).
+
+The meaning of each ioctl is in devmodel.vfio: info, irqset, features, gfx and vfio_pci.
+"""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+import mmap
+from collections.abc import Callable, Sequence
+from ctypes import c_int32
+from functools import partial
+from typing import Any
+from uuid import UUID
 
-from devmodel.device.pci import PciDevice, PciRegion
+from devmodel.device.base import Device
+from devmodel.device.display import Plane
+from devmodel.irq.irqs import IrqIndex
+from devmodel.lifecycle.function import PciAddress
 from devmodel.region.backing import REGION_SHIFT
-from devmodel.region.region import Region
-from devmodel.vfio.group import DeviceFile
+from devmodel.vfio.features import FeatureData, WakeUp, feature
+from devmodel.vfio.flags import DeviceFeature
+from devmodel.vfio.gfx import is_probe, shown_plane
+from devmodel.vfio.group import DeviceFile, Group
+from devmodel.vfio.info import device_info, irq_info, region_info
+from devmodel.vfio.irqset import IrqData, IrqRequest, set_irqs
+from devmodel.vfio.vfio_pci import (
+    Dependent,
+    HotResetInfo,
+    IoEventfdRequest,
+    driven,
+    hot_reset,
+    hot_reset_info,
+    ioeventfd,
+    reset,
+)
 from ioctl_shim._native import ffi, lib
+from ioctl_shim.abi import Kind
+from ioctl_shim.client import Caller
 from ioctl_shim.lane import WHOLE, Opened
-from vfsfuse.vfio.chain import InfoCap, reply
-from vfsfuse.vfio.features import FeatureCalls
-from vfsfuse.vfio.files import Request, answers
-from vfsfuse.vfio.gfx import GfxCalls
-from vfsfuse.vfio.irqs import IrqCalls
-from vfsfuse.vfio.opened import RegionFacts, Services
-from vfsfuse.vfio.pcicalls import PciCalls
+from vfsfuse.vfio.chain import RegionFacts, region_facts, reply
+from vfsfuse.vfio.eventfds import borrow, lender
+from vfsfuse.vfio.fops import Request, Services, VfioFops, answers
+from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.port import Port
 
-MUST_EXIST = 7
-"""Regions from here on (config, VGA) are EINVAL when absent; an absent BAR or ROM is one of size 0."""
-_HEADER = ffi.sizeof("struct vfio_info_cap_header")
+IRQ_FLAGS = {
+    "eventfd": lib.VFIO_IRQ_INFO_EVENTFD,
+    "maskable": lib.VFIO_IRQ_INFO_MASKABLE,
+    "automasked": lib.VFIO_IRQ_INFO_AUTOMASKED,
+    "noresize": lib.VFIO_IRQ_INFO_NORESIZE,
+}
+NOT_OWNED = 2**32 - 1
+"""VFIO_PCI_DEVID_NOT_OWNED, as the __u32 it is put into."""
+NO_HOTSPOT = 0xFFFFFFFF
+PLANE: Sequence[str] = (
+    *("drm_format", "drm_format_mod", "width", "height", "stride", "size"),
+    *("x_pos", "y_pos", "x_hot", "y_hot", "region_index"),
+)
 
 
-class DeviceFops(IrqCalls, PciCalls, FeatureCalls, GfxCalls):
-    """One open of a device, through its group or through dev/vfio/devices/vfio<N>."""
+class DeviceFops(VfioFops):
+    """One open of a device, through its group or through dev/vfio/devices/vfio<N>.
 
-    __slots__ = ()
+    `mappable` is whether its memory regions can be mapped on this machine; `released` is called on the device
+    lane when the last descriptor of the open is closed."""
+
+    __slots__ = ("device", "mappable", "opened", "regions", "released", "services")
+    kind = Kind.DEVICE
+
+    def __init__(
+        self,
+        opened: DeviceFile,
+        services: Services,
+        mappable: bool,
+        released: Callable[[], None] | None,
+    ) -> None:
+        self.opened, self.services = opened, services
+        self.device: Device = opened.device
+        self.mappable, self.released = mappable, released
+        self.regions: dict[int, RegionFacts] = {}
+        """Of the regions that the client has asked for: they never change."""
+
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
+        self.device.check_present()
+        return VfioFops.ioctl(self, cmd, arg, tid, on_pump)  # super() costs more
+
+    def release(self) -> None:
+        self.opened.close()
+        if self.released is not None:
+            self.released()
 
     @answers("VFIO_DEVICE_GET_INFO")
     def get_info(self, request: Request) -> int:
-        info = request.argument.value
-        info.flags = lib.VFIO_DEVICE_FLAGS_PCI if self.device.is_pci else 0
-        info.flags |= lib.VFIO_DEVICE_FLAGS_RESET if self.device.resettable else 0
-        info.num_regions = len(self.device.regions)
-        info.num_irqs = len(self.device.irqs)
+        info, found = request.argument.value, device_info(self.device)
+        info.flags = lib.VFIO_DEVICE_FLAGS_PCI if found.is_pci else 0
+        info.flags |= lib.VFIO_DEVICE_FLAGS_RESET if found.resettable else 0
+        info.num_regions, info.num_irqs = found.regions, found.irqs
         reply(request.argument, lib.VFIO_DEVICE_FLAGS_CAPS, ())  # no capability fits what the models are
         return 0
 
@@ -48,70 +107,95 @@ class DeviceFops(IrqCalls, PciCalls, FeatureCalls, GfxCalls):
         index = info.index
         facts = self.regions.get(index)
         if facts is None:
-            facts = self.regions[index] = self._look_at(index)
+            facts = self.regions[index] = region_facts(region_info(self.device, index, self.mappable))
         info.offset = index << REGION_SHIFT
         info.size, info.flags, caps = facts
         reply(argument, lib.VFIO_REGION_INFO_FLAG_CAPS, caps)
         return 0
 
-    @answers("VFIO_DEVICE_RESET")
-    def reset(self, request: Request) -> int:
-        (self.function or self.device).reset()
+    @answers("VFIO_DEVICE_GET_IRQ_INFO")
+    def get_irq_info(self, request: Request) -> int:
+        info = request.argument.value
+        found = irq_info(self.device, info.index)
+        info.flags, info.count = irq_flags(found), found.count
+        request.argument.reply()
         return 0
 
-    def _look_at(self, index: int) -> RegionFacts:
-        if index >= len(self.device.regions):
-            raise OSError(errno.EINVAL, f"region {index}")
-        region = self.device.regions[index]
-        if region is None and index >= MUST_EXIST:
-            raise OSError(errno.EINVAL, f"no region {index}")
-        if region is None:
-            return 0, 0, ()
-        return region.size, self._region_flags(region), tuple(self._region_caps(index, region))
+    @answers("VFIO_DEVICE_SET_IRQS")
+    def set_irqs(self, request: Request) -> int:
+        header = request.argument.value
+        asked = IrqRequest(header.flags, header.index, header.start, header.count)
+        data = IrqData(request.room, request.read_behind, partial(_descriptors, request))
+        set_irqs(self.device, asked, data, partial(lender, request.caller), self.services.watcher)
+        return 0
 
-    def _region_flags(self, region: Region) -> int:
-        flags = lib.VFIO_REGION_INFO_FLAG_READ if region.readable else 0
-        flags |= lib.VFIO_REGION_INFO_FLAG_WRITE if region.writable else 0
-        flags |= lib.VFIO_REGION_INFO_FLAG_MMAP if region.mappable and self.mappable else 0
-        return int(flags)
+    @answers("VFIO_DEVICE_RESET")
+    def reset(self, request: Request) -> int:
+        reset(self.opened)
+        return 0
 
-    def _region_caps(self, index: int, region: Region) -> Iterator[InfoCap]:
-        device = self.device
-        if not isinstance(device, PciDevice):
-            return
-        if region.mappable and self.mappable:
-            table = device.msix_table
-            if region.areas is not None:
-                yield _sparse_mmap(region.areas)
-            elif table is not None and index == table.bar:
-                yield InfoCap(lib.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, b"")
-        if index >= PciRegion.COUNT:
-            own = device.own_regions[index - PciRegion.COUNT]
-            yield _cap(
-                "struct vfio_region_info_cap_type", lib.VFIO_REGION_INFO_CAP_TYPE, own.type, own.subtype
-            )
+    @answers("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO")
+    def get_hot_reset_info(self, request: Request) -> int:
+        found, argument = hot_reset_info(self.opened), request.argument
+        info = argument.value
+        room = (argument.argsz - argument.row.size) // ffi.sizeof("struct vfio_pci_dependent_device")
+        info.flags, info.count = _ownership(found), len(found.functions)
+        argument.reply(b"".join(_dependent(each, found.by_device) for each in found.functions[:room]))
+        if info.count > room:
+            raise OSError(errno.ENOSPC, f"{info.count} devices are affected, and there is room for {room}")
+        return 0
 
+    @answers("VFIO_DEVICE_PCI_HOT_RESET")
+    def hot_reset(self, request: Request) -> int:
+        driven(self.opened)
+        asked = request.argument.value
+        hot_reset(self.opened, asked.flags, asked.count, partial(self._groups, request))
+        return 0
 
-def _cap(struct: str, identity: int, *fields: int) -> InfoCap:
-    """A capability whose struct has `fields` after its header."""
-    value = ffi.new(f"{struct} *", [{}, *fields])
-    return InfoCap(identity, 1, bytes(ffi.buffer(value))[_HEADER:])
+    @answers("VFIO_DEVICE_IOEVENTFD")
+    def ioeventfd(self, request: Request) -> int:
+        driven(self.opened)
+        asked = request.argument.value
+        what = IoEventfdRequest(asked.flags, asked.offset, asked.data, asked.fd)
+        ioeventfd(self.opened, what, partial(borrow, request.caller), self.services.watcher)
+        return 0
 
+    @answers("VFIO_DEVICE_FEATURE")
+    def feature(self, request: Request) -> int:
+        flags = request.argument.value.flags
+        payload = PAYLOADS.get(flags & DeviceFeature.MASK)
+        complete = payload is None or request.room >= payload[0]
+        data = FeatureData(complete, lambda: None if payload is None else payload[1](request, payload[0]))
+        feature(self.opened, flags, data, partial(borrow, request.caller))
+        return 0
 
-def _sparse_mmap(areas: tuple[tuple[int, int], ...]) -> InfoCap:
-    identity = lib.VFIO_REGION_INFO_CAP_SPARSE_MMAP
-    head = _cap("struct vfio_region_info_cap_sparse_mmap", identity, len(areas), 0)
-    body = ffi.new("struct vfio_region_sparse_mmap_area[]", areas)
-    return head._replace(body=head.body + bytes(ffi.buffer(body)))
+    @answers("VFIO_DEVICE_QUERY_GFX_PLANE")
+    def query_plane(self, request: Request) -> int:
+        argument = request.argument
+        info = argument.value
+        if is_probe(self.device, info.flags, self.mappable):
+            return 0
+        plane = shown_plane(self.device, info.drm_plane_type)
+        for name, value in zip(PLANE, _plane(plane), strict=True):
+            setattr(info, name, value)
+        argument.reply()
+        return 0
+
+    def _groups(self, request: Request, count: int) -> list[Group]:
+        return [self._group(request.caller, number) for number in _descriptors(request, count)]
+
+    def _group(self, caller: Caller, number: int) -> Group:
+        with caller.borrowed(number) as copy:
+            found = self.services.find_file(copy)
+        if not isinstance(found, GroupFops):
+            raise OSError(errno.EINVAL, f"descriptor {number} is not a VFIO group")
+        return found.file.group
 
 
 def open_device(
     opened: DeviceFile, port: Port, services: Services, released: Callable[[], None] | None = None
 ) -> Opened:
-    """The answer to an open of the device that `opened` holds, which is closed when this fails.
-
-    `released` is called on the device lane when the last descriptor of the open is closed.
-    """
+    """The answer to an open(2) of the device that `opened` holds, which is closed when this fails."""
     try:
         backing_id = port.backing_id()
         file = DeviceFops(opened, services, backing_id > 0, released)
@@ -119,3 +203,62 @@ def open_device(
     except BaseException:
         opened.close()
         raise
+
+
+def irq_flags(irq: IrqIndex) -> int:
+    """VFIO_IRQ_INFO_* of an interrupt index."""
+    return sum(flag for name, flag in IRQ_FLAGS.items() if getattr(irq, name))
+
+
+def _descriptors(request: Request, count: int) -> list[int]:
+    """The __s32 numbers behind the struct."""
+    return list((c_int32 * count).from_buffer_copy(request.read_behind(4 * count)))
+
+
+def _uuid(request: Request, size: int) -> UUID:
+    return UUID(bytes=request.read_behind(size))
+
+
+def _wake_up(request: Request, size: int) -> WakeUp:
+    entry: Any = ffi.new("struct vfio_device_low_power_entry_with_wakeup *")
+    ffi.memmove(entry, request.read_behind(size), size)
+    return WakeUp(entry.wakeup_eventfd, entry.reserved)
+
+
+PAYLOADS: dict[int, tuple[int, Callable[[Request, int], object]]] = {
+    DeviceFeature.PCI_VF_TOKEN: (16, _uuid),
+    DeviceFeature.LOW_POWER_ENTRY_WITH_WAKEUP: (
+        int(ffi.sizeof("struct vfio_device_low_power_entry_with_wakeup")),
+        _wake_up,
+    ),
+}
+"""Features whose SET takes data: how many bytes, and what decodes them."""
+
+
+def _ownership(found: HotResetInfo) -> int:
+    """Flags of the info: a device opened without its group owns nothing but itself."""
+    if not found.by_device:
+        return 0
+    owned = lib.VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED if found.all_owned else 0
+    return int(lib.VFIO_PCI_HOT_RESET_FLAG_DEV_ID | owned)
+
+
+def _dependent(each: Dependent, by_device: bool) -> bytes:
+    place, owner = PciAddress.parse(each.name), each.group
+    if by_device:
+        owner = lib.VFIO_PCI_DEVID_OWNED if each.owned else NOT_OWNED
+    device = {"group_id": owner, "segment": place.segment, "bus": place.bus, "devfn": place.devfn}
+    return bytes(ffi.buffer(ffi.new("struct vfio_pci_dependent_device *", device)))
+
+
+def _plane(plane: Plane | None) -> Sequence[int]:
+    """What PLANE names; a display that shows nothing has no format and no size.
+
+    The struct has no offset: a client such as QEMU maps the region from its start, so what it shows of a
+    guest that pans is the start of the memory all the same.
+    """
+    if plane is None:
+        return (0, 0, 0, 0, 0, 0, 0, 0, NO_HOTSPOT, NO_HOTSPOT, 0)
+    size = -(-plane.size // mmap.PAGESIZE) * mmap.PAGESIZE
+    shape = (plane.fourcc, 0, plane.width, plane.height, plane.stride, size)
+    return (*shape, 0, 0, NO_HOTSPOT, NO_HOTSPOT, plane.region)

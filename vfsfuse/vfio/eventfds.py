@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ctypes import c_int32
 
 from devmodel.irq.eventfd import Eventfd
 from ioctl_shim._native import lib
@@ -25,8 +24,3 @@ def lender(client: Caller) -> Iterator[Callable[[int], Eventfd]]:
     """`borrow` for many descriptors of one client: 2048 vectors find the process once."""
     with client.lending() as lend:
         yield lambda number: Eventfd(lend(number), lib.shim_signal)
-
-
-def numbers(data: bytes) -> list[int]:
-    """The __s32 values of `data`."""
-    return list((c_int32 * (len(data) // 4)).from_buffer_copy(data))

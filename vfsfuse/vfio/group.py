@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dev/vfio/<N>: the group file."""
+"""dev/vfio/<N>: the group file.  The meaning of each ioctl is in devmodel.vfio.group."""
 
 from __future__ import annotations
 
@@ -10,30 +10,26 @@ from collections.abc import Callable
 from devmodel.vfio.group import Group
 from ioctl_shim._native import lib
 from ioctl_shim.abi import Kind
-from ioctl_shim.lane import LaneFile, Opened, OpenRequest
-from vfsfuse.run.devicefd import read_name
+from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.vfio.container import ContainerFops
-from vfsfuse.vfio.files import Request, VfioFops, answers
-from vfsfuse.vfio.privilege import rawio
+from vfsfuse.vfio.fops import Request, Services, VfioFops, answers, rawio
 
 log = logging.getLogger(__name__)
 
-FileFinder = Callable[[int], LaneFile | None]
-
 
 class GroupFops(VfioFops):
-    """The open of dev/vfio/<N>.  `find_file` names the file of ours behind a descriptor (None: not ours)."""
+    """The open of dev/vfio/<N>."""
 
-    __slots__ = ("file", "find_file")
+    __slots__ = ("file", "services")
     kind = Kind.GROUP
 
-    def __init__(self, group: Group, tid: int, find_file: FileFinder) -> None:
+    def __init__(self, group: Group, tid: int, services: Services) -> None:
         self.file = group.open(self, rawio(group, tid))
-        self.find_file = find_file
+        self.services = services
 
     @classmethod
-    def opener(cls, group: Group, find_file: FileFinder) -> Callable[[OpenRequest], Opened]:
-        return lambda request: Opened(cls(group, request.tid, find_file))
+    def opener(cls, group: Group, services: Services) -> Callable[[OpenRequest], Opened]:
+        return lambda request: Opened(cls(group, request.tid, services))
 
     @answers("VFIO_GROUP_GET_STATUS")
     def get_status(self, request: Request) -> int:
@@ -48,9 +44,9 @@ class GroupFops(VfioFops):
     def set_container(self, request: Request) -> int:
         fd = int.from_bytes(request.caller.read(request.arg, 4), "little", signed=True)
         with request.caller.borrowed(fd) as copy:
-            found = self.find_file(copy)
+            found = self.services.find_file(copy)
         container = found.container if isinstance(found, ContainerFops) else None
-        self.file.set_container(container, rawio(self.file.group, request.caller.tid))
+        self.file.set_container(container, rawio(self.file.group, request.tid))
         return 0
 
     @answers("VFIO_GROUP_UNSET_CONTAINER")
@@ -60,11 +56,9 @@ class GroupFops(VfioFops):
 
     @answers("VFIO_GROUP_GET_DEVICE_FD")
     def get_device_fd(self, request: Request) -> int:
-        name = read_name(request.caller, request.arg).decode("ascii", "replace")
-        self.file.get_device(name, rawio(self.file.group, request.caller.tid))
-        log.warning(
-            "GROUP_GET_DEVICE_FD from thread %d: run the client under `vfsfuse run`", request.caller.tid
-        )
+        name = request.caller.read_string(request.arg).decode("ascii", "replace")
+        self.file.get_device(name, rawio(self.file.group, request.tid))
+        log.warning("GROUP_GET_DEVICE_FD from thread %d: run the client under `vfsfuse run`", request.tid)
         raise OSError(errno.EOPNOTSUPP, "a FUSE server cannot give its client a descriptor")
 
     def release(self) -> None:

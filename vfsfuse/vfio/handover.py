@@ -18,8 +18,8 @@ from collections.abc import Callable
 from devmodel.vfio.group import DeviceFile, Group
 from ioctl_shim._native import ffi
 from ioctl_shim.abi import CLAIM_DEVICE, PREPARE_DEVICE
-from ioctl_shim.lane import IoctlCall, Opened, OpenRequest, PlainFile
-from vfsfuse.vfio.privilege import rawio
+from ioctl_shim.lane import Opened, OpenRequest, PlainFile, SizedIoctl
+from vfsfuse.vfio.fops import rawio
 
 CONTROL = ".devices"
 PREPARED = ".device-"
@@ -82,12 +82,15 @@ class _ControlFile(PlainFile):
     def __init__(self, handover: Handover) -> None:
         self._handover = handover
 
-    def ioctl(self, call: IoctlCall) -> int:
-        if call.cmd == CLAIM_DEVICE:
-            self._handover.claim(call.arg)
-            return 0
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
+        if cmd != CLAIM_DEVICE:
+            return super().ioctl(cmd, arg, tid, on_pump)
+        self._handover.claim(arg)
+        return 0
+
+    def sized_ioctl(self, call: SizedIoctl) -> int:
         if call.cmd != PREPARE_DEVICE:
-            return super().ioctl(call)
+            return super().sized_ioctl(call)
         ask = ffi.new("struct vfsfuse_prepare_device *")
         if len(call.data) != ffi.sizeof(ask[0]):
             raise OSError(errno.EINVAL, "short request")

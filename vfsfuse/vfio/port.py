@@ -14,7 +14,7 @@ import threading
 from devmodel.device.pci import Device
 from devmodel.region.backing import region_offset
 from devmodel.region.region import Memory
-from devmodel.vfio.assignable import Assignable
+from devmodel.vfio.group import Assignable
 from ioctl_shim import lane, pumped
 from ioctl_shim.lane import Opened, OpenRequest, PlainFile
 

@@ -15,15 +15,14 @@ from devmodel.lifecycle.function import PciFunction, VirtualFunction
 from devmodel.lifecycle.lab import Lab, LabSpec, Mdev, MdevType, Parent
 from devmodel.lifecycle.removal import remove_when_free
 from devmodel.lifecycle.spec import Removal
-from devmodel.vfio.assignable import Assignable
-from devmodel.vfio.group import Group
+from devmodel.vfio.group import Assignable, Group
 from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
 from vfsfuse.kernfs.kobject import BinaryMember, DeviceNode, Entry, Kobject
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.waiting import Stores, WaitingStore
 from vfsfuse.sysfs.drivers import MdevDriverDir
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
-from vfsfuse.vfio.opened import Services
+from vfsfuse.vfio.fops import Services
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
 from vfsfuse.views.nodes import VfioNodes

@@ -15,21 +15,21 @@ from typing import TypeVar
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.lab import LabSpec
 from devmodel.region.backing import REGION_SHIFT
-from devmodel.vfio.group import Assignable, DeviceFile, Group, VfioModule
-from ioctl_shim.lane import LaneFile, Opened, OpenRequest
+from devmodel.vfio.group import Assignable, DeviceFile, Group
+from devmodel.vfio.module import VfioModule
+from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.kernfs.bundle import Bundle, Part, symlink_part
 from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.sysfs.mdev import IommuGroupDir, VfioDevDir, VfioGroupDir, vfio_group_name
 from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.device import open_device
+from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.handover import CONTROL, Handover
-from vfsfuse.vfio.opened import Services
 from vfsfuse.vfio.port import Port
 
 Opener = Callable[[OpenRequest], Opened]
-FileFinder = Callable[[int], LaneFile | None]
 VFIO_DEV = "vfio-dev"
 N = TypeVar("N", bound=DeviceNode)
 DEVICE_SIZE = PciRegion.COUNT << REGION_SHIFT
@@ -58,8 +58,8 @@ class GroupNode(DeviceNode):
 
     __slots__ = ("group",)
 
-    def __init__(self, group: Group, mode: int, find_file: FileFinder) -> None:
-        super().__init__(vfio_group_name(group), mode, GroupFops.opener(group, find_file))
+    def __init__(self, group: Group, mode: int, services: Services) -> None:
+        super().__init__(vfio_group_name(group), mode, GroupFops.opener(group, services))
         self.group = group
 
 
@@ -156,7 +156,7 @@ class VfioNodes:
         )
 
     def _group_node(self, bundle: Bundle) -> GroupNode:
-        return self._owned(GroupNode(bundle.device.group, self.spec.device_mode, self.services.find_file))
+        return self._owned(GroupNode(bundle.device.group, self.spec.device_mode, self.services))
 
     def _cdev(self, bundle: Bundle) -> DeviceNode:
         device: Assignable = bundle.device

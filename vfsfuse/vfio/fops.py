@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all VFIO files share: ioctl handlers declared by name, found by request number.
+"""What all VFIO files share: a handler for each ioctl, declared by name and found by request number.
 
-Handlers run on the device lane (the pump thread), or on its worker when their row says `blocking`.
+A handler decodes, calls one of VFIO's rules in devmodel.vfio, and encodes.  To add one: CONTRIBUTING.md,
+"Adding an ioctl".
+Threads: handlers run on the device lane (the pump thread), or on its worker when their row says `blocking`
+or they have left a request to it.
 """
 
 from __future__ import annotations
@@ -10,16 +13,28 @@ import errno
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from devmodel.irq.eventfd import Watcher
+from devmodel.vfio.group import Group
 from ioctl_shim.abi import BY_NAME, Argument, Kind, Row, native_rows
-from ioctl_shim.client import Caller
-from ioctl_shim.lane import IoctlCall, PlainFile
+from ioctl_shim.client import CAP_SYS_RAWIO, Caller
+from ioctl_shim.lane import LaneFile, PlainFile
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound="VfioFops")
 A = TypeVar("A", bound="int | None")
 _MARK = "_vfio_ioctl"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What handlers need of the lab: `find_file` names the file of this mount behind a descriptor (None: it is
+    on another; only the lane's worker may ask), `watcher` waits for clients' eventfds."""
+
+    find_file: Callable[[int], LaneFile | None]
+    watcher: Watcher
 
 
 class Request:
@@ -37,7 +52,7 @@ class Request:
 
     @property
     def caller(self) -> Caller:
-        """Who waits for the answer."""
+        """The thread that waits for the answer."""
         if self._caller is None:
             self._caller = Caller(self.tid)
         return self._caller
@@ -49,9 +64,18 @@ class Request:
             self._argument = Argument(self.row, self.tid, self.arg, self.on_pump)
         return self._argument
 
+    @property
+    def room(self) -> int:
+        """Bytes that argsz leaves behind the struct.  Raises OSError as `argument`."""
+        return self.argument.argsz - self.row.minsz
+
+    def read_behind(self, size: int) -> bytes:
+        """`size` bytes behind the struct.  Raises OSError(EFAULT)."""
+        return self.caller.read(self.arg + self.row.minsz, size)
+
 
 Handler = Callable[[Any, Request], int | None]
-"""Gives what ioctl(2) returns, or None on the pump: let the worker do it (and then `defers` says so)."""
+"""Gives what ioctl(2) returns, or None on the pump: the lane's worker calls it again, and it may wait."""
 _rows = functools.cache(native_rows)
 
 
@@ -74,36 +98,28 @@ class VfioFops(PlainFile):
     handlers: ClassVar[dict[int, tuple[Row, Handler]]] = {}
 
     def __init_subclass__(cls) -> None:
-        rows = [(BY_NAME[getattr(f, _MARK)], f) for f in vars(cls).values() if hasattr(f, _MARK)]
-        inherited = [found for base in cls.__bases__ for found in getattr(base, "handlers", {}).values()]
-        cls.handlers = {row.cmd: (row, handler) for row, handler in (*inherited, *rows)}
-        foreign = [row.name for row, _ in cls.handlers.values() if row.kind is not cls.kind]
+        own = [(BY_NAME[getattr(f, _MARK)], f) for f in vars(cls).values() if hasattr(f, _MARK)]
+        cls.handlers = {row.cmd: (row, handler) for row, handler in own}
+        foreign = [row.name for row, _ in own if row.kind is not cls.kind]
         if foreign:
             raise TypeError(f"{cls.__name__} is no {foreign[0]} file")
-        cls.rows = _rows(cls.kind) if hasattr(cls, "kind") else None
+        cls.rows = _rows(cls.kind)
 
-    def control(self, cmd: int, arg: int, tid: int) -> int | None:
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
         found = self.handlers.get(cmd)
         if found is None:
             return self.unknown(cmd, tid)
         row, handler = found
-        return None if row.blocking else handler(self, Request(row, arg, tid, True))
-
-    def ioctl(self, call: IoctlCall) -> int:
-        found = self.handlers.get(call.cmd)
-        if found is None:
-            return self.unknown(call.cmd, call.tid)
-        row, handler = found
-        result = handler(self, Request(row, call.arg, call.tid, False))
-        if result is None:
-            raise RuntimeError(f"{row.name} is left to a worker that it is on")
-        return result
-
-    def defers(self, cmd: int) -> bool:
-        found = self.handlers.get(cmd)
-        return found is not None and found[0].blocking
+        if on_pump and row.blocking:
+            return None
+        return handler(self, Request(row, arg, tid, on_pump))
 
     def unknown(self, cmd: int, tid: int) -> int:
         """The answer to an ioctl without a row.  Raises OSError(ENOTTY)."""
         log.debug("%s: unknown ioctl %#x from thread %d", self.kind.value, cmd, tid)
         raise OSError(errno.ENOTTY, f"ioctl {cmd:#x}")
+
+
+def rawio(group: Group, tid: int) -> bool:
+    """Whether thread `tid` may use a group without IOMMU; asked of the kernel only where it matters."""
+    return group.noiommu and Caller(tid).capable(CAP_SYS_RAWIO)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DEVICE_FEATURE: a row for each feature says which devices have it, and what SET does.
+
+Threads: the device lane.  Source: <linux/vfio.h>; the order of checks is the kernel's
+(vfio_ioctl_device_feature(), vfio_check_feature()).
+"""
+
+import errno
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from devmodel.irq.eventfd import Eventfd
+from devmodel.vfio.flags import DeviceFeature
+from devmodel.vfio.group import DeviceFile
+from devmodel.vfio.vfio_pci import VfioPciFunction
+from devmodel.vfio.vftoken import VfToken
+
+METHODS = DeviceFeature.GET | DeviceFeature.SET
+KNOWN = DeviceFeature.MASK | METHODS | DeviceFeature.PROBE
+
+
+class WakeUp(NamedTuple):
+    """The data of LOW_POWER_ENTRY_WITH_WAKEUP."""
+
+    eventfd: int
+    reserved: int
+
+
+class FeatureData(NamedTuple):
+    """How to get at the data behind the request, once it was found valid.
+
+    ``complete`` is whether there is room for all of it; ``value`` reads it: a UUID for PCI_VF_TOKEN, a
+    :class:`WakeUp` for LOW_POWER_ENTRY_WITH_WAKEUP, None for a feature without data.
+    """
+
+    complete: bool
+    value: Callable[[], Any]
+
+
+Borrow = Callable[[int], Eventfd]
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """``present`` is whether an open device has it (else ENOTTY), ``set`` what SET does with the data."""
+
+    present: Callable[[DeviceFile], bool]
+    set: Callable[[DeviceFile, Any, Borrow], None]
+    methods: int = DeviceFeature.SET
+
+
+def feature(opened: DeviceFile, flags: int, data: FeatureData, borrow: Borrow) -> None:
+    """Carry out one DEVICE_FEATURE.
+
+    Raises ``OSError``: EINVAL for flags that do not go together, and without data, ENOTTY for a feature that
+    the device does not have, EFAULT, EBADF and EINVAL as ``data`` and ``borrow`` do.
+    """
+    methods = flags & METHODS
+    if flags & ~KNOWN:
+        raise OSError(errno.EINVAL, f"DEVICE_FEATURE flags {flags:#x}")
+    if methods == METHODS and not flags & DeviceFeature.PROBE:
+        raise OSError(errno.EINVAL, "GET and SET at once")
+    found = FEATURES.get(flags & DeviceFeature.MASK)
+    if found is None or not found.present(opened):
+        raise OSError(errno.ENOTTY, f"no feature {flags & DeviceFeature.MASK}")
+    if methods & ~found.methods:
+        raise OSError(errno.EINVAL, f"DEVICE_FEATURE flags {flags:#x}")
+    if flags & DeviceFeature.PROBE:
+        return
+    if not methods or not data.complete:
+        raise OSError(errno.EINVAL, "neither GET nor SET, or too little data")
+    found.set(opened, data.value(), borrow)
+
+
+def _vf_token(opened: DeviceFile) -> VfToken | None:
+    found = opened.assignable
+    return found.own_vf_token if isinstance(found, VfioPciFunction) else None
+
+
+def _set_vf_token(opened: DeviceFile, value: UUID, borrow: Borrow) -> None:
+    token = _vf_token(opened)
+    if token is not None:
+        token.set(value)
+
+
+def _has_power(opened: DeviceFile) -> bool:
+    return isinstance(opened.assignable, VfioPciFunction)
+
+
+def _enter_low_power(opened: DeviceFile, value: object, borrow: Borrow) -> None:
+    """The function stays at full power, as one may whose host keeps it there; only the state is kept."""
+    if opened.low_power:
+        raise OSError(errno.EINVAL, "low power was entered already")
+    opened.low_power = True
+
+
+def _enter_with_wakeup(opened: DeviceFile, value: WakeUp, borrow: Borrow) -> None:
+    """A function that never sleeps is never woken, so its eventfd is only checked."""
+    if value.eventfd < 0 or value.reserved:
+        raise OSError(errno.EINVAL, f"wake-up eventfd {value.eventfd}")
+    borrow(value.eventfd).close()
+    _enter_low_power(opened, None, borrow)
+
+
+def _exit_low_power(opened: DeviceFile, value: object, borrow: Borrow) -> None:
+    opened.low_power = False
+
+
+FEATURES: Mapping[int, Feature] = {
+    DeviceFeature.PCI_VF_TOKEN: Feature(lambda opened: _vf_token(opened) is not None, _set_vf_token),
+    DeviceFeature.LOW_POWER_ENTRY: Feature(_has_power, _enter_low_power),
+    DeviceFeature.LOW_POWER_ENTRY_WITH_WAKEUP: Feature(_has_power, _enter_with_wakeup),
+    DeviceFeature.LOW_POWER_EXIT: Feature(_has_power, _exit_low_power),
+}

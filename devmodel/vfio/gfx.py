@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QUERY_GFX_PLANE: whether a display can be shown by mapping a region, and what it shows now.
+
+Threads: the device lane, under the device's lock for as long as it takes to ask.
+Source: <linux/vfio.h> (VFIO_DEVICE_QUERY_GFX_PLANE).
+"""
+
+import errno
+
+from devmodel.device.base import Device
+from devmodel.device.display import Display, Plane
+from devmodel.vfio.flags import GfxPlane
+
+SHOWN_AS = (0, 1)
+"""DRM_PLANE_TYPE_OVERLAY and _PRIMARY have a picture, a cursor has none.  QEMU leaves the type 0."""
+
+
+def is_probe(device: Device, flags: int, mappable: bool) -> bool:
+    """Whether this asks if the display can be shown by region, and the answer is yes.
+
+    ``mappable`` is whether this machine can map memory regions.  Raises ``OSError``: ENOTTY for a device
+    without a display, EINVAL for flags other than those of regions.
+    """
+    if not isinstance(device, Display):
+        raise OSError(errno.ENOTTY, f"{device.name} has no display")
+    if flags == GfxPlane.TYPE_PROBE | GfxPlane.TYPE_REGION and mappable:
+        return True
+    if flags != GfxPlane.TYPE_REGION:
+        raise OSError(errno.EINVAL, f"QUERY_GFX_PLANE flags {flags:#x}")
+    return False
+
+
+def shown_plane(device: Device, plane_type: int) -> Plane | None:
+    """What the display shows as a plane of this type, None for nothing."""
+    if not isinstance(device, Display) or plane_type not in SHOWN_AS:
+        return None
+    with device.lock:
+        return device.plane()

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SET_IRQS: which requests are valid, and what they do to the interrupts of a device.
+
+Threads: the device lane.  The state is the device's (devmodel.irq).  Source: <linux/vfio.h>; the checks and
+their order are the kernel's (vfio_set_irqs_validate_and_prepare()).
+"""
+
+import errno
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from devmodel.device.base import Device
+from devmodel.irq.eventfd import Eventfd, Watcher
+from devmodel.irq.irqs import Action
+from devmodel.irq.line import ClientFds
+from devmodel.vfio.flags import IrqSet
+
+ACTIONS = {
+    IrqSet.ACTION_MASK: Action.MASK,
+    IrqSet.ACTION_UNMASK: Action.UNMASK,
+    IrqSet.ACTION_TRIGGER: Action.TRIGGER,
+}
+ELEMENT_BYTES = {IrqSet.DATA_NONE: 0, IrqSet.DATA_BOOL: 1, IrqSet.DATA_EVENTFD: 4}
+KNOWN = IrqSet.DATA_TYPE_MASK | IrqSet.ACTION_TYPE_MASK
+
+Lending = Callable[[], AbstractContextManager[Callable[[int], Eventfd]]]
+"""Opens what borrows a client's eventfds by their numbers.  Borrowing raises ``OSError``: EBADF for no
+descriptor, EINVAL for one that is no eventfd."""
+
+
+@dataclass(frozen=True, slots=True)
+class IrqRequest:
+    """One SET_IRQS: ``count`` vectors of ``index`` from ``start`` on, and what to do (:class:`IrqSet`)."""
+
+    flags: int
+    index: int
+    start: int
+    count: int
+
+
+class IrqData(NamedTuple):
+    """How to get at the data behind the request, once it was found valid.
+
+    ``room`` is how many bytes there are; ``flags`` reads that many truth values, ``descriptors`` that many
+    descriptor numbers.
+    """
+
+    room: int
+    flags: Callable[[int], bytes]
+    descriptors: Callable[[int], Sequence[int]]
+
+
+def set_irqs(device: Device, request: IrqRequest, data: IrqData, lending: Lending, watcher: Watcher) -> None:
+    """Carry the request out.
+
+    Raises ``OSError``: EINVAL for what no request may be, EFAULT and EBADF as ``data`` and ``lending`` do,
+    ENOTTY for an unknown action, otherwise as :meth:`devmodel.irq.irqs.Irqs.set`.
+    """
+    kind = _checked_kind(device, request, data.room)
+    numbers = data.descriptors(request.count) if kind == IrqSet.DATA_EVENTFD else ()
+    flags = data.flags(request.count) if kind == IrqSet.DATA_BOOL else None
+    action = ACTIONS.get(request.flags & IrqSet.ACTION_TYPE_MASK)
+    if action is None:
+        raise OSError(errno.ENOTTY, f"SET_IRQS flags {request.flags:#x}")
+    where = (request.index, action, request.start, request.count)
+    if kind == IrqSet.DATA_EVENTFD:
+        with lending() as borrow:
+            device.irq.set(*where, ClientFds(numbers, borrow, watcher))
+    else:
+        device.irq.set(*where, flags)
+
+
+def _checked_kind(device: Device, request: IrqRequest, room: int) -> int:
+    """The kind of the data.  Raises ``OSError(EINVAL)`` when anything about the request is not valid."""
+    flags, index, start, count = request.flags, request.index, request.start, request.count
+    vectors = device.irq.count(index)
+    kind = flags & IrqSet.DATA_TYPE_MASK
+    element = ELEMENT_BYTES.get(kind)
+    if (
+        index >= len(device.irqs)
+        or flags & ~KNOWN
+        or start >= vectors
+        or start + count > vectors
+        or element is None
+        or room < count * element
+    ):
+        raise OSError(errno.EINVAL, f"SET_IRQS on {count} from {start} of {index}")
+    return kind

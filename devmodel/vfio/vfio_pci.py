@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vfio-pci alone does with a function: tokens, resets of the function and of its bus, ioeventfds.
+
+A mediated device has a driver of its own, which knows none of this (ENOTTY).
+Threads: the device lane and its worker.  State: a function's is under its group's lock, its device's under
+the device's.  Source: <linux/vfio.h>, vfio-pci's behaviour, Documentation/PCI/pci-iov-howto.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from devmodel.device.pci import MsixTable, PciDevice, PciRegion
+from devmodel.irq.eventfd import Eventfd, Watcher
+from devmodel.irq.ioeventfd import IoWrite
+from devmodel.region.backing import REGION_SHIFT
+from devmodel.vfio.flags import IOEVENTFD_SIZES
+from devmodel.vfio.group import Assignable, DeviceFile, Group
+from devmodel.vfio.vftoken import VfToken, parse_pci_name
+
+
+class VfioPciFunction(Assignable):
+    """A PCI function in a group of its own, which it joins while vfio-pci drives it.
+
+    ``bus`` are all functions of its bus, itself included, which a hot reset resets together.
+    """
+
+    __slots__ = ("_device", "bus")
+    emulated_iommu = False
+
+    def __init__(self, name: str, group: Group, device: PciDevice, bus: list[VfioPciFunction]) -> None:
+        """The function adds itself to ``bus``."""
+        self._device = device
+        self.bus = bus
+        self.bus.append(self)
+        super().__init__(name, group, joined=False)
+
+    @property
+    def device(self) -> PciDevice:
+        """The function's configuration space and BARs."""
+        return self._device
+
+    @property
+    def own_vf_token(self) -> VfToken | None:
+        """The token that a physical function with SR-IOV shares with users of its virtual functions."""
+        return None
+
+    @abstractmethod
+    def check_token(self, token: UUID | None) -> None:
+        """Whether a client with this VF token may open it.
+
+        Raises ``OSError``: EACCES for a missing or wrong one, EINVAL for one where none is asked for.
+        """
+
+    def answers_to(self, name: str) -> bool:
+        asked = parse_pci_name(self.name, name)
+        if asked is None:
+            return False
+        self.check_token(asked.token)
+        return True
+
+    def check_direct(self) -> None:
+        self.check_token(None)
+
+    def first_opened(self) -> None:
+        """vfio-pci resets a function for its new user, as far as that can be."""
+        if self._device.resettable:
+            self._device.reset()
+        self._device.clear_master()
+
+    def hot_reset(self, owned: Callable[[VfioPciFunction], bool]) -> None:
+        """Reset the bus. ``OSError(EINVAL)`` unless vfio-pci drives all of it and each function is
+        ``owned``."""
+        functions = tuple(self.bus)
+        for function in functions:
+            if function.gone or not owned(function):
+                raise OSError(errno.EINVAL, f"{function.name} is on the bus, and not the client's")
+        for function in functions:
+            function.reset()
+
+    def reset(self) -> None:
+        """What vfio-pci does for a client that asks: the configuration space is saved and restored."""
+        self._device.reset(kept=self._device.config)
+
+
+class Dependent(NamedTuple):
+    """A function that a hot reset resets too: where it is, its group, and whether the client owns it."""
+
+    name: str
+    group: int
+    owned: bool
+
+
+class HotResetInfo(NamedTuple):
+    """What GET_PCI_HOT_RESET_INFO says.
+
+    ``by_device`` is whether ownership is told by device, which it is for a device that was opened without
+    its group; then ``all_owned`` is whether the client owns every one.
+    """
+
+    by_device: bool
+    all_owned: bool
+    functions: Sequence[Dependent]
+
+
+def reset(opened: DeviceFile) -> None:
+    """DEVICE_RESET.  Raises ``OSError``: EINVAL for a device without a reset, ENODEV once it is gone."""
+    found = opened.assignable
+    if isinstance(found, VfioPciFunction):
+        found.reset()
+    else:
+        opened.device.reset()
+
+
+def driven(opened: DeviceFile) -> VfioPciFunction:
+    """The function that vfio-pci drives.  Raises ``OSError(ENOTTY)`` for a mediated device."""
+    if not isinstance(opened.assignable, VfioPciFunction):
+        raise OSError(errno.ENOTTY, f"{opened.device.name} is not driven by vfio-pci")
+    return opened.assignable
+
+
+def hot_reset_info(opened: DeviceFile) -> HotResetInfo:
+    """What a hot reset of the device affects.  Raises ``OSError(ENOTTY)``."""
+    function = driven(opened)
+    functions = [Dependent(each.name, each.group.number, each is function) for each in function.bus]
+    return HotResetInfo(opened.by_cdev, function.bus == [function], functions)
+
+
+def hot_reset(opened: DeviceFile, flags: int, count: int, groups: Callable[[int], Sequence[Group]]) -> None:
+    """PCI_HOT_RESET with ``count`` groups, which ``groups`` finds by the client's descriptors.
+
+    Raises ``OSError``: ENOTTY for a mediated device, EINVAL for flags, for groups of a device that was opened
+    without one (or none of one that was), for more groups than functions, and as
+    :meth:`VfioPciFunction.hot_reset`; EBADF and EINVAL as ``groups`` does.
+    """
+    function = driven(opened)
+    if flags or bool(count) is opened.by_cdev:
+        raise OSError(errno.EINVAL, "flags, or groups of a device opened without one")
+    if count > len(function.bus):
+        raise OSError(errno.EINVAL, f"{count} groups for {len(function.bus)} devices")
+    if opened.by_cdev:
+        function.hot_reset(lambda each: each is function)
+    else:
+        named = groups(count)
+        function.hot_reset(lambda each: each.group in named)
+
+
+class IoEventfdRequest(NamedTuple):
+    """One DEVICE_IOEVENTFD: write ``size`` bytes of ``data`` at file offset ``offset`` when the eventfd of
+    descriptor ``fd`` is signalled; -1 takes the write away."""
+
+    size: int
+    offset: int
+    data: int
+    fd: int
+
+
+def ioeventfd(
+    opened: DeviceFile, request: IoEventfdRequest, borrow: Callable[[int], Eventfd], watcher: Watcher
+) -> None:
+    """Carry the request out.
+
+    Raises ``OSError``: ENOTTY for a mediated device, EINVAL for a size, descriptor or place that cannot be,
+    otherwise as :class:`devmodel.irq.ioeventfd.IoEventfds`.
+    """
+    driven(opened)
+    if request.size not in IOEVENTFD_SIZES or request.fd < -1:
+        raise OSError(errno.EINVAL, f"ioeventfd of {request.size} bytes, descriptor {request.fd}")
+    region, offset = request.offset >> REGION_SHIFT, request.offset & ((1 << REGION_SHIFT) - 1)
+    _check_place(opened, region, offset, request.size)
+    what = IoWrite(region, offset, request.size, request.data)
+    if request.fd < 0:
+        opened.device.ioeventfds.remove(what)
+    else:
+        opened.device.ioeventfds.add(what, lambda: borrow(request.fd), watcher)
+
+
+def _check_place(opened: DeviceFile, region: int, offset: int, size: int) -> None:
+    """Only in a BAR, and not in the MSI-X table.  Raises ``OSError(EINVAL)``."""
+    device = opened.device
+    bar = device.regions[region] if region <= PciRegion.BAR0 + 5 else None
+    if bar is None or offset + size > bar.size:
+        raise OSError(errno.EINVAL, f"no BAR at {offset:#x} of region {region}")
+    table = device.msix_table if isinstance(device, PciDevice) else None
+    if table is not None and region == table.bar and _overlaps(table, offset, size):
+        raise OSError(errno.EINVAL, f"the MSI-X table is at {offset:#x}")
+
+
+def _overlaps(table: MsixTable, offset: int, size: int) -> bool:
+    return offset < table.offset + table.size and table.offset < offset + size
