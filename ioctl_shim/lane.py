@@ -8,7 +8,6 @@ process, so there is one Lane a process.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 import queue
@@ -30,7 +29,7 @@ from ioctl_shim.lanefile import (
     PlainFile,
     RegionAccess,
     SizedIoctl,
-    answer_of,
+    errno_of,
     wake_poll,
 )
 
@@ -261,8 +260,5 @@ def _finish_ioctl(unique: int, file: LaneFile, call: tuple[int, int, int]) -> No
 
 
 def _errno_of(error: BaseException) -> int:
-    """The negative errno a failed handler answers; anything that is no OSError is ours, so it is logged."""
-    if isinstance(error, OSError) and error.errno:
-        return -answer_of(error)
-    log.error("device lane: a handler failed", exc_info=error)
-    return -errno.EIO
+    """The negative errno a failed handler answers."""
+    return -errno_of(error)

@@ -9,6 +9,7 @@ FUSE_WRITE, FUSE_POLL, FUSE_INTERRUPT, FUSE_NOTIFY_POLL).
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import struct
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ioctl_shim._native import lib
 
+log = logging.getLogger(__name__)
 _WRITTEN = struct.Struct("=II")
 """struct fuse_write_out"""
 _ERRNO_END = 512
@@ -38,6 +40,14 @@ class SizedIoctl:
 def answer_of(error: OSError) -> int:
     """The errno that a client gets for it: EIO for what is none, as the kernel takes nothing from 512 on."""
     return error.errno if error.errno and 0 < error.errno < _ERRNO_END else errno.EIO
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno that a failed handler answers.  What is no OSError is a fault of ours: it is EIO, and logged."""
+    if isinstance(error, OSError) and error.errno:
+        return answer_of(error)
+    log.error("device lane: a handler failed", exc_info=error)
+    return errno.EIO
 
 
 class LaneFile(Protocol):

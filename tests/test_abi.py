@@ -84,7 +84,7 @@ def test_minsz_is_what_the_kernel_asks_for() -> None:
 
 def constants() -> dict[str, int]:
     """The numbers that devmodel.vfio.flags declares, by their names in the header."""
-    found = {}
+    found: dict[str, int] = {}
     for name, declared in vars(flags).items():
         if inspect.isclass(declared) and declared.__module__ == flags.__name__:
             prefix = "VFIO_" + re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()

@@ -71,6 +71,10 @@ class ContainerFops(VfioFops):
         locked = LockedMemory()
         return lambda request: Opened(cls(Container(noiommu, locked), Processes(st_dev)))
 
+    @property
+    def subject(self) -> str:
+        return "container"
+
     @answers("VFIO_GET_API_VERSION")
     def api_version(self, request: Request) -> int:
         return int(lib.VFIO_API_VERSION)

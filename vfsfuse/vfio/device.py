@@ -91,6 +91,10 @@ class DeviceFops(VfioFops):
         if self.released is not None:
             self.released()
 
+    @property
+    def subject(self) -> str:
+        return self.device.name
+
     @answers("VFIO_DEVICE_GET_INFO")
     def get_info(self, request: Request) -> int:
         info, found = request.argument.value, device_info(self.device)

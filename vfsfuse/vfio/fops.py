@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -30,8 +31,8 @@ _MARK = "_vfio_ioctl"
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What handlers need of the lab: `find_file` names the file of this mount behind a descriptor (None: it is
-    on another; only the lane's worker may ask), `watcher` waits for clients' eventfds."""
+    """What handlers need of the lab: `find_file` names the file of this mount behind a descriptor (None for
+    another mount's; only the lane's worker may ask), `watcher` waits for clients' eventfds."""
 
     find_file: Callable[[int], LaneFile | None]
     watcher: Watcher
@@ -95,6 +96,8 @@ class VfioFops(PlainFile):
     __slots__ = ()
 
     kind: ClassVar[Kind]
+    index: ClassVar[None] = None
+    """Its reads and writes are at index << 40 of any region, not of one."""
     handlers: ClassVar[dict[int, tuple[Row, Handler]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -113,6 +116,11 @@ class VfioFops(PlainFile):
         if on_pump and row.blocking:
             return None
         return handler(self, Request(row, arg, tid, on_pump))
+
+    @property
+    @abstractmethod
+    def subject(self) -> str:
+        """The container, group or device that its calls are on, as a listener is told."""
 
     def unknown(self, cmd: int, tid: int) -> int:
         """The answer to an ioctl without a row.  Raises OSError(ENOTTY)."""

@@ -31,6 +31,10 @@ class GroupFops(VfioFops):
     def opener(cls, group: Group, services: Services) -> Callable[[OpenRequest], Opened]:
         return lambda request: Opened(cls(group, request.tid, services))
 
+    @property
+    def subject(self) -> str:
+        return f"group {self.file.group.number}"
+
     @answers("VFIO_GROUP_GET_STATUS")
     def get_status(self, request: Request) -> int:
         status = self.file.status()

@@ -87,23 +87,28 @@ def _shown(device: Device) -> pumped.PumpRegions:
 class RegionFile(PlainFile):
     """An open `config` or `resource<N>`: one region from offset 0, with sysfs' rules at its end."""
 
-    __slots__ = ("_device", "_index", "_limit")
+    __slots__ = ("_device", "_limit", "index")
 
     def __init__(self, device: Device, index: int, limit: int) -> None:
-        self._device, self._index, self._limit = device, index, limit
+        self._device, self.index, self._limit = device, index, limit
+
+    @property
+    def subject(self) -> str:
+        """The device that its calls are on, as a listener is told."""
+        return self._device.name
 
     def read(self, offset: int, size: int) -> bytes:
         self._device.check_present()
         if offset >= self._limit:
-            return self._device.read(self._index, 0, 0)  # end of file, or ENODEV
-        return self._device.read(self._index, offset, min(size, self._limit - offset))
+            return self._device.read(self.index, 0, 0)  # end of file, or ENODEV
+        return self._device.read(self.index, offset, min(size, self._limit - offset))
 
     def write(self, offset: int, data: bytes) -> int:
         self._device.check_present()
-        size = self._device.region(self._index).size
+        size = self._device.region(self.index).size
         if offset >= size:
             raise OSError(errno.EFBIG, "beyond the region's end")
-        return self._device.write(self._index, offset, data[: size - offset])
+        return self._device.write(self.index, offset, data[: size - offset])
 
 
 def open_region(port: Port, index: int, request: OpenRequest, limit: int | None = None) -> Opened:

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open VFIO files that somebody listens to: each ioctl and each access of a region passes the call point.
+
+The pump answers nothing of such a file by itself, and every call runs on a thread of its own, so that a delay
+holds up its caller alone.  Everything else is as without a listener.
+Threads: the pump begins calls; threads of `CallThreads` make them.  Source: devmodel.callpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.region.backing import REGION_SHIFT
+from ioctl_shim.lane import DeferringFile, Opened, PendingRequest
+from ioctl_shim.lanefile import errno_of
+from vfsfuse.vfio.fops import VfioFops
+from vfsfuse.vfio.port import RegionFile
+
+T = TypeVar("T")
+IDLE_SECONDS = 5.0
+_IN_REGION = (1 << REGION_SHIFT) - 1
+
+
+class CallThreads:
+    """Threads that may wait: one for each call under way.  A thread that is idle is used again."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Make the call soon, whatever other calls wait for.  Any thread."""
+        with self._lock:
+            if self._idle:
+                self._idle -= 1
+            else:
+                threading.Thread(target=self._work, name="listened-call", daemon=True).start()
+            self._calls.put(call)
+
+    def _work(self) -> None:
+        while True:
+            try:
+                call = self._calls.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                if self._ends():
+                    return
+                continue
+            call()
+            with self._lock:
+                self._idle += 1
+
+    def _ends(self) -> bool:
+        """Whether a thread that had nothing to do for a while may end.  A call may have just been put."""
+        with self._lock:
+            if not self._idle or not self._calls.empty():
+                return False
+            self._idle -= 1
+            return True
+
+
+class ListenedFile(DeferringFile):
+    """One open of `file`, whose calls pass `calls`."""
+
+    __slots__ = ("_calls", "_regions", "_threads", "file")
+
+    def __init__(self, opened: Opened, file: VfioFops | RegionFile, calls: CallPoint, threads: CallThreads):
+        self.file, self._regions = file, opened.regions
+        self._calls, self._threads = calls, threads
+
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
+        if on_pump:
+            return None
+        call = Call(CallKind.IOCTL, self.file.subject, self._name(cmd), {"arg": arg}, tid)
+        return self._calls.run(call, lambda: self.file.ioctl(cmd, arg, tid, on_pump=False))
+
+    def begin_read(self, pending: PendingRequest) -> None:
+        arguments = self._place(pending)
+        call = Call(CallKind.REGION, self.file.subject, "read", arguments, pending.tid)
+        self._start(pending, call, lambda: self._read(pending), pending.read)
+
+    def begin_write(self, pending: PendingRequest, data: bytes) -> None:
+        arguments = {**self._place(pending), "data": data}
+        call = Call(CallKind.REGION, self.file.subject, "write", arguments, pending.tid)
+        self._start(pending, call, lambda: self._write(pending, data), pending.written)
+
+    def begin_poll(self, handle: int) -> int:
+        return self.file.poll()
+
+    def release(self) -> None:
+        self.file.release()
+
+    def _start(
+        self,
+        pending: PendingRequest,
+        call: Call,
+        function: Callable[[], T],
+        reply: Callable[[T], bool],
+    ) -> None:
+        interrupted = threading.Event()
+        pending.when_interrupted(interrupted.set)
+
+        def wait(seconds: float) -> None:
+            if interrupted.wait(seconds):
+                raise OSError(errno.EINTR, "interrupted")
+
+        def answer() -> None:
+            try:
+                result = self._calls.run(call, function, wait)
+            except Exception as error:
+                pending.fail(errno_of(error))
+            else:
+                reply(result)
+
+        self._threads.submit(answer)
+
+    def _read(self, pending: PendingRequest) -> bytes:
+        if self._regions is None:
+            return self.file.read(pending.offset, pending.size)
+        return self._regions.read(pending.offset >> REGION_SHIFT, pending.offset & _IN_REGION, pending.size)
+
+    def _write(self, pending: PendingRequest, data: bytes) -> int:
+        if self._regions is None:
+            return self.file.write(pending.offset, data)
+        return self._regions.write(pending.offset >> REGION_SHIFT, pending.offset & _IN_REGION, data)
+
+    def _place(self, pending: PendingRequest) -> dict[str, object]:
+        index, offset = self.file.index, pending.offset
+        if index is None:
+            index, offset = offset >> REGION_SHIFT, offset & _IN_REGION
+        return {"region": index, "offset": offset, "size": pending.size}
+
+    def _name(self, cmd: int) -> str:
+        found = self.file.handlers.get(cmd) if isinstance(self.file, VfioFops) else None
+        return f"{cmd:#x}" if found is None else found[0].name
+
+
+def listened(opened: Opened, calls: CallPoint, threads: CallThreads) -> Opened:
+    """`opened` with all calls on it passing the point, if it is a file of VFIO or a region's."""
+    file = opened.file
+    if not isinstance(file, VfioFops | RegionFile):
+        return opened
+    wrapped = ListenedFile(opened, file, calls, threads)
+    return replace(opened, file=wrapped, memory=None, regions=None, submit=threads.submit)
