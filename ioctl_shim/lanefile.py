@@ -43,7 +43,7 @@ def answer_of(error: OSError) -> int:
 
 
 def errno_of(error: BaseException) -> int:
-    """The errno that a failed handler answers.  What is no OSError is a fault of ours: it is EIO, and logged."""
+    """The errno that a failed handler answers.  Anything but an OSError is our fault: EIO, and logged."""
     if isinstance(error, OSError) and error.errno:
         return answer_of(error)
     log.error("device lane: a handler failed", exc_info=error)
