@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs all cases, ours and theirs in turn, and writes RESULTS.md and results.png.
+"""Runs all cases, vfsfuse and its peers in turn, and writes RESULTS.md and results.png.
 
     python -m bench BUILD [--quick] [--output FOLDER]
 
-BUILD has the programs that bench/run.sh has compiled. --quick is one repetition, for work on the benchmark.
-Unless --output says otherwise they go to bench/, and are quoted in the README and in docs/performance.md.
+BUILD is the folder of the programs that bench/run.sh compiles. --quick runs one repetition, for work on the
+benchmark. Without --output the results go to bench/, and the README and docs/performance.md quote them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from bench.explain import Explainer
 from bench.machine import STARTS, Machine, start_all
 from bench.measure import measure, plan
 from bench.quote import update
-from bench.reach import missed
 from bench.report import Report
 from bench.samples import Results
 from bench.servers import ROOT, say
+from bench.targets import missed
 
 
 def arguments() -> argparse.Namespace:

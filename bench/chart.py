@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bench.cases import CASES, FLOOR, KERNEL, LXCFS, OURS, UMOCKDEV, Case
 from bench.measure import PINNED
-from bench.reach import US
 from bench.samples import Key, Results
+from bench.targets import US
 
 SHOWN = (
     *("read-hook", "write-hook", "read-plain", "read-memory", "read-config", "ioctl-struct", "ioctl-value"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a case goes, or the memory: subtractions of what is measured, and what profilers see."""
+"""Where the time or the memory of a case goes: differences of measured figures, and profilers."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from bench.instrument import MOST, begin, client, observed, place, table
 from bench.machine import EACH, Machine
 from bench.measure import PINNED, UNPINNED
 from bench.profiled import Calls, difference, load
-from bench.reach import KIB, US
 from bench.samples import Key, Results, with_warmup
 from bench.servers import ROOT, Server, create_idle, say, start_lab
+from bench.targets import KIB, US
 
 HOT = ("read-hook", "write-hook", "ioctl-struct", "attr-read")
-"""The hottest paths; what is missed comes to them."""
+"""The hottest paths. They are always profiled; the cases of targets not met are added."""
 
 CALLS, DMAS, IDLE, MS = 4000, 100, 500, 1e6
 STRUCTS = ("ioctl-struct", "map", "unmap")
-"""For these the floor is an ioctl without one: who moves it, Python or the pump, has it in their part."""
+"""The floor of these is an ioctl without a struct: the part that moves the struct includes its cost."""
 
 _IMPORT = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", re.MULTILINE)
-INTO_PYTHON = "the rest: into Python and back (the GIL, locks), caches"
-PUMP = "the rest: what else the pump does"
-ELSEWHERE = "the rest: whoever answers, trio or the device's task, and waking them"
-FUNCTIONS = ("function", "calls for one", "share of Python's time")
-DISTORTED = "By cProfile, which makes small functions look larger than they are:"
-PREPARED = f"{DISTORTED[:-1]}, and sees the MAP_DMA before each, too:"
+INTO_PYTHON = "the rest: entering and leaving Python (GIL, locks), caches"
+PUMP = "the rest: other work of the pump"
+ELSEWHERE = "the rest: waking and running trio or the device's task"
+FUNCTIONS = ("function", "calls for each", "share of Python's time")
+DISTORTED = "Measured by cProfile, which overstates small functions:"
+PREPARED = f"{DISTORTED[:-1]} and includes the MAP_DMA before each call:"
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Of one case: parts in `unit` that add up, and a table of details."""
+    """The profile of one case: parts in `unit` that add up to the whole, and a table of details."""
 
     title: str
     unit: str
@@ -50,13 +50,13 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Explainer:
-    """Makes profiles for a machine whose results are there."""
+    """Makes profiles on a machine that has its results."""
 
     machine: Machine
     results: Results
 
     def profiles(self, missed: Iterable[str], only: Collection[str] = ()) -> list[Profile]:
-        """Of the hottest paths and of what is missed, in the order of the cases; `only` names cases."""
+        """Profiles of the hottest paths and of missed targets, in the order of the cases, or of `only`."""
         wanted = {key for key in (*HOT, *missed) if not only or key in only}
         return [self._profile(key) for key in (*BY_KEY, EACH) if key in wanted and self._maker(key)]
 
@@ -83,11 +83,11 @@ class Explainer:
         return (self.results.median(Key(case, subject or "", mode)) or 0) / unit
 
     def _call(self, case: Case) -> Profile:
-        """A call of a client: what the floor takes for it, Python, and the rest."""
+        """A call of a client: the floor's time for it, Python's time, and the rest."""
         calls = min(self.machine.calls or CALLS, CALLS)
         words = case.runs[OURS]
         spent: Mapping[str, list[int]] = client(self.machine, "callbacks", words, calls)
-        # the last ones, because some clients prepare something for each
+        # Only the last ones count: some clients prepare something before each call.
         lasting = [times[-calls:] for times in spent.values() if len(times) > 0.1 * calls]
         python = sum(statistics.median(times) * len(times) / calls for times in lasting) / US
         seen = table(client(self.machine, "functions", words, calls), calls)
@@ -95,26 +95,26 @@ class Explainer:
         return Profile(case.title, "us", self._parts(case, python), detail, FUNCTIONS, seen)
 
     def _parts(self, case: Case, python: float) -> list[tuple[str, float]]:
-        """Of a call in which the pump calls Python for so many microseconds, or does not."""
+        """The parts of a call, of which `python` microseconds are spent in Python (0: none)."""
         bare = BY_KEY["ioctl-value"]
         least = bare if case.key in STRUCTS and self._median(bare.key, FLOOR) else case
-        for_what = "the same" if least is case else least.title
-        parts = [(f"{least.base}, for {for_what}", self._median(least.key, least.base))]
+        which = "the same call" if least is case else least.title
+        parts = [(f"{least.base}, {which}", self._median(least.key, least.base))]
         if least.base == FLOOR and not case.key.startswith("attr-"):  # which is several requests
-            parts += [("the pump in libfuse's place, as a read of memory shows it", self._pump())]
+            parts += [("the pump instead of libfuse, measured by a memory read", self._pump())]
         if python:
-            parts += [("Python, from the pump's call until its return", python)]
+            parts += [("Python, from the pump's call to its return", python)]
         rest = self._median(case.key, OURS) - sum(spent for _, spent in parts)
         in_c = case.key.startswith(("read-", "write-"))
         return [*parts, (INTO_PYTHON if python else PUMP if in_c else ELSEWHERE, rest)]
 
     def _pump(self) -> float:
-        """What our pump takes more than libfuse, or less: 0 when it was not measured."""
+        """The pump's time minus libfuse's, in microseconds; 0 if it was not measured."""
         ours, theirs = (Key("read-memory", subject, PINNED) for subject in (OURS, FLOOR))
         return (self.results.beyond(ours, theirs) or 0) / US
 
     def _dma(self, case: Case) -> Profile:
-        """DMA, which no server is asked for: bench/dma.py under cProfile, less what one call has as well."""
+        """DMA, which asks no server: bench/dma.py under cProfile, minus a run of one call."""
         counts = (1, self.machine.calls or DMAS)
         before, after = (self._seen(replace(self.machine, calls=calls), case) for calls in counts)
         seen = table(difference(before, after), with_warmup(counts[1]) - with_warmup(counts[0]))
@@ -133,30 +133,30 @@ class Explainer:
         return load(file)
 
     def _mount(self) -> Profile:
-        """From exec until the tree answers: the interpreter, imports, and what is left."""
+        """From exec until the tree answers: the interpreter, the imports, the rest."""
         nothing = [sys.executable, "-c", "pass"]
         start = min(_seconds(nothing) for _ in range(5)) * 1000
         imports = sorted(self._imports(), key=lambda one: one[1], reverse=True)
         importing = sum(spent for _, spent in imports)
         whole = self._median("mount", OURS, MS, UNPINNED)
         parts = [
-            ("the interpreter, which does nothing", start),
+            ("an interpreter that does nothing", start),
             ("importing modules", importing),
             ("the rest: mount(2), the lab, the tree's first answer", whole - start - importing),
         ]
-        detail = "By `-X importtime`, which makes it slower:"
+        detail = "Measured by `-X importtime`, which slows imports down:"
         details = [(f"`{name}`", f"{spent:.1f} ms") for name, spent in imports[:MOST]]
         return Profile(BY_KEY["mount"].title, "ms", parts, detail, ("module", "by itself"), details)
 
     def _imports(self) -> list[tuple[str, float]]:
-        """(module, milliseconds by itself) of what a server imports."""
+        """(module, milliseconds without its own imports) of each module that a server imports."""
         log = self.machine.folder / "imports"
         program = ["sh", "-c", f'exec "$0" "$@" 2>{log}', sys.executable, "-X", "importtime", "-m", "vfsfuse"]
         start_lab(self.machine.folder / "profiled", program=program).stop()
         return [(name, int(spent) / 1000) for spent, name in _IMPORT.findall(log.read_text())]
 
     def _memory(self) -> Profile:
-        """An idle vGPU: what Python has allocated, by the file that did."""
+        """An idle vGPU: the memory that Python allocates for it, by source file."""
 
         def grow(server: Server) -> None:
             begin(self.machine, server)
@@ -168,10 +168,10 @@ class Explainer:
         whole = self.machine.facts[EACH]
         parts = [
             ("Python's objects", traced / KIB),
-            ("the rest: memory of C, and what lies unused between", (whole - traced) / KIB),
+            ("the rest: memory of C, and unused gaps", (whole - traced) / KIB),
         ]
         details = [(place(file), f"{size:,.0f} B") for size, file in each[:MOST]]
-        detail = f"By tracemalloc, of {IDLE:,} vGPUs:"
+        detail = f"Measured by tracemalloc, over {IDLE:,} vGPUs:"
         return Profile(EACH, "KiB", parts, detail, ("allocated in", "each vGPU"), details)
 
 

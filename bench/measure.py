@@ -32,7 +32,7 @@ from bench.servers import ROOT, say
 
 PINNED, UNPINNED = "same core", "unpinned"
 REPETITIONS: Mapping[str, int] = {PINNED: 5, UNPINNED: 3}
-"""What is to be reached counts on the same core."""
+"""How often each mode runs. The targets apply to the same core."""
 
 CLIENT_SECONDS = 120
 BEFORE_ALL_MS = 400

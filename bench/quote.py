@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the README and docs/performance.md quote of bench/RESULTS.md, so that no figure has two values.
+"""Keeps the quotations of bench/RESULTS.md in the README and docs/performance.md up to date.
 
     python -m bench.quote
 
-brings what they quote up to date: what is between `<!-- quoted from bench/RESULTS.md: TITLE -->` and
-`<!-- end of quotation -->`. A run of the benchmark does so itself.
+replaces the text between `<!-- quoted from bench/RESULTS.md: TITLE -->` and `<!-- end of quotation -->` by
+the section TITLE, so that no figure has two values. A run of the benchmark does the same at its end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def sections(results: str) -> dict[str, str]:
 
 
 def quoted(document: str, results: str) -> str:
-    """The document with what it quotes as it is in the results; a section that they lack is empty."""
+    """The document with every quotation taken from the results; a section that they lack becomes empty."""
     known = sections(results)
 
     def quotation(found: re.Match[str]) -> str:
@@ -40,7 +40,7 @@ def quoted(document: str, results: str) -> str:
 
 
 def titles(document: str) -> list[str]:
-    """Of the sections that it quotes."""
+    """The titles of the sections that the document quotes."""
     return [found["title"] for found in _QUOTED.finditer(document)]
 
 

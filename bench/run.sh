@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Measures vfsfuse, a C libfuse server that does the least (bench/floor.c) and Debian's lxcfs and umockdev in one run,
-# and writes bench/RESULTS.md and bench/results.png, which the README and docs/performance.md quote. No arguments; about
-# five minutes. --quick is one repetition, --output FOLDER writes elsewhere and changes nothing here.
+# Measures vfsfuse, a minimal C libfuse server (bench/floor.c) and Debian's lxcfs and umockdev in one run. Writes
+# bench/RESULTS.md and bench/results.png, which the README and docs/performance.md quote. Needs no arguments and about
+# five minutes. --quick runs one repetition; --output FOLDER writes there and changes no file of the project.
 set -euo pipefail
 
 # shellcheck source=tools/setup.sh
 . "${BASH_SOURCE[0]%/*}/../tools/setup.sh"
 
-# What cannot be had is left out of the results.
+# A peer that cannot be installed is left out of the results.
 install_peers() {
     local wanted=() package
     for package in umockdev lxcfs strace; do
@@ -34,7 +34,7 @@ build() {
     gcc -O2 -std=gnu11 -Wall -Wextra -o "$work/floor" "$root/bench/floor.c" "${flags[@]}"
 }
 
-# A name space of its own for what is mounted, where that is allowed: nothing stays behind, nobody else sees it.
+# As root, the mounts are made in a mount namespace of their own: nothing stays behind, and nobody else sees them.
 measure() {
     local apart=()
     [[ $(id -u) != 0 ]] || apart=(unshare --mount --propagation private)

@@ -23,9 +23,9 @@ from bench.instrument import place, table
 from bench.machine import EACH, EMPTY, Machine
 from bench.measure import PINNED, UNPINNED, Progress, Step, plan
 from bench.quote import DOCUMENTS, RESULTS, quoted, sections, titles
-from bench.reach import REACHES, missed
 from bench.report import Report
 from bench.samples import Key, Results, Sample, parse
+from bench.targets import TARGETS, missed
 from tests import ordinary_user
 
 ROOT = Path(__file__).parent.parent
@@ -138,7 +138,7 @@ def test_the_time_left_is_that_of_the_last_time() -> None:
 # ---- what is said ----
 
 
-def test_what_is_reached_and_what_is_not() -> None:
+def test_a_target_is_met_or_not() -> None:
     results = results_of("read-hook", (2400, 2000))
     text = Report(results, {}).text()
     assert row(text, "trapped 4-byte read or write").endswith("| <= 1.25 x | 1.20 x | yes |")
@@ -171,11 +171,11 @@ def test_neighbours_count_on_the_same_core_and_are_explained() -> None:
             results.add(Key(ALONE, subject, mode), sample(10, p99=100_000))
             results.add(Key(AMONG, subject, mode), sample(10, p99=among * 1000))
             results.add(Key(ONE, subject, mode), sample(2500))
-    ((reach, found),) = missed(results, {})
-    assert (found.value, found.mode) == (4, PINNED) and reach.reached(3)
+    ((target, found),) = missed(results, {})
+    assert (found.value, found.mode) == (4, PINNED) and target.met(3)
     text = Report(results, {}).text()
-    assert "C libfuse has 4.00 x. A turn of all 8 clients on one processor\n" in text
-    assert "takes 20.00 us, 0.20 times what the quiet one's p99 is alone." in text
+    assert "C libfuse: 4.00 x. One turn of all 8 clients on one processor\n" in text
+    assert "takes 20.00 us, 0.20 times the quiet client's p99 alone." in text
 
 
 def test_mappings_are_measured_beyond_an_ioctl() -> None:
@@ -217,6 +217,15 @@ def test_the_report_says_what_was_done() -> None:
     assert "the median of 2 repetitions with" in Report(twice, {}).text()
 
 
+def test_the_summary_counts_the_targets_that_are_met() -> None:
+    results = results_of("read-hook", (2400, 2000))
+    results.runs |= results_of("memset", (1000, 900)).runs
+    lines = sections(Report(results, {}).text())["Summary"].splitlines()
+    assert "takes 2.40 us on one core," in lines[0] and lines[1].startswith("1.20 times as long")
+    assert lines[-1] == "Of 2 measured performance targets, vfsfuse meets 1."
+    assert "Summary" not in sections(Report(Results(), {}).text())
+
+
 def test_missing_peers_have_no_lines() -> None:
     results = results_of("attr-read", (9000, 6000))
     results.add(Key("attr-read", KERNEL, PINNED), sample(1500))
@@ -235,7 +244,7 @@ def test_a_profile_adds_up() -> None:
         "| Python | 1.00 | 25% |\n| whole | 4.00 | 100% |\n\nSeen:\n\n| what | how |\n|---|---|\n| f | 1.0 |"
         in told
     )
-    assert "Its profile is below." in sections(text)["Not reached"]
+    assert "The profile is below." in sections(text)["Not met"]
 
 
 def test_functions_are_those_of_each_call_and_known_by_no_path_of_this_machine() -> None:
@@ -261,9 +270,9 @@ def test_the_chart_is_a_picture(tmp_path: Path) -> None:
     assert sizes[0][0] == sizes[1][0] and sizes[0][1] < sizes[1][1]
 
 
-def test_cases_and_reaches_are_told_apart() -> None:
+def test_cases_and_targets_are_told_apart() -> None:
     assert len(BY_KEY) == len(CASES) == len({case.title for case in CASES})
-    assert len({reach.what for reach in REACHES}) == len(REACHES)
+    assert len({target.what for target in TARGETS}) == len(TARGETS)
     assert all(case.base is None or case.base in case.runs for case in CASES)
 
 
@@ -283,7 +292,7 @@ def test_a_quotation_is_a_section() -> None:
 def test_documents_quote_the_results_as_they_are(path: Path) -> None:
     assert RESULTS.exists(), "bench/run.sh makes it"
     document = path.read_text()
-    assert "Reach" in titles(document)
+    assert {"README.md": "Summary", "performance.md": "Targets"}[path.name] in titles(document)
     assert quoted(document, RESULTS.read_text()) == document, "python -m bench.quote brings it up to date"
 
 
@@ -408,9 +417,9 @@ def check_run(text: str) -> None:
         ]
     profile = told["Where the time goes"]
     assert f"### {BY_KEY['read-hook'].title}\n" in profile
-    assert row(profile, "Python, from the pump's call until its return")
+    assert row(profile, "Python, from the pump's call to its return")
     assert "`hooked_read`, bench/model.py" in profile
-    assert "not measured here" in told["Reach"]
+    assert "not measured here" in told["Targets"]
 
 
 def test_every_kind_of_profile(tmp_path: Path) -> None:

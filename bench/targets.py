@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be reached, as a table, and how each aim is measured."""
+"""The performance targets, as a table, and how each one is measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Facts = Mapping[str, float]
 
 
 class Found(NamedTuple):
-    """What was measured, and the case that it is of, the worst of several; or the fact, which has no mode."""
+    """A measured value and the case it belongs to (the worst of several), or a fact, whose mode is empty."""
 
     value: float
     of: str
@@ -29,8 +29,8 @@ Measure = Callable[[Results, Facts], Found | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """One aim: `measure` gives at most `limit`, or at least that where `least` is set."""
+class Target:
+    """One target: the measured value is at most `limit`, or at least `limit` if `least` is set."""
 
     what: str
     limit: float
@@ -38,8 +38,8 @@ class Reach:
     shown: str = "{:.2f} x"
     least: bool = False
 
-    def reached(self, value: float) -> bool:
-        """Whether the value does, as it is shown."""
+    def met(self, value: float) -> bool:
+        """Whether the value, rounded as it is shown, meets the target."""
         seen = float(self.shown.format(value).split()[0])
         return seen >= self.limit if self.least else seen <= self.limit
 
@@ -55,12 +55,12 @@ def _ratio(results: Results, case: str, mode: str = PINNED) -> Found | None:
 
 
 def _worst(*cases: str) -> Measure:
-    """The greatest ratio of the cases to their bases."""
+    """The greatest ratio between a case and its base."""
     return lambda results, facts: _most(_ratio(results, case) for case in cases)
 
 
 def _speed(cases: Sequence[str]) -> Measure:
-    """The least share of the base's speed."""
+    """The lowest speed relative to the base."""
 
     def measure(results: Results, facts: Facts) -> Found | None:
         found = _worst(*cases)(results, facts)
@@ -70,7 +70,7 @@ def _speed(cases: Sequence[str]) -> Measure:
 
 
 def _beyond(*cases: str) -> Measure:
-    """The most microseconds above the base."""
+    """The greatest difference to the base, in microseconds."""
 
     def one(results: Results, case: str) -> Found | None:
         beyond = results.beyond(Key(case, OURS, PINNED), Key(case, BY_KEY[case].base or "", PINNED))
@@ -92,7 +92,7 @@ def _fact(name: str, unit: float) -> Measure:
 
 
 def neighbours(results: Results, facts: Facts, subject: str = OURS) -> Found | None:
-    """How many times a quiet client's p99 is what it is alone."""
+    """The ratio between a quiet client's p99 beside busy neighbours and its p99 alone."""
     ratio = results.ratio(Key(AMONG, subject, PINNED), Key(ALONE, subject, PINNED), "p99")
     return None if ratio is None else Found(ratio, AMONG)
 
@@ -101,37 +101,44 @@ def _dma(kind: str) -> list[str]:
     return [f"dma-{kind}-{how}-{size}" for how in ("read", "write") for size in DMA_SIZES if size >= 65536]
 
 
-REACHES: tuple[Reach, ...] = (
-    Reach(
-        "trapped 4-byte read or write, Python hook, to the C libfuse floor",
+TARGETS: tuple[Target, ...] = (
+    Target(
+        "trapped 4-byte read or write, Python hook, relative to the C libfuse floor",
         1.25,
         _worst("read-hook", "write-hook"),
     ),
-    Reach("read of a plain register, no hook, to the floor", 1.05, _worst("read-plain")),
-    Reach("memory read by pread, to the floor", 1.05, _worst("read-memory")),
-    Reach("ioctl with a 32-byte struct, to the floor", 1.6, _worst("ioctl-struct")),
-    Reach("attribute open+read+close, to the floor", 1.8, _worst("attr-read")),
-    Reach("mmap BAR memset, of a bare memfd's speed", 0.97, _speed(["memset"]), least=True),
-    Reach("mmap BAR load and store, of a bare memfd's speed", 0.97, _speed(["load", "store"]), least=True),
-    Reach("DMA of shared memory from 64 KiB, of memcpy's speed", 0.9, _speed(_dma("shared")), least=True),
-    Reach(
-        "DMA of private memory from 64 KiB, of process_vm_*'s speed",
+    Target("read of a plain register, no hook, relative to the floor", 1.05, _worst("read-plain")),
+    Target("memory read by pread, relative to the floor", 1.05, _worst("read-memory")),
+    Target("ioctl with a 32-byte struct, relative to the floor", 1.6, _worst("ioctl-struct")),
+    Target("attribute open+read+close, relative to the floor", 1.8, _worst("attr-read")),
+    Target("mmap BAR memset, speed relative to a bare memfd", 0.97, _speed(["memset"]), least=True),
+    Target(
+        "mmap BAR load and store, speed relative to a bare memfd", 0.97, _speed(["load", "store"]), least=True
+    ),
+    Target(
+        "DMA of shared memory from 64 KiB, speed relative to memcpy", 0.9, _speed(_dma("shared")), least=True
+    ),
+    Target(
+        "DMA of private memory from 64 KiB, speed relative to process_vm_*",
         0.9,
         _speed(_dma("private")),
         least=True,
     ),
-    Reach("interrupt, device raise to client epoll, to an eventfd", 1.25, _worst("interrupt")),
-    Reach(
-        "65,535 mappings: map or unmap beyond the bare ioctl", 3, _beyond("map", "unmap"), shown="{:.2f} us"
+    Target("interrupt, device raise to client epoll, relative to an eventfd", 1.25, _worst("interrupt")),
+    Target(
+        "65,535 mappings: time of a map or unmap beyond a bare ioctl",
+        3,
+        _beyond("map", "unmap"),
+        shown="{:.2f} us",
     ),
-    Reach("mount to ready, warm", 0.35, _seconds("mount"), shown="{:.3f} s"),
-    Reach("resident memory, empty lab", 60, _fact(EMPTY, MIB), shown="{:.1f} MiB"),
-    Reach("resident memory of each of 10,000 idle vGPUs", 4, _fact(EACH, KIB), shown="{:.2f} KiB"),
-    Reach("p99 of one quiet device, 7 busy neighbours, to alone", 3, neighbours),
+    Target("mount to ready, warm", 0.35, _seconds("mount"), shown="{:.3f} s"),
+    Target("resident memory, empty lab", 60, _fact(EMPTY, MIB), shown="{:.1f} MiB"),
+    Target("resident memory of each of 10,000 idle vGPUs", 4, _fact(EACH, KIB), shown="{:.2f} KiB"),
+    Target("p99 of one quiet device with 7 busy neighbours, relative to alone", 3, neighbours),
 )
 
 
-def missed(results: Results, facts: Facts) -> list[tuple[Reach, Found]]:
-    """What is not reached."""
-    found = [(reach, reach.measure(results, facts)) for reach in REACHES]
-    return [(reach, one) for reach, one in found if one is not None and not reach.reached(one.value)]
+def missed(results: Results, facts: Facts) -> list[tuple[Target, Found]]:
+    """The targets that are not met."""
+    found = [(target, target.measure(results, facts)) for target in TARGETS]
+    return [(target, one) for target, one in found if one is not None and not target.met(one.value)]
