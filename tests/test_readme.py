@@ -65,6 +65,7 @@ def test_session(session: str, tmp_path: Path) -> None:
         assert re.fullmatch(pattern(expected), output), f"$ {command}\n{output}\ninstead of\n{expected}"
 
 
-def test_there_is_a_session_at_the_top() -> None:
-    assert README.index("```console") < 1000
+def test_there_is_a_session_on_the_first_screen() -> None:
+    """Before it stand only the paragraphs that say what vfsfuse is, and the table of alternatives."""
+    assert README.index("```console") < 2500
     assert len(list(steps(SESSIONS[0]))) > 8
