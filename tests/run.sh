@@ -20,6 +20,7 @@ check() {
 check ruff check .
 check ruff format --check .
 check mypy
+check codespell_lib README.md CONTRIBUTING.md docs/*.md
 check pytest "$@"
 
 [[ ${#failed[@]} -eq 0 ]] || die "failed: ${failed[*]}"

@@ -228,13 +228,17 @@ def test_unmounting_builds_nothing_when_the_sources_have_changed(ready: Checkout
     assert ready.calls() == []
 
 
-@pytest.mark.parametrize("broken, status", [("", 0), ("ruff", 1), ("mypy", 1), ("pytest", 1)])
+@pytest.mark.parametrize(
+    "broken, status", [("", 0), ("ruff", 1), ("mypy", 1), ("codespell_lib", 1), ("pytest", 1)]
+)
 def test_run_checks_everything_and_fails_when_anything_does(
     checkout: Checkout, broken: str, status: int
 ) -> None:
     checkout.python(fails=broken)
     _, err = checkout.run("tests/run.sh", "tests/unit", "-k", "two words", status=status)
-    ran = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest tests/unit -k two words"]
+    style = "-m codespell_lib README.md CONTRIBUTING.md docs/*.md"
+    ran = ["-m ruff check .", "-m ruff format --check .", "-m mypy", style]
+    ran.append("-m pytest tests/unit -k two words")
     assert checkout.calls() == ["venv", "pip .[test]", *ran]
     assert (f"failed: [{broken}" in err) == bool(broken)
 
