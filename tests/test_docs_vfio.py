@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from devmodel.vfio import irqset
+from devmodel.vfio.container import MAP_KNOWN, UNMAP_KNOWN
+from devmodel.vfio.features import FEATURES
+from devmodel.vfio.flags import DeviceFeature, DmaMap, DmaUnmap, IrqSet
 from ioctl_shim.abi import BY_NAME, ROWS, Kind, Row
 from tests.lab import MountedLab
 from tests.vfio.client import Container, File, Group, fails, ioctl, request
 from tests.vfio.devices import opened
 from tools import vfio_table
 from tools.uapi.names import FORMER_NAMES, TOPICS
+from tools.uapi.states import WORKS
 from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.device import DeviceFops
 from vfsfuse.vfio.group import GroupFops
@@ -42,6 +47,30 @@ def test_every_name_of_the_header_has_a_place() -> None:
 def test_a_row_is_answered_or_says_why_not() -> None:
     answered = {row.name for file in FILES for row, _ in file.handlers.values()}
     assert answered == {row.name for row in ROWS if not row.refused}
+
+
+def test_a_feature_works_when_there_is_a_row_for_it() -> None:
+    prefix = "VFIO_DEVICE_FEATURE_"
+    methods = {"MASK", "GET", "SET", "PROBE"}
+    numbers = {name: value for name, value in vars(DeviceFeature).items() if name.isupper()}
+    answered = {name for name, value in numbers.items() if name not in methods and value in FEATURES}
+    assert len(answered) == len(FEATURES)
+    states = {name: state for topic in TOPICS for name, state in topic.names.items()}
+    works = {name for name, state in states.items() if name.startswith(prefix) and state.startswith(WORKS)}
+    assert {name.removeprefix(prefix) for name in works} - methods == answered
+
+
+@pytest.mark.parametrize(
+    ("flags", "known"),
+    [(DmaMap, MAP_KNOWN), (DmaUnmap, UNMAP_KNOWN), (IrqSet, irqset.KNOWN)],
+    ids=["DMA_MAP", "DMA_UNMAP", "IRQ_SET"],
+)
+def test_a_flag_works_when_the_rules_know_it(flags: type, known: int) -> None:
+    prefix = "VFIO_" + re.sub(r"(?<!^)(?=[A-Z])", "_", flags.__name__).upper() + "_"
+    states = {name: state for topic in TOPICS for name, state in topic.names.items()}
+    works = {name for name, state in states.items() if name.startswith(prefix) and state.startswith(WORKS)}
+    numbers = {prefix + name: value for name, value in vars(flags).items() if name.isupper()}
+    assert {name for name, value in numbers.items() if value & known == value} == works
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.refused], ids=lambda row: row.name)

@@ -160,7 +160,7 @@ DEVICE_TOPICS: tuple[Topic, ...] = (
                 *("VFIO_DEVICE_FEATURE_MASK", "VFIO_DEVICE_FEATURE_GET", "VFIO_DEVICE_FEATURE_SET"),
                 "VFIO_DEVICE_FEATURE_PROBE",
             ),
-            "VFIO_DEVICE_FEATURE_PCI_VF_TOKEN": f"{ENOTTY}, as without SR-IOV in the kernel",
+            "VFIO_DEVICE_FEATURE_PCI_VF_TOKEN": f"{WORKS} on physical functions with SR-IOV",
             **each(
                 f"{WORKS} on physical functions",
                 *("VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY", "VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP"),
