@@ -5,7 +5,7 @@ from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.pci import DeviceRegion, Option, PciDevice
 from devmodel.iommu import DmaFault, Pin, Prot
 from devmodel.pci.capability import Capability, express, msi, msix, power_management, vendor
-from devmodel.pci.config import Bar, Identity
+from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.msix import MsixBar
 from devmodel.region.region import Memory, Region, Rom
 from devmodel.region.registers import Layout, Register, Registers

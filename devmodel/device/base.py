@@ -17,7 +17,8 @@ from devmodel.device.dma import DmaPort
 from devmodel.device.tasks import Coroutine, Tasks, check_current
 from devmodel.iommu import Iommu, Type1
 from devmodel.irq.ioeventfd import IoEventfds
-from devmodel.irq.irqs import IrqIndex, Irqs, PciIrq
+from devmodel.irq.irqs import IrqIndex, Irqs
+from devmodel.irq.line import PciIrq
 from devmodel.region.backing import Backing
 from devmodel.region.region import Memory, Region
 

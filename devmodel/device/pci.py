@@ -14,21 +14,10 @@ from devmodel.device.base import Device
 from devmodel.irq.irqs import IrqIndex
 from devmodel.pci import regs
 from devmodel.pci.capability import Capability, ExtendedCapability
-from devmodel.pci.config import Aperture, Bar, ConfigSpace, Identity
+from devmodel.pci.config import Aperture, ConfigSpace
+from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.regs import CapId, Command, Reg, Resource
 from devmodel.region.region import Region
-
-__all__ = [
-    "RESOURCE_ROWS",
-    "Device",
-    "DeviceRegion",
-    "IrqIndex",
-    "MsixTable",
-    "Option",
-    "PciDevice",
-    "PciRegion",
-    "ResourceRow",
-]
 
 RESOURCE_ROWS = 13
 """Lines of sysfs ``resource`` for a type 0 function: 6 BARs, the ROM and 6 of SR-IOV."""

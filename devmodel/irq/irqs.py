@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from devmodel.irq.intx import Intx
-from devmodel.irq.line import ClientFds, Data, Exclusive, Line, PciIrq
+from devmodel.irq.line import Data, Exclusive, Line, PciIrq
 from devmodel.irq.messages import Messages, Notice
-
-__all__ = ["Action", "ClientFds", "Data", "IrqIndex", "Irqs", "PciIrq"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,11 @@ from contextlib import ExitStack, suppress
 from typing import Protocol
 
 from devmodel.ida import Ida
-from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction
-from devmodel.lifecycle.parent import Parent
+from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, PhysicalParent
+from devmodel.lifecycle.mdev import Parent
 from devmodel.pci.ids import PciId
 from devmodel.vfio.module import VfioModule
 from devmodel.vfio.vftoken import VfToken
-
-__all__ = ["VFIO_PCI", "BindingObserver", "DriverCore", "function_of"]
 
 
 class BindingObserver(Protocol):
@@ -35,7 +33,7 @@ class BindingObserver(Protocol):
 
 def function_of(parent: Parent) -> PhysicalFunction:
     """The PCI function of a physical GPU; ``OSError(ENODEV)`` for a virtual parent."""
-    if parent.function is None:
+    if not isinstance(parent, PhysicalParent):
         raise OSError(errno.ENODEV, f"{parent.name} is no PCI function")
     return parent.function
 

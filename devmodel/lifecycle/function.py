@@ -10,55 +10,41 @@ from __future__ import annotations
 import errno
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from devmodel.device.pci import PciDevice
 from devmodel.device.tasks import TaskHost
+from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.spec import ParentSpec
 from devmodel.lifecycle.vf import VfLayout, with_vfs
+from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture
 from devmodel.vfio.group import Group
 from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
 
-if TYPE_CHECKING:
-    from devmodel.lifecycle.parent import Parent
-
 VFIO_PCI = "vfio-pci"
-
-
-class PciAddress(NamedTuple):
-    """Segment (domain), bus, and device and function in one byte, as PCI_DEVFN() has them."""
-
-    segment: int
-    bus: int
-    devfn: int
-
-    @classmethod
-    def parse(cls, name: str) -> PciAddress:
-        """The address that sysfs spells ``name``."""
-        segment, bus, slot = name.split(":")
-        device, function = slot.split(".")
-        return cls(int(segment, 16), int(bus, 16), int(device, 16) << 3 | int(function))
 
 
 class PciFunction(VfioPciFunction):
     """A PCI function that drivers bind: its host driver, vfio-pci, or none."""
 
-    __slots__ = ("driver", "driver_override", "vfio_minor")
+    __slots__ = ("address", "driver", "driver_override", "vfio_minor")
 
-    def __init__(self, name: str, group: Group, device: PciDevice, bus: list[VfioPciFunction]) -> None:
+    def __init__(
+        self, address: PciAddress, group: Group, device: PciDevice, bus: list[VfioPciFunction]
+    ) -> None:
         """The function adds itself to ``bus``."""
+        self.address = address
         self.driver: str | None = None
         self.driver_override: str | None = None
         self.vfio_minor: int | None = None
-        super().__init__(name, group, device, bus)
+        super().__init__(str(address), group, device, bus)
 
     @property
     @abstractmethod
-    def parent(self) -> Parent:
-        """The physical GPU it belongs to."""
+    def parent(self) -> PhysicalParent:
+        """The physical GPU that it is, or that it is a virtual function of."""
 
     @property
     @abstractmethod
@@ -70,10 +56,24 @@ class PciFunction(VfioPciFunction):
         """Whether drivers may take it without its being told which one."""
         return True
 
+
+class PhysicalParent(Parent):
+    """A parent that is a physical GPU: the one of PCI function ``function``."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, spec: ParentSpec, function: PhysicalFunction, host: TaskHost | None) -> None:
+        """For :class:`PhysicalFunction`."""
+        super().__init__(spec, host)
+        self.function = function
+
     @property
-    def address(self) -> PciAddress:
-        """Where it is, from its name."""
-        return PciAddress.parse(self.name)
+    def device(self) -> PciDevice:
+        return self.function.device
+
+    @property
+    def has_host_driver(self) -> bool:
+        return self.function.driver == self.spec.driver
 
 
 class PhysicalFunction(PciFunction):
@@ -84,7 +84,7 @@ class PhysicalFunction(PciFunction):
     may take its virtual functions.
     """
 
-    __slots__ = ("autoprobe", "host", "layout", "owner", "spec", "vf_token", "vfs")
+    __slots__ = ("_parent", "autoprobe", "host", "layout", "spec", "vf_token", "vfs")
 
     def __init__(
         self,
@@ -107,15 +107,13 @@ class PhysicalFunction(PciFunction):
         self.vfs: list[VirtualFunction] = []
         self.vf_token: VfToken | None = None
         self.autoprobe = True
-        self.owner: Parent | None = None
-        super().__init__(spec.name, group, device, [] if bus is None else bus)
+        super().__init__(PciAddress.parse(spec.name), group, device, [] if bus is None else bus)
         self.driver = spec.driver
+        self._parent = PhysicalParent(spec, self, host)
 
     @property
-    def parent(self) -> Parent:
-        if self.owner is None:
-            raise OSError(errno.ENODEV, f"{self.name} belongs to no GPU")
-        return self.owner
+    def parent(self) -> PhysicalParent:
+        return self._parent
 
     @property
     def host_driver(self) -> str:
@@ -146,15 +144,15 @@ class VirtualFunction(PciFunction):
         bus: list[VfioPciFunction],
     ) -> None:
         self.physical, self.index = physical, index
-        name = layout.address(index)
-        device = layout.make(name, index)
+        address = layout.address(index)
+        device = layout.make(str(address), index)
         device.tasks.host = physical.host
         device.attach_parent(physical.device)
         device.clear_master()
-        super().__init__(name, group, device, bus)
+        super().__init__(address, group, device, bus)
 
     @property
-    def parent(self) -> Parent:
+    def parent(self) -> PhysicalParent:
         return self.physical.parent
 
     @property

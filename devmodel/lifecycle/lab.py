@@ -19,41 +19,17 @@ from devmodel.device.tasks import TaskHost
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import BindingObserver, DriverCore
 from devmodel.lifecycle.function import PhysicalFunction
-from devmodel.lifecycle.mdev import Mdev, MdevType
+from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from devmodel.lifecycle.mdevdriver import MdevDriver, MdevObserver
-from devmodel.lifecycle.parent import Parent
-from devmodel.lifecycle.requests import (
-    CreateLine,
-    DestroyLine,
-    parse_create_line,
-    parse_destroy_line,
-    parse_uuid,
-)
 from devmodel.lifecycle.resources import Share
-from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.spec import LabSpec, ParentSpec
 from devmodel.lifecycle.sriov import FunctionObserver, Machine, SriovCore
 from devmodel.lifecycle.vf import place_vfs
+from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture
 from devmodel.vfio.group import Group
 from devmodel.vfio.module import VfioModule
 from devmodel.vfio.vfio_pci import VfioPciFunction
-
-__all__ = [
-    "CreateLine",
-    "DestroyLine",
-    "Lab",
-    "LabSpec",
-    "Mdev",
-    "MdevType",
-    "Observer",
-    "Parent",
-    "ParentSpec",
-    "PhysicalFunction",
-    "TypeSpec",
-    "parse_create_line",
-    "parse_destroy_line",
-    "parse_uuid",
-]
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -95,7 +71,7 @@ class Lab:
         self._aperture, self._vf_offsets = Aperture(), place_vfs(spec.parents)
         self.parents: dict[str, Parent] = {}
         for parent in spec.parents:
-            self.parents[parent.name] = Parent(parent, self._make_function(parent), self.tasks)
+            self.parents[parent.name] = self._make_parent(parent)
 
     def create(
         self,
@@ -195,15 +171,15 @@ class Lab:
                 mdev.online = online
                 self.observer.changed(mdev)
 
-    def _make_function(self, spec: ParentSpec) -> PhysicalFunction | None:
+    def _make_parent(self, spec: ParentSpec) -> Parent:
         if spec.kind != "gpu":
-            return None
+            return Parent(spec, self.tasks)
         group = Group(self._group_numbers.take(), noiommu=not spec.iommu)
         self.groups[group.number] = group
-        bus = self._buses.setdefault(spec.name.rsplit(":", 1)[0], [])
+        bus = self._buses.setdefault(PciAddress.parse(spec.name).bus_name, [])
         function = PhysicalFunction(spec, group, self._aperture, bus, self.tasks, self._vf_offsets)
         self.drivers.functions[function.name] = function
-        return function
+        return function.parent
 
     def _build(
         self, type_: MdevType, uuid: UUID, instance: int, name: str, share: Share, undo: ExitStack

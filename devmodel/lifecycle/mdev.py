@@ -1,33 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types that a parent offers, and the mediated devices made of them.
+"""Mediated devices, the types they are created from, and the parents that offer those types.
 
-State: types and their tables belong to the lifecycle thread, under ``Lab.lock``; whether a device is held
-open is under its group's lock, and so is the making of its model.
+A parent has memory and slots; each device takes a share of them. A parent of this module is virtual; one that
+is a PCI function is a :class:`devmodel.lifecycle.function.PhysicalParent`.
+
+State: the lifecycle thread's, under ``Lab.lock``. Two things are under the lock of a device's group instead:
+whether a client holds the device, and the making of its model. Source: <linux/mdev.h> (struct mdev_parent,
+mdev_type and mdev_device), Documentation/driver-api/vfio-mediated-device.rst.
 """
 
+from __future__ import annotations
+
 import errno
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from types import MappingProxyType
 from uuid import UUID
 
-from devmodel.device.pci import Device
+from devmodel.device.base import Device
+from devmodel.device.pci import PciDevice
+from devmodel.device.tasks import TaskHost
 from devmodel.lifecycle.resources import Share
-from devmodel.lifecycle.spec import TypeSpec
+from devmodel.lifecycle.spec import ParentSpec, TypeSpec
 from devmodel.vfio.group import Assignable, Group
 
-if TYPE_CHECKING:
-    from devmodel.lifecycle.parent import Parent
+UNLIMITED = 2**31 - 1
+"""What ``available_instances`` counts to when nothing bounds a type."""
+
+
+class Parent:
+    """A device that mediated devices are made of."""
+
+    __slots__ = ("host", "mdevs", "memory_free", "name", "slots_free", "spec", "types")
+
+    def __init__(self, spec: ParentSpec, host: TaskHost | None = None) -> None:
+        """``host`` runs the tasks of its devices."""
+        self.spec = spec
+        self.host = host
+        self.name = spec.name
+        self.memory_free = spec.memory
+        """Bytes that no device has taken."""
+        self.slots_free = spec.slots
+        """Slots that no device has taken, None without limit."""
+        self.types: Mapping[str, MdevType] = MappingProxyType(
+            {type_.name: MdevType(type_, self) for type_ in spec.types}
+        )
+        self.mdevs: dict[str, Mdev] = {}
+
+    @property
+    def device(self) -> PciDevice | None:
+        """The PCI device of a physical GPU, None for a virtual parent."""
+        return None
+
+    @property
+    def has_host_driver(self) -> bool:
+        """Whether the driver that shares it among vGPUs is bound; a virtual parent's always is."""
+        return True
+
+    def room_for(self, share: Share) -> int:
+        """How many such shares are left, exactly."""
+        limits = [UNLIMITED]
+        if share.memory:
+            limits.append(self.memory_free // share.memory)
+        if self.slots_free is not None and share.slots:
+            limits.append(self.slots_free // share.slots)
+        return min(limits)
+
+    def charge(self, share: Share) -> None:
+        """Take a device's share. The caller has checked :meth:`room_for`."""
+        self.memory_free -= share.memory
+        if self.slots_free is not None:
+            self.slots_free -= share.slots
+
+    def refund(self, share: Share) -> None:
+        """Give a share back."""
+        self.memory_free += share.memory
+        if self.slots_free is not None:
+            self.slots_free += share.slots
 
 
 class MdevType:
-    """A type a parent offers, and the devices of it that exist.
+    """A type that a parent offers, and the devices of it that exist.
 
-    ``share`` is what each of them takes unless asked otherwise; ``taken`` counts those whose share has not
-    been given back, among them such as are gone while a client still holds them.
+    ``share`` is what a device of the type takes, unless the request that creates it asks for another.
+    ``taken`` counts the devices whose share has not been given back; a device that is gone keeps its share
+    while a client still holds it.
     """
 
     __slots__ = ("mdevs", "parent", "share", "spec", "taken")
 
-    def __init__(self, spec: TypeSpec, parent: "Parent") -> None:
+    def __init__(self, spec: TypeSpec, parent: Parent) -> None:
         self.spec = spec
         self.parent = parent
         self.share = Share.of(spec)
@@ -56,31 +117,31 @@ class MdevType:
 
     @property
     def available_instances(self) -> int:
-        """How many more of this type could be created now, exactly."""
+        """How many more devices of this type could be created now, exactly."""
         return self.room_for(self.share)
 
     def room_for(self, share: Share) -> int:
-        """How many more of this type could be created now with such a share, exactly."""
+        """How many more devices of this type, each with ``share``, could be created now, exactly."""
         room = self.parent.room_for(share)
         return room if self.spec.instances is None else min(room, self.spec.instances - self.taken)
 
     def charge(self, share: Share) -> None:
-        """Take what one of its devices takes; the caller made sure that it is there."""
+        """Take the share of one device from the parent. The caller has checked :meth:`room_for`."""
         self.taken += 1
         self.parent.charge(share)
 
     def refund(self, share: Share) -> None:
-        """The opposite of :meth:`charge`."""
+        """Give the share of one device back to the parent."""
         self.taken -= 1
         self.parent.refund(share)
 
 
 class Mdev(Assignable):
-    """A mediated device. ``minor`` is its number as vgpu<N>, ``vfio_minor`` as vfio<N>.
+    """A mediated device. ``minor`` is its number as vgpu<N>, ``vfio_minor`` its number as vfio<N>.
 
-    ``name`` is its directory's name; ``online`` says whether it was started. Its model comes into being when
-    first used, so that an idle device costs next to nothing. It is one of VFIO's while its driver is
-    ``bound`` (devmodel.lifecycle.mdevdriver).
+    ``name`` is the name of its directory; ``online`` is whether it was started. Its model is made on first
+    use, so an idle device costs next to nothing. Clients can open the device while its driver is ``bound``
+    (:class:`devmodel.lifecycle.binding.MdevDriver`).
     """
 
     __slots__ = (
@@ -121,8 +182,8 @@ class Mdev(Assignable):
         self._device: Device | None = None
 
     @property
-    def parent(self) -> "Parent":
-        """What it was made of."""
+    def parent(self) -> Parent:
+        """The parent that it takes its share from."""
         return self.type.parent
 
     @property
@@ -133,7 +194,7 @@ class Mdev(Assignable):
 
     @property
     def made(self) -> Device | None:
-        """Its model if something has used it already, and made it so. Any thread."""
+        """Its model, None if nothing has used it yet. Any thread."""
         return self._device
 
     def bind(self) -> None:
@@ -142,7 +203,7 @@ class Mdev(Assignable):
         self.join()
 
     def unbind(self) -> None:
-        """It has no driver; the caller made sure that nobody holds it."""
+        """Its driver is unbound: no client can open it. The caller has made sure that none holds it."""
         self.bound = False
         self.withdraw()
 
@@ -153,9 +214,9 @@ class Mdev(Assignable):
             raise OSError(errno.ENODEV, f"{self.name} is gone")
 
     def vanish(self) -> None:
-        """Be gone at once, whoever holds it: what they have of it answers as if there was nothing.
+        """Be gone at once, although clients may hold it (:meth:`Device.vanish` says what they see).
 
-        ``OSError(ENODEV)`` when it is gone already.
+        Raises ``OSError(ENODEV)`` when it is gone already.
         """
         with self.group.lock:
             if self._disposed:
@@ -167,7 +228,7 @@ class Mdev(Assignable):
             self._device.vanish()
 
     def dispose(self) -> None:
-        """Close the model of a device that has been retired."""
+        """Close the model, if it was made. For a device that is retired or has vanished."""
         with self.group.lock:
             self._disposed = True
             device = self._device

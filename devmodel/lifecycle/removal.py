@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import trio
 
-from devmodel.lifecycle.lab import Lab, Mdev
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.mdev import Mdev
 
 REQUEST_SECONDS = 10
 """From one request to let go to the next."""

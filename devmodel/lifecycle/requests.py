@@ -2,8 +2,7 @@
 """The lines that create and destroy vGPUs, parsed strictly: UUIDs, instances, types, resources.
 
 State: none. Source: the vGPU RFC of 2016 (``vgpu_create``: "uuid:instance:type", ``vgpu_destroy``:
-"uuid:instance") and mdev's ``create`` (a UUID). Every error is ValueError, which an attribute answers with
-EINVAL.
+"uuid:instance"). Every error is ValueError, which an attribute answers with EINVAL.
 """
 
 import re
@@ -12,10 +11,10 @@ from typing import NamedTuple
 from uuid import UUID
 
 from devmodel.lifecycle.spec import PATH_NAME
+from devmodel.uuids import parse_uuid_field
 
 MAX_INSTANCE = 2**31 - 1
 
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _INSTANCE = re.compile(r"[0-9]{1,10}", re.ASCII)
 _OVERRIDE = re.compile(r"([a-z_]{1,32})=([0-9A-Za-z]{1,32})", re.ASCII)
 
@@ -27,7 +26,8 @@ class CreateLine(NamedTuple):
     instance: int
     type_name: str
     overrides: Mapping[str, str]
-    """What it shall have more or less of than its type gives (devmodel.lifecycle.resources), as written."""
+    """Resources of which it gets more or less than its type gives, as the line spells them: texts by key of
+    :data:`devmodel.lifecycle.resources.OVERRIDES`."""
 
 
 class DestroyLine(NamedTuple):
@@ -35,11 +35,6 @@ class DestroyLine(NamedTuple):
 
     uuid: UUID
     instance: int
-
-
-def parse_uuid(text: str) -> UUID:
-    """A UUID of 8-4-4-4-12 hexadecimal digits, either case, with at most one newline after it."""
-    return _parse_uuid(_line(text))
 
 
 def parse_create_line(text: str) -> CreateLine:
@@ -50,28 +45,20 @@ def parse_create_line(text: str) -> CreateLine:
     if len(overrides) < len(rest):
         raise ValueError(f"a resource is given twice: {what!r}")
     type_name = _match(PATH_NAME, type_name, "a type")
-    return CreateLine(_parse_uuid(uuid), _parse_instance(instance), type_name, overrides)
+    return CreateLine(parse_uuid_field(uuid), _parse_instance(instance), type_name, overrides)
 
 
 def parse_destroy_line(text: str) -> DestroyLine:
     """Parse "uuid:instance"."""
     uuid, instance = _fields(text, 2, "uuid:instance")
-    return DestroyLine(_parse_uuid(uuid), _parse_instance(instance))
-
-
-def _line(text: str) -> str:
-    return text[:-1] if text.endswith("\n") else text
+    return DestroyLine(parse_uuid_field(uuid), _parse_instance(instance))
 
 
 def _fields(text: str, count: int, form: str) -> list[str]:
-    fields = _line(text).split(":")
+    fields = text.removesuffix("\n").split(":")
     if len(fields) != count:
         raise ValueError(f"not of the form {form}: {text!r}")
     return fields
-
-
-def _parse_uuid(text: str) -> UUID:
-    return UUID(_match(_UUID, text, "a UUID"))
 
 
 def _parse_instance(text: str) -> int:

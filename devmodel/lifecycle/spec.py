@@ -12,8 +12,6 @@ from types import MappingProxyType
 
 from devmodel.device.pci import PciDevice
 
-BDF = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
-"""A PCI address as sysfs spells it: domain, bus, device, function."""
 PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """A name that can be a directory of the tree and a field of a ``vgpu_create`` line."""
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from devmodel.ida import Ida
-from devmodel.lifecycle.binding import VFIO_PCI, DriverCore
-from devmodel.lifecycle.function import PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.binding import DriverCore
+from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.vf import VfLayout
 from devmodel.pci import regs
@@ -116,7 +116,7 @@ class SriovCore:
             number = self._machine.group_numbers.take()
             undo.callback(self._machine.group_numbers.give, number)
             group = Group(number, noiommu=function.group.noiommu)
-            bus = self._machine.buses.setdefault(layout.address(index).rsplit(":", 1)[0], [])
+            bus = self._machine.buses.setdefault(layout.address(index).bus_name, [])
             vf = VirtualFunction(function, layout, index, group, bus)
             self._enter(vf)
             undo.callback(self._leave, vf)

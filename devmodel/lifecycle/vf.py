@@ -14,6 +14,7 @@ from typing import ClassVar
 from devmodel.device.pci import PciDevice, ResourceRow
 from devmodel.lifecycle.spec import ParentSpec, TypeSpec
 from devmodel.pci import regs
+from devmodel.pci.address import PciAddress
 from devmodel.pci.capability import (
     Capability,
     ExtendedCapability,
@@ -21,12 +22,12 @@ from devmodel.pci.capability import (
     express,
     single_root_io,
 )
-from devmodel.pci.config import Aperture, Bar
+from devmodel.pci.config import Aperture
+from devmodel.pci.fields import Bar
 from devmodel.pci.regs import CapId, Command, Reg
 
 FIRST_OFFSET, STRIDE = 4, 1
 """Routing ids from a physical function to its first virtual one at least, and between those."""
-MAX_RID = 0xFFFF
 MAX_VFS = 256
 VF_ROWS = 7
 """Index in sysfs ``resource`` of the first VF BAR."""
@@ -45,35 +46,28 @@ def vf_type(spec: ParentSpec) -> TypeSpec:
 
 
 def place_vfs(specs: Sequence[ParentSpec]) -> Mapping[str, int]:
-    """How many routing ids after each physical function its virtual ones begin, so that no two meet.
+    """The routing ids from each physical function with SR-IOV, by name, to its first virtual one; no two
+    functions meet.
 
     Raises ValueError when there is no room behind one.
     """
-    taken = {each for spec in specs if spec.bdf for each in [_rid(spec.name)]}
+    taken = {PciAddress.parse(spec.name) for spec in specs if spec.bdf}
     offsets = {}
     for spec in (spec for spec in specs if spec.vfs):
-        segment, rid = _rid(spec.name)
-        wanted = _free(taken, segment, rid + FIRST_OFFSET, spec.vfs)
-        if wanted[-1][1] > MAX_RID:
-            raise ValueError(f"no room for {spec.vfs} virtual functions behind {spec.name}")
-        taken.update(wanted)
-        offsets[spec.name] = wanted[0][1] - rid
+        physical = PciAddress.parse(spec.name)
+        offset = FIRST_OFFSET
+        while not taken.isdisjoint(places := _places(physical, offset, spec.vfs)):
+            offset += 1
+        taken.update(places)
+        offsets[spec.name] = offset
     return offsets
 
 
-def _free(taken: set[tuple[int, int]], segment: int, first: int, count: int) -> list[tuple[int, int]]:
-    while True:
-        wanted = [(segment, rid) for rid in range(first, first + count * STRIDE, STRIDE)]
-        if taken.isdisjoint(wanted):
-            return wanted
-        first += 1
-
-
-def _rid(name: str) -> tuple[int, int]:
-    """Segment and routing id of the address ``name``."""
-    segment, bus, slot = name.split(":")
-    device, function = slot.split(".")
-    return int(segment, 16), int(bus, 16) << 8 | int(device, 16) << 3 | int(function)
+def _places(physical: PciAddress, offset: int, count: int) -> list[PciAddress]:
+    try:
+        return [physical.after(offset + index * STRIDE) for index in range(count)]
+    except ValueError as error:
+        raise ValueError(f"no room for {count} virtual functions behind {physical}") from error
 
 
 class VfLayout:
@@ -85,7 +79,7 @@ class VfLayout:
         """Raises ValueError for a model that cannot be one of virtual functions."""
         self.total, self.offset = spec.vfs, offset
         self.type = vf_type(spec)
-        self._physical = spec.name
+        self._physical = PciAddress.parse(spec.name)
         self._model = virtual(self.type.model)
         self._check(spec)
         sample = self._model(spec.name, self.type.memory, self.type.options)
@@ -97,11 +91,9 @@ class VfLayout:
         """The device id of all of them; the vendor is the physical function's."""
         return self._model.identity.device
 
-    def address(self, index: int) -> str:
-        """The name of virtual function ``index``."""
-        segment, physical = _rid(self._physical)
-        rid = physical + self.offset + index * STRIDE
-        return f"{segment:04x}:{rid >> 8:02x}:{rid >> 3 & 0x1F:02x}.{rid & 7}"
+    def address(self, index: int) -> PciAddress:
+        """Where virtual function ``index`` is."""
+        return self._physical.after(self.offset + index * STRIDE)
 
     def make(self, name: str, index: int) -> PciDevice:
         """Virtual function ``index``, with its BARs at their places."""

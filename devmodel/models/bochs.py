@@ -14,7 +14,8 @@ from typing import ClassVar
 from devmodel.device.display import MAX_EXTENT, Display, Fourcc, Plane
 from devmodel.device.pci import Option, PciDevice, PciRegion
 from devmodel.models import edid
-from devmodel.pci.config import Aperture, Bar, Identity
+from devmodel.pci.config import Aperture
+from devmodel.pci.fields import Bar, Identity
 from devmodel.region.region import Memory
 from devmodel.region.registers import Layout, Register, Registers
 

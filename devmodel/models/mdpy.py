@@ -13,7 +13,7 @@ from typing import ClassVar
 from devmodel.device.display import Display, Fourcc, Plane
 from devmodel.device.pci import Option, PciDevice, PciRegion
 from devmodel.pci.capability import Capability, vendor
-from devmodel.pci.config import Bar, Identity
+from devmodel.pci.fields import Bar, Identity
 from devmodel.region.region import Memory
 
 

@@ -17,7 +17,7 @@ from devmodel.device.pci import Option, PciDevice
 from devmodel.models.uart import Uart
 from devmodel.models.uart_line import LoopbackPlug, SerialLine
 from devmodel.models.uart_pty import PtyLine
-from devmodel.pci.config import Bar, Identity
+from devmodel.pci.fields import Bar, Identity
 
 MOST_PORTS = 2
 LINES: Mapping[str, Callable[["Mtty", Uart], SerialLine]] = {

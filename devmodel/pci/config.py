@@ -25,8 +25,6 @@ from devmodel.pci.fields import (
 from devmodel.pci.regs import Command, Reg
 from devmodel.region.region import Region, Stored
 
-__all__ = ["Aperture", "Bar", "ConfigSpace", "Identity"]
-
 Hook = Callable[[int], None]
 
 

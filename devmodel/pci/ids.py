@@ -7,7 +7,7 @@ State: none. Source: Documentation/ABI/testing/sysfs-bus-pci (new_id, remove_id)
 import re
 from dataclasses import dataclass
 
-from devmodel.pci.config import Identity
+from devmodel.pci.fields import Identity
 
 ANY = 0xFFFFFFFF
 """PCI_ANY_ID."""

@@ -11,9 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from devmodel.region.backing import REGION_SHIFT, Backing, region_offset
-
-__all__ = ["REGION_SHIFT", "Backing", "Memory", "Region", "Rom", "Stored", "Whole", "clip", "region_offset"]
+from devmodel.region.backing import Backing, region_offset
 
 _BULK = 4096
 """From this many bytes a copy goes by pread/pwrite: without the GIL, and reading a hole allocates nothing."""

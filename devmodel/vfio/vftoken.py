@@ -12,7 +12,7 @@ import threading
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from devmodel.lifecycle.requests import parse_uuid
+from devmodel.uuids import parse_uuid
 
 OPTION = "vf_token="
 _UUID_CHARS = 36

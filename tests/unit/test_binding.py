@@ -7,9 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from devmodel.lifecycle.binding import VFIO_PCI, function_of
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction
-from devmodel.lifecycle.lab import Lab, LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.binding import function_of
+from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.vfio.group import DeviceFile

@@ -15,9 +15,10 @@ from devmodel.device.pci import PciDevice
 from devmodel.irq import eventfd
 from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.ioeventfd import IoEventfds, IoWrite
-from devmodel.irq.irqs import Action, ClientFds, IrqIndex, Irqs, PciIrq
+from devmodel.irq.irqs import Action, IrqIndex, Irqs
+from devmodel.irq.line import ClientFds, PciIrq
 from devmodel.pci.capability import Capability, express, msi
-from devmodel.pci.config import Bar, Identity
+from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.msix import MsixBar
 from devmodel.vfio.group import Assignable, DeviceFile, Group
 from devmodel.vfio.vftoken import PciName, VfToken, parse_pci_name

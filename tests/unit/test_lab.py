@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from devmodel.device.pci import PciRegion
+from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.function import PciFunction, VirtualFunction
-from devmodel.lifecycle.lab import Lab, LabSpec, Mdev, Parent, ParentSpec, TypeSpec
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.mdev import Mdev, Parent
+from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.vfio.group import DeviceFile
@@ -142,11 +145,13 @@ def snapshot(lab: Lab) -> object:
 def test_group_0_is_the_physical_gpu_wherever_it_stands_in_the_spec(
     lab: Lab, gpu: Parent, mtty: Parent
 ) -> None:
-    assert gpu.group is not None and gpu.device is not None
-    assert gpu.group.number == 0 and lab.groups == {0: gpu.group}
-    fails(errno.ENODEV, gpu.group.open)
+    group = function_of(gpu).group
+    assert gpu.device is not None
+    assert group.number == 0 and lab.groups == {0: group}
+    fails(errno.ENODEV, group.open)
     assert gpu.device.read(PciRegion.CONFIG, 0, 4).hex() == "3412f086"
-    assert mtty.device is None and mtty.group is None
+    assert mtty.device is None
+    fails(errno.ENODEV, function_of, mtty)
 
 
 def test_a_created_vgpu_is_in_every_table_once(lab: Lab, gpu: Parent, recorder: Recorder) -> None:

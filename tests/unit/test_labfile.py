@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from devmodel.lifecycle.function import PciFunction, VirtualFunction
-from devmodel.lifecycle.lab import Lab, Mdev
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.mdev import Mdev
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from vfsfuse.labfile.reader import BUILT_IN, LabFileError, load

@@ -9,7 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from devmodel.lifecycle.lab import LabSpec, Mdev, MdevType, ParentSpec, TypeSpec
+from devmodel.lifecycle.mdev import Mdev, MdevType
+from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import Vgpu
 from tests.unit.fakes import fails
 from vfsfuse.kernfs.kobject import Entry, Kobject

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devmodel.ida import Ida
-from devmodel.lifecycle.requests import MAX_INSTANCE, parse_create_line, parse_destroy_line, parse_uuid
+from devmodel.lifecycle.requests import MAX_INSTANCE, parse_create_line, parse_destroy_line
+from devmodel.uuids import parse_uuid
 
 TEXT = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
 

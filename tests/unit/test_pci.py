@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devmodel.device.pci import PciDevice, PciRegion
+from devmodel.pci.address import PciAddress
 from devmodel.pci.capability import Capability, msi, msix, power_management, vendor
-from devmodel.pci.config import Aperture, Bar, ConfigSpace, Identity
+from devmodel.pci.config import Aperture, ConfigSpace
+from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.regs import CapId, Command, Reg
 from devmodel.region.region import Memory, Rom
 from devmodel.region.registers import Layout, Registers
@@ -283,3 +285,41 @@ def test_unplaced_bars_are_zero_and_unset() -> None:
         and card.config.command == Command.IO | Command.MEMORY
     )
     assert card.resources()[0] == (0, 16 * MIB - 1, 0x20042208)
+
+
+# ---- addresses ----
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "rid"),
+    [
+        ("0000:86:00.0", (0, 0x86, 0), 0x8600),
+        ("ffff:00:1f.7", (0xFFFF, 0, 0xFF), 0x00FF),
+        ("0001:a0:02.3", (1, 0xA0, 0x13), 0xA013),
+    ],
+)
+def test_an_address_is_read_as_it_is_spelled(name: str, address: tuple[int, ...], rid: int) -> None:
+    read = PciAddress.parse(name)
+    assert (read, str(read), read.rid, read.bus_name) == (address, name, rid, name[:7])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "86:00.0", "0000:86:00", "0000:86:00.8", "0000:86:20.0", "0000:86:00.0\n", " 0000:86:00.0"),
+        *("0000:86:0.0", "00000:86:00.0", "0000:86:00.00", "0000:AB:00.0", "0000:+6:00.0", "0000:٨6:00.0"),
+    ],
+)
+def test_no_other_spelling_is_an_address(name: str) -> None:
+    with pytest.raises(ValueError, match="not a PCI address"):
+        PciAddress.parse(name)
+
+
+def test_routing_ids_go_on_over_functions_and_buses_to_the_end_of_the_segment() -> None:
+    first = PciAddress.parse("0002:86:1f.6")
+    assert [str(first.after(distance)) for distance in range(3)] == [
+        *("0002:86:1f.6", "0002:86:1f.7", "0002:87:00.0"),
+    ]
+    assert str(first.after(0x7901)) == "0002:ff:1f.7"
+    with pytest.raises(ValueError, match="no routing id"):
+        first.after(0x7902)

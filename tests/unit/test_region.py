@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devmodel.device.pci import Device
+from devmodel.device.base import Device
 from devmodel.region.backing import REGION_SHIFT, Backing
 from devmodel.region.region import Memory, Rom, clip
 from devmodel.region.registers import Layout, Register, Registers

@@ -13,8 +13,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from devmodel.irq.eventfd import Eventfd, Watcher
-from devmodel.irq.irqs import Action, ClientFds, PciIrq
-from devmodel.lifecycle.lab import Lab, Mdev
+from devmodel.irq.irqs import Action
+from devmodel.irq.line import ClientFds, PciIrq
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.mdev import Mdev
 from devmodel.lifecycle.removal import REQUEST_SECONDS, remove_when_free
 from devmodel.vfio.group import DeviceFile
 from tests.unit.fakes import fails

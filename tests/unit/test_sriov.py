@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from devmodel.device.pci import PciDevice, PciRegion
-from devmodel.lifecycle.binding import VFIO_PCI, function_of
-from devmodel.lifecycle.function import PhysicalFunction, VirtualFunction
-from devmodel.lifecycle.lab import Lab, LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.binding import function_of
+from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, VfLayout, as_hardware, lacks, place_vfs
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mdpy import Mdpy
 from devmodel.pci import regs
 from devmodel.pci.capability import ExtendedCapability, alternative_routing
-from devmodel.pci.config import Aperture, Bar, ConfigSpace, Identity
+from devmodel.pci.config import Aperture, ConfigSpace
+from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.ids import ANY, PciId, parse_pci_id
 from devmodel.pci.regs import Command, ExtCapId, Reg
 from devmodel.region.region import Memory, Rom
@@ -93,13 +95,13 @@ def test_virtual_functions_meet_nothing(parents: list[ParentSpec], offsets: Mapp
     for parent in parents:
         if parent.vfs:
             layout = VfLayout(parent, offsets[parent.name], Aperture())
-            names += [layout.address(index) for index in range(parent.vfs)]
+            names += [str(layout.address(index)) for index in range(parent.vfs)]
     assert len(names) == len(set(names))
 
 
 def test_names_of_virtual_functions() -> None:
     layout = VfLayout(at("0000:86:1f.0", 6), 4, Aperture())
-    assert [layout.address(index) for index in range(6)] == [
+    assert [str(layout.address(index)) for index in range(6)] == [
         *("0000:86:1f.4", "0000:86:1f.5", "0000:86:1f.6", "0000:86:1f.7", "0000:87:00.0", "0000:87:00.1"),
     ]
 

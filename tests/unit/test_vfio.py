@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pytest
 
-from devmodel.device.pci import Device
+from devmodel.device.base import Device
 from devmodel.iommu import Extension, Prot, Type1
 from devmodel.vfio.container import Container
 from devmodel.vfio.group import Assignable, DeviceFile, Group, GroupFile

@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.resources import Resolution, resolution_options
-from devmodel.lifecycle.spec import BDF, PATH_NAME, LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.spec import PATH_NAME, LabSpec, ParentSpec, TypeSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, MAX_VFS, VfLayout, place_vfs
 from devmodel.models.registry import MODELS, PHYSICAL
+from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture
 from vfsfuse.labfile import values
 from vfsfuse.labfile.models import Models
@@ -158,8 +159,11 @@ class _Reader:
     def check_parent_name(self, name: str, kind: str, path: tuple[str, ...]) -> None:
         if kind not in KINDS:
             self.fail((*path, "kind"), f'{kind!r} is not a kind of parent (give "gpu" or "virtual")')
-        if kind == "gpu" and BDF.fullmatch(name) is None:
-            self.fail(path, 'the name of a "gpu" is its PCI address (such as "0000:86:00.0")')
+        if kind == "gpu":
+            try:
+                PciAddress.parse(name)
+            except ValueError:
+                self.fail(path, 'the name of a "gpu" is its PCI address (such as "0000:86:00.0")')
         if kind == "virtual" and PATH_NAME.fullmatch(name) is None:
             self.fail(path, "cannot name a parent (use letters, digits, '-', '_' and '.')")
 

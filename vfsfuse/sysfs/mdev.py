@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from devmodel.device.display import Display
-from devmodel.lifecycle.lab import Lab, Mdev, MdevType, parse_uuid
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.mdev import Mdev, MdevType
+from devmodel.uuids import parse_uuid
 from devmodel.vfio.group import Group
 from vfsfuse.kernfs.kobject import Entry, Kobject, SnapshotMember, attribute, link, store_only
 from vfsfuse.kernfs.waiting import waiting_store

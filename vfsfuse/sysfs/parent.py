@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from devmodel.lifecycle.function import PhysicalFunction
-from devmodel.lifecycle.lab import Lab, Parent, parse_create_line, parse_destroy_line
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.requests import parse_create_line, parse_destroy_line
 from vfsfuse.kernfs.kobject import Entry, Kobject, attribute, link, store_only
 from vfsfuse.kernfs.waiting import waiting_store
 from vfsfuse.sysfs.function import PciFunctionDir

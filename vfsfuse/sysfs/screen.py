@@ -12,8 +12,8 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 
+from devmodel.device.base import Device
 from devmodel.device.display import Display, Fourcc, Plane
-from devmodel.device.pci import Device
 from devmodel.region.backing import region_offset
 
 RAW_MODES: Mapping[Fourcc, str] = {

@@ -11,7 +11,8 @@ from types import EllipsisType
 from typing import Union
 
 from devmodel.iommu import DMA_ENTRY_LIMIT
-from devmodel.lifecycle.lab import Lab, parse_uuid
+from devmodel.lifecycle.lab import Lab
+from devmodel.uuids import parse_uuid
 from vfsfuse.kernfs.kobject import Kobject, attribute, store_only
 from vfsfuse.sysfs.drivers import MdevBusDir, PciBusDir
 from vfsfuse.sysfs.kstrtox import parse_bool

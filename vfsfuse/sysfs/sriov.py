@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.function import PhysicalFunction, VirtualFunction
-from devmodel.lifecycle.parent import Parent
+from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.sriov import layout_of
 from devmodel.lifecycle.vf import STRIDE, as_hardware, lacks
 from devmodel.pci.regs import CFG_SPACE_EXP_SIZE

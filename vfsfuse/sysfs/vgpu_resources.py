@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from devmodel.lifecycle.mdev import Mdev, MdevType
-from devmodel.lifecycle.parent import Parent
+from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from devmodel.lifecycle.resources import Share
 from vfsfuse.kernfs.kobject import Attribute, attribute
 

@@ -17,7 +17,7 @@ from uuid import UUID
 from devmodel.device.base import Device
 from devmodel.device.display import Plane
 from devmodel.irq.irqs import IrqIndex
-from devmodel.lifecycle.function import PciAddress
+from devmodel.pci.address import PciAddress
 from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.features import FeatureData, WakeUp, feature
 from devmodel.vfio.flags import DeviceFeature

@@ -11,7 +11,7 @@ import errno
 import logging
 import threading
 
-from devmodel.device.pci import Device
+from devmodel.device.base import Device
 from devmodel.region.backing import region_offset
 from devmodel.region.region import Memory
 from devmodel.vfio.group import Assignable

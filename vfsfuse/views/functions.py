@@ -6,9 +6,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from devmodel.lifecycle.binding import VFIO_PCI
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction, VirtualFunction
-from devmodel.lifecycle.parent import Parent
+from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.mdev import Parent
 from vfsfuse.kernfs.bundle import Bundle, Plan
 from vfsfuse.kernfs.kobject import Symlink
 from vfsfuse.sysfs.drivers import PciDriverDir
@@ -87,7 +86,7 @@ class FunctionViews:
 
     def _show(self, function: PciFunction, directory: PciFunctionDir, put: Putter) -> PciFunctionDir:
         """Everything by which a function is seen, but for its driver."""
-        root = self._tree.make(f"sys/devices/pci{function.parent.name.rsplit(':', 1)[0]}")
+        root = self._tree.make(f"sys/devices/pci{function.parent.function.address.bus_name}")
         put(root, directory)
         self._directories[function] = directory
         put.undo.callback(self._directories.pop, function)

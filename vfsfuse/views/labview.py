@@ -11,10 +11,11 @@ import os
 from collections.abc import Mapping
 
 from devmodel.irq.eventfd import Watcher
-from devmodel.lifecycle.function import PciFunction, VirtualFunction
-from devmodel.lifecycle.lab import Lab, LabSpec, Mdev, MdevType, Parent
+from devmodel.lifecycle.function import PciFunction, PhysicalParent, VirtualFunction
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from devmodel.lifecycle.removal import remove_when_free
-from devmodel.lifecycle.spec import Removal
+from devmodel.lifecycle.spec import LabSpec, Removal
 from devmodel.vfio.group import Assignable, Group
 from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
 from vfsfuse.kernfs.kobject import BinaryMember, DeviceNode, Entry, Kobject
@@ -176,7 +177,7 @@ class LabView:
         driver = parent.spec.driver
         self.places.classes[driver] = self.tree.make(f"sys/class/{driver}")
         self.tree.make(f"sys/module/{driver}")
-        if parent.function is None:
-            self.vgpus.add_virtual(parent)
-        else:
+        if isinstance(parent, PhysicalParent):
             self.vgpus.add_parent(parent, self.functions.add_physical(parent, parent.function))
+        else:
+            self.vgpus.add_virtual(parent)

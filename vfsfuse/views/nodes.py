@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from devmodel.device.pci import PciRegion
-from devmodel.lifecycle.lab import LabSpec
+from devmodel.lifecycle.spec import LabSpec
 from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.group import Assignable, DeviceFile, Group
 from devmodel.vfio.module import VfioModule

@@ -6,7 +6,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from devmodel.lifecycle.lab import Mdev, MdevType, Parent
+from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from vfsfuse.kernfs.bundle import Bundle, Part, Plan, symlink_part
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.sysfs.mdev import MdevDir, TypeDir

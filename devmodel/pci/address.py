@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PCI addresses: where a function is, as sysfs spells it and as PCI Express numbers it.
+
+State: none, they are values. Source: Documentation/ABI/testing/sysfs-bus-pci (the names of devices), PCI
+Express Base 2.0 chapter 2.2.4.2 (routing ids).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+MAX_RID = 0xFFFF
+"""The last routing id of a segment."""
+
+_NAME = re.compile(r"([0-9a-f]{4}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])")
+
+
+class PciAddress(NamedTuple):
+    """Segment (domain), bus, and device and function in one byte as PCI_DEVFN() packs them."""
+
+    segment: int
+    bus: int
+    devfn: int
+
+    @classmethod
+    def parse(cls, name: str) -> PciAddress:
+        """The address that sysfs spells ``name``, such as "0000:86:00.0". Raises ValueError for any other
+        spelling."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise ValueError(f'{name!r} is not a PCI address (such as "0000:86:00.0")')
+        segment, bus, device, function = (int(digits, 16) for digits in found.groups())
+        return cls(segment, bus, device << 3 | function)
+
+    @property
+    def rid(self) -> int:
+        """The routing id, 16 bits: bus, device and function."""
+        return self.bus << 8 | self.devfn
+
+    @property
+    def bus_name(self) -> str:
+        """The bus as sysfs spells it, such as "0000:86"."""
+        return f"{self.segment:04x}:{self.bus:02x}"
+
+    def after(self, distance: int) -> PciAddress:
+        """The address ``distance`` routing ids further. Raises ValueError behind the last of the segment."""
+        rid = self.rid + distance
+        if rid > MAX_RID:
+            raise ValueError(f"{self} has no routing id {distance} further in its segment")
+        return PciAddress(self.segment, rid >> 8, rid & 0xFF)
+
+    def __str__(self) -> str:
+        return f"{self.bus_name}:{self.devfn >> 3:02x}.{self.devfn & 7}"
