@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which driver a PCI function is bound to: its host driver, vfio-pci, or none.
+"""Drivers and what they are bound to: a PCI function has its host driver, vfio-pci or none; a mediated device
+has vfio_mdev, the only driver of its bus, or none.
 
-State: on the lifecycle thread under ``Lab.lock``; whether the function is held open is under its
-group's lock.
+State: the lifecycle thread's, under ``Lab.lock``; whether a client holds a device is under its group's lock.
 Source: Documentation/ABI/testing/sysfs-bus-pci (driver_override, bind, unbind, new_id, remove_id,
 drivers_probe).
 """
@@ -15,9 +15,11 @@ from typing import Protocol
 
 from devmodel.ida import Ida
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, PhysicalParent
-from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.mdev import Mdev, Parent
+from devmodel.pci.address import PciAddress
 from devmodel.pci.ids import PciId
 from devmodel.vfio.module import VfioModule
+from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
 
 
@@ -38,22 +40,38 @@ def function_of(parent: Parent) -> PhysicalFunction:
     return parent.function
 
 
+class MdevObserver(Protocol):
+    """Told of every change, on the lifecycle thread under ``Lab.lock``, once the state is complete."""
+
+    def mdev_bound(self, mdev: Mdev) -> None:
+        """The vGPU has its driver again. An exception undoes the binding."""
+
+    def mdev_unbound(self, mdev: Mdev) -> None:
+        """The vGPU has no driver any more; it keeps its numbers."""
+
+
 class DriverCore:
-    """Binds and unbinds the PCI functions of a lab; ``functions`` are all there are, by address."""
+    """The PCI bus type: the functions of a lab, by the name of their address, and what drivers they have."""
 
     def __init__(
         self, lock: threading.RLock, observer: BindingObserver, vfio_minors: Ida, vfio: VfioModule
     ) -> None:
-        self._vfio = vfio
+        self.vfio = vfio
         self._lock = lock
         self._observer = observer
         self._vfio_minors = vfio_minors
         self._ids: dict[str, list[PciId]] = {}
+        self._buses: dict[str, list[VfioPciFunction]] = {}
         self.functions: dict[str, PciFunction] = {}
         self.autoprobe = True
         """Whether a function that appears is probed (the bus' drivers_autoprobe)."""
-        self.releasing: Callable[[PhysicalFunction], None] | None = None
-        """Called before vfio-pci gives up a function with virtual functions: disables those, or raises."""
+        self.disable_vfs: Callable[[PhysicalFunction], None] | None = None
+        """Disables the virtual functions of a physical one before vfio-pci gives it up, or raises
+        ``OSError``; devmodel.lifecycle.sriov sets it."""
+
+    def bus(self, address: PciAddress) -> list[VfioPciFunction]:
+        """The functions on the bus of ``address``. A function enters itself, and leaves with its removal."""
+        return self._buses.setdefault(address.bus_name, [])
 
     def find(self, name: str) -> PciFunction:
         """The function at address ``name``; ``OSError(ENODEV)``."""
@@ -152,8 +170,8 @@ class DriverCore:
         """Make sure that nothing is left that lives on the function's driver."""
         if driver != VFIO_PCI and (function.parent.mdevs or function.vfs):
             raise OSError(errno.EBUSY, f"{function.name} has vGPUs or virtual functions")
-        if function.vfs and self.releasing is not None:
-            self.releasing(function)
+        if function.vfs and self.disable_vfs is not None:
+            self.disable_vfs(function)
         function.vf_token = None
 
     def _taken_away(self, function: PciFunction) -> None:
@@ -162,7 +180,7 @@ class DriverCore:
         self._free_minor(function)
 
     def _give_to_vfio(self, function: PciFunction, undo: ExitStack) -> None:
-        if function.group.noiommu and not self._vfio.noiommu:
+        if function.group.noiommu and not self.vfio.noiommu:
             raise OSError(errno.EINVAL, f"{function.name} has no IOMMU, and noiommu mode is not enabled")
         if isinstance(function, PhysicalFunction) and function.layout is not None:
             function.vf_token = VfToken()
@@ -184,3 +202,42 @@ class DriverCore:
         except OSError as error:
             if harmless not in (None, error.errno):
                 raise
+
+
+class MdevDriver:
+    """Binds and unbinds vGPUs. A new one is bound unless ``autoprobe`` (drivers_autoprobe) is off."""
+
+    def __init__(self, lock: threading.RLock, observer: MdevObserver) -> None:
+        self._lock, self._observer = lock, observer
+        self.autoprobe = True
+
+    def bind(self, mdev: Mdev) -> None:
+        """Give the vGPU to VFIO. ``OSError(EBUSY)`` when it is already."""
+        with self._lock:
+            if mdev.bound:
+                raise OSError(errno.EBUSY, f"{mdev.name} is bound")
+            mdev.bind()
+            try:
+                self._observer.mdev_bound(mdev)
+            except BaseException:
+                mdev.unbind()
+                raise
+
+    def unbind(self, mdev: Mdev) -> None:
+        """Take the vGPU away from VFIO; its model and what is in its memory stay as they are.
+
+        Raises ``OSError``: ENODEV when it is not bound, EBUSY while a client holds it, which is asked to let
+        go.
+        """
+        with self._lock:
+            if not mdev.bound:
+                raise OSError(errno.ENODEV, f"{mdev.name} is not bound")
+            mdev.retire()
+            mdev.unbind()
+            self._observer.mdev_unbound(mdev)
+
+    def probe(self, mdev: Mdev) -> None:
+        """Bind the vGPU if it is not."""
+        with self._lock:
+            if not mdev.bound:
+                self.bind(mdev)

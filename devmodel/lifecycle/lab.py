@@ -17,19 +17,17 @@ from uuid import UUID
 
 from devmodel.device.tasks import TaskHost
 from devmodel.ida import Ida
-from devmodel.lifecycle.binding import BindingObserver, DriverCore
+from devmodel.lifecycle.binding import BindingObserver, DriverCore, MdevDriver, MdevObserver
 from devmodel.lifecycle.function import PhysicalFunction
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
-from devmodel.lifecycle.mdevdriver import MdevDriver, MdevObserver
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import LabSpec, ParentSpec
-from devmodel.lifecycle.sriov import FunctionObserver, Machine, SriovCore
+from devmodel.lifecycle.sriov import FunctionObserver, SriovCore
 from devmodel.lifecycle.vf import place_vfs
 from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture
 from devmodel.vfio.group import Group
 from devmodel.vfio.module import VfioModule
-from devmodel.vfio.vfio_pci import VfioPciFunction
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -65,9 +63,7 @@ class Lab:
         self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio)
         self.mdev_driver = MdevDriver(self.lock, observer)
         self.tasks = TaskHost()
-        self._buses: dict[str, list[VfioPciFunction]] = {}
-        machine = Machine(self._group_numbers, self.groups, self._buses)
-        self.sriov = SriovCore(self.lock, observer, self.drivers, self.vfio, machine)
+        self.sriov = SriovCore(self.lock, observer, self.drivers, self._group_numbers, self.groups)
         self._aperture, self._vf_offsets = Aperture(), place_vfs(spec.parents)
         self.parents: dict[str, Parent] = {}
         for parent in spec.parents:
@@ -176,7 +172,7 @@ class Lab:
             return Parent(spec, self.tasks)
         group = Group(self._group_numbers.take(), noiommu=not spec.iommu)
         self.groups[group.number] = group
-        bus = self._buses.setdefault(PciAddress.parse(spec.name).bus_name, [])
+        bus = self.drivers.bus(PciAddress.parse(spec.name))
         function = PhysicalFunction(spec, group, self._aperture, bus, self.tasks, self._vf_offsets)
         self.drivers.functions[function.name] = function
         return function.parent

@@ -9,7 +9,6 @@ Documentation/PCI/pci-iov-howto.rst, vfio-pci's behaviour.
 import errno
 import threading
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Protocol
 
 from devmodel.ida import Ida
@@ -20,8 +19,6 @@ from devmodel.lifecycle.vf import VfLayout
 from devmodel.pci import regs
 from devmodel.pci.regs import ExtCapId
 from devmodel.vfio.group import Group
-from devmodel.vfio.module import VfioModule
-from devmodel.vfio.vfio_pci import VfioPciFunction
 
 
 class FunctionObserver(Protocol):
@@ -34,15 +31,6 @@ class FunctionObserver(Protocol):
         """The function is gone; its numbers are still its own while this runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What virtual functions take of the lab: numbers, groups by number, and the functions of each bus."""
-
-    group_numbers: Ida
-    groups: dict[int, Group]
-    buses: dict[str, list[VfioPciFunction]]
-
-
 class SriovCore:
     """Enables and disables the virtual functions of a lab."""
 
@@ -51,12 +39,13 @@ class SriovCore:
         lock: threading.RLock,
         observer: FunctionObserver,
         drivers: DriverCore,
-        vfio: VfioModule,
-        machine: Machine,
+        group_numbers: Ida,
+        groups: dict[int, Group],
     ) -> None:
+        """``group_numbers`` and ``groups``, by number, are the lab's; virtual functions enter theirs."""
         self._lock, self._observer, self._drivers = lock, observer, drivers
-        self._vfio, self._machine = vfio, machine
-        drivers.releasing = self.disable
+        self._group_numbers, self._groups = group_numbers, groups
+        drivers.disable_vfs = self.disable
 
     def set_count(self, function: PhysicalFunction, count: int) -> None:
         """Have ``count`` virtual functions, as a write to sriov_numvfs does.
@@ -72,7 +61,7 @@ class SriovCore:
                 raise OSError(errno.ERANGE, f"{function.name} has {layout.total} virtual functions at most")
             if count == len(function.vfs):
                 return
-            if function.driver is None or (function.driver == VFIO_PCI and not self._vfio.sriov):
+            if function.driver is None or (function.driver == VFIO_PCI and not self._drivers.vfio.sriov):
                 raise OSError(errno.ENOENT, f"{function.name} has no driver that configures SR-IOV")
             if not count:
                 self.disable(function)
@@ -113,10 +102,10 @@ class SriovCore:
 
     def _add(self, function: PhysicalFunction, layout: VfLayout, index: int) -> VirtualFunction:
         with ExitStack() as undo:
-            number = self._machine.group_numbers.take()
-            undo.callback(self._machine.group_numbers.give, number)
+            number = self._group_numbers.take()
+            undo.callback(self._group_numbers.give, number)
             group = Group(number, noiommu=function.group.noiommu)
-            bus = self._machine.buses.setdefault(layout.address(index).bus_name, [])
+            bus = self._drivers.bus(layout.address(index))
             vf = VirtualFunction(function, layout, index, group, bus)
             self._enter(vf)
             undo.callback(self._leave, vf)
@@ -127,14 +116,14 @@ class SriovCore:
     def _remove(self, vf: VirtualFunction) -> None:
         self._leave(vf)
         with ExitStack() as after:
-            after.callback(self._machine.group_numbers.give, vf.group.number)
+            after.callback(self._group_numbers.give, vf.group.number)
             self._observer.function_removed(vf)
 
     def _enter(self, vf: VirtualFunction) -> None:
         vf.parent.charge(Share.of(layout_of(vf.physical).type))
         vf.physical.vfs.append(vf)
         self._drivers.functions[vf.name] = vf
-        self._machine.groups[vf.group.number] = vf.group
+        self._groups[vf.group.number] = vf.group
 
     def _leave(self, vf: VirtualFunction) -> None:
         vf.device.close()
@@ -142,7 +131,7 @@ class SriovCore:
         vf.parent.refund(Share.of(layout_of(vf.physical).type))
         vf.physical.vfs.remove(vf)
         del self._drivers.functions[vf.name]
-        del self._machine.groups[vf.group.number]
+        del self._groups[vf.group.number]
 
     def _show_count(self, function: PhysicalFunction, count: int) -> None:
         """Let the capability say how many there are; it goes on saying so after a reset of the function."""
