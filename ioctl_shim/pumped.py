@@ -18,8 +18,8 @@ MOST_REGIONS: int = lib.LANE_REGIONS
 
 
 NativeRegister = tuple[int, int, int, int, Callable[[Any], int] | None, Callable[[Any, int], None] | None]
-"""A register of 1, 2, 4 or 8 bytes, as devmodel.region.region.Whole has it: offset, width, the bits that a
-write changes, those that a written 1 clears, and the hooks."""
+"""A register of 1, 2, 4 or 8 bytes, as devmodel.region.region.WholeAccess has it: offset, width, the bits
+that a write changes, those that a written 1 clears, and the hooks."""
 
 
 class PumpRegions:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device as models build on it: regions, interrupts, tasks, DMA, display, attributes.
+"""The base classes of device models, and what a model declares and uses: DMA, tasks, display, attributes.
 
-Here are the base classes.  No concrete model, no group, no lab.
+No concrete model is here. Nothing here knows groups, containers or the lab.
 """

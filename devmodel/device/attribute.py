@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attributes that a device model adds to its device's directory in sysfs.
+"""Attributes that a device model adds to the directory of its device in sysfs.
 
 State: none, they are declarations. Source: Documentation/filesystems/sysfs.rst.
 """
@@ -11,12 +11,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class DeviceAttribute:
-    """A file ``name`` in the device's directory; readable, and writable if there is a ``store``.
+    """A file ``name`` in the device's directory. It can be read, and written if there is a ``store``.
 
-    Both are called with the device, on the trio thread, without the device's lock. ``show`` returns the
-    value, to which a newline is added; ``store`` gets the text written, without its newline, and raises
-    ValueError for what is invalid (EINVAL). ``OSError`` of either is the client's errno. With ``when``, the
-    file is there only if that is true of the device's options.
+    ``show`` and ``store`` are called with the device, on the trio thread, without the device's lock. ``show``
+    returns the value, and a newline is added. ``store`` gets the text that was written, without its newline,
+    and raises ValueError for an invalid one (EINVAL). An ``OSError`` of either is the client's errno.
+    ``when`` tells from the device's options whether the file is there; without it the file always is.
     """
 
     name: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every VFIO device has: regions, interrupts, and the lock under which the device lane touches them.
+"""What every VFIO device has: regions, interrupts, DMA, tasks, and the lock that its state is under.
 
 State: everything in a device is under ``Device.lock``; its tasks run on the trio thread
 (devmodel.device.tasks).
@@ -7,28 +7,35 @@ Source: <linux/vfio.h> (VFIO_DEVICE_GET_INFO and what follows it).
 """
 
 import errno
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
 from devmodel.device.attribute import DeviceAttribute
-from devmodel.device.decode import AddressDecode
 from devmodel.device.dma import DmaPort
 from devmodel.device.tasks import Coroutine, Tasks, check_current
 from devmodel.iommu import Iommu, Type1
 from devmodel.irq.ioeventfd import IoEventfds
 from devmodel.irq.irqs import IrqIndex, Irqs
-from devmodel.irq.line import PciIrq
+from devmodel.irq.kinds import PciIrq
 from devmodel.region.backing import Backing
 from devmodel.region.region import Memory, Region
 
+Hide = Callable[[frozenset[int]], None]
+_NONE: frozenset[int] = frozenset()
 
-class Device(AddressDecode):
-    """Base of every VFIO device. Nothing in it calls out while holding :attr:`lock`."""
+
+class Device:
+    """Base of every VFIO device. Nothing in it calls out while holding :attr:`lock`.
+
+    A region whose index is in :attr:`undecoded` is not decoded: it reads all ones, and drops writes.
+    """
 
     __slots__ = (
         "_backing",
         "_closed",
+        "_hide",
         "_in_use",
         "_iommu",
         "_present",
@@ -37,21 +44,25 @@ class Device(AddressDecode):
         "ioeventfds",
         "irq",
         "irqs",
+        "lock",
         "name",
         "regions",
         "tasks",
+        "undecoded",
     )
     is_pci: ClassVar[bool] = False
     resettable: ClassVar[bool] = True
     ATTRIBUTES: ClassVar[Sequence[DeviceAttribute]] = ()
-    """For models: what its directory in sysfs has besides what every device has."""
+    """For models: the files that the device's directory in sysfs has besides those of every device."""
 
     def __init__(self, name: str, regions: Sequence[Region | None], irqs: Sequence[IrqIndex | None]) -> None:
-        """``regions`` and ``irqs`` are by VFIO index; None is an index without anything.
+        """``regions`` and ``irqs`` are in the order of VFIO's indexes, None for an index that is not there.
 
-        :attr:`irqs` says what there is, :attr:`irq` is the live state through which a model interrupts.
+        :attr:`irqs` describes the interrupts, :attr:`irq` is their state, through which a model interrupts.
         """
-        super().__init__()
+        self.lock = threading.Lock()
+        self.undecoded = _NONE
+        self._hide: Hide | None = None
         self.name = name
         self.regions = tuple(regions)
         self.irqs = tuple(irqs)
@@ -70,11 +81,11 @@ class Device(AddressDecode):
 
     @property
     def backing(self) -> Backing:
-        """The memory behind the mappable regions; its memfd comes into being when first asked for."""
+        """The memory behind the mappable regions. Its memfd is made on first use."""
         return self._backing
 
     def region(self, index: int) -> Region:
-        """The region at ``index``; ``OSError(EINVAL)`` when there is none."""
+        """The region with this index. Raises ``OSError(EINVAL)`` when there is none."""
         region = self.regions[index] if 0 <= index < len(self.regions) else None
         if region is None:
             raise OSError(errno.EINVAL, f"{self.name} has no region {index}")
@@ -83,8 +94,8 @@ class Device(AddressDecode):
     def read(self, index: int, offset: int, size: int) -> bytes:
         """Read up to ``size`` bytes at ``offset`` of region ``index``, from any thread.
 
-        Shorter than asked at the end of the region. Raises ``OSError``: EINVAL for no such region (or
-        one that cannot be read) or an offset beyond its end, ENODEV once the device is gone.
+        Fewer bytes come back at the end of the region. Raises ``OSError``: EINVAL for no such region, for one
+        that cannot be read and for an offset beyond its end, ENODEV once the device is gone.
         """
         with self.lock:
             region = self._present.get(index) or self._open_region(index)
@@ -96,10 +107,8 @@ class Device(AddressDecode):
             return region.read(offset, taken)
 
     def write(self, index: int, offset: int, data: bytes) -> int:
-        """Write ``data`` at ``offset`` of region ``index``, from any thread; returns the bytes taken.
-
-        Raises ``OSError`` as :meth:`read` does.
-        """
+        """Write ``data`` at ``offset`` of region ``index``, from any thread. Returns how many bytes were
+        taken. ``OSError`` as :meth:`read`."""
         with self.lock:
             region = self._present.get(index) or self._open_region(index)
             if not region.writable:
@@ -111,10 +120,10 @@ class Device(AddressDecode):
             return taken
 
     def reset(self, kept: Region | None = None) -> None:
-        """Function reset: its tasks end, and :meth:`run` starts anew while a client has the device.
+        """Function reset. The tasks end, and :meth:`run` starts again if a client has the device open.
 
-        ``kept`` is a region that whoever resets puts back as it was, so it stays. ``OSError(EINVAL)`` when
-        the device has no reset, ENODEV once it is gone.
+        ``kept`` is a region that is not reset: the one who resets saves and restores it. Raises ``OSError``:
+        EINVAL when the device has no reset, ENODEV once it is gone.
         """
         if not self.resettable:
             raise OSError(errno.EINVAL, f"{self.name} cannot be reset")
@@ -131,7 +140,7 @@ class Device(AddressDecode):
                 self._run()
 
     def opened(self, iommu: Iommu | None) -> None:
-        """A client has opened the device, through a group whose container has this IOMMU, or without one."""
+        """A client has opened the device. ``iommu`` is that of its group's container, None without one."""
         with self.lock:
             if self._iommu is None and iommu is not None:
                 self._iommu = iommu
@@ -141,10 +150,10 @@ class Device(AddressDecode):
                 self._run()
 
     def sync_intx(self) -> None:
-        """After a reset, under :attr:`lock`: what the registers say of the interrupt line is what it is."""
+        """After a reset, under :attr:`lock`: bring the interrupt line to what the registers say."""
 
     def released(self) -> None:
-        """The last client has closed the device: its tasks, interrupts and ioeventfds are gone."""
+        """The last client has closed the device: end its tasks, interrupts and ioeventfds."""
         with self.lock:
             self.tasks.stop()
             self.stopped()
@@ -156,36 +165,94 @@ class Device(AddressDecode):
         self.ioeventfds.release()
         self.irq.release()
 
+    def vanish(self) -> None:
+        """The device is gone, although a client may have it open: surprise removal.
+
+        It does nothing by itself any more, reads are all ones, and writes are dropped. The client is told by
+        REQ, and by ERR if the device has that. What the client has mapped stays mapped.
+        """
+        with self.lock:
+            if self._closed or self._vanished:
+                return
+            self._vanished = True
+            self.tasks.stop()
+            self.stopped()
+            self.irq.set_level(False)
+            self._decode_nothing()
+        for notice in (PciIrq.ERR, PciIrq.REQ):
+            self.irq.trigger(notice)
+
+    def check_present(self) -> None:
+        """Raise ``OSError(ENODEV)`` once the device is gone. Any thread."""
+        if self._closed or self._vanished:
+            raise OSError(errno.ENODEV, f"{self.name} is gone")
+
+    def close(self) -> None:
+        """Let go of everything. Later accesses raise ``OSError(ENODEV)``. May be called twice."""
+        self.released()
+        with self.lock:
+            if not self._closed:
+                self.closed()
+            self._closed = True
+            self._present = {}
+            self._decode_nothing()  # a front end answers nothing by itself any more
+            self._hide = None  # its owner has our memory mapped: drop it now, not at a garbage collection
+            for region in filter(None, self.regions):
+                region.close()
+            self._backing.close()
+
+    # ---- address decoding (PCI 3.0, 6.2.2: Memory Space and I/O Space of the command register) ----
+
+    def hide_by(self, hide: Hide) -> None:
+        """For a front end that reads and writes regions by itself (:attr:`Region.stored`): call ``hide`` with
+        the indexes of the regions that are not decoded, now and at each change. It is called under
+        :attr:`lock`."""
+        with self.lock:
+            self._hide = hide
+            hide(self.undecoded)
+
+    def set_undecoded(self, undecoded: frozenset[int]) -> None:
+        """Stop decoding these regions, and decode all others. Under :attr:`lock`."""
+        if undecoded != self.undecoded:
+            self.undecoded = undecoded
+            if self._hide is not None:
+                self._hide(undecoded)
+
+    def _decode_nothing(self) -> None:
+        self.set_undecoded(frozenset(range(len(self.regions))))
+
     # ---- for models ----
 
     async def run(self) -> None:
-        """For models: what the device does by itself. Trio thread, from when a first client has opened the
-        device until the last one lets go; a reset ends it and starts it again."""
+        """For models: what the device does by itself. It runs on the trio thread from the first open to the
+        last close; a reset ends it and starts it again."""
 
     def stopped(self) -> None:
-        """For models with threads of their own: they must touch nothing of the device from now on, because it
-        is being reset or the last client has closed it. Runs under :attr:`lock`, at the same time as tasks
-        end; must not wait for the threads."""
+        """For models with threads of their own: a reset begins, or the last client has closed the device.
+
+        From now on the threads must touch nothing of the device. Runs under :attr:`lock`, when tasks end too;
+        must not wait for the threads.
+        """
 
     def after_reset(self) -> None:
-        """For models: what a reset does besides resetting each region. Runs under :attr:`lock`."""
+        """For models: what a reset does after each region's own reset. Runs under :attr:`lock`."""
 
     def closed(self) -> None:
-        """For models: let go of what the model holds; the device is gone. Runs once, under :attr:`lock`."""
+        """For models: let go of what the model holds, the device is gone. Runs once, under :attr:`lock`."""
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        """For models that pin pages: unpin whatever of this range is pinned, before returning.
+        """For models that pin pages: unpin all pages of this range before returning.
 
-        Called on the device lane or its worker, with no lock held, so it must not wait for a DMA.
+        Called on the device lane or its worker, with no lock held. It must not wait for a DMA.
         """
 
     def start(self, function: Coroutine, *arguments: object) -> None:
-        """Start another task as :meth:`run` is one, which a reset ends too. Any thread, hooks included."""
+        """Start another task like :meth:`run`; a reset ends it too. Any thread, also in a hook."""
         self.tasks.start(function, *arguments)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """:attr:`lock`, for tasks: ends the task when the device was reset or released meanwhile."""
+        """For tasks: :attr:`lock`. Raises :class:`TaskStopped` when the device was reset or released."""
         with self.lock:
             check_current()
             yield
@@ -207,40 +274,6 @@ class Device(AddressDecode):
     def _run(self) -> None:
         if type(self).run is not Device.run and self.tasks.served:
             self.tasks.start(self.run)
-
-    def vanish(self) -> None:
-        """The device is gone, although a client has it: it does nothing by itself any more, reads are all
-        ones and writes are dropped, and the client is told by ERR, if the device has that, and REQ. What the
-        client has mapped stays mapped."""
-        with self.lock:
-            if self._closed or self._vanished:
-                return
-            self._vanished = True
-            self.tasks.stop()
-            self.stopped()
-            self.irq.set_level(False)
-            self.decode_nothing(len(self.regions))
-        for notice in (PciIrq.ERR, PciIrq.REQ):
-            self.irq.trigger(notice)
-
-    def check_present(self) -> None:
-        """Raise ``OSError(ENODEV)`` once the device is gone. Any thread."""
-        if self._closed or self._vanished:
-            raise OSError(errno.ENODEV, f"{self.name} is gone")
-
-    def close(self) -> None:
-        """Let go of everything; accesses from now on raise ``OSError(ENODEV)``. May be called twice."""
-        self.released()
-        with self.lock:
-            if not self._closed:
-                self.closed()
-            self._closed = True
-            self._present = {}
-            self.decode_nothing(len(self.regions))  # nobody answers in our place any more
-            self.unhide()  # what it belongs to has mapped our memory: let that go now, not when collected
-            for region in filter(None, self.regions):
-                region.close()
-            self._backing.close()
 
     def _open_region(self, index: int) -> Region:
         if self._closed:

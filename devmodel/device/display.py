@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device shows: the plane of a display, which is a place in one of the device's memory regions.
+"""What a device shows: the plane of a display, which is a picture in one of the device's memory regions.
 
-State: none; a plane is a value, and :meth:`Display.plane` is called under the device's lock.
+State: none. A plane is a value, and :meth:`Display.plane` is called under the device's lock.
 Source: <drm/drm_fourcc.h> (formats), <linux/vfio.h> (struct vfio_device_gfx_plane_info).
 """
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 MAX_EXTENT = 16384
-"""Most pixels of a picture in either direction: what is wider or higher is no mode."""
+"""Most pixels of a picture in either direction."""
 
 
 class Fourcc(IntEnum):
-    """The formats that a plane can have; their numbers are DRM's, 4 characters in memory order."""
+    """The formats that a plane can have. Their values are DRM's: 4 characters, in memory order."""
 
     XRGB8888 = int.from_bytes(b"XR24", "little")
     """4 bytes in memory: blue, green, red, nothing."""
     BGRX8888 = int.from_bytes(b"BX24", "little")
-    """4 bytes in memory: nothing, red, green, blue; what a big-endian guest calls XRGB8888."""
+    """4 bytes in memory: nothing, red, green, blue. A big-endian guest calls it XRGB8888."""
     RGB888 = int.from_bytes(b"RG24", "little")
     """3 bytes in memory: blue, green, red."""
     RGB565 = int.from_bytes(b"RG16", "little")
@@ -44,9 +44,9 @@ _PIXEL_SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """A picture in memory: ``width`` and ``height`` in pixels, ``stride`` bytes from a line to the next.
+    """A picture in memory: ``width`` and ``height`` in pixels, ``stride`` bytes from each line to the next.
 
-    It begins ``offset`` bytes into ``region`` (an index); its last pixel ends ``size`` bytes from there.
+    It begins ``offset`` bytes into the region with index ``region``, and ends ``size`` bytes further.
     """
 
     width: int
@@ -63,11 +63,11 @@ class Plane:
 
     @property
     def line_size(self) -> int:
-        """Bytes of a line that are pixels."""
+        """Bytes of the pixels of a line."""
         return self.width * self.fourcc.pixel_size
 
     def fits(self, memory: int) -> bool:
-        """Whether it is a picture at all, and all of it lies within a region of ``memory`` bytes."""
+        """Whether its extents are possible, and all of it lies within a region of ``memory`` bytes."""
         return (
             0 < self.width <= MAX_EXTENT
             and 0 < self.height <= MAX_EXTENT
@@ -77,7 +77,7 @@ class Plane:
 
 
 class Display(ABC):
-    """A device that shows something: a model derives from this first, and from its kind of device."""
+    """Mixed into a model of a device that shows something, before the class of the device."""
 
     __slots__ = ()
 
@@ -85,6 +85,6 @@ class Display(ABC):
     def plane(self) -> Plane | None:
         """What is shown now, None for nothing. Called under the device's lock.
 
-        Its region is a :class:`Memory`, and all of the plane lies in it: whatever a guest writes into
-        registers, nobody who reads the picture reads anything else.
+        All of the plane lies in a region that is a :class:`Memory`, whatever a guest writes to registers: who
+        reads the picture must not read anything else.
         """

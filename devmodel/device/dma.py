@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's way to the memory of its client: through the IOMMU of the container that its group is in.
+"""DMA: how a device reaches the memory of its client, through the IOMMU of its group's container.
 
-State: which IOMMU it is, under the device's lock; read by any thread. Source:
+State: which IOMMU it is. It changes under the device's lock, and any thread reads it. Source:
 Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin_pages).
 """
 
@@ -13,7 +13,8 @@ from devmodel.iommu import PAGE_SIZE, AddressSpace, DmaFault, Fault, Pin, Prot
 
 
 class DmaPort:
-    """DMA of one device. ``allowed`` says whether it may, as a PCI function may while it is bus master."""
+    """DMA of one device. ``allowed`` tells whether the device may do DMA now: a PCI function may while it is
+    bus master."""
 
     __slots__ = ("_allowed", "_pins", "_space", "_tasks", "fault_count")
 
@@ -22,7 +23,7 @@ class DmaPort:
         self._space: AddressSpace | None = None
         self._pins: set[Pin] = set()
         self.fault_count = 0
-        """DMA of this device that was refused."""
+        """How many accesses of this device were refused."""
 
     @property
     def pinned_pages(self) -> int:
@@ -41,8 +42,8 @@ class DmaPort:
     async def read_into(self, iova: int, buffer: bytearray | memoryview) -> None:
         """Fill ``buffer`` with what is at ``iova``. Trio thread. Raises :class:`DmaFault`.
 
-        A task that is stopped does not wait for the copying: the buffer is that task's, until it has ended by
-        itself.
+        A task that is stopped does not wait for the copy to end, so nothing else may use the buffer after
+        that.
         """
         await self._tasks.in_thread(self.read_into_now, iova, buffer)
 
@@ -61,8 +62,8 @@ class DmaPort:
         return pinned
 
     def read_now(self, iova: int, size: int) -> bytes:
-        """As :meth:`read`, for threads of the model's own; never on the device lane or the trio thread, which
-        a client whose memory does not answer would stop."""
+        """As :meth:`read`, for threads of the model's own. Never on the device lane or the trio thread: a
+        client whose memory does not answer would stop them."""
         with self.counting():
             return self.space(iova, size).dma_read(iova, size)
 
@@ -82,7 +83,7 @@ class DmaPort:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count what is refused within, for models that go to :meth:`space` by themselves. Any thread."""
+        """Count refused accesses in the block, for models that use :meth:`space` themselves. Any thread."""
         try:
             yield
         except DmaFault:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFIO devices that are PCI functions: what models build on.
+"""VFIO devices that are PCI functions: the base class of device models.
 
 State: everything in a device is under ``Device.lock``. Source: <linux/vfio.h> (the VFIO_PCI_*_INDEX
-enumerations), vfio-pci's behaviour.
+enumerations), the behaviour of vfio-pci.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from devmodel.pci import regs
 from devmodel.pci.capability import Capability, ExtendedCapability
 from devmodel.pci.config import Aperture, ConfigSpace
 from devmodel.pci.fields import Bar, Identity
-from devmodel.pci.regs import CapId, Command, Reg, Resource
+from devmodel.pci.regs import CapId, Command, IoResource, Reg
 from devmodel.region.region import Region
 
 RESOURCE_ROWS = 13
@@ -34,7 +34,7 @@ class PciRegion(IntEnum):
 
 
 class DeviceRegion(NamedTuple):
-    """A region beyond vfio-pci's fixed ones: what it is says its type and subtype (VFIO_REGION_TYPE_*)."""
+    """A region from index 9 on. Its ``type`` and ``subtype`` (VFIO_REGION_TYPE_*) say what it is."""
 
     region: Region
     type: int
@@ -51,7 +51,7 @@ class MsixTable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A whole-number option of a model, as a lab file may set it: default and inclusive bounds."""
+    """An option of a model, a whole number that a lab file may set: its default and inclusive bounds."""
 
     default: int
     least: int
@@ -59,7 +59,7 @@ class Option:
 
 
 class ResourceRow(NamedTuple):
-    """A line of sysfs ``resource``: first and last address, IORESOURCE_* flags; all 0 for nothing."""
+    """A line of sysfs ``resource``: first and last address, and IORESOURCE_* flags. All are 0 for no BAR."""
 
     start: int
     end: int
@@ -70,15 +70,15 @@ class PciDevice(Device):
     """A PCI function. A model declares :attr:`identity` and :attr:`OPTIONS`, and overrides :meth:`bars`.
 
     ``memory`` is the video or device memory in bytes that its type gives it; ``options`` are the type's, with
-    the defaults of :attr:`OPTIONS`. BARs are enabled: with an ``aperture`` they have addresses and the device
-    is bus master, as firmware and a host driver leave them, and without one they are at 0 and it is not, as a
-    mediated device of the kernel's samples is.
+    the defaults of :attr:`OPTIONS`. The BARs are decoded from the start. With an ``aperture`` they have
+    addresses and the device is bus master, as firmware and a host driver leave a physical function. Without
+    one they are at 0 and it is not bus master, like a mediated device of the kernel's samples.
     """
 
     __slots__ = (
         "_intx",
         "_places",
-        "_silent",
+        "_undecoded",
         "bar_map",
         "caps",
         "config",
@@ -112,7 +112,7 @@ class PciDevice(Device):
         self._places: dict[int, int] = {}
         if aperture is not None:
             self._place_bars(aperture)
-        self._silent = _silent(self.bar_map)
+        self._undecoded = _undecoded_bars(self.bar_map)
         self._enable(0 if aperture is None else Command.MASTER)
         super().__init__(name, self._region_table(), self._irq_table())
         self.config.watch(Reg.COMMAND, 2, self._command_written)
@@ -120,12 +120,12 @@ class PciDevice(Device):
 
     @classmethod
     def with_defaults(cls, options: Mapping[str, int]) -> dict[str, int]:
-        """``options``, and the defaults of those it has not."""
+        """``options``, and for options that it lacks their defaults."""
         return {key: option.default for key, option in cls.OPTIONS.items()} | dict(options)
 
     @classmethod
     def validate(cls, memory: int, options: Mapping[str, int]) -> None:
-        """Raise ValueError, saying why, when a type cannot have this memory or these options."""
+        """Raise ValueError with the reason when a type cannot have this memory or these options."""
         for key, value in options.items():
             option = cls.OPTIONS.get(key)
             if option is None:
@@ -134,28 +134,28 @@ class PciDevice(Device):
                 raise ValueError(f"option {key!r} is {value}, not in {option.least} to {option.most}")
 
     def bars(self) -> Mapping[int, Bar]:
-        """For models: the BARs by index, 6 for the ROM. Called once, while the device is being built."""
+        """For models: the BARs by index, 6 for the ROM. Called once, in ``__init__``."""
         return {}
 
     def capabilities(self) -> Sequence[Capability]:
-        """For models: the capabilities, in the order of their list. Called once, while being built."""
+        """For models: the capabilities, in the order of their list. Called once, in ``__init__``."""
         return ()
 
     def extended_capabilities(self) -> Sequence[ExtendedCapability]:
-        """For models of PCI Express functions: likewise, from offset 256 on."""
+        """For models of PCI Express functions: those from offset 256 on. Called once, in ``__init__``."""
         return ()
 
     def device_regions(self) -> Sequence[DeviceRegion]:
-        """For models: regions from index 9 on. Called once, while the device is being built."""
+        """For models: regions from index 9 on. Called once, in ``__init__``."""
         return ()
 
     def attach_parent(self, parent: "PciDevice | None") -> None:
-        """For models of vGPUs: the physical function they are made of, None for a virtual parent. Called
-        once, before any client can reach the device."""
+        """For models of vGPUs: ``parent`` is the physical function that this is a vGPU of, None for a virtual
+        parent. Called once, before a client can reach the device."""
 
     @property
     def msix_table(self) -> MsixTable | None:
-        """The place of the MSI-X table, None without MSI-X."""
+        """Where the MSI-X table is, None without MSI-X."""
         for cap in self.caps:
             if cap.id == CapId.MSIX:
                 place = int.from_bytes(cap.body[2:6], "little")
@@ -163,20 +163,20 @@ class PciDevice(Device):
         return None
 
     def set_intx(self, asserted: bool) -> None:
-        """Drive the interrupt line. For models, under :attr:`lock`: the status register shows the line."""
+        """For models, under :attr:`lock`: drive INTx. The status register shows the level."""
         self._intx = asserted
         status = self.config.value(Reg.STATUS, 2) & ~regs.STATUS_INTERRUPT
         self.config.store(Reg.STATUS, 2, status | (regs.STATUS_INTERRUPT if asserted else 0))
         self.irq.set_level(asserted)
 
     def interrupt(self, vector: int = 0) -> None:
-        """For models, under :attr:`lock`: send message ``vector`` if the client set up MSI or MSI-X, or else
-        assert INTx, which the model deasserts (:meth:`set_intx`) once its reason is gone."""
+        """For models, under :attr:`lock`: send message ``vector`` if the client has set up MSI or MSI-X, or
+        else assert INTx. The model deasserts INTx (:meth:`set_intx`) when its reason is gone."""
         if not self.irq.raise_message(vector) and self.identity.irq_pin:
             self.set_intx(True)
 
     def clear_master(self) -> None:
-        """The function is no bus master until its client makes it one."""
+        """Make the function no bus master, until its client makes it one again."""
         with self.lock:
             self.config.store(Reg.COMMAND, 2, self.config.command & ~Command.MASTER)
 
@@ -189,15 +189,15 @@ class PciDevice(Device):
 
     def _command_written(self, value: int) -> None:
         self.irq.disable_intx(bool(value & Command.INTX_DISABLE))
-        self.decode(self._silent[bool(value & Command.IO), bool(value & Command.MEMORY)])
+        self.set_undecoded(self._undecoded[bool(value & Command.IO), bool(value & Command.MEMORY)])
 
-    def resources(self) -> list[ResourceRow]:
-        """The lines of sysfs ``resource``; a BAR that firmware did not place has IORESOURCE_UNSET."""
+    def resource_rows(self) -> list[ResourceRow]:
+        """The lines of sysfs ``resource``. A BAR that firmware did not place has IORESOURCE_UNSET."""
         rows = [ResourceRow(0, 0, 0)] * RESOURCE_ROWS
         for index, bar in self.bar_map.items():
             start = self._places.get(index)
-            unset = Resource.UNSET if start is None else 0
-            readonly = Resource.READONLY if index == regs.ROM_BAR else 0
+            unset = IoResource.UNSET if start is None else 0
+            readonly = IoResource.READONLY if index == regs.ROM_BAR else 0
             start = start or 0
             rows[index] = ResourceRow(start, start + bar.size - 1, bar.resource_flags | readonly | unset)
         return rows
@@ -208,7 +208,7 @@ class PciDevice(Device):
             self.config.place_bar(index, self._places[index])
 
     def _enable(self, command: int) -> None:
-        """Let the command register be ``command`` and the decoding of all BARs there are."""
+        """Set the command register to ``command``, with decoding on for every BAR."""
         for bar in self.bar_map.values():
             command |= Command.IO if bar.io else Command.MEMORY
         self.config.preset(Reg.COMMAND, 2, command)
@@ -227,14 +227,16 @@ class PciDevice(Device):
             IrqIndex(pins, maskable=True, automasked=True),
             IrqIndex(vectors.get(CapId.MSI, 0), noresize=True),
             IrqIndex(vectors.get(CapId.MSIX, 0)),
-            IrqIndex(1, noresize=True) if CapId.EXP in vectors else None,  # errors are PCI Express's
+            IrqIndex(1, noresize=True) if CapId.EXP in vectors else None,  # only PCI Express reports errors
             IrqIndex(1, noresize=True),
         ]
 
 
-def _silent(bars: Mapping[int, Bar]) -> Mapping[tuple[bool, bool], frozenset[int]]:
-    """The BARs that do not answer, by whether I/O and whether memory is decoded. The ROM is no such BAR:
-    whoever reads it is given it, as vfio-pci enables it for each read."""
+def _undecoded_bars(bars: Mapping[int, Bar]) -> Mapping[tuple[bool, bool], frozenset[int]]:
+    """The BARs that are not decoded, by whether the command register has I/O and memory decoding on.
+
+    The ROM is always decoded: vfio-pci enables it for each read.
+    """
     kinds = {index: bar.io for index, bar in bars.items() if index != regs.ROM_BAR}
     return {
         (io, memory): frozenset(index for index, is_io in kinds.items() if not (io if is_io else memory))

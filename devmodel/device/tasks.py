@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device does by itself: coroutines of its model, on the trio thread of the lab.
+"""Tasks: what a device does by itself, as coroutines of its model on the trio thread of the lab.
 
-State: a :class:`TaskHost` belongs to the trio thread, and only methods that say so are called from others;
-:class:`Tasks` has a lock of its own, taken after every other.
+State: a :class:`TaskHost` belongs to the trio thread; a method that other threads may call says so.
+:class:`Tasks` has a lock of its own, which is taken after every other.
 Source: trio's "Reference: tasks" (cancel scopes, TrioToken).
 """
 
@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 
 Coroutine = Callable[..., Awaitable[object]]
 DMA_THREADS = 4
-"""Of one device: a client that stops its own memory can keep no more than these waiting."""
+"""Most DMA threads of one device: a client whose memory does not answer can keep no more of them waiting."""
 
 
 class TaskStopped(BaseException):
-    """Ends a task whose device was reset, released or removed; a model lets it through."""
+    """Ends a task whose device was reset, released or removed. A model must not catch it."""
 
 
 class Task:
-    """One run of a model's coroutine. ``stopped`` is set under the device's lock, by whoever ends it."""
+    """One run of a model's coroutine. Who ends it sets ``stopped``, under the device's lock."""
 
     __slots__ = ("_arguments", "_function", "_scope", "stopped")
 
@@ -37,7 +37,7 @@ class Task:
         self.stopped = False
 
     async def serve(self) -> None:
-        """Run it to its end, on the trio thread. What it raises is logged and ends nothing else."""
+        """Run it to its end, on the trio thread. An exception of it is logged, and ends nothing else."""
         if self.stopped:
             return
         _current.set(self)
@@ -56,7 +56,7 @@ class Task:
             log.exception("a task of a device failed")
 
     def cancel(self) -> None:
-        """Trio thread only."""
+        """Cancel its run. Trio thread."""
         if self._scope is not None:
             self._scope.cancel()
 
@@ -65,14 +65,14 @@ _current: ContextVar[Task | None] = ContextVar("task", default=None)
 
 
 def check_current() -> None:
-    """Raise :class:`TaskStopped` in a task that was stopped; its threads have the same context."""
+    """Raise :class:`TaskStopped` if the current task was stopped. A thread has the task that started it."""
     task = _current.get()
     if task is not None and task.stopped:
         raise TaskStopped
 
 
 class TaskHost:
-    """Runs the tasks of all devices of a lab, while :meth:`serve` runs."""
+    """Runs the tasks of all devices of a lab, for as long as :meth:`serve` runs."""
 
     __slots__ = ("_nursery", "_token")
 
@@ -110,7 +110,7 @@ class TaskHost:
             self._nursery.start_soon(task.serve)
 
     def soon(self, call: Callable[..., object], *arguments: object) -> None:
-        """Call this on the trio thread soon, from any thread; not at all when no lab is being served."""
+        """Call ``call`` on the trio thread soon. Any thread. Does nothing when no lab is being served."""
         token = self._token
         if token is not None:
             with contextlib.suppress(trio.RunFinishedError):  # the lab ends: so does every task
@@ -130,7 +130,7 @@ class Tasks:
 
     @property
     def served(self) -> bool:
-        """Whether there is anything to run them: devices are also made where no lab is being served."""
+        """Whether they can run: devices are also made where no lab is being served."""
         return self.host is not None and self.host.serving
 
     def start(self, function: Coroutine, *arguments: object) -> None:
@@ -147,9 +147,9 @@ class Tasks:
         self.host.begin(task)
 
     def stop(self) -> None:
-        """End all of them: at once as far as :func:`check_current` goes, soon on the trio thread.
+        """End all of them. :func:`check_current` raises at once; the coroutines are cancelled soon.
 
-        Under the device's lock. A task may stop the others and itself.
+        Under the device's lock. A task may end the others and itself.
         """
         with self._lock:
             running, self._running = self._running, set()
@@ -160,7 +160,7 @@ class Tasks:
                 self.host.end(task)
 
     async def in_thread(self, call: Callable[..., Any], *arguments: object) -> Any:
-        """``call(*arguments)`` in a thread, which a stopped task does not wait for."""
+        """``call(*arguments)`` in a thread. A task that is stopped does not wait for the thread."""
         if self._limiter is None:
             self._limiter = trio.CapacityLimiter(DMA_THREADS)
         return await trio.to_thread.run_sync(call, *arguments, abandon_on_cancel=True, limiter=self._limiter)

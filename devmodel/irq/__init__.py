@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interrupts: what SET_IRQS sets up for each index, and the eventfds of clients.
+"""Interrupts: what SET_IRQS sets up for each interrupt index, and the eventfds of clients.
 
-A model raises, a client's eventfd hears.  Nothing here knows regions, PCI or devices.
+A model triggers an interrupt, and a client's eventfd is signalled. Nothing here knows regions or devices.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eventfds of clients: signalling one from any thread, and the one thread that waits for those clients
-signal.
+"""Eventfds of clients: those that we signal, from any thread, and those that a client signals and one thread
+of ours waits for.
 
-State: an :class:`Eventfd` belongs to whoever holds it and is used under that owner's lock; a :class:`Watcher`
-has a lock of its own, taken after every other and never held while it calls back. Source: eventfd(2),
+State: an :class:`Eventfd` belongs to its holder and is used under the holder's lock. A :class:`Watcher` has a
+lock of its own, which is taken after every other and never held during a call back. Source: eventfd(2),
 epoll(7).
 """
 
@@ -20,8 +20,11 @@ _COUNTER_BYTES = 8
 
 
 def signal_eventfd(fd: int) -> None:
-    """Add 1 to the counter of eventfd ``fd`` if it has room: the client may have made it a blocking one, and
-    a full counter would hold this thread for good."""
+    """Add 1 to the counter of eventfd ``fd``, if the counter has room. Any thread.
+
+    The client may have made the eventfd a blocking one: a write to a full counter would hold this thread for
+    good.
+    """
     room = select.poll()
     room.register(fd, select.POLLOUT)
     if any(ready & select.POLLOUT for _, ready in room.poll(0)):
@@ -29,17 +32,18 @@ def signal_eventfd(fd: int) -> None:
 
 
 class Eventfd:
-    """Our descriptor of a client's eventfd; it stays open until :meth:`close`.
+    """A descriptor of ours for a client's eventfd; it is open until :meth:`close`.
 
-    ``signal()`` adds 1 to the counter. A full counter stays as it is, as with the kernel's eventfd_signal().
+    ``signal()`` adds 1 to the counter. A full counter stays full, as with the kernel's eventfd_signal().
     """
 
     __slots__ = ("fd", "signal")
 
     def __init__(self, fd: int, signal: Callable[[int], object] = signal_eventfd) -> None:
-        """Takes ``fd`` over; ``signal`` does what :func:`signal_eventfd` does.
+        """Takes ``fd`` over. ``signal(fd)`` is to do what :func:`signal_eventfd` does.
 
-        Raises ``OSError(EINVAL)``, with ``fd`` closed, when it is no eventfd."""
+        Raises ``OSError(EINVAL)``, with ``fd`` closed, when ``fd`` is no eventfd.
+        """
         if os.readlink(f"/proc/self/fd/{fd}") != _LINK:
             os.close(fd)
             raise OSError(errno.EINVAL, f"descriptor {fd} is not an eventfd")
@@ -47,17 +51,17 @@ class Eventfd:
         self.signal: Callable[[], object] = partial(signal, fd)
 
     def take(self) -> int:
-        """Take the counter (1 of a semaphore), 0 when there is nothing; never waits."""
+        """The counter, which is 0 afterwards (a semaphore's is 1 less, and 1 is returned). Never waits."""
         buffer = bytearray(_COUNTER_BYTES)
         try:
-            # RWF_NOWAIT, because another reader may be faster and O_NONBLOCK is the client's to choose
+            # RWF_NOWAIT: another reader may be faster, and the client alone chooses O_NONBLOCK
             os.preadv(self.fd, [buffer], -1, os.RWF_NOWAIT)
         except BlockingIOError:
             return 0
         return int.from_bytes(buffer, "little")
 
     def close(self) -> None:
-        """Let go of it; may be called twice."""
+        """Close the descriptor. May be called twice."""
         if self.fd >= 0:
             self.signal = _nothing
             os.close(self.fd)
@@ -65,11 +69,11 @@ class Eventfd:
 
 
 def _nothing() -> None:
-    """The signal of an eventfd that is closed: its number may be another file's."""
+    """The signal of an eventfd that is closed: another file may have its number by now."""
 
 
 class Watch:
-    """An eventfd being waited for; from :meth:`Watcher.watch`."""
+    """An eventfd that a watcher waits for; :meth:`Watcher.watch` makes it."""
 
     __slots__ = ("_watcher", "eventfd", "notify")
 
@@ -79,12 +83,12 @@ class Watch:
         self.notify = notify
 
     def cancel(self) -> None:
-        """Stop waiting and close the eventfd. A call of ``notify`` that is under way may still run."""
+        """Stop waiting, and close the eventfd. A call of ``notify`` that has begun may still be running."""
         self._watcher.drop(self)
 
 
 class Watcher:
-    """One thread, started with the first watch, that calls back when a client signals an eventfd."""
+    """One thread that calls back whenever a client signals an eventfd. It starts with the first watch."""
 
     __slots__ = ("_end", "_epoll", "_lock", "_watches")
 
@@ -95,10 +99,11 @@ class Watcher:
         self._end = -1
 
     def watch(self, eventfd: Eventfd, notify: Callable[[], None]) -> Watch:
-        """Call ``notify`` on the watcher's thread whenever ``eventfd``, which is taken over, was signalled.
+        """Call ``notify`` on the watcher's thread whenever the client signals ``eventfd``, and once if it is
+        signalled already. Takes ``eventfd`` over. May be called with any lock held.
 
-        ``notify`` may take the locks of a device; what it raises is reported by threading.excepthook and ends
-        nothing. An eventfd that is signalled already counts. May be called with any lock held.
+        ``notify`` may take the locks of a device. An exception of it goes to threading.excepthook, and the
+        thread goes on.
         """
         made = Watch(self, eventfd, notify)
         with self._lock:
@@ -117,7 +122,7 @@ class Watcher:
             watch.eventfd.close()
 
     def close(self) -> None:
-        """End the thread; nothing is called any more. May be called twice."""
+        """End the thread and close the eventfds. May be called twice."""
         with self._lock:
             if self._end >= 0:
                 os.eventfd_write(self._end, 1)
@@ -139,7 +144,7 @@ class Watcher:
                 self._notify(fd)
 
     def _notify(self, fd: int) -> None:
-        with self._lock:  # under it nobody closes the descriptor, nor lets another take its number
+        with self._lock:  # while it is held nobody closes the descriptor, and no other file gets its number
             watch = self._watches.get(fd)
             signalled = watch is not None and watch.eventfd.take()
         if watch is not None and signalled:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes that a client does by eventfd: when it is signalled, fixed data is written at a fixed place of a
-BAR.
+"""ioeventfds: a client signals an eventfd, and fixed data is written at a fixed place of a BAR.
 
-State: under ``IoEventfds.lock``, taken after a group's lock and never while a device's is held. The write
-itself runs on the watcher's thread. Source: <linux/vfio.h> (VFIO_DEVICE_IOEVENTFD).
+State: under ``IoEventfds.lock``, which is taken after a group's lock and never while a device's is held. The
+write itself is done on the watcher's thread. Source: <linux/vfio.h> (VFIO_DEVICE_IOEVENTFD).
 """
 
 import contextlib
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from devmodel.irq.eventfd import Eventfd, Watch, Watcher
 
 LIMIT = 1000
-"""Of one device, as in vfio-pci."""
+"""How many one device can have, as with vfio-pci."""
 
 
 class IoWrite(NamedTuple):
@@ -28,7 +27,7 @@ class IoWrite(NamedTuple):
 
 
 class IoEventfds:
-    """The ioeventfds of one device. ``write(region, offset, data)`` does the write."""
+    """The ioeventfds of one device. ``write(region, offset, data)`` writes to the device."""
 
     __slots__ = ("_watches", "_write", "lock")
 
@@ -38,8 +37,11 @@ class IoEventfds:
         self._watches: dict[IoWrite, Watch] = {}
 
     def add(self, what: IoWrite, borrow: Callable[[], Eventfd], watcher: Watcher) -> None:
-        """Write ``what`` whenever the borrowed eventfd is signalled. ``OSError``: EEXIST when it has one
-        already, ENOSPC at :data:`LIMIT`, and what ``borrow`` raises."""
+        """Do the write ``what`` whenever the client signals the eventfd that ``borrow`` gives.
+
+        Raises ``OSError``: EEXIST when ``what`` has an eventfd already, ENOSPC at :data:`LIMIT`, and what
+        ``borrow`` raises.
+        """
         with self.lock:
             if what in self._watches:
                 raise OSError(errno.EEXIST, f"{what} has an eventfd already")
@@ -48,7 +50,7 @@ class IoEventfds:
             self._watches[what] = watcher.watch(borrow(), lambda: self._signalled(what))
 
     def remove(self, what: IoWrite) -> None:
-        """The opposite of :meth:`add`; ``OSError(ENODEV)`` when there is none."""
+        """Undo :meth:`add`. Raises ``OSError(ENODEV)`` when ``what`` has no eventfd."""
         with self.lock:
             watch = self._watches.pop(what, None)
         if watch is None:
@@ -56,7 +58,7 @@ class IoEventfds:
         watch.cancel()
 
     def release(self) -> None:
-        """The last client has closed the device."""
+        """Drop them all: the last client has closed the device."""
         with self.lock:
             watches = list(self._watches.values())
             self._watches.clear()
@@ -67,7 +69,7 @@ class IoEventfds:
         with self.lock:
             if what not in self._watches:
                 return
-        with contextlib.suppress(OSError):  # the device is gone: there is nobody to tell
+        with contextlib.suppress(OSError):  # the device is gone, and nobody waits for an answer
             self._write(
                 what.region, what.offset, (what.data & _mask(what.size)).to_bytes(what.size, "little")
             )

@@ -156,8 +156,8 @@ class WithVfs(Express):
     __slots__ = ()
     LAYOUT_OF_VFS: ClassVar[VfLayout]
 
-    def resources(self) -> list[ResourceRow]:
-        rows = super().resources()
+    def resource_rows(self) -> list[ResourceRow]:
+        rows = super().resource_rows()
         for index, row in self.LAYOUT_OF_VFS.rows():
             rows[index] = row
         return rows

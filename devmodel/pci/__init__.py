@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration space: registers, capabilities, BARs, ids and addresses of PCI functions.
 
-Plain data and regions.  Nothing here knows devices, VFIO or the lab.
+Values and regions. Nothing here knows devices, VFIO or the lab.
 """

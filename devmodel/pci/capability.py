@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PCI capabilities as declared data: an id, the bytes after the header, and which of their bits are writable.
+"""PCI capabilities as values: an id, the bytes behind the header, and which bits of them are writable.
 
 State: none; capabilities are values. Source: PCI 3.0 chapter 6.8 (MSI, MSI-X), PCI PM 1.2, SR-IOV 1.1,
 <linux/pci_regs.h>.
@@ -56,7 +56,7 @@ def vendor(payload: bytes) -> Capability:
 
 
 def power_management() -> Capability:
-    """Power management with D0 and D3hot; leaving D3hot keeps the device's state (NO_SOFT_RESET)."""
+    """Power management with D0 and D3hot. The device keeps its state over D3hot (NO_SOFT_RESET)."""
     body = struct.pack("<HHH", regs.PM_CAP_VER, regs.PM_CTRL_NO_SOFT_RESET, 0)
     return Capability(regs.CapId.PM, body, struct.pack("<HHH", 0, regs.PM_CTRL_STATE_MASK, 0))
 
@@ -88,7 +88,7 @@ def msix(vectors: int, table: tuple[int, int], pending: tuple[int, int]) -> Capa
 
 
 def express() -> Capability:
-    """A PCI Express endpoint, version 2 of the structure, with everything it could say left at 0."""
+    """A PCI Express endpoint: version 2 of the structure, and all its registers 0."""
     flags = regs.EXP_FLAGS_VERS_2 | regs.EXP_TYPE_ENDPOINT << 4
     body = struct.pack("<H", flags) + bytes(56)
     return Capability(regs.CapId.EXP, body, bytes(len(body)))
@@ -102,10 +102,10 @@ def alternative_routing() -> ExtendedCapability:
 def single_root_io(
     total: int, offset: int, stride: int, device: int, bars: Sequence[int]
 ) -> ExtendedCapability:
-    """SR-IOV with ``total`` virtual functions of device id ``device``, the first ``offset`` and each next
-    ``stride`` routing ids further; ``bars`` are the 6 VF BAR registers as they read.
+    """SR-IOV with ``total`` virtual functions of device id ``device``. The first is ``offset`` routing ids
+    behind the physical function, and each next one ``stride`` further. ``bars`` are the 6 VF BAR registers.
 
-    Nothing in it is writable: the host's driver is the only one to enable functions.
+    A client can write nothing of it: only the host's driver enables virtual functions.
     """
     one_page = 1
     control = (0, regs.SRIOV_CTRL_ARI, 0)  # capabilities, control, status

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PCI configuration space of a type 0 function, and the windows of addresses that its BARs are in.
+"""PCI configuration space of a type 0 function, and the host's address windows, in which its BARs are placed.
 
-State: a ConfigSpace belongs to one device and is touched under that device's lock; an Aperture belongs to the
+State: a ConfigSpace belongs to one device and is touched under that device's lock. An Aperture belongs to the
 lab and is touched on the lifecycle thread. Source: PCI 3.0 chapter 6, <linux/pci_regs.h>.
 """
 
@@ -23,13 +23,13 @@ from devmodel.pci.fields import (
     header,
 )
 from devmodel.pci.regs import Command, Reg
-from devmodel.region.region import Region, Stored
+from devmodel.region.region import Region, StoredBytes
 
 Hook = Callable[[int], None]
 
 
 class ConfigSpace(Region):
-    """256 or 4096 bytes: a byte image and a write mask for each byte, with hooks on fields of interest."""
+    """256 or 4096 bytes, a mask of the writable bits, and hooks that are called when a field is written."""
 
     __slots__ = ("_bars", "_data", "_extended", "_hooks", "_mask", "_reset_image")
 
@@ -57,14 +57,15 @@ class ConfigSpace(Region):
         self._reset_image = bytes(self._data)
 
     def clip(self, offset: int, size: int) -> int:
-        """All of an access, or none: vfio-pci refuses one that leaves configuration space (``EFAULT``)."""
+        """``size``, for an access that lies in configuration space. vfio-pci refuses any other:
+        ``OSError(EFAULT)``."""
         if not 0 <= offset <= self.size - size:
             raise OSError(errno.EFAULT, f"{size} bytes at {offset:#x} of {self.size} of configuration space")
         return size
 
     @property
-    def stored(self) -> Stored | None:
-        return Stored(self._data, b"\1" * self.size) if type(self).read is ConfigSpace.read else None
+    def stored(self) -> StoredBytes | None:
+        return StoredBytes(self._data, b"\1" * self.size) if type(self).read is ConfigSpace.read else None
 
     def read(self, offset: int, size: int) -> bytes:
         return bytes(self._data[offset : offset + size])
@@ -81,7 +82,7 @@ class ConfigSpace(Region):
         self._data[:] = self._reset_image
 
     def watch(self, offset: int, width: int, hook: Hook) -> None:
-        """Call ``hook`` with the field's new value after each write that touches any byte of it."""
+        """Call ``hook`` with the new value of a field after each write that touches any byte of the field."""
         self._hooks.append((offset, width, hook))
 
     def value(self, offset: int, width: int) -> int:
@@ -89,11 +90,11 @@ class ConfigSpace(Region):
         return int.from_bytes(self._data[offset : offset + width], "little")
 
     def store(self, offset: int, width: int, value: int) -> None:
-        """Store a field whatever its mask, until the next reset; for the device itself."""
+        """For the device itself: store a field whatever its mask says. A reset undoes it."""
         self._data[offset : offset + width] = value.to_bytes(width, "little")
 
     def preset(self, offset: int, width: int, value: int) -> None:
-        """Store a field whatever its mask, and make that its value after a reset; for the device itself."""
+        """For the device itself: store a field whatever its mask says. A reset sets the same value again."""
         self.store(offset, width, value)
         image = bytearray(self._reset_image)
         image[offset : offset + width] = value.to_bytes(width, "little")
@@ -111,11 +112,11 @@ class ConfigSpace(Region):
         return self._extended[identity]
 
     def bar_value(self, index: int) -> int:
-        """The register of BAR ``index`` (6 is the ROM) as it reads, its flag bits included."""
+        """What the register of BAR ``index`` (6 for the ROM) reads, with its flag bits."""
         return self.value(*bar_place(index, self._bars[index]))
 
     def place_bar(self, index: int, address: int) -> None:
-        """Give BAR ``index`` the address that firmware chose; it stays over a reset."""
+        """Give BAR ``index`` the address that firmware chose. A reset keeps it."""
         bar = self._bars[index]
         self.preset(*bar_place(index, bar), address | bar.flags)
 
@@ -126,18 +127,19 @@ class ConfigSpace(Region):
 
 
 class Aperture:
-    """The host's address windows, from which firmware gives the BARs of physical functions their places."""
+    """The host's address windows, in which firmware places the BARs of physical functions."""
 
     __slots__ = ("_next",)
     ENDS: ClassVar[Mapping[str, int]] = {"io": 1 << 16, "mem32": 0xFEC0_0000, "mem64": 1 << 46}
-    """First address behind each window: of the I/O ports, of the interrupt controllers, of the processor."""
+    """The first address behind each window: of the I/O ports, of the room before the interrupt controllers,
+    of what the processor addresses."""
 
     def __init__(self) -> None:
         self._next = {"io": 0xC000, "mem32": 0x8000_0000, "mem64": 0x38_0000_0000}
 
     def take(self, bar: Bar, count: int = 1) -> int:
-        """A naturally aligned address for ``count`` BARs like ``bar``, one behind the other, never given
-        twice. ValueError when there is no room."""
+        """A naturally aligned address for ``count`` BARs like ``bar``, one behind the other. No address is
+        given twice. Raises ValueError when there is no room."""
         window = "io" if bar.io else "mem64" if bar.mem64 else "mem32"
         address = -(-self._next[window] // bar.size) * bar.size
         end = address + count * bar.size

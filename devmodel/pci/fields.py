@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What configuration space is declared from (identity, BARs, capabilities), and the fields that this makes.
+"""What a model declares of its configuration space (identity and BARs), and the fields that follow from it.
 
 State: none, all are values. Source: PCI 3.0 chapter 6, PCI Express 2.0 chapter 7.9, <linux/pci_regs.h>.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from devmodel.pci import regs
 from devmodel.pci.capability import Capability, ExtendedCapability
-from devmodel.pci.regs import BaseAddress, Command, Reg, Resource
+from devmodel.pci.regs import BaseAddress, Command, IoResource, Reg
 from devmodel.region.region import Region
 
 MIN_IO_BAR, MIN_MEMORY_BAR, MIN_ROM = 4, 16, 2048
@@ -17,7 +17,7 @@ MIN_IO_BAR, MIN_MEMORY_BAR, MIN_ROM = 4, 16, 2048
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a function says it is; ``class_code`` is 24 bits, ``irq_pin`` 0 (none) or 1 to 4 (INTA to INTD)."""
+    """The ids of a function. ``class_code`` has 24 bits; ``irq_pin`` is 0 (none) or 1 to 4 (INTA to INTD)."""
 
     vendor: int
     device: int
@@ -30,7 +30,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A base address register and the region it decodes; the region's size must be a power of two."""
+    """A base address register and the region that it decodes. The region's size is a power of two."""
 
     region: Region
     io: bool = False
@@ -54,13 +54,13 @@ class Bar:
     @property
     def resource_flags(self) -> int:
         """The flags of this BAR in sysfs ``resource``."""
-        flags = Resource.SIZEALIGN | (Resource.IO if self.io else Resource.MEM)
-        flags |= Resource.PREFETCH if self.prefetch else 0
-        flags |= Resource.MEM_64 if self.mem64 else 0
+        flags = IoResource.SIZEALIGN | (IoResource.IO if self.io else IoResource.MEM)
+        flags |= IoResource.PREFETCH if self.prefetch else 0
+        flags |= IoResource.MEM_64 if self.mem64 else 0
         return flags | self.flags
 
     def check(self, index: int) -> None:
-        """Raise ValueError when this cannot be BAR ``index`` (6 is the ROM)."""
+        """Raise ValueError when this cannot be BAR ``index`` (6 for the ROM)."""
         least = MIN_ROM if index == regs.ROM_BAR else MIN_IO_BAR if self.io else MIN_MEMORY_BAR
         if self.size < least or self.size & (self.size - 1):
             raise ValueError(f"BAR {index} of {self.size} bytes: not a power of two of at least {least}")
@@ -70,7 +70,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """``width`` bytes at ``offset`` of configuration space: power-on value, writable bits."""
+    """``width`` bytes at ``offset``: ``value`` is theirs at power-on, ``mask`` has the writable bits."""
 
     offset: int
     width: int
@@ -86,7 +86,7 @@ def bar_place(index: int, bar: Bar) -> tuple[int, int]:
 
 
 def header(identity: Identity, bars: Mapping[int, Bar], caps: Sequence[Capability]) -> Iterator[Field]:
-    """The first 64 bytes, but for the BARs."""
+    """The first 64 bytes, without the BARs."""
     status = regs.STATUS_CAP_LIST if caps else 0
     first = regs.STD_HEADER_SIZEOF if caps else 0
     yield Field(Reg.VENDOR_ID, 2, identity.vendor)
@@ -112,7 +112,7 @@ def _command_mask(identity: Identity, bars: Mapping[int, Bar]) -> int:
 
 
 def base_addresses(bars: Mapping[int, Bar]) -> Iterator[Field]:
-    """The BARs' registers. Raises ValueError for such as cannot be."""
+    """The registers of the BARs. Raises ValueError for BARs that cannot be."""
     for index, bar in bars.items():
         bar.check(index)
         if bar.mem64 and index + 1 in bars:
@@ -125,7 +125,7 @@ def base_addresses(bars: Mapping[int, Bar]) -> Iterator[Field]:
 
 
 def chain(capabilities: Sequence[Capability]) -> Iterator[Field]:
-    """The capabilities, one behind the other. Raises ValueError when they do not fit."""
+    """The list of capabilities, each placed behind the one before. Raises ValueError when they do not fit."""
     offset = regs.STD_HEADER_SIZEOF
     for position, cap in enumerate(capabilities, 1):
         after = -(-(offset + cap.size) // 4) * 4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids that a driver is given while it runs (new_id), and what functions they mean.
+"""Ids that a driver is given while it runs (new_id), and the functions that match them.
 
 State: none. Source: Documentation/ABI/testing/sysfs-bus-pci (new_id, remove_id).
 """
@@ -12,14 +12,16 @@ from devmodel.pci.fields import Identity
 ANY = 0xFFFFFFFF
 """PCI_ANY_ID."""
 FIELDS = 6
-"""Ids, class and its mask; the seventh of new_id is the driver's own, and no driver here has a use for it."""
+"""Numbers of a PciId: four ids, class and class mask. A seventh number of new_id is data for the driver, for
+which no driver here has a use."""
 
 _NUMBER = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,8}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class PciId:
-    """Vendor and device, subsystem's or any, and the bits of the class that ``class_mask`` selects."""
+    """Ids that a function must have, :data:`ANY` for no matter which, and the bits of its class that
+    ``class_mask`` selects."""
 
     vendor: int
     device: int
@@ -29,7 +31,7 @@ class PciId:
     class_mask: int = 0
 
     def matches(self, identity: Identity) -> bool:
-        """Whether a function with this identity is meant."""
+        """Whether a function with this identity matches."""
         pairs = (
             (self.vendor, identity.vendor),
             (self.device, identity.device),
@@ -41,7 +43,7 @@ class PciId:
         )
 
     def covers(self, other: "PciId") -> bool:
-        """Whether every function that ``other`` means is meant."""
+        """Whether every function that matches ``other`` matches this too."""
         pairs = (
             (self.vendor, other.vendor),
             (self.device, other.device),
@@ -57,9 +59,10 @@ class PciId:
 
 
 def parse_pci_id(text: str) -> PciId:
-    """Vendor, device, perhaps subvendor, subdevice, class, its mask and a number, all in hexadecimal.
+    """Hexadecimal numbers: vendor, device, then perhaps subvendor, subdevice, class, class mask and another.
 
-    As with the kernel's scanf, what does not read as a number ends the line. ValueError without two.
+    As with the kernel's sscanf(), the first word that is no number ends the line. Raises ValueError for fewer
+    than two numbers.
     """
     numbers: list[int] = []
     for word in text.split()[: FIELDS + 1]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory BAR that holds a function's MSI-X structures.
 
-A client sets interrupts up with SET_IRQS, so the table is nobody's to touch: it reads all ones and takes no
-write, as vfio-pci has it. State: as any region's, under its device's lock.
+A client sets interrupts up by SET_IRQS, and has no use for the table: as with vfio-pci, the table reads all
+ones and drops writes. State: as any region's, under its device's lock.
 """
 
 import mmap
@@ -13,10 +13,11 @@ from devmodel.region.region import Memory
 
 
 class MsixBar(Memory):
-    """The table at 0, the pending bits after it, and from the next page on memory of the model's own.
+    """The MSI-X table at 0, the pending bits after it, and from the next page on memory for the model.
 
-    ``excluded`` keeps the pages of the table and the pending bits from being mapped (a mediated device says
-    so in its sparse-mmap capability); otherwise the whole of it may be, as vfio-pci lets it (msix-mappable).
+    With ``excluded`` a client cannot map the pages of the table and the pending bits, which a mediated device
+    says in its sparse-mmap capability. Otherwise it can map all of the BAR, as vfio-pci allows
+    (msix-mappable).
     """
 
     __slots__ = ("_excluded", "_pending", "_table", "vectors")
@@ -32,7 +33,7 @@ class MsixBar(Memory):
 
     @property
     def own_memory(self) -> int:
-        """Offset of the model's own memory, after the pages of the structures."""
+        """Offset of the memory for the model, after the pages of the table and the pending bits."""
         return -(-self._pending // mmap.PAGESIZE) * mmap.PAGESIZE
 
     @property

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Offsets and bits of PCI configuration space, under their names in <linux/pci_regs.h> without the prefix.
 
-State: none. Source: the PCI Local Bus Specification 3.0 chapter 6, <linux/pci_regs.h>; resource flags are the
-values that sysfs prints in ``resource`` (IORESOURCE_* of the kernel).
+State: none. Source: the PCI Local Bus Specification 3.0 chapter 6, <linux/pci_regs.h>, and for resource flags
+Documentation/filesystems/sysfs-pci.rst.
 """
 
 from enum import IntEnum, IntFlag
@@ -12,7 +12,7 @@ CFG_SPACE_EXP_SIZE = 4096
 STD_HEADER_SIZEOF = 64
 STD_NUM_BARS = 6
 ROM_BAR = 6
-"""Index of the expansion ROM, in VFIO's numbering of regions."""
+"""Index of the expansion ROM among the BARs, as VFIO numbers regions."""
 
 ROM_ADDRESS_MASK = 0xFFFFF800
 ROM_ADDRESS_ENABLE = 0x1
@@ -82,8 +82,8 @@ class ExtCapId(IntEnum):
     SRIOV = 0x10
 
 
-class Resource(IntFlag):
-    """IORESOURCE_* flags."""
+class IoResource(IntFlag):
+    """IORESOURCE_* flags of the kernel, which sysfs prints in ``resource``."""
 
     IO = 0x100
     MEM = 0x200

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Regions of a device: memory, read-only images and registers, and the memfd behind memory.
 
-The lowest room: nothing here knows PCI, interrupts or devices.
+The lowest folder: nothing here knows PCI, interrupts or devices.
 """

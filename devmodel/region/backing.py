@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory behind a device's memory regions: one sparse memfd laid out as VFIO file offsets.
+"""The memory behind a device's memory regions: one sparse memfd, in which each region is at its VFIO offset.
 
-A client's mmap of the device file reaches these pages directly, so a memfd offset is a VFIO offset.
+So an mmap of the device file can map the memfd, at the same offset.
 
-State: owned by the device; ``fd`` may be asked for from any thread (creation has its own lock).
+State: the device's. Any thread may ask for ``fd``, which is made under a lock of its own.
 Source: memfd_create(2), VFIO_GET_REGION_INFO's ``offset`` in <linux/vfio.h>.
 """
 
@@ -28,7 +28,7 @@ def region_offset(index: int) -> int:
 
 
 class Backing:
-    """A sparse memfd, created on first use; pages are allocated only when somebody touches them."""
+    """A sparse memfd. It is made on first use, and its pages are allocated when something touches them."""
 
     __slots__ = ("_closed", "_fd", "_lock", "_size")
 
@@ -42,7 +42,7 @@ class Backing:
 
     @property
     def fd(self) -> int:
-        """The memfd, still owned by this object. ``OSError(ENODEV)`` once closed."""
+        """The memfd, which stays this object's. ``OSError(ENODEV)`` once closed. Any thread."""
         with self._lock:
             if self._closed:
                 raise OSError(errno.ENODEV, "the device is gone")
@@ -57,7 +57,7 @@ class Backing:
 
     @property
     def allocated(self) -> int:
-        """Bytes of the pages that somebody has touched."""
+        """Bytes of the pages that were touched. Any thread."""
         with self._lock:
             return os.fstat(self._fd).st_blocks * _BLOCK if self._fd >= 0 else 0
 
@@ -66,7 +66,7 @@ class Backing:
         return mmap.mmap(self.fd, size, offset=region_offset(index))
 
     def close(self) -> None:
-        """Drop our descriptor; mappings that clients hold keep their pages."""
+        """Close our descriptor. Mappings of clients keep their pages."""
         with self._lock:
             self._closed = True
             if self._fd >= 0:
@@ -77,7 +77,7 @@ class Backing:
         fd = os.memfd_create("vfio-device", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, self._size)
-            # A client holding this file must not be able to shrink it: our own mappings would SIGBUS.
+            # A client that holds this file must not shrink it: our own mappings would raise SIGBUS.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except OSError:
             os.close(fd)

@@ -14,46 +14,50 @@ from typing import Any, ClassVar, NamedTuple
 from devmodel.region.backing import Backing, region_offset
 
 _BULK = 4096
-"""From this many bytes a copy goes by pread/pwrite: without the GIL, and reading a hole allocates nothing."""
+"""Copies of this many bytes and more use pread/pwrite: they release the GIL, and reading a hole allocates no
+pages."""
 
 
 def clip(limit: int, offset: int, size: int) -> int:
-    """Bytes of an access of ``size`` at ``offset`` that fall within ``limit`` bytes, as vfio-pci counts them.
+    """The bytes of an access of ``size`` at ``offset`` that lie within ``limit`` bytes, as vfio-pci counts.
 
-    An access that crosses the end is short; one that starts at or beyond it is ``OSError(EINVAL)``.
+    An access across the end is short. One that starts at the end or beyond raises ``OSError(EINVAL)``.
     """
     if not 0 <= offset < limit or size < 0:
         raise OSError(errno.EINVAL, f"offset {offset:#x} is outside a region of {limit:#x} bytes")
     return min(size, limit - offset)
 
 
-class Whole(NamedTuple):
-    """What an access of a whole register does."""
+class WholeAccess(NamedTuple):
+    """What an access of all bytes of a register, and no others, does."""
 
     offset: int
     width: int
     changed: int
-    """Bits that take what is written."""
+    """Bits that become what is written."""
     cleared: int
     """Bits that a written 1 clears."""
     on_read: Callable[[Any], int] | None
     on_write: Callable[[Any, int], None] | None
 
 
-class Stored(NamedTuple):
-    """A region's bytes, changed in place only, and for each of them not 0 where a read is just that, which
-    takes no lock. An access of a whole one of ``registers``, under the device's lock, needs nothing else."""
+class StoredBytes(NamedTuple):
+    """The bytes of a register region, for a front end that reads and writes some of them by itself."""
 
     data: bytearray
+    """The region's bytes. They are changed in place, and never become more or fewer."""
     plain: bytes
-    registers: Sequence[Whole] = ()
+    """One for each byte of ``data``: not 0 where a read may take that byte as it is, without a lock."""
+    registers: Sequence[WholeAccess] = ()
+    """Registers of which a whole access does just what is said there, under the device's lock."""
     owner: object = None
+    """What the hooks of ``registers`` are called with."""
 
 
 class Region:
     """A range of a device that a client reads, writes and perhaps maps.
 
-    ``read`` and ``write`` trust their range: :meth:`devmodel.device.pci.Device.read` has clipped it already.
+    ``read`` and ``write`` do not check their range: :meth:`devmodel.device.base.Device.read` has clipped it.
     """
 
     __slots__ = ("size",)
@@ -61,16 +65,17 @@ class Region:
     writable: ClassVar[bool] = True
     mappable: ClassVar[bool] = False
     direct: ClassVar[bool] = False
-    """Whether reads and writes may bypass :meth:`read` and :meth:`write`, to the backing's memory itself."""
+    """Whether a front end may read and write the backing's memory without calling :meth:`read` and
+    :meth:`write`."""
 
     @property
     def areas(self) -> tuple[tuple[int, int], ...] | None:
-        """The (offset, size) ranges that may be mapped; None when all of a mappable region may."""
+        """The (offset, size) ranges that a client may map; None when it may map all of a mappable region."""
         return None
 
     @property
-    def stored(self) -> Stored | None:
-        """What may be accessed without asking :meth:`read` and :meth:`write`; None when nothing may."""
+    def stored(self) -> StoredBytes | None:
+        """What a front end may access without calling :meth:`read` and :meth:`write`; None for nothing."""
         return None
 
     def __init__(self, size: int) -> None:
@@ -78,9 +83,9 @@ class Region:
         self.size = size
 
     def clip(self, offset: int, size: int) -> int:
-        """How many bytes of such an access are the region's. ``OSError`` as :func:`clip`."""
+        """How many bytes of an access lie in the region. ``OSError`` as :func:`clip`."""
         if offset >= 0 and size >= 0 and offset + size <= self.size != offset:
-            return size  # nearly every access is
+            return size  # nearly every access lies wholly in it
         return clip(self.size, offset, size)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -92,16 +97,16 @@ class Region:
         raise NotImplementedError
 
     def reset(self) -> None:
-        """Return to the state after power-on, as far as a function reset does that."""
+        """Return to the state after power-on, as far as a function reset does so."""
 
     def close(self) -> None:
-        """Let go of what the region holds; no access follows."""
+        """Let go of what the region holds. No access follows."""
 
 
 class Memory(Region):
-    """Plain memory that a client may map; it survives a reset, as video memory does.
+    """Memory that a client may map. It survives a reset, as video memory does.
 
-    Where it is decoded but nothing is behind it, beyond ``backed`` bytes, reads are all ones and writes are
+    Only its first ``backed`` bytes are memory. Nothing answers in the rest: reads are all ones and writes are
     dropped, as on a bus.
     """
 
@@ -129,7 +134,7 @@ class Memory(Region):
         return None if self.backed == self.size else ((0, self.backed),)
 
     def bind(self, backing: Backing, index: int) -> None:
-        """Say which part of which backing this memory is; maps nothing yet."""
+        """The memory is region ``index`` of ``backing``. Maps nothing yet."""
         self._backing, self._index = backing, index
 
     def read(self, offset: int, size: int) -> bytes:

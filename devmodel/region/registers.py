@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Register regions: registers are declared, and any access works as on a little-endian bus.
+"""Register regions: a model declares registers, and an access of any size at any offset works as on a
+little-endian bus.
 
-State: each region belongs to one device and is touched only under that device's lock; hooks run under it too.
+State: a region belongs to one device, and is touched only under that device's lock. Hooks run under it too.
 """
 
 from bisect import bisect_right
@@ -9,18 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from devmodel.region.region import Region, Stored, Whole
+from devmodel.region.region import Region, StoredBytes, WholeAccess
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
     """One little-endian register: ``offset`` and ``width`` in bytes.
 
-    ``rw_mask`` has a bit set for each bit that a write changes (all of them unless declared, none for a
-    read-only register), ``w1c_mask`` for each that writing 1 clears and writing 0 leaves, whatever
-    ``rw_mask`` says of it. ``on_read`` is called with the owner and returns what a read sees in place of the
-    stored value; ``on_write`` is called with the owner and the new stored value after a write that touched
-    any byte of the register.
+    ``rw_mask`` has the bits that a write changes: all unless given, none for a read-only register.
+    ``w1c_mask`` has the bits that writing 1 clears and writing 0 leaves, whether they are in ``rw_mask`` or
+    not. ``on_read`` is called with the owner; a read gives what it returns instead of the stored value.
+    ``on_write`` is called with the owner and the new stored value, after a write that touches any byte of the
+    register.
     """
 
     offset: int
@@ -44,22 +45,23 @@ class Register:
 
 
 class Layout:
-    """The registers of a region, declared once per model and shared by all its devices."""
+    """The registers of a region. A model declares them once, for all its devices."""
 
     __slots__ = ("_starts", "by_name", "image", "native", "plain", "registers", "size", "wholes")
 
     def __init__(self, size: int, registers: Iterable[Register]) -> None:
-        """``size`` in bytes; raises ValueError when registers overlap or lie outside."""
+        """``size`` is in bytes. Raises ValueError for registers that overlap or lie outside."""
         self.size = size
         self.registers: Sequence[Register] = sorted(registers, key=lambda register: register.offset)
         self.by_name = {register.name: register for register in self.registers}
         self._starts = [register.offset for register in self.registers]
         self.image = self._power_on()
         self.plain = self._without_hook()
-        """A byte for each of the region's: 1 where a read is what is stored."""
-        self.wholes = {register.offset: _whole(register) for register in self.registers}
+        """One byte for each of the region's: 1 where a read gives what is stored."""
+        self.wholes = {register.offset: _whole_access(register) for register in self.registers}
+        """What an access of a whole register does, by the register's offset."""
         self.native = [whole for whole in self.wholes.values() if _is_natural(whole)]
-        """Those that a processor accesses at once."""
+        """Those of registers that a processor accesses by one instruction."""
 
     def within(self, offset: int, size: int) -> Sequence[Register]:
         """The registers that share a byte with ``size`` bytes at ``offset``."""
@@ -86,28 +88,28 @@ class Layout:
 
 
 class Registers(Region):
-    """Registers on a little-endian bus: accesses split at register boundaries, the bytes between read 0.
+    """A region of registers. An access is split at their boundaries, and bytes between registers read 0.
 
-    What has no ``on_read`` is read without the device's lock, as one load, unless a subclass has a
-    :meth:`read` of its own.
+    A front end may read a register that has no ``on_read`` by one load and without the device's lock, unless
+    a subclass has a :meth:`read` of its own.
     """
 
     __slots__ = ("_bytes", "_layout", "_owner")
 
     def __init__(self, layout: Layout, owner: object = None) -> None:
-        """``owner`` is what the hooks are called with, usually the device."""
+        """``owner``, usually the device, is what the hooks are called with."""
         super().__init__(layout.size)
         self._layout = layout
         self._owner = owner
         self._bytes = bytearray(layout.image)
 
     @property
-    def stored(self) -> Stored | None:
+    def stored(self) -> StoredBytes | None:
         layout, own = self._layout, type(self)
         if own.read is not Registers.read:
             return None
         wholes = layout.native if own.write is Registers.write else ()
-        return Stored(self._bytes, layout.plain, wholes, self._owner)
+        return StoredBytes(self._bytes, layout.plain, wholes, self._owner)
 
     def __getitem__(self, name: str) -> int:
         register = self._layout.by_name[name]
@@ -159,7 +161,8 @@ class Registers(Region):
             self._store(register, written, (1 << 8 * (last - first)) - 1 << shift)
 
     def _store(self, register: Register, written: int, touched: int) -> None:
-        """``written`` has a value for the bits of ``touched``, those of the bytes that were accessed."""
+        """Write to ``register``: ``touched`` has the bits of the bytes that the access has, ``written`` their
+        new values."""
         changed = register.rw_mask & ~register.w1c_mask & touched
         value = (self[register.name] & ~changed) | (written & changed)
         value &= ~(written & register.w1c_mask & touched)
@@ -168,14 +171,14 @@ class Registers(Region):
             register.on_write(self._owner, value)
 
 
-def _whole(register: Register) -> Whole:
+def _whole_access(register: Register) -> WholeAccess:
     mask = register.mask
     cleared = register.w1c_mask & mask
     changed = register.rw_mask & mask & ~cleared
-    return Whole(register.offset, register.width, changed, cleared, register.on_read, register.on_write)
+    return WholeAccess(register.offset, register.width, changed, cleared, register.on_read, register.on_write)
 
 
-def _is_natural(whole: Whole) -> bool:
+def _is_natural(whole: WholeAccess) -> bool:
     return whole.width in (1, 2, 4, 8) and whole.offset % whole.width == 0
 
 

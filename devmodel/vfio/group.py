@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 from devmodel.device.base import Device
-from devmodel.irq.line import PciIrq
+from devmodel.irq.kinds import PciIrq
 from devmodel.vfio.container import Container
 
 

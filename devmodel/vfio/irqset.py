@@ -14,7 +14,7 @@ from typing import NamedTuple
 from devmodel.device.base import Device
 from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.irqs import Action
-from devmodel.irq.line import ClientFds
+from devmodel.irq.kinds import ClientFds
 from devmodel.vfio.flags import IrqSet
 
 ACTIONS = {

@@ -16,7 +16,7 @@ from devmodel.irq import eventfd
 from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.ioeventfd import IoEventfds, IoWrite
 from devmodel.irq.irqs import Action, IrqIndex, Irqs
-from devmodel.irq.line import ClientFds, PciIrq
+from devmodel.irq.kinds import ClientFds, PciIrq
 from devmodel.pci.capability import Capability, express, msi
 from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.msix import MsixBar

@@ -90,7 +90,7 @@ def test_the_physical_gpu_shows_its_memory_in_a_64_bit_bar() -> None:
     assert gpu.region(0).size == 256 * MIB
     assert struct.unpack("<I", gpu.read(2, 8, 4)) == (192,)
     assert gpu.read(2, 0, 4) == b"VGPU"
-    assert gpu.resources()[0].flags & 0x100000
+    assert gpu.resource_rows()[0].flags & 0x100000
     gpu.close()
 
 

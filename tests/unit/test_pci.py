@@ -250,7 +250,7 @@ def test_firmware_places_bars_without_overlap_and_resources_say_where() -> None:
     cards = [Card("one", aperture=aperture), Card("two", aperture=aperture)]
     taken: list[range] = []
     for card in cards:
-        rows = card.resources()
+        rows = card.resource_rows()
         assert len(rows) == 13
         assert card.config.command == Command.IO | Command.MEMORY | Command.MASTER
         for index, bar in BARS.items():
@@ -265,7 +265,7 @@ def test_firmware_places_bars_without_overlap_and_resources_say_where() -> None:
 
 
 def test_resource_flags_are_the_kernels() -> None:
-    rows = Card("card", aperture=Aperture()).resources()
+    rows = Card("card", aperture=Aperture()).resource_rows()
     assert [rows[index].flags for index in (0, 1, 2, 4)] == [0x42208, 0x40101, 0x14220C, 0x40200]
 
 
@@ -284,7 +284,7 @@ def test_unplaced_bars_are_zero_and_unset() -> None:
         card.config.bar_value(2) & ~(BARS[2].size - 1) == 0
         and card.config.command == Command.IO | Command.MEMORY
     )
-    assert card.resources()[0] == (0, 16 * MIB - 1, 0x20042208)
+    assert card.resource_rows()[0] == (0, 16 * MIB - 1, 0x20042208)
 
 
 # ---- addresses ----

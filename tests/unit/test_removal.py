@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.irqs import Action
-from devmodel.irq.line import ClientFds, PciIrq
+from devmodel.irq.kinds import ClientFds, PciIrq
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
 from devmodel.lifecycle.removal import REQUEST_SECONDS, remove_when_free

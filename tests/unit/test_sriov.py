@@ -370,7 +370,7 @@ def vf(lab: Lab, gpu: PhysicalFunction) -> VirtualFunction:
 def test_a_virtual_function_has_no_intx_and_its_bars_behind_its_neighbours(
     gpu: PhysicalFunction, vf: VirtualFunction
 ) -> None:
-    rows, physical = vf.device.resources(), gpu.device.resources()
+    rows, physical = vf.device.resource_rows(), gpu.device.resource_rows()
     assert vf.device.identity == replace(Vgpu.identity, irq_pin=0)
     for index in vf.device.bar_map:
         size = vf.device.bar_map[index].size

@@ -63,7 +63,7 @@ def _field(name: str, digits: int, get: Callable[[PciDevice], int]) -> Attribute
 
 
 def _resource(self: PciIdentity) -> str:
-    rows = self.function.resources() if self.function is not None else ()
+    rows = self.function.resource_rows() if self.function is not None else ()
     return "\n".join(f"{row.start:#018x} {row.end:#018x} {row.flags:#018x}" for row in rows)
 
 
