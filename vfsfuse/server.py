@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from devmodel.lifecycle.spec import LabSpec, Removal
+from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
@@ -58,7 +58,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     for number in ENDING:  # until trio listens, and again while we clean up: no signal may leave a dead mount
         signal.signal(number, lambda number, _: early.append(number))
     tree = Tree()
-    names = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is Removal.WAIT)
+    names = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is RemovalPolicy.WAIT)
     operations = Operations(names)
     view = LabView(spec, tree)
     view.stores.publish = operations.publish

@@ -119,6 +119,8 @@ class Device:
             region.write(offset, data if taken == len(data) else data[:taken])
             return taken
 
+    # ---- its life: opened, reset, released, gone ----
+
     def reset(self, kept: Region | None = None) -> None:
         """Function reset. The tasks end, and :meth:`run` starts again if a client has the device open.
 

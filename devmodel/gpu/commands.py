@@ -19,7 +19,7 @@ PACKET_SIZE = 64
 _HEADER = struct.Struct("<II")
 _WORD = 8
 """Bytes of what fences write and waits read."""
-Lines = tuple[int, int]
+PitchedLines = tuple[int, int]
 """Where lines are: the address of the first, and the pitch."""
 
 
@@ -99,7 +99,7 @@ class _Copying(GpuCommand):
     __slots__ = ()
 
     def _copy(
-        self, memory: GraphicsMemory, width: int, height: int, target: Lines, source: Lines
+        self, memory: GraphicsMemory, width: int, height: int, target: PitchedLines, source: PitchedLines
     ) -> Iterator[Step]:
         if not (width and height):
             return
@@ -234,7 +234,7 @@ def _extent(pitch: int, width: int, height: int) -> int:
 
 
 def _slices(
-    width: int, height: int, target: Lines, source: Lines, backward: bool = False
+    width: int, height: int, target: PitchedLines, source: PitchedLines, backward: bool = False
 ) -> Iterator[list[CopySpan]]:
     """The lines, as many at once as a slice has room for, first to last or the other way round."""
     if target[1] == source[1] == width:
@@ -249,7 +249,7 @@ def _slices(
         yield [CopySpan(_line(row, target), _line(row, source), width) for row in rows[first : first + count]]
 
 
-def _line(row: int, lines: Lines) -> int:
+def _line(row: int, lines: PitchedLines) -> int:
     return lines[0] + row * lines[1]
 
 

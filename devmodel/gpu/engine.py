@@ -25,7 +25,7 @@ from devmodel.region.registers import Registers
 log = logging.getLogger(__name__)
 
 FENCE_VECTOR, ERROR_VECTOR = 0, 1
-IDLE_SECONDS = 2.0
+WORKER_IDLE_SECONDS = 2.0
 """How long a worker stays when there is nothing to do."""
 MOST_LATE = 4
 """Workers that were stopped and whose client keeps them: with so many, none is added."""
@@ -191,7 +191,7 @@ class Engine:
                 if self._standing is None and ring.head != ring.tail:
                     return ring.next_packets(most)
                 worker.idle()
-                if not self._work.wait(IDLE_SECONDS) and self._is_idle(worker):
+                if not self._work.wait(WORKER_IDLE_SECONDS) and self._is_idle(worker):
                     self._worker = None
                     raise EngineStopped
 

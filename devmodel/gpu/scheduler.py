@@ -18,7 +18,7 @@ from devmodel.gpu.shares import EngineShare, FairQueue
 
 log = logging.getLogger(__name__)
 
-IDLE_SECONDS = 2.0
+WATCHDOG_IDLE_SECONDS = 2.0
 """How long the watchdog stays when there is nothing to watch."""
 _NANO = 10**9
 
@@ -164,7 +164,7 @@ class Scheduler:
                     self._finish(TurnState.OVER)
                     self._next()
                     return turn
-                wait = IDLE_SECONDS * _NANO if turn is None else self._since + turn.timeout - now
+                wait = WATCHDOG_IDLE_SECONDS * _NANO if turn is None else self._since + turn.timeout - now
                 self._wake = now + int(wait)
                 before = self.used
                 self._alarm.wait(wait / _NANO)

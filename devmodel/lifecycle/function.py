@@ -16,7 +16,7 @@ from devmodel.device.pci import PciDevice
 from devmodel.device.tasks import TaskHost
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.spec import ParentSpec
-from devmodel.lifecycle.vf import VfLayout, with_vfs
+from devmodel.lifecycle.vf import VfLayout, physical_model
 from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture
 from devmodel.vfio.group import Group
@@ -101,7 +101,7 @@ class PhysicalFunction(PciFunction):
             raise ValueError(f"{spec.name} has no model")
         self.spec, self.host = spec, host
         self.layout = VfLayout(spec, (offsets or {})[spec.name], aperture) if spec.vfs else None
-        model = spec.model if self.layout is None else with_vfs(spec.model, self.layout)
+        model = spec.model if self.layout is None else physical_model(spec.model, self.layout)
         device = model(spec.name, spec.memory, spec.options, aperture)
         device.tasks.host = host
         self.vfs: list[VirtualFunction] = []

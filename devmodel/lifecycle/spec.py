@@ -18,7 +18,7 @@ PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NO_OPTIONS: Mapping[str, int] = MappingProxyType({})
 
 
-class Removal(Enum):
+class RemovalPolicy(Enum):
     """What removing a vGPU in use does, besides asking its holder to let go."""
 
     BUSY = "busy"
@@ -86,4 +86,4 @@ class LabSpec:
     device_uid: int | None = None
     device_gid: int | None = None
     cache: float = 60.0
-    removal: Removal = Removal.BUSY
+    removal: RemovalPolicy = RemovalPolicy.BUSY

@@ -80,7 +80,7 @@ class VfLayout:
         self.total, self.offset = spec.vfs, offset
         self.type = vf_type(spec)
         self._physical = PciAddress.parse(spec.name)
-        self._model = virtual(self.type.model)
+        self._model = virtual_model(self.type.model)
         self._check(spec)
         sample = self._model(spec.name, self.type.memory, self.type.options)
         self.places = {index: (aperture.take(bar, self.total), bar) for index, bar in sample.bar_map.items()}
@@ -136,7 +136,7 @@ class _Places(Aperture):
         return next(self._addresses)
 
 
-class Express(PciDevice):
+class ExpressFunction(PciDevice):
     """Mixed into a model: the function is PCI Express, and has these extended capabilities too."""
 
     __slots__ = ()
@@ -150,7 +150,7 @@ class Express(PciDevice):
         return (*super().extended_capabilities(), *self.EXTENDED)
 
 
-class WithVfs(Express):
+class FunctionWithVfs(ExpressFunction):
     """Mixed into a model: the function has virtual functions."""
 
     __slots__ = ()
@@ -163,7 +163,7 @@ class WithVfs(Express):
         return rows
 
 
-class Virtual(Express):
+class VirtualFunctionModel(ExpressFunction):
     """Mixed into a model: it is a virtual function, whose memory is decoded whatever its command register
     says. Raises ValueError for a model with I/O BARs or a ROM."""
 
@@ -179,15 +179,15 @@ class Virtual(Express):
         super()._command_written(value | Command.MEMORY)
 
 
-def with_vfs(model: type[PciDevice], layout: VfLayout) -> type[PciDevice]:
+def physical_model(model: type[PciDevice], layout: VfLayout) -> type[PciDevice]:
     """``model`` with SR-IOV."""
-    extended = (*WithVfs.EXTENDED, layout.capability())
-    return _mixed(WithVfs, model, {"EXTENDED": extended, "LAYOUT_OF_VFS": layout})
+    extended = (*FunctionWithVfs.EXTENDED, layout.capability())
+    return _mixed(FunctionWithVfs, model, {"EXTENDED": extended, "LAYOUT_OF_VFS": layout})
 
 
-def virtual(model: type[PciDevice]) -> type[PciDevice]:
+def virtual_model(model: type[PciDevice]) -> type[PciDevice]:
     """``model`` as a virtual function, which has no INTx."""
-    return _mixed(Virtual, model, {"identity": replace(model.identity, irq_pin=0)})
+    return _mixed(VirtualFunctionModel, model, {"identity": replace(model.identity, irq_pin=0)})
 
 
 def _mixed(mixin: type[PciDevice], model: type[PciDevice], members: Mapping[str, object]) -> type[PciDevice]:

@@ -26,8 +26,8 @@ EXTENDED_BASE, EXTENDED_SIZE = 0x600, 8
 DISPI_ID0, DISPI_ID5 = 0xB0C0, 0xB0C5
 LITTLE_ENDIAN, BIG_ENDIAN = 0x1E1E1E1E, 0xBEBEBEBE
 MAX_BPP = 32
-MIN_MEMORY = 1 << 20
-MAX_MEMORY = 1 << 31
+MIN_VIDEO_MEMORY = 1 << 20
+MAX_VIDEO_MEMORY = 1 << 31
 """Largest 32-bit memory BAR."""
 VIDEO_MEMORY_UNIT = 1 << 16
 """What guests count video memory in."""
@@ -114,7 +114,7 @@ class BochsDisplay(Display, PciDevice):
     @classmethod
     def validate(cls, memory: int, options: Mapping[str, int]) -> None:
         super().validate(memory, options)
-        if not MIN_MEMORY <= memory <= MAX_MEMORY or memory % VIDEO_MEMORY_UNIT:
+        if not MIN_VIDEO_MEMORY <= memory <= MAX_VIDEO_MEMORY or memory % VIDEO_MEMORY_UNIT:
             raise ValueError(f"video memory is {memory} bytes, not from 1M to 2G in units of 64K")
         least = edid.MODES[-1]
         width, height = options.get("max_width", 0), options.get("max_height", 0)

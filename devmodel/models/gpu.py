@@ -24,8 +24,8 @@ from devmodel.region.region import Memory
 from devmodel.region.registers import Layout, Register, Registers
 
 GPU_MAGIC = 0x55504756  # "VGPU" in memory order
-MIN_MEMORY = 1 << 20
-MAX_MEMORY = 1 << 40
+MIN_GPU_MEMORY = 1 << 20
+MAX_GPU_MEMORY = 1 << 40
 """Room for one region in VFIO's file offsets."""
 MSIX_BAR = 4
 GTT_BAR = 1
@@ -58,7 +58,7 @@ class PhysicalGpu(PciDevice):
     @classmethod
     def validate(cls, memory: int, options: Mapping[str, int]) -> None:
         super().validate(memory, options)
-        if not MIN_MEMORY <= memory <= MAX_MEMORY:
+        if not MIN_GPU_MEMORY <= memory <= MAX_GPU_MEMORY:
             raise ValueError(f"video memory is {memory} bytes, not in 1M to 1T")
 
     def bars(self) -> Mapping[int, Bar]:

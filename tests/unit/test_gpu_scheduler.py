@@ -244,7 +244,7 @@ def test_a_place_that_is_kept_can_be_given_up() -> None:
 
 
 def test_the_watchdog_ends_when_there_is_nothing_to_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("devmodel.gpu.scheduler.IDLE_SECONDS", 0.05)
+    monkeypatch.setattr("devmodel.gpu.scheduler.WATCHDOG_IDLE_SECONDS", 0.05)
     scheduler = Scheduler()
     turn = scheduler.turn(EngineShare(1), SECOND // 20, never)
     for _ in range(3):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from devmodel.lifecycle.resources import MAX_SIZE, Resolution, parse_resolution, parse_size
-from devmodel.lifecycle.spec import PATH_NAME, Removal
+from devmodel.lifecycle.spec import PATH_NAME, RemovalPolicy
 
 MAX_CACHE_SECONDS = 86400
 
@@ -56,11 +56,11 @@ def resolution(value: object) -> Resolution:
     return parse_resolution(value)
 
 
-def removal(value: object) -> Removal:
+def removal(value: object) -> RemovalPolicy:
     """What removing a device in use does."""
-    if not isinstance(value, str) or value not in {each.value for each in Removal}:
+    if not isinstance(value, str) or value not in {each.value for each in RemovalPolicy}:
         raise ValueError(f'{value!r} is neither "busy" nor "wait" (give one of them)')
-    return Removal(value)
+    return RemovalPolicy(value)
 
 
 def seconds(value: object) -> float:

@@ -15,7 +15,7 @@ from devmodel.lifecycle.function import PciFunction, PhysicalParent, VirtualFunc
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from devmodel.lifecycle.removal import remove_when_free
-from devmodel.lifecycle.spec import LabSpec, Removal
+from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
 from devmodel.vfio.group import Assignable, Group
 from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
 from vfsfuse.kernfs.kobject import BinaryMember, DeviceNode, Entry, Kobject
@@ -84,7 +84,7 @@ class LabView:
 
     async def remove(self, mdev: Mdev) -> None:
         """Remove a vGPU as the lab file says: OSError(EBUSY) while it is held, or by waiting."""
-        if self.spec.removal is Removal.WAIT:
+        if self.spec.removal is RemovalPolicy.WAIT:
             await remove_when_free(self.lab, mdev)
         else:
             self.lab.remove(mdev)
