@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ida for groups and minors: always the lowest free one, as the kernel's ida gives them.
+"""Ida: numbers for groups and minors, always the lowest free one, as the kernel's ida gives them.
 
-State: owned by the lab, touched under its lock.
+State: the lab's, under ``Lab.lock``.
 """
 
 from heapq import heappop, heappush
 
 
 class Ida:
-    """Hands out 0, 1, 2, ..., and again what was given back, lowest first."""
+    """Gives 0, 1, 2 and so on. A number that comes back is given again, the lowest first."""
 
     __slots__ = ("_free", "_next")
 
@@ -17,7 +17,7 @@ class Ida:
         self._next = 0
 
     def take(self) -> int:
-        """The lowest number that is free; it no longer is."""
+        """The lowest free number, which is taken from now on."""
         if self._free:
             return heappop(self._free)
         self._next += 1

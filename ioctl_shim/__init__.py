@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native edge: the device lane, the VFIO ABI, and the client's memory and file descriptors.
+"""The native edge: what a FUSE server in Python cannot do by itself, in C (native/) and in Python over it.
+
+How data flows: one thread, the pump, reads every request from /dev/fuse. It answers accesses of memory and
+of stored registers in C (``pumped``), calls ``lane`` for other requests on device files, and leaves the rest
+to pyfuse3, on trio's thread. For an ioctl it fetches the client's struct as the row in ``abi`` says, calls
+the handler, and puts the struct back. ``client`` is the process that made a request: its memory, and copies
+of its descriptors; ``pinned`` is its memory that a device holds. ``seccomp`` traps system calls for `vfsfuse
+run`. No emulation is here.
 
 Import this package before pyfuse3: its extension takes four libfuse symbols first (native/interpose.c), and a
 symbol binds once, when pyfuse3 is loaded.

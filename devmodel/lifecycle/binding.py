@@ -24,7 +24,7 @@ from devmodel.vfio.vftoken import VfToken
 
 
 class BindingObserver(Protocol):
-    """Told of every change, on the lifecycle thread under ``Lab.lock``, once the state is complete."""
+    """Is told of each change when the lab's state is complete. Lifecycle thread, under ``Lab.lock``."""
 
     def bound(self, function: PciFunction) -> None:
         """The function has a driver now. An exception undoes the binding."""
@@ -34,20 +34,20 @@ class BindingObserver(Protocol):
 
 
 def function_of(parent: Parent) -> PhysicalFunction:
-    """The PCI function of a physical GPU; ``OSError(ENODEV)`` for a virtual parent."""
+    """The PCI function that a parent is. Raises ``OSError(ENODEV)`` for a virtual parent."""
     if not isinstance(parent, PhysicalParent):
         raise OSError(errno.ENODEV, f"{parent.name} is no PCI function")
     return parent.function
 
 
 class MdevObserver(Protocol):
-    """Told of every change, on the lifecycle thread under ``Lab.lock``, once the state is complete."""
+    """Is told of each change when the lab's state is complete. Lifecycle thread, under ``Lab.lock``."""
 
     def mdev_bound(self, mdev: Mdev) -> None:
         """The vGPU has its driver again. An exception undoes the binding."""
 
     def mdev_unbound(self, mdev: Mdev) -> None:
-        """The vGPU has no driver any more; it keeps its numbers."""
+        """The vGPU has no driver any more. It keeps its numbers."""
 
 
 class DriverCore:
@@ -74,15 +74,15 @@ class DriverCore:
         return self._buses.setdefault(address.bus_name, [])
 
     def find(self, name: str) -> PciFunction:
-        """The function at address ``name``; ``OSError(ENODEV)``."""
+        """The function at the address ``name``. Raises ``OSError(ENODEV)`` when there is none."""
         function = self.functions.get(name)
         if function is None:
             raise OSError(errno.ENODEV, f"no PCI function {name!r}")
         return function
 
     def matches(self, function: PciFunction, driver: str) -> bool:
-        """Whether ``driver`` would take the function: the override's only, without one its host driver, or
-        one that was given its id."""
+        """Whether ``driver`` takes the function. With a driver_override only that driver does, without one
+        the host driver, and each driver that was given a matching id."""
         if function.driver_override is not None:
             return driver == function.driver_override
         identity = function.device.identity
@@ -91,9 +91,11 @@ class DriverCore:
         )
 
     def bind(self, function: PciFunction, driver: str) -> None:
-        """Bind the function. ``OSError``: ENODEV when the driver does not match it, EBUSY when it has one or
-        vfio-pci meets virtual functions of another driver's, EINVAL for vfio-pci and a function without
-        IOMMU, unless noiommu mode is enabled."""
+        """Bind the function to ``driver``.
+
+        Raises ``OSError``: ENODEV when the driver does not take it, EBUSY when it has a driver, EINVAL for
+        vfio-pci and a function without IOMMU while noiommu mode is off.
+        """
         with self._lock:
             if not self.matches(function, driver):
                 raise OSError(errno.ENODEV, f"{driver} does not match {function.name}")
@@ -110,8 +112,11 @@ class DriverCore:
                 undo.pop_all()
 
     def unbind(self, function: PciFunction, driver: str) -> None:
-        """Take the driver away. ``OSError``: ENODEV when it is not ``driver``, EBUSY while a client holds it,
-        its host driver has vGPUs or virtual functions on it, or a client holds one of vfio-pci's."""
+        """Take the driver away from the function.
+
+        Raises ``OSError``: ENODEV when its driver is not ``driver``; EBUSY while a client holds it or, with
+        vfio-pci, one of its virtual functions, and while its host driver has vGPUs or virtual functions.
+        """
         with self._lock:
             if function.driver != driver:
                 raise OSError(errno.ENODEV, f"{function.name} is not bound to {driver}")
@@ -125,16 +130,16 @@ class DriverCore:
             self._taken_away(function)
 
     def probe(self, function: PciFunction) -> None:
-        """Bind the function to the driver that takes it, if it has none; no such driver is no error."""
+        """Bind a function that has no driver to the one that takes it, if there is one."""
         with self._lock:
             for driver in (function.host_driver, *self._ids, function.driver_override):
                 if driver is not None and function.driver is None:
                     self._try(function, driver, errno.ENODEV)
 
     def add_id(self, driver: str, identity: PciId) -> None:
-        """Have ``driver`` take functions with this id, and offer it those that have no driver.
+        """Have ``driver`` take functions that match ``identity``, and bind it to those without a driver.
 
-        Raises ``OSError(EEXIST)`` for an id that it takes already.
+        Raises ``OSError(EEXIST)`` when it takes all of them already.
         """
         with self._lock:
             known = self._ids.setdefault(driver, [])
@@ -146,7 +151,7 @@ class DriverCore:
                     self._try(function, driver)
 
     def remove_id(self, driver: str, identity: PciId) -> None:
-        """The opposite of :meth:`add_id`, which unbinds nothing. ``OSError(ENODEV)`` for an id it has not."""
+        """Have ``driver`` take them no more. Unbinds none. ``OSError(ENODEV)`` for an id that it has not."""
         with self._lock:
             known = self._ids.get(driver, [])
             found = next((each for each in known if identity.covers(each)), None)
@@ -155,19 +160,18 @@ class DriverCore:
             known.remove(found)
 
     def appeared(self, function: PciFunction) -> None:
-        """A function that the bus found has become visible: probe it, if the bus does so by itself. That no
-        driver can take it is no error."""
+        """A new function is complete: probe it if :attr:`autoprobe` is on. It is no error if that fails."""
         if self.autoprobe:
             with suppress(OSError):
                 self.probe(function)
 
     def vanishes(self, function: PciFunction) -> None:
-        """A function that nobody holds goes, whatever its driver."""
+        """A function that no client holds is about to be removed: take its driver away, whichever that is."""
         if function.driver is not None:
             self._taken_away(function)
 
     def _free(self, function: PhysicalFunction, driver: str) -> None:
-        """Make sure that nothing is left that lives on the function's driver."""
+        """Release what depends on the function's driver. Raises ``OSError(EBUSY)`` if that is in use."""
         if driver != VFIO_PCI and (function.parent.mdevs or function.vfs):
             raise OSError(errno.EBUSY, f"{function.name} has vGPUs or virtual functions")
         if function.vfs and self.disable_vfs is not None:
@@ -196,7 +200,7 @@ class DriverCore:
             function.vfio_minor = None
 
     def _try(self, function: PciFunction, driver: str, harmless: int | None = None) -> None:
-        """Bind; failing to is no error, or (``harmless``) when it is this one."""
+        """Bind the function. A failure is no error, or with ``harmless`` only the one with this errno."""
         try:
             self.bind(function, driver)
         except OSError as error:
@@ -205,14 +209,17 @@ class DriverCore:
 
 
 class MdevDriver:
-    """Binds and unbinds vGPUs. A new one is bound unless ``autoprobe`` (drivers_autoprobe) is off."""
+    """vfio_mdev: a vGPU that is bound to it can be opened through VFIO.
+
+    A new vGPU is bound unless ``autoprobe``, the bus' drivers_autoprobe, is off.
+    """
 
     def __init__(self, lock: threading.RLock, observer: MdevObserver) -> None:
         self._lock, self._observer = lock, observer
         self.autoprobe = True
 
     def bind(self, mdev: Mdev) -> None:
-        """Give the vGPU to VFIO. ``OSError(EBUSY)`` when it is already."""
+        """Bind the vGPU. Raises ``OSError(EBUSY)`` when it is bound."""
         with self._lock:
             if mdev.bound:
                 raise OSError(errno.EBUSY, f"{mdev.name} is bound")
@@ -224,10 +231,10 @@ class MdevDriver:
                 raise
 
     def unbind(self, mdev: Mdev) -> None:
-        """Take the vGPU away from VFIO; its model and what is in its memory stay as they are.
+        """Unbind the vGPU. Its model and the contents of its memory stay.
 
-        Raises ``OSError``: ENODEV when it is not bound, EBUSY while a client holds it, which is asked to let
-        go.
+        Raises ``OSError``: ENODEV when it is not bound, EBUSY while a client holds it, after asking the
+        client to let go.
         """
         with self._lock:
             if not mdev.bound:

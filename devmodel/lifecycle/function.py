@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PCI functions that drivers bind: the physical function of a GPU, and its virtual functions.
+"""PCI functions that drivers bind: a physical GPU, its virtual functions, and the parent that the GPU is.
 
-State: driver and override are the lifecycle thread's, under ``Lab.lock``; whether a function is held open is
-under its group's lock. Source: Documentation/PCI/pci-iov-howto.rst, vfio-pci's behaviour.
+State: the driver and its override are the lifecycle thread's, under ``Lab.lock``; whether a client holds a
+function is under its group's lock. Source: Documentation/PCI/pci-iov-howto.rst, the behaviour of vfio-pci.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class PciFunction(VfioPciFunction):
     @property
     @abstractmethod
     def host_driver(self) -> str | None:
-        """The driver that takes it unless told otherwise; None when there is none."""
+        """The driver that takes it without a driver_override, None when there is none."""
 
     @property
     def probed(self) -> bool:
-        """Whether drivers may take it without its being told which one."""
+        """Whether drivers may be bound to it now."""
         return True
 
 
@@ -79,9 +79,9 @@ class PhysicalParent(Parent):
 class PhysicalFunction(PciFunction):
     """The PCI function of a physical GPU.
 
-    ``layout`` says what its virtual functions are, None without SR-IOV; ``vfs`` are those that are enabled.
-    ``vf_token`` is there while vfio-pci drives a function with SR-IOV. ``autoprobe`` is whether host drivers
-    may take its virtual functions.
+    ``layout`` describes its virtual functions, None without SR-IOV; ``vfs`` has those that are enabled.
+    A function with SR-IOV has a ``vf_token`` while it is bound to vfio-pci. ``autoprobe`` (the function's
+    sriov_drivers_autoprobe) is whether drivers may be bound to its virtual functions without an override.
     """
 
     __slots__ = ("_parent", "autoprobe", "host", "layout", "spec", "vf_token", "vfs")
@@ -95,8 +95,8 @@ class PhysicalFunction(PciFunction):
         host: TaskHost | None = None,
         offsets: Mapping[str, int] | None = None,
     ) -> None:
-        """Raises ValueError for a model that cannot be made so. ``offsets`` has the place of its virtual
-        functions (devmodel.lifecycle.vf.place_vfs)."""
+        """``offsets`` is what :func:`devmodel.lifecycle.vf.place_vfs` gives. Raises ValueError when the model
+        cannot be what the spec asks for."""
         if spec.model is None:
             raise ValueError(f"{spec.name} has no model")
         self.spec, self.host = spec, host
@@ -165,7 +165,8 @@ class VirtualFunction(PciFunction):
 
     @property
     def token(self) -> VfToken | None:
-        """What its users share with those of the physical function; None when that is not vfio-pci's."""
+        """The token that its users share with those of the physical function. None while that is not bound to
+        vfio-pci."""
         return self.physical.vf_token
 
     def check_token(self, token: UUID | None) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lifecycle core of a lab: creating, starting, stopping and removing vGPUs, whatever face asked for it.
+"""The lab: its parents, and the vGPUs that are created from them, started, shut down and removed.
 
-State: everything here changes on the lifecycle (trio) thread under ``Lab.lock``. Whether a device is
-held open is under its group's lock, which is taken after ``Lab.lock``, never before.
+State: everything here changes on the lifecycle (trio) thread, under ``Lab.lock``. Whether a client holds a
+device is under its group's lock, which is taken after ``Lab.lock``, never before.
 Errors: ``OSError`` with the errno of mdev's ``create`` and ``remove`` in the kernel.
 """
 
@@ -33,23 +33,23 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Observer(BindingObserver, FunctionObserver, MdevObserver, Protocol):
-    """Told of every change, on the lifecycle thread under ``Lab.lock``, once the lab's state is complete."""
+    """Is told of each change when the lab's state is complete. Lifecycle thread, under ``Lab.lock``."""
 
     def added(self, mdev: Mdev) -> None:
-        """``mdev`` exists now. An exception undoes the creation and reaches who asked for it."""
+        """``mdev`` exists now. An exception undoes its creation, and :meth:`Lab.create` raises it."""
 
     def removed(self, mdev: Mdev) -> None:
-        """``mdev`` is gone; its numbers are still its own while this runs."""
+        """``mdev`` is gone. Nobody else gets its numbers while this runs."""
 
     def changed(self, mdev: Mdev) -> None:
         """``mdev`` was started or shut down."""
 
 
 class Lab:
-    """All parents and vGPUs. The tables are for reading by others; only the methods change them."""
+    """All parents and vGPUs. Others may read the tables; only the methods change them."""
 
     def __init__(self, spec: LabSpec, observer: Observer) -> None:
-        """Raises ValueError for a spec whose models cannot be made (vfsfuse.labfile says why and where)."""
+        """Raises ValueError for a spec whose models cannot be made."""
         self.spec = spec
         self.observer = observer
         self.lock = threading.RLock()
@@ -77,12 +77,12 @@ class Lab:
         name: str | None = None,
         overrides: Mapping[str, str] = _NONE,
     ) -> Mdev:
-        """Create a vGPU; ``name`` is its directory's, the UUID unless given.
+        """Create a vGPU. Its directory is called ``name``, or as the UUID without one.
 
-        Its share is its type's but for ``overrides``. Raises ValueError for those that cannot be (see
-        :meth:`Share.changed`), ``OSError``: EEXIST for a UUID and instance, or a name, that the lab has
-        already, ENODEV when the parent lost its host driver, ENOSPC when it has not enough left. Whatever
-        goes wrong, nothing of it stays.
+        Its share is that of its type, with ``overrides`` (:meth:`Share.changed`). Raises ValueError for
+        overrides that cannot be, ``OSError``: EEXIST for a UUID and instance, or a name, that the lab has
+        already, ENODEV when the parent is not bound to its host driver, ENOSPC when it has not enough left.
+        After any error the lab is as it was.
         """
         name = str(uuid) if name is None else name
         share = type_.share.changed(type_.spec, overrides) if overrides else type_.share
@@ -102,7 +102,7 @@ class Lab:
             return mdev
 
     def remove(self, mdev: Mdev) -> None:
-        """Remove a vGPU. ``OSError``: EBUSY while a client has it or its group open, ENODEV if gone."""
+        """Remove a vGPU. ``OSError``: EBUSY while it or its group is open, ENODEV when it is gone."""
         with self.lock:
             mdev.retire()
             mdev.dispose()
@@ -112,8 +112,11 @@ class Lab:
                 self.observer.removed(mdev)
 
     def surprise_remove(self, mdev: Mdev) -> None:
-        """A vGPU is gone at once although clients may hold it (:meth:`Device.vanish`). Its share and numbers
-        come back when the last of them has let go. ``OSError(ENODEV)`` if gone."""
+        """Remove a vGPU at once, although clients may hold it (:meth:`Device.vanish`).
+
+        The lab has its share and numbers back when the last client has let go. Raises ``OSError(ENODEV)``
+        when it is gone.
+        """
         with self.lock:
             mdev.vanish()
             self._forget(mdev)
@@ -121,11 +124,11 @@ class Lab:
             with mdev.group.lock:
                 mdev.group.watch(partial(self.tasks.soon, self._settle, mdev))
             with ExitStack() as after:
-                after.callback(self._settle, mdev)  # nobody may have it, or no more since
+                after.callback(self._settle, mdev)  # at once, if no client holds it or the last has let go
                 self.observer.removed(mdev)
 
     def find(self, uuid: UUID, instance: int = 0) -> Mdev:
-        """The vGPU with this UUID and instance, or ``OSError(ENODEV)``."""
+        """The vGPU with this UUID and instance; ``OSError(ENODEV)`` when there is none. Any thread."""
         with self.lock:
             mdev = self.mdevs.get((uuid, instance))
         if mdev is None:
@@ -133,7 +136,7 @@ class Lab:
         return mdev
 
     def named(self, name: str) -> Mdev:
-        """The vGPU whose directory has this name, or ``OSError(ENODEV)``."""
+        """The vGPU whose directory has this name; ``OSError(ENODEV)`` when there is none. Any thread."""
         with self.lock:
             mdev = self.by_name.get(name)
         if mdev is None:
@@ -141,15 +144,15 @@ class Lab:
         return mdev
 
     def start(self, uuid: UUID) -> None:
-        """Start all vGPUs of a VM, those with this UUID; ``OSError(ENODEV)`` when there are none."""
+        """Start the vGPUs of a VM, those with this UUID. ``OSError(ENODEV)`` when there are none."""
         self._set_online(uuid, True)
 
     def shutdown(self, uuid: UUID) -> None:
-        """Shut down all vGPUs of a VM; ``OSError(ENODEV)`` when there are none."""
+        """Shut the vGPUs of a VM down. ``OSError(ENODEV)`` when there are none."""
         self._set_online(uuid, False)
 
     def close(self) -> None:
-        """Close every device, held or not; for the end of the process."""
+        """Close every device, held or not. For the end of the process."""
         with self.lock:
             for mdev in (*self.mdevs.values(), *self._departed):
                 mdev.dispose()
@@ -180,7 +183,7 @@ class Lab:
     def _build(
         self, type_: MdevType, uuid: UUID, instance: int, name: str, share: Share, undo: ExitStack
     ) -> Mdev:
-        """Make an mdev with numbers and a group of its own; ``undo`` gets what takes them back."""
+        """Make an mdev with numbers and a group of its own. ``undo`` gets the calls that take them back."""
         group = Group(self._take(self._group_numbers, undo))
         minor, vfio_minor = self._take(self._minors, undo), self._take(self._vfio_minors, undo)
         mdev = Mdev(uuid, instance, name, type_, share, group, minor, vfio_minor)
@@ -207,7 +210,8 @@ class Lab:
         mdev.type.refund(mdev.share)
 
     def _settle(self, mdev: Mdev) -> None:
-        """What a vGPU that was taken away by surprise still has comes back, unless it is held."""
+        """Take back the share and numbers of a vGPU that was removed by surprise, unless a client holds
+        it."""
         with self.lock:
             with mdev.group.lock:
                 held = mdev.held

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removing a vGPU that a client holds, by waiting until it has let go.
+"""Removing a vGPU that a client holds: wait until the client has let go, then remove it.
 
-State: none of its own; runs on the lifecycle (trio) thread. Source: VFIO asks the holder of a device that is
-to go through the REQ interrupt, again every ten seconds, and waits.
+State: none of its own; runs on the lifecycle (trio) thread. Source: vfio_unregister_group_dev() of the
+kernel, which asks the client by the REQ interrupt, again every ten seconds, and waits.
 """
 
 import errno
@@ -15,14 +15,14 @@ from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
 
 REQUEST_SECONDS = 10
-"""From one request to let go to the next."""
+"""From each request to let go to the next."""
 
 
 async def remove_when_free(lab: Lab, mdev: Mdev) -> None:
-    """Remove the vGPU once nobody holds it; nobody can open it meanwhile. Cancelled, it stays as it was.
+    """Remove the vGPU when no client holds it any more. No client can open it in the meantime.
 
-    Raises ``OSError(ENODEV)`` when it is gone, if only while this waits.
-    """
+    If this is cancelled, the vGPU stays. Raises ``OSError(ENODEV)`` when it is gone, or goes while this
+    waits."""
     let_go = trio.lowlevel.ParkingLot()
     with _leaving(lab, mdev, let_go):
         while not _removed(lab, mdev):
@@ -31,7 +31,7 @@ async def remove_when_free(lab: Lab, mdev: Mdev) -> None:
 
 
 def _removed(lab: Lab, mdev: Mdev) -> bool:
-    """Remove it, or ask its holder to let go."""
+    """Remove it, or ask its client to let go. Whether it was removed."""
     try:
         lab.remove(mdev)
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lines that create and destroy vGPUs, parsed strictly: UUIDs, instances, types, resources.
+"""The lines that create and destroy vGPUs, parsed strictly: UUID, instance, type, resources.
 
 State: none. Source: the vGPU RFC of 2016 (``vgpu_create``: "uuid:instance:type", ``vgpu_destroy``:
 "uuid:instance"). Every error is ValueError, which an attribute answers with EINVAL.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a vGPU takes of its parent: its type's share, unless the line that creates it asks for another.
+"""Resources: the share of its parent that a vGPU takes, and how a line of ``vgpu_create`` changes it.
 
 State: none, all are values. Every error is ValueError, which an attribute answers with EINVAL.
 Source: the vGPU RFC of 2016, whose ``vgpu_create`` may give a vGPU "more or less resources" than others.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from devmodel.lifecycle.spec import TypeSpec
 
 MAX_SIZE = 1 << 40
-"""Most bytes that anything in a lab has."""
+"""Largest size of anything in a lab, in bytes."""
 
 _SIZE = re.compile(r"([0-9]{1,15}) ?([KMGT]?)(?:iB|B)?", re.ASCII)
 _SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
@@ -33,11 +33,10 @@ class Resolution(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One vGPU's share: ``memory`` in bytes and ``slots`` come out of its parent; ``options`` are its
-    model's.
+    """One vGPU's share: ``memory`` (bytes) and ``slots`` of its parent, and the ``options`` of its model.
 
-    What an option's name means is the model's: ``weight`` of the engine, ``frame_rate`` in Hz, ``max_width``
-    and ``max_height`` in pixels.
+    Options that this module knows: ``weight`` on the engine, ``frame_rate`` in Hz, ``max_width`` and
+    ``max_height`` in pixels.
     """
 
     memory: int
@@ -46,13 +45,13 @@ class Share:
 
     @classmethod
     def of(cls, spec: TypeSpec) -> "Share":
-        """What the type says."""
+        """The share that the type gives."""
         return cls(spec.memory, spec.slots, spec.model.with_defaults(spec.options))
 
     def changed(self, spec: TypeSpec, overrides: Mapping[str, str]) -> "Share":
-        """The share of a vGPU of type ``spec`` with ``overrides``, by key of :data:`OVERRIDES`.
+        """This share with ``overrides``, texts by key of :data:`OVERRIDES`, for a vGPU of type ``spec``.
 
-        Raises ValueError for an unknown key, a bad value, and for what the model cannot have.
+        Raises ValueError for an unknown key, a bad text, and a share that the model cannot have.
         """
         made = self
         for key, text in overrides.items():
@@ -64,12 +63,12 @@ class Share:
 
     @property
     def max_resolution(self) -> Resolution | None:
-        """The largest that it shows, None for what is no display or has no limit of its own."""
+        """The largest resolution that the vGPU shows. None for one without a limit, or without a display."""
         found = Resolution(self.options.get("max_width", 0), self.options.get("max_height", 0))
         return found if all(found) else None
 
     def with_options(self, **options: int) -> "Share":
-        """A share with these options in place of its own."""
+        """This share with some options replaced."""
         return replace(self, options={**self.options, **options})
 
 
@@ -100,7 +99,7 @@ def parse_count(text: str) -> int:
 
 
 def resolution_options(resolution: Resolution) -> dict[str, int]:
-    """The options of a model that limit what it shows to ``resolution``."""
+    """The options of a model that limit its display to ``resolution``."""
     return {"max_width": resolution.width, "max_height": resolution.height}
 
 
@@ -110,4 +109,4 @@ OVERRIDES: Mapping[str, Callable[[Share, str], Share]] = {
     "frame_rate": lambda share, text: share.with_options(frame_rate=parse_count(text)),
     "max_resolution": lambda share, text: share.with_options(**resolution_options(parse_resolution(text))),
 }
-"""What a line of ``vgpu_create`` may give a vGPU more or less of, by its key there."""
+"""How each key that a line of ``vgpu_create`` may have changes a share."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a lab consists of, as plain values: parents, their types, and settings of the whole.
+"""The description of a lab as values: its parents, their types, and settings of the whole lab.
 
-State: none, all frozen. A lab file makes them, checked and with defaults (vfsfuse.labfile), or a test does.
+State: none, all are frozen. vfsfuse.labfile makes them from a lab file, checked and with defaults.
 """
 
 import re
@@ -13,27 +13,27 @@ from types import MappingProxyType
 from devmodel.device.pci import PciDevice
 
 PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-"""A name that can be a directory of the tree and a field of a ``vgpu_create`` line."""
+"""A name that can be that of a directory, and a field of a ``vgpu_create`` line."""
 
 _NO_OPTIONS: Mapping[str, int] = MappingProxyType({})
 
 
 class RemovalPolicy(Enum):
-    """What removing a vGPU in use does, besides asking its holder to let go."""
+    """What the removal of a vGPU does while a client holds it, besides asking the client to let go."""
 
     BUSY = "busy"
     """It fails with EBUSY."""
     WAIT = "wait"
-    """It waits until the holder has let go, as VFIO does in Linux."""
+    """It waits until the client has let go, as VFIO does in Linux."""
 
 
 @dataclass(frozen=True, slots=True)
 class TypeSpec:
     """A type of vGPU that a parent offers.
 
-    ``memory`` is in bytes and comes out of the parent's, ``slots`` likewise out of the parent's slots;
-    ``instances`` bounds how many of this type there may be at once. ``pretty_name`` is what the type's
-    ``name`` attribute shows, the type's name itself unless given.
+    Each vGPU takes ``memory`` bytes and ``slots`` of its parent. ``instances`` is how many of this type there
+    may be at once, None without limit. The type's ``name`` attribute shows ``pretty_name``, or ``name``
+    without one.
     """
 
     name: str
@@ -51,11 +51,11 @@ class TypeSpec:
 class ParentSpec:
     """A device that vGPUs are made of.
 
-    ``kind`` is "gpu" for a physical PCI function at ``bdf`` (which is also its name, and whose model is
-    ``model``), or "virtual" for a device under sys/devices/virtual/<driver>/<name>. ``memory`` in bytes and
-    ``slots`` are what its vGPUs share; None slots is without limit. A function with ``iommu`` False has no
-    IOMMU before it: vfio-pci takes it only in noiommu mode. With SR-IOV it has up to ``vfs`` virtual
-    functions of ``vf_model``, each with ``vf_memory`` bytes of the memory (0: an equal share).
+    ``kind`` is "gpu" for a physical PCI function, of model ``model`` and at the address ``bdf``, which is
+    also its name; or "virtual" for a device under sys/devices/virtual/<driver>/<name>. Its vGPUs share
+    ``memory`` bytes and ``slots`` (None: without limit). A function with ``iommu`` False has no IOMMU:
+    vfio-pci takes it only in noiommu mode. With SR-IOV it has up to ``vfs`` virtual functions of
+    ``vf_model``, each with ``vf_memory`` bytes of the memory (0: an equal share).
     """
 
     name: str
@@ -75,9 +75,10 @@ class ParentSpec:
 
 @dataclass(frozen=True, slots=True)
 class LabSpec:
-    """A whole lab. ``cache`` is for how many seconds the kernel may cache names and attributes.
+    """A whole lab. The kernel may cache names and attributes for ``cache`` seconds.
 
-    The device files belong to ``device_uid`` and ``device_gid`` (None: who mounted) with ``device_mode``.
+    The device files belong to ``device_uid`` and ``device_gid`` (None: the user who mounted), with mode
+    ``device_mode``.
     """
 
     parents: tuple[ParentSpec, ...]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SR-IOV: virtual functions that a physical function's driver enables and disables, all or none.
+"""SR-IOV: the driver of a physical function enables its virtual functions, and disables them all.
 
-State: on the lifecycle thread under ``Lab.lock``; whether a function is held open is under its group's lock.
-Source: Documentation/ABI/testing/sysfs-bus-pci (sriov_numvfs and what is beside it),
-Documentation/PCI/pci-iov-howto.rst, vfio-pci's behaviour.
+State: the lifecycle thread's, under ``Lab.lock``; whether a client holds a function is under its group's
+lock. Source: Documentation/ABI/testing/sysfs-bus-pci (sriov_numvfs and the other sriov_ attributes),
+Documentation/PCI/pci-iov-howto.rst, the behaviour of vfio-pci.
 """
 
 import errno
@@ -22,13 +22,13 @@ from devmodel.vfio.group import Group
 
 
 class FunctionObserver(Protocol):
-    """Told of every change, on the lifecycle thread under ``Lab.lock``, once the state is complete."""
+    """Is told of each change when the lab's state is complete. Lifecycle thread, under ``Lab.lock``."""
 
     def function_added(self, function: VirtualFunction) -> None:
-        """The function exists now, without a driver. An exception undoes all that were being enabled."""
+        """The function exists now, without a driver. An exception undoes all that are being enabled."""
 
     def function_removed(self, function: VirtualFunction) -> None:
-        """The function is gone; its numbers are still its own while this runs."""
+        """The function is gone. Nobody else gets its numbers while this runs."""
 
 
 class SriovCore:
@@ -48,12 +48,11 @@ class SriovCore:
         drivers.disable_vfs = self.disable
 
     def set_count(self, function: PhysicalFunction, count: int) -> None:
-        """Have ``count`` virtual functions, as a write to sriov_numvfs does.
+        """Enable ``count`` virtual functions, or with 0 disable them all, as a write to sriov_numvfs does.
 
-        Raises ``OSError``: ERANGE for more than there can be, ENOENT when the function has no driver or one
-        that does not do this (vfio-pci unless its module's enable_sriov is set), EBUSY when there are some
-        and ``count`` is another but 0, or when it is 0 and a client holds one, ENOSPC when the function has
-        not enough left for all of them.
+        Raises ``OSError``: ERANGE for more than the function can have; ENOENT when it has no driver, or
+        vfio-pci while that module's enable_sriov is off; EBUSY when another number of them is enabled, and
+        for disabling while a client holds one; ENOSPC when the function has not enough left for all of them.
         """
         with self._lock:
             layout = layout_of(function)
@@ -71,8 +70,8 @@ class SriovCore:
                 self._enable(function, layout, count)
 
     def disable(self, function: PhysicalFunction) -> None:
-        """Disable all virtual functions, or none: ``OSError(EBUSY)`` while a client holds one, in which case
-        each holder is asked to let go."""
+        """Disable all virtual functions. Raises ``OSError(EBUSY)`` while clients hold some: then each of
+        those clients is asked to let go, and all functions stay."""
         with self._lock:
             retire_all([vf for vf in function.vfs if vf.driver == VFIO_PCI])
             self._show_count(function, 0)
@@ -81,7 +80,7 @@ class SriovCore:
                 self._remove(vf)
 
     def close(self) -> None:
-        """Close the model of each virtual function, held or not; for the end of the process."""
+        """Close the model of each virtual function, held or not. For the end of the process."""
         for function in self._drivers.functions.values():
             if isinstance(function, VirtualFunction):
                 function.device.close()
@@ -97,7 +96,7 @@ class SriovCore:
             undo.pop_all()
         for vf in function.vfs:
             if function.driver == VFIO_PCI:
-                vf.driver_override = VFIO_PCI  # vfio-pci lets no other driver have them unasked
+                vf.driver_override = VFIO_PCI  # vfio-pci keeps other drivers away from them
             self._drivers.appeared(vf)
 
     def _add(self, function: PhysicalFunction, layout: VfLayout, index: int) -> VirtualFunction:
@@ -134,7 +133,7 @@ class SriovCore:
         del self._groups[vf.group.number]
 
     def _show_count(self, function: PhysicalFunction, count: int) -> None:
-        """Let the capability say how many there are; it goes on saying so after a reset of the function."""
+        """Have the SR-IOV capability say how many are enabled, also after a reset of the function."""
         device = function.device
         with device.lock:
             place = device.config.extended(ExtCapId.SRIOV)
@@ -144,14 +143,14 @@ class SriovCore:
 
 
 def layout_of(function: PhysicalFunction) -> VfLayout:
-    """What the function's virtual functions are; ``OSError(ENODEV)`` without SR-IOV."""
+    """The layout of the function's virtual functions. Raises ``OSError(ENODEV)`` without SR-IOV."""
     if function.layout is None:
         raise OSError(errno.ENODEV, f"{function.name} has no SR-IOV")
     return function.layout
 
 
 def retire_all(functions: list[VirtualFunction]) -> None:
-    """Retire all, or none; ``OSError(EBUSY)`` when clients hold some, all of which are asked to let go."""
+    """Retire all, or none: ``OSError(EBUSY)`` when clients hold some, who are all asked to let go."""
     refused: list[OSError] = []
     with ExitStack() as undo:
         for function in functions:

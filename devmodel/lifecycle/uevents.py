@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""uevents: what the kernel tells udev of devices that come, go and change, and who listens to it.
+"""uevents: messages that a device came, went or changed, as the kernel sends them to udev.
 
-State: events are emitted and delivered on the lifecycle (trio) thread; listeners come, read and go on any
-thread, under the hub's lock. Source: the format that kobject_uevent_env() gives a NETLINK_KOBJECT_UEVENT
-datagram (udev(7), Documentation/ABI/testing/sysfs-uevent), netlink(7) for what becomes of slow listeners.
+State: events are emitted and delivered on the lifecycle (trio) thread. Listeners come, read and go on any
+thread, under ``Uevents.lock``. Source: the format of a NETLINK_KOBJECT_UEVENT datagram from
+kobject_uevent_env() (udev(7), Documentation/ABI/testing/sysfs-uevent); netlink(7) for slow listeners.
 """
 
 import errno
@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 BACKLOG = 4096
-"""Events that a listener may be behind; then it loses the oldest."""
+"""Events that are kept for a listener. Beyond that the oldest are lost."""
 
 
 class UeventListener:
-    """One who hears every event from now on. ``wake`` is called, on the lifecycle thread and with no lock
-    held, after there are new ones."""
+    """Gets every event from now on. ``wake`` is called when there are new ones, on the lifecycle thread and
+    with no lock held."""
 
     __slots__ = ("_events", "_hub", "_lost", "wake")
 
@@ -29,7 +29,7 @@ class UeventListener:
 
     @property
     def ready(self) -> bool:
-        """Whether :meth:`take` has something to say. Any thread."""
+        """Whether :meth:`take` would return an event or raise. Any thread."""
         return self._lost or bool(self._events)
 
     def take(self) -> bytes | None:
@@ -44,7 +44,7 @@ class UeventListener:
             return self._events.popleft() if self._events else None
 
     def put_back(self, event: bytes) -> None:
-        """It was not delivered after all: it is the oldest again. Any thread."""
+        """Undo a :meth:`take`: the event is the oldest again. Any thread."""
         with self._hub.lock:
             if len(self._events) < BACKLOG:
                 self._events.appendleft(event)
@@ -52,18 +52,18 @@ class UeventListener:
                 self._lost = True
 
     def put(self, event: bytes) -> None:
-        """For the hub, under its lock."""
+        """For :meth:`Uevents.deliver`, under its lock."""
         self._lost |= len(self._events) == BACKLOG
         self._events.append(event)
 
     def close(self) -> None:
-        """Hear no more. Any thread."""
+        """Get no more events. Any thread."""
         with self._hub.lock:
             self._hub.listeners.discard(self)
 
 
 class Uevents:
-    """The events of one lab, numbered in the order of what they tell of."""
+    """The events of one lab. Their numbers follow the order of the changes."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -79,8 +79,10 @@ class Uevents:
         variables: Mapping[str, str],
         extra: Mapping[str, str] | None = None,
     ) -> None:
-        """An event of the device at ``devpath`` (from sys/ on, with a slash before it), heard once it is
-        delivered. ``extra`` comes before the device's own ``variables``."""
+        """Make an event of the device at ``devpath``, which begins with a slash and leaves out /sys.
+
+        :meth:`deliver` sends it. ``extra`` comes before the device's own ``variables``.
+        """
         self.seqnum += 1
         head = {"ACTION": action, "DEVPATH": devpath, "SUBSYSTEM": subsystem}
         said = {**head, **(extra or {}), **variables, "SEQNUM": str(self.seqnum)}
@@ -88,12 +90,12 @@ class Uevents:
         self._emitted.append("".join(f"{line}\0" for line in lines).encode())
 
     def take(self) -> list[bytes]:
-        """The events since the last call, for :meth:`deliver` when everybody can see what they tell of."""
+        """The events since the last call. Pass them to :meth:`deliver` when clients can see the changes."""
         emitted, self._emitted = self._emitted, []
         return emitted
 
     def deliver(self, events: list[bytes]) -> None:
-        """Let every listener hear ``events``."""
+        """Send ``events`` to every listener."""
         if not events:
             return
         with self.lock:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the virtual functions of a physical one are: how many, where, with which BARs, of which model.
+"""The layout of the virtual functions of a physical one: how many, where, with which BARs, of which model.
 
-State: none after construction; lifecycle thread. Source: PCI SR-IOV 1.1 chapter 3 (the capability, and which
-registers of a virtual function are not there), Documentation/PCI/pci-iov-howto.rst.
+State: none that changes; used on the lifecycle thread. Source: PCI SR-IOV 1.1 chapter 3 (the capability, and
+the registers that a virtual function lacks), Documentation/PCI/pci-iov-howto.rst.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from devmodel.pci.fields import Bar
 from devmodel.pci.regs import CapId, Command, Reg
 
 FIRST_OFFSET, STRIDE = 4, 1
-"""Routing ids from a physical function to its first virtual one at least, and between those."""
+"""Fewest routing ids from a physical function to its first virtual one, and those from each virtual function
+to the next."""
 MAX_VFS = 256
 VF_ROWS = 7
-"""Index in sysfs ``resource`` of the first VF BAR."""
+"""Line of sysfs ``resource``, from 0, that has the first VF BAR."""
 
 
 def vf_type(spec: ParentSpec) -> TypeSpec:
-    """A virtual function as a type: what of the parent's each one takes.
+    """A virtual function as a type: the share of the parent that each one takes.
 
-    Unless the lab says so, an equal share of the memory, rounded down to a power of two.
+    Unless the lab file gives ``vf_memory``, that is an equal share of the memory, rounded down to a power of
+    two.
     """
     if spec.vf_model is None:
         raise ValueError(f"{spec.name} has no model of virtual functions")
@@ -46,10 +48,9 @@ def vf_type(spec: ParentSpec) -> TypeSpec:
 
 
 def place_vfs(specs: Sequence[ParentSpec]) -> Mapping[str, int]:
-    """The routing ids from each physical function with SR-IOV, by name, to its first virtual one; no two
-    functions meet.
+    """By name, how many routing ids behind each physical function with SR-IOV its virtual ones begin.
 
-    Raises ValueError when there is no room behind one.
+    No two functions of a lab have the same address. Raises ValueError when there is no room behind one.
     """
     taken = {PciAddress.parse(spec.name) for spec in specs if spec.bdf}
     offsets = {}
@@ -71,12 +72,13 @@ def _places(physical: PciAddress, offset: int, count: int) -> list[PciAddress]:
 
 
 class VfLayout:
-    """The virtual functions of one physical function: ``total`` of ``type``, from ``offset`` on."""
+    """The virtual functions of one physical function: ``total`` of type ``type``, the first ``offset``
+    routing ids behind it."""
 
     __slots__ = ("_model", "_physical", "offset", "places", "total", "type")
 
     def __init__(self, spec: ParentSpec, offset: int, aperture: Aperture) -> None:
-        """Raises ValueError for a model that cannot be one of virtual functions."""
+        """Raises ValueError for a model that cannot be that of a virtual function."""
         self.total, self.offset = spec.vfs, offset
         self.type = vf_type(spec)
         self._physical = PciAddress.parse(spec.name)
@@ -88,7 +90,7 @@ class VfLayout:
 
     @property
     def device_id(self) -> int:
-        """The device id of all of them; the vendor is the physical function's."""
+        """The device id of all of them. Their vendor id is the physical function's."""
         return self._model.identity.device
 
     def address(self, index: int) -> PciAddress:
@@ -96,12 +98,13 @@ class VfLayout:
         return self._physical.after(self.offset + index * STRIDE)
 
     def make(self, name: str, index: int) -> PciDevice:
-        """Virtual function ``index``, with its BARs at their places."""
+        """The device of virtual function ``index``, which is called ``name``, with its BARs at their
+        addresses."""
         places = [base + index * bar.size for base, bar in self.places.values()]
         return self._model(name, self.type.memory, self.type.options, _Places(places))
 
     def capability(self) -> ExtendedCapability:
-        """SR-IOV, for the physical function."""
+        """The SR-IOV capability of the physical function."""
         bars = [0] * regs.STD_NUM_BARS
         for index, (base, bar) in self.places.items():
             bars[index] |= base & 0xFFFFFFFF | bar.flags
@@ -110,7 +113,7 @@ class VfLayout:
         return single_root_io(self.total, self.offset, STRIDE, self.device_id, bars)
 
     def rows(self) -> Iterator[tuple[int, ResourceRow]]:
-        """The lines that the VF BARs are in the physical function's ``resource``."""
+        """The lines of the VF BARs in the physical function's ``resource``, each with its number from 0."""
         for index, (base, bar) in self.places.items():
             yield VF_ROWS + index, ResourceRow(base, base + self.total * bar.size - 1, bar.resource_flags)
 
@@ -124,7 +127,7 @@ class VfLayout:
 
 
 class _Places(Aperture):
-    """Addresses that are settled already, in the order of the BARs."""
+    """Addresses that the layout has given already, in the order of the BARs."""
 
     __slots__ = ("_addresses",)
 
@@ -137,7 +140,7 @@ class _Places(Aperture):
 
 
 class ExpressFunction(PciDevice):
-    """Mixed into a model: the function is PCI Express, and has these extended capabilities too."""
+    """Mixed into a model: a PCI Express function, which has :attr:`EXTENDED` capabilities too."""
 
     __slots__ = ()
     EXTENDED: ClassVar[Sequence[ExtendedCapability]] = (alternative_routing(),)
@@ -151,7 +154,7 @@ class ExpressFunction(PciDevice):
 
 
 class FunctionWithVfs(ExpressFunction):
-    """Mixed into a model: the function has virtual functions."""
+    """Mixed into a model: a physical function that has virtual functions."""
 
     __slots__ = ()
     LAYOUT_OF_VFS: ClassVar[VfLayout]
@@ -164,8 +167,10 @@ class FunctionWithVfs(ExpressFunction):
 
 
 class VirtualFunctionModel(ExpressFunction):
-    """Mixed into a model: it is a virtual function, whose memory is decoded whatever its command register
-    says. Raises ValueError for a model with I/O BARs or a ROM."""
+    """Mixed into a model: a virtual function. Its memory is decoded, whatever its command register says.
+
+    Raises ValueError for a model with I/O BARs or a ROM.
+    """
 
     __slots__ = ()
 
@@ -195,8 +200,10 @@ def _mixed(mixin: type[PciDevice], model: type[PciDevice], members: Mapping[str,
 
 
 def as_hardware(offset: int, data: bytes) -> bytes:
-    """``data``, read at ``offset`` of a virtual function's configuration space, as the device itself answers:
-    without ids and BARs, which are its physical function's, and which vfio-pci adds for its clients."""
+    """``data``, read at ``offset`` of a virtual function's configuration space, as the hardware answers.
+
+    A virtual function has no ids and BARs of its own there; vfio-pci adds them for its clients.
+    """
     shown = bytearray(data)
     for first, end, value in _NOT_THERE:
         for position in range(max(first, offset), min(end, offset + len(data))):
@@ -205,7 +212,7 @@ def as_hardware(offset: int, data: bytes) -> bytes:
 
 
 def lacks(offset: int) -> bool:
-    """Whether the byte at ``offset`` of a virtual function's configuration space is one that it has not."""
+    """Whether a virtual function has no byte at ``offset`` of its configuration space in hardware."""
     return any(first <= offset < end for first, end, _ in _NOT_THERE)
 
 

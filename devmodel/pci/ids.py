@@ -32,15 +32,8 @@ class PciId:
 
     def matches(self, identity: Identity) -> bool:
         """Whether a function with this identity matches."""
-        pairs = (
-            (self.vendor, identity.vendor),
-            (self.device, identity.device),
-            (self.subvendor, identity.subsystem_vendor),
-            (self.subdevice, identity.subsystem_device),
-        )
-        return all(own in (ANY, other) for own, other in pairs) and not (
-            (self.class_code ^ identity.class_code) & self.class_mask
-        )
+        ids = identity.vendor, identity.device, identity.subsystem_vendor, identity.subsystem_device
+        return self.covers(PciId(*ids, identity.class_code))
 
     def covers(self, other: "PciId") -> bool:
         """Whether every function that matches ``other`` matches this too."""
