@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command engine of one vGPU: what its registers say and do, and who works on its ring.
+"""The command engine of one vGPU: its registers, its ring, and the worker thread that executes the ring.
 
-State: under the device's lock, which workers take for a moment between two slices. Every worker is this
-engine's or it is stopped; so what is of before a reset changes nothing after it.
+State: under the device's lock, which the worker takes for a moment between two slices. A reset stops the
+worker, and a stopped worker changes nothing: no command from before a reset has an effect after it.
 Source: docs/vgpu.md, "The engine".
 """
 
@@ -15,7 +15,7 @@ from devmodel.gpu.faults import EngineFault, EngineStopped, ErrorCode
 from devmodel.gpu.gtt import Gtt
 from devmodel.gpu.memory import GraphicsMemory
 from devmodel.gpu.registers import Control, Status
-from devmodel.gpu.ring import Ring, wrong
+from devmodel.gpu.ring import Ring, impossible_value
 from devmodel.gpu.scheduler import Scheduler
 from devmodel.gpu.shadow import Shadow
 from devmodel.gpu.shares import EngineShare
@@ -26,15 +26,17 @@ log = logging.getLogger(__name__)
 
 FENCE_VECTOR, ERROR_VECTOR = 0, 1
 WORKER_IDLE_SECONDS = 2.0
-"""How long a worker stays when there is nothing to do."""
+"""A worker that had nothing to do for so long ends."""
 MOST_LATE = 4
-"""Workers that were stopped and whose client keeps them: with so many, none is added."""
+"""Most stopped workers whose threads have not ended, because a client's memory does not answer them. With so
+many the engine hangs instead of starting another worker."""
 DEFAULT_TIMEOUT_MS, LEAST_TIMEOUT_MS, MOST_TIMEOUT_MS = 2000, 1, 60_000
 _MILLI = 10**6
 
 
 class Engine:
-    """Made by the device as the last of it; the scheduler may be replaced until a client comes."""
+    """The device makes it after its regions. Its scheduler may be replaced until a client opens the
+    device."""
 
     __slots__ = (
         "_device",
@@ -54,7 +56,7 @@ class Engine:
     )
 
     def __init__(self, device: PciDevice, registers: Registers, gtt: Gtt, vectors: int, weight: int) -> None:
-        """``vectors`` is how many interrupts the device has, ``weight`` its part of the physical engine."""
+        """``vectors`` is the number of MSI-X vectors, ``weight`` the vGPU's weight on the physical engine."""
         self._device, self._registers, self._vectors = device, registers, vectors
         self.name = device.name
         self.shadow = Shadow(gtt)
@@ -74,17 +76,17 @@ class Engine:
 
     @property
     def queue_depth(self) -> int:
-        """Packets that wait or are being executed."""
+        """Packets that wait, and the one in execution."""
         ring = self._ring
         return 0 if ring is None else ring.depth
 
     @property
     def timeout_ms(self) -> int:
-        """How long a slice, or a wait, may take."""
+        """Milliseconds that a slice, or a wait, may take."""
         return self.timeout // _MILLI
 
     def set_timeout(self, text: str) -> None:
-        """Milliseconds, for what begins from now on. ValueError."""
+        """Set the timeout, in milliseconds, of slices and waits to come. Raises ValueError for a bad text."""
         value = int(text) if text.isascii() and text.isdigit() else 0
         if not LEAST_TIMEOUT_MS <= value <= MOST_TIMEOUT_MS:
             raise ValueError(f"{text!r} is not {LEAST_TIMEOUT_MS} to {MOST_TIMEOUT_MS} milliseconds")
@@ -127,13 +129,14 @@ class Engine:
             self._report(ErrorCode.BAD_RING, tail, Status.ERROR)
 
     def reset(self) -> None:
-        """Be as after power-on, but for where the ring is. Under the device's lock, any thread."""
+        """Return to the state after power-on; the ring stays where it is. Under the device's lock, any
+        thread."""
         self.stop()
         for name in ("STATUS", "ERROR_CODE", "ERROR_ADDRESS", "FENCE", "RING_HEAD", "RING_TAIL"):
             self._registers[name] = 0
 
     def stop(self) -> None:
-        """End what it does at once; it is not enabled. As :meth:`reset`."""
+        """Stop the worker at once, and disable the engine. Under the device's lock, any thread."""
         self._registers["CONTROL"] = 0
         self._ring = self._standing = None
         worker, self._worker = self._worker, None
@@ -144,7 +147,7 @@ class Engine:
 
     def _begin(self) -> None:
         base, size = self._registers["RING_BASE"], self._registers["RING_SIZE"]
-        refused = wrong(base, size, self._device.memory)
+        refused = impossible_value(base, size, self._device.memory)
         if refused is None:
             self._ring = Ring(base, size)
             self._registers["CONTROL"] = Control.ENABLE

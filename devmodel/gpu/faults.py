@@ -38,4 +38,4 @@ class EngineFault(Exception):
 
 
 class EngineStopped(Exception):
-    """The device was reset or released, or the engine taken away: a worker that finds out touches nothing."""
+    """The device was reset or released, or the engine was taken away: the worker must touch nothing more."""

@@ -15,7 +15,7 @@ MIN_RING, MAX_RING = 4096, 1 << 20
 
 @dataclass(slots=True)
 class Ring:
-    """``head`` and ``tail`` are offsets in bytes: of the packet that is next, and of the first free one."""
+    """``head`` and ``tail`` are offsets in bytes: of the next packet, and of the first free place."""
 
     base: int
     size: int
@@ -24,11 +24,11 @@ class Ring:
 
     @property
     def depth(self) -> int:
-        """Packets that wait or are being executed."""
+        """Packets that wait, and the one in execution."""
         return (self.tail - self.head) % self.size // PACKET_SIZE
 
     def next_packets(self, most: int) -> tuple[int, int]:
-        """Graphics address and bytes of what comes next, up to ``most`` packets in one piece."""
+        """Graphics address and bytes of the next packets, up to ``most`` that lie in one piece."""
         end = self.tail if self.tail >= self.head else self.size
         return self.base + self.head, min(end - self.head, most * PACKET_SIZE)
 
@@ -41,8 +41,9 @@ class Ring:
         return tail < self.size and not tail % PACKET_SIZE
 
 
-def wrong(base: int, size: int, video: int) -> int | None:
-    """What of a ring cannot be, its base or its size, beside ``video`` bytes of video memory; or None."""
+def impossible_value(base: int, size: int, video: int) -> int | None:
+    """The base or the size of a ring, whichever is impossible with ``video`` bytes of video memory; else
+    None."""
     if not MIN_RING <= size <= MAX_RING or size & (size - 1):
         return size
     start, room = (SYSTEM_BASE, SYSTEM_SIZE) if base >= SYSTEM_BASE else (0, video)

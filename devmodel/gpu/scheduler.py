@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One physical engine, and the vGPUs that take turns on it, a slice at a time.
 
-A worker thread enters, runs a slice, and leaves; whoever leaves decides who is next, so at most one slice
-runs. One that does not come back in time loses the engine to the next: a watchdog thread, which runs while
-the engine is in use, sees to that. State: under ``Scheduler``'s own lock, taken after every other; nothing is
-called while it is held. Times are nanoseconds.
+A worker thread enters, runs a slice, and leaves. Leaving gives the engine to the next worker, so at most one
+slice runs at a time. A watchdog thread, which runs while the engine is in use, takes the engine away from a
+worker that does not leave in time. State: under the lock of ``Scheduler``, which is taken after every other;
+nothing is called while it is held. Times are nanoseconds.
 """
 
 import logging
@@ -19,7 +19,7 @@ from devmodel.gpu.shares import EngineShare, FairQueue
 log = logging.getLogger(__name__)
 
 WATCHDOG_IDLE_SECONDS = 2.0
-"""How long the watchdog stays when there is nothing to watch."""
+"""A watchdog that had nothing to watch for so long ends."""
 _NANO = 10**9
 
 
@@ -27,7 +27,7 @@ Clock = Callable[[], int]
 
 
 class TurnState(Enum):
-    """Where a worker is: not there, waiting for a slice, running one, or sent away for good."""
+    """What a worker does: nothing here, wait for a slice, run one; OVER when it has no turn any more."""
 
     AWAY = 0
     WAITING = 1
@@ -38,11 +38,10 @@ class TurnState(Enum):
 class Turn:
     """A worker's place with the scheduler.
 
-    ``expired`` is called, on the watchdog's thread without a lock, when a slice took longer than ``timeout``
-    (nanoseconds; it may be changed between slices) and the turn is over for that reason. ``clock`` says what
-    the worker has used so far, of which its share pays for what slices are; it is called on the worker's
-    thread.
-    """
+    When a slice takes longer than ``timeout``, which may be changed between slices, the turn is over, and
+    ``expired`` is called on the watchdog's thread without a lock. ``clock`` gives the time that the worker
+    has used so far, and its share is charged with what it used in slices; it is called on the worker's
+    thread."""
 
     __slots__ = ("clock", "entered", "expired", "ready", "share", "state", "timeout")
 
@@ -62,7 +61,7 @@ class Turn:
 
 
 class Scheduler:
-    """The engine's time."""
+    """Gives the engine to one worker at a time, by the weights of their shares."""
 
     __slots__ = ("_alarm", "_clock", "_current", "_lock", "_queue", "_since", "_wake", "_watching", "used")
 
@@ -76,16 +75,16 @@ class Scheduler:
         self._watching = False
         self._wake = 0  # when the watchdog will look again
         self.used = 0
-        """Time for which anybody has had the engine."""
+        """Time for which any worker has had the engine."""
 
     def turn(
         self, share: EngineShare, timeout: int, expired: Callable[[], None], clock: Clock | None = None
     ) -> Turn:
-        """A place for one worker, whose use is real time unless it has a ``clock`` of its own."""
+        """A turn for one worker. It is charged with real time, unless it has a ``clock`` of its own."""
         return Turn(self._lock, share, timeout, expired, clock or self._clock)
 
     def enter(self, turn: Turn) -> None:
-        """Wait until it is this worker's turn. Raises :class:`EngineStopped` when that will not be."""
+        """Wait until it is this worker's turn. Raises :class:`EngineStopped` when its turn is over."""
         with self._lock:
             if turn.state is TurnState.AWAY:
                 self._wait(turn)
@@ -97,8 +96,8 @@ class Scheduler:
         turn.entered = turn.clock()
 
     def leave(self, turn: Turn, more: bool) -> None:
-        """The slice is done; with ``more`` the worker enters again at once, and its place in the queue is
-        kept for it. Raises :class:`EngineStopped` when the turn was over before."""
+        """The slice is done. With ``more`` the worker will enter again at once, and waits in the queue from
+        now on. Raises :class:`EngineStopped` when its turn is over."""
         with self._lock:
             if turn.state is TurnState.OVER:
                 raise EngineStopped
@@ -108,7 +107,7 @@ class Scheduler:
             self._next()
 
     def give_up(self, turn: Turn, over: bool = False) -> None:
-        """The worker does not come for its slice, or never again (``over``), wherever it is. Any thread."""
+        """Take the worker off the engine and out of the queue, with ``over`` for good. Any thread."""
         with self._lock:
             if turn.state is TurnState.RUNNING:
                 self._finish(TurnState.AWAY)
@@ -123,7 +122,8 @@ class Scheduler:
         self._queue.push(turn.share, turn)
 
     def _finish(self, state: TurnState, spent: int | None = None) -> None:
-        """Take the engine from who has it and used it for so long, or for all the time that it had it."""
+        """Take the engine from its worker, and charge ``spent``, or all the time for which it had the
+        engine."""
         turn, self._current = self._current, None
         if turn is not None:
             spent = self._clock() - self._since if spent is None else spent

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is next: start-time fair queueing, by measured engine time and weight.
+"""Start-time fair queueing: who gets the engine next, by the time that each used and its weight.
 
-A share's virtual time grows by the time it used divided by its weight; the least is next. So over any time in
-which two shares both have work, what they used differs from their weights by a slice of each at most. A share
-that had nothing to do starts where the others are: it saves nothing up.
+A share's virtual time grows by the engine time that it used, divided by its weight; the least virtual time is
+next. So while two shares both have work, they get engine time in the ratio of their weights, but for a slice
+of each at most. A share that had no work starts where the others are: it gets nothing for the time before.
 
 State: none here that is shared; the scheduler has a queue under its lock. Times are nanoseconds.
 Source: P. Goyal, H. Vin, H. Cheng, "Start-time Fair Queuing" (SIGCOMM 1996).
@@ -14,11 +14,12 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 _SCALE = 1 << 20
-"""Virtual time is in whole numbers, this many for a nanosecond at weight 1: no rounding adds up."""
+"""Units of virtual time for a nanosecond at weight 1: virtual time is an integer, and so many keep its
+rounding small."""
 
 
 class EngineShare:
-    """One vGPU's part of an engine: its weight, and what it has used."""
+    """One vGPU's part of an engine: its weight, and the engine time that it has used."""
 
     __slots__ = ("used", "virtual", "weight")
 
@@ -30,13 +31,13 @@ class EngineShare:
         self.virtual = 0
 
     def charge(self, spent: int) -> None:
-        """It has used the engine for so long."""
+        """Add ``spent`` to the engine time that it has used."""
         self.used += spent
         self.virtual += spent * _SCALE // self.weight
 
 
 class FairQueue(Generic[T]):
-    """Those who wait, each with its share; ``T`` stands for one's turn."""
+    """The turns that wait, each with its share. ``T`` is the type of a turn."""
 
     __slots__ = ("_heap", "_now", "_serial", "_waiting")
 
@@ -50,14 +51,14 @@ class FairQueue(Generic[T]):
         return len(self._waiting)
 
     def push(self, share: EngineShare, turn: T) -> None:
-        """``turn`` waits from now on; it does not yet."""
+        """Have ``turn``, which does not wait yet, wait from now on."""
         share.virtual = max(share.virtual, self._now)
         self._serial += 1
         self._waiting[turn] = self._serial
         heapq.heappush(self._heap, (share.virtual, self._serial, turn))
 
     def remove(self, turn: T) -> None:
-        """``turn`` waits no more, if it did."""
+        """Have ``turn`` wait no more."""
         self._waiting.pop(turn, None)  # its place in the heap is passed over
 
     def pop(self) -> T | None:

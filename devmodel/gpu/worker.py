@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The thread that executes the commands of one vGPU while it has any.
 
-It begins with a doorbell and ends when there was nothing to do for a while, or when it is stopped: a worker
-that is not its engine's any more has lost its turn, its video memory and its DMA, wherever it is.
+A doorbell starts it, and it ends when it had nothing to do for a while or is stopped. A stopped worker has no
+turn, no video memory and no DMA any more, wherever in its work it is.
 """
 
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 BATCH = 32
 """Packets fetched at once."""
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 50e-6, 2e-3
-"""Seconds between two looks at memory that a command waits for."""
+"""Seconds from each look to the next at memory that a command waits for."""
 
 
 class WorkSide(Protocol):
@@ -71,12 +71,12 @@ class Worker:
         return self._memory.where
 
     def stop(self) -> None:
-        """It has no engine, and touches nothing, from now on. Any thread; waits for nothing."""
+        """Take engine, video memory and DMA away from it. Any thread; does not wait for it to end."""
         self._engine.scheduler.give_up(self._turn, over=True)
         self._memory.stop()
 
     def idle(self) -> None:
-        """It does not want the engine. Its own thread."""
+        """Let go of the engine until there is work. Its own thread."""
         self._engine.scheduler.give_up(self._turn)
 
     def _run(self) -> None:
