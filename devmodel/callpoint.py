@@ -11,18 +11,22 @@ once, and under that caller's locks; so a listener takes no lock of the lab.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+S = TypeVar("S", bound="HasCalls")
+A = TypeVar("A")
+P = ParamSpec("P")
 
 
 class CallKind(Enum):
@@ -144,6 +148,35 @@ class CallPoint:
     def _take_owed(self) -> float:
         owed, self._owed = self._owed, 0.0
         return owed
+
+
+class HasCalls(Protocol):
+    """What makes lifecycle changes."""
+
+    @property
+    def calls(self) -> CallPoint:
+        """The call point of its lab."""
+
+
+def lifecycle_change(
+    function: Callable[Concatenate[S, A, P], T],
+) -> Callable[Concatenate[S, A, P], T]:
+    """Decorator of a method that makes a lifecycle change: what it changes is its first argument.
+
+    For the trio thread, within a store.
+    """
+
+    @functools.wraps(function)
+    def change(self: S, changed: A, /, *arguments: P.args, **named: P.kwargs) -> T:
+        calls = self.calls
+        if calls.listener is None:
+            return function(self, changed, *arguments, **named)
+        subject = str(getattr(changed, "name", changed))
+        said = [*map(str, arguments), *(f"{key}={value}" for key, value in named.items())]
+        call = Call(CallKind.LIFECYCLE, subject, function.__name__, {"arguments": said})
+        return calls.run_locked(call, lambda: function(self, changed, *arguments, **named))
+
+    return change
 
 
 def _signal(listener: Listener, call: Call, function: Callable[[], object]) -> None:

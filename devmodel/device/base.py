@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
+from devmodel.callpoint import CallPoint
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.dma import DmaPort
 from devmodel.device.tasks import Coroutine, Tasks, check_current
@@ -24,6 +25,8 @@ from devmodel.region.region import Memory, Region
 
 Hide = Callable[[frozenset[int]], None]
 _NONE: frozenset[int] = frozenset()
+NO_LAB = CallPoint()
+"""Of devices that are in no lab: nobody listens."""
 
 
 class Device:
@@ -78,6 +81,11 @@ class Device:
         self._backing = Backing({index: region.backed for index, region in memory.items()})
         for index, region in memory.items():
             region.bind(self._backing, index)
+
+    @property
+    def calls(self) -> CallPoint:
+        """The call point of the device's lab. Any thread."""
+        return NO_LAB if self.tasks.host is None else self.tasks.host.calls
 
     @property
     def backing(self) -> Backing:

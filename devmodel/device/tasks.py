@@ -15,6 +15,8 @@ from typing import Any
 
 import trio
 
+from devmodel.callpoint import CallPoint
+
 log = logging.getLogger(__name__)
 
 Coroutine = Callable[..., Awaitable[object]]
@@ -72,11 +74,14 @@ def check_current() -> None:
 
 
 class TaskHost:
-    """Runs the tasks of all devices of a lab, for as long as :meth:`serve` runs."""
+    """What the devices of a lab share: it runs their tasks for as long as :meth:`serve` runs, and has the
+    lab's call point."""
 
-    __slots__ = ("_nursery", "_token")
+    __slots__ = ("_nursery", "_token", "calls")
 
-    def __init__(self) -> None:
+    def __init__(self, calls: CallPoint | None = None) -> None:
+        """``calls`` is the lab's call point; a host without one has a point where nobody listens."""
+        self.calls = calls or CallPoint()
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
 

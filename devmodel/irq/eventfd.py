@@ -60,6 +60,20 @@ class Eventfd:
             return 0
         return int.from_bytes(buffer, "little")
 
+    def send_through(self, point: Callable[[Callable[[], None]], object], lock: threading.RLock) -> None:
+        """From now on ``signal()`` calls ``point`` with what signals: at once, later or not at all.
+
+        ``lock`` is the one that this is closed under. A signal that comes after the close is lost.
+        """
+        send = self.signal
+
+        def signal() -> None:
+            with lock:  # another file may have the number of a closed descriptor
+                if self.fd >= 0:
+                    send()
+
+        self.signal = partial(point, signal)
+
     def close(self) -> None:
         """Close the descriptor. May be called twice."""
         if self.fd >= 0:

@@ -39,10 +39,18 @@ class ClientFds:
     numbers: Sequence[int]
     borrow: Callable[[int], Eventfd]
     watcher: Watcher
+    listen: Callable[[int, Eventfd], None] | None = None
+    """Puts a listener before the eventfd of the vector at a position of ``numbers``, if there is one."""
 
-    def first(self) -> Eventfd | None:
-        """The eventfd of the first number, None when that is below 0. ``OSError`` as ``borrow``."""
-        return self.borrow(self.numbers[0]) if self.numbers[0] >= 0 else None
+    def at(self, position: int) -> Eventfd | None:
+        """The eventfd by which the vector at ``position`` interrupts, None for a number below 0. ``OSError``
+        as ``borrow``."""
+        if self.numbers[position] < 0:
+            return None
+        eventfd = self.borrow(self.numbers[position])
+        if self.listen is not None:
+            self.listen(position, eventfd)
+        return eventfd
 
 
 Data = bytes | ClientFds | None
@@ -115,7 +123,7 @@ class Intx(IrqKind):
         if self._irqs.active not in (None, PciIrq.INTX) or start or count != 1:
             raise invalid("INTx is one line, and another kind of interrupt may be active")
         if isinstance(data, ClientFds):
-            self._set_up(data.first())
+            self._set_up(data.at(0))
         elif not self._on:
             raise invalid("INTx is not set up")
         elif data is None or data[0]:
@@ -265,21 +273,23 @@ class Messages(IrqKind):
             self._irqs.activate(self._index, self._vectors)
             self._allocated = start + count
         try:
-            for vector, number in enumerate(data.numbers, start):
-                self._set(vector, number, data)
+            for position in range(len(data.numbers)):
+                self._set(start + position, position, data)
         except OSError:
             self._drop(range(start, start + count))
             if first:
                 self.tear_down()
             raise
 
-    def _set(self, vector: int, number: int, data: ClientFds) -> None:
+    def _set(self, vector: int, position: int, data: ClientFds) -> None:
         self._drop((vector,))
-        if number < 0:
+        if data.numbers[position] < 0:
             return
         if vector >= self._allocated and not self._resizable:
             raise invalid(f"{self._index.name} was set up with {self._allocated} vectors")
-        self._vectors[vector] = data.borrow(number)
+        eventfd = data.at(position)
+        if eventfd is not None:
+            self._vectors[vector] = eventfd
 
     def _drop(self, vectors: Sequence[int]) -> None:
         for vector in vectors:
@@ -304,7 +314,7 @@ class Notice(IrqKind):
         if isinstance(data, ClientFds):
             if data.numbers[0] < -1:
                 raise invalid(f"descriptor {data.numbers[0]}")
-            self._replace(data.first())
+            self._replace(data.at(0))
         elif data is None and self._eventfd is None:
             raise invalid("nothing is set up")
         elif data is None and not count:

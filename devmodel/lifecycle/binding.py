@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
+from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.ida import Ida
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, PhysicalParent
 from devmodel.lifecycle.mdev import Mdev, Parent
@@ -54,9 +55,14 @@ class DriverCore:
     """The PCI bus type: the functions of a lab, by the name of their address, and what drivers they have."""
 
     def __init__(
-        self, lock: threading.RLock, observer: BindingObserver, vfio_minors: Ida, vfio: VfioModule
+        self,
+        lock: threading.RLock,
+        observer: BindingObserver,
+        vfio_minors: Ida,
+        vfio: VfioModule,
+        calls: CallPoint,
     ) -> None:
-        self.vfio = vfio
+        self.vfio, self.calls = vfio, calls
         self._lock = lock
         self._observer = observer
         self._vfio_minors = vfio_minors
@@ -90,6 +96,7 @@ class DriverCore:
             each.matches(identity) for each in self._ids.get(driver, ())
         )
 
+    @lifecycle_change
     def bind(self, function: PciFunction, driver: str) -> None:
         """Bind the function to ``driver``.
 
@@ -111,6 +118,7 @@ class DriverCore:
                 self._observer.bound(function)
                 undo.pop_all()
 
+    @lifecycle_change
     def unbind(self, function: PciFunction, driver: str) -> None:
         """Take the driver away from the function.
 
@@ -214,10 +222,11 @@ class MdevDriver:
     A new vGPU is bound unless ``autoprobe``, the bus' drivers_autoprobe, is off.
     """
 
-    def __init__(self, lock: threading.RLock, observer: MdevObserver) -> None:
-        self._lock, self._observer = lock, observer
+    def __init__(self, lock: threading.RLock, observer: MdevObserver, calls: CallPoint) -> None:
+        self._lock, self._observer, self.calls = lock, observer, calls
         self.autoprobe = True
 
+    @lifecycle_change
     def bind(self, mdev: Mdev) -> None:
         """Bind the vGPU. Raises ``OSError(EBUSY)`` when it is bound."""
         with self._lock:
@@ -230,6 +239,7 @@ class MdevDriver:
                 mdev.unbind()
                 raise
 
+    @lifecycle_change
     def unbind(self, mdev: Mdev) -> None:
         """Unbind the vGPU. Its model and the contents of its memory stay.
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Protocol
 from uuid import UUID
 
+from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.tasks import TaskHost
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import BindingObserver, DriverCore, MdevDriver, MdevObserver
@@ -48,9 +49,13 @@ class Observer(BindingObserver, FunctionObserver, MdevObserver, Protocol):
 class Lab:
     """All parents and vGPUs. Others may read the tables; only the methods change them."""
 
-    def __init__(self, spec: LabSpec, observer: Observer) -> None:
-        """Raises ValueError for a spec whose models cannot be made."""
+    def __init__(self, spec: LabSpec, observer: Observer, calls: CallPoint | None = None) -> None:
+        """``calls`` is the lab's call point, a new one unless given.
+
+        Raises ValueError for a spec whose models cannot be made.
+        """
         self.spec = spec
+        self.calls = calls or CallPoint()
         self.observer = observer
         self.lock = threading.RLock()
         self.groups: dict[int, Group] = {}
@@ -60,15 +65,16 @@ class Lab:
         self._instances: dict[UUID, dict[int, Mdev]] = {}
         self._group_numbers, self._minors, self._vfio_minors = Ida(), Ida(), Ida()
         self.vfio = VfioModule()
-        self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio)
-        self.mdev_driver = MdevDriver(self.lock, observer)
-        self.tasks = TaskHost()
+        self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio, self.calls)
+        self.mdev_driver = MdevDriver(self.lock, observer, self.calls)
+        self.tasks = TaskHost(self.calls)
         self.sriov = SriovCore(self.lock, observer, self.drivers, self._group_numbers, self.groups)
         self._aperture, self._vf_offsets = Aperture(), place_vfs(spec.parents)
         self.parents: dict[str, Parent] = {}
         for parent in spec.parents:
             self.parents[parent.name] = self._make_parent(parent)
 
+    @lifecycle_change
     def create(
         self,
         type_: MdevType,
@@ -101,6 +107,7 @@ class Lab:
                 undo.pop_all()
             return mdev
 
+    @lifecycle_change
     def remove(self, mdev: Mdev) -> None:
         """Remove a vGPU. ``OSError``: EBUSY while it or its group is open, ENODEV when it is gone."""
         with self.lock:
@@ -111,6 +118,7 @@ class Lab:
                 after.callback(self._give_numbers, mdev)
                 self.observer.removed(mdev)
 
+    @lifecycle_change
     def surprise_remove(self, mdev: Mdev) -> None:
         """Remove a vGPU at once, although clients may hold it (:meth:`Device.vanish`).
 
@@ -143,10 +151,12 @@ class Lab:
             raise OSError(errno.ENODEV, f"no vGPU {name!r}")
         return mdev
 
+    @lifecycle_change
     def start(self, uuid: UUID) -> None:
         """Start the vGPUs of a VM, those with this UUID. ``OSError(ENODEV)`` when there are none."""
         self._set_online(uuid, True)
 
+    @lifecycle_change
     def shutdown(self, uuid: UUID) -> None:
         """Shut the vGPUs of a VM down. ``OSError(ENODEV)`` when there are none."""
         self._set_online(uuid, False)

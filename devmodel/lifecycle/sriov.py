@@ -11,6 +11,7 @@ import threading
 from contextlib import ExitStack
 from typing import Protocol
 
+from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import DriverCore
 from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction, VirtualFunction
@@ -47,6 +48,11 @@ class SriovCore:
         self._group_numbers, self._groups = group_numbers, groups
         drivers.disable_vfs = self.disable
 
+    @property
+    def calls(self) -> CallPoint:
+        return self._drivers.calls
+
+    @lifecycle_change
     def set_count(self, function: PhysicalFunction, count: int) -> None:
         """Enable ``count`` virtual functions, or with 0 disable them all, as a write to sriov_numvfs does.
 

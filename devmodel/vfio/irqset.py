@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from devmodel.callpoint import Call, CallKind
 from devmodel.device.base import Device
 from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.irqs import Action
-from devmodel.irq.kinds import ClientFds
+from devmodel.irq.kinds import ClientFds, PciIrq
 from devmodel.vfio.flags import IrqSet
 
 ACTIONS = {
@@ -66,10 +67,28 @@ def set_irqs(device: Device, request: IrqRequest, data: IrqData, lending: Lendin
         raise OSError(errno.ENOTTY, f"SET_IRQS flags {request.flags:#x}")
     where = (request.index, action, request.start, request.count)
     if kind == IrqSet.DATA_EVENTFD:
+        listen = _listener(device, request) if action is Action.TRIGGER else None
         with lending() as borrow:
-            device.irq.set(*where, ClientFds(numbers, borrow, watcher))
+            device.irq.set(*where, ClientFds(numbers, borrow, watcher, listen))
     else:
         device.irq.set(*where, flags)
+
+
+def _listener(device: Device, request: IrqRequest) -> Callable[[int, Eventfd], None] | None:
+    """Puts the lab's call point before the eventfds of the request; None when nobody listens."""
+    calls = device.calls
+    if calls.listener is None:
+        return None
+
+    def listen(position: int, eventfd: Eventfd) -> None:
+        name, vector = PciIrq(request.index).name, request.start + position
+
+        def interrupt(send: Callable[[], None]) -> None:
+            calls.signal(Call(CallKind.INTERRUPT, device.name, name, {"vector": vector}), send)
+
+        eventfd.send_through(interrupt, device.irq.lock)
+
+    return listen
 
 
 def _checked_kind(device: Device, request: IrqRequest, room: int) -> int:
