@@ -25,7 +25,7 @@ from PIL import Image
 
 from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse
 from tests.vfio.client import PAGE, Container, Group, Memory, fails
-from vfsfuse.kernfs.snapshots import AT_ONCE, MOST_WAITING, Snapshots
+from vfsfuse.kernfs.operations import AT_ONCE, MOST_WAITING, Snapshots
 
 Colour = tuple[int, int, int]
 BAR2 = 2 << 40

@@ -58,11 +58,11 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     for number in ENDING:  # until trio listens, and again while we clean up: no signal may leave a dead mount
         signal.signal(number, lambda number, _: early.append(number))
     tree = Tree()
-    names = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is RemovalPolicy.WAIT)
-    operations = Operations(names)
+    inodes = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is RemovalPolicy.WAIT)
+    operations = Operations(inodes)
     view = LabView(spec, tree)
     view.stores.publish = operations.publish
-    lane = Lane(view.open, LaneInodes(names, view.lab.lock))
+    lane = Lane(view.open, LaneInodes(inodes, view.lab.lock))
     pyfuse3.init(operations, mountpoint, mount_options())
     try:
         lane.start()

@@ -9,7 +9,8 @@ import pytest
 
 from tests.unit.fakes import fails
 from vfsfuse.kernfs.bundle import Bundle, Part, Plan, symlink_part
-from vfsfuse.kernfs.kobject import Entry, Kobject, Symlink, attribute, relative
+from vfsfuse.kernfs.kobject import Entry, Kobject, Symlink, relative
+from vfsfuse.kernfs.members import attribute
 from vfsfuse.kernfs.tree import MOST_MADE, Changes, IAttrs, Tree
 
 
@@ -96,7 +97,7 @@ def test_members_of_an_entry_are_found_by_number(box: Box) -> None:
     inode = ToyDir.by_name["colour"].inode(own)
     entry, member = box.tree.locate(inode)
     assert member is ToyDir.by_name["colour"] and entry.inode == own.inode
-    assert stat.S_IMODE(box.tree.look(inode).stat.mode) == 0o444
+    assert stat.S_IMODE(box.tree.getattr(inode).stat.mode) == 0o444
 
 
 def test_a_link_of_a_bundle_points_at_its_directory(box: Box) -> None:

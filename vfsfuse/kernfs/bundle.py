@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inodes that come and go together: a device is seen in many directories, and each of those is an entry.
+"""Bundles: all the entries of one device, in many directories, which come and go together.
 
-A Plan declares them, a Part each; a Bundle is the plan for one device, and all that is kept of them.  An
-entry is made when somebody looks at it, each time with the same number and times, so that nobody can tell,
-and a device that nobody looks at costs next to nothing.  Hence such entries have no state of their own.
+A Plan declares the entries of a kind of device, each by a Part.  A Bundle is the plan and one device, and all
+that is kept of its entries.  An entry is made when a client looks it up, each time with the same number and
+the same times, so that a client sees no difference, and a device that no client looks at costs next to
+nothing.  For the same reason such an entry has no state of its own.
 
-Bundles are shown and withdrawn on the trio thread (kernfs.tree); entries are made on the device lane too.
+The trio thread shows and withdraws bundles (kernfs.tree).  Entries are made there and on the device lane.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ PART_MASK = (1 << PART_BITS) - 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One entry of a device, called `name(device)`; `directory` says whether it is one.
+    """One entry of a device, called `name(device)`; `directory` says whether the entry is a directory.
 
-    `where` is its directory: one for all devices, another part of the same plan, or what it gives for a
-    device.
+    `where` is the directory that the entry is in: the same for all devices, another part of the same plan, or
+    the result of a function of the device.
     """
 
     where: Where
@@ -38,7 +39,7 @@ Where = Kobject | Part | Callable[[Any], Kobject]
 
 
 def symlink_part(where: Where, name: Callable[[Any], str], target: Part | Callable[[Any], Entry]) -> Part:
-    """A symlink at another part of the same plan, or at what `target` gives for a device."""
+    """A symlink to another part of the same plan, or to the entry that `target` gives for a device."""
 
     def make(bundle: Bundle) -> Symlink:
         found = bundle.entry_of(target) if isinstance(target, Part) else target(bundle.device)
@@ -48,9 +49,9 @@ def symlink_part(where: Where, name: Callable[[Any], str], target: Part | Callab
 
 
 class Plan:
-    """The parts of one kind of device, in the order in which they appear; they vanish in the opposite one.
+    """The parts of one kind of device, in the order in which they appear.  They vanish in the opposite order.
 
-    No directory has two of them.  `inside` is by index of a part the one that is in it.
+    No directory has two of them.  `inside` gives, by the index of a part, the part that is in it.
     """
 
     __slots__ = ("fixed", "inside", "parts", "varying")
@@ -66,7 +67,7 @@ class Plan:
 
 
 class Bundle:
-    """The entries of one device.  `block` is the number that theirs begin with, once they are shown."""
+    """The entries of one device.  Once they are shown, their numbers begin with `block`."""
 
     __slots__ = ("block", "ctime_ns", "device", "plan")
 
@@ -76,34 +77,34 @@ class Bundle:
         self.ctime_ns = time.time_ns()
 
     def entry(self, index: int) -> Entry:
-        """Its part with this index, made anew.  Any thread.  Raises LookupError for one that it has not."""
+        """The entry of the part with this index, made anew.  Any thread.  Raises LookupError without one."""
         return self._make(index, self.directory_of(self.plan.parts[index]))
 
     def entry_of(self, part: Part) -> Entry:
-        """As :meth:`entry`."""
+        """The entry of `part`, as `entry` makes it."""
         return self._make(self.plan.parts.index(part), self.directory_of(part))
 
     def kobject_of(self, part: Part) -> Kobject:
-        """As :meth:`entry`, for one that is a directory."""
+        """The directory of `part`, as `entry` makes it."""
         made = self.entry_of(part)
         if not isinstance(made, Kobject):
             raise TypeError(f"{made.name} is no directory")
         return made
 
     def directory_of(self, part: Part) -> Kobject:
-        """Where a part is."""
+        """The directory that a part is in."""
         where = part.where
         if isinstance(where, Part):
             return self.kobject_of(where)
         return where(self.device) if callable(where) else where
 
     def seen_in(self, directory: Kobject) -> Entry:
-        """Its entry in this directory, made anew.  Raises LookupError when it has none there."""
+        """The device's entry in `directory`, made anew.  Raises LookupError when it has none there."""
         part = self.plan.fixed.get(directory) or self._part_in(directory)
         return self._make(self.plan.parts.index(part), directory)
 
     def places(self) -> Iterator[tuple[Part, Kobject, str]]:
-        """Its parts with where they are and how they are called there."""
+        """The parts, each with the directory that it is in and its name there."""
         for part in self.plan.parts:
             yield part, self.directory_of(part), part.name(self.device)
 

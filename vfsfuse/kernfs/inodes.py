@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the names of a tree stand for: lookups, stats, links, and the text of attributes.
+"""The answers to LOOKUP, GETATTR and READLINK, and to a read of an attribute.
 
-`Inodes` answers on the trio thread and on the device lane; `LaneInodes` is the lane's way to it, under
-Lab.lock, which everybody holds who changes the tree.
+Both lanes give the same answers.  `Inodes` makes them; the trio thread calls it.  The device lane calls
+`LaneInodes`, which takes Lab.lock, because whoever changes the tree holds that lock.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from threading import RLock
 from typing import TypeVar
 
 from ioctl_shim.lanefile import InodeAttr
-from vfsfuse.kernfs.entry import Lookup
-from vfsfuse.kernfs.kobject import Attribute, Child, Kobject, LinkMember, Member, Symlink, relative
+from vfsfuse.kernfs.kobject import Child, Kobject, Lookup, Member, Symlink, relative
+from vfsfuse.kernfs.members import Attribute, LinkMember, WaitingStore
 from vfsfuse.kernfs.tree import BASE_MASK, IAttrs, Tree
-from vfsfuse.kernfs.waiting import WaitingStore
 
 T = TypeVar("T")
 DECLARED = IAttrs()
@@ -26,8 +25,8 @@ NANOSECONDS = 10**9
 
 
 class Inodes:
-    """The names of `tree`.  `cache` is how many seconds the kernel may keep what it is not told to drop;
-    `uid` and `gid` own what names no owner; `waits` is whether stores may wait (vfsfuse.kernfs.waiting)."""
+    """The inodes of `tree`.  The kernel may cache an answer for `cache` seconds; `uid` and `gid` own what has
+    no owner of its own; `waits` says whether stores may wait (vfsfuse.kernfs.waiting)."""
 
     def __init__(self, tree: Tree, cache: float, uid: int, gid: int, waits: bool) -> None:
         self.tree, self.waits = tree, waits
@@ -35,33 +34,35 @@ class Inodes:
         self._cache_ns = int(cache * NANOSECONDS)
 
     def lookup(self, parent_inode: int, name: bytes) -> InodeAttr:
-        """The entry or member called `name`.  Raises OSError(ENOENT, ENOTDIR)."""
+        """The attributes of the entry or member called `name` in a directory.  Raises OSError: ENOENT,
+        ENOTDIR."""
         directory, text = self.tree.directory(parent_inode), os.fsdecode(name)
         found = directory.find(text)
         if found is None:
-            return self._named(self.tree.look(directory.hidden(text)), 0)
+            return self._attr(self.tree.getattr(directory.hidden(text)), 0)
         if self.waits and isinstance(found, WaitingStore):
-            return self._named(self.tree.look(self.tree.own_inode(found.inode(directory))), 0)
-        return self._named(found.look(directory), self._cache_ns)
+            return self._attr(self.tree.getattr(self.tree.own_inode(found.inode(directory))), 0)
+        return self._attr(found.lookup(directory), self._cache_ns)
 
     def stat(self, inode: int) -> InodeAttr:
         """What stat(2) shows of an inode.  Raises OSError as `Tree.locate`."""
-        return self._named(self.tree.look(inode), self._cache_ns)
+        return self._attr(self.tree.getattr(inode), self._cache_ns)
 
     def listed(self, owner: Kobject, listed: Child | Member) -> tuple[str, InodeAttr] | None:
-        """What a listing of `owner` says of what was found in it; None when that is gone.  Raises OSError."""
+        """The name and the attributes of what was found in `owner`, for a listing; None when it is gone.
+        Raises OSError when it goes at this moment."""
         if isinstance(listed, Member):
             if not listed.present(owner):
                 return None
             waits = self.waits and isinstance(listed, WaitingStore)
-            return listed.name, self._named(listed.look(owner), 0 if waits else self._cache_ns)
+            return listed.name, self._attr(listed.lookup(owner), 0 if waits else self._cache_ns)
         if not self.tree.knows(listed):
             return None
         entry = listed.seen_in(owner)
-        return entry.name, self._named(entry.look(owner), self._cache_ns)
+        return entry.name, self._attr(entry.lookup(owner), self._cache_ns)
 
     def readlink(self, inode: int) -> bytes:
-        """Where a symlink points.  Raises OSError(EINVAL, ENOENT)."""
+        """The target of a symlink.  Raises OSError: EINVAL for anything else, ENOENT when it is gone."""
         entry, member = self.tree.locate(inode)
         if isinstance(entry, Symlink):
             return os.fsencode(relative(entry.parent, entry.target))
@@ -69,8 +70,8 @@ class Inodes:
             return os.fsencode(relative(entry, member.target(entry)))
         raise OSError(errno.EINVAL, "not a symlink")
 
-    def _named(self, look: Lookup, timeout_ns: int) -> InodeAttr:
-        inode, shown, entry = look
+    def _attr(self, found: Lookup, timeout_ns: int) -> InodeAttr:
+        inode, shown, entry = found
         changed = self.tree.iattrs.get(inode & BASE_MASK, DECLARED)
         return InodeAttr(
             inode,
@@ -85,29 +86,30 @@ class Inodes:
 
 
 class LaneInodes:
-    """The same on the device lane: None while somebody changes the lab, and for attributes not `prompt`."""
+    """The same on the device lane.  None leaves the answer to the trio thread: while somebody changes the
+    lab, and for the text of an attribute that is not `prompt`."""
 
-    def __init__(self, names: Inodes, lock: RLock) -> None:
-        self._names, self._lock = names, lock
+    def __init__(self, inodes: Inodes, lock: RLock) -> None:
+        self._inodes, self._lock = inodes, lock
 
     def lookup(self, parent_inode: int, name: bytes) -> InodeAttr | None:
         """As Inodes.lookup."""
-        return self._promptly(lambda: self._names.lookup(parent_inode, name))
+        return self._promptly(lambda: self._inodes.lookup(parent_inode, name))
 
     def stat(self, inode: int) -> InodeAttr | None:
         """As Inodes.stat."""
-        return self._promptly(lambda: self._names.stat(inode))
+        return self._promptly(lambda: self._inodes.stat(inode))
 
     def readlink(self, inode: int) -> bytes | None:
         """As Inodes.readlink."""
-        return self._promptly(lambda: self._names.readlink(inode))
+        return self._promptly(lambda: self._inodes.readlink(inode))
 
     def show(self, inode: int) -> bytes | None:
         """An attribute's text.  Raises OSError as its show() does."""
         return self._promptly(lambda: self._show(inode))
 
     def _show(self, inode: int) -> bytes | None:
-        entry, member = self._names.tree.locate(inode)
+        entry, member = self._inodes.tree.locate(inode)
         if not isinstance(member, Attribute) or not member.prompt:
             return None
         return member.read(entry)

@@ -1,56 +1,158 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sysfs contract: kobjects are directories, attributes are files that show and store text.
+"""What the tree is made of: kobjects, which are directories, symlinks, device nodes, and members of a class.
 
-A class declares attributes and links (kernfs/members.py); this module numbers them.  Entries belong to the
-trio thread; the device lane only looks an entry up by inode number and opens it.
+A directory has children, which come and go, and members, which its class declares (kernfs/members.py).  All
+of them are numbered here: an inode number tells the entry and, in its lowest bits, the member.
+
+Entries belong to the trio thread.  The device lane only looks an entry up by its inode number, and opens it.
+Source: Documentation/core-api/kobject.rst, Documentation/filesystems/sysfs.rst.
 """
 
 from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Iterator
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-from vfsfuse.kernfs.entry import MEMBER_BITS, PART_BITS, DeviceNode, Entry, Stat, Symlink, relative
-from vfsfuse.kernfs.members import (
-    PAGE_SIZE,
-    Attribute,
-    BinaryMember,
-    LinkMember,
-    Member,
-    SnapshotMember,
-    attribute,
-    link,
-    store_only,
-    value_of,
-)
+from ioctl_shim.lane import DEVICE_BIT, Opened, OpenRequest
 
-__all__ = [
-    "MEMBER_BITS",
-    "PAGE_SIZE",
-    "PART_BITS",
-    "Attribute",
-    "BinaryMember",
-    "Child",
-    "DeviceNode",
-    "Entry",
-    "Kobject",
-    "LinkMember",
-    "Member",
-    "SnapshotMember",
-    "Stat",
-    "Symlink",
-    "attribute",
-    "link",
-    "relative",
-    "store_only",
-    "value_of",
-]
+MEMBER_BITS = 8
+"""Bits of an inode number that tell an entry's members apart."""
+PART_BITS = 4
+"""Bits of an entry's number that tell the entries of one device apart (vfsfuse.kernfs.bundle)."""
+
+
+class Stat(NamedTuple):
+    """What stat(2) shows of an entry: st_mode with the file type, st_size in bytes, st_nlink, and the owners.
+    None as an owner means the owner of the mount."""
+
+    mode: int
+    size: int
+    nlink: int = 1
+    uid: int | None = None
+    gid: int | None = None
+
+
+class Lookup(NamedTuple):
+    """What a name stands for: an inode number, its stat, and the entry whose times it has."""
+
+    inode: int
+    stat: Stat
+    entry: Entry
+
+
+class Entry(ABC):
+    """A name in a directory: a Kobject, a Symlink or a DeviceNode.
+
+    `number` is unique for the life of the mount.  `parent` is the directory, None for the root and for an
+    entry that no directory lists.
+    """
+
+    __slots__ = ("ctime_ns", "name", "number", "parent")
+
+    lane_bits: ClassVar[int] = 0
+    members: ClassVar[tuple[Member, ...]] = ()
+    """What the class declares.  A member's number in an inode number is its index here plus one."""
+    numbering: ClassVar[dict[str, int]] = {}
+    """The numbers of the members by name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.number = -1
+        self.parent: Kobject | None = None
+        self.ctime_ns = 0
+
+    def seen_in(self, directory: Kobject) -> Entry:
+        """The entry itself; a bundle makes its entry in `directory` now (vfsfuse.kernfs.bundle)."""
+        return self
+
+    @property
+    def block(self) -> int:
+        """Its number without the bits of the part."""
+        return self.number >> PART_BITS
+
+    @property
+    def inode(self) -> int:
+        return self.lane_bits | (self.number << MEMBER_BITS) + 1
+
+    @property
+    def path(self) -> str:
+        """Path from the mount's root, without a leading slash; empty for the root itself."""
+        if self.parent is None:
+            return ""
+        above = self.parent.path
+        return f"{above}/{self.name}" if above else self.name
+
+    @abstractmethod
+    def stat(self) -> Stat:
+        """What stat(2) shows."""
+
+    def lookup(self, owner: Kobject) -> Lookup:
+        """The answer to a lookup of it in the directory `owner`."""
+        return Lookup(self.inode, self.stat(), self)
+
+
+class Symlink(Entry):
+    """A symlink that comes and goes, such as those in the directories of classes and buses."""
+
+    __slots__ = ("target",)
+
+    def __init__(self, name: str, target: Entry) -> None:
+        super().__init__(name)
+        self.target = target
+
+    def stat(self) -> Stat:
+        return Stat(stat.S_IFLNK | 0o777, len(relative(self.parent, self.target)))
+
+
+class DeviceNode(Entry):
+    """A file under dev/: the device lane answers every open, ioctl, read and write of it."""
+
+    __slots__ = ("gid", "mode", "opener", "size", "uid")
+
+    lane_bits = DEVICE_BIT
+
+    def __init__(self, name: str, mode: int, opener: Callable[[OpenRequest], Opened], size: int = 0) -> None:
+        super().__init__(name)
+        self.mode, self.opener, self.size = mode, opener, size
+        self.uid: int | None = None
+        self.gid: int | None = None
+
+    def stat(self) -> Stat:
+        return Stat(stat.S_IFREG | self.mode, self.size, 1, self.uid, self.gid)
+
+
+class Member(ABC):
+    """A file or symlink that a class of kobjects declares; kernfs/members.py has the kinds.
+
+    A member `of_driver` comes and goes when a driver is bound to the device of the directory or unbound.
+    """
+
+    __slots__ = ("lane_bits", "name", "of_driver")
+
+    def __init__(self, name: str, lane_bits: int = 0, of_driver: bool = False) -> None:
+        self.name, self.lane_bits, self.of_driver = name, lane_bits, of_driver
+
+    def inode(self, owner: Kobject) -> int:
+        return self.lane_bits | (owner.number << MEMBER_BITS | owner.numbering[self.name]) + 1
+
+    def present(self, owner: Any) -> bool:
+        """Whether it is in the directory `owner` now, as is_visible() of a kernel attribute group says."""
+        return True
+
+    @abstractmethod
+    def stat(self, owner: Any) -> Stat:
+        """What stat(2) shows of it in `owner`."""
+
+    def lookup(self, owner: Kobject) -> Lookup:
+        """The answer to a lookup of it in the directory `owner`."""
+        return Lookup(self.inode(owner), self.stat(owner), owner)
 
 
 class Child(Protocol):
-    """What a directory has under a name: an entry, or what makes one."""
+    """What a directory has under a name: an entry, or a bundle that makes one."""
 
     @property
     def block(self) -> int:
@@ -61,17 +163,14 @@ class Child(Protocol):
 
 
 class Kobject(Entry):
-    """A directory: the members its class declares, and children that come and go.
+    """A directory: the members that its class and the bases of its class declare, and its children.
 
-    A class declares members as class attributes (through the decorators above) and in a tuple `declared`, for
-    those that several classes share.
+    A member of a class replaces one of the same name of a base, as a method does.
     """
 
     __slots__ = ("children", "subdirs")
 
-    declared: ClassVar[tuple[Member, ...]] = ()
     by_name: ClassVar[dict[str, Member]] = {}
-    numbering: ClassVar[dict[str, int]] = {}
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -79,8 +178,8 @@ class Kobject(Entry):
         self.subdirs = 0
 
     def __init_subclass__(cls) -> None:
-        own = [value for value in vars(cls).values() if isinstance(value, Member)]
-        cls.by_name = {**cls.by_name, **{member.name: member for member in [*own, *cls.declared]}}
+        declared = [value for base in reversed(cls.__mro__) for value in vars(base).values()]
+        cls.by_name = {member.name: member for member in declared if isinstance(member, Member)}
         cls.members = tuple(cls.by_name.values())
         cls.numbering = {member.name: index for index, member in enumerate(cls.members, start=1)}
         if len(cls.members) >= 1 << MEMBER_BITS:
@@ -103,10 +202,25 @@ class Kobject(Entry):
         return member if member is not None and member.present(self) else None
 
     def hidden(self, name: str) -> int:
-        """Inode of a name that can be looked up but is not listed.  Raises OSError(ENOENT)."""
+        """Inode number of a name that a lookup finds and no listing shows.  Raises OSError(ENOENT)."""
         raise OSError(errno.ENOENT, name)
 
     def entries(self) -> Iterator[Child | Member]:
         """What is in it now."""
         yield from (member for member in self.members if member.present(self))
         yield from (self.children or {}).values()
+
+
+def relative(directory: Entry | None, target: Entry) -> str:
+    """The path of `target` seen from `directory`, as sysfs writes its symlinks."""
+    above: dict[int, int] = {}
+    while directory is not None:
+        above[directory.number] = len(above)
+        directory = directory.parent
+    names: list[str] = []
+    here: Entry = target
+    while here.number not in above and here.parent is not None:
+        names.append(here.name)
+        here = here.parent
+    names += [".."] * above.get(here.number, 0)
+    return "/".join(reversed(names))

@@ -1,100 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kobject's class declares: attributes that show and store text, links, and binary attributes.
+"""Members: the attributes, links and other files that a class of kobjects declares.
 
-This module formats and limits them and turns exceptions into errnos as fs/sysfs and fs/kernfs do
-(Documentation/filesystems/sysfs.rst).  Everything here runs on the trio thread, but for show(), which the
-device lane calls too, the opening of binary attributes, which is the device lane's, and the making of
-snapshots, which is a worker thread's.
+A class declares a member in one way: as a class attribute, by a decorator on the method that shows it, points
+at its target or opens it.
+
+    class TypeDir(Kobject):
+        @attribute(0o644)
+        def weight(self) -> int:
+            return self.type.weight
+
+        @weight.store
+        def _store_weight(self, text: str) -> None:
+            self.type.weight = parse_number(text)
+
+    decorator         the method                                       in stat(2)
+    @attribute        show(): the value, str() of which is the text    a file, mode 0444 unless given
+    @<name>.store     store(text) of the attribute <name>
+    @store_only       store(text)                                      a file, mode 0200
+    @waiting_store    store(text), a coroutine                         a file, mode 0200
+    @link             the entry that it points at, or None             a symlink
+    @binary           open(request), on the device lane                a file of a size
+    @snapshot         the content, made when the file is opened        a file, mode 0444
+
+A generated member is an `Attribute` or a `BinaryMember` that is made by its constructor and assigned in the
+same place (vfsfuse/sysfs/pci.py, vfsfuse/sysfs/model.py).  Members that several classes share are in a base
+class of theirs, which is what the kernel calls an attribute group.  `when` says in which directories a member
+is present; `of_driver` says that it comes and goes with the driver of the directory's device, so that the
+kernel is told.
+
+This module formats and limits what is shown and stored, and turns exceptions into errnos, as fs/sysfs and
+fs/kernfs do (Documentation/filesystems/sysfs.rst).  Everything here runs on the trio thread, with three
+exceptions: the device lane calls show() as well, the device lane opens binary attributes, and a worker thread
+makes snapshots.
 """
 
 from __future__ import annotations
 
 import errno
 import stat
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from ioctl_shim.lane import ATTR_BIT, ATTR_READ_BIT, ATTR_WRITE_BIT, DEVICE_BIT, Opened, OpenRequest
-from vfsfuse.kernfs.entry import MEMBER_BITS, Entry, Lookup, Stat, relative
-
-if TYPE_CHECKING:
-    from vfsfuse.kernfs.kobject import Kobject
+from vfsfuse.kernfs.kobject import Entry, Member, Stat, relative
 
 PAGE_SIZE = 4096
 S = TypeVar("S")
-
-
-class Member(ABC):
-    """A file or link that Kobject classes declare."""
-
-    __slots__ = ("lane_bits", "name")
-
-    def __init__(self, name: str, lane_bits: int = 0) -> None:
-        self.name, self.lane_bits = name, lane_bits
-
-    def inode(self, owner: Kobject) -> int:
-        return self.lane_bits | (owner.number << MEMBER_BITS | owner.numbering[self.name]) + 1
-
-    def present(self, owner: Any) -> bool:
-        """As a kernel attribute group's is_visible()."""
-        return True
-
-    @abstractmethod
-    def stat(self, owner: Any) -> Stat:
-        """What stat(2) shows of it in `owner`."""
-
-    def look(self, owner: Kobject) -> Lookup:
-        """As Entry's."""
-        return Lookup(self.inode(owner), self.stat(owner), owner)
-
-
-class Attribute(Member):
-    """A text attribute.  `show` returns a value (a final newline is added); `store` takes the text
-    written.
-
-    A `prompt` one is shown on the device lane too, under Lab.lock, so it neither waits nor takes time."""
-
-    __slots__ = ("_show", "_store", "mode", "prompt", "visible")
-
-    def __init__(self, name: str, mode: int) -> None:
-        readable = ATTR_READ_BIT if mode & 0o444 else 0
-        super().__init__(name, ATTR_BIT | readable | (ATTR_WRITE_BIT if mode & 0o222 else 0))
-        self.mode, self.prompt = mode, True
-        self._show: Callable[[Any], object] | None = None
-        self._store: Callable[[Any, str], object] | None = None
-        self.visible: Callable[[Any], bool] | None = None
-
-    def store(self, function: Callable[[S, str], object]) -> Attribute:
-        """Decorator: declare the store() of an attribute that has a show()."""
-        self._store = function
-        return self
-
-    def present(self, owner: Any) -> bool:
-        return self.visible is None or self.visible(owner)
-
-    def stat(self, owner: Any) -> Stat:
-        return Stat(stat.S_IFREG | self.mode, PAGE_SIZE)
-
-    def read(self, owner: Any) -> bytes:
-        """The whole text.  Raises OSError(EIO) when the attribute has no show()."""
-        if self._show is None:
-            raise OSError(errno.EIO, f"{self.name} is write-only")
-        text = str(self._show(owner))
-        if text and not text.endswith("\n"):
-            text += "\n"
-        return text.encode()[:PAGE_SIZE]
-
-    def write(self, owner: Any, data: bytes) -> int:
-        """Store at most a page, all or nothing; returns the bytes taken.  ValueError becomes EINVAL."""
-        if self._store is None:
-            raise OSError(errno.EIO, f"{self.name} is read-only")
-        taken = data[:PAGE_SIZE]
-        try:
-            self._store(owner, value_of(taken))
-        except ValueError as error:
-            raise OSError(errno.EINVAL, f"{self.name}: {error}") from error
-        return len(taken)
+When = Callable[[Any], bool]
 
 
 def value_of(written: bytes) -> str:
@@ -106,42 +58,158 @@ def value_of(written: bytes) -> str:
     return text
 
 
+# ---- attributes.  To add an attribute: CONTRIBUTING.md, "Adding an attribute" ----
+
+
+class Attribute(Member):
+    """A text attribute.  `show` returns a value, whose text gets a final newline; `store` takes the text that
+    was written.  Without a `when` it is always present.
+
+    The device lane shows a `prompt` attribute too, under Lab.lock, so its show() neither waits nor takes
+    long."""
+
+    __slots__ = ("_show", "_store", "_when", "mode", "prompt")
+
+    def __init__(
+        self,
+        name: str,
+        mode: int,
+        show: Callable[[Any], object] | None = None,
+        store: Callable[[Any, str], object] | None = None,
+        when: When | None = None,
+        *,
+        of_driver: bool = False,
+        prompt: bool = True,
+    ) -> None:
+        readable = ATTR_READ_BIT if mode & 0o444 else 0
+        lane_bits = ATTR_BIT | readable | (ATTR_WRITE_BIT if mode & 0o222 else 0)
+        super().__init__(name, lane_bits, of_driver)
+        self.mode, self.prompt = mode, prompt
+        self._show, self._store, self._when = show, store, when
+
+    def store(self, function: Callable[[S, str], object]) -> Attribute:
+        """Decorator: declare the store() of an attribute that has a show()."""
+        self._store = function
+        return self
+
+    def present(self, owner: Any) -> bool:
+        return self._when is None or self._when(owner)
+
+    def stat(self, owner: Any) -> Stat:
+        return Stat(stat.S_IFREG | self.mode, PAGE_SIZE)
+
+    def read(self, owner: Any) -> bytes:
+        """The whole text, at most a page.  Raises OSError(EIO) when the attribute has no show()."""
+        if self._show is None:
+            raise OSError(errno.EIO, f"{self.name} is write-only")
+        text = str(self._show(owner))
+        if text and not text.endswith("\n"):
+            text += "\n"
+        return text.encode()[:PAGE_SIZE]
+
+    def write(self, owner: Any, data: bytes) -> int:
+        """Store at most a page, all or nothing; returns the number of bytes taken.
+
+        Raises OSError: EIO when the attribute has no store(), EINVAL for a ValueError of it.
+        """
+        if self._store is None:
+            raise OSError(errno.EIO, f"{self.name} is read-only")
+        taken = data[:PAGE_SIZE]
+        try:
+            self._store(owner, value_of(taken))
+        except ValueError as error:
+            raise OSError(errno.EINVAL, f"{self.name}: {error}") from error
+        return len(taken)
+
+
 def attribute(
-    mode: int = 0o444, name: str | None = None, when: Callable[[Any], bool] | None = None
+    mode: int = 0o444,
+    name: str | None = None,
+    when: When | None = None,
+    *,
+    optional: bool = False,
+    of_driver: bool = False,
 ) -> Callable[[Callable[[S], object]], Attribute]:
-    """Decorator: declare a readable attribute from its show(); it is there only `when` says so."""
+    """Decorator: declare a readable attribute from its show().
+
+    An `optional` one is present while its value is neither 0 nor None nor empty.
+    """
 
     def declare(show: Callable[[S], object]) -> Attribute:
-        made = Attribute(name or show.__name__, mode)
-        made._show, made.visible = show, when
-        return made
+        there = (lambda owner: bool(show(owner))) if optional else when
+        return Attribute(name or show.__name__, mode, show, when=there, of_driver=of_driver)
 
     return declare
 
 
 def store_only(
-    name: str | None = None, when: Callable[[Any], bool] | None = None
+    name: str | None = None, when: When | None = None, *, of_driver: bool = False
 ) -> Callable[[Callable[[S, str], object]], Attribute]:
     """Decorator: declare a write-only attribute (mode 0200) from its store()."""
 
     def declare(store: Callable[[S, str], object]) -> Attribute:
-        made = Attribute(name or store.__name__, 0o200)
-        made._store, made.visible = store, when
-        return made
+        return Attribute(name or store.__name__, 0o200, store=store, when=when, of_driver=of_driver)
 
     return declare
 
 
+class WaitingStore(Member):
+    """A write-only attribute (mode 0200) whose store() is a coroutine that may wait (vfsfuse.kernfs.waiting).
+    A store() that is cancelled has changed nothing."""
+
+    __slots__ = ("_store", "_when")
+
+    def __init__(
+        self,
+        name: str,
+        store: Callable[[Any, str], Awaitable[None]],
+        when: When | None = None,
+        *,
+        of_driver: bool = False,
+    ) -> None:
+        super().__init__(name, DEVICE_BIT, of_driver)
+        self._store, self._when = store, when
+
+    def present(self, owner: Any) -> bool:
+        return self._when is None or self._when(owner)
+
+    def stat(self, owner: Any) -> Stat:
+        return Stat(stat.S_IFREG | 0o200, PAGE_SIZE)
+
+    async def store(self, owner: Any, data: bytes) -> None:
+        """Trio thread.  Raises OSError, EINVAL for a text that does not parse."""
+        try:
+            await self._store(owner, value_of(data))
+        except ValueError as error:
+            raise OSError(errno.EINVAL, f"{self.name}: {error}") from error
+
+
+def waiting_store(
+    name: str | None = None, when: When | None = None, *, of_driver: bool = False
+) -> Callable[[Callable[[S, str], Awaitable[None]]], WaitingStore]:
+    """Decorator: declare a write-only attribute from its store(), a coroutine."""
+
+    def declare(store: Callable[[S, str], Awaitable[None]]) -> WaitingStore:
+        named = name or str(getattr(store, "__name__", ""))
+        return WaitingStore(named, store, when, of_driver=of_driver)
+
+    return declare
+
+
+# ---- links, binary attributes and snapshots ----
+
+
 class LinkMember(Member):
-    """A symlink a class declares: `target` gives the entry it points at, or None when there is none now."""
+    """A symlink.  `target` gives the entry that it points at; while that is None, the link is not present."""
 
     __slots__ = ("_target",)
 
-    def __init__(self, name: str, target: Callable[[Any], Entry | None]) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, target: Callable[[Any], Entry | None], *, of_driver: bool = False) -> None:
+        super().__init__(name, 0, of_driver)
         self._target = target
 
     def target(self, owner: Any) -> Entry:
+        """Raises OSError(ENOENT) when there is none now."""
         found = self._target(owner)
         if found is None:
             raise OSError(errno.ENOENT, self.name)
@@ -154,13 +222,18 @@ class LinkMember(Member):
         return Stat(stat.S_IFLNK | 0o777, len(relative(owner, self.target(owner))))
 
 
-def link(name: str | None = None) -> Callable[[Callable[[S], Entry | None]], LinkMember]:
+def link(
+    name: str | None = None, *, of_driver: bool = False
+) -> Callable[[Callable[[S], Entry | None]], LinkMember]:
     """Decorator: declare a symlink from a function that returns its target."""
-    return lambda target: LinkMember(name or target.__name__, target)
+    return lambda target: LinkMember(name or target.__name__, target, of_driver=of_driver)
 
 
 class BinaryMember(Member):
-    """A binary attribute (config, resource<N>): opened, read and written on the device lane."""
+    """A binary attribute (config, resource<N>): the device lane opens, reads and writes it.
+
+    `size` gives the size in bytes; while that is None, the attribute is not present.
+    """
 
     __slots__ = ("_open", "_size", "mode")
 
@@ -185,16 +258,22 @@ class BinaryMember(Member):
         return self._open(owner, request)
 
 
-class SnapshotMember(Member):
-    """A read-only file whose content is made when it is opened: who opened it reads what was then, and who
-    opens it later what is later.
+def binary(
+    mode: int, size: Callable[[Any], int | None]
+) -> Callable[[Callable[[S, OpenRequest], Opened]], BinaryMember]:
+    """Decorator: declare a binary attribute from the function that opens it."""
+    return lambda opener: BinaryMember(opener.__name__, mode, size, opener)
 
-    `content` is called in a worker thread, so it may take its time, and raises OSError as open(2) does.
+
+class SnapshotMember(Member):
+    """A read-only file whose content is made when it is opened: every open has a content of its own.
+
+    A worker thread calls `content`, so it may take its time.  It raises OSError as open(2) does.
     """
 
     __slots__ = ("_content", "_when")
 
-    def __init__(self, name: str, content: Callable[[Any], bytes], when: Callable[[Any], bool]) -> None:
+    def __init__(self, name: str, content: Callable[[Any], bytes], when: When) -> None:
         super().__init__(name)
         self._content, self._when = content, when
 
@@ -207,3 +286,8 @@ class SnapshotMember(Member):
     def content(self, owner: Any) -> bytes:
         """Any thread."""
         return self._content(owner)
+
+
+def snapshot(name: str, when: When) -> Callable[[Callable[[S], bytes]], SnapshotMember]:
+    """Decorator: declare a snapshot from the function that makes its content."""
+    return lambda content: SnapshotMember(name, content, when)

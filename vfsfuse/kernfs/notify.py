@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telling the kernel what has changed in the tree, so that it forgets what it has cached.
+"""Notifications: tell the kernel what has changed in the tree, so that it drops what it has cached.
 
-State: none.  Inodes are told in a worker thread, never on the trio or pump thread: the kernel takes the lock
-of a directory to drop a name, and who holds it may wait for an answer of ours.  To forget a stat, without any
-pages, it takes no lock that is held by who waits for us.
+No state.  A worker thread tells it of names, never the trio or the pump thread: to drop a name, the kernel
+takes the lock of the directory, and the process that holds this lock may be waiting for an answer of ours.
+For a stat the kernel takes no such lock.  Source: FUSE_NOTIFY_INVAL_ENTRY and _INODE in <linux/fuse.h>.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def forget_stats(changes: Changes) -> None:
 
 
 def forget_names(changes: Changes) -> None:
-    """Make the kernel forget the names that went; blocks on directory locks, so never on the trio or pump
-    thread."""
+    """Make the kernel forget the names that are gone.  Waits for directory locks: never on the trio or the
+    pump thread."""
     for parent, name in changes.gone:
         _notify(pyfuse3.invalidate_entry, parent, name)
 

@@ -1,33 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The namespace lane: pyfuse3's handlers over the tree.  Everything here runs on the trio thread.
+"""The namespace lane: pyfuse3's handlers of the tree, and the open snapshots.
 
-What changes the tree tells the kernel before it answers, so that a name is gone for every process once the
-write(2) that removed it returns, whatever the cache times.
+All state belongs to the trio thread.
+
+A write that changes the tree tells the kernel before it is answered.  So a name is gone for every process
+once the write(2) that removed it returns, whatever the cache times.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import select
 import stat
+from collections.abc import Callable
 from functools import partial
 
 import trio
 
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lanefile import InodeAttr
-from vfsfuse.cli.mountpoint import XATTR_PID
-from vfsfuse.kernfs.errors import errors
+from vfsfuse.kernfs.errors import Refusals, errors
 from vfsfuse.kernfs.inodes import NANOSECONDS, Inodes
-from vfsfuse.kernfs.kobject import Attribute, Child, Entry, Kobject, Member, SnapshotMember
+from vfsfuse.kernfs.kobject import Child, Entry, Kobject, Member
+from vfsfuse.kernfs.members import Attribute, SnapshotMember
 from vfsfuse.kernfs.notify import forget_names, forget_stats
-from vfsfuse.kernfs.refusals import Refusals
-from vfsfuse.kernfs.snapshots import Snapshots
 from vfsfuse.kernfs.tree import BASE_MASK, IAttrs
+from vfsfuse.kernfs.xattr import XATTR_PID
 
 BLOCK = 4096
+AT_ONCE = 2
+"""Snapshots that are made at the same time: a large picture takes a processor, and memory, for a while."""
+MOST_WAITING = 64
+"""Opens that wait for their snapshot: each keeps one of pyfuse3's tasks, and other requests need some too."""
 POLL_MASK = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+
+
+class Snapshots:
+    """The open snapshots (kernfs.members.SnapshotMember) by file handle.  Handles are small numbers, smaller
+    than the inode number of any attribute.
+
+    Worker threads make the contents, with a limit of their own, so that neither trio nor the device lane
+    waits, nor the other uses of trio's worker threads.
+    """
+
+    def __init__(self) -> None:
+        self._contents: dict[int, bytes] = {}
+        self._handles = itertools.count(1)
+        self._waiting = 0
+        self._limiter = trio.CapacityLimiter(AT_ONCE)
+
+    async def open(self, make: Callable[[], bytes]) -> int:
+        """The handle of a new snapshot.  Raises OSError as `make` does, and EAGAIN when too many wait."""
+        if self._waiting >= MOST_WAITING:
+            raise OSError(errno.EAGAIN, "too many pictures are being taken")
+        self._waiting += 1
+        try:  # when nobody waits for a content any more, it is still made to its end, and dropped
+            content = await trio.to_thread.run_sync(make, abandon_on_cancel=True, limiter=self._limiter)
+        finally:
+            self._waiting -= 1
+        handle = next(self._handles)
+        self._contents[handle] = content
+        return handle
+
+    def get(self, handle: int) -> bytes | None:
+        """The content of an open snapshot, None for a handle that is none."""
+        return self._contents.get(handle)
+
+    def release(self, handle: int) -> None:
+        self._contents.pop(handle, None)
 
 
 class Operations(Refusals):
@@ -35,27 +77,27 @@ class Operations(Refusals):
 
     supports_dot_lookup = False
 
-    def __init__(self, names: Inodes) -> None:
+    def __init__(self, inodes: Inodes) -> None:
         super().__init__()
-        self.names, self.tree = names, names.tree
+        self.inodes, self.tree = inodes, inodes.tree
         self._listings: dict[int, list[Child | Member]] = {}
         self._owners: dict[int, Kobject] = {}
         self._next_listing = 1
         self._snapshots = Snapshots()
         self.notifying = trio.Lock()
-        """Held while the kernel is told of changes: that waits for lookups which only we can answer."""
+        """Held while the kernel is told of changes, which waits for lookups that only we can answer."""
 
-    # ---- looking; as a rule the device lane has answered, by the same names ----
+    # ---- lookups and stats; as a rule the device lane has answered them, by the same Inodes ----
 
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         with errors("lookup"):
-            return _attributes(self.names.lookup(parent_inode, name))
+            return _attributes(self.inodes.lookup(parent_inode, name))
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         with errors("getattr"):
-            return _attributes(self.names.stat(inode))
+            return _attributes(self.inodes.stat(inode))
 
     async def setattr(
         self,
@@ -74,13 +116,12 @@ class Operations(Refusals):
                 changed.uid = attr.st_uid
             if fields.update_gid:
                 changed.gid = attr.st_gid
-            return _attributes(
-                self.names.stat(inode)
-            )  # a new size (O_TRUNC) or time is ignored, as sysfs does
+            # a new size (O_TRUNC) and new times are ignored, as in sysfs
+            return _attributes(self.inodes.stat(inode))
 
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         with errors("readlink"):
-            return self.names.readlink(inode)
+            return self.inodes.readlink(inode)
 
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
         return True  # default_permissions: the kernel has checked
@@ -124,13 +165,13 @@ class Operations(Refusals):
         self, token: pyfuse3.ReaddirToken, owner: Kobject, listed: Child | Member, following: int
     ) -> bool:
         try:
-            found = self.names.listed(owner, listed)
+            found = self.inodes.listed(owner, listed)
         except OSError:
             found = None  # it is going
         if found is None:
             return True
-        name, named = found
-        return pyfuse3.readdir_reply(token, name.encode(), _attributes(named), following)
+        name, attr = found
+        return pyfuse3.readdir_reply(token, name.encode(), _attributes(attr), following)
 
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)
@@ -173,8 +214,8 @@ class Operations(Refusals):
                 await self.publish()
 
     async def publish(self) -> None:
-        """Tell the kernel what changed, names from a thread that may wait for the directory locks it takes;
-        then those who listen: what they hear of is seen, and what is gone is not."""
+        """Tell the kernel what has changed, then deliver the uevents: a listener finds in the tree what it
+        hears of, and no longer what is gone.  A worker thread waits for the locks of directories."""
         async with self.notifying:
             changes, events = self.tree.take_changes(), self.tree.root.uevents.take()
             forget_stats(changes)
@@ -195,9 +236,9 @@ class Operations(Refusals):
         return entry, member
 
 
-def _attributes(named: InodeAttr) -> pyfuse3.EntryAttributes:
+def _attributes(attr: InodeAttr) -> pyfuse3.EntryAttributes:
     made = pyfuse3.EntryAttributes()
-    made.st_ino, made.st_mode, made.st_nlink, made.st_size, made.st_uid, made.st_gid, time_ns, timeout = named
+    made.st_ino, made.st_mode, made.st_nlink, made.st_size, made.st_uid, made.st_gid, time_ns, timeout = attr
     made.st_atime_ns = made.st_mtime_ns = made.st_ctime_ns = time_ns
     made.st_blksize = BLOCK
     made.entry_timeout = made.attr_timeout = timeout / NANOSECONDS

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live tree: inode numbers to entries, and what the kernel must forget after a change.
+"""The tree of a mount: the entry of each inode number, and what the kernel must forget after a change.
 
-Owner is the trio thread; `locate` may be called from the device lane (one dict look-up).  An inode number
-is (entry number << MEMBER_BITS | member index) + 1 under the lane bits of native/lane.cdef, an entry number
-(block << PART_BITS | part), and no block is used twice, so a stale one finds nothing.  A block is an entry's
-or a device's (vfsfuse.kernfs.bundle).  The bits above those are `own_inode`'s.
+Owner is the trio thread; the device lane may call `locate`, which is one dictionary look-up.
+
+    inode number    (entry number << MEMBER_BITS | member's number) + 1, below the lane bits of
+                    native/lane.cdef; the bits above those belong to `own_inode`
+    entry number    block << PART_BITS | part
+    block           the number of an entry, or of a device's bundle (vfsfuse.kernfs.bundle)
+
+No block is used twice, so a stale inode number finds nothing.
 """
 
 from __future__ import annotations
@@ -18,24 +22,23 @@ from typing import TypeVar
 from devmodel.lifecycle.uevents import Uevents
 from ioctl_shim.lane import ATTR_WRITE_BIT, DEVICE_BIT
 from vfsfuse.kernfs.bundle import PART_MASK, Bundle
-from vfsfuse.kernfs.entry import Lookup
-from vfsfuse.kernfs.kobject import MEMBER_BITS, PART_BITS, Child, Entry, Kobject, Member
+from vfsfuse.kernfs.kobject import MEMBER_BITS, PART_BITS, Child, Entry, Kobject, Lookup, Member
 
 E = TypeVar("E", bound=Entry)
 NUMBER_MASK = DEVICE_BIT - 1
 BASE_MASK = (ATTR_WRITE_BIT << 1) - 1
-"""An inode number without the bits that tell one lookup's from another's; `locate` takes either."""
+"""Masks the bits of `own_inode` out of an inode number; `locate` takes a number with or without them."""
 MOST_LOOKUPS = 1 << 13
-"""As many as there are bits left in an inode number."""
+"""Numbers that `own_inode` gives in turn: 13 bits are left in an inode number."""
 MEMBER_MASK = (1 << MEMBER_BITS) - 1
 BLOCK_SHIFT = MEMBER_BITS + PART_BITS
 MOST_MADE = 64
-"""Directories of bundles that are kept because somebody looks around in them, until any bundle changes."""
+"""Directories of bundles that are kept while a client looks around in them, until any bundle changes."""
 
 
 @dataclass(slots=True)
 class Changes:
-    """What to tell the kernel: names that went (parent inode, name) and directories whose stat changed."""
+    """What to tell the kernel: names that are gone (parent inode, name), directories whose stat changed."""
 
     gone: list[tuple[int, bytes]] = field(default_factory=list)
     touched: set[int] = field(default_factory=set)
@@ -74,7 +77,7 @@ class Tree:
         self.adopt(self.root)
 
     def add(self, parent: Kobject, child: E) -> E:
-        """Put `child` into `parent` and return it.  Raises OSError(EEXIST)."""
+        """Put `child` into `parent` and return it.  Raises OSError(EEXIST) when the name is taken."""
         if parent.find(child.name) is not None:
             raise OSError(errno.EEXIST, f"{parent.path}/{child.name}")
         child.parent = parent
@@ -83,7 +86,7 @@ class Tree:
         return child
 
     def adopt(self, entry: Entry) -> None:
-        """Give `entry` an inode number; on its own it makes an unlisted entry.  Any thread."""
+        """Give `entry` an inode number.  Without `add`, it becomes an unlisted entry.  Any thread."""
         block = next(self._numbers)
         entry.number = block << PART_BITS
         entry.ctime_ns = time.time_ns()
@@ -94,7 +97,7 @@ class Tree:
         self._blocks.pop(entry.block, None)
 
     def show(self, bundle: Bundle) -> None:
-        """Let all of a device be seen.  Raises OSError(EEXIST), and then nothing of it is."""
+        """Show all entries of a device.  Raises OSError(EEXIST) for a taken name, and shows none of them."""
         bundle.block = next(self._numbers)
         places = list(bundle.places())
         for _, directory, name in places:
@@ -107,7 +110,7 @@ class Tree:
         self._made.clear()
 
     def withdraw(self, bundle: Bundle) -> None:
-        """The opposite of `show`: last what appeared first."""
+        """Remove all entries of a device: those that appeared last go first."""
         if not self.knows(bundle):
             return
         places = list(bundle.places())
@@ -125,17 +128,20 @@ class Tree:
         return here
 
     def remove(self, entry: Entry) -> None:
-        """Take `entry` and everything below it out of the tree; symlinks elsewhere are their owners' to
-        remove."""
+        """Take `entry` and everything below it out of the tree.  Symlinks to them stay: whoever added those
+        removes them."""
         parent = entry.parent
         if parent is None or not parent.children or parent.children.get(entry.name) is not entry:
             return
         self._disown(entry)
         self._leave(parent, entry.name, isinstance(entry, Kobject))
 
-    def hide(self, owner: Kobject, name: str) -> None:
-        """A member's presence may have changed: let the kernel ask again."""
-        self._changes.gone.append((owner.inode, name.encode()))
+    def driver_changed(self, directory: Kobject) -> None:
+        """The driver of the directory's device has come or gone: let the kernel ask again for the members
+        that come and go with it."""
+        for member in directory.members:
+            if member.of_driver:
+                self._changes.gone.append((directory.inode, member.name.encode()))
 
     def take_changes(self) -> Changes:
         """The changes since the last call; the caller tells the kernel."""
@@ -143,8 +149,8 @@ class Tree:
         return changes
 
     def locate(self, inode: int) -> tuple[Entry, Member | None]:
-        """The entry, and its member, that `inode` names.  Raises OSError when it is gone: ENODEV for a file,
-        ENOENT for a directory or a symlink."""
+        """The entry that `inode` stands for, and the member of it, if it stands for one.  Raises OSError when
+        it is gone: ENODEV for a file, ENOENT for a directory or a symlink."""
         index = (inode & NUMBER_MASK) - 1
         gone = errno.ENODEV if inode > NUMBER_MASK else errno.ENOENT
         found = self._blocks.get(index >> BLOCK_SHIFT)
@@ -163,17 +169,17 @@ class Tree:
         return found, members[member - 1]
 
     def knows(self, child: Child) -> bool:
-        """Whether what was found in a directory is still there."""
+        """Whether an entry, or a bundle, that was found in a directory is still in the tree."""
         return child.block in self._blocks
 
     def own_inode(self, inode: int) -> int:
-        """A number of its own for each lookup.  The kernel locks an inode for as long as a write to it takes,
-        and who waits for that lock cannot be interrupted: a store that waits must not keep others from
-        theirs."""
+        """An inode number that no other lookup of this file gives.  The kernel locks an inode for as long as
+        a write to it takes, and a process that waits for this lock cannot be interrupted.  So a store that
+        waits must not share its inode with another store."""
         return inode | (next(self._lookups) % MOST_LOOKUPS) * (BASE_MASK + 1)
 
     def directory(self, inode: int) -> Kobject:
-        """The directory `inode` names.  Raises OSError(ENOENT) when it is gone, ENOTDIR when it is none."""
+        """The directory of `inode`.  Raises OSError: ENOENT when it is gone, ENOTDIR when it is a file."""
         try:
             entry, member = self.locate(inode)
         except OSError:
@@ -187,8 +193,8 @@ class Tree:
             self._made[found.number] = found
         return found
 
-    def look(self, inode: int) -> Lookup:
-        """What `inode` stands for.  Raises OSError as `locate`."""
+    def getattr(self, inode: int) -> Lookup:
+        """What `inode` stands for, with its stat.  Raises OSError as `locate`."""
         entry, member = self.locate(inode)
         return Lookup(inode, entry.stat() if member is None else member.stat(entry), entry)
 
@@ -211,7 +217,7 @@ class Tree:
             self._changes.touched.add(directory.inode)
 
     def _keeps(self, directory: Kobject) -> bool:
-        """Whether names can be put into it: an entry of a bundle is made with those that it has."""
+        """Whether it keeps its children: an entry of a bundle is made with the children that it has."""
         return self._blocks.get(directory.block) is directory
 
     def _disown(self, entry: Entry) -> None:
@@ -231,7 +237,7 @@ class Tree:
 
 
 def _part(bundle: Bundle, index: int, gone: int) -> Entry:
-    """A part of a device that may be going meanwhile."""
+    """An entry of a device, which may be removed at this moment.  Raises OSError(`gone`) then."""
     try:
         return bundle.entry(index)
     except LookupError as error:

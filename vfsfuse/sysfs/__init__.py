@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directories of the lab's sysfs, one module a kernel subsystem; each class declares its attributes."""
+"""What is in the lab's sysfs: a class for each kind of directory, which declares the attributes in it.
+
+One module is one kernel subsystem.  Which directories exist, and where, is in vfsfuse/views; a directory asks
+its surroundings only through the protocol `View` (sysfs/lab.py).  How attributes behave is in vfsfuse/kernfs.
+"""

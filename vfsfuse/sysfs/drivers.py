@@ -1,50 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sys/bus/pci and sys/bus/mdev: the buses' own attributes, and drivers that bind and unbind their devices.
+"""sys/bus/pci and sys/bus/mdev: the attributes of the buses, and drivers that bind and unbind devices.
 
-Names and errors: Documentation/ABI/testing/sysfs-bus-pci, drivers/base/bus.c's behaviour.
+Names and errors: Documentation/ABI/testing/sysfs-bus-pci, and the behaviour of drivers/base/bus.c.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import Protocol
+
 from devmodel.lifecycle.lab import Lab
 from devmodel.pci.ids import parse_pci_id
-from vfsfuse.kernfs.kobject import Kobject, attribute, store_only
-from vfsfuse.sysfs.uevent import Uevent
+from vfsfuse.kernfs.members import attribute, store_only
+from vfsfuse.sysfs.lab import LabDir
+from vfsfuse.sysfs.uevent import UeventDir
 
 
-class LabDir(Kobject):
-    """A directory whose attributes act on the whole lab."""
+class Drivers(Protocol):
+    """The drivers of a bus; `autoprobe` says whether a new device is offered to them."""
 
-    __slots__ = ("lab",)
-
-    def __init__(self, name: str, lab: Lab) -> None:
-        super().__init__(name)
-        self.lab = lab
+    autoprobe: bool
 
 
-class DriverDir(LabDir):
-    """The directory of a driver."""
+class BusDir(LabDir):
+    """sys/bus/<bus>."""
+
+    __slots__ = ("drivers",)
+
+    def __init__(self, name: str, lab: Lab, drivers: Drivers) -> None:
+        super().__init__(name, lab)
+        self.drivers = drivers
+
+    @attribute(0o644)
+    def drivers_autoprobe(self) -> int:
+        return int(self.drivers.autoprobe)
+
+    @drivers_autoprobe.store
+    def _store_autoprobe(self, text: str) -> None:
+        self.drivers.autoprobe = not text.startswith("0")
+
+    @store_only()
+    def drivers_probe(self, text: str) -> None:
+        self.probe(text.strip())
+
+    @abstractmethod
+    def probe(self, device: str) -> None:
+        """Offer the device of this name to the drivers.  Raises OSError(ENODEV) when there is none."""
+
+
+class DriverDir(LabDir, UeventDir):
+    """sys/bus/<bus>/drivers/<driver>."""
 
     __slots__ = ()
-    declared = (Uevent(lambda self: {}, "drivers", 0o200),)
+    uevent_subsystem = "drivers"
+
+    @store_only()
+    def uevent(self, text: str) -> None:
+        self.synthesise(text)
+
+    @store_only()
+    def bind(self, text: str) -> None:
+        self.bind_device(text.strip())
+
+    @store_only()
+    def unbind(self, text: str) -> None:
+        self.unbind_device(text.strip())
+
+    @abstractmethod
+    def bind_device(self, device: str) -> None:
+        """Bind the device of this name.  Raises OSError as the driver core does."""
+
+    @abstractmethod
+    def unbind_device(self, device: str) -> None:
+        """Unbind the device of this name.  Raises OSError as the driver core does."""
 
 
-class PciBusDir(LabDir):
+class PciBusDir(BusDir):
     """sys/bus/pci."""
 
     __slots__ = ()
 
-    @attribute(0o644)
-    def drivers_autoprobe(self) -> int:
-        return int(self.lab.drivers.autoprobe)
+    def __init__(self, name: str, lab: Lab) -> None:
+        super().__init__(name, lab, lab.drivers)
 
-    @drivers_autoprobe.store
-    def _store_autoprobe(self, text: str) -> None:
-        self.lab.drivers.autoprobe = not text.startswith("0")
-
-    @store_only()
-    def drivers_probe(self, text: str) -> None:
-        self.lab.drivers.probe(self.lab.drivers.find(text.strip()))
+    def probe(self, device: str) -> None:
+        self.lab.drivers.probe(self.lab.drivers.find(device))
 
 
 class PciDriverDir(DriverDir):
@@ -52,13 +92,11 @@ class PciDriverDir(DriverDir):
 
     __slots__ = ()
 
-    @store_only()
-    def bind(self, text: str) -> None:
-        self.lab.drivers.bind(self.lab.drivers.find(text.strip()), self.name)
+    def bind_device(self, device: str) -> None:
+        self.lab.drivers.bind(self.lab.drivers.find(device), self.name)
 
-    @store_only()
-    def unbind(self, text: str) -> None:
-        self.lab.drivers.unbind(self.lab.drivers.find(text.strip()), self.name)
+    def unbind_device(self, device: str) -> None:
+        self.lab.drivers.unbind(self.lab.drivers.find(device), self.name)
 
     @store_only()
     def new_id(self, text: str) -> None:
@@ -69,22 +107,16 @@ class PciDriverDir(DriverDir):
         self.lab.drivers.remove_id(self.name, parse_pci_id(text))
 
 
-class MdevBusDir(LabDir):
+class MdevBusDir(BusDir):
     """sys/bus/mdev."""
 
     __slots__ = ()
 
-    @attribute(0o644)
-    def drivers_autoprobe(self) -> int:
-        return int(self.lab.mdev_driver.autoprobe)
+    def __init__(self, name: str, lab: Lab) -> None:
+        super().__init__(name, lab, lab.mdev_driver)
 
-    @drivers_autoprobe.store
-    def _store_autoprobe(self, text: str) -> None:
-        self.lab.mdev_driver.autoprobe = not text.startswith("0")
-
-    @store_only()
-    def drivers_probe(self, text: str) -> None:
-        self.lab.mdev_driver.probe(self.lab.named(text.strip()))
+    def probe(self, device: str) -> None:
+        self.lab.mdev_driver.probe(self.lab.named(device))
 
 
 class MdevDriverDir(DriverDir):
@@ -92,10 +124,8 @@ class MdevDriverDir(DriverDir):
 
     __slots__ = ()
 
-    @store_only()
-    def bind(self, text: str) -> None:
-        self.lab.mdev_driver.bind(self.lab.named(text.strip()))
+    def bind_device(self, device: str) -> None:
+        self.lab.mdev_driver.bind(self.lab.named(device))
 
-    @store_only()
-    def unbind(self, text: str) -> None:
-        self.lab.mdev_driver.unbind(self.lab.named(text.strip()))
+    def unbind_device(self, device: str) -> None:
+        self.lab.mdev_driver.unbind(self.lab.named(device))

@@ -5,39 +5,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.function import PciFunction
-from vfsfuse.kernfs.kobject import PAGE_SIZE, Entry, Kobject, attribute, link
-from vfsfuse.sysfs.pci import PCI_ATTRIBUTES, REGION_FILES, PciIdentity, modalias
-from vfsfuse.sysfs.uevent import Uevent
-
-if TYPE_CHECKING:
-    from vfsfuse.views.labview import LabView
-
-
-def _variables(self: PciFunctionDir) -> dict[str, str]:
-    device = self.assignable.device
-    identity, driver = device.identity, self.assignable.driver
-    return {
-        **({"DRIVER": driver} if driver else {}),
-        "PCI_CLASS": f"{identity.class_code:X}",
-        "PCI_ID": f"{identity.vendor:04X}:{identity.device:04X}",
-        "PCI_SUBSYS_ID": f"{identity.subsystem_vendor:04X}:{identity.subsystem_device:04X}",
-        "PCI_SLOT_NAME": self.name,
-        "MODALIAS": modalias(device),
-    }
+from vfsfuse.kernfs.kobject import Entry
+from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link
+from vfsfuse.sysfs.lab import View
+from vfsfuse.sysfs.pci import PciAttributes
+from vfsfuse.sysfs.uevent import DeviceDir
 
 
-class PciFunctionDir(Kobject, PciIdentity):
+def modalias_of(device: PciDevice) -> str:
+    """As pci_uevent() writes it: pci:v…d…sv…sd…bc…sc…i…."""
+    identity = device.identity
+    code = identity.class_code
+    return (
+        f"pci:v{identity.vendor:08X}d{identity.device:08X}sv{identity.subsystem_vendor:08X}"
+        f"sd{identity.subsystem_device:08X}bc{code >> 16:02X}sc{code >> 8 & 0xFF:02X}i{code & 0xFF:02X}"
+    )
+
+
+class PciFunctionDir(DeviceDir, PciAttributes):
     """sys/devices/pci<domain>:<bus>/<bdf>."""
 
     __slots__ = ("assignable", "view")
-    declared = (Uevent(_variables, "pci"), *PCI_ATTRIBUTES, *REGION_FILES)
+    uevent_subsystem = "pci"
 
     assignable: PciFunction
 
-    def __init__(self, view: LabView, function: PciFunction) -> None:
+    def __init__(self, view: View, function: PciFunction) -> None:
         super().__init__(function.name)
         self.view, self.assignable = view, function
 
@@ -46,13 +42,25 @@ class PciFunctionDir(Kobject, PciIdentity):
         """The options of its model."""
         return self.assignable.device.options
 
+    def uevent_variables(self) -> dict[str, str]:
+        device = self.assignable.device
+        identity, driver = device.identity, self.assignable.driver
+        return {
+            **({"DRIVER": driver} if driver else {}),
+            "PCI_CLASS": f"{identity.class_code:X}",
+            "PCI_ID": f"{identity.vendor:04X}:{identity.device:04X}",
+            "PCI_SUBSYS_ID": f"{identity.subsystem_vendor:04X}:{identity.subsystem_device:04X}",
+            "PCI_SLOT_NAME": self.name,
+            "MODALIAS": modalias_of(device),
+        }
+
     @attribute()
     def irq(self) -> int:
         return 0  # no interrupt of the host is behind it
 
-    @attribute(name="modalias")
-    def modalias_line(self) -> str:
-        return modalias(self.assignable.device)
+    @attribute()
+    def modalias(self) -> str:
+        return modalias_of(self.assignable.device)
 
     @attribute()
     def enable(self) -> int:
@@ -72,14 +80,14 @@ class PciFunctionDir(Kobject, PciIdentity):
             raise ValueError("as long as a page")
         self.assignable.driver_override = text.split("\n", 1)[0] or None
 
-    @link()
+    @link(of_driver=True)
     def driver(self) -> Entry | None:
-        return self.view.places.pci_drivers.get(self.assignable.driver or "")
+        return self.view.subsystems.pci_drivers.get(self.assignable.driver or "")
 
     @link()
     def subsystem(self) -> Entry | None:
-        return self.view.places.pci_bus
+        return self.view.subsystems.pci_bus
 
-    @link()
+    @link(of_driver=True)
     def iommu_group(self) -> Entry | None:
         return self.view.group_dir(self.assignable.group)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attributes that device models declare (devmodel.device.attribute), as members of their directories."""
+"""The attributes that a device model declares (devmodel.device.attribute), as members of its directories.
+
+Trio thread.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ from typing import Any, TypeVar
 
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.pci import PciDevice
-from vfsfuse.kernfs.kobject import Attribute, Kobject, attribute
+from vfsfuse.kernfs.kobject import Kobject
+from vfsfuse.kernfs.members import Attribute
 
 D = TypeVar("D", bound=Kobject)
 
 
 def directory_class(base: type[D], model: type[PciDevice]) -> type[D]:
-    """`base`, a class of directories of devices, with the attributes that `model` declares.
+    """The subclass of `base`, a class of device directories, that has the attributes of `model` as well.
 
-    Raises TypeError for a name that `base` has already.
+    Raises TypeError when `base` has a member of the same name already.
     """
     if not model.ATTRIBUTES:
         return base
@@ -26,15 +30,17 @@ def directory_class(base: type[D], model: type[PciDevice]) -> type[D]:
 
 
 _classes: dict[tuple[type[Any], type[PciDevice]], type[Any]] = {}
-"""Made once for each model; trio thread only."""
+"""Each is made once."""
 
 
 def _made(base: type[Any], model: type[PciDevice]) -> type[Any]:
-    declared = tuple(_member(each) for each in model.ATTRIBUTES)
-    taken = [member.name for member in declared if member.name in base.by_name]
+    members = [_member(each) for each in model.ATTRIBUTES]
+    taken = [member.name for member in members if member.name in base.by_name]
     if taken:
         raise TypeError(f"{model.__name__} declares {taken[0]!r}, which every device has")
-    return type(base.__name__, (base,), {"__slots__": (), "declared": declared})
+    # no name of these is one that `base` uses for something else
+    declared = {f"attribute {member.name}": member for member in members}
+    return type(base.__name__, (base,), {"__slots__": (), **declared})
 
 
 def _member(declared: DeviceAttribute) -> Attribute:
@@ -48,6 +54,11 @@ def _member(declared: DeviceAttribute) -> Attribute:
     def present(self: Any) -> bool:
         return declared.when is None or declared.when(self.options)
 
-    made = attribute(0o644 if declared.store else 0o444, declared.name, present)(show)
-    made.prompt = False  # a model's show() runs on the trio thread, and may take its time
-    return made.store(store) if declared.store else made
+    return Attribute(
+        declared.name,
+        0o644 if declared.store else 0o444,
+        show,
+        store if declared.store else None,
+        present,
+        prompt=False,  # a model's show() runs on the trio thread, and may take its time
+    )

@@ -1,53 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directories of devices that vGPUs are made of: physical GPUs on the PCI bus, and the sample parents."""
+"""The directories of mdev parents: physical GPUs on the PCI bus, and parents that are no PCI device."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from devmodel.lifecycle.function import PhysicalFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.requests import parse_create_line, parse_destroy_line
-from vfsfuse.kernfs.kobject import Entry, Kobject, attribute, link, store_only
-from vfsfuse.kernfs.waiting import waiting_store
+from vfsfuse.kernfs.kobject import Entry
+from vfsfuse.kernfs.members import attribute, link, store_only, waiting_store
 from vfsfuse.sysfs.function import PciFunctionDir
-from vfsfuse.sysfs.uevent import Uevent
-from vfsfuse.sysfs.vgpu_resources import PARENT_RESOURCES
-
-if TYPE_CHECKING:
-    from vfsfuse.views.labview import LabView
-
-HOST_MEMBERS = ("vgpu_supported_types", "vgpu_create", "vgpu_destroy")
-"""What its host driver gives a physical GPU."""
+from vfsfuse.sysfs.lab import View
+from vfsfuse.sysfs.uevent import DeviceDir
+from vfsfuse.sysfs.vgpu_resources import ParentResources
 
 
 def _has_host_driver(self: PhysicalFunctionDir) -> bool:
     return self.parent_device.has_host_driver
 
 
-class VirtualParentDir(Kobject):
+class VirtualParentDir(DeviceDir, ParentResources):
     """sys/devices/virtual/<driver>/<name>: a sample parent."""
 
     __slots__ = ("parent_device", "view")
-    declared = (Uevent(lambda self: {}, lambda self: self.parent_device.spec.driver), *PARENT_RESOURCES)
 
-    def __init__(self, view: LabView, parent: Parent) -> None:
+    def __init__(self, view: View, parent: Parent) -> None:
         super().__init__(parent.name)
         self.view, self.parent_device = view, parent
 
+    @property
+    def uevent_subsystem(self) -> str:
+        return self.parent_device.spec.driver
+
     @link()
     def subsystem(self) -> Entry | None:
-        return self.view.places.classes.get(self.parent_device.spec.driver)
+        return self.view.subsystems.classes.get(self.parent_device.spec.driver)
 
 
-class PhysicalFunctionDir(PciFunctionDir):
+class PhysicalFunctionDir(PciFunctionDir, ParentResources):
     """The directory of a physical GPU."""
 
     __slots__ = ("parent_device",)
-    declared = PARENT_RESOURCES
 
-    def __init__(self, view: LabView, parent: Parent, function: PhysicalFunction) -> None:
+    def __init__(self, view: View, parent: Parent, function: PhysicalFunction) -> None:
         super().__init__(view, function)
         self.parent_device = parent
 
@@ -55,11 +50,11 @@ class PhysicalFunctionDir(PciFunctionDir):
     def lab(self) -> Lab:
         return self.view.lab
 
-    @attribute(when=_has_host_driver)
+    @attribute(when=_has_host_driver, of_driver=True)
     def vgpu_supported_types(self) -> str:
         return "\n".join(f"{name}: {t.description}" for name, t in self.parent_device.types.items())
 
-    @store_only(when=_has_host_driver)
+    @store_only(when=_has_host_driver, of_driver=True)
     def vgpu_create(self, text: str) -> None:
         line = parse_create_line(text)
         type_ = self.parent_device.types.get(line.type_name)
@@ -67,7 +62,7 @@ class PhysicalFunctionDir(PciFunctionDir):
             raise ValueError(f"no type {line.type_name}")
         self.lab.create(type_, line.uuid, line.instance, f"{line.uuid}-{line.instance}", line.overrides)
 
-    @waiting_store(when=_has_host_driver)
+    @waiting_store(when=_has_host_driver, of_driver=True)
     async def vgpu_destroy(self, text: str) -> None:
         line = parse_destroy_line(text)
         mdev = self.lab.find(line.uuid, line.instance)
@@ -77,4 +72,4 @@ class PhysicalFunctionDir(PciFunctionDir):
 
 
 ParentDir = VirtualParentDir | PhysicalFunctionDir
-"""The directory of a device that vGPUs are made of."""
+"""The directory of an mdev parent."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture that a display shows, as a PNG.  Worker threads: nothing here is shared but the device.
+"""The picture that a display shows, as a PNG.  Runs on worker threads; only the device is shared.
 
-The device's lock is held for as long as it takes to ask where the picture is; the pixels are read without it,
-so a guest that draws meanwhile may be seen half-way, as on a real screen.
+The lock of the device is held while the device says where the picture is.  The pixels are read without it: a
+picture that a guest is drawing may be seen half-way, as on a real screen.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ RAW_MODES: Mapping[Fourcc, str] = {
     Fourcc.RGB565: "BGR;16",
     Fourcc.XRGB1555: "BGR;15",
 }
-"""What Pillow calls the formats."""
+"""Pillow's names of the formats."""
 STRIP_SIZE = 1 << 18
 COMPRESSION = 1
-"""zlib's fastest: a screenshot is looked at once."""
+"""The fastest level of zlib: a screenshot is looked at once."""
 
 
 def picture(device: Device) -> bytes:
@@ -40,9 +40,8 @@ def picture(device: Device) -> bytes:
         plane = device.plane()
         if plane is None:
             raise OSError(errno.ENODATA, f"{device.name} shows nothing")
-        fd = os.dup(
-            device.backing.fd
-        )  # with the lock, nobody closes it: a number may be another file by then
+        # under the lock, because nobody closes it meanwhile: later its number may be that of another file
+        fd = os.dup(device.backing.fd)
     try:
         return _png(fd, plane)
     finally:
@@ -64,8 +63,8 @@ def _png(fd: int, plane: Plane) -> bytes:
 def _strips(fd: int, plane: Plane) -> Iterator[tuple[int, int, bytes]]:
     """The picture in strips: the first line, how many lines, and their bytes.
 
-    By pread, which allocates nothing where none was drawn, and a little at a time, because Pillow holds the
-    GIL while it unpacks one, and the device lane needs it.
+    Read by pread, which allocates no memory where nothing was drawn.  Pillow holds the GIL while it unpacks a
+    strip, and the device lane needs the GIL: so strips are small.
     """
     start = region_offset(plane.region) + plane.offset
     most = max(STRIP_SIZE // plane.stride, 1)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tree before any device is in it, as one literal; see docs/architecture.md for what each part is for.
+"""The tree before any device is in it, as one literal, and the directories in it that act on the whole lab.
 
-`...` is an empty directory that `vfsfuse run` binds the machine's own directory over.
+`...` stands for an empty directory: `vfsfuse run` mounts the machine's own directory there.  Trio thread.
 """
 
 from __future__ import annotations
@@ -13,25 +13,17 @@ from typing import Union
 from devmodel.iommu import DMA_ENTRY_LIMIT
 from devmodel.lifecycle.lab import Lab
 from devmodel.uuids import parse_uuid
-from vfsfuse.kernfs.kobject import Kobject, attribute, store_only
+from vfsfuse.kernfs.kobject import Kobject
+from vfsfuse.kernfs.members import attribute, store_only
 from vfsfuse.sysfs.drivers import MdevBusDir, PciBusDir
 from vfsfuse.sysfs.kstrtox import parse_bool
+from vfsfuse.sysfs.lab import LabDir
 
 Skeleton = Mapping[str, Union["Skeleton", EllipsisType, Callable[[str, Lab], Kobject]]]
 
 
-class LabKobject(Kobject):
-    """A directory whose attributes act on the whole lab."""
-
-    __slots__ = ("lab",)
-
-    def __init__(self, name: str, lab: Lab) -> None:
-        super().__init__(name)
-        self.lab = lab
-
-
-class VgpuClass(LabKobject):
-    """sys/class/vgpu: a VM's vGPUs, those of one UUID, are started and shut down together."""
+class VgpuClass(LabDir):
+    """sys/class/vgpu: starts and shuts down all vGPUs of a UUID, which are those of one VM."""
 
     __slots__ = ()
 
@@ -44,7 +36,7 @@ class VgpuClass(LabKobject):
         self.lab.shutdown(parse_uuid(text))
 
 
-class Type1Parameters(LabKobject):
+class Type1Parameters(LabDir):
     """sys/module/vfio_iommu_type1/parameters."""
 
     __slots__ = ()
@@ -54,7 +46,7 @@ class Type1Parameters(LabKobject):
         return DMA_ENTRY_LIMIT
 
 
-class VfioParameters(LabKobject):
+class VfioParameters(LabDir):
     """sys/module/vfio/parameters."""
 
     __slots__ = ()
@@ -68,7 +60,7 @@ class VfioParameters(LabKobject):
         self.lab.vfio.noiommu = parse_bool(text)
 
 
-class VfioPciParameters(LabKobject):
+class VfioPciParameters(LabDir):
     """sys/module/vfio_pci/parameters."""
 
     __slots__ = ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SR-IOV in sysfs: what a physical function adds, and the directory of a virtual one.
+"""SR-IOV in sysfs: the attributes that a physical function has for it, and the directory of a virtual one.
 
 Names, modes, formats and errors: Documentation/ABI/testing/sysfs-bus-pci and, for how they are used,
 Documentation/PCI/pci-iov-howto.rst.
@@ -8,7 +8,6 @@ Documentation/PCI/pci-iov-howto.rst.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.function import PhysicalFunction, VirtualFunction
@@ -17,17 +16,16 @@ from devmodel.lifecycle.sriov import layout_of
 from devmodel.lifecycle.vf import STRIDE, as_hardware, lacks
 from devmodel.pci.regs import CFG_SPACE_EXP_SIZE
 from ioctl_shim.lane import Opened, OpenRequest
-from vfsfuse.kernfs.kobject import BinaryMember, Entry, attribute, link, store_only
+from vfsfuse.kernfs.kobject import Entry
+from vfsfuse.kernfs.members import attribute, binary, link, store_only
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.kstrtox import parse_bool, parse_number
+from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.parent import PhysicalFunctionDir
 from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, RegionFile
 
-if TYPE_CHECKING:
-    from vfsfuse.views.labview import LabView
-
 MAX_COUNT = 0xFFFF
-"""The number of virtual functions is parsed as one of 16 bits: more is ERANGE whatever there is."""
+"""The kernel parses the number of virtual functions as one of 16 bits: a larger one is ERANGE."""
 
 
 class SriovFunctionDir(PhysicalFunctionDir):
@@ -35,7 +33,7 @@ class SriovFunctionDir(PhysicalFunctionDir):
 
     __slots__ = ("layout", "physical")
 
-    def __init__(self, view: LabView, parent: Parent, function: PhysicalFunction) -> None:
+    def __init__(self, view: View, parent: Parent, function: PhysicalFunction) -> None:
         super().__init__(view, parent, function)
         self.physical, self.layout = function, layout_of(function)
 
@@ -80,7 +78,7 @@ class SriovFunctionDir(PhysicalFunctionDir):
 
 
 class VfConfigFile(RegionFile):
-    """An open `config` of a virtual function: what it has not itself reads as it does in the hardware."""
+    """An open `config` of a virtual function.  Registers that the function lacks read as in the hardware."""
 
     __slots__ = ()
 
@@ -88,7 +86,8 @@ class VfConfigFile(RegionFile):
         return as_hardware(offset, super().read(offset, size))
 
     def write(self, offset: int, data: bytes) -> int:
-        """Bytes that are not there stay as they are: what a client of vfio-pci wrote there is its own."""
+        """Write only the registers that the function has.  The values of the others are those that a client
+        of vfio-pci wrote."""
         written = bytearray(data)
         for position, byte in enumerate(super().read(offset, len(data))):
             if lacks(offset + position):
@@ -96,24 +95,23 @@ class VfConfigFile(RegionFile):
         return super().write(offset, bytes(written))
 
 
-def _open_config(self: VirtualFunctionDir, request: OpenRequest) -> Opened:
-    limit = CFG_SPACE_EXP_SIZE if self.owned_by(request.uid) else OWNER_ONLY_ABOVE
-    return Opened(VfConfigFile(self.assignable.device, PciRegion.CONFIG, limit))
-
-
 class VirtualFunctionDir(PciFunctionDir):
     """The directory of a virtual function."""
 
     __slots__ = ("virtual",)
-    declared = (BinaryMember("config", 0o644, lambda self: CFG_SPACE_EXP_SIZE, _open_config),)
 
-    def __init__(self, view: LabView, function: VirtualFunction) -> None:
+    def __init__(self, view: View, function: VirtualFunction) -> None:
         super().__init__(view, function)
         self.virtual = function
 
+    @binary(0o644, lambda self: CFG_SPACE_EXP_SIZE)
+    def config(self, request: OpenRequest) -> Opened:
+        limit = CFG_SPACE_EXP_SIZE if self.owned_by(request.uid) else OWNER_ONLY_ABOVE
+        return Opened(VfConfigFile(self.assignable.device, PciRegion.CONFIG, limit))
+
     @link()
     def physfn(self) -> Entry | None:
-        return self.view.functions.directory(self.virtual.physical)
+        return self.view.directory(self.virtual.physical)
 
     @store_only()
     def sriov_vf_msix_count(self, text: str) -> None:

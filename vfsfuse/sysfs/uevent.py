@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `uevent` attribute every device directory has (lib/kobject_uevent.c), and the events it stands for.
+"""uevents in sysfs: the directories that events are about, and their attribute `uevent`.
 
-Everything here runs on the trio thread.  Source: Documentation/ABI/testing/sysfs-uevent.
+Trio thread; the device lane calls show() too.  Source: Documentation/ABI/testing/sysfs-uevent,
+lib/kobject_uevent.c.
 """
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping
 
 from devmodel.lifecycle.uevents import Uevents
-from vfsfuse.kernfs.kobject import Attribute, Entry, Kobject
+from vfsfuse.kernfs.kobject import Kobject
+from vfsfuse.kernfs.members import attribute
 from vfsfuse.kernfs.tree import Root
 
 ACTIONS = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")
@@ -23,67 +25,72 @@ SYNTHETIC = re.compile(
     re.ASCII,
 )
 WITHOUT_DRIVER = ("add", "remove", "unbind")
-"""Events of a device that has no driver yet, or none any more."""
+"""Events of a device that has no driver yet, or no driver any more."""
 
 
-class Uevent(Attribute):
-    """Shows `variables(owner)` a line each; a store is a synthetic event of the owner, a device of
-    `subsystem`, else EINVAL."""
+class UeventDir(Kobject):
+    """A directory that events are about."""
 
-    __slots__ = ("_subsystem", "_variables")
+    __slots__ = ()
 
-    def __init__(
-        self,
-        variables: Callable[[Any], Mapping[str, str]],
-        subsystem: str | Callable[[Any], str],
-        mode: int = 0o644,
-    ) -> None:
-        super().__init__("uevent", mode)
-        self._variables, self._subsystem = variables, subsystem
-        self._show = lambda owner: "\n".join(f"{key}={value}" for key, value in variables(owner).items())
-        self._store = self._synthesise
+    @property
+    @abstractmethod
+    def uevent_subsystem(self) -> str:
+        """SUBSYSTEM in its events."""
 
-    def emit(self, owner: Kobject, action: str, extra: Mapping[str, str] | None = None) -> None:
-        """Emit what the kernel would, as the device is now or, for one that has been removed, was."""
-        variables = dict(self._variables(owner))
+    def uevent_variables(self) -> Mapping[str, str]:
+        """The variables in its events besides ACTION, DEVPATH, SUBSYSTEM and SEQNUM."""
+        return {}
+
+    def emit(self, action: str, extra: Mapping[str, str] | None = None) -> None:
+        """Emit the event that the kernel would emit now, or after the directory was removed."""
+        variables = dict(self.uevent_variables())
         if action in WITHOUT_DRIVER:
             variables.pop("DRIVER", None)
         if action == "unbind":
             variables.pop("MODALIAS", None)
-        self._emit(owner, action, variables, extra)
+        self._emit(action, variables, extra)
 
-    def _synthesise(self, owner: Kobject, text: str) -> None:
+    def synthesise(self, text: str) -> None:
+        """Emit the synthetic event that a write to `uevent` asks for.  Raises ValueError for another text."""
         found = SYNTHETIC.fullmatch(text)
         if found is None:
             raise ValueError(f"{text!r} is no uevent action")
         arguments = (argument.split("=") for argument in (found["arguments"] or "").split())
         extra = {"SYNTH_UUID": found["uuid"] or "0"}
         extra |= {f"SYNTH_ARG_{key}": value for key, value in arguments}
-        self._emit(owner, found["action"], self._variables(owner), extra)
+        self._emit(found["action"], self.uevent_variables(), extra)
 
-    def _emit(
-        self,
-        owner: Kobject,
-        action: str,
-        variables: Mapping[str, str],
-        extra: Mapping[str, str] | None,
-    ) -> None:
-        subsystem = self._subsystem if isinstance(self._subsystem, str) else self._subsystem(owner)
-        hub_of(owner).emit(action, owner.path.removeprefix("sys"), subsystem, variables, extra)
+    def _emit(self, action: str, variables: Mapping[str, str], extra: Mapping[str, str] | None) -> None:
+        path = self.path.removeprefix("sys")
+        self._uevents().emit(action, path, self.uevent_subsystem, variables, extra)
+
+    def _uevents(self) -> Uevents:
+        """The events of the mount that the directory is in.  Raises OSError(ENODEV) when it is in none."""
+        here: Kobject = self
+        while here.parent is not None:
+            here = here.parent
+        if not isinstance(here, Root):
+            raise OSError(errno.ENODEV, f"{self.name} is in no mount")
+        return here.uevents
 
 
-def hub_of(entry: Entry) -> Uevents:
-    """The events of the mount that `entry` is in."""
-    here = entry
-    while here.parent is not None:
-        here = here.parent
-    if not isinstance(here, Root):
-        raise OSError(errno.ENODEV, f"{entry.name} is in no mount")
-    return here.uevents
+class DeviceDir(UeventDir):
+    """The directory of a device: its `uevent` shows the variables, a line each, and takes an action."""
+
+    __slots__ = ()
+
+    @attribute(0o644)
+    def uevent(self) -> str:
+        return "\n".join(f"{key}={value}" for key, value in self.uevent_variables().items())
+
+    @uevent.store
+    def _store_uevent(self, text: str) -> None:
+        self.synthesise(text)
 
 
 def emit(directory: Kobject, action: str, extra: Mapping[str, str] | None = None) -> None:
-    """Emit an event of the device whose directory this is, or was until it was removed."""
-    member = directory.by_name["uevent"]
-    if isinstance(member, Uevent):
-        member.emit(directory, action, extra)
+    """Emit an event of a device; `directory` is its directory, or was until it was removed."""
+    if not isinstance(directory, DeviceDir):
+        raise TypeError(f"{directory.path} is not the directory of a device")
+    directory.emit(action, extra)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The uevents that Linux emits as devices come, go and change, in its order.
+"""The uevents of a lab: those that Linux emits when devices come, go and change, in the order of Linux.
 
-Owner is the trio thread: called by the lab's observer, after the tree has changed.  Source: the order in
-which the kernel's driver core, VFIO and mdev add and remove their devices.
+Trio thread: the lab's observer calls it after the tree has changed.  Source: the order in which the kernel's
+driver core, VFIO and mdev add and remove their devices.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from devmodel.lifecycle.uevents import Uevents
 from devmodel.vfio.group import Assignable
 from vfsfuse.kernfs.kobject import Kobject
-from vfsfuse.sysfs.mdev import vfio_dev_variables, vfio_group_name, vfio_group_variables
 from vfsfuse.sysfs.uevent import emit
+from vfsfuse.sysfs.vfio import vfio_dev_variables, vfio_group_name, vfio_group_variables
 
 GROUPS = "/devices/virtual/vfio"
 MDEV_STATE = "MDEV_STATE"
@@ -38,19 +38,19 @@ class Announcer:
         emit(own, action)
 
     def bound(self, own: Kobject, device: Assignable, vfio_minor: int | None) -> None:
-        """A device has its driver, which is one of VFIO's when it has a minor."""
+        """A device has a driver now; with a minor, it is a driver of VFIO."""
         if vfio_minor is not None:
             self._vfio("add", own, device, vfio_minor)
         emit(own, "bind")
 
     def unbound(self, own: Kobject, device: Assignable, vfio_minor: int | None) -> None:
-        """The opposite of :meth:`bound`."""
+        """A device has lost its driver; with a minor, it was a driver of VFIO."""
         if vfio_minor is not None:
             self._vfio("remove", own, device, vfio_minor)
         emit(own, "unbind")
 
     def offers_types(self, own: Kobject, offers: bool) -> None:
-        """A parent's driver offers types of vGPUs, or does so no more."""
+        """The driver of a parent offers types of vGPUs now, or no longer offers them."""
         emit(own, "change", {MDEV_STATE: "registered" if offers else "unregistered"})
 
     def _vfio(self, action: str, own: Kobject, device: Assignable, minor: int) -> None:

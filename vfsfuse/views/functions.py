@@ -1,55 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PCI functions in the tree, physical and virtual, and what their drivers add to them."""
+"""PCI functions in the tree, physical and virtual, and what their drivers add to them.  Trio thread."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.mdev import Parent
 from vfsfuse.kernfs.bundle import Bundle, Plan
 from vfsfuse.kernfs.kobject import Symlink
+from vfsfuse.kernfs.tree import Tree
 from vfsfuse.sysfs.drivers import PciDriverDir
 from vfsfuse.sysfs.function import PciFunctionDir
+from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.model import directory_class
-from vfsfuse.sysfs.parent import HOST_MEMBERS, PhysicalFunctionDir
+from vfsfuse.sysfs.parent import PhysicalFunctionDir
 from vfsfuse.sysfs.sriov import SriovFunctionDir, VirtualFunctionDir
+from vfsfuse.views.additions import Additions
 from vfsfuse.views.nodes import VfioNodes
-from vfsfuse.views.places import Putter
-
-if TYPE_CHECKING:
-    from vfsfuse.views.labview import LabView
-
-OF_DRIVERS = (*HOST_MEMBERS, "driver", "iommu_group")
-"""Members that come and go with a function's driver."""
+from vfsfuse.views.vgpus import VgpuViews
 
 
 class FunctionViews:
     """The directories of PCI functions."""
 
-    def __init__(self, view: LabView, nodes: VfioNodes) -> None:
-        self._view, self._tree, self._nodes = view, view.tree, nodes
+    def __init__(self, view: View, tree: Tree, nodes: VfioNodes, vgpus: VgpuViews) -> None:
+        self._view, self._tree, self._nodes, self._vgpus = view, tree, nodes, vgpus
         self._directories: dict[PciFunction, PciFunctionDir] = {}
         self._shown: dict[PciFunction, ExitStack] = {}
         self._bound: dict[PciFunction, ExitStack] = {}
         self._group_plan, self._vfio_plan = Plan(*nodes.of_group), Plan(*nodes.of_vfio)
         for path in ("devices", "drivers", "slots"):
-            view.tree.make(f"sys/bus/pci/{path}")
+            tree.make(f"sys/bus/pci/{path}")
 
     def directory(self, function: PciFunction) -> PciFunctionDir:
-        """The directory of a function that is shown."""
+        """The directory of a function that is shown.  Raises LookupError when it is not."""
         return self._directories[function]
 
     def add_physical(self, parent: Parent, function: PhysicalFunction) -> PhysicalFunctionDir:
-        """For as long as the lab lives."""
+        """Add a physical function, for as long as the lab lives."""
         kind = PhysicalFunctionDir if function.layout is None else SriovFunctionDir
         directory = directory_class(kind, type(function.device))(self._view, parent, function)
-        self._show(function, directory, Putter(self._tree, ExitStack()))
-        places = self._view.places.pci_drivers
-        for driver in {parent.spec.driver, VFIO_PCI} - places.keys():
+        self._show(function, directory, Additions(self._tree, ExitStack()))
+        drivers = self._view.subsystems.pci_drivers
+        for driver in {parent.spec.driver, VFIO_PCI} - drivers.keys():
             made = PciDriverDir(driver, self._view.lab)
-            places[driver] = self._tree.add(self._tree.make("sys/bus/pci/drivers"), made)
+            drivers[driver] = self._tree.add(self._tree.make("sys/bus/pci/drivers"), made)
         self.bound(function)
         return directory
 
@@ -57,9 +53,9 @@ class FunctionViews:
         """The lab's observer."""
         kind = directory_class(VirtualFunctionDir, type(function.device))
         with ExitStack() as undo:
-            put = Putter(self._tree, undo)
-            directory = self._show(function, kind(self._view, function), put)
-            put(self._directories[function.physical], Symlink(f"virtfn{function.index}", directory))
+            added = Additions(self._tree, undo)
+            directory = self._show(function, kind(self._view, function), added)
+            added.add(self._directories[function.physical], Symlink(f"virtfn{function.index}", directory))
             self._shown[function] = undo.pop_all()
 
     def function_removed(self, function: VirtualFunction) -> None:
@@ -70,39 +66,34 @@ class FunctionViews:
         """The lab's observer."""
         directory, driver = self._directories[function], function.driver or ""
         with ExitStack() as undo:
-            put = Putter(self._tree, undo)
+            added = Additions(self._tree, undo)
             if driver == VFIO_PCI:
-                self._show_vfio(function, put)
+                self._show_vfio(function, added)
             else:
-                self._view.vgpus.show_types(function.parent, directory, put)
-            put(self._view.places.pci_drivers[driver], Symlink(function.name, directory))
-            self._present_again(directory)
+                self._vgpus.show_types(function.parent, directory, added)
+            added.add(self._view.subsystems.pci_drivers[driver], Symlink(function.name, directory))
+            self._tree.driver_changed(directory)
             self._bound[function] = undo.pop_all()
 
     def unbound(self, function: PciFunction) -> None:
         """The lab's observer."""
         self._bound.pop(function).close()
-        self._present_again(self._directories[function])
+        self._tree.driver_changed(self._directories[function])
 
-    def _show(self, function: PciFunction, directory: PciFunctionDir, put: Putter) -> PciFunctionDir:
-        """Everything by which a function is seen, but for its driver."""
+    def _show(self, function: PciFunction, directory: PciFunctionDir, added: Additions) -> PciFunctionDir:
+        """Show everything of a function, except what its driver adds."""
         root = self._tree.make(f"sys/devices/pci{function.parent.function.address.bus_name}")
-        put(root, directory)
+        added.add(root, directory)
         self._directories[function] = directory
-        put.undo.callback(self._directories.pop, function)
+        added.undo.callback(self._directories.pop, function)
         self._nodes.open_port(function)
-        put.undo.callback(self._nodes.close_port, function)
-        put(self._tree.make("sys/bus/pci/devices"), Symlink(function.name, directory))
+        added.undo.callback(self._nodes.close_port, function)
+        added.add(self._tree.make("sys/bus/pci/devices"), Symlink(function.name, directory))
         if not function.group.noiommu:
-            put.show(Bundle(function, self._group_plan))
+            added.show(Bundle(function, self._group_plan))
         return directory
 
-    def _show_vfio(self, function: PciFunction, put: Putter) -> None:
-        if function.group.noiommu:  # vfio itself makes the group, when it takes the function
-            put.show(Bundle(function, self._group_plan))
-        put.show(Bundle(function, self._vfio_plan))
-
-    def _present_again(self, directory: PciFunctionDir) -> None:
-        """Let the kernel ask again for what came or went with the driver."""
-        for name in OF_DRIVERS:
-            self._tree.hide(directory, name)
+    def _show_vfio(self, function: PciFunction, added: Additions) -> None:
+        if function.group.noiommu:  # without an IOMMU, VFIO makes the group when it takes the function
+            added.show(Bundle(function, self._group_plan))
+        added.show(Bundle(function, self._vfio_plan))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab as a tree: puts together the views of its devices (vfsfuse.views), and finds who answers an open.
+"""A lab as a tree: puts together the views of its devices (vfsfuse.views), and opens device files.
 
-Owner is the trio thread (it is the lab's Observer); `open` and `find_file` are called from the device lane.
+Owner is the trio thread, on which it is the lab's Observer.  The device lane calls `open` and `find_file`.
 """
 
 from __future__ import annotations
@@ -18,35 +18,37 @@ from devmodel.lifecycle.removal import remove_when_free
 from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
 from devmodel.vfio.group import Assignable, Group
 from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
-from vfsfuse.kernfs.kobject import BinaryMember, DeviceNode, Entry, Kobject
+from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject
+from vfsfuse.kernfs.members import BinaryMember, WaitingStore
 from vfsfuse.kernfs.tree import Tree
-from vfsfuse.kernfs.waiting import Stores, WaitingStore
+from vfsfuse.kernfs.waiting import StoreRunner
 from vfsfuse.sysfs.drivers import MdevDriverDir
+from vfsfuse.sysfs.lab import Subsystems
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.vfio.fops import Services
+from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
 from vfsfuse.views.nodes import VfioNodes
-from vfsfuse.views.places import Places
 from vfsfuse.views.uevents import UeventsFile
 from vfsfuse.views.vgpus import VgpuViews
 
 
 class LabView:
-    """The tree of one lab.  `lane` and `device` (st_dev) are set by `mounted`."""
+    """The tree of one lab; the directories in it know it as vfsfuse.sysfs.lab.View."""
 
     def __init__(self, spec: LabSpec, tree: Tree) -> None:
         self.spec, self.tree = spec, tree
         self.lab = Lab(spec, self)
         self._lane: Lane | None = None
         self._st_dev = -1
-        self.stores = Stores(self.lab.tasks, tree.locate)
+        self.stores = StoreRunner(self.lab.tasks, tree.locate)
         self.services = Services(self.find_file, Watcher())
         self._announcer = Announcer(tree.root.uevents)
         self._grow(tree.root, SKELETON)
         tree.add(tree.root, UeventsFile.node(tree.root.uevents))
         drivers = tree.make("sys/bus/mdev/drivers")
-        self.places = Places(
+        self.subsystems = Subsystems(
             mdev_bus=tree.make("sys/bus/mdev"),
             vfio_mdev=tree.add(drivers, MdevDriverDir("vfio_mdev", self.lab)),
             pci_bus=tree.make("sys/bus/pci"),
@@ -54,22 +56,27 @@ class LabView:
         tree.make("sys/bus/mdev/devices")
         self.nodes = VfioNodes(spec, tree, self.services, self.directory)
         self.nodes.add_container(self.lab.vfio, lambda: self._st_dev)
-        self.vgpus = VgpuViews(self, self.nodes)
-        self.functions = FunctionViews(self, self.nodes)
+        self.vgpus = VgpuViews(self, tree, self.nodes, spec.vendor)
+        self.functions = FunctionViews(self, tree, self.nodes, self.vgpus)
         for parent in self.lab.parents.values():
             self._add_parent(parent)
         tree.take_changes()
 
     def mounted(self, lane: Lane, st_dev: int) -> None:
-        """The mount is up, and its files have this st_dev."""
+        """The mount is there: `lane` serves it, and its files have this st_dev."""
         self._lane, self._st_dev = lane, st_dev
 
+    def close(self) -> None:
+        """The end of the mount."""
+        self.lab.close()
+        self.services.watcher.close()
+
+    # ---- vfsfuse.sysfs.lab.View ----
+
     def owned_by(self, uid: int) -> bool:
-        """Whether `uid` mounted the lab, or is root."""
         return uid in (0, os.geteuid())
 
     def directory(self, device: Assignable) -> Kobject:
-        """The directory of a device that is shown.  Any thread.  Raises LookupError when it is not."""
         if isinstance(device, Mdev):
             return self.vgpus.directory(device)
         if isinstance(device, PciFunction):
@@ -82,22 +89,19 @@ class LabView:
     def type_dir(self, type_: MdevType) -> Entry | None:
         return self.vgpus.type_dir(type_)
 
+    def port(self, device: Assignable) -> Port:
+        return self.nodes.port(device)
+
     async def remove(self, mdev: Mdev) -> None:
-        """Remove a vGPU as the lab file says: OSError(EBUSY) while it is held, or by waiting."""
         if self.spec.removal is RemovalPolicy.WAIT:
             await remove_when_free(self.lab, mdev)
         else:
             self.lab.remove(mdev)
 
-    def close(self) -> None:
-        """The end of the mount."""
-        self.lab.close()
-        self.services.watcher.close()
-
     # ---- device lane ----
 
     def open(self, request: OpenRequest) -> Opened:
-        """Open a device inode.  Raises OSError as open(2) does.  Device lane."""
+        """Open an inode of the device lane.  Raises OSError as open(2) does.  Device lane."""
         entry, member = self.tree.locate(request.nodeid)
         if isinstance(member, BinaryMember):
             return member.open(entry, request)
@@ -108,7 +112,8 @@ class LabView:
         raise OSError(errno.EIO, "not a device file")
 
     def find_file(self, fd: int) -> LaneFile | None:
-        """The open file of ours behind our descriptor `fd`, None for a stranger's.  Device lane's worker."""
+        """The open file of this mount behind our descriptor `fd`, None for any other file.  Device lane's
+        worker."""
         if self._lane is None or os.fstat(fd).st_dev != self._st_dev:
             return None
         return self._lane.file_of(fd)
@@ -130,7 +135,7 @@ class LabView:
         self._announcer.removed(own)
 
     def changed(self, mdev: Mdev) -> None:
-        """Attributes are not cached: nothing to drop."""
+        """Nothing to drop: the kernel does not cache attributes."""
         self._announcer.changed(self.vgpus.directory(mdev), "online" if mdev.online else "offline")
 
     def mdev_bound(self, mdev: Mdev) -> None:
@@ -175,7 +180,7 @@ class LabView:
 
     def _add_parent(self, parent: Parent) -> None:
         driver = parent.spec.driver
-        self.places.classes[driver] = self.tree.make(f"sys/class/{driver}")
+        self.subsystems.classes[driver] = self.tree.make(f"sys/class/{driver}")
         self.tree.make(f"sys/module/{driver}")
         if isinstance(parent, PhysicalParent):
             self.vgpus.add_parent(parent, self.functions.add_physical(parent, parent.function))

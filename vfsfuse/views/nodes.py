@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFIO in the tree: dev/vfio, IOMMU groups, and what makes a device one of VFIO's.
+"""VFIO in the tree: dev/vfio, IOMMU groups, and the entries that a device has while VFIO drives it.
 
-Owner is the trio thread; what `show_once` makes is made, opened and forgotten on the device lane, and entries
-of devices are made there too (vfsfuse.kernfs.bundle).  Ports are under a lock of their own.
+Owner is the trio thread.  The device lane makes entries of devices too (vfsfuse.kernfs.bundle), and it makes,
+opens and forgets the unlisted files of vfsfuse.vfio.handover.  Ports are under a lock of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.kernfs.bundle import Bundle, Part, symlink_part
 from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject
 from vfsfuse.kernfs.tree import Tree
-from vfsfuse.sysfs.mdev import IommuGroupDir, VfioDevDir, VfioGroupDir, vfio_group_name
+from vfsfuse.sysfs.vfio import IommuGroupDir, VfioDevDir, VfioGroupDir, vfio_group_name
 from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.device import open_device
 from vfsfuse.vfio.fops import Services
@@ -33,8 +33,8 @@ Opener = Callable[[OpenRequest], Opened]
 VFIO_DEV = "vfio-dev"
 N = TypeVar("N", bound=DeviceNode)
 DEVICE_SIZE = PciRegion.COUNT << REGION_SHIFT
-"""st_size of a device file.  A character device has none, but this is a regular file, and Python's mmap
-refuses to map a regular one beyond its end."""
+"""st_size of a device file.  A character device has none, but this is a regular file, and the mmap module of
+Python refuses to map a regular file beyond its end."""
 
 
 class VfioNodesDir(Kobject):
@@ -66,8 +66,8 @@ class GroupNode(DeviceNode):
 class VfioNodes:
     """The files of dev/vfio, and the groups in sys/kernel/iommu_groups.
 
-    `own` gives the directory of a device.  What a plan has of a device in a group is `of_group`, and of one
-    of VFIO's `of_vfio`.
+    `own` gives the directory of a device.  A plan has the parts `of_group` for a device in an IOMMU group,
+    and the parts `of_vfio` for a device that VFIO drives.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class VfioNodes:
         self.of_group, self.of_vfio = self._group_parts(), self._vfio_parts()
 
     def add_container(self, vfio: VfioModule, st_dev: Callable[[], int]) -> None:
-        """dev/vfio/vfio."""
+        """Add dev/vfio/vfio; `st_dev` gives that of the mount."""
         opener = ContainerFops.opener(lambda: vfio.noiommu, st_dev)
         self.tree.add(self._vfio, self._owned(DeviceNode("vfio", 0o666, opener)))
 
@@ -101,8 +101,8 @@ class VfioNodes:
         return self._groups.child(str(group.number))
 
     def port(self, device: Assignable) -> Port:
-        """By which clients reach a device, made on first use.  Any thread.  Raises OSError(ENODEV) for one
-        that is gone, by surprise too."""
+        """The port by which clients reach a device, made on first use.  Any thread.  Raises OSError(ENODEV)
+        for a device that is gone, also one that was removed by surprise."""
         with self._lock:
             if device not in self._ports:
                 raise OSError(errno.ENODEV, f"{device.name} is gone")
@@ -112,19 +112,19 @@ class VfioNodes:
             return found
 
     def open_port(self, device: Assignable) -> None:
-        """A device is there."""
+        """A device has appeared: it has a port from now on."""
         with self._lock:
             self._ports[device] = None
 
     def close_port(self, device: Assignable) -> None:
-        """It is gone: open files of it answer ENODEV from now on."""
+        """A device is gone: its open files answer ENODEV from now on."""
         with self._lock:
             port = self._ports.pop(device, None)
         if port is not None:
             port.close()
 
     def _group_parts(self) -> tuple[Part, ...]:
-        """The IOMMU group of a device, which is alone in it."""
+        """The entries of a device's IOMMU group, in which the device is alone."""
         group = Part(
             self._groups,
             lambda device: str(device.group.number),
@@ -135,7 +135,7 @@ class VfioNodes:
         return group, devices, symlink_part(devices, lambda device: str(device.name), self._own)
 
     def _vfio_parts(self) -> tuple[Part, ...]:
-        """What makes a device one of VFIO's: its group's file, and its own."""
+        """The entries that a device has while VFIO drives it."""
         tree = self.tree
         above = Part(self._own, lambda device: VFIO_DEV, lambda bundle: Kobject(VFIO_DEV), directory=True)
         own = Part(above, _name, lambda bundle: VfioDevDir(bundle.device.vfio_minor), directory=True)
@@ -177,7 +177,8 @@ class VfioNodes:
         return entry.group if isinstance(entry, GroupNode) else None
 
     def _show_once(self, name: str, take: Callable[[], DeviceFile], released: Callable[[], None]) -> None:
-        """Make an unlisted file in dev/vfio that opens what `take` gives, once.  Device lane."""
+        """Make an unlisted file in dev/vfio.  It can be opened once, and opens what `take` gives.  Device
+        lane."""
 
         def opener(request: OpenRequest) -> Opened:
             if self._vfio.unlisted.pop(name, None) is None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file `uevents` at the root of a mount: a stream of events, one a read(2), as from a netlink socket.
 
-Opens, reads and polls come on the device lane, events on the trio thread; a file's state is under its lock.
-Source: netlink(7), and devmodel.lifecycle.uevents for the format.
+Opens, reads and polls come on the device lane, events on the trio thread.  The state of an open file is under
+its lock.  Source: netlink(7), and devmodel.lifecycle.uevents for the format.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ READABLE = select.POLLIN | select.POLLRDNORM
 
 
 class UeventsFile(DeferringFile):
-    """One open: every event from then on.  A read gets one, and what it has no room for of it is lost."""
+    """One open: it gets every event from then on.  A read with too little room loses the rest of one."""
 
     __slots__ = ("_listener", "_lock", "_poll_handle", "_readers")
 
@@ -33,7 +33,7 @@ class UeventsFile(DeferringFile):
 
     @classmethod
     def node(cls, hub: Uevents) -> DeviceNode:
-        """The file of which each open is one of these."""
+        """The file: each open of it is a UeventsFile."""
 
         def opener(request: OpenRequest) -> Opened:
             if request.flags & os.O_ACCMODE != os.O_RDONLY:
@@ -70,7 +70,7 @@ class UeventsFile(DeferringFile):
                 pending.fail(errno.EINTR)
 
     def _wake(self) -> None:
-        """There are events: for those who wait in read, oldest first, and for those who poll."""
+        """There are events: answer the reads that wait, oldest first, and wake those who poll."""
         with self._lock:
             while self._readers and self._listener.ready:
                 self._answer(self._readers.popleft())

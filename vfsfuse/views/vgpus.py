@@ -1,39 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vGPUs in the tree, the types that their parents offer, and what their driver adds to them."""
+"""vGPUs in the tree, what their driver adds to them, and the types that their parents offer.  Trio thread."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from vfsfuse.kernfs.bundle import Bundle, Part, Plan, symlink_part
 from vfsfuse.kernfs.kobject import Kobject, Symlink
+from vfsfuse.kernfs.tree import Tree
+from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.mdev import MdevDir, TypeDir
 from vfsfuse.sysfs.model import directory_class
 from vfsfuse.sysfs.parent import ParentDir, VirtualParentDir
+from vfsfuse.views.additions import Additions
 from vfsfuse.views.nodes import VFIO_DEV, VfioNodes
-from vfsfuse.views.places import Putter
-
-if TYPE_CHECKING:
-    from vfsfuse.views.labview import LabView
-
-OF_DRIVER = ("driver", "iommu_group")
-"""Members of a vGPU's directory that come and go with its driver."""
 
 
 class VgpuViews:
-    """The directories of vGPUs, types and virtual parents."""
+    """The directories of vGPUs, types and virtual parents.  `vendor` is the name of a directory in the class
+    vgpu."""
 
-    def __init__(self, view: LabView, nodes: VfioNodes) -> None:
-        self._view, self._tree, self._nodes = view, view.tree, nodes
+    def __init__(self, view: View, tree: Tree, nodes: VfioNodes, vendor: str) -> None:
+        self._view, self._tree, self._nodes = view, tree, nodes
         self._parents: dict[Parent, Kobject] = {}
         self._types: dict[MdevType, TypeDir] = {}
         self._shown: dict[Mdev, Bundle] = {}
         self._bound: dict[Mdev, Bundle] = {}
         self._own = Part(lambda mdev: self._parents[mdev.parent], _name, self._make_own, directory=True)
-        self._plan = self._make_plan()
-        driver_link = symlink_part(view.places.vfio_mdev, _name, self.directory)
+        self._plan = self._make_plan(tree.make(f"sys/class/vgpu/{vendor}"))
+        driver_link = symlink_part(view.subsystems.vfio_mdev, _name, self.directory)
         self._bound_plan = Plan(*nodes.of_group, driver_link, *nodes.of_vfio)
 
     def directory(self, mdev: Mdev) -> Kobject:
@@ -45,26 +41,26 @@ class VgpuViews:
         return self._types.get(type_)
 
     def add_virtual(self, parent: Parent) -> None:
-        """A parent that is no PCI function, for as long as the lab lives."""
+        """Add a parent that is no PCI function, for as long as the lab lives."""
         driver = parent.spec.driver
         directory = VirtualParentDir(self._view, parent)
         self._tree.add(self._tree.make(f"sys/devices/virtual/{driver}"), directory)
-        self._tree.add(self._view.places.classes[driver], Symlink(parent.name, directory))
+        self._tree.add(self._view.subsystems.classes[driver], Symlink(parent.name, directory))
         self.add_parent(parent, directory)
-        self.show_types(parent, directory, Putter(self._tree, ExitStack()))
+        self.show_types(parent, directory, Additions(self._tree, ExitStack()))
 
     def add_parent(self, parent: Parent, directory: ParentDir) -> None:
-        """The vGPUs of `parent` are in `directory`."""
+        """Show the vGPUs of `parent` in `directory` from now on."""
         self._parents[parent] = directory
 
-    def show_types(self, parent: Parent, directory: Kobject, put: Putter) -> None:
-        """What the host driver of `parent` offers."""
-        put(self._tree.make("sys/class/mdev_bus"), Symlink(parent.name, directory))
-        types = put(directory, Kobject("mdev_supported_types"))
+    def show_types(self, parent: Parent, directory: Kobject, added: Additions) -> None:
+        """Show the types that the host driver of `parent` offers."""
+        added.add(self._tree.make("sys/class/mdev_bus"), Symlink(parent.name, directory))
+        types = added.add(directory, Kobject("mdev_supported_types"))
         for type_ in parent.types.values():
-            own = self._types[type_] = put(types, TypeDir(self._view.lab, type_))
-            put.undo.callback(self._types.pop, type_)
-            own.devices = put(own, Kobject("devices"))
+            own = self._types[type_] = added.add(types, TypeDir(self._view.lab, type_))
+            added.undo.callback(self._types.pop, type_)
+            own.devices = added.add(own, Kobject("devices"))
 
     def added(self, mdev: Mdev) -> None:
         """The lab's observer."""
@@ -90,12 +86,12 @@ class VgpuViews:
     def mdev_bound(self, mdev: Mdev) -> None:
         """The lab's observer."""
         self._show_bound(mdev)
-        self._present_again(mdev)
+        self._tree.driver_changed(self.directory(mdev))
 
     def mdev_unbound(self, mdev: Mdev) -> None:
         """The lab's observer."""
         self._hide_bound(mdev)
-        self._present_again(mdev)
+        self._tree.driver_changed(self.directory(mdev))
 
     def _show_bound(self, mdev: Mdev) -> None:
         bundle = Bundle(mdev, self._bound_plan)
@@ -106,16 +102,14 @@ class VgpuViews:
         self._tree.withdraw(self._bound[mdev])
         del self._bound[mdev]
 
-    def _make_plan(self) -> Plan:
-        """Everything by which a vGPU is seen, but for its driver."""
+    def _make_plan(self, vendor_class: Kobject) -> Plan:
+        """All entries of a vGPU, except those that its driver adds."""
         tree, own = self._tree, self._own
         return Plan(
             own,
             symlink_part(lambda mdev: self._types[mdev.type].devices, _name, own),
             symlink_part(tree.make("sys/bus/mdev/devices"), _name, own),
-            symlink_part(
-                tree.make(f"sys/class/vgpu/{self._view.spec.vendor}"), lambda mdev: f"vgpu{mdev.minor}", own
-            ),
+            symlink_part(vendor_class, lambda mdev: f"vgpu{mdev.minor}", own),
         )
 
     def _make_own(self, bundle: Bundle) -> MdevDir:
@@ -125,10 +119,6 @@ class VgpuViews:
         if bound is not None:
             own.children, own.subdirs = {VFIO_DEV: bound}, 1
         return own
-
-    def _present_again(self, mdev: Mdev) -> None:
-        for name in OF_DRIVER:
-            self._tree.hide(self.directory(mdev), name)
 
 
 def _name(mdev: Mdev) -> str:

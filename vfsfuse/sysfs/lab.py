@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a directory knows of the lab that it is in: the protocol that the tree of the lab satisfies.
+
+Everything here belongs to the trio thread, except where a method says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.mdev import Mdev, MdevType
+from devmodel.vfio.group import Assignable, Group
+from vfsfuse.kernfs.kobject import Entry, Kobject
+from vfsfuse.vfio.port import Port
+
+
+@dataclass(slots=True)
+class Subsystems:
+    """The directories of buses, drivers and classes, which links of devices point at.  `pci_drivers` and
+    `classes` are by name."""
+
+    mdev_bus: Kobject
+    vfio_mdev: Kobject
+    pci_bus: Kobject
+    pci_drivers: dict[str, Kobject] = field(default_factory=dict)
+    classes: dict[str, Kobject] = field(default_factory=dict)
+
+
+class View(Protocol):
+    """A lab as a tree (vfsfuse.views.labview), as far as the directories in it need it."""
+
+    lab: Lab
+    subsystems: Subsystems
+
+    def directory(self, device: Assignable) -> Kobject:
+        """The directory of a device that is shown.  Any thread.  Raises LookupError when it is not."""
+
+    def group_dir(self, group: Group) -> Entry | None:
+        """The directory of an IOMMU group, while it is shown."""
+
+    def type_dir(self, type_: MdevType) -> Entry | None:
+        """The directory of a type, while its parent has its host driver."""
+
+    def port(self, device: Assignable) -> Port:
+        """The port by which clients reach a device.  Any thread.  Raises OSError(ENODEV) for a device that is
+        gone."""
+
+    def owned_by(self, uid: int) -> bool:
+        """Whether `uid` mounted the lab, or is root.  Any thread."""
+
+    async def remove(self, mdev: Mdev) -> None:
+        """Remove a vGPU.  While it is held, raises OSError(EBUSY) or waits, as the lab file says."""
+
+
+class LabDir(Kobject):
+    """A directory whose attributes act on the whole lab."""
+
+    __slots__ = ("lab",)
+
+    def __init__(self, name: str, lab: Lab) -> None:
+        super().__init__(name)
+        self.lab = lab

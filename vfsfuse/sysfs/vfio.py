@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VFIO and IOMMU groups in sysfs: vfio-dev, the class vfio, and sys/kernel/iommu_groups.
+
+No state but what devmodel has.  Formats: drivers/vfio and
+Documentation/ABI/testing/sysfs-kernel-iommu_groups.
+"""
+
+from __future__ import annotations
+
+from devmodel.vfio.group import Group
+from vfsfuse.kernfs.kobject import Entry, Kobject
+from vfsfuse.kernfs.members import attribute, link
+from vfsfuse.sysfs.uevent import DeviceDir
+
+GROUP_MAJOR, VFIO_MAJOR = 511, 510
+"""Major numbers of the character devices of groups and of devices.  Linux takes them from the top of the
+dynamic range, and groups come first."""
+
+
+def _character_device(major: int, minor: int, name: str) -> dict[str, str]:
+    return {"MAJOR": str(major), "MINOR": str(minor), "DEVNAME": f"vfio/{name}"}
+
+
+def vfio_dev_variables(minor: int) -> dict[str, str]:
+    """The variables in the uevents of vfio<N>."""
+    return _character_device(VFIO_MAJOR, minor, f"devices/vfio{minor}")
+
+
+def vfio_group_name(group: Group) -> str:
+    """The name of its file in dev/vfio."""
+    return f"{'noiommu-' if group.noiommu else ''}{group.number}"
+
+
+def vfio_group_variables(group: Group) -> dict[str, str]:
+    """The variables in the uevents of a group's character device."""
+    return _character_device(GROUP_MAJOR, group.number, vfio_group_name(group))
+
+
+class VfioDevDir(DeviceDir):
+    """<device>/vfio-dev/vfio<N>: what sys/class/vfio-dev/vfio<N> points at."""
+
+    __slots__ = ("minor",)
+    uevent_subsystem = "vfio-dev"
+
+    def __init__(self, minor: int) -> None:
+        super().__init__(f"vfio{minor}")
+        self.minor = minor
+
+    def uevent_variables(self) -> dict[str, str]:
+        return vfio_dev_variables(self.minor)
+
+    @attribute()
+    def dev(self) -> str:
+        return f"{VFIO_MAJOR}:{self.minor}"
+
+    @link()
+    def device(self) -> Entry | None:
+        above = self.parent
+        return above.parent if above is not None else None
+
+
+class VfioGroupDir(DeviceDir):
+    """sys/devices/virtual/vfio/<N>: a group's character device, what sys/class/vfio/<N> points at."""
+
+    __slots__ = ("group",)
+    uevent_subsystem = "vfio"
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(vfio_group_name(group))
+        self.group = group
+
+    def uevent_variables(self) -> dict[str, str]:
+        return vfio_group_variables(self.group)
+
+    @attribute()
+    def dev(self) -> str:
+        return f"{GROUP_MAJOR}:{self.group.number}"
+
+
+class IommuGroupDir(Kobject):
+    """sys/kernel/iommu_groups/<N>."""
+
+    __slots__ = ("group",)
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(str(group.number))
+        self.group = group
+
+    @attribute()
+    def reserved_regions(self) -> str:
+        return "" if self.group.viable else "0x00000000fee00000 0x00000000feefffff msi"
+
+    @attribute(name="type")
+    def domain_type(self) -> str:
+        return "unmanaged" if self.group.viable else "DMA"
