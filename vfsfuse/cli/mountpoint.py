@@ -11,9 +11,9 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+from vfsfuse.kernfs.xattr import XATTR_PID
 from vfsfuse.run import syscalls
 
-XATTR_PID = "user.vfsfuse.pid"
 FSTYPE = "fuse.vfsfuse"
 
 
@@ -64,7 +64,7 @@ def labs() -> list[str]:
 def unmount(path: str, lazy: bool = False) -> None:
     """Unmount `path`, through fusermount3 when we may not ourselves.  Raises OSError(EBUSY, EPERM, …)."""
     try:
-        syscalls.unmount(path, syscalls.MNT_DETACH if lazy else 0)
+        syscalls.umount2(path, syscalls.MNT_DETACH if lazy else 0)
     except PermissionError:
         _fusermount(path, lazy)
 

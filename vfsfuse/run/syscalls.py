@@ -57,14 +57,15 @@ def mount(source: str, target: str, fstype: str | None, flags: int, data: str | 
     _call(_libc.mount, f"mount {target}", os.fsencode(source), os.fsencode(target), kind, flags, options)
 
 
-def unmount(target: str, flags: int = 0) -> None:
-    """umount2(2): take the topmost mount at `target` away; MNT_DETACH takes it out of sight while in use."""
+def umount2(target: str, flags: int = 0) -> None:
+    """umount2(2): take the topmost mount at `target` away.  MNT_DETACH hides it at once and ends it when
+    nobody uses it any more."""
     _call(_libc.umount2, f"umount {target}", os.fsencode(target), flags)
 
 
 def detach(target: str) -> None:
     """Take the topmost mount at `target` out of this namespace, with what is mounted below it."""
-    unmount(target, MNT_DETACH)
+    umount2(target, MNT_DETACH)
 
 
 def clone_tree(path: str, dir_fd: int | None = None) -> int:
