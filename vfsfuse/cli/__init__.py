@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line.  Each subcommand is a module with `add_arguments(parser)` and `main(args) -> exit
-status`; only the one asked for is imported, because a second `mount` should cost next to nothing."""
+"""The command line: `main`, the parser, and one module a subcommand.  All of it is single-threaded.
+
+The module of a subcommand has `add_arguments(parser)` and `main(args) -> exit status`.  Only the module that
+the command line names is imported, because a second `mount` should cost next to nothing.  Commands reach a
+mounted lab through its files, as any program does; what serves a lab is not here but in vfsfuse/server.py.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,13 @@ EPILOG = "`vfsfuse COMMAND --help` explains a command; the README opens with a s
 
 
 class Subcommand(NamedTuple):
-    """A subcommand: its module in this package and what --help says of it."""
+    """A subcommand: its module in the package vfsfuse, and what --help says of it."""
 
     module: str
     summary: str
 
 
+# To add a command: CONTRIBUTING.md, "Adding a command"
 SUBCOMMANDS = {
     "mount": Subcommand("cli.mount", "mount a lab, in the background unless --foreground"),
     "umount": Subcommand("cli.umount", "unmount a lab and end its server"),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfsfuse.cli.mountpoint import Mountpoint, State, inspect, unmount
+from vfsfuse.cli.output import complain, discard_stdout
 
 if TYPE_CHECKING:
     from devmodel.lifecycle.spec import LabSpec
@@ -71,16 +72,12 @@ def main(args: argparse.Namespace) -> int:
     try:
         claim = _claim(args)
     except LabFileError as error:
-        return complain(str(error))
+        return complain("mount", str(error))
     except OSError as error:
         mend = MENDING.get(error.errno or 0, "")
-        return complain(f"{error.filename or args.mountpoint}: {os.strerror(error.errno or errno.EIO)}{mend}")
+        why = f"{os.strerror(error.errno or errno.EIO)}{mend}"
+        return complain("mount", f"{error.filename or args.mountpoint}: {why}")
     return 0 if claim is None else _mount(args, claim)
-
-
-def complain(message: str) -> int:
-    print(f"vfsfuse: mount: {message}", file=sys.stderr)
-    return 1
 
 
 def _claim(args: argparse.Namespace) -> Claim | None:
@@ -140,8 +137,9 @@ def _mount(args: argparse.Namespace, claim: Claim) -> int:
         return _serve(claim, lambda: _let_in(args.ready_fd, claim.lock))
     status = _in_background(lambda ready: _serve_detached(args.log_level, claim, ready))
     if status:
-        log = claim.log
-        return 1 if status == EXPLAINED else complain(f"{claim.path}: the server did not start; see {log}")
+        if status == EXPLAINED:
+            return 1
+        return complain("mount", f"{claim.path}: the server did not start; see {claim.log}")
     _say(
         f"A lab is mounted at {claim.path}; its server logs to {claim.log}.\n{_hints(claim.spec, claim.path)}"
     )
@@ -160,8 +158,8 @@ def _let_in(ready_fd: int | None, lock: int | None) -> None:
 def _say(text: str) -> None:
     try:
         print(text, end="", flush=True)
-    except BrokenPipeError:  # `mount.sh | head -1`: the rest goes nowhere, at exit too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:
+        discard_stdout()
 
 
 def _hints(spec: LabSpec, mountpoint: str) -> str:
@@ -193,7 +191,7 @@ def _serve(claim: Claim, ready: Callable[[], None]) -> int:
     try:
         serve(claim.spec, claim.path, ready)
     except RuntimeError as error:
-        return complain(f"{claim.path}: {error}")
+        return complain("mount", f"{claim.path}: {error}")
     return 0
 
 

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import sys
 
-from vfsfuse.cli.targets import TargetError, find, only_lab
+from vfsfuse.cli.output import complain, discard_stdout
+from vfsfuse.cli.targets import TargetError, add_vgpu_arguments, find, only_lab
 
 STDOUT = "-"
 SCREEN = "screen.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("vgpu", metavar="VGPU", help="vgpu<N>, a UUID, or the name of its directory")
+    add_vgpu_arguments(parser)
     parser.add_argument("file", metavar="FILE", help="where the PNG goes; - is standard output")
-    parser.add_argument(
-        "--mount", metavar="MNT", help="the lab mounted there (default: the only one there is)"
-    )
 
 
 class ScreenshotError(TargetError):
@@ -34,13 +31,11 @@ def main(args: argparse.Namespace) -> int:
         lab = args.mount or only_lab()
         write(args.file, read(find(lab, args.vgpu), args.vgpu))
     except TargetError as error:
-        print(f"vfsfuse: screenshot: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader of standard output has enough: the rest goes nowhere, at exit too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return complain("screenshot", str(error))
+    except BrokenPipeError:
+        discard_stdout()
     except OSError as error:
-        print(f"vfsfuse: screenshot: {error.filename or args.file}: {error.strerror}", file=sys.stderr)
-        return 1
+        return complain("screenshot", f"{error.filename or args.file}: {error.strerror}")
     return 0
 
 

@@ -7,16 +7,13 @@ Single-threaded; it is a write to the vGPU's attribute `surprise_remove`.
 from __future__ import annotations
 
 import argparse
-import sys
 
-from vfsfuse.cli.targets import TargetError, find, only_lab
+from vfsfuse.cli.output import complain
+from vfsfuse.cli.targets import TargetError, add_vgpu_arguments, find, only_lab
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("vgpu", metavar="VGPU", help="vgpu<N>, a UUID, or the name of its directory")
-    parser.add_argument(
-        "--mount", metavar="MNT", help="the lab mounted there (default: the only one there is)"
-    )
+    add_vgpu_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -25,9 +22,7 @@ def main(args: argparse.Namespace) -> int:
         with open(f"{directory}/surprise_remove", "w", encoding="ascii") as file:
             file.write("1")
     except TargetError as error:
-        print(f"vfsfuse: surprise-remove: {error}", file=sys.stderr)
-        return 1
+        return complain("surprise-remove", str(error))
     except OSError as error:
-        print(f"vfsfuse: surprise-remove: {args.vgpu}: {error.strerror}", file=sys.stderr)
-        return 1
+        return complain("surprise-remove", f"{args.vgpu}: {error.strerror}")
     return 0

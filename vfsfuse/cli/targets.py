@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which lab and which vGPU a person means on the command line; looked up through the mount.
-
-Single-threaded, no state.
-"""
+"""The lab and the vGPU that the command line names, looked up through the mount.  No state."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Iterator
 
@@ -13,11 +11,19 @@ from vfsfuse.cli.mountpoint import labs
 
 
 class TargetError(Exception):
-    """It cannot be told; str() is one line: what, where and how to mend it."""
+    """The command line names none, or several; str() is one line: what, where and how to mend it."""
+
+
+def add_vgpu_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of a command that acts on one vGPU: VGPU and --mount."""
+    parser.add_argument("vgpu", metavar="VGPU", help="vgpu<N>, a UUID, or the name of its directory")
+    parser.add_argument(
+        "--mount", metavar="MNT", help="the lab mounted there (default: the only one there is)"
+    )
 
 
 def only_lab() -> str:
-    """Where the lab is mounted that there is only one of.  Raises TargetError."""
+    """The mountpoint of the only lab there is.  Raises TargetError when there is none, or several."""
     found = labs()
     if len(found) != 1:
         what = f"labs are mounted at {', '.join(found)}" if found else "no lab is mounted"
@@ -26,10 +32,10 @@ def only_lab() -> str:
 
 
 def find(lab: str, name: str) -> str:
-    """The directory of the vGPU that `name` means.  Raises TargetError unless it means exactly one."""
+    """The directory of the vGPU that has this name.  Raises TargetError unless exactly one has it."""
     if not os.path.isdir(f"{lab}/sys/class/vgpu"):
         raise TargetError(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
-    found = sorted({os.path.realpath(path) for path in places(lab, name)})
+    found = sorted({os.path.realpath(path) for path in paths_of(lab, name)})
     if len(found) > 1:
         names = ", ".join(map(os.path.basename, found))
         raise TargetError(f"{name}: there are {names} (name one of them)")
@@ -38,7 +44,7 @@ def find(lab: str, name: str) -> str:
     return found[0]
 
 
-def places(lab: str, name: str) -> Iterator[str]:
+def paths_of(lab: str, name: str) -> Iterator[str]:
     """The paths of the vGPUs that have this name: a number, a directory, or a UUID with any instance."""
     if "/" in name or not name.strip("."):
         return

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from vfsfuse.cli.mountpoint import State, inspect
+from vfsfuse.cli.output import complain, discard_stdout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,19 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     found = inspect(args.mountpoint)
     if found.state is not State.LIVE:
-        print(f"vfsfuse: tree: {found.path}: no lab is mounted there", file=sys.stderr)
-        return 1
+        return complain("tree", f"{found.path}: no lab is mounted there")
     try:
         os.listdir(found.path)  # another user's lab is closed to us
         print(found.path)
         for line in lines(found.path, "", args.depth):
             print(line)
         sys.stdout.flush()
-    except BrokenPipeError:  # `vfsfuse tree | head`: the rest goes nowhere, at exit too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:
+        discard_stdout()
     except OSError as error:
-        print(f"vfsfuse: tree: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+        return complain("tree", f"{error.filename}: {error.strerror}")
     return 0
 
 

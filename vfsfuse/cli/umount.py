@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import sys
 
 from vfsfuse.cli.mountpoint import State, inspect, unmount, wait_for_end
+from vfsfuse.cli.output import complain
 
 END_SECONDS = 10.0
 LAZY_SECONDS = 1.0
@@ -25,18 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     found = inspect(args.mountpoint)
     if found.state in (State.FREE, State.FOREIGN):
-        return complain(f"{found.path}: no lab is mounted there")
+        return complain("umount", f"{found.path}: no lab is mounted there")
     try:
         unmount(found.path, args.lazy or found.state is State.STALE)
     except OSError as error:
         mend = "; end the programs that use it, or add --lazy" if error.errno == errno.EBUSY else ""
-        return complain(f"{found.path}: {os.strerror(error.errno or errno.EIO)}{mend}")
+        return complain("umount", f"{found.path}: {os.strerror(error.errno or errno.EIO)}{mend}")
     if not found.pid or wait_for_end(found.pid, LAZY_SECONDS if args.lazy else END_SECONDS):
         return 0
-    complain(f"{found.path} is unmounted; its server (pid {found.pid}) ends with the programs that use it")
+    after = f"its server (pid {found.pid}) ends with the programs that use it"
+    complain("umount", f"{found.path} is unmounted; {after}")
     return 0 if args.lazy else 1
-
-
-def complain(message: str) -> int:
-    print(f"vfsfuse: umount: {message}", file=sys.stderr)
-    return 1
