@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A longer time slice for the main thread, through ctypes: a client that it wakes runs first.
+"""A longer time slice for the main thread, through ctypes, so that a client that it wakes runs first.
 
-Linux lets a running thread finish its slice before one that it woke comes on the same processor, unless that
-one's slice is the shorter (6.12).  Without that a client would hear of an interrupt only when its device's
-task has gone to sleep.  Stateless; each call is about one thread.
+A thread that wakes another one on the same processor runs on to the end of its own slice, unless the slice of
+the other is shorter (Linux 6.12).  Without a longer slice, a client would hear of an interrupt only when the
+task of its device goes to sleep.  No state; each call is about one thread.
 Source: sched_setattr(2), <linux/sched/types.h>.
 """
 
@@ -14,7 +14,7 @@ import ctypes
 import os
 
 _NUMBERS = {"x86_64": (314, 315), "aarch64": (274, 275)}
-"""Of sched_setattr and sched_getattr, for which a C library of before 2.41 has no functions."""
+"""Numbers of sched_setattr and sched_getattr: the GNU C library has no functions for them before 2.41."""
 
 
 class SchedAttr(ctypes.Structure):
@@ -36,14 +36,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def lengthen_time_slice() -> None:
-    """Let whom this thread wakes come before the rest of its slice, here and in threads that it starts.
+    """Give the calling thread, and the threads that it starts, a slice that is longer by an eighth.
 
-    Its share of the processor stays.  Nothing happens where the kernel knows or lets us have no such thing.
+    The thread's share of the processor stays.  Where the kernel has no slices, or refuses, nothing happens.
     """
     with contextlib.suppress(OSError):
         attributes = attributes_of(0)
         if attributes.policy in (os.SCHED_OTHER, os.SCHED_BATCH) and attributes.runtime:
-            attributes.runtime += attributes.runtime // 8  # long enough to count, and no later in our turn
+            attributes.runtime += attributes.runtime // 8  # long enough to count, and our turn comes no later
             _call(0, 0, ctypes.byref(attributes), 0)
 
 

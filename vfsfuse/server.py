@@ -35,13 +35,13 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def mount_options() -> set[str]:
-    """As root the tree is everybody's, under the modes it shows; as a user it is that user's alone."""
+    """Mounted by root, the tree is for everybody, under the modes it shows; else for that user alone."""
     options = {"fsname=vfsfuse", "subtype=vfsfuse", "default_permissions"}
     return options | {"allow_other"} if os.geteuid() == 0 else options
 
 
 def _allow_descriptors() -> None:
-    """As many descriptors as we may have: every interrupt vector of every client is one (MSI-X has 2048)."""
+    """Raise the limit of open files: every interrupt vector of every client is one (MSI-X has 2048)."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -55,7 +55,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     _allow_descriptors()
     lib.shim_keep_memory()
     early: list[int] = []
-    for number in ENDING:  # until trio listens, and again while we clean up: no signal may leave a dead mount
+    for number in ENDING:  # before trio listens and while we clean up: no signal may leave a dead mount
         signal.signal(number, lambda number, _: early.append(number))
     tree = Tree()
     inodes = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is RemovalPolicy.WAIT)
@@ -66,7 +66,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     pyfuse3.init(operations, mountpoint, mount_options())
     try:
         lane.start()
-        gc.freeze()  # no collection looks at what was made so far, which is most of what there will be
+        gc.freeze()  # a collection passes over all objects so far, which are most of those there will be
         gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL)
         # After the lane has started: the pump serves other clients before the one that it has answered.
@@ -102,14 +102,14 @@ class _Server:
         with trio.open_signal_receiver(*ENDING) as signals:
             number = early[0] if early else await anext(signals)
             log.info("%s: ending", signal.Signals(number).name)
-            # a thread of ours that waits for an answer of ours would outlive us; not even SIGKILL ends it
+            # a thread of ours that waits for an answer of ours would outlive us: not even SIGKILL ends it
             await self.announced.wait()
-            await self.operations.notifying.acquire()  # for good: nothing more is told
+            await self.operations.notifying.acquire()  # for good: the kernel is told nothing more
             pyfuse3.terminate()
             scope.cancel()
 
     async def _announce(self) -> None:
-        # from another thread: this one has to answer the question
+        # from another thread: this one has to answer the stat(2)
         root = await trio.to_thread.run_sync(os.stat, self.mountpoint)
         self.view.mounted(self.lane, root.st_dev)
         await trio.to_thread.run_sync(os.listdir, os.path.join(self.mountpoint, "sys"))

@@ -126,6 +126,15 @@ def test_a_driver_takes_its_names_with_it_and_new_ones_have_new_numbers(view: La
     assert view.tree.directory(own.inode).child("vfio-dev") is not None
 
 
+def test_the_kernel_asks_again_for_the_links_that_come_and_go_with_a_driver(view: LabView) -> None:
+    mdev = create(view, 1)
+    own = view.directory(mdev).inode
+    for change in (view.lab.mdev_driver.unbind, view.lab.mdev_driver.bind):
+        change(mdev)
+        told = [name for inode, name in view.tree.take_changes().gone if inode == own]
+        assert sorted({*told} - {b"vfio-dev"}) == [b"driver", b"iommu_group"]
+
+
 def test_a_name_that_is_taken_leaves_nothing_of_a_vgpu(view: LabView) -> None:
     view.tree.add(view.tree.make("dev/vfio/devices"), Kobject("vfio0"))
     view.tree.take_changes()

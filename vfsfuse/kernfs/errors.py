@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errnos that pyfuse3's handlers answer: for what fails, and for what a client cannot do in sysfs.
+"""The errnos that pyfuse3's handlers answer: for failures, and for system calls that sysfs refuses.
 
 No state; trio thread.  Source: Documentation/filesystems/sysfs.rst, and the behaviour of kernfs.
 """
@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 
 class errors:
-    """Turn exceptions into what pyfuse3 answers: OSError to its errno, anything else to EIO with a
-    traceback."""
+    """A context that turns exceptions into errnos: an OSError into its own, any other exception into EIO,
+    with a traceback in the log."""
 
     __slots__ = ("_what",)
 

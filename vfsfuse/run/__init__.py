@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vfsfuse run`: what a process is given so that it finds a lab at /sys and /dev/vfio.
+"""`vfsfuse run`: starts a program that finds a lab at /sys and /dev/vfio.
 
-Here are namespaces, the seccomp supervisor and the private lab of a run.  No tree, no device model: all of
-them are reached through the mount, as any other program reaches them.
+Here are the namespaces, the seccomp supervisor and the private lab of a run.  The tree and the device models
+are not used from here: `run` reaches them through the mount, as any other program does.
 """

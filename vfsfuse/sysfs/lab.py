@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a directory knows of the lab that it is in: the protocol that the tree of the lab satisfies.
+"""The surroundings of a directory: the protocol `View`, by which a directory asks the lab that it is in.
 
 Everything here belongs to the trio thread, except where a method says otherwise.
 """
