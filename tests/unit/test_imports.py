@@ -36,7 +36,7 @@ PICTURE: Mapping[str, str] = {
     "devmodel.pci": "devmodel: callpoint region",
     "devmodel.iommu": "devmodel: callpoint client",
     "devmodel.device": "devmodel: callpoint iommu irq pci region",
-    "devmodel.vfio": "devmodel: callpoint device iommu irq pci uuids",
+    "devmodel.vfio": "devmodel: callpoint client device iommu irq pci region uuids",
     "devmodel.lifecycle": "devmodel: callpoint device ida pci uuids vfio",
     "devmodel.gpu": "devmodel: callpoint device iommu region",
     "devmodel.models": "devmodel: callpoint device gpu pci region",
@@ -56,7 +56,7 @@ PICTURE: Mapping[str, str] = {
     "| devmodel: callpoint device irq lifecycle region vfio "
     "| vfsfuse: kernfs sysfs vfio",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: kernfs scheduling views",
-    "vfsfuse.cli": "devmodel: lifecycle.spec | vfsfuse: kernfs.xattr labfile run server",
+    "vfsfuse.cli": "devmodel: lifecycle.spec pci.address | vfsfuse: kernfs.xattr labfile run server",
     "vfsfuse.__main__": "vfsfuse: cli",
 }
 """By room: the rooms that it may import, or single modules of one."""
