@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from devmodel.callpoint import CallPoint
 from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
@@ -59,8 +60,9 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
         signal.signal(number, lambda number, _: early.append(number))
     tree = Tree()
     inodes = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is RemovalPolicy.WAIT)
-    operations = Operations(inodes)
-    view = LabView(spec, tree)
+    calls = CallPoint()
+    operations = Operations(inodes, calls)
+    view = LabView(spec, tree, calls)
     view.stores.publish = operations.publish
     lane = Lane(view.open, LaneInodes(inodes, view.lab.lock))
     pyfuse3.init(operations, mountpoint, mount_options())

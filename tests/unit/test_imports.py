@@ -46,7 +46,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.scheduling": "",
     "vfsfuse.run": "ioctl_shim",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci uuids",
-    "vfsfuse.kernfs": "ioctl_shim | devmodel: device.tasks lifecycle.uevents",
+    "vfsfuse.kernfs": "ioctl_shim | devmodel: callpoint device.tasks lifecycle.uevents",
     "vfsfuse.vfio": "ioctl_shim "
     "| devmodel: callpoint client device iommu irq lifecycle pci region uuids vfio",
     "vfsfuse.sysfs": "ioctl_shim "
@@ -236,7 +236,7 @@ def made_up(path: Path | str, text: str) -> list[str]:
         (
             KERNFS,
             "from vfsfuse.vfio.port import Port",
-            "vfsfuse.kernfs may use ioctl_shim, devmodel.device.tasks, ",
+            "vfsfuse.kernfs may use ioctl_shim, devmodel.callpoint, ",
         ),
         (KERNFS, "from devmodel.vfio.group import Group", "vfsfuse.kernfs may use ioctl_shim, "),
         (KERNFS, "from devmodel.device.base import Device", "vfsfuse.kernfs may use ioctl_shim, "),

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from devmodel.callpoint import CallPoint
 from devmodel.lifecycle.mdev import Mdev, MdevType
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import Vgpu
@@ -37,7 +38,7 @@ SPEC = LabSpec(
 
 @pytest.fixture
 def view() -> Iterator[LabView]:
-    made = LabView(SPEC, Tree())
+    made = LabView(SPEC, Tree(), CallPoint())
     yield made
     made.close()
 

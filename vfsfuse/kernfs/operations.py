@@ -19,6 +19,7 @@ from functools import partial
 
 import trio
 
+from devmodel.callpoint import Call, CallKind, CallPoint
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.errors import Refusals, errors
@@ -73,13 +74,13 @@ class Snapshots:
 
 
 class Operations(Refusals):
-    """The handlers."""
+    """The handlers.  Stores pass `calls`, the lab's call point."""
 
     supports_dot_lookup = False
 
-    def __init__(self, inodes: Inodes) -> None:
+    def __init__(self, inodes: Inodes, calls: CallPoint) -> None:
         super().__init__()
-        self.inodes, self.tree = inodes, inodes.tree
+        self.inodes, self.tree, self._calls = inodes, inodes.tree, calls
         self._listings: dict[int, list[Child | Member]] = {}
         self._owners: dict[int, Kobject] = {}
         self._next_listing = 1
@@ -209,9 +210,17 @@ class Operations(Refusals):
         with errors("store"):
             entry, member = self._attribute(fh)
             try:
+                if self._calls.listener is not None:
+                    call = Call(CallKind.STORE, entry.path, member.name, {"data": buf})
+                    return await self._calls.run_async(call, lambda: self._store(fh, buf))
                 return member.write(entry, buf)  # every write is from the start, as sysfs has it
             finally:
                 await self.publish()
+
+    async def _store(self, fh: int, data: bytes) -> int:
+        """A store that may have been delayed: its directory may be gone by now."""
+        entry, member = self._attribute(fh)
+        return member.write(entry, data)
 
     async def publish(self) -> None:
         """Tell the kernel what has changed, then deliver the uevents: a listener finds in the tree what it

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from devmodel.callpoint import Call, CallKind
 from devmodel.device.tasks import Task, TaskHost
 from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest
 from ioctl_shim.lanefile import answer_of
@@ -62,7 +63,7 @@ class StoreRunner:
         error = errno.EIO
         try:
             with scope:
-                error = await self._errno(entry, member, data)
+                error = await self._errno(entry, member, pending.tid, data)
             if scope.cancelled_caught:
                 error = errno.EINTR
             if self.publish is not None:
@@ -73,11 +74,11 @@ class StoreRunner:
             else:
                 pending.written(len(data))
 
-    @staticmethod
-    async def _errno(entry: Entry, member: WaitingStore, data: bytes) -> int:
+    async def _errno(self, entry: Entry, member: WaitingStore, tid: int, data: bytes) -> int:
         """The errno that a store ends with, 0 when it succeeded."""
+        call = Call(CallKind.STORE, entry.path, member.name, {"data": data}, tid)
         try:
-            await member.store(entry, data)
+            await self._host.calls.run_async(call, lambda: member.store(entry, data))
         except OSError as error:
             log.debug("%s: %s", member.name, error)
             return answer_of(error)

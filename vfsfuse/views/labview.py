@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Mapping
 
+from devmodel.callpoint import CallPoint
 from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.function import PciFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.lab import Lab
@@ -26,6 +27,7 @@ from vfsfuse.sysfs.drivers import MdevDriverDir
 from vfsfuse.sysfs.lab import Subsystems
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.vfio.fops import Services
+from vfsfuse.vfio.listened import CallThreads, ListenedFile, listened
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
@@ -37,9 +39,10 @@ from vfsfuse.views.vgpus import VgpuViews
 class LabView:
     """The tree of one lab; the directories in it know it as vfsfuse.sysfs.lab.View."""
 
-    def __init__(self, spec: LabSpec, tree: Tree) -> None:
+    def __init__(self, spec: LabSpec, tree: Tree, calls: CallPoint) -> None:
         self.spec, self.tree = spec, tree
-        self.lab = Lab(spec, self)
+        self.lab = Lab(spec, self, calls)
+        self._threads = CallThreads()
         self._lane: Lane | None = None
         self._st_dev = -1
         self.stores = StoreRunner(self.lab.tasks, tree.locate)
@@ -101,7 +104,15 @@ class LabView:
     # ---- device lane ----
 
     def open(self, request: OpenRequest) -> Opened:
-        """Open an inode of the device lane.  Raises OSError as open(2) does.  Device lane."""
+        """Open an inode of the device lane.  Raises OSError as open(2) does.  Device lane.
+
+        This is where the file's calls begin to pass the call point, if somebody listens there.
+        """
+        opened = self._open(request)
+        calls = self.lab.calls
+        return opened if calls.listener is None else listened(opened, calls, self._threads)
+
+    def _open(self, request: OpenRequest) -> Opened:
         entry, member = self.tree.locate(request.nodeid)
         if isinstance(member, BinaryMember):
             return member.open(entry, request)
@@ -116,7 +127,8 @@ class LabView:
         worker."""
         if self._lane is None or os.fstat(fd).st_dev != self._st_dev:
             return None
-        return self._lane.file_of(fd)
+        found = self._lane.file_of(fd)
+        return found.file if isinstance(found, ListenedFile) else found
 
     # ---- the lab's Observer: trio thread ----
 

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A client that knows VFIO and the copier (examples/copier.py), and nothing of this project: it maps two pages, has the
+ * device copy one to the other, waits for MSI-X vector 0, and lets everything go.  Each call is made once, in the order
+ * of the source, so that a listener's account can be compared with it line by line.
+ *
+ *	copier_client GROUP DEVICE
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vfio.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, IOVA = 1 << 20, SOURCE = 0, TARGET = 8, SIZE = 0x10, COMMAND = 0x14, STATUS = 0x18 };
+
+#define CHECK(what) \
+	do { \
+		if (!(what)) { \
+			fprintf(stderr, "copier_client: %s: %s\n", #what, strerror(errno)); \
+			exit(1); \
+		} \
+	} while (0)
+
+static int device;
+
+static void put(off_t offset, uint64_t value, size_t size)
+{
+	CHECK(pwrite(device, &value, size, offset) == (ssize_t)size);
+}
+
+static void use_interrupt(int event)
+{
+	char room[sizeof(struct vfio_irq_set) + 4];
+	struct vfio_irq_set *set = (void *)room;
+
+	*set = (struct vfio_irq_set){.argsz = sizeof(room), .flags = VFIO_IRQ_SET_DATA_EVENTFD |
+		VFIO_IRQ_SET_ACTION_TRIGGER, .index = VFIO_PCI_MSIX_IRQ_INDEX, .count = 1};
+	memcpy(set->data, &event, 4);
+	CHECK(!ioctl(device, VFIO_DEVICE_SET_IRQS, set));
+}
+
+static void copy(int event)
+{
+	struct pollfd wait = {.fd = event, .events = POLLIN};
+	uint32_t status = 0;
+
+	put(SOURCE, IOVA, 8);
+	put(TARGET, IOVA + PAGE, 8);
+	put(SIZE, 100, 4);
+	put(COMMAND, 1, 4);
+	CHECK(poll(&wait, 1, 10000) == 1);
+	CHECK(pread(device, &status, 4, STATUS) == 4);
+	printf("status %u\n", status);
+	put(STATUS, status, 4);
+}
+
+int main(int argc, char **argv)
+{
+	char path[64];
+	char *memory = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct vfio_device_info info = {.argsz = sizeof(info)};
+	struct vfio_iommu_type1_dma_map map = {.argsz = sizeof(map), .flags = VFIO_DMA_MAP_FLAG_READ |
+		VFIO_DMA_MAP_FLAG_WRITE, .vaddr = (uintptr_t)memory, .iova = IOVA, .size = 2 * PAGE};
+	struct vfio_iommu_type1_dma_unmap unmap = {.argsz = sizeof(unmap), .iova = IOVA, .size = 2 * PAGE};
+	int event = eventfd(0, EFD_CLOEXEC);
+
+	if (argc != 3)
+		return 2;
+	snprintf(path, sizeof(path), "/dev/vfio/%s", argv[1]);
+	memset(memory, 7, PAGE);
+	int container = open("/dev/vfio/vfio", O_RDWR), group = open(path, O_RDWR);
+	CHECK(container >= 0 && group >= 0);
+	CHECK(ioctl(container, VFIO_GET_API_VERSION) == VFIO_API_VERSION);
+	CHECK(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &container));
+	CHECK(!ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+	CHECK(!ioctl(container, VFIO_IOMMU_MAP_DMA, &map));
+	device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, argv[2]);
+	CHECK(device >= 0);
+	CHECK(!ioctl(device, VFIO_DEVICE_GET_INFO, &info));
+	use_interrupt(event);
+	copy(event);
+	CHECK(!memcmp(memory, memory + PAGE, 100));
+	if (ioctl(device, VFIO_DEVICE_RESET))
+		printf("reset: %s\n", strerror(errno));
+	CHECK(!ioctl(container, VFIO_IOMMU_UNMAP_DMA, &unmap) && unmap.size == 2 * PAGE);
+	puts("ok");
+	return 0;
+}
