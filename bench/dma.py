@@ -17,7 +17,8 @@ import sys
 from functools import partial
 
 from bench.samples import timed
-from devmodel.iommu import Prot, Type1
+from devmodel.iommu.api import Prot
+from devmodel.iommu.type1 import Type1
 from ioctl_shim._native import lib
 from ioctl_shim.process import Process
 
@@ -61,11 +62,11 @@ def main() -> None:
     iommu = Type1()
     iommu.map(Process(child, child, -1), 0, address, size, int(Prot.READ | Prot.WRITE))
     if direction == "write":
-        timed(partial(iommu.dma_write, 0, bytes(bytearray(b"\1") * size)), calls)
+        timed(partial(iommu.space.dma_write, 0, bytes(bytearray(b"\1") * size)), calls)
     elif direction == "into":
-        timed(partial(iommu.dma_rw, 0, memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE)), False), calls)
+        timed(partial(iommu.space.dma_rw, 0, memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE)), False), calls)
     else:
-        timed(partial(iommu.dma_read, 0, size), calls)
+        timed(partial(iommu.space.dma_read, 0, size), calls)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 

@@ -28,7 +28,9 @@ from devmodel.gpu.gtt import PAGE_SHIFT, PAGE_SIZE, SYSTEM_BASE, VALID, WRITABLE
 from devmodel.gpu.memory import SLICE_BYTES
 from devmodel.gpu.shadow import Shadow
 from devmodel.gpu.video import VideoMemory
-from devmodel.iommu import Piece, Prot, Type1
+from devmodel.iommu.api import Prot
+from devmodel.iommu.dmaspace import DmaSpace, Piece
+from devmodel.iommu.type1 import Type1
 from devmodel.region.backing import Backing
 from ioctl_shim.process import Process
 from tests.lab import MountedLab
@@ -50,7 +52,7 @@ class TwoStages:
         self._gtt = gtt
 
     def transfer(
-        self, space: Type1, ranges: Sequence[tuple[int, int]], buffer: bytearray | memoryview, write: bool
+        self, space: DmaSpace, ranges: Sequence[tuple[int, int]], buffer: bytearray | memoryview, write: bool
     ) -> None:
         pieces: list[Piece] = []
         for address, size in ranges:
@@ -96,7 +98,9 @@ def translations(process: Process, memory: Memory, video: VideoMemory) -> None:
         entries = [IOVA + page * PAGE_SIZE | VALID | WRITABLE for page in case.order]
         shadow, plain = Shadow(gtt), TwoStages(gtt)
         gtt.write(0, struct.pack(f"<{PAGES}Q", *entries))
-        shadow.transfer(iommu, [(SYSTEM_BASE, PAGES * PAGE_SIZE)], video.view(0, PAGES * PAGE_SIZE), False)
+        shadow.transfer(
+            iommu.space, [(SYSTEM_BASE, PAGES * PAGE_SIZE)], video.view(0, PAGES * PAGE_SIZE), False
+        )
         for size in (64, PAGE_SIZE, 64 << 10, SLICE_BYTES):
             one, other = compare(iommu, plain, shadow, video.view(0, size))
             print(f"{case.name:<32} {size:>8} {one:>9.1f} us {other:>9.1f} us {one / other:>6.1f}x")
@@ -110,7 +114,7 @@ def compare(iommu: Type1, plain: TwoStages, shadow: Shadow, view: memoryview) ->
         address = SYSTEM_BASE + number * 7 % (PAGES - SLICE_BYTES // PAGE_SIZE) * PAGE_SIZE
         for user, times in zip(users, spent, strict=True):
             start = time.perf_counter()
-            user.transfer(iommu, [(address, len(view))], view, False)
+            user.transfer(iommu.space, [(address, len(view))], view, False)
             times.append(time.perf_counter() - start)
     return statistics.median(spent[0]) * 1e6, statistics.median(spent[1]) * 1e6
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from devmodel.iommu import DMA_ENTRY_LIMIT, PAGE_SIZE, Prot, Type1
+from devmodel.iommu.api import DMA_ENTRY_LIMIT, PAGE_SIZE, Prot
+from devmodel.iommu.type1 import Type1
 from ioctl_shim.process import Process
 from tests.vfio import client as vfio
 from tests.vfio.client import Container, DmaMap, DmaUnmap, Group, Memory, ioctl
@@ -60,7 +61,7 @@ def map_one(iommu: Type1, process: Process, vaddr: int, iova: int) -> None:
 
 
 def look_up(iommu: Type1, iova: int) -> None:
-    iommu.translate(iova + 8, 4)
+    iommu.space.mapping_at(iova + 8, write=False)
 
 
 def unmap_one(iommu: Type1, iova: int) -> None:
@@ -90,7 +91,9 @@ def dma(process: Process, kind: str, memory: Memory) -> None:
         buffer = bytearray(size)
         repeats = max(3, min(20000, (1 << 28) // size))
         spent = each(
-            f"DMA write, {kind}, {size} bytes", [buffer] * repeats, lambda data: iommu.dma_rw(0, data, True)
+            f"DMA write, {kind}, {size} bytes",
+            [buffer] * repeats,
+            lambda data: iommu.space.dma_rw(0, data, True),
         )
         if size > 4096:
             print(f"{'':<52} {size / spent / 1e3:>17.2f} GB/s")

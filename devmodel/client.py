@@ -12,9 +12,12 @@ from typing import Protocol
 class Pages(Protocol):
     """Memory of a client that a device holds. It ends with the last reference.
 
-    Offsets and sizes are bytes from the start of what was pinned. Both calls raise ``OSError(EFAULT)`` for
+    Offsets and sizes are bytes from the start of what was pinned. All calls raise ``OSError(EFAULT)`` for
     memory that is gone and ``OSError(ESRCH)`` when the process is.
     """
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly ``size`` bytes at ``offset``."""
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` with what is at ``offset``."""
@@ -44,6 +47,9 @@ class Client(Protocol):
 
     def write(self, vaddr: int, data: bytes) -> None:
         """Store the whole of ``data`` at ``vaddr``."""
+
+    def gather(self, parts: Sequence[tuple[int, int]]) -> bytes:
+        """Return what is in the parts, one after the other, whatever they cross."""
 
     def read_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
         """Fill ``view`` with the parts, one after the other, whatever they cross."""

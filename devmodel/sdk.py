@@ -3,7 +3,8 @@
 
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.pci import DeviceRegion, Option, PciDevice
-from devmodel.iommu import DmaFault, Pin, Prot
+from devmodel.iommu.api import DmaFault, Prot
+from devmodel.iommu.dmaspace import Pin
 from devmodel.pci.capability import Capability, express, msi, msix, power_management, vendor
 from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.msix import MsixBar

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from ioctl_shim._native import lib
+from ioctl_shim.blank import new_bytes, view_of
 from ioctl_shim.window import Window
 
 
@@ -40,6 +41,12 @@ class PinnedPages:
 
     def __init__(self, process: Owner, pieces: tuple[Held, ...]) -> None:
         self._process, self._pieces = process, pieces
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset`.  Raises OSError(EFAULT, ESRCH)."""
+        data: bytes = new_bytes(None, size)
+        self.read_into(offset, view_of(data))
+        return data
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view` with what is at `offset`.  Raises OSError(EFAULT, ESRCH)."""

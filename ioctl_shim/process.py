@@ -12,7 +12,6 @@ Source: process_vm_readv(2), pidfd_open(2), proc_pid_maps(5).
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import weakref
@@ -22,14 +21,12 @@ from typing import Any, NamedTuple
 
 from ioctl_shim import procfs
 from ioctl_shim._native import ffi, lib
+from ioctl_shim.blank import new_bytes, view_of
 from ioctl_shim.client import CAP_IPC_LOCK
 from ioctl_shim.pinned import Held, PinnedPages
 from ioctl_shim.window import Vma, Window, Windows, too_short
 
 _UINT64_MAX = 2**64 - 1
-_new_bytes: Any = ctypes.pythonapi.PyBytes_FromStringAndSize
-"""Bytes whose content whoever made them must fill in, before anybody else sees them: with None for it."""
-_new_bytes.argtypes, _new_bytes.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
 
 
 class Process:
@@ -66,11 +63,11 @@ class Process:
 
     def read(self, vaddr: int, size: int) -> bytes:
         """`size` bytes at `vaddr`.  Raises OSError(EFAULT, ESRCH)."""
-        data: bytes = _new_bytes(None, size)
+        data: bytes = new_bytes(None, size)
         result = self._move_one(vaddr, data, size, 0)
         if result:
             self._check(result, vaddr, size)
-            self._move_all([(vaddr, size)], memoryview(ffi.buffer(ffi.from_buffer(data))), 0)
+            self._move_all([(vaddr, size)], view_of(data), 0)
         return data
 
     def write(self, vaddr: int, data: bytes) -> None:
@@ -79,6 +76,12 @@ class Process:
         if result:
             self._check(result, vaddr, len(data))
             self._move_all([(vaddr, len(data))], memoryview(data), lib.SHIM_MOVE_WRITE)
+
+    def gather(self, parts: Sequence[tuple[int, int]]) -> bytes:
+        """What is in the (vaddr, size) parts.  Raises OSError(EFAULT, ESRCH)."""
+        data: bytes = new_bytes(None, sum(size for _, size in parts))
+        self.move(parts, view_of(data), 0)
+        return data
 
     def read_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
         """Fill `view` with the (vaddr, size) parts.  Raises OSError(EFAULT, ESRCH)."""

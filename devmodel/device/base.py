@@ -16,7 +16,8 @@ from devmodel.callpoint import CallPoint
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.dma import DmaPort
 from devmodel.device.tasks import Coroutine, Tasks, check_current
-from devmodel.iommu import Iommu, Type1
+from devmodel.iommu.driver import Iommu
+from devmodel.iommu.space import IoAddressSpace
 from devmodel.irq.ioeventfd import IoEventfds
 from devmodel.irq.irqs import IrqIndex, Irqs
 from devmodel.irq.kinds import PciIrq
@@ -40,8 +41,8 @@ class Device:
         "_closed",
         "_hide",
         "_in_use",
-        "_iommu",
         "_present",
+        "_space",
         "_vanished",
         "dma",
         "ioeventfds",
@@ -73,7 +74,7 @@ class Device:
         self.ioeventfds = IoEventfds(self.write)
         self.tasks = Tasks()
         self.dma = DmaPort(self.tasks, self.may_dma)
-        self._iommu: Iommu | None = None
+        self._space: IoAddressSpace | None = None
         self._in_use = False
         self._closed = self._vanished = False
         self._present = {index: region for index, region in enumerate(regions) if region is not None}
@@ -152,9 +153,9 @@ class Device:
     def opened(self, iommu: Iommu | None) -> None:
         """A client has opened the device. ``iommu`` is that of its group's container, None without one."""
         with self.lock:
-            if self._iommu is None and iommu is not None:
-                self._iommu = iommu
-                self._connect(iommu)
+            if self._space is None and iommu is not None:
+                self._space = iommu.space
+                self._connect(self._space)
             if not self._in_use:
                 self._in_use = True
                 self._run()
@@ -167,11 +168,11 @@ class Device:
         with self.lock:
             self.tasks.stop()
             self.stopped()
-            iommu, self._iommu, self._in_use = self._iommu, None, False
+            space, self._space, self._in_use = self._space, None, False
             self.dma.connect(None)
-        if isinstance(iommu, Type1) and self._unpins:
+        if space is not None and self._unpins:
             self.dma_unmap(0, 2**64)
-            iommu.unregister(self)
+            space.unregister(self)
         self.ioeventfds.release()
         self.irq.release()
 
@@ -275,11 +276,10 @@ class Device:
     def _unpins(self) -> bool:
         return type(self).dma_unmap is not Device.dma_unmap
 
-    def _connect(self, iommu: Iommu) -> None:
-        if isinstance(iommu, Type1):
-            self.dma.connect(iommu)
-            if self._unpins and iommu.mediated is not None:
-                iommu.register(self)
+    def _connect(self, space: IoAddressSpace | None) -> None:
+        self.dma.connect(space)
+        if space is not None and self._unpins and space.mediated is not None:
+            space.register(self)
 
     def _run(self) -> None:
         if type(self).run is not Device.run and self.tasks.served:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DMA: how a device reaches the memory of its client, through the IOMMU of its group's container.
 
-State: which IOMMU it is. It changes under the device's lock, and any thread reads it. Source:
+State: which address space it is. It changes under the device's lock, and any thread reads it. Source:
 Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin_pages).
 """
 
@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from devmodel.device.tasks import Tasks, check_current
-from devmodel.iommu import PAGE_SIZE, AddressSpace, DmaFault, Fault, Pin, Prot
+from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, Prot
+from devmodel.iommu.dmaspace import DmaSpace, Pin
 
 
 class DmaPort:
@@ -20,7 +21,7 @@ class DmaPort:
 
     def __init__(self, tasks: Tasks, allowed: Callable[[], bool]) -> None:
         self._tasks, self._allowed = tasks, allowed
-        self._space: AddressSpace | None = None
+        self._space: DmaSpace | None = None
         self._pins: set[Pin] = set()
         self.fault_count = 0
         """How many accesses of this device were refused."""
@@ -30,7 +31,7 @@ class DmaPort:
         """Pages that the device holds now. Any thread."""
         return sum(pin.size for pin in tuple(self._pins) if not pin.released) // PAGE_SIZE
 
-    def connect(self, space: AddressSpace | None) -> None:
+    def connect(self, space: DmaSpace | None) -> None:
         """From now on through ``space``; None is without any. Under the device's lock."""
         self._space = space
 
@@ -55,7 +56,7 @@ class DmaPort:
         """Hold ``count`` pages from ``iova`` until :meth:`Pin.release`, for a model that has
         :meth:`Device.dma_unmap`. Trio thread.
 
-        Raises :class:`DmaFault`, and ``OSError`` as :meth:`AddressSpace.pin_pages`.
+        Raises :class:`DmaFault`, and ``OSError`` as :meth:`DmaSpace.pin_pages`.
         """
         pinned: Pin = await self._tasks.in_thread(lambda: self.space(iova).pin_pages(iova, count, prot))
         self._pins = {pin for pin in self._pins if not pin.released} | {pinned}
@@ -90,9 +91,9 @@ class DmaPort:
             self.fault_count += 1
             raise
 
-    def space(self, iova: int = 0, size: int = 0, write: bool = False) -> AddressSpace:
-        """The IOMMU's address space. Raises :class:`DmaFault` for a DMA of ``size`` bytes when there is none
-        (no client, or no IOMMU) or the device is no bus master."""
+    def space(self, iova: int = 0, size: int = 0, write: bool = False) -> DmaSpace:
+        """The addresses that it may use now. Raises :class:`DmaFault` for a DMA of ``size`` bytes when there
+        is none (no client, or no IOMMU) or the device is no bus master."""
         check_current()
         space = self._space
         if space is None:

@@ -16,7 +16,7 @@ from devmodel.gpu.faults import EngineFault, EngineStopped, ErrorCode
 from devmodel.gpu.gtt import SYSTEM_BASE, SYSTEM_SIZE
 from devmodel.gpu.shadow import Shadow
 from devmodel.gpu.video import Bytes, VideoMemory
-from devmodel.iommu import DmaFault
+from devmodel.iommu.api import DmaFault
 from devmodel.region.backing import Backing
 
 SLICE_BYTES = 512 << 10

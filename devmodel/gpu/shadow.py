@@ -2,13 +2,15 @@
 """The shadow GTT: both translations in one, remembered by runs of pages, so that a range is looked up once.
 
 A run goes from a graphics address straight to a place in a mapping of the container: contiguous entries of
-the GTT whose iovas lie in one mapping. State: under ``Gtt.lock``, which is never held while ``Dma.lock`` is
-waited for: the device lane takes it, and a client can keep that one busy. It is never wrong, because
+the GTT whose iovas lie in one mapping. State: under ``Gtt.lock``, which is never held while
+``IoAddressSpace.lock`` is waited for: the device lane takes it, and a client can keep that one busy. It is
+never wrong, because
 
 - a write of the GTT takes that lock and drops the runs it touches before it returns, and a run that was being
   found meanwhile is not remembered (``_version``), and
-- an unmap marks the mapping under ``Dma.lock``, where :meth:`AddressSpace.dma_pieces` looks at that mark and
-  enters the DMA among those that the unmap waits for: a run that outlives its mapping is found out, not used.
+- an unmap marks the mapping under ``IoAddressSpace.lock``, where :meth:`DmaSpace.dma_pieces` looks at that
+  mark and enters the DMA among those that the unmap waits for: a run that outlives its mapping is found out,
+  not used.
 
 Source: docs/vgpu.md, "Translation".
 """
@@ -19,7 +21,9 @@ from typing import NamedTuple
 
 from devmodel.gpu.faults import EngineFault, ErrorCode
 from devmodel.gpu.gtt import ENTRIES, PAGE_SHIFT, PAGE_SIZE, SYSTEM_BASE, SYSTEM_SIZE, Gtt
-from devmodel.iommu import AddressSpace, DmaFault, Mapping, Piece, Prot, StalePiece
+from devmodel.iommu.api import DmaFault, Prot
+from devmodel.iommu.dmaspace import DmaSpace, Piece, StalePiece
+from devmodel.iommu.mappings import Mapping
 
 _READ, _WRITE = int(Prot.READ), int(Prot.WRITE)  # an IntFlag is slow to ask
 ATTEMPTS = 16
@@ -51,7 +55,7 @@ class Shadow:
 
     def __init__(self, gtt: Gtt) -> None:
         self._gtt = gtt
-        self._space: AddressSpace | None = None
+        self._space: DmaSpace | None = None
         self._starts: list[int] = []
         self._runs: list[Run] = []
         self._version = 0
@@ -83,7 +87,7 @@ class Shadow:
 
     def transfer(
         self,
-        space: AddressSpace,
+        space: DmaSpace,
         ranges: Sequence[tuple[int, int]],
         buffer: bytearray | memoryview,
         write: bool,
@@ -105,7 +109,7 @@ class Shadow:
                 raise EngineFault(ErrorCode.DMA, ranges[0][0]) from fault
         raise EngineFault(ErrorCode.DMA, ranges[0][0])
 
-    def _find(self, space: AddressSpace, address: int, size: int, write: bool, pieces: list[Piece]) -> None:
+    def _find(self, space: DmaSpace, address: int, size: int, write: bool, pieces: list[Piece]) -> None:
         position, end = address - SYSTEM_BASE, address - SYSTEM_BASE + size
         if not 0 <= position <= end <= SYSTEM_SIZE:
             raise EngineFault(ErrorCode.BAD_ADDRESS, address)
@@ -115,7 +119,7 @@ class Shadow:
                 run = self._walk(space, position, write)
                 position = _take(run, position, end, write, pieces)
 
-    def _recall(self, space: AddressSpace, position: int, end: int, write: bool, pieces: list[Piece]) -> int:
+    def _recall(self, space: DmaSpace, position: int, end: int, write: bool, pieces: list[Piece]) -> int:
         """Go on from ``position`` as far as runs are remembered, one right behind the other."""
         with self._gtt.lock:
             self._attach(space)
@@ -129,7 +133,7 @@ class Shadow:
                 place += 1
             return position
 
-    def _walk(self, space: AddressSpace, position: int, write: bool) -> Run:
+    def _walk(self, space: DmaSpace, position: int, write: bool) -> Run:
         """Translate both ways, and remember it unless something changed meanwhile."""
         self.misses += 1
         index = position >> PAGE_SHIFT
@@ -187,7 +191,7 @@ class Shadow:
                     self._runs.insert(place, run.cut(one, behind))
                     place += 1
 
-    def _attach(self, space: AddressSpace | None) -> None:
+    def _attach(self, space: DmaSpace | None) -> None:
         if space is not self._space:
             self.invalidations += len(self._runs)
             self._starts.clear()

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vocabulary of IOMMUs: protections, limits, faults, and what a container asks of whatever IOMMU it has.
+"""The vocabulary of IOMMUs: protections, limits, faults, and what an IOMMU must know of groups and clients.
 
 State: none. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; limits as vfio_iommu_type1 documents them.
 """
 
 import errno
-from abc import ABC, abstractmethod
 from enum import IntEnum, IntFlag
 from typing import NamedTuple, Protocol
 
@@ -16,7 +15,6 @@ DMA_ENTRY_LIMIT = 65535
 """Mappings in a container, the default of vfio_iommu_type1's ``dma_entry_limit``."""
 ADDRESSES = 2**64
 """How many addresses there are, of either kind: a range may end here and not wrap around."""
-_IN_PAGE = PAGE_SIZE - 1
 MAX_BITMAP_PAGES = 2**31 - 1
 """Pages that a mapping may have for its dirty pages to be tracked."""
 MAX_BITMAP_SIZE = (MAX_BITMAP_PAGES + 63) // 64 * 8
@@ -63,6 +61,13 @@ class DmaFault(OSError):
         self.fault = fault
 
 
+class MustWait(Exception):
+    """An unmap that may not wait would have to. Nothing has changed; a thread that may wait has to repeat it.
+
+    No ``OSError``: a client never sees it.
+    """
+
+
 class IommuGroup(Protocol):
     """What an IOMMU must know of a group."""
 
@@ -76,7 +81,7 @@ class IommuGroup(Protocol):
 
 
 class DmaUser(Protocol):
-    """An open device that pins pages: the container tells it which mappings are about to go."""
+    """An open device that pins pages: the address space tells it which mappings are about to go."""
 
     def dma_unmap(self, iova: int, size: int) -> None:
         """Unpin whatever of this range is pinned, before returning. Called with no lock held."""
@@ -85,7 +90,8 @@ class DmaUser(Protocol):
 class ClientBitmap(Protocol):
     """A dirty bitmap in a client's memory, to be filled: one bit for each page of ``pgsize`` bytes.
 
-    Offsets and sizes are bytes of the bitmap; both calls raise ``OSError(EFAULT)``.
+    Offsets and sizes are bytes of the bitmap. Both calls raise ``OSError(EFAULT)``, and take as long as the
+    client's memory does: the lock of an address space is never held around them.
     """
 
     @property
@@ -103,35 +109,14 @@ class ClientBitmap(Protocol):
         """Store the whole of ``data``."""
 
 
-class Iommu(ABC):
-    """What a container asks of its IOMMU, of whatever kind SET_IOMMU chose. Called from the device lane."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def check_extension(self, extension: int) -> int:
-        """What CHECK_EXTENSION answers while this IOMMU is set: 1 or 0."""
-
-    @abstractmethod
-    def attach(self, group: IommuGroup) -> None:
-        """Let the group's devices use it; ``OSError`` when it cannot, and then nothing has changed."""
-
-    @abstractmethod
-    def detach(self, group: IommuGroup) -> None:
-        """The opposite of :meth:`attach`."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Forget every mapping and pin: the container is no longer in use."""
-
-
-def check_range(size: int, *addresses: int) -> None:
-    """``OSError``: EINVAL unless ``size`` is not 0 and all are whole pages, EOVERFLOW if a range wraps."""
+def check_range(size: int, *addresses: int, alignment: int = PAGE_SIZE) -> None:
+    """Check ranges of ``size`` bytes. ``OSError``: EINVAL when ``size`` is 0 or a number is no multiple of
+    ``alignment`` (a power of two), EOVERFLOW when a range wraps around."""
     bits = size
     for address in addresses:
         bits |= address
-    if not size or bits & _IN_PAGE:
-        raise OSError(errno.EINVAL, f"a range of {size:#x} bytes is empty or not whole, aligned pages")
+    if not size or bits & (alignment - 1):
+        raise OSError(errno.EINVAL, f"a range of {size:#x} bytes is empty or not aligned to {alignment}")
     for address in addresses:
         if address + size > ADDRESSES:
             raise OSError(errno.EOVERFLOW, "the range wraps around the end of the address space")

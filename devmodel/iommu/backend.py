@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two implementations of type1: pinning for devices with DMA of their own, mediated for those that ask.
+"""What an address space does for the groups attached to it: backends, and the account of pinned memory.
 
-A container has at most one of each, as many as its groups need, over the same database. State: under the lock
-of the :class:`devmodel.iommu.type1.Type1` they belong to; :class:`LockedMemory` is shared by all containers
-and has a lock of its own, taken last.
-Source: <linux/vfio.h>; Documentation/driver-api/vfio-mediated-device.rst (vfio_pin_pages, vfio_dma_rw).
+State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace` they belong to;
+:class:`LockedMemory` is shared by all address spaces of a lab and has a lock of its own, taken last. Source:
+<linux/vfio.h>, "API for Type1 VFIO IOMMU".
 """
 
 import errno
@@ -14,12 +13,13 @@ from collections.abc import Hashable
 from typing import ClassVar
 
 from devmodel.client import Client
-from devmodel.iommu.api import PAGE_SIZE, PGSIZES, DmaUser, IommuGroup, Prot
+from devmodel.iommu.api import PAGE_SIZE, PGSIZES, IommuGroup, Prot
 from devmodel.iommu.mappings import Mapping, Mappings
 
 
 class LockedMemory:
-    """How many pages of each process are pinned, in all containers together, against its RLIMIT_MEMLOCK."""
+    """How many pages of each process are pinned, in all address spaces together, against its
+    RLIMIT_MEMLOCK."""
 
     __slots__ = ("_lock", "_pages")
 
@@ -62,7 +62,7 @@ def _exceeds(client: Client, size: int) -> bool:
 
 
 class Backend(ABC):
-    """An implementation of type1 for the groups it accepts. ``iova_ranges`` are (first, last), () for any."""
+    """What serves the groups that it accepts. ``iova_ranges`` are (first, last), () for any."""
 
     __slots__ = ("groups", "locked")
     emulated: ClassVar[bool]
@@ -137,47 +137,3 @@ class PinningBackend(Backend):
     def unmap(self, mapping: Mapping) -> None:
         mapping.pages = None
         self.locked.settle(mapping, len(mapping.pins or ()))
-
-
-class MediatedBackend(Backend):
-    """For a mediated device: a mapping is only registered, and pages are pinned when its driver asks."""
-
-    __slots__ = ("users",)
-    emulated = True
-    strict = False
-
-    def __init__(self, locked: LockedMemory) -> None:
-        super().__init__(locked)
-        self.users: list[DmaUser] = []
-
-    def map(self, mapping: Mapping) -> None:
-        """Nothing to do: what a device uses is found in the database when it asks."""
-
-    def unmap(self, mapping: Mapping) -> None:
-        """Nothing to do: the container made sure that nothing of it is pinned."""
-
-    def pin(self, mapping: Mapping, first: int, count: int) -> None:
-        """Count pages of ``mapping`` as pinned once more. ``OSError(ENOMEM)``, nothing changed."""
-        pins = {} if mapping.pins is None else mapping.pins
-        new = sum(page not in pins for page in range(first, first + count))
-        if mapping.pages is None:  # otherwise they are accounted already
-            self.locked.settle(mapping, len(pins) + new)
-        for page in range(first, first + count):
-            pins[page] = pins.get(page, 0) + 1
-        mapping.pins = pins
-
-    def unpin(self, mapping: Mapping, page: int) -> None:
-        """Uncount a page; it stays as it is when it was not pinned."""
-        count = (mapping.pins or {}).get(page, 0)
-        if mapping.pins is None or not count:
-            return
-        if count > 1:
-            mapping.pins[page] = count - 1
-            return
-        del mapping.pins[page]
-        if mapping.pages is None:
-            self.locked.settle(mapping, len(mapping.pins))
-
-
-BACKENDS: tuple[type[PinningBackend] | type[MediatedBackend], ...] = (PinningBackend, MediatedBackend)
-"""What an attached group is offered to, in this order."""

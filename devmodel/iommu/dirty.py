@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dirty pages of a mapping, and the copying of them into a client's bitmap.
 
-State: :class:`DirtyPages` belongs to a mapping, under its container's lock. Memory is taken for pages that a
+State: :class:`DirtyPages` belongs to a mapping, under the lock of its address space, or to whoever has taken
+it from there to report it: a bitmap is written without that lock. Memory is taken for pages that a
 device wrote, not for the size of the mapping, which a hostile client may make as large as it likes.
 Source: <linux/vfio.h> (VFIO_IOMMU_DIRTY_PAGES): bits in 64-bit little endian words.
 """
@@ -33,6 +34,13 @@ class DirtyPages:
             start = number * _BITS
             low, high = max(first - start, 0), min(last - start, _BITS - 1)
             _set_bits(self._chunks.setdefault(number, bytearray(CHUNK)), low, high)
+
+    def merge(self, other: "DirtyPages") -> None:
+        """The pages of ``other``, which has as many, were written too."""
+        for number, chunk in other._chunks.items():
+            mine = self._chunks.get(number, _NOTHING)
+            bits = int.from_bytes(mine, "little") | int.from_bytes(chunk, "little")
+            self._chunks[number] = bytearray(bits.to_bytes(CHUNK, "little"))
 
     def clear(self) -> None:
         """No page has been written."""
@@ -69,6 +77,14 @@ class DirtyPages:
 def bitmap_bytes(pages: int) -> int:
     """Bytes of the bitmap of so many pages: whole 64-bit words."""
     return -(-pages // _WORD) * 8
+
+
+def report(dirty: DirtyPages | None, pages: int, first: int, bitmap: ClientBitmap) -> None:
+    """Write the bits of a mapping of so many ``pages`` from bit ``first`` of ``bitmap``; None is all clean.
+
+    Waits as long as the client's memory does, so without any lock. ``OSError`` as ``bitmap`` raises it.
+    """
+    (dirty or DirtyPages(pages)).copy_to(bitmap, first)
 
 
 def check_bitmap(bitmap: ClientBitmap, size: int, pgsize: int) -> None:

@@ -1,62 +1,119 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DMA that is under way in a container, and how an unmap waits for it.
+"""The DMA that is under way in an address space, how an unmap waits for it, and the DMA that was refused.
 
-State: under ``Inflight.lock``, the lock of the whole container (``Dma.lock``). Any thread.
+State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace`, which is not held while bytes move.
+DMA threads copy; the device lane's worker waits. Source: Documentation/driver-api/vfio-mediated-device.rst
+(vfio_dma_rw).
 """
 
 import errno
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from devmodel.iommu.api import DmaFault, Fault
+from devmodel.iommu.mappings import Mappings
+from devmodel.iommu.segments import Segment
 
 DRAIN_SECONDS = 2.0
 """How long an unmap waits for DMA in its range: longer only where a client stops its own memory."""
+FAULTS_KEPT = 64
+MAX_DMA = 1 << 30
+"""Bytes of one DMA at most."""
 
 Span = tuple[int, int]
 """A range of iovas: the first, and the one behind the last."""
+T = TypeVar("T")
 
 
 class Inflight:
-    """Ranges that are being copied. ``lock`` is not held meanwhile; whoever copies enters its ranges under it
-    and takes them out again when it is done."""
+    """``copying`` has the ranges of each DMA under way, ``draining`` those of unmaps, where no DMA may begin;
+    ``idle`` is notified when a DMA ends while there are any. ``faults`` are the newest refused DMA."""
 
-    __slots__ = ("_draining", "_idle", "_inflight", "lock")
+    __slots__ = ("_lock", "_mappings", "copying", "draining", "fault_count", "faults", "idle")
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self._idle = threading.Condition(self.lock)
-        self._inflight: list[Sequence[Span]] = []
-        self._draining: list[Span] = []
+    def __init__(self, lock: threading.Lock, mappings: Mappings) -> None:
+        """Both are the address space's."""
+        self._lock, self._mappings = lock, mappings
+        self.idle = threading.Condition(lock)
+        self.copying: list[Sequence[Span]] = []
+        self.draining: list[Span] = []
+        self.faults: deque[Fault] = deque(maxlen=FAULTS_KEPT)
+        self.fault_count = 0
 
-    @property
-    def busy(self) -> bool:
-        """Whether a DMA is under way, so that an unmap may have to wait."""
-        return bool(self._inflight)
-
-    def _leave(self, spans: Sequence[Span]) -> None:
-        """What was appended to ``_inflight`` is done. Under the lock."""
-        self._inflight.remove(spans)
-        if self._draining:
-            self._idle.notify_all()
-
-    def _is_draining(self, spans: Sequence[Span]) -> bool:
-        """Whether an unmap waits in one of these ranges. Under the lock."""
-        return any(_overlap(spans, drained) for drained in self._draining)
-
-    def _drain(self, iova: int, end: int) -> None:
-        """Wait, under the lock, until no DMA is under way in the range. ``OSError(EBUSY)``: one stays."""
-        span = (iova, end)
-        if not self._inflight or not any(_overlap(spans, span) for spans in self._inflight):
-            return
-        self._draining.append(span)
+    def transfer(
+        self,
+        spans: Sequence[Span],
+        size: int,
+        write: bool,
+        find: Callable[[], list[Segment]],
+        move: Callable[[list[Segment]], T],
+    ) -> T:
+        """A DMA of any kind: enter it with what ``find`` finds under the lock, ``move`` the bytes without the
+        lock, and mark what was written. Raises :class:`DmaFault`."""
+        iova = spans[0][0]
+        with self._lock:
+            segments = find()
+            if self.is_draining(spans):
+                raise self.fault(iova, size, write, "being unmapped")
+            self.copying.append(spans)
         try:
-            if not self._idle.wait_for(
-                lambda: not any(_overlap(spans, span) for spans in self._inflight), DRAIN_SECONDS
-            ):
-                raise OSError(errno.EBUSY, f"a DMA at iova {iova:#x} does not end")
+            return move(segments)
+        except OSError as error:
+            raise self.failed(iova, size, write, error) from error
         finally:
-            self._draining.remove(span)
+            with self._lock:
+                if write and self._mappings.tracked:  # after a fault too: some of it may have been stored
+                    for segment in segments:
+                        segment.mapping.written(segment.offset, segment.size)
+                self.copying.remove(spans)
+                if self.draining:
+                    self.idle.notify_all()
+
+    def failed(self, iova: int, size: int, write: bool, error: OSError) -> DmaFault:
+        """The fault of a DMA whose copying failed. Without the lock."""
+        with self._lock:
+            return self.fault(iova, size, write, error.strerror or str(error))
+
+    def refuse_size(self, iova: int, size: int, write: bool) -> bytes:
+        """What a DMA of a size that cannot be gives: nothing for nothing, else a :class:`DmaFault`. Without
+        the lock."""
+        if size == 0:
+            return b""
+        with self._lock:
+            raise self.fault(iova, size, write, f"more than {MAX_DMA:#x} bytes in one DMA")
+
+    # ---- under the lock ----
+
+    def fault(self, iova: int, size: int, write: bool, reason: str) -> DmaFault:
+        """Record a DMA that is refused."""
+        fault = Fault(iova, size, write, reason)
+        self.faults.append(fault)
+        self.fault_count += 1
+        return DmaFault(fault)
+
+    def is_draining(self, spans: Sequence[Span]) -> bool:
+        """Whether one of these ranges is being unmapped."""
+        return any(_overlap((spans,), drained) for drained in self.draining)
+
+    def is_used(self, span: Span) -> bool:
+        """Whether DMA or an unmap is under way in the range, so that another unmap has to wait."""
+        return _overlap(self.copying, span) or _overlap((self.draining,), span)
+
+    def drain(self, span: Span) -> None:
+        """Refuse new DMA in the range and wait, letting go of the lock, until none is under way.
+        ``OSError(EBUSY)``: one stays."""
+        if not _overlap(self.copying, span):
+            return
+        self.draining.append(span)
+        try:
+            if not self.idle.wait_for(lambda: not _overlap(self.copying, span), DRAIN_SECONDS):
+                raise OSError(errno.EBUSY, f"a DMA at iova {span[0]:#x} does not end")
+        finally:
+            self.draining.remove(span)
 
 
-def _overlap(spans: Sequence[Span], span: Span) -> bool:
+def _overlap(ranges: Iterable[Sequence[Span]], span: Span) -> bool:
     first, end = span
-    return any(one < end and first < behind for one, behind in spans)
+    return any(one < end and first < behind for spans in ranges for one, behind in spans)

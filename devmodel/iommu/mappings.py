@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The database of a container: which I/O virtual addresses stand for which memory of which client.
+"""The mappings of an address space: which I/O virtual addresses stand for which memory of which client.
 
-State: under the lock of the :class:`devmodel.iommu.type1.Type1` that owns it; nothing here locks.
+State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace` that owns it; nothing here locks.
 """
 
 from bisect import bisect_left, bisect_right
@@ -70,13 +70,22 @@ class Mapping:
             self.dirty = DirtyPages(self.page_count)
         self.dirty.mark(offset // PAGE_SIZE, (offset + size - 1) // PAGE_SIZE)
 
+    def still_dirty(self, taken: DirtyPages | None) -> None:
+        """The pages ``taken`` from :attr:`dirty` could not be reported: they are dirty as before."""
+        if self.dirty is None:
+            self.dirty = taken
+        elif taken is not None:
+            self.dirty.merge(taken)
+
 
 class Mappings:
     """Mappings by iova; they never overlap. A lookup is two bisections, whatever their number."""
 
-    __slots__ = ("_blocks", "_firsts", "by_start")
+    __slots__ = ("_blocks", "_firsts", "by_start", "tracked")
 
     def __init__(self) -> None:
+        self.tracked = False
+        """Whether devices' writes are marked in the mappings."""
         self.by_start: dict[int, Mapping] = {}
         """The mappings by their first iova, to look at: a call to a method costs as much as this does."""
         self._blocks: list[list[int]] = []
@@ -103,6 +112,14 @@ class Mappings:
         mapping = self.by_start[block[bisect_right(block, iova) - 1]]
         return mapping if iova < mapping.end else None
 
+    def split_by(self, iova: int, end: int) -> int | None:
+        """The edge of the range, its first address or the one behind its last, that would split a mapping."""
+        for edge in (iova, end):
+            mapping = self.covering(edge)
+            if mapping is not None and mapping.iova != edge:
+                return edge
+        return None
+
     def within(self, iova: int, end: int) -> list[Mapping]:
         """Those that have an address of the range, in order."""
         first = self.covering(iova)
@@ -115,21 +132,21 @@ class Mappings:
 
     def add(self, mapping: Mapping) -> bool:
         """Enter it; False, and nothing changes, when another one has an address of it."""
-        iova = mapping.iova
+        iova, blocks, by_start = mapping.iova, self._blocks, self.by_start
         index = -1
-        if self._blocks and self._blocks[-1][-1] < iova:  # behind all others, as most clients come
-            block = self._blocks[-1]
+        if blocks and blocks[-1][-1] < iova:  # behind all others, as most clients come
+            block = blocks[-1]
             at = len(block)
         else:
             index = bisect_left(self._firsts, mapping.end) - 1
             if index < 0:
                 self._add_first(mapping)
                 return True
-            block = self._blocks[index]
+            block = blocks[index]
             at = bisect_left(block, mapping.end)
-        if self.by_start[block[at - 1]].end > iova:
+        if by_start[block[at - 1]].end > iova:
             return False
-        self.by_start[iova] = mapping
+        by_start[iova] = mapping
         block.insert(at, iova)
         if len(block) > BLOCK:
             self._split(index)
@@ -138,10 +155,11 @@ class Mappings:
     def remove(self, mapping: Mapping) -> None:
         """Take one out that is in."""
         mapping.live = False
-        del self.by_start[mapping.iova]
-        index = bisect_right(self._firsts, mapping.iova) - 1
+        iova = mapping.iova
+        del self.by_start[iova]
+        index = bisect_right(self._firsts, iova) - 1
         block = self._blocks[index]
-        at = bisect_left(block, mapping.iova)
+        at = bisect_left(block, iova)
         del block[at]
         if not block:
             del self._blocks[index], self._firsts[index]

@@ -4,13 +4,18 @@
 State: none. Source: <linux/vfio.h>, Documentation/driver-api/vfio.rst.
 """
 
-from devmodel.iommu.api import Extension, Iommu, IommuGroup
+from devmodel.iommu.api import Extension, IommuGroup
+from devmodel.iommu.driver import Iommu
 
 
 class NoIommu(Iommu):
     """Devices use physical addresses that their drivers find elsewhere; every type1 ioctl is ENOTTY."""
 
     __slots__ = ()
+
+    @property
+    def space(self) -> None:
+        """Nothing is mapped."""
 
     def check_extension(self, extension: int) -> int:
         return int(extension == Extension.NOIOMMU)

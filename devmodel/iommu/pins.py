@@ -1,129 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages that mediated devices hold: pinning, unpinning, and access to what is pinned.
+"""Mediated devices: their groups' backend, which counts the pages that their drivers pin.
 
-State: as in :mod:`devmodel.iommu.dma`. Called from DMA threads.
-Source: Documentation/driver-api/vfio-mediated-device.rst (vfio_pin_pages, vfio_unpin_pages).
+State: under the lock of the address space. Source: Documentation/driver-api/vfio-mediated-device.rst
+(vfio_pin_pages, vfio_unpin_pages); the order of checks is vfio_iommu_type1's.
 """
 
 import errno
 
-from devmodel.iommu.api import MAX_PIN_PAGES, PAGE_SIZE, Prot
-from devmodel.iommu.backend import MediatedBackend
-from devmodel.iommu.dma import Dma
-from devmodel.iommu.parts import Part, hold, is_pinned, parts_of
+from devmodel.iommu.api import MAX_PIN_PAGES, PAGE_SIZE, DmaUser, Prot
+from devmodel.iommu.backend import Backend, LockedMemory
+from devmodel.iommu.mappings import Mapping, Mappings
+from devmodel.iommu.segments import Segment, hold, segments_of
 
 
-class AddressSpace(Dma):
-    """I/O virtual addresses as devices see them: DMA, and pages to hold."""
+class MediatedBackend(Backend):
+    """For mediated devices: a mapping is only registered, and pages are pinned when a driver asks.
 
-    __slots__ = ()
+    ``users`` are the devices that can be told of an unmap.
+    """
 
-    def pin_pages(self, iova: int, count: int, prot: Prot) -> "Pin":
-        """Hold ``count`` pages from ``iova`` until they are unpinned, however their mappings change.
+    __slots__ = ("users",)
+    emulated = True
+    strict = False
 
-        For devices that registered with :meth:`Type1.register`. Raises ``OSError``: EACCES on a type1 that is
-        not v2, E2BIG above 512 pages, EINVAL (misaligned, not mapped, no device registered), EPERM
+    def __init__(self, locked: LockedMemory) -> None:
+        super().__init__(locked)
+        self.users: list[DmaUser] = []
+
+    def map(self, mapping: Mapping) -> None:
+        """Nothing to do: what a device uses is found among the mappings when it asks."""
+
+    def unmap(self, mapping: Mapping) -> None:
+        """Nothing to do: whoever unmaps made sure that nothing of it is pinned."""
+
+    def pin(self, mappings: Mappings, iova: int, count: int, prot: Prot) -> tuple[Segment, ...]:
+        """Count ``count`` pages from ``iova`` as pinned once more; the memory that is held by that.
+
+        ``OSError``, nothing changed: EINVAL (not mapped, no device that can be told of an unmap), EPERM
         (protection), EFAULT (no such memory), ENOMEM (RLIMIT_MEMLOCK).
         """
-        if count > MAX_PIN_PAGES:
-            raise OSError(errno.E2BIG, f"{count} pages in one pin")
-        if count < 1 or iova % PAGE_SIZE:
-            raise OSError(errno.EINVAL, f"{count} pages at iova {iova:#x}")
-        if not self.v2:
-            raise OSError(errno.EACCES, "pages can be pinned in a type1v2 IOMMU only")
-        with self.lock:
-            return self._pin(iova, count, prot)
-
-    def unpin_pages(self, iova: int, count: int) -> None:
-        """Let go of ``count`` pages from ``iova``, once; those that are not pinned stay as they are."""
-        with self.lock:
-            if self.mediated is not None:
-                self._unpin(self.mediated, iova, min(count, MAX_PIN_PAGES))
-
-    def _pin(self, iova: int, count: int, prot: Prot) -> "Pin":
-        mediated = self.mediated
-        if mediated is None or not mediated.users:
+        if not self.users:
             raise OSError(errno.EINVAL, "no device that can be told of an unmap")
-        parts = parts_of(self.mappings, iova, count * PAGE_SIZE)
-        if parts is None:
+        segments = segments_of(mappings, iova, count * PAGE_SIZE)
+        if segments is None:
             raise OSError(errno.EINVAL, f"not all of {count} pages at iova {iova:#x} is mapped")
-        if any(prot & ~part.mapping.prot for part in parts):
+        if any(prot & ~segment.mapping.prot for segment in segments):
             raise OSError(errno.EPERM, f"iova {iova:#x} is not mapped for {prot.name}")
-        held: list[Part] = []
+        held: list[Segment] = []
         pinned = 0
         try:
-            for part in parts:
-                held.append(hold(part, prot))
-                mediated.pin(part.mapping, part.offset // PAGE_SIZE, part.size // PAGE_SIZE)
-                pinned += part.size // PAGE_SIZE
+            for segment in segments:
+                held.append(hold(segment, prot))
+                self._count(segment.mapping, segment.offset // PAGE_SIZE, segment.size // PAGE_SIZE)
+                pinned += segment.size // PAGE_SIZE
         except OSError:
-            self._unpin(mediated, iova, pinned)
+            self.unpin(mappings, iova, pinned)
             raise
-        return Pin(self, iova, count * PAGE_SIZE, prot, tuple(held))
+        return tuple(held)
 
-    def _unpin(self, mediated: MediatedBackend, iova: int, count: int) -> None:
-        for part in parts_of(self.mappings, iova, count * PAGE_SIZE, holes=True) or ():
-            first = part.offset // PAGE_SIZE
-            for page in range(first, first + part.size // PAGE_SIZE):
-                mediated.unpin(part.mapping, page)
+    def unpin(self, mappings: Mappings, iova: int, count: int) -> None:
+        """Uncount ``count`` pages from ``iova``, as many as one call may; a page that is not pinned stays
+        so."""
+        size = min(count, MAX_PIN_PAGES) * PAGE_SIZE
+        for segment in segments_of(mappings, iova, size, holes=True) or ():
+            first = segment.offset // PAGE_SIZE
+            for page in range(first, first + segment.size // PAGE_SIZE):
+                self._uncount(segment.mapping, page)
 
+    def _count(self, mapping: Mapping, first: int, count: int) -> None:
+        pins = {} if mapping.pins is None else mapping.pins
+        new = sum(page not in pins for page in range(first, first + count))
+        if mapping.pages is None:  # otherwise they are accounted already
+            self.locked.settle(mapping, len(pins) + new)
+        for page in range(first, first + count):
+            pins[page] = pins.get(page, 0) + 1
+        mapping.pins = pins
 
-class Pin:
-    """Pages a mediated device holds, from :meth:`AddressSpace.pin_pages`. Unpinned, all access is a fault."""
-
-    __slots__ = ("_parts", "_released", "_space", "iova", "prot", "size")
-
-    def __init__(
-        self, space: AddressSpace, iova: int, size: int, prot: Prot, parts: tuple[Part, ...]
-    ) -> None:
-        self._space, self._parts, self._released = space, parts, False
-        self.iova, self.size, self.prot = iova, size, prot
-
-    @property
-    def released(self) -> bool:
-        """Whether they are held no more. Any thread."""
-        return self._released
-
-    def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes at ``offset`` of the pages. Raises :class:`DmaFault`. DMA threads."""
-        buffer = bytearray(min(size, self.size))
-        self._rw(offset, memoryview(buffer), size, write=False)
-        return bytes(buffer)
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Store ``data`` at ``offset`` of the pages. Raises :class:`DmaFault`. DMA threads."""
-        self._rw(offset, memoryview(data), len(data), write=True)
-
-    def release(self) -> None:
-        """Unpin them, once however often it is called; access is a fault from then on. Any thread."""
-        if not self._released:
-            self._released = True
-            self._space.unpin_pages(self.iova, self.size // PAGE_SIZE)
-
-    def _rw(self, offset: int, view: memoryview, size: int, write: bool) -> None:
-        if size:
-            span = (self.iova + offset, self.iova + offset + len(view))
-            self._space._transfer((span,), view, write, lambda: self._find(offset, size, write))
-
-    def _find(self, offset: int, size: int, write: bool) -> list[Part]:
-        parts, position = [], 0
-        for part in self._parts:
-            low, high = max(offset, position), min(offset + size, position + part.size)
-            if low < high:
-                within = low - position
-                parts.append(
-                    Part(
-                        part.mapping, part.offset + within, high - low, part.pages, part.pages_offset + within
-                    )
-                )
-            position += part.size
-        allowed = self.prot & (Prot.WRITE if write else Prot.READ)
-        if (
-            self._released
-            or not allowed
-            or offset < 0
-            or offset + size > self.size
-            or not all(map(is_pinned, parts))
-        ):
-            raise self._space._fault(self.iova + offset, size, write, "not pinned so")
-        return parts
+    def _uncount(self, mapping: Mapping, page: int) -> None:
+        count = (mapping.pins or {}).get(page, 0)
+        if mapping.pins is None or not count:
+            return
+        if count > 1:
+            mapping.pins[page] = count - 1
+            return
+        del mapping.pins[page]
+        if mapping.pages is None:
+            self.locked.settle(mapping, len(mapping.pins))

@@ -1,71 +1,100 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tracking of dirty pages: which pages of a container its devices wrote.
+"""Tracking of dirty pages: which pages of an address space its devices wrote, reported to clients' bitmaps.
 
-State: under ``Dma.lock``. Called from the device lane (and its worker).
-Source: <linux/vfio.h> (VFIO_IOMMU_DIRTY_PAGES); the order of checks is vfio_iommu_type1's.
+State: dirty pages are their mapping's, under ``IoAddressSpace.lock``. A bitmap is written without that lock,
+one at a time, under ``DirtyTracking.lock``: it comes before the other one, and nobody else waits for it. So
+only those who may wait as long as the client's memory does call here: the device lane's worker, never the
+lane. Source: <linux/vfio.h> (VFIO_IOMMU_DIRTY_PAGES, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP); what is unmapped
+and clean after an error is as with vfio_iommu_type1.
 """
 
 import errno
+import threading
+from collections import deque
 
-from devmodel.iommu.api import MAX_BITMAP_PAGES, PAGE_SIZE, ClientBitmap, check_range
-from devmodel.iommu.attached import Attached
-from devmodel.iommu.dirty import DirtyPages, check_bitmap
+from devmodel.iommu.api import MAX_BITMAP_PAGES, PAGE_SIZE, ClientBitmap
+from devmodel.iommu.dirty import DirtyPages, report
+from devmodel.iommu.inflight import Span
 from devmodel.iommu.mappings import Mapping
+from devmodel.iommu.space import Choice, IoAddressSpace, reach
 
 
-class Tracked(Attached):
-    """An address space that can say what was written."""
+class DirtyTracking:
+    """The dirty pages of one address space, for an API that reports them."""
 
-    __slots__ = ()
+    __slots__ = ("_space", "lock")
 
-    def start_tracking(self) -> None:
-        """Track dirty pages; no error when it is so already. ``OSError``: EACCES on a type1 that is not v2,
-        EINVAL when a mapping is too large."""
-        self._check_v2()
-        with self.lock:
-            if any(mapping.page_count > MAX_BITMAP_PAGES for mapping in self.mappings):
+    def __init__(self, space: IoAddressSpace) -> None:
+        self._space = space
+        self.lock = threading.Lock()
+
+    def start(self) -> None:
+        """Track from now on; no error when it is so already. ``OSError(EINVAL)``: a mapping is too large.
+        Device lane too."""
+        space = self._space
+        with space.lock:
+            if any(mapping.page_count > MAX_BITMAP_PAGES for mapping in space.mappings):
                 raise OSError(errno.EINVAL, "a mapping is too large to be tracked")
-            self.tracking = True
+            space.mappings.tracked = True
 
-    def stop_tracking(self) -> None:
-        """Forget dirty pages and track no more. ``OSError(EACCES)`` on a type1 that is not v2."""
-        self._check_v2()
-        with self.lock:
-            self.tracking = False
-            for mapping in self.mappings:
+    def stop(self) -> None:
+        """Forget dirty pages and track no more. Device lane too."""
+        space = self._space
+        with space.lock:
+            space.mappings.tracked = False
+            for mapping in space.mappings:
                 mapping.dirty = None
 
-    def report_dirty(self, iova: int, size: int, bitmap: ClientBitmap) -> None:
-        """Write which pages of the range a device wrote since the last report to ``bitmap``.
+    def report(self, iova: int, choose: Choice, bitmap: ClientBitmap) -> None:
+        """Report the dirty pages of the mappings that ``choose`` names; bit 0 is the page at ``iova``.
 
-        The range may have holes but no mapping in part. ``OSError``: EACCES on a type1 that is not v2,
-        EOVERFLOW, EINVAL (range, bitmap, not tracking), EFAULT (the bitmap's memory).
+        Reported pages are clean; what devices write from then on, also while the bitmap is being written, is
+        dirty for the next report. Where the bitmap raises ``OSError(EFAULT)``, the mappings before are
+        reported and clean; that one, and those behind, are as dirty as they were.
         """
-        self._check_v2()
-        if iova + size > 2**64:
-            raise OSError(errno.EOVERFLOW, "the range wraps around the end of the address space")
-        check_bitmap(bitmap, size, PAGE_SIZE)
-        check_range(size, iova)
+        space = self._space
         with self.lock:
-            if not self.tracking:
-                raise OSError(errno.EINVAL, "dirty pages are not tracked")
-            self._check_whole(iova, iova + size)
-            for mapping in self.mappings.within(iova, iova + size):
-                report(mapping, iova, bitmap)
-                mapping.dirty = None
+            with space.lock:
+                taken = deque((mapping, mapping.dirty) for mapping in choose())
+                for mapping, _ in taken:
+                    mapping.dirty = None
+            try:
+                while taken:
+                    _report(*taken[0], iova, bitmap)
+                    taken.popleft()
+            finally:
+                with space.lock:
+                    for mapping, dirty in taken if space.mappings.tracked else ():
+                        mapping.still_dirty(dirty)
 
-    def _check_whole(self, iova: int, end: int) -> None:
-        for edge in (iova, end):
-            at = self.mappings.covering(edge)
-            if at is not None and at.iova != edge:
-                raise OSError(errno.EINVAL, f"iova {edge:#x} is inside a mapping")
+    def unmap(self, span: Span, choose: Choice, bitmap: ClientBitmap) -> int:
+        """As :meth:`IoAddressSpace.unmap`, and report the dirty pages of what goes; bit 0 is ``span``'s
+        first.
 
-    def _check_v2(self) -> None:
-        if not self.v2:
-            raise OSError(errno.EACCES, "only type1v2 tracks dirty pages")
+        A mapping goes only when its pages are reported. Where the bitmap raises ``OSError(EFAULT)``, the
+        mappings before are unmapped; that one, and those behind, stay as they were, dirty pages included.
+        """
+        space = self._space
+        with self.lock:
+            with space.lock:
+                found = space.unpinned(span, choose, may_wait=True)
+                whole = reach(span, found)
+                space.inflight.drain(whole)
+                space.inflight.draining.append(
+                    whole
+                )  # no DMA begins there: what is reported stays all there is
+            reported: list[Mapping] = []
+            unmapped = 0
+            try:
+                for mapping in found:
+                    _report(mapping, mapping.dirty, span[0], bitmap)
+                    reported.append(mapping)
+            finally:
+                with space.lock:
+                    space.inflight.draining.remove(whole)
+                    unmapped = space.remove(reported)
+            return unmapped
 
 
-def report(mapping: Mapping, iova: int, bitmap: ClientBitmap) -> None:
-    """Write the dirty pages of ``mapping`` to the bitmap of a range that begins at ``iova``."""
-    dirty = mapping.dirty or DirtyPages(mapping.page_count)
-    dirty.copy_to(bitmap, (mapping.iova - iova) // PAGE_SIZE)
+def _report(mapping: Mapping, dirty: DirtyPages | None, iova: int, bitmap: ClientBitmap) -> None:
+    report(dirty, mapping.page_count, (mapping.iova - iova) // PAGE_SIZE, bitmap)

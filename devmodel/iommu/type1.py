@@ -1,78 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""type1: the IOMMU API of containers, over the implementations (devmodel.iommu.backend) their groups need.
+"""type1: the IOMMU API of containers, which says by the kernel's rules what an address space is to do.
 
-State: under ``Dma.lock``. Called from the device lane (and its worker), never by devices.
+Version 1 and version 2 differ in what an unmap may take; everything they and other APIs have in common is the
+space's. State: none besides the space. Called from the device lane and its worker, never by devices.
 Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; the order of checks is vfio_iommu_type1's.
 """
 
 import errno
+from collections.abc import Callable
 
 from devmodel.client import Client, Pages
 from devmodel.iommu.api import (
     ADDRESSES,
     DMA_ENTRY_LIMIT,
-    MAX_BITMAP_PAGES,
     PAGE_SIZE,
     ClientBitmap,
     Extension,
-    Iommu,
+    IommuGroup,
+    MustWait,
     Prot,
     check_range,
 )
 from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.dirty import check_bitmap
+from devmodel.iommu.driver import Iommu
 from devmodel.iommu.mappings import Mapping
-from devmodel.iommu.parts import parts_of
-from devmodel.iommu.tracking import Tracked, report
+from devmodel.iommu.space import IoAddressSpace
+from devmodel.iommu.tracking import DirtyTracking
 
-NOTIFY_LIMIT = 10
-"""How often a device is asked to unpin before its model is called wrong."""
+_EXTENSIONS = frozenset({Extension.TYPE1, Extension.TYPE1V2, Extension.DMA_CC, Extension.UNMAP_ALL})
 
 
-class Type1(Tracked, Iommu):
-    """One container's mappings. Every :class:`Backend` in use has been told of each of them."""
+class Type1(Iommu):
+    """One container's API. ``space`` is what it fills and devices use, ``v2`` the version."""
 
-    __slots__ = ("limit",)
+    __slots__ = ("_dirty", "map", "space", "v2")
+    space: IoAddressSpace
+    map: Callable[[Client, int, int, int, int], None]
+    """:meth:`IoAddressSpace.map` itself, whose errnos are type1's: a method of our own would cost a call."""
 
     def __init__(
         self, v2: bool = True, limit: int = DMA_ENTRY_LIMIT, locked: LockedMemory | None = None
     ) -> None:
         """``v2`` chooses TYPE1v2's unmap, which never splits or overshoots; ``limit`` bounds the mappings;
         ``locked`` accounts for pinned pages together with other containers."""
-        super().__init__(v2, locked or LockedMemory())
-        self.limit = limit
+        self.v2 = v2
+        self.space = IoAddressSpace(locked, limit, may_pin=v2)
+        self.map = self.space.map
+        self._dirty = DirtyTracking(self.space)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a DMA is under way, as a glance: whether an unmap has to wait is decided by itself."""
+        return bool(self.space.inflight.copying)
 
     @property
     def dma_avail(self) -> int:
         """How many more mappings fit."""
-        return self.limit - len(self.mappings)
+        return self.space.limit - len(self.space.mappings)
+
+    @property
+    def pgsizes(self) -> int:
+        """Bitmap of the supported page sizes."""
+        return self.space.attachments.pgsizes
+
+    @property
+    def iova_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Valid ranges as (first, last) iova, () when nothing limits them: with mediated devices only."""
+        return self.space.attachments.iova_ranges
 
     def check_extension(self, extension: int) -> int:
         if extension == Extension.UPDATE_VADDR:
-            return int(self.mediated is None)
+            return int(self.space.mediated is None)
         return int(extension in _EXTENSIONS)
 
-    def map(self, client: Client, iova: int, vaddr: int, size: int, prot: int) -> None:
-        """Let ``size`` bytes from ``iova`` stand for ``client``'s memory from ``vaddr``; touches none of it.
+    def attach(self, group: IommuGroup) -> None:
+        self.space.attach(group)
 
-        Raises ``OSError``: EINVAL (no protection, no size, misaligned, not a valid iova), EOVERFLOW (wraps
-        around), EEXIST (overlaps a mapping), ENOSPC (too many mappings); while a physical function is
-        attached also ENOMEM (RLIMIT_MEMLOCK) and EFAULT (no such memory).
+    def detach(self, group: IommuGroup) -> None:
+        self.space.detach(group)
+
+    def close(self) -> None:
+        self.space.clear()
+
+    def unmap(
+        self,
+        iova: int,
+        size: int,
+        all: bool = False,
+        bitmap: ClientBitmap | None = None,
+        may_wait: bool = True,
+    ) -> int:
+        """Remove the mappings of a range, or all (then both numbers are 0); returns the bytes unmapped.
+
+        v2 raises ``OSError(EINVAL)`` where an edge of the range would split a mapping. v1 removes the whole
+        of each mapping that starts in the range, and nothing when the range starts inside one. Otherwise
+        EINVAL and EOVERFLOW as :meth:`map`. No mappings in the range is no error: 0. With ``bitmap`` the
+        dirty pages are reported there; EINVAL unless they are tracked. EBUSY when a DMA there does not end.
+        Raises :class:`MustWait`, with nothing unmapped, when it has to wait for a DMA, another unmap or the
+        bitmap's memory and ``may_wait`` is False: as the device lane calls it.
         """
-        allowed = prot & 3
-        if not allowed:
-            raise OSError(errno.EINVAL, "a mapping must be readable or writable by the device")
-        partial = not size or (size | iova | vaddr) & _IN_PAGE
-        if partial or iova + size > ADDRESSES or vaddr + size > ADDRESSES:
-            check_range(size, iova, vaddr)  # says what is wrong: to call it each time would cost a sixth
-        mapping = Mapping(client, iova, vaddr, size, allowed)
-        with self.lock:
-            if self._strict or self.tracking or len(self.mappings.by_start) >= self.limit:
-                self._check_new(iova, size)
-                for backend in self._strict:
-                    backend.map(mapping)  # only the pinning one, of which there is one, can refuse
-            if not self.mappings.add(mapping):
-                raise _exists(iova)
+        # No closure here: what one takes from a function costs each call of that, however short.
+        if bitmap is not None:
+            return self._unmap_reporting(iova, size, all, bitmap, may_wait)
+        if not all and self.space.unmap_exact(iova, size):
+            return size
+        return self._unmap_range(iova, _end(iova, size, all), all, may_wait)
+
+    def _unmap_range(self, iova: int, end: int, all: bool, may_wait: bool) -> int:
+        return self.space.unmap((iova, end), lambda: self._chosen(iova, end, all), may_wait)
+
+    def _unmap_reporting(self, iova: int, size: int, all: bool, bitmap: ClientBitmap, may_wait: bool) -> int:
+        check_bitmap(bitmap, size, bitmap.pgsize)
+        end = _end(iova, size, all)
+        if not may_wait:
+            raise MustWait
+        return self._dirty.unmap((iova, end), lambda: self._chosen_tracked(iova, end, bitmap), bitmap)
 
     def update_vaddr(self, client: Client, iova: int, vaddr: int, size: int) -> None:
         """Give a mapping whose vaddr was invalidated a new one, maybe of another process.
@@ -81,45 +124,14 @@ class Type1(Tracked, Iommu):
         exactly one mapping, or its vaddr is valid), ENOMEM (RLIMIT_MEMLOCK of the other process).
         """
         check_range(size, iova, vaddr)
-        with self.lock:
-            found = self.mappings.within(iova, iova + size)
-            if not found:
-                raise OSError(errno.ENOENT, f"iova {iova:#x} is not mapped")
-            mapping = found[0]
-            if mapping.vaddr_valid or (mapping.iova, mapping.size) != (iova, size):
-                raise OSError(errno.EINVAL, f"iova {iova:#x} has a vaddr, or is not a whole mapping")
-            self.locked.move(mapping, client)
+        space = self.space
+        with space.lock:
+            mapping = self._chosen_invalid(iova, size)
+            space.locked.move(mapping, client)
             if mapping.pages is not None:
                 mapping.pages = _repinned(mapping, client, vaddr)
             mapping.client, mapping.vaddr, mapping.vaddr_valid = client, vaddr, True
-            self._invalid -= 1
-
-    def unmap(self, iova: int, size: int, all: bool = False, bitmap: ClientBitmap | None = None) -> int:
-        """Remove the mappings of a range, or all (then both numbers are 0); returns the bytes unmapped.
-
-        v2 raises ``OSError(EINVAL)`` where an edge of the range would split a mapping. v1 removes the whole
-        of each mapping that starts in the range, and nothing when the range starts inside one. Otherwise
-        EINVAL and EOVERFLOW as :meth:`map`. No mappings in the range is no error: 0. With ``bitmap`` the
-        dirty pages are reported there; EINVAL unless they are tracked. EBUSY when a DMA there does not end.
-        """
-        if bitmap is None and not all and self._unmap_one(iova, size):
-            return size
-        if bitmap is not None:
-            check_bitmap(bitmap, size, bitmap.pgsize)
-        end = self._unmap_end(iova, size, all)
-        for _ in range(NOTIFY_LIMIT):
-            with self.lock:
-                found = self._to_unmap(iova, end, all, bitmap)
-                pinned = [mapping for mapping in found if mapping.pins]
-                if not pinned:
-                    self._drain(iova, end)
-                    left = [mapping for mapping in found if mapping.live]  # another unmap may have come first
-                    return self._remove(left, iova, bitmap)
-                users = list(self.mediated.users) if self.mediated else []
-            for mapping in pinned:
-                for user in users:
-                    user.dma_unmap(mapping.iova, mapping.size)
-        raise RuntimeError(f"a device does not unpin iova {iova:#x}")
+            space.invalid_vaddrs -= 1
 
     def invalidate_vaddr(self, iova: int, size: int, all: bool = False) -> int:
         """Mark mappings as without a vaddr until :meth:`update_vaddr`; returns their bytes.
@@ -127,98 +139,93 @@ class Type1(Tracked, Iommu):
         ``OSError``: EBUSY while a mediated group is attached, EINVAL when one is invalid already (and then
         nothing has changed), otherwise as :meth:`unmap`.
         """
-        with self.lock:
-            if self.mediated is not None:
+        space = self.space
+        with space.lock:
+            if space.mediated is not None:
                 raise OSError(errno.EBUSY, "mediated devices use vaddrs at any time")
-            end = self._unmap_end(iova, size, all)
-            found = self._to_unmap(iova, end, all, None)
-            if not _all_valid(found):
+            found = self._chosen(iova, _end(iova, size, all), all)
+            if any(not mapping.vaddr_valid for mapping in found):
                 raise OSError(errno.EINVAL, "a mapping of the range has no vaddr already")
             for mapping in found:
                 mapping.vaddr_valid = False
-            self._invalid += len(found)
+            space.invalid_vaddrs += len(found)
             return sum(mapping.size for mapping in found)
 
-    def translate(self, iova: int, size: int) -> list[tuple[Client, int, int, Prot]]:
-        """(client, vaddr, size, protection) of the memory behind a range; a :class:`DmaFault` for a hole."""
-        with self.lock:
-            parts = parts_of(self.mappings, iova, size)
-            if parts is None:
-                raise self._fault(iova, size, False, "not mapped")
-        return [
-            (part.mapping.client, part.mapping.vaddr + part.offset, part.size, part.mapping.prot)
-            for part in parts
-        ]
+    def start_tracking(self) -> None:
+        """Track dirty pages; no error when it is so already. ``OSError``: EACCES on a type1 that is not v2,
+        EINVAL when a mapping is too large."""
+        self._check_v2()
+        self._dirty.start()
 
-    def _check_new(self, iova: int, size: int) -> None:
-        """Whatever there is against a new mapping, in the kernel's order."""
-        if self.mappings.within(iova, iova + size):
-            raise _exists(iova)
-        if not self.dma_avail:
-            raise OSError(errno.ENOSPC, f"{self.limit} mappings are the limit")
-        for backend in self._strict:
-            if not backend.valid(iova, iova + size):
-                raise OSError(errno.EINVAL, f"iova {iova:#x} is reserved or beyond what the IOMMU can")
-        if self.tracking and size // PAGE_SIZE > MAX_BITMAP_PAGES:
-            raise OSError(errno.EINVAL, f"a mapping of {size:#x} bytes is too large to be tracked")
+    def stop_tracking(self) -> None:
+        """Forget dirty pages and track no more. ``OSError(EACCES)`` on a type1 that is not v2."""
+        self._check_v2()
+        self._dirty.stop()
 
-    def _unmap_one(self, iova: int, size: int) -> bool:
-        """Remove the mapping of exactly this range, if nobody has to be told, asked or waited for."""
-        with self.lock:
-            mapping = self.mappings.by_start.get(iova)
-            if (
-                mapping is None
-                or mapping.size != size
-                or mapping.pins
-                or mapping.charged
-                or not mapping.vaddr_valid
-                or self._strict
-                or self._inflight
-            ):
-                return False
-            self.mappings.remove(mapping)
-            return True
+    def report_dirty(self, iova: int, size: int, bitmap: ClientBitmap) -> None:
+        """Write which pages of the range a device wrote since the last report to ``bitmap``. Worker only.
 
-    def _unmap_end(self, iova: int, size: int, all: bool) -> int:
-        if not all:
-            check_range(size, iova)
-            return iova + size
-        if iova or size:
-            raise OSError(errno.EINVAL, "unmapping all takes neither iova nor size")
-        return 2**64
+        The range may have holes but no mapping in part. ``OSError``: EACCES on a type1 that is not v2,
+        EOVERFLOW, EINVAL (range, bitmap, not tracking), EFAULT (the bitmap's memory; then as
+        :meth:`DirtyTracking.report`).
+        """
+        self._check_v2()
+        if iova + size > ADDRESSES:
+            raise OSError(errno.EOVERFLOW, "the range wraps around the end of the address space")
+        check_bitmap(bitmap, size, PAGE_SIZE)
+        check_range(size, iova)
+        self._dirty.report(iova, lambda: self._chosen_whole(iova, iova + size), bitmap)
 
-    def _to_unmap(self, iova: int, end: int, all: bool, bitmap: ClientBitmap | None) -> list[Mapping]:
-        if bitmap is not None and not (self.tracking and bitmap.pgsize == PAGE_SIZE):
-            raise OSError(errno.EINVAL, "dirty pages are not tracked, or not in this page size")
-        one = self.mappings.exact(iova, end)
+    # ---- which mappings a call is about: under the lock of the space ----
+
+    def _chosen(self, iova: int, end: int, all: bool) -> list[Mapping]:
+        mappings = self.space.mappings
+        one = mappings.exact(iova, end)
         if one is not None:
             return [one]
         if self.v2 and not all:
             self._check_whole(iova, end)
-        found = self.mappings.within(iova, end)
+        found = mappings.within(iova, end)
         return [] if found and found[0].iova < iova else found
 
-    def _remove(self, found: list[Mapping], iova: int, bitmap: ClientBitmap | None) -> int:
-        unmapped = 0
-        for mapping in found:
-            if bitmap is not None:
-                report(mapping, iova, bitmap)
-            self.mappings.remove(mapping)
-            self._forget(mapping, self._backends)
-            unmapped += mapping.size
-        return unmapped
+    def _chosen_tracked(self, iova: int, end: int, bitmap: ClientBitmap) -> list[Mapping]:
+        if not (self.space.mappings.tracked and bitmap.pgsize == PAGE_SIZE):
+            raise OSError(errno.EINVAL, "dirty pages are not tracked, or not in this page size")
+        return self._chosen(iova, end, all=False)
+
+    def _chosen_whole(self, iova: int, end: int) -> list[Mapping]:
+        if not self.space.mappings.tracked:
+            raise OSError(errno.EINVAL, "dirty pages are not tracked")
+        self._check_whole(iova, end)
+        return self.space.mappings.within(iova, end)
+
+    def _chosen_invalid(self, iova: int, size: int) -> Mapping:
+        found = self.space.mappings.within(iova, iova + size)
+        if not found:
+            raise OSError(errno.ENOENT, f"iova {iova:#x} is not mapped")
+        mapping = found[0]
+        if mapping.vaddr_valid or (mapping.iova, mapping.size) != (iova, size):
+            raise OSError(errno.EINVAL, f"iova {iova:#x} has a vaddr, or is not a whole mapping")
+        return mapping
+
+    def _check_whole(self, iova: int, end: int) -> None:
+        edge = self.space.mappings.split_by(iova, end)
+        if edge is not None:
+            raise OSError(errno.EINVAL, f"iova {edge:#x} is inside a mapping")
+
+    def _check_v2(self) -> None:
+        if not self.v2:
+            raise OSError(errno.EACCES, "only type1v2 tracks dirty pages")
 
 
-_IN_PAGE = PAGE_SIZE - 1
-_EXTENSIONS = frozenset({Extension.TYPE1, Extension.TYPE1V2, Extension.DMA_CC, Extension.UNMAP_ALL})
-
-
-def _exists(iova: int) -> OSError:
-    return OSError(errno.EEXIST, f"iova {iova:#x} is mapped already")
-
-
-def _all_valid(mappings: list[Mapping]) -> bool:
-    return all(mapping.vaddr_valid for mapping in mappings)
+def _end(iova: int, size: int, all: bool) -> int:
+    """The address behind the range that an unmap is about; ``OSError`` as :meth:`Type1.unmap`."""
+    if not all:
+        check_range(size, iova)
+        return iova + size
+    if iova or size:
+        raise OSError(errno.EINVAL, "unmapping all takes neither iova nor size")
+    return ADDRESSES
 
 
 def _repinned(mapping: Mapping, client: Client, vaddr: int) -> Pages | None:

@@ -13,16 +13,11 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from devmodel.client import Client
-from devmodel.iommu import (
-    MAX_BITMAP_SIZE,
-    ClientBitmap,
-    Extension,
-    Iommu,
-    IommuGroup,
-    LockedMemory,
-    NoIommu,
-    Type1,
-)
+from devmodel.iommu.api import MAX_BITMAP_SIZE, ClientBitmap, Extension, IommuGroup
+from devmodel.iommu.backend import LockedMemory
+from devmodel.iommu.driver import Iommu
+from devmodel.iommu.noiommu import NoIommu
+from devmodel.iommu.type1 import Type1
 from devmodel.vfio.flags import DmaMap, DmaUnmap, IommuDirtyPages
 
 MAP_PROT = DmaMap.FLAG_READ | DmaMap.FLAG_WRITE
@@ -192,12 +187,14 @@ def map_dma(type1: Type1, client: Client, flags: int, iova: int, vaddr: int, siz
         type1.update_vaddr(client, iova, vaddr, size)
 
 
-def unmap_dma(type1: Type1, flags: int, iova: int, size: int, bitmap: Callable[[], ClientBitmap]) -> int:
+def unmap_dma(
+    type1: Type1, flags: int, iova: int, size: int, bitmap: Callable[[], ClientBitmap], may_wait: bool
+) -> int:
     """UNMAP_DMA with flags: the bytes that were unmapped, or (FLAG_VADDR) lost their vaddr.
 
     ``bitmap`` decodes what follows the request when FLAG_GET_DIRTY_BITMAP is there.  Raises ``OSError``:
     EINVAL for flags that are unknown or do not go together, otherwise as ``bitmap``, :meth:`Type1.unmap` and
-    :meth:`Type1.invalidate_vaddr`.
+    :meth:`Type1.invalidate_vaddr`.  :class:`MustWait` as :meth:`Type1.unmap`, unless it ``may_wait``.
     """
     wants_bitmap = bool(flags & DmaUnmap.FLAG_GET_DIRTY_BITMAP)
     if flags & ~UNMAP_KNOWN or (wants_bitmap and flags & UNMAP_ALONE):
@@ -205,7 +202,7 @@ def unmap_dma(type1: Type1, flags: int, iova: int, size: int, bitmap: Callable[[
     everything = bool(flags & DmaUnmap.FLAG_ALL)
     if flags & DmaUnmap.FLAG_VADDR:
         return type1.invalidate_vaddr(iova, size, everything)
-    return type1.unmap(iova, size, everything, bitmap() if wants_bitmap else None)
+    return type1.unmap(iova, size, everything, bitmap() if wants_bitmap else None, may_wait)
 
 
 def dirty_pages(type1: Type1, flags: int, wanted: Callable[[], DirtyRange]) -> None:

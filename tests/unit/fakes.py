@@ -38,8 +38,11 @@ class FakeClient:
         self._check(vaddr, len(data))
         self.bytes.update(enumerate(data, vaddr))
 
+    def gather(self, parts: Sequence[tuple[int, int]]) -> bytes:
+        return b"".join(self.read(*part) for part in parts)
+
     def read_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
-        view[:] = b"".join(self.read(*part) for part in parts)
+        view[:] = self.gather(parts)
 
     def write_parts(self, parts: Sequence[tuple[int, int]], view: memoryview) -> None:
         for vaddr, size in parts:
@@ -70,8 +73,11 @@ class FakePages:
     def __init__(self, client: FakeClient, vaddr: int) -> None:
         self.client, self.vaddr = client, vaddr
 
+    def read(self, offset: int, size: int) -> bytes:
+        return self.client.read(self.vaddr + offset, size)
+
     def read_into(self, offset: int, view: memoryview) -> None:
-        view[:] = self.client.read(self.vaddr + offset, len(view))
+        view[:] = self.read(offset, len(view))
 
     def write_from(self, offset: int, view: memoryview) -> None:
         self.client.write(self.vaddr + offset, bytes(view))

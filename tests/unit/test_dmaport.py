@@ -6,7 +6,8 @@ import trio
 
 from devmodel.device.dma import DmaPort
 from devmodel.device.tasks import Tasks
-from devmodel.iommu import PAGE_SIZE, DmaFault, Prot, Type1
+from devmodel.iommu.api import PAGE_SIZE, DmaFault, Prot
+from devmodel.iommu.type1 import Type1
 from tests.unit.fakes import FakeClient
 
 RW = Prot.READ | Prot.WRITE
@@ -17,7 +18,7 @@ def port() -> DmaPort:
     iommu = Type1()
     iommu.map(FakeClient(), 0, 0x8000, 2 * PAGE_SIZE, RW)
     port = DmaPort(Tasks(), lambda: True)
-    port.connect(iommu)
+    port.connect(iommu.space)
     return port
 
 

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from devmodel.gpu.faults import EngineFault, ErrorCode
 from devmodel.gpu.gtt import ENTRIES, GTT_SIZE, PAGE_SIZE, SYSTEM_BASE, SYSTEM_SIZE, VALID, WRITABLE, Gtt
 from devmodel.gpu.shadow import Shadow
-from devmodel.iommu import Prot, Type1
+from devmodel.iommu.api import Prot
+from devmodel.iommu.type1 import Type1
 from tests.unit.fakes import FakeClient
 
 RW = Prot.READ | Prot.WRITE
@@ -89,7 +90,8 @@ class ShadowMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.gtt, self.space, self.client = Gtt(), Type1(), FakeClient()
+        self.gtt, self.iommu, self.client = Gtt(), Type1(), FakeClient()
+        self.space = self.iommu.space
         self.shadow = Shadow(self.gtt)
         self.table: dict[int, tuple[int, bool]] = {}
         self.pages: dict[int, tuple[int, Prot, int]] = {}
@@ -124,14 +126,15 @@ class ShadowMachine(RuleBasedStateMachine):
         if page in self.pages:
             first = self.pages[page][2]
             whole = [number for number, (_, _, start) in self.pages.items() if start == first]
-            self.space.unmap(first * PAGE_SIZE, len(whole) * PAGE_SIZE)
+            self.iommu.unmap(first * PAGE_SIZE, len(whole) * PAGE_SIZE)
             for number in whole:
                 del self.pages[number]
 
     @rule()
     def another_container(self) -> None:
         """The old one lives on, with its mappings, which are not this client's any more."""
-        self.space = Type1()
+        self.iommu = Type1()
+        self.space = self.iommu.space
         self.pages.clear()
 
     @rule()
@@ -203,25 +206,25 @@ def test_ranges_out_of_the_aperture() -> None:
     shadow = Shadow(Gtt())
     for address, size in [(SYSTEM_BASE - 1, 2), (SYSTEM_BASE + SYSTEM_SIZE - 1, 2), (0, 1), (2**64, 1)]:
         with pytest.raises(EngineFault) as caught:
-            shadow.transfer(Type1(), [(address, size)], bytearray(size), False)
+            shadow.transfer(Type1().space, [(address, size)], bytearray(size), False)
         assert (caught.value.code, caught.value.address) == (ErrorCode.BAD_ADDRESS, address)
 
 
 def test_an_identity_range_is_one_range_wherever_it_is_first_used() -> None:
-    gtt, space, client = Gtt(), Type1(), FakeClient()
-    space.map(client, 0, 1 << 20, 256 * PAGE_SIZE, RW)
+    gtt, iommu, client = Gtt(), Type1(), FakeClient()
+    iommu.map(client, 0, 1 << 20, 256 * PAGE_SIZE, RW)
     entries(gtt, 0, *(page * PAGE_SIZE | VALID for page in range(256)))
     shadow = Shadow(gtt)
     for page in (200, 100, 50, 0, 150):
-        shadow.transfer(space, [(SYSTEM_BASE + page * PAGE_SIZE, 8)], bytearray(8), False)
+        shadow.transfer(iommu.space, [(SYSTEM_BASE + page * PAGE_SIZE, 8)], bytearray(8), False)
         assert len(shadow) == 1
     assert shadow.stats() == "hits 1 misses 4 invalidations 0 ranges 1"
     entries(gtt, 100, 0)
     assert shadow.stats() == "hits 1 misses 4 invalidations 1 ranges 2"
     entries(gtt, 100, 100 * PAGE_SIZE | VALID)
-    shadow.transfer(space, [(SYSTEM_BASE, 256 * PAGE_SIZE)], bytearray(256 * PAGE_SIZE), False)
+    shadow.transfer(iommu.space, [(SYSTEM_BASE, 256 * PAGE_SIZE)], bytearray(256 * PAGE_SIZE), False)
     assert shadow.stats() == "hits 2 misses 5 invalidations 1 ranges 1"
-    space.unmap(0, 256 * PAGE_SIZE)
+    iommu.unmap(0, 256 * PAGE_SIZE)
     assert shadow.stats() == "hits 2 misses 5 invalidations 2 ranges 0"
 
 
@@ -239,7 +242,7 @@ class Watched(FakeClient):
 
 def test_no_dma_reaches_memory_after_its_unmap_has_returned() -> None:
     """Two threads of DMA through shadows of their own, while pages are mapped and unmapped all the time."""
-    space, client, end = Type1(), Watched(), threading.Event()
+    iommu, client, end = Type1(), Watched(), threading.Event()
     done: list[int] = []
 
     def work() -> None:
@@ -248,7 +251,7 @@ def test_no_dma_reaches_memory_after_its_unmap_has_returned() -> None:
         shadow = Shadow(gtt)
         while not end.is_set():
             try:
-                shadow.transfer(space, [(SYSTEM_BASE, 4 * PAGE_SIZE)], bytearray(4 * PAGE_SIZE), True)
+                shadow.transfer(iommu.space, [(SYSTEM_BASE, 4 * PAGE_SIZE)], bytearray(4 * PAGE_SIZE), True)
                 count += 1
             except EngineFault as fault:
                 assert fault.code is ErrorCode.DMA
@@ -259,8 +262,8 @@ def test_no_dma_reaches_memory_after_its_unmap_has_returned() -> None:
         thread.start()
     for _ in range(3000):
         client.mapped = True
-        space.map(client, 0, 1 << 20, 4 * PAGE_SIZE, RW)
-        space.unmap(0, 4 * PAGE_SIZE)
+        iommu.map(client, 0, 1 << 20, 4 * PAGE_SIZE, RW)
+        iommu.unmap(0, 4 * PAGE_SIZE)
         client.mapped = False
     end.set()
     for thread in threads:

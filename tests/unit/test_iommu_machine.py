@@ -8,7 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from devmodel.iommu import PAGE_SIZE, LockedMemory, Prot, Type1
+from devmodel.iommu.api import PAGE_SIZE, Prot
+from devmodel.iommu.backend import LockedMemory
+from devmodel.iommu.type1 import Type1
 from tests.unit.fakes import FakeClient, fails
 from tests.unit.test_iommu import Bitmap, Driver, Group
 
@@ -113,21 +115,21 @@ class PageDictionary(RuleBasedStateMachine):
         pages = [page for page in found if page is not None]
         new = 0 if self.model.physical else sum(not page.pins for page in pages)
         if not self.model.v2:
-            fails(errno.EACCES, self.iommu.pin_pages, *args)
+            fails(errno.EACCES, self.iommu.space.pin_pages, *args)
         elif len(pages) < count:
-            fails(errno.EINVAL, self.iommu.pin_pages, *args)
+            fails(errno.EINVAL, self.iommu.space.pin_pages, *args)
         elif any(prot & ~page.prot for page in pages):
-            fails(errno.EPERM, self.iommu.pin_pages, *args)
+            fails(errno.EPERM, self.iommu.space.pin_pages, *args)
         elif self.model.locked + new > MEMLOCK:
-            fails(errno.ENOMEM, self.iommu.pin_pages, *args)
+            fails(errno.ENOMEM, self.iommu.space.pin_pages, *args)
         else:
-            self.iommu.pin_pages(*args)
+            self.iommu.space.pin_pages(*args)
             for page in pages:
                 page.pins += 1
 
     @rule(first=PAGES, count=COUNTS)
     def unpin(self, first: int, count: int) -> None:
-        self.iommu.unpin_pages(first * PAGE_SIZE, count)
+        self.iommu.space.unpin_pages(first * PAGE_SIZE, count)
         for number in range(first, first + count):
             if number in self.model.pages:
                 self.model.pages[number].pins = max(self.model.pages[number].pins - 1, 0)
@@ -183,22 +185,22 @@ class PageDictionary(RuleBasedStateMachine):
         wanted = Prot.WRITE if write else Prot.READ
         data = bytes(i % 251 for i in range(size))
         if not all(page is not None and page.prot & wanted for page in pages):
-            fails(errno.EFAULT, self.iommu.dma_rw, iova, bytearray(size), write)
+            fails(errno.EFAULT, self.iommu.space.dma_rw, iova, bytearray(size), write)
         elif write:
-            self.iommu.dma_write(iova, data)
+            self.iommu.space.dma_write(iova, data)
             assert self.through_pages(iova, size) == data
             for page in pages:
                 assert page is not None
                 page.dirty = page.dirty or self.model.tracking
         else:
-            assert self.iommu.dma_read(iova, size) == self.through_pages(iova, size)
+            assert self.iommu.space.dma_read(iova, size) == self.through_pages(iova, size)
 
     @invariant()
     def counts_agree(self) -> None:
         if hasattr(self, "model"):
             assert self.iommu.dma_avail == LIMIT - len(self.model.mappings)
             assert self.locked.of(self.client) == self.model.locked
-            assert [m.iova // PAGE_SIZE for m in self.iommu.mappings] == sorted(
+            assert [m.iova // PAGE_SIZE for m in self.iommu.space.mappings] == sorted(
                 f for f, _ in self.model.mappings
             )
 

@@ -10,7 +10,8 @@ from typing import Protocol
 import pytest
 
 from devmodel.device.base import Device
-from devmodel.iommu import Extension, Prot, Type1
+from devmodel.iommu.api import Extension, Prot
+from devmodel.iommu.type1 import Type1
 from devmodel.vfio.container import Container
 from devmodel.vfio.group import Assignable, DeviceFile, Group, GroupFile
 from tests.unit.fakes import FakeClient, fails

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from devmodel.iommu import DmaFault, LockedMemory, PinningBackend, Prot, Type1
+from devmodel.iommu.api import DmaFault, Prot
+from devmodel.iommu.backend import LockedMemory, PinningBackend
+from devmodel.iommu.type1 import Type1
 from ioctl_shim.process import Process
 from ioctl_shim.processes import Processes
 from tests.lab import ROOT, MountedLab
@@ -110,10 +112,10 @@ def test_bytes_land_where_the_client_sees_them(child: Child, iommu: Type1, kind:
     address = child.memory("m", KINDS[kind])
     iommu.map(child.process, 0x10000, address, PAGES * PAGE, RW)
     data = pattern(3 * PAGE + 17)
-    iommu.dma_write(0x10000 + 100, data)
+    iommu.space.dma_write(0x10000 + 100, data)
     assert child("memory['m'].read(100, 3 * PAGE + 17)") == data
     child("memory['m'].write(b'from the client', 5 * PAGE - 4)")
-    assert iommu.dma_read(0x10000 + 5 * PAGE - 4, 15) == b"from the client"
+    assert iommu.space.dma_read(0x10000 + 5 * PAGE - 4, 15) == b"from the client"
 
 
 def test_many_mappings_of_both_kinds_in_one_dma(child: Child, iommu: Type1) -> None:
@@ -122,8 +124,8 @@ def test_many_mappings_of_both_kinds_in_one_dma(child: Child, iommu: Type1) -> N
         address = addresses[page % 3] + page // 3 * PAGE
         iommu.map(child.process, page * PAGE, address, PAGE, RW)
     data = pattern(3 * PAGES * PAGE)
-    iommu.dma_write(0, data)
-    assert iommu.dma_read(0, len(data)) == data
+    iommu.space.dma_write(0, data)
+    assert iommu.space.dma_read(0, len(data)) == data
     for number, name in enumerate(KINDS):
         expected = b"".join(data[at : at + PAGE] for at in range(number * PAGE, len(data), 3 * PAGE))
         assert child(f"memory[{name!r}].read()") == expected
@@ -135,9 +137,9 @@ def test_a_thousand_and_more_private_parts(child: Child) -> None:
     for page in range(2500):
         iommu.map(child.process, page * PAGE, address + (2499 - page) * PAGE, PAGE, RW)
     data = pattern(2500 * PAGE)
-    iommu.dma_write(0, data)
+    iommu.space.dma_write(0, data)
     assert child("memory['m'].read(0, PAGE)") == data[-PAGE:]
-    assert iommu.dma_read(0, len(data)) == data
+    assert iommu.space.dma_read(0, len(data)) == data
 
 
 def test_memory_that_is_not_there_is_a_fault(child: Child) -> None:
@@ -150,24 +152,24 @@ def test_memory_that_is_not_there_is_a_fault(child: Child) -> None:
     iommu.map(child.process, 3 * PAGE, child.memory("none", "PAGE, prot=0"), PAGE, RW)
     child("memory['ro'].close() or Memory(PAGE, private=True, prot=1, address=memory['ro'].address) and 0")
     with pytest.raises(DmaFault):
-        iommu.dma_write(PAGE, b"x")
+        iommu.space.dma_write(PAGE, b"x")
     with pytest.raises(DmaFault):
-        iommu.dma_write(2 * PAGE, b"x")
+        iommu.space.dma_write(2 * PAGE, b"x")
     with pytest.raises(DmaFault):
-        iommu.dma_read(3 * PAGE, 1)
-    assert iommu.dma_read(2 * PAGE, 2) == bytes(2)
-    assert iommu.fault_count == 3 and iommu.faults[0].write
+        iommu.space.dma_read(3 * PAGE, 1)
+    assert iommu.space.dma_read(2 * PAGE, 2) == bytes(2)
+    assert iommu.space.inflight.fault_count == 3 and iommu.space.inflight.faults[0].write
 
 
 def test_a_dead_client_is_a_fault(child: Child, iommu: Type1, kind: str) -> None:
     iommu.map(child.process, 0, child.memory("m", KINDS[kind]), PAGE, RW)
-    iommu.dma_write(0, b"alive")
+    iommu.space.dma_write(0, b"alive")
     child.kill()
     for _ in range(2):
         with pytest.raises(DmaFault, match="ended"):
-            iommu.dma_read(0, 4)
+            iommu.space.dma_read(0, 4)
         with pytest.raises(DmaFault, match="ended"):
-            iommu.dma_write(0, b"late")
+            iommu.space.dma_write(0, b"late")
     assert not child.process.alive()
     assert iommu.unmap(0, PAGE) == PAGE
 
@@ -181,37 +183,37 @@ def test_after_an_exec_the_memory_is_not_the_clients_any_more(child: Child, iomm
     child.child.stdin.flush()
     assert child.child.stdout.readline() == "1\n"
     with pytest.raises(DmaFault, match="ended"):
-        iommu.dma_read(0, 4)
+        iommu.space.dma_read(0, 4)
     assert not child.process.has_thread(child.pid)
 
 
 def test_what_is_mapped_in_its_place(child: Child, iommu: Type1, kind: str) -> None:
     address = child.memory("m", KINDS[kind])
     iommu.map(child.process, 0, address, PAGES * PAGE, RW)
-    iommu.dma_write(0, b"before")
+    iommu.space.dma_write(0, b"before")
     pinned = bool(iommu.iova_ranges)
     child("memory['m'].close()")
     child.memory("new", f"{PAGES} * PAGE, address={address}")
     if pinned and kind == "private":  # what was pinned cannot be reached
         with pytest.raises(DmaFault):
-            iommu.dma_write(0, b"after")
+            iommu.space.dma_write(0, b"after")
     else:
-        iommu.dma_write(0, b"after")
+        iommu.space.dma_write(0, b"after")
     seen = child("memory['new'].read(0, 6)")
     assert seen == (bytes(6) if pinned else b"after\0")
     if pinned and kind != "private":  # the pages that were mapped stay
-        assert iommu.dma_read(0, 6) == b"aftere"
+        assert iommu.space.dma_read(0, 6) == b"aftere"
 
 
 def test_a_file_that_becomes_shorter_is_a_fault_and_no_sigbus(child: Child, iommu: Type1) -> None:
     iommu.map(child.process, 0, child.memory("m", KINDS["memfd"]), PAGES * PAGE, RW)
-    iommu.dma_write(10 * PAGE, b"there")
+    iommu.space.dma_write(10 * PAGE, b"there")
     child("os.ftruncate(spare[-1], PAGE)")
     with pytest.raises(DmaFault):
-        iommu.dma_write(10 * PAGE, b"gone")
+        iommu.space.dma_write(10 * PAGE, b"gone")
     with pytest.raises(DmaFault):
-        iommu.dma_read(10 * PAGE, 4)
-    iommu.dma_write(0, b"still")
+        iommu.space.dma_read(10 * PAGE, 4)
+    iommu.space.dma_write(0, b"still")
     assert child("memory['m'].read(0, 5)") == b"still"
 
 
@@ -233,13 +235,13 @@ def test_before_the_kernel_could_be_asked_for_mappings(child: Child, kind: str, 
     child.process.native.can_query = False
     iommu.map(child.process, 0, child.memory("m", KINDS[kind]), PAGES * PAGE, RW)
     data = pattern(5 * PAGE + 9)
-    iommu.dma_write(PAGE - 4, data)
+    iommu.space.dma_write(PAGE - 4, data)
     assert child("memory['m'].read(PAGE - 4, 5 * PAGE + 9)") == data
-    assert iommu.dma_read(PAGE - 4, len(data)) == data
+    assert iommu.space.dma_read(PAGE - 4, len(data)) == data
     iommu.unmap(0, PAGES * PAGE)
     iommu.map(child.process, 0, child("unmapped_address()"), PAGE, RW)
     with pytest.raises(DmaFault):
-        iommu.dma_write(0, b"nowhere")
+        iommu.space.dma_write(0, b"nowhere")
 
 
 def test_a_thread_is_its_process_and_a_stranger_is_not(child: Child) -> None:
@@ -263,7 +265,7 @@ def test_descriptors_go_with_the_last_use(child: Child) -> None:
     iommu.map(process, 0, child.memory("m", KINDS["memfd"]), PAGE, RW)
     del process
     assert len(os.listdir("/proc/self/fd")) == before + 3
-    iommu.clear()
+    iommu.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -298,7 +300,7 @@ def test_an_unmap_waits_for_the_dma_in_its_range() -> None:
     iommu, slow = Type1(), SlowClient()
     iommu.map(slow, 0, 0, PAGE, RW)
     iommu.map(FakeClient(2), 2 * PAGE, 0, PAGE, RW)
-    writer = threading.Thread(target=iommu.dma_write, args=(0, b"slow"))
+    writer = threading.Thread(target=iommu.space.dma_write, args=(0, b"slow"))
     writer.start()
     assert slow.begun.wait(10) and iommu.busy
     assert iommu.unmap(2 * PAGE, PAGE) == PAGE  # another range need not wait
@@ -307,7 +309,7 @@ def test_an_unmap_waits_for_the_dma_in_its_range() -> None:
     unmapper.start()
     with pytest.raises(DmaFault, match="being unmapped"):
         while True:
-            iommu.dma_read(0, 4)
+            iommu.space.dma_read(0, 4)
     assert not unmapped
     slow.go.set()
     writer.join()
@@ -318,26 +320,26 @@ def test_an_unmap_waits_for_the_dma_in_its_range() -> None:
 def test_two_unmaps_that_wait_for_the_same_dma() -> None:
     iommu, slow = Type1(), SlowClient()
     iommu.map(slow, 0, 0, PAGE, RW)
-    writer = threading.Thread(target=iommu.dma_write, args=(0, b"slow"))
+    writer = threading.Thread(target=iommu.space.dma_write, args=(0, b"slow"))
     writer.start()
     assert slow.begun.wait(10)
     unmapped: list[int] = []
     unmappers = [threading.Thread(target=lambda: unmapped.append(iommu.unmap(0, 2 * PAGE))) for _ in range(2)]
     for unmapper in unmappers:
         unmapper.start()
-    while len(iommu._draining) < len(unmappers):
+    while len(iommu.space.inflight.draining) < len(unmappers):
         assert writer.is_alive()
     slow.go.set()
     for thread in (writer, *unmappers):
         thread.join()
-    assert sorted(unmapped) == [0, PAGE] and iommu.dma_avail == iommu.limit
+    assert sorted(unmapped) == [0, PAGE] and iommu.dma_avail == iommu.space.limit
 
 
 def test_an_unmap_gives_up_when_a_client_stops_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("devmodel.iommu.inflight.DRAIN_SECONDS", 0.05)
     iommu, slow = Type1(), SlowClient()
     iommu.map(slow, 0, 0, PAGE, RW)
-    writer = threading.Thread(target=iommu.dma_write, args=(0, b"slow"))
+    writer = threading.Thread(target=iommu.space.dma_write, args=(0, b"slow"))
     writer.start()
     assert slow.begun.wait(10)
     fails(errno.EBUSY, iommu.unmap, 0, PAGE)
@@ -364,7 +366,7 @@ def test_hugetlbfs_memory(child: Child) -> None:
         iommu = Type1()
         iommu.attach(Real())
         iommu.map(child.process, 0, address, size, RW)
-        iommu.dma_write(size - 4, b"huge")
+        iommu.space.dma_write(size - 4, b"huge")
         assert child(f"memory['h'].read({size} - 4)") == b"huge"
     finally:
         child.kill()
@@ -377,7 +379,7 @@ def test_the_pinning_backend_maps_shared_memory_once(child: Child) -> None:
     address = child.memory("m", f"{PAGES} * PAGE, {MEMFD.format('once', PAGES * PAGE)}")
     for page in range(PAGES):
         iommu.map(child.process, page * PAGE, address + page * PAGE, PAGE, RW)
-    iommu.dma_write(0, bytes(PAGES * PAGE))
+    iommu.space.dma_write(0, bytes(PAGES * PAGE))
     assert Path("/proc/self/maps").read_text().count("memfd:once") == 1
     assert PinningBackend.iova_ranges == iommu.iova_ranges
     os.kill(child.pid, signal.SIGKILL)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from devmodel.iommu import DmaFault, Type1
+from devmodel.iommu.api import DmaFault
+from devmodel.iommu.type1 import Type1
 from ioctl_shim.process import Process
 from tests.lab import ROOT
 from tests.vfio.client import PAGE
@@ -20,21 +21,21 @@ from tests.vfio.test_container_dma import KINDS, MEMFD, PAGES, RW, Child, Real, 
 __all__ = ["child", "iommu", "kind"]
 
 READERS: dict[str, Callable[[Type1, int, int], bytes]] = {
-    "bytes": lambda iommu, iova, size: iommu.dma_read(iova, size),
+    "bytes": lambda iommu, iova, size: iommu.space.dma_read(iova, size),
     "bytearray": lambda iommu, iova, size: read_into(iommu, iova, bytearray(size)),
     "memoryview": lambda iommu, iova, size: read_into(iommu, iova, memoryview(bytearray(size))),
     "words": lambda iommu, iova, size: read_into(iommu, iova, memoryview(bytearray(size)).cast("I")),
 }
 WRITERS: dict[str, Callable[[Type1, int, bytes], None]] = {
-    "bytes": lambda iommu, iova, data: iommu.dma_write(iova, data),
-    "bytearray": lambda iommu, iova, data: iommu.dma_rw(iova, bytearray(data), write=True),
-    "memoryview": lambda iommu, iova, data: iommu.dma_rw(iova, memoryview(data), write=True),
-    "words": lambda iommu, iova, data: iommu.dma_rw(iova, memoryview(data).cast("I"), write=True),
+    "bytes": lambda iommu, iova, data: iommu.space.dma_write(iova, data),
+    "bytearray": lambda iommu, iova, data: iommu.space.dma_rw(iova, bytearray(data), write=True),
+    "memoryview": lambda iommu, iova, data: iommu.space.dma_rw(iova, memoryview(data), write=True),
+    "words": lambda iommu, iova, data: iommu.space.dma_rw(iova, memoryview(data).cast("I"), write=True),
 }
 
 
 def read_into(iommu: Type1, iova: int, buffer: bytearray | memoryview) -> bytes:
-    iommu.dma_rw(iova, buffer, write=False)
+    iommu.space.dma_rw(iova, buffer, write=False)
     return bytes(buffer)
 
 
@@ -73,9 +74,9 @@ def test_shared_memory_that_is_mapped_anew_in_the_same_place(child: Child) -> No
             size = pages * PAGE
             child.memory("m", f"{size}, {MEMFD.format(name, size)}, address={address + first * PAGE}")
             data = pattern(size)[turn + pages :] + bytes(turn + pages)
-            iommu.dma_write(first * PAGE, data)
+            iommu.space.dma_write(first * PAGE, data)
             assert child(f"memory['m'].read(0, {size})") == data
-            assert iommu.dma_read(first * PAGE, size) == data
+            assert iommu.space.dma_read(first * PAGE, size) == data
     maps = Path("/proc/self/maps").read_text()
     assert "memfd:turn3" in maps and "memfd:turn0" not in maps
 
@@ -87,7 +88,7 @@ def test_many_windows_by_turns(child: Child) -> None:
         iommu.map(child.process, number << 32, address, PAGES * PAGE, RW)
     for turn in range(3):
         for number in range(12):
-            iommu.dma_write((number << 32) + turn * PAGE, bytes([turn, number]))
+            iommu.space.dma_write((number << 32) + turn * PAGE, bytes([turn, number]))
     for number in range(12):
         found = [child(f"memory['m{number}'].read({turn} * PAGE, 2)") for turn in range(3)]
         assert found == [bytes([turn, number]) for turn in range(3)]
@@ -102,11 +103,11 @@ def test_files_of_our_own_mount(child: Child, tmp_path: Path) -> None:
     iommu = Type1()
     iommu.map(process, 0, child.memory("private", f"PAGE, {opened}, private=True"), PAGE, RW)
     iommu.map(process, PAGE, child.memory("shared", f"PAGE, {opened}"), PAGE, RW)
-    for refused in (lambda: iommu.dma_read(0, 4), lambda: iommu.dma_write(0, b"copy")):
+    for refused in (lambda: iommu.space.dma_read(0, 4), lambda: iommu.space.dma_write(0, b"copy")):
         with pytest.raises(DmaFault, match="a private copy of a lab file"):
             refused()
-    iommu.dma_write(PAGE, b"shared")
-    assert file.read_bytes()[:6] == iommu.dma_read(PAGE, 6) == b"shared"
+    iommu.space.dma_write(PAGE, b"shared")
+    assert file.read_bytes()[:6] == iommu.space.dma_read(PAGE, 6) == b"shared"
     assert str(file) not in Path("/proc/self/maps").read_text()
 
 
@@ -118,8 +119,8 @@ def test_what_is_pinned_is_read_as_bytes_too(child: Child, kind: str) -> None:
         iommu.map(child.process, page * PAGE, address + (page + 1) * PAGE, PAGE, RW)
         iommu.map(child.process, (page + 1) * PAGE, address + page * PAGE, PAGE, RW)
     data = pattern(PAGES * PAGE)
-    iommu.dma_write(0, data)
-    assert iommu.dma_read(0, len(data)) == data
+    iommu.space.dma_write(0, data)
+    assert iommu.space.dma_read(0, len(data)) == data
     assert child("memory['m'].read(0, PAGE)") == data[PAGE : 2 * PAGE]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import EllipsisType
 from typing import Union
 
-from devmodel.iommu import DMA_ENTRY_LIMIT
+from devmodel.iommu.api import DMA_ENTRY_LIMIT
 from devmodel.lifecycle.lab import Lab
 from devmodel.uuids import parse_uuid
 from vfsfuse.kernfs.kobject import Kobject

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from devmodel.iommu import LockedMemory
+from devmodel.iommu.api import MustWait
+from devmodel.iommu.backend import LockedMemory
 from devmodel.vfio.container import (
     Container,
     DirtyRange,
@@ -106,15 +108,16 @@ class ContainerFops(VfioFops):
 
     @answers("VFIO_IOMMU_UNMAP_DMA")
     def unmap_dma(self, request: Request) -> int | None:
-        type1 = self.container.type1
-        if type1.busy and request.on_pump:
-            return None  # an unmap may have to wait for a DMA, whose memory may be this mount's
-        argument = request.argument
+        type1, argument, may_wait = self.container.type1, request.argument, not request.on_pump
         dma = argument.value
-        if dma.flags:
-            dma.size = unmap_dma(type1, dma.flags, dma.iova, dma.size, lambda: _bitmap_behind(request))
-        else:
-            dma.size = type1.unmap(dma.iova, dma.size)
+        try:
+            if dma.flags:
+                bitmap = partial(_bitmap_behind, request)
+                dma.size = unmap_dma(type1, dma.flags, dma.iova, dma.size, bitmap, may_wait)
+            else:
+                dma.size = type1.unmap(dma.iova, dma.size, may_wait=may_wait)
+        except MustWait:  # for memory of the client, which may be this mount's
+            return None
         argument.reply()
         return 0
 

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The groups that are attached to an address space, and the backends that serve them: one of each kind.
+
+State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace`, which calls everything here;
+nothing here locks. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU".
+"""
+
+import errno
+
+from devmodel.iommu.api import PGSIZES, IommuGroup
+from devmodel.iommu.backend import Backend, LockedMemory, PinningBackend
+from devmodel.iommu.mappings import Mapping, Mappings
+from devmodel.iommu.pins import MediatedBackend
+
+BACKENDS: tuple[type[PinningBackend] | type[MediatedBackend], ...] = (PinningBackend, MediatedBackend)
+"""What a group is offered to, in this order."""
+
+
+class Attachments:
+    """Groups and their backends. ``strict`` are the backends that may refuse a mapping or must be told of it,
+    always the same list; ``mediated`` is that of mediated devices, if one is attached."""
+
+    __slots__ = ("_backends", "_locked", "mediated", "strict")
+
+    def __init__(self, locked: LockedMemory) -> None:
+        self._locked = locked
+        self._backends: list[Backend] = []
+        self.strict: list[Backend] = []
+        self.mediated: MediatedBackend | None = None
+
+    @property
+    def pgsizes(self) -> int:
+        """Bitmap of the page sizes that all groups can use."""
+        pgsizes = PGSIZES
+        for backend in self._backends:
+            pgsizes &= backend.pgsizes
+        return pgsizes
+
+    @property
+    def iova_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Valid ranges as (first, last) iova, () when nothing limits them: with mediated devices only."""
+        return next((backend.iova_ranges for backend in self._backends if backend.iova_ranges), ())
+
+    def add(self, group: IommuGroup, mappings: Mappings) -> None:
+        """Serve ``group`` with the first backend that accepts it.
+
+        ``OSError``, nothing changed: EINVAL when no backend accepts it or a mapping is where it cannot be,
+        ENOMEM and EFAULT when what is mapped cannot be pinned.
+        """
+        kind = next((kind for kind in BACKENDS if kind.accepts(group)), None)
+        if kind is None or self._backend_of(group) is not None:
+            raise OSError(errno.EINVAL, f"no IOMMU for group {group.number}, or it has one")
+        backend = next((one for one in self._backends if isinstance(one, kind)), None)
+        if backend is None:
+            backend = kind(self._locked)
+            backend.start(mappings)
+            self._change([*self._backends, backend])
+        backend.groups[group.number] = group
+
+    def remove(self, group: IommuGroup, mappings: Mappings) -> bool:
+        """The opposite of :meth:`add`; True when the last group has gone, False also for an unknown one."""
+        backend = self._backend_of(group)
+        if backend is None:
+            return False
+        del backend.groups[group.number]
+        if not backend.groups:
+            backend.stop(mappings)
+            self._change([one for one in self._backends if one is not backend])
+        return not self._backends
+
+    def check(self, mapping: Mapping) -> None:
+        """``OSError(EINVAL)`` where some attached device cannot reach it."""
+        for backend in self.strict:
+            if not backend.valid(mapping.iova, mapping.end):
+                raise OSError(
+                    errno.EINVAL, f"iova {mapping.iova:#x} is reserved or beyond what the IOMMU can"
+                )
+
+    def map(self, mapping: Mapping) -> None:
+        """``mapping`` comes. ``OSError``, nothing changed: ENOMEM and EFAULT as :meth:`add`."""
+        for backend in self.strict:
+            backend.map(mapping)  # only the pinning one, of which there is one, can refuse
+
+    def forget(self, mapping: Mapping) -> None:
+        """``mapping`` goes, and nobody has it pinned any more."""
+        mapping.pins = None
+        for backend in self._backends:
+            backend.unmap(mapping)
+        self._locked.settle(mapping, 0)
+
+    def _backend_of(self, group: IommuGroup) -> Backend | None:
+        return next((one for one in self._backends if group.number in one.groups), None)
+
+    def _change(self, backends: list[Backend]) -> None:
+        self._backends = backends
+        self.strict[:] = [backend for backend in backends if backend.strict]
+        self.mediated = next((one for one in backends if isinstance(one, MediatedBackend)), None)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What device models see of an IOMMU: addresses to read, to write and to pin, and the faults of what may not
+be.
+
+State: none here. Everything is called from DMA threads: never from the device lane or the trio thread, which
+a client whose memory does not answer would stop.
+Source: Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin_pages, vfio_unpin_pages).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from devmodel.iommu.api import PAGE_SIZE, Prot
+from devmodel.iommu.mappings import Mapping
+from devmodel.iommu.segments import Segment
+
+
+class Piece(NamedTuple):
+    """``size`` bytes at ``offset`` of a mapping, as a device remembers them from
+    :meth:`DmaSpace.mapping_at`."""
+
+    mapping: Mapping
+    offset: int
+    size: int
+
+
+class StalePiece(Exception):
+    """A mapping that a device remembers has been unmapped: it has to look again."""
+
+
+class DmaSpace(ABC):
+    """I/O virtual addresses as devices see them. Sizes and offsets are bytes.
+
+    :class:`devmodel.iommu.space.IoAddressSpace` is one; whatever watches or refuses the DMA of a device is
+    another, which passes on what it is asked. Every access of a device is exactly one of these calls.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def dma_read(self, iova: int, size: int) -> bytes:
+        """``size`` bytes from ``iova``. Raises :class:`DmaFault`."""
+
+    @abstractmethod
+    def dma_write(self, iova: int, data: bytes) -> None:
+        """Store ``data`` at ``iova``. Raises :class:`DmaFault`; nothing is written unless all may be."""
+
+    @abstractmethod
+    def dma_rw(self, iova: int, buffer: bytes | bytearray | memoryview, write: bool) -> None:
+        """Store ``buffer`` at ``iova`` if ``write``, else fill it from there. Raises :class:`DmaFault`."""
+
+    @abstractmethod
+    def mapping_at(self, iova: int, write: bool) -> Mapping:
+        """The mapping of ``iova``, for a device that remembers translations and uses them by
+        :meth:`dma_pieces`. Raises :class:`DmaFault`."""
+
+    @abstractmethod
+    def dma_pieces(self, pieces: Sequence[Piece], buffer: bytearray | memoryview, write: bool) -> None:
+        """As :meth:`dma_rw`, for pieces of remembered mappings that together have the size of ``buffer``.
+
+        No piece is reached once its unmap has returned. Raises :class:`StalePiece`, with nothing moved, and
+        :class:`DmaFault`.
+        """
+
+    @abstractmethod
+    def pin_pages(self, iova: int, count: int, prot: Prot) -> "Pin":
+        """Hold ``count`` pages from ``iova`` until they are unpinned, however their mappings change.
+
+        For devices that are told of unmaps (:meth:`IoAddressSpace.register`). Raises ``OSError``: EACCES on a
+        type1 that is not v2, E2BIG above 512 pages, EINVAL (misaligned, not mapped, being unmapped, no device
+        registered), EPERM (protection), EFAULT (no such memory), ENOMEM (RLIMIT_MEMLOCK).
+        """
+
+    @abstractmethod
+    def unpin_pages(self, iova: int, count: int) -> None:
+        """Let go of ``count`` pages from ``iova``, once; those that are not pinned stay as they are. Any
+        thread."""
+
+    @abstractmethod
+    def read_pinned(self, pin: "Pin", offset: int, size: int) -> bytes:
+        """``size`` bytes at ``offset`` of what ``pin`` holds. Raises :class:`DmaFault`."""
+
+    @abstractmethod
+    def write_pinned(self, pin: "Pin", offset: int, data: bytes) -> None:
+        """Store ``data`` at ``offset`` of what ``pin`` holds. Raises :class:`DmaFault`."""
+
+
+class Pin:
+    """Pages a device holds, from :meth:`DmaSpace.pin_pages`. Unpinned, all access is a fault.
+
+    ``segments`` is the memory they are, for the :class:`DmaSpace` that made it.
+    """
+
+    __slots__ = ("_released", "_space", "iova", "prot", "segments", "size")
+
+    def __init__(
+        self, space: DmaSpace, iova: int, size: int, prot: Prot, segments: tuple[Segment, ...]
+    ) -> None:
+        self._space, self._released = space, False
+        self.iova, self.size, self.prot = iova, size, prot
+        self.segments = segments
+
+    @property
+    def released(self) -> bool:
+        """Whether they are held no more. Any thread."""
+        return self._released
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes at ``offset`` of the pages. Raises :class:`DmaFault`. DMA threads."""
+        return self._space.read_pinned(self, offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store ``data`` at ``offset`` of the pages. Raises :class:`DmaFault`. DMA threads."""
+        self._space.write_pinned(self, offset, data)
+
+    def release(self) -> None:
+        """Unpin them, once however often it is called; access is a fault from then on. Any thread."""
+        if not self._released:
+            self._released = True
+            self._space.unpin_pages(self.iova, self.size // PAGE_SIZE)
+
+    def part(self, offset: int, size: int) -> list[Segment] | None:
+        """The segments of ``size`` bytes at ``offset``; None when it has not all of them, or was released."""
+        if self._released or offset < 0 or offset + size > self.size:
+            return None
+        found, position = [], 0
+        for segment in self.segments:
+            low, high = max(offset, position), min(offset + size, position + segment.size)
+            if low < high:
+                found.append(segment.cut(low - position, high - position))
+            position += segment.size
+        return found

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranges of I/O virtual addresses as the segments of mappings they consist of, and copying to and from those.
+
+State: none. :func:`segments_of`, :func:`refusal`, :func:`hold` and :func:`is_pinned` are called under the
+lock of the address space; :func:`read` and :func:`copy` without it, from DMA threads. Source:
+Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw).
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from devmodel.client import Client, Pages
+from devmodel.iommu.api import PAGE_SIZE, Prot
+from devmodel.iommu.mappings import Mapping, Mappings
+
+
+class Segment(NamedTuple):
+    """``size`` bytes at ``offset`` of a mapping; ``pages``, if there are, is where they are found."""
+
+    mapping: Mapping
+    offset: int
+    size: int
+    pages: Pages | None
+    pages_offset: int = 0
+
+    def cut(self, low: int, high: int) -> "Segment":
+        """Its bytes from ``low`` to before ``high``, counted from its own start."""
+        return Segment(self.mapping, self.offset + low, high - low, self.pages, self.pages_offset + low)
+
+
+def segments_of(mappings: Mappings, iova: int, size: int, holes: bool = False) -> list[Segment] | None:
+    """The mapped segments of a range, in order; None for a hole unless ``holes`` are allowed."""
+    end, position = iova + size, iova
+    one = mappings.covering(iova)
+    if one is not None and end <= one.end:
+        return [Segment(one, iova - one.iova, size, one.pages, iova - one.iova)]
+    segments = []
+    for mapping in mappings.within(iova, end):
+        if mapping.iova > position and not holes:
+            return None
+        position = max(position, mapping.iova)
+        offset, length = position - mapping.iova, min(end, mapping.end) - position
+        segments.append(Segment(mapping, offset, length, mapping.pages, offset))
+        position += length
+    return segments if holes or position == end else None
+
+
+def refusal(segments: Sequence[Segment], wanted: int) -> str | None:
+    """Why a DMA that wants this (the number of a :class:`Prot`) may not use the segments; None when it
+    may."""
+    for segment in segments:
+        if not segment.mapping.allows & wanted:
+            return "not permitted"
+        if not segment.mapping.vaddr_valid and segment.pages is None:
+            return "the client is moving its memory"
+    return None
+
+
+def hold(segment: Segment, prot: Prot) -> Segment:
+    """The segment with pages of its own, if a pinning backend does not hold the mapping's already."""
+    if segment.pages is not None:
+        return segment
+    mapping = segment.mapping
+    pages = mapping.client.pin(mapping.vaddr + segment.offset, segment.size, bool(prot & Prot.WRITE))
+    return Segment(mapping, segment.offset, segment.size, pages, 0)
+
+
+def is_pinned(segment: Segment) -> bool:
+    """Whether mediated devices hold every page of it."""
+    first, last = segment.offset // PAGE_SIZE, (segment.offset + segment.size - 1) // PAGE_SIZE
+    pins = segment.mapping.pins
+    return pins is not None and all(page in pins for page in range(first, last + 1))
+
+
+def read(segments: Sequence[Segment]) -> bytes:
+    """What is in the segments, one after the other. ``OSError`` as :class:`Client` raises it."""
+    found = [
+        client.gather(_vector(run)) if pages is None else pages.read(run[0].pages_offset, size)
+        for client, pages, run, size in _runs(segments)
+    ]
+    return found[0] if len(found) == 1 else b"".join(found)
+
+
+def copy(segments: Sequence[Segment], view: memoryview, write: bool) -> None:
+    """Store ``view`` in the segments if ``write``, else fill it from them. ``OSError`` as :func:`read`."""
+    for client, pages, run, size in _runs(segments):
+        here, view = view[:size], view[size:]
+        if pages is None:
+            (client.write_parts if write else client.read_parts)(_vector(run), here)
+        else:
+            (pages.write_from if write else pages.read_into)(run[0].pages_offset, here)
+
+
+_Run = tuple[Client, Pages | None, list[Segment], int]
+
+
+def _runs(segments: Sequence[Segment]) -> Iterator[_Run]:
+    """Segments that one call moves, with their size: held pages one by one, other memory of a client at
+    once."""
+    for (client, pages), group in groupby(segments, key=lambda one: (one.mapping.client, one.pages)):
+        run = list(group)
+        yield client, pages, run, sum(segment.size for segment in run)
+
+
+def _vector(segments: Sequence[Segment]) -> list[tuple[int, int]]:
+    """The segments as (vaddr, size), fewer where one goes on where the last one ends."""
+    vector: list[tuple[int, int]] = []
+    end = -1
+    for segment in segments:
+        vaddr = segment.mapping.vaddr + segment.offset
+        if vaddr == end:
+            vector[-1] = (vector[-1][0], vector[-1][1] + segment.size)
+        else:
+            vector.append((vaddr, segment.size))
+        end = vaddr + segment.size
+    return vector

@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The I/O address space (the kernel's IOAS): mappings, and the DMA and pins of the devices attached to it.
+
+APIs (type1) decide which mappings come and go; devices see a :class:`DmaSpace`. Clients' calls come from the
+device lane and its worker, DMA from any other thread.
+
+``IoAddressSpace.lock`` guards everything here, and the mappings, backends and pins behind it. It is held to
+look and to mark, never while bytes are copied or a client's memory is written: a client can make that as slow
+as it likes (userfaultfd, a mapping of this very mount). A DMA enters its ranges in ``inflight`` under the
+lock, copies without it, and takes them out under it. An unmap enters its range there too, which refuses new
+DMA and pins in it, and waits for the DMA under way. Dirty bitmaps (``tracking``) are written after looking,
+in the same way. Source: <linux/vfio.h>; Documentation/driver-api/vfio-mediated-device.rst; the order of
+checks is vfio_iommu_type1's.
+"""
+
+import errno
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+from devmodel.client import Client
+from devmodel.iommu.api import (
+    ADDRESSES,
+    DMA_ENTRY_LIMIT,
+    MAX_BITMAP_PAGES,
+    MAX_PIN_PAGES,
+    PAGE_SIZE,
+    DmaUser,
+    IommuGroup,
+    MustWait,
+    Prot,
+    check_range,
+)
+from devmodel.iommu.attachments import Attachments
+from devmodel.iommu.backend import LockedMemory
+from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin, StalePiece
+from devmodel.iommu.inflight import MAX_DMA, Inflight, Span
+from devmodel.iommu.mappings import Mapping, Mappings
+from devmodel.iommu.pins import MediatedBackend
+from devmodel.iommu.segments import Segment, copy, is_pinned, read, refusal, segments_of
+
+NOTIFY_LIMIT = 10
+"""How often a device is asked to unpin before its model is called wrong."""
+_READ, _WRITE = int(Prot.READ), int(Prot.WRITE)
+
+Choice = Callable[[], list[Mapping]]
+"""An API's rule: the mappings that a call is about, in order, or the ``OSError`` that refuses it. It is asked
+under the lock."""
+
+
+class IoAddressSpace(DmaSpace):
+    """Mappings by I/O virtual address, and everything devices do with them.
+
+    ``locked`` accounts for pinned pages, ``invalid_vaddrs`` counts mappings without a vaddr, and ``inflight``
+    has the DMA under way and the refused ones.
+    """
+
+    __slots__ = (
+        "_copying",
+        "_draining",
+        "_in_unit",
+        "_may_pin",
+        "_strict",
+        "attachments",
+        "inflight",
+        "invalid_vaddrs",
+        "limit",
+        "lock",
+        "locked",
+        "mappings",
+    )
+
+    def __init__(
+        self,
+        locked: LockedMemory | None = None,
+        limit: int = DMA_ENTRY_LIMIT,
+        alignment: int = PAGE_SIZE,
+        may_pin: bool = True,
+    ) -> None:
+        """``locked`` accounts for pinned pages together with other spaces; ``limit`` bounds the mappings,
+        whose numbers are multiples of ``alignment`` bytes, a power of two; ``may_pin``: mediated devices may
+        pin."""
+        self.lock = threading.Lock()
+        self.mappings = Mappings()
+        self.inflight = Inflight(self.lock, self.mappings)
+        self._copying, self._draining = self.inflight.copying, self.inflight.draining
+        self.locked = locked or LockedMemory()
+        self.attachments = Attachments(self.locked)
+        self._strict = self.attachments.strict
+        self._in_unit = alignment - 1
+        self._may_pin = may_pin
+        self.limit = limit
+        self.invalid_vaddrs = 0
+
+    # ---- devices come and go: device lane ----
+
+    @property
+    def mediated(self) -> MediatedBackend | None:
+        """The backend of mediated devices, while a group of them is attached."""
+        return self.attachments.mediated
+
+    def attach(self, group: IommuGroup) -> None:
+        """Let the group's devices use the space. ``OSError``: EBUSY while a vaddr is invalid, otherwise as
+        :meth:`Attachments.add`."""
+        with self.lock:
+            if self.invalid_vaddrs:
+                raise OSError(errno.EBUSY, "a mapping has no vaddr at present")
+            self.attachments.add(group, self.mappings)
+
+    def detach(self, group: IommuGroup) -> None:
+        """The opposite of :meth:`attach`; with the last group go all mappings."""
+        with self.lock:
+            if self.attachments.remove(group, self.mappings):
+                self._clear()
+
+    def register(self, user: DmaUser) -> None:
+        """An open mediated device can pin pages from now on. ``OSError(EINVAL)`` when no mediated group is
+        attached."""
+        with self.lock:
+            if self.mediated is None:
+                raise OSError(errno.EINVAL, "only mediated devices pin pages")
+            self.mediated.users.append(user)
+
+    def unregister(self, user: DmaUser) -> None:
+        """The device is closed; it has unpinned what it pinned."""
+        with self.lock:
+            if self.mediated is not None and user in self.mediated.users:
+                self.mediated.users.remove(user)
+
+    def clear(self) -> None:
+        """Forget every mapping and pin."""
+        with self.lock:
+            self._clear()
+
+    # ---- APIs: device lane and its worker ----
+
+    def map(self, client: Client, iova: int, vaddr: int, size: int, prot: int) -> None:
+        """Let ``size`` bytes from ``iova`` stand for ``client``'s memory from ``vaddr``; touches none of it.
+
+        Raises ``OSError``: EINVAL (no protection, no size, misaligned, not a valid iova), EOVERFLOW (wraps
+        around), EEXIST (overlaps a mapping), ENOSPC (too many mappings); while a physical function is
+        attached also ENOMEM (RLIMIT_MEMLOCK) and EFAULT (no such memory).
+        """
+        allowed = prot & 3
+        if not allowed:
+            raise OSError(errno.EINVAL, "a mapping must be readable or writable by the device")
+        partial = not size or (size | iova | vaddr) & self._in_unit
+        if partial or iova + size > ADDRESSES or vaddr + size > ADDRESSES:
+            check_range(size, iova, vaddr, alignment=self._in_unit + 1)  # a call each time would cost a sixth
+        mapping = Mapping(client, iova, vaddr, size, allowed)
+        with self.lock:
+            mappings = self.mappings
+            if self._strict or mappings.tracked or len(mappings.by_start) >= self.limit:
+                self._admit(mapping)
+            if not mappings.add(mapping):
+                raise _exists(iova)
+
+    def unmap_exact(self, iova: int, size: int) -> bool:
+        """Remove the mapping of exactly this range, if nobody has to be told, asked or waited for; otherwise
+        nothing changes and :meth:`unmap` has to be asked."""
+        with self.lock:
+            mapping = self.mappings.by_start.get(iova)
+            if (
+                mapping is None
+                or mapping.size != size
+                or mapping.pins
+                or not mapping.vaddr_valid
+                or self._strict
+                or self._copying
+                or self._draining
+            ):
+                return False
+            self.mappings.remove(mapping)
+            return True
+
+    def unmap(self, span: Span, choose: Choice, may_wait: bool = True) -> int:
+        """Remove the mappings that ``choose`` names, which begin in ``span``; returns the bytes unmapped.
+
+        Devices that pin some of it are asked to let go, without the lock; new DMA is refused, and DMA under
+        way waited for. Raises :class:`MustWait`, decided under the same lock, when that takes waiting and
+        ``may_wait`` is False; ``OSError``: EBUSY when a DMA does not end, otherwise as ``choose``.
+        """
+        with self.lock:
+            found = self.unpinned(span, choose, may_wait)
+            self.inflight.drain(reach(span, found))
+            return self.remove(found)
+
+    # ---- DMA threads: DmaSpace ----
+
+    def dma_read(self, iova: int, size: int) -> bytes:
+        if not 0 < size <= MAX_DMA:
+            return self.inflight.refuse_size(iova, size, write=False)
+        span = ((iova, iova + size),)
+        mapping = self._begin(span, _READ)
+        if mapping is None:
+            return self._read(iova, size)
+        try:
+            return mapping.client.read(mapping.vaddr + iova - mapping.iova, size)
+        except OSError as error:
+            raise self.inflight.failed(iova, size, False, error) from error
+        finally:
+            self._end(span, mapping, False)
+
+    def dma_write(self, iova: int, data: bytes) -> None:
+        size = len(data)
+        span = ((iova, iova + size),)
+        mapping = self._begin(span, _WRITE) if 0 < size <= MAX_DMA else None
+        if mapping is None:
+            self._rw(iova, memoryview(data), write=True)
+            return
+        try:
+            mapping.client.write(mapping.vaddr + iova - mapping.iova, data)
+        except OSError as error:
+            raise self.inflight.failed(iova, size, True, error) from error
+        finally:
+            self._end(span, mapping, True)
+
+    def dma_rw(self, iova: int, buffer: bytes | bytearray | memoryview, write: bool) -> None:
+        view = memoryview(buffer).cast("B")
+        size = len(view)
+        span = ((iova, iova + size),)
+        mapping = self._begin(span, _WRITE if write else _READ) if 0 < size <= MAX_DMA else None
+        if mapping is None:
+            self._rw(iova, view, write)
+            return
+        client, part = mapping.client, (mapping.vaddr + iova - mapping.iova, size)
+        try:
+            (client.write_parts if write else client.read_parts)((part,), view)
+        except OSError as error:
+            raise self.inflight.failed(iova, size, write, error) from error
+        finally:
+            self._end(span, mapping, write)
+
+    def mapping_at(self, iova: int, write: bool) -> Mapping:
+        with self.lock:
+            mapping = self.mappings.covering(iova)
+            if mapping is None:
+                raise self.inflight.fault(iova, 1, write, "not mapped")
+            return mapping
+
+    def dma_pieces(self, pieces: Sequence[Piece], buffer: bytearray | memoryview, write: bool) -> None:
+        # Whether each is still mapped is checked under the lock that an unmap takes, together with the entry
+        # of this DMA among those that an unmap waits for.
+        spans = [
+            (mapping.iova + offset, mapping.iova + offset + size) for mapping, offset, size in pieces if size
+        ]
+        if spans:
+            view = memoryview(buffer).cast("B")
+            self._move(spans, view, write, lambda: self._recall(pieces, _WRITE if write else _READ))
+
+    def pin_pages(self, iova: int, count: int, prot: Prot) -> Pin:
+        if count > MAX_PIN_PAGES:
+            raise OSError(errno.E2BIG, f"{count} pages in one pin")
+        if count < 1 or iova % PAGE_SIZE:
+            raise OSError(errno.EINVAL, f"{count} pages at iova {iova:#x}")
+        if not self._may_pin:
+            raise OSError(errno.EACCES, "pages can be pinned in a type1v2 IOMMU only")
+        size = count * PAGE_SIZE
+        with self.lock:
+            mediated = self.mediated
+            if mediated is None or self.inflight.is_draining(((iova, iova + size),)):
+                raise OSError(
+                    errno.EINVAL, f"iova {iova:#x} is being unmapped, or no mediated device is here"
+                )
+            return Pin(self, iova, size, prot, mediated.pin(self.mappings, iova, count, prot))
+
+    def unpin_pages(self, iova: int, count: int) -> None:
+        with self.lock:
+            if self.mediated is not None:
+                self.mediated.unpin(self.mappings, iova, count)
+
+    def read_pinned(self, pin: Pin, offset: int, size: int) -> bytes:
+        if not size:
+            return b""
+        span = (pin.iova + offset, pin.iova + offset + size)
+        return self.inflight.transfer(
+            (span,), size, False, lambda: self._held(pin, offset, size, _READ), read
+        )
+
+    def write_pinned(self, pin: Pin, offset: int, data: bytes) -> None:
+        size = len(data)
+        if size:
+            span = (pin.iova + offset, pin.iova + offset + size)
+            self._move((span,), memoryview(data), True, lambda: self._held(pin, offset, size, _WRITE))
+
+    # ---- the short way of a DMA: one mapping, which is not pinned ----
+
+    def _begin(self, span: Sequence[Span], wanted: int) -> Mapping | None:
+        """Enter a DMA whose range lies in one mapping, which is not pinned; None for what takes longer."""
+        iova, end = span[0]
+        with self.lock:
+            mapping = self.mappings.covering(iova)
+            if (
+                mapping is None
+                or end > mapping.end
+                or not mapping.allows & wanted
+                or mapping.pages is not None
+                or not mapping.vaddr_valid
+                or self._draining
+            ):
+                return None
+            self._copying.append(span)
+            return mapping
+
+    def _end(self, span: Sequence[Span], mapping: Mapping, write: bool) -> None:
+        """The DMA that :meth:`_begin` entered is over."""
+        with self.lock:
+            if write and self.mappings.tracked:  # after a fault too: some of it may have been stored
+                iova, end = span[0]
+                mapping.written(iova - mapping.iova, end - iova)
+            self._copying.remove(span)
+            if self._draining:
+                self.inflight.idle.notify_all()
+
+    # ---- any other DMA ----
+
+    def _read(self, iova: int, size: int) -> bytes:
+        span = (iova, iova + size)
+        return self.inflight.transfer((span,), size, False, lambda: self._find(iova, size, _READ), read)
+
+    def _rw(self, iova: int, view: memoryview, write: bool) -> None:
+        size = len(view)
+        if not 0 < size <= MAX_DMA:
+            self.inflight.refuse_size(iova, size, write)
+            return
+        wanted = _WRITE if write else _READ
+        self._move(((iova, iova + size),), view, write, lambda: self._find(iova, size, wanted))
+
+    def _move(
+        self, spans: Sequence[Span], view: memoryview, write: bool, find: Callable[[], list[Segment]]
+    ) -> None:
+        self.inflight.transfer(spans, len(view), write, find, lambda segments: copy(segments, view, write))
+
+    def _find(self, iova: int, size: int, wanted: int) -> list[Segment]:
+        segments = segments_of(self.mappings, iova, size)
+        return self._permit(segments, iova, size, wanted)
+
+    def _recall(self, pieces: Sequence[Piece], wanted: int) -> list[Segment]:
+        if not all(mapping.live for mapping, _, _ in pieces):
+            raise StalePiece
+        segments = [Segment(mapping, offset, size, mapping.pages, offset) for mapping, offset, size in pieces]
+        iova, size = pieces[0].mapping.iova + pieces[0].offset, sum(piece.size for piece in pieces)
+        return self._permit(segments, iova, size, wanted)
+
+    def _permit(self, segments: list[Segment] | None, iova: int, size: int, wanted: int) -> list[Segment]:
+        reason = "not mapped" if segments is None else refusal(segments, wanted)
+        if segments is None or reason is not None:
+            raise self.inflight.fault(iova, size, wanted == _WRITE, reason or "")
+        return segments
+
+    def _held(self, pin: Pin, offset: int, size: int, wanted: int) -> list[Segment]:
+        segments = pin.part(offset, size)
+        if segments is None or not pin.prot & wanted or not all(map(is_pinned, segments)):
+            raise self.inflight.fault(pin.iova + offset, size, wanted == _WRITE, "not pinned so")
+        return segments
+
+    # ---- under the lock ----
+
+    def unpinned(self, span: Span, choose: Choice, may_wait: bool) -> list[Mapping]:
+        """What ``choose`` names, once no device pins any of it. Lets go of the lock to ask devices. Raises
+        :class:`MustWait` when DMA or another unmap is under way there and ``may_wait`` is False."""
+        for _ in range(NOTIFY_LIMIT):
+            found = choose()
+            if not may_wait and self.inflight.is_used(reach(span, found)):
+                raise MustWait
+            pinned = [(mapping.iova, mapping.size) for mapping in found if mapping.pins]
+            if not pinned:
+                return found
+            users = list(self.mediated.users) if self.mediated else []
+            self.lock.release()
+            try:
+                for iova, size in pinned:
+                    for user in users:
+                        user.dma_unmap(iova, size)
+            finally:
+                self.lock.acquire()
+        raise RuntimeError(f"a device does not unpin iova {span[0]:#x}")
+
+    def remove(self, mappings: Iterable[Mapping]) -> int:
+        """Remove those that another unmap has not removed meanwhile; returns their bytes."""
+        removed = 0
+        for mapping in mappings:
+            if mapping.live:
+                self.mappings.remove(mapping)
+                self._forget(mapping)
+                removed += mapping.size
+        return removed
+
+    def _admit(self, mapping: Mapping) -> None:
+        """Whatever there is against a new mapping, in the kernel's order; its backends know it then."""
+        if self.mappings.within(mapping.iova, mapping.end):
+            raise _exists(mapping.iova)
+        if len(self.mappings) >= self.limit:
+            raise OSError(errno.ENOSPC, f"{self.limit} mappings are the limit")
+        for backend in self._strict:
+            if not backend.valid(mapping.iova, mapping.end):
+                raise OSError(
+                    errno.EINVAL, f"iova {mapping.iova:#x} is reserved or beyond what the IOMMU can"
+                )
+        if self.mappings.tracked and mapping.page_count > MAX_BITMAP_PAGES:
+            raise OSError(errno.EINVAL, f"a mapping of {mapping.size:#x} bytes is too large to be tracked")
+        self.attachments.map(mapping)
+
+    def _forget(self, mapping: Mapping) -> None:
+        self.invalid_vaddrs -= not mapping.vaddr_valid
+        self.attachments.forget(mapping)
+
+    def _clear(self) -> None:
+        for mapping in self.mappings:
+            self._forget(mapping)
+        self.mappings.clear()
+        self.mappings.tracked = False
+
+
+def reach(span: Span, found: Sequence[Mapping]) -> Span:
+    """The range with all of the mappings found in it: the last one may go on behind it (type1 version 1)."""
+    return (span[0], max(span[1], found[-1].end)) if found else span
+
+
+def _exists(iova: int) -> OSError:
+    return OSError(errno.EEXIST, f"iova {iova:#x} is mapped already")
