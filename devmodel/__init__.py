@@ -15,5 +15,5 @@ Besides the standard library only trio is imported; ioctl numbers and the ABI's 
 Errors meant for a client are ``OSError`` with the errno that the kernel gives; any other exception is a bug.
 
 Locks are taken in this order, and never in another: ``Lab.lock``, ``Group.lock``, ``Container.lock``,
-``Device.lock``, ``Type1.lock``.
+``Device.lock``, ``IoAddressSpace.lock``.
 """

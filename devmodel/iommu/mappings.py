@@ -5,7 +5,7 @@ State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace` that o
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from devmodel.client import Client, Pages
 from devmodel.iommu.api import PAGE_SIZE, Prot
@@ -192,3 +192,9 @@ class Mappings:
         self._blocks.insert(index + 1, block[half:])
         self._firsts.insert(index + 1, block[half])
         del block[half:]
+
+
+def extent(found: Sequence[Mapping], span: tuple[int, int]) -> tuple[int, int]:
+    """From the start of the first to the end of the last of what was found for ``span``, in order: more than
+    that where an unmap takes mappings whole that only begin in it. ``span`` when nothing was found."""
+    return (found[0].iova, found[-1].end) if found else span

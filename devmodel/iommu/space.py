@@ -8,14 +8,16 @@ device lane and its worker, DMA from any other thread.
 look and to mark, never while bytes are copied or a client's memory is written: a client can make that as slow
 as it likes (userfaultfd, a mapping of this very mount). A DMA enters its ranges in ``inflight`` under the
 lock, copies without it, and takes them out under it. An unmap enters its range there too, which refuses new
-DMA and pins in it, and waits for the DMA under way. Dirty bitmaps (``tracking``) are written after looking,
-in the same way. Source: <linux/vfio.h>; Documentation/driver-api/vfio-mediated-device.rst; the order of
-checks is vfio_iommu_type1's.
+DMA and pins in it, and waits for the DMA under way. Dirty bitmaps (``tracking``) are written after looking.
+
+Source: <linux/vfio.h>; Documentation/driver-api/vfio-mediated-device.rst; the order of checks is
+vfio_iommu_type1's.
 """
 
 import errno
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from devmodel.client import Client
 from devmodel.iommu.api import (
@@ -34,7 +36,7 @@ from devmodel.iommu.attachments import Attachments
 from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin, StalePiece
 from devmodel.iommu.inflight import MAX_DMA, Inflight, Span
-from devmodel.iommu.mappings import Mapping, Mappings
+from devmodel.iommu.mappings import Mapping, Mappings, extent
 from devmodel.iommu.pins import MediatedBackend
 from devmodel.iommu.segments import Segment, copy, is_pinned, read, refusal, segments_of
 
@@ -43,8 +45,9 @@ NOTIFY_LIMIT = 10
 _READ, _WRITE = int(Prot.READ), int(Prot.WRITE)
 
 Choice = Callable[[], list[Mapping]]
-"""An API's rule: the mappings that a call is about, in order, or the ``OSError`` that refuses it. It is asked
-under the lock."""
+"""An API's rule, asked under the lock: the mappings a call is about, in order, or a refusing ``OSError``."""
+Find = Callable[[], list[Segment]]
+"""What a DMA reaches, asked under the lock. Raises :class:`DmaFault`."""
 
 
 class IoAddressSpace(DmaSpace):
@@ -143,8 +146,8 @@ class IoAddressSpace(DmaSpace):
         allowed = prot & 3
         if not allowed:
             raise OSError(errno.EINVAL, "a mapping must be readable or writable by the device")
-        partial = not size or (size | iova | vaddr) & self._in_unit
-        if partial or iova + size > ADDRESSES or vaddr + size > ADDRESSES:
+        misaligned = not size or (size | iova | vaddr) & self._in_unit
+        if misaligned or iova + size > ADDRESSES or vaddr + size > ADDRESSES:
             check_range(size, iova, vaddr, alignment=self._in_unit + 1)  # a call each time would cost a sixth
         mapping = Mapping(client, iova, vaddr, size, allowed)
         with self.lock:
@@ -181,7 +184,7 @@ class IoAddressSpace(DmaSpace):
         """
         with self.lock:
             found = self.unpinned(span, choose, may_wait)
-            self.inflight.drain(reach(span, found))
+            self.inflight.drain(extent(found, span))
             return self.remove(found)
 
     # ---- DMA threads: DmaSpace ----
@@ -192,7 +195,7 @@ class IoAddressSpace(DmaSpace):
         span = ((iova, iova + size),)
         mapping = self._begin(span, _READ)
         if mapping is None:
-            return self._read(iova, size)
+            return self._read(iova, size, partial(self._find, iova, size, _READ))
         try:
             return mapping.client.read(mapping.vaddr + iova - mapping.iova, size)
         except OSError as error:
@@ -238,14 +241,11 @@ class IoAddressSpace(DmaSpace):
             return mapping
 
     def dma_pieces(self, pieces: Sequence[Piece], buffer: bytearray | memoryview, write: bool) -> None:
-        # Whether each is still mapped is checked under the lock that an unmap takes, together with the entry
-        # of this DMA among those that an unmap waits for.
-        spans = [
-            (mapping.iova + offset, mapping.iova + offset + size) for mapping, offset, size in pieces if size
-        ]
+        # Whether each is still mapped is looked at under the same lock as this DMA is entered.
+        spans = [(one.iova + offset, one.iova + offset + size) for one, offset, size in pieces if size]
         if spans:
-            view = memoryview(buffer).cast("B")
-            self._move(spans, view, write, lambda: self._recall(pieces, _WRITE if write else _READ))
+            wanted = _WRITE if write else _READ
+            self._move(spans, memoryview(buffer).cast("B"), write, partial(self._recall, pieces, wanted))
 
     def pin_pages(self, iova: int, count: int, prot: Prot) -> Pin:
         if count > MAX_PIN_PAGES:
@@ -258,9 +258,7 @@ class IoAddressSpace(DmaSpace):
         with self.lock:
             mediated = self.mediated
             if mediated is None or self.inflight.is_draining(((iova, iova + size),)):
-                raise OSError(
-                    errno.EINVAL, f"iova {iova:#x} is being unmapped, or no mediated device is here"
-                )
+                raise OSError(errno.EINVAL, "no mediated device is attached, or the pages are being unmapped")
             return Pin(self, iova, size, prot, mediated.pin(self.mappings, iova, count, prot))
 
     def unpin_pages(self, iova: int, count: int) -> None:
@@ -271,16 +269,14 @@ class IoAddressSpace(DmaSpace):
     def read_pinned(self, pin: Pin, offset: int, size: int) -> bytes:
         if not size:
             return b""
-        span = (pin.iova + offset, pin.iova + offset + size)
-        return self.inflight.transfer(
-            (span,), size, False, lambda: self._held(pin, offset, size, _READ), read
-        )
+        iova = pin.iova + offset
+        return self._read(iova, size, partial(self._held, pin, offset, size, _READ))
 
     def write_pinned(self, pin: Pin, offset: int, data: bytes) -> None:
-        size = len(data)
+        iova, size = pin.iova + offset, len(data)
         if size:
-            span = (pin.iova + offset, pin.iova + offset + size)
-            self._move((span,), memoryview(data), True, lambda: self._held(pin, offset, size, _WRITE))
+            span = ((iova, iova + size),)
+            self._move(span, memoryview(data), True, partial(self._held, pin, offset, size, _WRITE))
 
     # ---- the short way of a DMA: one mapping, which is not pinned ----
 
@@ -313,9 +309,8 @@ class IoAddressSpace(DmaSpace):
 
     # ---- any other DMA ----
 
-    def _read(self, iova: int, size: int) -> bytes:
-        span = (iova, iova + size)
-        return self.inflight.transfer((span,), size, False, lambda: self._find(iova, size, _READ), read)
+    def _read(self, iova: int, size: int, find: Find) -> bytes:
+        return self.inflight.transfer(((iova, iova + size),), size, False, find, read)
 
     def _rw(self, iova: int, view: memoryview, write: bool) -> None:
         size = len(view)
@@ -323,16 +318,13 @@ class IoAddressSpace(DmaSpace):
             self.inflight.refuse_size(iova, size, write)
             return
         wanted = _WRITE if write else _READ
-        self._move(((iova, iova + size),), view, write, lambda: self._find(iova, size, wanted))
+        self._move(((iova, iova + size),), view, write, partial(self._find, iova, size, wanted))
 
-    def _move(
-        self, spans: Sequence[Span], view: memoryview, write: bool, find: Callable[[], list[Segment]]
-    ) -> None:
+    def _move(self, spans: Sequence[Span], view: memoryview, write: bool, find: Find) -> None:
         self.inflight.transfer(spans, len(view), write, find, lambda segments: copy(segments, view, write))
 
     def _find(self, iova: int, size: int, wanted: int) -> list[Segment]:
-        segments = segments_of(self.mappings, iova, size)
-        return self._permit(segments, iova, size, wanted)
+        return self._permit(segments_of(self.mappings, iova, size), iova, size, wanted)
 
     def _recall(self, pieces: Sequence[Piece], wanted: int) -> list[Segment]:
         if not all(mapping.live for mapping, _, _ in pieces):
@@ -360,7 +352,7 @@ class IoAddressSpace(DmaSpace):
         :class:`MustWait` when DMA or another unmap is under way there and ``may_wait`` is False."""
         for _ in range(NOTIFY_LIMIT):
             found = choose()
-            if not may_wait and self.inflight.is_used(reach(span, found)):
+            if not may_wait and self.inflight.is_used(extent(found, span)):
                 raise MustWait
             pinned = [(mapping.iova, mapping.size) for mapping in found if mapping.pins]
             if not pinned:
@@ -391,11 +383,7 @@ class IoAddressSpace(DmaSpace):
             raise _exists(mapping.iova)
         if len(self.mappings) >= self.limit:
             raise OSError(errno.ENOSPC, f"{self.limit} mappings are the limit")
-        for backend in self._strict:
-            if not backend.valid(mapping.iova, mapping.end):
-                raise OSError(
-                    errno.EINVAL, f"iova {mapping.iova:#x} is reserved or beyond what the IOMMU can"
-                )
+        self.attachments.check(mapping)
         if self.mappings.tracked and mapping.page_count > MAX_BITMAP_PAGES:
             raise OSError(errno.EINVAL, f"a mapping of {mapping.size:#x} bytes is too large to be tracked")
         self.attachments.map(mapping)
@@ -409,11 +397,6 @@ class IoAddressSpace(DmaSpace):
             self._forget(mapping)
         self.mappings.clear()
         self.mappings.tracked = False
-
-
-def reach(span: Span, found: Sequence[Mapping]) -> Span:
-    """The range with all of the mappings found in it: the last one may go on behind it (type1 version 1)."""
-    return (span[0], max(span[1], found[-1].end)) if found else span
 
 
 def _exists(iova: int) -> OSError:

@@ -15,8 +15,8 @@ from collections import deque
 from devmodel.iommu.api import MAX_BITMAP_PAGES, PAGE_SIZE, ClientBitmap
 from devmodel.iommu.dirty import DirtyPages, report
 from devmodel.iommu.inflight import Span
-from devmodel.iommu.mappings import Mapping
-from devmodel.iommu.space import Choice, IoAddressSpace, reach
+from devmodel.iommu.mappings import Mapping, extent
+from devmodel.iommu.space import Choice, IoAddressSpace
 
 
 class DirtyTracking:
@@ -78,7 +78,7 @@ class DirtyTracking:
         with self.lock:
             with space.lock:
                 found = space.unpinned(span, choose, may_wait=True)
-                whole = reach(span, found)
+                whole = extent(found, span)
                 space.inflight.drain(whole)
                 space.inflight.draining.append(
                     whole

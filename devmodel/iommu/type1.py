@@ -8,6 +8,7 @@ Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; the order of checks is vfio_
 
 import errno
 from collections.abc import Callable
+from functools import partial
 
 from devmodel.client import Client, Pages
 from devmodel.iommu.api import (
@@ -100,22 +101,19 @@ class Type1(Iommu):
         Raises :class:`MustWait`, with nothing unmapped, when it has to wait for a DMA, another unmap or the
         bitmap's memory and ``may_wait`` is False: as the device lane calls it.
         """
-        # No closure here: what one takes from a function costs each call of that, however short.
         if bitmap is not None:
             return self._unmap_reporting(iova, size, all, bitmap, may_wait)
         if not all and self.space.unmap_exact(iova, size):
             return size
-        return self._unmap_range(iova, _end(iova, size, all), all, may_wait)
-
-    def _unmap_range(self, iova: int, end: int, all: bool, may_wait: bool) -> int:
-        return self.space.unmap((iova, end), lambda: self._chosen(iova, end, all), may_wait)
+        end = _end(iova, size, all)
+        return self.space.unmap((iova, end), partial(self._chosen, iova, end, all), may_wait)
 
     def _unmap_reporting(self, iova: int, size: int, all: bool, bitmap: ClientBitmap, may_wait: bool) -> int:
         check_bitmap(bitmap, size, bitmap.pgsize)
         end = _end(iova, size, all)
         if not may_wait:
             raise MustWait
-        return self._dirty.unmap((iova, end), lambda: self._chosen_tracked(iova, end, bitmap), bitmap)
+        return self._dirty.unmap((iova, end), partial(self._chosen_tracked, iova, end, bitmap), bitmap)
 
     def update_vaddr(self, client: Client, iova: int, vaddr: int, size: int) -> None:
         """Give a mapping whose vaddr was invalidated a new one, maybe of another process.
@@ -174,7 +172,7 @@ class Type1(Iommu):
             raise OSError(errno.EOVERFLOW, "the range wraps around the end of the address space")
         check_bitmap(bitmap, size, PAGE_SIZE)
         check_range(size, iova)
-        self._dirty.report(iova, lambda: self._chosen_whole(iova, iova + size), bitmap)
+        self._dirty.report(iova, partial(self._chosen_whole, iova, iova + size), bitmap)
 
     # ---- which mappings a call is about: under the lock of the space ----
 

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model does with its port: bytes, and buffers of its own."""
 
+import struct
+from collections.abc import Sequence
+
 import pytest
 import trio
 
 from devmodel.device.dma import DmaPort
 from devmodel.device.tasks import Tasks
+from devmodel.gpu.gtt import SYSTEM_BASE, VALID, Gtt
+from devmodel.gpu.shadow import Shadow
 from devmodel.iommu.api import PAGE_SIZE, DmaFault, Prot
+from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin
+from devmodel.iommu.mappings import Mapping
 from devmodel.iommu.type1 import Type1
 from tests.unit.fakes import FakeClient
+from tests.unit.test_iommu import Driver
 
 RW = Prot.READ | Prot.WRITE
 
@@ -50,3 +58,88 @@ def test_without_a_container_there_is_no_dma() -> None:
     with pytest.raises(DmaFault, match="no container"):
         port.read_into_now(0, bytearray(4))
     assert port.fault_count == 1
+
+
+class Listener(DmaSpace):
+    """In front of an address space: names each access, and passes it on."""
+
+    def __init__(self, space: DmaSpace) -> None:
+        self.space = space
+        self.heard: list[str] = []
+
+    def dma_read(self, iova: int, size: int) -> bytes:
+        self.heard.append(f"read {iova:#x} {size}")
+        return self.space.dma_read(iova, size)
+
+    def dma_write(self, iova: int, data: bytes) -> None:
+        self.heard.append(f"write {iova:#x} {len(data)}")
+        self.space.dma_write(iova, data)
+
+    def dma_rw(self, iova: int, buffer: bytes | bytearray | memoryview, write: bool) -> None:
+        self.heard.append(f"{'write' if write else 'read'} {iova:#x} {len(buffer)}")
+        self.space.dma_rw(iova, buffer, write)
+
+    def mapping_at(self, iova: int, write: bool) -> Mapping:
+        return self.space.mapping_at(iova, write)
+
+    def dma_pieces(self, pieces: Sequence[Piece], buffer: bytearray | memoryview, write: bool) -> None:
+        self.heard.append(f"{'write' if write else 'read'} {len(pieces)} pieces")
+        self.space.dma_pieces(pieces, buffer, write)
+
+    def pin_pages(self, iova: int, count: int, prot: Prot) -> Pin:
+        self.heard.append(f"pin {iova:#x} {count}")
+        pin = self.space.pin_pages(iova, count, prot)
+        return Pin(self, pin.iova, pin.size, pin.prot, pin.segments)
+
+    def unpin_pages(self, iova: int, count: int) -> None:
+        self.heard.append(f"unpin {iova:#x} {count}")
+        self.space.unpin_pages(iova, count)
+
+    def read_pinned(self, pin: Pin, offset: int, size: int) -> bytes:
+        self.heard.append(f"read pinned {pin.iova + offset:#x} {size}")
+        return self.space.read_pinned(pin, offset, size)
+
+    def write_pinned(self, pin: Pin, offset: int, data: bytes) -> None:
+        self.heard.append(f"write pinned {pin.iova + offset:#x} {len(data)}")
+        self.space.write_pinned(pin, offset, data)
+
+
+def test_what_is_put_in_front_of_the_space_sees_every_access() -> None:
+    iommu = Type1()
+    Driver(iommu)
+    iommu.map(FakeClient(), 0, 0x8000, 2 * PAGE_SIZE, RW)
+    port, listener = DmaPort(Tasks(), lambda: True), Listener(iommu.space)
+    port.connect(listener)
+
+    async def use() -> None:
+        await port.write(8, b"abcd")
+        await port.write(16, bytearray(b"efgh"))
+        assert await port.read(8, 4) == b"abcd"
+        await port.read_into(16, buffer)
+        pin = await port.pin(PAGE_SIZE, 1, RW)
+        pin.write(0, b"held")
+        assert pin.read(0, 4) == b"held" and port.pinned_pages == 1
+        pin.release()
+        for access in (lambda: pin.read(0, 1), lambda: pin.write(0, b"x")):
+            with pytest.raises(DmaFault, match="not pinned so"):
+                access()
+
+    buffer = bytearray(4)
+    trio.run(use)
+    gtt = Gtt()
+    gtt.write(0, struct.pack("<Q", VALID))
+    Shadow(gtt).transfer(port.space(), [(SYSTEM_BASE + 16, 4)], buffer, False)
+    assert buffer == b"efgh"
+    assert listener.heard == [
+        "write 0x8 4",
+        "write 0x10 4",
+        "read 0x8 4",
+        "read 0x10 4",
+        "pin 0x1000 1",
+        "write pinned 0x1000 4",
+        "read pinned 0x1000 4",
+        "unpin 0x1000 1",
+        "read pinned 0x1000 1",
+        "write pinned 0x1000 1",
+        "read 1 pieces",
+    ]
