@@ -68,8 +68,8 @@ class DirtyTracking:
                         mapping.still_dirty(dirty)
 
     def unmap(self, span: Span, choose: Choice, bitmap: ClientBitmap) -> int:
-        """As :meth:`IoAddressSpace.unmap`, and report the dirty pages of what goes; bit 0 is ``span``'s
-        first.
+        """As :meth:`IoAddressSpace.unmap`, and report the dirty pages of what goes; bit 0 is the page that
+        ``span`` begins with.
 
         A mapping goes only when its pages are reported. Where the bitmap raises ``OSError(EFAULT)``, the
         mappings before are unmapped; that one, and those behind, stay as they were, dirty pages included.
@@ -80,9 +80,8 @@ class DirtyTracking:
                 found = space.unpinned(span, choose, may_wait=True)
                 whole = extent(found, span)
                 space.inflight.drain(whole)
-                space.inflight.draining.append(
-                    whole
-                )  # no DMA begins there: what is reported stays all there is
+                # From here to the end no DMA begins there, and no other report: what is dirty stays as it is.
+                space.inflight.draining.append(whole)
             reported: list[Mapping] = []
             unmapped = 0
             try:

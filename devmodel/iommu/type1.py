@@ -52,7 +52,7 @@ class Type1(Iommu):
 
     @property
     def busy(self) -> bool:
-        """Whether a DMA is under way, as a glance: whether an unmap has to wait is decided by itself."""
+        """Whether a DMA is under way at this moment. Nothing may be decided by it: :meth:`unmap` looks itself."""
         return bool(self.space.inflight.copying)
 
     @property
