@@ -51,11 +51,6 @@ class Type1(Iommu):
         self._dirty = DirtyTracking(self.space)
 
     @property
-    def busy(self) -> bool:
-        """Whether a DMA is under way at this moment. Nothing may be decided by it: :meth:`unmap` looks itself."""
-        return bool(self.space.inflight.copying)
-
-    @property
     def dma_avail(self) -> int:
         """How many more mappings fit."""
         return self.space.limit - len(self.space.mappings)

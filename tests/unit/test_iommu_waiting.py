@@ -16,7 +16,6 @@ from devmodel.iommu.type1 import Type1
 from devmodel.vfio.container import Container
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import BY_NAME
-from ioctl_shim.lanefile import IoctlCall
 from ioctl_shim.processes import Processes
 from tests.unit.fakes import FakeClient, fails
 from tests.unit.test_iommu import Bitmap, Driver
@@ -306,13 +305,10 @@ def test_the_pump_leaves_such_an_unmap_to_its_worker(busy: tuple[Type1, SlowClie
     asked = ffi.new("struct vfio_iommu_type1_dma_unmap *", (24, 0, 0, 2 * PAGE_SIZE))
     ffi.memmove(lib.lane_argument().data, asked, 24)
     address = int(ffi.cast("uintptr_t", asked))
-    assert file.control(row.cmd, address, os.getpid()) is None
+    assert file.ioctl(row.cmd, address, os.getpid(), on_pump=True) is None
     assert iommu.dma_avail == 65534
     slow.go.set()
-    while iommu.busy:
-        pass
-    assert file.defers(row.cmd)  # the DMA has ended meanwhile, and it is the worker's all the same
-    assert file.ioctl(IoctlCall(row.cmd, address, os.getpid())) == 0
+    assert file.ioctl(row.cmd, address, os.getpid(), on_pump=False) == 0
     assert asked.size == 2 * PAGE_SIZE and iommu.dma_avail == 65535
 
 

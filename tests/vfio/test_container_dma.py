@@ -302,7 +302,7 @@ def test_an_unmap_waits_for_the_dma_in_its_range() -> None:
     iommu.map(FakeClient(2), 2 * PAGE, 0, PAGE, RW)
     writer = threading.Thread(target=iommu.space.dma_write, args=(0, b"slow"))
     writer.start()
-    assert slow.begun.wait(10) and iommu.busy
+    assert slow.begun.wait(10) and iommu.space.inflight.copying
     assert iommu.unmap(2 * PAGE, PAGE) == PAGE  # another range need not wait
     unmapped: list[int] = []
     unmapper = threading.Thread(target=lambda: unmapped.append(iommu.unmap(0, PAGE)))
@@ -314,7 +314,7 @@ def test_an_unmap_waits_for_the_dma_in_its_range() -> None:
     slow.go.set()
     writer.join()
     unmapper.join()
-    assert unmapped == [PAGE] and slow.read(0, 4) == b"slow" and not iommu.busy
+    assert unmapped == [PAGE] and slow.read(0, 4) == b"slow" and not iommu.space.inflight.copying
 
 
 def test_two_unmaps_that_wait_for_the_same_dma() -> None:
