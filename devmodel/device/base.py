@@ -15,6 +15,7 @@ from typing import ClassVar
 from devmodel.callpoint import CallPoint
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.dma import DmaPort
+from devmodel.device.listened import ListenedDma
 from devmodel.device.tasks import Coroutine, Tasks, check_current
 from devmodel.iommu.driver import Iommu
 from devmodel.iommu.space import IoAddressSpace
@@ -277,7 +278,11 @@ class Device:
         return type(self).dma_unmap is not Device.dma_unmap
 
     def _connect(self, space: IoAddressSpace | None) -> None:
-        self.dma.connect(space)
+        """Use ``space``, by the call point if somebody listens there now."""
+        if space is None or self.calls.listener is None:
+            self.dma.connect(space)
+        else:
+            self.dma.connect(ListenedDma(space, self.calls, self.name))
         if space is not None and self._unpins and space.mediated is not None:
             space.register(self)
 

@@ -20,6 +20,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#define COMMAND_REGISTER (((off_t)VFIO_PCI_CONFIG_REGION_INDEX << 40) + 4)
+#define MEMORY_AND_MASTER 6
 enum { PAGE = 4096, IOVA = 1 << 20, SOURCE = 0, TARGET = 8, SIZE = 0x10, COMMAND = 0x14, STATUS = 0x18 };
 
 #define CHECK(what) \
@@ -53,6 +55,7 @@ static void copy(int event)
 	struct pollfd wait = {.fd = event, .events = POLLIN};
 	uint32_t status = 0;
 
+	put(COMMAND_REGISTER, MEMORY_AND_MASTER, 2);
 	put(SOURCE, IOVA, 8);
 	put(TARGET, IOVA + PAGE, 8);
 	put(SIZE, 100, 4);
