@@ -177,9 +177,9 @@ def test_engine_time_goes_by_weight(machine: MountedLab, kinds: tuple[str, str],
     """Over more than a second in which both always have work: accounted time, not this machine's speed."""
     with machine.create(kinds[0]) as light, machine.create(kinds[1]) as heavy:
         assert attribute(heavy, "engine_weight") == str(int(16 * ratio))
-        with gpu(machine, light, ring_size=1 << 18) as one, gpu(machine, heavy, ring_size=1 << 18) as two:
+        with gpu(machine, light, ring_size=1 << 19) as one, gpu(machine, heavy, ring_size=1 << 19) as two:
             for engine in (one, two):
-                engine.queue(*(fill(0, VIDEO, 1) for _ in range(4000)))
+                engine.queue(*(fill(0, VIDEO, 1) for _ in range(8000)))
             wait_for(lambda: min(used(light, heavy)) > 0)
             before = used(light, heavy)
             wait_for(lambda: sum(used(light, heavy)) - sum(before) > 1_200_000)
