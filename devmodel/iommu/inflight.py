@@ -55,7 +55,7 @@ class Inflight:
         iova = spans[0][0]
         with self._lock:
             segments = find()
-            if self.is_draining(spans):
+            if self.draining and self.is_draining(spans):
                 raise self.fault(iova, size, write, "being unmapped")
             self.copying.append(spans)
         try:

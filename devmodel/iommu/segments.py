@@ -6,8 +6,7 @@ lock of the address space; :func:`read` and :func:`copy` without it, from DMA th
 Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw).
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from devmodel.client import Client, Pages
@@ -76,15 +75,16 @@ def is_pinned(segment: Segment) -> bool:
 def read(segments: Sequence[Segment]) -> bytes:
     """What is in the segments, one after the other. ``OSError`` as :class:`Client` raises it."""
     found = [
-        client.gather(_vector(run)) if pages is None else pages.read(run[0].pages_offset, size)
-        for client, pages, run, size in _runs(segments)
+        client.gather(_vector(run)) if pages is None else pages.read(run[0].pages_offset, _size(run))
+        for client, pages, run in _runs(segments)
     ]
     return found[0] if len(found) == 1 else b"".join(found)
 
 
 def copy(segments: Sequence[Segment], view: memoryview, write: bool) -> None:
     """Store ``view`` in the segments if ``write``, else fill it from them. ``OSError`` as :func:`read`."""
-    for client, pages, run, size in _runs(segments):
+    for client, pages, run in _runs(segments):
+        size = _size(run)
         here, view = view[:size], view[size:]
         if pages is None:
             (client.write_parts if write else client.read_parts)(_vector(run), here)
@@ -92,15 +92,22 @@ def copy(segments: Sequence[Segment], view: memoryview, write: bool) -> None:
             (pages.write_from if write else pages.read_into)(run[0].pages_offset, here)
 
 
-_Run = tuple[Client, Pages | None, list[Segment], int]
+def _runs(segments: Sequence[Segment]) -> list[tuple[Client, Pages | None, list[Segment]]]:
+    """What one call moves: held pages one by one, other memory of a client at once."""
+    runs: list[tuple[Client, Pages | None, list[Segment]]] = []
+    client: Client | None = None
+    pages: Pages | None = None
+    for segment in segments:
+        if segment.mapping.client is client and segment.pages is pages:
+            runs[-1][2].append(segment)
+        else:
+            client, pages = segment.mapping.client, segment.pages
+            runs.append((client, pages, [segment]))
+    return runs
 
 
-def _runs(segments: Sequence[Segment]) -> Iterator[_Run]:
-    """Segments that one call moves, with their size: held pages one by one, other memory of a client at
-    once."""
-    for (client, pages), group in groupby(segments, key=lambda one: (one.mapping.client, one.pages)):
-        run = list(group)
-        yield client, pages, run, sum(segment.size for segment in run)
+def _size(run: Sequence[Segment]) -> int:
+    return run[0].size if len(run) == 1 else sum([segment.size for segment in run])
 
 
 def _vector(segments: Sequence[Segment]) -> list[tuple[int, int]]:

@@ -321,14 +321,15 @@ class IoAddressSpace(DmaSpace):
         self._move(((iova, iova + size),), view, write, partial(self._find, iova, size, wanted))
 
     def _move(self, spans: Sequence[Span], view: memoryview, write: bool, find: Find) -> None:
-        self.inflight.transfer(spans, len(view), write, find, lambda segments: copy(segments, view, write))
+        self.inflight.transfer(spans, len(view), write, find, partial(copy, view=view, write=write))
 
     def _find(self, iova: int, size: int, wanted: int) -> list[Segment]:
         return self._permit(segments_of(self.mappings, iova, size), iova, size, wanted)
 
     def _recall(self, pieces: Sequence[Piece], wanted: int) -> list[Segment]:
-        if not all(mapping.live for mapping, _, _ in pieces):
-            raise StalePiece
+        for mapping, _, _ in pieces:
+            if not mapping.live:
+                raise StalePiece
         segments = [Segment(mapping, offset, size, mapping.pages, offset) for mapping, offset, size in pieces]
         iova, size = pieces[0].mapping.iova + pieces[0].offset, sum(piece.size for piece in pieces)
         return self._permit(segments, iova, size, wanted)
