@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The I/O address space (the kernel's IOAS): mappings, and the DMA and pins of the devices attached to it.
 
-APIs (type1) decide which mappings come and go; devices see a :class:`DmaSpace`. Clients' calls come from the
-device lane and its worker, DMA from any other thread.
-
-``IoAddressSpace.lock`` guards everything here, and the mappings, backends and pins behind it. It is held to
-look and to mark, never while bytes are copied or a client's memory is written: a client can make that as slow
-as it likes (userfaultfd, a mapping of this very mount). A DMA enters its ranges in ``inflight`` under the
-lock, copies without it, and takes them out under it. An unmap enters its range there too, which refuses new
-DMA and pins in it, and waits for the DMA under way. Dirty bitmaps (``tracking``) are written after looking.
-
-Source: <linux/vfio.h>; Documentation/driver-api/vfio-mediated-device.rst; the order of checks is
-vfio_iommu_type1's.
+An API (type1) decides which mappings come and go, on the device lane and its worker. Devices see a
+:class:`DmaSpace`, from other threads. ``IoAddressSpace.lock`` guards everything here, and the mappings,
+backends and pins behind it. It is held to look and to mark, never while bytes are copied or client memory is
+written: a client can make that as slow as it likes. A DMA enters its ranges in ``inflight`` under the lock,
+copies without it, and takes them out under it. An unmap enters its range there too, which refuses new DMA and
+pins, and waits for the DMA under way. Dirty bitmaps (``tracking``) are written after the lock is released.
+Source: <linux/vfio.h>; Documentation/driver-api/vfio-mediated-device.rst; checks in vfio_iommu_type1's order.
 """
 
 import errno
@@ -102,7 +98,7 @@ class IoAddressSpace(DmaSpace):
         return self.attachments.mediated
 
     def attach(self, group: IommuGroup) -> None:
-        """Let the group's devices use the space. ``OSError``: EBUSY while a vaddr is invalid, otherwise as
+        """Let the group's devices use it. ``OSError``: EBUSY while a vaddr is invalid, else as
         :meth:`Attachments.add`."""
         with self.lock:
             if self.invalid_vaddrs:
