@@ -4,6 +4,7 @@
 A listener sees each call before and after it, and may delay or refuse it: a trace, a fault rule, a recorder.
 Whether calls pass the point is chosen when a file is opened, and when a client's IOMMU or eventfd is
 connected to a device.  So a call that nobody listens to runs the code that it would run without a point.
+To add a listener or a call: CONTRIBUTING.md, "Listening to calls".
 
 Threads: the main thread sets the listener.  Its methods run on whichever thread makes the call, several at
 once, and under that caller's locks; so a listener takes no lock of the lab.

@@ -12,6 +12,7 @@ from devmodel.iommu.backend import Backend, LockedMemory, PinningBackend
 from devmodel.iommu.mappings import Mapping, Mappings
 from devmodel.iommu.pins import MediatedBackend
 
+# To add one: CONTRIBUTING.md, "Adding an IOMMU API or backend".
 BACKENDS: tuple[type[PinningBackend] | type[MediatedBackend], ...] = (PinningBackend, MediatedBackend)
 """What a group is offered to, in this order."""
 

@@ -13,6 +13,7 @@ from devmodel.models.mbochs import Mbochs
 from devmodel.models.mdpy import Mdpy
 from devmodel.models.mtty import Mtty
 
+# To add a model: CONTRIBUTING.md, "Adding a device model".
 MODELS: Mapping[str, type[PciDevice]] = MappingProxyType(
     {"vgpu": Vgpu, "mtty": Mtty, "mdpy": Mdpy, "mbochs": Mbochs}
 )

@@ -139,6 +139,7 @@ class Container:
         return offered | {Extension.NOIOMMU} if True in kinds and self.noiommu() else offered
 
     def _make(self, kind: int, rawio: bool) -> Iommu:
+        """To add an IOMMU: CONTRIBUTING.md, "Adding an IOMMU API or backend"."""
         if kind == Extension.NOIOMMU:
             if not rawio:
                 raise OSError(errno.EPERM, "no IOMMU: it takes CAP_SYS_RAWIO")

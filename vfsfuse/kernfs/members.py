@@ -132,8 +132,10 @@ def attribute(
 ) -> Callable[[Callable[[S], object]], Attribute]:
     """Decorator: declare a readable attribute from its show().
 
-    An `optional` one is present while its value is neither 0 nor None nor empty.
+    An `optional` one is present while its value is neither 0 nor None nor empty; then there is no `when`.
     """
+    if optional and when is not None:
+        raise TypeError("an attribute is optional, or has a condition of its own")
 
     def declare(show: Callable[[S], object]) -> Attribute:
         there = (lambda owner: bool(show(owner))) if optional else when
