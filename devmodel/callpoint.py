@@ -12,11 +12,14 @@ once, and under that caller's locks; so a listener takes no lock of the lab.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import heapq
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -46,8 +49,8 @@ class Call:
     """One call.  ``subject`` is the device, group, container or directory that it is on; ``name`` is what is
     done: an ioctl's name, "read", "write", "create", an attribute's name.
 
-    ``tid`` is the thread of the client that waits for it, 0 where none does.  Once it is over, ``error`` says
-    why it failed, or else ``result`` what it gave.
+    ``tid`` is the thread of the client that waits for it, 0 where none does or it is not known.  Once it is
+    over, ``error`` says why it failed, or else ``result`` what it gave.
     """
 
     kind: CallKind
@@ -76,11 +79,11 @@ class Listener(Protocol):
 class CallPoint:
     """The point of one lab.  ``listener`` is None while nobody listens."""
 
-    __slots__ = ("_owed", "listener")
+    __slots__ = ("_late", "listener")
 
     def __init__(self) -> None:
         self.listener: Listener | None = None
-        self._owed = 0.0
+        self._late = LateCalls()
 
     def run(self, call: Call, function: Callable[[], T], wait: Callable[[float], object] = time.sleep) -> T:
         """Make the call on a thread that may wait; ``wait`` waits for so many seconds."""
@@ -99,7 +102,12 @@ class CallPoint:
             _end(listener, call)
         return result
 
-    async def run_async(self, call: Call, function: Callable[[], Awaitable[T]]) -> T:
+    async def run_async(
+        self,
+        call: Call,
+        function: Callable[[], Awaitable[T]],
+        wait: Callable[[float], Awaitable[object]] = trio.sleep,
+    ) -> T:
         """Make the call on the trio thread, which goes on with other tasks meanwhile."""
         listener = self.listener
         if listener is None:
@@ -107,9 +115,8 @@ class CallPoint:
         try:
             delay = _begin(listener, call)
             if delay > 0:
-                await trio.sleep(delay)
+                await wait(delay)
             call.result = result = await function()
-            await trio.sleep(self._take_owed())
         except BaseException as error:
             call.error = error
             raise
@@ -118,14 +125,14 @@ class CallPoint:
         return result
 
     def run_locked(self, call: Call, function: Callable[[], T]) -> T:
-        """Make the call on the trio thread, within a store and under ``Lab.lock``, where it cannot wait.
+        """Make the call on the trio thread, within a store and under locks, where it cannot wait.
 
-        The delay is owed: the answer to the store that asked for it waits for as long.
+        The delay is a debt of that store (:func:`owing`), whose answer waits for as long.
         """
-        return self.run(call, function, self._owe)
+        return self.run(call, function, _owe)
 
     def signal(self, call: Call, function: Callable[[], object]) -> None:
-        """Send an interrupt from any thread, which does not wait: a delayed one is sent by a timer's."""
+        """Send an interrupt from any thread, which does not wait: another thread sends a delayed one."""
         listener = self.listener
         if listener is None:
             function()
@@ -137,18 +144,73 @@ class CallPoint:
             _end(listener, call)
             return
         if delay > 0:
-            timer = threading.Timer(delay, _signal, (listener, call, function))
-            timer.daemon = True
-            timer.start()
+            self._late.add(delay, lambda: _signal(listener, call, function))
         else:
             _signal(listener, call, function)
 
-    def _owe(self, seconds: float) -> None:
-        self._owed += seconds
 
-    def _take_owed(self) -> float:
-        owed, self._owed = self._owed, 0.0
-        return owed
+class Debt:
+    """The seconds for which the answer to a store is to wait."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+
+_debt: ContextVar[Debt | None] = ContextVar("debt", default=None)
+
+
+@contextlib.contextmanager
+def owing() -> Iterator[Debt]:
+    """What the lifecycle changes within owe, for a store on the trio thread.  The store pays when it has
+    succeeded and when it has failed."""
+    debt = Debt()
+    token = _debt.set(debt)
+    try:
+        yield debt
+    finally:
+        _debt.reset(token)
+
+
+def _owe(seconds: float) -> None:
+    debt = _debt.get()
+    if debt is not None:
+        debt.seconds += seconds
+
+
+class LateCalls:
+    """Makes calls at a later time, on one thread of its own, which ends when there are none.  Any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self._added = 0
+        self._runs = False
+
+    def add(self, seconds: float, call: Callable[[], None]) -> None:
+        """Make the call in so many seconds."""
+        with self._changed:
+            self._added += 1
+            heapq.heappush(self._calls, (time.monotonic() + seconds, self._added, call))
+            if not self._runs:
+                threading.Thread(target=self._run, name="late-calls", daemon=True).start()
+                self._runs = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while (call := self._next()) is not None:
+            call()
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            while self._calls:
+                left = self._calls[0][0] - time.monotonic()
+                if left <= 0:
+                    return heapq.heappop(self._calls)[2]
+                self._changed.wait(left)
+            self._runs = False
+            return None
 
 
 class HasCalls(Protocol):
@@ -183,6 +245,9 @@ def lifecycle_change(
 def _signal(listener: Listener, call: Call, function: Callable[[], object]) -> None:
     try:
         function()
+    except Exception as error:
+        call.error = error
+        raise
     finally:
         _end(listener, call)
 

@@ -82,7 +82,8 @@ class Opened:
     """The answer to an open: the file, and what of it the pump may answer or map by itself.
 
     With `regions` its reads and writes are theirs. A `stream` has no position, and so neither seeks nor
-    preads. `submit` runs the ioctls that the file leaves to a worker; None is the lane's own."""
+    preads. `submit` runs the ioctls that the file leaves to a thread that may wait, and all that have a size;
+    with None those are the lane's worker and the pump."""
 
     file: LaneFile
     memory: pumped.PumpRegions | None = None
@@ -112,6 +113,8 @@ class _OpenFile:
     memory: pumped.PumpRegions | None
     called: tuple[Callable[..., object], ...]
     submit: Submit
+    sized_submit: Submit | None
+    """Runs ioctls that have a size; None is the pump."""
 
 
 class Lane:
@@ -156,9 +159,8 @@ class Lane:
         )
         request.token = token = next(self._tokens)
         called = self._callable(opened, request)
-        self._files[token] = _OpenFile(
-            opened.file, opened.memory, called, opened.submit or self._deferred.put
-        )
+        submit = opened.submit or self._deferred.put
+        self._files[token] = _OpenFile(opened.file, opened.memory, called, submit, opened.submit)
         request.region = opened.region
         request.backing_id = opened.backing_id
         request.stream = opened.stream
@@ -215,7 +217,7 @@ class Lane:
     def _on_ioctl(self, native: Any) -> int:
         opened = self._files[native.token]
         if native.data_size or native.out_size:
-            return _sized_ioctl(opened.file, native)
+            return _sized_ioctl(opened, native)
         # The pump has asked the file, which left it to a thread that may wait.
         call = (native.cmd, native.arg, native.tid)
         opened.submit(partial(_finish_ioctl, native.unique, opened.file, call))
@@ -238,14 +240,27 @@ class Lane:
             self._deferred.get()()
 
 
-def _sized_ioctl(file: LaneFile, native: Any) -> int:
+def _sized_ioctl(opened: _OpenFile, native: Any) -> int:
     data = ffi.buffer(native.data, native.data_size)[:] if native.data_size else b""
     call = SizedIoctl(native.cmd, native.tid, data)
-    result = file.sized_ioctl(call)
+    if opened.sized_submit is not None:
+        opened.sized_submit(partial(_finish_sized, native.unique, opened.file, call, native.out_size))
+        return int(lib.LANE_DEFERRED)
+    result = opened.file.sized_ioctl(call)
     reply = call.reply[: native.out_size]
     ffi.memmove(native.out, reply, len(reply))
     native.out_size = len(reply)
     return result
+
+
+def _finish_sized(unique: int, file: LaneFile, call: SizedIoctl, room: int) -> None:
+    """Answer an ioctl that has a size.  Any thread but the pump's."""
+    try:
+        result = file.sized_ioctl(call)
+    except Exception as error:
+        result, call.reply = _errno_of(error), b""
+    reply = call.reply[:room]
+    lib.lane_reply(unique, result, ffi.from_buffer(reply), len(reply))
 
 
 def _finish_ioctl(unique: int, file: LaneFile, call: tuple[int, int, int]) -> None:

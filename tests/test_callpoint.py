@@ -114,6 +114,7 @@ def test_a_whole_dialogue_is_told_once_in_order_with_its_results(
         ioctl("group 0", "GROUP_SET_CONTAINER"),
         ioctl("container", "SET_IOMMU"),
         ioctl("container", "IOMMU_MAP_DMA"),
+        ("ioctl", "group 0", "VFIO_GROUP_GET_DEVICE_FD", {"name": name}, None),
         ioctl(name, "DEVICE_GET_INFO"),
         ioctl(name, "DEVICE_SET_IRQS"),
         ("region", name, "write", {"region": 7, "offset": 4, "size": 2, "data": little(6, 2)}, 2),
@@ -141,9 +142,10 @@ def test_a_whole_dialogue_is_told_once_in_order_with_its_results(
     [
         ({"name": "VFIO_IOMMU_MAP_DMA", "errno": "ENOSPC"}, "No space left on device"),
         ({"name": "VFIO_GROUP_SET_CONTAINER", "errno": "EPERM"}, "Operation not permitted"),
+        ({"name": "VFIO_GROUP_GET_DEVICE_FD", "errno": "EMFILE"}, "Too many open files"),
         ({"name": "VFIO_DEVICE_RESET", "errno": "EIO"}, "reset: Input/output error"),
     ],
-    ids=["pump", "worker", "device"],
+    ids=["pump", "worker", "handover", "device"],
 )
 def test_an_ioctl_is_refused(listen: Callable[..., ListenedLab], rule: Line, says: str) -> None:
     listened = listen([rule])
@@ -181,8 +183,8 @@ def test_a_store_and_a_lifecycle_change_are_refused(listen: Callable[..., Listen
 
 @pytest.mark.parametrize(
     "name",
-    ["VFIO_DEVICE_GET_INFO", "VFIO_GROUP_SET_CONTAINER", "write", "MSIX"],
-    ids=["ioctl", "blocking ioctl", "region and DMA", "interrupt"],
+    ["VFIO_DEVICE_GET_INFO", "VFIO_GROUP_SET_CONTAINER", "VFIO_GROUP_GET_DEVICE_FD", "write", "MSIX"],
+    ids=["ioctl", "blocking ioctl", "handover", "region and DMA", "interrupt"],
 )
 def test_a_delay_holds_up_its_caller_alone(listen: Callable[..., ListenedLab], name: str) -> None:
     listened = listen([{"name": name, "delay": DELAY}])

@@ -24,7 +24,7 @@ MAX_PIN_PAGES = 512
 
 
 class Extension(IntEnum):
-    """Ida that CHECK_EXTENSION and SET_IOMMU take."""
+    """Numbers that CHECK_EXTENSION and SET_IOMMU take."""
 
     TYPE1 = 1
     TYPE1V2 = 3

@@ -198,3 +198,14 @@ def extent(found: Sequence[Mapping], span: tuple[int, int]) -> tuple[int, int]:
     """From the start of the first to the end of the last of what was found for ``span``, in order: more than
     that where an unmap takes mappings whole that only begin in it. ``span`` when nothing was found."""
     return (found[0].iova, found[-1].end) if found else span
+
+
+def runs(found: Sequence[Mapping]) -> list[tuple[int, int]]:
+    """The ranges that the mappings, in order, cover together, with a hole between each and the next."""
+    ranges: list[tuple[int, int]] = []
+    for mapping in found:
+        if ranges and ranges[-1][1] == mapping.iova:
+            ranges[-1] = (ranges[-1][0], mapping.end)
+        else:
+            ranges.append((mapping.iova, mapping.end))
+    return ranges

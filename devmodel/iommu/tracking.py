@@ -15,7 +15,7 @@ from collections import deque
 from devmodel.iommu.api import MAX_BITMAP_PAGES, PAGE_SIZE, ClientBitmap
 from devmodel.iommu.dirty import DirtyPages, report
 from devmodel.iommu.inflight import Span
-from devmodel.iommu.mappings import Mapping, extent
+from devmodel.iommu.mappings import Mapping, extent, runs
 from devmodel.iommu.space import Choice, IoAddressSpace
 
 
@@ -81,7 +81,8 @@ class DirtyTracking:
                 whole = extent(found, span)
                 space.inflight.drain(whole)
                 # From here to the end no DMA begins there, and no other report: what is dirty stays as it is.
-                space.inflight.draining.append(whole)
+                leaving = runs(found)
+                space.inflight.draining.extend(leaving)
             reported: list[Mapping] = []
             unmapped = 0
             try:
@@ -90,7 +91,8 @@ class DirtyTracking:
                     reported.append(mapping)
             finally:
                 with space.lock:
-                    space.inflight.draining.remove(whole)
+                    for run in leaving:
+                        space.inflight.draining.remove(run)
                     unmapped = space.remove(reported)
             return unmapped
 

@@ -206,14 +206,19 @@ def unmap_dma(
     return type1.unmap(iova, size, everything, bitmap() if wants_bitmap else None, may_wait)
 
 
+def tracking(type1: Type1) -> Type1:
+    """The same type1.  Raises ``OSError(EACCES)``, before anything else, when it is not v2."""
+    if not type1.v2:
+        raise OSError(errno.EACCES, "only type1v2 tracks dirty pages")
+    return type1
+
+
 def dirty_pages(type1: Type1, flags: int, wanted: Callable[[], DirtyRange]) -> None:
     """DIRTY_PAGES: start or stop tracking, or report what was written to the range that ``wanted`` decodes.
 
-    Raises ``OSError``: EACCES on a type1 that is not v2, EINVAL unless ``flags`` is exactly one known flag,
-    otherwise as ``wanted`` and the methods of :class:`Type1`.
+    ``type1`` is what :func:`tracking` gives.  Raises ``OSError``: EINVAL unless ``flags`` is exactly one
+    known flag, otherwise as ``wanted`` and the methods of :class:`Type1`.
     """
-    if not type1.v2:
-        raise OSError(errno.EACCES, "only type1v2 tracks dirty pages")
     if flags == IommuDirtyPages.FLAG_START:
         type1.start_tracking()
     elif flags == IommuDirtyPages.FLAG_STOP:

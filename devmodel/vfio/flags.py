@@ -63,7 +63,6 @@ class GfxPlane:
     """Flags of QUERY_GFX_PLANE."""
 
     TYPE_PROBE: Final = 1
-    TYPE_DMABUF: Final = 2
     TYPE_REGION: Final = 4
 
 

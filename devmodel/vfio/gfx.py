@@ -15,14 +15,19 @@ SHOWN_AS = (0, 1)
 """DRM_PLANE_TYPE_OVERLAY and _PRIMARY have a picture, a cursor has none.  QEMU leaves the type 0."""
 
 
-def is_probe(device: Device, flags: int, mappable: bool) -> bool:
-    """Whether this asks if the display can be shown by region, and the answer is yes.
-
-    ``mappable`` is whether this machine can map memory regions.  Raises ``OSError``: ENOTTY for a device
-    without a display, EINVAL for flags other than those of regions.
-    """
+def display_of(device: Device) -> Display:
+    """The device as a display.  Raises ``OSError(ENOTTY)``, before anything else, when it has none."""
     if not isinstance(device, Display):
         raise OSError(errno.ENOTTY, f"{device.name} has no display")
+    return device
+
+
+def is_probe(flags: int, mappable: bool) -> bool:
+    """Whether this asks if a display can be shown by region, and the answer is yes.
+
+    ``mappable`` is whether this machine can map memory regions.  Raises ``OSError(EINVAL)`` for flags other
+    than those of regions.
+    """
     if flags == GfxPlane.TYPE_PROBE | GfxPlane.TYPE_REGION and mappable:
         return True
     if flags != GfxPlane.TYPE_REGION:
@@ -31,8 +36,9 @@ def is_probe(device: Device, flags: int, mappable: bool) -> bool:
 
 
 def shown_plane(device: Device, plane_type: int) -> Plane | None:
-    """What the display shows as a plane of this type, None for nothing."""
-    if not isinstance(device, Display) or plane_type not in SHOWN_AS:
+    """What the device's display shows as a plane of this type, None for nothing.  Raises as `display_of`."""
+    display = display_of(device)
+    if plane_type not in SHOWN_AS:
         return None
     with device.lock:
-        return device.plane()
+        return display.plane()

@@ -45,7 +45,7 @@ class Group:
 
     @property
     def emulated(self) -> bool:
-        """Whether all its devices are mediated (devmodel.iommu.IommuGroup)."""
+        """Whether all its devices are mediated (devmodel.iommu.api.IommuGroup)."""
         return all(device.emulated_iommu for device in self.devices)
 
     def open(self, owner: object = None, rawio: bool = False) -> GroupFile:

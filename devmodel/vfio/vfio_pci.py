@@ -126,8 +126,9 @@ def driven(opened: DeviceFile) -> VfioPciFunction:
 def hot_reset_info(opened: DeviceFile) -> HotResetInfo:
     """What a hot reset of the device affects.  Raises ``OSError(ENOTTY)``."""
     function = driven(opened)
-    functions = [Dependent(each.name, each.group.number, each is function) for each in function.bus]
-    return HotResetInfo(opened.by_cdev, function.bus == [function], functions)
+    bus = tuple(function.bus)  # the trio thread adds and removes virtual functions
+    functions = [Dependent(each.name, each.group.number, each is function) for each in bus]
+    return HotResetInfo(opened.by_cdev, bus == (function,), functions)
 
 
 def hot_reset(opened: DeviceFile, flags: int, count: int, groups: Callable[[int], Sequence[Group]]) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.callpoint import Call, CallKind, CallPoint, owing
 from tests.unit.fakes import fails
 
 SECONDS = 5
@@ -116,19 +115,41 @@ def test_a_delayed_interrupt_comes_from_another_thread(point: CallPoint) -> None
     assert threads != [threading.get_ident()]
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.01])
-def test_a_store_waits_for_what_its_lifecycle_changes_owe(point: CallPoint, delay: float) -> None:
-    async def store() -> int:
-        account(point).delay = delay
-        return point.run_locked(call("create"), lambda: 7)
+@pytest.mark.parametrize("delay", [0.0, 0.25])
+def test_a_store_owes_what_its_lifecycle_changes_are_delayed(point: CallPoint, delay: float) -> None:
+    account(point).delay = delay
+    with owing() as debt:
+        assert point.run_locked(call("create"), lambda: 7) == 7
+        fails(errno.EBUSY, point.run_locked, call("remove"), failing)
+    assert debt.seconds == 2 * delay
+    point.run_locked(call("outside of any store"), lambda: 7)
+    with owing() as another:
+        assert another.seconds == 0
 
-    async def main(function: Callable[[], Awaitable[int]]) -> tuple[int, float]:
+
+def test_an_asynchronous_call_waits_and_has_a_result(point: CallPoint) -> None:
+    async def function() -> int:
+        return 7
+
+    async def main() -> float:
         begun = trio.current_time()
-        return await point.run_async(call("store"), function), trio.current_time() - begun
+        assert await point.run_async(call("a"), function) == 7
+        return trio.current_time() - begun
 
-    result, took = trio.run(main, store)
-    assert result == 7 and took >= delay
-    assert point._take_owed() == 0
+    account(point).delay = 0.01
+    assert trio.run(main) >= 0.01
+    assert account(point).lines == [("begin", "a", None, None), ("end", "a", 7, None)]
+
+
+def test_late_interrupts_come_in_the_order_of_their_times(point: CallPoint) -> None:
+    came, done = list[int](), threading.Event()
+    for number, delay in enumerate((0.06, 0.02, 0.04)):
+        account(point).delay = delay
+        point.signal(call(), lambda number=number: came.append(number))  # type: ignore[misc]
+    account(point).delay = 0.1
+    point.signal(call(), done.set)
+    assert done.wait(SECONDS)
+    assert came == [1, 2, 0]
 
 
 def test_a_listener_that_fails_disturbs_nobody(point: CallPoint, caplog: pytest.LogCaptureFixture) -> None:

@@ -160,6 +160,22 @@ def test_an_unmap_that_the_clients_bitmap_holds_up_holds_only_its_range(tracked:
     assert bitmap.bits == 1 << 1 and tracked.dma_avail == 65534
 
 
+def test_what_is_mapped_in_a_hole_of_such_an_unmap_can_be_reached_at_once(tracked: Type1) -> None:
+    assert tracked.unmap(64 * PAGE_SIZE, 64 * PAGE_SIZE) == 64 * PAGE_SIZE
+    bitmap = SlowBitmap()
+    bitmap.size = 32
+    unmap = Call(lambda: tracked.unmap(0, 192 * PAGE_SIZE, bitmap=bitmap))
+    assert bitmap.begun.wait(10)
+    tracked.map(FakeClient(), 70 * PAGE_SIZE, 0, PAGE_SIZE, RW)
+    tracked.space.dma_write(70 * PAGE_SIZE, b"new")
+    for gone in (0, 128):
+        with pytest.raises(DmaFault, match="being unmapped"):
+            tracked.space.dma_write(gone * PAGE_SIZE, b"late")
+    bitmap.go.set()
+    assert unmap.result() == 128 * PAGE_SIZE
+    assert tracked.space.dma_read(70 * PAGE_SIZE, 3) == b"new"
+
+
 def test_what_two_unmaps_take_at_once_is_unmapped_and_counted_once(tracked: Type1) -> None:
     bitmap = SlowBitmap()
     first = Call(lambda: tracked.unmap(0, 64 * PAGE_SIZE, bitmap=bitmap))

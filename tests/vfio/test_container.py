@@ -20,6 +20,9 @@ from tests.vfio.client import PAGE, Container, DmaMap, DmaUnmap, Group, Memory, 
 BASE = 0x100000
 TOP = 2**64
 
+SIZED = 0x80045430
+"""TIOCGPTN: an ioctl whose number has a size, which the kernel copies."""
+
 
 @pytest.fixture(scope="module")
 def vgpu(lab: MountedLab) -> Iterator[Vgpu]:
@@ -114,11 +117,14 @@ def test_set_iommu_needs_a_group_and_a_kind_that_is_one(lab: MountedLab, vgpu: V
 
 @pytest.mark.parametrize(
     "cmd",
-    [client.IOMMU_GET_INFO, client.IOMMU_MAP_DMA, client.IOMMU_UNMAP_DMA, client.IOMMU_DIRTY_PAGES, 0x3BFF],
+    [
+        *(client.IOMMU_GET_INFO, client.IOMMU_MAP_DMA, client.IOMMU_UNMAP_DMA, client.IOMMU_DIRTY_PAGES),
+        *(0x3BFF, SIZED),
+    ],
 )
 def test_without_an_iommu_everything_is_einval(lab: MountedLab, cmd: int) -> None:
     with Container(lab.path) as container:
-        fails(errno.EINVAL, container.ioctl, cmd, 0)
+        fails(errno.EINVAL, container.ioctl, cmd, ctypes.create_string_buffer(4) if cmd == SIZED else 0)
 
 
 # ---- the argsz handshake, for every ioctl with a struct ----
@@ -185,6 +191,7 @@ def test_unknown_ioctls_and_other_kinds_numbers(container: Container) -> None:
         0x5401,
     ):
         fails(errno.ENOTTY, container.ioctl, cmd, 0)
+    fails(errno.ENOTTY, container.ioctl, SIZED, ctypes.create_string_buffer(4))
 
 
 # ---- MAP_DMA, UNMAP_DMA ----
@@ -361,6 +368,8 @@ def test_dirty_argsz_must_have_room_for_the_range(tracked: Container) -> None:
 def test_v1_tracks_no_dirty_pages(v1: Container) -> None:
     for flags in (client.DIRTY_START, client.DIRTY_STOP, client.DIRTY_GET, 8):
         fails(errno.EACCES, v1.ioctl, client.IOMMU_DIRTY_PAGES, client.DirtyBitmap(flags=flags))
+    fails(errno.EACCES, v1.ioctl, client.IOMMU_DIRTY_PAGES, client.DirtyBitmap(argsz=4))
+    fails(errno.EACCES, v1.ioctl, client.IOMMU_DIRTY_PAGES, 0)
 
 
 def unmap_dirty(container: Container, bitmap: Memory, **changes: int) -> int:

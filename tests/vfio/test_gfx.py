@@ -192,6 +192,8 @@ def test_bad_pointers(mbochs: Opened) -> None:
 def test_devices_without_a_display(lab: MountedLab) -> None:
     with mdev(lab, "mtty-1", "mtty") as serial:
         fails(errno.ENOTTY, query, serial.device, PROBE | REGION)
+        fails(errno.ENOTTY, serial.device.ioctl, QUERY_PLANE, Plane(argsz=4, flags=REGION))
+        fails(errno.ENOTTY, ioctl, serial.device.fd, QUERY_PLANE, 8)
     with bound(lab, GPU) as groups, opened(lab, groups[0], GPU) as function:
         fails(errno.ENOTTY, query, function.device, PROBE | REGION)
 

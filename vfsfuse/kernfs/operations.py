@@ -19,7 +19,7 @@ from functools import partial
 
 import trio
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.callpoint import Call, CallKind, CallPoint, owing
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.errors import Refusals, errors
@@ -33,6 +33,9 @@ from vfsfuse.kernfs.xattr import XATTR_PID
 BLOCK = 4096
 AT_ONCE = 2
 """Snapshots that are made at the same time: a large picture takes a processor, and memory, for a while."""
+MOST_DELAYED = 64
+"""Stores that are delayed at the call point at once: each keeps one of pyfuse3's tasks, of which others need
+some, too."""
 MOST_WAITING = 64
 """Opens that wait for their snapshot: each keeps one of pyfuse3's tasks, and other requests need some too."""
 POLL_MASK = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
@@ -85,6 +88,7 @@ class Operations(Refusals):
         self._owners: dict[int, Kobject] = {}
         self._next_listing = 1
         self._snapshots = Snapshots()
+        self._listened = 0
         self.notifying = trio.Lock()
         """Held while the kernel is told of changes, which waits for lookups that only we can answer."""
 
@@ -208,14 +212,29 @@ class Operations(Refusals):
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         with errors("store"):
+            if self._calls.listener is not None:
+                return await self._listened_write(fh, buf)
             entry, member = self._attribute(fh)
             try:
-                if self._calls.listener is not None:
-                    call = Call(CallKind.STORE, entry.path, member.name, {"data": buf})
-                    return await self._calls.run_async(call, lambda: self._store(fh, buf))
                 return member.write(entry, buf)  # every write is from the start, as sysfs has it
             finally:
                 await self.publish()
+
+    async def _listened_write(self, fh: int, data: bytes) -> int:
+        """A store that passes the call point; it waits there, and for what its lifecycle changes owe."""
+        wait = trio.sleep if self._listened < MOST_DELAYED else _no_wait
+        entry, member = self._attribute(fh)
+        call = Call(CallKind.STORE, entry.path, member.name, {"data": data})
+        self._listened += 1
+        try:
+            with owing() as debt:
+                try:
+                    return await self._calls.run_async(call, lambda: self._store(fh, data), wait)
+                finally:
+                    await self.publish()
+                    await wait(debt.seconds)
+        finally:
+            self._listened -= 1
 
     async def _store(self, fh: int, data: bytes) -> int:
         """A store that may have been delayed: its directory may be gone by now."""
@@ -243,6 +262,10 @@ class Operations(Refusals):
         if not isinstance(member, Attribute):
             raise OSError(errno.EIO, "not an attribute")
         return entry, member
+
+
+async def _no_wait(seconds: float) -> None:
+    """The delay of a store while too many are delayed."""
 
 
 def _attributes(attr: InodeAttr) -> pyfuse3.EntryAttributes:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.callpoint import Call, CallKind, owing
 from devmodel.device.tasks import Task, TaskHost
 from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest
 from ioctl_shim.lanefile import answer_of
@@ -62,12 +62,13 @@ class StoreRunner:
     ) -> None:
         error = errno.EIO
         try:
-            with scope:
+            with owing() as debt, scope:
                 error = await self._errno(entry, member, pending.tid, data)
             if scope.cancelled_caught:
                 error = errno.EINTR
             if self.publish is not None:
                 await self.publish()
+            await trio.sleep(debt.seconds)
         finally:  # whatever happens: without an answer, not even SIGKILL ends the client
             if error:
                 pending.fail(error)

@@ -20,6 +20,7 @@ from devmodel.vfio.container import (
     dirty_pages,
     iommu_info,
     map_dma,
+    tracking,
     unmap_dma,
 )
 from ioctl_shim._native import ffi, lib
@@ -123,7 +124,7 @@ class ContainerFops(VfioFops):
 
     @answers("VFIO_IOMMU_DIRTY_PAGES")
     def dirty_pages(self, request: Request) -> int:
-        type1 = self.container.type1
+        type1 = tracking(self.container.type1)
         dirty_pages(type1, request.argument.value.flags, lambda: _dirty_range(request))
         return 0
 

@@ -21,7 +21,7 @@ from devmodel.pci.address import PciAddress
 from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.features import FeatureData, WakeUp, feature
 from devmodel.vfio.flags import DeviceFeature
-from devmodel.vfio.gfx import is_probe, shown_plane
+from devmodel.vfio.gfx import display_of, is_probe, shown_plane
 from devmodel.vfio.group import DeviceFile, Group
 from devmodel.vfio.info import device_info, irq_info, region_info
 from devmodel.vfio.irqset import IrqData, IrqRequest, set_irqs
@@ -38,7 +38,7 @@ from devmodel.vfio.vfio_pci import (
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Kind
 from ioctl_shim.client import Caller
-from ioctl_shim.lane import WHOLE, Opened
+from ioctl_shim.lane import WHOLE, Opened, SizedIoctl
 from vfsfuse.vfio.chain import RegionFacts, region_facts, reply
 from vfsfuse.vfio.eventfds import borrow, lender
 from vfsfuse.vfio.fops import Request, Services, VfioFops, answers
@@ -85,6 +85,10 @@ class DeviceFops(VfioFops):
     def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
         self.device.check_present()
         return VfioFops.ioctl(self, cmd, arg, tid, on_pump)  # super() costs more
+
+    def sized_ioctl(self, call: SizedIoctl) -> int:
+        self.device.check_present()
+        return super().sized_ioctl(call)
 
     def release(self) -> None:
         self.opened.close()
@@ -175,9 +179,10 @@ class DeviceFops(VfioFops):
 
     @answers("VFIO_DEVICE_QUERY_GFX_PLANE")
     def query_plane(self, request: Request) -> int:
+        display_of(self.device)
         argument = request.argument
         info = argument.value
-        if is_probe(self.device, info.flags, self.mappable):
+        if is_probe(info.flags, self.mappable):
             return 0
         plane = shown_plane(self.device, info.drm_plane_type)
         for name, value in zip(PLANE, _plane(plane), strict=True):

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from devmodel.callpoint import CallPoint
 from devmodel.irq.eventfd import Watcher
 from devmodel.vfio.group import Group
 from ioctl_shim.abi import BY_NAME, Argument, Kind, Row, native_rows
 from ioctl_shim.client import CAP_SYS_RAWIO, Caller
-from ioctl_shim.lane import LaneFile, PlainFile
+from ioctl_shim.lane import LaneFile, PlainFile, SizedIoctl
+from vfsfuse.vfio.callthreads import CallThreads
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound="VfioFops")
@@ -32,10 +34,13 @@ _MARK = "_vfio_ioctl"
 @dataclass(frozen=True, slots=True)
 class Services:
     """What handlers need of the lab: `find_file` names the file of this mount behind a descriptor (None for
-    another mount's; only the lane's worker may ask), `watcher` waits for clients' eventfds."""
+    another mount's; only the lane's worker may ask), `watcher` waits for clients' eventfds.  Calls pass
+    `calls`, on `threads`, if somebody listens there."""
 
     find_file: Callable[[int], LaneFile | None]
     watcher: Watcher
+    calls: CallPoint
+    threads: CallThreads
 
 
 class Request:
@@ -116,6 +121,9 @@ class VfioFops(PlainFile):
         if on_pump and row.blocking:
             return None
         return handler(self, Request(row, arg, tid, on_pump))
+
+    def sized_ioctl(self, call: SizedIoctl) -> int:
+        return self.unknown(call.cmd, call.tid)  # all of VFIO's ioctls are without a size
 
     @property
     @abstractmethod

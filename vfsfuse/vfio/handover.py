@@ -6,7 +6,7 @@ good, nor could its death.  So the supervisor does not borrow the group: it name
 opens is not in use until it is in the client: `prepare` checks and makes an unlisted file, opening that gives
 an idle open of the device, and `claim` puts it into use once the client has the descriptor.
 
-State: on the device lane.
+State: on the device lane; while somebody listens, on threads that a listener may hold up.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import errno
 import itertools
 from collections.abc import Callable
 
+from devmodel.callpoint import Call, CallKind
 from devmodel.vfio.group import DeviceFile, Group
 from ioctl_shim._native import ffi
 from ioctl_shim.abi import CLAIM_DEVICE, PREPARE_DEVICE
 from ioctl_shim.lane import Opened, OpenRequest, PlainFile, SizedIoctl
-from vfsfuse.vfio.fops import rawio
+from vfsfuse.vfio.fops import Services, rawio
 
 CONTROL = ".devices"
 PREPARED = ".device-"
@@ -33,23 +34,35 @@ class Handover:
     """The devices under way to clients.  `find_group` gives the group whose file has an inode number; `show`
     makes an unlisted file of a name, which opens a DeviceFile once and calls back when that is released."""
 
-    def __init__(self, find_group: GroupFinder, show: DeviceShower) -> None:
-        self._find_group, self._show = find_group, show
+    def __init__(self, find_group: GroupFinder, show: DeviceShower, services: Services) -> None:
+        self._find_group, self._show, self._services = find_group, show, services
         self._tokens = itertools.count(1)
         self._idle: dict[int, DeviceFile] = {}
 
     def open(self, request: OpenRequest) -> Opened:
-        """Open the control file."""
-        return Opened(_ControlFile(self))
+        """Open the control file.  A listener may hold its calls up, so it leaves them to other threads."""
+        listened = self._services.calls.listener is not None
+        return Opened(_ControlFile(self), submit=self._services.threads.submit if listened else None)
 
     def prepare(self, group_inode: int, name: str, tid: int) -> int:
         """A token for device `name` of a client's group; `tid` is the client.
 
-        Raises OSError: ENOTTY for an inode that is no group's, otherwise as GROUP_GET_DEVICE_FD does.
+        This is the client's VFIO_GROUP_GET_DEVICE_FD, and passes the call point as that.  Raises OSError:
+        ENOTTY for an inode that is no group's, otherwise as GROUP_GET_DEVICE_FD does.
         """
         group = self._find_group(group_inode)
         if group is None:
             raise OSError(errno.ENOTTY, "no VFIO group has this inode")
+        calls = self._services.calls
+        if calls.listener is None:
+            return self._prepare(group, name, tid)
+        subject = f"group {group.number}"
+        call = Call(CallKind.IOCTL, subject, "VFIO_GROUP_GET_DEVICE_FD", {"name": name}, tid)
+        made: list[int] = []  # the call's result is a descriptor's number, which nobody knows yet
+        calls.run(call, lambda: made.append(self._prepare(group, name, tid)))
+        return made[0]
+
+    def _prepare(self, group: Group, name: str, tid: int) -> int:
         opened = group.opened
         if opened is None:
             raise OSError(errno.ENODEV, f"group {group.number} is not open")

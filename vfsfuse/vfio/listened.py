@@ -9,7 +9,6 @@ Threads: the pump begins calls; threads of `CallThreads` make them.  Source: dev
 from __future__ import annotations
 
 import errno
-import queue
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,52 +16,14 @@ from typing import TypeVar
 
 from devmodel.callpoint import Call, CallKind, CallPoint
 from devmodel.region.backing import REGION_SHIFT
-from ioctl_shim.lane import DeferringFile, Opened, PendingRequest
+from ioctl_shim.lane import DeferringFile, Opened, PendingRequest, SizedIoctl
 from ioctl_shim.lanefile import errno_of
+from vfsfuse.vfio.callthreads import CallThreads
 from vfsfuse.vfio.fops import VfioFops
 from vfsfuse.vfio.port import RegionFile
 
 T = TypeVar("T")
-IDLE_SECONDS = 5.0
 _IN_REGION = (1 << REGION_SHIFT) - 1
-
-
-class CallThreads:
-    """Threads that may wait: one for each call under way.  A thread that is idle is used again."""
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._idle = 0
-
-    def submit(self, call: Callable[[], None]) -> None:
-        """Make the call soon, whatever other calls wait for.  Any thread."""
-        with self._lock:
-            if self._idle:
-                self._idle -= 1
-            else:
-                threading.Thread(target=self._work, name="listened-call", daemon=True).start()
-            self._calls.put(call)
-
-    def _work(self) -> None:
-        while True:
-            try:
-                call = self._calls.get(timeout=IDLE_SECONDS)
-            except queue.Empty:
-                if self._ends():
-                    return
-                continue
-            call()
-            with self._lock:
-                self._idle += 1
-
-    def _ends(self) -> bool:
-        """Whether a thread that had nothing to do for a while may end.  A call may have just been put."""
-        with self._lock:
-            if not self._idle or not self._calls.empty():
-                return False
-            self._idle -= 1
-            return True
 
 
 class ListenedFile(DeferringFile):
@@ -79,6 +40,10 @@ class ListenedFile(DeferringFile):
             return None
         call = Call(CallKind.IOCTL, self.file.subject, self._name(cmd), {"arg": arg}, tid)
         return self._calls.run(call, lambda: self.file.ioctl(cmd, arg, tid, on_pump=False))
+
+    def sized_ioctl(self, call: SizedIoctl) -> int:
+        told = Call(CallKind.IOCTL, self.file.subject, self._name(call.cmd), {"data": call.data}, call.tid)
+        return self._calls.run(told, lambda: self.file.sized_ioctl(call))
 
     def begin_read(self, pending: PendingRequest) -> None:
         arguments = self._place(pending)

@@ -26,8 +26,9 @@ from vfsfuse.kernfs.waiting import StoreRunner
 from vfsfuse.sysfs.drivers import MdevDriverDir
 from vfsfuse.sysfs.lab import Subsystems
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
+from vfsfuse.vfio.callthreads import CallThreads
 from vfsfuse.vfio.fops import Services
-from vfsfuse.vfio.listened import CallThreads, ListenedFile, listened
+from vfsfuse.vfio.listened import ListenedFile, listened
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
@@ -42,11 +43,10 @@ class LabView:
     def __init__(self, spec: LabSpec, tree: Tree, calls: CallPoint) -> None:
         self.spec, self.tree = spec, tree
         self.lab = Lab(spec, self, calls)
-        self._threads = CallThreads()
         self._lane: Lane | None = None
         self._st_dev = -1
         self.stores = StoreRunner(self.lab.tasks, tree.locate)
-        self.services = Services(self.find_file, Watcher())
+        self.services = Services(self.find_file, Watcher(), calls, CallThreads())
         self._announcer = Announcer(tree.root.uevents)
         self._grow(tree.root, SKELETON)
         tree.add(tree.root, UeventsFile.node(tree.root.uevents))
@@ -110,7 +110,7 @@ class LabView:
         """
         opened = self._open(request)
         calls = self.lab.calls
-        return opened if calls.listener is None else listened(opened, calls, self._threads)
+        return opened if calls.listener is None else listened(opened, calls, self.services.threads)
 
     def _open(self, request: OpenRequest) -> Opened:
         entry, member = self.tree.locate(request.nodeid)

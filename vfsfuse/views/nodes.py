@@ -84,7 +84,7 @@ class VfioNodes:
         self._vfio = tree.add(tree.make("dev"), VfioNodesDir("vfio"))
         self._cdevs = tree.add(self._vfio, Kobject("devices"))
         control = self._owned(
-            DeviceNode(CONTROL, spec.device_mode, Handover(self._group, self._show_once).open)
+            DeviceNode(CONTROL, spec.device_mode, Handover(self._group, self._show_once, services).open)
         )
         tree.adopt(control)
         self._vfio.unlisted[CONTROL] = control.inode
