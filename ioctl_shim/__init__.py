@@ -5,11 +5,11 @@ How data flows: one thread, the pump, reads every request from /dev/fuse. It ans
 of stored registers in C (``pumped``), calls ``lane`` for other requests on device files, and leaves the rest
 to pyfuse3, on trio's thread. For an ioctl it fetches the client's struct as the row in ``abi`` says, calls
 the handler, and puts the struct back. ``client`` is the process that made a request: its memory, and copies
-of its descriptors; ``pinned`` is its memory that a device holds. ``seccomp`` traps system calls for `vfsfuse
-run`. No emulation is here.
+of its descriptors. ``pinned`` is client memory that a device holds. ``seccomp`` traps system calls for
+`vfsfuse run`. The package contains no emulation.
 
-Import this package before pyfuse3: its extension takes four libfuse symbols first (native/interpose.c), and a
-symbol binds once, when pyfuse3 is loaded.
+Import this package before pyfuse3. The extension replaces libfuse symbols (native/interpose.c), and a symbol
+binds only once, when pyfuse3 is loaded.
 """
 
 from __future__ import annotations

@@ -18,18 +18,19 @@ from ioctl_shim.client import Caller
 
 
 class Kind(enum.Enum):
-    """What an open VFIO file is."""
+    """The kind of an open VFIO file."""
 
     CONTAINER = "container"
     GROUP = "group"
     DEVICE = "device"
     SPAPR = "sPAPR container"
-    """A container with a POWER IOMMU, which SET_IOMMU never makes here; its numbers are type1's, too."""
+    """A container with a POWER IOMMU. SET_IOMMU never makes one here. Its ioctl numbers collide with
+    type1's."""
     MIGRATION = "migration data"
 
 
 def offsetofend(struct: str, member: str) -> int:
-    """Bytes of `struct` through `member`: the least argsz the kernel takes (its `minsz`)."""
+    """Bytes of `struct` up to the end of `member`: the smallest argsz that the kernel accepts (`minsz`)."""
     kind = dict(ffi.typeof(struct).fields)[member]
     return int(kind.offset + ffi.sizeof(kind.type))
 
@@ -44,11 +45,12 @@ class Row:
     struct: str | None = None
     last: str | None = None
     blocking: bool = False
-    """Answered by a worker thread, because the handler asks the mount itself something or may take long."""
+    """Whether a worker thread answers it, because the handler makes a request to the mount itself or may take
+    long."""
     refused: str = ""
-    """Why no handler answers it, and it is ENOTTY; empty for an ioctl that works."""
+    """The reason why it has no handler and returns ENOTTY; empty for an ioctl that works."""
     since: str = ""
-    """The Linux whose header has it first, for those newer than 6.1."""
+    """The first Linux version whose header has it, for ioctls that are newer than 6.1."""
     minsz: int = field(init=False, default=0)
     size: int = field(init=False, default=0)
     pointer: Any = field(init=False, default=None)
@@ -122,7 +124,7 @@ BY_NAME: dict[str, Row] = {row.name: row for row in ROWS}
 
 
 def native_rows(kind: Kind) -> Any:
-    """The rows of a kind of file for the pump, which fetches the structs of those that are not blocking."""
+    """The rows of a kind of file for the pump. The pump fetches the structs of the rows that do not block."""
     table = ffi.new("struct lane_rows *")
     for row in ROWS:
         if row.kind is kind and not row.blocking and not row.refused:
@@ -140,8 +142,8 @@ class Argument:
     Raises OSError(EFAULT) when the pointer cannot be read and OSError(EINVAL) when argsz is less than the
     row's minsz.  `value` is the struct as cffi cdata, zero beyond minsz; only `reply` writes to the client.
 
-    On the pump thread the pump has `fetched` the struct already, and puts it back once the handler has
-    returned: `value` is not to be kept.
+    On the pump thread the pump has `fetched` the struct already, and writes it back after the handler has
+    returned. Do not keep `value` longer than that.
     """
 
     __slots__ = ("_arg", "_fetched", "_tid", "argsz", "row", "value")
@@ -160,7 +162,8 @@ class Argument:
             raise OSError(errno.EINVAL, f"{row.name}: argsz {self.argsz} is less than {row.minsz}")
 
     def reply(self, chain: bytes = b"") -> None:
-        """Copy min(argsz, sizeof) bytes of the struct back, and a capability chain, if any, behind it."""
+        """Copy min(argsz, sizeof) bytes of the struct back, followed by the capability chain if there is
+        one."""
         argsz, size = self.argsz, self.row.size
         if argsz < size:
             size = argsz

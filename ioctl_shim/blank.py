@@ -11,8 +11,8 @@ from typing import Any
 
 _PYBUF_WRITE = 0x200
 new_bytes: Any = ctypes.pythonapi.PyBytes_FromStringAndSize
-"""Called with None and a size: bytes of any content, which whoever made them must fill in, all of them,
-before anybody else sees them."""
+"""Called with None and a size, returns bytes with undefined content. The caller must fill all of them before
+other code sees them."""
 new_bytes.argtypes, new_bytes.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
 _address_of: Any = ctypes.pythonapi.PyBytes_AsString
 _address_of.argtypes, _address_of.restype = (ctypes.py_object,), ctypes.c_void_p
@@ -21,6 +21,6 @@ _view_of.argtypes, _view_of.restype = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes
 
 
 def view_of(data: bytes) -> memoryview:
-    """A view to fill `new_bytes` by.  It must not outlive them."""
+    """A writable view of the result of `new_bytes`.  The view must not outlive the bytes."""
     view: memoryview = _view_of(_address_of(data), len(data), _PYBUF_WRITE)
     return view

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A client of the mount: its memory by process_vm_readv/writev(2), its descriptors by pidfd_getfd(2).
 
-A `Caller` belongs to one request and is used by the thread that serves it; it keeps nothing open.
+A `Caller` belongs to one request. The thread that serves the request uses it. It keeps no descriptor open.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ioctl_shim import procfs
 from ioctl_shim._native import ffi, lib
 
 MAX_TRANSFER = 1 << 30
-"""Bytes of client memory moved by one call at most: what a hostile size can make us allocate."""
+"""The most bytes of client memory that one call moves. It bounds what a hostile size makes us allocate."""
 
 CAP_IPC_LOCK, CAP_SYS_RAWIO = 14, 17
 """Numbers of capabilities (<linux/capability.h>)."""
@@ -30,7 +30,7 @@ def _check(result: int, what: str) -> None:
 
 
 class Caller:
-    """The thread `tid` (as this process numbers it) that issued a request."""
+    """The thread that issued a request; `tid` is its number in the pid namespace of this process."""
 
     __slots__ = ("_tgid", "tid")
 
@@ -46,13 +46,13 @@ class Caller:
         return self._tgid
 
     def capable(self, capability: int) -> bool:
-        """Whether the thread has it in the initial user namespace, as the kernel's capable()."""
+        """Whether the thread has the capability in the initial user namespace, as the kernel's capable()."""
         return procfs.capable(self.tid, capability)
 
     def read_into(self, vaddr: int, buffer: Any, size: int) -> None:
         """Fill cffi `buffer` with `size` bytes at `vaddr`.  Raises OSError(EFAULT, ESRCH, EPERM)."""
         error = lib.shim_peek(self.tid, vaddr, buffer, size)
-        if error:  # the text is made only when it is needed: this is on the way of every ioctl
+        if error:  # every ioctl comes through here, so the text is made only when it is needed
             raise OSError(-error, f"reading {size} bytes at {vaddr:#x}: {os.strerror(-error)}")
 
     def read(self, vaddr: int, size: int) -> bytes:
@@ -64,14 +64,15 @@ class Caller:
         return bytes(buffer)
 
     def read_string(self, vaddr: int) -> bytes:
-        """The string at `vaddr`, without its NUL, as strndup_user(PAGE_SIZE) takes it.
+        """The string at `vaddr`, without its NUL, read as strndup_user(PAGE_SIZE) does.
 
-        Raises OSError(EFAULT) when it runs into unreadable memory, EINVAL from PAGE_SIZE bytes on.
+        Raises OSError(EFAULT) when it runs into unreadable memory, EINVAL when it has PAGE_SIZE bytes or
+        more.
         """
         text = b""
         while len(text) < _PAGE_SIZE:
             at = vaddr + len(text)
-            to_page_end = _PAGE_SIZE - at % _PAGE_SIZE  # the next page may not be there, nor be needed
+            to_page_end = _PAGE_SIZE - at % _PAGE_SIZE  # the next page may be unmapped
             head, nul, _ = self.read(at, min(to_page_end, _PAGE_SIZE - len(text))).partition(b"\0")
             text += head
             if nul:
@@ -90,7 +91,7 @@ class Caller:
 
     @contextmanager
     def borrowed(self, fd: int) -> Iterator[int]:
-        """A duplicate of the client's descriptor `fd` for a while.  Raises OSError as `borrow`."""
+        """A duplicate of the client's descriptor `fd`, closed at the end.  Raises OSError as `borrow`."""
         copy = self.borrow(fd)
         try:
             yield copy
@@ -98,7 +99,7 @@ class Caller:
             os.close(copy)
 
     def borrow(self, fd: int) -> int:
-        """A duplicate of the client's descriptor `fd`, the caller's to close.
+        """A duplicate of the client's descriptor `fd`. The caller must close it.
 
         Raises OSError(EBADF, ESRCH, EPERM).
         """
@@ -107,7 +108,9 @@ class Caller:
 
     @contextmanager
     def lending(self) -> Iterator[Callable[[int], int]]:
-        """What borrows, one by one, any number of the client's descriptors.  Raises OSError as `borrow`."""
+        """A function that borrows descriptors of the client, one a call; all are closed at the end.
+
+        The function raises OSError as `borrow`."""
         pidfd = self._pidfd()
 
         def lend(fd: int) -> int:
@@ -121,8 +124,8 @@ class Caller:
             os.close(pidfd)
 
     def _pidfd(self) -> int:
-        """By thread where the kernel can (Linux 6.9): by its own number a process has no descriptors once its
-        first thread has ended."""
+        """A pidfd of the thread where the kernel has those (Linux 6.9), otherwise of the process. A pidfd of
+        a process gives no descriptors after the first thread of the process has ended."""
         try:
             return os.pidfd_open(self.tid, _PIDFD_THREAD)
         except OSError as error:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device lane in Python: what native/pump.c calls, once for each request it cannot answer itself.
+"""The device lane in Python: native/pump.c calls it once for each request that it cannot answer itself.
 
-Owner of the file table is the pump thread (open and release both run there); the worker thread, which serves
-ioctls that must ask the mount something, only looks tokens up.  cffi binds `extern "Python"` functions once a
-process, so there is one Lane a process.
+The pump thread owns the file table: open and release both run there.  The worker thread serves ioctls that
+make a request to the mount; it only looks tokens up.  cffi binds `extern "Python"` functions once a process,
+so there is one Lane a process.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ATTR_WRITE_BIT: int = 1 << lib.LANE_ATTR_WRITE_BIT
 WHOLE: int = lib.LANE_WHOLE
 T = TypeVar("T")
 Submit = Callable[[Callable[[], None]], None]
-"""Runs a call soon, on a thread that may wait.  It returns at once."""
+"""A function that has a thread make the call soon, and returns at once.  That thread may wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class OpenRequest:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The answer to an open: the file, and what of it the pump may answer or map by itself.
+    """The answer to an open: the file, and the parts of it that the pump may answer or map by itself.
 
     With `regions` its reads and writes are theirs. A `stream` has no position, and so neither seeks nor
     preads. `submit` runs the ioctls that the file leaves to a thread that may wait, and all that have a size;
@@ -95,19 +95,20 @@ class Opened:
 
 
 def open_backing(fd: int) -> int:
-    """Register `fd` with the kernel as a backing file: an id above 0, or -errno when it may not be
-    (no CAP_SYS_ADMIN in the initial namespace, or a kernel before 6.9).  Any thread, once mounted."""
+    """Register `fd` with the kernel as a backing file.  Returns an id above 0, or -errno when the kernel
+    refuses (no CAP_SYS_ADMIN in the initial namespace, or a kernel before 6.9).  Any thread, once mounted."""
     return int(lib.lane_backing_open(fd))
 
 
 def close_backing(backing_id: int) -> None:
-    """Unregister; files opened with it keep it."""
+    """Unregister the backing file.  Files that were opened with it keep it."""
     lib.lane_backing_close(backing_id)
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenFile:
-    """What an open file's `struct lane_file` refers to, so that it stays until the release."""
+    """The Python objects that an open file's `struct lane_file` points at; it keeps them until the
+    release."""
 
     file: LaneFile
     memory: pumped.PumpRegions | None
@@ -139,14 +140,14 @@ class Lane:
             threading.Thread(target=target, name=name, daemon=True).start()
 
     def stop(self) -> None:
-        """End the pump, which must not call into an interpreter that is being taken down.  Main thread, once
-        nothing is answered any more."""
+        """End the pump.  It must not call into an interpreter that is shutting down.  Main thread, after the
+        last request has been answered."""
         if lib.lane_stop():
             log.warning("device lane: a call into Python does not return")
 
     def file_of(self, fd: int) -> LaneFile | None:
-        """The open file of ours behind `fd`, which must be a descriptor on this mount.  Worker thread only:
-        the question is an ioctl the pump answers."""
+        """The lane's open file behind `fd`, which must be a descriptor on this mount.  Worker thread only,
+        because the lookup is an ioctl that the pump answers."""
         found = self._files.get(lib.lane_identify(fd))
         return None if found is None else found.file
 
@@ -165,12 +166,12 @@ class Lane:
         request.backing_id = opened.backing_id
         request.stream = opened.stream
         if opened.memory is not None:
-            lib.lane_memory_get(opened.memory.native)  # the pump puts it on release
+            lib.lane_memory_get(opened.memory.native)  # the pump drops this reference on release
             request.memory = opened.memory.native
         return 0
 
     def _callable(self, opened: Opened, request: Any) -> tuple[Callable[..., object], ...]:
-        """What the pump calls straight, by native/call.c."""
+        """The functions that the pump calls directly, through native/call.c."""
         file = opened.file
         if isinstance(file, DeferringFile):
             request.ioctl = pumped.address(ioctl := file.ioctl)
@@ -203,7 +204,7 @@ class Lane:
         return int(lib.LANE_DEFERRED) if taken is None else taken
 
     def _or_pending(self, transfer: Any, call: Callable[[PendingRequest], T | None]) -> T | None:
-        # Listed first: another thread may answer before `call` returns.
+        # It is entered in `_pending` first, because another thread may answer before `call` returns.
         pending = PendingRequest(transfer, self._pending)
         try:
             result = call(pending)
@@ -264,7 +265,7 @@ def _finish_sized(unique: int, file: LaneFile, call: SizedIoctl, room: int) -> N
 
 
 def _finish_ioctl(unique: int, file: LaneFile, call: tuple[int, int, int]) -> None:
-    """Answer an ioctl that its file left to a worker.  Any thread but the pump's."""
+    """Answer an ioctl that its file left to a worker.  Any thread except the pump's."""
     try:
         result = file.ioctl(*call, on_pump=False)
         if result is None:
@@ -275,5 +276,5 @@ def _finish_ioctl(unique: int, file: LaneFile, call: tuple[int, int, int]) -> No
 
 
 def _errno_of(error: BaseException) -> int:
-    """The negative errno a failed handler answers."""
+    """The negative errno that a failed handler answers with."""
     return -errno_of(error)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open files of the device lane, as those that implement them see it; ioctl_shim.lane calls them.
+"""The interface that open files of the device lane implement; ioctl_shim.lane calls it.
 
-Methods run on the pump thread unless they say otherwise.  A read or write that has to wait must not do so
-there: it becomes a `PendingRequest`, which whoever has the answer sends.  Source: <linux/fuse.h> (FUSE_READ,
+Methods run on the pump thread unless they say otherwise.  A read or write must not wait there: if it has to
+wait, it becomes a `PendingRequest`, which any thread may answer later.  Source: <linux/fuse.h> (FUSE_READ,
 FUSE_WRITE, FUSE_POLL, FUSE_INTERRUPT, FUSE_NOTIFY_POLL).
 """
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _WRITTEN = struct.Struct("=II")
 """struct fuse_write_out"""
 _ERRNO_END = 512
-"""<linux/errno.h>: the kernel's own begin here."""
+"""<linux/errno.h>: the errnos from here on are for use within the kernel."""
 ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
@@ -38,12 +38,14 @@ class SizedIoctl:
 
 
 def answer_of(error: OSError) -> int:
-    """The errno that a client gets for it: EIO for what is none, as the kernel takes nothing from 512 on."""
+    """The errno that a client gets for `error`: EIO if it has none, or one from 512 on, which the kernel does
+    not accept."""
     return error.errno if error.errno and 0 < error.errno < _ERRNO_END else errno.EIO
 
 
 def errno_of(error: BaseException) -> int:
-    """The errno that a failed handler answers.  Anything but an OSError is our fault: EIO, and logged."""
+    """The errno that a failed handler answers with.  An exception that is no OSError is a bug of the handler:
+    it is EIO, and is logged."""
     if isinstance(error, OSError) and error.errno:
         return answer_of(error)
     log.error("device lane: a handler failed", exc_info=error)
@@ -51,12 +53,12 @@ def errno_of(error: BaseException) -> int:
 
 
 class LaneFile(Protocol):
-    """One open file of the device lane.  All methods run on the pump thread, but for an `ioctl` that was left
-    to the worker.  They raise OSError with the errno the client gets; anything else is EIO for that call
-    alone."""
+    """One open file of the device lane.  All methods run on the pump thread, except an `ioctl` that was left
+    to the worker.  They raise OSError with the errno that the client gets.  Any other exception is EIO, for
+    that call alone."""
 
     rows: Any
-    """A struct lane_rows of the ioctls whose struct the pump fetches (see ioctl_shim.abi), or None."""
+    """The ioctls whose struct the pump fetches, as a struct lane_rows (see ioctl_shim.abi), or None."""
 
     def read(self, offset: int, size: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> int: ...
@@ -67,7 +69,7 @@ class LaneFile(Protocol):
 
 
 class RegionAccess(Protocol):
-    """Who answers reads and writes by region, for a file whose offsets are index << LANE_REGION_SHIFT.
+    """Reads and writes by region, for a file whose regions are at offset index << LANE_REGION_SHIFT.
 
     Pump thread; errors as those of LaneFile."""
 
@@ -76,9 +78,9 @@ class RegionAccess(Protocol):
 
 
 class InodeAttr(NamedTuple):
-    """What a name stands for: struct lane_name of native/lane.cdef.
+    """The inode behind a name: struct lane_name of native/lane.cdef.
 
-    Times are nanoseconds; all three of the inode are `ctime_ns`, and the kernel may keep it all for
+    Times are in nanoseconds. All three times of the inode are `ctime_ns`. The kernel may cache the answer for
     `timeout_ns`."""
 
     inode: int
@@ -92,9 +94,9 @@ class InodeAttr(NamedTuple):
 
 
 class InodeOperations(Protocol):
-    """Who answers lookups, stats, links and reads of attributes on the pump thread, or None: ask pyfuse3.
+    """Lookups, stats, links and reads of attributes, on the pump thread.
 
-    Raises OSError with the errno the client gets."""
+    A method returns None to leave the request to pyfuse3.  Raises OSError with the errno the client gets."""
 
     def lookup(self, parent_inode: int, name: bytes) -> InodeAttr | None: ...
     def stat(self, inode: int) -> InodeAttr | None: ...
@@ -103,9 +105,9 @@ class InodeOperations(Protocol):
 
 
 class PendingRequest:
-    """A read or write whose answer comes later, or not: `size` bytes are asked for or were written.
+    """A read or write that is answered later, from any thread.  `size` is the bytes to read, or written.
 
-    Whoever answers first does, from any thread; the others are told so by False.
+    Only the first answer is sent.  A later one is dropped, and its method returns False.
     """
 
     __slots__ = ("_interrupted", "_open", "nonblocking", "offset", "size", "tid", "unique")
@@ -121,8 +123,8 @@ class PendingRequest:
         open_[self.unique] = self
 
     def when_interrupted(self, call: Callable[[], None]) -> None:
-        """Call this on the pump thread when the client gets a signal; it has to see to an answer, because
-        until then not even SIGKILL ends the client.  Set it before the request is left open."""
+        """Have `call` run on the pump thread when the client gets a signal.  It must make sure that an answer
+        is sent: until then not even SIGKILL ends the client.  Set it before the request is left open."""
         self._interrupted = call
 
     def interrupt(self) -> None:
@@ -131,11 +133,11 @@ class PendingRequest:
             self._interrupted()
 
     def read(self, data: bytes) -> bool:
-        """Answer a read: what of `data` the client has room for."""
+        """Answer a read with `data`, cut to the size that the client has room for."""
         return self._send(0, data[: self.size])
 
     def written(self, count: int) -> bool:
-        """Answer a write: `count` bytes were taken."""
+        """Answer a write: `count` bytes were written."""
         return self._send(0, _WRITTEN.pack(count, 0))
 
     def fail(self, error: int) -> bool:
@@ -143,7 +145,7 @@ class PendingRequest:
         return self._send(-error, b"")
 
     def close(self) -> bool:
-        """Leave the answer to the caller of this; False when it has been given already."""
+        """Take over the answer: the caller of this must send it.  False when it has been sent already."""
         return self._open.pop(self.unique, None) is not None
 
     def _send(self, error: int, data: bytes) -> bool:
@@ -151,7 +153,7 @@ class PendingRequest:
 
 
 class PlainFile:
-    """A LaneFile that refuses everything as a file without those operations does; a base for real ones."""
+    """A base for LaneFiles.  Each operation fails as it does for a file that lacks the operation."""
 
     __slots__ = ()
     rows: Any = None
@@ -163,10 +165,10 @@ class PlainFile:
         raise OSError(errno.EINVAL, "not writable")
 
     def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
-        """Answer an ioctl without a size, as all of VFIO's are.
+        """Answer an ioctl whose number has no size, as all VFIO ioctls.
 
-        None, which is allowed on the pump only, leaves it to the worker: that calls this again with `on_pump`
-        false, and may wait.
+        None leaves the ioctl to the worker, and is allowed on the pump only.  The worker calls this again
+        with `on_pump` false, and may wait.
         """
         raise OSError(errno.ENOTTY, f"ioctl {cmd:#x}")
 
@@ -182,25 +184,26 @@ class PlainFile:
 
 
 class DeferringFile(PlainFile):
-    """A base for files whose reads and writes may be answered later, and that wake those who poll them."""
+    """A base for files whose reads and writes may be answered later, and that can wake pollers."""
 
     __slots__ = ()
 
     def begin_read(self, pending: PendingRequest) -> bytes | None:
-        """A read: its data, or None when `pending` is answered from elsewhere.  Raises OSError.  Pump
-        thread."""
+        """Begin a read.  Returns the data, or None when other code will answer `pending`.  Raises OSError.
+        Pump thread."""
         raise OSError(errno.EINVAL, "not readable")
 
     def begin_write(self, pending: PendingRequest, data: bytes) -> int | None:
-        """A write: the bytes taken, or None when `pending` is answered from elsewhere.  As begin_read."""
+        """Begin a write.  Returns the bytes written, or None as `begin_read`.  Raises OSError.  Pump
+        thread."""
         raise OSError(errno.EINVAL, "not writable")
 
     def begin_poll(self, handle: int) -> int:
-        """What is ready now; when nothing is, `wake_poll(handle)` (0: nobody waits) once something may be.
-        Pump thread."""
+        """The events that are ready now.  If there are none, the file calls `wake_poll(handle)` as soon as
+        there may be some.  A `handle` of 0 means that nobody waits.  Pump thread."""
         return ALWAYS_READY
 
 
 def wake_poll(handle: int) -> None:
-    """Let those who poll the file with this handle ask again.  Any thread; it does not wait."""
+    """Make clients that poll the file with this handle ask again.  Any thread; it does not wait."""
     lib.lane_wake_poll(handle)

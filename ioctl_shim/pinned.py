@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a client that a device holds: windows on what is shared, addresses of what is private.
+"""Client memory that a device holds: shared memory by a window on it, private memory by its address.
 
 State: none that changes; any thread.
 """
@@ -25,13 +25,13 @@ class Held(NamedTuple):
 
 
 class Owner(Protocol):
-    """What the process is asked for (ioctl_shim.process.Process)."""
+    """The calls that pinned pages make on their process (ioctl_shim.process.Process)."""
 
     def check_alive(self) -> None:
         """Raises OSError(ESRCH) when it has ended."""
 
     def move(self, parts: Sequence[tuple[int, int]], view: memoryview, flags: int) -> None:
-        """Copy between `view` and its memory, as SHIM_MOVE_* say.  Raises OSError(EFAULT, ESRCH)."""
+        """Copy between `view` and its memory; `flags` are SHIM_MOVE_*.  Raises OSError(EFAULT, ESRCH)."""
 
 
 class PinnedPages:
@@ -49,7 +49,7 @@ class PinnedPages:
         return data
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        """Fill `view` with what is at `offset`.  Raises OSError(EFAULT, ESRCH)."""
+        """Fill `view` with the bytes at `offset`.  Raises OSError(EFAULT, ESRCH)."""
         self._move(offset, view, write=False)
 
     def write_from(self, offset: int, view: memoryview) -> None:

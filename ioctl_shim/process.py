@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client process over the life of a container: what a device's DMA reaches.
+"""A client process, whose memory the DMA of devices reaches, over the life of a container.
 
 A `Process` is made on the device lane (ioctl_shim.processes) and used by any thread.
 
-What stays when a client changes its memory behind our back: of *shared* memory that is pinned, the pages that
-were mapped when it was pinned, as with the kernel's pins. Everything else follows the address: each access
-asks the kernel (PROCMAP_QUERY, Linux 6.11) what is mapped there now; on an older one process_vm_readv finds
-it. Pinned memory that was private and is shared now is a fault: what was pinned cannot be reached any more.
-Source: process_vm_readv(2), pidfd_open(2), proc_pid_maps(5).
+A client may change its mappings at any time. Pinned *shared* memory stays what it was when it was pinned, as
+with the kernel's pins. All other access follows the address: each access asks the kernel (PROCMAP_QUERY,
+Linux 6.11) what is mapped there now; on an older kernel process_vm_readv reads whatever is mapped. Access to
+pinned memory that was private and is shared now is a fault, because the pinned pages cannot be reached any
+more. Source: process_vm_readv(2), pidfd_open(2), proc_pid_maps(5).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _UINT64_MAX = 2**64 - 1
 
 
 class Process:
-    """One process and the memory it has now: after an exec it counts as another."""
+    """One process with the memory it has now. After an exec it counts as another process."""
 
     def __init__(self, tgid: int, tid: int, avoid: int) -> None:
-        """`tid` is a thread of it that lives, `avoid` the st_dev of our own mount.
+        """`tid` is a live thread of the process, `avoid` the st_dev of our own mount.
 
         Raises OSError(ESRCH, EACCES).
         """
@@ -54,7 +54,7 @@ class Process:
         self._windows = Windows(self._task, avoid)
 
     def alive(self) -> bool:
-        """Whether it runs, with the same memory."""
+        """Whether it still runs, with the same memory."""
         return bool(lib.shim_alive(self.native))
 
     def has_thread(self, tid: int) -> bool:
@@ -78,7 +78,7 @@ class Process:
             self._move_all([(vaddr, len(data))], memoryview(data), lib.SHIM_MOVE_WRITE)
 
     def gather(self, parts: Sequence[tuple[int, int]]) -> bytes:
-        """What is in the (vaddr, size) parts.  Raises OSError(EFAULT, ESRCH)."""
+        """The bytes of the (vaddr, size) parts, one part after the other.  Raises OSError(EFAULT, ESRCH)."""
         data: bytes = new_bytes(None, sum(size for _, size in parts))
         self.move(parts, view_of(data), 0)
         return data
@@ -92,9 +92,9 @@ class Process:
         self.move(parts, view, lib.SHIM_MOVE_WRITE)
 
     def move(self, parts: Sequence[tuple[int, int]], view: memoryview, flags: int) -> None:
-        """Copy between `view` and the parts, as SHIM_MOVE_* say.  Raises OSError(EFAULT, ESRCH)."""
+        """Copy between `view` and the parts; `flags` are SHIM_MOVE_*.  Raises OSError(EFAULT, ESRCH)."""
         if len(parts) == 1:
-            # released before anything is raised: to collect a traceback that has its buffer crashes
+            # released before anything is raised: collecting a traceback that holds the buffer crashes
             with ffi.from_buffer(view) as buffer:
                 result = self._move_one(parts[0][0], buffer, len(view), flags)
             if not result:
@@ -103,13 +103,13 @@ class Process:
         self._move_all(parts, view, flags)
 
     def _move_one(self, vaddr: int, buffer: Any, size: int, flags: int) -> Any:
-        """Copy at once what lies in one mapping, as most does.  What shim_move gives."""
+        """Copy memory that lies in one mapping, as most memory does.  Returns the result of shim_move."""
         starts, windows = self._windows.by_start
         window = windows[bisect_right(starts, vaddr)]
         return lib.shim_move(self.native, self._task.tid, window, vaddr, buffer, size, flags)
 
     def _check(self, result: int, vaddr: int, size: int) -> None:
-        """Raises OSError(EFAULT, ESRCH) unless shim_move has only not done it."""
+        """Raises OSError(EFAULT, ESRCH) for a failure.  SHIM_MOVE_ASK is none: nothing has moved yet."""
         if result != lib.SHIM_MOVE_ASK:
             raise self._failed(result, vaddr, size)
 
@@ -121,9 +121,9 @@ class Process:
         return OSError(-result, f"{size} bytes at {vaddr:#x}: {os.strerror(-result)}")
 
     def _move_all(self, parts: Sequence[tuple[int, int]], view: memoryview, flags: int) -> None:
-        """Copy whatever it is, piece by piece."""
+        """Copy any memory, piece by piece.  The slow way."""
         write, private = bool(flags & lib.SHIM_MOVE_WRITE), bool(flags & lib.SHIM_MOVE_PRIVATE)
-        self.check_alive()  # before: what has its number now must not be written to
+        self.check_alive()  # before: another process may have the number now, and must not be written to
         batch: list[tuple[int, int]] = []
         start = position = 0
         for piece in (
@@ -141,7 +141,7 @@ class Process:
         self.check_alive()  # after: it was this process that was read
 
     def pin(self, vaddr: int, size: int, write: bool) -> PinnedPages:
-        """Hold on to memory (devmodel.client.Client.pin).  Raises OSError(EFAULT, ESRCH)."""
+        """Pin memory (devmodel.client.Client.pin).  Raises OSError(EFAULT, ESRCH)."""
         pieces = []
         if self.native.can_query:
             for piece in self._pieces([(vaddr, size)]):
@@ -159,7 +159,7 @@ class Process:
         return procfs.memlock_limit(self.tgid)
 
     def locked(self) -> int:
-        """Bytes it has locked by itself.  0 once it has ended."""
+        """Bytes that the process itself has locked.  0 once it has ended."""
         return procfs.locked(self._task.tid)
 
     def may_lock_any(self) -> bool:
@@ -189,7 +189,7 @@ class Process:
         )
 
     def _pieces(self, parts: Sequence[tuple[int, int]]) -> Iterator[_Piece]:
-        """The parts cut where the process' mappings end.  Raises OSError(EFAULT, ESRCH)."""
+        """The parts, split at the ends of the process' mappings.  Raises OSError(EFAULT, ESRCH)."""
         vma: Vma | None = None
         for vaddr, size in parts:
             end = vaddr + size
@@ -207,8 +207,8 @@ class Process:
     def _usable(self, vma: Vma, write: bool, private: bool) -> Window | None:
         """The window on `vma`, if there is one.  Raises OSError(EFAULT) when the access is not allowed.
 
-        A private mapping of our own mount is not: its pages come from us, who may be waiting for this copy.
-        A shared one is a device's memory, mapped straight.
+        Access to a private mapping of our own mount is not allowed: this process provides its pages, and may
+        be waiting for this copy. A shared mapping of it is a device's memory, mapped directly.
         """
         if not (vma.writable if write else vma.readable):
             raise OSError(errno.EFAULT, f"the memory at {vma.start:#x} is not accessible so")
@@ -222,10 +222,10 @@ class Process:
         if not parts:
             return
         native = ffi.new("struct shim_part[]", parts)
-        # released before anything is raised: collecting a traceback that has a memoryview's buffer crashes
+        # released before anything is raised: collecting a traceback that holds the buffer crashes
         with ffi.from_buffer(view) as buffer:
             error = lib.shim_move_parts(self._task.tid, write, buffer, native, len(parts))
-            if error == -errno.ESRCH and self._task.find():  # that thread has ended, the process has not
+            if error == -errno.ESRCH and self._task.find():  # the thread has ended, the process has not
                 error = lib.shim_move_parts(self._task.tid, write, buffer, native, len(parts))
         if error:
             raise self._failed(error, parts[0][0], len(view))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client processes of one container: which of them a request comes from.
+"""The client processes of one container, found by the thread that a request comes from.
 
-Made on the device lane; used there and on its worker.
+A `Processes` is made on the device lane, and used there and on its worker.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ioctl_shim.process import Process
 
 
 class Processes:
-    """The processes that use one container.  `avoid` tells the st_dev of our own mount."""
+    """The processes that use one container.  `avoid` returns the st_dev of our own mount."""
 
     def __init__(self, avoid: Callable[[], int]) -> None:
         self._avoid = avoid
@@ -28,7 +28,7 @@ class Processes:
             if lib.shim_has_thread(process.native, tid):
                 return process
         with self._lock:
-            for process in self._known:  # another thread may have come first
+            for process in self._known:  # another thread may have entered it meanwhile
                 if process.has_thread(tid):
                     return process
             found = Process(Caller(tid).tgid, tid, self._avoid())

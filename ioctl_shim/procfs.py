@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What /proc says of a client.
+"""Facts about a client, read from /proc.
 
 State: none; any thread. Source: proc_pid_status(5), proc_pid_stat(5), proc_pid_limits(5), capabilities(7),
 user_namespaces(7).
@@ -16,8 +16,10 @@ _INITIAL_USER_NAMESPACE = "user:[4026531837]"
 
 
 class LiveTask:
-    """A thread of process `tgid` that has not ended: a process goes on when its first one has, but then has
-    neither memory nor descriptors under its own number.  Any thread; two that search find the same."""
+    """A thread of process `tgid` that has not ended.
+
+    A process goes on after its first thread has ended, but /proc then shows no memory and no descriptors
+    under the number of the process.  Any thread; two threads that search find the same one."""
 
     __slots__ = ("_tgid", "tid")
 
@@ -30,7 +32,7 @@ class LiveTask:
             self.find()
 
     def find(self) -> bool:
-        """Take the first thread that lives, False when there is none: the process has ended."""
+        """Take the first thread that lives.  False when there is none, because the process has ended."""
         try:
             threads = os.listdir(f"/proc/{self._tgid}/task")
         except FileNotFoundError:
@@ -56,7 +58,8 @@ def tgid_of(tid: int) -> int:
 
 
 def capable(tid: int, capability: int) -> bool:
-    """Whether thread `tid` has `capability` in the initial user namespace; one that has ended has none."""
+    """Whether thread `tid` has `capability` in the initial user namespace.  False for a thread that has
+    ended."""
     try:
         effective = int(_status(tid, b"CapEff:"), 16)
         return bool(effective >> capability & 1) and _in_initial_namespace(tid)
@@ -65,7 +68,7 @@ def capable(tid: int, capability: int) -> bool:
 
 
 def start_time(tgid: int) -> int:
-    """When the process began, in clock ticks since boot: with its number, a name for it alone."""
+    """The start of the process in clock ticks since boot.  Number and start together identify a process."""
     with open(f"/proc/{tgid}/stat", "rb") as table:
         return int(table.read().rpartition(b")")[2].split()[19])
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a device the pump answers by itself (native/regions.c), and what it calls of Python.
+"""The regions of a device that the pump answers by itself (native/regions.c), and the hooks that it calls.
 
-Any thread makes, hides and revokes; the pump thread looks.
+Any thread makes, hides and revokes them; the pump thread looks them up.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ MOST_REGIONS: int = lib.LANE_REGIONS
 
 NativeRegister = tuple[int, int, int, int, Callable[[Any], int] | None, Callable[[Any, int], None] | None]
 """A register of 1, 2, 4 or 8 bytes, as devmodel.region.region.WholeAccess has it: offset, width, the bits
-that a write changes, those that a written 1 clears, and the hooks."""
+that a write changes, the bits that a written 1 clears, and the hooks."""
 
 
 class PumpRegions:
-    """What the pump answers of one device without Python: memory regions, and registers as they are stored.
+    """The regions of one device for the pump.  It answers memory and stored registers without Python.
 
-    Any thread may make or revoke it.  Open files keep the mapping; `revoke` makes every later access go to
-    Python, which knows that the device is gone.
+    Any thread may make or revoke it.  Open files keep the mapping.  After `revoke`, every access goes to
+    Python, which answers that the device is gone.
     """
 
     __slots__ = ("_kept", "native")
 
     def __init__(self, lock: threading.Lock) -> None:
-        """`lock` is the device's, under which registers are written and hooks run."""
+        """`lock` is the device's lock.  The pump holds it to write registers and to run hooks."""
         self.native: Any = ffi.gc(lib.lane_memory_new(), lib.lane_memory_put)
         self._kept: list[object] = [lock.acquire, lock.release]
         self.native.acquire, self.native.release = map(address, self._kept)
@@ -46,8 +46,10 @@ class PumpRegions:
     def show(
         self, index: int, stored: bytearray, plain: bytes, registers: Sequence[NativeRegister], owner: object
     ) -> None:
-        """Region `index` is registers, in order of their offsets and on the bytes `stored`, which from now on
-        keep their size; `plain` is not 0 for those that read so.  Hooks get the `owner`."""
+        """Region `index` is the `registers`, sorted by offset, whose values are in `stored`.
+
+        `stored` must keep its size from now on.  A byte of `plain` is not 0 where a read gives the stored
+        byte, without a hook.  Hooks are called with `owner`."""
         table = ffi.new("struct lane_register[]", [_packed_register(register) for register in registers])
         views = ffi.from_buffer(stored), ffi.from_buffer(plain)
         self._kept += (table, *views, registers, owner)
@@ -55,7 +57,7 @@ class PumpRegions:
         lib.lane_memory_show(self.native, index, ffi.new("struct lane_region *", fields))
 
     def hide(self, indexes: Iterable[int]) -> None:
-        """Let accesses to these regions, and no others, go to Python for now."""
+        """Let accesses to these regions go to Python for now, and to no others."""
         lib.lane_memory_hide(self.native, sum(1 << index for index in indexes))
 
     def revoke(self) -> None:
@@ -68,6 +70,6 @@ def _packed_register(register: NativeRegister) -> tuple[Any, ...]:
 
 
 def address(what: object) -> Any:
-    """Where CPython has an object, for native/call.c; who asks keeps it.  (bench/profiled.py puts a clock
-    here.)"""
+    """The address of an object in CPython, for native/call.c.  The caller must keep the object alive.
+    (bench/profiled.py replaces this function to measure calls.)"""
     return ffi.cast("void *", id(what))

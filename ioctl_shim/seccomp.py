@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One ioctl of a program, caught by a seccomp filter and answered with a new descriptor in that program.
 
-`install` runs in the single thread that is about to exec the program; a `Listener` belongs to the one thread
-that reads it, in another process.  Source: seccomp_unotify(2), <linux/seccomp.h>.
+`install` runs in the only thread of a process that is about to exec the program.  A `Listener` belongs to the
+one thread that reads it, in another process.  Source: seccomp_unotify(2), <linux/seccomp.h>.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ def _check(result: int, what: str) -> int:
 
 
 def install(cmd: int) -> int:
-    """Stop this thread, and what it starts, at each ioctl(fd, `cmd`, arg); returns the listener's descriptor.
+    """Stop this thread, and all it starts, at each ioctl(fd, `cmd`, arg).  Returns the listener's descriptor.
 
-    Cannot be undone.  Sets NO_NEW_PRIVS when the caller lacks CAP_SYS_ADMIN.  Raises OSError(EBUSY) when a
-    filter with a listener is already there (the kernel allows one) and OSError(EOPNOTSUPP) on an architecture
-    it does not know.
+    It cannot be undone.  It sets NO_NEW_PRIVS when the caller lacks CAP_SYS_ADMIN.  Raises OSError(EBUSY)
+    when a filter with a listener is already there (the kernel allows one) and OSError(EOPNOTSUPP) on an
+    unknown architecture.
     """
     return _check(int(lib.shim_seccomp_install(cmd)), "seccomp filter")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A caught ioctl(`fd`, `cmd`, `arg`) of thread `tid`, which sleeps until it is answered by `id`."""
+    """A caught ioctl(`fd`, `cmd`, `arg`) of thread `tid`, which sleeps until the call is answered by its
+    `id`."""
 
     id: int
     tid: int
@@ -60,11 +61,12 @@ class Listener:
         return Call(row.id, row.tid, row.fd, row.cmd, row.arg)
 
     def borrow(self, call: Call) -> int:
-        """A duplicate of the caller's `call.fd`, which we close.  Raises OSError(EBADF, ESRCH, EPERM)."""
+        """A duplicate of the caller's `call.fd`, for us to close.  Raises OSError(EBADF, ESRCH, EPERM)."""
         return Caller(call.tid).borrow(call.fd)
 
     def check(self, call: Call) -> None:
-        """Return if `call.tid` still is the caller: what was taken from it before then was the caller's."""
+        """Return if `call.tid` still is the caller.  All that was taken from that thread before is then the
+        caller's."""
         _check(lib.shim_seccomp_valid(self.fd, call.id), "checking a call")
 
     def proceed(self, call: Call) -> None:
@@ -80,12 +82,13 @@ class Listener:
         _check(lib.shim_seccomp_succeed(self.fd, call.id, value), "answering a call")
 
     def install_fd(self, call: Call, fd: int) -> int:
-        """A close-on-exec duplicate of our `fd` in the caller: its number there.  Does not yet answer `call`.
+        """Put a close-on-exec duplicate of our `fd` into the caller.  Returns its number there.  The call
+        still waits for its answer.
 
         Raises OSError(EMFILE) when the caller's table is full.
         """
         return _check(int(lib.shim_seccomp_install_fd(self.fd, call.id, fd)), "giving a descriptor")
 
     def close(self) -> None:
-        """Calls caught from now on fail with ENOSYS."""
+        """Close the listener.  Calls that are caught from now on fail with ENOSYS."""
         os.close(self.fd)

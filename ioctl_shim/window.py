@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Windows: shared file memory of a client (memfd, shmem, hugetlbfs, any shared mapping), mapped here as well.
 
-A window belongs to one process' `Windows`, under its lock; copying needs no lock.  It stays while anything
-refers to it, and then is unmapped.
+A window belongs to the `Windows` of one process, under the lock of that.  Copying needs no lock.  A window is
+unmapped when the last reference to it is gone.
 Source: proc_pid_maps(5), proc_pid_map_files(5), proc_pid_mountinfo(5), <linux/fs.h> (PROCMAP_QUERY).
 """
 
@@ -21,9 +21,9 @@ from ioctl_shim.procfs import LiveTask
 
 MAX_WINDOWS = 256
 MAX_BYTES = 1 << 40
-"""Of address space, in all windows of a process: a client may map sparse files of any size."""
+"""The most bytes of address space for all windows of a process: a client may map sparse files of any size."""
 MAX_DESCRIPTORS = 4096
-"""Descriptors of a client that are looked at to find a file that map_files does not give us."""
+"""The most descriptors of a client that are looked at to find a file that map_files does not give us."""
 
 
 class Vma(NamedTuple):
@@ -55,17 +55,18 @@ class Window:
     __slots__ = ("native", "size", "writable")
 
     def __init__(self, fd: int, vma: Vma) -> None:
-        """Raises OSError(ENOMEM) when they cannot be mapped."""
+        """Raises OSError(ENOMEM) when the pages cannot be mapped."""
         self.size, self.writable = vma.end - vma.start, vma.writable
         base = lib.shim_window_open(fd, vma.offset, self.size, self.writable)
         if not base:
             raise OSError(errno.ENOMEM, f"a window of {self.size:#x} bytes")
         described = (*vma[:5], os.major(vma.device), os.minor(vma.device))
         self.native: Any = ffi.gc(ffi.new("struct shim_window *", (described, base)), _close)
-        """struct shim_window; the pages are ours as long as anything refers to this."""
+        """struct shim_window.  The pages stay mapped as long as there is a reference to this."""
 
     def move(self, offset: int, view: memoryview, write: bool) -> None:
-        """Copy between `view` and `offset`.  Raises OSError(EFAULT): not writable, beyond the file's end."""
+        """Copy between `view` and the window from `offset`.  Raises OSError(EFAULT) for a window that is not
+        writable, and beyond the file's end."""
         if offset + len(view) > self.size or (write and not self.writable):
             raise OSError(errno.EFAULT, "beyond the window, or not writable")
         at = ffi.cast("char *", self.native.base) + offset
@@ -83,10 +84,9 @@ def _close(native: Any) -> None:
 
 
 class Windows:
-    """The windows of the process of `task`, made when first asked for.
+    """The windows of the process of `task`.  A window is made when it is first asked for.
 
-    `avoid` is the st_dev of our own mount, whose files must not be opened or touched by a thread that answers
-    for them.
+    `avoid` is the st_dev of our own mount.  A thread that serves those files must not open or touch them.
     """
 
     def __init__(self, task: LiveTask, avoid: int) -> None:
@@ -94,11 +94,12 @@ class Windows:
         self._lock = threading.Lock()
         self._windows: dict[Vma, Window | None] = {}
         self.by_start: tuple[Sequence[int], Sequence[Any]] = ((), (ffi.NULL,))
-        """Where windows start, sorted, and the struct shim_window that alone can have an address: NULL before
-        the first start, then one from each start on.  It is replaced, never changed: any thread may look."""
+        """The starts of the windows, sorted, and for each gap between starts the struct shim_window that may
+        have an address there: NULL before the first start, then the window of each start.  The pair is
+        replaced, never changed, so any thread may look at it."""
 
     def of(self, vma: Vma) -> Window | None:
-        """The window on `vma`, None when it is not shared file memory or cannot be had.  Any thread."""
+        """The window on `vma`, None when it is not shared file memory or cannot be mapped.  Any thread."""
         if not vma.shared or not vma.inode or vma.device == self._avoid:
             return None
         with self._lock:
@@ -113,7 +114,7 @@ class Windows:
         if len(self._windows) >= MAX_WINDOWS:
             self._windows.clear()
         for vma in [old for old in self._windows if old.start < new.end and new.start < old.end]:
-            del self._windows[vma]  # its mapping is not there any more
+            del self._windows[vma]  # the client's mapping has gone
 
     def _publish(self) -> None:
         natives = {vma.start: window.native for vma, window in self._windows.items() if window}
@@ -138,7 +139,7 @@ class Windows:
         return None
 
     def _paths(self, vma: Vma) -> Iterator[str]:
-        # map_files takes a capability; who may read the process' memory may at least look at its descriptors
+        # map_files takes a capability; without it, the right to read the memory covers the descriptors too
         yield f"/proc/{self._task.tid}/map_files/{vma.start:x}-{vma.end:x}"
         with contextlib.suppress(OSError):
             for name in os.listdir(f"/proc/{self._task.tid}/fd")[:MAX_DESCRIPTORS]:
@@ -149,12 +150,13 @@ class Windows:
 
 
 def _is_file_of(target: str) -> bool:
-    """Whether a descriptor's link is a path (memfds have one, too) and not a socket's or a pipe's."""
+    """Whether a descriptor's link is a path (memfds have one, too), and not that of a socket or a pipe."""
     return target.startswith("/")
 
 
 def _fuse_devices(tid: int) -> set[int]:
-    """st_dev of every FUSE file system that we or the process see: their files may take forever to open."""
+    """st_dev of each FUSE file system that this process or `tid` sees: to open a file there may take
+    forever."""
     devices = set()
     for pid in ("self", tid):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/mountinfo", encoding="utf-8") as table:

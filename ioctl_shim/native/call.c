@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The hot calls from the pump into Python, by CPython's own interface: through cffi each costs a microsecond more, in
- * objects for its arguments.  Runs on the pump thread, which takes the GIL here and for nothing else.
+ * The hot calls from the pump into Python, by CPython's own interface.  A call through cffi costs a
+ * microsecond more, for the objects that it makes of its arguments.  Runs on the pump thread, which takes the
+ * GIL here and for nothing else.
  *
- * What is called is borrowed: ioctl_shim/lane.py keeps it for as long as the file is open, or the process runs.
+ * The callables are borrowed references: ioctl_shim/lane.py keeps them while the file is open, or the process
+ * runs.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -19,7 +21,7 @@ void lane_set_python(const struct lane_python *called)
 	python = *called;
 }
 
-/* The negative errno of the exception that has been raised; takes it. */
+/* The negative errno of the exception that has been raised.  Clears the exception. */
 static int64_t failure(void)
 {
 	PyObject *kind, *error, *trace, *answer = NULL;
@@ -44,8 +46,8 @@ static int64_t failure(void)
 	return result;
 }
 
-/* Calls with `first` (borrowed, unless NULL), numbers, and `last` (taken, unless NULL) as arguments; what is returned is the
- * caller's, NULL when it raised. */
+/* Calls with the arguments `first` (borrowed; left out if NULL), `count` numbers, and `last` (stolen; left
+ * out if NULL). Returns a new reference, or NULL when the call raised. */
 static PyObject *call(void *what, PyObject *first, const uint64_t *numbers, size_t count, PyObject *last)
 {
 	PyObject *arguments[6] = {NULL}, *result = NULL; /* [0] is room for a method's `self` */
@@ -65,7 +67,7 @@ static PyObject *call(void *what, PyObject *first, const uint64_t *numbers, size
 	return result;
 }
 
-/* Bytes of `data` in `out`, LANE_DEFERRED for None, or a negative errno; takes `data`. */
+/* Copies `data` to `out`: its size, LANE_DEFERRED for None, or a negative errno.  Steals `data`. */
 static int64_t take_bytes(PyObject *data, char *out, uint32_t size)
 {
 	int64_t result = LANE_DEFERRED;
@@ -83,7 +85,7 @@ static int64_t take_bytes(PyObject *data, char *out, uint32_t size)
 	return result;
 }
 
-/* The number, LANE_DEFERRED for None, or a negative errno; takes `number`. */
+/* The number, LANE_DEFERRED for None, or a negative errno.  Steals `number`. */
 static int64_t take_number(PyObject *number)
 {
 	int64_t result = LANE_DEFERRED;
@@ -99,7 +101,7 @@ static int64_t take_number(PyObject *number)
 	return result;
 }
 
-/* For those who answer now: None is a mistake of theirs. */
+/* For calls that have to answer at once: None is a mistake there. */
 static int64_t not_none(int64_t result)
 {
 	if (result != LANE_DEFERRED)
@@ -108,7 +110,8 @@ static int64_t not_none(int64_t result)
 	return failure();
 }
 
-/* The fields of `tuple` (ioctl_shim.lanefile.InodeAttr) in `name`: 0, LANE_DEFERRED for None, or a negative errno; takes it. */
+/* Puts the fields of `tuple` (ioctl_shim.lanefile.InodeAttr) into `name`: 0, LANE_DEFERRED for None, or a
+ * negative errno. Steals `tuple`. */
 static int64_t take_name(PyObject *tuple, struct lane_name *name)
 {
 	uint64_t *field = (uint64_t *)name;
@@ -132,7 +135,8 @@ static int64_t take_name(PyObject *tuple, struct lane_name *name)
 	return result;
 }
 
-/* A file of a whole device is asked by region, every other one by its own offsets. */
+/* The place of an access as arguments: region and offset for a file of a whole device, else the offset in the
+ * file. */
 static size_t place(const struct lane_file *file, uint64_t offset, uint64_t *numbers)
 {
 	if (file->region != LANE_WHOLE || !file->by_region) {
@@ -168,7 +172,7 @@ int64_t call_write(const struct lane_file *file, uint64_t offset, const void *in
 	return result;
 }
 
-/* What a hook raises stays raised.  Under the device's lock. */
+/* An exception of the hook stays raised.  Under the device's lock. */
 static void read_register(const struct lane_region *region, const struct lane_register *r, uint64_t *value)
 {
 	PyObject *answer;
@@ -183,7 +187,7 @@ static void read_register(const struct lane_region *region, const struct lane_re
 	Py_XDECREF(answer);
 }
 
-/* As Registers.write() does it. */
+/* Does what Registers.write() does. */
 static void write_register(const struct lane_region *region, const struct lane_register *r, uint64_t written)
 {
 	char *at = region->stored + r->offset;
@@ -195,7 +199,8 @@ static void write_register(const struct lane_region *region, const struct lane_r
 		Py_XDECREF(call(r->on_write, region->owner, &value, 1, NULL));
 }
 
-/* Calls what takes or gives back the device's lock: 0, or -1 when it raised.  What had been raised before stays so. */
+/* Calls the method that takes or releases the device's lock: 0, or -1 when an exception is raised.  An
+ * exception that was raised before the call stays raised. */
 static int call_lock(void *method)
 {
 	PyObject *kind, *error, *trace, *answer;
@@ -211,7 +216,8 @@ static int call_lock(void *method)
 	return kind ? -1 : 0;
 }
 
-/* Reads or writes a whole register: 0, a negative errno, or LANE_DEFERRED when the region is not shown any more. */
+/* Reads or writes a whole register: 0, a negative errno, or LANE_DEFERRED when the region is not shown any
+ * more. */
 int64_t call_register(const struct lane_place *place, uint64_t *value, int write)
 {
 	const struct lane_memory *m = place->memory;
@@ -220,7 +226,7 @@ int64_t call_register(const struct lane_place *place, uint64_t *value, int write
 	int64_t result = 0;
 
 	if (!call_lock(m->acquire)) {
-		if (!is_shown(m, place->region)) /* that changes under the lock */
+		if (!is_shown(m, place->region)) /* it may have changed before we had the lock */
 			result = LANE_DEFERRED;
 		else if (write)
 			write_register(region, place->found, *value);

@@ -28,7 +28,7 @@ static int64_t move_all(transfer move, uint32_t tid, uint64_t vaddr, void *buf, 
 	return 0;
 }
 
-/* 0, or -EFAULT (not mapped so), -ESRCH (gone), -EPERM (not ours to read). */
+/* 0, or -EFAULT (not mapped for this access), -ESRCH (the thread has ended), -EPERM (no permission). */
 int64_t shim_peek(uint32_t tid, uint64_t vaddr, void *buf, uint64_t size)
 {
 	return move_all(process_vm_readv, tid, vaddr, buf, size);
@@ -46,7 +46,7 @@ int shim_pidfd_getfd(int pidfd, int fd)
 	return copy < 0 ? -errno : copy;
 }
 
-/* Adds 1 to a counter that has room, without which write(2) would wait: 1, or 0 for a full one. */
+/* Adds 1 to an eventfd's counter: 1, or 0 when the counter is full.  write(2) to a full one would wait. */
 int shim_signal(int eventfd)
 {
 	struct pollfd room = {.fd = eventfd, .events = POLLOUT};

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Requests on device inodes: what needs no decision is answered here, for all else Python is called.  Pump thread. */
+/* Requests on device inodes: memory and stored registers are answered here, for all else Python is called.
+ * Pump thread. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -43,7 +44,8 @@ void on_open(const struct request *r)
 		.ioctl = open.ioctl, .rows = open.rows};
 	struct vfs_open_out out = {.fh = (uintptr_t)file, .open_flags = FOPEN_DIRECT_IO};
 	if (open.stream) {
-		/* the kernel takes no backing file with it; a mapping of it is harmless, as beyond size 0 all is SIGBUS */
+		/* a stream cannot have a backing file; a mapping of it is harmless: its size is 0, so all is
+		 * SIGBUS */
 		out.open_flags |= VFS_FOPEN_STREAM;
 	} else if (open.backing_id > 0) {
 		out.open_flags |= VFS_FOPEN_PASSTHROUGH;
@@ -73,7 +75,8 @@ void on_read(const struct request *r)
 	uint64_t value;
 
 	if (memory) {
-		/* the kernel copies straight from the region; it may have no page left for a hole of it */
+		/* the kernel copies from the region itself; this fails when it has no page left for a hole in
+		 * it */
 		if (send_data(r->header->unique, 0, memory, size, NULL, 0))
 			send_error(r->header->unique, -EIO);
 		return;
@@ -98,7 +101,7 @@ void on_read(const struct request *r)
 		send_read(r, got);
 }
 
-/* Bytes taken, a negative errno, or LANE_DEFERRED: whoever took them answers. */
+/* The bytes written, a negative errno, or LANE_DEFERRED when Python answers the request itself. */
 static int64_t take_write(const struct request *r, const struct fuse_write_in *in)
 {
 	const struct lane_file *file = file_of(in->fh);
@@ -150,7 +153,7 @@ struct lane_argument *lane_argument(void)
 	return &argument;
 }
 
-/* What the ioctl's row says of the struct behind its argument, as Python will look at it first. */
+/* Reads the struct behind the ioctl's argument, as its row says, because Python looks at it first. */
 static void fetch_argument(const struct lane_file *file, const struct fuse_ioctl_in *in, uint32_t tid)
 {
 	struct lane_argument *argument = lane_argument();
@@ -163,7 +166,7 @@ static void fetch_argument(const struct lane_file *file, const struct fuse_ioctl
 	argument->error = (int32_t)shim_peek(tid, in->arg, argument->data, file->rows->minsz[row]);
 }
 
-/* An ioctl that has no size, which is all of VFIO's; 0 when it is not for this thread. */
+/* Answers an ioctl whose number has no size, as all of VFIO's.  0 when it was left to another thread. */
 static int answer_ioctl(const struct request *r)
 {
 	const struct fuse_ioctl_in *in = r->body;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What <linux/fuse.h> of older header packages lacks; values are those of protocol 7.40 and later. */
+/* Declarations that older versions of <linux/fuse.h> lack; values are those of protocol 7.40 and later. */
 #ifndef VFSFUSE_FUSE_ABI_H
 #define VFSFUSE_FUSE_ABI_H
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The five libfuse entry points pyfuse3 calls that we stand in front of.  The extension is loaded with
+ * The libfuse entry points that pyfuse3 calls and that we replace.  The extension is loaded with
  * RTLD_GLOBAL before pyfuse3, so pyfuse3's dynamic symbols bind here; RTLD_NEXT is libfuse3 itself.
  * pyfuse3 calls them from the trio thread only.
  */
@@ -55,7 +55,7 @@ static ssize_t send_reply(int fd, struct iovec *iov, int count, void *userdata)
 	struct iovec patched[2] = {{&header, sizeof(header)}, {&body, header.len - sizeof(header)}};
 	ssize_t sent = writev(fd, patched, 2);
 
-	/* libfuse compares with the length it asked for */
+	/* libfuse compares the result with the length that it gave us */
 	return sent == (ssize_t)header.len ? (ssize_t)(iov[0].iov_len + iov[1].iov_len) : sent;
 }
 
@@ -66,7 +66,7 @@ static ssize_t refuse_read(int fd, void *buf, size_t size, void *userdata)
 	return -1;
 }
 
-/* All else of the extension is hidden: it is loaded with RTLD_GLOBAL. */
+/* Every other symbol of the extension is hidden, because it is loaded with RTLD_GLOBAL. */
 #pragma GCC visibility push(default)
 
 int fuse_session_fd(struct fuse_session *se)
@@ -93,7 +93,8 @@ int fuse_session_mount(struct fuse_session *se, const char *mountpoint)
 	return result;
 }
 
-/* Directories and files that pyfuse3 opened; only a file is FOPEN_DIRECT_IO, and must not be mapped. */
+/* Answers for directories and files that pyfuse3 opened.  Only files have direct_io; they must not be
+ * mapped. */
 int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 {
 	int (*reply_open)(fuse_req_t, const struct fuse_file_info *) = next_symbol("fuse_reply_open");

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The native edge: one pump thread reads /dev/fuse, answers what needs no decision, calls Python once for
- * device-lane requests and queues the rest for pyfuse3.  Protocol: <linux/fuse.h> (FUSE_KERNEL_VERSION 7).
+ * The native edge: one pump thread reads /dev/fuse.  It answers accesses of memory and of stored registers,
+ * calls Python once for other device-lane requests, and queues the rest for pyfuse3. Protocol: <linux/fuse.h>
+ * (FUSE_KERNEL_VERSION 7).
  */
 #ifndef VFSFUSE_LANE_H
 #define VFSFUSE_LANE_H

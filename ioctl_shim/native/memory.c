@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A client's memory over the life of a container: its mappings, transfers in batches, windows on shared files.
- * Source: proc_pid_maps(5) and <linux/fs.h> (PROCMAP_QUERY), process_vm_readv(2), pidfd_open(2). */
+/* A client's memory over the life of a container: its mappings, transfers in batches, windows on shared
+ * files. Source: proc_pid_maps(5) and <linux/fs.h> (PROCMAP_QUERY), process_vm_readv(2), pidfd_open(2). */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
@@ -42,7 +42,8 @@ struct procmap_query_v1 {
 #define BATCH 1024 /* IOV_MAX */
 #define MAX_KEPT (32 << 20) /* bytes: the most that M_MMAP_THRESHOLD can be */
 
-/* The mapping at `vaddr`: -ENOENT where there is none, -ESRCH when the memory is gone, -ENOTTY before Linux 6.11. */
+/* The mapping at `vaddr`: -ENOENT where there is none, -ESRCH when the memory is gone, -ENOTTY before Linux
+ * 6.11. */
 int shim_query_vma(int maps_fd, uint64_t vaddr, struct shim_vma *vma)
 {
 	struct procmap_query_v1 query = {.size = sizeof(query), .query_addr = vaddr};
@@ -61,9 +62,9 @@ static int runs(const struct shim_process *process)
 	return poll(&end, 1, 0) == 0;
 }
 
-/* Both files of /proc stay with the memory of when they were opened, so that neither a later exec nor another
- * process of the same number passes for it.  Once it is gone, no mapping of it can be asked for, and reading it
- * gives end of file; otherwise a byte or EIO. */
+/* Both files of /proc stay with the memory that the process had when they were opened, so a later exec, or
+ * another process with the same number, is not taken for it.  After that memory is gone, a query for a
+ * mapping fails and a read gives end of file; before, a read gives a byte or EIO. */
 static int has_memory(const struct shim_process *process)
 {
 	struct shim_vma vma;
@@ -80,7 +81,7 @@ int shim_alive(const struct shim_process *process)
 	return runs(process) && has_memory(process);
 }
 
-/* Whether thread `tid`, which is in a system call now, is of that process: 1, or 0. */
+/* Whether thread `tid`, which waits in a system call now, belongs to the process: 1, or 0. */
 int shim_has_thread(const struct shim_process *process, uint32_t tid)
 {
 	pid_t tgid = (pid_t)process->tgid;
@@ -96,11 +97,11 @@ static ssize_t move_batch(uint32_t tgid, int write, struct iovec *local, struct 
 		       process_vm_readv((pid_t)tgid, local, 1, remote, count, 0);
 }
 
-/* Move bytes between `buf` and the parts, which are one after the other in it. */
+/* Move bytes between `buf` and the parts.  The parts lie in `buf` one after the other. */
 int shim_move_parts(uint32_t tgid, int write, void *buf, const struct shim_part *parts, uint64_t count)
 {
 	struct iovec remote[BATCH];
-	uint64_t next = 0, skip = 0; /* where to go on: in part `next`, `skip` bytes after its start */
+	uint64_t next = 0, skip = 0; /* the next batch begins `skip` bytes after the start of part `next` */
 	char *at = buf;
 
 	while (next < count) {
@@ -147,7 +148,7 @@ static void install_guard(void)
 	sigaction(SIGBUS, &action, &former);
 }
 
-/* The pages of a file at an address of ours, NULL (and no reason) when they cannot be had. */
+/* Map the pages of a file.  Returns their address, or NULL (without a reason) when they cannot be mapped. */
 void *shim_window_open(int fd, uint64_t offset, uint64_t size, int write)
 {
 	void *base = mmap(NULL, size, PROT_READ | (write ? PROT_WRITE : 0), MAP_SHARED | MAP_NORESERVE, fd,
@@ -182,9 +183,10 @@ int shim_window_move(void *at, void *buf, uint64_t size, int write)
 	return write ? copy_guarded(at, buf, size) : copy_guarded(buf, at, size);
 }
 
-/* Move `size` bytes between `buf` and `vaddr`, all in one mapping that is private or that of `window`, if there is
- * one.  `tid` is a thread of the process that lives.  0, SHIM_MOVE_*, or minus the errno of what moved in part.
- * What could be another process' is looked at before, so that it is not written to, and after. */
+/* Move `size` bytes between `buf` and `vaddr`.  They must lie in one mapping, which is private or that of
+ * `window` (NULL: none).  `tid` is a live thread of the process.  Returns 0, SHIM_MOVE_*, or minus an errno
+ * (then a part may have moved).  The process is checked before a move, so that no other process is written
+ * to, and after it. */
 int shim_move(const struct shim_process *process, uint32_t tid, const struct shim_window *window, uint64_t vaddr,
 	      void *buf, uint64_t size, int flags)
 {
@@ -210,8 +212,8 @@ int shim_move(const struct shim_process *process, uint32_t tid, const struct shi
 	return error ? error : shim_alive(process) ? 0 : SHIM_MOVE_ENDED;
 }
 
-/* Keep freed memory for the next use, on whatever thread: buffers of DMA come and go, and pages that are new each
- * time cost more than the copying.  Called before there are other threads.  Source: mallopt(3). */
+/* Keep freed memory for the next use on any thread.  Buffers of DMA come and go, and new pages for each of
+ * them cost more than the copying.  Called before there are other threads.  Source: mallopt(3). */
 void shim_keep_memory(void)
 {
 	mallopt(M_ARENA_MAX, 1);

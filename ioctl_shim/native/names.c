@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Requests on names and attributes that the device lane answers, as they change nothing.  Python says None while the lab is
- * being changed, and then pyfuse3 is asked.  Pump thread.
+ * Requests on names and attributes.  The device lane answers those that change nothing.  While the lab is
+ * being changed, Python returns None, and the request goes to pyfuse3.  Pump thread.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -11,15 +11,16 @@
 
 #include "pump.h"
 
-/* One open of an attribute, with the text that it was shown last: who reads on where the last read ended reads on in
- * that, as with the kernel's seq_file, and so meets its end whatever the attribute has become. */
+/* One open of an attribute, with the text that was shown to it last.  A read that goes on where
+ * the last one ended gets more of that text, as with the kernel's seq_file.  So a reader meets the end even
+ * if the attribute changes. */
 struct attr_open {
 	uint64_t next; /* where a read would go on */
 	size_t size;   /* of text */
 	char *text;
 };
 
-/* An answer that is not what was asked for: 1 when it has been dealt with. */
+/* Deals with a result that is an errno or LANE_DEFERRED: 1 if it was one of them, 0 for a result to send. */
 static int is_other(const struct request *r, int64_t result)
 {
 	if (result == LANE_DEFERRED)
@@ -42,7 +43,8 @@ void on_attr_open(const struct request *r)
 	int readable = node >> LANE_ATTR_READ_BIT & 1, writable = node >> LANE_ATTR_WRITE_BIT & 1;
 	struct attr_open *attr;
 
-	/* as sysfs: even root cannot open an attribute for what it has no show() or store() for */
+	/* as in sysfs: without a show() even root cannot open an attribute for reading, without a store() for
+	 * writing */
 	if ((mode != O_WRONLY && !readable) || (mode != O_RDONLY && !writable))
 		return send_error(r->header->unique, -EACCES);
 	attr = calloc(1, sizeof(*attr));
@@ -62,7 +64,7 @@ void on_attr_release(const struct request *r)
 	send_error(r->header->unique, 0);
 }
 
-/* Keeps a text of `size` bytes, or none: 0 or -ENOMEM. */
+/* Keeps a copy of the text of `size` bytes, which may be 0.  Returns 0 or -ENOMEM. */
 static int keep(struct attr_open *attr, const char *text, size_t size)
 {
 	char *copy = size ? realloc(attr->text, size) : attr->text;
@@ -82,7 +84,8 @@ void on_attr_write(const struct request *r)
 	hand_on(r);
 }
 
-/* Gets the text: 0, a negative errno, or LANE_DEFERRED while the lab is being changed, and for one that takes time. */
+/* Gets the text: 0, a negative errno, or LANE_DEFERRED (the lab is being changed, or the attribute takes time
+ * to show). */
 static int64_t show(const struct request *r, struct attr_open *attr)
 {
 	int64_t got = call_show(r->header->nodeid, r->out, MAX_DATA);
@@ -90,7 +93,7 @@ static int64_t show(const struct request *r, struct attr_open *attr)
 	return got < 0 ? got : keep(attr, r->out, (size_t)got);
 }
 
-/* Whether it still is there, as the kernel looks before it says that a file has ended. */
+/* Whether the attribute still exists.  The kernel also checks this before it reports the end of a file. */
 static int64_t look(const struct request *r)
 {
 	struct lane_name found;
@@ -109,7 +112,7 @@ void on_attr_read(const struct request *r)
 	else if (in->offset >= attr->size)
 		error = look(r);
 	attr->next = 0;
-	in->fh = r->header->nodeid; /* in case that it is handed on: pyfuse3 knows an open attribute by its inode */
+	in->fh = r->header->nodeid; /* if it is handed on: pyfuse3 knows an open attribute by its inode */
 	if (is_other(r, error))
 		return;
 	size_t from = in->offset < attr->size ? in->offset : attr->size;

@@ -16,11 +16,11 @@ void lane_on_interrupt(uint64_t unique);
 #define BUFFER_SIZE (MAX_DATA + 4096u)
 #define STOP_MS 2000
 
-static int tid;	     /* of the pump, while there is one */
-static int stopping; /* it is to end */
+static int tid;	     /* of the pump thread, 0 while there is none */
+static int stopping; /* the pump has to end */
 
-/* FLUSH and FSYNC, of which close(2) waits for the former: nothing is buffered, and so told, the kernel does not
- * ask again for as long as it is mounted. */
+/* FLUSH and FSYNC: nothing is buffered, so there is nothing to do.  After ENOSYS the kernel does not send
+ * them again as long as the tree is mounted, which makes close(2) faster: it waits for FLUSH. */
 static void on_unneeded(const struct request *r)
 {
 	send_error(r->header->unique, -ENOSYS);
@@ -81,7 +81,7 @@ static void serve(const char *data, size_t size, char *out)
 	if (header->opcode == FUSE_FORGET || header->opcode == FUSE_BATCH_FORGET)
 		return; /* inode numbers are never used again, so nothing is counted */
 	if (header->opcode == FUSE_INTERRUPT) {
-		/* after the request, as the kernel sends it only for what we have read; itself it has no answer */
+		/* the kernel sends it only after we have read the request; it has no answer itself */
 		if (r.size >= sizeof(struct fuse_interrupt_in))
 			lane_on_interrupt(((const struct fuse_interrupt_in *)r.body)->unique);
 		return;
@@ -119,11 +119,12 @@ int lane_pump(void)
 
 static void on_wake(int number)
 {
-	(void)number; /* read(2) of the pump is interrupted: that is all */
+	(void)number; /* the only purpose is to interrupt the pump's read(2) */
 }
 
-/* Ends the pump, before the interpreter does that it calls: 0, or -ETIMEDOUT when it is in a call that does not return.
- * Requests that come later are never answered: their clients hear of the end of this process. */
+/* Ends the pump; called before the interpreter ends.  Returns 0, or -ETIMEDOUT when the pump is in a call
+ * that does not return.  Requests that come later are not answered: their clients get an error when this
+ * process ends. */
 int lane_stop(void)
 {
 	struct sigaction wake = {.sa_handler = on_wake};
@@ -134,7 +135,7 @@ int lane_stop(void)
 	for (int i = 0; (pump = __atomic_load_n(&tid, __ATOMIC_ACQUIRE)); i++) {
 		if (i == STOP_MS)
 			return -ETIMEDOUT;
-		syscall(SYS_tgkill, getpid(), pump, SIGRTMAX); /* again, as it may come just before read(2) */
+		syscall(SYS_tgkill, getpid(), pump, SIGRTMAX); /* again: it may come just before read(2) */
 		usleep(1000);
 	}
 	return 0;

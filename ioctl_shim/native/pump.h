@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Between the parts of the pump: session.c, files.c, names.c, regions.c, call.c and pump.c. */
+/* Declarations that the parts of the pump share: session.c, files.c, names.c, regions.c, call.c and
+ * pump.c. */
 #ifndef VFSFUSE_PUMP_H
 #define VFSFUSE_PUMP_H
 
@@ -43,7 +44,7 @@ void on_lookup(const struct request *r);
 void on_getattr(const struct request *r);
 void on_readlink(const struct request *r);
 
-/* A register of an open device, `found` unless NULL. */
+/* A register of an open device; `found` is NULL when there is none. */
 struct lane_place {
 	const struct lane_memory *memory;
 	uint64_t region;
@@ -56,7 +57,8 @@ int read_plain(const struct lane_file *file, uint64_t offset, uint64_t size, voi
 struct lane_place find_register(const struct lane_file *file, uint64_t offset, uint64_t size);
 int is_shown(const struct lane_memory *m, uint64_t index);
 
-/* call.c: bytes, a number or 0, a negative errno, or LANE_DEFERRED when Python says None. */
+/* call.c: these return a number of bytes, a result or 0; a negative errno; or LANE_DEFERRED when Python
+ * returns None. */
 int64_t call_read(const struct lane_file *file, uint64_t offset, uint32_t size, char *out);
 int64_t call_write(const struct lane_file *file, uint64_t offset, const void *in, uint32_t size);
 int64_t call_register(const struct lane_place *place, uint64_t *value, int write);
@@ -66,7 +68,8 @@ int64_t call_stat(uint64_t inode, struct lane_name *found);
 int64_t call_readlink(uint64_t inode, char *out, uint32_t size);
 int64_t call_show(uint64_t inode, char *out, uint32_t size);
 
-/* One load or store, as a processor does it, whoever does another at the same time; `width` is 1, 2, 4 or 8. */
+/* One load or store, atomic against accesses of other threads, as a processor's is; `width` is 1, 2, 4 or 8
+ * bytes. */
 static inline uint64_t load_register(const char *from, uint64_t width)
 {
 	switch (width) {

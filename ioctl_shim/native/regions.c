@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the pump knows of a device's regions, so that it reads and writes memory, and reads registers without
- * hooks, by itself.  Any thread makes, hides and revokes; the pump alone looks (find_*).
+ * The regions of a device as the pump knows them.  With these it reads and writes memory, and reads registers
+ * that have no hooks, by itself.  Any thread makes, hides and revokes regions; only the pump looks them up
+ * (find_*).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,7 +35,7 @@ int lane_memory_map(struct lane_memory *m, uint32_t index, int fd, uint64_t offs
 	return 0;
 }
 
-/* What it points at is the caller's, for as long as a file with this memory is open. */
+/* The caller owns what `registers` points at, and keeps it as long as a file with this memory is open. */
 int lane_memory_show(struct lane_memory *m, uint32_t index, const struct lane_region *registers)
 {
 	if (index >= LANE_REGIONS || m->region[index].base || registers->base)
@@ -68,15 +69,15 @@ void lane_memory_put(struct lane_memory *m)
 	free(m);
 }
 
-/* Whether the region may be answered here: the device is there, and the region decoded. */
+/* Whether the pump may answer for the region: the device has not gone, and it decodes the region. */
 int is_shown(const struct lane_memory *m, uint64_t index)
 {
 	return !__atomic_load_n(&m->revoked, __ATOMIC_ACQUIRE) && index < LANE_REGIONS &&
 	       !(__atomic_load_n(&m->hidden, __ATOMIC_ACQUIRE) >> index & 1);
 }
 
-/* The region that holds [*offset, *offset + size) of the file, NULL when it may not be answered here; *offset becomes that
- * in the region. */
+/* The region that holds [*offset, *offset + size) of the file, NULL when the pump may not answer for it.
+ * Changes *offset to the offset in the region. */
 static const struct lane_region *find_region(const struct lane_file *file, uint64_t *offset, uint64_t size)
 {
 	const struct lane_memory *m = file->memory;
@@ -100,7 +101,8 @@ char *find_memory(const struct lane_file *file, uint64_t offset, uint64_t size)
 	return region && region->base ? region->base + offset : NULL;
 }
 
-/* Fills `value` (8 bytes) and returns 1 when an aligned access of 1, 2, 4 or 8 bytes meets plain registers only. */
+/* Reads plain registers only: fills `value` (8 bytes) and returns 1 for an aligned access of 1, 2, 4 or 8
+ * bytes to those. */
 int read_plain(const struct lane_file *file, uint64_t offset, uint64_t size, void *value)
 {
 	const struct lane_region *region;
@@ -117,7 +119,7 @@ int read_plain(const struct lane_file *file, uint64_t offset, uint64_t size, voi
 	return 1;
 }
 
-/* The register that an access is of, the whole of it. */
+/* The register that an access covers exactly; its `found` is NULL when there is none. */
 struct lane_place find_register(const struct lane_file *file, uint64_t offset, uint64_t size)
 {
 	const struct lane_region *region = find_region(file, &offset, size);

@@ -25,7 +25,8 @@
 #define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
 #endif
 
-/* Room for a kernel whose structures have grown: it says how large they are, and refuses a smaller buffer. */
+/* Bytes of room for the structures of newer kernels.  A kernel says how large they are, and refuses a smaller
+ * buffer. */
 #define NOTIF_ROOM 512
 
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
@@ -47,9 +48,9 @@ static int load(const struct sock_fprog *program, unsigned long flags)
 }
 
 /*
- * A signal that does not kill must not interrupt a call that has been received: the kernel would restart it and
- * the device would be opened twice (a Go runtime preempts by signals all the time).  Linux before 5.19 has no
- * flag for that, and answers EINVAL.
+ * Only a fatal signal may interrupt a call that has been received.  After any other signal the kernel would
+ * restart the call, and the device would be opened twice (a Go runtime preempts by signals all the time).
+ * Linux before 5.19 has no flag for this, and returns EINVAL.
  */
 static int load_killable(const struct sock_fprog *program)
 {
@@ -61,9 +62,10 @@ static int load_killable(const struct sock_fprog *program)
 }
 
 /*
- * Filter the calling thread and all it will start; the listener is close-on-exec.  Only the low 32 bits of the
- * ioctl number count, as for the kernel; other architectures (32-bit programs, x32) pass untouched.
- * NO_NEW_PRIVS is set only when there is no CAP_SYS_ADMIN to do without it: it would disable sudo in the client.
+ * Filter the calling thread and all it will start; the listener is close-on-exec.  Only the low 32 bits of
+ * the ioctl number count, as for the kernel.  Calls of other architectures (32-bit programs, x32) are not
+ * caught. NO_NEW_PRIVS disables sudo in the client, so it is set only without CAP_SYS_ADMIN, when the kernel
+ * demands it.
  * -EBUSY: this process already runs under a filter with a listener, and the kernel allows one.
  * -EOPNOTSUPP: the system call numbers of this architecture are not known here.
  */
@@ -100,7 +102,7 @@ int shim_seccomp_install(uint32_t cmd)
 }
 #endif
 
-/* Blocks until there is a call; -ENOENT: its thread ended before we came. */
+/* Blocks until there is a call.  -ENOENT: the calling thread ended before the call was received. */
 int shim_seccomp_receive(int listener, struct shim_seccomp_call *call)
 {
 	union {
@@ -125,7 +127,7 @@ int shim_seccomp_receive(int listener, struct shim_seccomp_call *call)
 	return 0;
 }
 
-/* -ENOENT: the caller is gone, and its thread number may already be another's. */
+/* -ENOENT: the caller has ended, and another thread may have its number already. */
 int shim_seccomp_valid(int listener, uint64_t id)
 {
 	return ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &id) < 0 ? -errno : 0;
@@ -163,8 +165,9 @@ int shim_seccomp_succeed(int listener, uint64_t id, int value)
 }
 
 /*
- * Put a close-on-exec duplicate of our `fd` into the caller; returns its number there.  Not with
- * SECCOMP_ADDFD_FLAG_SEND: the caller would run on while we still hold the file, and see it busy.
+ * Put a close-on-exec duplicate of our `fd` into the caller; returns its number there.
+ * SECCOMP_ADDFD_FLAG_SEND is not used, because the caller would run on while we still hold the file, and
+ * could find it busy.
  */
 int shim_seccomp_install_fd(int listener, uint64_t id, int fd)
 {

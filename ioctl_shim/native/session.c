@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The one FUSE session of the process: what the pump reads, the queue to pyfuse3, and answers.  The queue is under `lock`,
- * `unmappable` is atomic, and any thread may answer, because one writev() of a reply is atomic.
+ * The one FUSE session of the process: its connection, the queue to pyfuse3, and the replies.  The queue is
+ * under `lock`, and `unmappable` is atomic.  Any thread may send replies, because one writev() of a reply is
+ * atomic.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -15,15 +16,15 @@
 
 #include "pump.h"
 
-#define ERRNO_END 512 /* <linux/errno.h>: from here on they are the kernel's own */
+#define ERRNO_END 512 /* <linux/errno.h>: errnos from here on are for use within the kernel */
 
-/* One session a process: libfuse's entry points carry no place for a pointer of ours. */
+/* There is one session a process, because libfuse's entry points have no parameter for a pointer of ours. */
 static struct {
 	int fuse;
 	int event;
 	int ended;
 	int passthrough;
-	int unmappable; /* backing id; 0: not asked for yet, -1: not to be had */
+	int unmappable; /* backing id; 0: not made yet, -1: cannot be made */
 	pthread_mutex_t lock;
 	struct lane_message *head;
 	struct lane_message **tail;
@@ -39,7 +40,7 @@ static void wake(void)
 
 int lane_attach(int fuse_fd)
 {
-	/* our own descriptor: libfuse closes its own on unmount while the pump still reads */
+	/* a duplicate: libfuse closes its descriptor on unmount, while the pump still reads */
 	session.fuse = fcntl(fuse_fd, F_DUPFD_CLOEXEC, 0);
 	session.event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
 	return session.fuse < 0 || session.event < 0 ? -1 : 0;
@@ -55,7 +56,7 @@ int session_fuse(void)
 	return session.fuse;
 }
 
-/* No request comes any more. */
+/* The pump will read no more requests. */
 void session_end(void)
 {
 	__atomic_store_n(&session.ended, 1, __ATOMIC_RELEASE);
@@ -113,7 +114,7 @@ struct lane_message *lane_pop(void)
 
 int send_data(uint64_t unique, int error, const void *body, size_t size, const void *data, size_t more)
 {
-	int known = error <= 0 && error > -ERRNO_END; /* for others the kernel takes no answer, and the client would hang */
+	int known = error <= 0 && error > -ERRNO_END; /* the kernel rejects others: the client would hang */
 	struct fuse_out_header header = {.len = (uint32_t)(sizeof(header) + size + more),
 		.error = known || !unique ? error : -EIO, .unique = unique};
 	struct iovec iov[3] = {{&header, sizeof(header)}, {(void *)body, size}, {(void *)data, more}};
@@ -143,13 +144,15 @@ int lane_reply(uint64_t unique, int32_t result, const void *out, uint32_t out_si
 	return 0;
 }
 
-/* The answer to a read (its data) or a write (a struct fuse_write_out) that was deferred, or a negative errno. */
+/* Answers a deferred request: a read with its data, a write with a struct fuse_write_out, or either with a
+ * negative errno. */
 int lane_send(uint64_t unique, int32_t error, const void *data, uint32_t size)
 {
 	return send_data(unique, error, data, size, NULL, 0);
 }
 
-/* Whoever polls the file of this handle asks again; it neither waits nor needs a file that is still open. */
+/* Makes clients that poll the file of this handle ask again.  It does not wait, and the file may be closed
+ * already. */
 int lane_wake_poll(uint64_t handle)
 {
 	struct fuse_notify_poll_wakeup_out body = {.kh = handle};
@@ -171,7 +174,7 @@ void lane_init_reply(const void *in, void *body)
 	session.passthrough = 1;
 }
 
-/* To pyfuse3, which answers. */
+/* Leaves the request to pyfuse3, which answers it. */
 void hand_on(const struct request *r)
 {
 	int error = push(r->header, sizeof(*r->header) + r->size);
@@ -180,7 +183,7 @@ void hand_on(const struct request *r)
 		send_error(r->header->unique, error);
 }
 
-/* Answers a read with what is in r->out. */
+/* Answers a read with `got` bytes of r->out, or with the negative errno `got`. */
 void send_read(const struct request *r, int64_t got)
 {
 	if (got < 0)
@@ -189,9 +192,10 @@ void send_read(const struct request *r, int64_t got)
 		send_data(r->header->unique, 0, r->out, (size_t)got, NULL, 0);
 }
 
-/* ---- what cannot be mapped ---- */
+/* ---- files that cannot be mapped ---- */
 
-/* The first of two threads that come here at once wins: an inode has one backing file, whoever opens it. */
+/* If two threads come here at once, the first one wins: all opens of an inode must have the same backing
+ * file. */
 static int make_unmappable(void)
 {
 	int fd = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
@@ -208,10 +212,10 @@ static int make_unmappable(void)
 }
 
 /*
- * What cannot be mapped is opened with a backing file that has no mmap (a namespace's: a regular file that is always
- * there and does nothing), so that mmap is ENODEV, as sysfs has it, for a private mapping too.  Otherwise a page
- * of such a mapping would be read through this pump, and a client that hands us a pointer into it would have the pump
- * wait for itself.
+ * Makes a file that cannot be mapped.  It gets a backing file without mmap (the file of a namespace: a
+ * regular file that always exists and does nothing), so mmap fails with ENODEV, as in sysfs, for private
+ * mappings too.  Without it, a page of such a mapping would be read through this pump.  A client could give
+ * us a pointer into it, and the pump would wait for itself.
  */
 void lane_forbid_mapping(struct vfs_open_out *out)
 {
@@ -242,7 +246,8 @@ int lane_backing_close(int backing_id)
 	return ioctl(session.fuse, VFS_BACKING_CLOSE, &id) < 0 ? -errno : 0;
 }
 
-/* Token of the open file behind `fd`, or -errno.  Never call it from the pump thread: the pump answers it. */
+/* The token of the open file behind `fd`, or -errno.  Never call it from the pump thread, because the pump
+ * answers it. */
 int lane_identify(int fd)
 {
 	int token = ioctl(fd, IDENTIFY);
