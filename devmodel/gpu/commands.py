@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of the engine: packets of 64 bytes, declared as structs, and what each of them does.
 
-A packet is little-endian: opcode and flags, 32 bits each, then the fields of its command. What a packet says
-is a client's word: no field is used before :meth:`GpuCommand.validate` and ``GraphicsMemory.check`` saw it.
+A packet is little-endian: opcode and flags, 32 bits each, then the fields of its command. A client writes the
+packets, so no field is used before :meth:`GpuCommand.validate` and ``GraphicsMemory.check`` have checked it.
 State: none. Source: docs/vgpu.md, "The engine".
 """
 
@@ -18,49 +18,49 @@ from devmodel.gpu.memory import SLICE_BYTES, SLICE_SPANS, CopySpan, GraphicsMemo
 PACKET_SIZE = 64
 _HEADER = struct.Struct("<II")
 _WORD = 8
-"""Bytes of what fences write and waits read."""
+"""Bytes of the word that a fence writes and a wait reads."""
 PitchedLines = tuple[int, int]
-"""Where lines are: the address of the first, and the pitch."""
+"""The place of lines: the address of the first, and the pitch."""
 
 
 class Step(Enum):
-    """What a command says after a slice that was not its last."""
+    """The state of a command after a slice that was not its last."""
 
     MORE = 0
     WAITING = 1
-    """It waits for memory to change."""
+    """The command waits for memory to change."""
 
 
 class Completion(Protocol):
-    """What a command can do as it completes, under the device's lock."""
+    """The calls that a command can make when it completes, under the device's lock."""
 
     def fence_reached(self, value: int, interrupt: bool) -> None:
-        """Everything up to the fence ``value`` is done."""
+        """All commands up to the fence ``value`` are done."""
 
 
 class GpuCommand:
-    """A decoded packet. :meth:`execute` does one slice of the work at each step of its iterator."""
+    """A decoded packet. Each step of the iterator from :meth:`execute` does one slice of the work."""
 
     __slots__ = ()
     OPCODE: ClassVar[int]
     FIELDS: ClassVar[struct.Struct]
     FLAGS: ClassVar[int] = 0
-    """Those it may have."""
+    """The flags that the command may have."""
 
     def validate(self) -> None:
-        """Raise ValueError for fields that cannot be."""
+        """Raise ValueError for invalid fields."""
 
     def execute(self, memory: GraphicsMemory) -> Iterator[Step]:
-        """Do it. Raises :class:`EngineFault`."""
+        """Execute the command. Raises :class:`EngineFault`."""
         yield from ()
 
     def complete(self, engine: Completion) -> None:
-        """It is done; called under the device's lock."""
+        """Called when the command is done, under the device's lock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nop(GpuCommand):
-    """Nothing."""
+    """Do nothing."""
 
     OPCODE: ClassVar[int] = 0
     FIELDS: ClassVar[struct.Struct] = struct.Struct("<")
@@ -94,7 +94,7 @@ class Fill(GpuCommand):
 
 
 class _Copying(GpuCommand):
-    """Common to commands that copy lines: whatever overlaps, the source is what it was before."""
+    """A base for commands that copy lines. If source and target overlap, the copy has the old source."""
 
     __slots__ = ()
 
@@ -132,7 +132,7 @@ class Copy(_Copying):
 
 @dataclass(frozen=True, slots=True)
 class Blit(_Copying):
-    """Copy ``height`` lines of ``width`` bytes; where they overlap, both pitches must be the same."""
+    """Copy ``height`` lines of ``width`` bytes. If source and target overlap, their pitches must be equal."""
 
     OPCODE: ClassVar[int] = 3
     FIELDS: ClassVar[struct.Struct] = struct.Struct("<QQIIII")
@@ -161,7 +161,8 @@ class FenceFlag(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Fence(GpuCommand):
-    """Write the 64-bit ``value`` once everything before it is done, then to the register, then interrupt."""
+    """When all commands before it are done, write the 64-bit ``value`` to memory and to the register, then
+    interrupt."""
 
     OPCODE: ClassVar[int] = 4
     FIELDS: ClassVar[struct.Struct] = struct.Struct("<QQ")
@@ -183,7 +184,7 @@ class Fence(GpuCommand):
 
 @dataclass(frozen=True, slots=True)
 class Wait(GpuCommand):
-    """Go on when the 64-bit word at ``address`` is ``value`` or more."""
+    """Wait until the 64-bit word at ``address`` is ``value`` or more."""
 
     OPCODE: ClassVar[int] = 5
     FIELDS: ClassVar[struct.Struct] = struct.Struct("<QQ")
@@ -236,7 +237,8 @@ def _extent(pitch: int, width: int, height: int) -> int:
 def _slices(
     width: int, height: int, target: PitchedLines, source: PitchedLines, backward: bool = False
 ) -> Iterator[list[CopySpan]]:
-    """The lines, as many at once as a slice has room for, first to last or the other way round."""
+    """The lines, as many at once as fit into a slice, from first to last or (``backward``) from last to
+    first."""
     if target[1] == source[1] == width:
         width, height = width * height, 1
     rows = range(height)[:: -1 if backward else 1]
@@ -254,6 +256,6 @@ def _line(row: int, lines: PitchedLines) -> int:
 
 
 def _pieces(width: int, target: int, source: int, backward: bool) -> Iterator[list[CopySpan]]:
-    """A line above a slice."""
+    """The parts of a line that is larger than a slice."""
     for at in range(0, width, SLICE_BYTES)[:: -1 if backward else 1]:
         yield [CopySpan(target + at, source + at, min(SLICE_BYTES, width - at))]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graphics translation table: a BAR whose entries say which iova is behind a page of graphics address.
 
-State: under ``Gtt.lock``, which comes after the device's lock (a client's access holds that); workers take it
-alone, and hold it while they wait for no other. Source: docs/vgpu.md, "Translation".
+State: under ``Gtt.lock``, which is taken after the device's lock (a client's access holds that). Workers take
+it alone, and wait for no other lock while they hold it. Source: docs/vgpu.md, "Translation".
 """
 
 import struct
@@ -18,18 +18,18 @@ ENTRIES = 16384
 ENTRY_SIZE = 8
 GTT_SIZE = ENTRIES * ENTRY_SIZE
 SYSTEM_BASE = 1 << 40
-"""Graphics address of the page behind entry 0: beyond every video memory."""
+"""Graphics address of the page behind entry 0. It lies beyond the largest video memory."""
 SYSTEM_SIZE = ENTRIES * PAGE_SIZE
 VALID, WRITABLE = 1, 2
 
 _ENTRY = struct.Struct("<Q")
 _ADDRESS = 2**64 - PAGE_SIZE
 _LEAST_STEP, _MOST_STEP = 16, 4096
-"""Entries compared at once, from the first look to when they have gone on and on."""
+"""How many entries are compared at once: the first number at the start of a range, the last in a long one."""
 
 
 class Entries(NamedTuple):
-    """``pages`` entries that are one range of iovas, all writable or all not."""
+    """``pages`` entries that are one contiguous range of iovas, either all writable or all read-only."""
 
     iova: int
     pages: int
@@ -37,10 +37,9 @@ class Entries(NamedTuple):
 
 
 class Gtt(Region):
-    """The table: plain memory of 64-bit little-endian entries, of which a reset leaves nothing.
+    """The table: plain memory of 64-bit little-endian entries. A reset clears it.
 
-    A write, of any size, tells the one who remembers translations which entries it touched, before it
-    returns.
+    A write of any size reports the entries that it touched to the watcher, before it returns.
     """
 
     __slots__ = ("_changed", "_table", "lock")
@@ -52,7 +51,7 @@ class Gtt(Region):
         self._changed: Callable[[int, int], None] | None = None
 
     def watch(self, changed: Callable[[int, int], None]) -> None:
-        """Call ``changed(first, end)``, entry numbers, under :attr:`lock`, for whatever is written."""
+        """Call ``changed(first, end)`` with entry numbers, under :attr:`lock`, for each write."""
         self._changed = changed
 
     def read(self, offset: int, size: int) -> bytes:
@@ -83,7 +82,8 @@ class Gtt(Region):
         return Entries(entry & _ADDRESS, self._count(entry, index, end), bool(entry & WRITABLE))
 
     def _count(self, entry: int, index: int, end: int) -> int:
-        """How many entries go on where the one before ends: compared as bytes, many at once."""
+        """How many entries continue the range of the entry before. They are compared as bytes, many at
+        once."""
         count, step = 1, _LEAST_STEP
         while (room := end - index - count) > 0:
             step = min(step, room)

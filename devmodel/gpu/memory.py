@@ -2,8 +2,8 @@
 """Graphics addresses, as the commands of one worker use them: video memory from 0, system memory behind the
 GTT from ``SYSTEM_BASE``.
 
-State: a worker's, on its thread; ``stopped`` is set by whoever stops it. Everything here raises
-:class:`EngineFault` for what an address cannot be, and takes no more than :data:`SLICE_BYTES` at once.
+State: a worker's, on its thread; any thread that stops the worker sets ``stopped``. All calls raise
+:class:`EngineFault` for an invalid address, and move at most :data:`SLICE_BYTES` at once.
 Source: docs/vgpu.md, "Translation".
 """
 
@@ -21,11 +21,11 @@ from devmodel.region.backing import Backing
 
 SLICE_BYTES = 512 << 10
 SLICE_SPANS = 256
-"""What is moved at once, and from how many places: the engine may go to another vGPU after that."""
+"""The bytes and the places of one slice, at most. After a slice the engine may turn to another vGPU."""
 
 
 class CopySpan(NamedTuple):
-    """``size`` bytes at ``target``, that come from ``source`` if they are copied."""
+    """``size`` bytes at ``target``. A copy takes them from ``source``."""
 
     target: int
     source: int
@@ -33,8 +33,8 @@ class CopySpan(NamedTuple):
 
 
 class GraphicsMemory:
-    """What commands do with memory. ``where`` is the address of the newest DMA, ``waited`` the nanoseconds in
-    which DMA did not go on."""
+    """The memory accesses of commands. ``where`` is the address of the newest DMA, ``waited`` the nanoseconds
+    during which DMA made no progress."""
 
     __slots__ = ("_bounce", "_port", "_shadow", "_size", "_video", "stopped", "waited", "where")
 
@@ -49,18 +49,19 @@ class GraphicsMemory:
         self.waited = 0
 
     def stop(self) -> None:
-        """It is nobody's from now on, whatever the worker still does. Any thread."""
+        """Disconnect the worker from the memory, even if the worker still runs. Any thread."""
         self.stopped = True
         self._video.revoke()
 
     def check(self, address: int, size: int) -> None:
-        """Whether so many bytes (1 or more) are all video memory or all behind the GTT; BAD_ADDRESS."""
+        """Raise BAD_ADDRESS unless all ``size`` bytes (1 or more) are video memory, or all are behind the
+        GTT."""
         base, room = (SYSTEM_BASE, SYSTEM_SIZE) if address >= SYSTEM_BASE else (0, self._size)
         if address - base + size > room:
             raise EngineFault(ErrorCode.BAD_ADDRESS, max(address, base + room))
 
     def read(self, address: int, size: int) -> bytes:
-        """Some bytes of either."""
+        """``size`` bytes of video or system memory."""
         self.check(address, size)
         if address < SYSTEM_BASE:
             return bytes(self._video.view(address, size))
@@ -69,7 +70,7 @@ class GraphicsMemory:
         return bytes(buffer)
 
     def write(self, address: int, data: bytes) -> None:
-        """Store some bytes in either."""
+        """Store ``data`` in video or system memory."""
         self.check(address, len(data))
         if address < SYSTEM_BASE:
             self._video.view(address, len(data))[:] = data
@@ -77,13 +78,16 @@ class GraphicsMemory:
             self._dma([(address, len(data))], bytearray(data), write=True)
 
     def copy(self, spans: Sequence[CopySpan]) -> None:
-        """Copy all of them, as if from one to the next; either all or no targets, and sources, are video
-        memory, and all were checked."""
+        """Copy all spans, with the result of copying one after the other.
+
+        Either all targets or none are video memory, and the same goes for the sources. The caller has checked
+        all addresses.
+        """
         first = spans[0]
         _COPIES[first.target >= SYSTEM_BASE, first.source >= SYSTEM_BASE](self, spans)
 
     def fill(self, spans: Sequence[CopySpan], pattern: int) -> None:
-        """Store a 32-bit pattern in all of them; addresses and sizes are multiples of 4."""
+        """Store a 32-bit pattern in all targets. Addresses and sizes are multiples of 4."""
         if spans[0].target < SYSTEM_BASE:
             for target, _, size in spans:
                 self._video.fill(target, size, pattern)
@@ -153,7 +157,7 @@ _COPIES: Mapping[tuple[bool, bool], Callable[[GraphicsMemory, Sequence[CopySpan]
     (True, False): GraphicsMemory._to_system,
     (True, True): GraphicsMemory._within_system,
 }
-"""By whether the target, and the source, is system memory."""
+"""The way to copy, by whether the target and the source are system memory."""
 
 
 def _targets(spans: Sequence[CopySpan]) -> list[tuple[int, int]]:
@@ -165,7 +169,7 @@ def _sources(spans: Sequence[CopySpan]) -> list[tuple[int, int]]:
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The ranges, fewer where one goes on where the last one ends: lines without a gap between them."""
+    """The ranges, with those merged that follow each other without a gap, as lines may."""
     found: list[tuple[int, int]] = []
     end = -1
     for address, size in ranges:

@@ -21,36 +21,36 @@ class Control(IntFlag):
 
     ENABLE = 1
     RESET = 2
-    """Reads 0."""
+    """This bit reads as 0."""
 
 
 class Status(IntFlag):
     """Bits of STATUS."""
 
     IDLE = 1
-    """Nothing to do, or not enabled; a state that writing does not change."""
+    """The engine has nothing to do, or is not enabled. A write does not change this bit."""
     DONE = 2
-    """A fence with an interrupt was reached."""
+    """The engine reached a fence with an interrupt."""
     ERROR = 4
-    """ERROR_CODE and ERROR_ADDRESS say why; the ring stands still until this is cleared."""
+    """A command failed. ERROR_CODE and ERROR_ADDRESS say why. The ring stops until this bit is cleared."""
     HANG = 8
-    """The engine was taken away, and is not enabled any more."""
+    """The lab stopped the engine. It is not enabled any more."""
 
 
 ACKNOWLEDGED = Status.DONE | Status.ERROR | Status.HANG
 
 
 class RegisterSide(Protocol):
-    """What the registers ask of an engine."""
+    """The calls that the registers make on an engine."""
 
     def status(self) -> int:
-        """What STATUS reads."""
+        """The value of STATUS."""
 
     def control(self, value: int) -> None:
         """CONTROL was written."""
 
     def acknowledged(self, status: int) -> None:
-        """STATUS was written, and this is what is left of it."""
+        """STATUS was written; ``status`` is its value after that."""
 
     def doorbell(self, tail: int) -> None:
         """RING_TAIL was written."""

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shadow GTT: both translations in one, remembered by runs of pages, so that a range is looked up once.
+"""The shadow GTT: a cache that does both translations in one step, by runs of pages.
 
-A run goes from a graphics address straight to a place in a mapping of the container: contiguous entries of
-the GTT whose iovas lie in one mapping. State: under ``Gtt.lock``, which is never held while
-``IoAddressSpace.lock`` is waited for: the device lane takes it, and a client can keep that one busy. It is
-never wrong, because
+A run leads from a graphics address straight to a place in a mapping of the container. It stands for
+contiguous entries of the GTT whose iovas lie in one mapping.
 
-- a write of the GTT takes that lock and drops the runs it touches before it returns, and a run that was being
-  found meanwhile is not remembered (``_version``), and
-- an unmap marks the mapping under ``IoAddressSpace.lock``, where :meth:`DmaSpace.dma_pieces` looks at that
-  mark and enters the DMA among those that the unmap waits for: a run that outlives its mapping is found out,
-  not used.
+State: under ``Gtt.lock``. The device lane takes this lock, and a client can keep ``IoAddressSpace.lock``
+busy, so nobody holds ``Gtt.lock`` while waiting for ``IoAddressSpace.lock``. The cache is never wrong:
+
+- A write of the GTT takes ``Gtt.lock`` and drops the runs that it touches before it returns. A run that is
+  being found meanwhile is not entered (``_version``).
+- An unmap marks the mapping under ``IoAddressSpace.lock``. :meth:`DmaSpace.dma_pieces` checks the mark under
+  the same lock, and enters its DMA among those that an unmap waits for. So a run that outlives its mapping is
+  detected, and not used.
 
 Source: docs/vgpu.md, "Translation".
 """
@@ -27,11 +28,11 @@ from devmodel.iommu.mappings import Mapping
 
 _READ, _WRITE = int(Prot.READ), int(Prot.WRITE)  # an IntFlag is slow to ask
 ATTEMPTS = 16
-"""How often a DMA looks again, when each time what it found is unmapped before it is used."""
+"""How often a DMA translates again, if each time the mapping that it found is unmapped before its use."""
 
 
 class Run(NamedTuple):
-    """Pages ``first`` to before ``end`` of the GTT are a mapping's bytes from ``offset`` on."""
+    """The pages of the GTT from ``first`` to before ``end``: a mapping's bytes from ``offset`` on."""
 
     first: int
     end: int
@@ -40,11 +41,11 @@ class Run(NamedTuple):
     writable: bool
 
     def cut(self, first: int, end: int) -> "Run":
-        """The part of it from page ``first`` to before ``end``."""
+        """The part of the run from page ``first`` to before ``end``."""
         return self._replace(first=first, end=end, offset=self.offset + (first - self.first) * PAGE_SIZE)
 
     def continues(self, before: "Run") -> bool:
-        """Whether it is one run together with the one ``before`` it."""
+        """Whether this run and the one ``before`` it make one run."""
         return before.end == self.first and before.cut(before.end, self.end) == self
 
 
@@ -66,19 +67,19 @@ class Shadow:
         return len(self._runs)
 
     def stats(self) -> str:
-        """What ``gtt_stats`` shows. Any thread."""
+        """The text of the attribute ``gtt_stats``. Any thread."""
         self.sweep()
         counts = f"hits {self.hits} misses {self.misses} invalidations {self.invalidations}"
         return f"{counts} ranges {len(self._runs)}"
 
     def forget(self) -> None:
-        """Drop everything, mappings of a client that has gone included. Any thread that does not hold
+        """Drop all runs, and with them the mappings of a client that has gone. Any thread that does not hold
         ``Gtt.lock``."""
         with self._gtt.lock:
             self._attach(None)
 
     def sweep(self) -> None:
-        """Drop the runs whose mapping is unmapped. As :meth:`forget`."""
+        """Drop the runs whose mapping is unmapped. Any thread, as :meth:`forget`."""
         with self._gtt.lock:
             dead = [run for run in self._runs if not run.mapping.live]
             for run in dead:
@@ -120,7 +121,7 @@ class Shadow:
                 position = _take(run, position, end, write, pieces)
 
     def _recall(self, space: DmaSpace, position: int, end: int, write: bool, pieces: list[Piece]) -> int:
-        """Go on from ``position`` as far as runs are remembered, one right behind the other."""
+        """Use the known runs from ``position`` on, as long as each follows the last without a gap."""
         with self._gtt.lock:
             self._attach(space)
             place = max(bisect_right(self._starts, position >> PAGE_SHIFT) - 1, 0)
@@ -134,7 +135,7 @@ class Shadow:
             return position
 
     def _walk(self, space: DmaSpace, position: int, write: bool) -> Run:
-        """Translate both ways, and remember it unless something changed meanwhile."""
+        """Look up GTT and mappings, and enter the run unless something changed meanwhile."""
         self.misses += 1
         index = position >> PAGE_SHIFT
         with self._gtt.lock:
@@ -151,11 +152,11 @@ class Shadow:
             return self._insert(run) if version == self._version else run
 
     def _insert(self, run: Run) -> Run:
-        """Enter a run, with what goes on behind it, and as one with its neighbours where they continue it."""
+        """Enter a run, extended by the entries that continue it, and merged with neighbours that fit."""
         self._version += 1
         place = bisect_right(self._starts, run.first)
         if place and self._runs[place - 1].end > run.first:
-            return run  # a worker that was stopped, and is still at it, has just entered it
+            return run  # a stopped worker that still runs has just entered it
         limit = self._starts[place] if place < len(self._starts) else ENTRIES
         limit = min(limit, run.first + ((run.mapping.size - run.offset) >> PAGE_SHIFT))
         whole = self._gtt.look(run.first, limit)
@@ -175,7 +176,8 @@ class Shadow:
         return self._runs.pop(place)
 
     def _invalidate(self, first: int, end: int) -> None:
-        """Entries changed: what a run has before and behind them stays. Under ``Gtt.lock``."""
+        """Entries changed: drop their part of each run, and keep the parts before and behind them. Under
+        ``Gtt.lock``."""
         self._version += 1
         place = max(bisect_right(self._starts, first) - 1, 0)
         while place < len(self._runs) and self._runs[place].first < end:
@@ -201,7 +203,7 @@ class Shadow:
 
 
 def _take(run: Run, position: int, end: int, write: bool, pieces: list[Piece]) -> int:
-    """Add what ``run`` has of a range that goes on at ``position``; where it goes on after that."""
+    """Add the part of ``run`` from ``position`` to ``end``. Returns the position behind that part."""
     if write and not run.writable:
         raise EngineFault(ErrorCode.READ_ONLY, SYSTEM_BASE + position)
     if not run.mapping.allows & (_WRITE if write else _READ):

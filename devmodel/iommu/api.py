@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vocabulary of IOMMUs: protections, limits, faults, and what an IOMMU must know of groups and clients.
+"""The vocabulary of IOMMUs: protections, limits, faults, and the groups and clients as an IOMMU sees them.
 
 State: none. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; limits as vfio_iommu_type1 documents them.
 """
@@ -10,17 +10,17 @@ from typing import NamedTuple, Protocol
 
 PAGE_SIZE = 4096
 PGSIZES = 2**64 - PAGE_SIZE
-"""Bitmap of page sizes: any power of two from 4 KiB, as a container of mediated devices alone reports."""
+"""Bitmap of page sizes: any power of two from 4 KiB, as a container with only mediated devices reports."""
 DMA_ENTRY_LIMIT = 65535
-"""Mappings in a container, the default of vfio_iommu_type1's ``dma_entry_limit``."""
+"""The most mappings in a container: the default of vfio_iommu_type1's ``dma_entry_limit``."""
 ADDRESSES = 2**64
-"""How many addresses there are, of either kind: a range may end here and not wrap around."""
+"""The number of iovas, and of vaddrs. A range that ends here does not wrap around."""
 MAX_BITMAP_PAGES = 2**31 - 1
-"""Pages that a mapping may have for its dirty pages to be tracked."""
+"""The most pages of a mapping whose dirty pages can be tracked."""
 MAX_BITMAP_SIZE = (MAX_BITMAP_PAGES + 63) // 64 * 8
-"""Bytes of the largest dirty bitmap a client may ask for: 256 MiB."""
+"""The most bytes of a dirty bitmap that a client may ask for: 256 MiB."""
 MAX_PIN_PAGES = 512
-"""Pages that one call may pin or unpin (VFIO_PIN_PAGES_MAX_ENTRIES)."""
+"""The most pages that one call may pin or unpin (VFIO_PIN_PAGES_MAX_ENTRIES)."""
 
 
 class Extension(IntEnum):
@@ -35,14 +35,14 @@ class Extension(IntEnum):
 
 
 class Prot(IntFlag):
-    """What a device may do with mapped memory."""
+    """The accesses that a device may make to mapped memory."""
 
     READ = 1
     WRITE = 2
 
 
 class Fault(NamedTuple):
-    """A DMA that was refused: ``size`` bytes at ``iova``, and why."""
+    """A DMA that was refused: ``size`` bytes at ``iova``, and the reason."""
 
     iova: int
     size: int
@@ -51,7 +51,7 @@ class Fault(NamedTuple):
 
 
 class DmaFault(OSError):
-    """What a device model gets for a DMA that cannot be: EFAULT, with the recorded :class:`Fault`."""
+    """A device model's DMA was refused: EFAULT, with the recorded :class:`Fault`."""
 
     def __init__(self, fault: Fault) -> None:
         what = "write" if fault.write else "read"
@@ -62,14 +62,14 @@ class DmaFault(OSError):
 
 
 class MustWait(Exception):
-    """An unmap that may not wait would have to. Nothing has changed; a thread that may wait has to repeat it.
+    """An unmap has to wait, and its thread may not. Nothing has changed; a thread that may wait repeats it.
 
-    No ``OSError``: a client never sees it.
+    It is no ``OSError``, because a client never sees it.
     """
 
 
 class IommuGroup(Protocol):
-    """What an IOMMU must know of a group."""
+    """A group as an IOMMU sees it."""
 
     @property
     def number(self) -> int:
@@ -77,41 +77,42 @@ class IommuGroup(Protocol):
 
     @property
     def emulated(self) -> bool:
-        """Whether its devices reach memory only by asking (mediated), not by DMA of their own."""
+        """Whether its devices are mediated: they reach memory only through their driver, not by DMA of their
+        own."""
 
 
 class DmaUser(Protocol):
-    """An open device that pins pages: the address space tells it which mappings are about to go."""
+    """An open device that pins pages. The address space tells it which mappings are about to be removed."""
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        """Unpin whatever of this range is pinned, before returning. Called with no lock held."""
+        """Unpin all pinned pages of the range before returning. Called with no lock held."""
 
 
 class ClientBitmap(Protocol):
-    """A dirty bitmap in a client's memory, to be filled: one bit for each page of ``pgsize`` bytes.
+    """A dirty bitmap to fill in a client's memory: one bit for each page of ``pgsize`` bytes.
 
-    Offsets and sizes are bytes of the bitmap. Both calls raise ``OSError(EFAULT)``, and take as long as the
-    client's memory does: the lock of an address space is never held around them.
+    Offsets and sizes are bytes of the bitmap. Both calls raise ``OSError(EFAULT)``, and wait for the client's
+    memory. So the lock of an address space is never held around them.
     """
 
     @property
     def pgsize(self) -> int:
-        """Bytes that a bit stands for, as the client asks."""
+        """Bytes that a bit stands for, as the client chose."""
 
     @property
     def size(self) -> int:
-        """Bytes the client has room for."""
+        """Bytes of the client's buffer."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """What is there now."""
+        """``size`` bytes of the bitmap as it is now."""
 
     def write(self, offset: int, data: bytes) -> None:
         """Store the whole of ``data``."""
 
 
 def check_range(size: int, *addresses: int, alignment: int = PAGE_SIZE) -> None:
-    """Check ranges of ``size`` bytes. ``OSError``: EINVAL when ``size`` is 0 or a number is no multiple of
-    ``alignment`` (a power of two), EOVERFLOW when a range wraps around."""
+    """Check ranges of ``size`` bytes at ``addresses``. Raises ``OSError``: EINVAL when ``size`` is 0 or a
+    number is no multiple of ``alignment`` (a power of two), EOVERFLOW when a range wraps around."""
     bits = size
     for address in addresses:
         bits |= address

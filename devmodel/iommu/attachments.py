@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The groups that are attached to an address space, and the backends that serve them: one of each kind.
+"""The groups that are attached to an address space, and their backends, at most one of each kind.
 
 State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace`, which calls everything here;
 nothing here locks. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU".
@@ -14,12 +14,12 @@ from devmodel.iommu.pins import MediatedBackend
 
 # To add one: CONTRIBUTING.md, "Adding an IOMMU API or backend".
 BACKENDS: tuple[type[PinningBackend] | type[MediatedBackend], ...] = (PinningBackend, MediatedBackend)
-"""What a group is offered to, in this order."""
+"""The kinds of backend. The first one that accepts a group serves it."""
 
 
 class Attachments:
-    """Groups and their backends. ``strict`` are the backends that may refuse a mapping or must be told of it,
-    always the same list; ``mediated`` is that of mediated devices, if one is attached."""
+    """Groups and their backends. ``strict`` has the backends that may refuse a mapping or must be told of it;
+    the list object never changes. ``mediated`` is the backend of mediated devices, while one is attached."""
 
     __slots__ = ("_backends", "_locked", "mediated", "strict")
 
@@ -39,14 +39,14 @@ class Attachments:
 
     @property
     def iova_ranges(self) -> tuple[tuple[int, int], ...]:
-        """Valid ranges as (first, last) iova, () when nothing limits them: with mediated devices only."""
+        """Valid ranges as (first, last) iova. () means no limit: all groups are of mediated devices."""
         return next((backend.iova_ranges for backend in self._backends if backend.iova_ranges), ())
 
     def add(self, group: IommuGroup, mappings: Mappings) -> None:
         """Serve ``group`` with the first backend that accepts it.
 
-        ``OSError``, nothing changed: EINVAL when no backend accepts it or a mapping is where it cannot be,
-        ENOMEM and EFAULT when what is mapped cannot be pinned.
+        Raises ``OSError``, with nothing changed: EINVAL when no backend accepts the group or a mapping has an
+        iova that is not valid for it, ENOMEM and EFAULT when the mapped memory cannot be pinned.
         """
         kind = next((kind for kind in BACKENDS if kind.accepts(group)), None)
         if kind is None or self._backend_of(group) is not None:
@@ -59,7 +59,8 @@ class Attachments:
         backend.groups[group.number] = group
 
     def remove(self, group: IommuGroup, mappings: Mappings) -> bool:
-        """The opposite of :meth:`add`; True when the last group has gone, False also for an unknown one."""
+        """The opposite of :meth:`add`. True when the last group has gone, False otherwise and for an unknown
+        group."""
         backend = self._backend_of(group)
         if backend is None:
             return False
@@ -70,7 +71,7 @@ class Attachments:
         return not self._backends
 
     def check(self, mapping: Mapping) -> None:
-        """``OSError(EINVAL)`` where some attached device cannot reach it."""
+        """Raises ``OSError(EINVAL)`` for a mapping that some attached device cannot reach."""
         for backend in self.strict:
             if not backend.valid(mapping.iova, mapping.end):
                 raise OSError(
@@ -78,12 +79,13 @@ class Attachments:
                 )
 
     def map(self, mapping: Mapping) -> None:
-        """``mapping`` comes. ``OSError``, nothing changed: ENOMEM and EFAULT as :meth:`add`."""
+        """Tell the backends of a new mapping. Raises ``OSError``, with nothing changed: ENOMEM and EFAULT as
+        :meth:`add`."""
         for backend in self.strict:
-            backend.map(mapping)  # only the pinning one, of which there is one, can refuse
+            backend.map(mapping)  # only the pinning backend can refuse, and there is at most one
 
     def forget(self, mapping: Mapping) -> None:
-        """``mapping`` goes, and nobody has it pinned any more."""
+        """Tell the backends that ``mapping`` is removed. No device pins it any more."""
         mapping.pins = None
         for backend in self._backends:
             backend.unmap(mapping)

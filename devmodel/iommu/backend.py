@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an address space does for the groups attached to it: backends, and the account of pinned memory.
+"""The backends by which an address space serves its groups, and the account of pinned memory.
 
 State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace` they belong to;
 :class:`LockedMemory` is shared by all address spaces of a lab and has a lock of its own, taken last. Source:
@@ -18,7 +18,7 @@ from devmodel.iommu.mappings import Mapping, Mappings
 
 
 class LockedMemory:
-    """How many pages of each process are pinned, in all address spaces together, against its
+    """The pinned pages of each process, counted over all address spaces, and limited by its
     RLIMIT_MEMLOCK."""
 
     __slots__ = ("_lock", "_pages")
@@ -33,13 +33,15 @@ class LockedMemory:
             return self._pages.get(client.identity, 0)
 
     def settle(self, mapping: Mapping, pages: int) -> None:
-        """Let ``mapping`` account for so many pages. ``OSError(ENOMEM)`` over the limit, nothing changed."""
+        """Set the pages that are charged for ``mapping``. Over the limit, raises ``OSError(ENOMEM)`` with
+        nothing changed."""
         if pages != mapping.charged:
             self._add(mapping.client, pages - mapping.charged)
             mapping.charged = pages
 
     def move(self, mapping: Mapping, client: Client) -> None:
-        """Another process accounts for ``mapping`` from now on. ``OSError(ENOMEM)`` over its limit."""
+        """Charge the pages of ``mapping`` to another process from now on. Raises ``OSError(ENOMEM)`` over its
+        limit."""
         if mapping.charged and client.identity != mapping.client.identity:
             self._add(client, mapping.charged)
             self._add(mapping.client, -mapping.charged)
@@ -62,12 +64,12 @@ def _exceeds(client: Client, size: int) -> bool:
 
 
 class Backend(ABC):
-    """What serves the groups that it accepts. ``iova_ranges`` are (first, last), () for any."""
+    """Serves the groups that it accepts. ``iova_ranges`` are (first, last), () for no limit."""
 
     __slots__ = ("groups", "locked")
     emulated: ClassVar[bool]
     strict: ClassVar[bool] = True
-    """Whether mappings matter to it: it may refuse one, and has to hear of each that comes and goes."""
+    """Whether it may refuse a mapping, and must be told of each one that is made and removed."""
     pgsizes: ClassVar[int] = PGSIZES
     iova_ranges: ClassVar[tuple[tuple[int, int], ...]] = ()
 
@@ -88,14 +90,15 @@ class Backend(ABC):
 
     @abstractmethod
     def map(self, mapping: Mapping) -> None:
-        """``mapping`` has come. ``OSError`` refuses it, and then nothing has changed."""
+        """``mapping`` is new. Raises ``OSError`` to refuse it, with nothing changed."""
 
     @abstractmethod
     def unmap(self, mapping: Mapping) -> None:
-        """``mapping`` goes, or this backend does."""
+        """``mapping`` is removed, or this backend stops."""
 
     def start(self, mappings: Mappings) -> None:
-        """The first group comes: take over what is mapped, all or nothing. ``OSError`` as :meth:`map`."""
+        """The first group is attached: take over all mappings. Raises ``OSError`` as :meth:`map`, and then
+        has taken over none."""
         done: list[Mapping] = []
         try:
             for mapping in mappings:
@@ -109,13 +112,13 @@ class Backend(ABC):
             raise
 
     def stop(self, mappings: Mappings) -> None:
-        """The last group has gone, and other backends still serve the mappings."""
+        """The last group is detached, while other backends still serve the mappings."""
         for mapping in mappings:
             self.unmap(mapping)
 
 
 class PinningBackend(Backend):
-    """For a physical function, which reaches memory by itself: every mapping is pinned as it is made.
+    """For a physical function, which does DMA of its own: every mapping is pinned when it is made.
 
     Page sizes and addresses are those of an x86 IOMMU: interrupts take the megabyte from 0xfee00000.
     """

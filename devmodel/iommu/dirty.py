@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dirty pages of a mapping, and the copying of them into a client's bitmap.
 
-State: :class:`DirtyPages` belongs to a mapping, under the lock of its address space, or to whoever has taken
-it from there to report it: a bitmap is written without that lock. Memory is taken for pages that a
+State: :class:`DirtyPages` belongs to a mapping, under the lock of its address space. A thread that reports it
+takes it from there first, because a bitmap is written without that lock. It takes memory for the pages that a
 device wrote, not for the size of the mapping, which a hostile client may make as large as it likes.
 Source: <linux/vfio.h> (VFIO_IOMMU_DIRTY_PAGES): bits in 64-bit little endian words.
 """
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from devmodel.iommu.api import MAX_BITMAP_SIZE, ClientBitmap
 
 CHUNK = 32768
-"""Bytes of bitmap that are taken at once: the bits of 1 GiB of 4 KiB pages."""
+"""Bytes of bitmap that are allocated at once: the bits of 1 GiB of 4 KiB pages."""
 _BITS = CHUNK * 8
 _WORD = 64
 _NOTHING = bytes(CHUNK)
 
 
 class DirtyPages:
-    """Which of ``pages`` pages were written."""
+    """A set of written pages, out of ``pages``."""
 
     __slots__ = ("_chunks", "pages")
 
@@ -36,7 +36,7 @@ class DirtyPages:
             _set_bits(self._chunks.setdefault(number, bytearray(CHUNK)), low, high)
 
     def merge(self, other: "DirtyPages") -> None:
-        """The pages of ``other``, which has as many, were written too."""
+        """Add the written pages of ``other``, which is for the same number of pages."""
         for number, chunk in other._chunks.items():
             mine = self._chunks.get(number, _NOTHING)
             bits = int.from_bytes(mine, "little") | int.from_bytes(chunk, "little")
@@ -47,9 +47,9 @@ class DirtyPages:
         self._chunks.clear()
 
     def copy_to(self, bitmap: ClientBitmap, first: int) -> None:
-        """Write the bits of all pages from bit ``first`` of ``bitmap``, keeping those before it.
+        """Write the bits of all pages from bit ``first`` of ``bitmap`` on. Bits before it keep their value.
 
-        Bits behind the last page, up to a whole word, become 0. ``OSError`` as ``bitmap`` raises it.
+        Bits behind the last page become 0 up to the end of the word. Raises ``OSError`` as ``bitmap`` does.
         """
         shift = first % _WORD
         offset = first // _WORD * 8
@@ -75,20 +75,22 @@ class DirtyPages:
 
 
 def bitmap_bytes(pages: int) -> int:
-    """Bytes of the bitmap of so many pages: whole 64-bit words."""
+    """Bytes of a bitmap of ``pages`` bits: whole 64-bit words."""
     return -(-pages // _WORD) * 8
 
 
 def report(dirty: DirtyPages | None, pages: int, first: int, bitmap: ClientBitmap) -> None:
-    """Write the bits of a mapping of so many ``pages`` from bit ``first`` of ``bitmap``; None is all clean.
+    """Write the bits of a mapping of ``pages`` pages from bit ``first`` of ``bitmap`` on. None: all are
+    clean.
 
-    Waits as long as the client's memory does, so without any lock. ``OSError`` as ``bitmap`` raises it.
+    It waits for the client's memory, so the caller holds no lock. Raises ``OSError`` as ``bitmap`` does.
     """
     (dirty or DirtyPages(pages)).copy_to(bitmap, first)
 
 
 def check_bitmap(bitmap: ClientBitmap, size: int, pgsize: int) -> None:
-    """``OSError(EINVAL)`` unless ``bitmap`` has bits of ``pgsize`` bytes, enough for ``size`` bytes."""
+    """Raises ``OSError(EINVAL)`` unless each bit of ``bitmap`` stands for ``pgsize`` bytes, and it has enough
+    bits for ``size`` bytes."""
     pages = size // bitmap.pgsize if bitmap.pgsize else 0
     if not pages or not bitmap_bytes(pages) <= bitmap.size <= MAX_BITMAP_SIZE:
         raise OSError(errno.EINVAL, f"a dirty bitmap of {bitmap.size} bytes for {pages} pages")

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What device models see of an IOMMU: addresses to read, to write and to pin, and the faults of what may not
-be.
+"""The IOMMU as device models see it: addresses to read, to write and to pin, and the faults of refused DMA.
 
-State: none here. Everything is called from DMA threads: never from the device lane or the trio thread, which
-a client whose memory does not answer would stop.
+State: none here. DMA threads make all calls. The device lane and the trio thread never do, because a client
+whose memory does not answer would stop them.
 Source: Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin_pages, vfio_unpin_pages).
 """
 
@@ -17,8 +16,7 @@ from devmodel.iommu.segments import Segment
 
 
 class Piece(NamedTuple):
-    """``size`` bytes at ``offset`` of a mapping, as a device remembers them from
-    :meth:`DmaSpace.mapping_at`."""
+    """``size`` bytes at ``offset`` of a mapping that a device remembers from :meth:`DmaSpace.mapping_at`."""
 
     mapping: Mapping
     offset: int
@@ -26,14 +24,14 @@ class Piece(NamedTuple):
 
 
 class StalePiece(Exception):
-    """A mapping that a device remembers has been unmapped: it has to look again."""
+    """A mapping that a device remembers has been unmapped. The device has to look it up again."""
 
 
 class DmaSpace(ABC):
     """I/O virtual addresses as devices see them. Sizes and offsets are bytes.
 
-    :class:`devmodel.iommu.space.IoAddressSpace` is one; whatever watches or refuses the DMA of a device is
-    another, which passes on what it is asked. Every access of a device is exactly one of these calls.
+    :class:`devmodel.iommu.space.IoAddressSpace` is one. A wrapper that watches or refuses the DMA of a device
+    is another; it passes the calls on. Every access of a device is exactly one of these calls.
     """
 
     __slots__ = ()
@@ -44,7 +42,7 @@ class DmaSpace(ABC):
 
     @abstractmethod
     def dma_write(self, iova: int, data: bytes) -> None:
-        """Store ``data`` at ``iova``. Raises :class:`DmaFault`; nothing is written unless all may be."""
+        """Store ``data`` at ``iova``. Raises :class:`DmaFault`. A refused write stores no part of it."""
 
     @abstractmethod
     def dma_rw(self, iova: int, buffer: bytes | bytearray | memoryview, write: bool) -> None:
@@ -52,20 +50,20 @@ class DmaSpace(ABC):
 
     @abstractmethod
     def mapping_at(self, iova: int, write: bool) -> Mapping:
-        """The mapping of ``iova``, for a device that remembers translations and uses them by
-        :meth:`dma_pieces`. Raises :class:`DmaFault`."""
+        """The mapping that has ``iova``, for a device that remembers translations for :meth:`dma_pieces`.
+        Raises :class:`DmaFault`."""
 
     @abstractmethod
     def dma_pieces(self, pieces: Sequence[Piece], buffer: bytearray | memoryview, write: bool) -> None:
-        """As :meth:`dma_rw`, for pieces of remembered mappings that together have the size of ``buffer``.
+        """As :meth:`dma_rw`, for pieces of remembered mappings. Together they have the size of ``buffer``.
 
-        No piece is reached once its unmap has returned. Raises :class:`StalePiece`, with nothing moved, and
+        No piece is accessed after its unmap has returned. Raises :class:`StalePiece`, with nothing moved, and
         :class:`DmaFault`.
         """
 
     @abstractmethod
     def pin_pages(self, iova: int, count: int, prot: Prot) -> "Pin":
-        """Hold ``count`` pages from ``iova`` until they are unpinned, however their mappings change.
+        """Hold ``count`` pages from ``iova`` until they are unpinned, even if their mappings change.
 
         For devices that are told of unmaps (:meth:`IoAddressSpace.register`). Raises ``OSError``: EACCES on a
         type1 that is not v2, E2BIG above 512 pages, EINVAL (misaligned, not mapped, being unmapped, no device
@@ -74,22 +72,22 @@ class DmaSpace(ABC):
 
     @abstractmethod
     def unpin_pages(self, iova: int, count: int) -> None:
-        """Let go of ``count`` pages from ``iova``, once; those that are not pinned stay as they are. Any
+        """Undo one pin of each of ``count`` pages from ``iova``. Pages that are not pinned do not change. Any
         thread."""
 
     @abstractmethod
     def read_pinned(self, pin: "Pin", offset: int, size: int) -> bytes:
-        """``size`` bytes at ``offset`` of what ``pin`` holds. Raises :class:`DmaFault`."""
+        """``size`` bytes at ``offset`` of the pages of ``pin``. Raises :class:`DmaFault`."""
 
     @abstractmethod
     def write_pinned(self, pin: "Pin", offset: int, data: bytes) -> None:
-        """Store ``data`` at ``offset`` of what ``pin`` holds. Raises :class:`DmaFault`."""
+        """Store ``data`` at ``offset`` of the pages of ``pin``. Raises :class:`DmaFault`."""
 
 
 class Pin:
-    """Pages a device holds, from :meth:`DmaSpace.pin_pages`. Unpinned, all access is a fault.
+    """Pages that a device holds, from :meth:`DmaSpace.pin_pages`. After they are unpinned, access is a fault.
 
-    ``segments`` is the memory they are, for the :class:`DmaSpace` that made it.
+    ``segments`` is the memory of the pages, for the :class:`DmaSpace` that made the pin.
     """
 
     __slots__ = ("_released", "_space", "iova", "prot", "segments", "size")
@@ -103,7 +101,7 @@ class Pin:
 
     @property
     def released(self) -> bool:
-        """Whether they are held no more. Any thread."""
+        """Whether the pages have been unpinned. Any thread."""
         return self._released
 
     def read(self, offset: int, size: int) -> bytes:
@@ -115,13 +113,14 @@ class Pin:
         self._space.write_pinned(self, offset, data)
 
     def release(self) -> None:
-        """Unpin them, once however often it is called; access is a fault from then on. Any thread."""
+        """Unpin the pages. Access is a fault from then on. Later calls do nothing. Any thread."""
         if not self._released:
             self._released = True
             self._space.unpin_pages(self.iova, self.size // PAGE_SIZE)
 
     def part(self, offset: int, size: int) -> list[Segment] | None:
-        """The segments of ``size`` bytes at ``offset``; None when it has not all of them, or was released."""
+        """The segments of ``size`` bytes at ``offset``. None for a range that is not inside the pin, and
+        after the release."""
         if self._released or offset < 0 or offset + size > self.size:
             return None
         found, position = [], 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a VFIO container asks of its IOMMU driver, whichever SET_IOMMU chose (struct vfio_iommu_driver_ops).
+"""The interface of a VFIO container to the IOMMU that SET_IOMMU chose (struct vfio_iommu_driver_ops).
 
 State: none. Called from the device lane. Source: <linux/vfio.h>, Documentation/driver-api/vfio.rst.
 """
@@ -18,15 +18,16 @@ class Iommu(ABC):
     @property
     @abstractmethod
     def space(self) -> IoAddressSpace | None:
-        """The addresses that devices reach through it; None when it maps nothing."""
+        """The addresses that devices reach through it. None for an IOMMU that maps nothing."""
 
     @abstractmethod
     def check_extension(self, extension: int) -> int:
-        """What CHECK_EXTENSION answers while this IOMMU is set: 1 or 0."""
+        """The answer of CHECK_EXTENSION while this IOMMU is set: 1 or 0."""
 
     @abstractmethod
     def attach(self, group: IommuGroup) -> None:
-        """Let the group's devices use it; ``OSError`` when it cannot, and then nothing has changed."""
+        """Let the group's devices use it. Raises ``OSError`` when it cannot serve them, with nothing
+        changed."""
 
     @abstractmethod
     def detach(self, group: IommuGroup) -> None:
@@ -34,4 +35,4 @@ class Iommu(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Forget every mapping and pin: the container is no longer in use."""
+        """Remove every mapping and pin, because the container is no longer in use."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DMA that is under way in an address space, how an unmap waits for it, and the DMA that was refused.
+"""The DMA that is under way in an address space, the unmaps that wait for it, and the DMA that was refused.
 
 State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace`, which is not held while bytes move.
 DMA threads copy; the device lane's worker waits. Source: Documentation/driver-api/vfio-mediated-device.rst
@@ -17,24 +17,26 @@ from devmodel.iommu.mappings import Mappings
 from devmodel.iommu.segments import Segment
 
 DRAIN_SECONDS = 2.0
-"""How long an unmap waits for DMA in its range: longer only where a client stops its own memory."""
+"""Seconds that an unmap waits for DMA in its range. DMA takes longer only if a client stops its own
+memory."""
 FAULTS_KEPT = 64
 MAX_DMA = 1 << 30
-"""Bytes of one DMA at most."""
+"""The most bytes of one DMA."""
 
 Span = tuple[int, int]
-"""A range of iovas: the first, and the one behind the last."""
+"""A range of iovas: the first address, and the address behind the last."""
 T = TypeVar("T")
 
 
 class Inflight:
-    """``copying`` has the ranges of each DMA under way, ``draining`` those of unmaps, where no DMA may begin;
-    ``idle`` is notified when a DMA ends while there are any. ``faults`` are the newest refused DMA."""
+    """``copying`` has the ranges of each DMA under way. ``draining`` has the ranges of unmaps, where no DMA
+    may begin. ``idle`` is notified when a DMA ends while there are such ranges. ``faults`` has the newest
+    refused DMA."""
 
     __slots__ = ("_lock", "_mappings", "copying", "draining", "fault_count", "faults", "idle")
 
     def __init__(self, lock: threading.Lock, mappings: Mappings) -> None:
-        """Both are the address space's."""
+        """``lock`` and ``mappings`` are those of the address space."""
         self._lock, self._mappings = lock, mappings
         self.idle = threading.Condition(lock)
         self.copying: list[Sequence[Span]] = []
@@ -50,8 +52,8 @@ class Inflight:
         find: Callable[[], list[Segment]],
         move: Callable[[list[Segment]], T],
     ) -> T:
-        """A DMA of any kind: enter it with what ``find`` finds under the lock, ``move`` the bytes without the
-        lock, and mark what was written. Raises :class:`DmaFault`."""
+        """Do a DMA of any kind: call ``find`` and enter the DMA under the lock, ``move`` the bytes without
+        the lock, and mark the written pages. Raises :class:`DmaFault`."""
         iova = spans[0][0]
         with self._lock:
             segments = find()
@@ -77,8 +79,8 @@ class Inflight:
             return self.fault(iova, size, write, error.strerror or str(error))
 
     def refuse_size(self, iova: int, size: int, write: bool) -> bytes:
-        """What a DMA of a size that cannot be gives: nothing for nothing, else a :class:`DmaFault`. Without
-        the lock."""
+        """The result of a DMA of an invalid size: no bytes for size 0, else it raises :class:`DmaFault`.
+        Without the lock."""
         if size == 0:
             return b""
         with self._lock:
@@ -98,12 +100,12 @@ class Inflight:
         return any(_overlap((spans,), drained) for drained in self.draining)
 
     def is_used(self, span: Span) -> bool:
-        """Whether DMA or an unmap is under way in the range, so that another unmap has to wait."""
+        """Whether DMA or an unmap is under way in the range. Another unmap then has to wait."""
         return _overlap(self.copying, span) or _overlap((self.draining,), span)
 
     def drain(self, span: Span) -> None:
-        """Refuse new DMA in the range and wait, letting go of the lock, until none is under way.
-        ``OSError(EBUSY)``: one stays."""
+        """Refuse new DMA in the range, and wait, without the lock, until no DMA is under way. Raises
+        ``OSError(EBUSY)`` when one does not end."""
         if not _overlap(self.copying, span):
             return
         self.draining.append(span)

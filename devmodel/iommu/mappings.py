@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mappings of an address space: which I/O virtual addresses stand for which memory of which client.
+"""The mappings of an address space, from I/O virtual addresses to memory of clients.
 
 State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace` that owns it; nothing here locks.
 """
@@ -13,15 +13,16 @@ from devmodel.iommu.dirty import DirtyPages
 
 PROTS = tuple(Prot(number) for number in range(4))
 BLOCK = 512
-"""Starts in a block at most: an insertion moves this many pointers, not those of all 65,535 mappings."""
+"""The most starts in a block. An insertion moves this many pointers, not those of all 65,535 mappings."""
 
 
 class Mapping:
     """``size`` bytes from ``iova`` are ``client``'s memory from ``vaddr``.
 
-    ``pages`` is that memory while a pinning backend holds it; ``pins`` counts, by page of the mapping, what
-    mediated devices pinned; ``charged`` is how many pages are accounted to the client. ``dirty`` is None
-    until a device writes while dirty pages are tracked. ``live`` ends, for good, when it leaves the database.
+    ``pages`` is that memory while a pinning backend holds it. ``pins`` counts the pins of mediated devices by
+    page of the mapping. ``charged`` is the number of pages that are charged to the client. ``dirty`` is None
+    until a device writes while dirty pages are tracked. ``live`` turns false for good when the mapping is
+    removed.
     """
 
     __slots__ = (
@@ -56,12 +57,13 @@ class Mapping:
 
     @property
     def prot(self) -> Prot:
-        """What a device may do with it. ``allows`` is the same as a plain number, which is faster to ask."""
+        """The accesses that a device may make. ``allows`` is the same as a plain number, which is faster to
+        test."""
         return PROTS[self.allows]
 
     @property
     def page_count(self) -> int:
-        """Its size in pages."""
+        """The size in pages."""
         return self.size // PAGE_SIZE
 
     def written(self, offset: int, size: int) -> None:
@@ -71,7 +73,7 @@ class Mapping:
         self.dirty.mark(offset // PAGE_SIZE, (offset + size - 1) // PAGE_SIZE)
 
     def still_dirty(self, taken: DirtyPages | None) -> None:
-        """The pages ``taken`` from :attr:`dirty` could not be reported: they are dirty as before."""
+        """Put back the pages ``taken`` from :attr:`dirty`, because they could not be reported."""
         if self.dirty is None:
             self.dirty = taken
         elif taken is not None:
@@ -79,7 +81,7 @@ class Mapping:
 
 
 class Mappings:
-    """Mappings by iova; they never overlap. A lookup is two bisections, whatever their number."""
+    """Mappings by iova. They never overlap. A lookup is always two bisections."""
 
     __slots__ = ("_blocks", "_firsts", "by_start", "tracked")
 
@@ -87,7 +89,8 @@ class Mappings:
         self.tracked = False
         """Whether devices' writes are marked in the mappings."""
         self.by_start: dict[int, Mapping] = {}
-        """The mappings by their first iova, to look at: a call to a method costs as much as this does."""
+        """The mappings by their first iova, read-only for callers. It is public because a method call would
+        double the cost of a look-up."""
         self._blocks: list[list[int]] = []
         self._firsts: list[int] = []
 
@@ -95,7 +98,7 @@ class Mappings:
         return len(self.by_start)
 
     def __iter__(self) -> Iterator[Mapping]:
-        """In the order of their iovas; change nothing meanwhile."""
+        """All mappings by iova. Change nothing during the iteration."""
         return (self.by_start[start] for block in self._blocks for start in block)
 
     def exact(self, iova: int, end: int) -> Mapping | None:
@@ -113,7 +116,8 @@ class Mappings:
         return mapping if iova < mapping.end else None
 
     def split_by(self, iova: int, end: int) -> int | None:
-        """The edge of the range, its first address or the one behind its last, that would split a mapping."""
+        """The edge of the range that would split a mapping, None if neither does. The edges are the first
+        address of the range and the one behind its last."""
         for edge in (iova, end):
             mapping = self.covering(edge)
             if mapping is not None and mapping.iova != edge:
@@ -121,7 +125,7 @@ class Mappings:
         return None
 
     def within(self, iova: int, end: int) -> list[Mapping]:
-        """Those that have an address of the range, in order."""
+        """The mappings that have an address of the range, in order."""
         first = self.covering(iova)
         found = [] if first is None or first.iova == iova else [first]
         index = max(bisect_right(self._firsts, iova) - 1, 0)
@@ -131,10 +135,10 @@ class Mappings:
         return found
 
     def add(self, mapping: Mapping) -> bool:
-        """Enter it; False, and nothing changes, when another one has an address of it."""
+        """Enter a mapping. False, with nothing changed, when it overlaps another one."""
         iova, blocks, by_start = mapping.iova, self._blocks, self.by_start
         index = -1
-        if blocks and blocks[-1][-1] < iova:  # behind all others, as most clients come
+        if blocks and blocks[-1][-1] < iova:  # behind all others, which is the most common case
             block = blocks[-1]
             at = len(block)
         else:
@@ -153,7 +157,7 @@ class Mappings:
         return True
 
     def remove(self, mapping: Mapping) -> None:
-        """Take one out that is in."""
+        """Remove a mapping that is in the database."""
         mapping.live = False
         iova = mapping.iova
         del self.by_start[iova]
@@ -167,7 +171,7 @@ class Mappings:
             self._firsts[index] = block[0]
 
     def clear(self) -> None:
-        """Take all out."""
+        """Remove all mappings."""
         for mapping in self.by_start.values():
             mapping.live = False
         self.by_start.clear()
@@ -175,7 +179,7 @@ class Mappings:
         self._firsts.clear()
 
     def _add_first(self, mapping: Mapping) -> None:
-        """Enter one that lies before all others."""
+        """Enter a mapping that lies before all others."""
         iova = mapping.iova
         self.by_start[iova] = mapping
         if not self._blocks or len(self._blocks[0]) >= BLOCK:
@@ -195,8 +199,11 @@ class Mappings:
 
 
 def extent(found: Sequence[Mapping], span: tuple[int, int]) -> tuple[int, int]:
-    """From the start of the first to the end of the last of what was found for ``span``, in order: more than
-    that where an unmap takes mappings whole that only begin in it. ``span`` when nothing was found."""
+    """The range from the start of the first to the end of the last of ``found``, which is in order.
+
+    It may be larger than ``span``, because an unmap may remove whole mappings that only begin in ``span``.
+    When nothing was found it is ``span``.
+    """
     return (found[0].iova, found[-1].end) if found else span
 
 

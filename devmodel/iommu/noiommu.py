@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The IOMMU of containers that have none (VFIO_NOIOMMU_IOMMU): it maps nothing, and protects nobody.
+"""The IOMMU of containers that have none (VFIO_NOIOMMU_IOMMU): it maps nothing and protects nothing.
 
 State: none. Source: <linux/vfio.h>, Documentation/driver-api/vfio.rst.
 """
@@ -9,7 +9,7 @@ from devmodel.iommu.driver import Iommu
 
 
 class NoIommu(Iommu):
-    """Devices use physical addresses that their drivers find elsewhere; every type1 ioctl is ENOTTY."""
+    """Devices use physical addresses, which their drivers find elsewhere. Every type1 ioctl is ENOTTY."""
 
     __slots__ = ()
 

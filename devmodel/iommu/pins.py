@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mediated devices: their groups' backend, which counts the pages that their drivers pin.
+"""The backend of groups of mediated devices. It counts the pages that their drivers pin.
 
 State: under the lock of the address space. Source: Documentation/driver-api/vfio-mediated-device.rst
 (vfio_pin_pages, vfio_unpin_pages); the order of checks is vfio_iommu_type1's.
@@ -14,9 +14,9 @@ from devmodel.iommu.segments import Segment, hold, segments_of
 
 
 class MediatedBackend(Backend):
-    """For mediated devices: a mapping is only registered, and pages are pinned when a driver asks.
+    """For mediated devices: a new mapping is not pinned, and pages are pinned when a driver asks for them.
 
-    ``users`` are the devices that can be told of an unmap.
+    ``users`` has the devices that can be told of an unmap.
     """
 
     __slots__ = ("users",)
@@ -28,16 +28,16 @@ class MediatedBackend(Backend):
         self.users: list[DmaUser] = []
 
     def map(self, mapping: Mapping) -> None:
-        """Nothing to do: what a device uses is found among the mappings when it asks."""
+        """Nothing to do: the memory is looked up in the mappings when a device uses it."""
 
     def unmap(self, mapping: Mapping) -> None:
-        """Nothing to do: whoever unmaps made sure that nothing of it is pinned."""
+        """Nothing to do: the unmap has made sure that no page is pinned."""
 
     def pin(self, mappings: Mappings, iova: int, count: int, prot: Prot) -> tuple[Segment, ...]:
-        """Count ``count`` pages from ``iova`` as pinned once more; the memory that is held by that.
+        """Add one pin to each of ``count`` pages from ``iova``. Returns the memory of these pages.
 
-        ``OSError``, nothing changed: EINVAL (not mapped, no device that can be told of an unmap), EPERM
-        (protection), EFAULT (no such memory), ENOMEM (RLIMIT_MEMLOCK).
+        Raises ``OSError``, with nothing changed: EINVAL (not mapped, no device that can be told of an unmap),
+        EPERM (protection), EFAULT (no such memory), ENOMEM (RLIMIT_MEMLOCK).
         """
         if not self.users:
             raise OSError(errno.EINVAL, "no device that can be told of an unmap")
@@ -59,8 +59,8 @@ class MediatedBackend(Backend):
         return tuple(held)
 
     def unpin(self, mappings: Mappings, iova: int, count: int) -> None:
-        """Uncount ``count`` pages from ``iova``, as many as one call may; a page that is not pinned stays
-        so."""
+        """Remove one pin from each of ``count`` pages from ``iova``, at most as many as one call may unpin.
+        Pages that are not pinned do not change."""
         size = min(count, MAX_PIN_PAGES) * PAGE_SIZE
         for segment in segments_of(mappings, iova, size, holes=True) or ():
             first = segment.offset // PAGE_SIZE
@@ -70,7 +70,7 @@ class MediatedBackend(Backend):
     def _count(self, mapping: Mapping, first: int, count: int) -> None:
         pins = {} if mapping.pins is None else mapping.pins
         new = sum(page not in pins for page in range(first, first + count))
-        if mapping.pages is None:  # otherwise they are accounted already
+        if mapping.pages is None:  # otherwise they are charged already
             self.locked.settle(mapping, len(pins) + new)
         for page in range(first, first + count):
             pins[page] = pins.get(page, 0) + 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of I/O virtual addresses as the segments of mappings they consist of, and copying to and from those.
+"""Ranges of I/O virtual addresses as segments of mappings, and copying to and from segments.
 
 State: none. :func:`segments_of`, :func:`refusal`, :func:`hold` and :func:`is_pinned` are called under the
 lock of the address space; :func:`read` and :func:`copy` without it, from DMA threads. Source:
@@ -15,7 +15,7 @@ from devmodel.iommu.mappings import Mapping, Mappings
 
 
 class Segment(NamedTuple):
-    """``size`` bytes at ``offset`` of a mapping; ``pages``, if there are, is where they are found."""
+    """``size`` bytes at ``offset`` of a mapping. If ``pages`` is not None, these pages hold the bytes."""
 
     mapping: Mapping
     offset: int
@@ -24,12 +24,12 @@ class Segment(NamedTuple):
     pages_offset: int = 0
 
     def cut(self, low: int, high: int) -> "Segment":
-        """Its bytes from ``low`` to before ``high``, counted from its own start."""
+        """The bytes from ``low`` to before ``high``, counted from the start of the segment."""
         return Segment(self.mapping, self.offset + low, high - low, self.pages, self.pages_offset + low)
 
 
 def segments_of(mappings: Mappings, iova: int, size: int, holes: bool = False) -> list[Segment] | None:
-    """The mapped segments of a range, in order; None for a hole unless ``holes`` are allowed."""
+    """The mapped segments of a range, in order. None for a range with a hole, unless ``holes`` is set."""
     end, position = iova + size, iova
     one = mappings.covering(iova)
     if one is not None and end <= one.end:
@@ -46,8 +46,8 @@ def segments_of(mappings: Mappings, iova: int, size: int, holes: bool = False) -
 
 
 def refusal(segments: Sequence[Segment], wanted: int) -> str | None:
-    """Why a DMA that wants this (the number of a :class:`Prot`) may not use the segments; None when it
-    may."""
+    """The reason why a DMA with the protection ``wanted`` (the number of a :class:`Prot`) may not use the
+    segments. None when it may."""
     for segment in segments:
         if not segment.mapping.allows & wanted:
             return "not permitted"
@@ -57,7 +57,7 @@ def refusal(segments: Sequence[Segment], wanted: int) -> str | None:
 
 
 def hold(segment: Segment, prot: Prot) -> Segment:
-    """The segment with pages of its own, if a pinning backend does not hold the mapping's already."""
+    """The segment with pages that are held for it, unless a pinning backend holds those of the mapping."""
     if segment.pages is not None:
         return segment
     mapping = segment.mapping
@@ -73,7 +73,7 @@ def is_pinned(segment: Segment) -> bool:
 
 
 def read(segments: Sequence[Segment]) -> bytes:
-    """What is in the segments, one after the other. ``OSError`` as :class:`Client` raises it."""
+    """The bytes of the segments, one after the other. Raises ``OSError`` as :class:`Client` does."""
     found = [
         client.gather(_vector(run)) if pages is None else pages.read(run[0].pages_offset, _size(run))
         for client, pages, run in _runs(segments)
@@ -82,7 +82,8 @@ def read(segments: Sequence[Segment]) -> bytes:
 
 
 def copy(segments: Sequence[Segment], view: memoryview, write: bool) -> None:
-    """Store ``view`` in the segments if ``write``, else fill it from them. ``OSError`` as :func:`read`."""
+    """Store ``view`` in the segments if ``write``, else fill it from them. Raises ``OSError`` as
+    :func:`read`."""
     for client, pages, run in _runs(segments):
         size = _size(run)
         here, view = view[:size], view[size:]
@@ -93,7 +94,7 @@ def copy(segments: Sequence[Segment], view: memoryview, write: bool) -> None:
 
 
 def _runs(segments: Sequence[Segment]) -> list[tuple[Client, Pages | None, list[Segment]]]:
-    """What one call moves: held pages one by one, other memory of a client at once."""
+    """The segments in groups, one a call: neighbours with the same client and the same pages are a group."""
     runs: list[tuple[Client, Pages | None, list[Segment]]] = []
     client: Client | None = None
     pages: Pages | None = None
@@ -111,7 +112,7 @@ def _size(run: Sequence[Segment]) -> int:
 
 
 def _vector(segments: Sequence[Segment]) -> list[tuple[int, int]]:
-    """The segments as (vaddr, size), fewer where one goes on where the last one ends."""
+    """The segments as (vaddr, size), with those merged that follow each other without a gap."""
     vector: list[tuple[int, int]] = []
     end = -1
     for segment in segments:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The I/O address space (the kernel's IOAS): mappings, and the DMA and pins of the devices attached to it.
 
-An API (type1) decides which mappings come and go, on the device lane and its worker. Devices see a
+An API (type1) makes and removes the mappings, on the device lane and its worker. Devices see a
 :class:`DmaSpace`, from other threads. ``IoAddressSpace.lock`` guards everything here, and the mappings,
 backends and pins behind it. It is held to look and to mark, never while bytes are copied or client memory is
 written: a client can make that as slow as it likes. A DMA enters its ranges in ``inflight`` under the lock,
@@ -37,20 +37,20 @@ from devmodel.iommu.pins import MediatedBackend
 from devmodel.iommu.segments import Segment, copy, is_pinned, read, refusal, segments_of
 
 NOTIFY_LIMIT = 10
-"""How often a device is asked to unpin before its model is called wrong."""
+"""How often a device is asked to unpin before its model is reported as faulty."""
 _READ, _WRITE = int(Prot.READ), int(Prot.WRITE)
 
 Choice = Callable[[], list[Mapping]]
-"""An API's rule, asked under the lock: the mappings a call is about, in order, or a refusing ``OSError``."""
+"""A rule of an API, called under the lock: gives the mappings of a call, in order, or raises ``OSError``."""
 Find = Callable[[], list[Segment]]
-"""What a DMA reaches, asked under the lock. Raises :class:`DmaFault`."""
+"""Finds the segments of a DMA. Called under the lock. Raises :class:`DmaFault`."""
 
 
 class IoAddressSpace(DmaSpace):
-    """Mappings by I/O virtual address, and everything devices do with them.
+    """Mappings by I/O virtual address, and the DMA and pins of devices.
 
     ``locked`` accounts for pinned pages, ``invalid_vaddrs`` counts mappings without a vaddr, and ``inflight``
-    has the DMA under way and the refused ones.
+    has the DMA under way and the refused DMA.
     """
 
     __slots__ = (
@@ -75,9 +75,9 @@ class IoAddressSpace(DmaSpace):
         alignment: int = PAGE_SIZE,
         may_pin: bool = True,
     ) -> None:
-        """``locked`` accounts for pinned pages together with other spaces; ``limit`` bounds the mappings,
-        whose numbers are multiples of ``alignment`` bytes, a power of two; ``may_pin``: mediated devices may
-        pin."""
+        """``locked`` accounts for pinned pages together with other spaces. ``limit`` is the most mappings;
+        their addresses and sizes are multiples of ``alignment`` bytes, a power of two. ``may_pin`` allows
+        mediated devices to pin."""
         self.lock = threading.Lock()
         self.mappings = Mappings()
         self.inflight = Inflight(self.lock, self.mappings)
@@ -90,7 +90,7 @@ class IoAddressSpace(DmaSpace):
         self.limit = limit
         self.invalid_vaddrs = 0
 
-    # ---- devices come and go: device lane ----
+    # ---- attaching of devices: device lane ----
 
     @property
     def mediated(self) -> MediatedBackend | None:
@@ -98,7 +98,7 @@ class IoAddressSpace(DmaSpace):
         return self.attachments.mediated
 
     def attach(self, group: IommuGroup) -> None:
-        """Let the group's devices use it. ``OSError``: EBUSY while a vaddr is invalid, else as
+        """Let the group's devices use it. Raises ``OSError``: EBUSY while a vaddr is invalid, else as
         :meth:`Attachments.add`."""
         with self.lock:
             if self.invalid_vaddrs:
@@ -106,7 +106,7 @@ class IoAddressSpace(DmaSpace):
             self.attachments.add(group, self.mappings)
 
     def detach(self, group: IommuGroup) -> None:
-        """The opposite of :meth:`attach`; with the last group go all mappings."""
+        """The opposite of :meth:`attach`. All mappings are removed with the last group."""
         with self.lock:
             if self.attachments.remove(group, self.mappings):
                 self._clear()
@@ -120,20 +120,20 @@ class IoAddressSpace(DmaSpace):
             self.mediated.users.append(user)
 
     def unregister(self, user: DmaUser) -> None:
-        """The device is closed; it has unpinned what it pinned."""
+        """The device is closed, and has unpinned all its pages."""
         with self.lock:
             if self.mediated is not None and user in self.mediated.users:
                 self.mediated.users.remove(user)
 
     def clear(self) -> None:
-        """Forget every mapping and pin."""
+        """Remove every mapping and pin."""
         with self.lock:
             self._clear()
 
     # ---- APIs: device lane and its worker ----
 
     def map(self, client: Client, iova: int, vaddr: int, size: int, prot: int) -> None:
-        """Let ``size`` bytes from ``iova`` stand for ``client``'s memory from ``vaddr``; touches none of it.
+        """Map ``size`` bytes from ``iova`` to ``client``'s memory from ``vaddr``. Does not touch the memory.
 
         Raises ``OSError``: EINVAL (no protection, no size, misaligned, not a valid iova), EOVERFLOW (wraps
         around), EEXIST (overlaps a mapping), ENOSPC (too many mappings); while a physical function is
@@ -154,8 +154,8 @@ class IoAddressSpace(DmaSpace):
                 raise _exists(iova)
 
     def unmap_exact(self, iova: int, size: int) -> bool:
-        """Remove the mapping of exactly this range, if nobody has to be told, asked or waited for; otherwise
-        nothing changes and :meth:`unmap` has to be asked."""
+        """Remove the mapping of exactly this range, if no device has to be told or waited for. Otherwise
+        False, with nothing changed; the caller then uses :meth:`unmap`."""
         with self.lock:
             mapping = self.mappings.by_start.get(iova)
             if (
@@ -172,11 +172,11 @@ class IoAddressSpace(DmaSpace):
             return True
 
     def unmap(self, span: Span, choose: Choice, may_wait: bool = True) -> int:
-        """Remove the mappings that ``choose`` names, which begin in ``span``; returns the bytes unmapped.
+        """Remove the mappings from ``choose``, which begin in ``span``. Returns the bytes unmapped.
 
-        Devices that pin some of it are asked to let go, without the lock; new DMA is refused, and DMA under
-        way waited for. Raises :class:`MustWait`, decided under the same lock, when that takes waiting and
-        ``may_wait`` is False; ``OSError``: EBUSY when a DMA does not end, otherwise as ``choose``.
+        Devices that pin some of them are asked to unpin, without the lock. New DMA is refused, and the unmap
+        waits for DMA under way. If it has to wait and ``may_wait`` is False, raises :class:`MustWait` before
+        it releases the lock. Raises ``OSError``: EBUSY when a DMA does not end, otherwise as ``choose``.
         """
         with self.lock:
             found = self.unpinned(span, choose, may_wait)
@@ -237,7 +237,7 @@ class IoAddressSpace(DmaSpace):
             return mapping
 
     def dma_pieces(self, pieces: Sequence[Piece], buffer: bytearray | memoryview, write: bool) -> None:
-        # Whether each is still mapped is looked at under the same lock as this DMA is entered.
+        # One hold of the lock checks that each piece is still mapped and enters this DMA.
         spans = [(one.iova + offset, one.iova + offset + size) for one, offset, size in pieces if size]
         if spans:
             wanted = _WRITE if write else _READ
@@ -274,10 +274,10 @@ class IoAddressSpace(DmaSpace):
             span = ((iova, iova + size),)
             self._move(span, memoryview(data), True, partial(self._held, pin, offset, size, _WRITE))
 
-    # ---- the short way of a DMA: one mapping, which is not pinned ----
+    # ---- the fast path of a DMA: one mapping, which is not pinned ----
 
     def _begin(self, span: Sequence[Span], wanted: int) -> Mapping | None:
-        """Enter a DMA whose range lies in one mapping, which is not pinned; None for what takes longer."""
+        """Enter a DMA whose range lies in one mapping that is not pinned. None for any other range."""
         iova, end = span[0]
         with self.lock:
             mapping = self.mappings.covering(iova)
@@ -294,7 +294,7 @@ class IoAddressSpace(DmaSpace):
             return mapping
 
     def _end(self, span: Sequence[Span], mapping: Mapping, write: bool) -> None:
-        """The DMA that :meth:`_begin` entered is over."""
+        """End the DMA that :meth:`_begin` entered."""
         with self.lock:
             if write and self.mappings.tracked:  # after a fault too: some of it may have been stored
                 iova, end = span[0]
@@ -345,8 +345,8 @@ class IoAddressSpace(DmaSpace):
     # ---- under the lock ----
 
     def unpinned(self, span: Span, choose: Choice, may_wait: bool) -> list[Mapping]:
-        """What ``choose`` names, once no device pins any of it. Lets go of the lock to ask devices. Raises
-        :class:`MustWait` when DMA or another unmap is under way there and ``may_wait`` is False."""
+        """The mappings from ``choose``, after no device pins them any more. Releases the lock to ask devices.
+        Raises :class:`MustWait` when DMA or another unmap is under way there and ``may_wait`` is False."""
         for _ in range(NOTIFY_LIMIT):
             found = choose()
             if not may_wait and self.inflight.is_used(extent(found, span)):
@@ -365,7 +365,7 @@ class IoAddressSpace(DmaSpace):
         raise RuntimeError(f"a device does not unpin iova {span[0]:#x}")
 
     def remove(self, mappings: Iterable[Mapping]) -> int:
-        """Remove those that another unmap has not removed meanwhile; returns their bytes."""
+        """Remove the mappings that no other unmap has removed meanwhile. Returns their bytes."""
         removed = 0
         for mapping in mappings:
             if mapping.live:
@@ -375,7 +375,7 @@ class IoAddressSpace(DmaSpace):
         return removed
 
     def _admit(self, mapping: Mapping) -> None:
-        """Whatever there is against a new mapping, in the kernel's order; its backends know it then."""
+        """Check a new mapping, in the kernel's order, and tell its backends of it."""
         if self.mappings.within(mapping.iova, mapping.end):
             raise _exists(mapping.iova)
         if len(self.mappings) >= self.limit:

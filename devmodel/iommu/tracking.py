@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tracking of dirty pages: which pages of an address space its devices wrote, reported to clients' bitmaps.
+"""Tracking of dirty pages: the pages of an address space that its devices wrote, reported to clients'
+bitmaps.
 
-State: dirty pages are their mapping's, under ``IoAddressSpace.lock``. A bitmap is written without that lock,
-one at a time, under ``DirtyTracking.lock``: it comes before the other one, and nobody else waits for it. So
-only those who may wait as long as the client's memory does call here: the device lane's worker, never the
-lane. Source: <linux/vfio.h> (VFIO_IOMMU_DIRTY_PAGES, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP); what is unmapped
-and clean after an error is as with vfio_iommu_type1.
+State: dirty pages belong to their mapping, under ``IoAddressSpace.lock``. A bitmap is written without that
+lock, one at a time, under ``DirtyTracking.lock``, which is taken before the other one. Nothing else waits for
+``DirtyTracking.lock``. A report waits for the client's memory, so the device lane's worker makes it, never
+the lane. Source: <linux/vfio.h> (VFIO_IOMMU_DIRTY_PAGES, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP); the pages
+that are unmapped or clean after an error are those of vfio_iommu_type1.
 """
 
 import errno
@@ -29,8 +30,8 @@ class DirtyTracking:
         self.lock = threading.Lock()
 
     def start(self) -> None:
-        """Track from now on; no error when it is so already. ``OSError(EINVAL)``: a mapping is too large.
-        Device lane too."""
+        """Track from now on. It is no error if it is on already. Raises ``OSError(EINVAL)`` when a mapping is
+        too large. Device lane too."""
         space = self._space
         with space.lock:
             if any(mapping.page_count > MAX_BITMAP_PAGES for mapping in space.mappings):
@@ -38,7 +39,7 @@ class DirtyTracking:
             space.mappings.tracked = True
 
     def stop(self) -> None:
-        """Forget dirty pages and track no more. Device lane too."""
+        """Forget dirty pages and stop tracking. Device lane too."""
         space = self._space
         with space.lock:
             space.mappings.tracked = False
@@ -46,11 +47,11 @@ class DirtyTracking:
                 mapping.dirty = None
 
     def report(self, iova: int, choose: Choice, bitmap: ClientBitmap) -> None:
-        """Report the dirty pages of the mappings that ``choose`` names; bit 0 is the page at ``iova``.
+        """Report the dirty pages of the mappings from ``choose``. Bit 0 is the page at ``iova``.
 
-        Reported pages are clean; what devices write from then on, also while the bitmap is being written, is
-        dirty for the next report. Where the bitmap raises ``OSError(EFAULT)``, the mappings before are
-        reported and clean; that one, and those behind, are as dirty as they were.
+        Reported pages are clean from then on. Pages that devices write later, also while the bitmap is being
+        written, are dirty for the next report. If the bitmap raises ``OSError(EFAULT)`` for a mapping, the
+        mappings before are reported and clean. That mapping and the later ones are as dirty as before.
         """
         space = self._space
         with self.lock:
@@ -68,11 +69,12 @@ class DirtyTracking:
                         mapping.still_dirty(dirty)
 
     def unmap(self, span: Span, choose: Choice, bitmap: ClientBitmap) -> int:
-        """As :meth:`IoAddressSpace.unmap`, and report the dirty pages of what goes; bit 0 is the page that
-        ``span`` begins with.
+        """Unmap as :meth:`IoAddressSpace.unmap`, and report the dirty pages of the removed mappings. Bit 0 is
+        the first page of ``span``.
 
-        A mapping goes only when its pages are reported. Where the bitmap raises ``OSError(EFAULT)``, the
-        mappings before are unmapped; that one, and those behind, stay as they were, dirty pages included.
+        A mapping is removed only after its pages are reported. If the bitmap raises ``OSError(EFAULT)`` for a
+        mapping, the mappings before are unmapped. That mapping and the later ones stay, with their dirty
+        pages.
         """
         space = self._space
         with self.lock:

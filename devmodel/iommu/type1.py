@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""type1: the IOMMU API of containers, which says by the kernel's rules what an address space is to do.
+"""type1: the IOMMU API of containers. It applies the kernel's rules, and calls an address space.
 
-Version 1 and version 2 differ in what an unmap may take; everything they and other APIs have in common is the
-space's. State: none besides the space. Called from the device lane and its worker, never by devices.
-Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; the order of checks is vfio_iommu_type1's.
+Version 1 and version 2 differ in the mappings that an unmap may remove. All that APIs have in common is in
+the address space. State: none besides the space. Called from the device lane and its worker, never by
+devices. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; the order of checks is vfio_iommu_type1's.
 """
 
 import errno
@@ -33,18 +33,19 @@ _EXTENSIONS = frozenset({Extension.TYPE1, Extension.TYPE1V2, Extension.DMA_CC, E
 
 
 class Type1(Iommu):
-    """One container's API. ``space`` is what it fills and devices use, ``v2`` the version."""
+    """The API of one container. It fills ``space``, which devices use. ``v2`` is the version."""
 
     __slots__ = ("_dirty", "map", "space", "v2")
     space: IoAddressSpace
     map: Callable[[Client, int, int, int, int], None]
-    """:meth:`IoAddressSpace.map` itself, whose errnos are type1's: a method of our own would cost a call."""
+    """:meth:`IoAddressSpace.map` itself. Its errnos are type1's, and a method here would cost a call."""
 
     def __init__(
         self, v2: bool = True, limit: int = DMA_ENTRY_LIMIT, locked: LockedMemory | None = None
     ) -> None:
-        """``v2`` chooses TYPE1v2's unmap, which never splits or overshoots; ``limit`` bounds the mappings;
-        ``locked`` accounts for pinned pages together with other containers."""
+        """``v2`` chooses TYPE1v2's unmap, which never splits a mapping and never unmaps more than the range.
+        ``limit`` is the most mappings. ``locked`` accounts for pinned pages together with other
+        containers."""
         self.v2 = v2
         self.space = IoAddressSpace(locked, limit, may_pin=v2)
         self.map = self.space.map
@@ -52,7 +53,7 @@ class Type1(Iommu):
 
     @property
     def dma_avail(self) -> int:
-        """How many more mappings fit."""
+        """The number of mappings that can still be made."""
         return self.space.limit - len(self.space.mappings)
 
     @property
@@ -62,7 +63,7 @@ class Type1(Iommu):
 
     @property
     def iova_ranges(self) -> tuple[tuple[int, int], ...]:
-        """Valid ranges as (first, last) iova, () when nothing limits them: with mediated devices only."""
+        """Valid ranges as (first, last) iova. () means no limit: all groups are of mediated devices."""
         return self.space.attachments.iova_ranges
 
     def check_extension(self, extension: int) -> int:
@@ -87,14 +88,15 @@ class Type1(Iommu):
         bitmap: ClientBitmap | None = None,
         may_wait: bool = True,
     ) -> int:
-        """Remove the mappings of a range, or all (then both numbers are 0); returns the bytes unmapped.
+        """Remove the mappings of a range, or all of them (then ``iova`` and ``size`` are 0). Returns the
+        bytes unmapped, 0 when the range has no mappings.
 
-        v2 raises ``OSError(EINVAL)`` where an edge of the range would split a mapping. v1 removes the whole
+        v2 raises ``OSError(EINVAL)`` when an edge of the range would split a mapping. v1 removes the whole
         of each mapping that starts in the range, and nothing when the range starts inside one. Otherwise
-        EINVAL and EOVERFLOW as :meth:`map`. No mappings in the range is no error: 0. With ``bitmap`` the
-        dirty pages are reported there; EINVAL unless they are tracked. EBUSY when a DMA there does not end.
-        Raises :class:`MustWait`, with nothing unmapped, when it has to wait for a DMA, another unmap or the
-        bitmap's memory and ``may_wait`` is False: as the device lane calls it.
+        raises EINVAL and EOVERFLOW as :meth:`map`, and EBUSY when a DMA in the range does not end. With
+        ``bitmap`` the dirty pages are reported there; EINVAL unless they are tracked. The device lane calls
+        with ``may_wait`` False: raises :class:`MustWait`, with nothing unmapped, when the call has to wait
+        for a DMA, another unmap or the bitmap's memory.
         """
         if bitmap is not None:
             return self._unmap_reporting(iova, size, all, bitmap, may_wait)
@@ -111,7 +113,7 @@ class Type1(Iommu):
         return self._dirty.unmap((iova, end), partial(self._chosen_tracked, iova, end, bitmap), bitmap)
 
     def update_vaddr(self, client: Client, iova: int, vaddr: int, size: int) -> None:
-        """Give a mapping whose vaddr was invalidated a new one, maybe of another process.
+        """Give a mapping whose vaddr was invalidated a new vaddr. It may be in another process.
 
         Raises ``OSError``: EINVAL and EOVERFLOW as :meth:`map`, ENOENT (nothing is mapped there), EINVAL (not
         exactly one mapping, or its vaddr is valid), ENOMEM (RLIMIT_MEMLOCK of the other process).
@@ -127,10 +129,10 @@ class Type1(Iommu):
             space.invalid_vaddrs -= 1
 
     def invalidate_vaddr(self, iova: int, size: int, all: bool = False) -> int:
-        """Mark mappings as without a vaddr until :meth:`update_vaddr`; returns their bytes.
+        """Take the vaddr of mappings away until :meth:`update_vaddr`. Returns the bytes of the mappings.
 
-        ``OSError``: EBUSY while a mediated group is attached, EINVAL when one is invalid already (and then
-        nothing has changed), otherwise as :meth:`unmap`.
+        Raises ``OSError``: EBUSY while a mediated group is attached, EINVAL, with nothing changed, when a
+        mapping has no vaddr already, otherwise as :meth:`unmap`.
         """
         space = self.space
         with space.lock:
@@ -145,21 +147,21 @@ class Type1(Iommu):
             return sum(mapping.size for mapping in found)
 
     def start_tracking(self) -> None:
-        """Track dirty pages; no error when it is so already. ``OSError``: EACCES on a type1 that is not v2,
-        EINVAL when a mapping is too large."""
+        """Track dirty pages. It is no error if tracking is on already. Raises ``OSError``: EACCES on a type1
+        that is not v2, EINVAL when a mapping is too large."""
         self._check_v2()
         self._dirty.start()
 
     def stop_tracking(self) -> None:
-        """Forget dirty pages and track no more. ``OSError(EACCES)`` on a type1 that is not v2."""
+        """Forget dirty pages and stop tracking. Raises ``OSError(EACCES)`` on a type1 that is not v2."""
         self._check_v2()
         self._dirty.stop()
 
     def report_dirty(self, iova: int, size: int, bitmap: ClientBitmap) -> None:
-        """Write which pages of the range a device wrote since the last report to ``bitmap``. Worker only.
+        """Report the pages of the range that devices wrote since the last report in ``bitmap``. Worker only.
 
-        The range may have holes but no mapping in part. ``OSError``: EACCES on a type1 that is not v2,
-        EOVERFLOW, EINVAL (range, bitmap, not tracking), EFAULT (the bitmap's memory; then as
+        The range may have holes, but must not cut a mapping. Raises ``OSError``: EACCES on a type1 that is
+        not v2, EOVERFLOW, EINVAL (range, bitmap, not tracking), EFAULT (the bitmap's memory; see
         :meth:`DirtyTracking.report`).
         """
         self._check_v2()
@@ -169,7 +171,7 @@ class Type1(Iommu):
         check_range(size, iova)
         self._dirty.report(iova, partial(self._chosen_whole, iova, iova + size), bitmap)
 
-    # ---- which mappings a call is about: under the lock of the space ----
+    # ---- rules that choose the mappings of a call: under the lock of the space ----
 
     def _chosen(self, iova: int, end: int, all: bool) -> list[Mapping]:
         mappings = self.space.mappings
@@ -212,7 +214,7 @@ class Type1(Iommu):
 
 
 def _end(iova: int, size: int, all: bool) -> int:
-    """The address behind the range that an unmap is about; ``OSError`` as :meth:`Type1.unmap`."""
+    """The address behind the range of an unmap. Raises ``OSError`` as :meth:`Type1.unmap`."""
     if not all:
         check_range(size, iova)
         return iova + size
@@ -222,7 +224,7 @@ def _end(iova: int, size: int, all: bool) -> int:
 
 
 def _repinned(mapping: Mapping, client: Client, vaddr: int) -> Pages | None:
-    """The pages at the new vaddr; if there are none, what is pinned stays, as the kernel does not look."""
+    """The pages at the new vaddr. If there is no memory, the old pages stay, as the kernel does not check."""
     try:
         return client.pin(vaddr, mapping.size, bool(mapping.prot & Prot.WRITE))
     except OSError:

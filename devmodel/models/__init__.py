@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device models that come with vfsfuse, each a class on devmodel.device.
 
-A model may use any room below this one.  Nothing but the registry is imported from outside.
+A model may use all packages below this one.  Code outside imports only the registry.
 """

@@ -30,7 +30,7 @@ MIN_VIDEO_MEMORY = 1 << 20
 MAX_VIDEO_MEMORY = 1 << 31
 """Largest 32-bit memory BAR."""
 VIDEO_MEMORY_UNIT = 1 << 16
-"""What guests count video memory in."""
+"""The unit in which guests count video memory, in bytes."""
 
 
 class Enable(IntFlag):
@@ -38,11 +38,11 @@ class Enable(IntFlag):
 
     ENABLED = 0x01
     GETCAPS = 0x02
-    """XRES, YRES and BPP read as the largest that they can be."""
+    """XRES, YRES and BPP read as their largest values."""
     DAC_8BIT = 0x20
     LFB_ENABLED = 0x40
     NOCLEARMEM = 0x80
-    """Enabling leaves the memory as it is."""
+    """Enabling the display does not clear the memory."""
 
 
 _ENABLE_BITS = sum(Enable)
@@ -55,10 +55,10 @@ FORMATS: Mapping[tuple[int, bool], Fourcc] = {
     (16, False): Fourcc.RGB565,
     (15, False): Fourcc.XRGB1555,
 }
-"""By bits per pixel and whether the framebuffer is big-endian.
+"""The picture formats, by bits per pixel and whether the framebuffer is big-endian.
 
-4 and 8 bits are colours of a palette, which only the ports of a VGA can set: they show nothing. So do
-big-endian words of 16 bits, which no format here describes.
+Pixels of 4 and 8 bits are colours of a palette, which only the ports of a VGA can set, so they show nothing.
+Big-endian words of 16 bits show nothing either, because no format here describes them.
 """
 
 
@@ -80,8 +80,9 @@ class BochsRegisters(Registers):
 class BochsDisplay(Display, PciDevice):
     """BAR 0 is ``memory`` bytes of video memory, BAR 2 the registers.
 
-    The BAR is rounded up to a power of two; nothing is behind its rest. ``max_width`` and ``max_height``
-    limit what can be set and shown (0: the memory alone does), ``frame_rate`` is the rate of its monitor.
+    BAR 0 is rounded up to a power of two; there is no memory behind the rest. ``max_width`` and
+    ``max_height`` limit the modes (0: only the memory limits them). ``frame_rate`` is the rate of the monitor
+    in Hz.
     """
 
     __slots__ = ("_big_endian", "_enabled", "_most", "_version", "edid", "mode", "registers")
@@ -94,7 +95,7 @@ class BochsDisplay(Display, PciDevice):
         "frame_rate": Option(edid.REFRESH, edid.REFRESH // 2, edid.REFRESH),
     }
     MONITOR: ClassVar[str] = "bochs display"
-    """The name its monitor has in the EDID, up to 13 characters."""
+    """The name of the monitor in the EDID, up to 13 characters."""
 
     def __init__(
         self,
@@ -131,7 +132,7 @@ class BochsDisplay(Display, PciDevice):
         self._power_on()
 
     def guest_edid(self) -> bytes:
-        """What the guest reads of its monitor's EDID; empty when there is no monitor. Under :attr:`lock`."""
+        """The EDID that the guest reads, empty when there is no monitor. Under :attr:`lock`."""
         return self.edid
 
     def plane(self) -> Plane | None:
@@ -149,10 +150,10 @@ class BochsDisplay(Display, PciDevice):
         self._version = DISPI_ID5
 
     def _virtual_width(self) -> int:
-        """Pixels from a line to the next: never less than are shown."""
+        """Pixels from one line to the next, at least as many as a line shows."""
         return max(self.registers["VIRT_WIDTH"], self.registers["XRES"])
 
-    # ---- what registers do ----
+    # ---- hooks of registers ----
 
     def _limited(self, name: str, limit: int) -> int:
         return limit if self.registers["ENABLE"] & Enable.GETCAPS else self.registers[name]
@@ -186,7 +187,8 @@ class BochsDisplay(Display, PciDevice):
         self.registers["ENDIAN"] = BIG_ENDIAN if self._big_endian else LITTLE_ENDIAN
 
     def _clear(self, size: int) -> None:
-        """Zero the first ``size`` bytes of the memory: whole pages are given back, which takes no time."""
+        """Zero the first ``size`` bytes of the memory. Whole pages are given back to the kernel, which takes
+        no time."""
         if not self.backing.created:
             return
         whole = size // mmap.PAGESIZE * mmap.PAGESIZE
@@ -197,7 +199,7 @@ class BochsDisplay(Display, PciDevice):
 
 
 def _extent(index: int, name: str) -> Register:
-    """XRES and YRES: what is beyond the largest is taken for the largest."""
+    """The register XRES or YRES. A write above the largest value sets the largest."""
 
     def clamp(device: BochsDisplay, value: int) -> None:
         device.registers[name] = min(value, device._most[name])
@@ -234,7 +236,7 @@ _DISPI: Sequence[Register] = (
 _VGA: Sequence[Register] = tuple(
     Register(VGA_BASE + port, 1, f"VGA_{0x3C0 + port:X}") for port in range(VGA_PORTS)
 )
-"""A driver blanks the screen and sets the attribute flip-flop there; nothing here depends on it."""
+"""A driver blanks the screen and sets the attribute flip-flop there. The display does not depend on it."""
 _EXTENDED: Sequence[Register] = (
     Register(EXTENDED_BASE, 4, "EXTENDED_SIZE", EXTENDED_SIZE, rw_mask=0),
     Register(EXTENDED_BASE + 4, 4, "ENDIAN", LITTLE_ENDIAN, on_write=BochsDisplay._write_endian),

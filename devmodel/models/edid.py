@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDID: what a virtual monitor says of itself, for a mode that it prefers.
+"""EDID: the description that a virtual monitor gives of itself, for a mode that it prefers.
 
 State: none. Source: VESA E-EDID 1.4 (base block, detailed timings and display descriptors), VESA CVT 1.2
 (reduced blanking, version 1).
@@ -14,12 +14,12 @@ MANUFACTURER = "VFS"
 PRODUCT = 1
 DPI = 72
 REFRESH = 60
-"""Pictures a second, in Hz, unless asked otherwise."""
+"""The default refresh rate, in Hz."""
 MAX_CLOCK_MHZ = 600
 
 _H_BLANK, _H_FRONT, _H_SYNC = 160, 48, 32  # pixels of CVT's reduced blanking
 _V_FRONT, _V_SYNC, _V_BACK_LEAST = 3, 6, 6  # lines
-_V_BLANK_US = 460  # the least that it may take
+_V_BLANK_US = 460  # at least
 _CLOCK_STEP = 250_000  # Hz
 _SRGB = bytes.fromhex("ee91a3544c99260f5054")
 
@@ -51,10 +51,10 @@ MODES: Sequence[Mode] = (
     Mode(512, 384),
     Mode(400, 300),
 )
-"""The largest first; the smallest fits twice into a megabyte."""
+"""The modes, the largest first. Two pictures of the smallest fit into a megabyte."""
 
 _ESTABLISHED = {Mode(640, 480): (0, 0x20), Mode(800, 600): (0, 0x01), Mode(1024, 768): (1, 0x08)}
-"""Byte and bit of the established timings; like the standard ones, they say 60 Hz."""
+"""Byte and bit of each established timing. Like the standard timings, they mean 60 Hz."""
 _ASPECTS = {(16, 10): 0, (4, 3): 1, (5, 4): 2, (16, 9): 3}
 _STANDARD_WIDTHS = range(640, 2289, 8)
 _STANDARD_COUNT = 8
@@ -64,18 +64,17 @@ def best_mode(memory: int, width: int, height: int) -> Mode:
     """The largest mode within ``width`` and ``height`` of which two pictures with 32 bits per pixel fit in
     ``memory`` bytes.
 
-    Two, because drivers draw one while they show the other; the bochs driver of Linux 6.1 refuses larger
-    modes.
+    Drivers draw one picture while they show the other. The bochs driver of Linux 6.1 refuses larger modes.
     """
     shown = (mode for mode in MODES if mode.width <= width and mode.height <= height)
     return next((mode for mode in shown if 2 * mode.picture <= memory), MODES[-1])
 
 
 def block(preferred: Mode, name: str, serial: int, refresh: int = REFRESH) -> bytes:
-    """The 128 bytes of a monitor that prefers a mode of :data:`MODES` and has room for those below it.
+    """The 128 bytes of a monitor that prefers a mode of :data:`MODES` and can also show the smaller ones.
 
-    ``name`` is ASCII, its first 13 characters are said; ``serial`` is 32 bits. ``refresh`` is in Hz, 30 to
-    60: below 60 the preferred mode is the only one, because EDID's short forms say 60 Hz.
+    ``name`` is ASCII; its first 13 characters are used. ``serial`` has 32 bits. ``refresh`` is in Hz, 30 to
+    60. Below 60 the preferred mode is the only one, because EDID's short forms mean 60 Hz.
     """
     modes = (
         []

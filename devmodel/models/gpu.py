@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The physical GPU and the vGPUs made of it.
 
-State: in each device, under its lock. The physical function shows its whole video memory in a 64-bit BAR 0
-and its registers in BAR 2; a vGPU is a display that bochs drivers know, with its type's share of memory, and
-has a command engine (devmodel.gpu), which is its turn on that of the physical function.
+State: in each device, under its lock. The physical function has its whole video memory in a 64-bit BAR 0 and
+its registers in BAR 2. A vGPU is a display for bochs drivers, with its type's share of the memory. Its
+command engine (devmodel.gpu) takes turns with those of other vGPUs on the engine of the physical function.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from devmodel.region.registers import Layout, Register, Registers
 GPU_MAGIC = 0x55504756  # "VGPU" in memory order
 MIN_GPU_MEMORY = 1 << 20
 MAX_GPU_MEMORY = 1 << 40
-"""Room for one region in VFIO's file offsets."""
+"""The most bytes of a region, because of the room between regions in VFIO's file offsets."""
 MSIX_BAR = 4
 GTT_BAR = 1
 DEFAULT_VECTORS, DEFAULT_WEIGHT, MOST_WEIGHT = 4, 16, 1000
@@ -37,7 +37,7 @@ def _memory_mib(gpu: PciDevice) -> int:
 
 
 class PhysicalGpu(PciDevice):
-    """A display controller owned by its host driver; with option ``vectors`` it has MSI-X in BAR 4."""
+    """A display controller for its host driver. With option ``vectors`` it has MSI-X in BAR 4."""
 
     __slots__ = ("registers", "scheduler")
     OPTIONS: ClassVar[Mapping[str, Option]] = {"vectors": Option(0, 0, MAX_MSIX_VECTORS)}
@@ -76,8 +76,8 @@ class Vgpu(BochsDisplay):
     """A virtual GPU: a bochs-compatible display in its type's share of the physical video memory, and an
     engine that draws.
 
-    The GTT is BAR 1, the engine's registers are behind the display's in BAR 2. Without option ``vectors`` it
-    has no MSI-X in BAR 4, and no interrupt. A client may map of BAR 4 what is not the table.
+    The GTT is BAR 1. The engine's registers are behind the display's in BAR 2. With option ``vectors`` it has
+    MSI-X in BAR 4; without it, no interrupt. A client may map BAR 4 except the table.
     """
 
     __slots__ = ("engine", "gtt")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mbochs: the kernel's sample display, as a bochs driver in a guest knows it, whose monitor a client chooses.
+"""mbochs: the kernel's sample display, for a bochs driver in a guest. A client chooses its monitor.
 
 State: in each device, under its lock. Source: the sample's Kconfig help (SAMPLE_VFIO_MDEV_MBOCHS), QEMU's
 docs/specs/standard-vga, <linux/vfio.h> (struct vfio_region_gfx_edid).
@@ -21,20 +21,21 @@ BLOB_OFFSET = 0x400
 
 _HEADER = struct.Struct("<6I")
 _SIZE, _LINK = slice(8, 12), slice(20, 24)
-"""edid_size and link_state, the two that can be written."""
+"""edid_size and link_state, the two fields that can be written."""
 
 
 class EdidRegion(Region):
-    """struct vfio_region_gfx_edid, and the EDID behind it; it stays over a reset, as a monitor does.
+    """struct vfio_region_gfx_edid, and the EDID behind it. A reset does not change it, as it does not change
+    a monitor.
 
-    A client sets the link down, writes the EDID and its size, and sets the link up: only then does the guest
-    see it. With the link down there is no monitor.
+    A client sets the link down, writes the EDID and its size, and sets the link up. The guest sees the new
+    EDID only then. While the link is down there is no monitor.
     """
 
     __slots__ = ("_blob", "_header", "shown")
 
     def __init__(self, own: bytes, most: Mode) -> None:
-        """``own`` is the EDID until a client has another, ``most`` the largest resolution."""
+        """``own`` is the EDID until a client writes another one, ``most`` the largest resolution."""
         super().__init__(BLOB_OFFSET + EDID_SIZE)
         self._header = _HEADER.pack(BLOB_OFFSET, EDID_SIZE, len(own), *most, LINK_UP)
         self._blob = own.ljust(EDID_SIZE, b"\0")
@@ -45,7 +46,8 @@ class EdidRegion(Region):
         return bytes(self._image()[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
-        """``OSError(EINVAL)`` for an edid_size or link_state that cannot be; what is read-only stays."""
+        """Raises ``OSError(EINVAL)`` for an invalid edid_size or link_state. Read-only bytes do not
+        change."""
         image = self._image()
         image[offset : offset + len(data)] = data
         edid_size, link = (int.from_bytes(image[place], "little") for place in (_SIZE, _LINK))

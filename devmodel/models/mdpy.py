@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mdpy: the kernel's sample framebuffer, whose picture's format and size a vendor capability declares.
+"""mdpy: the kernel's sample framebuffer. A vendor capability declares the format and size of its picture.
 
 State: in each device, under its lock. The capability's payload begins at byte 4, after id, next, length and a
 type byte: fourcc, width and height, 32 bits each. Source: QEMU's docs/devel/vfio-mdpy, DRM fourcc codes.
@@ -20,7 +20,7 @@ from devmodel.region.region import Memory
 class Mdpy(Display, PciDevice):
     """BAR 0 is the framebuffer, rounded up to a power of two; ``width`` and ``height`` are in pixels.
 
-    It is shown from power-on, in its only mode.
+    It shows its only mode from power-on.
     """
 
     __slots__ = ()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """mtty: the kernel's sample serial card, one or two 16550A ports.
 
-Each port has a loopback plug, as the sample's ports do, or is a pseudo-terminal of the host: its attribute
-``port<N>`` says which, and takes ``loopback`` or ``pty``.
+Each port has a loopback plug, as the sample's ports do, or is a pseudo-terminal of the host. Its attribute
+``port<N>`` shows which, and takes ``loopback`` or ``pty``.
 
 State: in each device, under its lock. Source: the sample's README (identity and BARs).
 """
@@ -24,7 +24,7 @@ LINES: Mapping[str, Callable[["Mtty", Uart], SerialLine]] = {
     "loopback": lambda mtty, port: LoopbackPlug(),
     "pty": PtyLine,
 }
-"""What a port is connected to, by the word that is written to its attribute."""
+"""The lines that a port can have, by the word that is written to its attribute."""
 
 
 def _attribute(index: int) -> DeviceAttribute:
@@ -62,7 +62,8 @@ class Mtty(PciDevice):
         return self.ports[index].line.name
 
     def store_port(self, index: int, text: str) -> None:
-        """Plug the port into what ``text`` names, unless it is; ValueError for anything else. Trio thread."""
+        """Plug the port into the line that ``text`` names, unless it has that line already. Raises ValueError
+        for an unknown name. Trio thread."""
         if text not in LINES:
             raise ValueError(f"a port is connected to {' or '.join(LINES)}")
         with self.lock:
@@ -73,7 +74,7 @@ class Mtty(PciDevice):
         self._replugged.set()
 
     async def run(self) -> None:
-        """Serve the pseudo-terminals; which ones there are may change meanwhile."""
+        """Serve the pseudo-terminals. Ports may change their line meanwhile."""
         while True:
             self._replugged = trio.Event()
             async with trio.open_nursery() as nursery:
@@ -84,7 +85,7 @@ class Mtty(PciDevice):
                 nursery.cancel_scope.cancel()
 
     def _changed(self) -> None:
-        """A port may interrupt now, or no more."""
+        """Update the interrupt after a port has changed."""
         asserted = any(port.pending for port in self.ports)
         if asserted is not self._intx:
             self.set_intx(asserted)

@@ -17,7 +17,7 @@ from devmodel.models.mtty import Mtty
 MODELS: Mapping[str, type[PciDevice]] = MappingProxyType(
     {"vgpu": Vgpu, "mtty": Mtty, "mdpy": Mdpy, "mbochs": Mbochs}
 )
-"""Models that types of vGPU are made of."""
+"""Models for types of vGPU."""
 
 PHYSICAL: Mapping[str, type[PciDevice]] = MappingProxyType({"gpu": PhysicalGpu})
-"""Models of physical functions, the parents of kind "gpu"."""
+"""Models for physical functions, the parents of kind "gpu"."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A 16550A: registers, FIFOs, interrupts and modem lines; what it is connected to is a SerialLine.
+"""A 16550A: registers, FIFOs, interrupts and modem lines. It is connected to a SerialLine.
 
-Time does not pass in it: what is written to the transmitter is on the line at once, as far as that has room,
-and what is on the line is in the receiver at once, as far as *that* has room. So nothing is lost between two
-ports, however slow a driver reads; an overrun is possible only within MCR's loop, which has no line.
-Word length, parity and divisor are kept and mean nothing: all 8 bits of a byte pass.
+The model has no timing. A byte in the transmitter goes to the line at once if the line has room, and a byte
+on the line goes to the receiver at once if the receiver has room. So two ports lose nothing even if a driver
+reads slowly. An overrun is possible only in MCR's loop, which has no line. Word length, parity and divisor
+are stored and have no effect: all 8 bits of a byte pass.
 
 State: under the lock of the device that has the port. Source: the PC16550D data sheet, <linux/serial_reg.h>.
 """
@@ -22,11 +22,11 @@ LOOP_WIRES: Mapping[int, int] = {
     bits.MCR_OUT1: bits.MSR_RI,
     bits.MCR_OUT2: bits.MSR_DCD,
 }
-"""Which modem input each output is wired to in MCR's loop."""
+"""The modem input that each output is wired to in MCR's loop."""
 
 
 class Uart:
-    """One 16550A. ``region`` is its 8 registers, ``line`` what it is connected to."""
+    """One 16550A. ``region`` has its 8 registers. ``line`` is the line that it is connected to."""
 
     __slots__ = (
         "_changed",
@@ -45,7 +45,7 @@ class Uart:
     )
 
     def __init__(self, line: SerialLine, changed: Callable[[], None]) -> None:
-        """``changed`` is called when :attr:`pending` may have changed, and not by :meth:`reset`."""
+        """``changed`` is called when :attr:`pending` may have changed, except by :meth:`reset`."""
         self.line = line
         self._changed = changed
         self.receiver = Receiver()
@@ -53,21 +53,21 @@ class Uart:
         self.reset()
 
     def reset(self) -> None:
-        """Master reset, but for the stored values of ``region``, which has a reset of its own."""
+        """Master reset, except for the stored values of ``region``, which has a reset of its own."""
         self._divisor = 1
         self._enable = 0
         self._control = 0
         self._latched = self._spacing = False
         self._sending = bytearray()
         self.sent = False
-        """Whether THR became empty and nobody has been told yet."""
+        """Whether THR became empty and the driver has not been told yet."""
         self.receiver.reset()
         self.line.discard()
         self._inputs = self.line.set_outputs(0)
         self._deltas = 0
 
     def plug(self, line: SerialLine) -> None:
-        """Connect it to another line, and close that which it was connected to."""
+        """Connect the port to another line, and close the old one."""
         self.line.close()
         self.line = line
         self._signal()
@@ -75,7 +75,7 @@ class Uart:
 
     @property
     def pending(self) -> bool:
-        """Whether it interrupts. OUT2, which gates this in a PC's own ports, does not on a PCI card."""
+        """Whether it interrupts. OUT2 gates the interrupt in a PC's own ports, but not on a PCI card."""
         return self._cause() != bits.IIR_NO_INT
 
     @property
@@ -84,7 +84,7 @@ class Uart:
         return bool(self._deltas)
 
     def exchange(self) -> None:
-        """Move all that can move: to the line, from the line, and what that made room for."""
+        """Send to the line and receive from it, until neither has room or data."""
         while self._transmit() or self._refill():
             pass
         self._changed()
@@ -92,7 +92,7 @@ class Uart:
     # ---- registers ----
 
     def read_data(self) -> int:
-        """RBR, or DLL behind DLAB."""
+        """Read RBR, or DLL while DLAB is set."""
         if self._latched:
             return self._divisor & 0xFF
         byte = self.receiver.get()
@@ -100,8 +100,7 @@ class Uart:
         return byte
 
     def write_data(self, value: int) -> None:
-        """THR, or DLL behind DLAB. What a driver writes to a full transmitter is lost, as it is in a real
-        one."""
+        """Write THR, or DLL while DLAB is set. A byte for a full transmitter is lost, as in a real one."""
         if self._latched:
             self._divisor = (self._divisor & 0xFF00) | value
             return
@@ -113,11 +112,11 @@ class Uart:
         self.exchange()
 
     def read_enable(self) -> int:
-        """IER, or DLM behind DLAB."""
+        """Read IER, or DLM while DLAB is set."""
         return self._divisor >> 8 if self._latched else self._enable
 
     def write_enable(self, value: int) -> None:
-        """IER, or DLM behind DLAB. Enabling the interrupt of an empty THR raises it."""
+        """Write IER, or DLM while DLAB is set. Enabling the interrupt of an empty THR raises it."""
         if self._latched:
             self._divisor = (self._divisor & 0xFF) | value << 8
             return
@@ -128,7 +127,7 @@ class Uart:
         self._changed()
 
     def read_identification(self) -> int:
-        """IIR; reading that THR is empty takes it as told."""
+        """Read IIR. A read that reports an empty THR clears that interrupt."""
         cause = self._cause()
         if cause == bits.IIR_THRI:
             self.sent = False
@@ -136,7 +135,7 @@ class Uart:
         return cause | (bits.IIR_FIFO_ENABLED if self.receiver.fifo else 0)
 
     def write_fifo_control(self, value: int) -> None:
-        """FCR; without its enable bit the others mean nothing."""
+        """Write FCR. Without its enable bit the other bits have no effect."""
         enable = bool(value & bits.FCR_ENABLE_FIFO)
         switched = enable is not self.receiver.fifo
         self.receiver.fifo = enable
@@ -150,7 +149,7 @@ class Uart:
         self.exchange()
 
     def write_line_control(self, value: int) -> None:
-        """LCR: the divisor latch and the break."""
+        """Write LCR: the divisor latch and the break."""
         begun = bool(value & bits.LCR_SBC) and not self._spacing
         self._latched = bool(value & bits.LCR_DLAB)
         self._spacing = bool(value & bits.LCR_SBC)
@@ -159,19 +158,19 @@ class Uart:
         self.exchange()
 
     def write_modem_control(self, value: int) -> None:
-        """MCR: the modem outputs, and the loop of the transmitter to the receiver."""
+        """Write MCR: the modem outputs, and the loop of the transmitter to the receiver."""
         self._control = value
         self._signal()
         self.exchange()
 
     def read_line_status(self) -> int:
-        """LSR; reading it clears the error bits."""
+        """Read LSR, which clears the error bits."""
         status = self.receiver.status() | (0 if self._sending else bits.LSR_THRE | bits.LSR_TEMT)
         self._changed()
         return status
 
     def read_modem_status(self) -> int:
-        """MSR; reading it clears the deltas."""
+        """Read MSR, which clears the delta bits."""
         deltas, self._deltas = self._deltas, 0
         self._changed()
         return self._inputs | deltas
@@ -189,7 +188,7 @@ class Uart:
         return bits.IIR_NO_INT
 
     def _transmit(self) -> bool:
-        """Send what there is room for; True when something went."""
+        """Send as much as the line has room for. True when at least one byte was sent."""
         if not self._sending:
             return False
         taken = self._emit(bytes(self._sending))
@@ -201,12 +200,12 @@ class Uart:
         if self._looped:
             for byte in data:
                 self.receiver.put((byte, 0))
-        elif not self._spacing:  # else the line is held in its break, and nothing gets through
+        elif not self._spacing:  # a break holds the line, and no byte gets through
             return self.line.send(data)
         return len(data)
 
     def _refill(self) -> bool:
-        """Receive what there is room for; True when something came."""
+        """Receive as much as there is room for. True when at least one character came."""
         room = self.receiver.room
         if self._looped or not room:
             return False
@@ -216,7 +215,7 @@ class Uart:
         return bool(received)
 
     def _signal(self) -> None:
-        """Let the modem inputs follow; in the loop the pins are off."""
+        """Update the modem lines. In the loop the output pins are off."""
         outside = self.line.set_outputs(0 if self._looped else self._control)
         looped = sum(wire for output, wire in LOOP_WIRES.items() if self._control & output)
         before, self._inputs = self._inputs, looped if self._looped else outside
@@ -232,7 +231,7 @@ SOURCES: Sequence[tuple[int, int, Callable[[Uart], bool]]] = (
     (bits.IER_THRI, bits.IIR_THRI, lambda uart: uart.sent),
     (bits.IER_MSI, bits.IIR_MSI, lambda uart: uart.modem_changed),
 )
-"""IER bit, IIR value and presence of each interrupt, the most urgent first."""
+"""IER bit, IIR value and condition of each interrupt, the most urgent first."""
 
 LAYOUT = Layout(
     8,

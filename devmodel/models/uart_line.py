@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a serial port's plug is connected to: the interface, and the loopback plug.
+"""The line at a serial port's plug: the interface, and the loopback plug.
 
 State: in each line, under the lock of the device that has the port.
 Source: the wiring of a loopback plug for a PC's serial port (RTS to CTS, DTR to DSR and DCD).
@@ -21,29 +21,29 @@ from devmodel.models.uart_regs import (
 )
 
 Character = tuple[int, int]
-"""A byte as it is received, and the LSR_* bits of what went wrong with it."""
+"""A received byte, and the LSR_* bits of its errors."""
 
 BREAK: Character = (0, LSR_BI | LSR_FE)
 LINE_SIZE = 4096
-"""Bytes that a line holds for a receiver without room, as many as a terminal's input queue."""
+"""The most bytes that a line holds for a receiver without room: the size of a terminal's input queue."""
 
 
 class SerialLine(ABC):
-    """The other end of a port. A line never loses a byte: what the receiver has no room for waits, and what
-    the line has no room for stays in the transmitter."""
+    """The other end of a port. A line never loses a byte. Bytes wait in the line while the receiver has no
+    room, and in the transmitter while the line has no room."""
 
     __slots__ = ()
     kind: ClassVar[str]
-    """The word by which it is chosen."""
+    """The word that chooses this kind of line."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Where a person finds it."""
+        """The text that tells a person where the line is."""
 
     @abstractmethod
     def send(self, data: bytes) -> int:
-        """Take as many bytes from the front of ``data`` as there is room for; returns how many."""
+        """Take as many bytes from the front of ``data`` as there is room for. Returns their number."""
 
     @abstractmethod
     def receive(self, room: int) -> Sequence[Character]:
@@ -51,18 +51,18 @@ class SerialLine(ABC):
 
     @abstractmethod
     def set_outputs(self, outputs: int) -> int:
-        """The port's outputs (MCR_DTR and MCR_RTS) are these now; returns its inputs (MSR_CTS to MSR_DCD)."""
+        """Set the port's outputs (MCR_DTR and MCR_RTS). Returns its inputs (MSR_CTS to MSR_DCD)."""
 
     def send_break(self) -> None:
         """The port begins a break."""
         return
 
     def discard(self) -> None:
-        """The port has thrown away what it had received, or it was reset."""
+        """The port has discarded its received characters, or was reset."""
         return
 
     def close(self) -> None:
-        """Let go of everything; no other call follows."""
+        """Release all resources. No other call follows."""
         return
 
 
@@ -95,5 +95,5 @@ class LoopbackPlug(SerialLine):
             self._waiting.append(BREAK)
 
     def discard(self) -> None:
-        """What waits here has been received, as far as a plug goes that takes no time."""
+        """Drop the waiting characters: a real plug takes no time, so the port would have received them."""
         self._waiting.clear()

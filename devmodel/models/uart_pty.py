@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A serial port on a pseudo-terminal of the host: a terminal with hardware handshake, at the port's plug.
 
-It sends while the port's RTS is on, so that nothing is lost in a FIFO that a driver is yet to clear; the port
-sees CTS, DSR and DCD. A pseudo-terminal has no breaks and no line errors. No more than a FIFO comes without
-the trio thread: so a driver that reads as long as there is data leaves its interrupt handler now and then.
+The line sends to the port only while RTS is on, so nothing is lost in a FIFO that the driver has yet to
+clear. The port sees CTS, DSR and DCD. A pseudo-terminal has no breaks and no line errors. Only the trio
+thread refills the input, with at most one FIFO of bytes. So a driver that reads as long as there is data
+leaves its interrupt handler now and then.
 
-State: under the lock of the device that has the port, but for the events, which belong to the trio thread;
+State: under the lock of the device that has the port, except the events, which belong to the trio thread;
 :meth:`PtyLine.serve` runs there. The master is non-blocking, so register hooks may write to it.
 Source: pty(7), termios(3).
 """
@@ -26,7 +27,7 @@ CLOSED = -1
 
 
 class PtyLine(SerialLine):
-    """The master of a pseudo-terminal, in raw mode; ``port`` of ``device`` is to be plugged into it."""
+    """The master of a pseudo-terminal in raw mode, for ``port`` of ``device``."""
 
     __slots__ = (
         "_device",
@@ -42,11 +43,11 @@ class PtyLine(SerialLine):
     kind = "pty"
 
     def __init__(self, device: PciDevice, port: Uart) -> None:
-        """Raises ``OSError`` when there is no pseudo-terminal to be had."""
+        """Raises ``OSError`` when no pseudo-terminal can be opened."""
         self._device, self._port = device, port
         self._master, self._slave = os.openpty()
         self._name = os.ttyname(self._slave)
-        tty.setraw(self._slave)  # and kept open: else the master hangs up whenever the last user leaves
+        tty.setraw(self._slave)  # stays open, or the master would hang up when the last user leaves
         os.set_blocking(self._master, False)
         self._received = bytearray()
         self._willing = False
@@ -120,8 +121,8 @@ class PtyLine(SerialLine):
 
     @property
     def _fd(self) -> int:
-        """The master. A task that was woken finds it closed if another task closed it first, and its number
-        may be another file's by then."""
+        """The master's descriptor. Another task may have closed it before a task that was woken runs, and the
+        number may then belong to another file."""
         if self._master == CLOSED:
             raise trio.ClosedResourceError(f"{self._name} is closed")
         return self._master
@@ -131,7 +132,7 @@ class PtyLine(SerialLine):
             self._received += os.read(self._fd, FIFO_SIZE - len(self._received))
 
     def _wake(self, event: trio.Event | None) -> None:
-        """Wake whoever waits for ``event``; any thread. Nobody waits when the lab is not being served."""
+        """Wake the task that waits for ``event``. Any thread. No task waits while the lab is not served."""
         if event is not None:
             with contextlib.suppress(RuntimeError):
                 self._device.start(_set, event)

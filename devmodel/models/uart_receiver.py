@@ -12,8 +12,8 @@ from devmodel.models.uart_regs import FIFO_SIZE, LSR_DR, LSR_FIFOE, LSR_OE
 
 
 class Receiver:
-    """RBR and what is behind it. Time does not pass here: a FIFO below its trigger level that got no more
-    has timed out."""
+    """RBR and the FIFO behind it. There is no timing here: a FIFO below its trigger level has timed out as
+    soon as no more characters come."""
 
     __slots__ = ("_characters", "_errors", "_fifo", "trigger")
 
@@ -26,7 +26,7 @@ class Receiver:
         self._errors = 0
         self._fifo = False
         self.trigger = 1
-        """Characters at which it interrupts; 1 without FIFO."""
+        """The number of characters at which it interrupts, 1 without FIFO."""
 
     @property
     def fifo(self) -> bool:
@@ -41,7 +41,7 @@ class Receiver:
 
     @property
     def room(self) -> int:
-        """How many characters it has room for."""
+        """The number of characters that it has room for."""
         return (FIFO_SIZE if self._fifo else 1) - len(self._characters)
 
     @property
@@ -51,16 +51,16 @@ class Receiver:
 
     @property
     def timed_out(self) -> bool:
-        """Whether it interrupts for characters that lie below the trigger level."""
+        """Whether it interrupts for characters below the trigger level."""
         return 0 < len(self._characters) < self.trigger
 
     @property
     def failed(self) -> bool:
-        """Whether it interrupts for an overrun, or for what went wrong with the character on top."""
+        """Whether it interrupts for an overrun, or for an error of the character on top."""
         return bool(self._errors)
 
     def put(self, character: Character) -> None:
-        """Receive; without room a FIFO loses this character, a lone register the one before."""
+        """Receive a character. A full FIFO loses this character, a full lone register the one before."""
         if self.room:
             self._characters.append(character)
         else:
@@ -71,7 +71,7 @@ class Receiver:
             self._show()
 
     def get(self) -> int:
-        """The byte on top, 0 when there is none; the next one's errors show from now on."""
+        """Take the byte on top, 0 when there is none. The errors of the next one show from now on."""
         if not self._characters:
             return 0
         byte, _ = self._characters.popleft()
@@ -80,13 +80,13 @@ class Receiver:
         return byte
 
     def status(self) -> int:
-        """Its part of LSR, whose error bits this reading clears."""
+        """The receiver's part of LSR. A read clears the error bits."""
         errors, self._errors = self._errors, 0
         marked = self._fifo and (errors & ~LSR_OE or any(flags for _, flags in self._characters))
         return errors | (LSR_DR if self._characters else 0) | (LSR_FIFOE if marked else 0)
 
     def clear(self) -> None:
-        """Empty it; errors that show already stay until LSR is read."""
+        """Empty the receiver. Errors that show already stay until LSR is read."""
         self._characters.clear()
 
     def _show(self) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bits of a 16550's registers, with the names of <linux/serial_reg.h> without their UART_.
 
-State: none. Plain numbers, and no enumerations: every access of a guest goes through them.
+State: none. These are plain numbers, which are faster than enumerations: every access of a guest uses them.
 """
 
 FIFO_SIZE = 16
@@ -15,7 +15,7 @@ IIR_FIFO_ENABLED = 0xC0
 
 FCR_ENABLE_FIFO, FCR_CLEAR_RCVR, FCR_CLEAR_XMIT, FCR_TRIGGER_MASK = 0x01, 0x02, 0x04, 0xC0
 FCR_TRIGGERS = {0x00: 1, 0x40: 4, 0x80: 8, 0xC0: 14}
-"""Bytes in the receiver's FIFO at which it interrupts, by the bits of FCR_TRIGGER_MASK."""
+"""The number of bytes in the FIFO at which the receiver interrupts, by the bits of FCR_TRIGGER_MASK."""
 
 LCR_SBC, LCR_DLAB = 0x40, 0x80
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """VFIO's rules: groups, containers, open devices, and what their ioctls mean, as functions of plain values.
 
-No struct, no ioctl number, no FUSE: a front end decodes, and calls what is here.
+There is no struct, no ioctl number and no FUSE here. A front end decodes, and calls these functions.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFIO containers: groups that share an IOMMU, and what the ioctls of a container mean.
+"""VFIO containers: groups that share an IOMMU, and the meaning of a container's ioctls.
 
 Threads: the device lane and its worker.  State is under ``Container.lock``, which is taken after a group's
 lock.  Source: <linux/vfio.h>, Documentation/driver-api/vfio.rst.
@@ -24,7 +24,7 @@ MAP_PROT = DmaMap.FLAG_READ | DmaMap.FLAG_WRITE
 """Flags of MAP_DMA that are a protection; their numbers are Prot's."""
 MAP_KNOWN = MAP_PROT | DmaMap.FLAG_VADDR
 UNMAP_ALONE = DmaUnmap.FLAG_ALL | DmaUnmap.FLAG_VADDR
-"""Flags of UNMAP_DMA that do not go with a dirty bitmap."""
+"""Flags of UNMAP_DMA that cannot be combined with a dirty bitmap."""
 UNMAP_KNOWN = UNMAP_ALONE | DmaUnmap.FLAG_GET_DIRTY_BITMAP
 _TYPE1 = frozenset({Extension.TYPE1, Extension.TYPE1V2, Extension.UNMAP_ALL})
 _IS_V2 = {Extension.TYPE1: False, Extension.TYPE1V2: True}
@@ -35,17 +35,17 @@ def _never() -> bool:
 
 
 class ContainerGroup(IommuGroup, Protocol):
-    """What a container must know of a group."""
+    """A group as a container sees it."""
 
     @property
     def noiommu(self) -> bool:
-        """Whether it stands for a device without an IOMMU."""
+        """Whether the group stands for a device without an IOMMU."""
 
 
 class Container:
     """One open of /dev/vfio/vfio. Its groups keep it and its mappings alive after it is closed.
 
-    ``noiommu`` tells whether enable_unsafe_noiommu_mode is on now; ``locked`` accounts for pinned memory
+    ``noiommu`` returns whether enable_unsafe_noiommu_mode is on now. ``locked`` accounts for pinned memory
     together with other containers.
     """
 
@@ -63,7 +63,7 @@ class Container:
     def type1(self) -> Type1:
         """The container's type1.
 
-        Raises ``OSError`` as the kernel does: EINVAL before SET_IOMMU, ENOTTY when what was set is no IOMMU.
+        Raises ``OSError`` as the kernel does: EINVAL before SET_IOMMU, ENOTTY when noiommu was set.
         """
         iommu = self.iommu
         if isinstance(iommu, Type1):
@@ -80,10 +80,10 @@ class Container:
         return int(extension in self._offered())
 
     def set_iommu(self, kind: int, rawio: bool = False) -> None:
-        """Choose the IOMMU; ``rawio`` says whether the client has CAP_SYS_RAWIO.
+        """Choose the IOMMU. ``rawio`` is whether the client has CAP_SYS_RAWIO.
 
-        ``OSError``: EINVAL without a group or when there is one, ENODEV if unknown, EPERM for NOIOMMU without
-        CAP_SYS_RAWIO, whatever :meth:`Iommu.attach` raises for a group.
+        Raises ``OSError``: EINVAL without a group or when an IOMMU is set already, ENODEV for an unknown
+        ``kind``, EPERM for NOIOMMU without CAP_SYS_RAWIO, otherwise as :meth:`Iommu.attach` for a group.
         """
         with self.lock:
             if not self.groups or self.iommu is not None:
@@ -102,8 +102,8 @@ class Container:
     def attach(self, group: ContainerGroup) -> None:
         """Add a group; for :class:`GroupFile`.
 
-        ``OSError``: EBADF once the container is closed, EPERM when its groups have IOMMUs and this one has
-        none, or the other way round, whatever :meth:`Iommu.attach` raises.
+        Raises ``OSError``: EBADF once the container is closed, EPERM when its groups have IOMMUs and this one
+        has none, or the other way round, otherwise as :meth:`Iommu.attach`.
         """
         with self.lock:
             if self.closed:
@@ -115,7 +115,7 @@ class Container:
             self.groups[group.number] = group
 
     def detach(self, group: ContainerGroup) -> None:
-        """Remove a group; with the last one go the IOMMU and all mappings. For :class:`GroupFile`."""
+        """Remove a group. The last one takes the IOMMU and all mappings with it. For :class:`GroupFile`."""
         with self.lock:
             del self.groups[group.number]
             iommu = self.iommu
@@ -128,12 +128,13 @@ class Container:
         iommu.close()
 
     def close(self) -> None:
-        """The file is closed; groups that are still attached go on using the container."""
+        """The file is closed. Groups that are still attached go on using the container."""
         with self.lock:
             self.closed = True
 
     def _offered(self) -> frozenset[Extension]:
-        """What can be asked of drivers before one is set: of either kind if no group has decided it."""
+        """The IOMMUs that can be set. Groups decide whether noiommu or the others; without a group it is
+        both."""
         kinds = {group.noiommu for group in self.groups.values()} or {False, True}
         offered = _TYPE1 if False in kinds else frozenset[Extension]()
         return offered | {Extension.NOIOMMU} if True in kinds and self.noiommu() else offered
@@ -150,7 +151,8 @@ class Container:
 
 
 class IommuInfo(NamedTuple):
-    """What IOMMU_GET_INFO says; sizes in bytes, ``iova_ranges`` are (first, last), () for any address."""
+    """The answer of IOMMU_GET_INFO. Sizes are bytes; ``iova_ranges`` are (first, last), () for any
+    address."""
 
     pgsizes: int
     dirty_pgsizes: int
@@ -160,7 +162,7 @@ class IommuInfo(NamedTuple):
 
 
 class DirtyRange(NamedTuple):
-    """What DIRTY_PAGES with FLAG_GET_BITMAP asks for: a range of iovas, and where the bitmap goes."""
+    """The request of DIRTY_PAGES with FLAG_GET_BITMAP: a range of iovas, and the bitmap to fill."""
 
     iova: int
     size: int
@@ -168,7 +170,7 @@ class DirtyRange(NamedTuple):
 
 
 def iommu_info(type1: Type1) -> IommuInfo:
-    """What IOMMU_GET_INFO says."""
+    """The answer of IOMMU_GET_INFO."""
     pgsizes = type1.pgsizes
     return IommuInfo(pgsizes, pgsizes & -pgsizes, MAX_BITMAP_SIZE, type1.dma_avail, type1.iova_ranges)
 
@@ -176,7 +178,7 @@ def iommu_info(type1: Type1) -> IommuInfo:
 def map_dma(type1: Type1, client: Client, flags: int, iova: int, vaddr: int, size: int) -> None:
     """MAP_DMA: a new mapping, or (FLAG_VADDR) a new vaddr for one.
 
-    Raises ``OSError``: EINVAL for unknown flags and for a protection beside FLAG_VADDR, otherwise as
+    Raises ``OSError``: EINVAL for unknown flags and for a protection together with FLAG_VADDR, otherwise as
     :meth:`Type1.map` and :meth:`Type1.update_vaddr`.
     """
     prot = flags & MAP_PROT
@@ -191,11 +193,11 @@ def map_dma(type1: Type1, client: Client, flags: int, iova: int, vaddr: int, siz
 def unmap_dma(
     type1: Type1, flags: int, iova: int, size: int, bitmap: Callable[[], ClientBitmap], may_wait: bool
 ) -> int:
-    """UNMAP_DMA with flags: the bytes that were unmapped, or (FLAG_VADDR) lost their vaddr.
+    """UNMAP_DMA with flags.  Returns the bytes that were unmapped, or (FLAG_VADDR) lost their vaddr.
 
-    ``bitmap`` decodes what follows the request when FLAG_GET_DIRTY_BITMAP is there.  Raises ``OSError``:
-    EINVAL for flags that are unknown or do not go together, otherwise as ``bitmap``, :meth:`Type1.unmap` and
-    :meth:`Type1.invalidate_vaddr`.  :class:`MustWait` as :meth:`Type1.unmap`, unless it ``may_wait``.
+    With FLAG_GET_DIRTY_BITMAP, ``bitmap`` decodes the struct behind the request.  Raises ``OSError``: EINVAL
+    for flags that are unknown or cannot be combined, otherwise as ``bitmap``, :meth:`Type1.unmap` and
+    :meth:`Type1.invalidate_vaddr`.  Raises :class:`MustWait` as :meth:`Type1.unmap`, unless it ``may_wait``.
     """
     wants_bitmap = bool(flags & DmaUnmap.FLAG_GET_DIRTY_BITMAP)
     if flags & ~UNMAP_KNOWN or (wants_bitmap and flags & UNMAP_ALONE):
@@ -214,7 +216,7 @@ def tracking(type1: Type1) -> Type1:
 
 
 def dirty_pages(type1: Type1, flags: int, wanted: Callable[[], DirtyRange]) -> None:
-    """DIRTY_PAGES: start or stop tracking, or report what was written to the range that ``wanted`` decodes.
+    """DIRTY_PAGES: start or stop tracking, or report the dirty pages of the range that ``wanted`` decodes.
 
     ``type1`` is what :func:`tracking` gives.  Raises ``OSError``: EINVAL unless ``flags`` is exactly one
     known flag, otherwise as ``wanted`` and the methods of :class:`Type1`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DEVICE_FEATURE: a row for each feature says which devices have it, and what SET does.
+"""DEVICE_FEATURE: a row for each feature has the test whether a device has it, and the action of SET.
 
 Threads: the device lane.  Source: <linux/vfio.h>; the order of checks is the kernel's
 (vfio_ioctl_device_feature(), vfio_check_feature()).
@@ -29,10 +29,10 @@ class WakeUp(NamedTuple):
 
 
 class FeatureData(NamedTuple):
-    """How to get at the data behind the request, once it was found valid.
+    """Access to the data behind the request, for use after the request was found valid.
 
-    ``complete`` is whether there is room for all of it; ``value`` reads it: a UUID for PCI_VF_TOKEN, a
-    :class:`WakeUp` for LOW_POWER_ENTRY_WITH_WAKEUP, None for a feature without data.
+    ``complete`` is whether the client's buffer has room for all data. ``value`` reads it: a UUID for
+    PCI_VF_TOKEN, a :class:`WakeUp` for LOW_POWER_ENTRY_WITH_WAKEUP, None for a feature without data.
     """
 
     complete: bool
@@ -44,7 +44,7 @@ Borrow = Callable[[int], Eventfd]
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """``present`` is whether an open device has it (else ENOTTY), ``set`` what SET does with the data."""
+    """``present`` is whether an open device has the feature (else ENOTTY). ``set`` carries SET out."""
 
     present: Callable[[DeviceFile], bool]
     set: Callable[[DeviceFile, Any, Borrow], None]
@@ -54,8 +54,8 @@ class Feature:
 def feature(opened: DeviceFile, flags: int, data: FeatureData, borrow: Borrow) -> None:
     """Carry out one DEVICE_FEATURE.
 
-    Raises ``OSError``: EINVAL for flags that do not go together, and without data, ENOTTY for a feature that
-    the device does not have, EFAULT, EBADF and EINVAL as ``data`` and ``borrow`` do.
+    Raises ``OSError``: EINVAL for flags that cannot be combined, and for missing data; ENOTTY for a feature
+    that the device does not have; EFAULT, EBADF and EINVAL as ``data`` and ``borrow`` do.
     """
     methods = flags & METHODS
     if flags & ~KNOWN:
@@ -90,14 +90,14 @@ def _has_power(opened: DeviceFile) -> bool:
 
 
 def _enter_low_power(opened: DeviceFile, value: object, borrow: Borrow) -> None:
-    """The function stays at full power, as one may whose host keeps it there; only the state is kept."""
+    """Only the state is kept. The function stays at full power, which a host may choose too."""
     if opened.low_power:
         raise OSError(errno.EINVAL, "low power was entered already")
     opened.low_power = True
 
 
 def _enter_with_wakeup(opened: DeviceFile, value: WakeUp, borrow: Borrow) -> None:
-    """A function that never sleeps is never woken, so its eventfd is only checked."""
+    """The eventfd is only checked, because a function that never sleeps is never woken."""
     if value.eventfd < 0 or value.reserved:
         raise OSError(errno.EINVAL, f"wake-up eventfd {value.eventfd}")
     borrow(value.eventfd).close()

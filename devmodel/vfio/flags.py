@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of <linux/vfio.h> that VFIO's rules look at: flags, actions, features.
+"""The numbers of <linux/vfio.h> that VFIO's rules use: flags, actions, features.
 
-They are values of the interface, whoever decodes it.  tests/test_abi.py compares each with the header, as
-``VFIO_`` and the name of its class in capitals and its own (``DmaMap.FLAG_READ`` is VFIO_DMA_MAP_FLAG_READ).
-State: none, constant.  Plain integers, because an IntFlag is slow to ask.
+They are values of the interface, and do not depend on the decoder.  tests/test_abi.py compares each with the
+header.  The name there is ``VFIO_``, the class name in capitals, and the attribute (``DmaMap.FLAG_READ`` is
+VFIO_DMA_MAP_FLAG_READ).  State: none, constant.  Plain integers, because an IntFlag is slow to test.
 """
 
 from typing import Final
@@ -34,7 +34,7 @@ class IommuDirtyPages:
 
 
 class IrqSet:
-    """Flags of SET_IRQS: what its data is, and what is to be done."""
+    """Flags of SET_IRQS: the kind of its data, and the action."""
 
     DATA_NONE: Final = 1
     DATA_BOOL: Final = 2

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QUERY_GFX_PLANE: whether a display can be shown by mapping a region, and what it shows now.
+"""QUERY_GFX_PLANE: whether a client can show a display by mapping a region, and the present picture.
 
-Threads: the device lane, under the device's lock for as long as it takes to ask.
+Threads: the device lane, which takes the device's lock for the query.
 Source: <linux/vfio.h> (VFIO_DEVICE_QUERY_GFX_PLANE).
 """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IOMMU groups, the devices in them, and who has which of them open: all that a group's lock guards.
+"""IOMMU groups, the devices in them, and the opens of both: all that a group's lock guards.
 
-Threads: the device lane opens and closes; the trio thread takes devices away.  State is under ``Group.lock``;
+Threads: the device lane opens and closes; the trio thread removes devices.  State is under ``Group.lock``;
 a container's lock is taken after it.
 Source: <linux/vfio.h> (VFIO_GROUP_GET_STATUS to VFIO_GROUP_GET_DEVICE_FD), Documentation/driver-api/vfio.rst.
 """
@@ -22,7 +22,7 @@ from devmodel.vfio.container import Container
 class Group:
     """An IOMMU group. It is not viable while one of its devices belongs to a host driver.
 
-    A ``noiommu`` group stands for a device without an IOMMU: whoever uses it needs CAP_SYS_RAWIO.
+    A ``noiommu`` group stands for a device without an IOMMU. Its users need CAP_SYS_RAWIO.
     """
 
     __slots__ = ("devices", "lock", "noiommu", "number", "opened", "viable", "watchers")
@@ -35,8 +35,8 @@ class Group:
         self.devices: tuple[Assignable, ...] = ()
         self.opened: GroupFile | None = None
         self.watchers: tuple[Callable[[], None], ...] = ()
-        """Called whenever a client has let go of the group or of a device, under :attr:`lock`, on the device
-        lane; so they call nothing that waits."""
+        """Called each time that a client has closed the group or a device, under :attr:`lock`, on the device
+        lane. So they must not wait."""
 
     @property
     def gone(self) -> bool:
@@ -49,10 +49,10 @@ class Group:
         return all(device.emulated_iommu for device in self.devices)
 
     def open(self, owner: object = None, rawio: bool = False) -> GroupFile:
-        """Open the group for a client that has CAP_SYS_RAWIO or (``rawio`` false) not.
+        """Open the group for a client. ``rawio`` is whether the client has CAP_SYS_RAWIO.
 
-        Raises ``OSError``: ENODEV when it has no devices that stay, EPERM as :meth:`check_rawio`, EBUSY while
-        it is open.
+        Raises ``OSError``: ENODEV when the group has no device, or only devices that are being removed; EPERM
+        as :meth:`check_rawio`; EBUSY while it is open.
         """
         with self.lock:
             if all(device.leaving for device in self.devices):
@@ -64,16 +64,16 @@ class Group:
             return self.opened
 
     def let_go(self) -> None:
-        """Tell the watchers. Under :attr:`lock`."""
+        """Call the watchers. Under :attr:`lock`."""
         for watcher in self.watchers:
             watcher()
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """One more of the watchers. Under :attr:`lock`."""
+        """Add a watcher. Under :attr:`lock`."""
         self.watchers += (watcher,)
 
     def unwatch(self, watcher: Callable[[], None]) -> None:
-        """The opposite of :meth:`watch`. Under :attr:`lock`."""
+        """Remove a watcher. Under :attr:`lock`."""
         self.watchers = tuple(each for each in self.watchers if each is not watcher)
 
     def check_rawio(self, rawio: bool) -> None:
@@ -83,21 +83,22 @@ class Group:
 
 
 class Assignable(ABC):
-    """A device of an IOMMU group, as VFIO sees it: it can be held open, and retired only when it is not."""
+    """A device of an IOMMU group, as VFIO sees it. Clients hold it open; it retires only when none does."""
 
     __slots__ = ("gone", "group", "leaving", "name", "open_count")
     vfio_minor: int | None
-    """Its number as vfio<N>, None while it is none of VFIO's."""
+    """The number in vfio<N>, None while no VFIO driver has the device."""
     emulated_iommu: ClassVar[bool] = True
-    """Whether it reaches memory by asking, as mediated devices do, and not by DMA of its own."""
+    """Whether it is mediated: it reaches memory through its driver, not by DMA of its own."""
 
     def __init__(self, name: str, group: Group, joined: bool = True) -> None:
-        """Joins ``group`` under ``name``, which is unique there, at once or (``joined`` false) later."""
+        """Join ``group`` under ``name``, which is unique there. With ``joined`` false, :meth:`join` does so
+        later."""
         self.name = name
         self.group = group
         self.open_count = 0
         self.leaving = 0
-        """How many wait for it to go: nobody can open it meanwhile."""
+        """How many threads wait to remove it. Nobody can open it meanwhile."""
         self.gone = True
         if joined:
             self.join()
@@ -111,24 +112,25 @@ class Assignable(ABC):
     @property
     @abstractmethod
     def device(self) -> Device:
-        """The device itself, made when first asked for; ``OSError(ENODEV)`` when there is none any more."""
+        """The device itself, made at the first call. Raises ``OSError(ENODEV)`` when it is gone."""
 
     def answers_to(self, name: str) -> bool:
-        """Whether GROUP_GET_DEVICE_FD means this device by ``name``; ``OSError`` when it must not have it.
+        """Whether ``name`` in GROUP_GET_DEVICE_FD means this device. Raises ``OSError`` when the client must
+        not have it.
 
         Called under the group's lock.
         """
         return name == self.name
 
     def check_direct(self) -> None:
-        """Whether a client may open the device by its own character device, where it can give no token;
-        ``OSError`` when it must not."""
+        """Raise ``OSError`` unless a client may open the device by its own character device, where it cannot
+        give a token."""
         return
 
     def hold(self) -> bool:
-        """Count a holder, which keeps the device from being removed; True for the first.
+        """Count a holder, which keeps the device from being removed. True for the first one.
 
-        Raises ``OSError(ENODEV)`` once the device is gone or is to go.
+        Raises ``OSError(ENODEV)`` when the device is gone or is being removed.
         """
         with self.group.lock:
             if self.gone or self.leaving:
@@ -137,7 +139,7 @@ class Assignable(ABC):
             return self.open_count == 1
 
     def drop(self) -> bool:
-        """The opposite of :meth:`hold`; True for the last."""
+        """The opposite of :meth:`hold`. True for the last holder."""
         with self.group.lock:
             self.open_count -= 1
             if not self.open_count:
@@ -150,13 +152,13 @@ class Assignable(ABC):
         return bool(self.open_count) or self.group.opened is not None
 
     def first_opened(self) -> None:
-        """For kinds of device: a first client has it now."""
+        """A hook for subclasses: the first client has the device open now."""
         return
 
     def retire(self) -> None:
-        """Leave the group. ``OSError``: EBUSY while it or the group is open, ENODEV if gone.
+        """Leave the group. Raises ``OSError``: EBUSY while it or the group is open, ENODEV if it is gone.
 
-        A client that holds it is asked to let go (the REQ interrupt), as vfio-pci does.
+        A client that holds it is asked to close it (the REQ interrupt), as vfio-pci does.
         """
         with self.group.lock:
             if self.gone:
@@ -170,7 +172,7 @@ class Assignable(ABC):
         raise OSError(errno.EBUSY, f"{self.name} is in use")
 
     def withdraw(self) -> None:
-        """Leave the group whoever holds it: for undoing a creation that failed."""
+        """Leave the group even if a client holds the device. For undoing a creation that failed."""
         with self.group.lock:
             self.gone = True
             self.group.devices = tuple(each for each in self.group.devices if each is not self)
@@ -184,12 +186,12 @@ class GroupStatus(NamedTuple):
 
 
 class GroupFile:
-    """The one open of a group; it ends when the file and every device file from it are closed."""
+    """The only open of a group. It ends when the file and every device file from it are closed."""
 
     __slots__ = ("_closed", "_users", "container", "group", "owner")
 
     def __init__(self, group: Group, owner: object = None) -> None:
-        """For :meth:`Group.open`; ``owner`` is whatever the caller wants to find again."""
+        """For :meth:`Group.open`. ``owner`` is an object by which the caller finds the open again."""
         self.group = group
         self.owner = owner
         self.container: Container | None = None
@@ -202,10 +204,10 @@ class GroupFile:
             return GroupStatus(self.group.viable, self.container is not None)
 
     def set_container(self, container: Container | None, rawio: bool = False) -> None:
-        """Join ``container``, None for a file that is none.
+        """Join ``container``; None stands for a file that is no container.
 
-        Raises ``OSError``: EINVAL when in one already, EBADFD for no container, EPERM when the group is not
-        viable or as :meth:`Group.check_rawio`.
+        Raises ``OSError``: EINVAL when the group has a container already, EBADFD for None, EPERM when the
+        group is not viable or as :meth:`Group.check_rawio`.
         """
         with self.group.lock:
             if self.container is not None:
@@ -219,7 +221,8 @@ class GroupFile:
             self.container = container
 
     def unset_container(self) -> None:
-        """Leave the container. ``OSError``: EINVAL when in none, EBUSY while a device is open."""
+        """Leave the container. Raises ``OSError``: EINVAL without a container, EBUSY while a device is
+        open."""
         with self.group.lock:
             if self.container is None:
                 raise OSError(errno.EINVAL, "the group has no container")
@@ -228,7 +231,7 @@ class GroupFile:
             self._leave()
 
     def get_device(self, name: str, rawio: bool = False) -> Assignable:
-        """The device ``name``, to which a VF token may be added as vfio-pci takes it.
+        """The device ``name``. The name may include a VF token, as for vfio-pci.
 
         Raises ``OSError``: ENODEV if there is none, EINVAL and EACCES for the token, EINVAL without container
         and IOMMU, EPERM as :meth:`Group.check_rawio`.
@@ -243,23 +246,23 @@ class GroupFile:
             return found
 
     def open_device(self, name: str, rawio: bool = False) -> DeviceFile:
-        """Open the device ``name``; ``OSError`` as :meth:`get_device`."""
+        """Open the device ``name``. Raises ``OSError`` as :meth:`get_device`."""
         with self.group.lock:
             return DeviceFile(self.get_device(name, rawio), self)
 
     def close(self) -> None:
-        """The file is closed; its device files keep group and container as they are. May be called twice."""
+        """The file is closed. Its device files keep the group in its container. May be called twice."""
         with self.group.lock:
             if not self._closed:
                 self._closed = True
                 self.put()
 
     def get(self) -> None:
-        """Count a device file; for :class:`DeviceFile`, under the group's lock."""
+        """Count a device file. For :class:`DeviceFile`, under the group's lock."""
         self._users += 1
 
     def put(self) -> None:
-        """Uncount a user; the last one ends the group's use. As :meth:`get`."""
+        """Uncount a file. The last one ends the use of the group. Called as :meth:`get`."""
         self._users -= 1
         if not self._users:
             self._leave()
@@ -280,8 +283,9 @@ class DeviceFile:
     def __init__(
         self, assignable: Assignable, group_file: GroupFile | None = None, held: bool = True
     ) -> None:
-        """``OSError(ENODEV)`` when the device is gone. Otherwise it stays until :meth:`close`, from now on or
-        (``held`` false) from :meth:`claim` on.
+        """Hold the device until :meth:`close`, from now on or (``held`` false) from :meth:`claim` on.
+
+        Raises ``OSError(ENODEV)`` when the device is gone.
         """
         self.assignable = assignable
         self.group_file = group_file
@@ -298,7 +302,8 @@ class DeviceFile:
         return self.group_file is None
 
     def claim(self) -> None:
-        """Use the device. ``OSError``: ENODEV when it is gone, EINVAL when its group's file was closed."""
+        """Hold the device from now on. Raises ``OSError``: ENODEV when it is gone, EINVAL when its group's
+        file was closed."""
         with self.assignable.group.lock:
             if self._closed or self._held:
                 raise OSError(errno.EINVAL, "the device file is closed, or in use already")
@@ -322,7 +327,7 @@ class DeviceFile:
             raise
 
     def close(self) -> None:
-        """Let go of the device and of the group's file. May be called twice."""
+        """Release the device and the group's file. May be called twice."""
         with self.assignable.group.lock:
             held, self._held, self._closed = self._held, False, True
             if held and self.assignable.drop():

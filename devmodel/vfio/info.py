@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What DEVICE_GET_INFO, GET_REGION_INFO and GET_IRQ_INFO say of a device, as values.
+"""The answers of DEVICE_GET_INFO, GET_REGION_INFO and GET_IRQ_INFO, as values.
 
-Threads: any; nothing here changes.  Source: <linux/vfio.h>, and vfio-pci for which index is an error.
+Threads: any; nothing here changes.  Source: <linux/vfio.h>; vfio-pci for the indexes that are an error.
 """
 
 import errno
@@ -18,7 +18,8 @@ MUST_EXIST = 7
 
 
 class DeviceInfo(NamedTuple):
-    """The device as a whole: its bus, whether it has a reset, and how many regions and interrupt indexes."""
+    """The device as a whole: its bus, whether it has a reset, and its number of regions and interrupt
+    indexes."""
 
     is_pci: bool
     resettable: bool
@@ -37,7 +38,7 @@ class MsixMappable(NamedTuple):
 
 
 class RegionType(NamedTuple):
-    """What a region beyond vfio-pci's fixed ones is."""
+    """The type of a region beyond the fixed ones of vfio-pci."""
 
     type: int
     subtype: int
@@ -47,7 +48,7 @@ RegionCapability = SparseMmap | MsixMappable | RegionType
 
 
 class RegionInfo(NamedTuple):
-    """A region: its size in bytes, what a client may do with it, and its capabilities."""
+    """A region: its size in bytes, the accesses that a client may make, and its capabilities."""
 
     size: int
     readable: bool
@@ -60,12 +61,12 @@ ABSENT = RegionInfo(0, False, False, False, ())
 
 
 def device_info(device: Device) -> DeviceInfo:
-    """What DEVICE_GET_INFO says."""
+    """The answer of DEVICE_GET_INFO."""
     return DeviceInfo(device.is_pci, device.resettable, len(device.regions), len(device.irqs))
 
 
 def region_info(device: Device, index: int, mappable: bool) -> RegionInfo:
-    """What GET_REGION_INFO says of region ``index``; it never changes while the device is open.
+    """The answer of GET_REGION_INFO for region ``index``.  It never changes while the device is open.
 
     ``mappable`` is whether this machine can map memory regions at all.  Raises ``OSError(EINVAL)``.
     """
@@ -80,7 +81,7 @@ def region_info(device: Device, index: int, mappable: bool) -> RegionInfo:
 
 
 def irq_info(device: Device, index: int) -> IrqIndex:
-    """What GET_IRQ_INFO says of interrupt ``index``.  Raises ``OSError(EINVAL)`` when there is none."""
+    """The answer of GET_IRQ_INFO for interrupt ``index``.  Raises ``OSError(EINVAL)`` when there is none."""
     found = device.irqs[index] if index < len(device.irqs) else None
     if found is None:
         raise OSError(errno.EINVAL, f"irq index {index}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SET_IRQS: which requests are valid, and what they do to the interrupts of a device.
+"""SET_IRQS: the check of a request, and its effect on the interrupts of a device.
 
 Threads: the device lane.  The state is the device's (devmodel.irq).  Source: <linux/vfio.h>; the checks and
 their order are the kernel's (vfio_set_irqs_validate_and_prepare()).
@@ -27,13 +27,13 @@ ELEMENT_BYTES = {IrqSet.DATA_NONE: 0, IrqSet.DATA_BOOL: 1, IrqSet.DATA_EVENTFD: 
 KNOWN = IrqSet.DATA_TYPE_MASK | IrqSet.ACTION_TYPE_MASK
 
 Lending = Callable[[], AbstractContextManager[Callable[[int], Eventfd]]]
-"""Opens what borrows a client's eventfds by their numbers.  Borrowing raises ``OSError``: EBADF for no
-descriptor, EINVAL for one that is no eventfd."""
+"""Opens a function that borrows a client's eventfds by their numbers.  Borrowing raises ``OSError``: EBADF
+for no descriptor, EINVAL for one that is no eventfd."""
 
 
 @dataclass(frozen=True, slots=True)
 class IrqRequest:
-    """One SET_IRQS: ``count`` vectors of ``index`` from ``start`` on, and what to do (:class:`IrqSet`)."""
+    """One SET_IRQS: ``count`` vectors of ``index`` from ``start`` on, and its flags (:class:`IrqSet`)."""
 
     flags: int
     index: int
@@ -42,10 +42,10 @@ class IrqRequest:
 
 
 class IrqData(NamedTuple):
-    """How to get at the data behind the request, once it was found valid.
+    """Access to the data behind the request, for use after the request was found valid.
 
-    ``room`` is how many bytes there are; ``flags`` reads that many truth values, ``descriptors`` that many
-    descriptor numbers.
+    ``room`` is the number of bytes. ``flags`` reads a given number of truth values, ``descriptors`` a given
+    number of descriptor numbers.
     """
 
     room: int
@@ -56,7 +56,7 @@ class IrqData(NamedTuple):
 def set_irqs(device: Device, request: IrqRequest, data: IrqData, lending: Lending, watcher: Watcher) -> None:
     """Carry the request out.
 
-    Raises ``OSError``: EINVAL for what no request may be, EFAULT and EBADF as ``data`` and ``lending`` do,
+    Raises ``OSError``: EINVAL for an invalid request, EFAULT and EBADF as ``data`` and ``lending`` do,
     ENOTTY for an unknown action, otherwise as :meth:`devmodel.irq.irqs.Irqs.set`.
     """
     kind = _checked_kind(device, request, data.room)
@@ -75,7 +75,8 @@ def set_irqs(device: Device, request: IrqRequest, data: IrqData, lending: Lendin
 
 
 def _listener(device: Device, request: IrqRequest) -> Callable[[int, Eventfd], None] | None:
-    """Puts the lab's call point before the eventfds of the request; None when nobody listens."""
+    """A function that makes the eventfds of the request pass the lab's call point. None without a
+    listener."""
     calls = device.calls
     if calls.listener is None:
         return None
@@ -92,7 +93,7 @@ def _listener(device: Device, request: IrqRequest) -> Callable[[int, Eventfd], N
 
 
 def _checked_kind(device: Device, request: IrqRequest, room: int) -> int:
-    """The kind of the data.  Raises ``OSError(EINVAL)`` when anything about the request is not valid."""
+    """The kind of the data.  Raises ``OSError(EINVAL)`` when any part of the request is not valid."""
     flags, index, start, count = request.flags, request.index, request.start, request.count
     vectors = device.irq.count(index)
     kind = flags & IrqSet.DATA_TYPE_MASK

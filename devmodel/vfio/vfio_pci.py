@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vfio-pci alone does with a function: tokens, resets of the function and of its bus, ioeventfds.
+"""Abilities that only vfio-pci has: tokens, resets of a function and of its bus, ioeventfds.
 
-A mediated device has a driver of its own, which knows none of this (ENOTTY).
+A mediated device has another driver, which has none of these (ENOTTY).
 Threads: the device lane and its worker.  State: a function's is under its group's lock, its device's under
 the device's.  Source: <linux/vfio.h>, vfio-pci's behaviour, Documentation/PCI/pci-iov-howto.rst.
 """
@@ -24,9 +24,9 @@ from devmodel.vfio.vftoken import VfToken, parse_pci_name
 
 
 class VfioPciFunction(Assignable):
-    """A PCI function in a group of its own, which it joins while vfio-pci drives it.
+    """A PCI function with a group of its own. It is in the group while vfio-pci drives it.
 
-    ``bus`` are all functions of its bus, itself included, which a hot reset resets together.
+    ``bus`` has all functions of its bus, itself included. A hot reset resets them together.
     """
 
     __slots__ = ("_device", "bus")
@@ -46,14 +46,16 @@ class VfioPciFunction(Assignable):
 
     @property
     def own_vf_token(self) -> VfToken | None:
-        """The token that a physical function with SR-IOV shares with users of its virtual functions."""
+        """The token that a physical function with SR-IOV shares with the users of its virtual functions, None
+        for others."""
         return None
 
     @abstractmethod
     def check_token(self, token: UUID | None) -> None:
-        """Whether a client with this VF token may open it.
+        """Check that a client with this VF token may open the function.
 
-        Raises ``OSError``: EACCES for a missing or wrong one, EINVAL for one where none is asked for.
+        Raises ``OSError``: EACCES for a missing or wrong token, EINVAL for a token that the function does not
+        ask for.
         """
 
     def answers_to(self, name: str) -> bool:
@@ -67,13 +69,13 @@ class VfioPciFunction(Assignable):
         self.check_token(None)
 
     def first_opened(self) -> None:
-        """vfio-pci resets a function for its new user, as far as that can be."""
+        """Reset the function for its new user if it has a reset, as vfio-pci does."""
         if self._device.resettable:
             self._device.reset()
         self._device.clear_master()
 
     def hot_reset(self, owned: Callable[[VfioPciFunction], bool]) -> None:
-        """Reset the bus. ``OSError(EINVAL)`` unless vfio-pci drives all of it and each function is
+        """Reset the bus. Raises ``OSError(EINVAL)`` unless vfio-pci drives all its functions and each is
         ``owned``."""
         functions = tuple(self.bus)
         for function in functions:
@@ -83,12 +85,13 @@ class VfioPciFunction(Assignable):
             function.reset()
 
     def reset(self) -> None:
-        """What vfio-pci does for a client that asks: the configuration space is saved and restored."""
+        """Reset the function for a client, as vfio-pci does: the configuration space is saved and
+        restored."""
         self._device.reset(kept=self._device.config)
 
 
 class Dependent(NamedTuple):
-    """A function that a hot reset resets too: where it is, its group, and whether the client owns it."""
+    """A function that a hot reset also resets: its address, its group, and whether the client owns it."""
 
     name: str
     group: int
@@ -96,10 +99,10 @@ class Dependent(NamedTuple):
 
 
 class HotResetInfo(NamedTuple):
-    """What GET_PCI_HOT_RESET_INFO says.
+    """The answer of GET_PCI_HOT_RESET_INFO.
 
-    ``by_device`` is whether ownership is told by device, which it is for a device that was opened without
-    its group; then ``all_owned`` is whether the client owns every one.
+    ``by_device`` is whether the answer gives ownership by device. That is so for a device that was opened
+    without its group; then ``all_owned`` is whether the client owns all of them.
     """
 
     by_device: bool
@@ -124,7 +127,7 @@ def driven(opened: DeviceFile) -> VfioPciFunction:
 
 
 def hot_reset_info(opened: DeviceFile) -> HotResetInfo:
-    """What a hot reset of the device affects.  Raises ``OSError(ENOTTY)``."""
+    """The functions that a hot reset of the device resets.  Raises ``OSError(ENOTTY)``."""
     function = driven(opened)
     bus = tuple(function.bus)  # the trio thread adds and removes virtual functions
     functions = [Dependent(each.name, each.group.number, each is function) for each in bus]
@@ -134,9 +137,9 @@ def hot_reset_info(opened: DeviceFile) -> HotResetInfo:
 def hot_reset(opened: DeviceFile, flags: int, count: int, groups: Callable[[int], Sequence[Group]]) -> None:
     """PCI_HOT_RESET with ``count`` groups, which ``groups`` finds by the client's descriptors.
 
-    Raises ``OSError``: ENOTTY for a mediated device, EINVAL for flags, for groups of a device that was opened
-    without one (or none of one that was), for more groups than functions, and as
-    :meth:`VfioPciFunction.hot_reset`; EBADF and EINVAL as ``groups`` does.
+    Raises ``OSError``: ENOTTY for a mediated device; EINVAL for flags, for more groups than functions, and as
+    :meth:`VfioPciFunction.hot_reset`; EBADF and EINVAL as ``groups`` does.  A device that was opened through
+    its group needs groups, any other must have none; else EINVAL.
     """
     function = driven(opened)
     if flags or bool(count) is opened.by_cdev:
@@ -152,7 +155,7 @@ def hot_reset(opened: DeviceFile, flags: int, count: int, groups: Callable[[int]
 
 class IoEventfdRequest(NamedTuple):
     """One DEVICE_IOEVENTFD: write ``size`` bytes of ``data`` at file offset ``offset`` when the eventfd of
-    descriptor ``fd`` is signalled; -1 takes the write away."""
+    descriptor ``fd`` is signalled. An ``fd`` of -1 removes the ioeventfd."""
 
     size: int
     offset: int
@@ -165,7 +168,7 @@ def ioeventfd(
 ) -> None:
     """Carry the request out.
 
-    Raises ``OSError``: ENOTTY for a mediated device, EINVAL for a size, descriptor or place that cannot be,
+    Raises ``OSError``: ENOTTY for a mediated device, EINVAL for an invalid size, descriptor or place,
     otherwise as :class:`devmodel.irq.ioeventfd.IoEventfds`.
     """
     driven(opened)
@@ -181,7 +184,7 @@ def ioeventfd(
 
 
 def _check_place(opened: DeviceFile, region: int, offset: int, size: int) -> None:
-    """Only in a BAR, and not in the MSI-X table.  Raises ``OSError(EINVAL)``."""
+    """Raise ``OSError(EINVAL)`` unless the place is in a BAR and outside the MSI-X table."""
     device = opened.device
     bar = device.regions[region] if region <= PciRegion.BAR0 + 5 else None
     if bar is None or offset + size > bar.size:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client asks GROUP_GET_DEVICE_FD for: a PCI function's name, perhaps with a VF token, and who it
-belongs to.
+"""The names that clients give to GROUP_GET_DEVICE_FD, a PCI address and perhaps a VF token, and the tokens
+that users of a physical function share.
 
 State: a :class:`VfToken` is under its own lock, which comes after a group's.
 Source: Documentation/PCI/pci-iov-howto.rst, <linux/vfio.h> (VFIO_DEVICE_FEATURE_PCI_VF_TOKEN), the behaviour
@@ -19,7 +19,7 @@ _UUID_CHARS = 36
 
 
 class PciName(NamedTuple):
-    """A name that is the function's; ``token`` is the VF token with it, None without."""
+    """A name that means the function. ``token`` is the VF token in it, None without one."""
 
     token: UUID | None
 
@@ -35,10 +35,10 @@ class VfToken:
         self._users = 0
 
     def check(self, token: UUID | None) -> None:
-        """Whether a client with ``token`` may open the physical function. While no virtual function is open,
-        it may, and its token, if it has one, is the one from now on.
+        """Check that a client with ``token`` may open the physical function.
 
-        Raises ``OSError(EACCES)`` when one is open and the token is not theirs.
+        While no virtual function is open, it may; its token, if it has one, becomes the shared token. Raises
+        ``OSError(EACCES)`` when a virtual function is open and ``token`` is not the shared one.
         """
         with self._lock:
             if self._users:
@@ -47,17 +47,17 @@ class VfToken:
                 self._uuid = token
 
     def check_user(self, token: UUID | None) -> None:
-        """Whether a client with ``token`` may open a virtual function; ``OSError(EACCES)`` if not."""
+        """Raise ``OSError(EACCES)`` unless a client with ``token`` may open a virtual function."""
         with self._lock:
             self._compare(token)
 
     def set(self, token: UUID) -> None:
-        """The physical function's user chose another; who has a virtual function open keeps it."""
+        """Set a token that the user of the physical function chose. Open virtual functions stay open."""
         with self._lock:
             self._uuid = token
 
     def count(self, change: int) -> None:
-        """Virtual functions that are open: one more, or one less."""
+        """Add ``change`` to the number of open virtual functions."""
         with self._lock:
             self._users += change
 
@@ -67,7 +67,7 @@ class VfToken:
 
 
 def parse_pci_name(own: str, asked: str) -> PciName | None:
-    """``asked`` as a name of the function at address ``own``; None when it is another's.
+    """``asked`` as a name of the function at address ``own``. None for the name of another function.
 
     Raises ``OSError(EINVAL)`` for an unknown or repeated option, or a token that is no UUID.
     """
