@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A longer time slice for the main thread, through ctypes, so that a client that it wakes runs first.
 
-A thread that wakes another one on the same processor runs on to the end of its own slice, unless the slice of
-the other is shorter (Linux 6.12).  Without a longer slice, a client would hear of an interrupt only when the
-task of its device goes to sleep.  No state; each call is about one thread.
+A thread that wakes another one on the same processor runs on to the end of its own slice, unless the other
+thread has a shorter slice (Linux 6.12).  Without a longer slice for the main thread, a client would get an
+interrupt only when the task of its device goes to sleep.  No state; each call is about one thread.
 Source: sched_setattr(2), <linux/sched/types.h>.
 """
 
@@ -14,11 +14,11 @@ import ctypes
 import os
 
 _NUMBERS = {"x86_64": (314, 315), "aarch64": (274, 275)}
-"""Numbers of sched_setattr and sched_getattr: the GNU C library has no functions for them before 2.41."""
+"""Numbers of sched_setattr and sched_getattr. The GNU C library has functions for them only from 2.41 on."""
 
 
 class SchedAttr(ctypes.Structure):
-    """struct sched_attr, as far as every kernel has it."""
+    """struct sched_attr, with the fields that every kernel has."""
 
     _fields_ = (
         ("size", ctypes.c_uint32),
@@ -38,12 +38,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def lengthen_time_slice() -> None:
     """Give the calling thread, and the threads that it starts, a slice that is longer by an eighth.
 
-    The thread's share of the processor stays.  Where the kernel has no slices, or refuses, nothing happens.
+    The thread's share of the processor stays the same.  If the kernel has no slices, or refuses, this does
+    nothing.
     """
     with contextlib.suppress(OSError):
         attributes = attributes_of(0)
         if attributes.policy in (os.SCHED_OTHER, os.SCHED_BATCH) and attributes.runtime:
-            attributes.runtime += attributes.runtime // 8  # long enough to count, and our turn comes no later
+            attributes.runtime += attributes.runtime // 8  # enough for the effect, without later turns for us
             _call(0, 0, ctypes.byref(attributes), 0)
 
 

@@ -2,8 +2,8 @@
 """The command line: `main`, the parser, and one module a subcommand.  All of it is single-threaded.
 
 The module of a subcommand has `add_arguments(parser)` and `main(args) -> exit status`.  Only the module that
-the command line names is imported, because a second `mount` should cost next to nothing.  Commands reach a
-mounted lab through its files, as any program does; what serves a lab is not here but in vfsfuse/server.py.
+the command line names is imported, because a second `mount` should take little time.  Commands reach a
+mounted lab through its files, as any program does.  The server of a lab is in vfsfuse/server.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EPILOG = "`vfsfuse COMMAND --help` explains a command; the README opens with a s
 
 
 class Subcommand(NamedTuple):
-    """A subcommand: its module in the package vfsfuse, and what --help says of it."""
+    """A subcommand: its module in the package vfsfuse, and its line in --help."""
 
     module: str
     summary: str
@@ -48,7 +48,7 @@ def version() -> str:
 
 
 class _Version(argparse.Action):
-    """--version, which looks the number up only when asked."""
+    """--version. Looks the number up only when it is used."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(f"vfsfuse {version()}")
@@ -56,7 +56,7 @@ class _Version(argparse.Action):
 
 
 class _Help(argparse.HelpFormatter):
-    """Help with every command on its line: argparse itself forgets that they are indented."""
+    """Help with each command on one line. argparse itself does not count the indentation of commands."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog)
@@ -85,7 +85,7 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit status is 0, 1 for a failure said in one line on stderr, 2 for wrong
+    """Run a command line. Returns the exit status: 0, 1 for a failure (with one line on stderr), 2 for wrong
     usage."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vfsfuse mount [--config LAB.toml] [MOUNTPOINT]`: start the server of a lab, in the background by default.
 
-The parent process waits until the tree answers, so that what comes after `mount` in a script finds it.
+The parent process waits until the tree answers, so the next command of a script finds the tree.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 READY = b"ready\n"
 LEVELS = ("debug", "info", "warning", "error")
 EXPLAINED, FAILED = 1, 2
-"""How a server ends that could not start: having said why in one line, or not."""
+"""Exit statuses of a server that could not start: with the reason in one line on stderr, and without."""
 MENDING = {
     errno.ENOTEMPTY: " (it would be covered; give an empty one, or one that is not there yet)",
     errno.EBUSY: " (another filesystem is mounted there)",
@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A mountpoint that is ready and ours alone, and what comes there; `lock` is a descriptor to close once
-    the tree answers, `log` None for a server in the foreground."""
+    """A mountpoint that is ready and reserved for us, and the lab for it.  `lock` is a descriptor to close
+    when the tree answers.  `log` is None for a server in the foreground."""
 
     path: str
     spec: LabSpec
@@ -66,7 +66,7 @@ class Claim:
 
 
 def main(args: argparse.Namespace) -> int:
-    gc.disable()  # until a server serves: what is imported until then stays
+    gc.disable()  # until a server serves: the modules that are imported before then stay
     from vfsfuse.labfile.reader import LabFileError
 
     try:
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _claim(args: argparse.Namespace) -> Claim | None:
-    """None when a lab is there already.  Raises OSError and LabFileError."""
+    """Reserve the mountpoint.  None when a lab is there already.  Raises OSError and LabFileError."""
     from vfsfuse.labfile.reader import load
 
     found = inspect(args.mountpoint)
@@ -104,9 +104,9 @@ def _is_live(found: Mountpoint) -> bool:
 
 
 def _lock(path: str) -> int | None:
-    """Keep other mounts off `path`, by a lock on the directory above it; None where that cannot be opened."""
+    """Keep other mounts off `path` by a lock on the directory above it.  None if that cannot be opened."""
     above = os.path.dirname(path)
-    with contextlib.suppress(FileExistsError):  # a file is there: open says it better
+    with contextlib.suppress(FileExistsError):  # a file is there: open has a better error
         os.makedirs(above)
     try:
         lock = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -117,7 +117,7 @@ def _lock(path: str) -> int | None:
 
 
 def _prepare(found: Mountpoint) -> None:
-    """Make it a directory to mount on: there, empty and ours.  Raises OSError with the path in it."""
+    """Make the mountpoint a directory that exists, is empty and is ours.  Raises OSError with the path."""
     if found.state is State.FOREIGN:
         raise OSError(errno.EBUSY, "another filesystem is mounted there", found.path)
     if found.state is State.STALE:
@@ -127,7 +127,7 @@ def _prepare(found: Mountpoint) -> None:
         os.mkdir(found.path)
     if os.listdir(found.path):
         raise OSError(errno.ENOTEMPTY, "it would be covered", found.path)
-    if os.geteuid() and not os.access(found.path, os.W_OK):  # else fusermount3 says it at length
+    if os.geteuid() and not os.access(found.path, os.W_OK):  # fusermount3 has a longer error
         raise OSError(errno.EACCES, "not ours to mount on", found.path)
 
 
@@ -148,7 +148,7 @@ def _mount(args: argparse.Namespace, claim: Claim) -> int:
 
 
 def _let_in(ready_fd: int | None, lock: int | None) -> None:
-    """The tree answers: tell who waits for it."""
+    """The tree answers: tell the processes that wait for it."""
     if lock is not None:
         os.close(lock)
     if ready_fd is not None:
@@ -175,7 +175,7 @@ def _hints(spec: LabSpec, mountpoint: str) -> str:
 
 
 def _command() -> str:
-    """How this program was called, for a shell."""
+    """The command by which this program was called, quoted for a shell."""
     called = os.path.abspath(sys.argv[0])
     return shlex.join([sys.executable, "-m", "vfsfuse"] if called.endswith("__main__.py") else [called])
 
@@ -196,7 +196,7 @@ def _serve(claim: Claim, ready: Callable[[], None]) -> int:
 
 
 def _log_file(named: str | None, mountpoint: str) -> Path:
-    """The log of a background server: `named`, or one for the mountpoint in the user's state directory.
+    """The log of a background server: `named`, or a file for the mountpoint in the user's state directory.
 
     Raises OSError when it cannot be written.
     """
@@ -210,7 +210,8 @@ def _log_file(named: str | None, mountpoint: str) -> Path:
 
 
 def _in_background(serve: Callable[[Callable[[], None]], int]) -> int:
-    """Run `serve` in a child of its own session; 0 once it calls back that it is ready, else how it ended."""
+    """Run `serve` in a child with a session of its own.  Returns 0 when it calls back that it is ready, else
+    its exit status."""
     reader, writer = os.pipe()
     if pid := os.fork():
         os.close(writer)
@@ -230,7 +231,7 @@ def _in_background(serve: Callable[[Callable[[], None]], int]) -> int:
 
 
 def _close_inherited(keep: int) -> None:
-    """Close what the caller had open, a lock or the end of a pipe perhaps; standard streams stay."""
+    """Close the descriptors of the caller, such as a lock or a pipe.  Standard streams stay open."""
     os.closerange(3, keep)
     os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
 
@@ -242,7 +243,7 @@ def _serve_detached(level: str, claim: Claim, ready: Callable[[], None]) -> int:
     os.dup2(null, 1)
 
     def detach() -> None:
-        os.dup2(null, 2)  # until now the terminal heard of errors
+        os.dup2(null, 2)  # until now errors went to the terminal
         os.chdir("/")
         ready()
 

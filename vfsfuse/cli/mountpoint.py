@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is at a mountpoint, and taking it away: shared by `mount` and `umount`.  Single-threaded callers."""
+"""Looks at mountpoints and unmounts them, for `mount` and `umount`.  Single-threaded callers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FSTYPE = "fuse.vfsfuse"
 
 
 class State(enum.Enum):
-    """What a path is as a mountpoint."""
+    """The state of a path as a mountpoint."""
 
     FREE = "nothing is mounted there"
     LIVE = "a lab is mounted there"
@@ -28,7 +28,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Mountpoint:
-    """A path, what is mounted on it, and the pid of the server of a LIVE lab (0: it does not tell us)."""
+    """A path, its state, and the pid of the server of a LIVE lab (0: we cannot find it out)."""
 
     path: str
     state: State
@@ -36,7 +36,7 @@ class Mountpoint:
 
 
 def inspect(path: str) -> Mountpoint:
-    """Look at `path`, made absolute; asks the server of a lab that is mounted there."""
+    """Look at `path`, made absolute.  If a lab is mounted there, this asks its server."""
     path = os.path.realpath(path)
     kinds = [kind for where, kind in _mounts() if where == path]
     if not kinds:
@@ -48,21 +48,21 @@ def inspect(path: str) -> Mountpoint:
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             return Mountpoint(path, State.STALE)
-        if error.errno == errno.EACCES:  # another user's, which even root may only unmount
+        if error.errno == errno.EACCES:  # another user's mount: even root may only unmount it
             return Mountpoint(path, State.LIVE)
         raise
 
 
 def labs() -> list[str]:
-    """Where labs are mounted, by the order of their mounts; not the parts that `vfsfuse run` shows of one."""
-    shown = dict(_mounts())  # the last mount on a path is what is seen there
+    """The mountpoints of labs, in mount order, without the parts of a lab that `vfsfuse run` shows."""
+    shown = dict(_mounts())  # only the last mount on a path is visible
     return [
         path for path, kind in shown.items() if kind == FSTYPE and os.path.isdir(f"{path}/sys/class/vgpu")
     ]
 
 
 def unmount(path: str, lazy: bool = False) -> None:
-    """Unmount `path`, through fusermount3 when we may not ourselves.  Raises OSError(EBUSY, EPERM, …)."""
+    """Unmount `path`, by fusermount3 if this process may not.  Raises OSError(EBUSY, EPERM, …)."""
     try:
         syscalls.umount2(path, syscalls.MNT_DETACH if lazy else 0)
     except PermissionError:
@@ -94,7 +94,7 @@ def _fusermount(path: str, lazy: bool) -> None:
 
 
 def _mounts() -> list[tuple[str, str]]:
-    """(mountpoint, type) of every mount of this namespace, in the order they were made."""
+    """(mountpoint, type) of every mount of this namespace, in mount order."""
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as table:
         rows = [line.split(" ") for line in table]
     return [(_unescape(row[1]), row[2]) for row in rows]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands write besides their results: the line that says why one failed.  No state."""
+"""The output of commands besides their results: the line with the reason of a failure.  No state."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 
 
 def complain(command: str, message: str) -> int:
-    """Say in one line on stderr why `command` failed.  Returns its exit status, 1."""
+    """Print the reason why `command` failed, in one line on stderr.  Returns its exit status, 1."""
     print(f"vfsfuse: {command}: {message}", file=sys.stderr)
     return 1
 
 
 def discard_stdout() -> None:
-    """Let the rest of standard output go nowhere, also at exit.  For a BrokenPipeError: the reader, such as
-    head(1), has had enough."""
+    """Discard the rest of standard output, also at exit.  For a BrokenPipeError: the reader, such as head(1),
+    has closed the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

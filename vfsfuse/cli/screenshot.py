@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vfsfuse screenshot VGPU FILE`: save what a vGPU's display shows now, read through the mount.
+"""`vfsfuse screenshot VGPU FILE`: save the present picture of a vGPU's display, read through the mount.
 
 Single-threaded; it needs no Pillow, because the server makes the PNG (vfsfuse/sysfs/screen.py).
 """
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class ScreenshotError(TargetError):
-    """There is no screenshot; str() is one line: what, where and how to mend it."""
+    """There is no screenshot.  str() is one line: the problem, its place, and a remedy."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def read(directory: str, name: str) -> bytes:
-    """The PNG.  Raises ScreenshotError when nothing is shown, OSError as the file does."""
+    """The PNG.  Raises ScreenshotError when the display shows nothing, OSError as the file does."""
     try:
         with open(f"{directory}/{SCREEN}", "rb") as screen:
             return screen.read()
@@ -55,7 +55,7 @@ def read(directory: str, name: str) -> bytes:
 
 
 def write(path: str, png: bytes) -> None:
-    """Raises OSError."""
+    """Write the file.  Raises OSError."""
     if path == STDOUT:
         sys.stdout.buffer.write(png)
         sys.stdout.buffer.flush()

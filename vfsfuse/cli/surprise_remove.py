@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vfsfuse surprise-remove VGPU`: take a vGPU away from whoever has it, as when a card is pulled out.
+"""`vfsfuse surprise-remove VGPU`: remove a vGPU although clients have it open, as when a card is pulled out.
 
 Single-threaded; it is a write to the vGPU's attribute `surprise_remove`.
 """

@@ -11,7 +11,7 @@ from vfsfuse.cli.mountpoint import labs
 
 
 class TargetError(Exception):
-    """The command line names none, or several; str() is one line: what, where and how to mend it."""
+    """The command line names none, or several.  str() is one line: the problem, its place, and a remedy."""
 
 
 def add_vgpu_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_vgpu_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def only_lab() -> str:
-    """The mountpoint of the only lab there is.  Raises TargetError when there is none, or several."""
+    """The mountpoint of the only mounted lab.  Raises TargetError when there is none, or several."""
     found = labs()
     if len(found) != 1:
         what = f"labs are mounted at {', '.join(found)}" if found else "no lab is mounted"
@@ -59,7 +59,7 @@ def paths_of(lab: str, name: str) -> Iterator[str]:
 
 
 def uuid_of(directory: str) -> str:
-    """The UUID of a vGPU, empty when it is just being removed."""
+    """The UUID of a vGPU, empty while it is being removed."""
     try:
         with open(f"{directory}/vgpu_uuid", encoding="ascii") as file:
             return file.read().strip()

@@ -51,7 +51,7 @@ def lines(directory: str, indent: str, depth: int | None) -> Iterator[str]:
 
 
 def described(directory: str) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """What is in `directory`, by name; what is removed meanwhile is left out."""
+    """The entries of `directory`, sorted by name.  An entry that is removed meanwhile is left out."""
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as found:
         for entry in sorted(found, key=lambda entry: entry.name):
             with contextlib.suppress(FileNotFoundError):

@@ -12,7 +12,7 @@ from vfsfuse.cli.output import complain
 
 END_SECONDS = 10.0
 LAZY_SECONDS = 1.0
-"""How long to wait for a server that may go on for as long as programs use the mount."""
+"""Seconds to wait after a lazy unmount. The server may go on as long as programs use the mount."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a lab file's device models come from: this project, installed packages, and files named in it.
+"""The sources of a lab file's device models: this project, installed packages, and files that it names.
 
-State: a :class:`Models` belongs to the reading of one lab file. Every error is a ValueError for a person.
-Source: the entry points specification (packaging.python.org), group ``vfsfuse.models``.
+State: a :class:`Models` belongs to the reading of one lab file. Every error is a ValueError whose text is for
+a person. Source: the entry points specification (packaging.python.org), group ``vfsfuse.models``.
 """
 
 import importlib.util
@@ -22,14 +22,14 @@ _PLACE = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]*)", re.
 
 
 class Models:
-    """The models that a lab file may name. ``folder`` is where its relative paths begin."""
+    """The models that a lab file may name. Its relative paths begin at ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.own: dict[str, Model] = {}
 
     def add(self, name: str, place: str) -> None:
-        """Name the class at ``place``, "file.py:Class", in this lab file. Runs the file."""
+        """Add the class at ``place``, "file.py:Class", as a model of this lab file. Runs the file."""
         if name in MODELS or name in PHYSICAL:
             raise ValueError(f"{name!r} is a model of vfsfuse's own (choose another name)")
         found = _PLACE.fullmatch(place)
@@ -38,7 +38,7 @@ class Models:
         self.own[name] = _load(self.folder / found["file"], found["name"])
 
     def find(self, name: str, built_in: Mapping[str, Model]) -> Model:
-        """The model ``name``: built in, of this lab file, or of an installed package, in this order."""
+        """The model ``name``. The search order is: built-in models, this lab file, installed packages."""
         found = built_in.get(name) or self.own.get(name)
         if found is not None:
             return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lab files: TOML to :class:`LabSpec`; an error says which file and key, why, and how to mend.
+"""Lab files: TOML to :class:`LabSpec`. An error names the file, the key, the reason and a remedy.
 
 State: none; called once, before a lab is made. The built-in lab is ``lab.toml`` beside this module;
 docs/lab.md documents every key.
@@ -28,19 +28,19 @@ from vfsfuse.labfile.schema import LAB, MOUNT, PARENT, TYPE, Schema
 BUILT_IN = Path(__file__).with_name("lab.toml")
 KINDS = ("gpu", "virtual")
 RESERVED_VENDORS = ("vgpu_start", "vgpu_shutdown")
-"""Files of sys/class/vgpu, beside which the vendor's directory lies."""
+"""Files of sys/class/vgpu. The vendor's directory lies beside them, and must have another name."""
 
 RESERVED_DRIVERS = ("iommu", "mdev_bus", "net", "vfio", "vfio-dev", "vfio-pci")
-"""Directories of sys/class, and the PCI driver that takes a function away from its host driver."""
+"""Directories of sys/class, and the PCI driver vfio-pci. A host driver must have another name."""
 
 VF_KEYS = ("vfs", "vf_model", "vf_memory")
-"""Keys of a parent that say what its virtual functions are."""
+"""Keys of a parent that describe its virtual functions."""
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
 class LabFileError(Exception):
-    """A lab file that cannot be used; its text is one line: "file: key.path: why (how to mend)"."""
+    """The lab file cannot be used. The text is one line: "file: key.path: reason (remedy)"."""
 
 
 def load(path: str | os.PathLike[str] | None = None) -> LabSpec:
@@ -63,7 +63,7 @@ def _parse(source: Path) -> dict[str, object]:
 
 
 class _Reader:
-    """Reads the tables of one file; ``path`` arguments are tuples of keys, for the errors."""
+    """Reads the tables of one file. ``path`` arguments are tuples of keys, for the errors."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
@@ -113,7 +113,7 @@ class _Reader:
         return spec
 
     def find_vf_model(self, found: dict[str, Any], is_gpu: bool, path: tuple[str, ...]) -> None:
-        """Put the model of the virtual functions in the place of its name."""
+        """Replace the name of the virtual functions' model by the model."""
         for key in VF_KEYS:
             if key in found and not (is_gpu and "vfs" in found):
                 self.fail((*path, key), 'is for a "gpu" with "vfs" (give it those, or leave the key out)')
@@ -145,7 +145,8 @@ class _Reader:
         return TypeSpec(name=name, **self.fields(found, TYPE))
 
     def type_options(self, found: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, int]:
-        """The options of a type's model: its own, and those that keys of the type stand for."""
+        """The options of a type's model: its table of options, and the options that have keys of their
+        own."""
         options = dict(found.get("options", {}))
         for key in ("weight", "frame_rate", "max_resolution"):
             if key in found:
@@ -190,7 +191,7 @@ class _Reader:
             self.fail(path, str(error))
 
     def validate(self, found: Mapping[str, Any], path: tuple[str, ...]) -> None:
-        """What only the model knows: which memory and options it can have."""
+        """Have the model check its memory and options, because only the model knows them."""
         model: type[PciDevice] = found["model"]
         try:
             model.validate(found.get("memory", 0), found.get("options", {}))
@@ -198,7 +199,7 @@ class _Reader:
             self.fail(path, f"{error} (as model {model.__name__.lower()!r} needs it)")
 
     def table(self, content: object, schema: Schema, path: tuple[str, ...]) -> dict[str, Any]:
-        """The values of a table by key, each read as the schema says; unknown and missing keys are errors."""
+        """The values of a table by key, each read as the schema says. Unknown and missing keys are errors."""
         table = self.value(values.table, content, path)
         for key in table:
             if key not in schema:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys of a lab file, by table: how each is read, and what it is of.  docs/lab.md explains them.
+"""The keys of a lab file, by table: how to read each, and the field that it fills.  docs/lab.md explains
+them.
 
 State: none.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of value in a lab file, each a function from what TOML gives to what the lab takes.
+"""The kinds of value in a lab file. Each is a function from a TOML value to a value for the lab.
 
-State: none. Each raises ValueError whose text says, for a person, what is wrong and how to mend it.
+State: none. Each raises ValueError, whose text tells a person the mistake and the remedy.
 """
 
 import grp
@@ -57,7 +57,7 @@ def resolution(value: object) -> Resolution:
 
 
 def removal(value: object) -> RemovalPolicy:
-    """What removing a device in use does."""
+    """The policy for removing a device in use."""
     if not isinstance(value, str) or value not in {each.value for each in RemovalPolicy}:
         raise ValueError(f'{value!r} is neither "busy" nor "wait" (give one of them)')
     return RemovalPolicy(value)
@@ -71,7 +71,7 @@ def seconds(value: object) -> float:
 
 
 def mode(value: object) -> int:
-    """Permission bits as octal text; a TOML number is refused, for 600 and 0o600 look too much alike."""
+    """Permission bits as octal text. A TOML number is refused, because 600 and 0o600 look too much alike."""
     if not isinstance(value, str) or _MODE.fullmatch(value) is None:
         raise ValueError(f'{value!r} is not a mode (give octal digits in quotes, "0600")')
     return int(value, 8)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vfsfuse run [--mount MNT | --config LAB.toml] -- CMD ARG...`: CMD finds the lab at /sys and /dev.
 
-This process execs CMD, so its number, exit status, signals, terminal and job control are the caller's own
-by construction; a supervisor stays behind (vfsfuse.run.supervisor).  Single-threaded throughout: user
-namespaces demand it.
+This process execs CMD, so CMD has the number, exit status, signals, terminal and job control that the caller
+expects.  A supervisor stays behind (vfsfuse.run.supervisor).  The process is single-threaded throughout,
+because user namespaces demand it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import NoReturn
 
 EXIT_USAGE = 2
 EXIT_SETUP = 125
-"""The lab, not CMD, failed; as env(1), nohup(1) and timeout(1) have it."""
+"""Exit status when the lab failed, not CMD: the same as of env(1), nohup(1) and timeout(1)."""
 EXIT_CANNOT_EXECUTE = 126
 EXIT_NOT_FOUND = 127
 
 ENVIRONMENT = {"SYSTEMD_DEVICE_VERIFY_SYSFS": "0"}
-"""For CMD: libudev otherwise refuses a /sys that is not of type sysfs."""
+"""Set for CMD: without it, libudev refuses a /sys that is not of type sysfs."""
 
 _BUSY_FILTER = (
     "there can be one: not inside another run, nor in a container whose engine watches system calls"
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Become CMD.  Returns only when that fails: the exit status, after one line on stderr."""
+    """Become CMD.  Returns only on failure, with the exit status, after one line on stderr."""
     command: list[str] = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
     if not command:
         return _complain("no command; usage: vfsfuse run [--mount MNT] -- CMD [ARG...]", EXIT_USAGE)
@@ -69,14 +69,14 @@ def _die_quietly_on_interrupt() -> None:
 
 
 def _occupy_standard_fds() -> None:
-    """Keep our own descriptors off 0, 1 and 2 when the caller closed those; CMD still gets them closed."""
+    """Keep our own descriptors off 0, 1 and 2 when the caller closed those.  CMD still gets them closed."""
     while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
         pass
     os.close(fd)
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    """All but the exec: namespaces, supervisor, lab, filter."""
+    """Do everything before the exec: namespaces, supervisor, lab, filter."""
     from ioctl_shim import seccomp
     from ioctl_shim.abi import BY_NAME
     from vfsfuse.run import namespace
@@ -100,8 +100,8 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _become(command: list[str]) -> int:
-    """exec(3) `command`; returns a shell's exit status for a failure, after one line on stderr."""
-    for name in ("SIGPIPE", "SIGXFSZ"):  # the interpreter ignores these, and exec would hand that on
+    """exec(3) `command`.  On failure, returns the exit status of a shell, after one line on stderr."""
+    for name in ("SIGPIPE", "SIGXFSZ"):  # the interpreter ignores these, and CMD would inherit that
         signal.signal(signal.Signals[name], signal.SIG_DFL)
     try:
         _execute(command)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFIO_GROUP_GET_DEVICE_FD for a program of `vfsfuse run`: its device is opened for it and handed over.
+"""VFIO_GROUP_GET_DEVICE_FD for a program of `vfsfuse run`: the supervisor opens the device and hands it over.
 
 A FUSE server cannot put a descriptor into its client.  The supervisor can: it asks the server for the
-device by the group's inode (vfsfuse/vfio/handover.py), opens what it is offered, injects the descriptor, and
-only then has the server put the device into use.  Owned by the supervisor's only thread.
+device by the group's inode (vfsfuse/vfio/handover.py), opens the file that the server offers, and injects the
+descriptor.  After that it has the server put the device into use.  Owned by the supervisor's only thread.
 Source: include/uapi/linux/vfio.h, seccomp_unotify(2).
 """
 
@@ -27,7 +27,7 @@ _PREPARE = struct.Struct(f"Q{_NAME_BYTES}sIxxxxQ")  # struct vfsfuse_prepare_dev
 
 
 class _NotOurs(Exception):
-    """The call is on no group of this lab, or of a program that we may not look into."""
+    """The call is not on a group of this lab, or its program is one that we may not look into."""
 
 
 @contextlib.contextmanager
@@ -48,11 +48,11 @@ class Broker:
         self._control = self._open(".devices")
 
     def answer_next(self) -> None:
-        """Take one call and answer it.  A caller that dies meanwhile is nothing to report; never raises."""
+        """Take one call and answer it.  A caller that dies meanwhile is no error.  Never raises."""
         with contextlib.suppress(FileNotFoundError):
             call = self._listener.receive()
             try:
-                # Only when all we opened is closed again: the caller may go on to what finds a file in use.
+                # All that we opened is closed by now: the caller may go on to calls that find a file in use.
                 self._listener.succeed(call, self._device_fd(call))
             except _NotOurs:
                 self._listener.proceed(call)
@@ -72,7 +72,7 @@ class Broker:
         token = self._prepare(group.st_ino, name, call.tid)
         with _closing(self._open(f".device-{token}")) as device:
             number = self._listener.install_fd(call, device)
-        fcntl.ioctl(self._control, CLAIM_DEVICE, token)  # only now: the caller alone has it
+        fcntl.ioctl(self._control, CLAIM_DEVICE, token)  # only now does the caller alone have it
         return number
 
     def _prepare(self, inode: int, name: bytes, tid: int) -> int:
@@ -84,7 +84,7 @@ class Broker:
         except OSError as error:
             if error.errno != errno.ENOTTY:
                 raise
-            raise _NotOurs from None  # no group: the server has an errno for this call on what it is
+            raise _NotOurs from None  # no group: the server answers the call on this file with an errno
         return int(_PREPARE.unpack(argument)[-1])
 
     def _open(self, name: str) -> int:
@@ -92,7 +92,7 @@ class Broker:
 
 
 def _stat(call: Call) -> os.stat_result:
-    """Of the caller's file, without taking a reference to it."""
+    """stat(2) of the caller's file, without a reference to the file."""
     try:
         return os.stat(f"/proc/{call.tid}/fd/{call.fd}")
     except (FileNotFoundError, PermissionError):

@@ -5,7 +5,7 @@ There are two, one inside the other.  `enter` makes the outer one, where the sup
 server live; `show` makes the inner one, for the program.  The server must not live in the inner one: its C
 library reads /sys/devices/system/cpu, and a lookup in its own mount would wait for itself.
 
-Runs in the single thread of a process about to exec.  Source: mount_namespaces(7), user_namespaces(7).
+Runs in the only thread of a process that is about to exec.  Source: mount_namespaces(7), user_namespaces(7).
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ GIVEN_BACK = (
     "firmware",
     "power",
 )
-"""What stays the machine's own under /sys, where the lab has an empty directory of that name.
+"""Directories under /sys that stay the machine's own.  The lab has an empty directory of that name.
 
-Only what holds its own files, or links within this list: /sys/block and /sys/dev would be nothing but
-dangling links into devices/."""
+Each holds its own files, or links within this list.  /sys/block and /sys/dev are not here, because they would
+have only dangling links into devices/."""
 
 DEVICE_NODES = ("vfio", "iommu")
-"""What the lab shows under /dev, if it has it."""
+"""The names under /dev that come from the lab, if it has them."""
 
 STAGED_LAB = "/sys/lab"
-"""Where a private lab is mounted in the outer namespace (see `stage`)."""
+"""The mountpoint of a private lab in the outer namespace (see `stage`)."""
 
 
 class SetupError(Exception):
-    """`run` cannot give the program its lab; str() is one line: what, where and how to mend it.
+    """`run` cannot give the program its lab.  str() is one line: the problem, its place, and a remedy.
 
-    It is empty when the server has said it all on stderr.
+    It is empty when the server has already reported the error on stderr.
     """
 
 
 @contextlib.contextmanager
 def explained(what: str, mend: str = "") -> Iterator[None]:
-    """Turn an OSError of the block into a SetupError that says `what` failed and how to `mend` it."""
+    """Turn an OSError of the block into a SetupError.  `what` names the step, `mend` the remedy."""
     try:
         yield
     except OSError as error:
@@ -69,14 +69,15 @@ def check_lab(path: str) -> None:
 
 
 def enter() -> None:
-    """Enter the outer namespace; without CAP_SYS_ADMIN, through a user namespace whose root is the caller."""
+    """Enter the outer namespace.  Without CAP_SYS_ADMIN, enter a user namespace first, with the caller as its
+    root."""
     rootless = not syscalls.may_administrate()
     ids = os.geteuid(), os.getegid()
     with explained("making a mount namespace", _mend_unshare(rootless)):
         syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWUSER if rootless else 0))
         if rootless:
             _become_root_here(*ids)
-        # not private: what is unmounted outside would go on here, and a lab's server with it
+        # not private: a mount that is unmounted outside would stay here, and so would a lab's server
         syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
 
 
@@ -95,9 +96,9 @@ def _become_root_here(uid: int, gid: int) -> None:
 
 
 def stage() -> None:
-    """Cover /sys of the outer namespace by a small tmpfs with STAGED_LAB in it; it dies with the namespace.
+    """Cover /sys of the outer namespace with a small tmpfs that has STAGED_LAB.  It ends with the namespace.
 
-    /sys is there on every machine, and no server of ours needs it.
+    /sys exists on every machine, and the lab's server does not need it.
     """
     with explained("mounting a tmpfs at /sys"):
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
@@ -116,7 +117,7 @@ def show(lab: str) -> None:
         _show_sys(sys_tree)
         _show_dev(nodes)
         with contextlib.suppress(OSError):
-            os.chdir(os.getcwd())  # into what is there now, if the program starts in /sys or /dev
+            os.chdir(os.getcwd())  # into the new mount, if the program starts in /sys or /dev
 
 
 def _lab_nodes(lab: str) -> list[str]:
@@ -163,9 +164,9 @@ def _has_place(name: str, tree: int) -> bool:
 
 
 def _rebuild_dev(nodes: Mapping[str, int]) -> None:
-    """Cover /dev by a tmpfs with a mount of everything it had and a place for each of `nodes`.
+    """Cover /dev with a tmpfs that has a mount of every old entry and a place for each of `nodes`.
 
-    The real /dev must not gain a directory, and mknod(2) is not for user namespaces.
+    The real /dev must not gain a directory, and a user namespace may not use mknod(2).
     """
     old = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
     syscalls.mount("vfsfuse", "/dev", "tmpfs", syscalls.MS_NOSUID, "mode=755,size=1m")
@@ -193,7 +194,7 @@ def _carry_over(entry: os.DirEntry[str], old: int, new: int) -> None:
 
 
 def _make_place(name: str, dir_fd: int, *, directory: bool) -> None:
-    """Make what a directory or a file can be mounted on."""
+    """Make a mountpoint for a directory or a file."""
     if directory:
         os.mkdir(name, 0o755, dir_fd=dir_fd)
     else:

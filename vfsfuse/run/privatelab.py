@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab server that `vfsfuse run` starts for one program, and takes away with it.
+"""The lab server that `vfsfuse run` starts for one program, and ends with it.
 
-Owned by the supervisor's only thread, in the outer namespace.  The server dies with the supervisor,
-whatever kills that.  What it writes to stderr passes through the supervisor, so that it cannot hold the
-caller's terminal or pipe open: into the log, or without one to the caller until the program starts.
+Owned by the supervisor's only thread, in the outer namespace.  The server dies when the supervisor does, in
+any way.  The supervisor passes on the server's stderr, so the server cannot hold the caller's terminal or
+pipe open.  It goes into the log, or without a log to the caller until the program starts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from vfsfuse.run import namespace, syscalls
 
 STOP_SECONDS = 5.0
-"""How long a server may take to end by itself."""
+"""Seconds that a server may take to end by itself."""
 
 EXIT_EXPLAINED = 1
 """`vfsfuse mount` fails with this status after one line on stderr."""
@@ -28,7 +28,8 @@ _RELAY_BYTES = 65536
 
 
 class PrivateLab:
-    """A server on namespace.STAGED_LAB (staged before), with the lab file `config` or the built-in lab."""
+    """A server on namespace.STAGED_LAB, which the caller has staged, with the lab file `config` or the
+    built-in lab."""
 
     def __init__(self, config: str | None, log: str | None) -> None:
         self._log = log
@@ -48,7 +49,8 @@ class PrivateLab:
         os.close(stderr)
 
     def wait_ready(self, peer_fd: int) -> bool:
-        """Whether the tree answers, once known.  Raises ConnectionResetError if `peer_fd` hangs up."""
+        """Wait until the tree answers (True) or the server fails (False).  Raises ConnectionResetError if
+        `peer_fd` hangs up."""
         poll = select.poll()
         poll.register(peer_fd, 0)
         for fd in (self._ready_fd, self.stderr_fd):
@@ -63,14 +65,14 @@ class PrivateLab:
                 return os.read(self._ready_fd, 64) == b"ready\n"
 
     def relay(self) -> bool:
-        """Pass on what waits in `stderr_fd`; False at its end."""
+        """Pass on the waiting text of `stderr_fd`.  False at its end."""
         text = os.read(self.stderr_fd, _RELAY_BYTES)
         with contextlib.suppress(OSError):  # a full disk or a closed pipe must not end the lab
             os.write(self._sink, text)
         return bool(text)
 
     def last_words(self) -> str:
-        """How a server that did not get ready ended; empty when the caller has read that on stderr."""
+        """The way in which a server ended before it was ready.  Empty when its stderr has told the caller."""
         status = self._end()
         if status == EXIT_EXPLAINED and not self._log:
             return ""
@@ -86,7 +88,7 @@ class PrivateLab:
     def _end(self) -> int:
         deadline = time.monotonic() + STOP_SECONDS
         while (left := deadline - time.monotonic()) > 0 and self._relay_within(left):
-            pass  # a server with much to say would wait for us in write(2)
+            pass  # a server with much output would wait for us in write(2)
         try:
             return self._server.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -99,14 +101,15 @@ class PrivateLab:
 
 
 def _arguments(config: str | None, level: str, ready: int) -> list[str]:
-    # -P: the current directory is the caller's, and a module of the server's might have a namesake in it.
+    # -P: the current directory is the caller's, and may have a module with a name that the server imports.
     command = [sys.executable, "-P", "-m", "vfsfuse", "mount", "--foreground", "--log-level", level]
     options = ["--ready-fd", str(ready), *(["--config", config] if config else [])]
     return [*command, *options, namespace.STAGED_LAB]
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with the directory of this package on the module path: it may be a checkout, not installed."""
+    """Our environment, with the directory of this package on the module path: it may be a checkout that is
+    not installed."""
     here = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{here}" if path else here}

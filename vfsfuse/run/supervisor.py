@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon behind one `vfsfuse run`: starts a private lab, answers GET_DEVICE_FD, ends with the program.
 
-`run` execs the program in its own process; this one, a grandchild in a session of its own, watches the
-seccomp listener that `run` sends it.  Single-threaded; nothing of the caller (terminal, pipes, locks) stays
-open in it.
+`run` execs the program in its own process.  The supervisor is a grandchild in a session of its own, and
+watches the seccomp listener that `run` sends it.  It is single-threaded, and keeps nothing of the caller
+(terminal, pipes, locks) open.
 
-The talk, over a SOCK_SEQPACKET pair: supervisor READY (the lab answers; or FAILED and why, if not said
-yet), run FILTER with the listener, supervisor ARMED, and `run` execs.  A `run` that dies on the way hangs
-up, and that is the end.
+They talk over a SOCK_SEQPACKET pair.  The supervisor sends READY when the lab answers, or FAILED with the
+reason if it was not reported yet.  `run` sends FILTER with the listener, the supervisor sends ARMED, and
+`run` execs.  If `run` dies on the way, the socket hangs up, and the supervisor ends.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _MESSAGE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What to supervise: the lab mounted at `lab`, or when that is None a private one made from `config`."""
+    """The lab of a run: the one mounted at `lab`, or, when `lab` is None, a private one made from
+    `config`."""
 
     lab: str | None
     config: str | None
@@ -54,13 +55,13 @@ class Supervisor:
     """`run`'s end of the talk with its supervisor.  Every method raises namespace.SetupError."""
 
     def __init__(self, plan: RunPlan) -> None:
-        """Start it, in the namespaces that the calling (single) thread is in."""
+        """Start the supervisor in the namespaces of the calling thread, the only one."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         child = os.fork()
         if child == 0:
             _be_daemon(lambda: _supervise(plan, theirs), keep=theirs.fileno())
         theirs.close()
-        with contextlib.suppress(ChildProcessError):  # who ignores SIGCHLD has nobody to wait for
+        with contextlib.suppress(ChildProcessError):  # with SIGCHLD ignored there is no child to wait for
             os.waitpid(child, 0)
 
     def wait_ready(self) -> None:
@@ -84,7 +85,7 @@ class Supervisor:
 
 
 def _be_daemon(body: Callable[[], None], keep: int) -> None:
-    """In a forked child: run `body` in a grandchild, in a new session, with stderr and `keep` alone open."""
+    """In a forked child: run `body` in a grandchild, in a new session.  Only stderr and `keep` stay open."""
     try:
         os.setsid()
         if os.fork() == 0:
@@ -97,13 +98,14 @@ def _be_daemon(body: Callable[[], None], keep: int) -> None:
 
 
 def _plain_process(keep: int) -> None:
-    """Drop what a daemon must not inherit: dispositions and mask of signals, other people's descriptors."""
+    """Drop what a daemon must not inherit: signal dispositions, the signal mask, and the caller's
+    descriptors."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _redirect("/dev/null", os.O_RDWR, (0, 1))
     for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, keep}:
-        with contextlib.suppress(OSError):  # the one that listed them
+        with contextlib.suppress(OSError):  # the descriptor that listed them
             os.close(fd)
 
 
@@ -117,7 +119,7 @@ def _redirect(path: str, flags: int, targets: Iterable[int]) -> None:
 def _supervise(plan: RunPlan, talk: socket.socket) -> None:
     lab = None if plan.lab else PrivateLab(plan.config, plan.log)
     try:
-        with contextlib.suppress(ConnectionError):  # `run` has died, or could not go on and said why
+        with contextlib.suppress(ConnectionError):  # `run` has died, or has failed and reported it
             if lab and not lab.wait_ready(talk.fileno()):
                 talk.send(FAILED + lab.last_words().encode())
             else:
@@ -143,7 +145,7 @@ def _serve_run(plan: RunPlan, talk: socket.socket, lab: PrivateLab | None) -> No
 
 
 def _loop(listener: Listener, broker: Broker, lab: PrivateLab | None) -> None:
-    """Answer until the last thread under the filter has ended."""
+    """Answer calls until the last thread under the filter has ended."""
     poll = select.poll()
     poll.register(listener.fd, select.POLLIN)
     if lab:

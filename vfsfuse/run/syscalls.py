@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The namespace and mount system calls that Python 3.11 lacks, through ctypes; every failure is an OSError.
+"""The namespace and mount system calls that Python 3.11 lacks, through ctypes.  Every failure is an OSError.
 
-For single-threaded processes about to exec (`vfsfuse run` and its supervisor); no state.
+For single-threaded processes that are about to exec (`vfsfuse run` and its supervisor).  No state.
 Source: unshare(2), mount(2), umount2(2), prctl(2), <linux/mount.h> (open_tree, move_mount; Linux 5.2).
 """
 
@@ -46,7 +46,8 @@ def _call(function: Callable[..., int], what: str, *arguments: int | bytes | Non
 
 
 def unshare(flags: int) -> None:
-    """Enter new namespaces of the kinds in `flags` (CLONE_NEW*); CLONE_NEWUSER wants a single thread."""
+    """Enter new namespaces of the kinds in `flags` (CLONE_NEW*).  CLONE_NEWUSER needs a process with one
+    thread."""
     _call(_libc.unshare, "unshare", flags)
 
 
@@ -58,25 +59,26 @@ def mount(source: str, target: str, fstype: str | None, flags: int, data: str | 
 
 
 def umount2(target: str, flags: int = 0) -> None:
-    """umount2(2): take the topmost mount at `target` away.  MNT_DETACH hides it at once and ends it when
-    nobody uses it any more."""
+    """umount2(2): remove the topmost mount at `target`.  MNT_DETACH hides it at once, and ends it when it is
+    not in use any more."""
     _call(_libc.umount2, f"umount {target}", os.fsencode(target), flags)
 
 
 def detach(target: str) -> None:
-    """Take the topmost mount at `target` out of this namespace, with what is mounted below it."""
+    """Remove the topmost mount at `target`, and all mounts below it, from this namespace."""
     umount2(target, MNT_DETACH)
 
 
 def clone_tree(path: str, dir_fd: int | None = None) -> int:
-    """The mounts at and under `path`, copied for `attach_tree`; a descriptor, which the caller closes."""
+    """Copy the mounts at and under `path`, for `attach_tree`.  Returns a descriptor, which the caller
+    closes."""
     flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
     at = AT_FDCWD if dir_fd is None else dir_fd
     return _call(_libc.syscall, f"open_tree {path}", _SYS_OPEN_TREE, at, os.fsencode(path), flags)
 
 
 def attach_tree(tree: int, path: str, dir_fd: int | None = None) -> None:
-    """Mount what `clone_tree` gave over `path`; consumes the descriptor."""
+    """Mount the tree of `clone_tree` over `path`.  Closes the descriptor."""
     at = AT_FDCWD if dir_fd is None else dir_fd
     try:
         _call(
@@ -89,7 +91,8 @@ def attach_tree(tree: int, path: str, dir_fd: int | None = None) -> None:
 
 
 def die_with_parent() -> None:
-    """The kernel kills this process when the thread that started it ends; for a child, before it execs."""
+    """Have the kernel kill this process when the thread that started it ends.  Called in a child before it
+    execs."""
     _call(_libc.prctl, "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capability chains behind the structs of INFO ioctls, and the argsz handshake by which a client gets room
-for them.
+"""Capability chains behind the structs of INFO ioctls, and the argsz handshake that tells a client how much
+room they need.
 
-Source: <linux/vfio.h> (struct vfio_info_cap_header and what is said below it).
+Source: <linux/vfio.h> (struct vfio_info_cap_header and the comment on it).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HEADER = ffi.sizeof("struct vfio_info_cap_header")
 
 
 class InfoCap(NamedTuple):
-    """One capability; `body` is what follows its header."""
+    """One capability. `body` is the bytes after its header."""
 
     id: int
     version: int
@@ -31,7 +31,7 @@ RegionFacts = tuple[int, int, Sequence[InfoCap]]
 
 
 def build(start: int, caps: Sequence[InfoCap]) -> bytes:
-    """The chain for offset `start` of a client's buffer, every header at a multiple of ALIGNMENT."""
+    """The chain for offset `start` of a client's buffer. Every header is at a multiple of ALIGNMENT."""
     chain = b""
     for number, cap in enumerate(caps, start=1):
         header: Any = ffi.new("struct vfio_info_cap_header *", {"id": cap.id, "version": cap.version})
@@ -44,8 +44,8 @@ def build(start: int, caps: Sequence[InfoCap]) -> bytes:
 
 
 def reply(argument: Argument, caps_flag: int, caps: Sequence[InfoCap]) -> None:
-    """Answer with the struct of `argument` and `caps`, or with the argsz that they need when that was too
-    little."""
+    """Answer with the struct of `argument` and `caps`. If argsz was too small for `caps`, answer with the
+    size that they need."""
     info = argument.value
     info.cap_offset = 0
     if not caps:
@@ -63,7 +63,7 @@ def reply(argument: Argument, caps_flag: int, caps: Sequence[InfoCap]) -> None:
 
 
 def region_facts(info: RegionInfo) -> RegionFacts:
-    """What GET_REGION_INFO answers for it."""
+    """The answer of GET_REGION_INFO."""
     flags = lib.VFIO_REGION_INFO_FLAG_READ if info.readable else 0
     flags |= lib.VFIO_REGION_INFO_FLAG_WRITE if info.writable else 0
     flags |= lib.VFIO_REGION_INFO_FLAG_MMAP if info.mappable else 0
@@ -82,6 +82,6 @@ def _region_cap(found: RegionCapability) -> InfoCap:
 
 
 def _cap(struct: str, identity: int, *fields: int) -> InfoCap:
-    """A capability whose struct has `fields` after its header."""
+    """A capability with `fields` after the header of its struct."""
     value = ffi.new(f"{struct} *", [{}, *fields])
     return InfoCap(identity, 1, bytes(ffi.buffer(value))[_HEADER:])

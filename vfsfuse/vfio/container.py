@@ -32,7 +32,7 @@ from vfsfuse.vfio.chain import InfoCap, reply
 from vfsfuse.vfio.fops import Request, VfioFops, answers
 
 USER_ADDRESSES = 2**47
-"""Where a 64-bit process' memory ends."""
+"""The end of the memory of a 64-bit process."""
 _BITMAP_SIZE = int(ffi.sizeof("struct vfio_bitmap"))
 _DIRTY_GET_SIZE = int(ffi.sizeof("struct vfio_iommu_type1_dirty_bitmap_get"))
 
@@ -43,7 +43,7 @@ class DirtyBitmap:
     __slots__ = ("_caller", "_data", "pgsize", "size")
 
     def __init__(self, caller: Caller, bitmap: Any) -> None:
-        """Raises OSError(EINVAL) when it is not within a process' address space."""
+        """Raises OSError(EINVAL) for a bitmap outside the address space of a process."""
         self._caller, self._data = caller, int(bitmap.data)
         self.pgsize, self.size = int(bitmap.pgsize), int(bitmap.size)
         if self._data + self.size > USER_ADDRESSES:
@@ -69,8 +69,8 @@ class ContainerFops(VfioFops):
     def opener(
         cls, noiommu: Callable[[], bool], st_dev: Callable[[], int]
     ) -> Callable[[OpenRequest], Opened]:
-        """What opens dev/vfio/vfio of a lab.  Its containers share one account of locked memory; `noiommu` is
-        whether enable_unsafe_noiommu_mode is on, `st_dev` that of the mount's files."""
+        """The function that opens dev/vfio/vfio of a lab.  Its containers share one account of locked memory.
+        `noiommu` returns whether enable_unsafe_noiommu_mode is on, `st_dev` that of the mount's files."""
         locked = LockedMemory()
         return lambda request: Opened(cls(Container(noiommu, locked), Processes(st_dev)))
 
@@ -117,7 +117,7 @@ class ContainerFops(VfioFops):
                 dma.size = unmap_dma(type1, dma.flags, dma.iova, dma.size, bitmap, may_wait)
             else:
                 dma.size = type1.unmap(dma.iova, dma.size, may_wait=may_wait)
-        except MustWait:  # for memory of the client, which may be this mount's
+        except MustWait:  # the worker may wait: the memory may be of this mount
             return None
         argument.reply()
         return 0
@@ -129,7 +129,7 @@ class ContainerFops(VfioFops):
         return 0
 
     def unknown(self, cmd: int, tid: int) -> int:
-        _ = self.container.type1  # without one the kernel refuses whatever it is
+        _ = self.container.type1  # without a type1 every ioctl fails, as in the kernel
         return super().unknown(cmd, tid)
 
     def release(self) -> None:

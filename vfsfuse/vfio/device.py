@@ -52,7 +52,7 @@ IRQ_FLAGS = {
     "noresize": lib.VFIO_IRQ_INFO_NORESIZE,
 }
 NOT_OWNED = 2**32 - 1
-"""VFIO_PCI_DEVID_NOT_OWNED, as the __u32 it is put into."""
+"""VFIO_PCI_DEVID_NOT_OWNED, as a __u32."""
 NO_HOTSPOT = 0xFFFFFFFF
 PLANE: Sequence[str] = (
     *("drm_format", "drm_format_mod", "width", "height", "stride", "size"),
@@ -63,8 +63,8 @@ PLANE: Sequence[str] = (
 class DeviceFops(VfioFops):
     """One open of a device, through its group or through dev/vfio/devices/vfio<N>.
 
-    `mappable` is whether its memory regions can be mapped on this machine; `released` is called on the device
-    lane when the last descriptor of the open is closed."""
+    `mappable` is whether this machine can map its memory regions. `released` is called on the device lane
+    when the last descriptor of the open is closed."""
 
     __slots__ = ("device", "mappable", "opened", "regions", "released", "services")
     kind = Kind.DEVICE
@@ -80,7 +80,7 @@ class DeviceFops(VfioFops):
         self.device: Device = opened.device
         self.mappable, self.released = mappable, released
         self.regions: dict[int, RegionFacts] = {}
-        """Of the regions that the client has asked for: they never change."""
+        """The answers for regions that the client has asked for. They never change."""
 
     def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
         self.device.check_present()
@@ -105,7 +105,7 @@ class DeviceFops(VfioFops):
         info.flags = lib.VFIO_DEVICE_FLAGS_PCI if found.is_pci else 0
         info.flags |= lib.VFIO_DEVICE_FLAGS_RESET if found.resettable else 0
         info.num_regions, info.num_irqs = found.regions, found.irqs
-        reply(request.argument, lib.VFIO_DEVICE_FLAGS_CAPS, ())  # no capability fits what the models are
+        reply(request.argument, lib.VFIO_DEVICE_FLAGS_CAPS, ())  # no capability fits the models
         return 0
 
     @answers("VFIO_DEVICE_GET_REGION_INFO")
@@ -204,7 +204,7 @@ class DeviceFops(VfioFops):
 def open_device(
     opened: DeviceFile, port: Port, services: Services, released: Callable[[], None] | None = None
 ) -> Opened:
-    """The answer to an open(2) of the device that `opened` holds, which is closed when this fails."""
+    """The answer to an open(2) of the device of `opened`.  Closes `opened` on failure."""
     try:
         backing_id = port.backing_id()
         file = DeviceFops(opened, services, backing_id > 0, released)
@@ -241,11 +241,11 @@ PAYLOADS: dict[int, tuple[int, Callable[[Request, int], object]]] = {
         _wake_up,
     ),
 }
-"""Features whose SET takes data: how many bytes, and what decodes them."""
+"""Features whose SET takes data: the number of bytes, and the function that decodes them."""
 
 
 def _ownership(found: HotResetInfo) -> int:
-    """Flags of the info: a device opened without its group owns nothing but itself."""
+    """Flags of the info.  A device that was opened without its group owns only itself."""
     if not found.by_device:
         return 0
     owned = lib.VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED if found.all_owned else 0
@@ -261,10 +261,10 @@ def _dependent(each: Dependent, by_device: bool) -> bytes:
 
 
 def _plane(plane: Plane | None) -> Sequence[int]:
-    """What PLANE names; a display that shows nothing has no format and no size.
+    """The values of the fields in PLANE.  A display that shows nothing has no format and no size.
 
-    The struct has no offset: a client such as QEMU maps the region from its start, so what it shows of a
-    guest that pans is the start of the memory all the same.
+    The struct has no offset.  A client such as QEMU maps the region from its start.  So it shows the start of
+    the memory, even if the guest has panned.
     """
     if plane is None:
         return (0, 0, 0, 0, 0, 0, 0, 0, NO_HOTSPOT, NO_HOTSPOT, 0)

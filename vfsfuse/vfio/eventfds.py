@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eventfds out of a request: descriptor numbers of the client as devmodel's Eventfd.  Device lane.
+"""Eventfds of a request: descriptor numbers of the client as devmodel's Eventfd.  Device lane.
 
-They are signalled in C, by one call for poll(2) and write(2): a tenth of an interrupt's latency less.
+One call in C does poll(2) and write(2) to signal one.  This saves a tenth of an interrupt's latency.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from ioctl_shim.client import Caller
 
 
 def borrow(client: Caller, number: int) -> Eventfd:
-    """The client's eventfd `number`.  Raises OSError: EBADF for no descriptor, EINVAL for another kind."""
+    """The client's eventfd `number`.  Raises OSError: EBADF for no descriptor, EINVAL for another kind of
+    file."""
     return Eventfd(client.borrow(number), lib.shim_signal)
 
 
 @contextmanager
 def lender(client: Caller) -> Iterator[Callable[[int], Eventfd]]:
-    """`borrow` for many descriptors of one client: 2048 vectors find the process once."""
+    """`borrow` for many descriptors of one client.  It looks the process up once, even for 2048 vectors."""
     with client.lending() as lend:
         yield lambda number: Eventfd(lend(number), lib.shim_signal)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all VFIO files share: a handler for each ioctl, declared by name and found by request number.
+"""The base of all VFIO files: a handler for each ioctl, declared by name and found by request number.
 
 A handler decodes, calls one of VFIO's rules in devmodel.vfio, and encodes.  To add one: CONTRIBUTING.md,
 "Adding an ioctl".
@@ -46,8 +46,8 @@ class Services:
 class Request:
     """One ioctl under way: its row, the raw argument and the thread `tid` that made it.
 
-    `on_pump` says who answers it, the pump or its worker: the pump has fetched the struct already, and must
-    not wait."""
+    `on_pump` is whether the pump answers it, or else the lane's worker.  The pump has fetched the struct
+    already, and must not wait."""
 
     __slots__ = ("_argument", "_caller", "arg", "on_pump", "row", "tid")
 
@@ -81,12 +81,13 @@ class Request:
 
 
 Handler = Callable[[Any, Request], int | None]
-"""Gives what ioctl(2) returns, or None on the pump: the lane's worker calls it again, and it may wait."""
+"""Returns the result of ioctl(2).  On the pump it may return None: then the lane's worker calls it again, and
+it may wait."""
 _rows = functools.cache(native_rows)
 
 
 def answers(name: str) -> Callable[[Callable[[F, Request], A]], Callable[[F, Request], A]]:
-    """Decorator: the method that answers the ioctl called `name` in ioctl_shim.abi."""
+    """Decorator for the method that answers the ioctl called `name` in ioctl_shim.abi."""
 
     def declare(handler: Callable[[F, Request], A]) -> Callable[[F, Request], A]:
         setattr(handler, _MARK, name)
@@ -102,7 +103,7 @@ class VfioFops(PlainFile):
 
     kind: ClassVar[Kind]
     index: ClassVar[None] = None
-    """Its reads and writes are at index << 40 of any region, not of one."""
+    """None: the file has no region of its own. Its reads and writes are at index << 40 of any region."""
     handlers: ClassVar[dict[int, tuple[Row, Handler]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -128,7 +129,7 @@ class VfioFops(PlainFile):
     @property
     @abstractmethod
     def subject(self) -> str:
-        """The container, group or device that its calls are on, as a listener is told."""
+        """The container, group or device of the file's calls, by the name that listeners get."""
 
     def unknown(self, cmd: int, tid: int) -> int:
         """The answer to an ioctl without a row.  Raises OSError(ENOTTY)."""
@@ -137,5 +138,5 @@ class VfioFops(PlainFile):
 
 
 def rawio(group: Group, tid: int) -> bool:
-    """Whether thread `tid` may use a group without IOMMU; asked of the kernel only where it matters."""
+    """Whether thread `tid` may use a group without IOMMU.  Asks the kernel only for a noiommu group."""
     return group.noiommu and Caller(tid).capable(CAP_SYS_RAWIO)

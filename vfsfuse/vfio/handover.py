@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the supervisor of `vfsfuse run` opens a device for its client: dev/vfio/.devices, an unlisted file.
+"""dev/vfio/.devices, an unlisted file by which the supervisor of `vfsfuse run` opens a device for its client.
 
-The client has to be the only one that keeps its group and device in use, or it could not close them for
-good, nor could its death.  So the supervisor does not borrow the group: it names it by inode.  And what it
-opens is not in use until it is in the client: `prepare` checks and makes an unlisted file, opening that gives
-an idle open of the device, and `claim` puts it into use once the client has the descriptor.
+The client must be the only process that keeps its group and device in use.  Otherwise they would stay in use
+after the client closes them, or dies.  So the supervisor does not borrow the group's descriptor, but names
+the group by its inode.  And the device is not in use until the client has it: `prepare` checks the request
+and makes an unlisted file, an open of that file gives an idle open of the device, and `claim` puts the device
+into use when the client has the descriptor.
 
 State: on the device lane; while somebody listens, on threads that a listener may hold up.
 """
@@ -24,15 +25,16 @@ from vfsfuse.vfio.fops import Services, rawio
 
 CONTROL = ".devices"
 PREPARED = ".device-"
-"""Prefix of the unlisted files, before the token."""
+"""Prefix of the names of the unlisted files. The token follows it."""
 
 GroupFinder = Callable[[int], Group | None]
 DeviceShower = Callable[[str, Callable[[], DeviceFile], Callable[[], None]], None]
 
 
 class Handover:
-    """The devices under way to clients.  `find_group` gives the group whose file has an inode number; `show`
-    makes an unlisted file of a name, which opens a DeviceFile once and calls back when that is released."""
+    """The devices on their way to clients.  `find_group` gives the group by the inode number of its file.
+    `show` makes an unlisted file with a name.  The file opens a DeviceFile once, and calls back when that is
+    released."""
 
     def __init__(self, find_group: GroupFinder, show: DeviceShower, services: Services) -> None:
         self._find_group, self._show, self._services = find_group, show, services
@@ -80,7 +82,7 @@ class Handover:
         return token
 
     def claim(self, token: int) -> None:
-        """Put the device into use.  Raises OSError: ENOENT when its client is gone, or as opening it does."""
+        """Put the device into use.  Raises OSError: ENOENT when its client is gone, otherwise as an open."""
         idle = self._idle.pop(token, None)
         if idle is None:
             raise OSError(errno.ENOENT, f"no device waits by token {token}")

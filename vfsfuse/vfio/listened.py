@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open VFIO files that somebody listens to: each ioctl and each access of a region passes the call point.
+"""Open VFIO files that have a listener: each ioctl and each access of a region passes the call point.
 
-The pump answers nothing of such a file by itself, and every call runs on a thread of its own, so that a delay
-holds up its caller alone.  Everything else is as without a listener.
+The pump answers no request on such a file by itself.  Every call runs on a thread of its own, so a delay
+holds up only its caller.  Everything else is as without a listener.
 Threads: the pump begins calls; threads of `CallThreads` make them.  Source: devmodel.callpoint.
 """
 
@@ -27,7 +27,7 @@ _IN_REGION = (1 << REGION_SHIFT) - 1
 
 
 class ListenedFile(DeferringFile):
-    """One open of `file`, whose calls pass `calls`."""
+    """One open of `file`. Its calls pass the call point `calls`."""
 
     __slots__ = ("_calls", "_regions", "_threads", "file")
 
@@ -107,7 +107,8 @@ class ListenedFile(DeferringFile):
 
 
 def listened(opened: Opened, calls: CallPoint, threads: CallThreads) -> Opened:
-    """`opened` with all calls on it passing the point, if it is a file of VFIO or a region's."""
+    """A copy of `opened` whose calls all pass the call point.  `opened` itself if it is not a file of VFIO or
+    of a region."""
     file = opened.file
     if not isinstance(file, VfioFops | RegionFile):
         return opened

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device lane's side of a device: its memory as the pump sees it and its backing file for passthrough
-mmap.
+"""The device lane's side of a device: its memory for the pump, and its backing file for passthrough mmap.
 
 A port's state is under its own lock: the device lane opens it, the trio thread closes it.
 """
@@ -21,11 +20,11 @@ from ioctl_shim.lane import Opened, OpenRequest, PlainFile
 log = logging.getLogger(__name__)
 
 OWNER_ONLY_ABOVE = 64
-"""Bytes of config space a user who does not own the file may read (pci_read_config() has the same limit)."""
+"""Bytes of config space that users other than the file's owner may read, as with pci_read_config()."""
 
 
 class Port:
-    """One device's port.  `device` is made when first needed; everything else with the first open."""
+    """One device's port.  `device` is made when it is first needed, everything else at the first open."""
 
     __slots__ = ("_assignable", "_backing_id", "_closed", "_lock", "_memory")
 
@@ -41,7 +40,7 @@ class Port:
         return self._assignable.device
 
     def memory(self) -> pumped.PumpRegions:
-        """What the pump answers of the device by itself.  Raises OSError(ENODEV)."""
+        """The regions of the device that the pump answers by itself.  Raises OSError(ENODEV)."""
         device = self.device
         with self._lock:
             if self._closed:
@@ -52,8 +51,8 @@ class Port:
             return self._memory
 
     def backing_id(self) -> int:
-        """The kernel's id of the device's memfd, or 0 when it cannot map it straight (rootless, old
-        kernel)."""
+        """The kernel's id of the device's memfd as a backing file.  0 when the kernel cannot map it directly
+        (rootless, or an old kernel)."""
         if not any(region.mappable for region in self.device.regions if region is not None):
             return 0
         with self._lock:
@@ -62,7 +61,7 @@ class Port:
             return max(self._backing_id, 0)
 
     def close(self) -> None:
-        """The device goes: open files of it answer ENODEV from now on.  Trio thread."""
+        """The device is removed.  Its open files answer ENODEV from now on.  Trio thread."""
         with self._lock:
             self._closed = True
             if self._memory is not None:
@@ -85,7 +84,8 @@ def _shown(device: Device) -> pumped.PumpRegions:
 
 
 class RegionFile(PlainFile):
-    """An open `config` or `resource<N>`: one region from offset 0, with sysfs' rules at its end."""
+    """An open `config` or `resource<N>`: one region from offset 0.  The rules at its end are those of
+    sysfs."""
 
     __slots__ = ("_device", "_limit", "index")
 
@@ -94,7 +94,7 @@ class RegionFile(PlainFile):
 
     @property
     def subject(self) -> str:
-        """The device that its calls are on, as a listener is told."""
+        """The device of the file's calls, by the name that listeners get."""
         return self._device.name
 
     def read(self, offset: int, size: int) -> bytes:
@@ -112,7 +112,8 @@ class RegionFile(PlainFile):
 
 
 def open_region(port: Port, index: int, request: OpenRequest, limit: int | None = None) -> Opened:
-    """Open region `index` of the port's device as a file of its own; `limit` bounds what is read of it."""
+    """Open region `index` of the port's device as a file of its own.  Reads end at `limit`, if there is
+    one."""
     region = port.device.region(index)
     file = RegionFile(port.device, index, region.size if limit is None else limit)
     if not isinstance(region, Memory) or not region.direct:
