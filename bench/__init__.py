@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark: bench/run.sh is how to start it."""
+"""The benchmark. bench/run.sh starts it."""

@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
 
 
 def needed(only: Collection[str]) -> Collection[str]:
-    """The servers that these cases name; all when none is named."""
+    """The servers that the cases `only` use. All servers if `only` is empty."""
     words = [text for case in CASES if case.key in only for text in case.runs.values()]
     words += NEIGHBOURS.values() if CLIENTS in only else []
     names = {name for text in words for name in re.findall(r"\{([a-z]+)", text)}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured, as a table: each case is one question, put to vfsfuse, to its floor and to peers.
+"""The measured cases, as a table. Each case compares one operation of vfsfuse, of its floor and of peers.
 
-The words of a run are a command line that prints percentiles as bench/client.c does; a word in braces is a
-place of bench/machine.py. Where one is missing (a peer that is not installed), the run is left out. Of
-`{calls}20`, 20 is for how often, unless all are told (--calls).
+The words of a run are a command line that prints percentiles as bench/client.c does. A word in braces is a
+place of bench/machine.py. If a place is missing (a peer that is not installed), the run is left out. In
+`{calls}20`, 20 is the number of calls, unless --calls gives one for all cases.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OURS, FLOOR, KERNEL, LXCFS, UMOCKDEV = "vfsfuse", "C libfuse", "kernel sysfs", "
 BARE, EVENTFD, NOTHING = "memfd", "eventfd", "an ioctl without a struct"
 MEMCPY, VMREAD, VMWRITE = "memcpy", "process_vm_readv", "process_vm_writev"
 PEERS = (KERNEL, LXCFS, UMOCKDEV)
-"""What may not be here, or not run here."""
+"""Subjects that may be missing on this machine, or may not run there."""
 MIB = 1 << 20
 BAR2, CONFIG = 2 << 40, 7 << 40
 HOOKED, PLAIN, COMMAND = 0x00, 0x10, 0x20
@@ -25,11 +25,11 @@ CROWD = 10_000
 """Idle vGPUs, and entries of the floor's directory."""
 
 LOOKUPS = 1200
-"""Of names that nobody has looked up, so that all runs together must do with CROWD."""
+"""Look-ups in a run, each of a name that is not cached. All runs together have only CROWD names."""
 
 EVIOCGABS = 0x80184540
 DEEP = "d/d/d/d/d/d/d"
-"""The path of an attribute has as many directories, which is nothing that vfsfuse takes time for."""
+"""The floor's path has as many directories as an attribute's. The time for them is not vfsfuse's."""
 
 UMOCKDEV_NAME = "/sys/devices/pci0000:00/input/event0/name"
 MOUNT = "{python} -m bench.drive mount {calls}6 {folder}"
@@ -40,9 +40,9 @@ DMA_SIZES = (4096, 65536, MIB, 16 * MIB)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`runs` by subject; `base` is the subject that ratios are to.
+    """The runs of a case by subject. `base` is the subject that ratios compare with.
 
-    A sample is `per` operations of `size` bytes each. One that is not `pinned` is only measured with all
+    A sample is `per` operations of `size` bytes each. A case that is not `pinned` is measured only with all
     processors.
     """
 
@@ -84,7 +84,7 @@ DMA_BASES = {
     ("private", "read"): (VMREAD, "vmread"),
     ("private", "write"): (VMWRITE, "vmwrite"),
 }
-"""What DMA is compared with, and the loop of bench/client.c that does it."""
+"""The subject that DMA is compared with, and the loop of bench/client.c for it."""
 
 
 def _dma(kind: str, direction: str, size: int) -> Case:
@@ -198,7 +198,7 @@ CASES: tuple[Case, ...] = (
 BY_KEY: Mapping[str, Case] = {case.key: case for case in CASES}
 
 CLIENTS = "clients"
-"""The key of what several clients at once measure; its runs are not those of a Case."""
+"""The key for measurements of several clients at once. Its runs are not those of a Case."""
 
 ALONE, AMONG, ONE, EIGHT = "quiet-alone", "quiet-among-7", "one-client", "eight-clients"
 DEVICES = 8
@@ -206,6 +206,6 @@ QUIET = "{{build}}/client quiet {{calls}}2000 {} 0 500"
 BUSY = "{{build}}/client busy 1 {} 0"
 WINDOW_MS = 150
 READING = f"{{{{build}}}}/client during {{{{calls}}}}200000 {{}} 0 {{{{start}}}} {WINDOW_MS}"
-"""All of them in the same time, from {start} on."""
+"""All clients run at the same time, from {start} on."""
 NEIGHBOURS: Mapping[str, str] = {OURS: "{{device{}}}", FLOOR: "{{floor}}/reg"}
-"""The file that client number N of eight has."""
+"""The file of client number N of eight."""

@@ -25,7 +25,8 @@ Counts = dict[tuple[str, str], str]
 
 
 def system_calls(machine: Machine, only: Collection[str]) -> Counts:
-    """By case and subject, as text: "read 1.0, writev 1.0". Empty where strace is missing or may not."""
+    """The system calls by case and subject, as text: "read 1.0, writev 1.0". Empty if strace is missing or
+    has no permission."""
     found: Counts = {}
     if shutil.which("strace") is None:
         say("strace is not here: the results go without counts of system calls")
@@ -49,7 +50,7 @@ def _pid(machine: Machine, place: str) -> int:
 
 
 def _traced(pid: int) -> bool:
-    """Whether all its threads are."""
+    """Whether all threads of the process are traced."""
     states = [Path(f"/proc/{pid}/task/{thread}/status") for thread in os.listdir(f"/proc/{pid}/task")]
     return not any("\nTracerPid:\t0\n" in state.read_text() for state in states)
 
@@ -63,7 +64,7 @@ def _count(pid: int, command: list[str]) -> str | None:
     )
     deadline = time.monotonic() + ATTACH_SECONDS
     while not _traced(pid) and strace.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)  # strace says nothing when it has attached
+        time.sleep(0.01)  # strace does not report that it has attached
     if strace.poll() is None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         strace.send_signal(signal.SIGINT)

@@ -3,8 +3,8 @@
 
     python -m bench.dma {shared|private} {read|into|write} CALLS SIZE
 
-prints nanoseconds as bench/client.c does. `read` gives bytes, as DmaPort.read does; `into` fills a buffer of
-the model's own, as DmaPort.read_into does, where a page begins.
+The command prints nanoseconds as bench/client.c does. `read` returns bytes, as DmaPort.read does. `into`
+fills a page-aligned buffer of the model, as DmaPort.read_into does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def memory(kind: str, size: int) -> int:
-    """The address of `size` bytes that a child has, too."""
+    """The address of `size` bytes of memory that a child also has."""
     fd, flags = -1, MAP_PRIVATE_ANONYMOUS
     if kind == "shared":
         fd, flags = os.memfd_create("bench"), MAP_SHARED
@@ -41,7 +41,7 @@ def memory(kind: str, size: int) -> int:
 
 
 def owner(address: int, size: int) -> int:
-    """A child that has touched its memory there and sleeps; its pid."""
+    """Start a child that touches its memory there and sleeps. Returns its pid."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What needs no client in C, because it takes milliseconds.
+"""Measurements that need no client in C, because each call takes milliseconds.
 
     python -m bench.drive create CALLS LAB      create and remove a vGPU
     python -m bench.drive mount CALLS FOLDER    from the start of `vfsfuse mount` until the tree answers
     python -m bench.drive mount.sh CALLS FOLDER the same through ./mount.sh, until it returns
 
-prints nanoseconds as bench/client.c does.
+The command prints nanoseconds as bench/client.c does.
 """
 
 from __future__ import annotations

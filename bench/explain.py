@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time or the memory of a case goes: differences of measured figures, and profilers."""
+"""Explains the time or the memory of a case, by differences of measured figures and by profilers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from bench.servers import ROOT, Server, create_idle, say, start_lab
 from bench.targets import KIB, US
 
 HOT = ("read-hook", "write-hook", "ioctl-struct", "attr-read")
-"""The hottest paths. They are always profiled; the cases of targets not met are added."""
+"""The hottest paths. They are always profiled. The cases of missed targets are added."""
 
 CALLS, DMAS, IDLE, MS = 4000, 100, 500, 1e6
 STRUCTS = ("ioctl-struct", "map", "unmap")
-"""The floor of these is an ioctl without a struct: the part that moves the struct includes its cost."""
+"""The floor of these cases is an ioctl without a struct. The part that moves the struct includes its cost."""
 
 _IMPORT = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", re.MULTILINE)
 INTO_PYTHON = "the rest: entering and leaving Python (GIL, locks), caches"
@@ -79,7 +79,7 @@ class Explainer:
         return None if case.size or case.per > 1 else lambda: self._call(case)
 
     def _median(self, case: str, subject: str | None, unit: float = US, mode: str = PINNED) -> float:
-        """0 when it was not measured."""
+        """The median of the case. 0 when it was not measured."""
         return (self.results.median(Key(case, subject or "", mode)) or 0) / unit
 
     def _call(self, case: Case) -> Profile:
@@ -100,7 +100,7 @@ class Explainer:
         least = bare if case.key in STRUCTS and self._median(bare.key, FLOOR) else case
         which = "the same call" if least is case else least.title
         parts = [(f"{least.base}, {which}", self._median(least.key, least.base))]
-        if least.base == FLOOR and not case.key.startswith("attr-"):  # which is several requests
+        if least.base == FLOOR and not case.key.startswith("attr-"):  # those are several requests
             parts += [("the pump instead of libfuse, measured by a memory read", self._pump())]
         if python:
             parts += [("Python, from the pump's call to its return", python)]
@@ -114,7 +114,7 @@ class Explainer:
         return (self.results.beyond(ours, theirs) or 0) / US
 
     def _dma(self, case: Case) -> Profile:
-        """DMA, which asks no server: bench/dma.py under cProfile, minus a run of one call."""
+        """DMA, which makes no request to a server: bench/dma.py under cProfile, minus a run of one call."""
         counts = (1, self.machine.calls or DMAS)
         before, after = (self._seen(replace(self.machine, calls=calls), case) for calls in counts)
         seen = table(difference(before, after), with_warmup(counts[1]) - with_warmup(counts[0]))

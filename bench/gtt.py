@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the shadow GTT gains over walking both tables, and what the engine does in a second.
+"""The gain of the shadow GTT over a walk of both tables, and the speed of the engine.
 
     python bench/gtt.py [MOUNTPOINT]
 
-prints a table: DMA of some sizes through GTT and IOMMU, walking entry by entry and mapping by mapping each
-time, and with the shadow, which knows the pages; the two take turns. With the mountpoint of a lab it also
-measures a vGPU's engine there, of its own (vgpu-8): bandwidth, and the time from the doorbell to the fence.
-Needs the project's root as directory.
+The command prints a table. It has DMA of some sizes through GTT and IOMMU: with a walk by entry and by
+mapping each time, and with the shadow, which knows the pages. The two take turns. With the mountpoint of a
+lab it also measures the engine of a vGPU (vgpu-8) that it creates there: bandwidth, and the time from the
+doorbell to the fence. Run it in the project's root directory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ROUNDS = 300
 
 
 class TwoStages:
-    """No shadow: each page by its entry, and each iova by the database of mappings."""
+    """Translation without the shadow: each page by its entry, and each iova by the database of mappings."""
 
     def __init__(self, gtt: Gtt) -> None:
         self._gtt = gtt
@@ -70,7 +70,7 @@ class TwoStages:
 
 
 class Case(NamedTuple):
-    """How pages are laid out: which iova each entry has, and how many pages a mapping of the IOMMU has."""
+    """A layout of pages: the iova of each entry, and the number of pages of an IOMMU mapping."""
 
     name: str
     order: list[int]
@@ -107,7 +107,7 @@ def translations(process: Process, memory: Memory, video: VideoMemory) -> None:
 
 
 def compare(iommu: Type1, plain: TwoStages, shadow: Shadow, view: memoryview) -> tuple[float, float]:
-    """Microseconds of one transfer into `view`, without and with the shadow, which take turns: medians."""
+    """Microseconds of one transfer into `view`, without and with the shadow: medians. The two take turns."""
     users: tuple[TwoStages | Shadow, ...] = (plain, shadow)
     spent: tuple[list[float], list[float]] = ([], [])
     for number in range(ROUNDS):
@@ -123,7 +123,7 @@ def compare(iommu: Type1, plain: TwoStages, shadow: Shadow, view: memoryview) ->
 
 
 def bandwidth(engine: driver.Gpu, name: str, packet: bytes, size: int) -> None:
-    """Print how fast `packet`, of `size` bytes, goes over and over."""
+    """Print the speed at which the engine executes `packet`, of `size` bytes, repeatedly."""
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -133,7 +133,7 @@ def bandwidth(engine: driver.Gpu, name: str, packet: bytes, size: int) -> None:
 
 
 def latency(engine: driver.Gpu) -> None:
-    """Print the time from the doorbell until the fence is in memory, and until its interrupt is here."""
+    """Print the time from the doorbell until the fence is in memory, and until its interrupt arrives."""
     polled, signalled = [], []
     with eventfd() as done:
         engine.opened.device.eventfds(MSIX, TRIGGER, 0, done)
@@ -169,7 +169,8 @@ def through(mountpoint: Path) -> None:
 
 
 def free_for_others(video: VideoMemory) -> None:
-    """Print how much Python another thread gets done while one moves slices in video memory: its GIL."""
+    """Print how much Python another thread executes while one moves slices in video memory. This shows how
+    long the move holds the GIL."""
     half = MEMORY // 2
 
     def count(seconds: float = 0.5) -> int:

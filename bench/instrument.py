@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs clients against a lab of its own that has an instrument in it (bench/profiled.py), so that no figure
-is ever measured with one."""
+"""Runs clients against a separate lab with an instrument in it (bench/profiled.py). The figures are never
+measured with an instrument."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.profiled import MARK
 from bench.servers import LAB, ROOT, Server, lab_places, start_lab
 
 MOST = 8
-"""Lines of a table."""
+"""The number of lines of a table."""
 
 BEGIN_SECONDS = 20
 
@@ -40,7 +40,8 @@ class Call(NamedTuple):
 
 
 def observed(machine: Machine, instrument: str, use: Callable[[Server], None]) -> Any:
-    """What the instrument says of a lab of bench/lab.toml, from where `use` calls `begin` to its end."""
+    """The report of the instrument on a lab of bench/lab.toml, from the call of `begin` in `use` to the end
+    of `use`."""
     report = _report(machine)
     report.unlink(missing_ok=True)
     program = [sys.executable, "-m", "bench.profiled", instrument, str(report)]
@@ -57,7 +58,7 @@ def _report(machine: Machine) -> Path:
 
 
 def begin(machine: Machine, server: Server) -> None:
-    """From now on the instrument counts."""
+    """Start the instrument's count."""
     os.kill(server.process.pid, MARK)
     deadline = time.monotonic() + BEGIN_SECONDS
     while not _report(machine).exists():
@@ -67,7 +68,7 @@ def begin(machine: Machine, server: Server) -> None:
 
 
 def client(machine: Machine, instrument: str, words: str, calls: int) -> Any:
-    """The same of a client with these words that does its thing `calls` times, on the same processor."""
+    """The instrument's report on a client with these words and `calls` calls, on the same processor."""
     cpus = modes()[PINNED]
 
     def use(server: Server) -> None:
@@ -81,14 +82,15 @@ def client(machine: Machine, instrument: str, words: str, calls: int) -> Any:
 
 
 def place(file: str) -> str:
-    """A source file as everybody knows it, wherever this checkout and Python are."""
+    """The name of a source file, without the place of this checkout or of Python."""
     path = Path(file)
     ours = path.is_relative_to(ROOT) and not path.relative_to(ROOT).parts[0].startswith(".")
     return str(path.relative_to(ROOT)) if ours else _LIBRARY.sub("", file)
 
 
 def table(found: Iterable[Sequence[Any]], calls: int) -> list[Sequence[str]]:
-    """What cProfile saw as lines: function, calls for one of the client, share of what all of Python took."""
+    """The report of cProfile as lines: function, calls for each call of the client, share of Python's
+    time."""
     seen = (Call(*one) for one in found)
     kept = [one for one in seen if one.calls >= 0.1 * calls and one.name not in WAITING]
     whole = sum(one.seconds for one in kept) or 1

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What type1 costs: 65,535 mappings (the kernel's default limit) mapped, hit and unmapped, and DMA by size.
+"""The cost of type1: map, look up and unmap 65,535 mappings (the kernel's default limit), and DMA by size.
 
     python bench/iommu.py [MOUNTPOINT]
 
-prints a table. With the mountpoint of a lab it also measures MAP_DMA and UNMAP_DMA through the mount, against
-an ioctl that does nothing there, with a vGPU of its own (mdpy-vga). Needs the project's root as directory.
+The command prints a table. With the mountpoint of a lab it also measures MAP_DMA and UNMAP_DMA through the
+mount, compared with an ioctl there that does nothing, with a vGPU (mdpy-vga) that it creates. Run it in the
+project's root directory.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ BATCH = 128
 
 
 def each(what: str, calls: Iterable[object], call: Callable[..., object]) -> float:
-    """Time `call` of each of `calls`; prints and returns microseconds for one, the median of batches."""
+    """Time `call` with each of `calls`. Prints and returns the microseconds of one call, the median of
+    batches."""
     values = list(calls)
     batches = []
     for first in range(0, len(values), BATCH):
@@ -49,7 +51,7 @@ def each(what: str, calls: Iterable[object], call: Callable[..., object]) -> flo
 
 
 def orders() -> dict[str, list[int]]:
-    """The iovas of all mappings, as clients may come with them."""
+    """The iovas of all mappings, in orders that clients may use."""
     upwards = [number * STRIDE for number in range(DMA_ENTRY_LIMIT)]
     shuffled = upwards.copy()
     random.Random(1).shuffle(shuffled)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a vGPU costs among how many: created, looked up, listed and removed through the mount.
+"""The cost of a vGPU by the number of vGPUs: to create, look up, list and remove one through the mount.
 
     python bench/lifecycle.py
 
-mounts a lab of its own in a temporary folder and prints a table. Names are not cached, so every lookup is the
-server's. Needs the project's root as directory.
+The command mounts a lab of its own in a temporary folder and prints a table. Names are not cached, so every
+lookup reaches the server. Run it in the project's root directory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ types.tiny = { memory = "1M", description = "a thousandth" }
 
 
 def each(call: Callable[[str], object], names: Iterable[str]) -> float:
-    """Microseconds for a call with one of the names, the median."""
+    """The median of the microseconds of `call` with one name."""
     spent = []
     for name in names:
         start = time.perf_counter()
@@ -55,7 +55,7 @@ def write(path: Path, text: str) -> None:
 
 
 def measure(lab: MountedLab, count: int, there: list[str]) -> None:
-    """Bring the lab to `count` vGPUs, and print what one more costs."""
+    """Bring the lab to `count` vGPUs, and print the cost of one more."""
     create = lab.gpu / "mdev_supported_types/tiny/create"
     while len(there) < count:
         there.append(str(uuid.uuid4()))

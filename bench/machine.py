@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that runs while it is measured, and the places that the words of cases name."""
+"""The servers that run during a measurement, and the places that the words of cases name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EACH = "resident memory of each idle vGPU"
 
 @dataclass
 class Machine:
-    """All that runs while it is measured, and the words that cases use for it."""
+    """The servers that run during a measurement, and the words that cases use for them."""
 
     folder: Path
     stack: ExitStack
@@ -28,7 +28,7 @@ class Machine:
     servers: list[Server] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
     calls: int | None = None
-    """How often each client does its thing; None: as its case says."""
+    """The number of calls of each client. None: the number in its case."""
 
     def keep(self, server: Server) -> Server:
         self.servers.append(server)
@@ -40,7 +40,7 @@ class Machine:
             server.pin(cpus)
 
     def has(self, words: str) -> bool:
-        """Whether all that a case's words name is here."""
+        """Whether all places that a case's words name are present."""
         return all(
             word[1:].partition("}")[0] in {CALLS, *self.places}
             for word in words.split()
@@ -81,7 +81,7 @@ def _start_lab(machine: Machine) -> None:
 
 
 def _start_crowd(machine: Machine) -> None:
-    """A lab with 10,000 idle vGPUs, and what they take."""
+    """Start a lab with 10,000 idle vGPUs, and note their cost."""
     empty = start_lab(machine.folder / "empty")
     machine.facts[EMPTY] = empty.resident
     empty.stop()
@@ -133,7 +133,7 @@ STARTS: Mapping[str, Callable[[Machine], None]] = {
     "lab": _start_lab,
     "crowd": _start_crowd,
 }
-"""By the place that each makes, besides others."""
+"""The functions that start servers, by a place that each makes. A function may make other places too."""
 
 
 def start_all(machine: Machine, places: Collection[str] = STARTS) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the cases: ours and theirs in turn, on one processor and on all, in repetitions."""
+"""Runs the cases: vfsfuse and its peers in turn, on one processor and on all, in repetitions."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from bench.servers import ROOT, say
 
 PINNED, UNPINNED = "same core", "unpinned"
 REPETITIONS: Mapping[str, int] = {PINNED: 5, UNPINNED: 3}
-"""How often each mode runs. The targets apply to the same core."""
+"""The repetitions of each mode. The targets are for the mode with one processor."""
 
 CLIENT_SECONDS = 120
 BEFORE_ALL_MS = 400
-"""In which all of several clients have started."""
+"""Milliseconds in which all of several clients must have started."""
 
 MS = 1_000_000
 
 
 class Step(NamedTuple):
-    """One run; of CLIENTS it is several, of which `words` is each one's file."""
+    """One run. For CLIENTS it is several clients, and `words` is the file of each."""
 
     mode: str
     case: str
@@ -63,7 +63,7 @@ def modes() -> Mapping[str, Collection[int]]:
 
 
 def run(command: list[str]) -> Sample:
-    """Run a client; what it measured."""
+    """Run a client. Returns its measurement."""
     done = subprocess.run(
         command, stdout=subprocess.PIPE, check=True, text=True, cwd=ROOT, timeout=CLIENT_SECONDS
     )
@@ -71,7 +71,7 @@ def run(command: list[str]) -> Sample:
 
 
 def plan(machine: Machine, only: Collection[str], quick: bool) -> list[Step]:
-    """All runs, in order; `only` names cases, and none of them means all."""
+    """All runs in order. `only` names the cases; an empty `only` means all."""
     most = 1 if quick else max(REPETITIONS.values())
     return [
         step
@@ -94,7 +94,7 @@ def _steps(machine: Machine, mode: str) -> Iterator[Step]:
 
 
 class Progress:
-    """How long it still takes, from how long each run took the last time."""
+    """The remaining time, from the duration of each run at the last time."""
 
     def __init__(self, steps: list[Step]) -> None:
         self.todo = steps[::-1]
@@ -102,12 +102,12 @@ class Progress:
         self.took: dict[tuple[str, str], float] = {}
 
     def left(self) -> float:
-        """Seconds."""
+        """The remaining seconds."""
         mean = statistics.fmean(self.took.values()) if self.took else 0
         return sum(self.took.get((step.case, step.subject), mean) for step in self.todo)
 
     def done(self, seconds: float) -> str:
-        """The next run took this long; what to say of it."""
+        """Note the duration of the next run. Returns the text to print."""
         step = self.todo.pop()
         self.took[step.case, step.subject] = seconds
         minutes, rest = divmod(round(self.left()), 60)
@@ -116,7 +116,7 @@ class Progress:
 
 
 def measure(machine: Machine, results: Results, steps: list[Step]) -> None:
-    """Run them all."""
+    """Run all steps."""
     progress, processors = Progress(steps), modes()
     for step in steps:
         began, cpus = time.monotonic(), processors[step.mode]
@@ -142,7 +142,7 @@ def _one(machine: Machine, results: Results, step: Step, cpus: Collection[int]) 
 
 
 def _clients(machine: Machine, results: Results, step: Step, cpus: Collection[int]) -> None:
-    """A client that does little, alone and beside seven busy ones; then a busy one, then eight at once."""
+    """Run a quiet client, alone and beside seven busy ones; then one busy client; then eight at once."""
     files = [step.words.format(number) for number in range(DEVICES)]
 
     def command(words: str, number: int) -> list[str]:
@@ -164,10 +164,10 @@ def _clients(machine: Machine, results: Results, step: Step, cpus: Collection[in
 
 
 def together(commands: list[list[str]]) -> Sample:
-    """Clients that read in the same WINDOW_MS: as p50 and mean the time of a read when those of all clients
-    are counted, which is what throughput says; as p99 the greatest of theirs."""
+    """Run clients that read during the same WINDOW_MS. p50 and mean are the time of a read over all clients,
+    computed from the throughput. p99 is the greatest p99 of a client."""
     clients = [subprocess.Popen(one, stdout=subprocess.PIPE, text=True) for one in commands]
     samples = [parse(client.communicate(timeout=CLIENT_SECONDS)[0]) for client in clients]
-    reads = sum(sample.calls for sample in samples) * 10 / 9  # with the tenth that is not counted
+    reads = sum(sample.calls for sample in samples) * 10 / 9  # with the warm-up tenth, which is not counted
     each = WINDOW_MS * MS / reads
     return samples[0]._replace(p50=each, mean=each, p99=max(sample.p99 for sample in samples))

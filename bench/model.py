@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device that the benchmark measures: a register with hooks in Python, one without, memory, an interrupt.
 
-Its offsets are bench/cases.py's, which knows the device as a client does.
+Its offsets are those of bench/cases.py, which describes the device as clients see it.
 """
 
 from time import monotonic_ns
@@ -57,7 +57,8 @@ class BenchDevice(PciDevice):
         self.start(self.raise_all, count)
 
     async def raise_all(self, count: int) -> None:
-        """Interrupt ``count`` times; after each, the board at the memory's start has how often and when."""
+        """Interrupt ``count`` times. After each, the record at the start of the memory has the number of
+        interrupts and the time."""
         for _ in range(count):
             await trio.sleep(GAP)
             with self.locked():

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vfsfuse` with an instrument in it, for bench/explain.py; never what the figures are measured with.
+"""`vfsfuse` with an instrument in it, for bench/explain.py. The figures are never measured with it.
 
     python -m bench.profiled {callbacks|functions|memory} FILE mount ...
 
-says what was between two SIGUSR2, in FILE as JSON when the command ends; FILE is there from the first one on.
+The command measures from one SIGUSR2 to the next. It writes FILE as JSON when it ends; FILE exists from the
+first signal on.
 
-callbacks   how long each call of the pump into Python took: name -> nanoseconds, in order
-functions   what cProfile saw on all threads: [[file, line, function, calls, seconds], ...]
-memory      what tracemalloc saw: [[file, bytes], ...]
+callbacks   the duration of each call of the pump into Python: name -> nanoseconds, in order
+functions   the report of cProfile on all threads: [[file, line, function, calls, seconds], ...]
+memory      the report of tracemalloc: [[file, bytes], ...]
 """
 
 from __future__ import annotations
@@ -33,22 +34,21 @@ Function = tuple[str, int, str]
 """(file, line, name)"""
 
 Calls = dict[Function, tuple[int, float]]
-"""How often each was called, and the seconds that it took by itself."""
+"""The number of calls of each function, and the seconds that it took by itself."""
 
 
 class Instrument(Protocol):
-    """What looks at a server. Signal handlers take the marks, so on the main thread."""
+    """Observes a server. Signal handlers take the marks, on the main thread."""
 
     def mark(self) -> object:
-        """What there is by now."""
+        """The state by now."""
 
     def between(self, before: Any, after: Any) -> object:
-        """What was between two marks, for JSON."""
+        """The difference between two marks, for JSON."""
 
 
 class Callbacks:
-    """A clock around each Python function that the pump calls (native/call.c). It has to be made before any
-    lane is."""
+    """A clock around each Python function that the pump calls (native/call.c). Make it before any lane."""
 
     def __init__(self) -> None:
         from ioctl_shim import pumped
@@ -60,7 +60,7 @@ class Callbacks:
         vars(pumped)["address"] = self._clocked
 
     def _clocked(self, what: object) -> Any:
-        """The address of `what`, or of its like with a clock if Python runs when it is called."""
+        """The address of `what`. For a Python function, the address of a wrapper with a clock."""
         if isinstance(what, FunctionType | MethodType):
             what = self._timed(what)
             self._kept.append(what)
@@ -89,7 +89,7 @@ class Callbacks:
 
 
 class Functions:
-    """cProfile on each thread that begins from now on, and on this one."""
+    """cProfile on this thread, and on each thread that starts from now on."""
 
     def __init__(self) -> None:
         self._profiles: list[cProfile.Profile] = []
@@ -102,7 +102,7 @@ class Functions:
         profile.enable()
 
     def mark(self) -> Calls:
-        self._profiles[0].disable()  # this thread's: it should not see what is done here
+        self._profiles[0].disable()  # this thread's profile should not contain this method
         found: Calls = {}
         for entry in (entry for profile in self._profiles for entry in profile.getstats()):
             place = _place(entry.code)
@@ -120,13 +120,13 @@ def _place(code: Any) -> Function:
 
 
 def load(file: str) -> Calls:
-    """From a file of `python -m cProfile -o FILE`."""
+    """Read a file of `python -m cProfile -o FILE`."""
     stats: Any = pstats.Stats(file)
     return {place: (calls, own) for place, (_, calls, own, _, _) in stats.stats.items()}
 
 
 def difference(before: Calls, after: Calls) -> list[tuple[str, int, str, int, float]]:
-    """(file, line, name, calls, own seconds) of what came to it."""
+    """(file, line, name, calls, own seconds) of the calls between `before` and `after`."""
     none = (0, 0.0)
     return [
         (*place, calls - before.get(place, none)[0], seconds - before.get(place, none)[1])
@@ -135,7 +135,7 @@ def difference(before: Calls, after: Calls) -> list[tuple[str, int, str, int, fl
 
 
 class Memory:
-    """What is allocated, by the file that does."""
+    """The allocated memory, by the source file that allocates it."""
 
     def __init__(self) -> None:
         tracemalloc.start()
@@ -164,7 +164,7 @@ def main() -> int:
         Path(file).touch()
 
     signal.signal(MARK, mark)
-    from vfsfuse.cli import main as vfsfuse  # after the instrument: it has to be there when a lane is made
+    from vfsfuse.cli import main as vfsfuse  # after the instrument, which must exist before a lane is made
 
     status = vfsfuse(arguments)
     Path(file).write_text(json.dumps(instrument.between(*marks)))

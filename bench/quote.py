@@ -3,8 +3,9 @@
 
     python -m bench.quote
 
-replaces the text between `<!-- quoted from bench/RESULTS.md: TITLE -->` and `<!-- end of quotation -->` by
-the section TITLE, so that no figure has two values. A run of the benchmark does the same at its end.
+The command replaces the text between `<!-- quoted from bench/RESULTS.md: TITLE -->` and `<!-- end of
+quotation -->` by the section TITLE, so that no figure has two values. A run of the benchmark does the same at
+its end.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def sections(results: str) -> dict[str, str]:
 
 
 def quoted(document: str, results: str) -> str:
-    """The document with every quotation taken from the results; a section that they lack becomes empty."""
+    """The document with every quotation replaced from the results. A section that is missing there is
+    empty."""
     known = sections(results)
 
     def quotation(found: re.Match[str]) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/RESULTS.md: a summary, the targets, profiles that explain the targets not met, and every figure."""
+"""bench/RESULTS.md: a summary, the targets, profiles that explain missed targets, and every figure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.targets import TARGETS, Facts, Found, missed, neighbours
 
 US, MS = 1e3, 1e6
 FEW = 100
-"""With fewer samples a p99 means nothing."""
+"""The fewest samples for which a p99 is shown. With fewer it means nothing."""
 
 CLIENTS: Mapping[str, str] = {
     ALONE: "a read every 0.5 ms, alone",
@@ -37,7 +37,7 @@ at least {few} samples. docs/performance.md explains what is measured, and how."
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that is reported. `counts` has system calls by case and subject."""
+    """The contents of the report. `counts` has system calls by case and subject."""
 
     results: Results
     facts: Facts
@@ -70,7 +70,7 @@ class Report:
         return INTRODUCTION.format(pinned=pinned, unpinned=unpinned, few=FEW)
 
     def _summary(self) -> Iterator[str]:
-        """What the README quotes."""
+        """The summary that the README quotes."""
         ours, floor = (Key("read-hook", subject, PINNED) for subject in (OURS, FLOOR))
         ratio = self.results.ratio(ours, floor)
         if ratio is not None:
@@ -116,7 +116,7 @@ class Report:
                 yield f"  - {subject}: {_percentiles(ordered[len(ordered) // 2])}"
 
     def _round(self) -> Iterator[str]:
-        """How long one turn of eight clients takes on one processor, whichever server answers."""
+        """The duration of one turn of eight clients on one processor, which no server can avoid."""
         one = self.results.median(Key(ONE, OURS, PINNED))
         alone = self.results.median(Key(ALONE, OURS, PINNED), "p99")
         floor = neighbours(self.results, self.facts, FLOOR)
@@ -164,7 +164,7 @@ class Report:
 
 
 def machine() -> Iterator[str]:
-    """The machine that made the figures."""
+    """The description of the machine that made the figures."""
     info = _text("/proc/cpuinfo").splitlines()
     models = (line.partition(": ")[2] for line in info if line.startswith("model name"))
     memory = int(_text("/proc/meminfo").split()[1]) / (1 << 20)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples in nanoseconds: how programs print them (one line, as bench/client.c), and what is kept of them."""
+"""Samples in nanoseconds: their printed form (one line, as bench/client.c prints it), and the results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PARTS = (0, 0.1, 0.5, 0.9, 0.99, 0.999, 1)
 
 
 class Sample(NamedTuple):
-    """One run: how many calls, and nanoseconds of one."""
+    """One run: the number of calls, and the nanoseconds of one."""
 
     calls: int
     min: float
@@ -28,18 +28,18 @@ class Sample(NamedTuple):
 
 
 def clock_cost() -> int:
-    """Nanoseconds that a sample of nothing has."""
+    """The nanoseconds of a sample that measures nothing."""
     return min(-(time.perf_counter_ns() - time.perf_counter_ns()) for _ in range(1000))
 
 
 def with_warmup(calls: int) -> int:
-    """How many there are when the tenth that warms up is counted."""
+    """The number of calls together with the tenth that warms up."""
     return calls + max(1, calls // 10)
 
 
 def timed(call: Callable[[], object], calls: int) -> None:
-    """Time each of `calls`, after a tenth of them that warm up, and print a Sample. What reading the clock
-    takes is taken off, as bench/client.c does."""
+    """Time each of `calls`, after a tenth of them that warm up, and print a Sample. The time to read the
+    clock is subtracted, as bench/client.c does."""
     cost = clock_cost()
     spent = []
     for number in range(with_warmup(calls)):
@@ -67,7 +67,7 @@ def parse(line: str) -> Sample:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a run was of: a case, a subject, and how it was put on processors."""
+    """The identity of a run: a case, a subject, and the mode (its processors)."""
 
     case: str
     subject: str
@@ -75,7 +75,7 @@ class Key:
 
 
 class Results:
-    """All runs, one of each key a repetition."""
+    """All runs. Each repetition has one run of each key."""
 
     def __init__(self) -> None:
         self.runs: dict[Key, list[Sample]] = defaultdict(list)
@@ -84,25 +84,26 @@ class Results:
         self.runs[key].append(sample)
 
     def repetitions(self, mode: str) -> int:
-        """How often what was measured most was."""
+        """The largest number of repetitions of a key."""
         return max((len(runs) for key, runs in self.runs.items() if key.mode == mode), default=0)
 
     def median(self, key: Key, field: str = "p50") -> float | None:
-        """The median of the repetitions, in nanoseconds; None when it was not measured."""
+        """The median of the repetitions in nanoseconds. None when the key was not measured."""
         runs = self.runs.get(key)
         return statistics.median(getattr(run, field) for run in runs) if runs else None
 
     def ratio(self, key: Key, base: Key, field: str = "p50") -> float | None:
-        """How much longer `key` takes than `base`: the median of the repetitions' own ratios."""
+        """The ratio of `key` to `base`: the median of the ratios of each repetition."""
         ratios = [one / max(other, 1) for one, other in self._pairs(key, base, field)]
         return statistics.median(ratios) if ratios else None
 
     def beyond(self, key: Key, base: Key, field: str = "p50") -> float | None:
-        """How many nanoseconds longer `key` takes, likewise."""
+        """The difference of `key` and `base` in nanoseconds: the median of the differences of each
+        repetition."""
         differences = [one - other for one, other in self._pairs(key, base, field)]
         return statistics.median(differences) if differences else None
 
     def _pairs(self, key: Key, base: Key, field: str) -> Iterator[tuple[float, float]]:
-        """Of runs beside each other."""
+        """The values of both keys, by repetition."""
         for one, other in zip(self.runs.get(key, ()), self.runs.get(base, ()), strict=False):
             yield getattr(one, field), getattr(other, field)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers of mounts: how each is started, put on a processor, and ended; and what a lab has in it."""
+"""The servers of mounts: starts them, puts them on processors and ends them. Also the contents of a lab."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ class Server:
         self.process, self.mountpoint = process, mountpoint
 
     def pin(self, cpus: Collection[int]) -> None:
-        """Let all its threads run on these processors only."""
+        """Have all threads of the server run on these processors only."""
         for thread in os.listdir(f"/proc/{self.process.pid}/task"):
             os.sched_setaffinity(int(thread), cpus)
 
     @property
     def resident(self) -> int:
-        """Bytes of memory that it has now."""
+        """Bytes of memory that the server has now."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) * 1024
 
     def stop(self) -> None:
-        """Unmount it, and wait for its end."""
+        """Unmount the server's mount, and wait for its end."""
         unmount = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
         subprocess.run([*unmount, self.mountpoint], check=False, stderr=subprocess.DEVNULL)
         try:
@@ -55,7 +55,7 @@ class Server:
 
 
 def start_lab(mountpoint: Path, *options: str | Path, program: Sequence[str] = VFSFUSE) -> Server:
-    """vfsfuse, once its tree answers."""
+    """Start vfsfuse. Returns when its tree answers."""
     mountpoint.mkdir(exist_ok=True)
     reader, writer = os.pipe()
     command = [*program, "mount", "--foreground", "--log-level", "warning", "--ready-fd", str(writer)]
@@ -69,7 +69,7 @@ def start_lab(mountpoint: Path, *options: str | Path, program: Sequence[str] = V
 
 
 def start_mounted(command: Sequence[str | Path], mountpoint: Path) -> Server:
-    """A server that stays in the foreground, once its mount is there."""
+    """Start a server that stays in the foreground. Returns when its mount exists."""
     mountpoint.mkdir(exist_ok=True)
     process = subprocess.Popen([*command, mountpoint], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + READY_SECONDS
@@ -99,7 +99,7 @@ def create(lab: Path, parent: str, type_name: str) -> Vgpu:
 
 
 def create_idle(server: Server, count: int) -> list[str]:
-    """Create idle vGPUs; their names."""
+    """Create idle vGPUs. Returns their names."""
     names = [str(uuid.uuid4()) for _ in range(count)]
     file = (server.mountpoint / "sys/class/mdev_bus/many/mdev_supported_types/idle/create").resolve()
     for name in names:
@@ -108,7 +108,7 @@ def create_idle(server: Server, count: int) -> list[str]:
 
 
 def lab_places(server: Server) -> dict[str, str]:
-    """The places of a lab of bench/lab.toml, whose vGPUs are created here."""
+    """Create the vGPUs of a lab of bench/lab.toml. Returns its places."""
     vgpus = [create(server.mountpoint, "bench", "bench-1") for _ in range(DEVICES)]
     parent = (server.mountpoint / "sys/class/mdev_bus/bench").resolve()
     places = {f"device{number}": str(vgpu.cdev) for number, vgpu in enumerate(vgpus)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The performance targets, as a table, and how each one is measured."""
+"""The performance targets, as a table, with the function that measures each one."""
 
 from __future__ import annotations
 
