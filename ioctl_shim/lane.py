@@ -81,9 +81,9 @@ class OpenRequest:
 class Opened:
     """The answer to an open: the file, and the parts of it that the pump may answer or map by itself.
 
-    With `regions` its reads and writes are theirs. A `stream` has no position, and so neither seeks nor
-    preads. `submit` runs the ioctls that the file leaves to a thread that may wait, and all that have a size;
-    with None those are the lane's worker and the pump."""
+    If `regions` is set, it serves the reads and writes. A `stream` has no position: it cannot seek, and it
+    has no pread. `submit` runs the ioctls that the file leaves to a thread that may wait, and all ioctls that
+    have a size. None means the worker of the lane for the former, and the pump for the latter."""
 
     file: LaneFile
     memory: pumped.PumpRegions | None = None
