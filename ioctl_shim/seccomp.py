@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One ioctl of a program, caught by a seccomp filter and answered with a new descriptor in that program.
 
-`install` runs in the only thread of a process that is about to exec the program.  A `Listener` belongs to the
-one thread that reads it, in another process.  Source: seccomp_unotify(2), <linux/seccomp.h>.
+`install` runs in the only thread of a process that is about to exec the program.  A `SeccompListener` belongs
+to the one thread that reads it, in another process.  Source: seccomp_unotify(2), <linux/seccomp.h>.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def install(cmd: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class TrappedCall:
     """A caught ioctl(`fd`, `cmd`, `arg`) of thread `tid`, which sleeps until the call is answered by its
     `id`."""
 
@@ -42,7 +42,7 @@ class Call:
     arg: int
 
 
-class Listener:
+class SeccompListener:
     """The end of a filter that receives its calls and answers them; owns the descriptor `fd`.
 
     POLLIN on `fd`: a call waits.  POLLHUP: the last thread under the filter has ended.
@@ -54,34 +54,34 @@ class Listener:
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
-    def receive(self) -> Call:
+    def receive(self) -> TrappedCall:
         """The next call; blocks when there is none."""
         row = ffi.new("struct shim_seccomp_call *")
         _check(lib.shim_seccomp_receive(self.fd, row), "receiving a call")
-        return Call(row.id, row.tid, row.fd, row.cmd, row.arg)
+        return TrappedCall(row.id, row.tid, row.fd, row.cmd, row.arg)
 
-    def borrow(self, call: Call) -> int:
+    def borrow(self, call: TrappedCall) -> int:
         """A duplicate of the caller's `call.fd`, for us to close.  Raises OSError(EBADF, ESRCH, EPERM)."""
         return Caller(call.tid).borrow(call.fd)
 
-    def check(self, call: Call) -> None:
+    def check(self, call: TrappedCall) -> None:
         """Return if `call.tid` still is the caller.  All that was taken from that thread before is then the
         caller's."""
         _check(lib.shim_seccomp_valid(self.fd, call.id), "checking a call")
 
-    def proceed(self, call: Call) -> None:
+    def proceed(self, call: TrappedCall) -> None:
         """Let the kernel carry `call` out as if there were no filter."""
         _check(lib.shim_seccomp_proceed(self.fd, call.id), "passing a call on")
 
-    def fail(self, call: Call, error: int) -> None:
+    def fail(self, call: TrappedCall, error: int) -> None:
         """`call` returns -1 with errno `error`."""
         _check(lib.shim_seccomp_fail(self.fd, call.id, error), "failing a call")
 
-    def succeed(self, call: Call, value: int) -> None:
+    def succeed(self, call: TrappedCall, value: int) -> None:
         """`call` returns `value`, 0 or more."""
         _check(lib.shim_seccomp_succeed(self.fd, call.id, value), "answering a call")
 
-    def install_fd(self, call: Call, fd: int) -> int:
+    def install_fd(self, call: TrappedCall, fd: int) -> int:
         """Put a close-on-exec duplicate of our `fd` into the caller.  Returns its number there.  The call
         still waits for its answer.
 

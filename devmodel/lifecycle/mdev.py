@@ -23,7 +23,7 @@ from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import ParentSpec, TypeSpec
 from devmodel.vfio.group import Assignable, Group
 
-UNLIMITED = 2**31 - 1
+MANY_INSTANCES = 2**31 - 1
 """What ``available_instances`` counts to when nothing bounds a type."""
 
 
@@ -58,7 +58,7 @@ class Parent:
 
     def room_for(self, share: Share) -> int:
         """How many such shares are left, exactly."""
-        limits = [UNLIMITED]
+        limits = [MANY_INSTANCES]
         if share.memory:
             limits.append(self.memory_free // share.memory)
         if self.slots_free is not None and share.slots:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from ioctl_shim.abi import CLAIM_DEVICE, PREPARE_DEVICE
 from ioctl_shim.client import Caller
-from ioctl_shim.seccomp import Call, Listener
+from ioctl_shim.seccomp import SeccompListener, TrappedCall
 
 _NAME_BYTES = 256
 _PREPARE = struct.Struct(f"Q{_NAME_BYTES}sIxxxxQ")  # struct vfsfuse_prepare_device
@@ -41,7 +41,7 @@ def _closing(fd: int) -> Iterator[int]:
 class Broker:
     """Answers the calls that `listener` catches, with devices of the lab whose root directory is `lab_fd`."""
 
-    def __init__(self, listener: Listener, lab_fd: int) -> None:
+    def __init__(self, listener: SeccompListener, lab_fd: int) -> None:
         self._listener = listener
         self._lab_fd = lab_fd
         self._lab_dev = os.fstat(lab_fd).st_dev
@@ -62,7 +62,7 @@ class Broker:
                 traceback.print_exc(file=sys.stderr)
                 self._listener.fail(call, errno.EIO)
 
-    def _device_fd(self, call: Call) -> int:
+    def _device_fd(self, call: TrappedCall) -> int:
         """The number of a new descriptor in the caller."""
         group = _stat(call)
         if group.st_dev != self._lab_dev:
@@ -91,7 +91,7 @@ class Broker:
         return os.open(f"dev/vfio/{name}", os.O_RDWR | os.O_CLOEXEC, dir_fd=self._lab_fd)
 
 
-def _stat(call: Call) -> os.stat_result:
+def _stat(call: TrappedCall) -> os.stat_result:
     """stat(2) of the caller's file, without a reference to the file."""
     try:
         return os.stat(f"/proc/{call.tid}/fd/{call.fd}")

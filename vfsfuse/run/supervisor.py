@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ioctl_shim.seccomp import Listener
+from ioctl_shim.seccomp import SeccompListener
 from vfsfuse.run import namespace
 from vfsfuse.run.devicefd import Broker
 from vfsfuse.run.privatelab import PrivateLab
@@ -135,7 +135,7 @@ def _serve_run(plan: RunPlan, talk: socket.socket, lab: PrivateLab | None) -> No
     message, fds, _, _ = socket.recv_fds(talk, _MESSAGE_BYTES, 1)
     if message != FILTER:
         raise ConnectionResetError("no listener came")
-    listener = Listener(fds[0])
+    listener = SeccompListener(fds[0])
     broker = Broker(listener, root)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     talk.send(ARMED)
@@ -144,7 +144,7 @@ def _serve_run(plan: RunPlan, talk: socket.socket, lab: PrivateLab | None) -> No
     _loop(listener, broker, lab)
 
 
-def _loop(listener: Listener, broker: Broker, lab: PrivateLab | None) -> None:
+def _loop(listener: SeccompListener, broker: Broker, lab: PrivateLab | None) -> None:
     """Answer calls until the last thread under the filter has ended."""
     poll = select.poll()
     poll.register(listener.fd, select.POLLIN)
