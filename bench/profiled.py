@@ -89,11 +89,15 @@ class Callbacks:
 
 
 class Functions:
-    """cProfile on this thread, and on each thread that starts from now on."""
+    """cProfile on this thread, and on each thread that starts from now on.
+
+    Since Python 3.12 one profile sees all threads, and a second one cannot be enabled beside it.
+    """
 
     def __init__(self) -> None:
         self._profiles: list[cProfile.Profile] = []
-        threading.setprofile(self._begin)
+        if sys.version_info < (3, 12):
+            threading.setprofile(self._begin)
         self._begin()
 
     def _begin(self, *_: object) -> None:
