@@ -90,16 +90,11 @@ class CallPoint:
         listener = self.listener
         if listener is None:
             return function()
-        try:
+        with _told(listener, call):
             delay = _begin(listener, call)
             if delay > 0:
                 wait(delay)
             call.result = result = function()
-        except BaseException as error:
-            call.error = error
-            raise
-        finally:
-            _end(listener, call)
         return result
 
     async def run_async(
@@ -112,16 +107,11 @@ class CallPoint:
         listener = self.listener
         if listener is None:
             return await function()
-        try:
+        with _told(listener, call):
             delay = _begin(listener, call)
             if delay > 0:
                 await wait(delay)
             call.result = result = await function()
-        except BaseException as error:
-            call.error = error
-            raise
-        finally:
-            _end(listener, call)
         return result
 
     def run_locked(self, call: Call, function: Callable[[], T]) -> T:
@@ -243,9 +233,16 @@ def lifecycle_change(
 
 
 def _signal(listener: Listener, call: Call, function: Callable[[], object]) -> None:
-    try:
+    with _told(listener, call):
         function()
-    except Exception as error:
+
+
+@contextlib.contextmanager
+def _told(listener: Listener, call: Call) -> Iterator[None]:
+    """Tell the listener of the end of a call, with its error."""
+    try:
+        yield
+    except BaseException as error:
         call.error = error
         raise
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from functools import partial
 
 import pytest
 import trio
@@ -145,7 +146,7 @@ def test_late_interrupts_come_in_the_order_of_their_times(point: CallPoint) -> N
     came, done = list[int](), threading.Event()
     for number, delay in enumerate((0.06, 0.02, 0.04)):
         account(point).delay = delay
-        point.signal(call(), lambda number=number: came.append(number))  # type: ignore[misc]
+        point.signal(call(), partial(came.append, number))
     account(point).delay = 0.1
     point.signal(call(), done.set)
     assert done.wait(SECONDS)
