@@ -54,7 +54,9 @@ def named() -> set[str]:
 def test_every_constant_has_the_headers_value(tmp_path: Path) -> None:
     names = in_header(re.findall(r"#define (VFIO_\w+)", CDEF.read_text()), named())
     assert len(names) > 30
-    assert evaluate(names, tmp_path) == {name: getattr(lib, name) for name in names}
+    # -1, for one, is printed as the unsigned number of 64 bits that it converts to.
+    ours = {name: getattr(lib, name) & 2**64 - 1 for name in names}
+    assert evaluate(names, tmp_path) == ours
 
 
 def test_every_struct_has_the_headers_layout(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     early: list[int] = []
     for number in ENDING:  # before trio listens and during cleanup: a signal must not leave a dead mount
         signal.signal(number, lambda number, _: early.append(number))
+        signal.siginterrupt(number, False)  # libfuse gives up mounting when its waitpid(2) is interrupted
     tree = Tree()
     inodes = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is RemovalPolicy.WAIT)
     calls = CallPoint()

@@ -55,7 +55,9 @@ def interrupts_of_transfer(console: Console, slot: int, size: int = SERIAL_BYTES
 
     Returns how many interrupts the guest counted for that port meanwhile.
     """
-    name = console.check(f"basename /sys/bus/pci/devices/0000:00:{slot:02x}.0/tty/ttyS*").strip()
+    # Since Linux 6.5 there are two devices of the serial bus between a PCI function and its tty.
+    function = f"/sys/bus/pci/devices/0000:00:{slot:02x}.0/"
+    name = console.check(f"basename $(find {function} -path '*/tty/ttyS*' -prune)").strip()
     script = SERIAL_SCRIPT.format(port=f"/dev/{name}", name=name, size=size, kib=size >> 10)
     before, after, sent, _, received, _ = console.check(script, SERIAL_SECONDS).split()
     assert sent == received, f"{size} bytes came back changed"
