@@ -190,7 +190,10 @@ class LateCalls:
 
     def _run(self) -> None:
         while (call := self._next()) is not None:
-            call()
+            try:
+                call()
+            except Exception:  # the calls after it are still made
+                log.exception("a late call failed")
 
     def _next(self) -> Callable[[], None] | None:
         with self._changed:

@@ -29,17 +29,16 @@ VFIO_PCI = "vfio-pci"
 class PciFunction(VfioPciFunction):
     """A PCI function that drivers bind: its host driver, vfio-pci, or none."""
 
-    __slots__ = ("address", "driver", "driver_override", "vfio_minor")
+    __slots__ = ("driver", "driver_override", "vfio_minor")
 
     def __init__(
         self, address: PciAddress, group: Group, device: PciDevice, bus: list[VfioPciFunction]
     ) -> None:
         """The function adds itself to ``bus``."""
-        self.address = address
         self.driver: str | None = None
         self.driver_override: str | None = None
         self.vfio_minor: int | None = None
-        super().__init__(str(address), group, device, bus)
+        super().__init__(address, group, device, bus)
 
     @property
     @abstractmethod

@@ -17,6 +17,7 @@ from uuid import UUID
 from devmodel.device.pci import MsixTable, PciDevice, PciRegion
 from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.ioeventfd import IoWrite
+from devmodel.pci.address import PciAddress
 from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.flags import IOEVENTFD_SIZES
 from devmodel.vfio.group import Assignable, DeviceFile, Group
@@ -29,15 +30,18 @@ class VfioPciFunction(Assignable):
     ``bus`` has all functions of its bus, itself included. A hot reset resets them together.
     """
 
-    __slots__ = ("_device", "bus")
+    __slots__ = ("_device", "address", "bus")
     emulated_iommu = False
 
-    def __init__(self, name: str, group: Group, device: PciDevice, bus: list[VfioPciFunction]) -> None:
+    def __init__(
+        self, address: PciAddress, group: Group, device: PciDevice, bus: list[VfioPciFunction]
+    ) -> None:
         """The function adds itself to ``bus``."""
+        self.address = address
         self._device = device
         self.bus = bus
         self.bus.append(self)
-        super().__init__(name, group, joined=False)
+        super().__init__(str(address), group, joined=False)
 
     @property
     def device(self) -> PciDevice:
@@ -93,7 +97,7 @@ class VfioPciFunction(Assignable):
 class Dependent(NamedTuple):
     """A function that a hot reset also resets: its address, its group, and whether the client owns it."""
 
-    name: str
+    address: PciAddress
     group: int
     owned: bool
 
@@ -130,7 +134,7 @@ def hot_reset_info(opened: DeviceFile) -> HotResetInfo:
     """The functions that a hot reset of the device resets.  Raises ``OSError(ENOTTY)``."""
     function = driven(opened)
     bus = tuple(function.bus)  # the trio thread adds and removes virtual functions
-    functions = [Dependent(each.name, each.group.number, each is function) for each in bus]
+    functions = [Dependent(each.address, each.group.number, each is function) for each in bus]
     return HotResetInfo(opened.by_cdev, bus == (function,), functions)
 
 

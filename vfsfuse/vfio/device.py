@@ -17,7 +17,6 @@ from uuid import UUID
 from devmodel.device.base import Device
 from devmodel.device.display import Plane
 from devmodel.irq.irqs import IrqIndex
-from devmodel.pci.address import PciAddress
 from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.features import FeatureData, WakeUp, feature
 from devmodel.vfio.flags import DeviceFeature
@@ -253,7 +252,7 @@ def _ownership(found: HotResetInfo) -> int:
 
 
 def _dependent(each: Dependent, by_device: bool) -> bytes:
-    place, owner = PciAddress.parse(each.name), each.group
+    place, owner = each.address, each.group
     if by_device:
         owner = lib.VFIO_PCI_DEVID_OWNED if each.owned else NOT_OWNED
     device = {"group_id": owner, "segment": place.segment, "bus": place.bus, "devfn": place.devfn}
