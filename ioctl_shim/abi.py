@@ -132,8 +132,11 @@ def native_rows(kind: Kind) -> Any:
     return table
 
 
-_FETCHED: Any = lib.lane_argument()
-_VALUES: dict[str, Any] = {row.name: ffi.cast(row.pointer, _FETCHED.data) for row in ROWS}
+_FETCHED: tuple[Any, ...] = tuple(map(lib.lane_argument, range(lib.LANE_SLOTS + 1)))
+"""The struct lane_argument of each pump, by its slot.  There is none for slot 0, which is no pump."""
+_VALUES: tuple[dict[str, Any], ...] = tuple(
+    {row.name: ffi.cast(row.pointer, fetched.data) for row in ROWS} if fetched else {} for fetched in _FETCHED
+)
 
 
 class Argument:
@@ -142,21 +145,21 @@ class Argument:
     Raises OSError(EFAULT) when the pointer cannot be read and OSError(EINVAL) when argsz is less than the
     row's minsz.  `value` is the struct as cffi cdata, zero beyond minsz; only `reply` writes to the client.
 
-    On the pump thread the pump has `fetched` the struct already, and writes it back after the handler has
-    returned. Do not keep `value` longer than that.
+    A pump has fetched the struct already, and writes it back after the handler has returned. Do not keep
+    `value` longer than that. `slot` is the pump's, and 0 on any other thread.
     """
 
-    __slots__ = ("_arg", "_fetched", "_tid", "argsz", "row", "value")
+    __slots__ = ("_arg", "_slot", "_tid", "argsz", "row", "value")
 
-    def __init__(self, row: Row, tid: int, arg: int, fetched: bool = False) -> None:
-        self.row, self._tid, self._arg, self._fetched = row, tid, arg, fetched
-        if not fetched:
+    def __init__(self, row: Row, tid: int, arg: int, slot: int = 0) -> None:
+        self.row, self._tid, self._arg, self._slot = row, tid, arg, slot
+        if not slot:
             self.value: Any = ffi.new(row.pointer)
             Caller(tid).read_into(arg, self.value, row.minsz)
-        elif _FETCHED.error:
-            raise OSError(-_FETCHED.error, f"{row.name}: the struct at {arg:#x} cannot be read")
+        elif error := _FETCHED[slot].error:
+            raise OSError(-error, f"{row.name}: the struct at {arg:#x} cannot be read")
         else:
-            self.value = _VALUES[row.name]
+            self.value = _VALUES[slot][row.name]
         self.argsz: int = self.value.argsz
         if self.argsz < row.minsz:
             raise OSError(errno.EINVAL, f"{row.name}: argsz {self.argsz} is less than {row.minsz}")
@@ -167,8 +170,8 @@ class Argument:
         argsz, size = self.argsz, self.row.size
         if argsz < size:
             size = argsz
-        if self._fetched and not chain:
-            _FETCHED.reply = size
+        if self._slot and not chain:
+            _FETCHED[self._slot].reply = size
         elif chain:
             Caller(self._tid).write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)
         else:

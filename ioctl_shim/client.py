@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ioctl_shim import procfs
@@ -90,31 +90,53 @@ class Caller:
             raise OSError(-error, f"writing {size} bytes at {vaddr:#x}: {os.strerror(-error)}")
 
     @contextmanager
-    def borrowed(self, fd: int) -> Iterator[int]:
-        """A duplicate of the client's descriptor `fd`, closed at the end.  Raises OSError as `borrow`."""
-        copy = self.borrow(fd)
+    def borrowed_of(self, fd: int, st_dev: int) -> Iterator[int | None]:
+        """A duplicate of the client's descriptor `fd`, closed at the end, if it is a file of the mount
+        `st_dev`.  None for any other file.  Asks no file system.  Raises OSError(EBADF, ESRCH, EPERM)."""
+        copy: int | None
+        with self._lending(lambda pidfd, fd: int(lib.shim_borrow_file(pidfd, self.tid, fd, st_dev))) as lend:
+            try:
+                copy = lend(fd)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                copy = None
         try:
             yield copy
         finally:
-            os.close(copy)
+            if copy is not None:
+                os.close(copy)
+
+    def borrow_eventfd(self, fd: int) -> int:
+        """A duplicate of the client's eventfd `fd`. The caller must close it.
+
+        Raises OSError(EBADF, EINVAL, ESRCH, EPERM); EINVAL for a descriptor of another kind of file.  Such a
+        file may have a file system that never answers, so it is not touched.
+        """
+        with self.lending_eventfds() as lend:
+            return lend(fd)
+
+    def lending_eventfds(self) -> AbstractContextManager[Callable[[int], int]]:
+        """A function that borrows eventfds of the client, one a call.  It raises OSError as
+        `borrow_eventfd`."""
+        return self._lending(lambda pidfd, fd: int(lib.shim_borrow_eventfd(pidfd, self.tid, fd)))
 
     def borrow(self, fd: int) -> int:
-        """A duplicate of the client's descriptor `fd`. The caller must close it.
+        """A duplicate of the client's descriptor `fd`, whatever its kind. The caller must close it, which may
+        wait for the file's file system.
 
         Raises OSError(EBADF, ESRCH, EPERM).
         """
-        with self.lending() as lend:
+        with self._lending(lib.shim_pidfd_getfd) as lend:
             return lend(fd)
 
     @contextmanager
-    def lending(self) -> Iterator[Callable[[int], int]]:
-        """A function that borrows descriptors of the client, one a call; all are closed at the end.
-
-        The function raises OSError as `borrow`."""
+    def _lending(self, take: Callable[[int, int], int]) -> Iterator[Callable[[int], int]]:
+        """A function that calls `take` with a pidfd of the client and a descriptor number."""
         pidfd = self._pidfd()
 
         def lend(fd: int) -> int:
-            copy = int(lib.shim_pidfd_getfd(pidfd, fd))
+            copy = take(pidfd, fd)
             _check(copy, f"descriptor {fd} of thread {self.tid}")
             return copy
 

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device lane in Python: native/pump.c calls it once for each request that it cannot answer itself.
 
-The pump thread owns the file table: open and release both run there.  The worker thread serves ioctls that
-make a request to the mount; it only looks tokens up.  cffi binds `extern "Python"` functions once a process,
-so there is one Lane a process.
+The pump owns the file table: open and release both run there.  Ioctls that may wait, for a client or for
+this mount, run on threads of `CallThreads`; they only look tokens up.  A pump that is held up nevertheless is
+replaced by another thread (native/pump.c), so two pumps may be in a handler at once; whatever they share has
+a lock.  cffi binds `extern "Python"` functions once a process, so there is one Lane a process.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from ioctl_shim import pumped
 from ioctl_shim._native import ffi, lib
+from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.lanefile import (
     ALWAYS_READY,
     DeferringFile,
@@ -83,7 +84,7 @@ class Opened:
 
     If `regions` is set, it serves the reads and writes. A `stream` has no position: it cannot seek, and it
     has no pread. `submit` runs the ioctls that the file leaves to a thread that may wait, and all ioctls that
-    have a size. None means the worker of the lane for the former, and the pump for the latter."""
+    have a size. None means the threads of the lane for the former, and the pump for the latter."""
 
     file: LaneFile
     memory: pumped.PumpRegions | None = None
@@ -119,24 +120,26 @@ class _OpenFile:
 
 
 class Lane:
-    """The callbacks of the pump, which run on its thread.  `opener` answers opens and raises OSError."""
+    """The callbacks of the pump, which run on its thread.  `opener` answers opens and raises OSError.
+    `threads` make the calls that may wait."""
 
-    def __init__(self, opener: Callable[[OpenRequest], Opened], names: InodeOperations) -> None:
-        self._opener = opener
+    def __init__(
+        self, opener: Callable[[OpenRequest], Opened], names: InodeOperations, threads: CallThreads
+    ) -> None:
+        self._opener, self._threads = opener, threads
         self._called = (_errno_of, names.show, names.lookup, names.stat, names.readlink)
         self._files: dict[int, _OpenFile] = {}
         self._tokens = itertools.count(1)
         self._pending: dict[int, PendingRequest] = {}
-        self._deferred: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         for name in ("open", "read", "write", "ioctl", "poll", "interrupt", "release"):
             ffi.def_extern(name=f"lane_on_{name}", onerror=self._failed)(getattr(self, f"_on_{name}"))
         lib.lane_set_python(ffi.new("struct lane_python *", [pumped.address(each) for each in self._called]))
 
     def start(self) -> None:
-        """Start the pump and the worker; call it once pyfuse3.init() has mounted."""
+        """Start the pump and its watchdog; call it once pyfuse3.init() has mounted."""
         if not lib.lane_supplied():
             raise RuntimeError("pyfuse3 was imported before ioctl_shim: its libfuse symbols bound elsewhere")
-        for target, name in ((lib.lane_pump, "device-lane"), (self._work, "device-lane-worker")):
+        for target, name in ((lib.lane_pump, "device-lane"), (lib.lane_watch, "lane-watchdog")):
             threading.Thread(target=target, name=name, daemon=True).start()
 
     def stop(self) -> None:
@@ -146,8 +149,8 @@ class Lane:
             log.warning("device lane: a call into Python does not return")
 
     def file_of(self, fd: int) -> LaneFile | None:
-        """The lane's open file behind `fd`, which must be a descriptor on this mount.  Worker thread only,
-        because the lookup is an ioctl that the pump answers."""
+        """The lane's open file behind `fd`, which must be a descriptor on this mount.  Not on a pump, because
+        the lookup is an ioctl that the pump answers."""
         found = self._files.get(lib.lane_identify(fd))
         return None if found is None else found.file
 
@@ -160,7 +163,7 @@ class Lane:
         )
         request.token = token = next(self._tokens)
         called = self._callable(opened, request)
-        submit = opened.submit or self._deferred.put
+        submit = opened.submit or self._threads.submit
         self._files[token] = _OpenFile(opened.file, opened.memory, called, submit, opened.submit)
         request.region = opened.region
         request.backing_id = opened.backing_id
@@ -236,10 +239,6 @@ class Lane:
     def _on_release(self, token: int) -> None:
         self._files.pop(token).file.release()
 
-    def _work(self) -> None:
-        while True:
-            self._deferred.get()()
-
 
 def _sized_ioctl(opened: _OpenFile, native: Any) -> int:
     data = ffi.buffer(native.data, native.data_size)[:] if native.data_size else b""
@@ -265,11 +264,11 @@ def _finish_sized(unique: int, file: LaneFile, call: SizedIoctl, room: int) -> N
 
 
 def _finish_ioctl(unique: int, file: LaneFile, call: tuple[int, int, int]) -> None:
-    """Answer an ioctl that its file left to a worker.  Any thread except the pump's."""
+    """Answer an ioctl that its file left to a thread that may wait.  Any thread except the pump's."""
     try:
-        result = file.ioctl(*call, on_pump=False)
+        result = file.ioctl(*call, on_pump=0)
         if result is None:
-            raise RuntimeError(f"ioctl {call[0]:#x} is left to the worker that it is on")
+            raise RuntimeError(f"ioctl {call[0]:#x} is left to the thread that it is on")
     except Exception as error:
         result = _errno_of(error)
     lib.lane_reply(unique, result, ffi.NULL, 0)

@@ -53,16 +53,18 @@ def errno_of(error: BaseException) -> int:
 
 
 class LaneFile(Protocol):
-    """One open file of the device lane.  All methods run on the pump thread, except an `ioctl` that was left
-    to the worker.  They raise OSError with the errno that the client gets.  Any other exception is EIO, for
-    that call alone."""
+    """One open file of the device lane.  All methods run on a pump, except an `ioctl` that was left to a
+    thread that may wait.  Two calls can be under way at once: a client that holds one up does not hold up the
+    lane.
+    They raise OSError with the errno that the client gets.  Any other exception is EIO, for that call
+    alone."""
 
     rows: Any
     """The ioctls whose struct the pump fetches, as a struct lane_rows (see ioctl_shim.abi), or None."""
 
     def read(self, offset: int, size: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> int: ...
-    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None: ...
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None: ...
     def sized_ioctl(self, call: SizedIoctl) -> int: ...
     def poll(self) -> int: ...
     def release(self) -> None: ...
@@ -164,11 +166,11 @@ class PlainFile:
     def write(self, offset: int, data: bytes) -> int:
         raise OSError(errno.EINVAL, "not writable")
 
-    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
         """Answer an ioctl whose number has no size, as all VFIO ioctls.
 
-        None leaves the ioctl to the worker, and is allowed on the pump only.  The worker calls this again
-        with `on_pump` false, and may wait.
+        `on_pump` is the slot of the pump that calls, 1 or more.  None leaves the ioctl to a thread that may
+        wait, and is allowed on a pump only.  That thread calls this again with an `on_pump` of 0.
         """
         raise OSError(errno.ENOTTY, f"ioctl {cmd:#x}")
 

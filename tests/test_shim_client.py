@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -26,8 +28,42 @@ def test_a_descriptor_is_borrowed_where_pidfds_are_of_processes_only(monkeypatch
         return real(pid)
 
     monkeypatch.setattr(os, "pidfd_open", old)
-    with open(os.devnull, "rb") as file, Caller(os.getpid()).borrowed(file.fileno()) as copy:
+    with open(os.devnull, "rb") as file:
+        copy = Caller(os.getpid()).borrow(file.fileno())
         assert copy != file.fileno() and same_file(copy, file.fileno())
+        os.close(copy)
+
+
+def test_only_an_eventfd_is_borrowed_as_one() -> None:
+    caller, eventfd = Caller(os.getpid()), os.eventfd(0, os.EFD_CLOEXEC)
+    copy = caller.borrow_eventfd(eventfd)
+    os.eventfd_write(copy, 3)
+    assert os.eventfd_read(eventfd) == 3
+    with open("/dev/null", "rb") as file, socket.socket() as other:
+        for number, error in (
+            (file.fileno(), errno.EINVAL),
+            (other.fileno(), errno.EINVAL),
+            (-1, errno.EBADF),
+            (2**31 - 1, errno.EBADF),
+        ):
+            with pytest.raises(OSError) as caught:
+                caller.borrow_eventfd(number)
+            assert caught.value.errno == error
+    os.close(copy)
+    os.close(eventfd)
+
+
+def test_only_a_file_of_the_mount_is_borrowed_as_one(tmp_path: Path) -> None:
+    caller = Caller(os.getpid())
+    with open(tmp_path / "file", "wb") as file, open("/proc/self/stat", "rb") as other:
+        st_dev = os.fstat(file.fileno()).st_dev
+        with caller.borrowed_of(file.fileno(), st_dev) as copy:
+            assert copy is not None and same_file(copy, file.fileno())
+        with caller.borrowed_of(other.fileno(), st_dev) as copy:
+            assert copy is None
+    with pytest.raises(OSError) as caught, caller.borrowed_of(-1, st_dev):
+        pass
+    assert caught.value.errno == errno.EBADF
 
 
 def test_what_cannot_be_borrowed() -> None:

@@ -67,7 +67,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     operations = Operations(inodes, calls)
     view = LabView(spec, tree, calls)
     view.stores.publish = operations.publish
-    lane = Lane(view.open, LaneInodes(inodes, view.lab.lock))
+    lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads)
     pyfuse3.init(operations, mountpoint, mount_options())
     try:
         lane.start()

@@ -21,6 +21,28 @@ void lane_set_python(const struct lane_python *called)
 	python = *called;
 }
 
+/* A thread that Python did not start has a thread state only within PyGILState_Ensure() and its release, and
+ * making one costs more than a call.  So such a pump keeps one, without the GIL. */
+struct attached {
+	PyGILState_STATE gil;
+	PyThreadState *state;
+};
+
+void *call_attach(void)
+{
+	static __thread struct attached attached;
+
+	attached.gil = PyGILState_Ensure();
+	attached.state = PyEval_SaveThread();
+	return &attached;
+}
+
+void call_detach(void *attached)
+{
+	PyEval_RestoreThread(((struct attached *)attached)->state);
+	PyGILState_Release(((struct attached *)attached)->gil);
+}
+
 /* The negative errno of the exception that has been raised.  Clears the exception. */
 static int64_t failure(void)
 {
@@ -240,10 +262,10 @@ int64_t call_register(const struct lane_place *place, uint64_t *value, int write
 	return result;
 }
 
-int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uint32_t tid)
+int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uint32_t tid, uint32_t slot)
 {
 	PyGILState_STATE gil = PyGILState_Ensure();
-	int64_t result = take_number(call(file->ioctl, NULL, (uint64_t[]){cmd, arg, tid}, 3, NULL));
+	int64_t result = take_number(call(file->ioctl, NULL, (uint64_t[]){cmd, arg, tid, slot}, 4, NULL));
 
 	PyGILState_Release(gil);
 	return result;

@@ -42,7 +42,7 @@ void on_open(const struct request *r)
 	*file = (struct lane_file){.token = open.token, .memory = open.memory /* with the reference Python took */,
 		.region = open.region, .by_region = open.by_region, .read = open.read, .write = open.write,
 		.ioctl = open.ioctl, .rows = open.rows};
-	struct vfs_open_out out = {.fh = (uintptr_t)file, .open_flags = FOPEN_DIRECT_IO};
+	struct vfs_open_out out = {.fh = (uintptr_t)file, .open_flags = FOPEN_DIRECT_IO | VFS_FOPEN_NOFLUSH};
 	if (open.stream) {
 		/* a stream cannot have a backing file; a mapping of it is harmless: its size is 0, so all is
 		 * SIGBUS */
@@ -146,17 +146,17 @@ static int is_own_thread(uint32_t tid)
 	return !syscall(SYS_tgkill, getpid(), tid, 0);
 }
 
-struct lane_argument *lane_argument(void)
+struct lane_argument *lane_argument(uint32_t slot)
 {
-	static struct lane_argument argument;
+	static struct lane_argument arguments[LANE_SLOTS];
 
-	return &argument;
+	return slot && slot <= LANE_SLOTS ? &arguments[slot - 1] : NULL;
 }
 
 /* Reads the struct behind the ioctl's argument, as its row says, because Python looks at it first. */
-static void fetch_argument(const struct lane_file *file, const struct fuse_ioctl_in *in, uint32_t tid)
+static void fetch_argument(struct lane_argument *argument, const struct lane_file *file,
+			   const struct fuse_ioctl_in *in, uint32_t tid)
 {
-	struct lane_argument *argument = lane_argument();
 	uint32_t row = in->cmd - VFIO_FIRST;
 
 	argument->reply = 0;
@@ -166,20 +166,26 @@ static void fetch_argument(const struct lane_file *file, const struct fuse_ioctl
 	argument->error = (int32_t)shim_peek(tid, in->arg, argument->data, file->rows->minsz[row]);
 }
 
-/* Answers an ioctl whose number has no size, as all of VFIO's.  0 when it was left to another thread. */
+/* Answers an ioctl whose number has no size, as all of VFIO's.  0 when it is left to another thread: Python
+ * wants that, or the client has held up a pump through this file before, or this pump has no argument. */
 static int answer_ioctl(const struct request *r)
 {
 	const struct fuse_ioctl_in *in = r->body;
-	const struct lane_file *file = file_of(in->fh);
-	const struct lane_argument *argument = lane_argument();
+	struct lane_file *file = file_of(in->fh);
+	const struct pump *pump = own_pump();
+	struct lane_argument *argument = lane_argument(pump->slot);
 	uint32_t tid = r->header->pid;
 
-	fetch_argument(file, in, tid);
-	int64_t result = call_ioctl(file, in->cmd, in->arg, tid), error = 0;
+	if (file->slow || !argument)
+		return 0;
+	fetch_argument(argument, file, in, tid);
+	int64_t result = call_ioctl(file, in->cmd, in->arg, tid, pump->slot), error = 0;
+	if (result != LANE_DEFERRED && result >= 0 && argument->reply)
+		error = shim_poke(tid, in->arg, argument->data, argument->reply);
+	if (pump->was_held)
+		file->slow = 1; /* before the answer, which may be the end of the file */
 	if (result == LANE_DEFERRED)
 		return 0;
-	if (result >= 0 && argument->reply)
-		error = shim_poke(tid, in->arg, argument->data, argument->reply);
 	send_ioctl(r->header->unique, error ? error : result, NULL, 0);
 	return 1;
 }

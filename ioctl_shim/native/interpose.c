@@ -98,7 +98,7 @@ int fuse_session_mount(struct fuse_session *se, const char *mountpoint)
 int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 {
 	int (*reply_open)(fuse_req_t, const struct fuse_file_info *) = next_symbol("fuse_reply_open");
-	struct vfs_open_out out = {.fh = fi->fh, .open_flags = FOPEN_DIRECT_IO};
+	struct vfs_open_out out = {.fh = fi->fh, .open_flags = FOPEN_DIRECT_IO | VFS_FOPEN_NOFLUSH};
 
 	if (!fi->direct_io)
 		return reply_open(req, fi);

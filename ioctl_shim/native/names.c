@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -50,7 +51,7 @@ void on_attr_open(const struct request *r)
 	attr = calloc(1, sizeof(*attr));
 	if (!attr)
 		return send_error(r->header->unique, -ENOMEM);
-	struct vfs_open_out out = {.fh = (uintptr_t)attr, .open_flags = FOPEN_DIRECT_IO};
+	struct vfs_open_out out = {.fh = (uintptr_t)attr, .open_flags = FOPEN_DIRECT_IO | VFS_FOPEN_NOFLUSH};
 	lane_forbid_mapping(&out);
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
@@ -63,6 +64,10 @@ void on_attr_release(const struct request *r)
 	free(attr);
 	send_error(r->header->unique, 0);
 }
+
+/* Two threads of a client may read one open file at once, and two pumps serve them when one was held up.  So
+ * `text` is changed, and sent, under this. */
+static pthread_mutex_t text_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Keeps a copy of the text of `size` bytes, which may be 0.  Returns 0 or -ENOMEM. */
 static int keep(struct attr_open *attr, const char *text, size_t size)
@@ -84,15 +89,6 @@ void on_attr_write(const struct request *r)
 	hand_on(r);
 }
 
-/* Gets the text: 0, a negative errno, or LANE_DEFERRED (the lab is being changed, or the attribute takes time
- * to show). */
-static int64_t show(const struct request *r, struct attr_open *attr)
-{
-	int64_t got = call_show(r->header->nodeid, r->out, MAX_DATA);
-
-	return got < 0 ? got : keep(attr, r->out, (size_t)got);
-}
-
 /* Whether the attribute still exists.  The kernel also checks this before it reports the end of a file. */
 static int64_t look(const struct request *r)
 {
@@ -101,24 +97,44 @@ static int64_t look(const struct request *r)
 	return call_stat(r->header->nodeid, &found);
 }
 
+/* Whether a read needs the text anew, and, if not, whether it is at the end. */
+static int reads_anew(const struct attr_open *attr, uint64_t offset, int *at_end)
+{
+	pthread_mutex_lock(&text_lock);
+	int anew = !offset || offset != attr->next;
+
+	*at_end = offset >= attr->size;
+	pthread_mutex_unlock(&text_lock);
+	return anew;
+}
+
+/* Sends what is at `in->offset` of the text.  With `text_lock`. */
+static void send_text(const struct request *r, struct attr_open *attr)
+{
+	const struct fuse_read_in *in = r->body;
+	size_t from = in->offset < attr->size ? in->offset : attr->size;
+	size_t size = attr->size - from < in->size ? attr->size - from : in->size;
+
+	attr->next = in->offset + size;
+	send_data(r->header->unique, 0, attr->text + from, size, NULL, 0);
+}
+
 void on_attr_read(const struct request *r)
 {
 	struct fuse_read_in *in = (struct fuse_read_in *)r->body;
 	struct attr_open *attr = attr_of_handle(in->fh);
-	int64_t error = 0;
+	int at_end, anew = reads_anew(attr, in->offset, &at_end);
+	int64_t got = anew ? call_show(r->header->nodeid, r->out, MAX_DATA) : at_end ? look(r) : 0;
 
-	if (!in->offset || in->offset != attr->next)
-		error = show(r, attr);
-	else if (in->offset >= attr->size)
-		error = look(r);
+	pthread_mutex_lock(&text_lock);
+	if (anew && got >= 0)
+		got = keep(attr, r->out, (size_t)got);
 	attr->next = 0;
 	in->fh = r->header->nodeid; /* if it is handed on: pyfuse3 knows an open attribute by its inode */
-	if (is_other(r, error))
-		return;
-	size_t from = in->offset < attr->size ? in->offset : attr->size;
-	size_t size = attr->size - from < in->size ? attr->size - from : in->size;
-	attr->next = in->offset + size;
-	send_data(r->header->unique, 0, attr->text + from, size, NULL, 0);
+	if (got >= 0)
+		send_text(r, attr);
+	pthread_mutex_unlock(&text_lock);
+	is_other(r, got);
 }
 
 #define SECOND 1000000000u

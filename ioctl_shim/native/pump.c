@@ -1,7 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The pump: the only reader of /dev/fuse. */
+/*
+ * The pump: the only reader of /dev/fuse, on a thread of its own.  It answers a request, then reads the next
+ * one.  A pump that a client holds up in the middle of a request (watch.c tells) is retired: another thread
+ * becomes the pump, and the retired one answers its one request whenever it can, and ends.
+ *
+ * `pump.state` says whether a pump reads or serves.  The pump and the watchdog change it by compare-and-swap,
+ * so a retired pump never reads again, and there is one reader at any time.  The list of pumps and their
+ * slots are under `lock`.
+ */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
@@ -16,8 +25,14 @@ void lane_on_interrupt(uint64_t unique);
 #define BUFFER_SIZE (MAX_DATA + 4096u)
 #define STOP_MS 2000
 
-static int tid;	     /* of the pump thread, 0 while there is none */
-static int stopping; /* the pump has to end */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct pump *pumps;	/* all that live */
+static uint32_t slots_taken;	/* a bit for each lane_argument in use */
+static struct pump *current;	/* the one that reads; never freed while it is that */
+static int retired;		/* how many retired pumps have not ended */
+static int stopping;		/* the pump has to end */
+static int ended;		/* it has: no more requests are read */
+static __thread struct pump *own; /* NULL on a thread that is no pump */
 
 /* FLUSH and FSYNC: nothing is buffered, so there is nothing to do.  After ENOSYS the kernel does not send
  * them again as long as the tree is mounted, which makes close(2) faster: it waits for FLUSH. */
@@ -72,6 +87,19 @@ static const struct action *find_action(const struct fuse_in_header *header)
 	return action && action->run ? action : NULL;
 }
 
+/* An INTERRUPT of a request that a retired pump is still serving: it may not have become a pending request
+ * yet, so the retired pump passes the INTERRUPT on when it has done its part. */
+static void mark_interrupted(uint64_t unique)
+{
+	if (!__atomic_load_n(&retired, __ATOMIC_ACQUIRE))
+		return;
+	pthread_mutex_lock(&lock);
+	for (struct pump *each = pumps; each; each = each->next)
+		if (__atomic_load_n(&each->unique, __ATOMIC_RELAXED) == unique)
+			each->interrupted = 1;
+	pthread_mutex_unlock(&lock);
+}
+
 static void serve(const char *data, size_t size, char *out)
 {
 	const struct fuse_in_header *header = (const void *)data;
@@ -82,8 +110,12 @@ static void serve(const char *data, size_t size, char *out)
 		return; /* inode numbers are never used again, so nothing is counted */
 	if (header->opcode == FUSE_INTERRUPT) {
 		/* the kernel sends it only after we have read the request; it has no answer itself */
-		if (r.size >= sizeof(struct fuse_interrupt_in))
-			lane_on_interrupt(((const struct fuse_interrupt_in *)r.body)->unique);
+		if (r.size >= sizeof(struct fuse_interrupt_in)) {
+			uint64_t unique = ((const struct fuse_interrupt_in *)r.body)->unique;
+
+			mark_interrupted(unique);
+			lane_on_interrupt(unique);
+		}
 		return;
 	}
 	if (action)
@@ -94,27 +126,186 @@ static void serve(const char *data, size_t size, char *out)
 		hand_on(&r);
 }
 
-/* Runs until lane_stop(), or the filesystem is unmounted (0), or the connection breaks (-errno). */
-int lane_pump(void)
+/* ---- pumps ---- */
+
+static void free_pump(struct pump *pump)
 {
-	char *in = malloc(BUFFER_SIZE), *out = malloc(MAX_DATA);
+	sem_destroy(&pump->go);
+	free(pump->in);
+	free(pump->out);
+	free(pump);
+}
+
+static struct pump *make_pump(void)
+{
+	struct pump *pump = calloc(1, sizeof(*pump));
+
+	if (!pump)
+		return NULL;
+	pump->in = malloc(BUFFER_SIZE);
+	pump->out = malloc(MAX_DATA);
+	sem_init(&pump->go, 0, 0);
+	if (!pump->in || !pump->out) {
+		free_pump(pump);
+		return NULL;
+	}
+	pthread_mutex_lock(&lock);
+	for (uint32_t slot = 1; slot <= LANE_SLOTS && !pump->slot; slot++)
+		if (!(slots_taken >> slot & 1))
+			pump->slot = slot;
+	slots_taken |= pump->slot ? 1u << pump->slot : 0;
+	pump->next = pumps;
+	pumps = pump;
+	pthread_mutex_unlock(&lock);
+	return pump;
+}
+
+/* Ends a pump: takes it off the list.  Returns whether an INTERRUPT came for its last request. */
+static int drop_pump(struct pump *pump)
+{
+	pthread_mutex_lock(&lock);
+	for (struct pump **each = &pumps; *each; each = &(*each)->next)
+		if (*each == pump) {
+			*each = pump->next;
+			break;
+		}
+	slots_taken &= pump->slot ? ~(1u << pump->slot) : ~0u;
+	pthread_mutex_unlock(&lock);
+	return pump->interrupted;
+}
+
+struct pump *own_pump(void)
+{
+	return own;
+}
+
+struct pump *current_pump(void)
+{
+	return __atomic_load_n(&current, __ATOMIC_ACQUIRE);
+}
+
+/* Whether the lane is at its end: no pump is to be replaced any more. */
+int lane_pump_ended(void)
+{
+	return __atomic_load_n(&ended, __ATOMIC_ACQUIRE);
+}
+
+/* Reads and serves until this pump is retired (1), or there are no more requests (0, or -errno). */
+static int64_t run(struct pump *pump)
+{
+	uint64_t state = pump->state;
 	ssize_t got = 0;
 
-	prctl(PR_SET_NAME, "device-lane");
-	__atomic_store_n(&tid, gettid(), __ATOMIC_RELEASE);
-	while (in && out && !__atomic_load_n(&stopping, __ATOMIC_ACQUIRE)) {
-		got = read(session_fuse(), in, BUFFER_SIZE);
-		if (got >= (ssize_t)sizeof(struct fuse_in_header))
-			serve(in, (size_t)got, out);
-		else if (got >= 0 || (errno != EINTR && errno != EAGAIN && errno != ENOENT))
-			break;
+	while (!__atomic_load_n(&stopping, __ATOMIC_ACQUIRE)) {
+		got = read(session_fuse(), pump->in, BUFFER_SIZE);
+		if (got < (ssize_t)sizeof(struct fuse_in_header)) {
+			if (got >= 0 || (errno != EINTR && errno != EAGAIN && errno != ENOENT))
+				return got >= 0 || errno == ENODEV ? 0 : -errno;
+			continue;
+		}
+		__atomic_store_n(&pump->unique, ((const struct fuse_in_header *)pump->in)->unique, __ATOMIC_RELAXED);
+		/* a full barrier: the watchdog must not fall asleep without seeing this */
+		__atomic_store_n(&pump->state, ++state, __ATOMIC_SEQ_CST);
+		wake_watchdog();
+		serve(pump->in, (size_t)got, pump->out);
+		uint64_t serving = state++;
+		if (!__atomic_compare_exchange_n(&pump->state, &serving, state, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+			return 1;
 	}
-	int error = !in || !out ? -ENOMEM : got >= 0 || errno == ENODEV ? 0 : -errno;
+	return 0;
+}
+
+/* Lets `pump` serve on this thread.  What it returns as `run`. */
+static int64_t be_pump(struct pump *pump)
+{
+	int64_t result;
+
+	prctl(PR_SET_NAME, "device-lane");
+	own = pump;
+	__atomic_store_n(&pump->tid, gettid(), __ATOMIC_RELEASE);
+	result = run(pump);
+	own = NULL;
+	if (result == 1) {
+		uint64_t unique = pump->unique;
+
+		if (drop_pump(pump))
+			lane_on_interrupt(unique);
+		free_pump(pump);
+		__atomic_sub_fetch(&retired, 1, __ATOMIC_ACQ_REL);
+		return 0;
+	}
 	session_end();
-	free(in);
-	free(out);
-	__atomic_store_n(&tid, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&ended, 1, __ATOMIC_RELEASE);
+	wake_watchdog();
+	return result;
+}
+
+/* Runs until lane_stop(), or the filesystem is unmounted (0), or the connection breaks (-errno), or this
+ * thread has been replaced (0). */
+int lane_pump(void)
+{
+	struct pump *pump = make_pump();
+
+	if (!pump) {
+		session_end();
+		return -ENOMEM;
+	}
+	__atomic_store_n(&current, pump, __ATOMIC_RELEASE);
+	return (int)be_pump(pump);
+}
+
+static void *run_replacement(void *argument)
+{
+	struct pump *pump = argument;
+
+	while (sem_wait(&pump->go) < 0)
+		;
+	if (pump->cancelled) {
+		drop_pump(pump);
+		free_pump(pump);
+		return NULL;
+	}
+	void *thread = call_attach();
+
+	be_pump(pump);
+	call_detach(thread);
+	return NULL;
+}
+
+static int start_thread(struct pump *pump)
+{
+	pthread_attr_t attr;
+	pthread_t thread;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	int error = pthread_create(&thread, &attr, run_replacement, pump);
+
+	pthread_attr_destroy(&attr);
 	return error;
+}
+
+/* Retires `pump`, if it is still serving the request of `state`, and starts another.  Watchdog only: nobody
+ * else changes `current`.  When there is no memory or no thread for it, nothing changes. */
+void replace_pump(struct pump *pump, uint64_t state)
+{
+	struct pump *next = make_pump();
+
+	if (next && start_thread(next)) {
+		drop_pump(next);
+		free_pump(next);
+		next = NULL;
+	}
+	if (!next)
+		return;
+	__atomic_add_fetch(&retired, 1, __ATOMIC_ACQ_REL);
+	if (__atomic_compare_exchange_n(&pump->state, &state, PUMP_RETIRED, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+		__atomic_store_n(&current, next, __ATOMIC_RELEASE);
+	} else {
+		__atomic_sub_fetch(&retired, 1, __ATOMIC_ACQ_REL);
+		next->cancelled = 1;
+	}
+	sem_post(&next->go);
 }
 
 static void on_wake(int number)
@@ -122,20 +313,32 @@ static void on_wake(int number)
 	(void)number; /* the only purpose is to interrupt the pump's read(2) */
 }
 
+/* The thread of the pump that reads now; 0 when it has not begun. */
+static int current_tid(void)
+{
+	pthread_mutex_lock(&lock); /* a pump that is replaced at this moment is not freed meanwhile */
+	int tid = current ? __atomic_load_n(&current->tid, __ATOMIC_ACQUIRE) : 0;
+
+	pthread_mutex_unlock(&lock);
+	return tid;
+}
+
 /* Ends the pump; called before the interpreter ends.  Returns 0, or -ETIMEDOUT when the pump is in a call
  * that does not return.  Requests that come later are not answered: their clients get an error when this
- * process ends. */
+ * process ends.  Retired pumps are not waited for: a client decides when their calls return. */
 int lane_stop(void)
 {
 	struct sigaction wake = {.sa_handler = on_wake};
-	int pump;
 
 	sigaction(SIGRTMAX, &wake, NULL);
 	__atomic_store_n(&stopping, 1, __ATOMIC_RELEASE);
-	for (int i = 0; (pump = __atomic_load_n(&tid, __ATOMIC_ACQUIRE)); i++) {
+	for (int i = 0; current_pump() && !lane_pump_ended(); i++) {
+		int tid = current_tid();
+
 		if (i == STOP_MS)
 			return -ETIMEDOUT;
-		syscall(SYS_tgkill, getpid(), pump, SIGRTMAX); /* again: it may come just before read(2) */
+		if (tid)
+			syscall(SYS_tgkill, getpid(), tid, SIGRTMAX); /* again: it may come just before read(2) */
 		usleep(1000);
 	}
 	return 0;

@@ -4,6 +4,8 @@
 #ifndef VFSFUSE_PUMP_H
 #define VFSFUSE_PUMP_H
 
+#include <semaphore.h>
+
 #include "fuse_abi.h"
 #include "lane.h"
 
@@ -11,12 +13,39 @@
 #define IDENTIFY _IO('V', 0x41)
 #define LANE_OFFSET_MASK ((1ull << LANE_REGION_SHIFT) - 1)
 
+/* A thread that reads requests and answers them.  `state` is odd (PUMP_SERVES) while it serves one, and changes
+ * with each request. */
+struct pump {
+	struct pump *next;
+	uint64_t state;
+	uint64_t unique;    /* of the request it serves, or served last */
+	int tid;	    /* 0 until the thread runs */
+	int in_client;	    /* a touch of a client's memory is under way */
+	int was_held;	    /* such a touch took so long that this pump was retired */
+	int interrupted;    /* an INTERRUPT came for `unique` after this pump was retired */
+	uint32_t slot;	    /* its lane_argument, counted from 1; 0 when there was none left */
+	int cancelled;	    /* it was not needed in the end */
+	sem_t go;	    /* it may begin */
+	char *in, *out;
+};
+#define PUMP_SERVES 1ull
+#define PUMP_RETIRED (1ull << 63)
+
 struct request {
 	const struct fuse_in_header *header;
 	const void *body;
 	size_t size; /* of body */
 	char *out;   /* MAX_DATA bytes */
 };
+
+/* pump.c */
+struct pump *own_pump(void); /* of the calling thread; NULL when it is no pump */
+struct pump *current_pump(void);
+int lane_pump_ended(void);
+void replace_pump(struct pump *pump, uint64_t state);
+
+/* watch.c */
+void wake_watchdog(void);
 
 /* session.c */
 int session_fuse(void);
@@ -62,7 +91,9 @@ int is_shown(const struct lane_memory *m, uint64_t index);
 int64_t call_read(const struct lane_file *file, uint64_t offset, uint32_t size, char *out);
 int64_t call_write(const struct lane_file *file, uint64_t offset, const void *in, uint32_t size);
 int64_t call_register(const struct lane_place *place, uint64_t *value, int write);
-int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uint32_t tid);
+int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uint32_t tid, uint32_t slot);
+void *call_attach(void); /* makes this thread one that calls Python cheaply, until call_detach(its result) */
+void call_detach(void *attached);
 int64_t call_lookup(uint64_t parent, const char *name, struct lane_name *found);
 int64_t call_stat(uint64_t inode, struct lane_name *found);
 int64_t call_readlink(uint64_t inode, char *out, uint32_t size);

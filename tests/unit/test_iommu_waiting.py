@@ -313,18 +313,18 @@ def test_what_is_being_unmapped_cannot_be_pinned_any_more(busy: tuple[Type1, Slo
     assert unmap.result() == 2 * PAGE_SIZE
 
 
-def test_the_pump_leaves_such_an_unmap_to_its_worker(busy: tuple[Type1, SlowClient]) -> None:
+def test_the_pump_leaves_such_an_unmap_to_another_thread(busy: tuple[Type1, SlowClient]) -> None:
     iommu, slow = busy
     container = Container()
     container.iommu = iommu
     file, row = ContainerFops(container, Processes(lambda: -1)), BY_NAME["VFIO_IOMMU_UNMAP_DMA"]
     asked = ffi.new("struct vfio_iommu_type1_dma_unmap *", (24, 0, 0, 2 * PAGE_SIZE))
-    ffi.memmove(lib.lane_argument().data, asked, 24)
+    ffi.memmove(lib.lane_argument(1).data, asked, 24)
     address = int(ffi.cast("uintptr_t", asked))
-    assert file.ioctl(row.cmd, address, os.getpid(), on_pump=True) is None
+    assert file.ioctl(row.cmd, address, os.getpid(), on_pump=1) is None
     assert iommu.dma_avail == 65534
     slow.go.set()
-    assert file.ioctl(row.cmd, address, os.getpid(), on_pump=False) == 0
+    assert file.ioctl(row.cmd, address, os.getpid(), on_pump=0) == 0
     assert asked.size == 2 * PAGE_SIZE and iommu.dma_avail == 65535
 
 

@@ -81,7 +81,7 @@ class DeviceFops(VfioFops):
         self.regions: dict[int, RegionFacts] = {}
         """The answers for regions that the client has asked for. They never change."""
 
-    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
         self.device.check_present()
         return VfioFops.ioctl(self, cmd, arg, tid, on_pump)  # super() costs more
 
@@ -193,8 +193,7 @@ class DeviceFops(VfioFops):
         return [self._group(request.caller, number) for number in _descriptors(request, count)]
 
     def _group(self, caller: Caller, number: int) -> Group:
-        with caller.borrowed(number) as copy:
-            found = self.services.find_file(copy)
+        found = self.services.find_file(caller, number)
         if not isinstance(found, GroupFops):
             raise OSError(errno.EINVAL, f"descriptor {number} is not a VFIO group")
         return found.file.group

@@ -17,11 +17,11 @@ from ioctl_shim.client import Caller
 def borrow(client: Caller, number: int) -> Eventfd:
     """The client's eventfd `number`.  Raises OSError: EBADF for no descriptor, EINVAL for another kind of
     file."""
-    return Eventfd(client.borrow(number), lib.shim_signal)
+    return Eventfd(client.borrow_eventfd(number), lib.shim_signal)
 
 
 @contextmanager
 def lender(client: Caller) -> Iterator[Callable[[int], Eventfd]]:
     """`borrow` for many descriptors of one client.  It looks the process up once, even for 2048 vectors."""
-    with client.lending() as lend:
+    with client.lending_eventfds() as lend:
         yield lambda number: Eventfd(lend(number), lib.shim_signal)

@@ -3,8 +3,8 @@
 
 A handler decodes, calls one of VFIO's rules in devmodel.vfio, and encodes.  To add one: CONTRIBUTING.md,
 "Adding an ioctl".
-Threads: handlers run on the device lane (the pump thread), or on its worker when their row says `blocking`
-or they have left a request to it.
+Threads: handlers run on the device lane (the pump), or on a thread that may wait (ioctl_shim.callthreads)
+when their row says `blocking` or they have left a request to it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from devmodel.callpoint import CallPoint
 from devmodel.irq.eventfd import Watcher
 from devmodel.vfio.group import Group
 from ioctl_shim.abi import BY_NAME, Argument, Kind, Row, native_rows
+from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.client import CAP_SYS_RAWIO, Caller
 from ioctl_shim.lane import LaneFile, PlainFile, SizedIoctl
-from vfsfuse.vfio.callthreads import CallThreads
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound="VfioFops")
@@ -33,11 +33,11 @@ _MARK = "_vfio_ioctl"
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What handlers need of the lab: `find_file` names the file of this mount behind a descriptor (None for
-    another mount's; only the lane's worker may ask), `watcher` waits for clients' eventfds.  Calls pass
-    `calls`, on `threads`, if somebody listens there."""
+    """What handlers need of the lab: `find_file` gives the open file of this mount behind a client's
+    descriptor, None for any other file (not on a pump; raises OSError(EBADF)).  `watcher` waits for clients'
+    eventfds.  Calls pass `calls`, on `threads`, if somebody listens there."""
 
-    find_file: Callable[[int], LaneFile | None]
+    find_file: Callable[[Caller, int], LaneFile | None]
     watcher: Watcher
     calls: CallPoint
     threads: CallThreads
@@ -46,12 +46,12 @@ class Services:
 class Request:
     """One ioctl under way: its row, the raw argument and the thread `tid` that made it.
 
-    `on_pump` is whether the pump answers it, or else the lane's worker.  The pump has fetched the struct
-    already, and must not wait."""
+    `on_pump` is the slot of the pump that answers it, and 0 on a thread that may wait.  A pump has fetched
+    the struct already, and must not wait."""
 
     __slots__ = ("_argument", "_caller", "arg", "on_pump", "row", "tid")
 
-    def __init__(self, row: Row, arg: int, tid: int, on_pump: bool) -> None:
+    def __init__(self, row: Row, arg: int, tid: int, on_pump: int) -> None:
         self.row, self.arg, self.tid, self.on_pump = row, arg, tid, on_pump
         self._caller: Caller | None = None
         self._argument: Argument | None = None
@@ -81,8 +81,8 @@ class Request:
 
 
 Handler = Callable[[Any, Request], int | None]
-"""Returns the result of ioctl(2).  On the pump it may return None: then the lane's worker calls it again, and
-it may wait."""
+"""Returns the result of ioctl(2).  On the pump it may return None: then another thread calls it again, and it
+may wait."""
 _rows = functools.cache(native_rows)
 
 
@@ -114,7 +114,7 @@ class VfioFops(PlainFile):
             raise TypeError(f"{cls.__name__} is no {foreign[0]} file")
         cls.rows = _rows(cls.kind)
 
-    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
         found = self.handlers.get(cmd)
         if found is None:
             return self.unknown(cmd, tid)

@@ -47,8 +47,7 @@ class GroupFops(VfioFops):
     @answers("VFIO_GROUP_SET_CONTAINER")
     def set_container(self, request: Request) -> int:
         fd = int.from_bytes(request.caller.read(request.arg, 4), "little", signed=True)
-        with request.caller.borrowed(fd) as copy:
-            found = self.services.find_file(copy)
+        found = self.services.find_file(request.caller, fd)
         container = found.container if isinstance(found, ContainerFops) else None
         self.file.set_container(container, rawio(self.file.group, request.tid))
         return 0

@@ -97,7 +97,7 @@ class _ControlFile(PlainFile):
     def __init__(self, handover: Handover) -> None:
         self._handover = handover
 
-    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
         if cmd != CLAIM_DEVICE:
             return super().ioctl(cmd, arg, tid, on_pump)
         self._handover.claim(arg)

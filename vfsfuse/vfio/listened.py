@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from devmodel.callpoint import Call, CallKind, CallPoint
 from devmodel.region.backing import REGION_SHIFT
+from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.lane import DeferringFile, Opened, PendingRequest, SizedIoctl
 from ioctl_shim.lanefile import errno_of
-from vfsfuse.vfio.callthreads import CallThreads
 from vfsfuse.vfio.fops import VfioFops
 from vfsfuse.vfio.port import RegionFile
 
@@ -35,11 +35,11 @@ class ListenedFile(DeferringFile):
         self.file, self._regions = file, opened.regions
         self._calls, self._threads = calls, threads
 
-    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: bool = True) -> int | None:
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
         if on_pump:
             return None
         call = Call(CallKind.IOCTL, self.file.subject, self._name(cmd), {"arg": arg}, tid)
-        return self._calls.run(call, lambda: self.file.ioctl(cmd, arg, tid, on_pump=False))
+        return self._calls.run(call, lambda: self.file.ioctl(cmd, arg, tid, on_pump=0))
 
     def sized_ioctl(self, call: SizedIoctl) -> int:
         told = Call(CallKind.IOCTL, self.file.subject, self._name(call.cmd), {"data": call.data}, call.tid)

@@ -18,6 +18,8 @@ from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from devmodel.lifecycle.removal import remove_when_free
 from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
 from devmodel.vfio.group import Assignable, Group
+from ioctl_shim.callthreads import CallThreads
+from ioctl_shim.client import Caller
 from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
 from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject
 from vfsfuse.kernfs.members import BinaryMember, WaitingStore
@@ -26,7 +28,6 @@ from vfsfuse.kernfs.waiting import StoreRunner
 from vfsfuse.sysfs.drivers import MdevDriverDir
 from vfsfuse.sysfs.lab import Subsystems
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
-from vfsfuse.vfio.callthreads import CallThreads
 from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.listened import ListenedFile, listened
 from vfsfuse.vfio.port import Port
@@ -122,12 +123,11 @@ class LabView:
             return entry.opener(request)
         raise OSError(errno.EIO, "not a device file")
 
-    def find_file(self, fd: int) -> LaneFile | None:
-        """The open file of this mount behind our descriptor `fd`, None for any other file.  Device lane's
-        worker."""
-        if self._lane is None or os.fstat(fd).st_dev != self._st_dev:
-            return None
-        found = self._lane.file_of(fd)
+    def find_file(self, caller: Caller, fd: int) -> LaneFile | None:
+        """The open file of this mount behind a client's descriptor `fd`, None for any other file.  Any thread
+        but a pump, which answers the question.  Raises OSError(EBADF)."""
+        with caller.borrowed_of(fd, self._st_dev) as copy:
+            found = None if copy is None or self._lane is None else self._lane.file_of(copy)
         return found.file if isinstance(found, ListenedFile) else found
 
     # ---- the lab's Observer: trio thread ----

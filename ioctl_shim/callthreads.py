@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads for calls that a listener may hold up: a held call keeps no other one waiting.
+"""Threads for calls that may wait: ioctls that wait for a client, and calls that a listener delays.
 
+A call that is held up keeps no other one waiting, because each call under way has a thread of its own.
 Any thread hands calls in; the state is under a lock of its own.
 """
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 from collections.abc import Callable
@@ -23,13 +25,22 @@ class CallThreads:
         self._idle = 0
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Make the call soon, whatever other calls wait for.  Any thread."""
+        """Make the call soon, whatever other calls wait for.  Any thread.
+
+        Raises OSError(ENOMEM), with nothing done, when there can be no more threads.
+        """
         with self._lock:
             if self._idle:
                 self._idle -= 1
             else:
-                threading.Thread(target=self._work, name="listened-call", daemon=True).start()
+                self._start()
             self._calls.put(call)
+
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._work, name="waiting-call", daemon=True).start()
+        except RuntimeError:
+            raise OSError(errno.ENOMEM, "no thread for a call that may wait") from None
 
     def _work(self) -> None:
         while True:
