@@ -167,7 +167,7 @@ static void fetch_argument(struct lane_argument *argument, const struct lane_fil
 }
 
 /* Answers an ioctl whose number has no size, as all of VFIO's.  0 when it is left to another thread: Python
- * wants that, or the client has held up a pump through this file before, or this pump has no argument. */
+ * wants that, or a client has held up a pump, just now or through this file, or this pump has no argument. */
 static int answer_ioctl(const struct request *r)
 {
 	const struct fuse_ioctl_in *in = r->body;
@@ -176,7 +176,7 @@ static int answer_ioctl(const struct request *r)
 	struct lane_argument *argument = lane_argument(pump->slot);
 	uint32_t tid = r->header->pid;
 
-	if (file->slow || !argument)
+	if (file->slow || !argument || is_wary())
 		return 0;
 	fetch_argument(argument, file, in, tid);
 	int64_t result = call_ioctl(file, in->cmd, in->arg, tid, pump->slot), error = 0;

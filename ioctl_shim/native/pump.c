@@ -91,7 +91,7 @@ static const struct action *find_action(const struct fuse_in_header *header)
  * yet, so the retired pump passes the INTERRUPT on when it has done its part. */
 static void mark_interrupted(uint64_t unique)
 {
-	if (!__atomic_load_n(&retired, __ATOMIC_ACQUIRE))
+	if (!lane_pumps_retired())
 		return;
 	pthread_mutex_lock(&lock);
 	for (struct pump *each = pumps; each; each = each->next)
@@ -182,6 +182,11 @@ struct pump *own_pump(void)
 struct pump *current_pump(void)
 {
 	return __atomic_load_n(&current, __ATOMIC_ACQUIRE);
+}
+
+int lane_pumps_retired(void)
+{
+	return __atomic_load_n(&retired, __ATOMIC_ACQUIRE);
 }
 
 /* Whether the lane is at its end: no pump is to be replaced any more. */

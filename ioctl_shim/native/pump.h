@@ -44,8 +44,11 @@ struct pump *current_pump(void);
 int lane_pump_ended(void);
 void replace_pump(struct pump *pump, uint64_t state);
 
+int lane_pumps_retired(void); /* how many have not ended */
+
 /* watch.c */
 void wake_watchdog(void);
+int is_wary(void);
 
 /* session.c */
 int session_fuse(void);

@@ -5,6 +5,8 @@
  * A client can hold up whoever touches its memory (userfaultfd, a mapping of a file whose file system never
  * answers).  Such a touch is inside enter_client() and leave_client(); then the pump is replaced after one to
  * two ticks.  Anything else, a lock or a model's hook, gets four: there a busy machine is the likelier reason.
+ * After a client has held up a pump, and as long as it holds one, all ioctls go to threads that may wait, so
+ * that many held calls cost the lane no more than one.
  * While no request comes the watchdog sleeps on `asleep`, a futex.
  */
 #define _GNU_SOURCE
@@ -21,7 +23,21 @@
 #define OTHER_TICKS 4
 #define IDLE_TICKS 100 /* without a request, until the watchdog sleeps */
 
+#define WARY_TICKS 100 /* after the last held pump has gone on, until ioctls are trusted again */
+
 static uint32_t asleep;
+static int wary; /* ticks; only the watchdog changes it */
+
+/* Whether a client has held up a pump a moment ago, and may do so again. */
+int is_wary(void)
+{
+	return __atomic_load_n(&wary, __ATOMIC_RELAXED);
+}
+
+static void set_wary(int ticks)
+{
+	__atomic_store_n(&wary, ticks, __ATOMIC_RELAXED);
+}
 
 static long futex(int operation, uint32_t value)
 {
@@ -69,11 +85,15 @@ void lane_watch(void)
 		if (pump && now & PUMP_SERVES) {
 			int client = __atomic_load_n(&pump->in_client, __ATOMIC_RELAXED);
 
-			if (ticks >= (client ? CLIENT_TICKS : OTHER_TICKS))
+			if (ticks >= (client ? CLIENT_TICKS : OTHER_TICKS)) {
 				replace_pump(pump, now);
-		} else if (pump && ticks >= IDLE_TICKS) {
+				set_wary(client ? WARY_TICKS : wary);
+			}
+		} else if (pump && ticks >= IDLE_TICKS && !wary) {
 			sleep_idle(pump, now);
 		}
+		if (wary && !lane_pumps_retired())
+			set_wary(wary - 1);
 		usleep(TICK_US);
 	}
 }
