@@ -227,13 +227,15 @@ def attribute(vgpu: Vgpu, name: str) -> str:
 
 
 class StoppedMemory(Memory):
-    """Private pages whose first touch, by whomever, waits until `let_go` (userfaultfd(2))."""
+    """Private pages whose first touch, by whomever, waits until `let_go` (userfaultfd(2)), except for the
+    first `present` bytes."""
 
     _UFFDIO_API, _UFFDIO_REGISTER, _MODE_MISSING = 0xC018AA3F, 0xC020AA00, 1
     _SYSCALL = 323 if os.uname().machine == "x86_64" else 282
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, present: int = 0) -> None:
         super().__init__(size, private=True)
+        self.write(bytes(present))
         self.uffd = ctypes.CDLL(None, use_errno=True).syscall(self._SYSCALL, os.O_CLOEXEC)
         assert self.uffd >= 0, os.strerror(ctypes.get_errno())
         fcntl.ioctl(self.uffd, self._UFFDIO_API, struct.pack("<QQQ", 0xAA, 0, 0))
@@ -241,7 +243,7 @@ class StoppedMemory(Memory):
         fcntl.ioctl(self.uffd, self._UFFDIO_REGISTER, asked)
 
     def let_go(self) -> None:
-        """The pages are zeros."""
+        """The other pages are zeros."""
         os.close(self.uffd)
 
     @property

@@ -53,6 +53,8 @@ IRQ_FLAGS = {
 NOT_OWNED = 2**32 - 1
 """VFIO_PCI_DEVID_NOT_OWNED, as a __u32."""
 NO_HOTSPOT = 0xFFFFFFFF
+PROMPT_VECTORS = 64
+"""How many vectors SET_IRQS sets up on the pump: four system calls each, some 5 us."""
 PLANE: Sequence[str] = (
     *("drm_format", "drm_format_mod", "width", "height", "stride", "size"),
     *("x_pos", "y_pos", "x_hot", "y_hot", "region_index"),
@@ -129,8 +131,10 @@ class DeviceFops(VfioFops):
         return 0
 
     @answers("VFIO_DEVICE_SET_IRQS")
-    def set_irqs(self, request: Request) -> int:
+    def set_irqs(self, request: Request) -> int | None:
         header = request.argument.value
+        if request.on_pump and header.count > PROMPT_VECTORS:
+            return None
         asked = IrqRequest(header.flags, header.index, header.start, header.count)
         data = IrqData(request.room, request.read_behind, partial(_descriptors, request))
         set_irqs(self.device, asked, data, partial(lender, request.caller), self.services.watcher)
