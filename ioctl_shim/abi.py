@@ -45,8 +45,8 @@ class Row:
     struct: str | None = None
     last: str | None = None
     blocking: bool = False
-    """Whether a worker thread answers it, because the handler makes a request to the mount itself or may take
-    long."""
+    """Whether a thread that may wait answers it, never the pump: the handler makes a request to the mount
+    itself, or it may take long."""
     refused: str = ""
     """The reason why it has no handler and returns ENOTTY; empty for an ioctl that works."""
     since: str = ""

@@ -255,7 +255,7 @@ class Device:
     def dma_unmap(self, iova: int, size: int) -> None:
         """For models that pin pages: unpin all pages of this range before returning.
 
-        Called on the device lane or its worker, with no lock held. It must not wait for a DMA.
+        Called on the device lane or a thread that may wait, with no lock held. It must not wait for a DMA.
         """
 
     def start(self, function: Coroutine, *arguments: object) -> None:

@@ -2,8 +2,8 @@
 """Abilities that only vfio-pci has: tokens, resets of a function and of its bus, ioeventfds.
 
 A mediated device has another driver, which has none of these (ENOTTY).
-Threads: the device lane and its worker.  State: a function's is under its group's lock, its device's under
-the device's.  Source: <linux/vfio.h>, vfio-pci's behaviour, Documentation/PCI/pci-iov-howto.rst.
+Threads: the device lane, and threads that may wait.  State: a function's is under its group's lock, its
+device's under the device's.  Source: <linux/vfio.h>, vfio-pci's behaviour, Documentation/PCI/pci-iov-howto.rst.
 """
 
 from __future__ import annotations

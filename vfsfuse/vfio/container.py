@@ -117,7 +117,7 @@ class ContainerFops(VfioFops):
                 dma.size = unmap_dma(type1, dma.flags, dma.iova, dma.size, bitmap, may_wait)
             else:
                 dma.size = type1.unmap(dma.iova, dma.size, may_wait=may_wait)
-        except MustWait:  # the worker may wait: the memory may be of this mount
+        except MustWait:  # another thread may wait: the memory may be of this mount
             return None
         argument.reply()
         return 0
