@@ -63,8 +63,9 @@ ATTR_READ_BIT: int = 1 << lib.LANE_ATTR_READ_BIT
 ATTR_WRITE_BIT: int = 1 << lib.LANE_ATTR_WRITE_BIT
 WHOLE: int = lib.LANE_WHOLE
 T = TypeVar("T")
-Submit = Callable[[Callable[[], None]], None]
-"""A function that has a thread make the call soon, and returns at once.  That thread may wait."""
+Submit = Callable[[Callable[[], None], int], None]
+"""A function that has a thread make a call of a client's thread (its number) soon, and returns at once.  The
+thread that makes it may wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,7 @@ class Lane:
             return _sized_ioctl(opened, native)
         # The pump has asked the file, which left it to a thread that may wait.
         call = (native.cmd, native.arg, native.tid)
-        opened.submit(partial(_finish_ioctl, native.unique, opened.file, call))
+        opened.submit(partial(_finish_ioctl, native.unique, opened.file, call), native.tid)
         return int(lib.LANE_DEFERRED)
 
     def _on_poll(self, token: int, handle: int) -> int:
@@ -244,7 +245,8 @@ def _sized_ioctl(opened: _OpenFile, native: Any) -> int:
     data = ffi.buffer(native.data, native.data_size)[:] if native.data_size else b""
     call = SizedIoctl(native.cmd, native.tid, data)
     if opened.sized_submit is not None:
-        opened.sized_submit(partial(_finish_sized, native.unique, opened.file, call, native.out_size))
+        finish = partial(_finish_sized, native.unique, opened.file, call, native.out_size)
+        opened.sized_submit(finish, native.tid)
         return int(lib.LANE_DEFERRED)
     result = opened.file.sized_ioctl(call)
     reply = call.reply[: native.out_size]

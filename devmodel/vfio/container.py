@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """VFIO containers: groups that share an IOMMU, and the meaning of a container's ioctls.
 
-Threads: the device lane, and threads that may wait.  State is under ``Container.lock``, which is taken after a
-group's lock.  Source: <linux/vfio.h>, Documentation/driver-api/vfio.rst.
+Threads: the device lane, and threads that may wait.  State is under ``Container.lock``, which is taken after
+a group's lock.  Source: <linux/vfio.h>, Documentation/driver-api/vfio.rst.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 
 A mediated device has another driver, which has none of these (ENOTTY).
 Threads: the device lane, and threads that may wait.  State: a function's is under its group's lock, its
-device's under the device's.  Source: <linux/vfio.h>, vfio-pci's behaviour, Documentation/PCI/pci-iov-howto.rst.
+device's under the device's.
+Source: <linux/vfio.h>, vfio-pci's behaviour, Documentation/PCI/pci-iov-howto.rst.
 """
 
 from __future__ import annotations

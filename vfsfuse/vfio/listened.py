@@ -83,7 +83,7 @@ class ListenedFile(DeferringFile):
             else:
                 reply(result)
 
-        self._threads.submit(answer)
+        self._threads.submit(answer, pending.tid)
 
     def _read(self, pending: PendingRequest) -> bytes:
         if self._regions is None:
