@@ -100,7 +100,8 @@ class Container:
             self.iommu = iommu
 
     def attach(self, group: ContainerGroup) -> None:
-        """Add a group; for :class:`GroupFile`.
+        """Add a group; for :class:`GroupFile`, without a lock. A container that has mappings may have to pin
+        them for the group, and a client decides how long that takes.
 
         Raises ``OSError``: EBADF once the container is closed, EPERM when its groups have IOMMUs and this one
         has none, or the other way round, otherwise as :meth:`Iommu.attach`.
@@ -110,18 +111,28 @@ class Container:
                 raise OSError(errno.EBADF, "the container is closed")
             if any(other.noiommu is not group.noiommu for other in self.groups.values()):
                 raise OSError(errno.EPERM, "groups with and without IOMMU do not mix")
-            if self.iommu is not None:
-                self.iommu.attach(group)
-            self.groups[group.number] = group
+            self.groups[group.number] = group  # keeps the IOMMU if all other groups leave now
+            iommu = self.iommu
+        if iommu is None:
+            return
+        try:
+            iommu.attach(group)
+        except BaseException:
+            self._remove(group, attached=False)
+            raise
 
     def detach(self, group: ContainerGroup) -> None:
         """Remove a group. The last one takes the IOMMU and all mappings with it. For :class:`GroupFile`."""
+        self._remove(group, attached=True)
+
+    def _remove(self, group: ContainerGroup, attached: bool) -> None:
         with self.lock:
             del self.groups[group.number]
             iommu = self.iommu
             if iommu is None:
                 return
-            iommu.detach(group)
+            if attached:
+                iommu.detach(group)
             if self.groups:
                 return
             self.iommu = None

@@ -188,7 +188,7 @@ class GroupStatus(NamedTuple):
 class GroupFile:
     """The only open of a group. It ends when the file and every device file from it are closed."""
 
-    __slots__ = ("_closed", "_users", "container", "group", "owner")
+    __slots__ = ("_closed", "_joining", "_users", "container", "group", "owner")
 
     def __init__(self, group: Group, owner: object = None) -> None:
         """For :meth:`Group.open`. ``owner`` is an object by which the caller finds the open again."""
@@ -196,7 +196,7 @@ class GroupFile:
         self.owner = owner
         self.container: Container | None = None
         self._users = 1
-        self._closed = False
+        self._closed = self._joining = False
 
     def status(self) -> GroupStatus:
         """Whether the group can be used, and whether it has a container."""
@@ -207,18 +207,26 @@ class GroupFile:
         """Join ``container``; None stands for a file that is no container.
 
         Raises ``OSError``: EINVAL when the group has a container already, EBADFD for None, EPERM when the
-        group is not viable or as :meth:`Group.check_rawio`.
+        group is not viable or as :meth:`Group.check_rawio`, otherwise as :meth:`Container.attach`. That may
+        wait for clients, so it is done without the lock. The file cannot be closed meanwhile.
         """
         with self.group.lock:
-            if self.container is not None:
+            if self.container is not None or self._joining:
                 raise OSError(errno.EINVAL, "the group has a container already")
             if container is None:
                 raise OSError(errno.EBADFD, "not a VFIO container")
             self.group.check_rawio(rawio)
             if not self.group.viable:
                 raise OSError(errno.EPERM, f"group {self.group.number} is in use by a host driver")
+            self._joining = True
+        joined = False
+        try:
             container.attach(self.group)
-            self.container = container
+            joined = True
+        finally:
+            with self.group.lock:
+                self._joining = False
+                self.container = container if joined else None
 
     def unset_container(self) -> None:
         """Leave the container. Raises ``OSError``: EINVAL without a container, EBUSY while a device is
