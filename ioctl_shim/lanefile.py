@@ -82,8 +82,8 @@ class RegionAccess(Protocol):
 class InodeAttr(NamedTuple):
     """The inode behind a name: struct lane_name of native/lane.cdef.
 
-    Times are in nanoseconds. All three times of the inode are `ctime_ns`. The kernel may cache the answer for
-    `timeout_ns`."""
+    Times are in nanoseconds. All three times of the inode are `ctime_ns`. The kernel may cache the attributes
+    for `timeout_ns`, and that the name stands for this inode for `name_ns`."""
 
     inode: int
     mode: int
@@ -93,6 +93,7 @@ class InodeAttr(NamedTuple):
     gid: int
     ctime_ns: int
     timeout_ns: int
+    name_ns: int
 
 
 class InodeOperations(Protocol):

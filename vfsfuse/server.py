@@ -110,7 +110,6 @@ class _Server:
             log.info("%s: ending", signal.Signals(number).name)
             # a thread of this process that waits for an answer of its own could not end, even by SIGKILL
             await self.announced.wait()
-            await self.operations.notifying.acquire()  # never released: no more notifications to the kernel
             pyfuse3.terminate()
             scope.cancel()
 

@@ -159,9 +159,8 @@ void on_lookup(const struct request *r)
 	if (is_other(r, call_lookup(r->header->nodeid, name, &found)))
 		return;
 	struct fuse_entry_out out = {.nodeid = found.inode, .attr = attr_of(&found),
-		.entry_valid = found.timeout_ns / SECOND, .entry_valid_nsec = (uint32_t)(found.timeout_ns % SECOND)};
-	out.attr_valid = out.entry_valid;
-	out.attr_valid_nsec = out.entry_valid_nsec;
+		.entry_valid = found.name_ns / SECOND, .entry_valid_nsec = (uint32_t)(found.name_ns % SECOND),
+		.attr_valid = found.timeout_ns / SECOND, .attr_valid_nsec = (uint32_t)(found.timeout_ns % SECOND)};
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from ioctl_shim.lane import Opened, OpenRequest
 from tests.unit.fakes import fails
-from vfsfuse.kernfs.kobject import Entry, Kobject
+from vfsfuse.kernfs.kobject import LINGER_NS, Entry, Kobject
 from vfsfuse.kernfs.members import (
     Attribute,
     BinaryMember,
@@ -162,11 +162,12 @@ def test_an_attribute_shows_and_stores_text() -> None:
     fails(errno.EIO, shape.write, toy, b"2")
 
 
-def test_the_kernel_is_told_of_the_members_that_come_and_go_with_a_driver(tree: Tree) -> None:
+def test_the_kernel_caches_members_that_come_and_go_with_a_driver_for_a_short_time(tree: Tree) -> None:
     toy = tree.add(tree.root, Toy(1))
-    tree.take_changes()
-    tree.driver_changed(toy)
-    assert sorted(tree.take_changes().gone) == [(toy.inode, name.encode()) for name in OF_DRIVER]
+    assert sorted(name for name, member in Toy.by_name.items() if member.name_ns == LINGER_NS) == OF_DRIVER
+    assert not tree.take_changes().lingers
+    tree.driver_left(toy)
+    assert tree.take_changes().lingers
 
 
 def test_a_class_has_no_more_members_than_there_are_numbers() -> None:

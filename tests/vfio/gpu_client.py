@@ -242,9 +242,18 @@ class StoppedMemory(Memory):
         asked = struct.pack("<QQQQ", self.address, size, self._MODE_MISSING, 0)
         fcntl.ioctl(self.uffd, self._UFFDIO_REGISTER, asked)
 
+    def __enter__(self) -> StoppedMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go also of calls that a failed test has left waiting."""
+        self.let_go()
+
     def let_go(self) -> None:
-        """The other pages are zeros."""
-        os.close(self.uffd)
+        """The other pages are zeros.  May be called twice."""
+        if self.uffd >= 0:
+            os.close(self.uffd)
+        self.uffd = -1
 
     @property
     def touched(self) -> bool:

@@ -9,23 +9,21 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.lab import MountedLab, Vgpu
+from tests.vfio.bystander import bystander
 from tests.vfio.client import (
     DEVICE_GET_INFO,
     GROUP_SET_CONTAINER,
     IOMMU_GET_INFO,
     PAGE,
     Container,
-    DeviceInfo,
     Group,
     IommuInfo,
 )
@@ -43,51 +41,6 @@ def result(fd: int, cmd: int, address: int) -> int:
     return -ctypes.get_errno() if got < 0 else got
 
 
-class Bystander:
-    """Another client, which does the same few calls all the time, and measures how long they take."""
-
-    def __init__(self, machine: MountedLab, vgpu: Vgpu) -> None:
-        self._machine, self._vgpu = machine, vgpu
-        self._end = threading.Event()
-        self.longest = 0.0
-        self.rounds = 0
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        with ThreadPoolExecutor(1) as pool:
-            work = pool.submit(self._work)
-            try:
-                yield
-            finally:
-                self._end.set()
-                work.result()
-
-    def _work(self) -> None:
-        group = Group(self._machine.path, self._vgpu.group)
-        with Container(self._machine.path) as container, group:
-            calls: tuple[Callable[[], object], ...] = (
-                (self._vgpu.path / "vgpu_uuid").read_text,
-                self._open,
-                lambda: group.set_container(container),
-                group.unset_container,
-            )
-            while not self._end.wait(0.002):
-                for call in calls:
-                    began = time.monotonic()
-                    call()
-                    self.longest = max(self.longest, time.monotonic() - began)
-                self.rounds += 1
-
-    def _open(self) -> None:
-        fd = os.open(self._vgpu.cdev, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            info = DeviceInfo()
-            assert result(fd, DEVICE_GET_INFO, ctypes.addressof(info)) == 0 and info.num_regions
-            os.pread(fd, 4, 7 << 40)
-        finally:
-            os.close(fd)
-
-
 def threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
@@ -102,14 +55,12 @@ def held(
     machine: MountedLab, other: Vgpu, stopped: StoppedMemory, calls: list[tuple[int, int, int]]
 ) -> list[int]:
     """The results of ioctls that all wait for `stopped`, after `other` was used for a while meanwhile."""
-    bystander = Bystander(machine, other)
     with ThreadPoolExecutor(len(calls)) as pool:
-        with bystander.at_work():
+        with stopped, bystander(machine, other) as seen:
             results: list[Future[int]] = [pool.submit(result, *call) for call in calls]
             time.sleep(1)
             assert stopped.touched and not any(each.done() for each in results)
-        assert bystander.rounds > 20 and bystander.longest < LONGEST
-        stopped.let_go()
+        assert seen.rounds > 20 and seen.longest < LONGEST
         return [each.result() for each in results]
 
 
@@ -156,7 +107,7 @@ def test_a_server_that_ends_while_calls_are_held(tmp_path: Path) -> None:
     with MountedLab(tmp_path, umount=False) as lab:
         vgpu = lab.create()
         files = [os.open(vgpu.cdev, os.O_RDWR | os.O_CLOEXEC) for _ in range(5)]
-        with ThreadPoolExecutor(len(files)) as pool:
+        with ThreadPoolExecutor(len(files)) as pool, stopped:
             results = [pool.submit(result, fd, DEVICE_GET_INFO, stopped.address) for fd in files]
             while not stopped.touched:
                 time.sleep(0.01)
@@ -168,3 +119,31 @@ def test_a_server_that_ends_while_calls_are_held(tmp_path: Path) -> None:
         for fd in files:
             os.close(fd)
     stopped.close()
+
+
+def test_a_listing_into_memory_that_waits(machine: MountedLab, two: tuple[Vgpu, Vgpu]) -> None:
+    """The kernel holds the directory's lock meanwhile.  Names come and go in it all the same."""
+    stopped = StoppedMemory(PAGE)
+    directory = os.open(machine.mdevs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with ThreadPoolExecutor(1) as pool, stopped:
+        listing = pool.submit(getdents, directory, stopped.address, PAGE)
+        while not stopped.touched:
+            assert not listing.done()
+        for _ in range(3):
+            began = time.monotonic()
+            made = machine.create("own")
+            assert made.path.exists() and (machine.mdevs / made.name).exists()
+            made.remove()
+            assert not made.path.exists() and not (machine.mdevs / made.name).exists()
+            assert time.monotonic() - began < LONGEST
+        stopped.let_go()
+        assert listing.result() > 0
+    os.close(directory)
+    stopped.close()
+
+
+def getdents(fd: int, address: int, size: int) -> int:
+    """The result of getdents64(2), or minus its errno.  Other Python threads run meanwhile."""
+    number = 217 if os.uname().machine == "x86_64" else 61
+    got = int(_libc.syscall(ctypes.c_long(number), fd, ctypes.c_void_p(address), ctypes.c_size_t(size)))
+    return -ctypes.get_errno() if got < 0 else got

@@ -121,6 +121,7 @@ class Bundle:
     def _make(self, index: int, directory: Kobject) -> Entry:
         made = self.plan.parts[index].make(self)
         made.number = self.block << PART_BITS | index
+        made.name_ns = 0
         made.ctime_ns = self.ctime_ns
         made.parent = directory
         inside = self.plan.inside[index]

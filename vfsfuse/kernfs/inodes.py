@@ -42,7 +42,7 @@ class Inodes:
             return self._attr(self.tree.getattr(directory.hidden(text)), 0)
         if self.waits and isinstance(found, WaitingStore):
             return self._attr(self.tree.getattr(self.tree.own_inode(found.inode(directory))), 0)
-        return self._attr(found.lookup(directory), self._cache_ns)
+        return self._attr(found.lookup(directory), self._cache_ns, found.name_ns)
 
     def stat(self, inode: int) -> InodeAttr:
         """What stat(2) shows of an inode.  Raises OSError as `Tree.locate`."""
@@ -54,12 +54,12 @@ class Inodes:
         if isinstance(listed, Member):
             if not listed.present(owner):
                 return None
-            waits = self.waits and isinstance(listed, WaitingStore)
-            return listed.name, self._attr(listed.lookup(owner), 0 if waits else self._cache_ns)
+            kept = 0 if self.waits and isinstance(listed, WaitingStore) else self._cache_ns
+            return listed.name, self._attr(listed.lookup(owner), kept, listed.name_ns)
         if not self.tree.knows(listed):
             return None
         entry = listed.seen_in(owner)
-        return entry.name, self._attr(entry.lookup(owner), self._cache_ns)
+        return entry.name, self._attr(entry.lookup(owner), self._cache_ns, entry.name_ns)
 
     def readlink(self, inode: int) -> bytes:
         """The target of a symlink.  Raises OSError: EINVAL for anything else, ENOENT when it is gone."""
@@ -70,7 +70,7 @@ class Inodes:
             return os.fsencode(relative(entry, member.target(entry)))
         raise OSError(errno.EINVAL, "not a symlink")
 
-    def _attr(self, found: Lookup, timeout_ns: int) -> InodeAttr:
+    def _attr(self, found: Lookup, timeout_ns: int, name_ns: int | None = None) -> InodeAttr:
         inode, shown, entry = found
         changed = self.tree.iattrs.get(inode & BASE_MASK, DECLARED)
         return InodeAttr(
@@ -82,6 +82,7 @@ class Inodes:
             first(changed.gid, shown.gid, self._gid),
             entry.ctime_ns,
             timeout_ns,
+            timeout_ns if name_ns is None else min(name_ns, timeout_ns),
         )
 
 

@@ -22,6 +22,9 @@ MEMBER_BITS = 8
 """Bits of an inode number that tell an entry's members apart."""
 PART_BITS = 4
 """Bits of an entry's number that tell the entries of one device apart (vfsfuse.kernfs.bundle)."""
+LINGER_NS = 100_000_000
+"""The kernel caches the name of what goes rarely, such as a virtual function or a driver's, for so many
+nanoseconds.  Whoever removes it gets the answer when that time is over."""
 
 
 class Stat(NamedTuple):
@@ -47,10 +50,11 @@ class Entry(ABC):
     """A name in a directory: a Kobject, a Symlink or a DeviceNode.
 
     `number` is unique for the life of the mount.  `parent` is the directory, None for the root and for an
-    entry that no directory lists.
+    entry that no directory lists.  `name_ns` is for how many nanoseconds the kernel may cache its name: None
+    for as long as the lab file allows, 0 for a name that can go at any time.
     """
 
-    __slots__ = ("ctime_ns", "name", "number", "parent")
+    __slots__ = ("ctime_ns", "name", "name_ns", "number", "parent")
 
     lane_bits: ClassVar[int] = 0
     members: ClassVar[tuple[Member, ...]] = ()
@@ -60,6 +64,7 @@ class Entry(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.name_ns: int | None = None
         self.number = -1
         self.parent: Kobject | None = None
         self.ctime_ns = 0
@@ -128,12 +133,14 @@ class Member(ABC):
     """A file or symlink that a class of kobjects declares; kernfs/members.py has the kinds.
 
     A member `of_driver` comes and goes when a driver is bound to the device of the directory or unbound.
+    `name_ns` is as that of an entry.
     """
 
-    __slots__ = ("lane_bits", "name", "of_driver")
+    __slots__ = ("lane_bits", "name", "name_ns", "of_driver")
 
     def __init__(self, name: str, lane_bits: int = 0, of_driver: bool = False) -> None:
         self.name, self.lane_bits, self.of_driver = name, lane_bits, of_driver
+        self.name_ns = LINGER_NS if of_driver else None
 
     def inode(self, owner: Kobject) -> int:
         return self.lane_bits | (owner.number << MEMBER_BITS | owner.numbering[self.name]) + 1

@@ -3,14 +3,15 @@
 
 All state belongs to the trio thread.
 
-A write that changes the tree tells the kernel before it is answered.  So a name is gone for every process
-once the write(2) that removed it returns, whatever the cache times.
+A name is gone for every process once the write(2) that removed it returns, whatever the cache time of the lab
+file: the kernel caches no name that can go at any time, and others so shortly that the answer waits for that.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
 import select
 import stat
@@ -24,12 +25,12 @@ from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.errors import Refusals, errors
 from vfsfuse.kernfs.inodes import NANOSECONDS, Inodes
-from vfsfuse.kernfs.kobject import Child, Entry, Kobject, Member
+from vfsfuse.kernfs.kobject import LINGER_NS, Child, Entry, Kobject, Member
 from vfsfuse.kernfs.members import Attribute, SnapshotMember
-from vfsfuse.kernfs.notify import forget_names, forget_stats
 from vfsfuse.kernfs.tree import BASE_MASK, IAttrs
 from vfsfuse.kernfs.xattr import XATTR_PID
 
+log = logging.getLogger(__name__)
 BLOCK = 4096
 AT_ONCE = 2
 """Snapshots that are made at the same time: a large picture takes a processor, and memory, for a while."""
@@ -89,8 +90,7 @@ class Operations(Refusals):
         self._next_listing = 1
         self._snapshots = Snapshots()
         self._listened = 0
-        self.notifying = trio.Lock()
-        """Held while the kernel is told of changes, which waits for lookups that only we can answer."""
+        self._publishing = trio.Lock()
 
     # ---- lookups and stats; as a rule the device lane has answered them, by the same Inodes ----
 
@@ -243,13 +243,13 @@ class Operations(Refusals):
 
     async def publish(self) -> None:
         """Tell the kernel what has changed, then deliver the uevents: a listener finds in the tree what it
-        hears of, and no longer what is gone.  A worker thread waits for the locks of directories."""
-        async with self.notifying:
+        hears of, and no longer what is gone."""
+        async with self._publishing:
             changes, events = self.tree.take_changes(), self.tree.root.uevents.take()
-            forget_stats(changes)
-            if changes.gone:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(forget_names, changes)
+            for inode in changes.touched:
+                _forget_stat(inode)
+            if changes.lingers:
+                await trio.sleep(LINGER_NS / NANOSECONDS)
             self.tree.root.uevents.deliver(events)
 
     async def poll(
@@ -264,14 +264,28 @@ class Operations(Refusals):
         return entry, member
 
 
+def _forget_stat(inode: int) -> None:
+    """Make the kernel ask again for a stat (FUSE_NOTIFY_INVAL_INODE), which waits for nobody.
+
+    The kernel is never told to forget a name (FUSE_NOTIFY_INVAL_ENTRY). It takes the directory's lock for
+    that, and a client may hold it for as long as it likes: it lists the directory into memory that waits.
+    """
+    try:
+        pyfuse3.invalidate_inode(inode, True)
+    except OSError as error:
+        # ENOENT: the kernel did not know it; ENODEV, EBADF, ENOTCONN: it is being unmounted
+        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EBADF, errno.ENOTCONN):
+            log.warning("invalidation failed: %s", error)
+
+
 async def _no_wait(seconds: float) -> None:
     """The delay of a store while too many are delayed."""
 
 
 def _attributes(attr: InodeAttr) -> pyfuse3.EntryAttributes:
     made = pyfuse3.EntryAttributes()
-    made.st_ino, made.st_mode, made.st_nlink, made.st_size, made.st_uid, made.st_gid, time_ns, timeout = attr
-    made.st_atime_ns = made.st_mtime_ns = made.st_ctime_ns = time_ns
+    made.st_ino, made.st_mode, made.st_nlink, made.st_size, made.st_uid, made.st_gid = attr[:6]
+    made.st_atime_ns = made.st_mtime_ns = made.st_ctime_ns = attr.ctime_ns
     made.st_blksize = BLOCK
-    made.entry_timeout = made.attr_timeout = timeout / NANOSECONDS
+    made.entry_timeout, made.attr_timeout = attr.name_ns / NANOSECONDS, attr.timeout_ns / NANOSECONDS
     return made

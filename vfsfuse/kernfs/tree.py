@@ -38,9 +38,10 @@ MOST_MADE = 64
 
 @dataclass(slots=True)
 class Changes:
-    """What to tell the kernel: names that are gone (parent inode, name), directories whose stat changed."""
+    """What the kernel may still know: directories whose stat changed, and whether names are gone that it may
+    have cached (`LINGER_NS`)."""
 
-    gone: list[tuple[int, bytes]] = field(default_factory=list)
+    lingers: bool = False
     touched: set[int] = field(default_factory=set)
 
 
@@ -129,19 +130,17 @@ class Tree:
 
     def remove(self, entry: Entry) -> None:
         """Take `entry` and everything below it out of the tree.  Symlinks to them stay: whoever added those
-        removes them."""
+        removes them.  The `name_ns` of an entry that is to be removed is `LINGER_NS` at most."""
         parent = entry.parent
         if parent is None or not parent.children or parent.children.get(entry.name) is not entry:
             return
         self._disown(entry)
+        self._changes.lingers = True
         self._leave(parent, entry.name, isinstance(entry, Kobject))
 
-    def driver_changed(self, directory: Kobject) -> None:
-        """The driver of the directory's device has come or gone: let the kernel ask again for the members
-        that come and go with it."""
-        for member in directory.members:
-            if member.of_driver:
-                self._changes.gone.append((directory.inode, member.name.encode()))
+    def driver_left(self, directory: Kobject) -> None:
+        """The driver of the directory's device is gone, and members with it."""
+        self._changes.lingers |= any(member.of_driver for member in directory.members)
 
     def take_changes(self) -> Changes:
         """The changes since the last call; the caller tells the kernel."""
@@ -212,7 +211,6 @@ class Tree:
             if directory.children is not None:
                 directory.children.pop(name, None)
             directory.subdirs -= is_directory
-        self._changes.gone.append((directory.inode, name.encode()))
         if is_directory:
             self._changes.touched.add(directory.inode)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from vfsfuse.kernfs.bundle import Bundle
-from vfsfuse.kernfs.kobject import Entry, Kobject
+from vfsfuse.kernfs.kobject import LINGER_NS, Entry, Kobject
 from vfsfuse.kernfs.tree import Tree
 
 E = TypeVar("E", bound=Entry)
@@ -23,6 +23,7 @@ class Additions:
 
     def add(self, parent: Kobject, child: E) -> E:
         """Put `child` into `parent` and return it.  Raises OSError(EEXIST)."""
+        child.name_ns = LINGER_NS
         self.tree.add(parent, child)
         self.undo.callback(self.tree.remove, child)
         return child

@@ -72,13 +72,12 @@ class FunctionViews:
             else:
                 self._vgpus.show_types(function.parent, directory, added)
             added.add(self._view.subsystems.pci_drivers[driver], Symlink(function.name, directory))
-            self._tree.driver_changed(directory)
             self._bound[function] = undo.pop_all()
 
     def unbound(self, function: PciFunction) -> None:
         """The lab's observer."""
         self._bound.pop(function).close()
-        self._tree.driver_changed(self._directories[function])
+        self._tree.driver_left(self._directories[function])
 
     def _show(self, function: PciFunction, directory: PciFunctionDir, added: Additions) -> PciFunctionDir:
         """Show everything of a function, except what its driver adds."""

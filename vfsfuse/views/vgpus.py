@@ -86,12 +86,11 @@ class VgpuViews:
     def mdev_bound(self, mdev: Mdev) -> None:
         """The lab's observer."""
         self._show_bound(mdev)
-        self._tree.driver_changed(self.directory(mdev))
 
     def mdev_unbound(self, mdev: Mdev) -> None:
         """The lab's observer."""
         self._hide_bound(mdev)
-        self._tree.driver_changed(self.directory(mdev))
+        self._tree.driver_left(self.directory(mdev))
 
     def _show_bound(self, mdev: Mdev) -> None:
         bundle = Bundle(mdev, self._bound_plan)

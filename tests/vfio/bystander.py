@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another client of a lab, in a process of its own: it does the same few calls until its stdin ends.
+
+`python -m tests.vfio.bystander LAB GROUP DEVICE` prints how often it did them and the longest seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import PIPE, Popen
+
+from tests.lab import ROOT, MountedLab, Vgpu
+from tests.vfio.client import DEVICE_GET_INFO, Container, DeviceInfo, Group, ioctl
+
+
+@dataclass
+class Seen:
+    """What a bystander saw: rounds of calls, and the seconds of the longest call."""
+
+    rounds: int = 0
+    longest: float = 0.0
+
+
+@contextmanager
+def bystander(lab: MountedLab, vgpu: Vgpu) -> Iterator[Seen]:
+    """Run one while the block runs.  The result is filled in at the end."""
+    command = [sys.executable, "-m", "tests.vfio.bystander", str(lab.path), vgpu.group, str(vgpu.cdev)]
+    with Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        seen = Seen()
+        try:
+            yield seen
+        finally:
+            rounds, longest = process.communicate(timeout=20)[0].split()
+            seen.rounds, seen.longest = int(rounds), float(longest)
+
+
+def work(lab: Path, group_number: str, device: str) -> Seen:
+    """Make calls until stdin ends."""
+    seen = Seen()
+    with Container(lab) as container, Group(lab, group_number) as group:
+        calls: tuple[Callable[[], object], ...] = (
+            (lab / "sys/bus/pci/devices/0000:86:00.0/vendor").read_text,
+            lambda: use(device),
+            lambda: group.set_container(container),
+            group.unset_container,
+        )
+        print("ready", flush=True)
+        while not select.select([0], [], [], 0.002)[0]:
+            for call in calls:
+                began = time.monotonic()
+                call()
+                seen.longest = max(seen.longest, time.monotonic() - began)
+            seen.rounds += 1
+    return seen
+
+
+def use(device: str) -> None:
+    """Open a device, ask it, read its configuration space, and close it."""
+    fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        info = DeviceInfo()
+        ioctl(fd, DEVICE_GET_INFO, info)
+        assert info.num_regions
+        os.pread(fd, 4, 7 << 40)
+    finally:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    found = work(Path(sys.argv[1]), *sys.argv[2:])
+    print(found.rounds, found.longest)
