@@ -25,6 +25,7 @@ from ioctl_shim.lane import Lane
 from vfsfuse.kernfs.inodes import Inodes, LaneInodes
 from vfsfuse.kernfs.operations import Operations
 from vfsfuse.kernfs.tree import Tree
+from vfsfuse.kernfs.xattr import SOURCE
 from vfsfuse.scheduling import lengthen_time_slice
 from vfsfuse.views.labview import LabView
 
@@ -35,10 +36,14 @@ SWITCH_INTERVAL = 0.0001
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+class MountError(Exception):
+    """The lab cannot be mounted.  libfuse has printed the reason on stderr."""
+
+
 def mount_options() -> set[str]:
     """The mount options.  A tree that root mounts is for everybody, under the modes it shows.  Any other tree
     is for its user alone."""
-    options = {"fsname=vfsfuse", "subtype=vfsfuse", "default_permissions"}
+    options = {f"fsname={SOURCE}{os.getpid()}", "subtype=vfsfuse", "default_permissions"}
     return options | {"allow_other"} if os.geteuid() == 0 else options
 
 
@@ -52,8 +57,8 @@ def _allow_descriptors() -> None:
 def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     """Mount the lab at `mountpoint` and serve it until it is unmounted or a signal of ENDING comes.
 
-    `ready` is called on the trio thread when the tree answers through the kernel.  Raises RuntimeError when
-    mounting fails (libfuse has printed the reason on stderr).
+    `ready` is called on the trio thread when the tree answers through the kernel.  Raises MountError when
+    mounting fails.
     """
     _allow_descriptors()
     lib.shim_keep_memory()
@@ -68,7 +73,10 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     view = LabView(spec, tree, calls)
     view.stores.publish = operations.publish
     lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads)
-    pyfuse3.init(operations, mountpoint, mount_options())
+    try:
+        pyfuse3.init(operations, mountpoint, mount_options())
+    except RuntimeError as error:
+        raise MountError(str(error)) from error
     try:
         lane.start()
         gc.freeze()  # collections skip all objects so far, which are most of the server's

@@ -12,8 +12,8 @@ from types import MappingProxyType
 
 from devmodel.device.pci import PciDevice
 
-PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-"""A name that can be that of a directory, and a field of a ``vgpu_create`` line."""
+PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+"""A name that can be that of a directory (of NAME_MAX bytes), and a field of a ``vgpu_create`` line."""
 
 _NO_OPTIONS: Mapping[str, int] = MappingProxyType({})
 

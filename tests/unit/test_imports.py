@@ -43,6 +43,8 @@ PICTURE: Mapping[str, str] = {
     "devmodel.sdk": "devmodel: device gpu iommu irq models pci region",
     # the mount, from bottom to top
     "vfsfuse": "",
+    "vfsfuse.asking": "",
+    "vfsfuse.sticky": "",
     "vfsfuse.scheduling": "",
     "vfsfuse.run": "ioctl_shim",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci uuids",
@@ -56,7 +58,8 @@ PICTURE: Mapping[str, str] = {
     "| devmodel: callpoint device irq lifecycle region vfio "
     "| vfsfuse: kernfs sysfs vfio",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: kernfs scheduling views",
-    "vfsfuse.cli": "devmodel: lifecycle.spec pci.address | vfsfuse: kernfs.xattr labfile run server",
+    "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
+    "| vfsfuse: asking kernfs.xattr labfile run server sticky",
     "vfsfuse.__main__": "vfsfuse: cli",
 }
 """By room: the rooms that it may import, or single modules of one."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vfsfuse mount [--config LAB.toml] [MOUNTPOINT]`: start the server of a lab, in the background by default.
 
-The parent process waits until the tree answers, so the next command of a script finds the tree.
+The parent process waits until the tree answers, so the next command of a script finds the tree.  All that may
+fail, also the code of models, runs in the server's process.  So the parent can tell how it ended.
 """
 
 from __future__ import annotations
@@ -13,28 +14,31 @@ import fcntl
 import gc
 import logging
 import os
+import select
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from vfsfuse.cli.mountpoint import Mountpoint, State, inspect, unmount
-from vfsfuse.cli.output import complain, discard_stdout
+from vfsfuse.asking import NoAnswer, Patience, Refusal
+from vfsfuse.cli.claim import MENDING, claim
+from vfsfuse.cli.logfile import log_to_file, log_to_stderr, open_log
+from vfsfuse.cli.mountpoint import Mountpoint, State, inspect, no_answer
+from vfsfuse.cli.output import complain, discard_stdout, explained
 
 if TYPE_CHECKING:
     from devmodel.lifecycle.spec import LabSpec
 
 READY = b"ready\n"
+NOT_NEEDED, EXPLAINED = b"not needed\n", b"explained\n"
+"""What a server that does not start tells its parent: there is a lab already; it has said why on stderr."""
+
+INTERRUPTED = 130
+"""Exit status after SIGINT, as a shell has it."""
+
 LEVELS = ("debug", "info", "warning", "error")
-EXPLAINED, FAILED = 1, 2
-"""Exit statuses of a server that could not start: with the reason in one line on stderr, and without."""
-MENDING = {
-    errno.ENOTEMPTY: " (it would be covered; give an empty one, or one that is not there yet)",
-    errno.EBUSY: " (another filesystem is mounted there)",
-}
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 HINTS = """\
 Try, as pasted:
   echo 6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01:0:vgpu-4 > {parent}/vgpu_create
@@ -55,110 +59,226 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A mountpoint that is ready and reserved for us, and the lab for it.  `lock` is a descriptor to close
-    when the tree answers.  `log` is None for a server in the foreground."""
+class Start:
+    """A server to start: the resolved path of its mountpoint, and the command line."""
 
     path: str
-    spec: LabSpec
-    log: Path | None
-    lock: int | None
+    args: argparse.Namespace
 
 
 def main(args: argparse.Namespace) -> int:
     gc.disable()  # until a server serves: the modules that are imported before then stay
-    from vfsfuse.labfile.reader import LabFileError
-
     try:
-        claim = _claim(args)
-    except LabFileError as error:
-        return complain("mount", str(error))
-    except OSError as error:
-        mend = MENDING.get(error.errno or 0, "")
-        why = f"{os.strerror(error.errno or errno.EIO)}{mend}"
-        return complain("mount", f"{error.filename or args.mountpoint}: {why}")
-    return 0 if claim is None else _mount(args, claim)
+        _check_ready_fd(args.ready_fd)
+        found = inspect(args.mountpoint, Patience())
+        if found.state is State.SILENT:
+            raise Refusal(f"{found.path}: a lab is mounted there already, but {found.silence}")
+        if found.state is State.FOREIGN:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), found.path)
+        if found.state is State.LIVE:
+            return _say_there_is(found)
+        start = Start(found.path, args)
+        return _in_foreground(start) if args.foreground else _in_background(start)
+    except (Refusal, NoAnswer, OSError) as error:
+        return _complain(error, args.mountpoint)
 
 
-def _claim(args: argparse.Namespace) -> Claim | None:
-    """Reserve the mountpoint.  None when a lab is there already.  Raises OSError and LabFileError."""
-    from vfsfuse.labfile.reader import load
-
-    found = inspect(args.mountpoint)
-    if _is_live(found):
-        return None
-    spec = load(args.config)
-    log = None if args.foreground else _log_file(args.log_file, found.path)
-    lock = _lock(found.path)
-    found = inspect(found.path)
-    if _is_live(found):  # another mount was quicker
-        return None
-    _prepare(found)
-    return Claim(found.path, spec, log, lock)
-
-
-def _is_live(found: Mountpoint) -> bool:
-    if found.state is State.LIVE:
-        print(f"A lab is mounted at {found.path} already{f' (pid {found.pid})' if found.pid else ''}.")
-    return found.state is State.LIVE
-
-
-def _lock(path: str) -> int | None:
-    """Keep other mounts off `path` by a lock on the directory above it.  None if that cannot be opened."""
-    above = os.path.dirname(path)
-    with contextlib.suppress(FileExistsError):  # a file is there: open has a better error
-        os.makedirs(above)
+def _check_ready_fd(fd: int | None) -> None:
+    """Raise Refusal unless `fd` can be written to.  Called before any file is opened here."""
     try:
-        lock = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:
-        return None
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
+        if fd is None or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+            return
+    except (OSError, ValueError, OverflowError):
+        raise Refusal(
+            f"--ready-fd {fd}: no such descriptor is open (a shell opens it by {fd}>FILE)"
+        ) from None
+    raise Refusal(f"--ready-fd {fd}: it is open for reading only (open it for writing)")
 
 
-def _prepare(found: Mountpoint) -> None:
-    """Make the mountpoint a directory that exists, is empty and is ours.  Raises OSError with the path."""
-    if found.state is State.FOREIGN:
-        raise OSError(errno.EBUSY, "another filesystem is mounted there", found.path)
-    if found.state is State.STALE:
-        print(f"{found.path}: recovering a mount whose server is gone.", file=sys.stderr)
-        unmount(found.path, lazy=True)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(found.path)
-    if os.listdir(found.path):
-        raise OSError(errno.ENOTEMPTY, "it would be covered", found.path)
-    if os.geteuid() and not os.access(found.path, os.W_OK):  # fusermount3 has a longer error
-        raise OSError(errno.EACCES, "not ours to mount on", found.path)
+def _complain(error: Exception, path: str) -> int:
+    """Say on stderr why there is no lab.  Returns the exit status."""
+    if isinstance(error, NoAnswer):
+        return complain("mount", no_answer(path))
+    if isinstance(error, OSError):
+        return complain("mount", explained(error, path) + MENDING.get(error.errno or 0, ""))
+    return complain("mount", str(error))
 
 
-def _mount(args: argparse.Namespace, claim: Claim) -> int:
-    if claim.log is None:
-        logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT)
-        return _serve(claim, lambda: _let_in(args.ready_fd, claim.lock))
-    status = _in_background(lambda ready: _serve_detached(args.log_level, claim, ready))
-    if status:
-        if status == EXPLAINED:
-            return 1
-        return complain("mount", f"{claim.path}: the server did not start; see {claim.log}")
-    _say(
-        f"A lab is mounted at {claim.path}; its server logs to {claim.log}.\n{_hints(claim.spec, claim.path)}"
-    )
-    _let_in(args.ready_fd, claim.lock)
+def _say_there_is(found: Mountpoint) -> int:
+    _say(f"A lab is mounted at {found.path} already{f' (pid {found.pid})' if found.pid else ''}.\n")
     return 0
 
 
-def _let_in(ready_fd: int | None, lock: int | None) -> None:
-    """The tree answers: tell the processes that wait for it."""
-    if lock is not None:
-        os.close(lock)
-    if ready_fd is not None:
-        _tell(ready_fd)
+# ---- the parent of a server in the background ----
+
+
+def _in_background(start: Start) -> int:
+    log, log_path = open_log(start.args.log_file, start.path)
+    reader, writer = os.pipe()
+    server = os.fork()
+    if not server:
+        _become_server(start, log, log_path, writer)
+    os.close(writer)
+    os.close(log)
+    try:
+        said = _hear(server, reader)
+    except KeyboardInterrupt:
+        os.kill(server, signal.SIGTERM)
+        return INTERRUPTED
+    except Refusal as error:
+        return complain("mount", f"{start.path}: {error}")
+    if said.endswith(READY):
+        hints = os.fsdecode(said.removesuffix(READY))
+        _say(f"A lab is mounted at {start.path}; its server logs to {log_path}.\n{hints}")
+        _tell(start.args.ready_fd)
+        return 0
+    if said in (NOT_NEEDED, EXPLAINED):
+        return int(said == EXPLAINED)
+    ended = _ending(os.waitstatus_to_exitcode(os.waitpid(server, 0)[1]))
+    return complain("mount", f"{start.path}: the server {ended} before the lab was ready; see {log_path}")
+
+
+def _hear(server: int, reader: int) -> bytes:
+    """What the server says, until the lab is ready or the server ends.  Raises Refusal if it is stopped."""
+    said = b""
+    pidfd = os.pidfd_open(server)
+    while not said.endswith(READY):
+        heard = select.select([reader, pidfd], [], [], 1)[0]
+        if reader in heard and (part := os.read(reader, 1 << 16)):
+            said += part
+        elif heard:
+            break
+        elif (starting := Mountpoint("", State.SILENT, server)).is_stopped:
+            raise Refusal(starting.silence)
+    os.close(pidfd)
+    os.close(reader)
+    return said
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status} (does a model call os._exit?)"
+    return f"was killed by {signal.Signals(-status).name}"
+
+
+# ---- the server's process ----
+
+
+def _become_server(start: Start, log: int, log_path: str, writer: int) -> NoReturn:
+    """Serve in a session of its own, in the child of `_in_background`."""
+    try:
+        os.setsid()
+        _close_inherited(log, writer)
+        log_to_file(start.args.log_level, log, log_path)
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+
+        def detach(spec: LabSpec) -> None:
+            hints = os.fsencode(_hints(spec, start.path))
+            os.dup2(null, 1)
+            os.dup2(null, 2)  # until now errors went to the terminal
+            os.chdir("/")
+            os.write(writer, hints + READY)
+            os.close(writer)
+
+        outcome = _serve(start, detach)
+        if outcome:
+            os.write(writer, outcome)
+    except BaseException:
+        logging.exception("the server failed")
+        os._exit(1)
+    finally:
+        os._exit(0)
+
+
+def _close_inherited(*keep: int) -> None:
+    """Close the descriptors of the caller, such as a lock or a pipe.  Standard streams stay open."""
+    first = 3
+    for fd in (*sorted(keep), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(first, fd)
+        first = fd + 1
+
+
+def _in_foreground(start: Start) -> int:
+    log_to_stderr(start.args.log_level)
+    return int(_serve(start, lambda _: _tell(start.args.ready_fd)) == EXPLAINED)
+
+
+def _serve(start: Start, ready: Callable[[LabSpec], None]) -> bytes:
+    """Serve the lab until it is unmounted.  `ready` is called when the tree answers.
+
+    Returns b"" after it was, NOT_NEEDED when another server was quicker, and EXPLAINED after one line on
+    stderr.  What a server raises later is raised here.
+    """
+    is_ready = False
+    try:
+        spec, lock = _prepare(start)
+        if lock is None:
+            _say_there_is(inspect(start.path, Patience()))
+            return NOT_NEEDED
+
+        def announce() -> None:
+            nonlocal is_ready
+            is_ready = True
+            os.close(lock)
+            ready(spec)
+
+        from vfsfuse.server import serve
+
+        serve(spec, start.path, announce)
+    except (Refusal, NoAnswer, OSError) as error:
+        if is_ready:
+            raise
+        _complain(error, start.path)
+        return EXPLAINED
+    except BaseException as error:
+        if is_ready:
+            raise
+        _complain_of_code(error, start.path)
+        return EXPLAINED
+    return b""
+
+
+def _prepare(start: Start) -> tuple[LabSpec, int | None]:
+    """The lab, and the claim on its mountpoint.  Raises Refusal, NoAnswer and OSError."""
+    from vfsfuse.labfile.reader import LabFileError, load
+
+    try:
+        spec = load(start.args.config)
+    except LabFileError as error:
+        raise Refusal(str(error)) from None
+    return spec, claim(start.path)
+
+
+def _complain_of_code(error: BaseException, path: str) -> None:
+    """Say on stderr which code has failed while the lab was made.  The traceback is for the log."""
+    from vfsfuse.labfile.reasons import reason
+    from vfsfuse.server import MountError
+
+    logging.debug("the lab cannot be made", exc_info=error)
+    why = str(error) if isinstance(error, MountError) else f"the lab cannot be made: {reason(error)}"
+    complain("mount", f"{path}: {why}")
+
+
+# ---- what both say ----
+
+
+def _tell(ready_fd: int | None) -> None:
+    """Tell the process that waits for the lab, unless it has gone or leaves its pipe full."""
+    if ready_fd is None:
+        return
+    poll = select.poll()
+    poll.register(ready_fd, select.POLLOUT)
+    with contextlib.suppress(OSError):
+        if poll.poll(0):
+            os.write(ready_fd, READY)
+    os.close(ready_fd)
 
 
 def _say(text: str) -> None:
     try:
         print(text, end="", flush=True)
-    except BrokenPipeError:
+    except OSError:  # the reader has gone, or the disk is full
         discard_stdout()
 
 
@@ -178,73 +298,3 @@ def _command() -> str:
     """The command by which this program was called, quoted for a shell."""
     called = os.path.abspath(sys.argv[0])
     return shlex.join([sys.executable, "-m", "vfsfuse"] if called.endswith("__main__.py") else [called])
-
-
-def _tell(fd: int) -> None:
-    os.write(fd, READY)
-    os.close(fd)
-
-
-def _serve(claim: Claim, ready: Callable[[], None]) -> int:
-    from vfsfuse.server import serve
-
-    try:
-        serve(claim.spec, claim.path, ready)
-    except RuntimeError as error:
-        return complain("mount", f"{claim.path}: {error}")
-    return 0
-
-
-def _log_file(named: str | None, mountpoint: str) -> Path:
-    """The log of a background server: `named`, or a file for the mountpoint in the user's state directory.
-
-    Raises OSError when it cannot be written.
-    """
-    log = Path(named or "").absolute()
-    if not named:
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "vfsfuse"
-        state.mkdir(parents=True, exist_ok=True)
-        log = state / (mountpoint.strip("/").replace("/", "-") + ".log")
-    log.open("a").close()
-    return log
-
-
-def _in_background(serve: Callable[[Callable[[], None]], int]) -> int:
-    """Run `serve` in a child with a session of its own.  Returns 0 when it calls back that it is ready, else
-    its exit status."""
-    reader, writer = os.pipe()
-    if pid := os.fork():
-        os.close(writer)
-        with os.fdopen(reader, "rb") as pipe:
-            if pipe.read() == READY:
-                return 0
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or FAILED
-    os.setsid()
-    _close_inherited(writer)
-    status = FAILED
-    try:
-        status = serve(lambda: _tell(writer))
-    except Exception:
-        logging.exception("the server failed")
-    finally:
-        os._exit(status)
-
-
-def _close_inherited(keep: int) -> None:
-    """Close the descriptors of the caller, such as a lock or a pipe.  Standard streams stay open."""
-    os.closerange(3, keep)
-    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
-
-
-def _serve_detached(level: str, claim: Claim, ready: Callable[[], None]) -> int:
-    logging.basicConfig(level=level.upper(), format=LOG_FORMAT, filename=claim.log)
-    null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-
-    def detach() -> None:
-        os.dup2(null, 2)  # until now errors went to the terminal
-        os.chdir("/")
-        ready()
-
-    return _serve(claim, detach)

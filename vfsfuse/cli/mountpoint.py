@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at mountpoints and unmounts them, for `mount` and `umount`.  Single-threaded callers."""
+"""Looks at mountpoints and unmounts them, for all commands.  Single-threaded callers.
+
+What is mounted where, and by which server, is in /proc/self/mountinfo, so that looking asks no server.  What
+does ask one goes through vfsfuse.asking, because a server may be stopped.  Source: proc(5), umount2(2).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
+import re
 import select
-import shutil
-import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vfsfuse.kernfs.xattr import XATTR_PID
+from vfsfuse import sticky
+from vfsfuse.asking import NoAnswer, Patience, Refusal
+from vfsfuse.kernfs.xattr import SOURCE, XATTR_PID
 from vfsfuse.run import syscalls
 
 FSTYPE = "fuse.vfsfuse"
+UMOUNT_NOFOLLOW = 8
+ABORT = "/sys/fs/fuse/connections/{}/abort"
 
 
 class State(enum.Enum):
@@ -23,50 +32,156 @@ class State(enum.Enum):
     FREE = "nothing is mounted there"
     LIVE = "a lab is mounted there"
     STALE = "a lab whose server is gone"
+    SILENT = "a lab whose server does not answer"
     FOREIGN = "another filesystem is mounted there"
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """A row of /proc/self/mountinfo.  `minor` is that of the device, and the number of a FUSE connection;
+    `root` is the directory of the file system that is mounted."""
+
+    minor: int
+    root: str
+    path: str
+    kind: str
+    source: str
+    options: str
+
+    @property
+    def is_lab(self) -> bool:
+        """Whether this is a whole lab.  `vfsfuse run` mounts parts of one."""
+        return self.kind == FSTYPE and self.root == "/"
+
+    def is_covered(self, later: list[Mount]) -> bool:
+        """Whether one of the mounts `later` lies over this one."""
+        return any(f"{self.path}/".startswith(f"{other.path.rstrip('/')}/") for other in later)
+
+    @property
+    def server(self) -> int | None:
+        """The pid of the server, None when that process is gone, 0 when it cannot be found out."""
+        pid = self.source.removeprefix(SOURCE)
+        if pid == self.source or not pid.isdecimal():
+            return 0
+        try:
+            return int(pid) if self._is_served_by(int(pid)) else None
+        except PermissionError:  # a process of another user has private descriptors
+            return int(pid)
+        except OSError:
+            return None
+
+    def _is_served_by(self, pid: int) -> bool:
+        """Whether process `pid` has the connection.  A user may name any source, and a pid may be used again.
+
+        Raises OSError."""
+        user = re.search(r"\buser_id=(\d+)", self.options)
+        if user is None or os.stat(f"/proc/{pid}").st_uid != int(user[1]):
+            return False
+        return any(self.minor in (number, None) for number in _connections(pid))
+
+
+@dataclass(frozen=True, slots=True)
 class Mountpoint:
-    """A path, its state, and the pid of the server of a LIVE lab (0: we cannot find it out)."""
+    """A path, its state, and the pid of the server of a lab (0: we cannot find it out).  `connection` is the
+    number of the FUSE connection, 0 without one."""
 
     path: str
     state: State
     pid: int = 0
+    connection: int = 0
+
+    @property
+    def silence(self) -> str:
+        """A line about a server that does not answer, and what to do about it."""
+        pid = self.pid
+        if self.is_stopped:
+            return (
+                f"the server (pid {pid}) is stopped (kill -CONT {pid} continues it, kill -KILL {pid} ends it)"
+            )
+        if pid:
+            return f"the server (pid {pid}) does not answer (kill -KILL {pid} ends it{self._or_abort})"
+        return f"the server does not answer (vfsfuse umount --lazy hides the lab{self._or_abort})"
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped the server, as SIGSTOP does."""
+        try:
+            with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as told:
+                return told.read().rpartition(")")[2].split()[0] in ("T", "t")
+        except OSError:
+            return False
+
+    @property
+    def _or_abort(self) -> str:
+        abort = ABORT.format(self.connection)
+        return f", echo 1 > {abort} ends all waiting for it" if os.path.exists(abort) else ""
 
 
-def inspect(path: str) -> Mountpoint:
-    """Look at `path`, made absolute.  If a lab is mounted there, this asks its server."""
-    path = os.path.realpath(path)
-    kinds = [kind for where, kind in _mounts() if where == path]
-    if not kinds:
-        return Mountpoint(path, State.FREE)
-    if kinds[-1] != FSTYPE:
-        return Mountpoint(path, State.FOREIGN)
+def locate(path: str, patience: Patience) -> Mountpoint:
+    """Look at `path`, made absolute, and ask no lab: a lab there counts as LIVE.
+
+    Raises OSError, and Refusal if a file system on the way there does not answer.
+    """
     try:
-        return Mountpoint(path, State.LIVE, int(os.getxattr(path, XATTR_PID)))
+        path = patience.ask(lambda: sticky.resolve(path))
+    except NoAnswer:
+        raise Refusal(no_answer(path)) from None
+    found = [mount for mount in _mounts() if mount.path == path]
+    if not found:
+        return Mountpoint(path, State.FREE)
+    if not found[-1].is_lab:
+        return Mountpoint(path, State.FOREIGN)
+    return Mountpoint(path, State.LIVE, found[-1].server or 0, found[-1].minor)
+
+
+def inspect(path: str, patience: Patience) -> Mountpoint:
+    """Look at `path`, made absolute.  If a lab is mounted there, ask its server.  Raises as `locate`."""
+    found = locate(path, patience)
+    if found.state is not State.LIVE:
+        return found
+    try:
+        patience.ask(lambda: _probe(found.path))
+    except NoAnswer:
+        return Mountpoint(found.path, State.SILENT, found.pid, found.connection)
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            return Mountpoint(path, State.STALE)
-        if error.errno == errno.EACCES:  # another user's mount: even root may only unmount it
-            return Mountpoint(path, State.LIVE)
-        raise
+            return Mountpoint(found.path, State.STALE)
+        if error.errno != errno.EACCES:  # another user's mount: even root may only unmount it
+            raise
+    return found
 
 
 def labs() -> list[str]:
-    """The mountpoints of labs, in mount order, without the parts of a lab that `vfsfuse run` shows."""
-    shown = dict(_mounts())  # only the last mount on a path is visible
+    """The mountpoints of labs, in mount order, without the parts of a lab that `vfsfuse run` shows, and
+    without labs whose server is gone.  This asks no server."""
+    mounts = _mounts()
     return [
-        path for path, kind in shown.items() if kind == FSTYPE and os.path.isdir(f"{path}/sys/class/vgpu")
+        mount.path
+        for number, mount in enumerate(mounts)
+        if mount.is_lab and mount.server is not None and not mount.is_covered(mounts[number + 1 :])
     ]
 
 
-def unmount(path: str, lazy: bool = False) -> None:
-    """Unmount `path`, by fusermount3 if this process may not.  Raises OSError(EBUSY, EPERM, …)."""
+def no_answer(path: str) -> str:
+    """The line about `path`, a path in a lab that does not answer."""
+    path = os.path.abspath(path)
+    for mount in reversed(_mounts()):
+        if mount.is_lab and f"{path}/".startswith(f"{mount.path}/"):
+            found = Mountpoint(mount.path, State.SILENT, mount.server or 0, mount.minor)
+            return f"{found.path}: {found.silence}"
+    return f"{path}: a file system on the way there does not answer (look for it in /proc/mounts)"
+
+
+def unmount(path: str, patience: Patience, lazy: bool = False) -> None:
+    """Unmount `path`, by fusermount3 if this process may not.
+
+    Raises OSError(EBUSY, EPERM, …), and NoAnswer when that takes too long; it is then still under way.
+    """
+    flags = UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
     try:
-        syscalls.umount2(path, syscalls.MNT_DETACH if lazy else 0)
+        patience.ask(lambda: syscalls.umount2(path, flags))
     except PermissionError:
-        _fusermount(path, lazy)
+        _fusermount(path, patience, lazy)
 
 
 def wait_for_end(pid: int, seconds: float) -> bool:
@@ -81,27 +196,58 @@ def wait_for_end(pid: int, seconds: float) -> bool:
         os.close(pidfd)
 
 
-def _fusermount(path: str, lazy: bool) -> None:
+def _probe(path: str) -> None:
+    """Have both threads of a server answer: the main thread, and the device lane.  Raises OSError."""
+    os.getxattr(path, XATTR_PID)
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(f"{path}/{SOURCE}{os.getpid()}")  # a name that the kernel has not asked for before
+
+
+def _connections(pid: int) -> Iterator[int | None]:
+    """The FUSE connections that process `pid` serves; None for one whose number is not told (before Linux
+    6.16).  Raises OSError."""
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/{pid}/fd/{fd}") == "/dev/fuse":
+                with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as told:
+                    number = re.search(r"fuse_connection:\s*(\d+)", told.read())
+                yield int(number[1]) if number else None
+
+
+def _fusermount(path: str, patience: Patience, lazy: bool) -> None:
+    import shutil
+
     helper = shutil.which("fusermount3")
     if helper is None:
         raise OSError(errno.EPERM, "fusermount3 is not installed (apt-get install fuse3)")
-    done = subprocess.run(
-        [helper, "-u", *(["-z"] if lazy else []), "--", path], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        busy = "busy" in done.stderr
-        raise OSError(errno.EBUSY if busy else errno.EPERM, done.stderr.strip() or "fusermount3 failed")
+    command = [helper, "-u", *(["-z"] if lazy else []), "--", path]
+    said = patience.ask(lambda: _failure(command))
+    if said is not None:
+        raise OSError(errno.EBUSY if "busy" in said else errno.EPERM, said or "fusermount3 failed")
 
 
-def _mounts() -> list[tuple[str, str]]:
-    """(mountpoint, type) of every mount of this namespace, in mount order."""
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as table:
-        rows = [line.split(" ") for line in table]
-    return [(_unescape(row[1]), row[2]) for row in rows]
+def _failure(command: list[str]) -> str | None:
+    """Run `command`.  None when it succeeds, else its stderr."""
+    import subprocess
+
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    return done.stderr.strip() if done.returncode else None
+
+
+def _mounts() -> list[Mount]:
+    """Every mount of this namespace, in mount order."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        return [_parsed(line) for line in table]
+
+
+def _parsed(line: str) -> Mount:
+    where, _, what = line.rstrip("\n").partition(" - ")
+    device, root, path = where.split(" ")[2:5]
+    kind, source, options = what.split(" ")[:3]
+    minor = int(device.partition(":")[2])
+    return Mount(minor, _unescape(root), _unescape(path), kind, _unescape(source), options)
 
 
 def _unescape(field: str) -> str:
     """Undo the octal escapes of proc(5)'s mounts."""
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        field = field.replace(code, character)
-    return field
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)

@@ -9,8 +9,14 @@ import sys
 
 def complain(command: str, message: str) -> int:
     """Print the reason why `command` failed, in one line on stderr.  Returns its exit status, 1."""
-    print(f"vfsfuse: {command}: {message}", file=sys.stderr)
+    line = message.replace("\n", "\\n")  # a path may have any character
+    print(f"vfsfuse: {command}: {line}", file=sys.stderr)
     return 1
+
+
+def explained(error: OSError, path: str) -> str:
+    """The line about `error`, which concerns the file that it names or else `path`."""
+    return f"{error.filename or path}: {error.strerror or error}"
 
 
 def discard_stdout() -> None:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 
-from vfsfuse.cli.output import complain, discard_stdout
-from vfsfuse.cli.targets import TargetError, add_vgpu_arguments, find, only_lab
+from vfsfuse.asking import NoAnswer, Patience, Refusal
+from vfsfuse.cli.mountpoint import no_answer
+from vfsfuse.cli.output import complain, discard_stdout, explained
+from vfsfuse.cli.targets import add_vgpu_arguments, find, only_lab
+from vfsfuse.sticky import open_file
 
 STDOUT = "-"
 SCREEN = "screen.png"
@@ -22,36 +26,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="where the PNG goes; - is standard output")
 
 
-class ScreenshotError(TargetError):
-    """There is no screenshot.  str() is one line: the problem, its place, and a remedy."""
-
-
 def main(args: argparse.Namespace) -> int:
+    lab = args.mount
     try:
-        lab = args.mount or only_lab()
-        write(args.file, read(find(lab, args.vgpu), args.vgpu))
-    except TargetError as error:
+        lab = os.path.join(os.getcwd(), lab or only_lab())
+        write(args.file, Patience().ask(lambda: read(find(lab, args.vgpu), args.vgpu)))
+    except NoAnswer:
+        return complain("screenshot", no_answer(lab))
+    except Refusal as error:
         return complain("screenshot", str(error))
     except BrokenPipeError:
         discard_stdout()
     except OSError as error:
-        return complain("screenshot", f"{error.filename or args.file}: {error.strerror}")
+        return complain("screenshot", explained(error, args.file))
     return 0
 
 
 def read(directory: str, name: str) -> bytes:
-    """The PNG.  Raises ScreenshotError when the display shows nothing, OSError as the file does."""
+    """The PNG.  Raises Refusal when the display shows nothing, OSError as the file does."""
     try:
         with open(f"{directory}/{SCREEN}", "rb") as screen:
             return screen.read()
     except FileNotFoundError:
-        raise ScreenshotError(f"{name}: it has no display") from None
+        raise Refusal(f"{name}: it has no display") from None
     except OSError as error:
         if error.errno != errno.ENODATA:
             raise
-        raise ScreenshotError(
-            f"{name}: it shows nothing (its guest has set no mode that it can show)"
-        ) from None
+        raise Refusal(f"{name}: it shows nothing (its guest has set no mode that it can show)") from None
 
 
 def write(path: str, png: bytes) -> None:
@@ -60,5 +61,5 @@ def write(path: str, png: bytes) -> None:
         sys.stdout.buffer.write(png)
         sys.stdout.buffer.flush()
         return
-    with open(path, "wb") as out:
+    with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as out:
         out.write(png)

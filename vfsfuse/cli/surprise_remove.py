@@ -7,9 +7,12 @@ Single-threaded; it is a write to the vGPU's attribute `surprise_remove`.
 from __future__ import annotations
 
 import argparse
+import os
 
+from vfsfuse.asking import NoAnswer, Patience, Refusal
+from vfsfuse.cli.mountpoint import no_answer
 from vfsfuse.cli.output import complain
-from vfsfuse.cli.targets import TargetError, add_vgpu_arguments, find, only_lab
+from vfsfuse.cli.targets import add_vgpu_arguments, find, only_lab
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    lab = args.mount
     try:
-        directory = find(args.mount or only_lab(), args.vgpu)
-        with open(f"{directory}/surprise_remove", "w", encoding="ascii") as file:
-            file.write("1")
-    except TargetError as error:
+        lab = os.path.join(os.getcwd(), lab or only_lab())
+        Patience().ask(lambda: remove(lab, args.vgpu))
+    except NoAnswer:
+        return complain("surprise-remove", no_answer(lab))
+    except Refusal as error:
         return complain("surprise-remove", str(error))
     except OSError as error:
         return complain("surprise-remove", f"{args.vgpu}: {error.strerror}")
     return 0
+
+
+def remove(lab: str, vgpu: str) -> None:
+    """Remove the vGPU.  Raises Refusal and OSError."""
+    with open(f"{find(lab, vgpu)}/surprise_remove", "w", encoding="ascii") as file:
+        file.write("1")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab and the vGPU that the command line names, looked up through the mount.  No state."""
+"""The lab and the vGPU that the command line names, looked up through the mount.  No state.
+
+`find` asks the lab's server, so it is called as a question (vfsfuse.asking).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,8 @@ import argparse
 import os
 from collections.abc import Iterator
 
+from vfsfuse.asking import Refusal
 from vfsfuse.cli.mountpoint import labs
-
-
-class TargetError(Exception):
-    """The command line names none, or several.  str() is one line: the problem, its place, and a remedy."""
 
 
 def add_vgpu_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,24 +23,24 @@ def add_vgpu_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def only_lab() -> str:
-    """The mountpoint of the only mounted lab.  Raises TargetError when there is none, or several."""
+    """The mountpoint of the only mounted lab.  Raises Refusal when there is none, or several."""
     found = labs()
     if len(found) != 1:
         what = f"labs are mounted at {', '.join(found)}" if found else "no lab is mounted"
-        raise TargetError(f"{what} (say which with --mount)")
+        raise Refusal(f"{what} (say which with --mount)")
     return found[0]
 
 
 def find(lab: str, name: str) -> str:
-    """The directory of the vGPU that has this name.  Raises TargetError unless exactly one has it."""
+    """The directory of the vGPU that has this name.  Raises Refusal unless exactly one has it."""
     if not os.path.isdir(f"{lab}/sys/class/vgpu"):
-        raise TargetError(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
+        raise Refusal(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
     found = sorted({os.path.realpath(path) for path in paths_of(lab, name)})
     if len(found) > 1:
         names = ", ".join(map(os.path.basename, found))
-        raise TargetError(f"{name}: there are {names} (name one of them)")
+        raise Refusal(f"{name}: there are {names} (name one of them)")
     if not found:
-        raise TargetError(f"{name}: there is no such vGPU in {lab} (vfsfuse tree {lab} shows what there is)")
+        raise Refusal(f"{name}: there is no such vGPU in {lab} (vfsfuse tree {lab} shows what there is)")
     return found[0]
 
 

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import stat
 import sys
 from collections.abc import Iterator
 
-from vfsfuse.cli.mountpoint import State, inspect
-from vfsfuse.cli.output import complain, discard_stdout
+from vfsfuse.asking import NoAnswer, Patience, Refusal
+from vfsfuse.cli.mountpoint import State, locate, no_answer
+from vfsfuse.cli.output import complain, discard_stdout, explained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,20 +23,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    found = inspect(args.mountpoint)
-    if found.state is not State.LIVE:
-        return complain("tree", f"{found.path}: no lab is mounted there")
+    path = args.mountpoint
     try:
-        os.listdir(found.path)  # another user's lab is closed to us
-        print(found.path)
-        for line in lines(found.path, "", args.depth):
+        patience = Patience()
+        found = locate(path, patience)
+        path = found.path
+        if found.state is not State.LIVE:
+            return complain("tree", f"{path}: no lab is mounted there")
+        for line in patience.answers(lambda: tree(path, args.depth)):
             print(line)
         sys.stdout.flush()
+    except NoAnswer:
+        return complain("tree", no_answer(path))
+    except Refusal as error:
+        return complain("tree", str(error))
     except BrokenPipeError:
         discard_stdout()
     except OSError as error:
-        return complain("tree", f"{error.filename}: {error.strerror}")
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            return complain("tree", f"{path}: no lab is mounted there (its server is gone)")
+        return complain("tree", explained(error, path))
     return 0
+
+
+def tree(path: str, depth: int | None) -> Iterator[str]:
+    """The lines of the tree.  Raises OSError."""
+    os.listdir(path)  # another user's lab is closed to us
+    yield path
+    yield from lines(path, "", depth)
 
 
 def lines(directory: str, indent: str, depth: int | None) -> Iterator[str]:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vfsfuse umount [--lazy] [MOUNTPOINT]`: unmount a lab and wait until its server has ended."""
+"""`vfsfuse umount [--lazy] [MOUNTPOINT]`: unmount a lab and wait until its server has ended.
+
+Unmounting needs no answer of the server.  So it works also when the server is stopped, unless a program uses
+the lab; then --lazy takes the lab out of sight.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,10 @@ import argparse
 import errno
 import os
 
-from vfsfuse.cli.mountpoint import State, inspect, unmount, wait_for_end
-from vfsfuse.cli.output import complain
+from vfsfuse.asking import NoAnswer, Patience, Refusal
+from vfsfuse.cli.mountpoint import Mountpoint, State, inspect, locate, unmount, wait_for_end
+from vfsfuse.cli.output import complain, explained
 
-END_SECONDS = 10.0
 LAZY_SECONDS = 1.0
 """Seconds to wait after a lazy unmount. The server may go on as long as programs use the mount."""
 
@@ -23,16 +27,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    found = inspect(args.mountpoint)
-    if found.state in (State.FREE, State.FOREIGN):
-        return complain("umount", f"{found.path}: no lab is mounted there")
+    patience = Patience()
     try:
-        unmount(found.path, args.lazy or found.state is State.STALE)
+        found = locate(args.mountpoint, patience)
+        if found.state is not State.LIVE:
+            return complain("umount", f"{found.path}: no lab is mounted there")
+        _unmount(found, args.lazy, patience)
+    except Refusal as error:
+        return complain("umount", str(error))
     except OSError as error:
-        mend = "; end the programs that use it, or add --lazy" if error.errno == errno.EBUSY else ""
-        return complain("umount", f"{found.path}: {os.strerror(error.errno or errno.EIO)}{mend}")
-    if not found.pid or wait_for_end(found.pid, LAZY_SECONDS if args.lazy else END_SECONDS):
+        return complain("umount", explained(error, args.mountpoint))
+    left = 0.0 if found.is_stopped else patience.left()
+    if not found.pid or wait_for_end(found.pid, min(LAZY_SECONDS, left) if args.lazy else left):
         return 0
-    after = f"its server (pid {found.pid}) ends with the programs that use it"
-    complain("umount", f"{found.path} is unmounted; {after}")
+    complain("umount", f"{found.path} is unmounted; {_server(found, args.lazy)}")
     return 0 if args.lazy else 1
+
+
+def _server(found: Mountpoint, lazy: bool) -> str:
+    """What to say about a server that has not ended."""
+    if found.is_stopped:
+        return found.silence
+    when = "ends with the programs that use it" if lazy else "has not ended yet"
+    return f"its server (pid {found.pid}) {when} (kill -KILL {found.pid} ends it now)"
+
+
+def _unmount(found: Mountpoint, lazy: bool, patience: Patience) -> None:
+    """Unmount.  Raises Refusal, and OSError with the path."""
+    try:
+        unmount(found.path, patience, lazy)
+    except NoAnswer:
+        raise Refusal(f"{found.path}: unmounting it takes too long, and goes on; {found.silence}") from None
+    except OSError as error:
+        if error.errno == errno.EBUSY and not lazy:
+            return _unmount_busy(found, patience)
+        raise OSError(error.errno, os.strerror(error.errno or errno.EIO), found.path) from None
+
+
+def _unmount_busy(found: Mountpoint, patience: Patience) -> None:
+    """Unmount although programs use the mount, if its server is gone.  Raises as `_unmount`."""
+    state = inspect(found.path, patience).state
+    if state is State.STALE:
+        return _unmount(found, True, patience)
+    why = f"{os.strerror(errno.EBUSY)}; end the programs that use it, or add --lazy"
+    if state is State.SILENT:
+        why += f"; {found.silence}"
+    raise OSError(errno.EBUSY, why, found.path)

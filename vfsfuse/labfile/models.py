@@ -6,14 +6,17 @@ a person. Source: the entry points specification (packaging.python.org), group `
 """
 
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TypeGuard
 
 from devmodel.device.pci import PciDevice
 from devmodel.models.registry import MODELS, PHYSICAL
+from vfsfuse.labfile.reasons import MODULE_PREFIX, reason
 
 GROUP = "vfsfuse.models"
 Model = type[PciDevice]
@@ -52,29 +55,37 @@ class Models:
 def _installed(entry: EntryPoint) -> Model:
     try:
         found = entry.load()
-    except Exception as error:
-        raise ValueError(f"{entry.value} cannot be loaded: {error!r} (mend that package)") from error
+    except BaseException as error:  # also SystemExit: the code is not ours
+        raise ValueError(f"{entry.value} cannot be loaded: {reason(error)} (mend that package)") from error
     return _checked(found, entry.value)
 
 
 def _load(path: Path, name: str) -> Model:
-    module_name = f"vfsfuse_model_{path.stem}"
+    module_name = f"{MODULE_PREFIX}{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if spec is None or spec.loader is None or not os.path.isfile(path):
         raise ValueError(f"there is no file {path} (paths begin at the lab file)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickle look there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise ValueError(f"{path} cannot be loaded: {error!r} (mend it)") from error
-    if not hasattr(module, name):
+        found = getattr(module, name, None)  # a module may have code for that, too
+    except BaseException as error:  # also SystemExit: the code is not ours
+        sys.modules.pop(module_name, None)
+        raise ValueError(f"{path} cannot be loaded: {reason(error)} (mend it)") from error
+    if found is None:
         raise ValueError(f"{path} has no class {name} (check the name)")
-    return _checked(getattr(module, name), f"{path}:{name}")
+    return _checked(found, f"{path}:{name}")
 
 
 def _checked(found: object, place: str) -> Model:
-    if not (isinstance(found, type) and issubclass(found, PciDevice) and hasattr(found, "identity")):
-        raise ValueError(f"{place} is not a device model (derive it from devmodel.device.pci.PciDevice)")
-    return found
+    if isinstance(found, type) and PciDevice in type.mro(found) and _has_identity(found, place):
+        return found
+    raise ValueError(f"{place} is not a device model (derive it from devmodel.device.pci.PciDevice)")
+
+
+def _has_identity(found: type, place: str) -> TypeGuard[Model]:
+    try:
+        return hasattr(found, "identity")
+    except BaseException as error:  # a metaclass has code for that
+        raise ValueError(f"{place} cannot be used: {reason(error)} (mend it)") from error

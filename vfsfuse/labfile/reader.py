@@ -23,6 +23,7 @@ from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture
 from vfsfuse.labfile import values
 from vfsfuse.labfile.models import Models
+from vfsfuse.labfile.reasons import reason
 from vfsfuse.labfile.schema import LAB, MOUNT, PARENT, TYPE, Schema
 
 BUILT_IN = Path(__file__).with_name("lab.toml")
@@ -35,6 +36,9 @@ RESERVED_DRIVERS = ("iommu", "mdev_bus", "net", "vfio", "vfio-dev", "vfio-pci")
 
 VF_KEYS = ("vfs", "vf_model", "vf_memory")
 """Keys of a parent that describe its virtual functions."""
+
+MAX_BYTES = 16 << 20
+"""Bytes that are read of a lab file, so that a device such as /dev/zero comes to an end."""
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
@@ -51,7 +55,7 @@ def load(path: str | os.PathLike[str] | None = None) -> LabSpec:
 
 def _parse(source: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(source.read_text(encoding="utf-8"))
+        return tomllib.loads(_text(source))
     except OSError as error:
         raise LabFileError(f"{source}: cannot be read: {error.strerror} (check the path)") from error
     except UnicodeDecodeError as error:
@@ -60,6 +64,18 @@ def _parse(source: Path) -> dict[str, object]:
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise LabFileError(f"{source}: not TOML: {error} (mend the syntax there)") from error
+    except RecursionError as error:
+        raise LabFileError(f"{source}: too many brackets in one another (write it flat)") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise LabFileError(f"{source}: a value that cannot be: {error} (give a smaller number)") from error
+
+
+def _text(source: Path) -> str:
+    with source.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise LabFileError(f"{source}: is larger than {MAX_BYTES} bytes (is it a TOML file?)")
+    return content.decode().replace("\r\n", "\n")
 
 
 class _Reader:
@@ -136,7 +152,7 @@ class _Reader:
         self, name: str, content: object, path: tuple[str, ...], model: type[PciDevice]
     ) -> TypeSpec:
         if PATH_NAME.fullmatch(name) is None:
-            self.fail(path, "cannot name a type (use letters, digits, '-', '_' and '.')")
+            self.fail(path, f"cannot name a type ({values.NAME_HINT})")
         found = self.table(content, TYPE, path)
         named = found.get("model")
         found["model"] = model if named is None else self.model(named, MODELS, (*path, "model"))
@@ -166,7 +182,7 @@ class _Reader:
             except ValueError:
                 self.fail(path, 'the name of a "gpu" is its PCI address (such as "0000:86:00.0")')
         if kind == "virtual" and PATH_NAME.fullmatch(name) is None:
-            self.fail(path, "cannot name a parent (use letters, digits, '-', '_' and '.')")
+            self.fail(path, f"cannot name a parent ({values.NAME_HINT})")
 
     def check_limits(self, parent: ParentSpec, path: tuple[str, ...]) -> None:
         if not parent.types:
@@ -196,7 +212,9 @@ class _Reader:
         try:
             model.validate(found.get("memory", 0), found.get("options", {}))
         except ValueError as error:
-            self.fail(path, f"{error} (as model {model.__name__.lower()!r} needs it)")
+            self.fail(path, f"{_line(error)} (as model {model.__name__.lower()!r} needs it)")
+        except BaseException as error:  # also SystemExit: the code may be anybody's
+            self.fail(path, f"the model's validate() failed: {reason(error)} (mend the model)")
 
     def table(self, content: object, schema: Schema, path: tuple[str, ...]) -> dict[str, Any]:
         """The values of a table by key, each read as the schema says. Unknown and missing keys are errors."""
@@ -226,6 +244,14 @@ class _Reader:
 def _quoted(key: str) -> str:
     """A key as TOML spells it in a dotted path."""
     return key if _BARE_KEY.fullmatch(key) else '"' + key.encode("unicode_escape").decode() + '"'
+
+
+def _line(error: ValueError) -> str:
+    """The text of a model's error, in one line."""
+    try:
+        return str(error).encode("unicode_escape").decode()
+    except Exception:
+        return reason(error)
 
 
 def _suggest(key: str, schema: Schema) -> str:

@@ -14,6 +14,8 @@ from devmodel.lifecycle.spec import PATH_NAME, RemovalPolicy
 
 MAX_CACHE_SECONDS = 86400
 
+NAME_HINT = "use up to 255 letters, digits, '-', '_' and '.'"
+
 _MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
 
 
@@ -27,7 +29,7 @@ def text(value: object) -> str:
 def name(value: object) -> str:
     """Text that can name a directory."""
     if not isinstance(value, str) or PATH_NAME.fullmatch(value) is None:
-        raise ValueError(f"{value!r} cannot be a name (use letters, digits, '-', '_' and '.')")
+        raise ValueError(f"{value!r} cannot be a name ({NAME_HINT})")
     return value
 
 

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model's code has raised, as a line for a person: the exception, the file and the line number.
+
+State: none. Nothing here trusts the exception: its text may be long, broken or raise again.
+"""
+
+import traceback
+from types import TracebackType
+
+MODULE_PREFIX = "vfsfuse_model_"
+"""Names of modules that are made from the model files of a lab begin so."""
+
+_LOADERS = ("importlib", "vfsfuse.labfile")
+"""Modules that load a model, and are not to blame for it."""
+
+MAX_TEXT = 200
+"""Characters of an exception that are shown."""
+
+
+def reason(error: BaseException) -> str:
+    """The exception and its place: "SystemExit(3) at /lab/card.py:7"."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}({error.msg!r}) at {error.filename}:{error.lineno}"
+    place = _place(error.__traceback__)
+    return f"{_shown(error)} at {place}" if place else _shown(error)
+
+
+def _place(trace: TracebackType | None) -> str:
+    """The last line of a model file that ran, or else the last line of all."""
+    lines = [
+        (frame.f_globals.get("__name__"), frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(trace)
+    ]
+    lines = [line for line in lines if not str(line[0]).startswith(_LOADERS)]
+    own = [line for line in lines if str(line[0]).startswith(MODULE_PREFIX)]
+    return "".join(f"{file}:{number}" for _, file, number in (own or lines)[-1:])
+
+
+def _shown(error: BaseException) -> str:
+    try:
+        text = repr(error)
+    except BaseException:
+        text = type(error).__name__
+    return (text if text.isprintable() else text.encode("unicode_escape").decode())[:MAX_TEXT]
