@@ -63,23 +63,6 @@ need_dev_fuse() {
         die "/dev/fuse is not yours to open: run 'chmod 0666 /dev/fuse' as root, which is what udev does"
 }
 
-# A stale mount is there but cannot be looked at: that is vfsfuse's to mend, not mkdir's to report.
-make_mountpoint() {
-    local why
-    why=$(mkdir -p -- "$1" 2>&1) || is_mounted "$1" || die "$why"
-}
-
-# The kernel writes space, tab, newline and backslash in octal.
-is_mounted() {
-    local want target
-    want=$(realpath -m -- "$1")
-    while read -r _ target _; do
-        printf -v target '%b' "$target"
-        [[ $target != "$want" ]] || return 0
-    done </proc/self/mounts
-    return 1
-}
-
 command=mount options=() mountpoints=()
 parse "$@"
 [[ ${#mountpoints[@]} -le 1 ]] || misused "one mount point at a time, not ${mountpoints[*]}"
@@ -87,6 +70,7 @@ mountpoint=${mountpoints[0]:-$root/mnt}
 
 if [[ $command == umount ]]; then
     [[ ${#options[@]} -eq 0 ]] || misused "-u takes no ${options[0]}"
+    trust "$venv"
     # Built from sources older than these or not: what mounted can unmount.
     [[ -x $venv/bin/vfsfuse ]] || set_up
     exec "$venv/bin/vfsfuse" umount -- "$mountpoint"
@@ -94,5 +78,4 @@ fi
 
 need_dev_fuse
 set_up
-make_mountpoint "$mountpoint"
 exec "$venv/bin/vfsfuse" mount "${options[@]}" -- "$mountpoint"

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -131,10 +132,68 @@ def test_an_interrupted_set_up_is_not_trusted_after(checkout: Checkout) -> None:
 def test_two_at_once_set_up_once(checkout: Checkout) -> None:
     checkout.python(pip="sleep 1")
     both = [checkout.start("tools/setup.sh") for _ in range(2)]
-    for process in both:
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
     assert checkout.calls() == ["venv", "pip ."]
+    assert sum(err.startswith("waiting for process ") and err.count("\n") == 1 for err in said) == 1, said
+
+
+LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "a") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_that_is_no_set_ups_is_reported_with_its_holder(ready: Checkout) -> None:
+    ready.add("setup.cfg", "changed")
+    command = [sys.executable, "-c", LOCK, ready.root / ".venv/.lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"\n"
+        began = time.monotonic()
+        _, err = ready.run("mount.sh", status=1)
+        assert time.monotonic() - began < 4
+        holder.communicate()
+    whose = f"process {holder.pid} of user {os.geteuid()} holds a lock on {ready.root}/.venv/.lock"
+    assert err.startswith(f"mount.sh: {whose}") and err.count("\n") == 1
+    assert ready.calls() == []
+
+
+def test_a_set_up_that_is_stopped_is_not_waited_for(checkout: Checkout) -> None:
+    checkout.python(pip="sleep 60")
+    with checkout.start("tools/setup.sh") as first:
+        wait_until(lambda: checkout.calls_file.exists() and "pip" in checkout.calls_file.read_text())
+        os.killpg(first.pid, signal.SIGSTOP)
+        try:
+            _, err = checkout.run("tools/setup.sh", status=1)
+        finally:
+            os.killpg(first.pid, signal.SIGKILL)
+    assert "holds a lock on" in err and err.count("\n") == 1, err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("name", [".venv", ".venv/.lock", ".venv/setup.log", ".venv/.stamp.new"])
+@pytest.mark.parametrize("script", ["mount.sh", "tools/setup.sh"])
+def test_another_users_link_in_a_sticky_folder_is_not_followed(
+    checkout: Checkout, tmp_path: Path, name: str, script: str
+) -> None:
+    trap, theirs = tmp_path / "trap", checkout.root / name
+    if name == ".venv":
+        trap.mkdir()
+    else:
+        trap.write_text("precious")
+        theirs.parent.mkdir()
+    theirs.parent.chmod(0o1777)
+    theirs.symlink_to(trap)
+    os.chown(theirs, 65534, 65534, follow_symlinks=False)
+    _, err = checkout.run(script, status=1)
+    assert f"{theirs} is of user 65534" in err and err.count("\n") == 1
+    assert checkout.calls() == []
+    assert not os.listdir(trap) if trap.is_dir() else trap.read_text() == "precious"
+    os.chown(theirs, 0, 0, follow_symlinks=False)
+    checkout.run(script)  # one's own is followed
 
 
 def test_a_user_is_told_the_exact_apt_line_and_nothing_is_made(checkout: Checkout) -> None:
@@ -206,7 +265,6 @@ def test_mount_hands_on_what_it_was_told(ready: Checkout, args: Sequence[str], c
     out, err = ready.run("mount.sh", *args)
     assert out.splitlines() == [word.format(root=ready.root) for word in calls]
     assert err == ""
-    assert (ready.root.parent / calls[-1].format(root=ready.root)).is_dir() == (calls[0] == "mount")
 
 
 @pytest.mark.parametrize("args", [["--wat"], ["one", "two"], ["--config"], ["-u", "--foreground"]])

@@ -14,6 +14,7 @@ root=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
 venv=$root/.venv
 stamp=$venv/.stamp
 log=$venv/setup.log
+lock=$venv/.lock
 
 # Debian package -> the test that says it is there: by use, not by dpkg, so what was built by hand counts too.
 packages=(fuse3 pkg-config libfuse3-dev gcc libc6-dev)
@@ -48,6 +49,15 @@ say() { printf '%s\n' "$*" >&2; }
 die() {
     say "${0##*/}: $*"
     exit 1
+}
+
+# trust PATH: dies if PATH is another user's in a folder such as /tmp, where everybody may make files and links.
+trust() {
+    local folder=${1%/*} owner
+    [[ -k $folder && (-e $1 || -L $1) && -n $(find "$folder/" -maxdepth 0 -perm -0002) ]] || return 0
+    owner=$(find "$1" -maxdepth 0 -printf %U)
+    [[ $owner == "$EUID" || $owner == "$(find "$folder/" -maxdepth 0 -printf %U)" ]] ||
+        die "$1 is of user $owner, in a folder that everybody may write to: remove it, or use another checkout"
 }
 
 # One line for the reader, the same in the log; then the command, all it prints in the log.
@@ -209,16 +219,57 @@ set_up_once() {
     mv "$stamp.new" "$stamp"
 }
 
+# Whether process $1 is a set-up of this user that holds the lock and runs.
+sets_up() {
+    [[ -n $1 && -O /proc/$1 && /proc/$1/fd/9 -ef $lock ]] && [[ $(<"/proc/$1/stat") != *') T '* ]]
+}
+
+# Prints who holds the lock, as far as the kernel tells: a process that has ended may have left it to another.
+lock_holder() {
+    local inode kind pid file
+    inode=$(find "$lock" -printf %i)
+    while read -r _ kind _ _ pid file _; do
+        [[ $kind == FLOCK && ${file##*:} == "$inode" && -e /proc/$pid ]] || continue
+        printf 'process %s of user %s' "$pid" "$(find "/proc/$pid" -maxdepth 0 -printf %U)"
+        return
+    done </proc/locks
+    printf 'another process'
+}
+
+# Locks descriptor 9, which is $lock. Everybody who can read that file can lock it and never let go. So only a set-up of
+# the same user is waited for; its number is in the file.
+take_lock() {
+    local holder waiting='' end=$((SECONDS + 2))
+    until flock -n 9; do
+        holder=$(<"$lock")
+        if sets_up "$holder"; then
+            [[ -n $waiting ]] || say "waiting for process $holder, which sets up vfsfuse here"
+            waiting=yes
+        elif [[ $SECONDS -ge $end ]]; then
+            die "$(lock_holder) holds a lock on $lock: end that process, or use another checkout"
+        fi
+        sleep 0.1
+    done
+    printf '%s\n' "$BASHPID" >"$lock"
+}
+
 # set_up [test]: afterwards .venv/bin/vfsfuse is there and as the sources say, or this shell has exited 1.
 set_up() {
+    local file
+    trust "$venv"
     ! { up_to_date "${1-}" && have fusermount3; } || return 0
     mkdir -p "$venv"
-    [[ -w $venv ]] ||
-        die "cannot write $venv, another user's: run this as that user, or in a checkout of your own"
+    for file in "$lock" "$log" "$stamp" "$stamp.new"; do
+        trust "$file"
+    done
+    for file in "$venv" "$lock" "$log"; do
+        [[ ! -e $file || -w $file ]] ||
+            die "cannot write $file, another user's: run this as that user, or in a checkout of your own"
+    done
     (
-        flock 9
+        take_lock
         set_up_once "${1-}"
-    ) 9>"$venv/.lock"
+    ) 9<>"$lock"
 }
 
 [[ ${BASH_SOURCE[0]} != "$0" ]] || set_up "$@"

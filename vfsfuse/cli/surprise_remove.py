@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
         lab = os.path.join(os.getcwd(), lab or only_lab())
         Patience().ask(lambda: remove(lab, args.vgpu))
     except NoAnswer:
-        return complain("surprise-remove", no_answer(lab))
+        return complain("surprise-remove", f"{no_answer(lab)}; {args.vgpu} may still be removed later")
     except Refusal as error:
         return complain("surprise-remove", str(error))
     except OSError as error:

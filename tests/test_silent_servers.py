@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers that are stopped, hung or slow: each command ends in time, with the truth or an error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import ROOT, VFSFUSE, MountedLab, described, vfsfuse
+from vfsfuse.cli.mountpoint import wait_for_end
+
+COMMAND_SECONDS = 3.0
+"""A command has two seconds; a machine under load gets one more."""
+
+SLOW_SECONDS = 12
+
+MODEL = """\
+import time
+from devmodel.sdk import Bar, Identity, Layout, PciDevice, Register, Registers
+
+class Sleeper(PciDevice):
+    identity = Identity(0x1234, 0x5EEE, 0x1AF4, 0x1100, class_code=0x088000)
+
+    def bars(self):
+        self.registers = Registers(LAYOUT, self)
+        return {0: Bar(self.registers)}
+
+    def block_lane(self, seconds):
+        time.sleep(seconds)
+
+    def block_main_thread(self, seconds):
+        self.start(self.sleep, seconds)
+
+    async def sleep(self, seconds):
+        time.sleep(seconds)
+
+LAYOUT = Layout(4096, [
+    Register(0, 4, "LANE", on_write=Sleeper.block_lane),
+    Register(4, 4, "MAIN", on_write=Sleeper.block_main_thread),
+])
+"""
+LAB = """\
+[models]
+sleeper = "sleeper.py:Sleeper"
+[parents.bed]
+kind = "virtual"
+driver = "bed"
+model = "sleeper"
+types.one = { description = "sleeps", instances = 4 }
+"""
+WRITE = """
+import os, sys
+device, offset, seconds = os.open(sys.argv[1], os.O_RDWR), *map(int, sys.argv[2:])
+print(flush=True)
+os.pwrite(device, seconds.to_bytes(4, "little"), offset)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MountedLab]:
+    """A lab with a device that stops the server's threads.  The server is killed at the end."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "sleeper.py").write_text(MODEL)
+    lab = described(tmp_path, LAB)
+    lab.__enter__()
+    assert lab.server is not None
+    try:
+        yield lab
+    finally:
+        lab.server.kill()  # also when it is stopped
+        lab.server.wait()
+        while is_mounted(lab.path):
+            subprocess.run(["fusermount3", "-u", "-z", lab.path], check=True)
+
+
+def is_mounted(path: Path) -> bool:
+    rows = Path("/proc/self/mounts").read_text().splitlines()
+    return str(path) in (row.split(" ")[1] for row in rows)
+
+
+def timed(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command line, which has to end in time."""
+    began = time.monotonic()
+    done = vfsfuse(*arguments)
+    took = time.monotonic() - began
+    assert took < COMMAND_SECONDS, f"{arguments} took {took:.1f} s: {done.stderr}"
+    return done
+
+
+def error_of(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
+    """The one line on stderr."""
+    assert (done.returncode, done.stdout) == (status, ""), done
+    assert done.stderr.startswith("vfsfuse: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+@contextlib.contextmanager
+def sleeping(lab: MountedLab, offset: int, seconds: int) -> Iterator[None]:
+    """A client has a device open, and the thread that its register at `offset` blocks sleeps."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE, lab.create("one", "bed").cdev, str(offset), str(seconds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"\n"
+        time.sleep(0.5)
+        try:
+            yield
+        finally:
+            if client.poll() is None and seconds > SLOW_SECONDS:  # it waits for its server, even when killed
+                os.kill(lab.pid, signal.SIGKILL)
+            client.kill()
+
+
+@contextlib.contextmanager
+def stopped(lab: MountedLab) -> Iterator[None]:
+    os.kill(lab.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(lab.pid, signal.SIGCONT)
+
+
+Silence = Callable[[MountedLab], contextlib.AbstractContextManager[None]]
+SILENT: dict[str, Silence] = {
+    "stopped": stopped,
+    "main thread hung": lambda lab: sleeping(lab, 4, 3600),
+    "device lane hung": lambda lab: sleeping(lab, 0, 3600),
+    "main thread slow": lambda lab: sleeping(lab, 4, SLOW_SECONDS),
+    "device lane slow": lambda lab: sleeping(lab, 0, SLOW_SECONDS),
+}
+
+
+def cold(lab: MountedLab) -> MountedLab:
+    """The lab, of which the kernel remembers nothing that it could answer by itself."""
+    if os.geteuid() == 0:
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+    return lab
+
+
+@pytest.mark.parametrize("how", SILENT)
+def test_each_command_that_asks_a_silent_server_says_so_in_time(bed: MountedLab, how: str) -> None:
+    with SILENT[how](cold(bed)):
+        for command in (
+            ["mount", bed.path],
+            ["mount", "--foreground", bed.path],
+            ["tree", bed.path],
+            ["screenshot", "--mount", bed.path, "vgpu0", bed.path.parent / "out.png"],
+            ["surprise-remove", "--mount", bed.path, "vgpu0"],
+        ):
+            done = timed(*command)
+            if how.startswith("main") and command[0] == "screenshot" and "no display" in done.stderr:
+                continue  # the device lane knows
+            line = error_of(done)
+            assert str(bed.path) in line and f"(pid {bed.pid})" in line, line
+            assert f"kill -KILL {bed.pid} ends it" in line, line
+            assert ("is stopped (kill -CONT" in line) == (how == "stopped"), line
+        assert not (bed.path.parent / "out.png").exists()
+    if how.endswith("slow") or how == "stopped":  # it has lost nothing
+        deadline = time.monotonic() + 2 * SLOW_SECONDS
+        while vfsfuse("tree", bed.path).returncode:
+            assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("how", ["stopped", "main thread hung", "device lane hung"])
+def test_umount_leaves_what_is_in_use_and_lazily_hides_it(bed: MountedLab, how: str) -> None:
+    with contextlib.ExitStack() as stack:
+        if how == "stopped":
+            stack.callback(os.close, os.open(bed.path / "sys", os.O_PATH))
+        stack.enter_context(SILENT[how](cold(bed)))
+        line = error_of(timed("umount", bed.path))
+        assert "Device or resource busy" in line and "--lazy" in line and f"kill -KILL {bed.pid}" in line
+        assert is_mounted(bed.path)
+        line = error_of(timed("umount", "--lazy", bed.path), status=0)
+        assert f"{bed.path} is unmounted" in line and f"kill -KILL {bed.pid} ends it" in line
+        assert not is_mounted(bed.path) and not wait_for_end(bed.pid, 0)
+
+
+def test_umount_of_an_idle_lab_needs_no_answer(bed: MountedLab) -> None:
+    with stopped(bed):
+        line = error_of(timed("umount", bed.path))
+        assert f"{bed.path} is unmounted" in line and f"the server (pid {bed.pid}) is stopped" in line
+        assert not is_mounted(bed.path)
+    assert wait_for_end(bed.pid, 10)
+
+
+def test_a_command_that_gave_up_is_no_reason_for_the_mount_to_be_busy(bed: MountedLab) -> None:
+    with stopped(bed):
+        error_of(timed("tree", bed.path))
+        assert f"{bed.path} is unmounted" in error_of(timed("umount", bed.path))
+
+
+def test_what_one_lab_does_is_nothing_to_commands_about_another(bed: MountedLab, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with MountedLab(tmp_path / "other") as other, stopped(cold(bed)):
+        vgpu = other.create("mdpy-vga", "mdpy")
+        assert timed("tree", "--depth", "1", other.path).returncode == 0
+        assert "already" in timed("mount", other.path).stdout
+        picture = tmp_path / "out.png"
+        assert timed("screenshot", "--mount", other.path, vgpu.name, picture).stderr.count("\n") <= 1
+        assert timed("surprise-remove", "--mount", other.path, vgpu.name).returncode == 0
+        line = error_of(timed("surprise-remove", vgpu.name))  # of both labs, it asks none
+        assert str(bed.path) in line and str(other.path) in line and "--mount" in line
+
+
+def test_a_path_through_a_silent_lab_is_given_up(bed: MountedLab) -> None:
+    inside = bed.path / "sys/class"
+    with stopped(cold(bed)):
+        for command in ("mount", "umount", "tree"):
+            line = error_of(timed(command, inside / "mnt"))
+            assert f"the server (pid {bed.pid}) is stopped" in line, line
+
+
+def test_who_reads_the_output_of_a_command_that_gave_up_sees_its_end(bed: MountedLab) -> None:
+    """The child that still asks keeps nothing of the command's open."""
+    with sleeping(cold(bed), 0, 3600):
+        began = time.monotonic()
+        shell = f"{' '.join(VFSFUSE)} tree {bed.path} 2>&1 | cat"
+        done = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert time.monotonic() - began < COMMAND_SECONDS
+        assert "does not answer" in done.stdout
+
+
+def test_the_end_of_a_server_frees_who_asked_it(bed: MountedLab) -> None:
+    with stopped(cold(bed)):
+        line = error_of(timed("tree", bed.path))
+        (kill,) = re.findall(r"(kill -KILL \d+)", line)
+        subprocess.run(["sh", "-c", kill], check=True)
+        assert wait_for_end(bed.pid, 10)
+        assert "its server is gone" in error_of(timed("tree", bed.path))
+        assert timed("umount", bed.path).returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests of this file are an ordinary user's already")
+def test_an_ordinary_users_commands_end_as_well(tmp_path: Path) -> None:
+    if not os.stat("/dev/fuse").st_mode & 0o002:
+        pytest.skip("/dev/fuse is not open to users (chmod 0666 /dev/fuse)")
+    tests = "(lazily or says_so) and (stopped or device) and not slow or needs_no_answer or is_no_reason"
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ordinary_user", *pytest_, "tests/test_silent_servers.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d+ passed", done.stdout) and "failed" not in done.stdout
