@@ -149,7 +149,7 @@ with open(sys.argv[1], "a") as lock:
 
 def test_a_lock_that_is_no_set_ups_is_reported_with_its_holder(ready: Checkout) -> None:
     ready.add("setup.cfg", "changed")
-    command = [sys.executable, "-c", LOCK, ready.root / ".venv/.lock"]
+    command = [sys.executable, "-c", LOCK, str(ready.root / ".venv/.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"\n"
         began = time.monotonic()

@@ -153,13 +153,14 @@ def cold(lab: MountedLab) -> MountedLab:
 @pytest.mark.parametrize("how", SILENT)
 def test_each_command_that_asks_a_silent_server_says_so_in_time(bed: MountedLab, how: str) -> None:
     with SILENT[how](cold(bed)):
-        for command in (
+        commands: list[list[str | Path]] = [
             ["mount", bed.path],
             ["mount", "--foreground", bed.path],
             ["tree", bed.path],
             ["screenshot", "--mount", bed.path, "vgpu0", bed.path.parent / "out.png"],
             ["surprise-remove", "--mount", bed.path, "vgpu0"],
-        ):
+        ]
+        for command in commands:
             done = timed(*command)
             if how.startswith("main") and command[0] == "screenshot" and "no display" in done.stderr:
                 continue  # the device lane knows

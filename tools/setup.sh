@@ -244,7 +244,7 @@ take_lock() {
         holder=$(<"$lock")
         if sets_up "$holder"; then
             [[ -n $waiting ]] || say "waiting for process $holder, which sets up vfsfuse here"
-            waiting=yes
+            waiting=yes end=$((SECONDS + 2))
         elif [[ $SECONDS -ge $end ]]; then
             die "$(lock_holder) holds a lock on $lock: end that process, or use another checkout"
         fi

@@ -18,6 +18,9 @@ import stat
 MAX_LINKS = 40
 """Links on the way to a file before ELOOP, as in the kernel (MAXSYMLINKS)."""
 
+PATH_MAX = 4096
+"""Bytes of a path with its final NUL, for a system call."""
+
 EVERYBODYS = stat.S_ISVTX | stat.S_IWOTH
 
 
@@ -43,6 +46,8 @@ def resolve(path: str) -> str:
     Raises OSError: EACCES for another user's symlink in a sticky folder, ELOOP for a circle of links.
     """
     here = os.path.join(os.getcwd(), path)
+    if len(os.fsencode(here)) >= PATH_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
     for _ in range(MAX_LINKS):
         above, name = os.path.split(here.rstrip("/"))
         if name in ("", ".", ".."):
@@ -69,11 +74,13 @@ def open_file(path: str, flags: int, mode: int = 0o666) -> int:
         try:
             fd = os.open(here, (flags & ~os.O_TRUNC) | os.O_NOFOLLOW, mode)
         except OSError as error:
-            if error.errno != errno.ELOOP or not os.path.islink(here):
+            if not os.path.lexists(here):
+                raise OSError(error.errno, error.strerror, path) from None
+            refuse_foreign(here, os.lstat(here))  # says more than the kernel, which may have refused it
+            if error.errno != errno.ELOOP:
                 raise OSError(error.errno, error.strerror, path) from None
         else:
             return _checked(fd, here, flags & os.O_TRUNC)
-        refuse_foreign(here, os.lstat(here))
         above = os.path.realpath(os.path.dirname(here))
         if above == "/proc" or above.startswith("/proc/"):  # a link to an open file, which has no path
             return os.open(here, flags, mode)

@@ -18,6 +18,7 @@ OWN_SECONDS = 60.0
 """Seconds to wait for another command of the same user, which may take its time to start a lab."""
 
 _POLL_SECONDS = 0.01
+_LOOK_SECONDS = 0.5
 
 
 def take(fd: int, path: str, patience: Patience) -> None:
@@ -26,19 +27,20 @@ def take(fd: int, path: str, patience: Patience) -> None:
     Waits as long as `patience`, or OWN_SECONDS for a process of the same user.  Raises Refusal that names the
     process that holds the lock.
     """
-    end, told = time.monotonic() + OWN_SECONDS, False
+    began, told = time.monotonic(), False
+    end = began + patience.left()
     while True:
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(_POLL_SECONDS)
-        if patience.left():
+        if (now := time.monotonic()) < end:
             continue
         holder = _holder(fd)
-        if not _is_ours(holder) or time.monotonic() > end:
-            raise Refusal(
-                f"{path}: {_described(holder)} holds a lock on it (end that, or choose another path)"
-            )
+        if not _is_ours(holder) or now > began + OWN_SECONDS:
+            mend = "end that, or choose another path"
+            raise Refusal(f"{path}: {_described(holder)} holds a lock on it ({mend})")
+        end = now + _LOOK_SECONDS  # until then the lock may go to another process
         if not told:
             told = True
             print(f"vfsfuse: {path}: waiting for {_described(holder)}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import sys
 
 from vfsfuse.asking import Refusal
@@ -58,8 +59,7 @@ def _open(path: str) -> int:
 
 def _state_directory() -> str:
     """The directory of logs, which is made.  Raises Refusal."""
-    home = os.path.expanduser("~")
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(_home(), ".local", "state")
     if not os.path.isabs(base):
         raise Refusal(f"{base}: not an absolute path ({_MEND})")
     state = os.path.join(base, "vfsfuse")
@@ -70,6 +70,16 @@ def _state_directory() -> str:
     except OSError as error:
         raise Refusal(f"{error.filename or state}: {error.strerror} ({_MEND})") from None
     return state
+
+
+def _home() -> str:
+    """The home directory of the user.  Raises Refusal."""
+    if home := os.environ.get("HOME"):
+        return home
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        raise Refusal(f"there is no home directory of user {os.geteuid()} ({_MEND})") from None
 
 
 def _file_name(mountpoint: str) -> str:

@@ -134,8 +134,8 @@ def _in_background(start: Start) -> int:
         return 0
     if said in (NOT_NEEDED, EXPLAINED):
         return int(said == EXPLAINED)
-    ended = _ending(os.waitstatus_to_exitcode(os.waitpid(server, 0)[1]))
-    return complain("mount", f"{start.path}: the server {ended} before the lab was ready; see {log_path}")
+    how = _ending(os.waitstatus_to_exitcode(os.waitpid(server, 0)[1]))
+    return complain("mount", f"{start.path}: before the lab was ready, the server {how}; see {log_path}")
 
 
 def _hear(server: int, reader: int) -> bytes:

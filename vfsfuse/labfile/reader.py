@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,6 +87,9 @@ class _Reader:
         self.aperture = Aperture()
 
     def lab(self, content: dict[str, object]) -> LabSpec:
+        for path, number in _numbers(content, ()):
+            if not -(2**63) <= number < 2**63:  # as TOML says; Python does not print a very large one
+                self.fail(path, "does not fit in 64 bits (give a smaller number)")
         top = self.table(content, LAB, ())
         if top.get("vendor") in RESERVED_VENDORS:
             self.fail(("vendor",), f"{top['vendor']!r} is a file of sys/class/vgpu (choose another)")
@@ -239,6 +242,18 @@ class _Reader:
 
     def fail(self, path: tuple[str, ...], why: str) -> NoReturn:
         raise LabFileError(f"{self.source}: {'.'.join(map(_quoted, path)) or 'the file'}: {why}")
+
+
+def _numbers(content: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The whole numbers in `content`, each with the keys that lead to it."""
+    if isinstance(content, int):
+        yield path, content
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield from _numbers(value, (*path, key))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _numbers(value, path)
 
 
 def _quoted(key: str) -> str:

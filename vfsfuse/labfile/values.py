@@ -84,7 +84,7 @@ def user(value: object) -> int:
     if isinstance(value, str):
         try:
             return pwd.getpwnam(value).pw_uid
-        except KeyError:
+        except (KeyError, ValueError):  # ValueError for a NUL in it
             raise ValueError(f"there is no user {value!r} (give a name of this system, or a uid)") from None
     return _id(value)
 
@@ -94,7 +94,7 @@ def group(value: object) -> int:
     if isinstance(value, str):
         try:
             return grp.getgrnam(value).gr_gid
-        except KeyError:
+        except (KeyError, ValueError):
             raise ValueError(f"there is no group {value!r} (give a name of this system, or a gid)") from None
     return _id(value)
 
