@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +39,9 @@ VF_KEYS = ("vfs", "vf_model", "vf_memory")
 
 MAX_BYTES = 16 << 20
 """Bytes that are read of a lab file, so that a device such as /dev/zero comes to an end."""
+
+MAX_DEPTH = 32
+"""Tables and arrays within one another; a lab needs six."""
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
@@ -87,9 +90,7 @@ class _Reader:
         self.aperture = Aperture()
 
     def lab(self, content: dict[str, object]) -> LabSpec:
-        for path, number in _numbers(content, ()):
-            if not -(2**63) <= number < 2**63:  # as TOML says; Python does not print a very large one
-                self.fail(path, "does not fit in 64 bits (give a smaller number)")
+        self.check_sizes(content)
         top = self.table(content, LAB, ())
         if top.get("vendor") in RESERVED_VENDORS:
             self.fail(("vendor",), f"{top['vendor']!r} is a file of sys/class/vgpu (choose another)")
@@ -103,6 +104,20 @@ class _Reader:
         except ValueError as error:
             self.fail(("parents",), f"{error} (give fewer, or another address)")
         return LabSpec(parents=specs, **self.fields(top, LAB), **self.fields(mount, MOUNT))
+
+    def check_sizes(self, content: object) -> None:
+        """Refuse what cannot be shown in an error: numbers of thousands of digits, and endless nesting."""
+        left: list[tuple[int, tuple[str, ...], object]] = [(0, (), content)]
+        while left:
+            depth, path, value = left.pop()
+            if depth > MAX_DEPTH:
+                self.fail(path[:MAX_DEPTH], f"is nested more than {MAX_DEPTH} deep (write it flat)")
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:  # as TOML says
+                self.fail(path, "does not fit in 64 bits (give a smaller number)")
+            tables = value if isinstance(value, dict) else {}
+            arrays = value if isinstance(value, list) else []
+            left += [(depth + 1, (*path, key), inside) for key, inside in tables.items()]
+            left += [(depth + 1, path, inside) for inside in arrays]
 
     def own_model(self, name: str, place: object) -> None:
         self.models.add(name, values.text(place))
@@ -242,18 +257,6 @@ class _Reader:
 
     def fail(self, path: tuple[str, ...], why: str) -> NoReturn:
         raise LabFileError(f"{self.source}: {'.'.join(map(_quoted, path)) or 'the file'}: {why}")
-
-
-def _numbers(content: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The whole numbers in `content`, each with the keys that lead to it."""
-    if isinstance(content, int):
-        yield path, content
-    elif isinstance(content, dict):
-        for key, value in content.items():
-            yield from _numbers(value, (*path, key))
-    elif isinstance(content, list):
-        for value in content:
-            yield from _numbers(value, path)
 
 
 def _quoted(key: str) -> str:
