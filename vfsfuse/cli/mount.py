@@ -19,8 +19,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.cli.claim import MENDING, claim
@@ -58,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="write a line there once the tree answers")
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """A server to start: the resolved path of its mountpoint, and the command line."""
 
     path: str

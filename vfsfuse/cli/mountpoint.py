@@ -14,7 +14,7 @@ import os
 import re
 import select
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfsfuse import sticky
 from vfsfuse.asking import NoAnswer, Patience, Refusal
@@ -36,8 +36,7 @@ class State(enum.Enum):
     FOREIGN = "another filesystem is mounted there"
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """A row of /proc/self/mountinfo.  `minor` is that of the device, and the number of a FUSE connection;
     `root` is the directory of the file system that is mounted."""
 
@@ -80,8 +79,7 @@ class Mount:
         return any(self.minor in (number, None) for number in _connections(pid))
 
 
-@dataclass(frozen=True, slots=True)
-class Mountpoint:
+class Mountpoint(NamedTuple):
     """A path, its state, and the pid of the server of a lab (0: we cannot find it out).  `connection` is the
     number of the FUSE connection, 0 without one."""
 
