@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, VFSFUSE, vfsfuse
+from tests.lab import ROOT, VFSFUSE, described, vfsfuse
+from vfsfuse.cli.mountpoint import wait_for_end
 
 MODEL = """\
 from devmodel.sdk import Identity, PciDevice
@@ -323,3 +324,79 @@ def test_output_to_a_full_disk_is_one_line(folder: Path) -> None:
     done = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "No space left" in done.stderr
     assert vfsfuse("umount", folder / "mnt").returncode == 0
+
+
+# ---- models that exit later ----
+
+LEAVING = """\
+import sys
+import trio
+from devmodel.sdk import Bar, DeviceAttribute, Identity, Layout, PciDevice, Register, Registers
+
+def leave(*_):
+    sys.exit(5)
+
+class Card(PciDevice):
+    identity = Identity(0x1234, 0x5EEE, 0x1AF4, 0x1100, class_code=0x088000)
+    ATTRIBUTES = (DeviceAttribute("leave", leave, leave),)
+
+    def bars(self):
+        self.registers = Registers(LAYOUT, self)
+        return {0: Bar(self.registers)}
+
+    def task(self, value):
+        self.start(self.run_away, value)
+
+    async def run_away(self, value):
+        async with trio.open_nursery() as nursery:
+            if value == 2:
+                nursery.start_soon(self.run_away, 1)
+                await trio.sleep_forever()
+        leave()
+
+class Early(Card):
+    def __init__(self, *_, **__):
+        leave()
+
+LAYOUT = Layout(4096, [Register(0, 4, "H", on_write=leave), Register(4, 4, "T", on_write=Card.task)])
+"""
+TWO_CARDS = LAB.replace("[parents", 'early = "card.py:Early"\n[parents') + (
+    'types.two = { description = "never made", instances = 4, model = "early" }\n'
+)
+
+
+def test_a_model_that_exits_ends_its_call_and_not_the_lab(folder: Path) -> None:
+    (folder / "card.py").write_text(LEAVING)
+    with described(folder, TWO_CARDS) as lab:
+        early = lab.create("two", "box")
+        with pytest.raises(OSError, match="Input/output error"):
+            early.cdev.open("rb")
+        with lab.create("one", "box") as card, card.cdev.open("r+b", buffering=0) as device:
+            for action in (
+                (card.path / "leave").read_text,
+                lambda: (card.path / "leave").write_text("1"),
+                lambda: os.pwrite(device.fileno(), bytes(4), 0),
+            ):
+                with pytest.raises(OSError, match="Input/output error"):
+                    action()
+            for value in (1, 2):
+                os.pwrite(device.fileno(), value.to_bytes(4, "little"), 4)
+        assert (lab.path / "sys/class/mdev_bus/box").exists()
+        lab.log_path.write_text("")  # tracebacks are what the test asked for
+
+
+# ---- callers ----
+
+
+def test_a_caller_that_ignores_sigchld_gets_the_same_answers(folder: Path) -> None:
+    for command, status in (("mount", 0), ("mount", 0), ("tree", 0), ("umount", 0), ("umount", 1)):
+        shell = f"trap '' CHLD; exec {' '.join(VFSFUSE)} {command} {folder}/mnt"
+        done = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (status, status), done
+
+
+def test_a_server_that_is_stopped_before_it_is_ready_is_reported(folder: Path) -> None:
+    (folder / "card.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n" + MODEL)
+    line = error_of(mount(folder, LAB))
+    assert f"{folder}/mnt: the server (pid " in line and "was stopped as it started" in line
+    assert wait_for_end(int(line.split("(pid ")[1].split(")")[0]), 0)

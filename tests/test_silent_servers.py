@@ -244,6 +244,26 @@ def test_the_end_of_a_server_frees_who_asked_it(bed: MountedLab) -> None:
         assert timed("umount", bed.path).returncode == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount fusectl")
+def test_an_abort_frees_who_waits_for_a_server_that_lives_on(bed: MountedLab) -> None:
+    device = bed.create("one", "bed").cdev
+    connection = os.minor(os.stat(bed.path).st_dev)
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE, device, "0", "3600"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as client:
+        assert client.stdout is not None and client.stdout.readline() == b"\n"
+        time.sleep(0.5)
+        client.kill()
+        assert not wait_for_end(client.pid, 1)  # not even SIGKILL ends it
+        control = "/sys/fs/fuse/connections"
+        abort = f"mount -t fusectl none {control} && echo 1 > {control}/{connection}/abort"
+        subprocess.run(["unshare", "--mount", "sh", "-c", abort], check=True)
+        assert client.wait(10) == -signal.SIGKILL
+    assert not wait_for_end(bed.pid, 0)
+    assert vfsfuse("umount", bed.path).returncode == 1  # its server still sleeps
+    assert not is_mounted(bed.path)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests of this file are an ordinary user's already")
 def test_an_ordinary_users_commands_end_as_well(tmp_path: Path) -> None:
     if not os.stat("/dev/fuse").st_mode & 0o002:

@@ -82,7 +82,8 @@ class Patience:
             may_wait = 0
         finally:
             os.kill(child, signal.SIGKILL)  # a child that waits for a server goes on waiting
-            os.waitpid(child, may_wait)
+            with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
+                os.waitpid(child, may_wait)
 
 
 def _items(pipe: IO[bytes], seconds: Callable[[], float]) -> Iterator[Any]:

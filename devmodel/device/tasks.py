@@ -20,6 +20,9 @@ from devmodel.callpoint import CallPoint
 log = logging.getLogger(__name__)
 
 Coroutine = Callable[..., Awaitable[object]]
+CODE_FAILED = (Exception, SystemExit)
+"""What a model's code may raise without ending more than its task; sys.exit() is no end of the lab."""
+
 DMA_THREADS = 4
 """Most DMA threads of one device: a client whose memory does not answer can keep no more of them waiting."""
 
@@ -50,11 +53,11 @@ class Task:
             return
         except BaseExceptionGroup as group:  # from a nursery of the model's own
             _, rest = group.split(TaskStopped)
-            if rest is not None and not isinstance(rest, Exception):
+            if rest is not None and rest.split(CODE_FAILED)[1] is not None:
                 raise rest from None
             if rest is not None:
                 log.error("a task of a device failed", exc_info=rest)
-        except Exception:
+        except CODE_FAILED:
             log.exception("a task of a device failed")
 
     def cancel(self) -> None:

@@ -12,6 +12,7 @@ import argparse
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -105,5 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     args = build_parser(chosen).parse_args(arguments)
+    if args.command != "run":  # whose program inherits it
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, children would leave no status
     status: int = args.main(args)
     return status

@@ -21,10 +21,10 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from vfsfuse.asking import NoAnswer, Patience, Refusal
+from vfsfuse.asking import SECONDS, NoAnswer, Patience, Refusal
 from vfsfuse.cli.claim import MENDING, claim
 from vfsfuse.cli.logfile import log_to_file, log_to_stderr, open_log
-from vfsfuse.cli.mountpoint import Mountpoint, State, inspect, no_answer
+from vfsfuse.cli.mountpoint import Mountpoint, State, inspect, locate, no_answer, unmount, wait_for_end
 from vfsfuse.cli.output import complain, discard_stdout, explained
 
 if TYPE_CHECKING:
@@ -123,8 +123,11 @@ def _in_background(start: Start) -> int:
     except KeyboardInterrupt:
         os.kill(server, signal.SIGTERM)
         return INTERRUPTED
-    except Refusal as error:
-        return complain("mount", f"{start.path}: {error}")
+    except Refusal:
+        _end_stopped(server, start.path)
+        return complain(
+            "mount", f"{start.path}: the server (pid {server}) was stopped as it started; it is ended"
+        )
     if said.endswith(READY):
         hints = os.fsdecode(said.removesuffix(READY))
         _say(f"A lab is mounted at {start.path}; its server logs to {log_path}.\n{hints}")
@@ -146,11 +149,20 @@ def _hear(server: int, reader: int) -> bytes:
             said += part
         elif heard:
             break
-        elif (starting := Mountpoint("", State.SILENT, server)).is_stopped:
-            raise Refusal(starting.silence)
+        elif Mountpoint("", State.SILENT, server).is_stopped:
+            raise Refusal
     os.close(pidfd)
     os.close(reader)
     return said
+
+
+def _end_stopped(server: int, path: str) -> None:
+    """End a server that is stopped, because it keeps the caller's streams open, and take its mount away."""
+    os.kill(server, signal.SIGKILL)
+    wait_for_end(server, SECONDS)
+    found = locate(path, Patience())
+    if found.state is State.LIVE:
+        unmount(path, Patience(), lazy=True)
 
 
 def _ending(status: int) -> str:

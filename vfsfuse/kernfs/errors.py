@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 class errors:
     """A context that turns exceptions into errnos: an OSError into its own, any other exception into EIO,
-    with a traceback in the log."""
+    with a traceback in the log.  A model's sys.exit() is one of these."""
 
     __slots__ = ("_what",)
 
@@ -34,7 +34,7 @@ class errors:
         if isinstance(error, OSError):
             log.debug("%s: %s", self._what, error)
             raise pyfuse3.FUSEError(answer_of(error)) from error
-        if isinstance(error, Exception) and not isinstance(error, pyfuse3.FUSEError):
+        if isinstance(error, Exception | SystemExit) and not isinstance(error, pyfuse3.FUSEError):
             log.exception("%s failed", self._what)
             raise pyfuse3.FUSEError(errno.EIO) from error
 

@@ -83,7 +83,7 @@ class StoreRunner:
         except OSError as error:
             log.debug("%s: %s", member.name, error)
             return answer_of(error)
-        except Exception:
+        except (Exception, SystemExit):
             log.exception("%s failed", member.name)
             return errno.EIO
         return 0
