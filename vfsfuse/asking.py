@@ -28,6 +28,7 @@ SECONDS = 1.5
 _FLUSH_SECONDS = 0.05
 """An answer is sent on at the latest when the next one comes that many seconds after the last sending."""
 
+_AGAIN_SECONDS = 0.5
 _CHUNK = 1 << 16
 _ANSWER, _END, _REFUSED, _FAILED, _BROKEN = range(5)
 
@@ -52,13 +53,14 @@ class Patience:
         """Seconds that are left, never below 0."""
         return max(0.0, self._end - time.monotonic())
 
-    def ask(self, question: Callable[[], T]) -> T:
+    def ask(self, question: Callable[[], T], go_on: Callable[[], bool] = lambda: False) -> T:
         """What `question` returns in a child process.
 
         It returns None, bool, int, str, bytes, or tuples and lists of them.  Raises NoAnswer when the time is
-        over, and what the question raises: OSError or Refusal.
+        over, unless `go_on` tells then, and twice a second from then on, to wait longer.  Raises what the
+        question raises: OSError or Refusal.
         """
-        (answer,) = self._answers(lambda: [question()], self.left)
+        (answer,) = self._answers(lambda: [question()], self.left, go_on)
         return answer
 
     def answers(self, question: Callable[[], Iterable[T]]) -> Iterator[T]:
@@ -67,9 +69,11 @@ class Patience:
         Items and exceptions are as with `ask`.  Each item starts the time anew, because a question with many
         answers may take long.
         """
-        return self._answers(question, lambda: SECONDS)
+        return self._answers(question, lambda: SECONDS, lambda: False)
 
-    def _answers(self, question: Callable[[], Iterable[T]], seconds: Callable[[], float]) -> Iterator[T]:
+    def _answers(
+        self, question: Callable[[], Iterable[T]], seconds: Callable[[], float], go_on: Callable[[], bool]
+    ) -> Iterator[T]:
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
@@ -78,7 +82,7 @@ class Patience:
         may_wait = os.WNOHANG
         try:
             with os.fdopen(reader, "rb", buffering=0) as pipe:
-                yield from _items(pipe, seconds)
+                yield from _items(pipe, seconds, go_on)
             may_wait = 0
         finally:
             os.kill(child, signal.SIGKILL)  # a child that waits for a server goes on waiting
@@ -86,12 +90,15 @@ class Patience:
                 os.waitpid(child, may_wait)
 
 
-def _items(pipe: IO[bytes], seconds: Callable[[], float]) -> Iterator[Any]:
+def _items(pipe: IO[bytes], seconds: Callable[[], float], go_on: Callable[[], bool]) -> Iterator[Any]:
     """The answers in `pipe`, until a frame says that there are no more."""
     unread = bytearray()
     while True:
-        if not select.select([pipe], [], [], seconds())[0]:
-            raise NoAnswer
+        wait = seconds()
+        while not select.select([pipe], [], [], wait)[0]:
+            if not go_on():
+                raise NoAnswer
+            wait = _AGAIN_SECONDS
         part = pipe.read(_CHUNK)
         if not part:
             raise NoAnswer  # somebody has killed the child

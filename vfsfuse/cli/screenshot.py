@@ -11,8 +11,8 @@ import errno
 import os
 import sys
 
-from vfsfuse.asking import NoAnswer, Patience, Refusal
-from vfsfuse.cli.mountpoint import no_answer
+from vfsfuse.asking import SECONDS, NoAnswer, Patience, Refusal
+from vfsfuse.cli.mountpoint import State, inspect, no_answer
 from vfsfuse.cli.output import complain, discard_stdout, explained
 from vfsfuse.cli.targets import add_vgpu_arguments, find, only_lab
 from vfsfuse.sticky import open_file
@@ -30,7 +30,8 @@ def main(args: argparse.Namespace) -> int:
     lab = args.mount
     try:
         lab = os.path.join(os.getcwd(), lab or only_lab())
-        write(args.file, Patience().ask(lambda: read(find(lab, args.vgpu), args.vgpu)))
+        patience = Patience(SECONDS / 2)
+        write(args.file, patience.ask(lambda: read(find(lab, args.vgpu), args.vgpu), lambda: answers(lab)))
     except NoAnswer:
         return complain("screenshot", no_answer(lab))
     except Refusal as error:
@@ -40,6 +41,11 @@ def main(args: argparse.Namespace) -> int:
     except OSError as error:
         return complain("screenshot", explained(error, args.file))
     return 0
+
+
+def answers(lab: str) -> bool:
+    """Whether the server answers, so that only the picture takes its time."""
+    return inspect(lab, Patience(SECONDS / 2)).state is State.LIVE
 
 
 def read(directory: str, name: str) -> bytes:
