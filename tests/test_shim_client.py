@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ioctl_shim.client against real processes: whose descriptors, and whose capabilities."""
+"""ioctl_shim.client and the eventfds of clients against real processes: whose descriptors, whose
+capabilities, and signals that wait for nobody."""
 
 from __future__ import annotations
 
@@ -7,11 +8,15 @@ import errno
 import os
 import socket
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ioctl_shim._native import lib
 from ioctl_shim.client import CAP_SYS_RAWIO, Caller
+from tests.lab import ROOT
 
 
 def same_file(one: int, other: int) -> bool:
@@ -89,3 +94,65 @@ def test_capabilities_count_in_the_initial_user_namespace() -> None:
         assert int(shown[1], 16) >> CAP_SYS_RAWIO & 1
         assert not Caller(inside.pid).capable(CAP_SYS_RAWIO)
         inside.stdin.write("\n")
+
+
+NO_AIO = """
+import ctypes, errno, struct
+libc = ctypes.CDLL(None)
+LOAD, EQUAL, RETURN, IO_SETUP = 0x20, 0x15, 0x06, 206
+fail, go_on = (RETURN, 0, 0, 0x50000 | errno.ENOSYS), (RETURN, 0, 0, 0x7FFF0000)
+code = [(LOAD, 0, 0, 0), (EQUAL, 0, 1, IO_SETUP), fail, go_on]
+rules = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in code))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(code), ctypes.addressof(rules)))
+assert not libc.prctl(38, 1, 0, 0, 0) and not libc.prctl(22, 2, program)  # NO_NEW_PRIVS, SECCOMP
+"""
+"""io_setup(2) fails, as in a container that forbids it."""
+SIGNAL = """
+import os, time
+from ioctl_shim._native import lib
+event = os.eventfd(0)
+assert lib.shim_signal(event) == 0
+before = time.monotonic()
+for _ in range(5):
+    lib.shim_signal(event)  # without room
+print("returned within", "a second" if time.monotonic() - before < 1 else "more", hex(os.eventfd_read(event)))
+assert lib.shim_signal(event) == 0
+print(hex(os.eventfd_read(event)))
+"""
+
+
+@pytest.mark.parametrize(("way", "full"), [("", 6), (NO_AIO, 2**64 - 2)])
+def test_a_signal_does_not_wait_for_a_counter_that_fills_meanwhile(
+    compile_client: Callable[..., Path], way: str, full: int
+) -> None:
+    """The counter fills between poll(2) and write(2).  Asynchronous reads need neither."""
+    environment = {**os.environ, "LD_PRELOAD": str(compile_client("filling_poll", "-shared", "-fPIC"))}
+    command = [sys.executable, "-c", way + SIGNAL]
+    printed = subprocess.check_output(command, cwd=ROOT, env=environment, text=True, timeout=20)
+    after = 2**64 - 2 if way else 1
+    assert printed == f"returned within a second {full:#x}\n{after:#x}\n"
+
+
+def test_many_threads_signal_and_no_signal_is_lost() -> None:
+    script = """
+import os, threading
+from ioctl_shim._native import lib
+event, other = os.eventfd(0), os.eventfd(0)
+def signal():
+    for _ in range(20_000):
+        assert lib.shim_signal(event) == 0
+threads = [threading.Thread(target=signal) for _ in range(8)]
+for each in threads: each.start()
+for each in threads: each.join()
+assert os.eventfd_read(event) == 160_000
+if os.fork() == 0:  # the context for signals is of one process
+    os._exit(lib.shim_signal(event) or os.eventfd_read(event) - 1)
+assert os.wait()[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
+
+
+def test_a_signal_to_what_is_no_eventfd() -> None:
+    with open(os.devnull, "rb") as file:
+        assert lib.shim_signal(file.fileno()) == -errno.EINVAL
+    assert lib.shim_signal(-1) == -errno.EBADF

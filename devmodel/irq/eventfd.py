@@ -19,28 +19,18 @@ _LINK = "anon_inode:[eventfd]"
 _COUNTER_BYTES = 8
 
 
-def signal_eventfd(fd: int) -> None:
-    """Add 1 to the counter of eventfd ``fd``, if the counter has room. Any thread.
-
-    The client may have made the eventfd a blocking one: a write to a full counter would hold this thread for
-    good.
-    """
-    room = select.poll()
-    room.register(fd, select.POLLOUT)
-    if any(ready & select.POLLOUT for _, ready in room.poll(0)):
-        os.eventfd_write(fd, 1)
-
-
 class Eventfd:
     """A descriptor of ours for a client's eventfd; it is open until :meth:`close`.
 
-    ``signal()`` adds 1 to the counter. A full counter stays full, as with the kernel's eventfd_signal().
+    ``signal()`` adds 1 to the counter, on any thread. A full counter stays full, as with the kernel's
+    eventfd_signal().
     """
 
     __slots__ = ("fd", "signal")
 
-    def __init__(self, fd: int, signal: Callable[[int], object] = signal_eventfd) -> None:
-        """Takes ``fd`` over. ``signal(fd)`` is to do what :func:`signal_eventfd` does.
+    def __init__(self, fd: int, signal: Callable[[int], object]) -> None:
+        """Takes ``fd`` over. ``signal(fd)`` is to add 1 to the counter of ``fd`` without a wait: a write(2)
+        to a full counter would hold the thread for as long as the client likes (see shim_signal).
 
         Raises ``OSError(EINVAL)``, with ``fd`` closed, when ``fd`` is no eventfd.
         """
@@ -116,14 +106,20 @@ class Watcher:
         """Call ``notify`` on the watcher's thread whenever the client signals ``eventfd``, and once if it is
         signalled already. Takes ``eventfd`` over. May be called with any lock held.
 
+        Raises ``OSError``, with ``eventfd`` closed: ENOSPC or ENOMEM when the kernel can watch no more,
+        EMFILE when this process has no descriptor left, EAGAIN when it can have no other thread.
+
         ``notify`` may take the locks of a device. An exception of it goes to threading.excepthook, and the
         thread goes on.
         """
         made = Watch(self, eventfd, notify)
         with self._lock:
-            epoll = self._started()
+            try:
+                self._started().register(eventfd.fd, select.EPOLLIN)
+            except BaseException:
+                eventfd.close()
+                raise
             self._watches[eventfd.fd] = made
-            epoll.register(eventfd.fd, select.EPOLLIN)
         return made
 
     def drop(self, watch: Watch) -> None:
@@ -143,16 +139,27 @@ class Watcher:
 
     def _started(self) -> select.epoll:
         if self._epoll is None:
-            self._epoll = select.epoll()
-            self._end = os.eventfd(0, os.EFD_CLOEXEC)
-            self._epoll.register(self._end, select.EPOLLIN)
-            threading.Thread(target=self._run, args=(self._epoll,), name="eventfds", daemon=True).start()
+            with contextlib.ExitStack() as undo:
+                epoll = undo.enter_context(select.epoll())
+                end = os.eventfd(0, os.EFD_CLOEXEC)
+                undo.callback(os.close, end)
+                epoll.register(end, select.EPOLLIN)
+                self._start(epoll, end)
+                undo.pop_all()
+            self._epoll, self._end = epoll, end
         return self._epoll
 
-    def _run(self, epoll: select.epoll) -> None:
+    def _start(self, epoll: select.epoll, end: int) -> None:
+        thread = threading.Thread(target=self._run, args=(epoll, end), name="eventfds", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, str(error)) from error
+
+    def _run(self, epoll: select.epoll, end: int) -> None:
         while True:
             for fd, _ in epoll.poll():
-                if fd == self._end:
+                if fd == end:
                     self._finish()
                     return
                 self._notify(fd)

@@ -3,7 +3,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -164,15 +163,4 @@ int shim_pidfd_getfd(int pidfd, int fd)
 	int copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 
 	return copy < 0 ? -errno : copy;
-}
-
-/* Adds 1 to an eventfd's counter: 1, or 0 when the counter is full.  write(2) to a full one would wait. */
-int shim_signal(int eventfd)
-{
-	struct pollfd room = {.fd = eventfd, .events = POLLOUT};
-	const uint64_t one = 1;
-
-	if (poll(&room, 1, 0) != 1 || !(room.revents & POLLOUT))
-		return 0;
-	return write(eventfd, &one, sizeof(one)) == sizeof(one);
 }

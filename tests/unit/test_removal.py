@@ -19,6 +19,7 @@ from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
 from devmodel.lifecycle.removal import REQUEST_SECONDS, remove_when_free
 from devmodel.vfio.group import DeviceFile
+from ioctl_shim._native import lib
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, SPEC, Recorder, snapshot
 
@@ -40,7 +41,7 @@ def mdev(lab: Lab) -> Mdev:
 def asked(mdev: Mdev) -> Iterator[int]:
     """The eventfd by which the device's holder is asked to let go."""
     fd, watcher = os.eventfd(0, os.EFD_NONBLOCK), Watcher()
-    data = ClientFds([fd], lambda number: Eventfd(os.dup(number)), watcher)
+    data = ClientFds([fd], lambda number: Eventfd(os.dup(number), lib.shim_signal), watcher)
     mdev.device.irq.set(PciIrq.REQ, Action.TRIGGER, 0, 1, data)
     yield fd
     watcher.close()
