@@ -26,6 +26,8 @@ class ErrorCode(IntEnum):
     """RING_BASE, RING_SIZE or RING_TAIL cannot be; the address is the value that was refused."""
     HANG = 7
     """Nothing came back in time; the address is where the engine waited."""
+    NO_MEMORY = 8
+    """The host has no page left for video memory; the address is where the slice begins."""
 
 
 class EngineFault(Exception):

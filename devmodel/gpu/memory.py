@@ -15,7 +15,7 @@ from devmodel.device.dma import DmaPort
 from devmodel.gpu.faults import EngineFault, EngineStopped, ErrorCode
 from devmodel.gpu.gtt import SYSTEM_BASE, SYSTEM_SIZE
 from devmodel.gpu.shadow import Shadow
-from devmodel.gpu.video import Bytes, VideoMemory
+from devmodel.gpu.video import Bytes, NoPage, VideoMemory
 from devmodel.iommu.api import DmaFault
 from devmodel.region.backing import Backing
 
@@ -36,11 +36,12 @@ class GraphicsMemory:
     """The memory accesses of commands. ``where`` is the address of the newest DMA, ``waited`` the nanoseconds
     during which DMA made no progress."""
 
-    __slots__ = ("_bounce", "_port", "_shadow", "_size", "_video", "stopped", "waited", "where")
+    __slots__ = ("_access", "_bounce", "_port", "_shadow", "_size", "_video", "stopped", "waited", "where")
 
     def __init__(self, backing: Backing, size: int, shadow: Shadow, port: DmaPort) -> None:
         """``size`` bytes of video memory in region 0 of ``backing``."""
         self._size = size
+        self._access = backing.access
         self._video = VideoMemory(backing, size)
         self._shadow, self._port = shadow, port
         self._bounce: Bytes | None = None
@@ -64,7 +65,10 @@ class GraphicsMemory:
         """``size`` bytes of video or system memory."""
         self.check(address, size)
         if address < SYSTEM_BASE:
-            return bytes(self._video.view(address, size))
+            try:
+                return self._video.load(address, self._scratch, size)
+            except NoPage as error:
+                raise _no_memory(address) from error
         buffer = bytearray(size)
         self._dma([(address, size)], buffer, write=False)
         return bytes(buffer)
@@ -73,7 +77,10 @@ class GraphicsMemory:
         """Store ``data`` in video or system memory."""
         self.check(address, len(data))
         if address < SYSTEM_BASE:
-            self._video.view(address, len(data))[:] = data
+            try:
+                self._video.store(address, self._scratch, data)
+            except NoPage as error:
+                raise _no_memory(address) from error
         else:
             self._dma([(address, len(data))], bytearray(data), write=True)
 
@@ -84,13 +91,20 @@ class GraphicsMemory:
         all addresses.
         """
         first = spans[0]
-        _COPIES[first.target >= SYSTEM_BASE, first.source >= SYSTEM_BASE](self, spans)
+        to_system = first.target >= SYSTEM_BASE
+        try:
+            _COPIES[to_system, first.source >= SYSTEM_BASE](self, spans)
+        except NoPage as error:
+            raise _no_memory(first.source if to_system else first.target) from error
 
     def fill(self, spans: Sequence[CopySpan], pattern: int) -> None:
         """Store a 32-bit pattern in all targets. Addresses and sizes are multiples of 4."""
         if spans[0].target < SYSTEM_BASE:
-            for target, _, size in spans:
-                self._video.fill(target, size, pattern)
+            try:
+                for target, _, size in spans:
+                    self._video.fill(target, size, pattern)
+            except NoPage as error:
+                raise _no_memory(spans[0].target) from error
             return
         total = sum(span.size for span in spans)
         self._scratch.fill(0, total, pattern)
@@ -147,7 +161,7 @@ class GraphicsMemory:
     @property
     def _scratch(self) -> Bytes:
         if self._bounce is None:
-            self._bounce = Bytes(bytearray(SLICE_BYTES))
+            self._bounce = Bytes(bytearray(SLICE_BYTES), self._access)
         return self._bounce
 
 
@@ -158,6 +172,10 @@ _COPIES: Mapping[tuple[bool, bool], Callable[[GraphicsMemory, Sequence[CopySpan]
     (True, True): GraphicsMemory._within_system,
 }
 """The way to copy, by whether the target and the source are system memory."""
+
+
+def _no_memory(address: int) -> EngineFault:
+    return EngineFault(ErrorCode.NO_MEMORY, address)
 
 
 def _targets(spans: Sequence[CopySpan]) -> list[tuple[int, int]]:

@@ -192,10 +192,10 @@ class BochsDisplay(Display, PciDevice):
         if not self.backing.created:
             return
         whole = size // mmap.PAGESIZE * mmap.PAGESIZE
-        with self.backing.map(0, size) as memory:
-            if whole:
-                memory.madvise(mmap.MADV_REMOVE, 0, whole)
-            memory[whole:] = bytes(size - whole)
+        if whole:
+            with self.backing.map(0, whole) as memory:
+                memory.madvise(mmap.MADV_REMOVE)
+        self.region(PciRegion.BAR0).write(whole, bytes(size - whole))
 
 
 def _extent(index: int, name: str) -> Register:

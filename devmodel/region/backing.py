@@ -14,6 +14,8 @@ import os
 import threading
 from collections.abc import Mapping
 
+from devmodel.region.access import PLAIN
+
 REGION_SHIFT = 40
 """VFIO convention of vfio-pci: the file offset of region ``index`` is ``index << REGION_SHIFT``."""
 
@@ -30,7 +32,7 @@ def region_offset(index: int) -> int:
 class Backing:
     """A sparse memfd. It is made on first use, and its pages are allocated when something touches them."""
 
-    __slots__ = ("_closed", "_fd", "_lock", "_size")
+    __slots__ = ("_closed", "_fd", "_lock", "_size", "access")
 
     def __init__(self, sizes: Mapping[int, int]) -> None:
         """``sizes`` maps the index of each memory region to its size in bytes."""
@@ -39,6 +41,8 @@ class Backing:
         self._fd = -1
         self._closed = False
         self._lock = threading.Lock()
+        self.access = PLAIN
+        """How to touch mappings of it. A front end sets it before a client uses the device."""
 
     @property
     def fd(self) -> int:
@@ -62,7 +66,10 @@ class Backing:
             return os.fstat(self._fd).st_blocks * _BLOCK if self._fd >= 0 else 0
 
     def map(self, index: int, size: int) -> mmap.mmap:
-        """Map ``size`` bytes of region ``index``, shared and writable; the caller closes the mapping."""
+        """Map ``size`` bytes of region ``index``, shared and writable; the caller closes the mapping.
+
+        What may run while a client is served touches the mapping by :attr:`access` only.
+        """
         return mmap.mmap(self.fd, size, offset=region_offset(index))
 
     def close(self) -> None:

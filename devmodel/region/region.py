@@ -13,10 +13,6 @@ from typing import Any, ClassVar, NamedTuple
 
 from devmodel.region.backing import Backing, region_offset
 
-_BULK = 4096
-"""Copies of this many bytes and more use pread/pwrite: they release the GIL, and reading a hole allocates no
-pages."""
-
 
 def clip(limit: int, offset: int, size: int) -> int:
     """The bytes of an access of ``size`` at ``offset`` that lie within ``limit`` bytes, as vfio-pci counts.
@@ -107,10 +103,10 @@ class Memory(Region):
     """Memory that a client may map. It survives a reset, as video memory does.
 
     Only its first ``backed`` bytes are memory. Nothing answers in the rest: reads are all ones and writes are
-    dropped, as on a bus.
+    dropped, as on a bus. An access raises ``OSError(EIO)`` when the host has no page left for it.
     """
 
-    __slots__ = ("_backing", "_index", "_map", "backed")
+    __slots__ = ("_backing", "_index", "backed")
     mappable: ClassVar[bool] = True
     direct: ClassVar[bool] = True
 
@@ -127,46 +123,38 @@ class Memory(Region):
         super().__init__(size)
         self._backing: Backing | None = None
         self._index = 0
-        self._map: mmap.mmap | None = None
 
     @property
     def areas(self) -> tuple[tuple[int, int], ...] | None:
         return None if self.backed == self.size else ((0, self.backed),)
 
     def bind(self, backing: Backing, index: int) -> None:
-        """The memory is region ``index`` of ``backing``. Maps nothing yet."""
+        """The memory is region ``index`` of ``backing``."""
         self._backing, self._index = backing, index
 
     def read(self, offset: int, size: int) -> bytes:
         if offset + size > self.backed:
             behind = self.read(offset, self.backed - offset) if offset < self.backed else b""
             return behind.ljust(size, b"\xff")
-        if size >= _BULK:
-            return os.pread(self._bound().fd, size, region_offset(self._index) + offset)
-        return self._mapped()[offset : offset + size]
+        data = os.pread(self._bound().fd, size, self._position(offset))
+        if len(data) < size:
+            raise OSError(errno.EIO, f"region {self._index} has become shorter than {offset + size:#x} bytes")
+        return data
 
     def write(self, offset: int, data: bytes) -> None:
-        data = data[: max(self.backed - offset, 0)]
-        if len(data) >= _BULK:
-            self._write_bulk(region_offset(self._index) + offset, data)
-        else:
-            self._mapped()[offset : offset + len(data)] = data
+        rest = memoryview(data)[: max(self.backed - offset, 0)]
+        fd, position = self._bound().fd, self._position(offset)
+        try:
+            while rest:
+                taken = os.pwrite(fd, rest, position)
+                rest, position = rest[taken:], position + taken
+        except OSError as error:
+            raise OSError(errno.EIO, f"region {self._index}: {os.strerror(error.errno or 0)}") from error
 
-    def close(self) -> None:
-        if self._map is not None:
-            self._map.close()
-            self._map = None
-
-    def _write_bulk(self, position: int, data: bytes) -> None:
-        fd, rest = self._bound().fd, memoryview(data)
-        while rest:
-            taken = os.pwrite(fd, rest, position)
-            rest, position = rest[taken:], position + taken
-
-    def _mapped(self) -> mmap.mmap:
-        if self._map is None:
-            self._map = self._bound().map(self._index, self.backed)
-        return self._map
+    def _position(self, offset: int) -> int:
+        """In the memfd. It is not mapped here: an access of a mapping would be a SIGBUS when the host has no
+        page left, and a load would take a page."""
+        return region_offset(self._index) + offset
 
     def _bound(self) -> Backing:
         if self._backing is None:

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "guard.h"
 #include "pump.h"
 
 /* cffi defines these (callbacks.cdef). */
@@ -112,10 +113,10 @@ static int64_t take_write(const struct request *r, const struct fuse_write_in *i
 
 	if (in->size > r->size - sizeof(*in))
 		return -EIO;
-	if (memory) {
-		memcpy(memory, data, in->size);
+	if (memory && guarded_move(memory, data, in->size))
+		return -EIO; /* the host has no page left for a hole in it */
+	if (memory)
 		return in->size;
-	}
 	struct lane_place place = find_register(file, in->offset, in->size);
 	if (place.found) {
 		memcpy(&value, data, in->size);

@@ -6,9 +6,6 @@
 #include <limits.h>
 #include <malloc.h>
 #include <poll.h>
-#include <pthread.h>
-#include <setjmp.h>
-#include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -18,7 +15,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "client.cdef"
+#include "guard.h"
 
 /* <linux/fs.h> of Debian 12 is older than this ioctl. */
 struct procmap_query_v1 {
@@ -128,33 +125,12 @@ int shim_move_parts(uint32_t tgid, int write, void *buf, const struct shim_part 
 	return 0;
 }
 
-/* A client may shorten a file that we have mapped: touching what is gone raises SIGBUS in this process. */
-static __thread sigjmp_buf *volatile guard;
-static struct sigaction former;
-static pthread_once_t guarded = PTHREAD_ONCE_INIT;
-
-static void on_sigbus(int number, siginfo_t *info, void *context)
-{
-	(void)info, (void)context;
-	if (guard)
-		siglongjmp(*guard, 1);
-	sigaction(number, &former, NULL); /* not ours: it is raised again on return */
-}
-
-static void install_guard(void)
-{
-	struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_NODEFER};
-
-	sigaction(SIGBUS, &action, &former);
-}
-
 /* Map the pages of a file.  Returns their address, or NULL (without a reason) when they cannot be mapped. */
 void *shim_window_open(int fd, uint64_t offset, uint64_t size, int write)
 {
 	void *base = mmap(NULL, size, PROT_READ | (write ? PROT_WRITE : 0), MAP_SHARED | MAP_NORESERVE, fd,
 			  (off_t)offset);
 
-	pthread_once(&guarded, install_guard);
 	return base == MAP_FAILED ? NULL : base;
 }
 
@@ -163,24 +139,10 @@ void shim_window_close(void *base, uint64_t size)
 	munmap(base, size);
 }
 
-static __attribute__((noinline)) int copy_guarded(void *to, const void *from, uint64_t size)
-{
-	sigjmp_buf here;
-
-	if (sigsetjmp(here, 0)) {
-		guard = NULL;
-		return -EFAULT;
-	}
-	guard = &here;
-	memcpy(to, from, size);
-	guard = NULL;
-	return 0;
-}
-
-/* memcpy between a window and `buf`; -EFAULT where the file has become too short. */
+/* Copy between a window and `buf`; -EFAULT where the file has become too short. */
 int shim_window_move(void *at, void *buf, uint64_t size, int write)
 {
-	return write ? copy_guarded(at, buf, size) : copy_guarded(buf, at, size);
+	return write ? guarded_move(at, buf, size) : guarded_move(buf, at, size);
 }
 
 /* Move `size` bytes between `buf` and `vaddr`.  They must lie in one mapping, which is private or that of

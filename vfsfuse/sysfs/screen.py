@@ -32,7 +32,8 @@ COMPRESSION = 1
 def picture(device: Device) -> bytes:
     """The PNG of what `device` shows now.
 
-    Raises OSError: ENODATA when it shows nothing, ENODEV when it is gone or has no display.
+    Raises OSError: ENODATA when it shows nothing, ENODEV when it is gone or has no display, EIO when its
+    memory cannot be read.
     """
     if not isinstance(device, Display):
         raise OSError(errno.ENODEV, f"{device.name} has no display")
@@ -72,4 +73,6 @@ def _strips(fd: int, plane: Plane) -> Iterator[tuple[int, int, bytes]]:
         count = min(most, plane.height - top)
         size = plane.stride * (count - 1) + plane.line_size
         data = os.pread(fd, size, start + top * plane.stride)
+        if len(data) < size:
+            raise OSError(errno.EIO, "the memory ends before the picture does")
         yield top, count, data.ljust(plane.stride * count, b"\0")

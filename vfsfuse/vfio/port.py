@@ -11,14 +11,17 @@ import logging
 import threading
 
 from devmodel.device.base import Device
+from devmodel.region.access import Access
 from devmodel.region.backing import region_offset
 from devmodel.region.region import Memory
 from devmodel.vfio.group import Assignable
 from ioctl_shim import lane, pumped
+from ioctl_shim._native import lib
 from ioctl_shim.lane import Opened, OpenRequest, PlainFile
 
 log = logging.getLogger(__name__)
 
+GUARDED = Access(lib.shim_guarded_move, lib.shim_guarded_fill)
 OWNER_ONLY_ABOVE = 64
 """Bytes of config space that users other than the file's owner may read, as with pci_read_config()."""
 
@@ -46,6 +49,7 @@ class Port:
             if self._closed:
                 raise OSError(errno.ENODEV, "removed")
             if self._memory is None:
+                device.backing.access = GUARDED
                 self._memory = _shown(device)
                 device.hide_by(self._memory.hide)
             return self._memory

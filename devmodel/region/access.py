@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads and stores in mapped memory that may fail, for code that has device memory mapped.
+
+A store to a hole of a memfd takes a page of the host, and so does a load. When the host has none left
+(overcommit, the limit of a memory cgroup), the kernel raises SIGBUS, which Python cannot catch. A front end
+has functions that return an error instead (ioctl_shim/native/guard.c), and gives them to each device that it
+opens (:attr:`Backing.access`).
+
+State: none. Any thread. Source: mmap(2), memmove(3), wmemset(3).
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import NamedTuple
+
+_libc = ctypes.CDLL(None)
+_wmemset = _libc.wmemset
+_wmemset.restype = ctypes.c_void_p
+_wmemset.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_size_t)
+
+
+class Access(NamedTuple):
+    """Functions of addresses in this process. They return 0, or an errno below 0 where there is no page: then
+    a part may have moved. They release the GIL."""
+
+    move: Callable[[int, int, int], int]
+    """``move(to, source, size)``: copy ``size`` bytes. The ranges may overlap."""
+    fill: Callable[[int, int, int], int]
+    """``fill(to, pattern, count)``: store the 32-bit ``pattern`` ``count`` times."""
+
+
+def _move(to: int, source: int, size: int) -> int:
+    ctypes.memmove(to, source, size)
+    return 0
+
+
+def _fill(to: int, pattern: int, count: int) -> int:
+    _wmemset(to, pattern, count)
+    return 0
+
+
+PLAIN = Access(_move, _fill)
+"""Without a front end: a SIGBUS ends the process."""
