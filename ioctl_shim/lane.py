@@ -9,8 +9,10 @@ a lock.  cffi binds `extern "Python"` functions once a process, so there is one 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +52,7 @@ __all__ = [
     "PlainFile",
     "RegionAccess",
     "SizedIoctl",
+    "check_open",
     "close_backing",
     "open_backing",
     "wake_poll",
@@ -97,9 +100,21 @@ class Opened:
 
 
 def open_backing(fd: int) -> int:
-    """Register `fd` with the kernel as a backing file.  Returns an id above 0, or -errno when the kernel
-    refuses (no CAP_SYS_ADMIN in the initial namespace, or a kernel before 6.9).  Any thread, once mounted."""
-    return int(lib.lane_backing_open(fd))
+    """Register `fd` with the kernel as a backing file.  Returns an id above 0, or 0 when the kernel cannot do
+    that (no CAP_SYS_ADMIN in the initial namespace, or a kernel before 6.9).  Raises OSError for a failure
+    that may pass, such as ENOMEM.  Any thread, once mounted."""
+    return _id_or_error(lib.lane_backing_open(fd))
+
+
+def check_open() -> None:
+    """Raise OSError if a file that must not be mapped cannot be opened now.  Any thread, once mounted."""
+    _id_or_error(lib.lane_can_forbid())
+
+
+def _id_or_error(result: int) -> int:
+    if result < 0:
+        raise OSError(-result, f"backing file: {os.strerror(-result)}")
+    return result
 
 
 def close_backing(backing_id: int) -> None:
@@ -162,6 +177,9 @@ class Lane:
         opened = self._opener(
             OpenRequest(request.nodeid, request.flags, request.tid, request.uid, request.gid)
         )
+        if request.flags & os.O_DIRECT:  # the kernel, too, opens a character device before it says so
+            opened.file.release()
+            raise OSError(errno.EINVAL, "no direct I/O")
         request.token = token = next(self._tokens)
         called = self._callable(opened, request)
         submit = opened.submit or self._threads.submit

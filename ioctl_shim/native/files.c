@@ -33,8 +33,11 @@ void on_open(const struct request *r)
 	struct lane_open open = {.nodeid = r->header->nodeid, .flags = in->flags, .tid = r->header->pid,
 		.uid = r->header->uid, .gid = r->header->gid, .region = LANE_WHOLE};
 	struct lane_file *file = calloc(1, sizeof(*file));
-	int error = file ? lane_on_open(&open) : -ENOMEM;
+	struct vfs_open_out out = {.fh = (uintptr_t)file, .open_flags = FOPEN_DIRECT_IO | VFS_FOPEN_NOFLUSH}, unmappable = out;
+	int error = file ? lane_forbid_mapping(&unmappable) : -ENOMEM;
 
+	if (!error)
+		error = lane_on_open(&open);
 	if (error) {
 		free(file);
 		send_error(r->header->unique, error);
@@ -43,7 +46,6 @@ void on_open(const struct request *r)
 	*file = (struct lane_file){.token = open.token, .memory = open.memory /* with the reference Python took */,
 		.region = open.region, .by_region = open.by_region, .read = open.read, .write = open.write,
 		.ioctl = open.ioctl, .rows = open.rows};
-	struct vfs_open_out out = {.fh = (uintptr_t)file, .open_flags = FOPEN_DIRECT_IO | VFS_FOPEN_NOFLUSH};
 	if (open.stream) {
 		/* a stream cannot have a backing file; a mapping of it is harmless: its size is 0, so all is
 		 * SIGBUS */
@@ -52,7 +54,7 @@ void on_open(const struct request *r)
 		out.open_flags |= VFS_FOPEN_PASSTHROUGH;
 		out.backing_id = open.backing_id;
 	} else
-		lane_forbid_mapping(&out);
+		out = unmappable;
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
 

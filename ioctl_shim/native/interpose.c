@@ -102,7 +102,10 @@ int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 
 	if (!fi->direct_io)
 		return reply_open(req, fi);
-	lane_forbid_mapping(&out);
+	int error = lane_forbid_mapping(&out);
+
+	if (error)
+		return fuse_reply_err(req, -error);
 	return fuse_reply_buf(req, (const char *)&out, sizeof(out));
 }
 

@@ -25,6 +25,6 @@ struct lane_message *lane_pop(void);
 int lane_ended(void);
 void lane_init_reply(const void *in, void *body);
 struct vfs_open_out;
-void lane_forbid_mapping(struct vfs_open_out *out);
+int lane_forbid_mapping(struct vfs_open_out *out);
 
 #endif

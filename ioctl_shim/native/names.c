@@ -48,11 +48,15 @@ void on_attr_open(const struct request *r)
 	 * writing */
 	if ((mode != O_WRONLY && !readable) || (mode != O_RDONLY && !writable))
 		return send_error(r->header->unique, -EACCES);
+	if (in->flags & O_DIRECT)
+		return send_error(r->header->unique, -EINVAL);
 	attr = calloc(1, sizeof(*attr));
-	if (!attr)
-		return send_error(r->header->unique, -ENOMEM);
 	struct vfs_open_out out = {.fh = (uintptr_t)attr, .open_flags = FOPEN_DIRECT_IO | VFS_FOPEN_NOFLUSH};
-	lane_forbid_mapping(&out);
+	int error = attr ? lane_forbid_mapping(&out) : -ENOMEM;
+	if (error) {
+		free(attr);
+		return send_error(r->header->unique, error);
+	}
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
 

@@ -16,6 +16,7 @@
 
 #include "pump.h"
 
+#define NEVER -4095 /* not an errno, see session.unmappable */
 #define ERRNO_END 512 /* <linux/errno.h>: errnos from here on are for use within the kernel */
 
 /* There is one session a process, because libfuse's entry points have no parameter for a pointer of ours. */
@@ -24,7 +25,7 @@ static struct {
 	int event;
 	int ended;
 	int passthrough;
-	int unmappable; /* backing id; 0: not made yet, -1: cannot be made */
+	int unmappable; /* backing id; 0: not made yet, NEVER: the kernel cannot make it */
 	pthread_mutex_t lock;
 	struct lane_message *head;
 	struct lane_message **tail;
@@ -194,16 +195,38 @@ void send_read(const struct request *r, int64_t got)
 
 /* ---- files that cannot be mapped ---- */
 
-/* If two threads come here at once, the first one wins: all opens of an inode must have the same backing
- * file. */
+/* Minus the errno of what failed for now, 0 for what fails every time: a kernel that is too old, no
+ * CAP_SYS_ADMIN in the initial user namespace, no /proc. */
+static int for_now(int error)
+{
+	switch (error) {
+	case EAGAIN:
+	case EMFILE:
+	case ENFILE:
+	case ENOMEM:
+	case ENOSPC:
+		return -error;
+	default:
+		return 0;
+	}
+}
+
+/* The backing id, NEVER, or a negative errno for now as lane_backing_open().  If two threads come here at
+ * once, the first one wins: all opens of an inode must have the same backing file. */
 static int make_unmappable(void)
 {
-	int fd = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-	int id = fd < 0 ? -1 : lane_backing_open(fd), there = 0;
+	int id = 0, there = 0;
 
-	if (fd >= 0)
-		close(fd);
-	id = id > 0 ? id : -1;
+	if (session.passthrough) {
+		int fd = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+
+		id = fd < 0 ? for_now(errno) : lane_backing_open(fd);
+		if (fd >= 0)
+			close(fd);
+	}
+	if (id < 0)
+		return id;
+	id = id ? id : NEVER;
 	if (__atomic_compare_exchange_n(&session.unmappable, &there, id, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
 		return id;
 	if (id > 0)
@@ -215,9 +238,10 @@ static int make_unmappable(void)
  * Makes a file that cannot be mapped.  It gets a backing file without mmap (the file of a namespace: a
  * regular file that always exists and does nothing), so mmap fails with ENODEV, as in sysfs, for private
  * mappings too.  Without it, a page of such a mapping would be read through this pump.  A client could give
- * us a pointer into it, and the pump would wait for itself.
+ * us a pointer into it, and the pump would wait for itself.  Returns 0, also where the kernel cannot do this,
+ * or the negative errno that the open has to fail with.
  */
-void lane_forbid_mapping(struct vfs_open_out *out)
+int lane_forbid_mapping(struct vfs_open_out *out)
 {
 	int id = __atomic_load_n(&session.unmappable, __ATOMIC_ACQUIRE);
 
@@ -227,16 +251,31 @@ void lane_forbid_mapping(struct vfs_open_out *out)
 		out->open_flags |= VFS_FOPEN_PASSTHROUGH;
 		out->backing_id = id;
 	}
+	return id < 0 && id != NEVER ? id : 0;
+}
+
+/* Whether files can be opened that cannot be mapped: 0, or a negative errno as lane_forbid_mapping(). */
+int lane_can_forbid(void)
+{
+	struct vfs_open_out out = {0};
+
+	return lane_forbid_mapping(&out);
 }
 
 /* ---- passthrough and identity ---- */
 
+/* Registers a file for passthrough: its id; 0 when the kernel cannot do it, now or later; or a negative errno
+ * for now. */
 int lane_backing_open(int fd)
 {
 	struct vfs_backing_map map = {.fd = fd};
-	int id = session.passthrough ? ioctl(session.fuse, VFS_BACKING_OPEN, &map) : -(errno = EOPNOTSUPP, 1);
+	int id;
 
-	return id < 0 ? -errno : id;
+	if (!session.passthrough)
+		return 0;
+	while ((id = ioctl(session.fuse, VFS_BACKING_OPEN, &map)) < 0 && errno == EINTR)
+		;
+	return id < 0 ? for_now(errno) : id;
 }
 
 int lane_backing_close(int backing_id)

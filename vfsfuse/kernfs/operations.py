@@ -22,6 +22,7 @@ import trio
 
 from devmodel.callpoint import Call, CallKind, CallPoint, owing
 from ioctl_shim.fuse import pyfuse3
+from ioctl_shim.lane import check_open
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.errors import Refusals, errors
 from vfsfuse.kernfs.inodes import NANOSECONDS, Inodes
@@ -191,6 +192,9 @@ class Operations(Refusals):
                 raise OSError(errno.EIO, "not a file of this lane")
             if flags & os.O_ACCMODE != os.O_RDONLY:  # as sysfs: even root cannot
                 raise OSError(errno.EACCES, f"{member.name} is read-only")
+            if flags & os.O_DIRECT:
+                raise OSError(errno.EINVAL, f"{member.name} has no direct I/O")
+            check_open()
             handle = await self._snapshots.open(partial(member.content, entry))
             return pyfuse3.FileInfo(fh=handle, direct_io=True)  # and so without mmap: native/interpose.c
 

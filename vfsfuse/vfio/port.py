@@ -35,7 +35,7 @@ class Port:
         self._assignable = assignable
         self._lock = threading.Lock()
         self._memory: pumped.PumpRegions | None = None
-        self._backing_id = 0
+        self._backing_id: int | None = None
         self._closed = False
 
     @property
@@ -56,13 +56,16 @@ class Port:
 
     def backing_id(self) -> int:
         """The kernel's id of the device's memfd as a backing file.  0 when the kernel cannot map it directly
-        (rootless, or an old kernel)."""
+        (rootless, or an old kernel).
+
+        Raises OSError for a failure that may pass, such as ENOMEM, and is asked again at the next open: the
+        kernel lets no two opens of a file have different backing files."""
         if not any(region.mappable for region in self.device.regions if region is not None):
             return 0
         with self._lock:
-            if not self._backing_id and not self._closed:
+            if self._backing_id is None and not self._closed:
                 self._backing_id = lane.open_backing(self.device.backing.fd)
-            return max(self._backing_id, 0)
+            return self._backing_id or 0
 
     def close(self) -> None:
         """The device is removed.  Its open files answer ENODEV from now on.  Trio thread."""
@@ -71,7 +74,7 @@ class Port:
             if self._memory is not None:
                 self._memory.revoke()
                 self._memory = None
-            if self._backing_id > 0:
+            if self._backing_id:
                 lane.close_backing(self._backing_id)
 
 

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backing id of a device's port: what the kernel cannot do is asked once, and
+what fails for now is asked again."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from devmodel.device.base import Device
+from devmodel.region.region import Memory
+from devmodel.vfio.group import Assignable
+from ioctl_shim import lane
+from tests.unit.fakes import fails
+from vfsfuse.vfio.port import Port
+
+TRANSIENT = [errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOSPC]
+
+
+class Kernel:
+    """Answers of open_backing(), one after the other: an id, or an errno below 0."""
+
+    def __init__(self, *answers: int) -> None:
+        self.answers = list(answers)
+
+    def open_backing(self, fd: int) -> int:
+        answer = self.answers.pop(0)
+        if answer < 0:
+            raise OSError(-answer, os.strerror(-answer))
+        return answer
+
+
+@pytest.fixture
+def port() -> Iterator[Port]:
+    device = Device("toy", [Memory(4096)], [])
+    yield Port(cast(Assignable, SimpleNamespace(device=device)))
+    device.close()
+
+
+@pytest.mark.parametrize("error", TRANSIENT)
+def test_what_fails_for_now_is_asked_again(port: Port, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(-error, -error, 7)
+    monkeypatch.setattr(lane, "open_backing", kernel.open_backing)
+    fails(error, port.backing_id)
+    fails(error, port.backing_id)
+    assert [port.backing_id(), port.backing_id()] == [7, 7]
+
+
+def test_what_the_kernel_cannot_do_is_asked_once(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "open_backing", Kernel(0).open_backing)
+    assert [port.backing_id(), port.backing_id()] == [0, 0]
+    port.close()
