@@ -192,7 +192,7 @@ class LateCalls:
         while (call := self._next()) is not None:
             try:
                 call()
-            except Exception:  # the calls after it are still made
+            except BaseException:  # the calls after it are still made, whatever a model raises
                 log.exception("a late call failed")
 
     def _next(self) -> Callable[[], None] | None:

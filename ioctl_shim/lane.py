@@ -13,6 +13,7 @@ import errno
 import itertools
 import logging
 import os
+import select
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,7 +149,8 @@ class Lane:
         self._tokens = itertools.count(1)
         self._pending: dict[int, PendingRequest] = {}
         for name in ("open", "read", "write", "ioctl", "poll", "interrupt", "release"):
-            ffi.def_extern(name=f"lane_on_{name}", onerror=self._failed)(getattr(self, f"_on_{name}"))
+            failed = _FAILED.get(name, _failed)
+            ffi.def_extern(name=f"lane_on_{name}", onerror=failed)(getattr(self, f"_on_{name}"))
         lib.lane_set_python(ffi.new("struct lane_python *", [pumped.address(each) for each in self._called]))
 
     def start(self) -> None:
@@ -169,9 +171,6 @@ class Lane:
         the lookup is an ioctl that the pump answers."""
         found = self._files.get(lib.lane_identify(fd))
         return None if found is None else found.file
-
-    def _failed(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> int:
-        return _errno_of(error)
 
     def _on_open(self, request: Any) -> int:
         opened = self._opener(
@@ -259,6 +258,23 @@ class Lane:
         self._files.pop(token).file.release()
 
 
+def _failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> int:
+    return _errno_of(error)
+
+
+def _failed_poll(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> int:
+    _errno_of(error)
+    return select.POLLERR
+
+
+def _failed_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    _errno_of(error)
+
+
+_FAILED = {"poll": _failed_poll, "interrupt": _failed_quietly, "release": _failed_quietly}
+"""What a handler that has raised answers, where that is no errno."""
+
+
 def _sized_ioctl(opened: _OpenFile, native: Any) -> int:
     data = ffi.buffer(native.data, native.data_size)[:] if native.data_size else b""
     call = SizedIoctl(native.cmd, native.tid, data)
@@ -277,7 +293,7 @@ def _finish_sized(unique: int, file: LaneFile, call: SizedIoctl, room: int) -> N
     """Answer an ioctl that has a size.  Any thread but the pump's."""
     try:
         result = file.sized_ioctl(call)
-    except Exception as error:
+    except BaseException as error:  # the client waits for an answer, whatever a model raises
         result, call.reply = _errno_of(error), b""
     reply = call.reply[:room]
     lib.lane_reply(unique, result, ffi.from_buffer(reply), len(reply))
@@ -289,7 +305,7 @@ def _finish_ioctl(unique: int, file: LaneFile, call: tuple[int, int, int]) -> No
         result = file.ioctl(*call, on_pump=0)
         if result is None:
             raise RuntimeError(f"ioctl {call[0]:#x} is left to the thread that it is on")
-    except Exception as error:
+    except BaseException as error:  # the client waits for an answer, whatever a model raises
         result = _errno_of(error)
     lib.lane_reply(unique, result, ffi.NULL, 0)
 

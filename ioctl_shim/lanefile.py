@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from ioctl_shim._native import lib
+from ioctl_shim._native import ffi, lib
 
 log = logging.getLogger(__name__)
 _WRITTEN = struct.Struct("=II")
@@ -136,7 +136,8 @@ class PendingRequest:
             self._interrupted()
 
     def read(self, data: bytes) -> bool:
-        """Answer a read with `data`, cut to the size that the client has room for."""
+        """Answer a read with `data`, cut to the size that the client has room for.  Raises TypeError, with
+        nothing sent, for what is no bytes."""
         return self._send(0, data[: self.size])
 
     def written(self, count: int) -> bool:
@@ -152,7 +153,8 @@ class PendingRequest:
         return self._open.pop(self.unique, None) is not None
 
     def _send(self, error: int, data: bytes) -> bool:
-        return self.close() and lib.lane_send(self.unique, error, data, len(data)) == 0
+        answer = ffi.from_buffer(data)  # first: what is no bytes raises, and the caller can still answer
+        return self.close() and lib.lane_send(self.unique, error, answer, len(answer)) == 0
 
 
 class PlainFile:

@@ -109,8 +109,8 @@ class Watcher:
         Raises ``OSError``, with ``eventfd`` closed: ENOSPC or ENOMEM when the kernel can watch no more,
         EMFILE when this process has no descriptor left, EAGAIN when it can have no other thread.
 
-        ``notify`` may take the locks of a device. An exception of it goes to threading.excepthook, and the
-        thread goes on.
+        ``notify`` may take the locks of a device. An exception of it, of whatever kind, goes to
+        threading.excepthook, and the thread goes on.
         """
         made = Watch(self, eventfd, notify)
         with self._lock:
@@ -171,7 +171,7 @@ class Watcher:
         if watch is not None and signalled:
             try:
                 watch.notify()
-            except Exception as error:
+            except BaseException as error:  # others need the thread, whatever a model raises
                 _report(error)
 
     def _finish(self) -> None:
@@ -186,6 +186,6 @@ class Watcher:
             self._watches.clear()
 
 
-def _report(error: Exception) -> None:
+def _report(error: BaseException) -> None:
     arguments = (type(error), error, error.__traceback__, threading.current_thread())
     threading.excepthook(threading.ExceptHookArgs(arguments))

@@ -74,15 +74,17 @@ static PyObject *call(void *what, PyObject *first, const uint64_t *numbers, size
 {
 	PyObject *arguments[6] = {NULL}, *result = NULL; /* [0] is room for a method's `self` */
 	size_t n = 1, made = 1 + !!first + count;
+	int complete;
 
 	if (first)
 		arguments[n++] = Py_NewRef(first);
 	for (; n < made; n++)
 		if (!(arguments[n] = PyLong_FromUnsignedLongLong(numbers[n - 1 - !!first])))
 			break;
+	complete = n == made;
 	if (last)
 		arguments[n++] = last;
-	if (!PyErr_Occurred())
+	if (complete)
 		result = PyObject_Vectorcall(what, arguments + 1, (n - 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
 	while (--n)
 		Py_DECREF(arguments[n]);
@@ -137,20 +139,16 @@ static int64_t not_none(int64_t result)
 static int64_t take_name(PyObject *tuple, struct lane_name *name)
 {
 	uint64_t *field = (uint64_t *)name;
-	int64_t result = 0;
+	int64_t result = tuple == Py_None ? LANE_DEFERRED : 0;
 
 	if (!tuple)
 		return failure();
-	if (tuple == Py_None) {
-		result = LANE_DEFERRED;
-	} else {
-		for (Py_ssize_t i = 0; i < (Py_ssize_t)(sizeof(*name) / sizeof(*field)); i++) {
-			PyObject *number = PySequence_GetItem(tuple, i);
+	for (size_t i = 0; !result && i < sizeof(*name) / sizeof(*field); i++) {
+		PyObject *number = PySequence_GetItem(tuple, (Py_ssize_t)i);
 
-			field[i] = number ? PyLong_AsUnsignedLongLong(number) : 0;
-			Py_XDECREF(number);
-		}
-		if (PyErr_Occurred())
+		field[i] = number ? PyLong_AsUnsignedLongLong(number) : 0;
+		Py_XDECREF(number);
+		if (PyErr_Occurred()) /* nothing of Python may be called while it is pending */
 			result = failure();
 	}
 	Py_DECREF(tuple);
@@ -221,21 +219,27 @@ static void write_register(const struct lane_region *region, const struct lane_r
 		Py_XDECREF(call(r->on_write, region->owner, &value, 1, NULL));
 }
 
-/* Calls the method that takes or releases the device's lock: 0, or -1 when an exception is raised.  An
- * exception that was raised before the call stays raised. */
-static int call_lock(void *method)
+/* Takes the device's lock: 0, or -1 when an exception is raised. */
+static int acquire(const struct lane_memory *m)
+{
+	PyObject *answer = PyObject_CallNoArgs(m->acquire);
+
+	Py_XDECREF(answer);
+	return answer ? 0 : -1;
+}
+
+/* Releases the device's lock.  An exception of a hook stays raised, but is not pending during the call. */
+static void release(const struct lane_memory *m)
 {
 	PyObject *kind, *error, *trace, *answer;
 
 	PyErr_Fetch(&kind, &error, &trace);
-	answer = PyObject_CallNoArgs(method);
+	answer = PyObject_CallNoArgs(m->release);
 	Py_XDECREF(answer);
-	if (!answer) {
-		Py_XDECREF(kind), Py_XDECREF(error), Py_XDECREF(trace);
-		return -1;
-	}
-	PyErr_Restore(kind, error, trace);
-	return kind ? -1 : 0;
+	if (!answer && kind)
+		PyErr_WriteUnraisable(m->release);
+	if (kind)
+		PyErr_Restore(kind, error, trace);
 }
 
 /* Reads or writes a whole register: 0, a negative errno, or LANE_DEFERRED when the region is not shown any
@@ -247,14 +251,14 @@ int64_t call_register(const struct lane_place *place, uint64_t *value, int write
 	PyGILState_STATE gil = PyGILState_Ensure();
 	int64_t result = 0;
 
-	if (!call_lock(m->acquire)) {
+	if (!acquire(m)) {
 		if (!is_shown(m, place->region)) /* it may have changed before we had the lock */
 			result = LANE_DEFERRED;
 		else if (write)
 			write_register(region, place->found, *value);
 		else
 			read_register(region, place->found, value);
-		call_lock(m->release);
+		release(m);
 	}
 	if (PyErr_Occurred())
 		result = failure();

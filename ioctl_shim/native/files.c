@@ -75,7 +75,7 @@ void on_read(const struct request *r)
 	const struct lane_file *file = file_of(in->fh);
 	uint32_t size = in->size > MAX_DATA ? MAX_DATA : in->size;
 	const char *memory = find_memory(file, in->offset, size);
-	uint64_t value;
+	uint64_t value = 0;
 
 	if (memory) {
 		/* the kernel copies from the region itself; this fails when it has no page left for a hole in

@@ -284,18 +284,21 @@ def test_a_signal_needs_an_open_eventfd() -> None:
     os.close(client)
 
 
-def test_a_watch_that_raises_ends_nothing(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
+def test_a_watch_that_raises_ends_nothing(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
     told: list[object] = []
     monkeypatch.setattr(threading, "excepthook", lambda arguments: told.append(arguments.exc_type))
 
     def fail() -> None:
-        raise ZeroDivisionError
+        raise error
 
     bad, good = (os.eventfd(1) for _ in range(2))
     seen = threading.Event()
     watcher.watch(Eventfd(bad, lib.shim_signal), fail)
     watcher.watch(Eventfd(good, lib.shim_signal), seen.set)
-    assert seen.wait(5) and soon(lambda: told == [ZeroDivisionError])
+    assert seen.wait(5) and soon(lambda: told == [error])
 
 
 def descriptors() -> list[str]:

@@ -77,11 +77,9 @@ class ListenedFile(DeferringFile):
 
         def answer() -> None:
             try:
-                result = self._calls.run(call, function, wait)
-            except Exception as error:
+                reply(self._calls.run(call, function, wait))
+            except BaseException as error:  # the client waits for an answer, whatever a model does
                 pending.fail(errno_of(error))
-            else:
-                reply(result)
 
         self._threads.submit(answer, pending.tid)
 
