@@ -117,8 +117,7 @@ ROWS: tuple[Row, ...] = (
 )
 
 PREPARE_DEVICE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_prepare_device")) << 16 | ord("V") << 8 | 0x40
-CLAIM_DEVICE: int = ord("V") << 8 | 0x42
-"""Ours, on dev/vfio/.devices: _IOWR('V', 0x40, struct vfsfuse_prepare_device); _IO('V', 0x42), a token."""
+"""Ours, on an open group file: _IOWR('V', 0x40, struct vfsfuse_prepare_device); see vfsfuse.vfio.handover."""
 
 BY_NAME: dict[str, Row] = {row.name: row for row in ROWS}
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One ioctl of a program, caught by a seccomp filter and answered with a new descriptor in that program.
 
-`install` runs in the only thread of a process that is about to exec the program.  A `SeccompListener` belongs
-to the one thread that reads it, in another process.  Source: seccomp_unotify(2), <linux/seccomp.h>.
+`install` runs in the only thread of a process that is about to exec the program.  Any thread of another
+process may use the `SeccompListener`.  Source: seccomp_unotify(2), <linux/seccomp.h>, statx(2).
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.client import Caller
@@ -28,6 +29,25 @@ def install(cmd: int) -> int:
     unknown architecture.
     """
     return _check(int(lib.shim_seccomp_install(cmd)), "seccomp filter")
+
+
+class FileId(NamedTuple):
+    """Which file something is, as stat(2) tells files apart."""
+
+    device: int
+    inode: int
+
+
+def file_id(file: int | str, ask: bool = False) -> FileId:
+    """The file behind our descriptor or at an absolute path.  Any thread.  Raises OSError as stat(2).
+
+    Its file system is not asked unless `ask` is set, so this does not wait for the server of a FUSE mount."""
+    found = ffi.new("struct shim_file_id *")
+    fd, path = (file, b"") if isinstance(file, int) else (-1, os.fsencode(file))
+    error = int(lib.shim_file_id(fd, path, ask, found))
+    if error:
+        raise OSError(-error, os.strerror(-error), file)
+    return FileId(os.makedev(found.major, found.minor), found.inode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +73,14 @@ class SeccompListener:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        lib.shim_seccomp_wake_here(fd)
 
     def receive(self) -> TrappedCall:
-        """The next call; blocks when there is none."""
+        """The next call; blocks when there is none.
+
+        Raises OSError(ENOENT) when its caller ended meanwhile, and from Linux 6.11 on when the last thread under
+        the filter has ended.
+        """
         row = ffi.new("struct shim_seccomp_call *")
         _check(lib.shim_seccomp_receive(self.fd, row), "receiving a call")
         return TrappedCall(row.id, row.tid, row.fd, row.cmd, row.arg)

@@ -286,41 +286,28 @@ class GroupFile:
 class DeviceFile:
     """One open of a device, through its group or (``group_file`` None) through its own character device."""
 
-    __slots__ = ("_closed", "_held", "assignable", "device", "group_file", "low_power")
+    __slots__ = ("_closed", "assignable", "device", "group_file", "low_power")
 
-    def __init__(
-        self, assignable: Assignable, group_file: GroupFile | None = None, held: bool = True
-    ) -> None:
-        """Hold the device until :meth:`close`, from now on or (``held`` false) from :meth:`claim` on.
+    def __init__(self, assignable: Assignable, group_file: GroupFile | None = None) -> None:
+        """Hold the device until :meth:`close`.
 
-        Raises ``OSError(ENODEV)`` when the device is gone.
+        Raises ``OSError``: ENODEV when the device is gone, EINVAL when its group's file was closed.
         """
         self.assignable = assignable
         self.group_file = group_file
         self.low_power = False
-        self._held = self._closed = False
-        if held:
-            self.claim()
-        else:
-            self.device = assignable.device
+        self._closed = False
+        with assignable.group.lock:
+            if group_file is not None and group_file.group.opened is not group_file:
+                raise OSError(errno.EINVAL, "the group's file is closed")
+            self._hold()
+            if group_file is not None:
+                group_file.get()
 
     @property
     def by_cdev(self) -> bool:
         """Whether it was opened through its own character device, not through its group."""
         return self.group_file is None
-
-    def claim(self) -> None:
-        """Hold the device from now on. Raises ``OSError``: ENODEV when it is gone, EINVAL when its group's
-        file was closed."""
-        with self.assignable.group.lock:
-            if self._closed or self._held:
-                raise OSError(errno.EINVAL, "the device file is closed, or in use already")
-            if self.group_file is not None and self.group_file.group.opened is not self.group_file:
-                raise OSError(errno.EINVAL, "the group's file is closed")
-            self._hold()
-            self._held = True
-            if self.group_file is not None:
-                self.group_file.get()
 
     def _hold(self) -> None:
         first = self.assignable.hold()
@@ -337,8 +324,10 @@ class DeviceFile:
     def close(self) -> None:
         """Release the device and the group's file. May be called twice."""
         with self.assignable.group.lock:
-            held, self._held, self._closed = self._held, False, True
-            if held and self.assignable.drop():
+            if self._closed:
+                return
+            self._closed = True
+            if self.assignable.drop():
                 self.device.released()
-            if held and self.group_file is not None:
+            if self.group_file is not None:
                 self.group_file.put()

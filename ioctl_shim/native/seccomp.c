@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -23,6 +24,11 @@
 
 #ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV /* Linux 5.19 */
 #define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
+#endif
+
+#ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS /* Linux 6.6 */
+#define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
+#define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (1UL << 0)
 #endif
 
 /* Bytes of room for the structures of newer kernels.  A kernel says how large they are, and refuses a smaller
@@ -101,6 +107,28 @@ int shim_seccomp_install(uint32_t cmd)
 	return -EOPNOTSUPP;
 }
 #endif
+
+/* Has the kernel run the other side on this processor at once when it is woken: each sleeps while the other
+ * runs.  An older kernel refuses. */
+int shim_seccomp_wake_here(int listener)
+{
+	return ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP) < 0 ? -errno : 0;
+}
+
+/*
+ * The file at `path`, or behind `fd` when `path` is empty.  Unless `ask` is set, a file system that is served
+ * by a process is not asked: its server might never answer.
+ */
+int shim_file_id(int fd, const char *path, int ask, struct shim_file_id *id)
+{
+	int flags = AT_EMPTY_PATH | AT_NO_AUTOMOUNT | (ask ? AT_STATX_FORCE_SYNC : AT_STATX_DONT_SYNC);
+	struct statx found;
+
+	if (statx(fd, path, flags, STATX_INO, &found) < 0)
+		return -errno;
+	*id = (struct shim_file_id){.inode = found.stx_ino, .major = found.stx_dev_major, .minor = found.stx_dev_minor};
+	return 0;
+}
 
 /* Blocks until there is a call.  -ENOENT: the calling thread ended before the call was received. */
 int shim_seccomp_receive(int listener, struct shim_seccomp_call *call)

@@ -65,23 +65,21 @@ GPU, NEIGHBOUR, UNPROTECTED = "0000:86:00.0", "0000:86:00.1", "0000:87:00.0"
 
 INTX, MSI, MSIX, ERR, REQ = range(5)
 NONE, BOOL, EVENTFD, MASK, UNMASK, TRIGGER = 1, 2, 4, 8, 16, 32
-_PREPARE = struct.Struct("Q256sIxxxxQ")
-_PREPARE_DEVICE = 3 << 30 | _PREPARE.size << 16 | ord("V") << 8 | 0x40
-_CLAIM_DEVICE = ord("V") << 8 | 0x42
+PREPARE = struct.Struct("256sIxxxxQ")
+PREPARE_DEVICE = 3 << 30 | PREPARE.size << 16 | ord("V") << 8 | 0x40
 
 
 def group_device(root: Path, group: Group, name: str) -> int:
     """The device `name` through its group, asked for as the supervisor of `vfsfuse run` asks."""
-    control = os.open(root / "dev/vfio/.devices", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        ask = bytearray(_PREPARE.pack(os.fstat(group.fd).st_ino, name.encode(), os.getpid(), 0))
-        fcntl.ioctl(control, _PREPARE_DEVICE, ask)
-        token = _PREPARE.unpack(ask)[-1]
-        device = os.open(root / f"dev/vfio/.device-{token}", os.O_RDWR | os.O_CLOEXEC)
-        fcntl.ioctl(control, _CLAIM_DEVICE, token)
-    finally:
-        os.close(control)
-    return device
+    return os.open(prepared_device(root, group.fd, name, os.getpid()), os.O_RDWR | os.O_CLOEXEC)
+
+
+def prepared_device(root: Path, group: int, name: str, tid: int) -> Path:
+    """The file of the device `name` that the caller alone can open.  `group` is a descriptor of the group's
+    file, `tid` the thread that is named as the client."""
+    ask = bytearray(PREPARE.pack(name.encode(), tid, 0))
+    fcntl.ioctl(group, PREPARE_DEVICE, ask)
+    return root / f"dev/vfio/.device-{PREPARE.unpack(ask)[-1]}"
 
 
 class Device(File):

@@ -54,6 +54,8 @@ def main(args: argparse.Namespace) -> int:
         _prepare(args)
     except SetupError as error:
         return _complain(str(error), EXIT_SETUP) if str(error) else EXIT_SETUP
+    except OSError as error:
+        return _complain(f"setting up: {error.strerror or error}", EXIT_SETUP)
     os.environ.update(ENVIRONMENT)
     return _become(command)
 

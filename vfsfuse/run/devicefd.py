@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """VFIO_GROUP_GET_DEVICE_FD for a program of `vfsfuse run`: the supervisor opens the device and hands it over.
 
-A FUSE server cannot put a descriptor into its client.  The supervisor can: it asks the server for the
-device by the group's inode (vfsfuse/vfio/handover.py), opens the file that the server offers, and injects the
-descriptor.  After that it has the server put the device into use.  Owned by the supervisor's only thread.
-Source: include/uapi/linux/vfio.h, seccomp_unotify(2).
+A FUSE server cannot put a descriptor into its client.  The supervisor can: it copies the client's own group
+file, asks the server for the device on that copy (vfsfuse/vfio/handover.py), opens the file that the server
+offers, and injects the descriptor.  So a client gets what its own open group file allows, and nothing else.
+
+The program's pointer and descriptors are hostile.  Each call has a thread of its own, which they may hold up;
+no lock is held meanwhile.  Source: include/uapi/linux/vfio.h, seccomp_unotify(2).
 """
 
 from __future__ import annotations
@@ -15,19 +17,21 @@ import fcntl
 import os
 import struct
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 
-from ioctl_shim.abi import CLAIM_DEVICE, PREPARE_DEVICE
+from ioctl_shim.abi import PREPARE_DEVICE
 from ioctl_shim.client import Caller
-from ioctl_shim.seccomp import SeccompListener, TrappedCall
+from ioctl_shim.seccomp import SeccompListener, TrappedCall, file_id
 
 _NAME_BYTES = 256
-_PREPARE = struct.Struct(f"Q{_NAME_BYTES}sIxxxxQ")  # struct vfsfuse_prepare_device
+_PREPARE = struct.Struct(f"{_NAME_BYTES}sIxxxxQ")  # struct vfsfuse_prepare_device
 
 
 class _NotOurs(Exception):
-    """The call is not on a group of this lab, or its program is one that we may not look into."""
+    """The kernel is to carry the call out: it is on no group of this lab, or fails in a way that the server
+    tells best."""
 
 
 @contextlib.contextmanager
@@ -39,18 +43,17 @@ def _closing(fd: int) -> Iterator[int]:
 
 
 class Broker:
-    """Answers the calls that `listener` catches, with devices of the lab whose root directory is `lab_fd`."""
+    """Answers the calls that `listener` catches, with devices of the lab whose root directory is `lab_fd`.
+    Any thread, several at once."""
 
     def __init__(self, listener: SeccompListener, lab_fd: int) -> None:
         self._listener = listener
-        self._lab_fd = lab_fd
-        self._lab_dev = os.fstat(lab_fd).st_dev
-        self._control = self._open(".devices")
+        self._lab_device = file_id(lab_fd).device
+        self._nodes = os.open("dev/vfio", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=lab_fd)
 
-    def answer_next(self) -> None:
-        """Take one call and answer it.  A caller that dies meanwhile is no error.  Never raises."""
+    def answer(self, call: TrappedCall) -> None:
+        """Answer one call.  A caller that dies meanwhile is no error.  Never raises."""
         with contextlib.suppress(FileNotFoundError):
-            call = self._listener.receive()
             try:
                 # All that we opened is closed by now: the caller may go on to calls that find a file in use.
                 self._listener.succeed(call, self._device_fd(call))
@@ -64,36 +67,62 @@ class Broker:
 
     def _device_fd(self, call: TrappedCall) -> int:
         """The number of a new descriptor in the caller."""
-        group = _stat(call)
-        if group.st_dev != self._lab_dev:
+        if not self._is_ours(f"/proc/{call.tid}/fd/{call.fd}"):
             raise _NotOurs
-        name = Caller(call.tid).read_string(call.arg)
-        self._listener.check(call)
-        token = self._prepare(group.st_ino, name, call.tid)
-        with _closing(self._open(f".device-{token}")) as device:
-            number = self._listener.install_fd(call, device)
-        fcntl.ioctl(self._control, CLAIM_DEVICE, token)  # only now does the caller alone have it
-        return number
+        name = _name(call)  # may be held up, and so comes before we hold a file of the caller's
+        with self._group(call) as group:
+            try:
+                with _closing(self._open(group, name, call.tid)) as device:
+                    return self._listener.install_fd(call, device)
+            except OSError:
+                file_id(group, ask=True)  # by the time of this answer the server has released the device
+                raise
 
-    def _prepare(self, inode: int, name: bytes, tid: int) -> int:
-        if len(name) >= _NAME_BYTES:
-            raise OSError(errno.ENODEV, "no device has a name this long")
-        argument = bytearray(_PREPARE.pack(inode, name, tid, 0))
+    def _is_ours(self, file: int | str) -> bool:
+        """Whether a file is of this lab.  Asks no file system: it may be one whose server never answers."""
         try:
-            fcntl.ioctl(self._control, PREPARE_DEVICE, argument)
+            return file_id(file).device == self._lab_device
+        except OSError:
+            return False
+
+    @contextlib.contextmanager
+    def _group(self, call: TrappedCall) -> Iterator[int]:
+        """A copy of the caller's descriptor, as the kernel holds a file during an ioctl.
+
+        Another thread of the program may have put another file under the number.  If that is no file of this
+        lab, close(2) may never return, and so is left to a thread that may be lost.
+        """
+        copy = self._listener.borrow(call)
+        if not self._is_ours(copy):
+            threading.Thread(target=os.close, args=(copy,), daemon=True).start()
+            raise _NotOurs
+        try:
+            self._listener.check(call)
+            yield copy
+        finally:
+            os.close(copy)
+
+    def _open(self, group: int, name: bytes, tid: int) -> int:
+        """Our own descriptor of the device `name`."""
+        argument = bytearray(_PREPARE.pack(name, tid, 0))
+        try:
+            fcntl.ioctl(group, PREPARE_DEVICE, argument)
         except OSError as error:
             if error.errno != errno.ENOTTY:
                 raise
             raise _NotOurs from None  # no group: the server answers the call on this file with an errno
-        return int(_PREPARE.unpack(argument)[-1])
-
-    def _open(self, name: str) -> int:
-        return os.open(f"dev/vfio/{name}", os.O_RDWR | os.O_CLOEXEC, dir_fd=self._lab_fd)
+        token = _PREPARE.unpack(argument)[-1]
+        return os.open(f".device-{token}", os.O_RDWR | os.O_CLOEXEC, dir_fd=self._nodes)
 
 
-def _stat(call: TrappedCall) -> os.stat_result:
-    """stat(2) of the caller's file, without a reference to the file."""
+def _name(call: TrappedCall) -> bytes:
+    """The device's name, from the caller's memory."""
     try:
-        return os.stat(f"/proc/{call.tid}/fd/{call.fd}")
-    except (FileNotFoundError, PermissionError):
-        raise _NotOurs from None
+        name = Caller(call.tid).read_string(call.arg)
+    except OSError as error:
+        if error.errno in (errno.EFAULT, errno.EINVAL):
+            raise _NotOurs from None  # an errno of the descriptor comes before that of the pointer
+        raise
+    if len(name) >= _NAME_BYTES:
+        raise _NotOurs  # no device has a name this long
+    return name

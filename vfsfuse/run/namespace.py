@@ -15,7 +15,9 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 
+from ioctl_shim.seccomp import file_id
 from vfsfuse.run import syscalls
+from vfsfuse.run.patience import answer_of
 
 GIVEN_BACK = (
     "devices/system",
@@ -56,16 +58,35 @@ def explained(what: str, mend: str = "") -> Iterator[None]:
 
 
 def check_lab(path: str) -> None:
-    """Raise SetupError unless `path` is the root of a mounted lab whose server answers."""
+    """Raise SetupError unless `path` is the root of a mounted lab whose server answers in time."""
+    fault = answer_of(lambda: _fault_of(path))
+    if fault is None:
+        raise SetupError(
+            f"{path}: the lab does not answer: its server is stopped or hung"
+            f" (unmount it with: vfsfuse umount --lazy {path})"
+        )
+    if fault:
+        raise SetupError(fault)
+
+
+def _fault_of(path: str) -> str:
+    """The reason why there is no lab at `path`, empty if there is one.  Asks every thread of the server that
+    answers names: the pump, and by statfs(2) the one for pyfuse3."""
     mend = f"mount one there with: vfsfuse mount {path}"
-    with explained(path, mend):
-        root = os.stat(path)
     try:
-        parts = [os.stat(f"{path}/{part}") for part in ("sys", "dev/vfio")]
+        root = file_id(path, ask=True)
+        os.statvfs(path)
+    except PermissionError as error:
+        return f"{path}: {error.strerror} (the lab, or a directory above it, is another user's)"
+    except OSError as error:
+        return f"{path}: {error.strerror} ({mend})"
+    try:
+        parts = [file_id(f"{path}/{part}", ask=True) for part in ("sys", "dev/vfio")]
     except OSError:
         parts = []
-    if not parts or any(part.st_dev != root.st_dev for part in parts):
-        raise SetupError(f"{path}: no lab is mounted here ({mend})")
+    if not parts or any(part.device != root.device for part in parts):
+        return f"{path}: no lab is mounted here ({mend})"
+    return ""
 
 
 def enter() -> None:

@@ -43,10 +43,12 @@ class PrivateLab:
             stderr=stderr,
             pass_fds=(ready,),
             env=_environment(),
-            preexec_fn=syscalls.die_with_parent,  # noqa: PLW1509 (the supervisor has one thread)
+            preexec_fn=syscalls.die_with_parent,  # noqa: PLW1509 (the supervisor has one thread yet)
         )
         os.close(ready)
         os.close(stderr)
+        self.pidfd = os.pidfd_open(self._server.pid)
+        """Readable once the server has ended."""
 
     def wait_ready(self, peer_fd: int) -> bool:
         """Wait until the tree answers (True) or the server fails (False).  Raises ConnectionResetError if
@@ -76,9 +78,13 @@ class PrivateLab:
         status = self._end()
         if status == EXIT_EXPLAINED and not self._log:
             return ""
-        return f"the private lab did not start (exit status {status}" + (
-            f"; see {self._log})" if self._log else ")"
-        )
+        how = _ending(status) + (f"; see {self._log}" if self._log else "")
+        return f"the private lab did not start ({how})"
+
+    def obituary(self) -> str:
+        """The way in which a server ended that was ready.  Once `pidfd` is readable."""
+        how = _ending(self._end()) + (f"; see {self._log}" if self._log else "")
+        return f"the server of the private lab has ended ({how}): its files fail from now on"
 
     def stop(self) -> None:
         """End the server, by force after STOP_SECONDS."""
@@ -98,6 +104,10 @@ class PrivateLab:
     def _relay_within(self, seconds: float) -> bool:
         ready, _, _ = select.select([self.stderr_fd], [], [], seconds)
         return bool(ready) and self.relay()
+
+
+def _ending(status: int) -> str:
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
 
 def _arguments(config: str | None, level: str, ready: int) -> list[str]:

@@ -2,12 +2,14 @@
 """The daemon behind one `vfsfuse run`: starts a private lab, answers GET_DEVICE_FD, ends with the program.
 
 `run` execs the program in its own process.  The supervisor is a grandchild in a session of its own, and
-watches the seccomp listener that `run` sends it.  It is single-threaded, and keeps nothing of the caller
-(terminal, pipes, locks) open.
+watches the seccomp listener that `run` sends it.  It keeps nothing of the caller (terminal, pipes, locks)
+open.  Calls have threads of their own (vfsfuse.run.calls), everything else is the main thread's.
 
 They talk over a SOCK_SEQPACKET pair.  The supervisor sends READY when the lab answers, or FAILED with the
 reason if it was not reported yet.  `run` sends FILTER with the listener, the supervisor sends ARMED, and
 `run` execs.  If `run` dies on the way, the socket hangs up, and the supervisor ends.
+
+A supervisor that fails says why, in one line: before ARMED by FAILED, and later on the program's stderr.
 """
 
 from __future__ import annotations
@@ -19,12 +21,16 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from types import FrameType
 
 from ioctl_shim.seccomp import SeccompListener
 from vfsfuse.run import namespace
+from vfsfuse.run.calls import CallThreads
 from vfsfuse.run.devicefd import Broker
+from vfsfuse.run.lastwords import LastWords
+from vfsfuse.run.patience import close_others
 from vfsfuse.run.privatelab import PrivateLab
 
 READY = b"ready"
@@ -32,7 +38,14 @@ FAILED = b"failed"
 FILTER = b"filter"
 ARMED = b"armed"
 
+SETUP_SECONDS = 2.0
+"""How long the supervisor may take for a step, except the start of a private lab."""
+
 _MESSAGE_BYTES = 4096
+
+
+class _Ended(BaseException):
+    """A signal asks this process to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,57 +69,64 @@ class Supervisor:
 
     def __init__(self, plan: RunPlan) -> None:
         """Start the supervisor in the namespaces of the calling thread, the only one."""
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        child = os.fork()
+        with namespace.explained("starting the supervisor"):
+            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            words = LastWords(os.getpid())
+            child = os.fork()
         if child == 0:
-            _be_daemon(lambda: _supervise(plan, theirs), keep=theirs.fileno())
+            keep = (2, theirs.fileno(), words.fd)
+            _be_daemon(lambda: _supervise(plan, theirs, words), keep)
         theirs.close()
+        os.close(words.fd)
         with contextlib.suppress(ChildProcessError):  # with SIGCHLD ignored there is no child to wait for
             os.waitpid(child, 0)
+        self._private = plan.lab is None
 
     def wait_ready(self) -> None:
-        """Wait until the lab answers."""
-        self._expect(READY)
+        """Wait until the lab answers.  A private one may take as long as it takes."""
+        self._expect(READY, None if self._private else SETUP_SECONDS)
 
     def watch(self, listener: int) -> None:
         """Hand over the seccomp listener (closing it here) and wait until its calls are answered."""
         with namespace.explained("talking to the supervisor"):
             socket.send_fds(self._socket, [FILTER], [listener])
         os.close(listener)
-        self._expect(ARMED)
+        self._expect(ARMED, SETUP_SECONDS)
 
-    def _expect(self, message: bytes) -> None:
-        with namespace.explained("talking to the supervisor"):
+    def _expect(self, message: bytes, seconds: float | None) -> None:
+        self._socket.settimeout(seconds)
+        with namespace.explained("talking to the supervisor", "the lab's server is stopped or hung, or dead"):
             answer = self._socket.recv(_MESSAGE_BYTES)
         if answer.startswith(FAILED):
             raise namespace.SetupError(answer.removeprefix(FAILED).decode())
         if answer != message:
-            raise namespace.SetupError("the supervisor has died")
+            raise namespace.SetupError("the supervisor was killed")
 
 
-def _be_daemon(body: Callable[[], None], keep: int) -> None:
-    """In a forked child: run `body` in a grandchild, in a new session.  Only stderr and `keep` stay open."""
+def _be_daemon(body: Callable[[], None], keep: Collection[int]) -> None:
+    """In a forked child: run `body` in a grandchild, in a new session.  Only `keep` stays open."""
     try:
         os.setsid()
         if os.fork() == 0:
             _plain_process(keep)
             body()
-    except BaseException:
-        traceback.print_exc(file=sys.stderr)
     finally:
         os._exit(0)
 
 
-def _plain_process(keep: int) -> None:
+def _plain_process(keep: Collection[int]) -> None:
     """Drop what a daemon must not inherit: signal dispositions, the signal mask, and the caller's
     descriptors."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD):
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _on_signal)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _redirect("/dev/null", os.O_RDWR, (0, 1))
-    for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, keep}:
-        with contextlib.suppress(OSError):  # the descriptor that listed them
-            os.close(fd)
+    close_others({0, 1, *keep})
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    raise _Ended(signal.Signals(number).name)
 
 
 def _redirect(path: str, flags: int, targets: Iterable[int]) -> None:
@@ -116,45 +136,73 @@ def _redirect(path: str, flags: int, targets: Iterable[int]) -> None:
     os.close(fd)
 
 
-def _supervise(plan: RunPlan, talk: socket.socket) -> None:
-    lab = None if plan.lab else PrivateLab(plan.config, plan.log)
+def _supervise(plan: RunPlan, talk: socket.socket, words: LastWords) -> None:
+    """Be the supervisor.  Whatever ends it early is told to the caller in one line."""
+    lab: PrivateLab | None = None
     try:
-        with contextlib.suppress(ConnectionError):  # `run` has died, or has failed and reported it
-            if lab and not lab.wait_ready(talk.fileno()):
-                talk.send(FAILED + lab.last_words().encode())
-            else:
-                _serve_run(plan, talk, lab)
+        if not plan.lab:
+            lab = PrivateLab(plan.config, plan.log)
+        if lab and not lab.wait_ready(talk.fileno()):
+            talk.send(FAILED + lab.last_words().encode())
+        else:
+            _serve_run(plan, talk, lab, words)
+    except ConnectionError:  # `run` has died, or has failed and reported it
+        pass
+    except BaseException as error:
+        _report(error, talk, words)
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if lab:
             lab.stop()
 
 
-def _serve_run(plan: RunPlan, talk: socket.socket, lab: PrivateLab | None) -> None:
+def _report(error: BaseException, talk: socket.socket, words: LastWords) -> None:
+    why = f"killed by {error}" if isinstance(error, _Ended) else f"{type(error).__name__}: {error}"
+    why = " ".join(why.split())
+    if talk.fileno() >= 0:
+        with contextlib.suppress(OSError):
+            talk.send(FAILED + f"the supervisor has died ({why})".encode()[:_MESSAGE_BYTES])
+        return
+    traceback.print_exc(file=sys.stderr)  # into the log
+    words.say(f"the supervisor has died ({why}): VFIO_GROUP_GET_DEVICE_FD fails with ENOSYS from now on")
+
+
+def _serve_run(plan: RunPlan, talk: socket.socket, lab: PrivateLab | None, words: LastWords) -> None:
     root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     talk.send(READY)
     message, fds, _, _ = socket.recv_fds(talk, _MESSAGE_BYTES, 1)
     if message != FILTER:
         raise ConnectionResetError("no listener came")
     listener = SeccompListener(fds[0])
-    broker = Broker(listener, root)
+    calls = CallThreads(listener, Broker(listener, root).answer)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
+    os.chdir("/")
+    calls.start()
     talk.send(ARMED)
     talk.close()
-    os.chdir("/")
-    _loop(listener, broker, lab)
+    try:
+        _watch(listener, calls, lab, words)
+    finally:
+        listener.close()
 
 
-def _loop(listener: SeccompListener, broker: Broker, lab: PrivateLab | None) -> None:
-    """Answer calls until the last thread under the filter has ended."""
+def _watch(listener: SeccompListener, calls: CallThreads, lab: PrivateLab | None, words: LastWords) -> None:
+    """Return when the last thread under the filter has ended.  Raises the failure of `calls`."""
     poll = select.poll()
-    poll.register(listener.fd, select.POLLIN)
+    poll.register(listener.fd, 0)  # for POLLHUP
+    poll.register(calls.failed_fd, select.POLLIN)
     if lab:
         poll.register(lab.stderr_fd, select.POLLIN)
+        poll.register(lab.pidfd, select.POLLIN)
     while True:
         events = dict(poll.poll())
         if lab and lab.stderr_fd in events and not lab.relay():
             poll.unregister(lab.stderr_fd)
-        if events.get(listener.fd, 0) & select.POLLIN:
-            broker.answer_next()
-        elif listener.fd in events:
+        if lab and lab.pidfd in events:
+            poll.unregister(lab.pidfd)
+            words.say(lab.obituary())
+        if calls.failure is not None:
+            raise calls.failure
+        if listener.fd in events:
+            calls.end()
             return

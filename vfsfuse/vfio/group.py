@@ -10,9 +10,10 @@ from collections.abc import Callable
 from devmodel.vfio.group import Group
 from ioctl_shim._native import lib
 from ioctl_shim.abi import Kind
-from ioctl_shim.lane import Opened, OpenRequest
+from ioctl_shim.lane import Opened, OpenRequest, SizedIoctl
 from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.fops import Request, Services, VfioFops, answers, rawio
+from vfsfuse.vfio.handover import DeviceRequest, Handover, Offer, encode_token
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +21,18 @@ log = logging.getLogger(__name__)
 class GroupFops(VfioFops):
     """The open of dev/vfio/<N>."""
 
-    __slots__ = ("file", "services")
+    __slots__ = ("_handover", "file", "services")
     kind = Kind.GROUP
 
-    def __init__(self, group: Group, tid: int, services: Services) -> None:
+    def __init__(self, group: Group, tid: int, services: Services, offer: Offer) -> None:
         self.file = group.open(self, rawio(group, tid))
         self.services = services
+        self._handover = Handover(self.file, offer)
 
     @classmethod
-    def opener(cls, group: Group, services: Services) -> Callable[[OpenRequest], Opened]:
-        return lambda request: Opened(cls(group, request.tid, services))
+    def opener(cls, group: Group, services: Services, offer: Offer) -> Callable[[OpenRequest], Opened]:
+        """The function that answers opens of the group.  `offer` makes the files of its devices."""
+        return lambda request: Opened(cls(group, request.tid, services, offer))
 
     @property
     def subject(self) -> str:
@@ -64,5 +67,20 @@ class GroupFops(VfioFops):
         log.warning("GROUP_GET_DEVICE_FD from thread %d: run the client under `vfsfuse run`", request.tid)
         raise OSError(errno.EOPNOTSUPP, "a FUSE server cannot give its client a descriptor")
 
+    def sized_ioctl(self, call: SizedIoctl) -> int:
+        """PREPARE_DEVICE: the client's GROUP_GET_DEVICE_FD, by the supervisor of its `vfsfuse run`.
+
+        A group without IOMMU takes CAP_SYS_RAWIO of both: of the client, and of the caller, without which
+        anybody could name a thread that has it.
+        """
+        request = DeviceRequest.decode(call)
+        if request is None:
+            return super().sized_ioctl(call)
+        group = self.file.group
+        allowed = rawio(group, request.supervisor) and rawio(group, request.client)
+        call.reply = encode_token(self._handover.prepare(request, allowed))
+        return 0
+
     def release(self) -> None:
+        self._handover.close()
         self.file.close()

@@ -1,116 +1,119 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dev/vfio/.devices, an unlisted file by which the supervisor of `vfsfuse run` opens a device for its client.
+"""How the supervisor of `vfsfuse run` opens a device for its client, by the client's own group file.
 
-The client must be the only process that keeps its group and device in use.  Otherwise they would stay in use
-after the client closes them, or dies.  So the supervisor does not borrow the group's descriptor, but names
-the group by its inode.  And the device is not in use until the client has it: `prepare` checks the request
-and makes an unlisted file, an open of that file gives an idle open of the device, and `claim` puts the device
-into use when the client has the descriptor.
+Who holds an open file of the group may have the group's devices, and nobody else.  So the supervisor proves
+that it holds one: it makes a private ioctl, PREPARE_DEVICE, on a copy of its client's descriptor.  The answer
+is the name of an unlisted file in dev/vfio, which the thread that made the ioctl can open once.  The kernel
+says which threads they are.  The owner and the mode of the device files do not matter, as on Linux.
 
-State: on the device lane; while somebody listens, on threads that a listener may hold up.
+An open of that file is in use from the start.  The supervisor closes its own descriptors before its client
+goes on, so that nothing of it keeps a device or a group in use.
+
+State: on the device lane; while somebody listens, on threads that a listener may hold up.  So it is under a
+lock.
 """
 
 from __future__ import annotations
 
 import errno
-import itertools
+import secrets
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from devmodel.callpoint import Call, CallKind
-from devmodel.vfio.group import DeviceFile, Group
+from devmodel.vfio.group import DeviceFile, GroupFile
 from ioctl_shim._native import ffi
-from ioctl_shim.abi import CLAIM_DEVICE, PREPARE_DEVICE
-from ioctl_shim.lane import Opened, OpenRequest, PlainFile, SizedIoctl
-from vfsfuse.vfio.fops import Services, rawio
+from ioctl_shim.abi import PREPARE_DEVICE
+from ioctl_shim.lane import OpenRequest, SizedIoctl
 
-CONTROL = ".devices"
 PREPARED = ".device-"
 """Prefix of the names of the unlisted files. The token follows it."""
 
-GroupFinder = Callable[[int], Group | None]
-DeviceShower = Callable[[str, Callable[[], DeviceFile], Callable[[], None]], None]
+MAX_PREPARED = 256
+"""How many files of one open group may wait to be opened.  Beyond that the oldest is withdrawn: a client
+prepares as many as it likes and opens none."""
+
+Take = Callable[[OpenRequest], DeviceFile]
+Withdraw = Callable[[], None]
+Offer = Callable[[str, Take], Withdraw]
+"""Makes an unlisted file of dev/vfio with a name.  An open of it gives what the Take returns, and fails as the
+Take does.  Returns the function that removes the file if it was not opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRequest:
+    """A client's GROUP_GET_DEVICE_FD, as PREPARE_DEVICE passes it on.
+
+    `client` is the thread that the supervisor names, `supervisor` the one that the kernel names."""
+
+    name: str
+    client: int
+    supervisor: int
+
+    @classmethod
+    def decode(cls, call: SizedIoctl) -> DeviceRequest | None:
+        """What `call` asks for.  None for another ioctl."""
+        if call.cmd != PREPARE_DEVICE:
+            return None
+        asked = ffi.from_buffer("struct vfsfuse_prepare_device *", call.data)
+        name = ffi.string(asked.name, len(asked.name)).decode("ascii", "replace")
+        return cls(name, asked.tid, call.tid)
+
+
+def encode_token(token: int) -> bytes:
+    """The reply to PREPARE_DEVICE."""
+    return bytes(ffi.buffer(ffi.new("struct vfsfuse_prepare_device *", {"token": token})))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    request: DeviceRequest
+    rawio: bool
+    withdraw: Withdraw
 
 
 class Handover:
-    """The devices on their way to clients.  `find_group` gives the group by the inode number of its file.
-    `show` makes an unlisted file with a name.  The file opens a DeviceFile once, and calls back when that is
-    released."""
+    """The devices of one open group that are on their way to clients."""
 
-    def __init__(self, find_group: GroupFinder, show: DeviceShower, services: Services) -> None:
-        self._find_group, self._show, self._services = find_group, show, services
-        self._tokens = itertools.count(1)
-        self._idle: dict[int, DeviceFile] = {}
+    __slots__ = ("_closed", "_file", "_lock", "_offer", "_prepared")
 
-    def open(self, request: OpenRequest) -> Opened:
-        """Open the control file.  A listener may hold its calls up, so it leaves them to other threads."""
-        listened = self._services.calls.listener is not None
-        return Opened(_ControlFile(self), submit=self._services.threads.submit if listened else None)
+    def __init__(self, file: GroupFile, offer: Offer) -> None:
+        self._file, self._offer = file, offer
+        self._lock = threading.Lock()
+        self._prepared: dict[int, _Prepared] = {}
+        self._closed = False
 
-    def prepare(self, group_inode: int, name: str, tid: int) -> int:
-        """A token for device `name` of a client's group; `tid` is the client.
-
-        This is the client's VFIO_GROUP_GET_DEVICE_FD, and passes the call point as that.  Raises OSError:
-        ENOTTY for an inode that is no group's, otherwise as GROUP_GET_DEVICE_FD does.
-        """
-        group = self._find_group(group_inode)
-        if group is None:
-            raise OSError(errno.ENOTTY, "no VFIO group has this inode")
-        calls = self._services.calls
-        if calls.listener is None:
-            return self._prepare(group, name, tid)
-        subject = f"group {group.number}"
-        call = Call(CallKind.IOCTL, subject, "VFIO_GROUP_GET_DEVICE_FD", {"name": name}, tid)
-        made: list[int] = []  # the call's result is a descriptor's number, which nobody knows yet
-        calls.run(call, lambda: made.append(self._prepare(group, name, tid)))
-        return made[0]
-
-    def _prepare(self, group: Group, name: str, tid: int) -> int:
-        opened = group.opened
-        if opened is None:
-            raise OSError(errno.ENODEV, f"group {group.number} is not open")
-        device = opened.get_device(name, rawio(group, tid))
-        token = next(self._tokens)
-
-        def take() -> DeviceFile:
-            self._idle[token] = idle = DeviceFile(device, opened, held=False)
-            return idle
-
-        def released() -> None:
-            self._idle.pop(token, None)
-
-        self._show(f"{PREPARED}{token}", take, released)
+    def prepare(self, request: DeviceRequest, rawio: bool) -> int:
+        """The token of a file that `request.supervisor` can open.  Raises OSError as GROUP_GET_DEVICE_FD
+        does."""
+        self._file.get_device(request.name, rawio)
+        token = secrets.randbits(64)
+        withdraw = self._offer(f"{PREPARED}{token}", lambda opening: self._take(token, opening))
+        with self._lock:
+            late = [withdraw] if self._closed else []
+            if not self._closed:
+                self._prepared[token] = _Prepared(request, rawio, withdraw)
+            while len(self._prepared) > MAX_PREPARED:
+                late.append(self._prepared.pop(next(iter(self._prepared))).withdraw)
+        for each in late:
+            each()
         return token
 
-    def claim(self, token: int) -> None:
-        """Put the device into use.  Raises OSError: ENOENT when its client is gone, otherwise as an open."""
-        idle = self._idle.pop(token, None)
-        if idle is None:
-            raise OSError(errno.ENOENT, f"no device waits by token {token}")
-        idle.claim()
+    def _take(self, token: int, opening: OpenRequest) -> DeviceFile:
+        with self._lock:
+            prepared = self._prepared.get(token)
+            if prepared is None:
+                raise OSError(errno.ENXIO, "opened already, or withdrawn")
+            if opening.tid != prepared.request.supervisor:
+                raise OSError(errno.EACCES, f"thread {opening.tid} did not prepare this device")
+            del self._prepared[token]
+        return self._file.open_device(prepared.request.name, prepared.rawio)
 
-
-class _ControlFile(PlainFile):
-    """An open of dev/vfio/.devices."""
-
-    __slots__ = ("_handover",)
-
-    def __init__(self, handover: Handover) -> None:
-        self._handover = handover
-
-    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
-        if cmd != CLAIM_DEVICE:
-            return super().ioctl(cmd, arg, tid, on_pump)
-        self._handover.claim(arg)
-        return 0
-
-    def sized_ioctl(self, call: SizedIoctl) -> int:
-        if call.cmd != PREPARE_DEVICE:
-            return super().sized_ioctl(call)
-        ask = ffi.new("struct vfsfuse_prepare_device *")
-        if len(call.data) != ffi.sizeof(ask[0]):
-            raise OSError(errno.EINVAL, "short request")
-        ffi.memmove(ask, call.data, len(call.data))
-        name = ffi.string(ask.name, len(ask.name)).decode("ascii", "replace")
-        ask.token = self._handover.prepare(ask.group_inode, name, ask.tid)
-        call.reply = bytes(ffi.buffer(ask))
-        return 0
+    def close(self) -> None:
+        """The group file was closed: withdraw what nobody has opened."""
+        with self._lock:
+            self._closed = True
+            left = list(self._prepared.values())
+            self._prepared.clear()
+        for prepared in left:
+            prepared.withdraw()

@@ -20,6 +20,8 @@ from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.lane import DeferringFile, Opened, PendingRequest, SizedIoctl
 from ioctl_shim.lanefile import errno_of
 from vfsfuse.vfio.fops import VfioFops
+from vfsfuse.vfio.group import GroupFops
+from vfsfuse.vfio.handover import DeviceRequest
 from vfsfuse.vfio.port import RegionFile
 
 T = TypeVar("T")
@@ -42,8 +44,18 @@ class ListenedFile(DeferringFile):
         return self._calls.run(call, lambda: self.file.ioctl(cmd, arg, tid, on_pump=0))
 
     def sized_ioctl(self, call: SizedIoctl) -> int:
-        told = Call(CallKind.IOCTL, self.file.subject, self._name(call.cmd), {"data": call.data}, call.tid)
-        return self._calls.run(told, lambda: self.file.sized_ioctl(call))
+        results: list[int] = []  # it is no result that a client gets
+        self._calls.run(self._told(call), lambda: results.append(self.file.sized_ioctl(call)))
+        return results[0]
+
+    def _told(self, call: SizedIoctl) -> Call:
+        """What listeners are told of an ioctl that has a size.  PREPARE_DEVICE is a client's
+        GROUP_GET_DEVICE_FD."""
+        asked = DeviceRequest.decode(call) if isinstance(self.file, GroupFops) else None
+        if asked is None:
+            return Call(CallKind.IOCTL, self.file.subject, f"{call.cmd:#x}", {"data": call.data}, call.tid)
+        name = "VFIO_GROUP_GET_DEVICE_FD"
+        return Call(CallKind.IOCTL, self.file.subject, name, {"name": asked.name}, asked.client)
 
     def begin_read(self, pending: PendingRequest) -> None:
         arguments = self._place(pending)

@@ -26,7 +26,7 @@ from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.device import open_device
 from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.group import GroupFops
-from vfsfuse.vfio.handover import CONTROL, Handover
+from vfsfuse.vfio.handover import Take, Withdraw
 from vfsfuse.vfio.port import Port
 
 Opener = Callable[[OpenRequest], Opened]
@@ -53,16 +53,6 @@ class VfioNodesDir(Kobject):
             raise OSError(errno.ENOENT, name) from None
 
 
-class GroupNode(DeviceNode):
-    """dev/vfio/<N>."""
-
-    __slots__ = ("group",)
-
-    def __init__(self, group: Group, mode: int, services: Services) -> None:
-        super().__init__(vfio_group_name(group), mode, GroupFops.opener(group, services))
-        self.group = group
-
-
 class VfioNodes:
     """The files of dev/vfio, and the groups in sys/kernel/iommu_groups.
 
@@ -83,11 +73,6 @@ class VfioNodes:
         self._lock = threading.Lock()
         self._vfio = tree.add(tree.make("dev"), VfioNodesDir("vfio"))
         self._cdevs = tree.add(self._vfio, Kobject("devices"))
-        control = self._owned(
-            DeviceNode(CONTROL, spec.device_mode, Handover(self._group, self._show_once, services).open)
-        )
-        tree.adopt(control)
-        self._vfio.unlisted[CONTROL] = control.inode
         self._groups = tree.make("sys/kernel/iommu_groups")
         self.of_group, self.of_vfio = self._group_parts(), self._vfio_parts()
 
@@ -155,8 +140,10 @@ class VfioNodes:
             Part(self._cdevs, _name, self._cdev),
         )
 
-    def _group_node(self, bundle: Bundle) -> GroupNode:
-        return self._owned(GroupNode(bundle.device.group, self.spec.device_mode, self.services))
+    def _group_node(self, bundle: Bundle) -> DeviceNode:
+        group = bundle.device.group
+        opener = GroupFops.opener(group, self.services, self._offer)
+        return self._owned(DeviceNode(vfio_group_name(group), self.spec.device_mode, opener))
 
     def _cdev(self, bundle: Bundle) -> DeviceNode:
         device: Assignable = bundle.device
@@ -166,40 +153,33 @@ class VfioNodes:
             port = self.port(device)
             return open_device(DeviceFile(device), port, self.services)
 
-        return self._device_node(_name(device), opener)
+        return self._owned(DeviceNode(_name(device), self.spec.device_mode, opener, DEVICE_SIZE))
 
-    def _group(self, inode: int) -> Group | None:
-        """The group whose file has this inode number.  Device lane."""
-        try:
-            entry, _ = self.tree.locate(inode)
-        except OSError:
-            return None
-        return entry.group if isinstance(entry, GroupNode) else None
-
-    def _show_once(self, name: str, take: Callable[[], DeviceFile], released: Callable[[], None]) -> None:
-        """Make an unlisted file in dev/vfio.  It can be opened once, and opens what `take` gives.  Device
-        lane."""
+    def _offer(self, name: str, take: Take) -> Withdraw:
+        """Make an unlisted file in dev/vfio (vfsfuse.vfio.handover.Offer).  Anybody may open it as far as its
+        mode says: `take` knows who may.  Any thread."""
 
         def opener(request: OpenRequest) -> Opened:
-            if self._vfio.unlisted.pop(name, None) is None:
-                raise OSError(errno.ENXIO, "opened already")
-            opened = take()
+            opened = take(request)
+            self._vfio.unlisted.pop(name, None)
             try:
                 return open_device(opened, self.port(opened.assignable), self.services, forget)
             except BaseException:
+                opened.close()
                 forget()
                 raise
 
         def forget() -> None:
-            released()
             self.tree.forget(node)
 
-        node = self._device_node(name, opener)
+        def withdraw() -> None:
+            self._vfio.unlisted.pop(name, None)
+            forget()
+
+        node = DeviceNode(name, 0o666, opener, DEVICE_SIZE)
         self.tree.adopt(node)
         self._vfio.unlisted[name] = node.inode
-
-    def _device_node(self, name: str, opener: Opener) -> DeviceNode:
-        return self._owned(DeviceNode(name, self.spec.device_mode, opener, DEVICE_SIZE))
+        return withdraw
 
     def _owned(self, node: N) -> N:
         node.uid, node.gid = self.spec.device_uid, self.spec.device_gid
