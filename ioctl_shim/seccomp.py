@@ -78,8 +78,8 @@ class SeccompListener:
     def receive(self) -> TrappedCall:
         """The next call; blocks when there is none.
 
-        Raises OSError(ENOENT) when its caller ended meanwhile, and from Linux 6.11 on when the last thread under
-        the filter has ended.
+        Raises OSError(ENOENT) when its caller ended meanwhile, and from Linux 6.11 on when the last thread
+        under the filter has ended.
         """
         row = ffi.new("struct shim_seccomp_call *")
         _check(lib.shim_seccomp_receive(self.fd, row), "receiving a call")

@@ -36,8 +36,8 @@ prepares as many as it likes and opens none."""
 Take = Callable[[OpenRequest], DeviceFile]
 Withdraw = Callable[[], None]
 Offer = Callable[[str, Take], Withdraw]
-"""Makes an unlisted file of dev/vfio with a name.  An open of it gives what the Take returns, and fails as the
-Take does.  Returns the function that removes the file if it was not opened."""
+"""Makes an unlisted file of dev/vfio with a name.  An open of it gives what the Take returns, and fails as
+the Take does.  Returns the function that removes the file if it was not opened."""
 
 
 @dataclass(frozen=True, slots=True)

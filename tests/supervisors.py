@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the supervisor of a `vfsfuse run`, for tests that kill it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+SECONDS = 20.0
+
+
+def supervisor_of(run: subprocess.Popen[str]) -> int:
+    """The supervisor of a run that has just been started.  It keeps the command line that `run` gives up."""
+    assert isinstance(run.args, list)
+    line = b"\0".join(str(word).encode() for word in run.args)
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        for path in Path("/proc").glob("[0-9]*"):
+            if run.pid not in (int(path.name), parent(path)) and command(path) == line:
+                return int(path.name)
+    raise AssertionError("no supervisor")
+
+
+def parent(path: Path) -> int:
+    """The parent of a process, by its folder in /proc.  0 when it has ended."""
+    try:
+        return int((path / "stat").read_text().rsplit(") ", 1)[1].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def command(path: Path) -> bytes:
+    """The command line of a process, without the last NUL.  Empty when it has ended."""
+    try:
+        return (path / "cmdline").read_bytes().removesuffix(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
