@@ -19,7 +19,7 @@ import pytest
 
 from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse
 from tests.supervisors import parent, supervisor_of
-from tests.test_run import server_pid
+from tests.test_run import ended, server_pid
 
 Compile = Callable[..., Path]
 RUN = [*VFSFUSE, "run"]
@@ -131,7 +131,7 @@ def test_a_lab_that_another_user_keeps_to_themselves() -> None:
             assert f"{mount}: Permission denied" in refused("--mount", mount, "--", "true", prefix=there)
         finally:
             os.kill(server, signal.SIGTERM)
-            ends(server)
+            assert ended(server)
 
 
 def test_device_files_that_are_anothers_keep_nobody_from_the_lab(fresh_lab: MountedLab) -> None:
@@ -223,17 +223,9 @@ def test_a_program_that_sent_its_stderr_elsewhere_is_not_written_to(tmp_path: Pa
         assert said(run) == "up\n"
         supervisor = supervisor_of(run)
         os.kill(supervisor, signal.SIGTERM)
-        ends(supervisor)
+        assert ended(supervisor)
         assert run.communicate("\n", timeout=SECONDS) == ("", "")
     assert (tmp_path / "own").read_text() == ""
-
-
-def ends(pid: int) -> None:
-    """Wait for the end of a process that is no child of ours."""
-    deadline = time.monotonic() + SECONDS
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -251,7 +243,7 @@ def test_a_supervisor_that_dies_later_says_why(vgpu: Vgpu, compile_client: Compi
         os.kill(supervisor, signal.SIGTERM)
         assert run.stderr is not None
         line = run.stderr.readline()
-        ends(supervisor)
+        assert ended(supervisor)
         out, err = run.communicate("\n", timeout=SECONDS)
     assert line.startswith("vfsfuse: run: the supervisor has died (killed by SIGTERM): ")
     assert (run.returncode, out, err) == (0, "ok\n", "")
