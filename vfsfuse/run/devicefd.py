@@ -71,12 +71,15 @@ class Broker:
             raise _NotOurs
         name = _name(call)  # may be held up, and so comes before we hold a file of the caller's
         with self._group(call) as group:
-            try:
-                with _closing(self._open(group, name, call.tid)) as device:
-                    return self._listener.install_fd(call, device)
-            except OSError:
-                file_id(group, ask=True)  # by the time of this answer the server has released the device
-                raise
+            token = _prepare(group, name, call.tid)
+        self._listener.check(call)  # the less we do for the dead, the sooner what they had is free
+        try:
+            with _closing(self._open(f".device-{token}")) as device:
+                return self._listener.install_fd(call, device)
+        except OSError as error:
+            if error.errno == errno.EMFILE:  # the caller goes on, perhaps to calls that find a device in use
+                file_id(self._nodes, ask=True)  # by the time of this answer the server has released it
+            raise
 
     def _is_ours(self, file: int | str) -> bool:
         """Whether a file is of this lab.  Asks no file system: it may be one whose server never answers."""
@@ -87,7 +90,7 @@ class Broker:
 
     @contextlib.contextmanager
     def _group(self, call: TrappedCall) -> Iterator[int]:
-        """A copy of the caller's descriptor, as the kernel holds a file during an ioctl.
+        """A copy of the caller's descriptor.  It keeps the group in use, also after the caller's death.
 
         Another thread of the program may have put another file under the number.  If that is no file of this
         lab, close(2) may never return, and so is left to a thread that may be lost.
@@ -102,17 +105,20 @@ class Broker:
         finally:
             os.close(copy)
 
-    def _open(self, group: int, name: bytes, tid: int) -> int:
-        """Our own descriptor of the device `name`."""
-        argument = bytearray(_PREPARE.pack(name, tid, 0))
-        try:
-            fcntl.ioctl(group, PREPARE_DEVICE, argument)
-        except OSError as error:
-            if error.errno != errno.ENOTTY:
-                raise
-            raise _NotOurs from None  # no group: the server answers the call on this file with an errno
-        token = _PREPARE.unpack(argument)[-1]
-        return os.open(f".device-{token}", os.O_RDWR | os.O_CLOEXEC, dir_fd=self._nodes)
+    def _open(self, name: str) -> int:
+        return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._nodes)
+
+
+def _prepare(group: int, name: bytes, tid: int) -> int:
+    """The token of the device `name` for the client `tid`, which `group` is a copy of a descriptor of."""
+    argument = bytearray(_PREPARE.pack(name, tid, 0))
+    try:
+        fcntl.ioctl(group, PREPARE_DEVICE, argument)
+    except OSError as error:
+        if error.errno != errno.ENOTTY:
+            raise
+        raise _NotOurs from None  # no group: the server answers the call on this file with an errno
+    return int(_PREPARE.unpack(argument)[-1])
 
 
 def _name(call: TrappedCall) -> bytes:
