@@ -26,28 +26,16 @@ from tests import ordinary_user
 from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, described, run, vfsfuse
 from tests.supervisors import supervisor_of
 from tests.vfio.client import NOIOMMU, PAGE, TYPE1V2, Container, Group, fails
-from tests.vfio.devices import UNPROTECTED, Device, bound, opened, prepared_device
+from tests.vfio.devices import LAB, UNPROTECTED, Device, bound, opened, prepared_device
 
 Compile = Callable[..., Path]
 RUN = [*VFSFUSE, "run"]
 SECONDS = 20
-LAB = """\
+MOUNT = """\
 [mount]
 device_mode = "0660"
-device_group = 4300
+device_group = {}
 
-[parents."0000:86:00.0"]
-kind = "gpu"
-driver = "vgpu"
-memory = "16M"
-types.own = { memory = "1M", description = "of a function" }
-
-[parents."0000:87:00.0"]
-kind = "gpu"
-driver = "vgpu"
-memory = "1M"
-iommu = false
-types.third = { memory = "1M", description = "without IOMMU" }
 """
 GROUP_ID = 4300
 
@@ -55,8 +43,8 @@ GROUP_ID = 4300
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
     """A lab whose device files belong to a group of users."""
-    folder = tmp_path_factory.mktemp("shared")
-    with described(folder, LAB if not os.geteuid() else LAB.replace("4300", str(os.getegid()))) as mounted:
+    owner = os.getegid() if os.geteuid() else GROUP_ID
+    with described(tmp_path_factory.mktemp("shared"), MOUNT.format(owner) + LAB) as mounted:
         yield mounted
 
 

@@ -87,7 +87,8 @@ def test_a_client_killed_at_any_moment_is_the_others_gain(
 ) -> None:
     """The group opens for the next one, the supervisor goes on, and no descriptor stays anywhere.
 
-    A client that is killed in the middle of the call has the group until the supervisor has got its answer."""
+    The group of a client that is killed in the middle of the call is in use until the call is answered.
+    """
     with lab.create() as vgpu:
         client = f"{compile_client('device_fd')} {vgpu.group} {vgpu.name}"
         script = f"""

@@ -46,7 +46,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.asking": "",
     "vfsfuse.sticky": "",
     "vfsfuse.scheduling": "",
-    "vfsfuse.run": "ioctl_shim",
+    "vfsfuse.run": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci uuids",
     "vfsfuse.kernfs": "ioctl_shim | devmodel: callpoint device.tasks lifecycle.uevents",
     "vfsfuse.vfio": "ioctl_shim "

@@ -16,8 +16,8 @@ import stat
 from collections.abc import Iterator, Mapping
 
 from ioctl_shim.seccomp import file_id
+from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.run import syscalls
-from vfsfuse.run.patience import answer_of
 
 GIVEN_BACK = (
     "devices/system",
@@ -59,34 +59,34 @@ def explained(what: str, mend: str = "") -> Iterator[None]:
 
 def check_lab(path: str) -> None:
     """Raise SetupError unless `path` is the root of a mounted lab whose server answers in time."""
-    fault = answer_of(lambda: _fault_of(path))
-    if fault is None:
-        raise SetupError(
-            f"{path}: the lab does not answer: its server is stopped or hung"
-            f" (unmount it with: vfsfuse umount --lazy {path})"
-        )
-    if fault:
-        raise SetupError(fault)
-
-
-def _fault_of(path: str) -> str:
-    """The reason why there is no lab at `path`, empty if there is one.  Asks every thread of the server that
-    answers names: the pump, and by statfs(2) the one for pyfuse3."""
     mend = f"mount one there with: vfsfuse mount {path}"
     try:
-        root = file_id(path, ask=True)
-        os.statvfs(path)
+        Patience().ask(lambda: _look_at(path))
+    except NoAnswer:
+        hung = f"unmount it with: vfsfuse umount --lazy {path}"
+        raise SetupError(f"{path}: the lab does not answer: its server is stopped or hung ({hung})") from None
+    except Refusal:
+        raise SetupError(f"{path}: no lab is mounted here ({mend})") from None
     except PermissionError as error:
-        return f"{path}: {error.strerror} (the lab, or a directory above it, is another user's)"
+        mend = "the lab, or a directory above it, is another user's"
+        raise SetupError(f"{path}: {error.strerror} ({mend})") from None
     except OSError as error:
-        return f"{path}: {error.strerror} ({mend})"
+        raise SetupError(f"{path}: {error.strerror} ({mend})") from None
+
+
+def _look_at(path: str) -> None:
+    """Look for a lab at `path`.  Raises OSError when `path` cannot be read, Refusal for another directory.
+
+    This asks every thread of the server that answers names: the pump, and by statfs(2) the main thread.
+    """
+    root = file_id(path, ask=True)
+    os.statvfs(path)
     try:
         parts = [file_id(f"{path}/{part}", ask=True) for part in ("sys", "dev/vfio")]
     except OSError:
-        parts = []
-    if not parts or any(part.device != root.device for part in parts):
-        return f"{path}: no lab is mounted here ({mend})"
-    return ""
+        raise Refusal(path) from None
+    if any(part.device != root.device for part in parts):
+        raise Refusal(path)
 
 
 def enter() -> None:

@@ -30,7 +30,6 @@ from vfsfuse.run import namespace
 from vfsfuse.run.calls import CallThreads
 from vfsfuse.run.devicefd import Broker
 from vfsfuse.run.lastwords import LastWords
-from vfsfuse.run.patience import close_others
 from vfsfuse.run.privatelab import PrivateLab
 
 READY = b"ready"
@@ -122,7 +121,9 @@ def _plain_process(keep: Collection[int]) -> None:
     signal.signal(signal.SIGTERM, _on_signal)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _redirect("/dev/null", os.O_RDWR, (0, 1))
-    close_others({0, 1, *keep})
+    for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, *keep}:
+        with contextlib.suppress(OSError):  # the descriptor that listed them
+            os.close(fd)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
