@@ -243,7 +243,7 @@ def made_up(path: Path | str, text: str) -> list[str]:
         ),
         (KERNFS, "from devmodel.vfio.group import Group", "vfsfuse.kernfs may use ioctl_shim, "),
         (KERNFS, "from devmodel.device.base import Device", "vfsfuse.kernfs may use ioctl_shim, "),
-        ("vfsfuse/run/command.py", "from vfsfuse.kernfs import xattr", "vfsfuse.run may use ioctl_shim."),
+        ("vfsfuse/run/command.py", "from vfsfuse.kernfs import xattr", "vfsfuse.run may use ioctl_shim, "),
         ("vfsfuse/cli/mount.py", "from vfsfuse.kernfs.tree import Tree", "vfsfuse.cli may use "),
     ],
 )
