@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handles of the two kinds of clients: a hostile one, and everybody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from tests.lab import ROOT, VFSFUSE, MountedLab
+
+LIMIT = 0.5
+"""The longest that a call of another client may take, in seconds, on top of the longest of the control lab."""
+WORK = 0.3
+"""How long the others work while a call is held, in seconds."""
+SETTLE = 5.0
+"""How long the server may take to put away what a client left behind, in seconds."""
+SECONDS = 20
+"""A hostile client that nobody ends ends after so many seconds."""
+SKIP = 77
+
+
+class Reader:
+    """Lines of a pipe, with a time limit."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._rest = fd, b""
+
+    def line(self, seconds: float) -> str | None:
+        """The next line; None when none comes within so many seconds, "" at the end."""
+        end = time.monotonic() + seconds
+        while b"\n" not in self._rest:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([self._fd], [], [], left)[0]:
+                return None
+            data = os.read(self._fd, 4096)
+            if not data:
+                return ""
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode()
+
+
+class Hostile:
+    """A hostile client under way.  `held` has what it holds, `returned` the outcome of its call (an errno's
+    name, or "0"), `said` its other lines."""
+
+    def __init__(self, command: list[str], uid: int | None = None) -> None:
+        """`uid`: the ordinary user that it runs as."""
+        pipe = subprocess.PIPE
+        who = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, **who)  # type: ignore[call-overload]
+        self._lines = Reader(self.process.stdout.fileno())
+        self.held: list[str] = []
+        self.returned: str | None = None
+        self.said: list[str] = []
+
+    def __enter__(self) -> Hostile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self.process:
+            self.process.stdin.close()  # its server ends, and what is held with it
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+    def wait(self, true: Callable[[], object], what: str, seconds: float = 5) -> None:
+        """Read its lines until `true`.  Fails after so many seconds, with what it has said."""
+        end = time.monotonic() + seconds
+        while not true():
+            line = self._lines.line(end - time.monotonic())
+            if line is None:
+                raise AssertionError(f"{what}: not within {seconds} s; held {self.held}, {self.said}")
+            if not line:
+                status = self.process.wait(5)
+                if status == SKIP:
+                    pytest.skip(", ".join(self.said))
+                raise AssertionError(f"{what}: it ended with {status}: {self.process.stderr.read().decode()}")
+            self._note(line)
+
+    def _note(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word == "held":
+            self.held.append(rest)
+        elif word == "returned":
+            self.returned = rest
+        else:
+            self.said.append(line)
+
+    def wait_for_call(self) -> None:
+        """Wait until something is held, or the call has returned."""
+        self.wait(lambda: self.held or self.returned, "the call is neither held nor has it returned")
+
+    def release(self) -> str:
+        """Release what is held, and wait for the end; the outcome of the call."""
+        self.process.stdin.write(b"g")
+        self.process.stdin.flush()
+        self.wait(lambda: self.returned, "the call does not return although nothing holds it")
+        status = self.process.wait(5)
+        assert status == 0, self.process.stderr.read().decode()
+        while line := self._lines.line(1):
+            self._note(line)
+        assert self.returned is not None
+        return self.returned
+
+
+class Bystander:
+    """Everybody else: tests.hostile.bystander in the lab."""
+
+    def __init__(self, lab: MountedLab, control: MountedLab, parent: str, type_name: str) -> None:
+        places = [str(lab.path), parent, type_name, str(control.path)]
+        command = [*VFSFUSE, "run", "--mount", str(lab.path), "--"]
+        command += [sys.executable, "-m", "tests.hostile.bystander", *places]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT)
+        self._lines = Reader(self.process.stdout.fileno())
+        assert self._lines.line(20) == "ready"
+
+    def close(self) -> None:
+        with self.process:
+            self.process.stdin.close()
+
+    def stalled(self, seconds: float = WORK) -> dict[str, float]:
+        """The calls that took too long while everybody worked for so many seconds, with how long they took."""
+        self.process.stdin.write(f"{seconds}\n".encode())
+        self.process.stdin.flush()
+        line = self._lines.line(seconds + 20)
+        assert line, "the other clients have ended, or say nothing"
+        times: dict[str, float] = json.loads(line)
+        assert len(times) > 10, f"not every client has got to work: {times}"
+        control = max(took for what, took in times.items() if what.startswith("control"))
+        return {what: round(took, 2) for what, took in times.items() if took > LIMIT + control}
+
+
+class Leaks:
+    """What the server has: its descriptors, and its threads."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.descriptors = self._count("fd")
+
+    def _count(self, what: str) -> int:
+        return len(os.listdir(f"/proc/{self._pid}/{what}"))
+
+    def check(self) -> None:
+        """Fails unless the descriptors are back to what they were when this was made."""
+        end = time.monotonic() + SETTLE
+        while self._count("fd") > self.descriptors:
+            if time.monotonic() > end:
+                raise AssertionError(f"the server had {self.descriptors} descriptors, and has {self._open()}")
+            time.sleep(0.01)
+
+    def _open(self) -> list[str]:
+        folder = Path(f"/proc/{self._pid}/fd")
+        return sorted(os.readlink(entry) for entry in folder.iterdir())
+
+    @property
+    def threads(self) -> list[str]:
+        """The names of the server's threads."""
+        folder = Path(f"/proc/{self._pid}/task")
+        return sorted((task / "comm").read_text().strip() for task in folder.iterdir())

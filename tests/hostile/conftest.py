@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab of the hostile clients, everybody else in it, and the check that each row of a table makes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.clients import Bystander, Hostile, Leaks
+from tests.lab import MountedLab, Vgpu, described
+from tests.ordinary_user import UID
+
+PARENT, TYPE, PASSED = "0000:86:00.0", "slice", "0000:87:00.0"
+LAB = f"""\
+[mount]
+device_mode = "0666"
+
+[parents."{PARENT}"]
+kind = "gpu"
+driver = "vgpu"
+memory = "512M"
+types.{TYPE} = {{ memory = "4M", description = "a vGPU" }}
+
+[parents."{PASSED}"]
+kind = "gpu"
+driver = "vgpu"
+memory = "16M"
+options = {{ vectors = 16 }}
+types.none = {{ memory = "1M", description = "of the function that is passed through" }}
+"""
+
+
+@dataclass
+class Place:
+    """What a client opens: the number of a group, and the name in dev/vfio/devices."""
+
+    group: str
+    vfio: str
+
+
+NOWHERE = Place("-", "-")
+Maker = Callable[..., Hostile]
+
+
+@dataclass
+class Lab:
+    """A lab with everybody else in it."""
+
+    mounted: MountedLab
+    control: MountedLab
+    everybody: Bystander
+    program: Path
+    folder: Path
+    leaks: Leaks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.everybody.stalled(0.5)
+        self.leaks = Leaks(self.mounted.pid)
+
+    def hostile(self, place: Place, call: str, *options: str, user: bool = False) -> Hostile:
+        """A hostile client.  `user`: an ordinary user's, who mounts in a user namespace."""
+        file = self.folder / "held"
+        file.touch()
+        ordinary = os.geteuid() != 0
+        command = [str(self.program), *options, *(["-u"] if user or ordinary else []), str(file), call]
+        command += [str(self.mounted.path / "dev/vfio"), place.group, place.vfio]
+        return Hostile(command, UID if user and not ordinary else None)
+
+    def check(self, client: Hostile, *expected: str) -> None:
+        """While `client` is held nobody else waits; then it gets one of the `expected` outcomes, and leaves
+        nothing behind."""
+        with client:
+            client.wait_for_call()
+            stalled = self.everybody.stalled()
+            outcome = client.release()
+        assert not stalled, (
+            f"{', '.join(client.held)} is held, and so are these calls of others (s): {stalled}"
+        )
+        assert outcome in expected, f"{outcome}, held {client.held}"
+        assert "differs" not in client.said
+        self.leaks.check()
+
+
+@pytest.fixture(scope="module")
+def hostile_lab(compile_client: Callable[..., Path]) -> Iterator[Lab]:
+    """A lab that others can reach, mounted for a module."""
+    with ExitStack() as stack:
+        folders = [Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2)]
+        for folder in folders:
+            folder.chmod(0o755)
+        lab, control = (stack.enter_context(described(folder, LAB)) for folder in folders)
+        everybody = Bystander(lab, control, PARENT, TYPE)
+        stack.callback(everybody.close)
+        yield Lab(lab, control, everybody, reachable(compile_client("hostile_fuse"), folders[0]), folders[0])
+
+
+def reachable(program: Path, folder: Path) -> Path:
+    """A copy of the program in a folder that everybody may pass."""
+    copy = folder / program.name
+    copy.write_bytes(program.read_bytes())
+    copy.chmod(0o755)
+    return copy
+
+
+def remove(vgpu: Vgpu) -> None:
+    """Remove the vGPU as soon as its last client has closed it."""
+    end = time.monotonic() + 5
+    while True:
+        try:
+            vgpu.remove()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def vgpu(hostile_lab: Lab) -> Iterator[Place]:
+    """A new vGPU."""
+    made = hostile_lab.mounted.create(TYPE)
+    yield Place(made.group, made.vfio)
+    remove(made)
