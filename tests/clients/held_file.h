@@ -23,6 +23,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define CHECK(what) \
@@ -207,6 +208,7 @@ static void leave_namespaces(int new_user)
 static int held_file(const char *path, uint64_t hold, unsigned seconds, int new_user, int keep)
 {
 	char options[128];
+	struct stat status;
 	int dev, fd;
 	pid_t client = getpid(), server;
 
@@ -232,7 +234,7 @@ static int held_file(const char *path, uint64_t hold, unsigned seconds, int new_
 	close(0);
 	CHECK(open("/dev/null", O_RDONLY) == 0);
 	fd = open(path, O_RDWR | O_CLOEXEC);
-	CHECK(fd >= 0);
+	CHECK(fd >= 0 && !fstat(fd, &status)); /* so that the kernel knows the size */
 	if (!keep)
 		CHECK(!umount2(path, MNT_DETACH));
 	return fd;

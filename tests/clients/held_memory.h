@@ -38,6 +38,13 @@ static void replace_memory(int flags, int fd)
 static void make_private(void) { replace_memory(MAP_PRIVATE, hostile); }
 static void make_shared(void) { replace_memory(MAP_SHARED, hostile); }
 
+static void make_stored(void)
+{
+	make_shared();
+	for (int page = 0; page < PAGES; page++)
+		memory[page * PAGE] = 0;
+}
+
 static void make_memfd(void)
 {
 	int fd = memfd_create("memory", MFD_CLOEXEC);
@@ -49,7 +56,6 @@ static void make_memfd(void)
 /* Pages that can be read.  A write to them waits until the file has stored what was written before. */
 static void store(void)
 {
-	memory[PAGE - 1] = memory[2 * PAGE - 1] = 1;
 	CHECK(!sync_file_range(hostile, 0, 0, SYNC_FILE_RANGE_WRITE));
 }
 
@@ -60,14 +66,20 @@ static void *replace_page(void *page)
 	return NULL;
 }
 
+static char *spare;
+
+static void make_spare(void)
+{
+	spare = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, hostile, 0);
+	CHECK(spare != MAP_FAILED);
+	*spare = 0;
+}
+
 static void lock_mappings(void)
 {
 	pthread_t thread;
-	char *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, hostile, 0);
 
-	CHECK(page != MAP_FAILED);
-	*page = 1;
-	CHECK(!pthread_create(&thread, NULL, replace_page, page));
+	CHECK(!pthread_create(&thread, NULL, replace_page, spare));
 	while (!(held->kinds >> FUSE_WRITE & 1))
 		usleep(1000);
 }
@@ -116,8 +128,8 @@ static const struct memory {
 	{"memfd", make_memfd, NULL, 0},
 	{"private", make_private, NULL, 1},
 	{"shared", make_shared, NULL, 1},
-	{"stored", make_shared, store, 0},
-	{"locked", NULL, lock_mappings, 0},
+	{"stored", make_stored, store, 0},
+	{"locked", make_spare, lock_mappings, 0},
 	{"userfault", make_userfault, NULL, 1},
 	{0},
 };

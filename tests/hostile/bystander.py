@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every other client of a lab: a process that does what clients do, and says how long each call took.
 
-`vfsfuse run --mount LAB -- python -m tests.hostile.bystander LAB PARENT TYPE CONTROL` makes vGPUs of its own in
-the lab that is mounted at LAB.  For each line "SECONDS" on stdin it works for so long and prints a line of JSON: the longest time of
-each call in seconds, also of a call that is still under way (`STUCK` seconds after the end at most).  The calls
-that begin with "control" are made in another lab, mounted at CONTROL: they show how busy the machine is.
+`python -m tests.hostile.bystander LAB PARENT TYPE CONTROL` makes vGPUs of its own in the lab that is mounted
+at LAB.  For each line "SECONDS" on stdin it works for so long and prints a line of JSON: the longest time of
+each call in seconds, also of a call that is still under way (`STUCK` seconds after the end at most).  The
+calls that begin with "control" are made in another lab, mounted at CONTROL: they show how busy the machine is.
 
 Each `Client` has a thread, so a call that is stuck keeps no other client from its calls.
 """
@@ -33,7 +33,7 @@ from tests.vfio.client import (
     Group,
     ioctl,
 )
-from tests.vfio.devices import MSIX, NONE, TRIGGER, Device, Opened, signals
+from tests.vfio.devices import MSIX, NONE, TRIGGER, Device, Opened, group_device, signals
 from tests.vfio.gpu_client import Gpu, client_memory, copy
 
 PAUSE = 0.003
@@ -130,11 +130,10 @@ class Holder:
     """An open vGPU with a container, an interrupt and an engine."""
 
     def __init__(self, vgpu: Vgpu) -> None:
-        self.name = vgpu.name
         self.container, self.group = Container(vgpu.lab.path), Group(vgpu.lab.path, vgpu.group)
         self.group.set_container(self.container)
         self.container.set_iommu()
-        self.device = Device(self.group.device_fd(vgpu.name))
+        self.device = Device(group_device(vgpu.lab.path, self.group, vgpu.name))
         self.memory, self.event = client_memory(16 * PAGE, "private"), os.eventfd(0, os.EFD_CLOEXEC)
         opened = Opened(self.container, self.group, self.device, vgpu.name)
         self.gpu = Gpu(opened, self.memory)
@@ -150,10 +149,6 @@ class Holder:
     def map(self) -> None:
         self.container.map(IOVA, self.memory.address, PAGE, READ | WRITE)
         assert self.container.unmap(IOVA, PAGE) == PAGE
-
-    def ask(self) -> None:
-        with Device(self.group.device_fd(self.name)) as device:
-            device.ioctl(DEVICE_GET_INFO, DeviceInfo())
 
     def read(self) -> None:
         assert ioctl(self.device.fd, DEVICE_GET_INFO, ctypes.byref(DeviceInfo())) == 0
@@ -181,7 +176,6 @@ def clients(lab: Place, control: Place) -> list[Client]:
         Client("device file", use_file(lab.create())),
         Client("device", {"ask and read": holder.read, "SET_IRQS and interrupt": holder.interrupt}),
         Client("container", {"MAP_DMA and UNMAP_DMA": holder.map}),
-        Client("run", {"GET_DEVICE_FD": holder.ask}),
         Client("engine", {"a copy": Holder(lab.create()).draw}),
         Client("group", join(lab.create())),
         Client("parent", {"vgpu_create and vgpu_destroy": lab.create_and_destroy}),

@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import select
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 import pytest
 
-from tests.lab import ROOT, VFSFUSE, MountedLab
+from tests.lab import ROOT, MountedLab
 
 LIMIT = 0.5
-"""The longest that a call of another client may take, in seconds, on top of the longest of the control lab."""
+"""The longest that a call of another client may take, in seconds, on top of the longest in the control lab."""
 WORK = 0.3
 """How long the others work while a call is held, in seconds."""
 SETTLE = 5.0
@@ -121,21 +124,23 @@ class Bystander:
 
     def __init__(self, lab: MountedLab, control: MountedLab, parent: str, type_name: str) -> None:
         places = [str(lab.path), parent, type_name, str(control.path)]
-        command = [*VFSFUSE, "run", "--mount", str(lab.path), "--"]
-        command += [sys.executable, "-m", "tests.hostile.bystander", *places]
+        command = [sys.executable, "-m", "tests.hostile.bystander", *places]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._stdin = self.process.stdin
         self._lines = Reader(self.process.stdout.fileno())
         assert self._lines.line(20) == "ready"
 
     def close(self) -> None:
         with self.process:
-            self.process.stdin.close()
+            self._stdin.close()
 
     def stalled(self, seconds: float = WORK) -> dict[str, float]:
-        """The calls that took too long while everybody worked for so many seconds, with how long they took."""
-        self.process.stdin.write(f"{seconds}\n".encode())
-        self.process.stdin.flush()
+        """Let everybody work for so many seconds; the calls that took too long, with their seconds."""
+        self._stdin.write(f"{seconds}\n".encode())
+        self._stdin.flush()
         line = self._lines.line(seconds + 20)
         assert line, "the other clients have ended, or say nothing"
         times: dict[str, float] = json.loads(line)
@@ -145,26 +150,27 @@ class Bystander:
 
 
 class Leaks:
-    """What the server has: its descriptors, and its threads."""
+    """What the server has open, and its threads."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self.descriptors = self._count("fd")
+        self._before = self._open()
 
-    def _count(self, what: str) -> int:
-        return len(os.listdir(f"/proc/{self._pid}/{what}"))
+    def _open(self) -> Counter[str]:
+        """How many descriptors it has of each kind: numbers of processes and inodes are left out."""
+        found: Counter[str] = Counter()
+        for entry in Path(f"/proc/{self._pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found[re.sub(r"\d+", "N", os.readlink(entry))] += 1
+        return found
 
     def check(self) -> None:
-        """Fails unless the descriptors are back to what they were when this was made."""
+        """Fails unless the server has what it had when this was made, and no more."""
         end = time.monotonic() + SETTLE
-        while self._count("fd") > self.descriptors:
+        while more := self._open() - self._before:
             if time.monotonic() > end:
-                raise AssertionError(f"the server had {self.descriptors} descriptors, and has {self._open()}")
+                raise AssertionError(f"the server has left these open: {dict(more)}")
             time.sleep(0.01)
-
-    def _open(self) -> list[str]:
-        folder = Path(f"/proc/{self._pid}/fd")
-        return sorted(os.readlink(entry) for entry in folder.iterdir())
 
     @property
     def threads(self) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.clients import Bystander, Hostile, Leaks
-from tests.lab import MountedLab, Vgpu, described
+from tests.lab import VFSFUSE, MountedLab, Vgpu, described
 from tests.ordinary_user import UID
 
 PARENT, TYPE, PASSED = "0000:86:00.0", "slice", "0000:87:00.0"
@@ -39,13 +39,14 @@ types.none = {{ memory = "1M", description = "of the function that is passed thr
 
 @dataclass
 class Place:
-    """What a client opens: the number of a group, and the name in dev/vfio/devices."""
+    """What a client opens: the number of a group, the name in dev/vfio/devices, and that of the device."""
 
     group: str
     vfio: str
+    name: str
 
 
-NOWHERE = Place("-", "-")
+NOWHERE = Place("-", "-", "")
 Maker = Callable[..., Hostile]
 
 
@@ -64,18 +65,22 @@ class Lab:
         self.everybody.stalled(0.5)
         self.leaks = Leaks(self.mounted.pid)
 
-    def hostile(self, place: Place, call: str, *options: str, user: bool = False) -> Hostile:
-        """A hostile client.  `user`: an ordinary user's, who mounts in a user namespace."""
+    def hostile(
+        self, place: Place, call: str, *options: str, user: bool = False, run: bool = False
+    ) -> Hostile:
+        """A hostile client.  `user`: an ordinary user's, who mounts in a user namespace.  `run`: under
+        `vfsfuse run`, where its device comes through GET_DEVICE_FD."""
         file = self.folder / "held"
         file.touch()
         ordinary = os.geteuid() != 0
-        command = [str(self.program), *options, *(["-u"] if user or ordinary else []), str(file), call]
-        command += [str(self.mounted.path / "dev/vfio"), place.group, place.vfio]
+        command = [*VFSFUSE, "run", "--mount", str(self.mounted.path), "--"] if run else []
+        command += [str(self.program), *(["-p", place.name] if run else []), *options, *(["-u"] if user or ordinary else []), str(file), call]
+        command += [str(self.mounted.path / "dev/vfio"), place.group]
+        command += ["-"] if run else [place.vfio]
         return Hostile(command, UID if user and not ordinary else None)
 
     def check(self, client: Hostile, *expected: str) -> None:
-        """While `client` is held nobody else waits; then it gets one of the `expected` outcomes, and leaves
-        nothing behind."""
+        """While `client` is held nobody else waits; then it gets one of the `expected` outcomes."""
         with client:
             client.wait_for_call()
             stalled = self.everybody.stalled()
@@ -85,7 +90,6 @@ class Lab:
         )
         assert outcome in expected, f"{outcome}, held {client.held}"
         assert "differs" not in client.said
-        self.leaks.check()
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +128,8 @@ def remove(vgpu: Vgpu) -> None:
 
 @pytest.fixture
 def vgpu(hostile_lab: Lab) -> Iterator[Place]:
-    """A new vGPU."""
+    """A new vGPU.  When it is removed again, nothing of it and of its clients is left in the server."""
     made = hostile_lab.mounted.create(TYPE)
-    yield Place(made.group, made.vfio)
+    yield Place(made.group, made.vfio, made.name)
     remove(made)
+    hostile_lab.leaks.check()
