@@ -4,7 +4,7 @@
  * (held_memory.h), at one place of VFIO's interface, and says what came of it.
  *
  *   hostile_fuse [-u] [-k] [-s SECONDS] [-H KIND,KIND] [-d DESCRIPTOR] [-m MEMORY] [-b BYTES] [-i INDEX] [-n COUNT]
- *                [-p PATH] FILE CALL DEVDIR GROUP CDEV
+ *                [-p PATH] [-a] FILE CALL DEVDIR GROUP CDEV
  *
  * FILE is an ordinary file, the mount point.  CALL is a row of `calls`.  It is made on DEVDIR/GROUP, on
  * DEVDIR/devices/CDEV and on a container of their own.  CDEV "-" is the device of the group that PATH names, by
@@ -15,6 +15,8 @@
  * -b is how many bytes of the struct lie in plain memory before that, from its end if negative.
  * -i is the index for SET_IRQS; -n, how many descriptors, the one of -d in the middle.
  * -p is the path of an attribute, a directory, or the file of -d path; or the name of a device.
+ * -a has a second process ask for the device all the while (GET_DEVICE_FD), which says "asked N MILLISECONDS": how
+ * often, and the longest time.
  *
  * It says "held KIND" when a request is held, "returned 0" or "returned ERRNO" when the call has returned, and
  * "differs" when a call that only asks has another answer afterwards.  A byte on stdin releases what is held; then
@@ -27,8 +29,8 @@
 #include <linux/vfio.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 
 enum { LONGEST = 600, CONFIG = 7 };
 static const uint64_t IOVA = 1ull << 32, RING_IOVA = 2ull << 32, SPARE_IOVA = 3ull << 32, SYSTEM = 1ull << 40;
@@ -529,6 +531,38 @@ static long beside(void (*last)(void))
 	return result;
 }
 
+/* ---- a second process in the same `vfsfuse run` ---- */
+
+static long milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static pid_t ask_all_the_while(void)
+{
+	pid_t child = fork();
+	long times = 0, longest = 0;
+
+	CHECK(child >= 0);
+	if (child)
+		return child;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (!held->released) {
+		long begin = milliseconds();
+		int fd = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, path);
+
+		CHECK(fd >= 0 && !close(fd));
+		longest = milliseconds() - begin > longest ? milliseconds() - begin : longest;
+		times++;
+		usleep(3000);
+	}
+	dprintf(1, "asked %ld %ld\n", times, longest);
+	_exit(0);
+}
+
 /* ---- the calls ---- */
 
 #define IOCTL(text, file, number, struct_of, ...) \
@@ -646,15 +680,17 @@ int main(int argc, char **argv)
 	char hold[256] = "FLUSH,GETATTR,OPEN,READ,RELEASE,WRITE";
 	const struct descriptor *descriptor;
 	const struct call *call;
-	int option, new_user = 0, keep = 0;
+	int option, new_user = 0, keep = 0, asks = 0;
+	pid_t asker = 0;
 	unsigned seconds = 30;
 	long plain = 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	while ((option = getopt(argc, argv, "uks:H:d:m:b:i:n:p:")) != -1) {
+	while ((option = getopt(argc, argv, "ukas:H:d:m:b:i:n:p:")) != -1) {
 		switch (option) {
 		case 'u': new_user = 1; break;
 		case 'k': keep = 1; break;
+		case 'a': asks = 1; break;
 		case 's': seconds = strtoul(optarg, NULL, 10); break;
 		case 'H': snprintf(hold, sizeof(hold), "%s", optarg); break;
 		case 'd': handed_name = optarg; break;
@@ -681,6 +717,10 @@ int main(int argc, char **argv)
 	CHECK(handed >= 0);
 	if (call->prepare)
 		call->prepare();
+	if (asks)
+		asker = ask_all_the_while();
 	act(call, plain);
+	if (asks)
+		CHECK(waitpid(asker, NULL, 0) == asker);
 	return 0;
 }

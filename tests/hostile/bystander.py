@@ -3,8 +3,8 @@
 
 `python -m tests.hostile.bystander LAB PARENT TYPE CONTROL` makes vGPUs of its own in the lab that is mounted
 at LAB.  For each line "SECONDS" on stdin it works for so long and prints a line of JSON: the longest time of
-each call in seconds, also of a call that is still under way (`STUCK` seconds after the end at most).  The
-calls that begin with "control" are made in another lab, mounted at CONTROL: they show how busy the machine is.
+each call in seconds, also of a call that is still under way (`STUCK` seconds after the end at most).  Calls
+that begin with "control" are made in another lab, mounted at CONTROL.  They show how busy the machine is.
 
 Each `Client` has a thread, so a call that is stuck keeps no other client from its calls.
 """
@@ -105,13 +105,15 @@ class Place:
 
 
 def look(vgpu: Vgpu) -> Calls:
-    """What `cat` and `ls` do."""
-    group = vgpu.path / "iommu_group"
+    """What `cat` and `ls` do, also in a directory that everybody's vGPUs come and go in."""
+    group, mdevs = vgpu.path / "iommu_group", vgpu.lab.mdevs
     return {
         "read an attribute": (vgpu.path / "mdev_type/available_instances").read_text,
         "stat": lambda: os.stat(vgpu.path / "vfio-dev"),
         "readlink": lambda: os.readlink(group),
         "list a directory": lambda: os.listdir(vgpu.path),
+        "list all vGPUs": lambda: os.listdir(mdevs),
+        "look for a name": lambda: os.path.exists(mdevs / str(uuid.uuid4())),
     }
 
 

@@ -21,7 +21,7 @@ import pytest
 from tests.lab import ROOT, MountedLab
 
 LIMIT = 0.5
-"""The longest that a call of another client may take, in seconds, on top of the longest in the control lab."""
+"""The longest that a call of another client may take, in seconds, beyond the longest in the control lab."""
 WORK = 0.3
 """How long the others work while a call is held, in seconds."""
 SETTLE = 5.0

@@ -16,6 +16,7 @@ import pytest
 from tests.hostile.clients import Bystander, Hostile, Leaks
 from tests.lab import VFSFUSE, MountedLab, Vgpu, described
 from tests.ordinary_user import UID
+from tests.vfio.devices import INTX, TRIGGER, UNMASK, Device, bound, eventfd, function_dir
 
 PARENT, TYPE, PASSED = "0000:86:00.0", "slice", "0000:87:00.0"
 LAB = f"""\
@@ -59,9 +60,12 @@ class Lab:
     everybody: Bystander
     program: Path
     folder: Path
+    function: Place
+    """A physical function, which vfio-pci has."""
     leaks: Leaks = field(init=False)
 
     def __post_init__(self) -> None:
+        warm_up(self.mounted.path / "dev/vfio/devices" / self.function.vfio)
         self.everybody.stalled(0.5)
         self.leaks = Leaks(self.mounted.pid)
 
@@ -74,12 +78,19 @@ class Lab:
         file.touch()
         ordinary = os.geteuid() != 0
         command = [*VFSFUSE, "run", "--mount", str(self.mounted.path), "--"] if run else []
-        command += [str(self.program), *(["-p", place.name] if run else []), *options, *(["-u"] if user or ordinary else []), str(file), call]
+        command += [
+            str(self.program),
+            *(["-p", place.name] if run else []),
+            *options,
+            *(["-u"] if user or ordinary else []),
+            str(file),
+            call,
+        ]
         command += [str(self.mounted.path / "dev/vfio"), place.group]
         command += ["-"] if run else [place.vfio]
         return Hostile(command, UID if user and not ordinary else None)
 
-    def check(self, client: Hostile, *expected: str) -> None:
+    def check(self, client: Hostile, *expected: str) -> Hostile:
         """While `client` is held nobody else waits; then it gets one of the `expected` outcomes."""
         with client:
             client.wait_for_call()
@@ -90,6 +101,7 @@ class Lab:
         )
         assert outcome in expected, f"{outcome}, held {client.held}"
         assert "differs" not in client.said
+        return client
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +114,17 @@ def hostile_lab(compile_client: Callable[..., Path]) -> Iterator[Lab]:
         lab, control = (stack.enter_context(described(folder, LAB)) for folder in folders)
         everybody = Bystander(lab, control, PARENT, TYPE)
         stack.callback(everybody.close)
-        yield Lab(lab, control, everybody, reachable(compile_client("hostile_fuse"), folders[0]), folders[0])
+        group = stack.enter_context(bound(lab, PASSED))[0]
+        vfio = os.listdir(function_dir(lab, PASSED) / "vfio-dev")[0]
+        program = reachable(compile_client("hostile_fuse"), folders[0])
+        yield Lab(lab, control, everybody, program, folders[0], Place(group, vfio, PASSED))
+
+
+def warm_up(path: Path) -> None:
+    """Start what the server starts once and keeps: the thread that waits for eventfds."""
+    with Device(path) as device, eventfd() as event:
+        device.eventfds(INTX, TRIGGER, 0, event)
+        device.eventfds(INTX, UNMASK, 0, event)
 
 
 def reachable(program: Path, folder: Path) -> Path:
@@ -130,6 +152,19 @@ def remove(vgpu: Vgpu) -> None:
 def vgpu(hostile_lab: Lab) -> Iterator[Place]:
     """A new vGPU.  When it is removed again, nothing of it and of its clients is left in the server."""
     made = hostile_lab.mounted.create(TYPE)
+    (made.path / "engine_timeout_ms").write_text("200")
     yield Place(made.group, made.vfio, made.name)
     remove(made)
     hostile_lab.leaks.check()
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, hostile_lab: Lab) -> Callable[[str], Place]:
+    """place("vgpu"), place("function") or place("nothing"): what a row of a table is about."""
+
+    def chosen(what: str) -> Place:
+        if what == "nothing":
+            return NOWHERE
+        return hostile_lab.function if what == "function" else request.getfixturevalue("vgpu")
+
+    return chosen

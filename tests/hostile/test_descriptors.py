@@ -1,20 +1,138 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A descriptor of a file that answers nothing, wherever VFIO takes one."""
+"""A descriptor that is not what it should be, wherever VFIO takes one.
+
+It is a file that answers nothing, a file of the lab itself, or another kind of file."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+from tests.hostile.clients import Hostile
 from tests.hostile.conftest import Lab, Place
+from tests.lab import MountedLab
 
 HOSTILE = {
-    "trigger of INTx": (["set-irqs", "-i", "0"], "EINVAL"),
-    "trigger of MSI": (["set-irqs", "-i", "1"], "EINVAL"),
-    "trigger of MSI-X": (["set-irqs", "-i", "2"], "EINVAL"),
+    "trigger of INTx": ("function", ["set-irqs", "-i", "0"], "EINVAL"),
+    "trigger of MSI": ("function", ["set-irqs", "-i", "1"], "EINVAL"),
+    "trigger of MSI-X": ("vgpu", ["set-irqs", "-i", "2"], "EINVAL"),
+    "trigger of ERR": ("function", ["set-irqs", "-i", "3"], "EINVAL"),
+    "trigger of REQ": ("vgpu", ["set-irqs", "-i", "4"], "EINVAL"),
+    "one of three vectors": ("vgpu", ["set-irqs", "-i", "2", "-n", "3"], "EINVAL"),
+    "unmask": ("function", ["unmask"], "EINVAL"),
+    "ioeventfd": ("function", ["ioeventfd"], "EINVAL"),
+    "wake-up eventfd": ("function", ["wake-up"], "EINVAL"),
+    "container": ("vgpu", ["set-container"], "EBADFD"),
+    "container, seen in mountinfo": ("vgpu", ["set-container", "-k"], "EBADFD"),
+    "O_PATH as eventfd": ("vgpu", ["set-irqs", "-d", "hostile-path"], "EBADF"),
+    "O_PATH as container": ("vgpu", ["set-container", "-d", "hostile-path"], "EBADF"),
 }
+USERS = ["trigger of MSI-X", "one of three vectors", "container"]
 
 
 @pytest.mark.parametrize("row", HOSTILE)
-def test_hostile_descriptor(hostile_lab: Lab, vgpu: Place, row: str) -> None:
-    (call, *options), outcome = HOSTILE[row]
-    hostile_lab.check(hostile_lab.hostile(vgpu, call, *options), outcome)
+def test_a_file_that_answers_nothing(hostile_lab: Lab, place: Callable[[str], Place], row: str) -> None:
+    what, (call, *options), outcome = HOSTILE[row]
+    hostile_lab.check(hostile_lab.hostile(place(what), call, *options), outcome)
+
+
+@pytest.mark.parametrize("row", USERS)
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
+def test_a_file_of_an_ordinary_user(hostile_lab: Lab, place: Callable[[str], Place], row: str) -> None:
+    what, (call, *options), outcome = HOSTILE[row]
+    hostile_lab.check(hostile_lab.hostile(place(what), call, *options, user=True), outcome)
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_groups_of_a_hot_reset(hostile_lab: Lab, count: str) -> None:
+    """More groups than functions on the bus are refused before anybody looks at them."""
+    hostile_lab.check(hostile_lab.hostile(hostile_lab.function, "hot-reset", "-n", count, run=True), "EINVAL")
+
+
+KINDS = {
+    "device": ("EINVAL", "EBADFD"),
+    "device-path": ("EBADF", "EBADF"),
+    "group": ("EINVAL", "EBADFD"),
+    "group-path": ("EBADF", "EBADF"),
+    "container": ("EINVAL", "0"),
+    "container-path": ("EBADF", "EBADF"),
+    "eventfd": ("0", "EBADFD"),
+    "eventfd-path": ("EBADF", "EBADF"),
+    "semaphore": ("0", "EBADFD"),
+    "full": ("0", "EBADFD"),
+    "directory": ("EINVAL", "EBADFD"),
+    "socket": ("EINVAL", "EBADFD"),
+    "pidfd": ("EINVAL", "EBADFD"),
+    "memfd": ("EINVAL", "EBADFD"),
+}
+"""What each kind of file gives in place of an eventfd, and in place of a container."""
+
+
+def outcomes(client: Callable[..., Hostile], calls: dict[str, str], *options: str) -> dict[str, str]:
+    """What calls that nothing holds up return, by their names."""
+    found = {}
+    for call in calls:
+        with client(call, *options) as made:
+            made.wait(lambda made=made: made.returned, f"{call} does not return")  # type: ignore[misc]
+            found[call] = made.release()
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_of_files(hostile_lab: Lab, vgpu: Place, kind: str) -> None:
+    eventfd, container = KINDS[kind]
+    wanted = {"set-irqs": eventfd, "set-container": container}
+    assert outcomes(lambda *row: hostile_lab.hostile(vgpu, *row), wanted, "-d", kind) == wanted
+    wanted = {"ioeventfd": eventfd, "unmask": eventfd, "wake-up": eventfd}
+    function = hostile_lab.function
+    assert outcomes(lambda *row: hostile_lab.hostile(function, *row), wanted, "-d", kind) == wanted
+    assert not hostile_lab.everybody.stalled(0.05)
+
+
+def test_files_of_the_lab_and_of_another(hostile_lab: Lab, vgpu: Place) -> None:
+    for lab in (hostile_lab.mounted, hostile_lab.control):
+        for path in (lab.gpu / "mdev_supported_types", lab.gpu / "vendor", lab.gpu / "config"):
+            row = ["-d", "path", "-p", str(path)]
+            wanted = {"set-irqs": "EINVAL", "set-container": "EBADFD"}
+            assert outcomes(lambda *call: hostile_lab.hostile(vgpu, *call), wanted, *row) == wanted
+    row = ["-d", "path", "-p", str(hostile_lab.control.path / "dev/vfio/vfio")]
+    assert outcomes(lambda *call: hostile_lab.hostile(vgpu, *call), wanted, *row) == wanted
+    assert not hostile_lab.everybody.stalled(0.05)
+
+
+@pytest.mark.parametrize("signalled", ["full", "semaphore"])
+def test_an_interrupt_waits_for_no_counter(hostile_lab: Lab, vgpu: Place, signalled: str) -> None:
+    hostile_lab.check(hostile_lab.hostile(vgpu, "trigger", "-d", signalled), "0")
+
+
+def test_a_device_as_its_own_eventfd(fresh_lab: MountedLab, compile_client: Callable[..., Path]) -> None:
+    """On a mount where no file was closed yet, so that the kernel still sends FLUSH."""
+    fd = os.open(fresh_lab.gpu / "mdev_supported_types/vgpu-8/create", os.O_WRONLY)
+    try:
+        os.write(fd, b"0fb1e1d2-7c0d-4c1e-8a53-5a7d1b2c3d4e")
+        group, vfio = (
+            sorted(os.listdir(fresh_lab.path / "dev/vfio"))[0],
+            os.listdir(fresh_lab.path / "dev/vfio/devices")[0],
+        )
+        held = fresh_lab.path.parent / "held"
+        held.touch()
+        options = ["-u"] if os.geteuid() else []
+        places = [str(fresh_lab.path / "dev/vfio"), group, vfio]
+        command = [
+            str(compile_client("hostile_fuse")),
+            *options,
+            "-d",
+            "device",
+            str(held),
+            "set-irqs",
+            *places,
+        ]
+        with Hostile(command) as client:
+            client.wait_for_call()
+            assert client.returned == "EINVAL"
+            assert client.release() == "EINVAL"
+    finally:
+        os.close(fd)
