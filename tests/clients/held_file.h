@@ -23,7 +23,9 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define CHECK(what) \
@@ -201,41 +203,90 @@ static void leave_namespaces(int new_user)
 	CHECK(!mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL));
 }
 
+/* Run fusermount3, which an ordinary user has for mounts; the /dev/fuse that it hands over. */
+static int fusermount(const char *path, const char *option)
+{
+	char variable[32], data[CMSG_SPACE(sizeof(int))], byte;
+	struct iovec part = {&byte, 1};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = data, .msg_controllen = sizeof(data)};
+	int ends[2], status, dev = -1;
+	pid_t child;
+
+	CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
+	child = fork();
+	CHECK(child >= 0);
+	if (!child) {
+		snprintf(variable, sizeof(variable), "%d", ends[0]);
+		setenv("_FUSE_COMMFD", variable, 1);
+		execlp("fusermount3", "fusermount3", option, option[1] == 'o' ? "rw,subtype=held" : path,
+			option[1] == 'o' ? path : NULL, NULL);
+		_exit(127);
+	}
+	close(ends[0]);
+	if (option[1] == 'o' && recvmsg(ends[1], &message, MSG_CMSG_CLOEXEC) > 0 && CMSG_FIRSTHDR(&message))
+		memcpy(&dev, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(dev));
+	CHECK(waitpid(child, &status, 0) == child && !status);
+	close(ends[1]);
+	return dev;
+}
+
+enum how { AS_ROOT, IN_USER_NAMESPACE, BY_FUSERMOUNT };
+
+static int mount_file(const char *path, enum how how)
+{
+	char options[128];
+	int dev;
+
+	if (how == BY_FUSERMOUNT) {
+		dev = fusermount(path, "-o");
+		CHECK(dev >= 0);
+		return dev;
+	}
+	leave_namespaces(how == IN_USER_NAMESPACE);
+	dev = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	CHECK(dev >= 0);
+	snprintf(options, sizeof(options), "fd=%d,rootmode=%o,user_id=0,group_id=0%s", dev, S_IFREG | 0666,
+		how == AS_ROOT ? ",allow_other" : ""); /* in a user namespace that would mean its users only */
+	CHECK(!mount("held", path, "fuse.held", MS_NOSUID | MS_NODEV, options));
+	return dev;
+}
+
+static void start_server(int dev, uint64_t hold, unsigned seconds)
+{
+	pid_t client = getpid(), server = fork();
+
+	CHECK(server >= 0);
+	if (server)
+		return;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != client)
+		_exit(0);
+	signal(SIGPIPE, SIG_IGN);
+	alarm(seconds);
+	serve(dev, hold);
+}
+
 /*
  * Mount the file over the file `path` and start its server, which ends after `seconds`.  Gives an open file of it.
  * Unless `keep`, the mount is detached at once: the file stays, but no mountinfo names its file system.
  */
-static int held_file(const char *path, uint64_t hold, unsigned seconds, int new_user, int keep)
+static int held_file(const char *path, uint64_t hold, unsigned seconds, enum how how, int keep)
 {
-	char options[128];
 	struct stat status;
 	int dev, fd;
-	pid_t client = getpid(), server;
 
 	held = mmap(NULL, sizeof(*held), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	CHECK(held != MAP_FAILED);
-	leave_namespaces(new_user);
-	dev = open("/dev/fuse", O_RDWR | O_CLOEXEC);
-	CHECK(dev >= 0);
-	snprintf(options, sizeof(options), "fd=%d,rootmode=%o,user_id=0,group_id=0%s", dev, S_IFREG | 0666,
-		new_user ? "" : ",allow_other"); /* in a user namespace that would be: other users of the namespace */
-	CHECK(!mount("held", path, "fuse.held", MS_NOSUID | MS_NODEV, options));
-	server = fork();
-	CHECK(server >= 0);
-	if (!server) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (getppid() != client)
-			_exit(0);
-		signal(SIGPIPE, SIG_IGN);
-		alarm(seconds);
-		serve(dev, hold);
-	}
+	dev = mount_file(path, how);
+	start_server(dev, hold, seconds);
 	close(dev);
 	close(0);
 	CHECK(open("/dev/null", O_RDONLY) == 0);
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	CHECK(fd >= 0 && !fstat(fd, &status)); /* so that the kernel knows the size */
-	if (!keep)
+	if (how == BY_FUSERMOUNT)
+		fusermount(path, "-uz");
+	else if (!keep)
 		CHECK(!umount2(path, MNT_DETACH));
 	return fd;
 }

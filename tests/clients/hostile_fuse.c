@@ -3,13 +3,13 @@
  * A hostile client: it hands in a file that answers nothing (held_file.h), or memory that waits when it is touched
  * (held_memory.h), at one place of VFIO's interface, and says what came of it.
  *
- *   hostile_fuse [-u] [-k] [-s SECONDS] [-H KIND,KIND] [-d DESCRIPTOR] [-m MEMORY] [-b BYTES] [-i INDEX] [-n COUNT]
+ *   hostile_fuse [-u | -f] [-k] [-s SECONDS] [-H KIND,KIND] [-d DESCRIPTOR] [-m MEMORY] [-b BYTES] [-i INDEX] [-n COUNT]
  *                [-p PATH] [-a] FILE CALL DEVDIR GROUP CDEV
  *
  * FILE is an ordinary file, the mount point.  CALL is a row of `calls`.  It is made on DEVDIR/GROUP, on
  * DEVDIR/devices/CDEV and on a container of their own.  CDEV "-" is the device of the group that PATH names, by
  * GET_DEVICE_FD.  A GROUP "-" leaves all of them out.
- * -u mounts in a user namespace; -k keeps the mount where mountinfo shows it; -H says what is held.
+ * -u mounts in a user namespace, -f through fusermount3, as an ordinary user does; -k keeps the mount where mountinfo shows it; -H says what is held.
  * -d is what stands where the call takes a descriptor, a row of `descriptors`: the hostile file unless given.
  * -m is the memory of the call's struct, or what the struct points to: a row of `memories`, plain unless given.
  * -b is how many bytes of the struct lie in plain memory before that, from its end if negative.
@@ -28,8 +28,6 @@
 #include "held_memory.h"
 #include <linux/vfio.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
 #include <time.h>
 
 enum { LONGEST = 600, CONFIG = 7 };
@@ -680,15 +678,17 @@ int main(int argc, char **argv)
 	char hold[256] = "FLUSH,GETATTR,OPEN,READ,RELEASE,WRITE";
 	const struct descriptor *descriptor;
 	const struct call *call;
-	int option, new_user = 0, keep = 0, asks = 0;
+	int option, keep = 0, asks = 0;
+	enum how how = AS_ROOT;
 	pid_t asker = 0;
 	unsigned seconds = 30;
 	long plain = 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	while ((option = getopt(argc, argv, "ukas:H:d:m:b:i:n:p:")) != -1) {
+	while ((option = getopt(argc, argv, "ufkas:H:d:m:b:i:n:p:")) != -1) {
 		switch (option) {
-		case 'u': new_user = 1; break;
+		case 'u': how = IN_USER_NAMESPACE; break;
+		case 'f': how = BY_FUSERMOUNT; break;
 		case 'k': keep = 1; break;
 		case 'a': asks = 1; break;
 		case 's': seconds = strtoul(optarg, NULL, 10); break;
@@ -708,7 +708,7 @@ int main(int argc, char **argv)
 	FIND(call, calls, argv[optind + 1]);
 	FIND(descriptor, descriptors, handed_name);
 	FIND(kind_of_memory, memories, memory_name);
-	hostile = held_file(argv[optind], kinds_of(hold), seconds, new_user, keep);
+	hostile = held_file(argv[optind], kinds_of(hold), seconds, how, keep);
 	alarm(seconds + 2);
 	make_memory(kind_of_memory);
 	if (strcmp(group_number, "-"))

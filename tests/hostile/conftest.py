@@ -72,22 +72,17 @@ class Lab:
     def hostile(
         self, place: Place, call: str, *options: str, user: bool = False, run: bool = False
     ) -> Hostile:
-        """A hostile client.  `user`: an ordinary user's, who mounts in a user namespace.  `run`: under
-        `vfsfuse run`, where its device comes through GET_DEVICE_FD."""
-        file = self.folder / "held"
-        file.touch()
+        """A hostile client.  `user`: an ordinary user's.  `run`: under `vfsfuse run`, where its device comes
+        through GET_DEVICE_FD."""
         ordinary = os.geteuid() != 0
+        file = self.folder / ("held by a user" if user else "held")
+        if not file.exists():
+            file.touch()
+            os.chown(file, *([UID, UID] if user and not ordinary else [-1, -1]))
+        how = ["-u" if run else "-f"] if user or ordinary else []
         command = [*VFSFUSE, "run", "--mount", str(self.mounted.path), "--"] if run else []
-        command += [
-            str(self.program),
-            *(["-p", place.name] if run else []),
-            *options,
-            *(["-u"] if user or ordinary else []),
-            str(file),
-            call,
-        ]
-        command += [str(self.mounted.path / "dev/vfio"), place.group]
-        command += ["-"] if run else [place.vfio]
+        command += [str(self.program), *(["-p", place.name] if run else []), *options, *how, str(file), call]
+        command += [str(self.mounted.path / "dev/vfio"), place.group, "-" if run else place.vfio]
         return Hostile(command, UID if user and not ordinary else None)
 
     def check(self, client: Hostile, *expected: str) -> Hostile:
@@ -104,9 +99,9 @@ class Lab:
         return client
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def hostile_lab(compile_client: Callable[..., Path]) -> Iterator[Lab]:
-    """A lab that others can reach, mounted for a module."""
+    """A lab that others can reach, mounted for all tests of this folder."""
     with ExitStack() as stack:
         folders = [Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2)]
         for folder in folders:

@@ -119,7 +119,7 @@ def test_a_device_as_its_own_eventfd(fresh_lab: MountedLab, compile_client: Call
         )
         held = fresh_lab.path.parent / "held"
         held.touch()
-        options = ["-u"] if os.geteuid() else []
+        options = ["-f"] if os.geteuid() else []
         places = [str(fresh_lab.path / "dev/vfio"), group, vfio]
         command = [
             str(compile_client("hostile_fuse")),

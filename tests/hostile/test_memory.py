@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory that waits when it is touched, wherever VFIO takes a pointer.
 
-It is a mapping of a file that does not answer READ (shared, private) or has not stored what was written before
-(stored: only a write waits), memory of userfaultfd(2), or any memory of a process that keeps the lock of its
-mappings (locked).
+It is a mapping of a file that does not answer READ (shared, private) or that has not stored what was written
+before (stored: only a write waits), memory of userfaultfd(2), or any memory of a process that keeps the lock
+of its mappings (locked).
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import pytest
 from tests.hostile.conftest import Lab, Place
 
 STATES = {"exec": "EFAULT", "exit": "EFAULT", "stop": "0", "vfork": "0"}
-"""A process that calls exec or exits while the close of a descriptor of it is held, that is stopped, that waits
-for its vfork child; and what DMA to its memory gives."""
+"""What DMA gives to the memory of a process that calls exec or exits while the close of a descriptor of it is
+held, that is stopped, that waits for its vfork child."""
 
 
 @pytest.mark.parametrize("state", STATES)
