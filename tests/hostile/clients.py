@@ -172,6 +172,13 @@ class Leaks:
                 raise AssertionError(f"the server has left these open: {dict(more)}")
             time.sleep(0.01)
 
+    def check_threads(self, most: int) -> None:
+        """Fails unless the server gets along with so many threads."""
+        end = time.monotonic() + SETTLE
+        while len(self.threads) > most:
+            assert time.monotonic() < end, f"more than {most} threads: {self.threads}"
+            time.sleep(0.01)
+
     @property
     def threads(self) -> list[str]:
         """The names of the server's threads."""

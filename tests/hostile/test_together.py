@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many hostile clients at once, what they leave in the server, and an ordinary user's own lab."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.clients import Hostile
+from tests.hostile.conftest import TYPE, Lab, Place, remove
+from tests.lab import ROOT
+
+CALLS = [
+    ["set-irqs"],
+    ["set-container"],
+    ["device-info", "-m", "shared"],
+    ["device-info", "-m", "stored"],
+    ["region-info", "-m", "locked"],
+    ["set-irqs", "-d", "eventfd", "-n", "3", "-b", "20", "-m", "private"],
+    ["group-status", "-m", "shared"],
+    ["set-container", "-d", "container", "-m", "shared"],
+    ["iommu-info", "-m", "stored"],
+    ["map-dma", "-m", "shared"],
+    ["unmap-bitmap", "-m", "shared"],
+    ["dirty-bitmap", "-m", "stored"],
+]
+TIMES = 3
+"""How many clients make each call."""
+SECONDS = 1.0
+OWN = "map-dma or MAP_DMA or test_mapping_it or GET_INFO or SET_CONTAINER or MSI-X or container"
+
+
+def crowd(lab: Lab) -> None:
+    """All calls at once: nobody else waits for any of them, and all end."""
+    with ExitStack() as stack:
+        clients: list[Hostile] = []
+        for call, *options in CALLS * TIMES:
+            made = lab.mounted.create(TYPE)
+            stack.callback(remove, made)
+            place = Place(made.group, made.vfio, made.name)
+            clients.append(stack.enter_context(lab.hostile(place, call, *options)))
+        for client in clients:
+            client.wait_for_call()
+        stalled = lab.everybody.stalled(SECONDS)
+        outcomes = [client.release() for client in clients]
+    assert not stalled, (
+        f"{[client.held for client in clients]} are held, and so are these calls (s): {stalled}"
+    )
+    assert outcomes == ["EINVAL", "EBADFD", *["0"] * (len(CALLS) - 2)] * TIMES
+    lab.leaks.check()
+
+
+def test_many_at_once(hostile_lab: Lab) -> None:
+    """The second time takes no more threads of the server than the first."""
+    crowd(hostile_lab)
+    threads = hostile_lab.leaks.threads
+    crowd(hostile_lab)
+    hostile_lab.leaks.check_threads(len(threads))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="all tests run as an ordinary user already")
+def test_the_lab_of_an_ordinary_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Some of these tests again, by an ordinary user in a lab of their own."""
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        pytest.skip("/dev/fuse is not open to users (chmod 0666 /dev/fuse, as udev does)")
+    command = [
+        sys.executable,
+        "-m",
+        "tests.ordinary_user",
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=short",
+    ]
+    command += ["-p", "no:cacheprovider", str(Path(__file__).parent), "-k", OWN]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-5000:]
