@@ -8,7 +8,7 @@
  *
  * FILE is an ordinary file, the mount point.  CALL is a row of `calls`.  It is made on DEVDIR/GROUP, on
  * DEVDIR/devices/CDEV and on a container of their own.  CDEV "-" is the device of the group that PATH names, by
- * GET_DEVICE_FD.  A GROUP "-" leaves all of them out.
+ * GET_DEVICE_FD.  GROUP "-" leaves group and container out.
  * -u mounts in a user namespace, -f through fusermount3, as an ordinary user does; -k keeps the mount where mountinfo shows it; -H says what is held.
  * -d is what stands where the call takes a descriptor, a row of `descriptors`: the hostile file unless given.
  * -m is the memory of the call's struct, or what the struct points to: a row of `memories`, plain unless given.
@@ -618,14 +618,18 @@ static const struct call {
 	{0},
 };
 
-static void open_files(int is_free)
+static void open_group(int is_free)
 {
 	container = open_in("/", "vfio"), group = open_in("/", group_number);
 	CHECK(container >= 0 && group >= 0);
 	if (!is_free)
 		CHECK(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) && !ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
-	device = strcmp(cdev, "-") ? open_in("/devices/", cdev) : is_free ? -1 : ioctl(group, VFIO_GROUP_GET_DEVICE_FD, path);
-	CHECK(device >= 0 || is_free);
+}
+
+static void open_device(void)
+{
+	device = strcmp(cdev, "-") ? open_in("/devices/", cdev) : ioctl(group, VFIO_GROUP_GET_DEVICE_FD, path);
+	CHECK(device >= 0);
 }
 
 static long make(const struct call *call, long plain)
@@ -712,7 +716,9 @@ int main(int argc, char **argv)
 	alarm(seconds + 2);
 	make_memory(kind_of_memory);
 	if (strcmp(group_number, "-"))
-		open_files(call->flags & FREE);
+		open_group(call->flags & FREE);
+	if (strcmp(cdev, "-") || (group >= 0 && !(call->flags & FREE)))
+		open_device();
 	handed = descriptor->open();
 	CHECK(handed >= 0);
 	if (call->prepare)

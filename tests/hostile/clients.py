@@ -106,10 +106,14 @@ class Hostile:
         """Wait until something is held, or the call has returned."""
         self.wait(lambda: self.held or self.returned, "the call is neither held nor has it returned")
 
-    def release(self) -> str:
-        """Release what is held, and wait for the end; the outcome of the call."""
+    def let_go(self) -> None:
+        """Release what is held."""
         self.process.stdin.write(b"g")
         self.process.stdin.flush()
+
+    def release(self) -> str:
+        """Release what is held, and wait for the end; the outcome of the call."""
+        self.let_go()
         self.wait(lambda: self.returned, "the call does not return although nothing holds it")
         status = self.process.wait(5)
         assert status == 0, self.process.stderr.read().decode()

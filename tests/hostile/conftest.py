@@ -52,22 +52,12 @@ Maker = Callable[..., Hostile]
 
 
 @dataclass
-class Lab:
-    """A lab with everybody else in it."""
+class Clients:
+    """Hostile clients of a lab.  `folder` is one that everybody may pass."""
 
     mounted: MountedLab
-    control: MountedLab
-    everybody: Bystander
     program: Path
     folder: Path
-    function: Place
-    """A physical function, which vfio-pci has."""
-    leaks: Leaks = field(init=False)
-
-    def __post_init__(self) -> None:
-        warm_up(self.mounted.path / "dev/vfio/devices" / self.function.vfio)
-        self.everybody.stalled(0.5)
-        self.leaks = Leaks(self.mounted.pid)
 
     def hostile(
         self, place: Place, call: str, *options: str, user: bool = False, run: bool = False
@@ -84,6 +74,22 @@ class Lab:
         command += [str(self.program), *(["-p", place.name] if run else []), *options, *how, str(file), call]
         command += [str(self.mounted.path / "dev/vfio"), place.group, "-" if run else place.vfio]
         return Hostile(command, UID if user and not ordinary else None)
+
+
+@dataclass
+class Lab(Clients):
+    """A lab with everybody else in it."""
+
+    control: MountedLab
+    everybody: Bystander
+    function: Place
+    """A physical function, which vfio-pci has."""
+    leaks: Leaks = field(init=False)
+
+    def __post_init__(self) -> None:
+        warm_up(self.mounted.path / "dev/vfio/devices" / self.function.vfio)
+        self.everybody.stalled(0.5)
+        self.leaks = Leaks(self.mounted.pid)
 
     def check(self, client: Hostile, *expected: str) -> Hostile:
         """While `client` is held nobody else waits; then it gets one of the `expected` outcomes."""
@@ -112,7 +118,7 @@ def hostile_lab(compile_client: Callable[..., Path]) -> Iterator[Lab]:
         group = stack.enter_context(bound(lab, PASSED))[0]
         vfio = os.listdir(function_dir(lab, PASSED) / "vfio-dev")[0]
         program = reachable(compile_client("hostile_fuse"), folders[0])
-        yield Lab(lab, control, everybody, program, folders[0], Place(group, vfio, PASSED))
+        yield Lab(lab, program, folders[0], control, everybody, Place(group, vfio, PASSED))
 
 
 def warm_up(path: Path) -> None:

@@ -5,15 +5,18 @@ It is a file that answers nothing, a file of the lab itself, or another kind of 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.hostile.clients import Hostile
 from tests.hostile.conftest import Lab, Place
-from tests.lab import MountedLab
+from tests.lab import MountedLab, run, vfsfuse
 
 HOSTILE = {
     "trigger of INTx": ("function", ["set-irqs", "-i", "0"], "EINVAL"),
@@ -108,31 +111,41 @@ def test_an_interrupt_waits_for_no_counter(hostile_lab: Lab, vgpu: Place, signal
     hostile_lab.check(hostile_lab.hostile(vgpu, "trigger", "-d", signalled), "0")
 
 
+CREATE = """\
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY)
+os.write(fd, b"0fb1e1d2-7c0d-4c1e-8a53-5a7d1b2c3d4e")
+print("made", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_device_as_its_own_eventfd(fresh_lab: MountedLab, compile_client: Callable[..., Path]) -> None:
-    """On a mount where no file was closed yet, so that the kernel still sends FLUSH."""
-    fd = os.open(fresh_lab.gpu / "mdev_supported_types/vgpu-8/create", os.O_WRONLY)
-    try:
-        os.write(fd, b"0fb1e1d2-7c0d-4c1e-8a53-5a7d1b2c3d4e")
-        group, vfio = (
-            sorted(os.listdir(fresh_lab.path / "dev/vfio"))[0],
-            os.listdir(fresh_lab.path / "dev/vfio/devices")[0],
-        )
+    """On a mount where no descriptor was closed yet, so that the kernel would still send FLUSH."""
+    types, dev, pipe = fresh_lab.gpu / "mdev_supported_types", fresh_lab.path / "dev/vfio", subprocess.PIPE
+    command = [sys.executable, "-c", CREATE, str(types / "vgpu-8/create")]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as creator:
+        assert creator.stdout is not None
+        assert creator.stdout.readline() == "made\n"
+        (vfio,) = os.listdir(dev / "devices")
         held = fresh_lab.path.parent / "held"
         held.touch()
         options = ["-f"] if os.geteuid() else []
-        places = [str(fresh_lab.path / "dev/vfio"), group, vfio]
-        command = [
-            str(compile_client("hostile_fuse")),
-            *options,
-            "-d",
-            "device",
-            str(held),
-            "set-irqs",
-            *places,
-        ]
-        with Hostile(command) as client:
+        call = ["-d", "device", str(held), "set-irqs", str(dev), "-", vfio]
+        with Hostile([str(compile_client("hostile_fuse")), *options, *call]) as client, ended(fresh_lab):
             client.wait_for_call()
             assert client.returned == "EINVAL"
             assert client.release() == "EINVAL"
-    finally:
-        os.close(fd)
+
+
+@contextlib.contextmanager
+def ended(lab: MountedLab) -> Iterator[None]:
+    """End the server when the test fails: it waits for itself, and so would everybody else."""
+    try:
+        yield
+    except BaseException:
+        assert lab.server is not None
+        lab.server.kill()
+        run(["umount", "--force", lab.path])  # this aborts what waits, but does not unmount
+        vfsfuse("umount", "--lazy", lab.path)
+        raise

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.hostile.clients import Hostile
-from tests.hostile.conftest import TYPE, Lab, Place, remove
-from tests.lab import ROOT
+from tests.hostile.clients import LIMIT, Hostile
+from tests.hostile.conftest import LAB, TYPE, Clients, Lab, Place, remove
+from tests.lab import ROOT, described
+from tests.vfio.devices import Device
 
 CALLS = [
     ["set-irqs"],
@@ -61,6 +64,39 @@ def test_many_at_once(hostile_lab: Lab) -> None:
     threads = hostile_lab.leaks.threads
     crowd(hostile_lab)
     hostile_lab.leaks.check_threads(len(threads))
+
+
+def test_a_client_is_killed_while_it_is_held(hostile_lab: Lab, vgpu: Place) -> None:
+    """Its process ends with what it holds, and leaves nothing: the fixture looks for that."""
+    with hostile_lab.hostile(vgpu, "device-info", "-m", "shared") as client:
+        client.wait_for_call()
+        client.process.kill()
+        assert not hostile_lab.everybody.stalled()
+
+
+def read_error(device: Device) -> int:
+    """The errno of a read."""
+    with pytest.raises(OSError) as caught:
+        device.config(0)
+    return caught.value.errno or 0
+
+
+@pytest.mark.parametrize("call", [["device-info", "-m", "shared"], ["dma-read", "-m", "shared"]])
+def test_the_end_of_a_lab_while_a_call_is_held(hostile_lab: Lab, tmp_path: Path, call: list[str]) -> None:
+    """The others get an error at once, although a thread of the server cannot end yet."""
+    with described(tmp_path, LAB) as lab, ThreadPoolExecutor(1) as pool:
+        clients = Clients(lab, hostile_lab.program, tmp_path)
+        made, other = lab.create(TYPE), lab.create(TYPE)
+        place, run = Place(made.group, made.vfio, made.name), call[0] == "dma-read"
+        with Device(other.cdev) as device, clients.hostile(place, *call, run=run) as client:
+            client.wait_for_call()
+            assert lab.server is not None
+            lab.server.terminate()
+            error = pool.submit(read_error, device)
+            answered = wait([error], LIMIT).done
+            client.let_go()
+            assert error.result() in (errno.ECONNABORTED, errno.ENOTCONN)
+        assert answered, f"{client.held} is held, and so is a read of another client"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="all tests run as an ordinary user already")
