@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 OURS, FLOOR, KERNEL, LXCFS, UMOCKDEV = "vfsfuse", "C libfuse", "kernel sysfs", "lxcfs", "umockdev"
 BARE, EVENTFD, NOTHING = "memfd", "eventfd", "an ioctl without a struct"
-MEMCPY, VMREAD, VMWRITE = "memcpy", "process_vm_readv", "process_vm_writev"
+MEMCPY, MEMREAD, MEMWRITE = "memcpy", "pread of /proc/PID/mem", "pwrite of /proc/PID/mem"
 PEERS = (KERNEL, LXCFS, UMOCKDEV)
 """Subjects that may be missing on this machine, or may not run there."""
 MIB = 1 << 20
@@ -81,8 +81,8 @@ def _mapping(key: str, title: str, calls: int, per: int = 1, size: int = 0) -> C
 DMA_BASES = {
     ("shared", "read"): (MEMCPY, "memcpy-read"),
     ("shared", "write"): (MEMCPY, "memcpy-write"),
-    ("private", "read"): (VMREAD, "vmread"),
-    ("private", "write"): (VMWRITE, "vmwrite"),
+    ("private", "read"): (MEMREAD, "memread"),
+    ("private", "write"): (MEMWRITE, "memwrite"),
 }
 """The subject that DMA is compared with, and the loop of bench/client.c for it."""
 

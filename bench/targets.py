@@ -119,7 +119,7 @@ TARGETS: tuple[Target, ...] = (
         "DMA of shared memory from 64 KiB, speed relative to memcpy", 0.9, _speed(_dma("shared")), least=True
     ),
     Target(
-        "DMA of private memory from 64 KiB, speed relative to process_vm_*",
+        "DMA of private memory from 64 KiB, speed relative to /proc/PID/mem",
         0.9,
         _speed(_dma("private")),
         least=True,

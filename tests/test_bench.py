@@ -339,7 +339,7 @@ def test_the_client_says_what_failed(build: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        *(["memcpy-read", 8192], ["memcpy-write", 8192], ["vmread", 8192], ["vmwrite", 8192]),
+        *(["memcpy-read", 8192], ["memcpy-write", 8192], ["memread", 8192], ["memwrite", 8192]),
         *(["memset", "memfd", 0, 8192], ["load", "memfd", 0, 8192], ["store", "memfd", 0, 8192]),
     ],
     ids=lambda words: words[0],
