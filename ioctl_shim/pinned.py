@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Client memory that a device holds: shared memory by a window on it, private memory by its address.
 
+Pages behind a window stay reachable after the process has ended, as the kernel's pins do. Private memory then
+is gone.
+
 State: none that changes; any thread.
 """
 
@@ -25,10 +28,7 @@ class Held(NamedTuple):
 
 
 class Owner(Protocol):
-    """The calls that pinned pages make on their process (ioctl_shim.process.Process)."""
-
-    def check_alive(self) -> None:
-        """Raises OSError(ESRCH) when it has ended."""
+    """The call that pinned pages make on their process (ioctl_shim.process.Process)."""
 
     def move(self, parts: Sequence[tuple[int, int]], view: memoryview, flags: int) -> None:
         """Copy between `view` and its memory; `flags` are SHIM_MOVE_*.  Raises OSError(EFAULT, ESRCH)."""
@@ -57,7 +57,6 @@ class PinnedPages:
         self._move(offset, view, write=True)
 
     def _move(self, offset: int, view: memoryview, write: bool) -> None:
-        self._process.check_alive()
         for piece in self._pieces:
             here = view[: max(piece.size - offset, 0)]
             if here and piece.window is not None:

@@ -3,63 +3,64 @@
 
 A `Process` is made on the device lane (ioctl_shim.processes) and used by any thread.
 
+Its memory is reached by descriptors of /proc/PID/mem and maps, which are opened while a thread of the client
+waits in an ioctl. They stay with that memory: after an exec, or when another process has the number, they
+reach the old memory if something keeps it alive (a child of clone(2) with CLONE_VM), and nothing otherwise.
+
 A client may change its mappings at any time. Pinned *shared* memory stays what it was when it was pinned, as
-with the kernel's pins. All other access follows the address: each access asks the kernel (PROCMAP_QUERY,
-Linux 6.11) what is mapped there now; on an older kernel process_vm_readv reads whatever is mapped. Access to
-pinned memory that was private and is shared now is a fault, because the pinned pages cannot be reached any
-more. Source: process_vm_readv(2), pidfd_open(2), proc_pid_maps(5).
+with the kernel's pins. All other access follows the address: each access asks the kernel what is mapped there
+now (PROCMAP_QUERY; before Linux 6.11 the text of maps), because /proc/PID/mem takes no notice of protections.
+Access to pinned memory that was private and is shared now is a fault, because the pinned pages cannot be
+reached any more. Source: proc_pid_mem(5), proc_pid_maps(5).
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ioctl_shim import procfs
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.blank import new_bytes, view_of
 from ioctl_shim.client import CAP_IPC_LOCK
+from ioctl_shim.image import Image
 from ioctl_shim.pinned import Held, PinnedPages
 from ioctl_shim.window import Vma, Window, Windows, too_short
 
 _UINT64_MAX = 2**64 - 1
+_READ = os.O_RDONLY | os.O_CLOEXEC
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Process:
-    """One process with the memory it has now. After an exec it counts as another process."""
+    """One process with the memory that it has now. After an exec it counts as another process."""
 
     def __init__(self, tgid: int, tid: int, avoid: int) -> None:
-        """`tid` is a live thread of the process, `avoid` the st_dev of our own mount.
+        """`tid` is a thread of the process that cannot call exec now, `avoid` the st_dev of our own mount.
 
         Raises OSError(ESRCH, EACCES).
         """
         self.tgid = tgid
         opened: list[int] = []
         weakref.finalize(self, _close_all, opened)
-        try:
-            opened.append(os.pidfd_open(tgid))
-            for name in ("mem", "maps"):
-                opened.append(os.open(f"/proc/{tid}/{name}", os.O_RDONLY | os.O_CLOEXEC))
-            self.identity = (tgid, procfs.start_time(tgid))
-        except FileNotFoundError:
-            raise OSError(errno.ESRCH, f"process {tgid} has ended") from None
-        self.native: Any = ffi.new("struct shim_process *", (*opened, True, avoid & _UINT64_MAX, tgid))
-        self.native.can_query = self._query(0) != -errno.ENOTTY
-        self._avoid = avoid
         self._task = procfs.LiveTask(tgid)
+        try:
+            self.identity = identity_of(tgid, Image(tid))
+            # before Linux 6.11 maps cannot be read after its thread has ended: the first one lives longest
+            shown = tgid if not CAN_QUERY and procfs.runs(tgid) else tid
+            opened.append(os.open(f"/proc/{shown}/mem", os.O_RDWR | os.O_CLOEXEC))
+            opened.append(os.open(f"/proc/{shown}/maps", _READ))
+        except FileNotFoundError:
+            raise self._ended() from None
+        self.native: Any = ffi.new("struct shim_memory *", (*opened, CAN_QUERY, avoid & _UINT64_MAX))
+        self._avoid = avoid
         self._windows = Windows(self._task, avoid)
-
-    def alive(self) -> bool:
-        """Whether it still runs, with the same memory."""
-        return bool(lib.shim_alive(self.native))
-
-    def has_thread(self, tid: int) -> bool:
-        """Whether the thread `tid`, which is waiting for us, is one of its threads."""
-        return bool(lib.shim_has_thread(self.native, tid))
+        self._scanning = threading.Lock()
 
     def read(self, vaddr: int, size: int) -> bytes:
         """`size` bytes at `vaddr`.  Raises OSError(EFAULT, ESRCH)."""
@@ -106,31 +107,30 @@ class Process:
         """Copy memory that lies in one mapping, as most memory does.  Returns the result of shim_move."""
         starts, windows = self._windows.by_start
         window = windows[bisect_right(starts, vaddr)]
-        return lib.shim_move(self.native, self._task.tid, window, vaddr, buffer, size, flags)
+        return lib.shim_move(self.native, window, vaddr, buffer, size, flags)
 
     def _check(self, result: int, vaddr: int, size: int) -> None:
-        """Raises OSError(EFAULT, ESRCH) for a failure.  SHIM_MOVE_ASK is none: nothing has moved yet."""
-        if result != lib.SHIM_MOVE_ASK:
+        """Raises OSError(EFAULT, ESRCH) for a failure that the slow way has no answer to."""
+        if result not in (lib.SHIM_MOVE_ASK, lib.SHIM_MOVE_ABSENT):
             raise self._failed(result, vaddr, size)
 
     def _failed(self, result: int, vaddr: int, size: int) -> OSError:
         if result == lib.SHIM_MOVE_SHORT:
             return too_short()
-        if result == lib.SHIM_MOVE_ENDED:
+        if result in (lib.SHIM_MOVE_ENDED, -errno.ESRCH):
             return self._ended()
+        if result == lib.SHIM_MOVE_ABSENT:
+            result = -errno.EFAULT
         return OSError(-result, f"{size} bytes at {vaddr:#x}: {os.strerror(-result)}")
 
     def _move_all(self, parts: Sequence[tuple[int, int]], view: memoryview, flags: int) -> None:
-        """Copy any memory, piece by piece.  The slow way."""
+        """Copy any memory, piece by piece, after a look at all of it.  The slow way."""
         write, private = bool(flags & lib.SHIM_MOVE_WRITE), bool(flags & lib.SHIM_MOVE_PRIVATE)
-        self.check_alive()  # before: another process may have the number now, and must not be written to
+        found = [(piece, self._usable(piece.vma, write, private)) for piece in self._pieces(parts)]
         batch: list[tuple[int, int]] = []
         start = position = 0
-        for piece in (
-            self._pieces(parts) if self.native.can_query else (_Piece(*part, None) for part in parts)
-        ):
-            window = None if piece.vma is None else self._usable(piece.vma, write, private)
-            if window is None or piece.vma is None:
+        for piece, window in found:
+            if window is None:
                 batch.append((piece.vaddr, piece.size))
             else:
                 self._move_batch(batch, view[start:position], write)
@@ -138,20 +138,14 @@ class Process:
                 window.move(piece.vaddr - piece.vma.start, view[position:start], write)
             position += piece.size
         self._move_batch(batch, view[start:position], write)
-        self.check_alive()  # after: it was this process that was read
 
     def pin(self, vaddr: int, size: int, write: bool) -> PinnedPages:
         """Pin memory (devmodel.client.Client.pin).  Raises OSError(EFAULT, ESRCH)."""
         pieces = []
-        if self.native.can_query:
-            for piece in self._pieces([(vaddr, size)]):
-                assert piece.vma is not None
-                window = self._usable(piece.vma, write, private=False)
-                offset = piece.vaddr - piece.vma.start
-                pieces.append(Held(piece.vaddr, piece.size, window, offset, not piece.vma.shared))
-        else:
-            pieces.append(Held(vaddr, size, None, 0, False))
-        self.check_alive()
+        for piece in self._pieces([(vaddr, size)]):
+            window = self._usable(piece.vma, write, private=False)
+            offset = piece.vaddr - piece.vma.start
+            pieces.append(Held(piece.vaddr, piece.size, window, offset, not piece.vma.shared))
         return PinnedPages(self, tuple(pieces))
 
     def memlock_limit(self) -> int:
@@ -160,33 +154,30 @@ class Process:
 
     def locked(self) -> int:
         """Bytes that the process itself has locked.  0 once it has ended."""
+        self._task.check()
         return procfs.locked(self._task.tid)
 
     def may_lock_any(self) -> bool:
         """Whether it has CAP_IPC_LOCK in the initial user namespace."""
         return procfs.capable(self.tgid, CAP_IPC_LOCK)
 
-    def check_alive(self) -> None:
-        """Raises OSError(ESRCH) when it has ended."""
-        if not self.alive():
-            raise self._ended()
-
     def _ended(self) -> OSError:
-        return OSError(errno.ESRCH, f"process {self.tgid} has ended")
+        return OSError(errno.ESRCH, f"process {self.tgid} has ended, or called exec")
 
-    def _query(self, vaddr: int) -> Vma | int:
+    def _vma_at(self, vaddr: int) -> Vma:
+        """The mapping at `vaddr`.  Raises OSError(EFAULT, ESRCH)."""
         native: Any = ffi.new("struct shim_vma *")
-        error = int(lib.shim_query_vma(self.native.maps, vaddr, native))
+        if self.native.can_query:
+            error = lib.shim_query_vma(self.native.maps, vaddr, native)
+        else:
+            with self._scanning:
+                error = lib.shim_scan_vma(self.native.maps, vaddr, native)
+        if error == -errno.ENOENT:
+            raise OSError(errno.EFAULT, f"no memory at {vaddr:#x}")
         if error:
-            return error
-        return Vma(
-            native.start,
-            native.end,
-            native.flags,
-            native.offset,
-            native.inode,
-            os.makedev(native.major, native.minor),
-        )
+            raise self._failed(error, vaddr, 1)
+        device = os.makedev(native.major, native.minor)
+        return Vma(native.start, native.end, native.flags, native.offset, native.inode, device)
 
     def _pieces(self, parts: Sequence[tuple[int, int]]) -> Iterator[_Piece]:
         """The parts, split at the ends of the process' mappings.  Raises OSError(EFAULT, ESRCH)."""
@@ -195,11 +186,7 @@ class Process:
             end = vaddr + size
             while vaddr < end:
                 if vma is None or not vma.start <= vaddr < vma.end:
-                    found = self._query(vaddr)
-                    if isinstance(found, int):
-                        reason = errno.EFAULT if found == -errno.ENOENT else -found
-                        raise OSError(reason, f"no memory at {vaddr:#x}")
-                    vma = found
+                    vma = self._vma_at(vaddr)
                 length = min(end, vma.end) - vaddr
                 yield _Piece(vaddr, length, vma)
                 vaddr += length
@@ -224,17 +211,51 @@ class Process:
         native = ffi.new("struct shim_part[]", parts)
         # released before anything is raised: collecting a traceback that holds the buffer crashes
         with ffi.from_buffer(view) as buffer:
-            error = lib.shim_move_parts(self._task.tid, write, buffer, native, len(parts))
-            if error == -errno.ESRCH and self._task.find():  # the thread has ended, the process has not
-                error = lib.shim_move_parts(self._task.tid, write, buffer, native, len(parts))
+            error = lib.shim_move_parts(self.native.mem, write, buffer, native, len(parts))
+            if error == lib.SHIM_MOVE_ABSENT and self._touch(parts):
+                error = lib.shim_move_parts(self.native.mem, write, buffer, native, len(parts))
         if error:
             raise self._failed(error, parts[0][0], len(view))
+
+    def _touch(self, parts: list[tuple[int, int]]) -> bool:
+        """Wait until each page of the parts is there.  False when one cannot be.
+
+        /proc/PID/mem fails where any other access waits for userfaultfd(2).  So a byte of each page is read
+        by the number of a thread, and thrown away: it does not matter which memory the thread has now.
+        """
+        self._task.check()
+        byte: Any = ffi.new("char[1]")
+        return not any(
+            lib.shim_peek(self._task.tid, page, byte, 1)
+            for vaddr, size in parts
+            for page in (vaddr, *range(vaddr - vaddr % PAGE_SIZE + PAGE_SIZE, vaddr + size, PAGE_SIZE))
+        )
 
 
 class _Piece(NamedTuple):
     vaddr: int
     size: int
-    vma: Vma | None
+    vma: Vma
+
+
+def identity_of(tgid: int, image: Image) -> Hashable:
+    """What tells a process, with the memory of `image`, from every other one.
+
+    Raises FileNotFoundError when it has ended.
+    """
+    return (tgid, procfs.start_time(tgid), image.layout)
+
+
+def _can_query() -> bool:
+    """Whether the kernel has PROCMAP_QUERY."""
+    maps = os.open("/proc/self/maps", _READ)
+    try:
+        return bool(lib.shim_query_vma(maps, 0, ffi.new("struct shim_vma *")) != -errno.ENOTTY)
+    finally:
+        os.close(maps)
+
+
+CAN_QUERY = _can_query()
 
 
 def _close_all(descriptors: list[int]) -> None:

@@ -28,7 +28,7 @@ class LiveTask:
 
     def check(self) -> None:
         """Look for another one if the thread has ended."""
-        if not _runs(self.tid):
+        if not runs(self.tid):
             self.find()
 
     def find(self) -> bool:
@@ -37,12 +37,13 @@ class LiveTask:
             threads = os.listdir(f"/proc/{self._tgid}/task")
         except FileNotFoundError:
             return False
-        found = next((int(name) for name in threads if _runs(int(name))), None)
+        found = next((int(name) for name in threads if runs(int(name))), None)
         self.tid = found or self.tid
         return found is not None
 
 
-def _runs(tid: int) -> bool:
+def runs(tid: int) -> bool:
+    """Whether thread `tid` has not ended.  A first thread that has ended is a zombie."""
     try:
         return _status(tid, b"State:") not in (b"Z", b"X")
     except (FileNotFoundError, ProcessLookupError, StopIteration):

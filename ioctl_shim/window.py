@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Windows: shared file memory of a client (memfd, shmem, hugetlbfs, any shared mapping), mapped here as well.
 
-A window belongs to the `Windows` of one process, under the lock of that.  Copying needs no lock.  A window is
-unmapped when the last reference to it is gone.
-Source: proc_pid_maps(5), proc_pid_map_files(5), proc_pid_mountinfo(5), <linux/fs.h> (PROCMAP_QUERY).
+A window belongs to the `Windows` of one process, under the lock of that.  Neither the making of a window nor
+copying needs the lock.  A window is unmapped when the last reference to it is gone.
+Source: proc_pid_maps(5), <linux/fs.h> (PROCMAP_QUERY).
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import threading
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.procfs import LiveTask
+from ioctl_shim.sharedfile import is_familiar, open_shared
 
 MAX_WINDOWS = 256
+"""The most windows that are remembered for a process.  Pinned pages keep theirs beyond that."""
+MAX_KEPT = 4096
+"""The most windows of a process that exist.  A client may map files and pin them without end."""
 MAX_BYTES = 1 << 40
 """The most bytes of address space for all windows of a process: a client may map sparse files of any size."""
-MAX_DESCRIPTORS = 4096
-"""The most descriptors of a client that are looked at to find a file that map_files does not give us."""
 
 
 class Vma(NamedTuple):
@@ -52,16 +54,15 @@ class Vma(NamedTuple):
 class Window:
     """The pages behind `vma` at an address of ours.  Any thread."""
 
-    __slots__ = ("native", "size", "writable")
+    __slots__ = ("__weakref__", "native", "size", "writable")
 
-    def __init__(self, fd: int, vma: Vma) -> None:
-        """Raises OSError(ENOMEM) when the pages cannot be mapped."""
+    def __init__(self, fd: int, vma: Vma, native: Any) -> None:
+        """`native` is the struct shim_vma of `vma`.  Raises OSError(ENOMEM) when it cannot be mapped."""
         self.size, self.writable = vma.end - vma.start, vma.writable
         base = lib.shim_window_open(fd, vma.offset, self.size, self.writable)
         if not base:
             raise OSError(errno.ENOMEM, f"a window of {self.size:#x} bytes")
-        described = (*vma[:5], os.major(vma.device), os.minor(vma.device))
-        self.native: Any = ffi.gc(ffi.new("struct shim_window *", (described, base)), _close)
+        self.native: Any = ffi.gc(ffi.new("struct shim_window *", (native[0], base)), _close)
         """struct shim_window.  The pages stay mapped as long as there is a reference to this."""
 
     def move(self, offset: int, view: memoryview, write: bool) -> None:
@@ -93,6 +94,9 @@ class Windows:
         self._task, self._avoid = task, avoid
         self._lock = threading.Lock()
         self._windows: dict[Vma, Window | None] = {}
+        self._kept: weakref.WeakSet[Window] = weakref.WeakSet()
+        self._strange: set[int] = set()
+        """st_dev of file systems that are not familiar. Should one be so later, its files are copied."""
         self.by_start: tuple[Sequence[int], Sequence[Any]] = ((), (ffi.NULL,))
         """The starts of the windows, sorted, and for each gap between starts the struct shim_window that may
         have an address there: NULL before the first start, then the window of each start.  The pair is
@@ -102,13 +106,16 @@ class Windows:
         """The window on `vma`, None when it is not shared file memory or cannot be mapped.  Any thread."""
         if not vma.shared or not vma.inode or vma.device == self._avoid:
             return None
+        windows = self._windows
+        with contextlib.suppress(KeyError):
+            return windows[vma]
+        made = self._open(vma)  # without the lock: the kernel may wait for the client's memory here
         with self._lock:
-            if vma not in self._windows:
-                self._task.check()
+            if vma not in windows:
                 self._make_room(vma)
-                self._windows[vma] = self._open(vma)
+                windows[vma] = made
                 self._publish()
-            return self._windows[vma]
+            return windows[vma]
 
     def _make_room(self, new: Vma) -> None:
         if len(self._windows) >= MAX_WINDOWS:
@@ -122,47 +129,29 @@ class Windows:
         self.by_start = starts, [ffi.NULL, *(natives[start] for start in starts)]
 
     def _open(self, vma: Vma) -> Window | None:
-        used = sum(window.size for window in self._windows.values() if window)
-        if used + vma.end - vma.start > MAX_BYTES or vma.device in _fuse_devices(self._task.tid):
+        if vma.device in self._strange or not self._have_room(vma):
             return None
-        flags = (os.O_RDWR if vma.writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        for path in self._paths(vma):
-            with contextlib.suppress(OSError):
-                found = os.stat(path)
-                if (found.st_dev, found.st_ino) != (vma.device, vma.inode) or not stat.S_ISREG(found.st_mode):
-                    continue
-                fd = os.open(path, flags)
-                try:
-                    return Window(fd, vma)
-                finally:
-                    os.close(fd)
-        return None
+        self._task.check()
+        if not is_familiar(vma.device, self._task.tid):
+            self._strange.add(vma.device)
+            return None
+        described = (*vma[:5], os.major(vma.device), os.minor(vma.device))
+        native: Any = ffi.new("struct shim_vma *", described)
+        flags = os.O_RDWR if vma.writable else os.O_RDONLY
+        fd = open_shared(self._task.tid, vma.start, vma.end, native, flags)
+        if fd is None:
+            return None
+        try:
+            window = Window(fd, vma, native)
+        except OSError:
+            return None  # such as a memfd that was sealed after the client had mapped it
+        finally:
+            os.close(fd)
+        with self._lock:
+            self._kept.add(window)
+        return window
 
-    def _paths(self, vma: Vma) -> Iterator[str]:
-        # map_files takes a capability; without it, the right to read the memory covers the descriptors too
-        yield f"/proc/{self._task.tid}/map_files/{vma.start:x}-{vma.end:x}"
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{self._task.tid}/fd")[:MAX_DESCRIPTORS]:
-                path = f"/proc/{self._task.tid}/fd/{name}"
-                with contextlib.suppress(OSError):
-                    if _is_file_of(os.readlink(path)):
-                        yield path
-
-
-def _is_file_of(target: str) -> bool:
-    """Whether a descriptor's link is a path (memfds have one, too), and not that of a socket or a pipe."""
-    return target.startswith("/")
-
-
-def _fuse_devices(tid: int) -> set[int]:
-    """st_dev of each FUSE file system that this process or `tid` sees: to open a file there may take
-    forever."""
-    devices = set()
-    for pid in ("self", tid):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/mountinfo", encoding="utf-8") as table:
-            for line in table:
-                before, _, behind = line.partition(" - ")
-                if behind.startswith("fuse"):
-                    major, minor = before.split()[2].split(":")
-                    devices.add(os.makedev(int(major), int(minor)))
-    return devices
+    def _have_room(self, vma: Vma) -> bool:
+        with self._lock:
+            used = sum(window.size for window in self._kept)
+            return len(self._kept) < MAX_KEPT and used + vma.end - vma.start <= MAX_BYTES

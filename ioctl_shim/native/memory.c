@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A client's memory over the life of a container: its mappings, transfers in batches, windows on shared
- * files. Source: proc_pid_maps(5) and <linux/fs.h> (PROCMAP_QUERY), process_vm_readv(2), pidfd_open(2). */
+/* A client's memory over the life of a container: its mappings, transfers, windows on shared files.
+ *
+ * Memory is reached by descriptors of /proc/<pid>/mem and maps. They stay with the memory that the process had
+ * when they were opened: an exec, or another process with the same number, is not taken for it. All calls may
+ * wait for the client, which can make its memory as slow as it likes, so no thread that others need makes them.
+ * Source: proc_pid_mem(5), proc_pid_maps(5), <linux/fs.h> (PROCMAP_QUERY). */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <limits.h>
 #include <malloc.h>
-#include <poll.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -36,7 +38,9 @@ struct procmap_query_v1 {
 	uint64_t build_id_addr;
 };
 #define QUERY_VMA _IOWR('f', 17, struct procmap_query_v1)
-#define BATCH 1024 /* IOV_MAX */
+#define SMALL 64 /* bytes: up to here a write happens once, see docs/architecture.md */
+#define PIECES (SMALL / 8 + 6) /* the most aligned pieces of a small write: up to 3 before and behind those of 8 bytes */
+#define SCAN 20480 /* bytes of /proc/<pid>/maps at a time: more than its longest line, with a path of escapes */
 #define MAX_KEPT (32 << 20) /* bytes: the most that M_MMAP_THRESHOLD can be */
 
 /* The mapping at `vaddr`: -ENOENT where there is none, -ESRCH when the memory is gone, -ENOTTY before Linux
@@ -52,75 +56,116 @@ int shim_query_vma(int maps_fd, uint64_t vaddr, struct shim_vma *vma)
 	return 0;
 }
 
-static int runs(const struct shim_process *process)
+/* A hexadecimal number at *text, which is moved behind it and the character that ends it. */
+static uint64_t hexadecimal(const char **text)
 {
-	struct pollfd end = {.fd = process->pidfd, .events = POLLIN};
+	char *end;
+	uint64_t value = strtoull(*text, &end, 16);
 
-	return poll(&end, 1, 0) == 0;
+	*text = end + 1;
+	return value;
 }
 
-/* Both files of /proc stay with the memory that the process had when they were opened, so a later exec, or
- * another process with the same number, is not taken for it.  After that memory is gone, a query for a
- * mapping fails and a read gives end of file; before, a read gives a byte or EIO. */
-static int has_memory(const struct shim_process *process)
+/* A line of /proc/<pid>/maps from its permissions on: "rw-s 00000000 00:01 1234   /memfd:x (deleted)". */
+static void parse_line(const char *text, struct shim_vma *vma)
 {
-	struct shim_vma vma;
-	char byte;
-
-	if (process->can_query)
-		return shim_query_vma(process->maps, 0, &vma) != -ESRCH;
-	return pread(process->mem, &byte, 1, 0) != 0;
+	vma->flags = (text[0] == 'r' ? SHIM_VMA_READ : 0) | (text[1] == 'w' ? SHIM_VMA_WRITE : 0) |
+		     (text[3] == 's' ? SHIM_VMA_SHARED : 0);
+	text += 5;
+	vma->offset = hexadecimal(&text);
+	vma->major = (uint32_t)hexadecimal(&text);
+	vma->minor = (uint32_t)hexadecimal(&text);
+	vma->inode = strtoull(text, NULL, 10);
 }
 
-/* Whether the process runs, with the same memory: 1, or 0. */
-int shim_alive(const struct shim_process *process)
+/* As shim_query_vma, by the text of `maps_fd`, for a kernel before Linux 6.11. One thread at a time: it reads
+ * the file from its start, and the kernel goes on where the last read ended. */
+int shim_scan_vma(int maps_fd, uint64_t vaddr, struct shim_vma *vma)
 {
-	return runs(process) && has_memory(process);
+	char text[SCAN];
+	size_t kept = 0; /* bytes of a line whose end has not been read */
+	off_t at = 0;
+
+	for (;;) {
+		ssize_t got = pread(maps_fd, text + kept, sizeof(text) - 1 - kept, at);
+		if (got <= 0)
+			return got < 0 ? -errno : at ? -ENOENT : -ESRCH;
+		at += got;
+		text[kept += (size_t)got] = '\0';
+		char *line = text;
+		for (char *end; (end = strchr(line, '\n')); line = end + 1) {
+			const char *field = line;
+			vma->start = hexadecimal(&field);
+			vma->end = hexadecimal(&field);
+			if (vaddr < vma->start)
+				return -ENOENT;
+			if (vaddr >= vma->end)
+				continue;
+			parse_line(field, vma);
+			return 0;
+		}
+		kept -= (size_t)(line - text);
+		memmove(text, line, kept);
+	}
 }
 
-/* Whether thread `tid`, which waits in a system call now, belongs to the process: 1, or 0. */
-int shim_has_thread(const struct shim_process *process, uint32_t tid)
+/* The number of bytes, 8, 4, 2 or 1, of the aligned piece at `at`, of which `left` bytes are wanted. */
+static unsigned piece_at(uint64_t at, uint64_t left)
 {
-	pid_t tgid = (pid_t)process->tgid;
+	unsigned size = 8;
 
-	if (tid != process->tgid && syscall(SYS_tgkill, tgid, (pid_t)tid, 0) < 0 && errno != EPERM)
-		return 0;
-	return shim_alive(process);
+	while (size > left || at & (size - 1))
+		size /= 2;
+	return size;
 }
 
-static ssize_t move_batch(uint32_t tgid, int write, struct iovec *local, struct iovec *remote, unsigned long count)
+/* The reason of a failed access to /proc/<pid>/mem. It says EIO for a page that it does not get, and EINVAL for
+ * addresses above 2^63, where a process has none. */
+static int reason(void)
 {
-	return write ? process_vm_writev((pid_t)tgid, local, 1, remote, count, 0) :
-		       process_vm_readv((pid_t)tgid, local, 1, remote, count, 0);
+	return errno == EIO ? SHIM_MOVE_ABSENT : errno == EINVAL ? -EFAULT : -errno;
 }
 
-/* Move bytes between `buf` and the parts.  The parts lie in `buf` one after the other. */
-int shim_move_parts(uint32_t tgid, int write, void *buf, const struct shim_part *parts, uint64_t count)
+/* Store a small write in a client's memory, each aligned piece by a copy of its own, in rising order. */
+static int store_pieces(int mem, uint64_t vaddr, char *buf, uint64_t size)
 {
-	struct iovec remote[BATCH];
-	uint64_t next = 0, skip = 0; /* the next batch begins `skip` bytes after the start of part `next` */
+	struct iovec pieces[PIECES];
+	int count = 0;
+
+	for (uint64_t done = 0; done < size; done += pieces[count++].iov_len)
+		pieces[count] = (struct iovec){buf + done, piece_at(vaddr + done, size - done)};
+	ssize_t moved = pwritev(mem, pieces, count, (off_t)vaddr);
+	if (moved <= 0)
+		return moved < 0 ? reason() : SHIM_MOVE_ENDED;
+	return (uint64_t)moved == size ? 0 : SHIM_MOVE_ABSENT;
+}
+
+/* Move `size` bytes between `buf` and `vaddr` of a client's memory, whatever its protection. */
+static int move_part(int mem, int write, uint64_t vaddr, char *buf, uint64_t size)
+{
+	if (write && size && size <= SMALL)
+		return store_pieces(mem, vaddr, buf, size);
+	while (size) {
+		ssize_t moved = write ? pwrite(mem, buf, size, (off_t)vaddr) : pread(mem, buf, size, (off_t)vaddr);
+		if (moved <= 0)
+			return moved < 0 ? reason() : SHIM_MOVE_ENDED;
+		buf += moved;
+		vaddr += (uint64_t)moved;
+		size -= (uint64_t)moved;
+	}
+	return 0;
+}
+
+/* Move bytes between `buf` and the parts, which lie in `buf` one after the other. `mem` takes no notice of
+ * protections: the caller has looked at them. Returns 0, SHIM_MOVE_ENDED, _ABSENT, or minus an errno. */
+int shim_move_parts(int mem, int write, void *buf, const struct shim_part *parts, uint64_t count)
+{
 	char *at = buf;
 
-	while (next < count) {
-		unsigned long n = 0;
-		size_t size = 0;
-
-		for (uint64_t i = next; i < count && n < BATCH; i++, n++) {
-			uint64_t behind = n ? 0 : skip;
-
-			remote[n].iov_base = (void *)(uintptr_t)(parts[i].vaddr + behind);
-			remote[n].iov_len = parts[i].size - behind;
-			size += remote[n].iov_len;
-		}
-		struct iovec local = {at, size};
-		ssize_t moved = move_batch(tgid, write, &local, remote, n);
-
-		if (moved <= 0)
-			return moved < 0 ? -errno : -EFAULT;
-		at += moved;
-		skip += (uint64_t)moved;
-		while (next < count && skip >= parts[next].size)
-			skip -= parts[next++].size;
+	for (uint64_t i = 0; i < count; at += parts[i++].size) {
+		int error = move_part(mem, write, parts[i].vaddr, at, parts[i].size);
+		if (error)
+			return error;
 	}
 	return 0;
 }
@@ -145,19 +190,19 @@ int shim_window_move(void *at, void *buf, uint64_t size, int write)
 	return write ? guarded_move(at, buf, size) : guarded_move(buf, at, size);
 }
 
-/* Move `size` bytes between `buf` and `vaddr`.  They must lie in one mapping, which is private or that of
- * `window` (NULL: none).  `tid` is a live thread of the process.  Returns 0, SHIM_MOVE_*, or minus an errno
- * (then a part may have moved).  The process is checked before a move, so that no other process is written
- * to, and after it. */
-int shim_move(const struct shim_process *process, uint32_t tid, const struct shim_window *window, uint64_t vaddr,
-	      void *buf, uint64_t size, int flags)
+/* Move `size` bytes between `buf` and `vaddr`. They must lie in one mapping, which is private or that of
+ * `window` (NULL: none). Returns 0, SHIM_MOVE_*, or minus an errno (then a part may have moved).
+ *
+ * The client may change the mapping after the look at it. It reaches nothing but its own memory by that:
+ * /proc/<pid>/mem never writes to a shared mapping that is read-only. */
+int shim_move(const struct shim_memory *memory, const struct shim_window *window, uint64_t vaddr, void *buf,
+	      uint64_t size, int flags)
 {
-	int write = flags & SHIM_MOVE_WRITE, error;
-	struct shim_part part = {vaddr, size};
+	int write = flags & SHIM_MOVE_WRITE;
 	struct shim_vma vma;
 
-	if (!process->can_query || shim_query_vma(process->maps, vaddr, &vma))
-		return SHIM_MOVE_ASK; /* or its memory is gone */
+	if (!memory->can_query || shim_query_vma(memory->maps, vaddr, &vma))
+		return SHIM_MOVE_ASK; /* or the memory is gone */
 	if (size > vma.end - vaddr || !(vma.flags & (write ? SHIM_VMA_WRITE : SHIM_VMA_READ)))
 		return SHIM_MOVE_ASK;
 	if (vma.flags & SHIM_VMA_SHARED) {
@@ -166,12 +211,9 @@ int shim_move(const struct shim_process *process, uint32_t tid, const struct shi
 		char *at = (char *)window->base + (vaddr - vma.start);
 		return shim_window_move(at, buf, size, write) ? SHIM_MOVE_SHORT : 0;
 	}
-	if (makedev(vma.major, vma.minor) == process->avoid || !runs(process))
+	if (makedev(vma.major, vma.minor) == memory->avoid)
 		return SHIM_MOVE_ASK;
-	error = shim_move_parts(tid, write, buf, &part, 1);
-	if (error == -ESRCH) /* that thread has ended: there may be others */
-		return SHIM_MOVE_ASK;
-	return error ? error : shim_alive(process) ? 0 : SHIM_MOVE_ENDED;
+	return move_part(memory->mem, write, vaddr, buf, size);
 }
 
 /* Keep freed memory for the next use on any thread.  Buffers of DMA come and go, and new pages for each of
