@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The campaigns of tests/stress.sh: a short one passes, and faults that are planted are found."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import ROOT
+from tests.stress.bystander import Bystander
+from tests.stress.campaign import Run
+from tests.stress.churn import check_counts
+from tests.stress.engines import start
+from tests.stress.killed_clients import compare, settled
+from tests.stress.lab import GPUS, Lab
+from tests.stress.programs import Report, compile_programs
+from tests.stress.setting import ROOT as TREE
+from tests.stress.setting import Setting
+from tests.stress.table import BEGIN, END, document, table
+
+MEMORY, PAGES, PAGE = 0x110000000000, 1024, 4096
+"""Where engine.c has its memory."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("stress")
+    compile_programs(made)
+    return made
+
+
+@pytest.fixture
+def run(folder: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
+    """A campaign that has just begun."""
+    setting = Setting(folder, 1, 1, TREE)
+    lab = Lab(setting, request.node.name)
+    with lab, Bystander(lab, folder) as bystander:
+        made = Run("test", setting, lab, bystander)
+        made.start()
+        yield made
+
+
+def test_a_short_campaign_passes_and_prints_its_row() -> None:
+    command = [sys.executable, "-m", "tests.stress", "6", "--seed", "7", "--only", "engine"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "`./tests/stress.sh 6 --seed 7`" in done.stdout
+    assert "| engine | " in done.stdout and "| passed |" in done.stdout
+
+
+def test_a_stall_is_a_fault(run: Run) -> None:
+    time.sleep(0.1)
+    run.lab.server.send_signal(signal.SIGSTOP)
+    time.sleep(1.6)
+    run.lab.server.send_signal(signal.SIGCONT)
+    time.sleep(0.1)
+    run.bystander.stop(run.report)
+    assert len(run.report.faults) == 1 and "another client waited" in run.report.faults[0]
+    assert run.bystander.longest_ms > 1000
+
+
+def test_a_stall_that_goes_on_is_a_fault(run: Run) -> None:
+    time.sleep(0.1)
+    run.lab.server.send_signal(signal.SIGSTOP)
+    time.sleep(1.6)
+    lab, _ = run.bystander.programs
+    assert lab.waiting > 1
+    run.lab.server.send_signal(signal.SIGCONT)
+
+
+def test_a_changed_canary_is_a_fault(run: Run) -> None:
+    *vgpus, neighbour = run.lab.populate()[GPUS[0]]
+    (program,) = start(run, vgpus[:1], neighbour, 4000)
+    while not program.calls:
+        assert program.running
+        time.sleep(0.01)
+    with open(f"/proc/{program.process.pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(MEMORY + (PAGES - 1) * PAGE + 80)  # the last page is never mapped
+        memory.write(b"X")
+    run.supervise([program], 60)
+    assert any(f"the canary of page {PAGES - 1}, byte 80" in text for text in run.report.faults)
+
+
+def test_a_server_that_ends_is_a_fault(run: Run) -> None:
+    run.lab.server.kill()
+    run.lab.server.wait()
+    assert [text for text in run.lab.complaints() if "the server ended with -9" in text]
+
+
+def test_a_traceback_and_a_sanitizer_in_the_log_are_faults(run: Run) -> None:
+    with run.lab.log_path.open("a") as log:
+        log.write('Traceback (most recent call last):\n  File "x", line 1\nValueError: planted\n')
+        log.write("==1==ERROR: AddressSanitizer: heap-use-after-free on address\n")
+    faults = list(run.lab.complaints())
+    assert len(faults) == 2 and "planted" in faults[0] and "heap-use-after-free" in faults[1]
+    assert not list(run.lab.complaints()), "said once"
+
+
+def test_a_descriptor_that_stays_is_a_fault(run: Run) -> None:
+    before = settled(run)
+    name = run.lab.create(GPUS[0], "small")
+    fds = [os.open(run.lab.path / "dev/vfio" / run.lab.vgpu(name).cdev, os.O_RDWR)]
+    groups = [run.lab.vgpu(run.lab.create(GPUS[0], "small")) for _ in range(12)]
+    fds += [os.open(run.lab.path / "dev/vfio" / vgpu.cdev, os.O_RDWR) for vgpu in groups]
+    compare(run, before, run.lab.figures())
+    for fd in fds:
+        os.close(fd)
+    assert "descriptors, before it had" in run.report.faults[0] and "memfd" in run.report.faults[0]
+
+
+def test_a_wrong_count_is_a_fault(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.lab.populate()
+    check_counts(run)
+    assert run.report.faults == []
+    monkeypatch.setattr("tests.stress.churn.VFS", 2)
+    (run.lab.path / "sys/bus/pci/devices" / GPUS[0] / "sriov_numvfs").write_text("1")
+    check_counts(run)
+    assert len(run.report.faults) == 1 and "bytes free" in run.report.faults[0]
+
+
+def test_lines_of_programs_add_up() -> None:
+    report = Report()
+    for line in (
+        "count good 3",
+        "count good 4",
+        "most own 7",
+        "most own 5",
+        "fault it is wrong",
+        "what is this",
+    ):
+        report.read(line)
+    assert report.counts == {"good": 7} and report.most == {"own": 7}
+    assert report.faults == ["it is wrong", "unexpected output: what is this"]
+
+
+def test_the_table_goes_between_its_marks(run: Run, tmp_path: Path) -> None:
+    run.fault("planted")
+    run.left_out.append("nothing of importance")
+    lines = table(run.setting, [(run, 3.4)])
+    assert "| test | ended early |" in "\n".join(lines) and "**1 fault**" in "\n".join(lines)
+    page = tmp_path / "robustness.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    document(page, lines)
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n\n`./tests") and text.endswith(f"{END}\nafter\n")
+    assert "- test: nothing of importance" in text and "old" not in text
