@@ -517,3 +517,26 @@ def test_the_command_removes_by_any_name(cards: MountedLab) -> None:
     assert said.returncode == 1 and said.stdout == ""
     assert said.stderr.startswith("vfsfuse: surprise-remove: ") and "there is no such vGPU" in said.stderr
     assert said.stderr.count("\n") == 1
+
+
+def test_an_open_that_meets_a_surprise_removal_finds_no_device(lab: MountedLab) -> None:
+    """The kernel looks at the answer to an open after the device has gone: that is no EIO."""
+    vfio, errors, ended = lab.path / "dev/vfio/devices", set[int | None](), threading.Event()
+
+    def open_all() -> None:
+        while not ended.is_set():
+            for name in os.listdir(vfio):
+                try:
+                    os.close(os.open(vfio / name, os.O_RDWR | os.O_CLOEXEC))
+                except OSError as error:
+                    errors.add(error.errno)
+
+    threads = [threading.Thread(target=open_all) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(400):
+        surprise(lab.create())
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert errors <= {errno.ENOENT, errno.ENODEV}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backing id of a device's port: what the kernel cannot do is asked once, and
-what fails for now is asked again."""
+"""The backing id of a device's port: what the kernel cannot do is asked once, what fails for now is asked
+again, and an id stays registered as long as a file has it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ class Kernel:
 
     def __init__(self, *answers: int) -> None:
         self.answers = list(answers)
+        self.closed: list[int] = []
 
     def open_backing(self, fd: int) -> int:
         answer = self.answers.pop(0)
         if answer < 0:
             raise OSError(-answer, os.strerror(-answer))
         return answer
+
+    def close_backing(self, backing_id: int) -> None:
+        self.closed.append(backing_id)
 
 
 @pytest.fixture
@@ -46,12 +50,37 @@ def port() -> Iterator[Port]:
 def test_what_fails_for_now_is_asked_again(port: Port, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(-error, -error, 7)
     monkeypatch.setattr(lane, "open_backing", kernel.open_backing)
-    fails(error, port.backing_id)
-    fails(error, port.backing_id)
-    assert [port.backing_id(), port.backing_id()] == [7, 7]
+    fails(error, port.take_backing)
+    fails(error, port.take_backing)
+    assert [port.take_backing(), port.take_backing()] == [7, 7]
 
 
 def test_what_the_kernel_cannot_do_is_asked_once(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "open_backing", Kernel(0).open_backing)
-    assert [port.backing_id(), port.backing_id()] == [0, 0]
+    assert [port.take_backing(), port.take_backing()] == [0, 0]
     port.close()
+
+
+def test_an_id_goes_with_the_last_file_of_a_removed_device(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel(7)
+    monkeypatch.setattr(lane, "open_backing", kernel.open_backing)
+    monkeypatch.setattr(lane, "close_backing", kernel.close_backing)
+    first, second = port.take_backing(), port.take_backing()
+    port.give_backing(first)
+    port.close()
+    assert kernel.closed == [], "the kernel may not have looked at the answer to the second open"
+    fails(errno.ENODEV, port.take_backing)
+    port.give_backing(second)
+    assert kernel.closed == [7]
+
+
+def test_an_id_that_no_file_has_goes_with_the_device(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(7)
+    monkeypatch.setattr(lane, "open_backing", kernel.open_backing)
+    monkeypatch.setattr(lane, "close_backing", kernel.close_backing)
+    port.give_backing(port.take_backing())
+    assert kernel.closed == [], "the next open has the same id"
+    port.close()
+    assert kernel.closed == [7]

@@ -75,7 +75,7 @@ class DeviceFops(VfioFops):
         opened: DeviceFile,
         services: Services,
         mappable: bool,
-        released: Callable[[], None] | None,
+        released: Callable[[], None],
     ) -> None:
         self.opened, self.services = opened, services
         self.device: Device = opened.device
@@ -93,8 +93,7 @@ class DeviceFops(VfioFops):
 
     def release(self) -> None:
         self.opened.close()
-        if self.released is not None:
-            self.released()
+        self.released()
 
     @property
     def subject(self) -> str:
@@ -207,13 +206,22 @@ def open_device(
     opened: DeviceFile, port: Port, services: Services, released: Callable[[], None] | None = None
 ) -> Opened:
     """The answer to an open(2) of the device of `opened`.  Closes `opened` on failure."""
+    backing_id = 0
     try:
-        backing_id = port.backing_id()
-        file = DeviceFops(opened, services, backing_id > 0, released)
-        return Opened(file, port.memory(), WHOLE, backing_id, regions=opened.device)
+        memory, backing_id = port.memory(), port.take_backing()
+        ended = partial(_released, port, backing_id, released)
+        file = DeviceFops(opened, services, backing_id > 0, ended)
+        return Opened(file, memory, WHOLE, backing_id, regions=opened.device)
     except BaseException:
+        port.give_backing(backing_id)
         opened.close()
         raise
+
+
+def _released(port: Port, backing_id: int, also: Callable[[], None] | None) -> None:
+    port.give_backing(backing_id)
+    if also is not None:
+        also()
 
 
 def irq_flags(irq: IrqIndex) -> int:

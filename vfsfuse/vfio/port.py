@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from collections.abc import Callable
+from functools import partial
 
 from devmodel.device.base import Device
 from devmodel.region.access import Access
@@ -27,9 +29,13 @@ OWNER_ONLY_ABOVE = 64
 
 
 class Port:
-    """One device's port.  `device` is made when it is first needed, everything else at the first open."""
+    """One device's port.  `device` is made when it is first needed, everything else at the first open.
 
-    __slots__ = ("_assignable", "_backing_id", "_closed", "_lock", "_memory")
+    The kernel looks a backing id up when it has our answer to the open.  So an id stays registered until the
+    last file that was opened with it is released, also when the device is removed before that.
+    """
+
+    __slots__ = ("_assignable", "_backing_id", "_closed", "_files", "_lock", "_memory")
 
     def __init__(self, assignable: Assignable) -> None:
         self._assignable = assignable
@@ -37,6 +43,7 @@ class Port:
         self._memory: pumped.PumpRegions | None = None
         self._backing_id: int | None = None
         self._closed = False
+        self._files = 0  # opened with the backing file and not released
 
     @property
     def device(self) -> Device:
@@ -54,18 +61,29 @@ class Port:
                 device.hide_by(self._memory.hide)
             return self._memory
 
-    def backing_id(self) -> int:
-        """The kernel's id of the device's memfd as a backing file.  0 when the kernel cannot map it directly
-        (rootless, or an old kernel).
+    def take_backing(self) -> int:
+        """The kernel's id of the device's memfd as a backing file, for one open file, which gives it back by
+        `give_backing`.  0 when the kernel cannot map it directly (rootless, or an old kernel).
 
-        Raises OSError for a failure that may pass, such as ENOMEM, and is asked again at the next open: the
-        kernel lets no two opens of a file have different backing files."""
+        Raises OSError, and then there is nothing to give back: ENODEV for a removed device, or a failure that
+        may pass, such as ENOMEM.  It is asked again at the next open: the kernel lets no two opens of a file
+        have different backing files."""
         if not any(region.mappable for region in self.device.regions if region is not None):
             return 0
         with self._lock:
-            if self._backing_id is None and not self._closed:
+            if self._closed:
+                raise OSError(errno.ENODEV, "removed")
+            if self._backing_id is None:
                 self._backing_id = lane.open_backing(self.device.backing.fd)
-            return self._backing_id or 0
+            self._files += self._backing_id > 0
+            return self._backing_id
+
+    def give_backing(self, backing_id: int) -> None:
+        """A file that was opened with this id is released, or was not opened after all.  Any thread."""
+        if backing_id:
+            with self._lock:
+                self._files -= 1
+                self._end_backing()
 
     def close(self) -> None:
         """The device is removed.  Its open files answer ENODEV from now on.  Trio thread."""
@@ -74,8 +92,12 @@ class Port:
             if self._memory is not None:
                 self._memory.revoke()
                 self._memory = None
-            if self._backing_id:
-                lane.close_backing(self._backing_id)
+            self._end_backing()
+
+    def _end_backing(self) -> None:
+        if self._closed and not self._files and self._backing_id:
+            lane.close_backing(self._backing_id)
+            self._backing_id = None
 
 
 def _shown(device: Device) -> pumped.PumpRegions:
@@ -94,10 +116,17 @@ class RegionFile(PlainFile):
     """An open `config` or `resource<N>`: one region from offset 0.  The rules at its end are those of
     sysfs."""
 
-    __slots__ = ("_device", "_limit", "index")
+    __slots__ = ("_device", "_limit", "_released", "index")
 
-    def __init__(self, device: Device, index: int, limit: int) -> None:
-        self._device, self.index, self._limit = device, index, limit
+    def __init__(
+        self, device: Device, index: int, limit: int, released: Callable[[], None] | None = None
+    ) -> None:
+        """`released` is called when the last descriptor of the file is closed."""
+        self._device, self.index, self._limit, self._released = device, index, limit, released
+
+    def release(self) -> None:
+        if self._released is not None:
+            self._released()
 
     @property
     def subject(self) -> str:
@@ -122,8 +151,10 @@ def open_region(port: Port, index: int, request: OpenRequest, limit: int | None 
     """Open region `index` of the port's device as a file of its own.  Reads end at `limit`, if there is
     one."""
     region = port.device.region(index)
-    file = RegionFile(port.device, index, region.size if limit is None else limit)
-    if not isinstance(region, Memory) or not region.direct:
-        return Opened(file)
+    direct = isinstance(region, Memory) and region.direct
+    memory = port.memory() if direct else None
     # the kernel maps a backing file at the client's own offset: only region 0 lies at 0
-    return Opened(file, port.memory(), index, port.backing_id() if index == 0 else 0)
+    backing_id = port.take_backing() if direct and index == 0 else 0
+    end = region.size if limit is None else limit
+    file = RegionFile(port.device, index, end, partial(port.give_backing, backing_id))
+    return Opened(file, memory, index, backing_id) if direct else Opened(file)
