@@ -44,8 +44,14 @@ def test_only_an_eventfd_is_borrowed_as_one() -> None:
     copy = caller.borrow_eventfd(eventfd)
     os.eventfd_write(copy, 3)
     assert os.eventfd_read(eventfd) == 3
+    names = [
+        os.open(f"/proc/self/fd/{eventfd}", os.O_PATH | os.O_CLOEXEC),
+        os.open("/", os.O_PATH | os.O_CLOEXEC),
+    ]
     with open("/dev/null", "rb") as file, socket.socket() as other:
         for number, error in (
+            (names[0], errno.EBADF),
+            (names[1], errno.EBADF),
             (file.fileno(), errno.EINVAL),
             (other.fileno(), errno.EINVAL),
             (-1, errno.EBADF),
@@ -54,8 +60,8 @@ def test_only_an_eventfd_is_borrowed_as_one() -> None:
             with pytest.raises(OSError) as caught:
                 caller.borrow_eventfd(number)
             assert caught.value.errno == error
-    os.close(copy)
-    os.close(eventfd)
+    for number in (copy, eventfd, *names):
+        os.close(number)
 
 
 def test_only_a_file_of_the_mount_is_borrowed_as_one(tmp_path: Path) -> None:

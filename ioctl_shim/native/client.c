@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -115,6 +116,22 @@ void shim_close_stranger(int fd)
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
+/* Whether descriptor `fd` of thread `tid` is one that only names a file (O_PATH). */
+static int only_names(uint32_t tid, int fd)
+{
+	char path[64], text[256], *flags;
+
+	snprintf(path, sizeof(path), "/proc/%u/fdinfo/%d", tid, fd);
+	int info = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t size = info < 0 ? -1 : read(info, text, sizeof(text) - 1);
+
+	if (info >= 0)
+		close(info);
+	text[size < 0 ? 0 : size] = 0;
+	flags = strstr(text, "flags:");
+	return flags && strtoul(flags + sizeof("flags:") - 1, NULL, 8) & O_PATH;
+}
+
 /* A copy of descriptor `fd` of thread `tid`, if it is of a kind.  The client may put another file there
  * meanwhile, so the copy is looked at again. */
 static int borrow(int pidfd, uint32_t tid, int fd, is_kind *kind, uint64_t st_dev)
@@ -124,11 +141,17 @@ static int borrow(int pidfd, uint32_t tid, int fd, is_kind *kind, uint64_t st_de
 
 	snprintf(path, sizeof(path), "/proc/%u/fd/%d", tid, fd);
 	is = kind(path, st_dev);
-	if (is <= 0)
-		return is == -ENOENT ? -EBADF : is ? is : -EINVAL;
+	if (is < 0)
+		return is == -ENOENT ? -EBADF : is;
+	if (!is)
+		return only_names(tid, fd) ? -EBADF : -EINVAL;
 	copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 	if (copy < 0)
 		return -errno;
+	if (fcntl(copy, F_GETFL) & O_PATH) {
+		close(copy); /* no file system hears of it */
+		return -EBADF;
+	}
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", copy);
 	if (kind(path, st_dev) == 1)
 		return copy;
@@ -145,8 +168,8 @@ static int borrow_of_client(int pidfd, uint32_t tid, int fd, is_kind *kind, uint
 	return copy;
 }
 
-/* A copy of the thread's descriptor `fd`, which is an eventfd: its number, -EBADF for no descriptor, -EINVAL
- * for another kind of file, -EPERM. */
+/* A copy of the thread's descriptor `fd`, which is an eventfd: its number, -EBADF for no descriptor or one that
+ * only names a file, -EINVAL for another kind of file, -EPERM. */
 int shim_borrow_eventfd(int pidfd, uint32_t tid, int fd)
 {
 	return borrow_of_client(pidfd, tid, fd, is_eventfd, 0);

@@ -328,23 +328,25 @@ static int current_tid(void)
 	return tid;
 }
 
-/* Ends the pump; called before the interpreter ends.  Returns 0, or -ETIMEDOUT when the pump is in a call
- * that does not return.  Requests that come later are not answered: their clients get an error when this
- * process ends.  Retired pumps are not waited for: a client decides when their calls return. */
+/* Ends the pump; called before the interpreter ends, when libfuse has given up its descriptor.  Returns 0, or
+ * -ETIMEDOUT when the pump is in a call that does not return.  Clients that have no answer yet get an error.
+ * Retired pumps are not waited for: a client decides when their calls return. */
 int lane_stop(void)
 {
 	struct sigaction wake = {.sa_handler = on_wake};
+	int result = 0;
 
 	sigaction(SIGRTMAX, &wake, NULL);
 	__atomic_store_n(&stopping, 1, __ATOMIC_RELEASE);
-	for (int i = 0; current_pump() && !lane_pump_ended(); i++) {
+	for (int i = 0; !result && current_pump() && !lane_pump_ended(); i++) {
 		int tid = current_tid();
 
 		if (i == STOP_MS)
-			return -ETIMEDOUT;
-		if (tid)
+			result = -ETIMEDOUT;
+		else if (tid)
 			syscall(SYS_tgkill, getpid(), tid, SIGRTMAX); /* again: it may come just before read(2) */
 		usleep(1000);
 	}
-	return 0;
+	session_close();
+	return result;
 }

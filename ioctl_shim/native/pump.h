@@ -53,6 +53,7 @@ int is_wary(void);
 /* session.c */
 int session_fuse(void);
 void session_end(void);
+void session_close(void);
 int send_data(uint64_t unique, int error, const void *body, size_t size, const void *data, size_t more);
 void send_error(uint64_t unique, int64_t error);
 void send_ioctl(uint64_t unique, int64_t result, const void *out, uint32_t out_size);

@@ -64,6 +64,19 @@ void session_end(void)
 	wake();
 }
 
+/* Gives up our descriptor of the connection.  The connection ends with the last one, and then all its clients
+ * get an error.  A thread that a client holds up would keep the descriptor open beyond the end of this process.
+ * The number stays taken, because a retired pump may still write an answer to it. */
+void session_close(void)
+{
+	int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	if (nothing < 0)
+		return;
+	dup3(nothing, session.fuse, O_CLOEXEC);
+	close(nothing);
+}
+
 int lane_ended(void)
 {
 	return __atomic_load_n(&session.ended, __ATOMIC_ACQUIRE);

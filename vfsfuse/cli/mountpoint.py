@@ -81,12 +81,14 @@ class Mount(NamedTuple):
 
 class Mountpoint(NamedTuple):
     """A path, its state, and the pid of the server of a lab (0: we cannot find it out).  `connection` is the
-    number of the FUSE connection, 0 without one."""
+    number of the FUSE connection, 0 without one.  `is_gone` says that the process of the server is known to
+    have ended."""
 
     path: str
     state: State
     pid: int = 0
     connection: int = 0
+    is_gone: bool = False
 
     @property
     def silence(self) -> str:
@@ -129,7 +131,8 @@ def locate(path: str, patience: Patience) -> Mountpoint:
         return Mountpoint(path, State.FREE)
     if not found[-1].is_lab:
         return Mountpoint(path, State.FOREIGN)
-    return Mountpoint(path, State.LIVE, found[-1].server or 0, found[-1].minor)
+    server = found[-1].server
+    return Mountpoint(path, State.LIVE, server or 0, found[-1].minor, server is None)
 
 
 def inspect(path: str, patience: Patience) -> Mountpoint:
@@ -140,7 +143,7 @@ def inspect(path: str, patience: Patience) -> Mountpoint:
     try:
         patience.ask(lambda: _probe(found.path))
     except NoAnswer:
-        return Mountpoint(found.path, State.SILENT, found.pid, found.connection)
+        return found._replace(state=State.SILENT)
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             return Mountpoint(found.path, State.STALE)
@@ -180,6 +183,15 @@ def unmount(path: str, patience: Patience, lazy: bool = False) -> None:
         patience.ask(lambda: syscalls.umount2(path, flags))
     except PermissionError:
         _fusermount(path, patience, lazy)
+
+
+def abort(found: Mountpoint, patience: Patience) -> None:
+    """End the FUSE connection of a lab, and so every call that waits for its server.  Raises NoAnswer."""
+    with contextlib.suppress(OSError), open(ABORT.format(found.connection), "w", encoding="ascii") as file:
+        file.write("1")
+        return
+    with contextlib.suppress(OSError):  # where fusectl is not mounted; EBUSY, because it stays mounted
+        patience.ask(lambda: syscalls.umount2(found.path, UMOUNT_NOFOLLOW | syscalls.MNT_FORCE))
 
 
 def wait_for_end(pid: int, seconds: float) -> bool:

@@ -12,7 +12,7 @@ import errno
 import os
 
 from vfsfuse.asking import NoAnswer, Patience, Refusal
-from vfsfuse.cli.mountpoint import Mountpoint, State, inspect, locate, unmount, wait_for_end
+from vfsfuse.cli.mountpoint import Mountpoint, State, abort, inspect, locate, unmount, wait_for_end
 from vfsfuse.cli.output import complain, explained
 
 LAZY_SECONDS = 1.0
@@ -32,6 +32,8 @@ def main(args: argparse.Namespace) -> int:
         found = locate(args.mountpoint, patience)
         if found.state is not State.LIVE:
             return complain("umount", f"{found.path}: no lab is mounted there")
+        if found.is_gone:
+            _free(found, patience)
         _unmount(found, args.lazy, patience)
     except Refusal as error:
         return complain("umount", str(error))
@@ -42,6 +44,15 @@ def main(args: argparse.Namespace) -> int:
         return 0
     complain("umount", f"{found.path} is unmounted; {_server(found, args.lazy)}")
     return 0 if args.lazy else 1
+
+
+def _free(found: Mountpoint, patience: Patience) -> None:
+    """Give an error to all programs that wait for a server that was killed.  Raises as `inspect`.
+
+    A client may hold up a thread of it, even after SIGKILL.  Such a thread keeps the connection open.
+    """
+    if inspect(found.path, patience).state is State.SILENT:
+        abort(found, patience)
 
 
 def _server(found: Mountpoint, lazy: bool) -> str:

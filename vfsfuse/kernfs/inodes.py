@@ -14,6 +14,7 @@ from collections.abc import Callable
 from threading import RLock
 from typing import TypeVar
 
+from ioctl_shim.lane import ATTR_READ_BIT
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.kobject import Child, Kobject, Lookup, Member, Symlink, relative
 from vfsfuse.kernfs.members import Attribute, LinkMember, WaitingStore
@@ -26,10 +27,10 @@ NANOSECONDS = 10**9
 
 class Inodes:
     """The inodes of `tree`.  The kernel may cache an answer for `cache` seconds; `uid` and `gid` own what has
-    no owner of its own; `waits` says whether stores may wait (vfsfuse.kernfs.waiting)."""
+    no owner of its own."""
 
-    def __init__(self, tree: Tree, cache: float, uid: int, gid: int, waits: bool) -> None:
-        self.tree, self.waits = tree, waits
+    def __init__(self, tree: Tree, cache: float, uid: int, gid: int) -> None:
+        self.tree = tree
         self._uid, self._gid = uid, gid
         self._cache_ns = int(cache * NANOSECONDS)
 
@@ -40,7 +41,7 @@ class Inodes:
         found = directory.find(text)
         if found is None:
             return self._attr(self.tree.getattr(directory.hidden(text)), 0)
-        if self.waits and isinstance(found, WaitingStore):
+        if isinstance(found, Member) and has_own_inodes(found):
             return self._attr(self.tree.getattr(self.tree.own_inode(found.inode(directory))), 0)
         return self._attr(found.lookup(directory), self._cache_ns, found.name_ns)
 
@@ -54,7 +55,7 @@ class Inodes:
         if isinstance(listed, Member):
             if not listed.present(owner):
                 return None
-            kept = 0 if self.waits and isinstance(listed, WaitingStore) else self._cache_ns
+            kept = 0 if has_own_inodes(listed) else self._cache_ns
             return listed.name, self._attr(listed.lookup(owner), kept, listed.name_ns)
         if not self.tree.knows(listed):
             return None
@@ -129,3 +130,15 @@ def first(changed: int | None, declared: int | None, usual: int) -> int:
     if changed is not None:
         return changed
     return usual if declared is None else declared
+
+
+def has_own_inodes(found: Member) -> bool:
+    """Whether each lookup gives an inode number of its own.
+
+    The kernel locks an inode for a write to it, until we answer, and while it copies the data. A store
+    that waits, or data in memory that waits, would keep all other writers waiting. So stores that are no
+    settings, such as `create`, `remove` and `bind`, share no inode.
+    """
+    if isinstance(found, Attribute):
+        return not found.lane_bits & ATTR_READ_BIT
+    return isinstance(found, WaitingStore)
