@@ -55,6 +55,7 @@ __all__ = [
     "SizedIoctl",
     "check_open",
     "close_backing",
+    "is_being_written",
     "open_backing",
     "wake_poll",
 ]
@@ -116,6 +117,12 @@ def _id_or_error(result: int) -> int:
     if result < 0:
         raise OSError(-result, f"backing file: {os.strerror(-result)}")
     return result
+
+
+def is_being_written(inode: int) -> bool:
+    """Whether a client has the attribute of this inode open for writing.  It may be true for another
+    attribute's client, too.  Any thread."""
+    return bool(lib.lane_is_being_written(inode))
 
 
 def close_backing(backing_id: int) -> None:

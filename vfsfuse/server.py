@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import trio
 
 from devmodel.callpoint import CallPoint
-from devmodel.lifecycle.spec import LabSpec
+from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
@@ -67,7 +67,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
         signal.signal(number, lambda number, _: early.append(number))
         signal.siginterrupt(number, False)  # libfuse gives up mounting when its waitpid(2) is interrupted
     tree = Tree()
-    inodes = Inodes(tree, spec.cache, os.geteuid(), os.getegid())
+    inodes = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is RemovalPolicy.WAIT)
     calls = CallPoint()
     operations = Operations(inodes, calls)
     view = LabView(spec, tree, calls)

@@ -16,6 +16,7 @@
  * the last one ended gets more of that text, as with the kernel's seq_file.  So a reader meets the end even
  * if the attribute changes. */
 struct attr_open {
+	int writes; /* opened for writing */
 	uint64_t next; /* where a read would go on */
 	size_t size;   /* of text */
 	char *text;
@@ -34,6 +35,22 @@ static int is_other(const struct request *r, int64_t result)
 static struct attr_open *attr_of_handle(uint64_t fh)
 {
 	return (struct attr_open *)(uintptr_t)fh; /* only the kernel hands it back: a client cannot forge it */
+}
+
+/* How many opens for writing there are, by a hash of the inode: a sum over all attributes with that hash. */
+static uint32_t writers[256];
+
+static uint32_t *writers_of(uint64_t node)
+{
+	return &writers[(node * 0x9e3779b97f4a7c15ull) >> 56];
+}
+
+/* Whether a client has the attribute open for writing.  Its write(2) may be under way: the kernel locks the
+ * inode while it copies the data, and a client decides how long that takes.  Another attribute may be taken for
+ * this one. */
+int lane_is_being_written(uint64_t node)
+{
+	return __atomic_load_n(writers_of(node), __ATOMIC_ACQUIRE) != 0;
 }
 
 void on_attr_open(const struct request *r)
@@ -57,6 +74,8 @@ void on_attr_open(const struct request *r)
 		free(attr);
 		return send_error(r->header->unique, error);
 	}
+	if ((attr->writes = mode != O_RDONLY))
+		__atomic_add_fetch(writers_of(node), 1, __ATOMIC_ACQ_REL);
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
 
@@ -64,6 +83,8 @@ void on_attr_release(const struct request *r)
 {
 	struct attr_open *attr = attr_of_handle(((const struct fuse_release_in *)r->body)->fh);
 
+	if (attr->writes)
+		__atomic_sub_fetch(writers_of(r->header->nodeid), 1, __ATOMIC_ACQ_REL);
 	free(attr->text);
 	free(attr);
 	send_error(r->header->unique, 0);

@@ -200,4 +200,8 @@ class Leaks:
     def threads(self) -> list[str]:
         """The names of the server's threads."""
         folder = Path(f"/proc/{self._pid}/task")
-        return sorted((task / "comm").read_text().strip() for task in folder.iterdir())
+        names = []
+        for task in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                names.append((task / "comm").read_text().strip())
+        return sorted(names)

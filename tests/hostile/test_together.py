@@ -16,7 +16,7 @@ import pytest
 
 from tests.hostile.clients import Hostile
 from tests.hostile.conftest import LAB, TYPE, Clients, Lab, Place, remove
-from tests.lab import ROOT, described
+from tests.lab import ROOT, described, vfsfuse
 from tests.vfio.devices import Device
 
 CALLS = [
@@ -107,6 +107,36 @@ def test_the_end_of_a_lab_while_a_call_is_held(hostile_lab: Lab, tmp_path: Path,
             client.let_go()
             assert error.result() in (errno.ECONNABORTED, errno.ENOTCONN)
         assert answered, f"{client.held} is held, and so is a read of another client"
+
+
+@pytest.mark.parametrize("lazy", [[], ["--lazy"]])
+def test_a_server_that_is_killed_while_a_call_is_held(
+    hostile_lab: Lab, tmp_path: Path, lazy: list[str]
+) -> None:
+    """The held thread keeps the connection open, so everybody waits for an answer until somebody unmounts."""
+    mounted = described(tmp_path, LAB)
+    mounted.umount_at_end = False
+    with mounted as lab, ThreadPoolExecutor(1) as pool:
+        clients = Clients(lab, hostile_lab.program, tmp_path)
+        made, other = lab.create(TYPE), lab.create(TYPE)
+        place = Place(made.group, made.vfio, made.name)
+        with Device(other.cdev) as device:
+            with clients.hostile(place, "device-info", "-m", "shared") as client:
+                client.wait_for_call()
+                assert lab.server is not None
+                lab.server.kill()
+                error = pool.submit(read_error, device)
+                waited = not wait([error], 0.3).done
+                begin = time.monotonic()
+                done = vfsfuse("umount", *lazy, lab.path)
+                took = time.monotonic() - begin
+                answered = wait([error], END).done
+                client.let_go()
+            assert waited and answered and took < 3, (waited, done, took)
+            assert error.result() in (errno.ECONNABORTED, errno.ENOTCONN)
+            assert not os.path.ismount(lab.path)
+        lab.server.wait()
+        lab.server.returncode = 0  # it was killed: how it ended says nothing
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="all tests run as an ordinary user already")

@@ -15,6 +15,8 @@ from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.cli.mountpoint import Mountpoint, State, abort, inspect, locate, unmount, wait_for_end
 from vfsfuse.cli.output import complain, explained
 
+PROBE_SECONDS = 0.5
+"""Seconds that a server whose process is gone has for an answer. It may live in another pid namespace."""
 LAZY_SECONDS = 1.0
 """Seconds to wait after a lazy unmount. The server may go on as long as programs use the mount."""
 
@@ -51,7 +53,7 @@ def _free(found: Mountpoint, patience: Patience) -> None:
 
     A client may hold up a thread of it, even after SIGKILL.  Such a thread keeps the connection open.
     """
-    if inspect(found.path, patience).state is State.SILENT:
+    if inspect(found.path, Patience(PROBE_SECONDS)).state is State.SILENT:
         abort(found, patience)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from threading import RLock
 from typing import TypeVar
 
-from ioctl_shim.lane import ATTR_READ_BIT
+from ioctl_shim.lane import ATTR_READ_BIT, is_being_written
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.kobject import Child, Kobject, Lookup, Member, Symlink, relative
 from vfsfuse.kernfs.members import Attribute, LinkMember, WaitingStore
@@ -27,10 +27,10 @@ NANOSECONDS = 10**9
 
 class Inodes:
     """The inodes of `tree`.  The kernel may cache an answer for `cache` seconds; `uid` and `gid` own what has
-    no owner of its own."""
+    no owner of its own; `waits` says whether stores may wait (vfsfuse.kernfs.waiting)."""
 
-    def __init__(self, tree: Tree, cache: float, uid: int, gid: int) -> None:
-        self.tree = tree
+    def __init__(self, tree: Tree, cache: float, uid: int, gid: int, waits: bool) -> None:
+        self.tree, self.waits = tree, waits
         self._uid, self._gid = uid, gid
         self._cache_ns = int(cache * NANOSECONDS)
 
@@ -41,8 +41,11 @@ class Inodes:
         found = directory.find(text)
         if found is None:
             return self._attr(self.tree.getattr(directory.hidden(text)), 0)
-        if isinstance(found, Member) and has_own_inodes(found):
-            return self._attr(self.tree.getattr(self.tree.own_inode(found.inode(directory))), 0)
+        if isinstance(found, Member) and is_store(found):
+            inode = found.inode(directory)
+            if is_being_written(inode) or (self.waits and isinstance(found, WaitingStore)):
+                return self._attr(self.tree.getattr(self.tree.own_inode(inode)), 0)
+            return self._attr(found.lookup(directory), self._cache_ns, 0)
         return self._attr(found.lookup(directory), self._cache_ns, found.name_ns)
 
     def stat(self, inode: int) -> InodeAttr:
@@ -55,8 +58,8 @@ class Inodes:
         if isinstance(listed, Member):
             if not listed.present(owner):
                 return None
-            kept = 0 if has_own_inodes(listed) else self._cache_ns
-            return listed.name, self._attr(listed.lookup(owner), kept, listed.name_ns)
+            name_ns = 0 if is_store(listed) else listed.name_ns
+            return listed.name, self._attr(listed.lookup(owner), self._cache_ns, name_ns)
         if not self.tree.knows(listed):
             return None
         entry = listed.seen_in(owner)
@@ -132,12 +135,12 @@ def first(changed: int | None, declared: int | None, usual: int) -> int:
     return usual if declared is None else declared
 
 
-def has_own_inodes(found: Member) -> bool:
-    """Whether each lookup gives an inode number of its own.
+def is_store(found: Member) -> bool:
+    """Whether it can be written and not read, such as `create`, `remove` and `bind`.
 
-    The kernel locks an inode for a write to it, until we answer, and while it copies the data. A store
-    that waits, or data in memory that waits, would keep all other writers waiting. So stores that are no
-    settings, such as `create`, `remove` and `bind`, share no inode.
+    The kernel locks an inode for a write to it, while it copies the data and until we answer. A client may
+    have either wait, and other writers would wait for it. So while somebody may be writing to a store, a
+    lookup of it gives an inode number of its own.
     """
     if isinstance(found, Attribute):
         return not found.lane_bits & ATTR_READ_BIT

@@ -172,10 +172,10 @@ class Tree:
         return child.block in self._blocks
 
     def own_inode(self, inode: int) -> int:
-        """An inode number that no other lookup of this file gives.  The kernel locks an inode for as long as
-        a write to it takes, and a process that waits for this lock cannot be interrupted.  So a store that
-        waits must not share its inode with another store."""
-        return inode | (next(self._lookups) % MOST_LOOKUPS) * (BASE_MASK + 1)
+        """An inode number that no other lookup of this file gives, and that the file has not by itself.  The
+        kernel locks an inode for as long as a write to it takes, and a process that waits for this lock
+        cannot be interrupted.  So a store that waits must not share its inode with another store."""
+        return inode | (1 + next(self._lookups) % (MOST_LOOKUPS - 1)) * (BASE_MASK + 1)
 
     def directory(self, inode: int) -> Kobject:
         """The directory of `inode`.  Raises OSError: ENOENT when it is gone, ENOTDIR when it is a file."""
