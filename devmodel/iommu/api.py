@@ -62,7 +62,8 @@ class DmaFault(OSError):
 
 
 class MustWait(Exception):
-    """An unmap has to wait, and its thread may not. Nothing has changed; a thread that may wait repeats it.
+    """A map or an unmap has to wait, and its thread may not. Nothing has changed; a thread that may wait
+    repeats it.
 
     It is no ``OSError``, because a client never sees it.
     """

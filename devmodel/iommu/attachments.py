@@ -18,8 +18,9 @@ BACKENDS: tuple[type[PinningBackend] | type[MediatedBackend], ...] = (PinningBac
 
 
 class Attachments:
-    """Groups and their backends. ``strict`` has the backends that may refuse a mapping or must be told of it;
-    the list object never changes. ``mediated`` is the backend of mediated devices, while one is attached."""
+    """Groups and their backends. ``strict`` has the backends that refuse iovas and hold the memory of
+    mappings; the list object never changes. ``mediated`` is the backend of mediated devices, while one is
+    attached."""
 
     __slots__ = ("_backends", "_locked", "mediated", "strict")
 
@@ -42,11 +43,12 @@ class Attachments:
         """Valid ranges as (first, last) iova. () means no limit: all groups are of mediated devices."""
         return next((backend.iova_ranges for backend in self._backends if backend.iova_ranges), ())
 
-    def add(self, group: IommuGroup, mappings: Mappings) -> None:
-        """Serve ``group`` with the first backend that accepts it.
+    def add(self, group: IommuGroup, mappings: Mappings) -> Backend:
+        """Serve ``group`` with the first backend that accepts it, and return that.
 
-        Raises ``OSError``, with nothing changed: EINVAL when no backend accepts the group or a mapping has an
-        iova that is not valid for it, ENOMEM and EFAULT when the mapped memory cannot be pinned.
+        If it is not ready, the caller then has the memory of all mappings held for it. Raises
+        ``OSError(EINVAL)``, with nothing changed, when no backend accepts the group or a mapping has an iova
+        that is not valid for it.
         """
         kind = next((kind for kind in BACKENDS if kind.accepts(group)), None)
         if kind is None or self._backend_of(group) is not None:
@@ -54,9 +56,11 @@ class Attachments:
         backend = next((one for one in self._backends if isinstance(one, kind)), None)
         if backend is None:
             backend = kind(self._locked)
-            backend.start(mappings)
+            for mapping in mappings:
+                backend.check(mapping)
             self._change([*self._backends, backend])
         backend.groups[group.number] = group
+        return backend
 
     def remove(self, group: IommuGroup, mappings: Mappings) -> bool:
         """The opposite of :meth:`add`. True when the last group has gone, False otherwise and for an unknown
@@ -73,23 +77,18 @@ class Attachments:
     def check(self, mapping: Mapping) -> None:
         """Raises ``OSError(EINVAL)`` for a mapping that some attached device cannot reach."""
         for backend in self.strict:
-            if not backend.valid(mapping.iova, mapping.end):
-                raise OSError(
-                    errno.EINVAL, f"iova {mapping.iova:#x} is reserved or beyond what the IOMMU can"
-                )
+            backend.check(mapping)
 
-    def map(self, mapping: Mapping) -> None:
-        """Tell the backends of a new mapping. Raises ``OSError``, with nothing changed: ENOMEM and EFAULT as
-        :meth:`add`."""
-        for backend in self.strict:
-            backend.map(mapping)  # only the pinning backend can refuse, and there is at most one
+    def serves(self, backend: Backend, group: IommuGroup) -> bool:
+        """Whether ``backend`` still serves ``group``."""
+        return backend in self._backends and backend.groups.get(group.number) is group
 
     def forget(self, mapping: Mapping) -> None:
         """Tell the backends that ``mapping`` is removed. No device pins it any more."""
         mapping.pins = None
         for backend in self._backends:
             backend.unmap(mapping)
-        self._locked.settle(mapping, 0)
+        self._locked.reduce(mapping, 0)
 
     def _backend_of(self, group: IommuGroup) -> Backend | None:
         return next((one for one in self._backends if group.number in one.groups), None)

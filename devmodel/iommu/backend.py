@@ -2,8 +2,8 @@
 """The backends by which an address space serves its groups, and the account of pinned memory.
 
 State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace` they belong to;
-:class:`LockedMemory` is shared by all address spaces of a lab and has a lock of its own, taken last. Source:
-<linux/vfio.h>, "API for Type1 VFIO IOMMU".
+:class:`LockedMemory` is shared by all address spaces of a lab and has a lock of its own, taken last. Nothing
+here asks a client anything under a lock. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU".
 """
 
 import errno
@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from typing import ClassVar
 
 from devmodel.client import Client
-from devmodel.iommu.api import PAGE_SIZE, PGSIZES, IommuGroup, Prot
+from devmodel.iommu.api import PAGE_SIZE, PGSIZES, IommuGroup
 from devmodel.iommu.mappings import Mapping, Mappings
 
 
@@ -32,30 +32,41 @@ class LockedMemory:
         with self._lock:
             return self._pages.get(client.identity, 0)
 
-    def settle(self, mapping: Mapping, pages: int) -> None:
-        """Set the pages that are charged for ``mapping``. Over the limit, raises ``OSError(ENOMEM)`` with
-        nothing changed."""
-        if pages != mapping.charged:
+    def charge(self, client: Client, pages: int) -> None:
+        """Count ``pages`` more for the process. Raises ``OSError(ENOMEM)`` over its limit, with none counted.
+
+        It asks the process for its limit, which may take as long as the process likes. So the caller holds no
+        lock, and what it is about to pin is counted before it asks.
+        """
+        if not pages:
+            return
+        total = self._add(client, pages)
+        try:
+            if _exceeds(client, total * PAGE_SIZE) and not client.may_lock_any():
+                raise OSError(errno.ENOMEM, f"process {client.tgid} may not lock {total} pages of memory")
+        except BaseException:
+            self._add(client, -pages)
+            raise
+
+    def discharge(self, client: Client, pages: int) -> None:
+        """Undo :meth:`charge`. Any thread, under any lock."""
+        if pages:
+            self._add(client, -pages)
+
+    def reduce(self, mapping: Mapping, pages: int) -> None:
+        """Charge no more than ``pages`` for ``mapping`` from now on. Under the lock of the mapping."""
+        if pages < mapping.charged:
             self._add(mapping.client, pages - mapping.charged)
             mapping.charged = pages
 
-    def move(self, mapping: Mapping, client: Client) -> None:
-        """Charge the pages of ``mapping`` to another process from now on. Raises ``OSError(ENOMEM)`` over its
-        limit."""
-        if mapping.charged and client.identity != mapping.client.identity:
-            self._add(client, mapping.charged)
-            self._add(mapping.client, -mapping.charged)
-
-    def _add(self, client: Client, pages: int) -> None:
+    def _add(self, client: Client, pages: int) -> int:
         with self._lock:
             total = self._pages.get(client.identity, 0) + pages
-            over = pages > 0 and _exceeds(client, total * PAGE_SIZE)
-            if over and not client.may_lock_any():
-                raise OSError(errno.ENOMEM, f"process {client.tgid} may not lock {total} pages of memory")
             if total:
                 self._pages[client.identity] = total
             else:
                 self._pages.pop(client.identity, None)
+            return total
 
 
 def _exceeds(client: Client, size: int) -> bool:
@@ -66,16 +77,19 @@ def _exceeds(client: Client, size: int) -> bool:
 class Backend(ABC):
     """Serves the groups that it accepts. ``iova_ranges`` are (first, last), () for no limit."""
 
-    __slots__ = ("groups", "locked")
+    __slots__ = ("groups", "locked", "ready")
     emulated: ClassVar[bool]
     strict: ClassVar[bool] = True
-    """Whether it may refuse a mapping, and must be told of each one that is made and removed."""
+    """Whether it refuses iovas that it cannot reach, and holds the memory of each mapping
+    (:mod:`devmodel.iommu.holding`)."""
     pgsizes: ClassVar[int] = PGSIZES
     iova_ranges: ClassVar[tuple[tuple[int, int], ...]] = ()
 
     def __init__(self, locked: LockedMemory) -> None:
         self.groups: dict[int, IommuGroup] = {}
         self.locked = locked
+        self.ready = not self.strict
+        """Whether it holds the memory of all mappings that it has to hold."""
 
     @classmethod
     def accepts(cls, group: IommuGroup) -> bool:
@@ -89,27 +103,13 @@ class Backend(ABC):
         return not ranges or any(first <= iova and end - 1 <= last for first, last in ranges)
 
     @abstractmethod
-    def map(self, mapping: Mapping) -> None:
-        """``mapping`` is new. Raises ``OSError`` to refuse it, with nothing changed."""
-
-    @abstractmethod
     def unmap(self, mapping: Mapping) -> None:
         """``mapping`` is removed, or this backend stops."""
 
-    def start(self, mappings: Mappings) -> None:
-        """The first group is attached: take over all mappings. Raises ``OSError`` as :meth:`map`, and then
-        has taken over none."""
-        done: list[Mapping] = []
-        try:
-            for mapping in mappings:
-                if not self.valid(mapping.iova, mapping.end):
-                    raise OSError(errno.EINVAL, f"iova {mapping.iova:#x} cannot be mapped for this group")
-                self.map(mapping)
-                done.append(mapping)
-        except OSError:
-            for mapping in done:
-                self.unmap(mapping)
-            raise
+    def check(self, mapping: Mapping) -> None:
+        """Raises ``OSError(EINVAL)`` for a mapping that its devices cannot reach."""
+        if not self.valid(mapping.iova, mapping.end):
+            raise OSError(errno.EINVAL, f"iova {mapping.iova:#x} is reserved or beyond what the IOMMU can")
 
     def stop(self, mappings: Mappings) -> None:
         """The last group is detached, while other backends still serve the mappings."""
@@ -118,7 +118,7 @@ class Backend(ABC):
 
 
 class PinningBackend(Backend):
-    """For a physical function, which does DMA of its own: every mapping is pinned when it is made.
+    """For a physical function, which does DMA of its own: every mapping is pinned as long as it is there.
 
     Page sizes and addresses are those of an x86 IOMMU: interrupts take the megabyte from 0xfee00000.
     """
@@ -128,15 +128,6 @@ class PinningBackend(Backend):
     pgsizes = 1 << 12 | 1 << 21 | 1 << 30
     iova_ranges = ((0, 0xFEDFFFFF), (0xFEF00000, 2**48 - 1))
 
-    def map(self, mapping: Mapping) -> None:
-        before = mapping.charged
-        self.locked.settle(mapping, mapping.page_count)
-        try:
-            mapping.pages = mapping.client.pin(mapping.vaddr, mapping.size, bool(mapping.prot & Prot.WRITE))
-        except OSError:
-            self.locked.settle(mapping, before)
-            raise
-
     def unmap(self, mapping: Mapping) -> None:
         mapping.pages = None
-        self.locked.settle(mapping, len(mapping.pins or ()))
+        self.locked.reduce(mapping, len(mapping.pins or ()))

@@ -31,13 +31,12 @@ T = TypeVar("T")
 class Inflight:
     """``copying`` has the ranges of each DMA under way. ``draining`` has the ranges of unmaps, where no DMA
     may begin. ``idle`` is notified when a DMA ends while there are such ranges. ``faults`` has the newest
-    refused DMA."""
+    refused DMA. ``lock`` and ``mappings`` are those of the address space."""
 
-    __slots__ = ("_lock", "_mappings", "copying", "draining", "fault_count", "faults", "idle")
+    __slots__ = ("copying", "draining", "fault_count", "faults", "idle", "lock", "mappings")
 
     def __init__(self, lock: threading.Lock, mappings: Mappings) -> None:
-        """``lock`` and ``mappings`` are those of the address space."""
-        self._lock, self._mappings = lock, mappings
+        self.lock, self.mappings = lock, mappings
         self.idle = threading.Condition(lock)
         self.copying: list[Sequence[Span]] = []
         self.draining: list[Span] = []
@@ -55,7 +54,7 @@ class Inflight:
         """Do a DMA of any kind: call ``find`` and enter the DMA under the lock, ``move`` the bytes without
         the lock, and mark the written pages. Raises :class:`DmaFault`."""
         iova = spans[0][0]
-        with self._lock:
+        with self.lock:
             segments = find()
             if self.draining and self.is_draining(spans):
                 raise self.fault(iova, size, write, "being unmapped")
@@ -65,8 +64,8 @@ class Inflight:
         except OSError as error:
             raise self.failed(iova, size, write, error) from error
         finally:
-            with self._lock:
-                if write and self._mappings.tracked:  # after a fault too: some of it may have been stored
+            with self.lock:
+                if write and self.mappings.tracked:  # after a fault too: some of it may have been stored
                     for segment in segments:
                         segment.mapping.written(segment.offset, segment.size)
                 self.copying.remove(spans)
@@ -75,7 +74,7 @@ class Inflight:
 
     def failed(self, iova: int, size: int, write: bool, error: OSError) -> DmaFault:
         """The fault of a DMA whose copying failed. Without the lock."""
-        with self._lock:
+        with self.lock:
             return self.fault(iova, size, write, error.strerror or str(error))
 
     def refuse_size(self, iova: int, size: int, write: bool) -> bytes:
@@ -83,7 +82,7 @@ class Inflight:
         Without the lock."""
         if size == 0:
             return b""
-        with self._lock:
+        with self.lock:
             raise self.fault(iova, size, write, f"more than {MAX_DMA:#x} bytes in one DMA")
 
     # ---- under the lock ----

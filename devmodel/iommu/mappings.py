@@ -19,6 +19,7 @@ BLOCK = 512
 class Mapping:
     """``size`` bytes from ``iova`` are ``client``'s memory from ``vaddr``.
 
+    ``allows`` is 0 while the mapping is being made: its range is taken, but no device may use it yet.
     ``pages`` is that memory while a pinning backend holds it. ``pins`` counts the pins of mediated devices by
     page of the mapping. ``charged`` is the number of pages that are charged to the client. ``dirty`` is None
     until a device writes while dirty pages are tracked. ``live`` turns false for good when the mapping is

@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backend of groups of mediated devices. It counts the pages that their drivers pin.
 
-State: under the lock of the address space. Source: Documentation/driver-api/vfio-mediated-device.rst
-(vfio_pin_pages, vfio_unpin_pages); the order of checks is vfio_iommu_type1's.
+State: under the lock of the address space. A client may take as long as it likes to let its memory be pinned,
+so a pin is looked at under the lock, held and charged without it, and counted under it again. Source:
+Documentation/driver-api/vfio-mediated-device.rst (vfio_pin_pages, vfio_unpin_pages); the order of checks is
+vfio_iommu_type1's.
 """
 
 import errno
+from typing import NamedTuple
 
+from devmodel.client import Client
 from devmodel.iommu.api import MAX_PIN_PAGES, PAGE_SIZE, DmaUser, Prot
 from devmodel.iommu.backend import Backend, LockedMemory
 from devmodel.iommu.mappings import Mapping, Mappings
-from devmodel.iommu.segments import Segment, hold, segments_of
+from devmodel.iommu.segments import Segment, segments_of
+
+
+class Wanted(NamedTuple):
+    """Memory to pin: at ``vaddr`` of ``client``, of which ``new`` pages are to be charged."""
+
+    segment: Segment
+    client: Client
+    vaddr: int
+    new: int
 
 
 class MediatedBackend(Backend):
@@ -27,54 +40,30 @@ class MediatedBackend(Backend):
         super().__init__(locked)
         self.users: list[DmaUser] = []
 
-    def map(self, mapping: Mapping) -> None:
-        """Nothing to do: the memory is looked up in the mappings when a device uses it."""
-
     def unmap(self, mapping: Mapping) -> None:
         """Nothing to do: the unmap has made sure that no page is pinned."""
 
-    def pin(self, mappings: Mappings, iova: int, count: int, prot: Prot) -> tuple[Segment, ...]:
-        """Add one pin to each of ``count`` pages from ``iova``. Returns the memory of these pages.
+    def wanted(self, mappings: Mappings, iova: int, count: int, prot: Prot) -> list[Wanted]:
+        """What a pin of ``count`` pages from ``iova`` takes.
 
-        Raises ``OSError``, with nothing changed: EINVAL (not mapped, no device that can be told of an unmap),
-        EPERM (protection), EFAULT (no such memory), ENOMEM (RLIMIT_MEMLOCK).
+        Raises ``OSError``: EINVAL (not mapped, no device that can be told of an unmap), EPERM (protection).
         """
         if not self.users:
             raise OSError(errno.EINVAL, "no device that can be told of an unmap")
         segments = segments_of(mappings, iova, count * PAGE_SIZE)
-        if segments is None:
+        if segments is None or not all(segment.mapping.allows for segment in segments):
             raise OSError(errno.EINVAL, f"not all of {count} pages at iova {iova:#x} is mapped")
         if any(prot & ~segment.mapping.prot for segment in segments):
             raise OSError(errno.EPERM, f"iova {iova:#x} is not mapped for {prot.name}")
-        held: list[Segment] = []
-        pinned = 0
-        try:
-            for segment in segments:
-                held.append(hold(segment, prot))
-                self._count(segment.mapping, segment.offset // PAGE_SIZE, segment.size // PAGE_SIZE)
-                pinned += segment.size // PAGE_SIZE
-        except OSError:
-            self.unpin(mappings, iova, pinned)
-            raise
-        return tuple(held)
+        return [_wanted(segment) for segment in segments]
 
     def unpin(self, mappings: Mappings, iova: int, count: int) -> None:
         """Remove one pin from each of ``count`` pages from ``iova``, at most as many as one call may unpin.
         Pages that are not pinned do not change."""
         size = min(count, MAX_PIN_PAGES) * PAGE_SIZE
         for segment in segments_of(mappings, iova, size, holes=True) or ():
-            first = segment.offset // PAGE_SIZE
-            for page in range(first, first + segment.size // PAGE_SIZE):
+            for page in _pages(segment):
                 self._uncount(segment.mapping, page)
-
-    def _count(self, mapping: Mapping, first: int, count: int) -> None:
-        pins = {} if mapping.pins is None else mapping.pins
-        new = sum(page not in pins for page in range(first, first + count))
-        if mapping.pages is None:  # otherwise they are charged already
-            self.locked.settle(mapping, len(pins) + new)
-        for page in range(first, first + count):
-            pins[page] = pins.get(page, 0) + 1
-        mapping.pins = pins
 
     def _uncount(self, mapping: Mapping, page: int) -> None:
         count = (mapping.pins or {}).get(page, 0)
@@ -85,4 +74,61 @@ class MediatedBackend(Backend):
             return
         del mapping.pins[page]
         if mapping.pages is None:
-            self.locked.settle(mapping, len(mapping.pins))
+            self.locked.reduce(mapping, len(mapping.pins))
+
+
+def count_pins(wanted: list[Wanted]) -> None:
+    """Add one pin to each page of ``wanted``, whose new pages have been charged. Under the lock."""
+    for segment, _, _, new in wanted:
+        mapping = segment.mapping
+        if mapping.pins is None:
+            mapping.pins = {}
+        for page in _pages(segment):
+            mapping.pins[page] = mapping.pins.get(page, 0) + 1
+        mapping.charged += new
+
+
+def hold(wanted: list[Wanted], prot: Prot, locked: LockedMemory) -> tuple[Segment, ...]:
+    """Charge and pin the memory of ``wanted``, one after the other. Without the lock.
+
+    Raises ``OSError``, with nothing charged: EFAULT (no such memory), ENOMEM (RLIMIT_MEMLOCK), ESRCH.
+    """
+    held: list[Segment] = []
+    charged = 0
+    try:
+        for one in wanted:
+            held.append(_held(one, prot))
+            locked.charge(one.client, one.new)
+            charged += 1
+    except BaseException:
+        give_back(wanted[:charged], locked)
+        raise
+    return tuple(held)
+
+
+def give_back(wanted: list[Wanted], locked: LockedMemory) -> None:
+    """Undo the charges of :func:`hold`. Without the lock."""
+    for one in wanted:
+        locked.discharge(one.client, one.new)
+
+
+def _pages(segment: Segment) -> range:
+    first = segment.offset // PAGE_SIZE
+    return range(first, first + segment.size // PAGE_SIZE)
+
+
+def _wanted(segment: Segment) -> Wanted:
+    mapping = segment.mapping
+    pins = mapping.pins or {}
+    # the pages of a mapping that a pinning backend holds are charged already
+    new = 0 if segment.pages is not None else sum(page not in pins for page in _pages(segment))
+    return Wanted(segment, mapping.client, mapping.vaddr + segment.offset, new)
+
+
+def _held(wanted: Wanted, prot: Prot) -> Segment:
+    """The segment with pages that are held for it, unless a pinning backend holds those of the mapping."""
+    segment = wanted.segment
+    if segment.pages is not None:
+        return segment
+    pages = wanted.client.pin(wanted.vaddr, segment.size, bool(prot & Prot.WRITE))
+    return Segment(segment.mapping, segment.offset, segment.size, pages, 0)

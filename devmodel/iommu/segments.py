@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranges of I/O virtual addresses as segments of mappings, and copying to and from segments.
 
-State: none. :func:`segments_of`, :func:`refusal`, :func:`hold` and :func:`is_pinned` are called under the
-lock of the address space; :func:`read` and :func:`copy` without it, from DMA threads. Source:
+State: none. :func:`segments_of`, :func:`refusal` and :func:`is_pinned` are called under the lock of the
+address space; :func:`read` and :func:`copy` without it, from DMA threads. Source:
 Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw).
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from devmodel.client import Client, Pages
-from devmodel.iommu.api import PAGE_SIZE, Prot
+from devmodel.iommu.api import PAGE_SIZE
 from devmodel.iommu.mappings import Mapping, Mappings
 
 
@@ -50,19 +50,10 @@ def refusal(segments: Sequence[Segment], wanted: int) -> str | None:
     segments. None when it may."""
     for segment in segments:
         if not segment.mapping.allows & wanted:
-            return "not permitted"
+            return "not permitted" if segment.mapping.allows else "not mapped"
         if not segment.mapping.vaddr_valid and segment.pages is None:
             return "the client is moving its memory"
     return None
-
-
-def hold(segment: Segment, prot: Prot) -> Segment:
-    """The segment with pages that are held for it, unless a pinning backend holds those of the mapping."""
-    if segment.pages is not None:
-        return segment
-    mapping = segment.mapping
-    pages = mapping.client.pin(mapping.vaddr + segment.offset, segment.size, bool(prot & Prot.WRITE))
-    return Segment(mapping, segment.offset, segment.size, pages, 0)
 
 
 def is_pinned(segment: Segment) -> bool:

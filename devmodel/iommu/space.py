@@ -3,10 +3,11 @@
 
 An API (type1) makes and removes the mappings, on the device lane and its worker. Devices see a
 :class:`DmaSpace`, from other threads. ``IoAddressSpace.lock`` guards everything here, and the mappings,
-backends and pins behind it. It is held to look and to mark, never while bytes are copied or client memory is
-written: a client can make that as slow as it likes. A DMA enters its ranges in ``inflight`` under the lock,
-copies without it, and takes them out under it. An unmap enters its range there too, which refuses new DMA and
-pins, and waits for the DMA under way. Dirty bitmaps (``tracking``) are written after the lock is released.
+backends and pins behind it. It is held to look and to mark, never while a client is asked anything, because a
+client can make each answer as slow as it likes. Memory is pinned without it (``holding``). A DMA enters its
+ranges in ``inflight`` under the lock, copies without it, and takes them out under it. An unmap enters its
+range there too, which refuses new DMA and pins, and waits for the DMA under way. Dirty bitmaps (``tracking``)
+are written after the lock is released.
 Source: <linux/vfio.h>; Documentation/driver-api/vfio-mediated-device.rst; checks in vfio_iommu_type1's order.
 """
 
@@ -20,7 +21,6 @@ from devmodel.iommu.api import (
     ADDRESSES,
     DMA_ENTRY_LIMIT,
     MAX_BITMAP_PAGES,
-    MAX_PIN_PAGES,
     PAGE_SIZE,
     DmaUser,
     IommuGroup,
@@ -31,6 +31,7 @@ from devmodel.iommu.api import (
 from devmodel.iommu.attachments import Attachments
 from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin, StalePiece
+from devmodel.iommu.holding import Holding
 from devmodel.iommu.inflight import MAX_DMA, Inflight, Span
 from devmodel.iommu.mappings import Mapping, Mappings, extent
 from devmodel.iommu.pins import MediatedBackend
@@ -56,8 +57,8 @@ class IoAddressSpace(DmaSpace):
     __slots__ = (
         "_copying",
         "_draining",
+        "_holding",
         "_in_unit",
-        "_may_pin",
         "_strict",
         "attachments",
         "inflight",
@@ -85,12 +86,12 @@ class IoAddressSpace(DmaSpace):
         self.locked = locked or LockedMemory()
         self.attachments = Attachments(self.locked)
         self._strict = self.attachments.strict
+        self._holding = Holding(self.inflight, self.attachments, self.locked, may_pin)
         self._in_unit = alignment - 1
-        self._may_pin = may_pin
         self.limit = limit
         self.invalid_vaddrs = 0
 
-    # ---- attaching of devices: device lane ----
+    # ---- attaching of devices: device lane; attach() with mappings on its worker ----
 
     @property
     def mediated(self) -> MediatedBackend | None:
@@ -98,12 +99,19 @@ class IoAddressSpace(DmaSpace):
         return self.attachments.mediated
 
     def attach(self, group: IommuGroup) -> None:
-        """Let the group's devices use it. Raises ``OSError``: EBUSY while a vaddr is invalid, else as
-        :meth:`Attachments.add`."""
+        """Let the group's devices use it. For the first physical function all mappings are pinned, which
+        waits for their clients.
+
+        Raises ``OSError``, with the group not attached: EBUSY while a vaddr is invalid, EINVAL as
+        :meth:`Attachments.add`, ENOMEM and EFAULT when the mapped memory cannot be pinned.
+        """
         with self.lock:
             if self.invalid_vaddrs:
                 raise OSError(errno.EBUSY, "a mapping has no vaddr at present")
-            self.attachments.add(group, self.mappings)
+            backend = self.attachments.add(group, self.mappings)
+            if backend.ready:
+                return
+        self._holding.take_over(backend, group)
 
     def detach(self, group: IommuGroup) -> None:
         """The opposite of :meth:`attach`. All mappings are removed with the last group."""
@@ -132,26 +140,31 @@ class IoAddressSpace(DmaSpace):
 
     # ---- APIs: device lane and its worker ----
 
-    def map(self, client: Client, iova: int, vaddr: int, size: int, prot: int) -> None:
+    def map(self, client: Client, iova: int, vaddr: int, size: int, prot: int, may_wait: bool = True) -> None:
         """Map ``size`` bytes from ``iova`` to ``client``'s memory from ``vaddr``. Does not touch the memory.
 
         Raises ``OSError``: EINVAL (no protection, no size, misaligned, not a valid iova), EOVERFLOW (wraps
-        around), EEXIST (overlaps a mapping), ENOSPC (too many mappings); while a physical function is
-        attached also ENOMEM (RLIMIT_MEMLOCK) and EFAULT (no such memory).
+        around), EEXIST (overlaps a mapping, or one that is being made), ENOSPC (too many mappings). While a
+        physical function is attached, the memory is pinned, which waits for the client: also ENOMEM
+        (RLIMIT_MEMLOCK) and EFAULT (no such memory), or, if ``may_wait`` is False, :class:`MustWait` with
+        nothing mapped.
         """
         allowed = prot & 3
         if not allowed:
             raise OSError(errno.EINVAL, "a mapping must be readable or writable by the device")
-        misaligned = not size or (size | iova | vaddr) & self._in_unit
-        if misaligned or iova + size > ADDRESSES or vaddr + size > ADDRESSES:
-            check_range(size, iova, vaddr, alignment=self._in_unit + 1)  # a call each time would cost a sixth
+        in_unit = self._in_unit
+        if not size or (size | iova | vaddr) & in_unit or iova + size > ADDRESSES or vaddr + size > ADDRESSES:
+            check_range(size, iova, vaddr, alignment=in_unit + 1)  # a call each time would cost a sixth
         mapping = Mapping(client, iova, vaddr, size, allowed)
         with self.lock:
             mappings = self.mappings
-            if self._strict or mappings.tracked or len(mappings.by_start) >= self.limit:
-                self._admit(mapping)
-            if not mappings.add(mapping):
+            if not (self._strict or mappings.tracked or len(mappings.by_start) >= self.limit):
+                if mappings.add(mapping):
+                    return
                 raise _exists(iova)
+            self._admit(mapping, may_wait)
+        if not mapping.allows:
+            self._holding.finish(mapping, allowed)
 
     def unmap_exact(self, iova: int, size: int) -> bool:
         """Remove the mapping of exactly this range, if no device has to be told or waited for. Otherwise
@@ -232,7 +245,7 @@ class IoAddressSpace(DmaSpace):
     def mapping_at(self, iova: int, write: bool) -> Mapping:
         with self.lock:
             mapping = self.mappings.covering(iova)
-            if mapping is None:
+            if mapping is None or not mapping.allows:
                 raise self.inflight.fault(iova, 1, write, "not mapped")
             return mapping
 
@@ -244,18 +257,7 @@ class IoAddressSpace(DmaSpace):
             self._move(spans, memoryview(buffer).cast("B"), write, partial(self._recall, pieces, wanted))
 
     def pin_pages(self, iova: int, count: int, prot: Prot) -> Pin:
-        if count > MAX_PIN_PAGES:
-            raise OSError(errno.E2BIG, f"{count} pages in one pin")
-        if count < 1 or iova % PAGE_SIZE:
-            raise OSError(errno.EINVAL, f"{count} pages at iova {iova:#x}")
-        if not self._may_pin:
-            raise OSError(errno.EACCES, "pages can be pinned in a type1v2 IOMMU only")
-        size = count * PAGE_SIZE
-        with self.lock:
-            mediated = self.mediated
-            if mediated is None or self.inflight.is_draining(((iova, iova + size),)):
-                raise OSError(errno.EINVAL, "no mediated device is attached, or the pages are being unmapped")
-            return Pin(self, iova, size, prot, mediated.pin(self.mappings, iova, count, prot))
+        return Pin(self, iova, count * PAGE_SIZE, prot, self._holding.pin(iova, count, prot))
 
     def unpin_pages(self, iova: int, count: int) -> None:
         with self.lock:
@@ -374,8 +376,9 @@ class IoAddressSpace(DmaSpace):
                 removed += mapping.size
         return removed
 
-    def _admit(self, mapping: Mapping) -> None:
-        """Check a new mapping, in the kernel's order, and tell its backends of it."""
+    def _admit(self, mapping: Mapping, may_wait: bool) -> None:
+        """Check a new mapping, in the kernel's order, and enter it. If it has to be pinned, no device may use
+        it yet."""
         if self.mappings.within(mapping.iova, mapping.end):
             raise _exists(mapping.iova)
         if len(self.mappings) >= self.limit:
@@ -383,7 +386,11 @@ class IoAddressSpace(DmaSpace):
         self.attachments.check(mapping)
         if self.mappings.tracked and mapping.page_count > MAX_BITMAP_PAGES:
             raise OSError(errno.EINVAL, f"a mapping of {mapping.size:#x} bytes is too large to be tracked")
-        self.attachments.map(mapping)
+        if self._strict:
+            if not may_wait:
+                raise MustWait
+            mapping.allows = 0
+        self.mappings.add(mapping)
 
     def _forget(self, mapping: Mapping) -> None:
         self.invalid_vaddrs -= not mapping.vaddr_valid

@@ -7,10 +7,10 @@ devices. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; the order of checks
 """
 
 import errno
-from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
-from devmodel.client import Client, Pages
+from devmodel.client import Client
 from devmodel.iommu.api import (
     ADDRESSES,
     DMA_ENTRY_LIMIT,
@@ -19,7 +19,6 @@ from devmodel.iommu.api import (
     Extension,
     IommuGroup,
     MustWait,
-    Prot,
     check_range,
 )
 from devmodel.iommu.backend import LockedMemory
@@ -28,16 +27,23 @@ from devmodel.iommu.driver import Iommu
 from devmodel.iommu.mappings import Mapping
 from devmodel.iommu.space import IoAddressSpace
 from devmodel.iommu.tracking import DirtyTracking
+from devmodel.iommu.vaddrs import Vaddrs
 
 _EXTENSIONS = frozenset({Extension.TYPE1, Extension.TYPE1V2, Extension.DMA_CC, Extension.UNMAP_ALL})
+
+
+class _Map(Protocol):
+    def __call__(
+        self, client: Client, iova: int, vaddr: int, size: int, prot: int, may_wait: bool = True
+    ) -> None: ...
 
 
 class Type1(Iommu):
     """The API of one container. It fills ``space``, which devices use. ``v2`` is the version."""
 
-    __slots__ = ("_dirty", "map", "space", "v2")
+    __slots__ = ("_dirty", "_vaddrs", "map", "space", "v2")
     space: IoAddressSpace
-    map: Callable[[Client, int, int, int, int], None]
+    map: _Map
     """:meth:`IoAddressSpace.map` itself. Its errnos are type1's, and a method here would cost a call."""
 
     def __init__(
@@ -50,6 +56,7 @@ class Type1(Iommu):
         self.space = IoAddressSpace(locked, limit, may_pin=v2)
         self.map = self.space.map
         self._dirty = DirtyTracking(self.space)
+        self._vaddrs = Vaddrs(self.space)
 
     @property
     def dma_avail(self) -> int:
@@ -112,39 +119,24 @@ class Type1(Iommu):
             raise MustWait
         return self._dirty.unmap((iova, end), partial(self._chosen_tracked, iova, end, bitmap), bitmap)
 
-    def update_vaddr(self, client: Client, iova: int, vaddr: int, size: int) -> None:
+    def update_vaddr(self, client: Client, iova: int, vaddr: int, size: int, may_wait: bool = True) -> None:
         """Give a mapping whose vaddr was invalidated a new vaddr. It may be in another process.
 
         Raises ``OSError``: EINVAL and EOVERFLOW as :meth:`map`, ENOENT (nothing is mapped there), EINVAL (not
-        exactly one mapping, or its vaddr is valid), ENOMEM (RLIMIT_MEMLOCK of the other process).
+        exactly one mapping, or its vaddr is valid), ENOMEM (RLIMIT_MEMLOCK of the other process). Pinned
+        memory is pinned anew, which waits for the client: :class:`MustWait`, with nothing changed, if
+        ``may_wait`` is False.
         """
         check_range(size, iova, vaddr)
-        space = self.space
-        with space.lock:
-            mapping = self._chosen_invalid(iova, size)
-            space.locked.move(mapping, client)
-            if mapping.pages is not None:
-                mapping.pages = _repinned(mapping, client, vaddr)
-            mapping.client, mapping.vaddr, mapping.vaddr_valid = client, vaddr, True
-            space.invalid_vaddrs -= 1
+        self._vaddrs.update(client, vaddr, partial(self._chosen_invalid, iova, size), may_wait)
 
     def invalidate_vaddr(self, iova: int, size: int, all: bool = False) -> int:
         """Take the vaddr of mappings away until :meth:`update_vaddr`. Returns the bytes of the mappings.
 
-        Raises ``OSError``: EBUSY while a mediated group is attached, EINVAL, with nothing changed, when a
-        mapping has no vaddr already, otherwise as :meth:`unmap`.
+        Raises ``OSError``: EBUSY while a mediated group is attached or a mapping is being made, EINVAL, with
+        nothing changed, when a mapping has no vaddr already, otherwise as :meth:`unmap`.
         """
-        space = self.space
-        with space.lock:
-            if space.mediated is not None:
-                raise OSError(errno.EBUSY, "mediated devices use vaddrs at any time")
-            found = self._chosen(iova, _end(iova, size, all), all)
-            if any(not mapping.vaddr_valid for mapping in found):
-                raise OSError(errno.EINVAL, "a mapping of the range has no vaddr already")
-            for mapping in found:
-                mapping.vaddr_valid = False
-            space.invalid_vaddrs += len(found)
-            return sum(mapping.size for mapping in found)
+        return self._vaddrs.invalidate(lambda: self._chosen(iova, _end(iova, size, all), all))
 
     def start_tracking(self) -> None:
         """Track dirty pages. It is no error if tracking is on already. Raises ``OSError``: EACCES on a type1
@@ -221,11 +213,3 @@ def _end(iova: int, size: int, all: bool) -> int:
     if iova or size:
         raise OSError(errno.EINVAL, "unmapping all takes neither iova nor size")
     return ADDRESSES
-
-
-def _repinned(mapping: Mapping, client: Client, vaddr: int) -> Pages | None:
-    """The pages at the new vaddr. If there is no memory, the old pages stay, as the kernel does not check."""
-    try:
-        return client.pin(vaddr, mapping.size, bool(mapping.prot & Prot.WRITE))
-    except OSError:
-        return mapping.pages

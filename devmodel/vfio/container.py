@@ -186,19 +186,22 @@ def iommu_info(type1: Type1) -> IommuInfo:
     return IommuInfo(pgsizes, pgsizes & -pgsizes, MAX_BITMAP_SIZE, type1.dma_avail, type1.iova_ranges)
 
 
-def map_dma(type1: Type1, client: Client, flags: int, iova: int, vaddr: int, size: int) -> None:
+def map_dma(
+    type1: Type1, client: Client, flags: int, iova: int, vaddr: int, size: int, may_wait: bool
+) -> None:
     """MAP_DMA: a new mapping, or (FLAG_VADDR) a new vaddr for one.
 
     Raises ``OSError``: EINVAL for unknown flags and for a protection together with FLAG_VADDR, otherwise as
-    :meth:`Type1.map` and :meth:`Type1.update_vaddr`.
+    :meth:`Type1.map` and :meth:`Type1.update_vaddr`. Raises :class:`MustWait` as they do, unless it
+    ``may_wait``.
     """
     prot = flags & MAP_PROT
     if prot == flags:
-        type1.map(client, iova, vaddr, size, prot)
+        type1.map(client, iova, vaddr, size, prot, may_wait)
     elif flags & ~MAP_KNOWN or prot:
         raise OSError(errno.EINVAL, f"MAP_DMA flags {flags:#x}: a new vaddr comes without a protection")
     else:
-        type1.update_vaddr(client, iova, vaddr, size)
+        type1.update_vaddr(client, iova, vaddr, size, may_wait)
 
 
 def unmap_dma(

@@ -204,11 +204,12 @@ class GroupFile:
             return GroupStatus(self.group.viable, self.container is not None)
 
     def set_container(self, container: Container | None, rawio: bool = False) -> None:
-        """Join ``container``; None stands for a file that is no container.
+        """Join ``container``; None stands for a file that is no container. It may wait for clients, as
+        :meth:`Container.attach`, so a thread that may wait calls it.
 
-        Raises ``OSError``: EINVAL when the group has a container already, EBADFD for None, EPERM when the
-        group is not viable or as :meth:`Group.check_rawio`, otherwise as :meth:`Container.attach`. That may
-        wait for clients, so it is done without the lock. The file cannot be closed meanwhile.
+        Raises ``OSError``: EINVAL when the group has a container already or is joining one, EBADFD for None,
+        EPERM when the group is not viable or as :meth:`Group.check_rawio`, otherwise as
+        :meth:`Container.attach`.
         """
         with self.group.lock:
             if self.container is not None or self._joining:
@@ -219,23 +220,24 @@ class GroupFile:
             if not self.group.viable:
                 raise OSError(errno.EPERM, f"group {self.group.number} is in use by a host driver")
             self._joining = True
-        joined = False
+            self.get()
+        joined: Container | None = None
         try:
             container.attach(self.group)
-            joined = True
+            joined = container
         finally:
             with self.group.lock:
-                self._joining = False
-                self.container = container if joined else None
+                self.container, self._joining = joined, False
+                self.put()  # the file may have been closed meanwhile
 
     def unset_container(self) -> None:
-        """Leave the container. Raises ``OSError``: EINVAL without a container, EBUSY while a device is
-        open."""
+        """Leave the container. Raises ``OSError``: EINVAL without a container, EBUSY while a device is open
+        or the group is joining the container."""
         with self.group.lock:
-            if self.container is None:
+            if self.container is None and not self._joining:
                 raise OSError(errno.EINVAL, "the group has no container")
             if self._users > 1:
-                raise OSError(errno.EBUSY, "a device of the group is open")
+                raise OSError(errno.EBUSY, "a device of the group is open, or the group is joining")
             self._leave()
 
     def get_device(self, name: str, rawio: bool = False) -> Assignable:
@@ -266,7 +268,7 @@ class GroupFile:
                 self.put()
 
     def get(self) -> None:
-        """Count a device file. For :class:`DeviceFile`, under the group's lock."""
+        """Count a device file, or a call under way. For :class:`DeviceFile`, under the group's lock."""
         self._users += 1
 
     def put(self) -> None:

@@ -17,6 +17,7 @@ from devmodel.vfio.container import Container
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import BY_NAME
 from ioctl_shim.processes import Processes
+from tests.unit.clients import Call
 from tests.unit.fakes import FakeClient, fails
 from tests.unit.test_iommu import Bitmap, Driver
 from vfsfuse.vfio.container import ContainerFops
@@ -64,39 +65,6 @@ class FaultingBitmap(Bitmap):
             self.meanwhile()
             raise OSError(errno.EFAULT, "no memory")
         super().write(offset, data)
-
-
-class Call:
-    """A call in a thread of its own."""
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._call = call
-        self._result: object = None
-        self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    @property
-    def waits(self) -> bool:
-        return self._thread.is_alive()
-
-    def waits_for(self, seconds: float) -> bool:
-        """Whether it has not come back after that time."""
-        self._thread.join(seconds)
-        return self.waits
-
-    def result(self) -> object:
-        """What it returns, or raises."""
-        assert not self.waits_for(10)
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-    def _run(self) -> None:
-        try:
-            self._result = self._call()
-        except OSError as error:
-            self._error = error
 
 
 @pytest.fixture

@@ -102,9 +102,12 @@ class ContainerFops(VfioFops):
         return 0
 
     @answers("VFIO_IOMMU_MAP_DMA")
-    def map_dma(self, request: Request) -> int:
-        type1, dma = self.container.type1, request.argument.value
-        map_dma(type1, self.processes.of(request.tid), dma.flags, dma.iova, dma.vaddr, dma.size)
+    def map_dma(self, request: Request) -> int | None:
+        type1, dma, may_wait = self.container.type1, request.argument.value, not request.on_pump
+        try:
+            map_dma(type1, self.processes.of(request.tid), dma.flags, dma.iova, dma.vaddr, dma.size, may_wait)
+        except MustWait:  # memory is pinned, which takes as long as the client likes
+            return None
         return 0
 
     @answers("VFIO_IOMMU_UNMAP_DMA")
