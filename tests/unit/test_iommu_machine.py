@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""type1 beside a plain dictionary of pages: whatever the order of map, unmap, pin, DMA and dirty tracking."""
+"""type1 beside a plain dictionary of pages: whatever the order of map, unmap, pin, DMA and dirty tracking.
+
+Now and then the client does not answer a map, a pin or an attach for a while. Then the call waits in a thread
+of its own, and the other rules go on.
+"""
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hypothesis import settings
@@ -11,26 +16,50 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from devmodel.iommu.api import PAGE_SIZE, Prot
 from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.type1 import Type1
-from tests.unit.fakes import FakeClient, fails
+from tests.unit.clients import Call, Unhurried
+from tests.unit.fakes import fails
 from tests.unit.test_iommu import Bitmap, Driver, Group
 
 RW = Prot.READ | Prot.WRITE
 LIMIT = 5
-MEMLOCK = 24
+MEMLOCK = 14
 PAGES = st.integers(0, 15)
 COUNTS = st.integers(1, 6)
+DISTURBANCES = st.sampled_from(["pin", "unmap", "map anew", "come and go"])
 PROTS = st.sampled_from([Prot.READ, Prot.WRITE, RW])
 
 
 @dataclass(eq=False)
 class Page:
-    """One page of iova: its mapping (first page, pages), what is behind it, what was done to it."""
+    """One page of iova: its mapping (first page, pages), what is behind it, what was done to it.
+
+    ``held`` is whether the physical function has pinned it. Without a protection it is being mapped."""
 
     mapping: tuple[int, int]
     frame: int
     prot: Prot
     pins: int = 0
     dirty: bool = False
+    held: bool = False
+
+    @property
+    def charged(self) -> bool:
+        return self.held or self.pins > 0
+
+
+@dataclass
+class Waiting:
+    """A call whose client does not answer: the pages that it is about, and what the model says of them now.
+
+    ``charged`` is how many pages it has charged in advance."""
+
+    name: str
+    call: Call
+    args: tuple[int, int, Prot]
+    pages: list[Page]
+    charged: int = 0
+    seen: object = None
+    cancelled: bool = False
 
 
 @dataclass
@@ -41,6 +70,7 @@ class Model:
     pages: dict[int, Page] = field(default_factory=dict)
     tracking: bool = False
     physical: bool = False
+    waiting: Waiting | None = None
 
     @property
     def mappings(self) -> set[tuple[int, int]]:
@@ -49,7 +79,56 @@ class Model:
     @property
     def locked(self) -> int:
         """Pages that are accounted to the client."""
-        return len(self.pages) if self.physical else sum(page.pins > 0 for page in self.pages.values())
+        ahead = self.waiting.charged if self.waiting is not None else 0
+        return ahead + sum(page.charged for page in self.pages.values())
+
+    def add(self, first: int, count: int, frame: int, prot: Prot, held: bool) -> list[Page]:
+        made = [Page((first, count), frame + n, prot, held=held) for n in range(count)]
+        self.pages |= dict(enumerate(made, first))
+        return made
+
+    def alive(self, pages: list[Page]) -> bool:
+        """Whether these pages have not been unmapped."""
+        return all(self.pages.get(page.mapping[0] + n) is page for n, page in enumerate(pages))
+
+    def pin_error(self, first: int, count: int, prot: Prot) -> int:
+        """The errno of a pin now, 0 for none."""
+        found = [self.pages.get(number) for number in range(first, first + count)]
+        pages = [page for page in found if page is not None and page.prot]
+        if not self.v2:
+            return errno.EACCES
+        if len(pages) < count:
+            return errno.EINVAL
+        if any(prot & ~page.prot for page in pages):
+            return errno.EPERM
+        return errno.ENOMEM if self.locked + sum(not page.charged for page in pages) > MEMLOCK else 0
+
+    def pin(self, first: int, count: int) -> None:
+        for number in range(first, first + count):
+            self.pages[number].pins += 1
+
+    def pin_view(self, first: int, count: int) -> object:
+        """What a pin looks at before and after it asks the client."""
+        pages = [self.pages[number] for number in range(first, first + count) if number in self.pages]
+        mappings = {page.mapping for page in pages}
+        new = [(m, sum(not page.charged for page in pages if page.mapping == m)) for m in sorted(mappings)]
+        return [id(page) for page in pages], [page.held for page in pages], new
+
+    def take_over(self) -> int:
+        """Pin all that is mapped, for the physical function. The errno, 0 for none."""
+        made = [page for page in self.pages.values() if page.prot]
+        if self.locked + sum(not page.charged for page in made) > MEMLOCK:
+            self.let_go()
+            return errno.ENOMEM
+        for page in made:
+            page.held = True
+        return 0
+
+    def let_go(self) -> None:
+        """The physical function has left, or could not come."""
+        self.physical = False
+        for page in self.pages.values():
+            page.held = False
 
     def touched(self, first: int, count: int) -> set[tuple[int, int]]:
         return {self.pages[n].mapping for n in range(first, first + count) if n in self.pages}
@@ -69,8 +148,14 @@ class PageDictionary(RuleBasedStateMachine):
         self.locked = LockedMemory()
         self.iommu = Type1(v2=v2, limit=LIMIT, locked=self.locked)
         self.driver = Driver(self.iommu)
-        self.client = FakeClient(memlock=MEMLOCK * PAGE_SIZE)
+        self.client = Unhurried(memlock=MEMLOCK * PAGE_SIZE)
+        self.client.watch(self.iommu, self.locked)
         self.model = Model(v2)
+
+    def teardown(self) -> None:
+        if hasattr(self, "model") and self.model.waiting is not None:
+            self.answer(broken=False)
+            self.counts_agree()
 
     @rule(first=PAGES, count=COUNTS, frame=st.integers(0, 2**30), prot=PROTS)
     def map(self, first: int, count: int, frame: int, prot: Prot) -> None:
@@ -84,8 +169,132 @@ class PageDictionary(RuleBasedStateMachine):
             fails(errno.ENOMEM, self.iommu.map, *args)
         else:
             self.iommu.map(*args)
-            for number in range(first, first + count):
-                model.pages[number] = Page((first, count), frame + number - first, prot)
+            model.add(first, count, frame, prot, held=model.physical)
+
+    @precondition(lambda self: self.model.physical and self.model.waiting is None)
+    @rule(first=PAGES, count=COUNTS, frame=st.integers(0, 2**30), prot=PROTS)
+    def map_that_waits(self, first: int, count: int, frame: int, prot: Prot) -> None:
+        model = self.model
+        if model.touched(first, count) or len(model.mappings) == LIMIT or model.locked + count > MEMLOCK:
+            return
+        args = (self.client, first * PAGE_SIZE, frame * PAGE_SIZE, count * PAGE_SIZE, prot)
+        call = self.begin(lambda: self.iommu.map(*args))
+        made = model.add(first, count, frame, Prot(0), held=False)
+        model.waiting = Waiting("map", call, (first, count, prot), made, charged=count)
+
+    @precondition(lambda self: self.model.v2 and self.model.waiting is None and self.model.pages)
+    @rule(number=PAGES, cut=st.integers(0, 1), prot=PROTS)
+    def pin_that_waits(self, number: int, cut: int, prot: Prot) -> None:
+        model = self.model
+        start, size = sorted(model.mappings)[number % len(model.mappings)]
+        first, count = start + cut, size
+        pages = [model.pages[number] for number in range(first, first + count) if number in model.pages]
+        if model.pin_error(first, count, prot) in (errno.EINVAL, errno.EPERM) or pages[0].held:
+            return
+        call = self.begin(lambda: self.iommu.space.pin_pages(first * PAGE_SIZE, count, prot))
+        model.waiting = Waiting("pin", call, (first, count, prot), pages, seen=model.pin_view(first, count))
+
+    @precondition(lambda self: not self.model.physical and self.model.waiting is None and self.model.pages)
+    @rule()
+    def attach_that_waits(self) -> None:
+        model = self.model
+        first = min(model.pages)
+        start, count = model.pages[first].mapping
+        pages = [model.pages[number] for number in range(start, start + count)]
+        new = sum(not page.charged for page in pages)
+        if model.locked + new > MEMLOCK:
+            return
+        call = self.begin(lambda: self.iommu.attach(Group(1)))
+        model.physical = True
+        seen = sum(page.pins > 0 for page in pages)
+        model.waiting = Waiting("attach", call, (start, count, RW), pages, charged=new, seen=seen)
+
+    def begin(self, call: Callable[[], object]) -> Call:
+        self.client.hold("pin")
+        begun = Call(call)
+        assert self.client.begun.wait(10)
+        return begun
+
+    @precondition(lambda self: self.model.waiting is None)
+    @rule(
+        kind=st.sampled_from(["map", "pin", "attach"]),
+        number=PAGES,
+        disturbances=st.lists(st.tuples(DISTURBANCES, st.integers(0, 1)), max_size=2),
+        broken=st.booleans(),
+    )
+    def disturbed(self, kind: str, number: int, disturbances: list[tuple[str, int]], broken: bool) -> None:
+        """A call that waits while what it is about changes."""
+        model = self.model
+        if model.physical is not (kind == "map"):
+            self.attach_or_detach_a_physical_function()
+        if kind == "map" and model.physical:
+            self.map_that_waits(number, 2, 7, RW)
+        elif kind != "map" and not model.pages:
+            self.map(number, 2, 7, RW)
+        if kind == "attach" and not model.physical:
+            self.attach_that_waits()
+        elif kind == "pin" and model.v2:
+            self.pin_that_waits(number, 0, min(page.prot for page in model.pages.values()))
+        for how, page in disturbances if model.waiting is not None else ():
+            self.disturb(how, page)
+        if model.waiting is not None:
+            self.answer(broken)
+
+    def disturb(self, how: str, page: int) -> None:
+        assert self.model.waiting is not None
+        first, count, prot = self.model.waiting.args
+        if how == "pin":
+            self.pin(first + page, 1, prot)
+        elif how == "come and go":
+            self.attach_or_detach_a_physical_function()
+        else:
+            self.unmap(first, count, False)
+            if how == "map anew":
+                self.map(first, count, page, RW)
+
+    @precondition(lambda self: self.model.waiting is not None)
+    @rule(broken=st.booleans())
+    def answer(self, broken: bool) -> None:
+        """The client answers. ``broken``: that it has no such memory."""
+        waiting, self.model.waiting = self.model.waiting, None
+        assert waiting is not None
+        expected = getattr(self, f"end_of_{waiting.name}")(waiting, broken)
+        self.client.answer(fails=broken)
+        if expected:
+            fails(expected, waiting.call.result)
+        else:
+            waiting.call.result()
+
+    def end_of_map(self, waiting: Waiting, broken: bool) -> int:
+        first, count, prot = waiting.args
+        if not self.model.alive(waiting.pages):
+            return 0
+        if broken:
+            self.forget({(first, count)})
+            return errno.EFAULT
+        for page in waiting.pages:
+            page.prot, page.held = prot, self.model.physical
+        return 0
+
+    def end_of_pin(self, waiting: Waiting, broken: bool) -> int:
+        first, count, prot = waiting.args
+        error = self.model.pin_error(first, count, prot)
+        if error in (errno.EINVAL, errno.EPERM):
+            return error
+        if broken and self.model.pin_view(first, count) == waiting.seen:
+            return errno.EFAULT
+        if not error:
+            self.model.pin(first, count)
+        return error
+
+    def end_of_attach(self, waiting: Waiting, broken: bool) -> int:
+        if waiting.cancelled:
+            return 0
+        same = self.model.alive(waiting.pages) and sum(p.pins > 0 for p in waiting.pages) == waiting.seen
+        if broken and same:
+            self.model.let_go()
+            return errno.EFAULT
+        return self.model.take_over()
 
     @rule(first=PAGES, count=COUNTS, dirty=st.booleans())
     def unmap(self, first: int, count: int, dirty: bool) -> None:
@@ -111,21 +320,12 @@ class PageDictionary(RuleBasedStateMachine):
     @rule(first=PAGES, count=COUNTS, prot=PROTS)
     def pin(self, first: int, count: int, prot: Prot) -> None:
         args = (first * PAGE_SIZE, count, prot)
-        found = [self.model.pages.get(number) for number in range(first, first + count)]
-        pages = [page for page in found if page is not None]
-        new = 0 if self.model.physical else sum(not page.pins for page in pages)
-        if not self.model.v2:
-            fails(errno.EACCES, self.iommu.space.pin_pages, *args)
-        elif len(pages) < count:
-            fails(errno.EINVAL, self.iommu.space.pin_pages, *args)
-        elif any(prot & ~page.prot for page in pages):
-            fails(errno.EPERM, self.iommu.space.pin_pages, *args)
-        elif self.model.locked + new > MEMLOCK:
-            fails(errno.ENOMEM, self.iommu.space.pin_pages, *args)
+        error = self.model.pin_error(first, count, prot)
+        if error:
+            fails(error, self.iommu.space.pin_pages, *args)
         else:
             self.iommu.space.pin_pages(*args)
-            for page in pages:
-                page.pins += 1
+            self.model.pin(first, count)
 
     @rule(first=PAGES, count=COUNTS)
     def unpin(self, first: int, count: int) -> None:
@@ -138,12 +338,16 @@ class PageDictionary(RuleBasedStateMachine):
     def attach_or_detach_a_physical_function(self) -> None:
         if self.model.physical:
             self.iommu.detach(Group(1))
-        elif len(self.model.pages) > MEMLOCK:
-            fails(errno.ENOMEM, self.iommu.attach, Group(1))
+            self.model.let_go()
+            if self.model.waiting is not None:
+                self.model.waiting.cancelled = True
             return
+        self.model.physical = True
+        error = self.model.take_over()
+        if error:
+            fails(error, self.iommu.attach, Group(1))
         else:
             self.iommu.attach(Group(1))
-        self.model.physical = not self.model.physical
 
     @precondition(lambda self: self.model.v2)
     @rule()
@@ -229,4 +433,4 @@ class PageDictionary(RuleBasedStateMachine):
 
 
 TestPageDictionary = PageDictionary.TestCase
-TestPageDictionary.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestPageDictionary.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
