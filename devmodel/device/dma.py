@@ -5,12 +5,42 @@ State: which address space it is. It changes under the device's lock, and any th
 Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin_pages).
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from devmodel.device.tasks import Tasks, check_current
 from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, Prot
 from devmodel.iommu.dmaspace import DmaSpace, Pin
+
+
+class _Expected:
+    """A pin that a thread makes for a task. The task may have given up when it is made: then the thread
+    releases it. Any thread."""
+
+    __slots__ = ("_lock", "_pin", "_wanted")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pin: Pin | None = None
+        self._wanted = True
+
+    def take(self, pin: Pin) -> Pin:
+        """The pin is made."""
+        with self._lock:
+            self._pin = pin
+            wanted = self._wanted
+        if not wanted:
+            pin.release()
+        return pin
+
+    def give_up(self) -> None:
+        """Nobody waits for the pin any more."""
+        with self._lock:
+            self._wanted = False
+            pin = self._pin
+        if pin is not None:
+            pin.release()
 
 
 class DmaPort:
@@ -56,9 +86,17 @@ class DmaPort:
         """Hold ``count`` pages from ``iova`` until :meth:`Pin.release`, for a model that has
         :meth:`Device.dma_unmap`. Trio thread.
 
-        Raises :class:`DmaFault`, and ``OSError`` as :meth:`DmaSpace.pin_pages`.
+        Raises :class:`DmaFault`, and ``OSError`` as :meth:`DmaSpace.pin_pages`. A task that is stopped does
+        not wait for the client, and holds nothing afterwards.
         """
-        pinned: Pin = await self._tasks.in_thread(lambda: self.space(iova).pin_pages(iova, count, prot))
+        expected = _Expected()
+        try:
+            pinned: Pin = await self._tasks.in_thread(
+                lambda: expected.take(self.space(iova).pin_pages(iova, count, prot))
+            )
+        except BaseException:
+            expected.give_up()
+            raise
         self._pins = {pin for pin in self._pins if not pin.released} | {pinned}
         return pinned
 

@@ -15,6 +15,7 @@ from devmodel.iommu.api import PAGE_SIZE, DmaFault, Prot
 from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin
 from devmodel.iommu.mappings import Mapping
 from devmodel.iommu.type1 import Type1
+from tests.unit.clients import Unhurried
 from tests.unit.fakes import FakeClient
 from tests.unit.test_iommu import Driver
 
@@ -58,6 +59,29 @@ def test_without_a_container_there_is_no_dma() -> None:
     with pytest.raises(DmaFault, match="no container"):
         port.read_into_now(0, bytearray(4))
     assert port.fault_count == 1
+
+
+def test_a_pin_that_a_stopped_task_waited_for_is_released() -> None:
+    iommu, client = Type1(), Unhurried()
+    Driver(iommu)
+    iommu.map(client, 0, 0x8000, 2 * PAGE_SIZE, RW)
+    port = DmaPort(Tasks(), lambda: True)
+    listener = Listener(iommu.space)
+    port.connect(listener)
+
+    async def use() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(port.pin, 0, 2, RW)
+            await trio.to_thread.run_sync(client.begun.wait, 10)
+            nursery.cancel_scope.cancel()
+        client.answer()
+        with trio.fail_after(10):
+            while "unpin 0x0 2" not in listener.heard or iommu.space.locked.of(client):
+                await trio.sleep(0.01)
+
+    client.hold("pin")
+    trio.run(use)
+    assert iommu.unmap(0, 2 * PAGE_SIZE) == 2 * PAGE_SIZE and not port.pinned_pages
 
 
 class Listener(DmaSpace):
