@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures: real labs on real mounts, and compiled C clients."""
+"""Fixtures: real labs on real mounts, and compiled C clients. Every test has a limit (tests/limits.py)."""
 
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,22 @@ from pathlib import Path
 import pytest
 
 from tests.lab import MountedLab
+from tests.limits import SECONDS, Limits
 
 CLIENTS = Path(__file__).parent / "clients"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini(
+        "seconds_per_test", "seconds after which a test fails (tests/limits.py)", default=str(SECONDS)
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # a shell without job control starts background processes so, and they pass it on to all programs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.register(Limits())
 
 
 @pytest.fixture(scope="module")
