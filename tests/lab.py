@@ -40,6 +40,7 @@ class MountedLab:
             self.server = subprocess.Popen(
                 [*command, *self.options, str(self.path)], stderr=log, pass_fds=(writer,), cwd=ROOT
             )
+        mounted.add(self)
         os.close(writer)
         with os.fdopen(reader, "rb") as ready:
             if ready.read() != b"ready\n":
@@ -57,11 +58,18 @@ class MountedLab:
         except subprocess.TimeoutExpired:
             self.server.kill()
             self.server.wait()
-            subprocess.run(["umount", "--lazy", self.path], check=False)
             raise
+        finally:
+            self.clear_away()
         if kind is None:
             assert status == 0, f"the server ended with {status}:\n{self.log}"
             assert "Traceback" not in self.log, self.log
+
+    def clear_away(self) -> None:
+        """Unmount what a server that was killed has left mounted."""
+        mounted.discard(self)
+        if f" {self.path} fuse" in Path("/proc/self/mounts").read_text():
+            subprocess.run(["fusermount3", "-u", "-z", self.path], check=False)
 
     @property
     def log(self) -> str:
@@ -98,6 +106,10 @@ def described(folder: Path, text: str) -> MountedLab:
     config = folder / "lab.toml"
     config.write_text(text)
     return MountedLab(folder, "--config", str(config))
+
+
+mounted: set[MountedLab] = set()
+"""The labs of this process that have a server."""
 
 
 class Vgpu:

@@ -2,7 +2,7 @@
 """No test waits for ever: each has a limit, and a test that takes longer fails by its name.
 
 A thread that waits for a mount whose server does not answer cannot be interrupted, not even by SIGKILL. So
-the test is interrupted first. If that does not help, the processes that this run has started are killed, which
+the test is interrupted first. If that does not help, the processes that this run has started are killed. That
 ends every such wait. They are found by a variable in their environment.
 Source: signal(7), proc_pid_environ(5).
 """
@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+
+from tests.lab import mounted
 
 SECONDS = 300
 """Seconds for the set-up of a test, for the test itself and for what follows it, each. `limit(seconds)` marks
@@ -46,6 +48,7 @@ class Limits:
     def __init__(self) -> None:
         os.environ[MARK] = str(os.getpid())
         self._late = ""
+        self._killed = False
         signal.signal(signal.SIGALRM, self._interrupt)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -75,6 +78,14 @@ class Limits:
         finally:
             ended.set()
             self._late = ""
+            self._clear_away()
+
+    def _clear_away(self) -> None:
+        """After processes were killed: the exception may have come where nothing unmounts their labs."""
+        if self._killed:
+            self._killed = False
+            for lab in [lab for lab in mounted if lab.server is None or lab.server.wait() is not None]:
+                lab.clear_away()
 
     def _watch(self, ended: threading.Event, seconds: float, what: str) -> None:
         if ended.wait(seconds):
@@ -85,7 +96,8 @@ class Limits:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
         if ended.wait(GRACE_SECONDS):
             return
-        for pid in started_by_this_run():
+        self._killed = True
+        for pid in list(started_by_this_run()):  # not those that clean up after the first one's end
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         if not ended.wait(LAST_SECONDS):

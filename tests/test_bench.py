@@ -26,7 +26,7 @@ from bench.quote import DOCUMENTS, RESULTS, quoted, sections, titles
 from bench.report import Report
 from bench.samples import Key, Results, Sample, parse
 from bench.targets import TARGETS, missed
-from tests import ordinary_user
+from tests import needs, ordinary_user
 
 ROOT = Path(__file__).parent.parent
 PLACES = ("build", "python", "folder", "floor", "floor-names", "lab", "device0", "container", "attribute")
@@ -386,8 +386,8 @@ def as_whom() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("who", as_whom())
 def test_a_run_of_few_calls(build: Path, who: str) -> None:
-    if who != "as it is" and os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
-        pytest.skip("/dev/fuse is not open to users (chmod 0666 /dev/fuse, as udev does)")
+    if who != "as it is" and needs.NO_OPEN_FUSE:
+        pytest.skip(needs.NO_OPEN_FUSE)
     with tempfile.TemporaryDirectory(prefix="bench-") as output:
         if who != "as it is":
             os.chown(output, ordinary_user.UID, ordinary_user.UID)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ioctl_shim.abi import BY_NAME
+from tests import needs
 from tests.lab import MountedLab, run
 
 Compile = Callable[..., Path]
@@ -28,7 +29,7 @@ def test_the_client_works(lab: MountedLab, compile_client: Compile, linking: tup
         devices = lab.path / "dev/vfio"
         done = run([client, "-d", devices, "-c", vgpu.vfio, vgpu.group, vgpu.name, vgpu.path / "resource0"])
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == ("no mmap\nok\n" if os.geteuid() else "mmap\nok\n")
+        assert done.stdout == ("no mmap\nok\n" if needs.NO_PASSTHROUGH else "mmap\nok\n")
 
 
 def test_two_clients_at_once(lab: MountedLab, compile_client: Compile) -> None:
@@ -41,9 +42,8 @@ def test_two_clients_at_once(lab: MountedLab, compile_client: Compile) -> None:
         assert [each.wait(30) for each in started] == [0, 0]
 
 
+@needs.passthrough
 def test_bytes_are_the_same_by_every_way_in(lab: MountedLab) -> None:
-    if os.geteuid():
-        pytest.skip("mmap passes through to memory only for root")
     with (
         lab.create() as vgpu,
         open(vgpu.cdev, "r+b", 0) as device,

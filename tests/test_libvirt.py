@@ -40,7 +40,7 @@ ask nodedev-dumpxml pci_0000_86_00_0
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What virsh printed, one text for each question."""
     if os.geteuid():
-        pytest.skip("libvirtd's system instance is root's")
+        pytest.skip(f"libvirtd's system instance is root's: this is user {os.geteuid()}")
     if shutil.which("libvirtd") is None or shutil.which("virsh") is None or not glob.glob(DRIVER):
         pytest.skip("needs libvirt-daemon, libvirt-clients and, on Debian 13, libvirt-daemon-driver-nodedev")
     home = tmp_path_factory.mktemp("libvirt")

@@ -96,3 +96,4 @@ def test_a_hang_is_a_failure_that_names_the_test(patient: Path) -> None:
     ], done.stdout
     assert "test_a_lock: the test takes longer than 1 seconds" in done.stdout
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert str(patient) not in Path("/proc/self/mounts").read_text()

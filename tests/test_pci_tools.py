@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.lab import MountedLab, Vgpu, run
 
 MIB = 1 << 20
@@ -111,9 +112,8 @@ def test_a_dump_of_lspci_reads_as_the_same_device(lab: MountedLab, tmp_path: Pat
     assert names[0] == names[1] != ""
 
 
+@needs.root("only root's mount is open to other users")
 def test_lspci_as_another_user_sees_the_header(lab: MountedLab) -> None:
-    if os.geteuid():
-        pytest.skip("only root's mount is open to other users")
     bus = "sys/bus/pci"
     command = f"cd {lab.path} && exec {' '.join(NOBODY)} lspci -A linux-sysfs -O sysfs.path={bus} -vv -n"
     done = run(["sh", "-c", command])
@@ -258,32 +258,37 @@ def test_files_of_one_region_show_the_same_bytes(vgpu: Vgpu) -> None:
         assert os.pread(device.fileno(), 11, 63 * MIB) == b"by the file"
 
 
-def test_a_mapping_of_the_memory_is_the_memory(vgpu: Vgpu) -> None:
+def test_memory_that_cannot_be_mapped_is_enodev(vgpu: Vgpu) -> None:
     with (vgpu.path / "resource0").open("r+b", buffering=0) as file:
-        try:
-            mapping = mmap.mmap(file.fileno(), 64 * MIB)
-        except OSError as error:
-            assert error.errno == errno.ENODEV
-            pytest.skip("FUSE passthrough needs Linux 6.9 and CAP_SYS_ADMIN")
-        with mapping:
-            mapping[5 * MIB : 5 * MIB + 6] = b"mapped"
-            assert os.pread(file.fileno(), 6, 5 * MIB) == b"mapped"
-            os.pwrite(file.fileno(), b"written", 64 * MIB - 7)
-            assert mapping[-7:] == b"written"
-            shell(f"printf dd | dd of={vgpu.path}/resource0 bs=1 seek=4096 conv=notrunc status=none")
-            assert mapping[4096:4098] == b"dd"
-            with mmap.mmap(file.fileno(), 4096, offset=5 * MIB) as other:
-                assert other[:6] == b"mapped"
+        if needs.NO_PASSTHROUGH:
+            with pytest.raises(OSError) as caught:
+                mmap.mmap(file.fileno(), 64 * MIB)
+            assert caught.value.errno == errno.ENODEV
+        else:
+            mmap.mmap(file.fileno(), 64 * MIB).close()
 
 
+@needs.passthrough
+def test_a_mapping_of_the_memory_is_the_memory(vgpu: Vgpu) -> None:
+    with (
+        (vgpu.path / "resource0").open("r+b", buffering=0) as file,
+        mmap.mmap(file.fileno(), 64 * MIB) as mapping,
+    ):
+        mapping[5 * MIB : 5 * MIB + 6] = b"mapped"
+        assert os.pread(file.fileno(), 6, 5 * MIB) == b"mapped"
+        os.pwrite(file.fileno(), b"written", 64 * MIB - 7)
+        assert mapping[-7:] == b"written"
+        shell(f"printf dd | dd of={vgpu.path}/resource0 bs=1 seek=4096 conv=notrunc status=none")
+        assert mapping[4096:4098] == b"dd"
+        with mmap.mmap(file.fileno(), 4096, offset=5 * MIB) as other:
+            assert other[:6] == b"mapped"
+
+
+@needs.passthrough
 def test_a_mapping_outlives_its_vgpu_and_shows_no_other(lab: MountedLab) -> None:
     vgpu = lab.create("vgpu-4")
     with (vgpu.path / "resource0").open("r+b", buffering=0) as file:
-        try:
-            mapping = mmap.mmap(file.fileno(), 4096)
-        except OSError:
-            vgpu.remove()
-            pytest.skip("FUSE passthrough needs Linux 6.9 and CAP_SYS_ADMIN")
+        mapping = mmap.mmap(file.fileno(), 4096)
     with mapping:
         mapping[:3] = b"old"
         vgpu.remove()
@@ -309,7 +314,7 @@ def test_registers_are_read_and_written_as_registers(vgpu: Vgpu) -> None:
     assert shell(f"xxd -p -s 1282 -l 2 {registers}").strip() == "8002"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's mount is open to other users")
+@needs.root("only root's mount is open to other users")
 @pytest.mark.parametrize(("uid", "size"), [(0, EXPRESS_CONFIG_SIZE), (65534, 64)])
 def test_others_read_the_header_of_config_alone(lab: MountedLab, vgpu: Vgpu, uid: int, size: int) -> None:
     user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 TEXTS = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -36,10 +38,9 @@ def pattern(expected: str) -> str:
     return quoted.replace(r"\.\.\.", ".*")
 
 
+@needs.root("the README's sessions are root's")
 @pytest.mark.parametrize("session", SESSIONS, ids=[session.split("\n")[0] for session in SESSIONS])
 def test_session(session: str, tmp_path: Path) -> None:
-    if os.geteuid():
-        pytest.skip("the README's sessions are shown as root (mmap needs it)")
     if not (ROOT / ".venv").exists():
         pytest.skip("needs the .venv that tests/run.sh makes")
     home = tmp_path / "lab"

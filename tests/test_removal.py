@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.lab import MountedLab, Vgpu, vfsfuse
 from tests.snapshot import snapshot
 from tests.vfio.client import (
@@ -384,7 +385,7 @@ def test_what_the_holder_has_answers_as_if_there_was_nothing(cards: MountedLab) 
         assert client.container.unmap(0, mmap.PAGESIZE) == mmap.PAGESIZE
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's lab lets its memory be mapped")
+@needs.passthrough
 def test_mapped_pages_stay_and_are_the_holders_alone(cards: MountedLab) -> None:
     vgpu = cards.create("card-1", "cards")
     with holding(vgpu.cdev) as fd:

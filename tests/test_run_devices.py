@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import ordinary_user
+from tests import needs, ordinary_user
 from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, run, vfsfuse
 
 Compile = Callable[..., Path]
@@ -123,14 +123,30 @@ class Somebody:
 
 @pytest.fixture
 def somebody() -> Iterator[Somebody]:
-    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
-        pytest.skip("/dev/fuse is not open to users (chmod 0666 /dev/fuse, as udev does)")
+    if needs.NO_OPEN_FUSE:
+        pytest.skip(needs.NO_OPEN_FUSE)
     with tempfile.TemporaryDirectory() as home:
         if os.geteuid() == 0:
             os.chown(home, ordinary_user.UID, ordinary_user.UID)
             yield Somebody([sys.executable, "-m", "tests.ordinary_user"], Path(home))
         else:
             yield Somebody([], Path(home))
+
+
+def test_a_folder_of_path_that_may_not_be_searched_is_passed_over(somebody: Somebody) -> None:
+    """As by a shell: what is in no other folder is not found."""
+    closed = Path("/root")
+    if os.geteuid() == 0:
+        closed = somebody.home / "closed"
+        closed.mkdir(0o700)
+    elif os.access(closed, os.X_OK):
+        pytest.skip("there is no folder here that this user may not search")
+    there = somebody.home / "there"
+    there.write_text("#!/bin/sh\necho ran\n")
+    for name, mode, status in (("not-there", 0o755, 127), ("there", 0o755, 0), ("there", 0o644, 126)):
+        there.chmod(mode)
+        done = somebody.sh(f"PATH={closed}:$H:$PATH $V run -- {name}")
+        assert done.returncode == status, done.stderr
 
 
 CLIENT_SCRIPT = """\

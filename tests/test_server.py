@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import tests.lab
+from tests import needs
 from tests.faulty_server import FAULT
 from tests.lab import ROOT, MountedLab, run, vfsfuse
 from tests.snapshot import snapshot
@@ -357,10 +358,9 @@ rm -r "$top"
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@needs.open_fuse
+@needs.root("only root can be two users")
 def test_a_users_mount_is_that_users_alone_and_root_can_unmount_it() -> None:
-    if not os.stat("/dev/fuse").st_mode & 0o002:
-        pytest.skip("/dev/fuse is not open to users (chmod 0666 /dev/fuse)")
     done = subprocess.run(
         [sys.executable, "-c", ENTER, "sh", "-c", f"exec 2>&1; {SCRIPT}"],
         env={**os.environ, "PYTHON": sys.executable},
@@ -452,10 +452,9 @@ for flags in (mmap.MAP_PRIVATE, mmap.MAP_SHARED):
 """
 
 
+@needs.passthrough
 def test_what_is_no_memory_cannot_be_mapped(lab: MountedLab) -> None:
     """Else the pump would wait for itself when a client hands it a pointer into such a page."""
-    if os.geteuid():
-        pytest.skip("only root's mounts can keep files from being mapped privately")
     with lab.create() as vgpu:
         for path in (vgpu.path / "vgpu_uuid", vgpu.path / "config", vgpu.path / "resource2"):
             done = run([sys.executable, "-c", UNMAPPABLE, path])

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.lab import MountedLab, Vgpu, run, vfsfuse
 from tests.snapshot import PAGE_SIZE, is_attribute, walk
 
@@ -277,7 +278,7 @@ def test_changing_the_mode_gives_an_attribute_no_store(lab: MountedLab) -> None:
         path.chmod(0o444)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's mount is open to other users")
+@needs.root("only root's mount is open to other users")
 @pytest.mark.parametrize(
     ("shell", "allowed"),
     [
@@ -435,7 +436,7 @@ REFUSED: dict[str, tuple[int, Callable[[Path], object]]] = {
     "mkfifo": (errno.EPERM, lambda gpu: os.mkfifo(gpu / "new")),
     "rename": (errno.EPERM, lambda gpu: os.rename(gpu / "vendor", gpu / "new")),
     "rename onto": (errno.EPERM, lambda gpu: os.rename(gpu / "vendor", gpu / "device")),
-    "setxattr": (errno.EOPNOTSUPP, lambda gpu: os.setxattr(gpu / "vendor", "user.x", b"1")),
+    "setxattr": (errno.EOPNOTSUPP, lambda gpu: os.setxattr(gpu / "uevent", "user.x", b"1")),
     "getxattr": (errno.ENODATA, lambda gpu: os.getxattr(gpu / "vendor", "user.x")),
     "ioctl": (errno.ENOTTY, lambda gpu: write_only(gpu, lambda fd: fcntl.ioctl(fd, 0x3B64))),
     "a name too long": (errno.ENAMETOOLONG, lambda gpu: os.stat(gpu / ("x" * 5000))),

@@ -17,6 +17,14 @@ from devmodel.iommu.api import PAGE_SIZE, PGSIZES, IommuGroup
 from devmodel.iommu.mappings import Mapping, Mappings
 
 
+class MemoryLimit(OSError):
+    """ENOMEM: a process may not lock as many pages. ``room`` is how many more it may."""
+
+    def __init__(self, client: Client, total: int, room: int) -> None:
+        super().__init__(errno.ENOMEM, f"process {client.tgid} may not lock {total} pages of memory")
+        self.room = max(room, 0)
+
+
 class LockedMemory:
     """The pinned pages of each process, counted over all address spaces, and limited by its
     RLIMIT_MEMLOCK."""
@@ -33,7 +41,7 @@ class LockedMemory:
             return self._pages.get(client.identity, 0)
 
     def charge(self, client: Client, pages: int) -> None:
-        """Count ``pages`` more for the process. Raises ``OSError(ENOMEM)`` over its limit, with none counted.
+        """Count ``pages`` more for the process. Raises :class:`MemoryLimit`, with none counted.
 
         It asks the process for its limit, which may take as long as the process likes. So the caller holds no
         lock, and what it is about to pin is counted before it asks.
@@ -43,7 +51,8 @@ class LockedMemory:
         total = self._add(client, pages)
         try:
             if _exceeds(client, total * PAGE_SIZE) and not client.may_lock_any():
-                raise OSError(errno.ENOMEM, f"process {client.tgid} may not lock {total} pages of memory")
+                limit = (client.memlock_limit() - client.locked()) // PAGE_SIZE
+                raise MemoryLimit(client, total, limit - (total - pages))
         except BaseException:
             self._add(client, -pages)
             raise

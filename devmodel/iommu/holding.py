@@ -15,7 +15,7 @@ from functools import partial
 from devmodel.client import Client, Pages
 from devmodel.iommu.api import MAX_PIN_PAGES, PAGE_SIZE, IommuGroup, Prot
 from devmodel.iommu.attachments import Attachments
-from devmodel.iommu.backend import Backend, LockedMemory
+from devmodel.iommu.backend import Backend, LockedMemory, MemoryLimit
 from devmodel.iommu.inflight import Inflight
 from devmodel.iommu.mappings import Mapping
 from devmodel.iommu.pins import Wanted, count_pins, give_back, hold
@@ -113,9 +113,15 @@ class Holding:
 
     def _ask(self, mapping: Mapping, client: Client, vaddr: int, count: int, allows: int) -> Pages:
         """Charge ``count`` pages and pin the mapping's memory. Without the lock."""
-        self._locked.charge(client, count)
+        write = bool(allows & _WRITE)
         try:
-            return client.pin(vaddr, mapping.size, bool(allows & _WRITE))
+            self._locked.charge(client, count)
+        except MemoryLimit as error:
+            # the kernel pins page by page: memory that ends before the limit does is EFAULT
+            client.pin(vaddr, min(mapping.size, (error.room + 1) * PAGE_SIZE), write)
+            raise
+        try:
+            return client.pin(vaddr, mapping.size, write)
         except BaseException:
             self._locked.discharge(client, count)
             raise

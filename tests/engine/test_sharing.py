@@ -14,6 +14,7 @@ from typing import cast
 
 import pytest
 
+from tests import needs
 from tests.lab import ROOT, MountedLab, Vgpu
 from tests.vfio.client import DEVICE_RESET, PAGE
 from tests.vfio.devices import MSIX, TRIGGER, eventfd, opened, signals, silent
@@ -91,6 +92,7 @@ def test_timeouts_that_cannot_be(vgpu: Vgpu, text: str) -> None:
     assert attribute(vgpu, "engine_timeout_ms") == "2000"
 
 
+@needs.userfaultfd
 def test_memory_that_stops_is_a_hang_of_that_vgpu_alone(machine: MountedLab, vgpu: Vgpu) -> None:
     """The other one goes on, and what comes back late changes nothing any more."""
     stopped = StoppedMemory(64 * PAGE)
@@ -117,6 +119,7 @@ def test_memory_that_stops_is_a_hang_of_that_vgpu_alone(machine: MountedLab, vgp
     stopped.close()
 
 
+@needs.userfaultfd
 def test_a_reset_does_not_wait_for_memory_that_stops(engine: Gpu) -> None:
     stopped = StoppedMemory(64 * PAGE)
     engine.opened.container.map(1 << 40, stopped.address, stopped.size)
@@ -134,6 +137,7 @@ def test_a_reset_does_not_wait_for_memory_that_stops(engine: Gpu) -> None:
     stopped.close()
 
 
+@needs.userfaultfd
 def test_a_client_keeps_only_so_many_threads_waiting(engine: Gpu) -> None:
     """One that stops its memory, resets and goes on hangs at once from the fifth time, until it lets go."""
     stopped = StoppedMemory(64 * PAGE)

@@ -304,6 +304,19 @@ def test_memory_that_cannot_be_pinned_refuses_the_group_and_the_mapping() -> Non
     assert iommu.dma_avail == 65535 and iommu.space.locked.of(small) == 0
 
 
+def test_memory_that_ends_before_the_limit_does_is_efault() -> None:
+    """As with the kernel, which pins page by page."""
+    client = FakeClient(limit=16 * PAGE_SIZE, memlock=4 * PAGE_SIZE)
+    iommu = Type1()
+    iommu.attach(Group())
+    iommu.map(client, 0, 0, PAGE_SIZE, RW)
+    fails(errno.EFAULT, iommu.map, client, 2**20, 13 * PAGE_SIZE, 64 * PAGE_SIZE, RW)
+    fails(errno.ENOMEM, iommu.map, client, 2**20, 12 * PAGE_SIZE, 64 * PAGE_SIZE, RW)
+    fails(errno.ENOMEM, iommu.map, client, 2**20, 12 * PAGE_SIZE, 4 * PAGE_SIZE, RW)
+    iommu.map(client, 2**20, 12 * PAGE_SIZE, 3 * PAGE_SIZE, RW)
+    assert iommu.space.locked.of(client) == 4
+
+
 def test_pin_pages_preconditions(client: FakeClient) -> None:
     iommu = Type1()
     fails(errno.EINVAL, iommu.space.register, object())

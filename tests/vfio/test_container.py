@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests import needs
 from tests.lab import ROOT, MountedLab, Vgpu, run
 from tests.vfio import client
 from tests.vfio.client import PAGE, Container, DmaMap, DmaUnmap, Group, Memory, buffer, fails
@@ -450,7 +451,7 @@ except OSError as error:
     [(["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"], "ENOMEM"), ([], "all")],
     ids=["limited", "CAP_IPC_LOCK"],
 )
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has CAP_IPC_LOCK to drop")
+@needs.capability("CAP_IPC_LOCK")
 def test_memlock(lab: MountedLab, pf_group: str, prefix: list[str], said: str) -> None:
     done = run([*prefix, sys.executable, "-c", LIMITED, lab.path, pf_group], PYTHONPATH=str(ROOT))
     assert (done.stdout, done.stderr, done.returncode) == (f"{said}\n", "", 0)
@@ -503,6 +504,7 @@ def test_another_process_maps_its_own_memory(container: Container) -> None:
     assert container.dma_avail == 65534
 
 
+@needs.passthrough
 def test_lab_files_as_dma_memory(lab: MountedLab, vgpu: Vgpu, pf_group: str) -> None:
     """The server must not wait for itself: an attribute cannot be mapped; a BAR can, and is memory."""
     attribute, resource = (

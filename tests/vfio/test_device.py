@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests import needs
 from tests.lab import MountedLab
 from tests.vfio.client import (
     DEVICE_FEATURE,
@@ -156,17 +157,15 @@ def passthrough(device: Device) -> bool:
     return bool(region(device, 0)[0].flags & MMAP)
 
 
+@needs.passthrough
 def test_the_msix_bar_of_vfio_pci_is_mappable(gpu: Opened) -> None:
-    if not passthrough(gpu.device):
-        pytest.skip("no passthrough mmap here (root on Linux 6.9 or later has it)")
     info, caps = region(gpu.device, 4)
     assert info.flags == 3 | MMAP | CAPS and caps == [(MSIX_MAPPABLE, 1, b"")]
     assert region(gpu.device, 0)[1] == []
 
 
+@needs.passthrough
 def test_a_mediated_device_keeps_its_msix_table_out(sparse: Opened) -> None:
-    if not passthrough(sparse.device):
-        pytest.skip("no passthrough mmap here (root on Linux 6.9 or later has it)")
     info, caps = region(sparse.device, 4)
     ((identity, version, body),) = caps
     count, _, offset, size = struct.unpack("=IIQQ", body)
@@ -178,9 +177,8 @@ def test_a_mediated_device_keeps_its_msix_table_out(sparse: Opened) -> None:
     assert os.pread(sparse.device.fd, 8, info.offset + 16) == b"\xff" * 8
 
 
+@needs.passthrough
 def test_a_short_argsz_learns_the_size_of_the_chain(sparse: Opened) -> None:
-    if not passthrough(sparse.device):
-        pytest.skip("no passthrough mmap here (root on Linux 6.9 or later has it)")
     info = RegionInfo(index=4)
     sparse.device.ioctl(DEVICE_GET_REGION_INFO, info)
     assert (info.argsz, info.cap_offset, info.flags & CAPS) == (64, 0, CAPS)

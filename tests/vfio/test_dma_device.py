@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.lab import ROOT, MountedLab, described
 from tests.vfio.client import (
     DEVICE_RESET,
@@ -258,6 +259,7 @@ def test_what_the_device_wrote_is_dirty(copier: Opened) -> None:
         assert dirty(copier, 0x100000, 64) == 0
 
 
+@needs.passthrough
 def test_memory_of_the_lab_itself(machine: MountedLab, copier: Opened) -> None:
     """A client may let a device copy from another device's memory, mapped from this mount."""
     with machine.create("copier-1", "copiers") as other, open(other.cdev, "r+b") as file:

@@ -115,6 +115,11 @@ def _become(command: list[str]) -> int:
 def _execute(command: list[str]) -> NoReturn:
     try:
         os.execvp(command[0], command)
+    except PermissionError:
+        if "/" in command[0] or shutil.which(command[0], os.F_OK):
+            raise
+        # a folder of PATH that may not be searched does not say that the program is there
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
     except OSError as error:
         if error.errno != errno.ENOEXEC:
             raise
