@@ -12,15 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import MountedLab
-from tests.limits import SECONDS, Limits
+from tests.limits import Limits
 
 CLIENTS = Path(__file__).parent / "clients"
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addini(
-        "seconds_per_test", "seconds after which a test fails (tests/limits.py)", default=str(SECONDS)
-    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -25,7 +25,9 @@ from tests.lab import mounted
 
 SECONDS = 300
 """Seconds for the set-up of a test, for the test itself and for what follows it, each. `limit(seconds)` marks
-tests that need longer."""
+tests that have others."""
+QEMU_FACTOR = 3
+"""How many times that a test with a guest has."""
 GRACE_SECONDS = 5
 """Seconds that an interrupted test has to end, before the processes of the run are killed."""
 LAST_SECONDS = 60
@@ -69,7 +71,9 @@ class Limits:
     @contextlib.contextmanager
     def _limit(self, item: pytest.Item, phase: str) -> Iterator[None]:
         mark = item.get_closest_marker("limit")
-        seconds = float(mark.args[0] if mark else item.config.getini("seconds_per_test"))
+        seconds = float(mark.args[0]) if mark else SECONDS
+        if item.get_closest_marker("qemu"):
+            seconds *= QEMU_FACTOR
         ended = threading.Event()
         what = f"{item.nodeid}: the {phase} takes longer than {seconds:g} seconds"
         threading.Thread(target=self._watch, args=(ended, seconds, what), daemon=True).start()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import ROOT
 
-CONFTEST = "from tests.conftest import pytest_addoption, pytest_configure\n"
+CONFTEST = "from tests.conftest import pytest_configure\n"
 PATIENT = """
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
