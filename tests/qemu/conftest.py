@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests import needs
 from tests.lab import ROOT, MountedLab, Vgpu, described
 from tests.qemu import drivers
 from tests.qemu.guest import Guest, build
@@ -45,10 +46,10 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]
 
 @pytest.fixture(scope="package")
 def everything(shared_lab: MountedLab, guest: Guest) -> Iterator[Everything]:
-    """A booted guest, memory mapped into it where it can be and displays shown by QEMU."""
-    create = shared_lab.create
+    """A booted guest. Where memory can be mapped, it is, and QEMU shows the displays."""
+    create, display = shared_lab.create, {} if needs.NO_PASSTHROUGH else {"display": "on"}
     with create("mtty-1", "mtty") as port, create("mbochs-medium", "mbochs") as mbochs, create() as vgpu:
-        options = vfio(port, SERIAL) + vfio(mbochs, MBOCHS, display="on") + vfio(vgpu, VGPU, display="on")
+        options = vfio(port, SERIAL) + vfio(mbochs, MBOCHS, **display) + vfio(vgpu, VGPU, **display)
         with Machine(in_lab(shared_lab), options, guest) as machine:
             machine.console.wait_up()
             yield Everything(machine, {SERIAL: port, MBOCHS: mbochs, VGPU: vgpu})
@@ -58,6 +59,8 @@ def everything(shared_lab: MountedLab, guest: Guest) -> Iterator[Everything]:
 @pytest.fixture(scope="module", params=["mmap", "x-no-mmap"])
 def paused(request: pytest.FixtureRequest, shared_lab: MountedLab) -> Iterator[Paused]:
     """The machine of tests.qemu.paused, with memory mapped into QEMU and with all accesses trapped."""
+    if request.param == "mmap" and needs.NO_PASSTHROUGH:
+        pytest.skip(needs.NO_PASSTHROUGH)
     with paused_machine(shared_lab, mapped=request.param == "mmap") as machine:
         yield machine
 

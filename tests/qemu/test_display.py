@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.lab import MountedLab
 from tests.qemu import drivers, font
 from tests.qemu.conftest import MBOCHS, VGPU, Everything
@@ -30,6 +31,7 @@ def test_text_on_the_console(everything: Everything) -> None:
     drivers.assert_shows(everything.vgpus[by_name["fb0"]], shown)
 
 
+@needs.passthrough
 @pytest.mark.parametrize("slot", [MBOCHS, VGPU], ids=["mbochs", "vgpu"])
 def test_a_pattern_and_qemus_view_of_it(everything: Everything, slot: int, tmp_path: Path) -> None:
     """Pixels written to the framebuffer device; the other display keeps its own picture."""
@@ -46,6 +48,7 @@ def test_a_pattern_and_qemus_view_of_it(everything: Everything, slot: int, tmp_p
     assert dumped == pattern, drivers.difference(dumped, pattern)
 
 
+@needs.passthrough
 def test_qemus_view_of_text(everything: Everything, tmp_path: Path) -> None:
     """Of each display, QEMU's screendump and screen.png are the same picture."""
     machine = everything.machine
