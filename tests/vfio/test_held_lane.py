@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.lab import MountedLab, Vgpu
 from tests.vfio.bystander import bystander
 from tests.vfio.client import (
@@ -29,6 +30,7 @@ from tests.vfio.client import (
 )
 from tests.vfio.gpu_client import StoppedMemory
 
+pytestmark = needs.userfaultfd
 LONGEST = 0.5
 """Seconds that a call of another client may take on a busy machine."""
 _libc = ctypes.CDLL(None, use_errno=True)
