@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from ioctl_shim import procfs
@@ -27,6 +28,36 @@ _PIDFD_THREAD = os.O_EXCL  # <linux/pidfd.h>, Linux 6.9
 def _check(result: int, what: str) -> None:
     if result < 0:
         raise OSError(-result, f"{what}: {os.strerror(-result)}")
+
+
+class ClientProcess:
+    """The process of thread `tid`, which waits for an answer now: whether it has ended is asked later.
+
+    `leads` is whether the thread is the first one of its process, if that is known."""
+
+    __slots__ = ("_tgid",)
+
+    def __init__(self, tid: int, leads: bool = False) -> None:
+        self._tgid = tid
+        if not leads and tid and not lib.shim_leads_process(tid):
+            with suppress(OSError):  # the thread has ended already, or is hidden from us
+                self._tgid = procfs.tgid_of(tid)
+
+    def ended(self) -> bool:
+        """Whether all its threads have ended, and so all its descriptors are closed.  Does not wait.  False
+        when the kernel does not tell."""
+        try:
+            pidfd = os.pidfd_open(self._tgid)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            return bool(poll.poll(0))
+        finally:
+            os.close(pidfd)
 
 
 class Caller:

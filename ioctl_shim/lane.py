@@ -49,6 +49,7 @@ __all__ = [
     "LaneFile",
     "OpenRequest",
     "Opened",
+    "Opener",
     "PendingRequest",
     "PlainFile",
     "RegionAccess",
@@ -75,13 +76,16 @@ thread that makes it may wait."""
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """An open(2) of a device inode: `nodeid` is the inode number, `flags` the open flags (O_*)."""
+    """An open(2) of a device inode: `nodeid` is the inode number, `flags` the open flags (O_*).  `tid` is the
+    client's thread; it `leads` if it is the first one of its process.  A pump must not wait: `on_pump`."""
 
     nodeid: int
     flags: int
     tid: int
     uid: int
     gid: int
+    leads: bool
+    on_pump: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,11 @@ class Opened:
     stream: bool = False
     regions: RegionAccess | None = None
     submit: Submit | None = None
+
+
+Opener = Callable[[OpenRequest], Opened | None]
+"""Answers opens.  Raises OSError as open(2) does.  On a pump it may return None: then a thread that may wait
+calls it again."""
 
 
 def open_backing(fd: int) -> int:
@@ -144,12 +153,9 @@ class _OpenFile:
 
 
 class Lane:
-    """The callbacks of the pump, which run on its thread.  `opener` answers opens and raises OSError.
-    `threads` make the calls that may wait."""
+    """The callbacks of the pump, which run on its thread.  `threads` make the calls that may wait."""
 
-    def __init__(
-        self, opener: Callable[[OpenRequest], Opened], names: InodeOperations, threads: CallThreads
-    ) -> None:
+    def __init__(self, opener: Opener, names: InodeOperations, threads: CallThreads) -> None:
         self._opener, self._threads = opener, threads
         self._called = (_errno_of, names.show, names.lookup, names.stat, names.readlink)
         self._files: dict[int, _OpenFile] = {}
@@ -180,9 +186,12 @@ class Lane:
         return None if found is None else found.file
 
     def _on_open(self, request: Any) -> int:
+        client = request.tid, request.uid, request.gid, bool(request.leads)
         opened = self._opener(
-            OpenRequest(request.nodeid, request.flags, request.tid, request.uid, request.gid)
+            OpenRequest(request.nodeid, request.flags, *client, on_pump=bool(request.on_pump))
         )
+        if opened is None:
+            return self._open_later(request)
         if request.flags & os.O_DIRECT:  # the kernel, too, opens a character device before it says so
             opened.file.release()
             raise OSError(errno.EINVAL, "no direct I/O")
@@ -197,6 +206,15 @@ class Lane:
             lib.lane_memory_get(opened.memory.native)  # the pump drops this reference on release
             request.memory = opened.memory.native
         return 0
+
+    def _open_later(self, request: Any) -> int:
+        """Leave an open to a thread that may wait.  An INTERRUPT of it finds nothing, and is dropped."""
+        if not request.on_pump:
+            raise RuntimeError("an open is left to the thread that it is on")
+        copy = ffi.new("struct lane_open *", request[0])
+        copy.on_pump = 0
+        self._threads.submit(partial(lib.lane_open_file, copy), request.tid)
+        return int(lib.LANE_DEFERRED)
 
     def _callable(self, opened: Opened, request: Any) -> tuple[Callable[..., object], ...]:
         """The functions that the pump calls directly, through native/call.c."""

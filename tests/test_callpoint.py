@@ -19,6 +19,8 @@ import pytest
 
 import tests.lab
 from tests.lab import ROOT, VFSFUSE, MountedLab, run
+from tests.test_ended_clients import closing, group_file, left_behind
+from tests.vfio.client import Group
 
 CLIENT = ROOT / "tests/clients/copier_client.c"
 IOVA, PAGE, SIZE = 1 << 20, 4096, 100
@@ -83,6 +85,19 @@ def little(value: int, size: int) -> str:
 
 def ioctl(subject: str, name: str, result: object = 0) -> tuple[object, ...]:
     return "ioctl", subject, f"VFIO_{name}", {}, result
+
+
+def test_a_file_whose_open_waited_is_listened_to(listen: Callable[..., ListenedLab]) -> None:
+    listened = listen()
+    with listened.lab:
+        listened.create()
+        root, number = listened.lab.path, (listened.lab.mdevs / listened.name / "iommu_group").resolve().name
+        with closing(*left_behind(lambda: group_file(listened.lab, number))), Group(root, number) as group:
+            assert group.flags == 1
+        with closing(*left_behind(lambda: group_file(listened.lab, number))):
+            listened.remove()
+    names = [line["name"] for line in listened.lines()]
+    assert names == ["create", "create", "VFIO_GROUP_GET_STATUS", "remove", "remove", "remove"]
 
 
 def test_a_whole_dialogue_is_told_once_in_order_with_its_results(

@@ -82,25 +82,15 @@ def test_two_clients_at_once(lab: MountedLab, compile_client: Compile) -> None:
             assert process.returncode == 0
 
 
-def test_a_client_killed_at_any_moment_is_the_others_gain(
-    lab: MountedLab, compile_client: Compile, tmp_path: Path
-) -> None:
-    """The group opens for the next one, the supervisor goes on, and no descriptor stays anywhere.
-
-    The group of a client that is killed in the middle of the call is in use until the call is answered.
-    """
+def test_a_client_killed_at_any_moment_is_the_others_gain(lab: MountedLab, compile_client: Compile) -> None:
+    """The group opens for the next one, the supervisor goes on, and no descriptor stays anywhere."""
     with lab.create() as vgpu:
         client = f"{compile_client('device_fd')} {vgpu.group} {vgpu.name}"
         script = f"""
             for i in $(seq 25); do
                 {client} forever & sleep 0.0$i; kill -9 $!; wait $!
             done 2>/dev/null
-            for i in $(seq 50); do
-                {client} errors 2>{tmp_path}/why && exit
-                grep -q "errno 16" {tmp_path}/why || break
-                sleep 0.02
-            done
-            cat {tmp_path}/why >&2; exit 1"""
+            {client} errors"""
         run_client(vgpu, "sh", "-c", script)
 
 

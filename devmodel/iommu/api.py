@@ -62,8 +62,7 @@ class DmaFault(OSError):
 
 
 class MustWait(Exception):
-    """A map or an unmap has to wait, and its thread may not. Nothing has changed; a thread that may wait
-    repeats it.
+    """A call has to wait, and its thread may not. Nothing has changed; a thread that may wait repeats it.
 
     It is no ``OSError``, because a client never sees it.
     """

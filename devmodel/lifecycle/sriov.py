@@ -20,6 +20,7 @@ from devmodel.lifecycle.vf import VfLayout
 from devmodel.pci import regs
 from devmodel.pci.regs import ExtCapId
 from devmodel.vfio.group import Group
+from devmodel.vfio.lingering import Lingering
 
 
 class FunctionObserver(Protocol):
@@ -167,5 +168,5 @@ def retire_all(functions: list[VirtualFunction]) -> None:
             else:
                 undo.callback(function.join)
         if refused:
-            raise refused[0]
+            raise next((each for each in refused if not isinstance(each, Lingering)), refused[0])
         undo.pop_all()

@@ -9,7 +9,6 @@ Source: <linux/vfio.h> (VFIO_GROUP_GET_STATUS to VFIO_GROUP_GET_DEVICE_FD), Docu
 from __future__ import annotations
 
 import errno
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
@@ -17,26 +16,32 @@ from typing import ClassVar, NamedTuple
 from devmodel.device.base import Device
 from devmodel.irq.kinds import PciIrq
 from devmodel.vfio.container import Container
+from devmodel.vfio.lingering import Held, LastClient, lives
 
 
-class Group:
+class Group(Held):
     """An IOMMU group. It is not viable while one of its devices belongs to a host driver.
 
     A ``noiommu`` group stands for a device without an IOMMU. Its users need CAP_SYS_RAWIO.
     """
 
-    __slots__ = ("devices", "lock", "noiommu", "number", "opened", "viable", "watchers")
+    __slots__ = ("devices", "noiommu", "number", "opened", "viable")
 
     def __init__(self, number: int, viable: bool = True, noiommu: bool = False) -> None:
+        super().__init__()
         self.number = number
         self.noiommu = noiommu
         self.viable = viable
-        self.lock = threading.RLock()
         self.devices: tuple[Assignable, ...] = ()
         self.opened: GroupFile | None = None
-        self.watchers: tuple[Callable[[], None], ...] = ()
-        """Called each time that a client has closed the group or a device, under :attr:`lock`, on the device
-        lane. So they must not wait."""
+
+    def __str__(self) -> str:
+        return f"group {self.number}"
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the group or a device of it is open through the group. Under :attr:`lock`."""
+        return self.opened is not None
 
     @property
     def gone(self) -> bool:
@@ -48,33 +53,28 @@ class Group:
         """Whether all its devices are mediated (devmodel.iommu.api.IommuGroup)."""
         return all(device.emulated_iommu for device in self.devices)
 
-    def open(self, owner: object = None, rawio: bool = False) -> GroupFile:
-        """Open the group for a client. ``rawio`` is whether the client has CAP_SYS_RAWIO.
+    def open(
+        self, client_ended: Callable[[], bool] = lives, rawio: bool = False, may_wait: bool = False
+    ) -> GroupFile:
+        """Open the group for a client. ``client_ended`` tells later whether its process has ended, without
+        waiting. ``rawio`` is whether it has CAP_SYS_RAWIO.
 
         Raises ``OSError``: ENODEV when the group has no device, or only devices that are being removed; EPERM
-        as :meth:`check_rawio`; EBUSY while it is open.
+        as :meth:`check_rawio`; EBUSY while it is open. Waits, or raises :class:`MustWait`, as
+        :meth:`patiently`.
         """
-        with self.lock:
+
+        def attempt() -> GroupFile:
             if all(device.leaving for device in self.devices):
                 raise OSError(errno.ENODEV, f"group {self.number} is gone")
             self.check_rawio(rawio)
             if self.opened is not None:
+                self.opened.client.check()
                 raise OSError(errno.EBUSY, f"group {self.number} is open already")
-            self.opened = GroupFile(self, owner)
+            self.opened = GroupFile(self, client_ended)
             return self.opened
 
-    def let_go(self) -> None:
-        """Call the watchers. Under :attr:`lock`."""
-        for watcher in self.watchers:
-            watcher()
-
-    def watch(self, watcher: Callable[[], None]) -> None:
-        """Add a watcher. Under :attr:`lock`."""
-        self.watchers += (watcher,)
-
-    def unwatch(self, watcher: Callable[[], None]) -> None:
-        """Remove a watcher. Under :attr:`lock`."""
-        self.watchers = tuple(each for each in self.watchers if each is not watcher)
+        return self.patiently(attempt, may_wait)
 
     def check_rawio(self, rawio: bool) -> None:
         """``OSError(EPERM)`` for a noiommu group and a client without CAP_SYS_RAWIO."""
@@ -158,7 +158,8 @@ class Assignable(ABC):
     def retire(self) -> None:
         """Leave the group. Raises ``OSError``: EBUSY while it or the group is open, ENODEV if it is gone.
 
-        A client that holds it is asked to close it (the REQ interrupt), as vfio-pci does.
+        A client that holds it is asked to close it (the REQ interrupt), as vfio-pci does. One that has ended
+        is not: the EBUSY is :class:`Lingering`.
         """
         with self.group.lock:
             if self.gone:
@@ -167,6 +168,9 @@ class Assignable(ABC):
             if not self.held:
                 self.withdraw()
                 return
+            file = self.group.opened
+            if file is not None and opened <= file.devices:
+                file.client.check()
         if opened:
             self.device.irq.trigger(PciIrq.REQ)
         raise OSError(errno.EBUSY, f"{self.name} is in use")
@@ -188,15 +192,25 @@ class GroupStatus(NamedTuple):
 class GroupFile:
     """The only open of a group. It ends when the file and every device file from it are closed."""
 
-    __slots__ = ("_closed", "_joining", "_users", "container", "group", "owner")
+    __slots__ = ("_closed", "_joining", "_users", "client", "container", "group")
 
-    def __init__(self, group: Group, owner: object = None) -> None:
-        """For :meth:`Group.open`. ``owner`` is an object by which the caller finds the open again."""
+    def __init__(self, group: Group, client_ended: Callable[[], bool]) -> None:
+        """For :meth:`Group.open`."""
         self.group = group
-        self.owner = owner
+        self.client = LastClient(group, client_ended)
         self.container: Container | None = None
         self._users = 1
         self._closed = self._joining = False
+
+    def used_by(self, client_ended: Callable[[], bool]) -> None:
+        """Another client uses the file now. ``client_ended`` is as that of :meth:`Group.open`."""
+        with self.group.lock:
+            self.client = LastClient(self.group, client_ended)
+
+    @property
+    def devices(self) -> int:
+        """How many device files there are. Under the group's lock."""
+        return self._users - (not self._closed) - self._joining
 
     def status(self) -> GroupStatus:
         """Whether the group can be used, and whether it has a container."""
@@ -230,15 +244,19 @@ class GroupFile:
                 self.container, self._joining = joined, False
                 self.put()  # the file may have been closed meanwhile
 
-    def unset_container(self) -> None:
+    def unset_container(self, may_wait: bool = False) -> None:
         """Leave the container. Raises ``OSError``: EINVAL without a container, EBUSY while a device is open
-        or the group is joining the container."""
-        with self.group.lock:
+        or the group is joining the container. Waits as :meth:`Group.patiently`."""
+
+        def attempt() -> None:
             if self.container is None and not self._joining:
                 raise OSError(errno.EINVAL, "the group has no container")
             if self._users > 1:
+                self.client.check()
                 raise OSError(errno.EBUSY, "a device of the group is open, or the group is joining")
             self._leave()
+
+        self.group.patiently(attempt, may_wait)
 
     def get_device(self, name: str, rawio: bool = False) -> Assignable:
         """The device ``name``. The name may include a VF token, as for vfio-pci.

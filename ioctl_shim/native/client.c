@@ -181,6 +181,12 @@ int shim_borrow_file(int pidfd, uint32_t tid, int fd, uint64_t st_dev)
 	return borrow_of_client(pidfd, tid, fd, is_on, st_dev);
 }
 
+/* Whether `tid` is the first thread of a process, by whose number the process is known. */
+int shim_leads_process(uint32_t tid)
+{
+	return !syscall(SYS_tgkill, tid, tid, 0) || errno == EPERM;
+}
+
 int shim_pidfd_getfd(int pidfd, int fd)
 {
 	int copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);

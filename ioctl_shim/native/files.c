@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Requests on device inodes: memory and stored registers are answered here, for all else Python is called.
- * Pump thread. */
+ * Pump thread, except lane_open_file(). */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -27,45 +27,60 @@ static struct lane_file *file_of(uint64_t fh)
 	return (struct lane_file *)(uintptr_t)fh; /* only the kernel hands it back: a client cannot forge it */
 }
 
-void on_open(const struct request *r)
+static void release_file(struct lane_file *file)
 {
-	const struct fuse_open_in *in = r->body;
-	struct lane_open open = {.nodeid = r->header->nodeid, .flags = in->flags, .tid = r->header->pid,
-		.uid = r->header->uid, .gid = r->header->gid, .region = LANE_WHOLE};
+	lane_on_release(file->token);
+	lane_memory_put(file->memory);
+	free(file);
+}
+
+/* Has Python open a file, and answers.  When Python leaves that to a thread that may wait, this is called again
+ * there, with a copy of `open`. */
+void lane_open_file(struct lane_open *open)
+{
 	struct lane_file *file = calloc(1, sizeof(*file));
 	struct vfs_open_out out = {.fh = (uintptr_t)file, .open_flags = FOPEN_DIRECT_IO | VFS_FOPEN_NOFLUSH}, unmappable = out;
 	int error = file ? lane_forbid_mapping(&unmappable) : -ENOMEM;
 
 	if (!error)
-		error = lane_on_open(&open);
+		error = lane_on_open(open);
 	if (error) {
 		free(file);
-		send_error(r->header->unique, error);
+		if (error != LANE_DEFERRED)
+			send_error(open->unique, error);
 		return;
 	}
-	*file = (struct lane_file){.token = open.token, .memory = open.memory /* with the reference Python took */,
-		.region = open.region, .by_region = open.by_region, .read = open.read, .write = open.write,
-		.ioctl = open.ioctl, .rows = open.rows};
-	if (open.stream) {
+	*file = (struct lane_file){.token = open->token, .memory = open->memory /* with the reference Python took */,
+		.region = open->region, .by_region = open->by_region, .read = open->read, .write = open->write,
+		.ioctl = open->ioctl, .rows = open->rows};
+	if (open->stream) {
 		/* a stream cannot have a backing file; a mapping of it is harmless: its size is 0, so all is
 		 * SIGBUS */
 		out.open_flags |= VFS_FOPEN_STREAM;
-	} else if (open.backing_id > 0) {
+	} else if (open->backing_id > 0) {
 		out.open_flags |= VFS_FOPEN_PASSTHROUGH;
-		out.backing_id = open.backing_id;
+		out.backing_id = open->backing_id;
 	} else
 		out = unmappable;
-	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
+	if (send_open(open->unique, &out))
+		release_file(file); /* the kernel does not have it, and so will not release it */
+}
+
+void on_open(const struct request *r)
+{
+	const struct fuse_open_in *in = r->body;
+	struct lane_open open = {.unique = r->header->unique, .nodeid = r->header->nodeid, .flags = in->flags,
+		.tid = r->header->pid, .uid = r->header->uid, .gid = r->header->gid,
+		.leads = (uint32_t)shim_leads_process(r->header->pid), .on_pump = 1, .region = LANE_WHOLE};
+
+	lane_open_file(&open);
 }
 
 void on_release(const struct request *r)
 {
 	const struct fuse_release_in *in = r->body;
-	struct lane_file *file = file_of(in->fh);
 
-	lane_on_release(file->token);
-	lane_memory_put(file->memory);
-	free(file);
+	release_file(file_of(in->fh));
 	send_error(r->header->unique, 0);
 }
 

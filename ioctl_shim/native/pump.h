@@ -55,6 +55,7 @@ int session_fuse(void);
 void session_end(void);
 void session_close(void);
 int send_data(uint64_t unique, int error, const void *body, size_t size, const void *data, size_t more);
+int send_open(uint64_t unique, const struct vfs_open_out *out);
 void send_error(uint64_t unique, int64_t error);
 void send_ioctl(uint64_t unique, int64_t result, const void *out, uint32_t out_size);
 void send_read(const struct request *r, int64_t got);

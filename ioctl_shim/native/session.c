@@ -126,15 +126,29 @@ struct lane_message *lane_pop(void)
 
 /* ---- replies ---- */
 
-int send_data(uint64_t unique, int error, const void *body, size_t size, const void *data, size_t more)
+static int send_reply(uint64_t unique, int error, const void *body, size_t size, const void *data, size_t more)
 {
 	int known = error <= 0 && error > -ERRNO_END; /* the kernel rejects others: the client would hang */
 	struct fuse_out_header header = {.len = (uint32_t)(sizeof(header) + size + more),
 		.error = known || !unique ? error : -EIO, .unique = unique};
 	struct iovec iov[3] = {{&header, sizeof(header)}, {(void *)body, size}, {(void *)data, more}};
 
-	/* ENOENT: the request was aborted and nobody waits for the answer */
-	return writev(session.fuse, iov, more ? 3 : size ? 2 : 1) < 0 && errno != ENOENT ? -errno : 0;
+	return writev(session.fuse, iov, more ? 3 : size ? 2 : 1) < 0 ? -errno : 0;
+}
+
+/* 0 or a negative errno.  It is no error when the request was aborted, and nobody waits for the answer. */
+int send_data(uint64_t unique, int error, const void *body, size_t size, const void *data, size_t more)
+{
+	int result = send_reply(unique, error, body, size, data, more);
+
+	return result == -ENOENT ? 0 : result;
+}
+
+/* 0 when the kernel has taken the open file.  Otherwise it does not have it: -ENOENT when nobody waits for
+ * it. */
+int send_open(uint64_t unique, const struct vfs_open_out *out)
+{
+	return send_reply(unique, 0, out, sizeof(*out), NULL, 0);
 }
 
 void send_error(uint64_t unique, int64_t error)

@@ -48,7 +48,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.scheduling": "",
     "vfsfuse.run": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci uuids",
-    "vfsfuse.kernfs": "ioctl_shim | devmodel: callpoint device.tasks lifecycle.uevents",
+    "vfsfuse.kernfs": "ioctl_shim | devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents",
     "vfsfuse.vfio": "ioctl_shim "
     "| devmodel: callpoint client device iommu irq lifecycle pci region uuids vfio",
     "vfsfuse.sysfs": "ioctl_shim "

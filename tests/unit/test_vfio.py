@@ -4,16 +4,18 @@
 import errno
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 import pytest
 
 from devmodel.device.base import Device
-from devmodel.iommu.api import Extension, Prot
+from devmodel.iommu.api import Extension, MustWait, Prot
 from devmodel.iommu.type1 import Type1
 from devmodel.vfio.container import Container
 from devmodel.vfio.group import Assignable, DeviceFile, Group, GroupFile
+from devmodel.vfio.lingering import PATIENCE, Lingering
 from tests.unit.fakes import FakeClient, fails
 
 
@@ -87,12 +89,55 @@ def test_set_iommu_needs_a_group_and_happens_once(container: Container, group: G
 
 
 def test_a_group_opens_once(group: Group) -> None:
-    file = group.open("owner")
-    assert file.owner == "owner"
+    file = group.open()
     fails(errno.EBUSY, group.open)
     file.close()
     file.close()
     group.open().close()
+
+
+def test_what_an_ended_client_has_open_is_waited_for_by_who_may(group: Group) -> None:
+    file = group.open(lambda: True)
+    with pytest.raises(MustWait):
+        group.open()
+    timer = threading.Timer(0.05, file.close)
+    timer.start()
+    group.open(may_wait=True).close()
+    timer.join()
+    assert not group.watchers
+
+
+def test_clients_that_end_one_after_the_other_are_waited_for_once(group: Group) -> None:
+    """A hostile one that has the file says so again and again."""
+    file, ended, begun = group.open(lambda: True), threading.Event(), time.monotonic()
+
+    def renew() -> None:
+        while not ended.wait(0.01):
+            file.used_by(lambda: True)
+            with group.lock:
+                group.let_go()
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    fails(errno.EBUSY, group.open, may_wait=True)
+    ended.set()
+    thread.join()
+    assert PATIENCE * 0.9 < time.monotonic() - begun < PATIENCE + 1
+
+
+def test_whose_file_it_is_decides(group: Group) -> None:
+    file = group.open(lambda: True)
+    file.used_by(lambda: False)
+    fails(errno.EBUSY, group.open)
+    file.used_by(lambda: True)
+    for refused in (group.open, group.devices[0].retire):
+        with pytest.raises((MustWait, Lingering)):
+            refused()
+    beside = DeviceFile(group.devices[0])
+    with pytest.raises(OSError) as caught:
+        group.devices[0].retire()
+    assert caught.value.errno == errno.EBUSY and not isinstance(caught.value, Lingering)
+    beside.close()
 
 
 def test_a_group_without_devices_is_enodev(group: Group) -> None:

@@ -114,7 +114,7 @@ def test_a_forked_child_keeps_everything(machine: MountedLab, vgpu: Vgpu) -> Non
     assert busy(machine, vgpu)
     fails(errno.EBUSY, (vgpu.path / "remove").write_bytes, b"1")
     reap(pid, signal.SIGKILL)
-    assert not in_use(machine, vgpu)
+    assert not busy(machine, vgpu)
 
 
 def test_descriptors_that_are_sent(machine: MountedLab, vgpu: Vgpu) -> None:
@@ -212,12 +212,12 @@ def test_sigkill_in_the_middle_of_anything(machine: MountedLab, vgpu: Vgpu) -> N
             assert victim.stdout is not None and victim.stdout.readline() == b"go\n"
             time.sleep(moments.uniform(0, 0.03))
             victim.kill()
-        assert not in_use(machine, vgpu)
+        assert not busy(machine, vgpu)
         with opened(machine, vgpu.group, vgpu.name) as found:
             assert found.container.dma_avail == 65535
             fails(errno.EINVAL, found.device.irqs, MSIX, 1 | TRIGGER, 0, 1)
             fails(errno.EINVAL, found.device.irqs, REQ, 1 | TRIGGER, 0, 1)
-    assert not in_use(machine, vgpu)
+    assert not busy(machine, vgpu)
     assert len(os.listdir(descriptors)) <= before + 4
 
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 import errno
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from ioctl_shim.lane import DEVICE_BIT, Opened, OpenRequest
+from ioctl_shim.lane import DEVICE_BIT, Opener
 
 MEMBER_BITS = 8
 """Bits of an inode number that tell an entry's members apart."""
@@ -113,13 +113,13 @@ class Symlink(Entry):
 
 
 class DeviceNode(Entry):
-    """A file under dev/: the device lane answers every open, ioctl, read and write of it."""
+    """A file under dev/: the device lane answers every open, by `opener`, and every ioctl, read and write."""
 
     __slots__ = ("gid", "mode", "opener", "size", "uid")
 
     lane_bits = DEVICE_BIT
 
-    def __init__(self, name: str, mode: int, opener: Callable[[OpenRequest], Opened], size: int = 0) -> None:
+    def __init__(self, name: str, mode: int, opener: Opener, size: int = 0) -> None:
         super().__init__(name)
         self.mode, self.opener, self.size = mode, opener, size
         self.uid: int | None = None

@@ -21,6 +21,7 @@ from functools import partial
 import trio
 
 from devmodel.callpoint import Call, CallKind, CallPoint, owing
+from devmodel.lifecycle.removal import patiently
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import check_open
 from ioctl_shim.lanefile import InodeAttr
@@ -218,9 +219,8 @@ class Operations(Refusals):
         with errors("store"):
             if self._calls.listener is not None:
                 return await self._listened_write(fh, buf)
-            entry, member = self._attribute(fh)
             try:
-                return member.write(entry, buf)  # every write is from the start, as sysfs has it
+                return await self._store(fh, buf)
             finally:
                 await self.publish()
 
@@ -241,9 +241,13 @@ class Operations(Refusals):
             self._listened -= 1
 
     async def _store(self, fh: int, data: bytes) -> int:
-        """A store that may have been delayed: its directory may be gone by now."""
-        entry, member = self._attribute(fh)
-        return member.write(entry, data)
+        """A store.  If it was delayed, or waits, its directory may be gone by now."""
+
+        def store() -> int:
+            entry, member = self._attribute(fh)
+            return member.write(entry, data)  # every write is from the start, as sysfs has it
+
+        return await patiently(store)
 
     async def publish(self) -> None:
         """Tell the kernel what has changed, then deliver the uevents: a listener finds in the tree what it

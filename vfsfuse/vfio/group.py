@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
 
+from devmodel.iommu.api import MustWait
 from devmodel.vfio.group import Group
 from ioctl_shim._native import lib
 from ioctl_shim.abi import Kind
-from ioctl_shim.lane import Opened, OpenRequest, SizedIoctl
+from ioctl_shim.client import ClientProcess
+from ioctl_shim.lane import Opened, Opener, OpenRequest, SizedIoctl
 from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.fops import Request, Services, VfioFops, answers, rawio
 from vfsfuse.vfio.handover import DeviceRequest, Handover, Offer, encode_token
@@ -24,15 +25,23 @@ class GroupFops(VfioFops):
     __slots__ = ("_handover", "file", "services")
     kind = Kind.GROUP
 
-    def __init__(self, group: Group, tid: int, services: Services, offer: Offer) -> None:
-        self.file = group.open(self, rawio(group, tid))
+    def __init__(self, group: Group, request: OpenRequest, services: Services, offer: Offer) -> None:
+        client = ClientProcess(request.tid, request.leads)
+        self.file = group.open(client.ended, rawio(group, request.tid), may_wait=not request.on_pump)
         self.services = services
         self._handover = Handover(self.file, offer)
 
     @classmethod
-    def opener(cls, group: Group, services: Services, offer: Offer) -> Callable[[OpenRequest], Opened]:
+    def opener(cls, group: Group, services: Services, offer: Offer) -> Opener:
         """The function that answers opens of the group.  `offer` makes the files of its devices."""
-        return lambda request: Opened(cls(group, request.tid, services, offer))
+
+        def open_group(request: OpenRequest) -> Opened | None:
+            try:
+                return Opened(cls(group, request, services, offer))
+            except MustWait:
+                return None
+
+        return open_group
 
     @property
     def subject(self) -> str:
@@ -56,8 +65,11 @@ class GroupFops(VfioFops):
         return 0
 
     @answers("VFIO_GROUP_UNSET_CONTAINER")
-    def unset_container(self, request: Request) -> int:
-        self.file.unset_container()
+    def unset_container(self, request: Request) -> int | None:
+        try:
+            self.file.unset_container(may_wait=not request.on_pump)
+        except MustWait:
+            return None
         return 0
 
     @answers("VFIO_GROUP_GET_DEVICE_FD")

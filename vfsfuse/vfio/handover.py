@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from devmodel.vfio.group import DeviceFile, GroupFile
 from ioctl_shim._native import ffi
 from ioctl_shim.abi import PREPARE_DEVICE
+from ioctl_shim.client import ClientProcess
 from ioctl_shim.lane import OpenRequest, SizedIoctl
 
 PREPARED = ".device-"
@@ -86,6 +87,7 @@ class Handover:
     def prepare(self, request: DeviceRequest, rawio: bool) -> int:
         """The token of a file that `request.supervisor` can open.  Raises OSError as GROUP_GET_DEVICE_FD
         does."""
+        self._file.used_by(ClientProcess(request.client).ended)
         self._file.get_device(request.name, rawio)
         token = secrets.randbits(64)
         withdraw = self._offer(f"{PREPARED}{token}", lambda opening: self._take(token, opening))

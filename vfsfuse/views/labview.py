@@ -15,7 +15,7 @@ from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.function import PciFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
-from devmodel.lifecycle.removal import remove_when_free
+from devmodel.lifecycle.removal import patiently, remove_when_free
 from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
 from devmodel.vfio.group import Assignable, Group
 from ioctl_shim.callthreads import CallThreads
@@ -100,20 +100,22 @@ class LabView:
         if self.spec.removal is RemovalPolicy.WAIT:
             await remove_when_free(self.lab, mdev)
         else:
-            self.lab.remove(mdev)
+            await patiently(lambda: self.lab.remove(mdev))
 
     # ---- device lane ----
 
-    def open(self, request: OpenRequest) -> Opened:
-        """Open an inode of the device lane.  Raises OSError as open(2) does.  Device lane.
+    def open(self, request: OpenRequest) -> Opened | None:
+        """Open an inode of the device lane (ioctl_shim.lane.Opener).
 
         This is where the file's calls begin to pass the call point, if somebody listens there.
         """
         opened = self._open(request)
         calls = self.lab.calls
-        return opened if calls.listener is None else listened(opened, calls, self.services.threads)
+        if opened is None or calls.listener is None:
+            return opened
+        return listened(opened, calls, self.services.threads)
 
-    def _open(self, request: OpenRequest) -> Opened:
+    def _open(self, request: OpenRequest) -> Opened | None:
         entry, member = self.tree.locate(request.nodeid)
         if isinstance(member, BinaryMember):
             return member.open(entry, request)

@@ -29,7 +29,6 @@ from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.handover import Take, Withdraw
 from vfsfuse.vfio.port import Port
 
-Opener = Callable[[OpenRequest], Opened]
 VFIO_DEV = "vfio-dev"
 N = TypeVar("N", bound=DeviceNode)
 DEVICE_SIZE = PciRegion.COUNT << REGION_SHIFT

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client that has ended still has in use for a moment, and how others wait for that moment to pass.
+
+On Linux the files of a process are closed before anybody sees that it has ended. Here a supervisor of
+`vfsfuse run` may hold a copy for a moment longer, and the kernel may tell us of a close a moment late.
+
+Threads: any. State is under the group's lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+from devmodel.iommu.api import MustWait
+
+T = TypeVar("T")
+PATIENCE = 0.5
+"""Seconds for which a call waits for what a client left in use when it ended."""
+
+
+class Lingering(OSError):
+    """EBUSY that is about to pass: only a client that has ended uses ``group``.
+
+    Its files may have gone to other processes. So it is a plain EBUSY if that has not passed in ``seconds``.
+    """
+
+    def __init__(self, group: Held, seconds: float) -> None:
+        super().__init__(errno.EBUSY, f"{group} is still in use by a process that has ended")
+        self.group, self.seconds = group, seconds
+
+
+class Held(ABC):
+    """A group, as far as others wait for it: it has a lock, and calls watchers when a client lets go."""
+
+    __slots__ = ("lock", "watchers")
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.watchers: tuple[Callable[[], None], ...] = ()
+        """Called each time that a client has closed the group or a device, under :attr:`lock`, on the device
+        lane. So they must not wait."""
+
+    @property
+    @abstractmethod
+    def in_use(self) -> bool:
+        """Whether a client has it open. Under :attr:`lock`."""
+
+    def let_go(self) -> None:
+        """Call the watchers. Under :attr:`lock`."""
+        for watcher in self.watchers:
+            watcher()
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Add a watcher. Under :attr:`lock`."""
+        self.watchers += (watcher,)
+
+    def unwatch(self, watcher: Callable[[], None]) -> None:
+        """Remove a watcher. Under :attr:`lock`."""
+        self.watchers = tuple(each for each in self.watchers if each is not watcher)
+
+    def patiently(self, attempt: Callable[[], T], may_wait: bool) -> T:
+        """What ``attempt`` returns, which is called under :attr:`lock`.
+
+        While it raises :class:`Lingering`, wait until a client lets go, :data:`PATIENCE` at most, and call it
+        again. When the thread may not wait, raise :class:`MustWait` instead.
+        """
+        deadline: float | None = None
+        while True:
+            with self.lock:
+                try:
+                    return attempt()
+                except Lingering as busy:
+                    if not may_wait:
+                        raise MustWait from None
+                    now = time.monotonic()
+                    deadline = now + PATIENCE if deadline is None else deadline
+                    seconds = min(busy.seconds, deadline - now)
+                    if seconds <= 0:
+                        raise
+                    let_go = threading.Event()
+                    watcher = let_go.set
+                    self.watch(watcher)
+            let_go.wait(seconds)
+            with self.lock:
+                self.unwatch(watcher)
+
+
+def lives() -> bool:
+    """The client has not ended."""
+    return False
+
+
+class LastClient:
+    """The client that used a file of ``group`` last. Under the group's lock."""
+
+    __slots__ = ("_ended", "_group", "_until")
+
+    def __init__(self, group: Held, ended: Callable[[], bool]) -> None:
+        """``ended`` tells later whether the client's process has ended. It is called under the group's lock,
+        and so must not wait."""
+        self._group, self._ended = group, ended
+        self._until: float | None = None
+
+    def check(self) -> None:
+        """Raise :class:`Lingering` when the client has ended, for :data:`PATIENCE` from the first time that
+        this is found out."""
+        now = time.monotonic()
+        if self._until is None:
+            if not self._ended():
+                return
+            self._until = now + PATIENCE
+        if now < self._until:
+            raise Lingering(self._group, self._until - now)
