@@ -340,29 +340,37 @@ static void *make_call(void *data)
 	return data;
 }
 
-/* The call whose name is in held memory; `meanwhile` is done while it is held. */
-static struct call call_held(void (*meanwhile)(int stranger))
+static int foreign; /* the stranger's file */
+
+/* A page that will hold the name. */
+static const void *held_page(void)
 {
-	int foreign = open_stranger();
-	struct call call = {.result = 0};
+	const void *page;
+
+	foreign = open_stranger();
+	if (strcmp(memory, "fuse"))
+		return faulting_page();
+	page = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, foreign, 0);
+	CHECK(page != MAP_FAILED);
+	return page;
+}
+
+/* The call whose name is in held memory; `meanwhile` is done while it is held. */
+static struct call call_held(const void *string, void (*meanwhile)(void))
+{
+	struct call call = {.string = string};
 	pthread_t thread;
 	char byte;
 
-	if (strcmp(memory, "fuse"))
-		call.string = faulting_page();
-	else
-		call.string = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, foreign, 0);
-	CHECK(call.string != MAP_FAILED);
 	CHECK(!pthread_create(&thread, NULL, make_call, &call));
 	CHECK(read(held[0], &byte, 1) == 1);
-	meanwhile(foreign);
+	meanwhile();
 	CHECK(write(shown[1], &byte, 1) == 1 && !pthread_join(thread, NULL));
 	return call;
 }
 
-static void say_held(int foreign)
+static void say_held(void)
 {
-	(void)foreign;
 	puts("held");
 	wait_for_line();
 }
@@ -370,7 +378,10 @@ static void say_held(int foreign)
 static void held_up(void)
 {
 	join(VFIO_TYPE1v2_IOMMU);
-	struct call call = call_held(say_held);
+	const void *page = held_page();
+
+	CHECK(!close(foreign)); /* killed while it is held, we could not end: nobody would answer FLUSH */
+	struct call call = call_held(page, say_held);
 	errno = call.error;
 	CHECK(call.result >= 0);
 	good(group, name);
@@ -378,7 +389,7 @@ static void held_up(void)
 
 static int kept;
 
-static void swap(int foreign)
+static void swap(void)
 {
 	kept = dup(group);
 	CHECK(kept >= 0 && dup2(foreign, group) == group);
@@ -387,7 +398,7 @@ static void swap(int foreign)
 static void swapped(void)
 {
 	join(VFIO_TYPE1v2_IOMMU);
-	struct call call = call_held(swap);
+	struct call call = call_held(held_page(), swap);
 	errno = call.error;
 	CHECK(call.result == -1 && call.error == ENOTTY);
 	good(kept, name);
