@@ -83,9 +83,20 @@ userfaultfd = _unless(_userfaultfd())
 open_fuse = _unless(NO_OPEN_FUSE)
 
 
+def not_root(why: str) -> str:
+    """The reason why what root alone may cannot be done here, empty when it can. `why` is what it is."""
+    return f"{why}: this is user {os.geteuid()}" if os.geteuid() else ""
+
+
 def root(why: str) -> pytest.MarkDecorator:
     """For tests of what root alone may, or that act as root and as somebody else. `why` is what it is."""
-    return _unless(f"{why}: this is user {os.geteuid()}" if os.geteuid() else "")
+    return _unless(not_root(why))
+
+
+def be_root(why: str) -> None:
+    """In a fixture: skip the test unless this is root. `why` as for `root`."""
+    if reason := not_root(why):
+        pytest.skip(reason)
 
 
 def capability(name: str) -> pytest.MarkDecorator:

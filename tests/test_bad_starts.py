@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.lab import ROOT, VFSFUSE, described, vfsfuse
 from vfsfuse.cli.mountpoint import wait_for_end
 
@@ -258,7 +259,7 @@ def test_a_home_that_cannot_be_written_is_one_line(
     assert mount_and_umount(folder, "--log-file", str(folder / "log")) == ""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be a user without an entry in passwd")
+@needs.root("only root can be a user without an entry in passwd")
 def test_a_user_without_a_home_is_told_so(folder: Path) -> None:
     code = "import os, runpy, sys; sys.argv = ['vfsfuse', 'mount', '/tmp/nobodys']; "
     code += "import vfsfuse.cli, vfsfuse.cli.mount; os.setresuid(4242, 4242, 4242); del os.environ['HOME']; "

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import ordinary_user
+from tests import needs, ordinary_user
 from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, described, run, vfsfuse
 from tests.supervisors import supervisor_of
 from tests.vfio.client import NOIOMMU, PAGE, TYPE1V2, Container, Group, fails
@@ -198,8 +198,7 @@ def test_only_a_group_is_asked(vgpu: Vgpu) -> None:
 
 def as_user(*groups: int, uid: int = 4999) -> list[str]:
     """The beginning of a command that another user runs."""
-    if os.geteuid():
-        pytest.skip("only root can act as two other users")
+    needs.be_root("acting as two other users takes root")
     chosen = ["--groups", ",".join(map(str, groups))] if groups else ["--clear-groups"]
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", *chosen]
 
@@ -246,10 +245,9 @@ def reachable(root: Path) -> Iterator[Path]:
             subprocess.run(["umount", "--lazy", place], check=True)
 
 
+@needs.root("giving a file away takes root")
 def test_chown_of_the_group_is_enough(vgpu: Vgpu, compile_client: Compile) -> None:
     """A user to whom root gave the group's file, and nothing else, has the device under `vfsfuse run`."""
-    if os.geteuid():
-        pytest.skip("only root can give a file away")
     file = vgpu.lab.path / "dev/vfio" / vgpu.group
     with reachable(vgpu.lab.path) as seen:
         program = shutil.copy(compile_client("vfio_client", "-static"), seen.parent / "client")
@@ -266,8 +264,7 @@ def test_chown_of_the_group_is_enough(vgpu: Vgpu, compile_client: Compile) -> No
 @pytest.fixture
 def noiommu(shared: MountedLab) -> Iterator[str]:
     """The name of a noiommu group."""
-    if os.geteuid():
-        pytest.skip("only root has CAP_SYS_RAWIO")
+    needs.be_root("opening a noiommu group takes CAP_SYS_RAWIO")
     enable = shared.path / "sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
     enable.write_text("Y")
     try:

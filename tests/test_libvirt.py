@@ -7,12 +7,12 @@ Only its driver for node devices is loaded; the others want users and programs t
 from __future__ import annotations
 
 import glob
-import os
 import shutil
 from xml.etree import ElementTree
 
 import pytest
 
+from tests import needs
 from tests.lab import VFSFUSE, run
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
@@ -39,8 +39,7 @@ ask nodedev-dumpxml pci_0000_86_00_0
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What virsh printed, one text for each question."""
-    if os.geteuid():
-        pytest.skip(f"libvirtd's system instance is root's: this is user {os.geteuid()}")
+    needs.be_root("libvirtd's system instance is root's")
     if shutil.which("libvirtd") is None or shutil.which("virsh") is None or not glob.glob(DRIVER):
         pytest.skip("needs libvirt-daemon, libvirt-clients and, on Debian 13, libvirt-daemon-driver-nodedev")
     home = tmp_path_factory.mktemp("libvirt")

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import pytest
-
+from tests import needs
 from tests.lab import MountedLab
 from tests.snapshot import walk
 from tests.vfio.client import PAGE, fails
@@ -95,10 +94,7 @@ def without_descriptors(lab: MountedLab) -> Iterator[None]:
         resource.prlimit(lab.pid, resource.RLIMIT_NOFILE, limits)
 
 
-passthrough = pytest.mark.skipif(os.geteuid() != 0, reason="FUSE passthrough needs CAP_SYS_ADMIN")
-
-
-@passthrough
+@needs.passthrough
 def test_a_first_open_that_fails_leaves_later_ones_as_they_are(fresh_lab: MountedLab) -> None:
     """The backing file of files without mmap is not given up for good."""
     attribute = fresh_lab.gpu / "vendor"
@@ -111,7 +107,7 @@ def test_a_first_open_that_fails_leaves_later_ones_as_they_are(fresh_lab: Mounte
             fails(errno.ENODEV, mmap.mmap, file.fileno(), PAGE, mmap.MAP_PRIVATE, mmap.PROT_READ)
 
 
-@passthrough
+@needs.passthrough
 def test_a_device_whose_first_open_fails_can_be_mapped_later(lab: MountedLab) -> None:
     with lab.create() as vgpu:
         paths = (vgpu.cdev, vgpu.path / "resource0")

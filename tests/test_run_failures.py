@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse
 from tests.supervisors import parent, supervisor_of
 from tests.test_run import ended, server_pid
@@ -38,6 +39,9 @@ driver = "bad"
 slots = 1
 types.one = { description = "of a model with a bad start" }
 """
+
+
+two_users = needs.root("acting as two users takes root")
 
 
 def started(*command: str | Path) -> subprocess.Popen[str]:
@@ -99,19 +103,18 @@ def test_a_lab_whose_server_was_killed(tmp_path: Path) -> None:
         vfsfuse("umount", "--lazy", lab.path)
 
 
+@two_users
 def test_a_lab_in_a_directory_of_another_user(tmp_path: Path) -> None:
-    if os.geteuid():
-        pytest.skip("only root can act as two users")
     tmp_path.chmod(0o700)
     with MountedLab(tmp_path) as lab:
         line = refused("--mount", lab.path, "--", "true", prefix=AS_NOBODY)
         assert f"{lab.path}: Permission denied" in line
 
 
+@two_users
+@needs.open_fuse
 def test_a_lab_that_another_user_keeps_to_themselves() -> None:
     """A user's own mount is closed to everybody else, root too."""
-    if os.geteuid():
-        pytest.skip("only root can act as two users")
     if shutil.which("fusermount3") is None:
         pytest.skip("fusermount3 is not installed (apt-get install fuse3)")
     with tempfile.TemporaryDirectory() as home:
@@ -134,10 +137,9 @@ def test_a_lab_that_another_user_keeps_to_themselves() -> None:
             assert ended(server)
 
 
+@two_users
 def test_device_files_that_are_anothers_keep_nobody_from_the_lab(fresh_lab: MountedLab) -> None:
     """`run` opens none of them: it starts, and the program finds out by itself."""
-    if os.geteuid():
-        pytest.skip("only root can act as two users")
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         subprocess.run(["mount", "--bind", fresh_lab.path, folder], check=True)
@@ -168,7 +170,9 @@ def test_a_supervisor_that_is_killed_before_the_program_starts(
 ) -> None:
     config = bad_lab(tmp_path, "time.sleep(60)")
     with started("--config", config, "--", "echo", "started") as run:
-        os.kill(supervisor_of(run), number)
+        supervisor = supervisor_of(run)
+        server_of(supervisor)  # from then on it can say that it was asked to end
+        os.kill(supervisor, number)
         begun = time.monotonic()
         out, err = run.communicate(timeout=SECONDS)
         assert time.monotonic() - begun < PROMPT
@@ -213,8 +217,13 @@ def test_a_private_server_that_is_killed_later(tmp_path: Path) -> None:
 
 
 def server_of(supervisor: int) -> int:
-    found = [path for path in Path("/proc").glob("[0-9]*") if parent(path) == supervisor]
-    return int(found[0].name)
+    """The server that a supervisor starts, as soon as it has."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        for path in Path("/proc").glob("[0-9]*"):
+            if parent(path) == supervisor:
+                return int(path.name)
+    raise AssertionError("no server")
 
 
 def test_a_program_that_sent_its_stderr_elsewhere_is_not_written_to(tmp_path: Path) -> None:

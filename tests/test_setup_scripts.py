@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.checkout import ROOT, SOURCES, Checkout
 
 SCRIPTS = ("mount.sh", "tools/setup.sh", "tests/run.sh", ".ci/run")
@@ -173,7 +174,7 @@ def test_a_set_up_that_is_stopped_is_not_waited_for(checkout: Checkout) -> None:
     assert "holds a lock on" in err and err.count("\n") == 1, err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@needs.root("only root can be two users")
 @pytest.mark.parametrize("name", [".venv", ".venv/.lock", ".venv/setup.log", ".venv/.stamp.new"])
 @pytest.mark.parametrize("script", ["mount.sh", "tools/setup.sh"])
 def test_another_users_link_in_a_sticky_folder_is_not_followed(

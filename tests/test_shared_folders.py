@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.lab import MountedLab, vfsfuse
 from vfsfuse import sticky
 
@@ -24,7 +25,7 @@ OTHER = 65534
 LIMIT_SECONDS = 3.5
 """Two seconds, the start of a command, and more for a machine under load."""
 
-only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make other users' files")
+only_root = needs.root("only root can make other users' files")
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers that are stopped, hung or slow: each command ends in time, with the truth or an error."""
+"""Servers that are stopped, hung or slow: each command ends in time, with the truth or an error.
+
+The device lane alone cannot be hung: whatever a hook waits for, another thread takes over.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.lab import ROOT, VFSFUSE, MountedLab, described, vfsfuse
 from vfsfuse.cli.mountpoint import wait_for_end
 
 COMMAND_SECONDS = 3.0
 """A command has two seconds; a machine under load gets one more."""
 
-SLOW_SECONDS = 12
+SLOW_SECONDS = 5
+"""Longer than a command waits, with the time that it takes to start some at once."""
+LANE, MAIN, ALL = 0, 4, 8
+"""Offsets of the registers of the model, by what a write to them blocks."""
 
 MODEL = """\
-import time
+import ctypes, time
 from devmodel.sdk import Bar, Identity, Layout, PciDevice, Register, Registers
 
 class Sleeper(PciDevice):
@@ -43,9 +51,13 @@ class Sleeper(PciDevice):
     async def sleep(self, seconds):
         time.sleep(seconds)
 
+    def block_interpreter(self, seconds):
+        ctypes.PyDLL(None).sleep(seconds)  # with the GIL held
+
 LAYOUT = Layout(4096, [
     Register(0, 4, "LANE", on_write=Sleeper.block_lane),
     Register(4, 4, "MAIN", on_write=Sleeper.block_main_thread),
+    Register(8, 4, "ALL", on_write=Sleeper.block_interpreter),
 ])
 """
 LAB = """\
@@ -98,6 +110,12 @@ def timed(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def timed_at_once(commands: Sequence[Sequence[str | Path]]) -> list[subprocess.CompletedProcess[str]]:
+    """Run command lines beside each other. Each has to end in time."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(pool.map(lambda command: timed(*command), commands))
+
+
 def error_of(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
     """The one line on stderr."""
     assert (done.returncode, done.stdout) == (status, ""), done
@@ -136,10 +154,10 @@ def stopped(lab: MountedLab) -> Iterator[None]:
 Silence = Callable[[MountedLab], contextlib.AbstractContextManager[None]]
 SILENT: dict[str, Silence] = {
     "stopped": stopped,
-    "main thread hung": lambda lab: sleeping(lab, 4, 3600),
-    "device lane hung": lambda lab: sleeping(lab, 0, 3600),
-    "main thread slow": lambda lab: sleeping(lab, 4, SLOW_SECONDS),
-    "device lane slow": lambda lab: sleeping(lab, 0, SLOW_SECONDS),
+    "main thread hung": lambda lab: sleeping(lab, MAIN, 3600),
+    "interpreter hung": lambda lab: sleeping(lab, ALL, 3600),
+    "main thread slow": lambda lab: sleeping(lab, MAIN, SLOW_SECONDS),
+    "interpreter slow": lambda lab: sleeping(lab, ALL, SLOW_SECONDS),
 }
 
 
@@ -160,8 +178,7 @@ def test_each_command_that_asks_a_silent_server_says_so_in_time(bed: MountedLab,
             ["screenshot", "--mount", bed.path, "vgpu0", bed.path.parent / "out.png"],
             ["surprise-remove", "--mount", bed.path, "vgpu0"],
         ]
-        for command in commands:
-            done = timed(*command)
+        for command, done in zip(commands, timed_at_once(commands), strict=True):
             if how.startswith("main") and command[0] == "screenshot" and "no display" in done.stderr:
                 continue  # the device lane knows
             line = error_of(done)
@@ -175,7 +192,7 @@ def test_each_command_that_asks_a_silent_server_says_so_in_time(bed: MountedLab,
             assert time.monotonic() < deadline
 
 
-@pytest.mark.parametrize("how", ["stopped", "main thread hung", "device lane hung"])
+@pytest.mark.parametrize("how", ["stopped", "main thread hung", "interpreter hung"])
 def test_umount_leaves_what_is_in_use_and_lazily_hides_it(bed: MountedLab, how: str) -> None:
     with contextlib.ExitStack() as stack:
         if how == "stopped":
@@ -187,6 +204,26 @@ def test_umount_leaves_what_is_in_use_and_lazily_hides_it(bed: MountedLab, how: 
         line = error_of(timed("umount", "--lazy", bed.path), status=0)
         assert f"{bed.path} is unmounted" in line and f"kill -KILL {bed.pid} ends it" in line
         assert not is_mounted(bed.path) and not wait_for_end(bed.pid, 0)
+
+
+def test_a_hook_that_does_not_return_keeps_nobody_from_the_lab(bed: MountedLab) -> None:
+    """It holds up who waits for its device, and the end of the lab's clients."""
+    with sleeping(cold(bed), LANE, 3600):
+        picture = bed.path.parent / "out.png"
+        mount, foreground, tree, screenshot = timed_at_once(
+            [
+                ["mount", bed.path],
+                ["mount", "--foreground", bed.path],
+                ["tree", bed.path],
+                ["screenshot", "--mount", bed.path, "vgpu0", picture],
+            ]
+        )
+        assert "already" in mount.stdout and "already" in foreground.stdout
+        assert tree.returncode == 0 and "uevents" in tree.stdout
+        assert "no display" in error_of(screenshot)
+        line = error_of(timed("umount", bed.path))
+        assert "Device or resource busy" in line and "does not answer" not in line
+        assert "is unmounted" in error_of(timed("umount", "--lazy", bed.path), status=0)
 
 
 def test_umount_of_an_idle_lab_needs_no_answer(bed: MountedLab) -> None:
@@ -219,14 +256,14 @@ def test_what_one_lab_does_is_nothing_to_commands_about_another(bed: MountedLab,
 def test_a_path_through_a_silent_lab_is_given_up(bed: MountedLab) -> None:
     inside = bed.path / "sys/class"
     with stopped(cold(bed)):
-        for command in ("mount", "umount", "tree"):
-            line = error_of(timed(command, inside / "mnt"))
+        for done in timed_at_once([[command, inside / "mnt"] for command in ("mount", "umount", "tree")]):
+            line = error_of(done)
             assert f"the server (pid {bed.pid}) is stopped" in line, line
 
 
 def test_who_reads_the_output_of_a_command_that_gave_up_sees_its_end(bed: MountedLab) -> None:
     """The child that still asks keeps nothing of the command's open."""
-    with sleeping(cold(bed), 0, 3600):
+    with sleeping(cold(bed), MAIN, 3600):
         began = time.monotonic()
         shell = f"{' '.join(VFSFUSE)} tree {bed.path} 2>&1 | cat"
         done = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -244,12 +281,14 @@ def test_the_end_of_a_server_frees_who_asked_it(bed: MountedLab) -> None:
         assert timed("umount", bed.path).returncode == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount fusectl")
+@needs.root("mounting fusectl takes root")
 def test_an_abort_frees_who_waits_for_a_server_that_lives_on(bed: MountedLab) -> None:
     device = bed.create("one", "bed").cdev
     connection = os.minor(os.stat(bed.path).st_dev)
     with subprocess.Popen(
-        [sys.executable, "-c", WRITE, device, "0", "3600"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", WRITE, device, str(ALL), "3600"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     ) as client:
         assert client.stdout is not None and client.stdout.readline() == b"\n"
         time.sleep(0.5)
@@ -264,11 +303,11 @@ def test_an_abort_frees_who_waits_for_a_server_that_lives_on(bed: MountedLab) ->
     assert not is_mounted(bed.path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests of this file are an ordinary user's already")
+@needs.open_fuse
+@needs.root("the other tests of this file are an ordinary user's already")
 def test_an_ordinary_users_commands_end_as_well(tmp_path: Path) -> None:
-    if not os.stat("/dev/fuse").st_mode & 0o002:
-        pytest.skip("/dev/fuse is not open to users (chmod 0666 /dev/fuse)")
-    tests = "(lazily or says_so) and (stopped or device) and not slow or needs_no_answer or is_no_reason"
+    tests = "(lazily or says_so) and (stopped or interpreter) and not slow or nobody_from"
+    tests += " or needs_no_answer or is_no_reason"
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests]
     done = subprocess.run(
         [sys.executable, "-m", "tests.ordinary_user", *pytest_, "tests/test_silent_servers.py"],

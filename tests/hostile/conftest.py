@@ -65,13 +65,13 @@ class Clients:
         """A hostile client.  `user`: an ordinary user's.  `run`: under `vfsfuse run`, where its device comes
         through GET_DEVICE_FD."""
         ordinary = os.geteuid() != 0
-        file = self.folder / ("held by a user" if user else "held")
-        if not file.exists():
-            file.touch()
-            os.chown(file, *([UID, UID] if user and not ordinary else [-1, -1]))
+        fd, file = tempfile.mkstemp(prefix="held-", dir=self.folder)
+        os.close(fd)
+        if user and not ordinary:
+            os.chown(file, UID, UID)
         how = ["-u" if run else "-f"] if user or ordinary else []
         command = [*VFSFUSE, "run", "--mount", str(self.mounted.path), "--"] if run else []
-        command += [str(self.program), *(["-p", place.name] if run else []), *options, *how, str(file), call]
+        command += [str(self.program), *(["-p", place.name] if run else []), *options, *how, file, call]
         command += [str(self.mounted.path / "dev/vfio"), place.group, "-" if run else place.vfio]
         return Hostile(command, UID if user and not ordinary else None)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.hostile.clients import Hostile
 from tests.hostile.conftest import Lab, Place
 from tests.lab import MountedLab, run, vfsfuse
@@ -43,7 +44,7 @@ def test_a_file_that_answers_nothing(hostile_lab: Lab, place: Callable[[str], Pl
 
 
 @pytest.mark.parametrize("row", USERS)
-@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
+@needs.root("the other tests run as an ordinary user already")
 def test_a_file_of_an_ordinary_user(hostile_lab: Lab, place: Callable[[str], Place], row: str) -> None:
     what, (call, *options), outcome = HOSTILE[row]
     hostile_lab.check(hostile_lab.hostile(place(what), call, *options, user=True), outcome)

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from tests import needs
 from tests.hostile.conftest import NOWHERE, PARENT, TYPE, Lab, Place
 
 GPU = f"sys/class/mdev_bus/{PARENT}"
@@ -35,7 +34,7 @@ def test_writing_an_attribute(hostile_lab: Lab, path: str) -> None:
 
 @pytest.mark.parametrize("path", LISTED)
 @pytest.mark.parametrize(
-    "user", [False, pytest.param(True, marks=pytest.mark.skipif(os.geteuid() != 0, reason="the same"))]
+    "user", [False, pytest.param(True, marks=needs.root("an ordinary user lists already"))]
 )
 def test_listing_a_directory(hostile_lab: Lab, path: str, user: bool) -> None:
     there = str(hostile_lab.mounted.path / path)

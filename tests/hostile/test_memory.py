@@ -8,11 +8,11 @@ of its mappings (locked).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
 
+from tests import needs
 from tests.hostile.conftest import Lab, Place
 
 Row = tuple[str, list[str]]
@@ -87,7 +87,7 @@ def test_other_memory(hostile_lab: Lab, place: Callable[[str], Place], row: str,
 
 
 @pytest.mark.parametrize("row", ANY)
-@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
+@needs.root("the other tests run as an ordinary user already")
 def test_memory_of_an_ordinary_user(hostile_lab: Lab, place: Callable[[str], Place], row: str) -> None:
     what, call = ANY[row]
     check(hostile_lab, place(what), call, "shared", user=True)

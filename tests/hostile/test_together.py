@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.hostile.clients import Hostile
 from tests.hostile.conftest import LAB, TYPE, Clients, Lab, Place, remove
 from tests.lab import ROOT, described, vfsfuse
@@ -139,11 +140,10 @@ def test_a_server_that_is_killed_while_a_call_is_held(
         lab.server.returncode = 0  # it was killed: how it ended says nothing
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="all tests run as an ordinary user already")
+@needs.open_fuse
+@needs.root("all tests run as an ordinary user already")
 def test_the_lab_of_an_ordinary_user(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Some of these tests again, by an ordinary user in a lab of their own."""
-    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
-        pytest.skip("/dev/fuse is not open to users (chmod 0666 /dev/fuse, as udev does)")
     command = [
         sys.executable,
         "-m",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.lab import MountedLab, described
 from tests.vfio.devices import opened
 from tests.vfio.test_dma_device import LAB
@@ -52,8 +53,7 @@ def test_an_exec_of_a_setuid_program(
     machine: MountedLab, compile_client: Compile, tmp_path: Path, mode: str
 ) -> None:
     """An ordinary user maps a page, and executes a program of root's that has another page there."""
-    if os.geteuid():
-        pytest.skip("only root makes a setuid program of root's")
+    needs.be_root("making a setuid program of root's takes root")
     if os.statvfs(tmp_path).f_flag & os.ST_NOSUID:
         pytest.skip(f"{tmp_path} is on a file system that is mounted nosuid")
     program = Path(shutil.copy(compile_client("dma_memory"), tmp_path / "setuid"))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import tests.lab
+from tests import needs
 from tests.lab import MountedLab, Vgpu, described
 from tests.vfio.client import PAGE, fails
 from tests.vfio.gpu_client import DMA, ENGINE_LAB, NO_MEMORY, VIDEO, Gpu, copy, fence, fill, gpu, wait
@@ -63,8 +64,7 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    if os.geteuid():
-        pytest.skip("only root can mount a small tmpfs")
+    needs.be_root("mounting a small tmpfs takes root")
     folder = tmp_path / "small"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tests", folder], check=True)
