@@ -68,6 +68,15 @@ def _open_fuse() -> str:
     return "/dev/fuse is not open to users (chmod 0666 /dev/fuse, as udev does)"
 
 
+def _abort() -> str:
+    if os.geteuid() and not os.path.ismount("/sys/fs/fuse/connections"):
+        return (
+            "a FUSE connection is aborted by root, or in fusectl, which is not mounted at"
+            " /sys/fs/fuse/connections"
+        )
+    return ""
+
+
 def _unless(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(reason), reason=reason)
 
@@ -81,6 +90,7 @@ NO_OPEN_FUSE = _open_fuse()
 passthrough = _unless(NO_PASSTHROUGH)
 userfaultfd = _unless(_userfaultfd())
 open_fuse = _unless(NO_OPEN_FUSE)
+abort = _unless(_abort())
 
 
 def not_root(why: str) -> str:

@@ -110,6 +110,7 @@ def test_the_end_of_a_lab_while_a_call_is_held(hostile_lab: Lab, tmp_path: Path,
         assert answered, f"{client.held} is held, and so is a read of another client"
 
 
+@needs.abort
 @pytest.mark.parametrize("lazy", [[], ["--lazy"]])
 def test_a_server_that_is_killed_while_a_call_is_held(
     hostile_lab: Lab, tmp_path: Path, lazy: list[str]

@@ -24,6 +24,9 @@ from vfsfuse.run import syscalls
 FSTYPE = "fuse.vfsfuse"
 UMOUNT_NOFOLLOW = 8
 ABORT = "/sys/fs/fuse/connections/{}/abort"
+STOPPED_STATES = ("T", "t")
+ENDED_STATES = ("Z", "X")
+"""Of a process that was killed. Other threads of it may still be there."""
 
 
 class State(enum.Enum):
@@ -64,8 +67,8 @@ class Mount(NamedTuple):
             return 0
         try:
             return int(pid) if self._is_served_by(int(pid)) else None
-        except PermissionError:  # a process of another user has private descriptors
-            return int(pid)
+        except PermissionError:  # descriptors are private to another user, and to root once it was killed
+            return None if _state(int(pid)) in ENDED_STATES else int(pid)
         except OSError:
             return None
 
@@ -105,11 +108,7 @@ class Mountpoint(NamedTuple):
     @property
     def is_stopped(self) -> bool:
         """Whether a signal has stopped the server, as SIGSTOP does."""
-        try:
-            with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as told:
-                return told.read().rpartition(")")[2].split()[0] in ("T", "t")
-        except OSError:
-            return False
+        return _state(self.pid) in STOPPED_STATES
 
     @property
     def _or_abort(self) -> str:
@@ -204,6 +203,15 @@ def wait_for_end(pid: int, seconds: float) -> bool:
         return bool(select.select([pidfd], [], [], seconds)[0])
     finally:
         os.close(pidfd)
+
+
+def _state(pid: int) -> str:
+    """The letter of the state of process `pid`, empty when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as told:
+            return told.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def _probe(path: str) -> None:
