@@ -12,7 +12,12 @@ import pytest
 
 from tests.lab import ROOT
 
-CONFTEST = "from tests.conftest import pytest_configure\n"
+CONFTEST = """\
+from tests import limits
+from tests.conftest import pytest_configure
+
+limits.GRACE_SECONDS = 1
+"""
 PATIENT = """
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
@@ -28,28 +33,28 @@ def late_end():
     yield
     threading.Event().wait()
 
-@pytest.mark.limit(1)
+@pytest.mark.limit(0.5)
 def test_a_lock():
     threading.Event().wait()
 
-@pytest.mark.limit(1)
+@pytest.mark.limit(0.5)
 def test_a_child():
     subprocess.run(["sleep", "600"])
 
-@pytest.mark.limit(1)
+@pytest.mark.limit(0.5)
 def test_a_loop():
     while True:
         time.sleep(0.01)
 
-@pytest.mark.limit(1)
+@pytest.mark.limit(0.5)
 def test_a_set_up(late_set_up):
     pass
 
-@pytest.mark.limit(1)
+@pytest.mark.limit(0.5)
 def test_an_end(late_end):
     pass
 
-@pytest.mark.limit(5)
+@pytest.mark.limit(4)
 def test_a_server(tmp_path):
     with MountedLab(tmp_path) as lab:
         os.kill(lab.pid, signal.SIGSTOP)
@@ -94,6 +99,6 @@ def test_a_hang_is_a_failure_that_names_the_test(patient: Path) -> None:
         ("PASSED", "test_an_end"),
         ("PASSED", "test_the_next_one"),
     ], done.stdout
-    assert "test_a_lock: the test takes longer than 1 seconds" in done.stdout
+    assert "test_a_lock: the test takes longer than 0.5 seconds" in done.stdout
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert str(patient) not in Path("/proc/self/mounts").read_text()

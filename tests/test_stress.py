@@ -18,7 +18,7 @@ from tests.stress.bystander import Bystander
 from tests.stress.campaign import Run
 from tests.stress.churn import check_counts
 from tests.stress.engines import start
-from tests.stress.killed_clients import compare, settled
+from tests.stress.killed_clients import compare
 from tests.stress.lab import GPUS, Lab
 from tests.stress.programs import Report, compile_programs
 from tests.stress.setting import ROOT as TREE
@@ -104,7 +104,7 @@ def test_a_traceback_and_a_sanitizer_in_the_log_are_faults(run: Run) -> None:
 
 
 def test_a_descriptor_that_stays_is_a_fault(run: Run) -> None:
-    before = settled(run)
+    before = run.lab.figures()
     name = run.lab.create(GPUS[0], "small")
     fds = [os.open(run.lab.path / "dev/vfio" / run.lab.vgpu(name).cdev, os.O_RDWR)]
     groups = [run.lab.vgpu(run.lab.create(GPUS[0], "small")) for _ in range(12)]
