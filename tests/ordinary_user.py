@@ -8,6 +8,7 @@ same path.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -17,6 +18,7 @@ from vfsfuse.run import syscalls
 
 UID = 65534
 ROOT = Path(__file__).resolve().parent.parent
+CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
 def closed_directory(path: Path) -> Path | None:
@@ -45,9 +47,17 @@ def open_the_way() -> None:
         syscalls.attach_tree(tree, str(path))
 
 
+def mount_fusectl() -> None:
+    """Let users abort connections of their own, as on a machine with systemd."""
+    if CONNECTIONS.is_dir() and not CONNECTIONS.is_mount():
+        with contextlib.suppress(PermissionError):  # in a user namespace
+            syscalls.mount("none", str(CONNECTIONS), "fusectl", 0)
+
+
 def main() -> None:
     os.umask(0o022)
     open_the_way()
+    mount_fusectl()
     os.chdir(ROOT)
     os.setgroups([])
     os.setresgid(UID, UID, UID)

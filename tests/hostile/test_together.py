@@ -37,7 +37,7 @@ CALLS = [
 TIMES = 3
 """How many clients make each call."""
 SECONDS = 1.0
-OWN = "map-dma or MAP_DMA or test_mapping_it or GET_INFO or SET_CONTAINER or MSI-X or container"
+OWN = "map-dma or MAP_DMA or test_mapping_it or GET_INFO or SET_CONTAINER or MSI-X or container or a_server"
 
 
 def crowd(lab: Lab) -> None:
