@@ -83,12 +83,14 @@ def _unless(reason: str) -> pytest.MarkDecorator:
 
 NO_PASSTHROUGH = _passthrough()
 """The reason why memory of a lab cannot be mapped, empty when it can."""
+NO_USERFAULTFD = _userfaultfd()
+"""The reason why userfaultfd(2) is refused, empty when it is not."""
 NO_MAP_FILES = _map_files()
 """The reason why shared memory without a descriptor cannot be mapped here, empty when it can."""
 NO_OPEN_FUSE = _open_fuse()
 """The reason why an ordinary user cannot mount, empty when they can."""
 passthrough = _unless(NO_PASSTHROUGH)
-userfaultfd = _unless(_userfaultfd())
+userfaultfd = _unless(NO_USERFAULTFD)
 open_fuse = _unless(NO_OPEN_FUSE)
 abort = _unless(_abort())
 

@@ -18,6 +18,7 @@ from types import TracebackType
 
 import pytest
 
+from tests import needs
 from tests.lab import ROOT, MountedLab
 
 LIMIT = 0.5
@@ -89,7 +90,7 @@ class Hostile:
             if not line:
                 status = self.process.wait(5)
                 if status == SKIP:
-                    pytest.skip(", ".join(self.said))
+                    pytest.skip(needs.NO_USERFAULTFD or ", ".join(self.said))
                 raise AssertionError(f"{what}: it ended with {status}: {self.process.stderr.read().decode()}")
             self._note(line)
 

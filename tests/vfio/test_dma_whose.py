@@ -48,12 +48,12 @@ def test_an_exec(machine: MountedLab, compile_client: Compile, mode: str, linkin
     check(machine, compile_client("dma_memory", *linking), mode)
 
 
+@needs.root("making a setuid program of root's takes root")
 @pytest.mark.parametrize("mode", ["gone", "kept"])
 def test_an_exec_of_a_setuid_program(
     machine: MountedLab, compile_client: Compile, tmp_path: Path, mode: str
 ) -> None:
     """An ordinary user maps a page, and executes a program of root's that has another page there."""
-    needs.be_root("making a setuid program of root's takes root")
     if os.statvfs(tmp_path).f_flag & os.ST_NOSUID:
         pytest.skip(f"{tmp_path} is on a file system that is mounted nosuid")
     program = Path(shutil.copy(compile_client("dma_memory"), tmp_path / "setuid"))
