@@ -22,8 +22,12 @@ class Odd:
         raise GeneratorExit
 
 
+def deeper() -> Any:
+    return deeper()
+
+
 def recurse(*_: object) -> Any:
-    return recurse()
+    return deeper()  # before Python 3.13.8 functions with *args have no limit (gh-132744)
 
 
 def raising(error: type[BaseException]) -> Callable[..., Any]:
