@@ -145,6 +145,18 @@ def test_memory_of_one_is_not_that_of_another(lab: MountedLab) -> None:
         assert file.read(16) == bytes(16)
 
 
+def test_a_name_is_gone_at_once_that_was_just_looked_up(lab: MountedLab) -> None:
+    """The kernel has cached it, and must have forgotten it when the store returns."""
+    names = [vf_dir(lab, VFS[0]), lab.gpu.parent / VFS[0]]
+    for _ in range(5):
+        enable(lab, 1)
+        for name in names:
+            name.lstat()
+        enable(lab, 0)
+        for name in names:
+            fails(errno.ENOENT, name.lstat)
+
+
 def test_the_end_of_its_config_space(lab: MountedLab) -> None:
     enable(lab, 1)
     with (vf_dir(lab, VFS[0]) / "config").open("r+b", buffering=0) as file:

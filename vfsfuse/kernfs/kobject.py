@@ -22,9 +22,13 @@ MEMBER_BITS = 8
 """Bits of an inode number that tell an entry's members apart."""
 PART_BITS = 4
 """Bits of an entry's number that tell the entries of one device apart (vfsfuse.kernfs.bundle)."""
-LINGER_NS = 100_000_000
+LINGER_NS = 70_000_000
 """The kernel caches the name of what goes rarely, such as a virtual function or a driver's, for so many
-nanoseconds.  Whoever removes it gets the answer when that time is over."""
+nanoseconds."""
+FORGOTTEN_NS = LINGER_NS + 30_000_000
+"""Whoever removes such a name gets the answer after so many nanoseconds.  The kernel counts in clock ticks of
+up to 10 ms: it rounds the time up, begins it when the process that asked runs again, and ends it a tick late.
+"""
 
 
 class Stat(NamedTuple):

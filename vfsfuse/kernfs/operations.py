@@ -27,7 +27,7 @@ from ioctl_shim.lane import check_open
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.errors import Refusals, errors
 from vfsfuse.kernfs.inodes import NANOSECONDS, Inodes
-from vfsfuse.kernfs.kobject import LINGER_NS, Child, Entry, Kobject, Member
+from vfsfuse.kernfs.kobject import FORGOTTEN_NS, Child, Entry, Kobject, Member
 from vfsfuse.kernfs.members import Attribute, SnapshotMember
 from vfsfuse.kernfs.tree import BASE_MASK, IAttrs
 from vfsfuse.kernfs.xattr import XATTR_PID
@@ -257,7 +257,7 @@ class Operations(Refusals):
             for inode in changes.touched:
                 _forget_stat(inode)
             if changes.lingers:
-                await trio.sleep(LINGER_NS / NANOSECONDS)
+                await trio.sleep(FORGOTTEN_NS / NANOSECONDS)
             self.tree.root.uevents.deliver(events)
 
     async def poll(
