@@ -9,6 +9,7 @@ Any thread hands calls in; the state is under a lock of its own.
 from __future__ import annotations
 
 import errno
+import logging
 import queue
 import threading
 from collections import deque
@@ -16,6 +17,7 @@ from collections.abc import Callable
 
 from ioctl_shim.procfs import tgid_of
 
+log = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
 """How long a thread waits for another call before it ends."""
 FREE = 64
@@ -91,7 +93,10 @@ class CallThreads:
                     return
                 continue
             while call is not None:
-                call.run()
+                try:
+                    call.run()
+                except BaseException:
+                    log.exception("a call on a thread that may wait failed")
                 call = self._next(call)
 
     def _next(self, done: WaitingCall) -> WaitingCall | None:

@@ -36,6 +36,7 @@ from ioctl_shim.lanefile import (
     errno_of,
     wake_poll,
 )
+from ioctl_shim.procfs import is_killed
 
 __all__ = [
     "ALWAYS_READY",
@@ -161,6 +162,8 @@ class Lane:
         self._files: dict[int, _OpenFile] = {}
         self._tokens = itertools.count(1)
         self._pending: dict[int, PendingRequest] = {}
+        self._deferred: dict[int, int] = {}
+        """The client's thread of each ioctl that was left to a thread that may wait, by request."""
         for name in ("open", "read", "write", "ioctl", "poll", "interrupt", "release"):
             failed = _FAILED.get(name, _failed)
             ffi.def_extern(name=f"lane_on_{name}", onerror=failed)(getattr(self, f"_on_{name}"))
@@ -264,20 +267,52 @@ class Lane:
     def _on_ioctl(self, native: Any) -> int:
         opened = self._files[native.token]
         if native.data_size or native.out_size:
-            return _sized_ioctl(opened, native)
+            return self._sized_ioctl(opened, native)
         # The pump has asked the file, which left it to a thread that may wait.
         call = (native.cmd, native.arg, native.tid)
-        opened.submit(partial(_finish_ioctl, native.unique, opened.file, call), native.tid)
+        return self._defer(native, opened.submit, partial(_finish_ioctl, native.unique, opened.file, call))
+
+    def _sized_ioctl(self, opened: _OpenFile, native: Any) -> int:
+        data = ffi.buffer(native.data, native.data_size)[:] if native.data_size else b""
+        call = SizedIoctl(native.cmd, native.tid, data)
+        if opened.sized_submit is not None:
+            finish = partial(_finish_sized, native.unique, opened.file, call, native.out_size)
+            return self._defer(native, opened.sized_submit, finish)
+        result = opened.file.sized_ioctl(call)
+        reply = call.reply[: native.out_size]
+        ffi.memmove(native.out, reply, len(reply))
+        native.out_size = len(reply)
+        return result
+
+    def _defer(self, native: Any, submit: Submit, finish: Callable[[], None]) -> int:
+        unique, handle = native.unique, native.handle
+
+        def run() -> None:
+            try:
+                finish()
+            finally:
+                self._deferred.pop(unique, None)
+                lib.lane_file_put(handle)
+
+        self._deferred[unique] = native.tid
+        try:
+            submit(run, native.tid)
+        except BaseException:
+            del self._deferred[unique]
+            raise
         return int(lib.LANE_DEFERRED)
 
     def _on_poll(self, token: int, handle: int) -> int:
         file = self._files[token].file
         return file.begin_poll(handle) if isinstance(file, DeferringFile) else file.poll()
 
-    def _on_interrupt(self, unique: int) -> None:
+    def _on_interrupt(self, unique: int, client: int) -> None:
+        """`client` is the thread whose ioctl a retired pump is serving as this request, or 0."""
         pending = self._pending.get(unique)
         if pending is not None:
             pending.interrupt()
+        elif tid := client or self._deferred.get(unique, 0):
+            _end_if_killed(unique, tid)
 
     def _on_release(self, token: int) -> None:
         self._files.pop(token).file.release()
@@ -300,18 +335,23 @@ _FAILED = {"poll": _failed_poll, "interrupt": _failed_quietly, "release": _faile
 """What a handler that has raised answers, where that is no errno."""
 
 
-def _sized_ioctl(opened: _OpenFile, native: Any) -> int:
-    data = ffi.buffer(native.data, native.data_size)[:] if native.data_size else b""
-    call = SizedIoctl(native.cmd, native.tid, data)
-    if opened.sized_submit is not None:
-        finish = partial(_finish_sized, native.unique, opened.file, call, native.out_size)
-        opened.sized_submit(finish, native.tid)
-        return int(lib.LANE_DEFERRED)
-    result = opened.file.sized_ioctl(call)
-    reply = call.reply[: native.out_size]
-    ffi.memmove(native.out, reply, len(reply))
-    native.out_size = len(reply)
-    return result
+KILL_POLL = 0.5
+"""Seconds after which an ioctl that a signal has come for is looked at again."""
+
+
+def _end_if_killed(unique: int, tid: int) -> None:
+    """Answer an ioctl that is held up, if its client was killed.
+
+    Its memory may be held by the client itself, which ends only when it has the answer. Our own late answer
+    is dropped by the kernel. Another signal leaves the ioctl alone, as in Linux, and the kernel does not tell
+    of a second one by itself.
+    """
+    if is_killed(tid):
+        lib.lane_reply(unique, -errno.EINTR, ffi.NULL, 0)
+        return
+    again = threading.Timer(KILL_POLL, lib.lane_interrupt_again, (unique,))
+    again.daemon = True
+    again.start()
 
 
 def _finish_sized(unique: int, file: LaneFile, call: SizedIoctl, room: int) -> None:
@@ -328,8 +368,8 @@ def _finish_ioctl(unique: int, file: LaneFile, call: tuple[int, int, int]) -> No
     """Answer an ioctl that its file left to a thread that may wait.  Any thread except the pump's."""
     try:
         result = file.ioctl(*call, on_pump=0)
-        if result is None:
-            raise RuntimeError(f"ioctl {call[0]:#x} is left to the thread that it is on")
+        if result is None or result >> 31:
+            raise RuntimeError(f"ioctl {call[0]:#x} returned {result} to a thread that may wait")
     except BaseException as error:  # the client waits for an answer, whatever a model raises
         result = _errno_of(error)
     lib.lane_reply(unique, result, ffi.NULL, 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 
 UNLIMITED = 2**64 - 1
 _INITIAL_USER_NAMESPACE = "user:[4026531837]"
@@ -66,6 +67,14 @@ def capable(tid: int, capability: int) -> bool:
         return bool(effective >> capability & 1) and _in_initial_namespace(tid)
     except (OSError, StopIteration):
         return False
+
+
+def is_killed(tid: int) -> bool:
+    """Whether SIGKILL is on its way to thread `tid`, or the thread has ended."""
+    try:
+        return bool(int(_status(tid, b"SigPnd:"), 16) >> signal.SIGKILL - 1 & 1)
+    except (OSError, StopIteration):
+        return True
 
 
 def start_time(tgid: int) -> int:

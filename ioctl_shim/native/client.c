@@ -96,40 +96,43 @@ static int is_on(const char *path, uint64_t st_dev)
 	return makedev(found.stx_dev_major, found.stx_dev_minor) == st_dev;
 }
 
+#define MOST_LOST 64 /* threads that may be lost in close(2) */
+static int lost;
+
 static void *close_it(void *fd)
 {
 	prctl(PR_SET_NAME, "lost-close");
 	close((int)(intptr_t)fd);
+	__atomic_sub_fetch(&lost, 1, __ATOMIC_ACQ_REL);
 	return NULL;
 }
 
-/* Closes a descriptor whose file system may never let close(2) return, on a thread that may be lost. */
+/* Closes a descriptor whose file system may never let close(2) return, on a thread that may be lost.  When too
+ * many are lost already, the descriptor stays open. */
 void shim_close_stranger(int fd)
 {
 	sigset_t all, before;
 	pthread_t thread;
+	int started = 0;
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	if (!pthread_create(&thread, NULL, close_it, (void *)(intptr_t)fd)) /* else it stays open */
+	if (__atomic_add_fetch(&lost, 1, __ATOMIC_ACQ_REL) <= MOST_LOST)
+		started = !pthread_create(&thread, NULL, close_it, (void *)(intptr_t)fd);
+	if (started)
 		pthread_detach(thread);
+	else
+		__atomic_sub_fetch(&lost, 1, __ATOMIC_ACQ_REL);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-/* Whether descriptor `fd` of thread `tid` is one that only names a file (O_PATH). */
-static int only_names(uint32_t tid, int fd)
+/* Whether descriptor `fd` of thread `tid` is one that only names a file (O_PATH): neither readable nor writable,
+ * as the mode of its link shows.  (fdinfo would tell, but an epoll's waits for a lock of its client.) */
+static int only_names(const char *path)
 {
-	char path[64], text[256], *flags;
+	struct stat link;
 
-	snprintf(path, sizeof(path), "/proc/%u/fdinfo/%d", tid, fd);
-	int info = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t size = info < 0 ? -1 : read(info, text, sizeof(text) - 1);
-
-	if (info >= 0)
-		close(info);
-	text[size < 0 ? 0 : size] = 0;
-	flags = strstr(text, "flags:");
-	return flags && strtoul(flags + sizeof("flags:") - 1, NULL, 8) & O_PATH;
+	return !lstat(path, &link) && !(link.st_mode & (S_IRUSR | S_IWUSR));
 }
 
 /* A copy of descriptor `fd` of thread `tid`, if it is of a kind.  The client may put another file there
@@ -144,7 +147,7 @@ static int borrow(int pidfd, uint32_t tid, int fd, is_kind *kind, uint64_t st_de
 	if (is < 0)
 		return is == -ENOENT ? -EBADF : is;
 	if (!is)
-		return only_names(tid, fd) ? -EBADF : -EINVAL;
+		return only_names(path) ? -EBADF : -EINVAL;
 	copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 	if (copy < 0)
 		return -errno;

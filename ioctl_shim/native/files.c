@@ -27,8 +27,21 @@ static struct lane_file *file_of(uint64_t fh)
 	return (struct lane_file *)(uintptr_t)fh; /* only the kernel hands it back: a client cannot forge it */
 }
 
-static void release_file(struct lane_file *file)
+static struct lane_file *file_get(uint64_t fh)
 {
+	struct lane_file *file = file_of(fh);
+
+	__atomic_add_fetch(&file->refs, 1, __ATOMIC_ACQ_REL);
+	return file;
+}
+
+/* Gives a reference back; the last one releases the file.  Any thread. */
+void lane_file_put(uint64_t fh)
+{
+	struct lane_file *file = file_of(fh);
+
+	if (__atomic_sub_fetch(&file->refs, 1, __ATOMIC_ACQ_REL))
+		return;
 	lane_on_release(file->token);
 	lane_memory_put(file->memory);
 	free(file);
@@ -50,7 +63,7 @@ void lane_open_file(struct lane_open *open)
 			send_error(open->unique, error);
 		return;
 	}
-	*file = (struct lane_file){.token = open->token, .memory = open->memory /* with the reference Python took */,
+	*file = (struct lane_file){.refs = 1, .token = open->token, .memory = open->memory /* with the reference Python took */,
 		.region = open->region, .by_region = open->by_region, .read = open->read, .write = open->write,
 		.ioctl = open->ioctl, .rows = open->rows};
 	if (open->stream) {
@@ -63,7 +76,7 @@ void lane_open_file(struct lane_open *open)
 	} else
 		out = unmappable;
 	if (send_open(open->unique, &out))
-		release_file(file); /* the kernel does not have it, and so will not release it */
+		lane_file_put(out.fh); /* the kernel does not have it, and so will not release it */
 }
 
 void on_open(const struct request *r)
@@ -80,7 +93,7 @@ void on_release(const struct request *r)
 {
 	const struct fuse_release_in *in = r->body;
 
-	release_file(file_of(in->fh));
+	lane_file_put(in->fh);
 	send_error(r->header->unique, 0);
 }
 
@@ -190,46 +203,51 @@ static int answer_ioctl(const struct request *r)
 {
 	const struct fuse_ioctl_in *in = r->body;
 	struct lane_file *file = file_of(in->fh);
-	const struct pump *pump = own_pump();
+	struct pump *pump = own_pump();
 	struct lane_argument *argument = lane_argument(pump->slot);
 	uint32_t tid = r->header->pid;
 
 	if (file->slow || !argument || is_wary())
 		return 0;
+	__atomic_store_n(&pump->client, tid, __ATOMIC_RELAXED);
 	fetch_argument(argument, file, in, tid);
 	int64_t result = call_ioctl(file, in->cmd, in->arg, tid, pump->slot), error = 0;
 	if (result != LANE_DEFERRED && result >= 0 && argument->reply)
 		error = shim_poke(tid, in->arg, argument->data, argument->reply);
+	__atomic_store_n(&pump->client, 0, __ATOMIC_RELAXED);
 	if (pump->was_held)
-		file->slow = 1; /* before the answer, which may be the end of the file */
+		file->slow = 1;
 	if (result == LANE_DEFERRED)
 		return 0;
 	send_ioctl(r->header->unique, error ? error : result, NULL, 0);
 	return 1;
 }
 
+/* The file stays as long as an ioctl on it is under way: a client that is killed gets its answer, and closes
+ * the file, before the ioctl has ended here. */
 void on_ioctl(const struct request *r)
 {
 	const struct fuse_ioctl_in *in = r->body;
-	const struct lane_file *file = file_of(in->fh);
-	struct lane_ioctl call = {.unique = r->header->unique, .token = file->token, .arg = in->arg,
+	const struct lane_file *file = file_get(in->fh);
+	struct lane_ioctl call = {.unique = r->header->unique, .token = file->token, .handle = in->fh, .arg = in->arg,
 		.cmd = in->cmd, .tid = r->header->pid, .data = in + 1, .data_size = in->in_size,
 		.out_size = in->out_size, .out = r->out};
 	int64_t result;
 
 	if (in->cmd == IDENTIFY && is_own_thread(call.tid)) {
 		send_ioctl(call.unique, (int64_t)(file->token & 0x7fffffff), NULL, 0);
-		return;
+		return lane_file_put(in->fh);
 	}
 	if (file->ioctl && !in->in_size && !in->out_size && answer_ioctl(r))
-		return;
+		return lane_file_put(in->fh);
 	if (in->in_size > r->size - sizeof(*in) || in->out_size > MAX_DATA)
 		result = -EIO;
 	else
 		result = lane_on_ioctl(&call);
 	if (result == LANE_DEFERRED)
-		return;
+		return; /* with the reference */
 	send_ioctl(call.unique, result, r->out, result < 0 ? 0 : call.out_size);
+	lane_file_put(in->fh);
 }
 
 void on_poll(const struct request *r)

@@ -20,7 +20,7 @@
 #include "pump.h"
 
 /* cffi defines it (callbacks.cdef). */
-void lane_on_interrupt(uint64_t unique);
+void lane_on_interrupt(uint64_t unique, uint32_t client);
 
 #define BUFFER_SIZE (MAX_DATA + 4096u)
 #define STOP_MS 2000
@@ -28,6 +28,7 @@ void lane_on_interrupt(uint64_t unique);
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct pump *pumps;	/* all that live */
 static uint32_t slots_taken;	/* a bit for each lane_argument in use */
+static struct pump *spare;	/* waits to become it; the watchdog's */
 static struct pump *current;	/* the one that reads; never freed while it is that */
 static int retired;		/* how many retired pumps have not ended */
 static int stopping;		/* the pump has to end */
@@ -88,16 +89,23 @@ static const struct action *find_action(const struct fuse_in_header *header)
 }
 
 /* An INTERRUPT of a request that a retired pump is still serving: it may not have become a pending request
- * yet, so the retired pump passes the INTERRUPT on when it has done its part. */
-static void mark_interrupted(uint64_t unique)
+ * yet, so the retired pump passes the INTERRUPT on when it has done its part.  Returns the client's thread if
+ * the request is an ioctl of a retired pump, else 0. */
+static uint32_t mark_interrupted(uint64_t unique)
 {
+	uint32_t client = 0;
+
 	if (!lane_pumps_retired())
-		return;
+		return 0;
 	pthread_mutex_lock(&lock);
 	for (struct pump *each = pumps; each; each = each->next)
-		if (__atomic_load_n(&each->unique, __ATOMIC_RELAXED) == unique)
+		if (__atomic_load_n(&each->unique, __ATOMIC_RELAXED) == unique) {
 			each->interrupted = 1;
+			if (__atomic_load_n(&each->state, __ATOMIC_ACQUIRE) == PUMP_RETIRED)
+				client = __atomic_load_n(&each->client, __ATOMIC_RELAXED);
+		}
 	pthread_mutex_unlock(&lock);
+	return client;
 }
 
 static void serve(const char *data, size_t size, char *out)
@@ -113,8 +121,7 @@ static void serve(const char *data, size_t size, char *out)
 		if (r.size >= sizeof(struct fuse_interrupt_in)) {
 			uint64_t unique = ((const struct fuse_interrupt_in *)r.body)->unique;
 
-			mark_interrupted(unique);
-			lane_on_interrupt(unique);
+			lane_on_interrupt(unique, mark_interrupted(unique));
 		}
 		return;
 	}
@@ -234,7 +241,7 @@ static int64_t be_pump(struct pump *pump)
 		uint64_t unique = pump->unique;
 
 		if (drop_pump(pump))
-			lane_on_interrupt(unique);
+			lane_on_interrupt(unique, 0);
 		free_pump(pump);
 		__atomic_sub_fetch(&retired, 1, __ATOMIC_ACQ_REL);
 		return 0;
@@ -265,11 +272,6 @@ static void *run_replacement(void *argument)
 
 	while (sem_wait(&pump->go) < 0)
 		;
-	if (pump->cancelled) {
-		drop_pump(pump);
-		free_pump(pump);
-		return NULL;
-	}
 	void *thread = call_attach();
 
 	be_pump(pump);
@@ -290,27 +292,39 @@ static int start_thread(struct pump *pump)
 	return error;
 }
 
-/* Retires `pump`, if it is still serving the request of `state`, and starts another.  Watchdog only: nobody
- * else changes `current`.  When there is no memory or no thread for it, nothing changes. */
+/* Makes the thread that will take over, so that it needs none when a pump is held up: by then a client may have
+ * used up all threads.  Does nothing when there can be none.  Watchdog only. */
+void prepare_pump(void)
+{
+	if (spare)
+		return;
+	spare = make_pump();
+	if (spare && start_thread(spare)) {
+		drop_pump(spare);
+		free_pump(spare);
+		spare = NULL;
+	}
+}
+
+/* Retires `pump`, if it is still serving the request of `state`, and has the spare one go on.  Watchdog only:
+ * nobody else changes `current`.  Without a spare one nothing changes. */
 void replace_pump(struct pump *pump, uint64_t state)
 {
-	struct pump *next = make_pump();
+	struct pump *next = spare;
 
-	if (next && start_thread(next)) {
-		drop_pump(next);
-		free_pump(next);
-		next = NULL;
-	}
 	if (!next)
 		return;
 	__atomic_add_fetch(&retired, 1, __ATOMIC_ACQ_REL);
+	pthread_mutex_lock(&lock); /* the retired pump is not freed before `current` is another one */
 	if (__atomic_compare_exchange_n(&pump->state, &state, PUMP_RETIRED, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
 		__atomic_store_n(&current, next, __ATOMIC_RELEASE);
+		spare = NULL;
 	} else {
 		__atomic_sub_fetch(&retired, 1, __ATOMIC_ACQ_REL);
-		next->cancelled = 1;
 	}
-	sem_post(&next->go);
+	pthread_mutex_unlock(&lock);
+	if (!spare)
+		sem_post(&next->go);
 }
 
 static void on_wake(int number)

@@ -19,12 +19,12 @@ struct pump {
 	struct pump *next;
 	uint64_t state;
 	uint64_t unique;    /* of the request it serves, or served last */
+	uint32_t client;    /* the thread whose ioctl it answers, 0 outside of ioctls */
 	int tid;	    /* 0 until the thread runs */
 	int in_client;	    /* a touch of a client's memory is under way */
 	int was_held;	    /* such a touch took so long that this pump was retired */
 	int interrupted;    /* an INTERRUPT came for `unique` after this pump was retired */
 	uint32_t slot;	    /* its lane_argument, counted from 1; 0 when there was none left */
-	int cancelled;	    /* it was not needed in the end */
 	sem_t go;	    /* it may begin */
 	char *in, *out;
 };
@@ -42,6 +42,7 @@ struct request {
 struct pump *own_pump(void); /* of the calling thread; NULL when it is no pump */
 struct pump *current_pump(void);
 int lane_pump_ended(void);
+void prepare_pump(void);
 void replace_pump(struct pump *pump, uint64_t state);
 
 int lane_pumps_retired(void); /* how many have not ended */

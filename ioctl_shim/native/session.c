@@ -179,6 +179,12 @@ int lane_send(uint64_t unique, int32_t error, const void *data, uint32_t size)
 	return send_data(unique, error, data, size, NULL, 0);
 }
 
+/* Has the kernel send an INTERRUPT for the request again, if that has no answer yet. */
+int lane_interrupt_again(uint64_t unique)
+{
+	return send_data(unique | 1 /* FUSE_INT_REQ_BIT */, -EAGAIN, NULL, 0, NULL, 0);
+}
+
 /* Makes clients that poll the file of this handle ask again.  It does not wait, and the file may be closed
  * already. */
 int lane_wake_poll(uint64_t handle)

@@ -79,6 +79,7 @@ void lane_watch(void)
 		struct pump *pump = current_pump();
 		uint64_t now = state_of(pump);
 
+		prepare_pump();
 		ticks = pump == seen && now == state ? ticks + 1 : 0;
 		seen = pump;
 		state = now;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A client that holds up calls of its own, by memory whose first touch waits, holds up nobody else's.
 
-The memory is under userfaultfd(2).  tests/test_hostile_fs.py does the same with a hostile file system.
+The memory is under userfaultfd(2).  tests/hostile does the same with a hostile file system.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, Vgpu
+from tests.lab import ROOT, MountedLab, Vgpu
 from tests.vfio.bystander import bystander
 from tests.vfio.client import (
     DEVICE_GET_INFO,
@@ -121,6 +123,48 @@ def test_a_server_that_ends_while_calls_are_held(tmp_path: Path) -> None:
         for fd in files:
             os.close(fd)
     stopped.close()
+
+
+HOLDER = """
+import os, signal, sys, threading, time
+from tests.vfio.client import DEVICE_GET_INFO, GROUP_SET_CONTAINER, PAGE
+from tests.vfio.gpu_client import StoppedMemory
+from tests.vfio.test_held_lane import result
+group, device, first = sys.argv[1:]
+stopped = StoppedMemory(PAGE)
+calls = [(os.open(device, os.O_RDWR), DEVICE_GET_INFO), (os.open(group, os.O_RDWR), GROUP_SET_CONTAINER)]
+signal.signal(signal.SIGUSR1, lambda *_: None)
+for call in calls * 3:
+    threading.Thread(target=result, args=(*call, stopped.address)).start()
+while not stopped.touched:
+    time.sleep(0.01)
+time.sleep(0.2)
+if first == "signalled":  # the kernel tells of the first signal only
+    for thread in threading.enumerate():
+        signal.pthread_kill(thread.ident, signal.SIGUSR1)
+    time.sleep(0.2)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("first", ["", "signalled"])
+def test_a_client_that_is_killed_while_it_holds_its_own_calls(
+    machine: MountedLab, two: tuple[Vgpu, Vgpu], first: str
+) -> None:
+    """It ends, although only its end lets go of the memory.  Nothing of it stays in use."""
+    before = threads(machine.pid)
+    group = machine.path / "dev/vfio" / two[0].group
+    command = [sys.executable, "-c", HOLDER, str(group), str(two[0].cdev), first]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as client:
+        assert client.stdout is not None and client.stdout.readline() == "held\n"
+        client.kill()
+        assert client.stdout.read() == ""  # its last thread has ended
+    deadline = time.monotonic() + 10
+    while threads(machine.pid) > before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert threads(machine.pid) <= before
+    Group(machine.path, two[0].group).close()
 
 
 def test_a_listing_into_memory_that_waits(machine: MountedLab, two: tuple[Vgpu, Vgpu]) -> None:
