@@ -203,7 +203,7 @@ class Process:
             raise OSError(errno.EFAULT, f"the memory at {vma.start:#x} is a private copy of a lab file")
         if private and vma.shared:
             raise OSError(errno.EFAULT, f"what was pinned at {vma.start:#x} is not there any more")
-        return self._windows.of(vma)
+        return self._windows.of(vma, self._vma_at)
 
     def _move_batch(self, parts: list[tuple[int, int]], view: memoryview, write: bool) -> None:
         if not parts:

@@ -5,7 +5,8 @@ To open, to stat or to close a file of a FUSE mount waits for its server, which 
 this very process.  So a file is opened only on a file system of a well-known kind.  The kernel's own tables
 tell the kind; until the file is known to be the right one it is held by O_PATH, which asks nobody.
 State: none that changes; any thread.
-Source: open(2) (O_PATH), proc_pid_mountinfo(5), proc_pid_map_files(5), proc_pid_fdinfo(5), memfd_create(2).
+Source: open(2) (O_PATH), proc_pid_mountinfo(5), proc_pid_map_files(5), proc_pid_fd(5), statx(2),
+memfd_create(2).
 """
 
 from __future__ import annotations
@@ -13,36 +14,37 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from ioctl_shim._native import lib
 
-FAMILIAR = frozenset(
-    ["tmpfs", "ramfs", "hugetlbfs", "devtmpfs", "ext2", "ext3", "ext4", "xfs", "f2fs", "jfs", "exfat", "vfat"]
-)
+FAMILIAR = frozenset(b"tmpfs ramfs hugetlbfs devtmpfs ext2 ext3 ext4 xfs f2fs jfs exfat vfat".split(b" "))
 """Kinds of file systems that the kernel serves by itself, from memory or a local disk.  btrfs and overlay are
 none of them, because their files show another device than their mappings do."""
 MAX_DESCRIPTORS = 1024
 """The most descriptors of a client that are looked at to find a file that map_files does not give us."""
 MAX_MOUNTS = 1 << 18
 """The most bytes of a table of mounts that are read.  A client may make a long one."""
+_ROW = re.compile(rb"[0-9]+ [0-9]+ ([0-9]+):([0-9]+) [^ ]+ [^ ]+ [^ ]+ (?:[^ ]+ )*?- ([^ ]+) ")
 _MFD_CLOEXEC, _MFD_HUGETLB, _MFD_HUGE_SHIFT = 1, 4, 26
 _HUGE_PAGES = "/sys/kernel/mm/hugepages"
 
 
-def open_shared(tid: int, start: int, end: int, vma: Any, flags: int) -> int | None:
+def open_shared(tid: int, vma: Any, flags: int, still_there: Callable[[], bool]) -> int | None:
     """Open the regular file behind a mapping, `vma` (struct shim_vma), of the process of thread `tid`.
 
-    Its file system is familiar, as far as the caller knows.  The caller must close the descriptor.  None when
-    there is no such file, when its file system is another one now, or when we may not have it.
+    Its file system is familiar, as far as the caller knows.  `still_there` says whether the process has that
+    mapping now.  It is asked while the file is held, and may raise OSError.  The caller must close the
+    descriptor.  None when there is no such file or mapping, when the file system is another one now, or when
+    we may not have the file.
     """
     # map_files takes a capability; without it, the right to read the memory covers the descriptors too
-    for path in (f"/proc/{tid}/map_files/{start:x}-{end:x}", *_descriptors(tid, vma.inode)):
+    for path in chain([f"/proc/{tid}/map_files/{vma.start:x}-{vma.end:x}"], _descriptors(tid, vma)):
         with contextlib.suppress(OSError):
-            opened = _open_if(path, tid, vma, flags)
+            opened = _open_if(path, tid, vma, flags, still_there)
             if opened is not None:
                 return opened
     return None
@@ -53,39 +55,50 @@ def is_familiar(device: int, tid: int) -> bool:
     return device in _kernel_devices() or any(device in _mounted(pid) for pid in ("self", str(tid)))
 
 
-def _open_if(path: str, tid: int, vma: Any, flags: int) -> int | None:
+def _open_if(path: str, tid: int, vma: Any, flags: int, still_there: Callable[[], bool]) -> int | None:
     """Open `path` if it is the file of `vma`.  Raises OSError."""
     handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     # while we hold the file, no other file system can have its st_dev
-    if not lib.shim_is_file(handle, vma) or not is_familiar(os.makedev(vma.major, vma.minor), tid):
+    if not lib.shim_is_file(handle, b"", vma) or not is_familiar(os.makedev(vma.major, vma.minor), tid):
         lib.shim_close_stranger(handle)  # the client has put another file there since we looked
         return None
     try:
+        # no other file can have its inode number now: who has this mapping has the right to this file
+        if not still_there():
+            return None
         return os.open(f"/proc/self/fd/{handle}", flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     finally:
         os.close(handle)
 
 
-def _descriptors(tid: int, inode: int) -> Iterator[str]:
-    """The client's descriptors of a file with this inode number, which the kernel tells by itself."""
+def _descriptors(tid: int, vma: Any) -> Iterator[str]:
+    """The client's descriptors of the file of `vma`.
+
+    /proc/TID/fdinfo would tell the inode number too.  But a client can hold that up, with an epoll on a file
+    of a FUSE mount, and then no signal ends the wait.
+    """
     with contextlib.suppress(OSError), os.scandir(f"/proc/{tid}/fd") as names:
         for name in islice((entry.name for entry in names), MAX_DESCRIPTORS):
-            with contextlib.suppress(OSError):
-                if b"\nino:\t%d\n" % inode in Path(f"/proc/{tid}/fdinfo/{name}").read_bytes():
-                    yield f"/proc/{tid}/fd/{name}"
+            path = f"/proc/{tid}/fd/{name}"
+            if lib.shim_is_file(-1, path.encode(), vma):
+                yield path
 
 
 def _mounted(pid: str) -> set[int]:
     """st_dev of each mounted file system of a familiar kind that process `pid` sees."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/mountinfo", "rb") as table:
-        found = [line.partition(b" - ") for line in table.read(MAX_MOUNTS).splitlines()]
-        return {_device(before) for before, _, behind in found if behind.split(b" ")[0].decode() in FAMILIAR}
+        return familiar_devices(table.read(MAX_MOUNTS))
     return set()
 
 
-def _device(mount: bytes) -> int:
-    major, minor = mount.split()[2].split(b":")
-    return os.makedev(int(major), int(minor))
+def familiar_devices(table: bytes) -> set[int]:
+    """st_dev of each file system of a familiar kind in a table of mounts, whose last row may be cut off.
+
+    The kernel escapes only space, tab, newline and backslash in names that a client chooses.  Other bytes,
+    such as a carriage return, end no row and no field.  A row that is not understood counts for nothing.
+    """
+    rows = (_ROW.match(row) for row in table.split(b"\n")[:-1])
+    return {os.makedev(int(row[1]), int(row[2])) for row in rows if row and row[3] in FAMILIAR}
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import errno
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ioctl_shim._native import ffi, lib
@@ -102,14 +102,17 @@ class Windows:
         have an address there: NULL before the first start, then the window of each start.  The pair is
         replaced, never changed, so any thread may look at it."""
 
-    def of(self, vma: Vma) -> Window | None:
-        """The window on `vma`, None when it is not shared file memory or cannot be mapped.  Any thread."""
+    def of(self, vma: Vma, look: Callable[[int], Vma]) -> Window | None:
+        """The window on `vma`, None when it is not shared file memory or cannot be mapped.  Any thread.
+
+        `look` finds the mapping that is at an address now.  It may raise OSError.
+        """
         if not vma.shared or not vma.inode or vma.device == self._avoid:
             return None
         windows = self._windows
         with contextlib.suppress(KeyError):
             return windows[vma]
-        made = self._open(vma)  # without the lock: the kernel may wait for the client's memory here
+        made = self._open(vma, look)  # without the lock: the kernel may wait for the client's memory here
         with self._lock:
             if vma not in windows:
                 self._make_room(vma)
@@ -128,7 +131,7 @@ class Windows:
         starts = sorted(natives)
         self.by_start = starts, [ffi.NULL, *(natives[start] for start in starts)]
 
-    def _open(self, vma: Vma) -> Window | None:
+    def _open(self, vma: Vma, look: Callable[[int], Vma]) -> Window | None:
         if vma.device in self._strange or not self._have_room(vma):
             return None
         self._task.check()
@@ -138,7 +141,8 @@ class Windows:
         described = (*vma[:5], os.major(vma.device), os.minor(vma.device))
         native: Any = ffi.new("struct shim_vma *", described)
         flags = os.O_RDWR if vma.writable else os.O_RDONLY
-        fd = open_shared(self._task.tid, vma.start, vma.end, native, flags)
+        # `vma` is what was there: by now the client may have put another file there, which it may only read
+        fd = open_shared(self._task.tid, native, flags, lambda: look(vma.start) == vma)
         if fd is None:
             return None
         try:

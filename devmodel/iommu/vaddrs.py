@@ -76,15 +76,19 @@ class Vaddrs:
             if not may_wait:
                 raise MustWait
         space.locked.charge(client, moved)
-        pages = seen.pages
-        with suppress(OSError):  # as the kernel, which does not check: without memory the old pages stay
-            if pages is not None:
-                pages = client.pin(vaddr, seen.mapping.size, bool(seen.mapping.prot & Prot.WRITE))
-        with space.lock:
-            same = seen.mapping.live and not seen.mapping.vaddr_valid and _look(seen.mapping) == seen
-            if same:
-                self._commit(seen.mapping, client, vaddr, pages)
-        space.locked.discharge(seen.client if same else client, moved)
+        relieved = client  # whose charge ends
+        try:
+            pages = seen.pages
+            with suppress(OSError):  # as the kernel, which does not check: without memory the old pages stay
+                if pages is not None:
+                    pages = client.pin(vaddr, seen.mapping.size, bool(seen.mapping.prot & Prot.WRITE))
+            with space.lock:
+                same = seen.mapping.live and not seen.mapping.vaddr_valid and _look(seen.mapping) == seen
+                if same:
+                    self._commit(seen.mapping, client, vaddr, pages)
+                    relieved = seen.client
+        finally:  # whatever the client's memory does
+            space.locked.discharge(relieved, moved)
         return same
 
     def _commit(self, mapping: Mapping, client: Client, vaddr: int, pages: Pages | None) -> None:

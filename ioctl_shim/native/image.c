@@ -48,12 +48,13 @@ int shim_image_same(const struct shim_image *image)
 	return !shim_image_read(&now) && !memcmp(now.words, image->words, sizeof(now.words));
 }
 
-/* Whether `fd`, which may be of O_PATH, is the regular file behind `vma`: 1, or 0. */
-int shim_is_file(int fd, const struct shim_vma *vma)
+/* Whether the file at the absolute `path`, or behind `fd` (which may be of O_PATH) when `path` is empty, is the
+ * regular file behind `vma`: 1, or 0. */
+int shim_is_file(int fd, const char *path, const struct shim_vma *vma)
 {
 	struct statx found;
 
-	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &found))
+	if (statx(fd, path, AT_EMPTY_PATH | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &found))
 		return 0;
 	return S_ISREG(found.stx_mode) && found.stx_ino == vma->inode && found.stx_dev_major == vma->major &&
 	       found.stx_dev_minor == vma->minor;

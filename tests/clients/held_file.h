@@ -102,6 +102,7 @@ static void answer(int dev, const struct request *request)
 		.congestion_threshold = 48};
 	struct fuse_attr_out attr = {.attr = {.ino = 1, .mode = S_IFREG | 0666, .nlink = 1, .size = HELD_SIZE}};
 	struct fuse_open_out open = {.fh = 1};
+	struct fuse_poll_out ready = {.revents = POLLIN};
 	struct fuse_write_out written = {.size = request->write.size};
 
 	switch (request->head.opcode) {
@@ -122,6 +123,9 @@ static void answer(int dev, const struct request *request)
 		break;
 	case FUSE_WRITE:
 		reply(dev, request, 0, &written, sizeof(written));
+		break;
+	case FUSE_POLL:
+		reply(dev, request, 0, &ready, sizeof(ready));
 		break;
 	case FUSE_FLUSH:
 	case FUSE_RELEASE:

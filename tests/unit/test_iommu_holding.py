@@ -23,7 +23,7 @@ from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import BY_NAME
 from ioctl_shim.processes import Processes
 from tests.unit.clients import Call, Unhurried
-from tests.unit.fakes import FakeClient, fails
+from tests.unit.fakes import FakeClient, FakePages, fails
 from tests.unit.test_iommu import Bitmap, Driver, Group
 from tests.unit.test_vfio import Toy
 from vfsfuse.vfio.container import ContainerFops
@@ -410,3 +410,28 @@ def test_whatever_threads_do_at_once_what_is_counted_is_right_in_the_end() -> No
     for seed in range(4):
         iommu.detach(Group(seed))
     assert [locked.of(client) for client in clients] == [0, 0]
+
+
+class Raising(Unhurried):
+    """A client whose memory raises something that is no errno, as when the server has no memory left."""
+
+    raises = False
+
+    def pin(self, vaddr: int, size: int, write: bool) -> FakePages:
+        if self.raises:
+            raise MemoryError
+        return super().pin(vaddr, size, write)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_pin_that_raises_leaves_nothing_charged(scene: Scene, call: str) -> None:
+    """Nobody is charged for it, and the call can be made again."""
+    client = Raising(9)
+    start = CALLS[call](Scene(scene.iommu, client, scene.locked, scene.driver))
+    client.raises = True
+    with pytest.raises(MemoryError):
+        start()
+    assert scene.locked.of(client) == 0
+    client.raises = False
+    start()
+    assert scene.locked.of(client) == 4

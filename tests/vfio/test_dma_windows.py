@@ -7,6 +7,8 @@ import errno
 import mmap
 import os
 import signal
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +17,10 @@ from typing import Any
 
 import pytest
 
-from ioctl_shim import window
+from ioctl_shim import sharedfile, window
+from ioctl_shim._native import ffi
 from ioctl_shim.process import Process
+from tests import needs
 from tests.lab import MountedLab
 from tests.test_run_devices import Somebody, somebody
 from tests.vfio.client import PAGE, fails
@@ -102,6 +106,75 @@ def test_windows_are_not_without_number(child: Child, monkeypatch: pytest.Monkey
     assert [mapped_here(f"memfd:kept{number}") for number in range(6)] == [True] * 4 + [False] * 2
 
 
+def test_a_file_that_may_only_be_read_takes_the_place_of_a_writable_one(
+    child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the server has looked, and before it opens the file. Both have the same inode number."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(PAGE))
+    address = child.memory("m", f"PAGE, os.open({str(file)!r}, os.O_RDWR)")
+    call = "ctypes.CDLL(None).mmap(*map(ctypes.c_void_p, ({}, PAGE, 1, 0x11, os.open({!r}, os.O_RDONLY), 0)))"
+
+    def familiar_after_a_change(device: int, tid: int) -> bool:
+        child(call.format(address, str(file)))  # PROT_READ, MAP_SHARED | MAP_FIXED
+        return True  # wherever tmp_path is
+
+    monkeypatch.setattr("ioctl_shim.window.is_familiar", familiar_after_a_change)
+    monkeypatch.setattr(sharedfile, "is_familiar", lambda device, tid: True)
+    fails(errno.EFAULT, child.process.write, address, b"lost")
+    assert file.read_bytes() == bytes(PAGE) and not mapped_here(str(file))
+
+
+# ---- tables of mounts ----
+
+
+def row(path: bytes, device: bytes, kind: bytes) -> bytes:
+    return b"25 1 " + device + b" / " + path + b" rw,nosuid shared:7 master:1 - " + kind + b" source rw\n"
+
+
+def test_rows_of_mounts_end_where_the_kernel_ends_them() -> None:
+    """A client chooses names. The kernel escapes only space, tab, newline and backslash in them."""
+    for end in (b"\r", b"\x0b", b"\x0c", b"\x1c", b"\x85", b"\xe2\x80\xa8"):
+        for gap in (b"\x0b", b"\x0c", b"\r", b"\x1f", b"\xc2\xa0"):
+            forged = b"/x" + end + gap.join([b"1", b"1", b"0:90", b"/", b"/x", b"rw"])
+            assert sharedfile.familiar_devices(row(forged, b"0:50", b"tmpfs")) == {os.makedev(0, 50)}
+
+
+def test_rows_of_mounts_that_are_not_understood() -> None:
+    good = row(b"/home", b"8:1", b"ext4")
+    for odd in (
+        b"\n",
+        b"x\n",
+        b"1 2 3 - ext4 x\n",
+        row(b"/x", b"8:x", b"ext4"),
+        row(b"/x", b"0:50", b"fuse.\xff"),
+    ):
+        assert sharedfile.familiar_devices(odd + good) == {os.makedev(8, 1)}
+    cut_off = row(b"/x", b"0:50", b"ext4dev")
+    for size in range(len(cut_off)):
+        assert sharedfile.familiar_devices(good + cut_off[:size]) == {os.makedev(8, 1)}
+
+
+@needs.root("mounts by fusermount3 without being its server")
+def test_a_mount_whose_kind_is_no_text(child: Child, tmp_path: Path) -> None:
+    """Anybody can make one. It keeps nobody else from the memory."""
+    file, folder = tmp_path / "file", tmp_path / "mount"
+    file.write_bytes(bytes(PAGE))
+    folder.mkdir()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        environment = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
+        options = os.fsdecode(b"fsname=x,subtype=\xff")
+        command = ["fusermount3", "-o", options, "--", str(folder)]
+        subprocess.run(command, env=environment, pass_fds=(theirs.fileno(),), check=True)
+        try:
+            address = child.memory("m", f"PAGE, os.open({str(file)!r}, os.O_RDWR)")
+            child.process.write(address, b"as ever")
+        finally:
+            subprocess.run(["fusermount3", "-u", "-z", folder], check=True)
+    assert file.read_bytes()[:7] == b"as ever"
+
+
 # ---- file systems that do not answer ----
 
 
@@ -149,6 +222,26 @@ def test_files_of_a_server_that_does_not_answer(silent: MountedLab, child: Child
             assert child("memory['bar'].read(0, 3)") == b"bar" and not mapped_here("resource0")
         os.kill(silent.pid, signal.SIGCONT)
         child("[one.close() for one in memory.values()] and os.close(spare[0])")
+
+
+def test_the_search_for_a_file_passes_an_epoll_that_is_held(
+    compile_client: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without a way through map_files. To read what fdinfo says of the epoll would wait."""
+    file = tmp_path / "file"
+    file.touch()
+    pipe = subprocess.PIPE
+    with subprocess.Popen([compile_client("held_epoll"), file], stdin=pipe, stdout=pipe, text=True) as client:
+        assert client.stdin and client.stdout
+        address = int(client.stdout.readline().removeprefix("at "), 16)
+        assert client.stdout.readline() == "held POLL\n"
+        vma = Process(client.pid, client.pid, -1)._vma_at(address)
+        described = (0, PAGE, *vma[2:5], os.major(vma.device), os.minor(vma.device))  # no such mapping
+        native = ffi.new("struct shim_vma *", described)
+        fd = in_time(lambda: sharedfile.open_shared(client.pid, native, os.O_RDWR, lambda: True))
+        client.stdin.close()
+        assert os.pread(fd, 5, 0) == b"found"
+        os.close(fd)
 
 
 FUNCTION = """\
