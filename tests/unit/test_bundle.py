@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pytest
 
 from tests.unit.fakes import fails
-from vfsfuse.kernfs.bundle import Bundle, Part, Plan, symlink_part
-from vfsfuse.kernfs.kobject import Entry, Kobject, Symlink, relative
+from vfsfuse.kernfs.bundle import COLD_LOOKS, Bundle, Part, Plan, symlink_part
+from vfsfuse.kernfs.inodes import Inodes
+from vfsfuse.kernfs.kobject import LINGER_NS, Entry, Kobject, Symlink, relative
 from vfsfuse.kernfs.members import attribute
 from vfsfuse.kernfs.tree import MOST_MADE, Changes, IAttrs, Tree
 
@@ -125,6 +126,15 @@ def test_the_kernel_caches_no_name_of_a_bundle(box: Box) -> None:
     box.tree.withdraw(bundle)
     told = box.tree.take_changes()
     assert not told.lingers and box.box.inode in told.touched
+
+
+def test_names_that_are_looked_up_again_and_again_are_cached_for_a_moment(box: Box) -> None:
+    bundle = box.add("bear")
+    inodes = Inodes(box.tree, 60.0, 0, 0, waits=False)
+    looks = [inodes.lookup(box.box.inode, b"bear").name_ns for _ in range(COLD_LOOKS + 2)]
+    assert looks == [0] * COLD_LOOKS + [LINGER_NS] * 2
+    box.tree.withdraw(bundle)
+    assert box.tree.take_changes().lingers
 
 
 def test_a_directory_that_is_looked_around_in_is_kept_until_something_changes(box: Box) -> None:

@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vfsfuse.kernfs.kobject import PART_BITS, Entry, Kobject, Symlink
+from vfsfuse.kernfs.kobject import FORGOTTEN_NS, LINGER_NS, PART_BITS, Entry, Kobject, Symlink
 
 PART_MASK = (1 << PART_BITS) - 1
+COLD_LOOKS = 8
+"""Lookups of a device, in quick succession, after which the kernel caches its names for a moment."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,12 +71,33 @@ class Plan:
 class Bundle:
     """The entries of one device.  Once they are shown, their numbers begin with `block`."""
 
-    __slots__ = ("block", "ctime_ns", "device", "plan")
+    __slots__ = ("_cached_until", "_looks", "_since", "block", "ctime_ns", "device", "plan")
 
     def __init__(self, device: Any, plan: Plan) -> None:
         self.device, self.plan = device, plan
         self.block = -1
         self.ctime_ns = time.time_ns()
+        self._looks = self._since = self._cached_until = 0
+
+    def looked_up(self) -> int:
+        """Somebody looks up a name of the device: how many nanoseconds the kernel may cache it.
+
+        Usually 0, so that the device can be removed at once.  A device that is looked up again and again is
+        not about to be removed, and would be slower without a cache.
+        """
+        now = time.monotonic_ns()
+        if now - self._since > LINGER_NS:
+            self._since, self._looks = now, 0
+        self._looks += 1
+        if self._looks <= COLD_LOOKS:
+            return 0
+        self._cached_until = now + LINGER_NS
+        return LINGER_NS
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the kernel may still cache a name."""
+        return time.monotonic_ns() < self._cached_until + FORGOTTEN_NS - LINGER_NS
 
     def entry(self, index: int) -> Entry:
         """The entry of the part with this index, made anew.  Any thread.  Raises LookupError without one."""

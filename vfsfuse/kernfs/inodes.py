@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from ioctl_shim.lane import ATTR_READ_BIT, is_being_written
 from ioctl_shim.lanefile import InodeAttr
+from vfsfuse.kernfs.bundle import Bundle
 from vfsfuse.kernfs.kobject import Child, Kobject, Lookup, Member, Symlink, relative
 from vfsfuse.kernfs.members import Attribute, LinkMember, WaitingStore
 from vfsfuse.kernfs.tree import BASE_MASK, IAttrs, Tree
@@ -46,7 +47,9 @@ class Inodes:
             if is_being_written(inode) or (self.waits and isinstance(found, WaitingStore)):
                 return self._attr(self.tree.getattr(self.tree.own_inode(inode)), 0)
             return self._attr(found.lookup(directory), self._cache_ns, 0)
-        return self._attr(found.lookup(directory), self._cache_ns, found.name_ns)
+        child = directory.children.get(text) if directory.children else None
+        name_ns = child.looked_up() if isinstance(child, Bundle) else found.name_ns
+        return self._attr(found.lookup(directory), self._cache_ns, name_ns)
 
     def stat(self, inode: int) -> InodeAttr:
         """What stat(2) shows of an inode.  Raises OSError as `Tree.locate`."""

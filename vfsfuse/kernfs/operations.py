@@ -292,8 +292,8 @@ async def _no_wait(seconds: float) -> None:
 
 def _attributes(attr: InodeAttr) -> pyfuse3.EntryAttributes:
     made = pyfuse3.EntryAttributes()
-    made.st_ino, made.st_mode, made.st_nlink, made.st_size, made.st_uid, made.st_gid = attr[:6]
-    made.st_atime_ns = made.st_mtime_ns = made.st_ctime_ns = attr.ctime_ns
+    made.st_ino, made.st_mode, made.st_nlink, made.st_size, made.st_uid, made.st_gid, at, kept, named = attr
+    made.st_atime_ns = made.st_mtime_ns = made.st_ctime_ns = at
     made.st_blksize = BLOCK
-    made.entry_timeout, made.attr_timeout = attr.name_ns / NANOSECONDS, attr.timeout_ns / NANOSECONDS
+    made.entry_timeout, made.attr_timeout = named / NANOSECONDS, kept / NANOSECONDS
     return made

@@ -115,6 +115,7 @@ class Tree:
         if not self.knows(bundle):
             return
         places = list(bundle.places())
+        self._changes.lingers |= bundle.lingers
         self._drop_block(bundle.block)
         for part, directory, name in reversed(places):
             self._leave(directory, name, part.directory)
