@@ -505,4 +505,7 @@ def test_the_only_lab_need_not_be_named(lab: MountedLab, shown: Screen) -> None:
         check=False,
     )
     assert (none.returncode, none.stdout) == (1, b"")
-    assert none.stderr == b"vfsfuse: screenshot: no lab is mounted (say which with --mount)\n"
+    assert (
+        none.stderr
+        == b"vfsfuse: screenshot: no lab of yours or of root is mounted (say which with --mount)\n"
+    )

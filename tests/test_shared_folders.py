@@ -8,6 +8,7 @@ same.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -18,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, vfsfuse
+from tests.lab import ROOT, VFSFUSE, MountedLab, vfsfuse
 from vfsfuse import sticky
+from vfsfuse.cli import mountpoint
 
 OTHER = 65534
 LIMIT_SECONDS = 3.5
@@ -72,6 +74,15 @@ def test_a_mountpoint_is_not_followed_through_another_users_link(shared: Path, c
         assert (lab.path / "sys").is_dir()
 
 
+def test_a_link_that_has_hard_links_is_not_followed(shared: Path) -> None:
+    """A symlink of root's own may be linked by anybody to where it was not meant to be."""
+    (shared.parent / "missing-link").symlink_to(shared.parent / "missing")
+    os.link(shared.parent / "missing-link", shared / "mnt", follow_symlinks=False)
+    line = error_of(vfsfuse("mount", shared / "mnt"))
+    assert f"{shared / 'mnt'}: has 2 hard links" in line
+    assert not (shared.parent / "missing").exists()
+
+
 @only_root
 def test_ones_own_link_and_that_of_the_folders_owner_are_followed(shared: Path) -> None:
     (shared / "own").symlink_to(shared.parent / "mnt")
@@ -85,7 +96,7 @@ def test_ones_own_link_and_that_of_the_folders_owner_are_followed(shared: Path) 
 
 
 @only_root
-@pytest.mark.parametrize("what", ["link", "dangling link", "chain", "file", "fifo"])
+@pytest.mark.parametrize("what", ["link", "dangling link", "chain", "hard link", "file", "fifo"])
 @pytest.mark.parametrize("use", ["log", "state", "picture"])
 def test_a_file_that_is_written_is_not_another_users(shared: Path, what: str, use: str) -> None:
     trap, there = shared.parent / "trap", shared / "out"
@@ -93,6 +104,8 @@ def test_a_file_that_is_written_is_not_another_users(shared: Path, what: str, us
         trap.write_text("precious")
     if what == "chain":
         there.symlink_to(link(shared / "between", trap))
+    elif what == "hard link":
+        there.hardlink_to(trap)  # as anybody may make it without fs.protected_hardlinks
     elif what == "file":
         there.write_text("precious")
         theirs(there).chmod(0o666)
@@ -120,7 +133,8 @@ def test_a_file_that_is_written_is_not_another_users(shared: Path, what: str, us
         with MountedLab(shared.parent) as lab, lab.create("mdpy-vga", "mdpy") as vgpu:
             done = vfsfuse("screenshot", "--mount", lab.path, vgpu.name, there)
     line = error_of(done)
-    assert f"of user {OTHER}" in line or f"belongs to user {OTHER}" in line, line
+    why = "has 2 hard links" if what == "hard link" else f" user {OTHER}"
+    assert why in line and "name another path" in line, line
     assert str(there) in line or "between" in line
     if reading >= 0:
         assert os.read(reading, 1) == b""
@@ -255,3 +269,74 @@ def test_a_lock_of_ones_own_is_waited_for_with_a_message(shared: Path) -> None:
     with mount:
         assert mount.stderr.read() == "" and mount.wait() == 0
     assert (there / "sys").is_dir()
+
+
+# ---- mounts ----
+
+
+def in_sight_of(labs: list[Path], *command: str | Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command line in a mount namespace without other labs, as of tests that run beside this one."""
+    mounted = "awk '$3 == \"fuse.vfsfuse\" {print $2}' /proc/self/mounts"
+    kept = "|".join(map(str, labs))
+    others = f'for m in $({mounted}); do case $m in {kept}) ;; *) umount -l "$m";; esac; done'
+    script = f'{others}; {before}\nexec "$@"'
+    whole = ["unshare", "--mount", "sh", "-c", script, "sh", *VFSFUSE, *map(str, command)]
+    return subprocess.run(whole, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+
+
+@needs.open_fuse
+@only_root
+def test_another_users_mount_that_calls_itself_a_lab_is_none(shared: Path) -> None:
+    decoy = shared / "decoy"
+    decoy.mkdir()
+    theirs(decoy)
+    open_to_others(decoy)
+    ours, helpers = socket.socketpair()
+    options = "fsname=vfsfuse@1,subtype=vfsfuse"
+    with ours, helpers:
+        subprocess.run(
+            ["fusermount3", "-o", options, "--", decoy],
+            env={"_FUSE_COMMFD": str(helpers.fileno()), "PATH": os.environ["PATH"]},
+            pass_fds=(helpers.fileno(),),
+            user=OTHER,
+            group=OTHER,
+            extra_groups=[],
+            check=True,
+        )
+        _, (connection,), _, _ = socket.recv_fds(ours, 1, 1)
+    try:
+        with MountedLab(shared.parent) as lab:
+            vgpu = lab.create("mdpy-vga", "mdpy")
+            labs = [lab.path, decoy]
+            done = in_sight_of(labs, "surprise-remove", vgpu.name)
+            assert (done.returncode, done.stderr) == (0, "") and not vgpu.path.exists()
+            line = error_of(in_sight_of([decoy], "surprise-remove", vgpu.name))
+            assert line.endswith("no lab of yours or of root is mounted (say which with --mount)\n")
+    finally:
+        os.close(connection)
+
+
+@only_root
+@pytest.mark.parametrize(
+    "name", ["a\rb", "a\r0 - fuse.vfsfuse", "\x0b\x0c", "\x1c\x85\u2028", "a\nb", "a\\b"]
+)
+def test_a_mountpoint_of_any_name_is_a_mountpoint(shared: Path, name: str) -> None:
+    """Also to commands about other paths.  The kernel writes most of these characters as they are."""
+    there = shared / name
+    there.mkdir()
+    (shared / "free").mkdir()
+    mount = f"mount -t tmpfs none '{there}'"
+    for command in ("tree", "umount"):
+        line = error_of(in_sight_of([shared], command, shared / "free", before=mount))
+        assert line == f"vfsfuse: {command}: {shared}/free: no lab is mounted there\n"
+    done = in_sight_of([shared], "mount", there, before=mount)
+    assert done.returncode == 1 and "another filesystem is mounted there" in done.stderr
+    line = error_of(in_sight_of([shared], "surprise-remove", "vgpu0", before=mount))
+    assert "no lab of yours or of root is mounted" in line
+
+
+def test_a_row_that_is_no_mount_is_passed_over() -> None:
+    good = "36 35 98:0 / /mnt rw - ext4 none rw\n"
+    rows = ["", "\n", "1 2 3\n", "36 35 x:y / /mnt rw - ext4 none rw\n", good.replace(" - ", " ")]
+    assert [mountpoint.parsed(row) for row in rows] == [None] * len(rows)
+    assert mountpoint.parsed(good) is not None

@@ -21,7 +21,8 @@ import pytest
 
 from tests import needs
 from tests.lab import ROOT, VFSFUSE, MountedLab, described, vfsfuse
-from vfsfuse.cli.mountpoint import wait_for_end
+from vfsfuse.cli.mountpoint import FSTYPE, Mount, wait_for_end
+from vfsfuse.kernfs.xattr import pid_namespace
 
 COMMAND_SECONDS = 3.0
 """A command has two seconds; a machine under load gets one more."""
@@ -301,6 +302,56 @@ def test_an_abort_frees_who_waits_for_a_server_that_lives_on(bed: MountedLab) ->
     assert not wait_for_end(bed.pid, 0)
     assert vfsfuse("umount", bed.path).returncode == 1  # its server still sleeps
     assert not is_mounted(bed.path)
+
+
+@needs.root("a pid namespace takes root")
+def test_umount_aborts_no_server_of_another_pid_namespace(tmp_path: Path) -> None:
+    """Its pid means nothing here: no process has it, or another one."""
+    path, (reader, writer) = tmp_path / "mnt", os.pipe()
+    command = [*VFSFUSE, "mount", "--foreground", "--ready-fd", str(writer), str(path)]
+    outer = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", *command], pass_fds=(writer,), cwd=ROOT
+    )
+    os.close(writer)
+    try:
+        with os.fdopen(reader, "rb") as ready:
+            assert ready.readline() == b"ready\n"
+        server = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
+        held = os.open(path / "sys/devices/pci0000:86/0000:86:00.0/vendor", os.O_RDONLY)
+        os.kill(server, signal.SIGSTOP)
+        line = error_of(timed("umount", path))
+        os.kill(server, signal.SIGCONT)
+        assert "Device or resource busy" in line and "the server does not answer" in line, line
+        assert "umount --lazy hides the lab" in line and is_mounted(path)
+        assert os.pread(held, 16, 0).startswith(b"0x")
+        os.close(held)
+        assert timed("umount", path).returncode == 0
+        assert outer.wait(10) == 0
+    finally:
+        outer.kill()
+        outer.wait()
+        if is_mounted(path):
+            subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "server"),
+    [
+        ("vfsfuse@{gone}:{here}", None),
+        ("vfsfuse@{gone}:1", 0),
+        ("vfsfuse@{gone}:0", 0),
+        ("vfsfuse@{gone}", 0),
+        ("vfsfuse@{gone}:{here}0", 0),
+        (f"vfsfuse@{'9' * 4400}:{{here}}", 0),
+        ("vfsfuse@:{here}", 0),
+        ("other", 0),
+    ],
+)
+def test_a_server_is_gone_only_if_it_was_one_of_this_pid_namespace(source: str, server: int | None) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    name = source.format(gone=ended.pid, here=pid_namespace())
+    assert Mount(1, "/", "/mnt", FSTYPE, name, f"rw,user_id={os.geteuid()}").server == server
 
 
 @needs.open_fuse

@@ -25,7 +25,7 @@ from ioctl_shim.lane import Lane
 from vfsfuse.kernfs.inodes import Inodes, LaneInodes
 from vfsfuse.kernfs.operations import Operations
 from vfsfuse.kernfs.tree import Tree
-from vfsfuse.kernfs.xattr import SOURCE
+from vfsfuse.kernfs.xattr import source
 from vfsfuse.scheduling import lengthen_time_slice
 from vfsfuse.views.labview import LabView
 
@@ -43,7 +43,7 @@ class MountError(Exception):
 def mount_options() -> set[str]:
     """The mount options.  A tree that root mounts is for everybody, under the modes it shows.  Any other tree
     is for its user alone."""
-    options = {f"fsname={SOURCE}{os.getpid()}", "subtype=vfsfuse", "default_permissions"}
+    options = {f"fsname={source()}", "subtype=vfsfuse", "default_permissions"}
     return options | {"allow_other"} if os.geteuid() == 0 else options
 
 

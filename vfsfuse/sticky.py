@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paths in sticky folders such as /tmp, where every user may make entries and remove only their own.
 
-Another user's entry there may be a trap, such as a symlink that leads to a file of ours.  Linux refuses to
-follow such a link and to open such a file when fs.protected_symlinks and fs.protected_regular are set, and
-many systems leave one of them off.  The functions here always do what these settings mean.
+Another user's entry there may be a trap, such as a symlink that leads to a file of ours, or a hard link to
+one.  Linux refuses to follow such a symlink, to open such a file and to make such a hard link when
+fs.protected_symlinks, fs.protected_regular and fs.protected_hardlinks are set, and many systems leave one of
+them off.  The functions here always do what these settings mean.
 
 No state; any thread.  Source: Documentation/admin-guide/sysctl/fs.rst, may_follow_link() and
 may_create_in_sticky() in fs/namei.c.
@@ -22,21 +23,26 @@ PATH_MAX = 4096
 """Bytes of a path with its final NUL, for a system call."""
 
 EVERYBODYS = stat.S_ISVTX | stat.S_IWOTH
+_SHARED = "in a folder that everybody may write to (remove it, or name another path)"
 
 
 def refuse_foreign(path: str, found: os.stat_result) -> None:
     """Raise OSError(EACCES) if `path` is another user's entry in a sticky folder that everybody may write to.
 
-    `found` is the lstat(2) or fstat(2) of `path`.  The owner of the folder is trusted, as in the kernel.
+    So may be each of several hard links, because a link does not tell who made it.  `found` is the lstat(2)
+    or fstat(2) of `path`.  The owner of the folder is trusted, as in the kernel.
     """
     folder = os.path.dirname(path) or "."
     above = os.stat(folder)
-    if above.st_mode & EVERYBODYS != EVERYBODYS or found.st_uid in (os.geteuid(), above.st_uid):
+    if above.st_mode & EVERYBODYS != EVERYBODYS:
+        return
+    if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+        raise OSError(errno.EACCES, f"has {found.st_nlink} hard links, {_SHARED}", path)
+    if found.st_uid in (os.geteuid(), above.st_uid):
         return
     what = "is a symlink" if stat.S_ISLNK(found.st_mode) else "belongs to user"
     whose = f"of user {found.st_uid}" if stat.S_ISLNK(found.st_mode) else f"{found.st_uid}"
-    why = f"{what} {whose}, in a folder that everybody may write to (remove it, or name another path)"
-    raise OSError(errno.EACCES, why, path)
+    raise OSError(errno.EACCES, f"{what} {whose}, {_SHARED}", path)
 
 
 def resolve(path: str) -> str:
@@ -66,7 +72,8 @@ def open_file(path: str, flags: int, mode: int = 0o666) -> int:
     """open(2) with O_CLOEXEC for a file that may lie in a sticky folder.  Returns the descriptor.
 
     It is O_NONBLOCK as well: a FIFO that nobody reads is ENXIO, and one that nobody empties loses what does
-    not fit.  Raises OSError, EACCES for another user's symlink or file in a sticky folder.
+    not fit.  Raises OSError, EACCES for another user's symlink or file, or for a file with several hard
+    links, in a sticky folder.
     """
     flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     here = os.path.join(os.getcwd(), path)

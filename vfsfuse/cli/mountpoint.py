@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from vfsfuse import sticky
 from vfsfuse.asking import NoAnswer, Patience, Refusal
-from vfsfuse.kernfs.xattr import SOURCE, XATTR_PID
+from vfsfuse.kernfs.xattr import SOURCE, XATTR_PID, pid_namespace
 from vfsfuse.run import syscalls
 
 FSTYPE = "fuse.vfsfuse"
@@ -55,20 +55,28 @@ class Mount(NamedTuple):
         """Whether this is a whole lab.  `vfsfuse run` mounts parts of one."""
         return self.kind == FSTYPE and self.root == "/"
 
+    @property
+    def user(self) -> int:
+        """The user who mounted a FUSE file system, -1 for any other.  The kernel tells it."""
+        found = re.search(r"\buser_id=(\d+)", self.options)
+        return int(found[1]) if found else -1
+
     def is_covered(self, later: list[Mount]) -> bool:
         """Whether one of the mounts `later` lies over this one."""
         return any(f"{self.path}/".startswith(f"{other.path.rstrip('/')}/") for other in later)
 
     @property
     def server(self) -> int | None:
-        """The pid of the server, None when that process is gone, 0 when it cannot be found out."""
-        pid = self.source.removeprefix(SOURCE)
-        if pid == self.source or not pid.isdecimal():
+        """The pid of the server, None when that process is gone, 0 when it cannot be found out, as that of a
+        server in another pid namespace."""
+        name = re.fullmatch(SOURCE + r"(\d{1,10}):(\d{1,20})", self.source, re.ASCII)
+        if name is None or int(name[2]) != _namespace_of_proc():
             return 0
+        pid = int(name[1])
         try:
-            return int(pid) if self._is_served_by(int(pid)) else None
+            return pid if self._is_served_by(pid) else None
         except PermissionError:  # descriptors are private to another user, and to root once it was killed
-            return None if _state(int(pid)) in ENDED_STATES else int(pid)
+            return None if _state(pid) in ENDED_STATES else pid
         except OSError:
             return None
 
@@ -76,8 +84,7 @@ class Mount(NamedTuple):
         """Whether process `pid` has the connection.  A user may name any source, and a pid may be used again.
 
         Raises OSError."""
-        user = re.search(r"\buser_id=(\d+)", self.options)
-        if user is None or os.stat(f"/proc/{pid}").st_uid != int(user[1]):
+        if os.stat(f"/proc/{pid}").st_uid != self.user:
             return False
         return any(self.minor in (number, None) for number in _connections(pid))
 
@@ -152,13 +159,19 @@ def inspect(path: str, patience: Patience) -> Mountpoint:
 
 
 def labs() -> list[str]:
-    """The mountpoints of labs, in mount order, without the parts of a lab that `vfsfuse run` shows, and
-    without labs whose server is gone.  This asks no server."""
-    mounts = _mounts()
+    """The mountpoints of labs of this user and of root, in mount order, without the parts of a lab that
+    `vfsfuse run` shows, and without labs whose server is gone.  This asks no server.
+
+    Another user's mount may call itself a lab, and show what that user likes.
+    """
+    mounts, trusted = _mounts(), (0, os.geteuid())
     return [
         mount.path
         for number, mount in enumerate(mounts)
-        if mount.is_lab and mount.server is not None and not mount.is_covered(mounts[number + 1 :])
+        if mount.is_lab
+        and mount.user in trusted
+        and mount.server is not None
+        and not mount.is_covered(mounts[number + 1 :])
     ]
 
 
@@ -203,6 +216,14 @@ def wait_for_end(pid: int, seconds: float) -> bool:
         return bool(select.select([pidfd], [], [], seconds)[0])
     finally:
         os.close(pidfd)
+
+
+def _namespace_of_proc() -> int:
+    """The inode number of the pid namespace whose processes /proc shows, -1 when that is not our own."""
+    try:
+        return pid_namespace() if os.readlink("/proc/self") == str(os.getpid()) else -1
+    except OSError:
+        return -1
 
 
 def _state(pid: int) -> str:
@@ -253,12 +274,23 @@ def _failure(command: list[str]) -> str | None:
 
 
 def _mounts() -> list[Mount]:
-    """Every mount of this namespace, in mount order."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        return [_parsed(line) for line in table]
+    """Every mount of this namespace, in mount order.
+
+    A user may mount on a directory whose name has a carriage return, which the kernel writes as it is.
+    """
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as table:
+        return [mount for line in table if (mount := parsed(line)) is not None]
 
 
-def _parsed(line: str) -> Mount:
+def parsed(line: str) -> Mount | None:
+    """The mount of a row of the table, None for one that is not as in proc(5)."""
+    with contextlib.suppress(ValueError):
+        return _fields(line)
+    return None
+
+
+def _fields(line: str) -> Mount:
+    """The mount of a row.  Raises ValueError."""
     where, _, what = line.rstrip("\n").partition(" - ")
     device, root, path = where.split(" ")[2:5]
     kind, source, options = what.split(" ")[:3]

@@ -23,10 +23,11 @@ def add_vgpu_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def only_lab() -> str:
-    """The mountpoint of the only mounted lab.  Raises Refusal when there is none, or several."""
+    """The mountpoint of the only mounted lab of this user or of root.  Raises Refusal when there is none, or
+    several."""
     found = labs()
     if len(found) != 1:
-        what = f"labs are mounted at {', '.join(found)}" if found else "no lab is mounted"
+        what = f"labs are mounted at {', '.join(found)}" if found else "no lab of yours or of root is mounted"
         raise Refusal(f"{what} (say which with --mount)")
     return found[0]
 

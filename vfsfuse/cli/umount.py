@@ -16,7 +16,7 @@ from vfsfuse.cli.mountpoint import Mountpoint, State, abort, inspect, locate, un
 from vfsfuse.cli.output import complain, explained
 
 PROBE_SECONDS = 0.5
-"""Seconds that a server whose process is gone has for an answer. It may live in another pid namespace."""
+"""Seconds that a server whose process is gone has for an answer. A process that it made may still serve."""
 LAZY_SECONDS = 1.0
 """Seconds to wait after a lazy unmount. The server may go on as long as programs use the mount."""
 
