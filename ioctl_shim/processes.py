@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client processes of one container, found by the thread that a request comes from.
 
-A `Processes` is made on the device lane, and used there and on its worker.
+A `Processes` is made on the device lane, and used there and on threads that may wait.
 
 An exec gives a process another memory under the same numbers, and the old memory may live on in a child of
 clone(2) with CLONE_VM.  So each request has to show which memory its thread has now.  The thread waits for

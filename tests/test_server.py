@@ -144,7 +144,7 @@ def test_the_main_thread_gives_way_to_whom_it_wakes_and_the_pump_does_not(tmp_pa
         slices = [attributes_of(int(thread)).runtime for thread in os.listdir(f"/proc/{lab.pid}/task")]
         usual, main = attributes_of(0).runtime, attributes_of(lab.pid).runtime
         assert main > usual or not usual
-        assert slices.count(usual) >= 2  # the pump's and its worker's
+        assert slices.count(usual) >= 2  # the pump's and the watchdog's
         assert {*slices} == {usual, main}  # trio's threads have the main thread's
 
 

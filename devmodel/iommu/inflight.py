@@ -2,8 +2,8 @@
 """The DMA that is under way in an address space, the unmaps that wait for it, and the DMA that was refused.
 
 State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace`, which is not held while bytes move.
-DMA threads copy; the device lane's worker waits. Source: Documentation/driver-api/vfio-mediated-device.rst
-(vfio_dma_rw).
+DMA threads copy; whoever unmaps waits, on a thread that may.
+Source: Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw).
 """
 
 import errno

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The I/O address space (the kernel's IOAS): mappings, and the DMA and pins of the devices attached to it.
 
-An API (type1) makes and removes the mappings, on the device lane and its worker. Devices see a
+An API (type1) makes and removes the mappings, on the device lane and threads that may wait. Devices see a
 :class:`DmaSpace`, from other threads. ``IoAddressSpace.lock`` guards everything here, and the mappings,
 backends and pins behind it. It is held to look and to mark, never while a client is asked anything, because a
 client can make each answer as slow as it likes. Memory is pinned without it (``holding``). A DMA enters its
@@ -91,7 +91,7 @@ class IoAddressSpace(DmaSpace):
         self.limit = limit
         self.invalid_vaddrs = 0
 
-    # ---- attaching of devices: device lane; attach() with mappings on its worker ----
+    # ---- attaching of devices: device lane; attach() with mappings on a thread that may wait ----
 
     @property
     def mediated(self) -> MediatedBackend | None:
@@ -138,7 +138,7 @@ class IoAddressSpace(DmaSpace):
         with self.lock:
             self._clear()
 
-    # ---- APIs: device lane and its worker ----
+    # ---- APIs: device lane, and threads that may wait ----
 
     def map(self, client: Client, iova: int, vaddr: int, size: int, prot: int, may_wait: bool = True) -> None:
         """Map ``size`` bytes from ``iova`` to ``client``'s memory from ``vaddr``. Does not touch the memory.

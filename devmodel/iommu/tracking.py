@@ -4,7 +4,7 @@ bitmaps.
 
 State: dirty pages belong to their mapping, under ``IoAddressSpace.lock``. A bitmap is written without that
 lock, one at a time, under ``DirtyTracking.lock``, which is taken before the other one. Nothing else waits for
-``DirtyTracking.lock``. A report waits for the client's memory, so the device lane's worker makes it, never
+``DirtyTracking.lock``. A report waits for the client's memory, so a thread that may wait makes it, never
 the lane. Source: <linux/vfio.h> (VFIO_IOMMU_DIRTY_PAGES, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP); the pages
 that are unmapped or clean after an error are those of vfio_iommu_type1.
 """

@@ -2,8 +2,9 @@
 """type1: the IOMMU API of containers. It applies the kernel's rules, and calls an address space.
 
 Version 1 and version 2 differ in the mappings that an unmap may remove. All that APIs have in common is in
-the address space. State: none besides the space. Called from the device lane and its worker, never by
-devices. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; the order of checks is vfio_iommu_type1's.
+the address space. State: none besides the space. Called from the device lane and threads that may wait,
+never by devices. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; the order of checks is
+vfio_iommu_type1's.
 """
 
 import errno
