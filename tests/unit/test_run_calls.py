@@ -11,7 +11,7 @@ import time
 from typing import cast
 
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
-from vfsfuse.run.calls import SPARE, CallThreads
+from vfsfuse.run.calls import SPARE, CallTakers
 
 SECONDS = 10.0
 
@@ -52,7 +52,7 @@ def test_held_calls_keep_no_other_waiting_and_their_threads_end() -> None:
             go.wait(SECONDS)
         answered.put(made.id)
 
-    threads = CallThreads(cast(SeccompListener, calls), answer)
+    threads = CallTakers(cast(SeccompListener, calls), answer)
     before = takers()
     threads.start()
     for number in range(1, 9):
@@ -72,7 +72,7 @@ def test_held_calls_keep_no_other_waiting_and_their_threads_end() -> None:
 
 def test_a_caller_that_ended_is_no_failure_and_another_error_is() -> None:
     calls = Calls()
-    threads = CallThreads(cast(SeccompListener, calls), lambda made: None)
+    threads = CallTakers(cast(SeccompListener, calls), lambda made: None)
     threads.start()
     calls.put(OSError(errno.ENOENT, "it has ended"))
     assert all(calls.receivers.acquire(timeout=SECONDS) for _ in range(2))

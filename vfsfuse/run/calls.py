@@ -19,7 +19,7 @@ SPARE = 2
 """How many threads wait for a call when none is under way.  Others end."""
 
 
-class CallThreads:
+class CallTakers:
     """The threads that call `answer` for each call of `listener`.
 
     `failed_fd` is readable once a thread has failed in a way that no call explains: `failure` is why.

@@ -27,7 +27,7 @@ from types import FrameType
 
 from ioctl_shim.seccomp import SeccompListener
 from vfsfuse.run import namespace
-from vfsfuse.run.calls import CallThreads
+from vfsfuse.run.calls import CallTakers
 from vfsfuse.run.devicefd import Broker
 from vfsfuse.run.lastwords import LastWords
 from vfsfuse.run.privatelab import PrivateLab
@@ -175,7 +175,7 @@ def _serve_run(plan: RunPlan, talk: socket.socket, lab: PrivateLab | None, words
     if message != FILTER:
         raise ConnectionResetError("no listener came")
     listener = SeccompListener(fds[0])
-    calls = CallThreads(listener, Broker(listener, root).answer)
+    calls = CallTakers(listener, Broker(listener, root).answer)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     os.chdir("/")
     calls.start()
@@ -187,7 +187,7 @@ def _serve_run(plan: RunPlan, talk: socket.socket, lab: PrivateLab | None, words
         listener.close()
 
 
-def _watch(listener: SeccompListener, calls: CallThreads, lab: PrivateLab | None, words: LastWords) -> None:
+def _watch(listener: SeccompListener, calls: CallTakers, lab: PrivateLab | None, words: LastWords) -> None:
     """Return when the last thread under the filter has ended.  Raises the failure of `calls`."""
     poll = select.poll()
     poll.register(listener.fd, 0)  # for POLLHUP
