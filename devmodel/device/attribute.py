@@ -17,9 +17,13 @@ class DeviceAttribute:
     returns the value, and a newline is added. ``store`` gets the text that was written, without its newline,
     and raises ValueError for an invalid one (EINVAL). An ``OSError`` of either is the client's errno.
     ``when`` tells from the device's options whether the file is there; without it the file always is.
+    ``doc`` says what reading gives, ``store_doc`` what writing does: docs/sysfs.md shows those of the models
+    that ship with vfsfuse.
     """
 
     name: str
     show: Callable[[Any], object]
     store: Callable[[Any, str], object] | None = None
     when: Callable[[Mapping[str, int]], bool] | None = None
+    doc: str = ""
+    store_doc: str = ""

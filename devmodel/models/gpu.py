@@ -42,7 +42,11 @@ class PhysicalGpu(PciDevice):
     __slots__ = ("registers", "scheduler")
     OPTIONS: ClassVar[Mapping[str, Option]] = {"vectors": Option(0, 0, MAX_MSIX_VECTORS)}
     ATTRIBUTES: ClassVar[Sequence[DeviceAttribute]] = (
-        DeviceAttribute("engine_time_us", lambda gpu: gpu.scheduler.used // 1000),
+        DeviceAttribute(
+            "engine_time_us",
+            lambda gpu: gpu.scheduler.used // 1000,
+            doc="Engine time in microseconds that all vGPUs have used.",
+        ),
     )
     identity = Identity(0x1234, 0x86F0, 0x1AF4, 0x1100, class_code=0x030000, revision=1, irq_pin=1)
     LAYOUT: ClassVar[Layout] = Layout(
@@ -87,16 +91,34 @@ class Vgpu(BochsDisplay):
         "weight": Option(DEFAULT_WEIGHT, 1, MOST_WEIGHT),
     }
     ATTRIBUTES: ClassVar[Sequence[DeviceAttribute]] = (
-        DeviceAttribute("engine_time_us", lambda vgpu: vgpu.engine.share.used // 1000),
+        DeviceAttribute(
+            "engine_time_us",
+            lambda vgpu: vgpu.engine.share.used // 1000,
+            doc="Engine time in microseconds that the vGPU has used.",
+        ),
         DeviceAttribute(
             "engine_timeout_ms",
             lambda vgpu: vgpu.engine.timeout_ms,
             lambda vgpu, text: vgpu.engine.set_timeout(text),
+            doc="How many milliseconds a slice or a WAIT may take.",
+            store_doc="Sets it, for slices to come: 1 to 60000. EINVAL: another text.",
         ),
-        DeviceAttribute("engine_weight", lambda vgpu: vgpu.engine.share.weight),
-        DeviceAttribute("faults", lambda vgpu: vgpu.engine.faults),
-        DeviceAttribute("gtt_stats", lambda vgpu: vgpu.engine.shadow.stats()),
-        DeviceAttribute("queue_depth", lambda vgpu: vgpu.engine.queue_depth),
+        DeviceAttribute(
+            "engine_weight",
+            lambda vgpu: vgpu.engine.share.weight,
+            doc="The share of the engine, relative to those of other vGPUs.",
+        ),
+        DeviceAttribute("faults", lambda vgpu: vgpu.engine.faults, doc="The number of commands that failed."),
+        DeviceAttribute(
+            "gtt_stats",
+            lambda vgpu: vgpu.engine.shadow.stats(),
+            doc="Counts of the shadow GTT: `hits N misses N invalidations N ranges N`.",
+        ),
+        DeviceAttribute(
+            "queue_depth",
+            lambda vgpu: vgpu.engine.queue_depth,
+            doc="The number of packets in the ring, with the one in execution.",
+        ),
     )
     LAYOUT: ClassVar[Layout] = Layout(REGISTERS_SIZE, [*BochsDisplay.LAYOUT.registers, *ENGINE])
     MONITOR: ClassVar[str] = "vgpu"

@@ -33,6 +33,8 @@ def _attribute(index: int) -> DeviceAttribute:
         lambda mtty: mtty.show_port(index),
         lambda mtty, text: mtty.store_port(index, text),
         lambda options: options["ports"] > index,
+        doc="The line of the port: `loopback`, or the path of a pseudo-terminal; present with the port.",
+        store_doc="`loopback` or `pty` connects the port to such a line. EINVAL: another text.",
     )
 
 

@@ -137,14 +137,18 @@ class Member(ABC):
     """A file or symlink that a class of kobjects declares; kernfs/members.py has the kinds.
 
     A member `of_driver` comes and goes when a driver is bound to the device of the directory or unbound.
-    `name_ns` is as that of an entry.
+    `name_ns` is as that of an entry.  `doc` says what reading gives or where a link points, `store_doc` what
+    writing does: docs/sysfs.md is made of them (tools/sysfs_table.py).
     """
 
-    __slots__ = ("lane_bits", "name", "name_ns", "of_driver")
+    __slots__ = ("doc", "lane_bits", "name", "name_ns", "of_driver", "store_doc")
 
-    def __init__(self, name: str, lane_bits: int = 0, of_driver: bool = False) -> None:
+    def __init__(
+        self, name: str, lane_bits: int = 0, of_driver: bool = False, doc: str = "", store_doc: str = ""
+    ) -> None:
         self.name, self.lane_bits, self.of_driver = name, lane_bits, of_driver
         self.name_ns = LINGER_NS if of_driver else None
+        self.doc, self.store_doc = doc, store_doc
 
     def inode(self, owner: Kobject) -> int:
         return self.lane_bits | (owner.number << MEMBER_BITS | owner.numbering[self.name]) + 1

@@ -22,6 +22,9 @@ at its target or opens it.
     @binary           open(request), on the device lane                a file of a size
     @snapshot         the content, made when the file is opened        a file, mode 0444
 
+The docstring of the method says what reading gives, that of a store() what writing does.  The docstring of an
+open() says the one in its first paragraph and the other in its second.  docs/sysfs.md is made of them.
+
 A generated member is an `Attribute` or a `BinaryMember` that is made by its constructor and assigned in the
 same place (vfsfuse/sysfs/pci.py, vfsfuse/sysfs/model.py).  Members that several classes share are in a base
 class of theirs, which is what the kernel calls an attribute group.  `when` says in which directories a member
@@ -47,6 +50,11 @@ from vfsfuse.kernfs.kobject import Entry, Member, Stat, relative
 PAGE_SIZE = 4096
 S = TypeVar("S")
 When = Callable[[Any], bool]
+
+
+def docstring(function: object) -> str:
+    """The docstring of a method, in one line; empty without one."""
+    return " ".join((getattr(function, "__doc__", None) or "").split())
 
 
 def value_of(written: bytes) -> str:
@@ -80,16 +88,18 @@ class Attribute(Member):
         *,
         of_driver: bool = False,
         prompt: bool = True,
+        doc: str = "",
+        store_doc: str = "",
     ) -> None:
         readable = ATTR_READ_BIT if mode & 0o444 else 0
         lane_bits = ATTR_BIT | readable | (ATTR_WRITE_BIT if mode & 0o222 else 0)
-        super().__init__(name, lane_bits, of_driver)
+        super().__init__(name, lane_bits, of_driver, doc or docstring(show), store_doc or docstring(store))
         self.mode, self.prompt = mode, prompt
         self._show, self._store, self._when = show, store, when
 
     def store(self, function: Callable[[S, str], object]) -> Attribute:
         """Decorator: declare the store() of an attribute that has a show()."""
-        self._store = function
+        self._store, self.store_doc = function, docstring(function)
         return self
 
     def present(self, owner: Any) -> bool:
@@ -169,7 +179,7 @@ class WaitingStore(Member):
         *,
         of_driver: bool = False,
     ) -> None:
-        super().__init__(name, DEVICE_BIT, of_driver)
+        super().__init__(name, DEVICE_BIT, of_driver, store_doc=docstring(store))
         self._store, self._when = store, when
 
     def present(self, owner: Any) -> bool:
@@ -207,7 +217,7 @@ class LinkMember(Member):
     __slots__ = ("_target",)
 
     def __init__(self, name: str, target: Callable[[Any], Entry | None], *, of_driver: bool = False) -> None:
-        super().__init__(name, 0, of_driver)
+        super().__init__(name, 0, of_driver, docstring(target))
         self._target = target
 
     def target(self, owner: Any) -> Entry:
@@ -245,8 +255,10 @@ class BinaryMember(Member):
         mode: int,
         size: Callable[[Any], int | None],
         opener: Callable[[Any, OpenRequest], Opened],
+        doc: str = "",
     ) -> None:
-        super().__init__(name, DEVICE_BIT)
+        reading, _, writing = (doc or opener.__doc__ or "").partition("\n\n")
+        super().__init__(name, DEVICE_BIT, doc=" ".join(reading.split()), store_doc=" ".join(writing.split()))
         self.mode, self._size, self._open = mode, size, opener
 
     def present(self, owner: Any) -> bool:
@@ -276,7 +288,7 @@ class SnapshotMember(Member):
     __slots__ = ("_content", "_when")
 
     def __init__(self, name: str, content: Callable[[Any], bytes], when: When) -> None:
-        super().__init__(name)
+        super().__init__(name, doc=docstring(content))
         self._content, self._when = content, when
 
     def present(self, owner: Any) -> bool:

@@ -23,7 +23,7 @@ class Drivers(Protocol):
 
 
 class BusDir(LabDir):
-    """sys/bus/<bus>."""
+    """sys/bus/<bus>: a bus, `pci` or `mdev`."""
 
     __slots__ = ("drivers",)
 
@@ -33,14 +33,17 @@ class BusDir(LabDir):
 
     @attribute(0o644)
     def drivers_autoprobe(self) -> int:
+        """Whether a new device of the bus is offered to drivers: 1 or 0."""
         return int(self.drivers.autoprobe)
 
     @drivers_autoprobe.store
     def _store_autoprobe(self, text: str) -> None:
+        """0 turns it off, any other text turns it on."""
         self.drivers.autoprobe = not text.startswith("0")
 
     @store_only()
     def drivers_probe(self, text: str) -> None:
+        """Offers the device of this name to the drivers of the bus. ENODEV: there is no such device."""
         self.probe(text.strip())
 
     @abstractmethod
@@ -49,21 +52,27 @@ class BusDir(LabDir):
 
 
 class DriverDir(LabDir, UeventDir):
-    """sys/bus/<bus>/drivers/<driver>."""
+    """sys/bus/<bus>/drivers/<driver>: a driver."""
 
     __slots__ = ()
     uevent_subsystem = "drivers"
 
     @store_only()
     def uevent(self, text: str) -> None:
+        """Emits an event of the driver: an action, such as `add`, which a UUID and `KEY=value` may follow.
+        EINVAL: another text."""
         self.synthesise(text)
 
     @store_only()
     def bind(self, text: str) -> None:
+        """Binds the device of this name to the driver. ENODEV: there is no such device, or the driver does
+        not take it; EBUSY: it has a driver."""
         self.bind_device(text.strip())
 
     @store_only()
     def unbind(self, text: str) -> None:
+        """Takes the driver away from the device of this name. ENODEV: the device is not bound to it; EBUSY: a
+        client holds the device."""
         self.unbind_device(text.strip())
 
     @abstractmethod
@@ -88,7 +97,7 @@ class PciBusDir(BusDir):
 
 
 class PciDriverDir(DriverDir):
-    """sys/bus/pci/drivers/<driver>."""
+    """sys/bus/pci/drivers/<driver>: a driver of PCI functions."""
 
     __slots__ = ()
 
@@ -100,10 +109,14 @@ class PciDriverDir(DriverDir):
 
     @store_only()
     def new_id(self, text: str) -> None:
+        """Adds an id, `vendor device [subvendor [subdevice [class [class_mask [data]]]]]` in hexadecimal, and
+        binds the matching functions that have no driver. EINVAL: fewer than two numbers; EEXIST: the driver
+        has such an id."""
         self.lab.drivers.add_id(self.name, parse_pci_id(text))
 
     @store_only()
     def remove_id(self, text: str) -> None:
+        """Removes an id that was added; functions stay bound. ENODEV: the driver has no such id."""
         self.lab.drivers.remove_id(self.name, parse_pci_id(text))
 
 

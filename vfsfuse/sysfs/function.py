@@ -26,7 +26,7 @@ def modalias_of(device: PciDevice) -> str:
 
 
 class PciFunctionDir(DeviceDir, PciAttributes):
-    """sys/devices/pci<domain>:<bus>/<bdf>."""
+    """<function>: a PCI function that drivers can be bound to."""
 
     __slots__ = ("assignable", "view")
     uevent_subsystem = "pci"
@@ -56,38 +56,48 @@ class PciFunctionDir(DeviceDir, PciAttributes):
 
     @attribute()
     def irq(self) -> int:
+        """The interrupt of the host: 0, because there is none."""
         return 0  # no interrupt of the host is behind it
 
     @attribute()
     def modalias(self) -> str:
+        """The text by which the kernel finds modules: `pci:v...d...sv...sd...bc...sc...i...`."""
         return modalias_of(self.assignable.device)
 
     @attribute()
     def enable(self) -> int:
+        """Whether the device is enabled: 1."""
         return 1
 
     @attribute()
     def numa_node(self) -> int:
+        """The NUMA node of the function: -1, for none."""
         return -1
 
     @attribute(0o644)
     def driver_override(self) -> str:
+        """The only driver that may take the function, `(null)` for no such limit."""
         return self.assignable.driver_override or "(null)"
 
     @driver_override.store
     def _store_driver_override(self, text: str) -> None:
+        """Sets it, an empty line clears it. It binds and unbinds nothing. EINVAL: a text as long as a
+        page."""
         if len(text) >= PAGE_SIZE - 1:
             raise ValueError("as long as a page")
         self.assignable.driver_override = text.split("\n", 1)[0] or None
 
     @link(of_driver=True)
     def driver(self) -> Entry | None:
+        """To the driver that the function is bound to, while it is bound."""
         return self.view.subsystems.pci_drivers.get(self.assignable.driver or "")
 
     @link()
     def subsystem(self) -> Entry | None:
+        """To `sys/bus/pci`."""
         return self.view.subsystems.pci_bus
 
     @link(of_driver=True)
     def iommu_group(self) -> Entry | None:
+        """To the IOMMU group of the function, while there is one."""
         return self.view.group_dir(self.assignable.group)

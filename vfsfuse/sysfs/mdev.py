@@ -24,7 +24,10 @@ from vfsfuse.sysfs.vgpu_resources import MdevResources, TypeResources
 
 
 class TypeDir(TypeResources):
-    """mdev_supported_types/<type>; `devices` is the directory of that name in it."""
+    """<parent>/mdev_supported_types/<type>: a type of vGPU.
+
+    `devices` is the directory of that name in it.
+    """
 
     __slots__ = ("devices", "lab", "type")
     devices: Kobject
@@ -39,27 +42,33 @@ class TypeDir(TypeResources):
 
     @store_only()
     def create(self, text: str) -> None:
+        """Creates a vGPU with this UUID. EINVAL: no UUID; EEXIST: a device of this UUID exists; ENOSPC: no
+        room."""
         self.lab.create(self.type, parse_uuid(text))
 
     @attribute()
     def available_instances(self) -> int:
+        """The number of vGPUs of this type that there is room for."""
         return self.type.available_instances
 
     @attribute()
     def description(self) -> str:
+        """What the type gives, in words."""
         return self.type.description
 
     @attribute()
     def device_api(self) -> str:
+        """The API of its vGPUs: `vfio-pci`."""
         return self.type.device_api
 
     @attribute(name="name")
     def pretty_name(self) -> str:
+        """The name of the type for people."""
         return self.type.pretty_name
 
 
 class MdevDir(DeviceDir, PciAttributes, MdevResources):
-    """A vGPU: <parent>/<uuid> (made through mdev) or <parent>/<uuid>-<instance> (made through
+    """<parent>/<vgpu>: a vGPU, called `<uuid>` (made through mdev) or `<uuid>-<instance>` (made through
     vgpu_create)."""
 
     __slots__ = ("mdev", "view")
@@ -87,46 +96,58 @@ class MdevDir(DeviceDir, PciAttributes, MdevResources):
 
     @waiting_store()
     async def remove(self, text: str) -> None:
+        """1 removes the vGPU. EBUSY: a client holds it, or with `remove = "wait"` the write waits for the
+        client."""
         if parse_number(text):
             await self.view.remove(self.mdev)
 
     @store_only()
     def surprise_remove(self, text: str) -> None:
+        """1 removes the vGPU at once, like a pulled cable: a client that holds it reads all ones."""
         if parse_number(text):
             self.view.lab.surprise_remove(self.mdev)
 
     @attribute()
     def vgpu_uuid(self) -> str:
+        """The UUID of the VM that it belongs to."""
         return str(self.mdev.uuid)
 
     @attribute()
     def vgpu_instance(self) -> int:
+        """The number that tells the vGPUs of one VM apart."""
         return self.mdev.instance
 
     @attribute()
     def vgpu_group_id(self) -> int:
+        """The number of its IOMMU group."""
         return self.mdev.group.number
 
     @attribute()
     def online(self) -> int:
+        """Whether the vGPU was started (`vgpu_start`): 1 or 0."""
         return int(self.mdev.online)
 
     @snapshot("screen.png", when=lambda self: issubclass(self.mdev.type.spec.model, Display))
     def screen(self) -> bytes:
+        """The picture that the display shows, as a PNG; present in displays. ENODATA: it shows nothing."""
         return picture(self.mdev.device)
 
     @link(of_driver=True)
     def iommu_group(self) -> Entry | None:
+        """To its IOMMU group, while the vGPU is bound."""
         return self.view.group_dir(self.mdev.group)
 
     @link()
     def subsystem(self) -> Entry | None:
+        """To `sys/bus/mdev`."""
         return self.view.subsystems.mdev_bus
 
     @link(of_driver=True)
     def driver(self) -> Entry | None:
+        """To the driver `vfio_mdev`, while the vGPU is bound."""
         return self.view.subsystems.vfio_mdev if self.mdev.bound else None
 
     @link()
     def mdev_type(self) -> Entry | None:
+        """To the type of the vGPU, while its parent has its host driver."""
         return self.view.type_dir(self.mdev.type)

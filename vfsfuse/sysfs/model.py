@@ -61,4 +61,6 @@ def _member(declared: DeviceAttribute) -> Attribute:
         store if declared.store else None,
         present,
         prompt=False,  # a model's show() runs on the trio thread, and may take its time
+        doc=declared.doc,
+        store_doc=declared.store_doc,
     )

@@ -20,7 +20,7 @@ def _has_host_driver(self: PhysicalFunctionDir) -> bool:
 
 
 class VirtualParentDir(DeviceDir, ParentResources):
-    """sys/devices/virtual/<driver>/<name>: a sample parent."""
+    """sys/devices/virtual/<driver>/<name>: an mdev parent that is no PCI function."""
 
     __slots__ = ("parent_device", "view")
 
@@ -34,11 +34,12 @@ class VirtualParentDir(DeviceDir, ParentResources):
 
     @link()
     def subsystem(self) -> Entry | None:
+        """To the class of the parent, `sys/class/<driver>`."""
         return self.view.subsystems.classes.get(self.parent_device.spec.driver)
 
 
 class PhysicalFunctionDir(PciFunctionDir, ParentResources):
-    """The directory of a physical GPU."""
+    """<function>: a physical GPU, which is an mdev parent."""
 
     __slots__ = ("parent_device",)
 
@@ -52,10 +53,14 @@ class PhysicalFunctionDir(PciFunctionDir, ParentResources):
 
     @attribute(when=_has_host_driver, of_driver=True)
     def vgpu_supported_types(self) -> str:
+        """The types of vGPU, a line each: `<type>: <description>`; present while the function has its host
+        driver."""
         return "\n".join(f"{name}: {t.description}" for name, t in self.parent_device.types.items())
 
     @store_only(when=_has_host_driver, of_driver=True)
     def vgpu_create(self, text: str) -> None:
+        """Creates a vGPU: `<uuid>:<instance>:<type>`, which `,key=value` may follow; present while the
+        function has its host driver. EINVAL: another text; EEXIST: it exists; ENOSPC: no room."""
         line = parse_create_line(text)
         type_ = self.parent_device.types.get(line.type_name)
         if type_ is None:
@@ -64,6 +69,8 @@ class PhysicalFunctionDir(PciFunctionDir, ParentResources):
 
     @waiting_store(when=_has_host_driver, of_driver=True)
     async def vgpu_destroy(self, text: str) -> None:
+        """Removes the vGPU `<uuid>:<instance>`; present while the function has its host driver. ENODEV: there
+        is none; EBUSY: a client holds it, or with `remove = "wait"` the write waits for the client."""
         line = parse_destroy_line(text)
         mdev = self.lab.find(line.uuid, line.instance)
         if mdev.parent is not self.parent_device:

@@ -20,6 +20,16 @@ from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, Port, open_region
 
 BARS = 6
 ROM = int(PciRegion.ROM)
+RESOURCE_DOC = """\
+The memory or the registers of a BAR; present where the device has it. On Linux, read(2) reads I/O BARs alone.
+
+Writes them.
+"""
+ROM_DOC = """\
+The option ROM; present where the device has one.
+
+Has no effect.
+"""
 
 
 def _config_size(self: PciAttributes) -> int | None:
@@ -36,11 +46,16 @@ def _region_file(index: int) -> BinaryMember:
     def opener(self: PciAttributes, request: OpenRequest) -> Opened:
         return open_region(self.port, index, request)
 
-    return BinaryMember("rom" if index == ROM else f"resource{index}", 0o600, size, opener)
+    if index == ROM:
+        return BinaryMember("rom", 0o600, size, opener, ROM_DOC)
+    return BinaryMember(f"resource{index}", 0o600, size, opener, RESOURCE_DOC)
 
 
 class PciAttributes(Kobject):
-    """The attribute group.  Reading an identity of a device that is no PCI device is OSError(ENODEV)."""
+    """<device>: a PCI function or a vGPU.
+
+    Reading an identity of a device that is no PCI device is OSError(ENODEV).
+    """
 
     __slots__ = ()
     view: View
@@ -74,35 +89,47 @@ class PciAttributes(Kobject):
 
     @attribute()
     def vendor(self) -> str:
+        """The vendor id, in hexadecimal."""
         return f"{self.pci_function().identity.vendor:#06x}"
 
     @attribute()
     def device(self) -> str:
+        """The device id, in hexadecimal."""
         return f"{self.pci_function().identity.device:#06x}"
 
     @attribute()
     def subsystem_vendor(self) -> str:
+        """The subsystem vendor id, in hexadecimal."""
         return f"{self.pci_function().identity.subsystem_vendor:#06x}"
 
     @attribute()
     def subsystem_device(self) -> str:
+        """The subsystem device id, in hexadecimal."""
         return f"{self.pci_function().identity.subsystem_device:#06x}"
 
     @attribute(name="class")
     def class_code(self) -> str:
+        """The class code, in hexadecimal."""
         return f"{self.pci_function().identity.class_code:#08x}"
 
     @attribute()
     def revision(self) -> str:
+        """The revision id, in hexadecimal."""
         return f"{self.pci_function().identity.revision:#04x}"
 
     @attribute()
     def resource(self) -> str:
+        """The resources, a line each, with start, end and flags in hexadecimal: six BARs, the ROM, and six
+        that are for bridges and virtual functions."""
         rows = self.function.resource_rows() if self.function is not None else ()
         return "\n".join(f"{row.start:#018x} {row.end:#018x} {row.flags:#018x}" for row in rows)
 
     @binary(0o644, _config_size)
     def config(self, request: OpenRequest) -> Opened:
+        """Configuration space. Users other than root and the owner of the mount read the first 64 bytes.
+
+        Writes the bits that the device lets a client write.
+        """
         limit = None if self.owned_by(request.uid) else OWNER_ONLY_ABOVE
         return open_region(self.port, PciRegion.CONFIG, request, limit)
 

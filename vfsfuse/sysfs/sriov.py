@@ -29,7 +29,7 @@ MAX_COUNT = 0xFFFF
 
 
 class SriovFunctionDir(PhysicalFunctionDir):
-    """The directory of a physical function with SR-IOV."""
+    """<function>: a physical function with SR-IOV."""
 
     __slots__ = ("layout", "physical")
 
@@ -39,14 +39,18 @@ class SriovFunctionDir(PhysicalFunctionDir):
 
     @attribute()
     def sriov_totalvfs(self) -> int:
+        """The number of virtual functions that the function can have."""
         return self.layout.total
 
     @attribute(0o644)
     def sriov_numvfs(self) -> int:
+        """The number of virtual functions that are enabled."""
         return len(self.physical.vfs)
 
     @sriov_numvfs.store
     def _store_numvfs(self, text: str) -> None:
+        """Enables this many virtual functions, 0 disables all. ERANGE: more than `sriov_totalvfs`; EBUSY:
+        some are enabled, or a client holds one; ENOENT: no driver that configures SR-IOV; ENOSPC: no room."""
         count = parse_number(text)
         if count > MAX_COUNT:
             raise OSError(errno.ERANGE, f"{count} virtual functions")
@@ -54,26 +58,32 @@ class SriovFunctionDir(PhysicalFunctionDir):
 
     @attribute()
     def sriov_offset(self) -> int:
+        """The distance from the routing id of the function to that of its first virtual function."""
         return self.layout.offset
 
     @attribute()
     def sriov_stride(self) -> int:
+        """The distance between the routing ids of virtual functions."""
         return STRIDE
 
     @attribute()
     def sriov_vf_device(self) -> str:
+        """The device id of the virtual functions, in hexadecimal."""
         return f"{self.layout.device_id:x}"
 
     @attribute(0o644)
     def sriov_drivers_autoprobe(self) -> int:
+        """Whether new virtual functions are offered to drivers: 1 or 0."""
         return int(self.physical.autoprobe)
 
     @sriov_drivers_autoprobe.store
     def _store_autoprobe(self, text: str) -> None:
+        """Sets it. EINVAL: no truth value."""
         self.physical.autoprobe = parse_bool(text)
 
     @attribute()
     def sriov_vf_total_msix(self) -> int:
+        """The number of vectors that can be shared out among virtual functions: 0."""
         return 0  # no driver here shares out vectors: each function has its own
 
 
@@ -96,7 +106,7 @@ class VfConfigFile(RegionFile):
 
 
 class VirtualFunctionDir(PciFunctionDir):
-    """The directory of a virtual function."""
+    """<function>: a virtual function."""
 
     __slots__ = ("virtual",)
 
@@ -106,14 +116,20 @@ class VirtualFunctionDir(PciFunctionDir):
 
     @binary(0o644, lambda self: CFG_SPACE_EXP_SIZE)
     def config(self, request: OpenRequest) -> Opened:
+        """Configuration space, as the hardware shows it: ids and BARs read as ones or zeros.
+
+        Writes the bits that the function lets a client write.
+        """
         limit = CFG_SPACE_EXP_SIZE if self.owned_by(request.uid) else OWNER_ONLY_ABOVE
         return Opened(VfConfigFile(self.assignable.device, PciRegion.CONFIG, limit))
 
     @link()
     def physfn(self) -> Entry | None:
+        """To the physical function."""
         return self.view.directory(self.virtual.physical)
 
     @store_only()
     def sriov_vf_msix_count(self, text: str) -> None:
+        """EOPNOTSUPP: the driver of the physical function shares out no vectors. EINVAL: no number."""
         parse_number(text)
         raise OSError(errno.EOPNOTSUPP, "the physical function's driver does not share out vectors")

@@ -82,10 +82,13 @@ class DeviceDir(UeventDir):
 
     @attribute(0o644)
     def uevent(self) -> str:
+        """The variables of its events, a line each: `KEY=value`."""
         return "\n".join(f"{key}={value}" for key, value in self.uevent_variables().items())
 
     @uevent.store
     def _store_uevent(self, text: str) -> None:
+        """Emits an event of the device: an action, such as `add`, which a UUID and `KEY=value` may follow.
+        EINVAL: another text."""
         self.synthesise(text)
 
 

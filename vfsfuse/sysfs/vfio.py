@@ -37,7 +37,7 @@ def vfio_group_variables(group: Group) -> dict[str, str]:
 
 
 class VfioDevDir(DeviceDir):
-    """<device>/vfio-dev/vfio<N>: what sys/class/vfio-dev/vfio<N> points at."""
+    """<device>/vfio-dev/vfio<N>: the character device of a device that VFIO drives."""
 
     __slots__ = ("minor",)
     uevent_subsystem = "vfio-dev"
@@ -51,16 +51,18 @@ class VfioDevDir(DeviceDir):
 
     @attribute()
     def dev(self) -> str:
+        """The numbers of the character device: `major:minor`."""
         return f"{VFIO_MAJOR}:{self.minor}"
 
     @link()
     def device(self) -> Entry | None:
+        """To the device."""
         above = self.parent
         return above.parent if above is not None else None
 
 
 class VfioGroupDir(DeviceDir):
-    """sys/devices/virtual/vfio/<N>: a group's character device, what sys/class/vfio/<N> points at."""
+    """sys/devices/virtual/vfio/<group>: the character device of a group."""
 
     __slots__ = ("group",)
     uevent_subsystem = "vfio"
@@ -74,11 +76,12 @@ class VfioGroupDir(DeviceDir):
 
     @attribute()
     def dev(self) -> str:
+        """The numbers of the character device: `major:minor`."""
         return f"{GROUP_MAJOR}:{self.group.number}"
 
 
 class IommuGroupDir(Kobject):
-    """sys/kernel/iommu_groups/<N>."""
+    """sys/kernel/iommu_groups/<N>: an IOMMU group."""
 
     __slots__ = ("group",)
 
@@ -88,8 +91,10 @@ class IommuGroupDir(Kobject):
 
     @attribute()
     def reserved_regions(self) -> str:
+        """The ranges of iovas that cannot be mapped, a line each."""
         return "" if self.group.viable else "0x00000000fee00000 0x00000000feefffff msi"
 
     @attribute(name="type")
     def domain_type(self) -> str:
+        """The type of the default domain."""
         return "unmanaged" if self.group.viable else "DMA"

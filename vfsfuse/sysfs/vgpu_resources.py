@@ -27,14 +27,17 @@ class ShareAttributes(Kobject):
 
     @attribute(optional=True)
     def vram_size(self) -> int:
+        """Bytes of video memory; present where the type has memory."""
         return self.share.memory
 
     @attribute(optional=True)
     def frame_rate(self) -> int | None:
+        """The refresh rate of the monitor in Hz; present where the model has one."""
         return self.share.options.get("frame_rate")
 
     @attribute(optional=True)
     def max_resolution(self) -> Resolution | None:
+        """The largest picture, `<width>x<height>`; present where the type limits it."""
         return self.share.max_resolution
 
 
@@ -49,10 +52,12 @@ class TypeResources(ShareAttributes):
 
     @attribute(optional=True)
     def weight(self) -> int | None:
+        """The share of the engine that each vGPU gets; present where the model has an engine."""
         return self.share.options.get("weight")
 
     @attribute(optional=True)
     def max_instances(self) -> int | None:
+        """The largest number of vGPUs of the type; present where the lab file limits it."""
         return self.type.spec.instances
 
 
@@ -64,16 +69,19 @@ class MdevResources(ShareAttributes):
 
     @attribute(when=lambda self: self.mdev.share.memory > 0)
     def vram_used(self) -> int:
+        """Bytes of video memory that were touched; present where the type has memory."""
         made = self.mdev.made
         return 0 if made is None else made.backing.allocated
 
     @attribute()
     def pinned_pages(self) -> int:
+        """The number of pages of the client that the vGPU holds pinned."""
         made = self.mdev.made
         return 0 if made is None else made.dma.pinned_pages
 
     @attribute()
     def dma_faults(self) -> int:
+        """The number of DMA accesses that failed."""
         made = self.mdev.made
         return 0 if made is None else made.dma.fault_count
 
@@ -90,12 +98,15 @@ class ParentResources(Kobject):
 
     @attribute(when=_has_memory)
     def vram_total(self) -> int:
+        """Bytes of video memory that vGPUs share; present where the parent has memory."""
         return self.parent_device.spec.memory
 
     @attribute(when=_has_memory)
     def vram_free(self) -> int:
+        """Bytes of video memory that are left; present where the parent has memory."""
         return self.parent_device.memory_free
 
     @attribute()
     def vgpus(self) -> int:
+        """The number of vGPUs."""
         return len(self.parent_device.mdevs)

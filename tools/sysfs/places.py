@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What no class declares: the entries that vfsfuse/views adds, and the words that paths are written in.
+
+State: none, constant.  tests/test_docs_sysfs.py compares it with a mount.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DIRECTORY, LINK = "directory", "link"
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word in angle brackets: the pattern of what it stands for, which has such words, and its meaning."""
+
+    pattern: str
+    meaning: str
+
+
+WORDS = {
+    "function": Word(
+        "sys/devices/pci<domain>:<number>(?:/<bdf>)*/<bdf>",
+        "the directory of a PCI function. `sys/bus/pci/devices/<bdf>` is a link to it",
+    ),
+    "parent": Word(
+        "(?:<function>|sys/devices/virtual/<driver>/<name>)",
+        "the directory of an mdev parent. `sys/class/mdev_bus/<name>` is a link to it",
+    ),
+    "vgpu": Word(
+        "<uuid>(?:-<N>)?", "the name of a vGPU. `sys/bus/mdev/devices/<vgpu>` is a link to its directory"
+    ),
+    "device": Word("(?:<function>|<parent>/<vgpu>)", "the directory of a PCI function or of a vGPU"),
+    "bdf": Word(
+        r"<domain>:<number>:<number>\.[0-7]", "the address of a PCI function, such as `0000:86:00.0`"
+    ),
+    "domain": Word("[0-9a-f]{4}", "a PCI domain"),
+    "number": Word("[0-9a-f]{2}", "a PCI bus"),
+    "bus": Word("(?:pci|mdev)", "a bus"),
+    "driver": Word(r"[\w.-]+", "the name of a driver"),
+    "class": Word(
+        r"(?!(?:iommu|mdev_bus|misc|net|pci_bus|vfio|vfio-dev|vgpu)/)[\w.-]+",
+        "the driver of a virtual parent",
+    ),
+    "name": Word(r"[\w.:-]+", "the name of an mdev parent"),
+    "type": Word(r"[\w.-]+", "the name of a type of vGPU"),
+    "vendor": Word(r"[\w.-]+", "the vendor of the lab file"),
+    "uuid": Word("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", "a UUID"),
+    "group": Word(
+        "(?:noiommu-)?<N>", "the name of a group's file: its number, behind `noiommu-` without an IOMMU"
+    ),
+    "N": Word("[0-9]+", "a number"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An entry that no class declares.  `kind` is DIRECTORY, LINK or the mode of a file."""
+
+    path: str
+    kind: str
+    reading: str
+    writing: str = ""
+
+
+MACHINES = "Empty. `vfsfuse run` mounts the machine's own directory here."
+"""What a directory of the machine is."""
+
+PLACES = (
+    Place(
+        "uevents",
+        "0444",
+        "Waits for the next event and reads it whole, as from a netlink socket (poll works).",
+    ),
+    Place("dev/vfio/vfio", "0666", "A container: open(2) makes one. docs/vfio.md has its ioctls."),
+    Place("dev/vfio/<group>", "device_mode", "A group: docs/vfio.md has its ioctls."),
+    Place(
+        "dev/vfio/devices/vfio<N>",
+        "device_mode",
+        "A device: read(2) reads its regions. docs/vfio.md has its ioctls.",
+        "Writes its regions.",
+    ),
+    Place("sys/bus/pci/devices/<bdf>", LINK, "To the directory of the function."),
+    Place("sys/bus/pci/drivers/<driver>/<bdf>", LINK, "To a function that is bound to the driver."),
+    Place("sys/bus/pci/slots", DIRECTORY, "Empty: no slot can be hot-plugged."),
+    Place("sys/bus/mdev/devices/<vgpu>", LINK, "To the directory of the vGPU."),
+    Place("sys/bus/mdev/drivers/vfio_mdev/<vgpu>", LINK, "To a vGPU that is bound to the driver."),
+    Place("sys/class/iommu", DIRECTORY, "Empty."),
+    Place("sys/class/mdev_bus/<name>", LINK, "To the parent, while it has its host driver."),
+    Place("sys/class/<class>/<name>", LINK, "To a parent that is no PCI function."),
+    Place("sys/class/vfio/<group>", LINK, "To the character device of the group."),
+    Place("sys/class/vfio-dev/vfio<N>", LINK, "To the character device of the device."),
+    Place("sys/class/vgpu/<vendor>/vgpu<N>", LINK, "To the directory of the vGPU."),
+    Place("sys/dev/block", DIRECTORY, "Empty."),
+    Place("sys/dev/char", DIRECTORY, "Empty."),
+    Place("sys/devices/pci<domain>:<number>", DIRECTORY, "A root bus, with the functions on it."),
+    Place("sys/kernel/iommu_groups/<N>/devices/<bdf>", LINK, "To a function of the group."),
+    Place("sys/kernel/iommu_groups/<N>/devices/<vgpu>", LINK, "To the vGPU of the group."),
+    Place("sys/module/<driver>", DIRECTORY, "The module of a driver."),
+    Place("<parent>/mdev_supported_types/<type>/devices/<vgpu>", LINK, "To a vGPU of the type."),
+    Place("<function>/virtfn<N>", LINK, "To a virtual function."),
+)
