@@ -5,7 +5,8 @@ from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.pci import DeviceRegion, Option, PciDevice
 from devmodel.iommu.api import DmaFault, Prot
 from devmodel.iommu.dmaspace import Pin
-from devmodel.pci.capability import Capability, express, msi, msix, power_management, vendor
+from devmodel.pci.capability import Capability, msi, msix, power_management, vendor
+from devmodel.pci.express import LinkSpeed, express
 from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.msix import MsixBar
 from devmodel.region.region import Memory, Region, Rom
@@ -19,6 +20,7 @@ __all__ = [
     "DmaFault",
     "Identity",
     "Layout",
+    "LinkSpeed",
     "Memory",
     "MsixBar",
     "Option",

@@ -141,15 +141,19 @@ class Device:
             raise OSError(errno.EINVAL, f"{self.name} cannot be reset")
         with self.lock:
             self.check_present()
-            self.tasks.stop()
-            self.stopped()
-            for region in self.regions:
-                if region is not None and region is not kept:
-                    region.reset()
-            self.after_reset()
-            self.sync_intx()
-            if self._in_use:
-                self._run()
+            self.reset_now(kept)
+
+    def reset_now(self, kept: Region | None = None) -> None:
+        """As :meth:`reset`, under :attr:`lock`, whether it may be or not."""
+        self.tasks.stop()
+        self.stopped()
+        for region in self.regions:
+            if region is not None and region is not kept:
+                region.reset()
+        self.after_reset()
+        self.sync_intx()
+        if self._in_use:
+            self._run()
 
     def opened(self, iommu: Iommu | None) -> None:
         """A client has opened the device. ``iommu`` is that of its group's container, None without one."""

@@ -117,6 +117,8 @@ class PciDevice(Device):
         super().__init__(name, self._region_table(), self._irq_table())
         self.config.watch(Reg.COMMAND, 2, self._command_written)
         self._command_written(self.config.command)
+        if self.has_flr:
+            self.config.watch(self.config.find(CapId.EXP) + regs.EXP_DEVCTL, 2, self._device_control_written)
 
     @classmethod
     def with_defaults(cls, options: Mapping[str, int]) -> dict[str, int]:
@@ -162,6 +164,12 @@ class PciDevice(Device):
                 return MsixTable(place & 7, place & ~7, cap.vectors * regs.MSIX_ENTRY_SIZE)
         return None
 
+    @property
+    def has_flr(self) -> bool:
+        """Whether the PCI Express capability offers a function level reset."""
+        place = self.config.find(CapId.EXP)
+        return bool(place and self.config.value(place + regs.EXP_DEVCAP, 4) & regs.EXP_DEVCAP_FLR)
+
     def set_intx(self, asserted: bool) -> None:
         """For models, under :attr:`lock`: drive INTx. The status register shows the level."""
         self._intx = asserted
@@ -190,6 +198,10 @@ class PciDevice(Device):
     def _command_written(self, value: int) -> None:
         self.irq.disable_intx(bool(value & Command.INTX_DISABLE))
         self.set_undecoded(self._undecoded[bool(value & Command.IO), bool(value & Command.MEMORY)])
+
+    def _device_control_written(self, value: int) -> None:
+        if value & regs.EXP_DEVCTL_BCR_FLR:
+            self.reset_now()  # the register too: its bit reads 0
 
     def resource_rows(self) -> list[ResourceRow]:
         """The lines of sysfs ``resource``. A BAR that firmware did not place has IORESOURCE_UNSET."""

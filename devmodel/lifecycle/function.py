@@ -16,7 +16,7 @@ from devmodel.device.pci import PciDevice
 from devmodel.device.tasks import TaskHost
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.spec import ParentSpec
-from devmodel.lifecycle.vf import VfLayout, physical_model
+from devmodel.lifecycle.vf import VfLayout, integrated_model, physical_model
 from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture
 from devmodel.vfio.group import Group
@@ -101,12 +101,15 @@ class PhysicalFunction(PciFunction):
         self.spec, self.host = spec, host
         self.layout = VfLayout(spec, (offsets or {})[spec.name], aperture) if spec.vfs else None
         model = spec.model if self.layout is None else physical_model(spec.model, self.layout)
+        address = PciAddress.parse(spec.name)
+        if not address.bus:
+            model = integrated_model(model)
         device = model(spec.name, spec.memory, spec.options, aperture)
         device.tasks.host = host
         self.vfs: list[VirtualFunction] = []
         self.vf_token: VfToken | None = None
         self.autoprobe = True
-        super().__init__(PciAddress.parse(spec.name), group, device, [] if bus is None else bus)
+        super().__init__(address, group, device, [] if bus is None else bus)
         self.driver = spec.driver
         self._parent = PhysicalParent(spec, self, host)
 
@@ -133,6 +136,7 @@ class VirtualFunction(PciFunction):
     """Virtual function ``index`` of a physical one."""
 
     __slots__ = ("index", "physical")
+    is_virtual = True
 
     def __init__(
         self,
@@ -167,6 +171,10 @@ class VirtualFunction(PciFunction):
         """The token that its users share with those of the physical function. None while that is not bound to
         vfio-pci."""
         return self.physical.vf_token
+
+    @property
+    def below_port(self) -> bool:
+        return self.physical.below_port and self.address.bus == self.physical.address.bus
 
     def check_token(self, token: UUID | None) -> None:
         if self.token is not None:

@@ -19,10 +19,10 @@ from devmodel.pci.capability import (
     Capability,
     ExtendedCapability,
     alternative_routing,
-    express,
     single_root_io,
 )
 from devmodel.pci.config import Aperture
+from devmodel.pci.express import as_integrated, as_virtual, express
 from devmodel.pci.fields import Bar
 from devmodel.pci.regs import CapId, Command, Reg
 
@@ -174,6 +174,9 @@ class VirtualFunctionModel(ExpressFunction):
 
     __slots__ = ()
 
+    def capabilities(self) -> Sequence[Capability]:
+        return [as_virtual(cap) for cap in super().capabilities()]
+
     def bars(self) -> Mapping[int, Bar]:
         bars = super().bars()
         if any(bar.io or index == regs.ROM_BAR for index, bar in bars.items()):
@@ -184,10 +187,24 @@ class VirtualFunctionModel(ExpressFunction):
         super()._command_written(value | Command.MEMORY)
 
 
+class IntegratedFunction(PciDevice):
+    """Mixed into a model: a function on bus 0, which has no link."""
+
+    __slots__ = ()
+
+    def capabilities(self) -> Sequence[Capability]:
+        return [as_integrated(cap) for cap in super().capabilities()]
+
+
 def physical_model(model: type[PciDevice], layout: VfLayout) -> type[PciDevice]:
     """``model`` with SR-IOV."""
     extended = (*FunctionWithVfs.EXTENDED, layout.capability())
     return _mixed(FunctionWithVfs, model, {"EXTENDED": extended, "LAYOUT_OF_VFS": layout})
+
+
+def integrated_model(model: type[PciDevice]) -> type[PciDevice]:
+    """``model`` as an endpoint in the root complex."""
+    return _mixed(IntegratedFunction, model, {})
 
 
 def virtual_model(model: type[PciDevice]) -> type[PciDevice]:

@@ -16,8 +16,9 @@ from devmodel.gpu.gtt import Gtt
 from devmodel.gpu.registers import ENGINE, REGISTERS_SIZE
 from devmodel.gpu.scheduler import Scheduler
 from devmodel.models.bochs import BochsDisplay
-from devmodel.pci.capability import MAX_MSIX_VECTORS, Capability, express, msi, power_management
+from devmodel.pci.capability import MAX_MSIX_VECTORS, Capability, msi, power_management
 from devmodel.pci.config import Aperture
+from devmodel.pci.express import express
 from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.msix import MsixBar
 from devmodel.region.region import Memory

@@ -87,13 +87,6 @@ def msix(vectors: int, table: tuple[int, int], pending: tuple[int, int]) -> Capa
     return Capability(regs.CapId.MSIX, body, mask, vectors)
 
 
-def express() -> Capability:
-    """A PCI Express endpoint: version 2 of the structure, and all its registers 0."""
-    flags = regs.EXP_FLAGS_VERS_2 | regs.EXP_TYPE_ENDPOINT << 4
-    body = struct.pack("<H", flags) + bytes(56)
-    return Capability(regs.CapId.EXP, body, bytes(len(body)))
-
-
 def alternative_routing() -> ExtendedCapability:
     """ARI: the function number has 8 bits, so that a device may have more than 8 functions."""
     return ExtendedCapability(regs.ExtCapId.ARI, bytes(4), bytes(4))

@@ -105,6 +105,13 @@ class ConfigSpace(Region):
         """The command register."""
         return Command(self.value(Reg.COMMAND, 2))
 
+    def find(self, identity: int) -> int:
+        """The offset of the first capability with this id, 0 when there is none."""
+        offset = self.value(Reg.CAPABILITY_LIST, 1)
+        while offset and self._data[offset] != identity:
+            offset = self._data[offset + 1]
+        return offset
+
     def extended(self, identity: int) -> int:
         """The offset of the extended capability with this id; ValueError when there is none."""
         if identity not in self._extended:

@@ -110,6 +110,11 @@ class Assignable(ABC):
             self.group.devices += (self,)
 
     @property
+    def resettable(self) -> bool:
+        """Whether DEVICE_RESET resets it."""
+        return self.device.resettable
+
+    @property
     @abstractmethod
     def device(self) -> Device:
         """The device itself, made at the first call. Raises ``OSError(ENODEV)`` when it is gone."""

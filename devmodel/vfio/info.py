@@ -12,6 +12,7 @@ from devmodel.device.base import Device
 from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.irq.irqs import IrqIndex
 from devmodel.region.region import Region
+from devmodel.vfio.group import DeviceFile
 
 MUST_EXIST = 7
 """Regions from this index on (config, VGA) are EINVAL when absent.  An absent BAR or ROM has size 0."""
@@ -60,9 +61,10 @@ class RegionInfo(NamedTuple):
 ABSENT = RegionInfo(0, False, False, False, ())
 
 
-def device_info(device: Device) -> DeviceInfo:
+def device_info(opened: DeviceFile) -> DeviceInfo:
     """The answer of DEVICE_GET_INFO."""
-    return DeviceInfo(device.is_pci, device.resettable, len(device.regions), len(device.irqs))
+    device, resettable = opened.device, opened.assignable.resettable
+    return DeviceInfo(device.is_pci, resettable, len(device.regions), len(device.irqs))
 
 
 def region_info(device: Device, index: int, mappable: bool) -> RegionInfo:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 from uuid import UUID
 
 from devmodel.device.pci import MsixTable, PciDevice, PciRegion
@@ -31,8 +31,10 @@ class VfioPciFunction(Assignable):
     ``bus`` has all functions of its bus, itself included. A hot reset resets them together.
     """
 
-    __slots__ = ("_device", "address", "bus")
+    __slots__ = ("_chosen_resets", "_device", "address", "bus")
     emulated_iommu = False
+    is_virtual: ClassVar[bool] = False
+    """Whether it is a virtual function of another one."""
 
     def __init__(
         self, address: PciAddress, group: Group, device: PciDevice, bus: list[VfioPciFunction]
@@ -40,6 +42,7 @@ class VfioPciFunction(Assignable):
         """The function adds itself to ``bus``."""
         self.address = address
         self._device = device
+        self._chosen_resets: tuple[str, ...] | None = None
         self.bus = bus
         self.bus.append(self)
         super().__init__(str(address), group, joined=False)
@@ -73,25 +76,71 @@ class VfioPciFunction(Assignable):
     def check_direct(self) -> None:
         self.check_token(None)
 
+    @property
+    def below_port(self) -> bool:
+        """Whether the function is below a root port, which can reset its whole bus. A function on bus 0 is
+        not."""
+        return self.address.bus != 0
+
+    @property
+    def supported_resets(self) -> tuple[str, ...]:
+        """The ways in which the function can be reset, by their names in sysfs ``reset_method``, the best
+        first: ``flr``; ``bus`` for the only physical function below a root port. Any thread."""
+        if not self._device.resettable:
+            return ()
+        alone = not self.is_virtual and all(each is self or each.is_virtual for each in tuple(self.bus))
+        return ("flr",) * self._device.has_flr + ("bus",) * (alone and self.below_port)
+
+    @property
+    def reset_methods(self) -> tuple[str, ...]:
+        """Those that are used, in their order: the chosen ones, or else all that are supported. None of them
+        means that the function has no reset. Any thread."""
+        return self.supported_resets if self._chosen_resets is None else self._chosen_resets
+
+    def choose_resets(self, names: Sequence[str] | None) -> None:
+        """Use these methods in this order, none of them for an empty sequence, or with None all that are
+        supported. Lifecycle thread.
+
+        Raises ``OSError(EINVAL)`` for a name that is unknown or not supported, or that is given twice.
+        """
+        if names is not None and (set(names) - set(self.supported_resets) or len(set(names)) < len(names)):
+            raise OSError(errno.EINVAL, f"{self.name} cannot be reset by {' '.join(names)}")
+        self._chosen_resets = None if names is None else tuple(names)
+
+    @property
+    def resettable(self) -> bool:
+        return bool(self.reset_methods)
+
     def first_opened(self) -> None:
         """Reset the function for its new user if it has a reset, as vfio-pci does."""
-        if self._device.resettable:
+        if self.resettable:
             self._device.reset()
         self._device.clear_master()
 
     def hot_reset(self, owned: Callable[[VfioPciFunction], bool]) -> None:
-        """Reset the bus. Raises ``OSError(EINVAL)`` unless vfio-pci drives all its functions and each is
-        ``owned``."""
+        """Reset the bus, as the root port above it does. Raises ``OSError(EINVAL)`` unless vfio-pci drives
+        all its functions and each is ``owned``."""
         functions = tuple(self.bus)
         for function in functions:
             if function.gone or not owned(function):
                 raise OSError(errno.EINVAL, f"{function.name} is on the bus, and not the client's")
         for function in functions:
-            function.reset()
+            function.device.reset(kept=function.device.config)
+
+    def check_bus_reset(self) -> None:
+        """Raise ``OSError(ENODEV)`` for a function whose bus nothing can reset: there is no port above it."""
+        if not self.below_port:
+            raise OSError(errno.ENODEV, f"{self.name} is on a root bus, which cannot be reset")
 
     def reset(self) -> None:
-        """Reset the function for a client, as vfio-pci does: the configuration space is saved and
-        restored."""
+        """Reset the function, as pci_reset_function() does: its configuration space is saved and restored.
+
+        Raises ``OSError``: ENOTTY without a method that works now (a bus with virtual functions on it cannot
+        be reset for one function), ENODEV once the function is gone. Any thread.
+        """
+        methods = self.reset_methods
+        if "flr" not in methods and not ("bus" in methods and len(self.bus) == 1):
+            raise OSError(errno.ENOTTY, f"{self.name} has no reset")
         self._device.reset(kept=self._device.config)
 
 
@@ -116,8 +165,11 @@ class HotResetInfo(NamedTuple):
 
 
 def reset(opened: DeviceFile) -> None:
-    """DEVICE_RESET.  Raises ``OSError``: EINVAL for a device without a reset, ENODEV once it is gone."""
+    """DEVICE_RESET.  Raises ``OSError``: EINVAL for a device without a reset, otherwise as
+    :meth:`VfioPciFunction.reset`."""
     found = opened.assignable
+    if not found.resettable:
+        raise OSError(errno.EINVAL, f"{found.name} cannot be reset")
     if isinstance(found, VfioPciFunction):
         found.reset()
     else:
@@ -132,8 +184,10 @@ def driven(opened: DeviceFile) -> VfioPciFunction:
 
 
 def hot_reset_info(opened: DeviceFile) -> HotResetInfo:
-    """The functions that a hot reset of the device resets.  Raises ``OSError(ENOTTY)``."""
+    """The functions that a hot reset of the device resets.  Raises ``OSError``: ENOTTY for a mediated device,
+    ENODEV for a function on a root bus."""
     function = driven(opened)
+    function.check_bus_reset()
     bus = tuple(function.bus)  # the trio thread adds and removes virtual functions
     functions = [Dependent(each.address, each.group.number, each is function) for each in bus]
     return HotResetInfo(opened.by_cdev, bus == (function,), functions)
@@ -142,13 +196,16 @@ def hot_reset_info(opened: DeviceFile) -> HotResetInfo:
 def hot_reset(opened: DeviceFile, flags: int, count: int, groups: Callable[[int], Sequence[Group]]) -> None:
     """PCI_HOT_RESET with ``count`` groups, which ``groups`` finds by the client's descriptors.
 
-    Raises ``OSError``: ENOTTY for a mediated device; EINVAL for flags, for more groups than functions, and as
-    :meth:`VfioPciFunction.hot_reset`; EBADF and EINVAL as ``groups`` does.  A device that was opened through
-    its group needs groups, any other must have none; else EINVAL.
+    Raises ``OSError``: ENOTTY for a mediated device; ENODEV for a function on a root bus; EINVAL for flags,
+    for more groups than functions, and as :meth:`VfioPciFunction.hot_reset`; EBADF and EINVAL as ``groups``
+    does.  A device that was opened through its group needs groups, any other must have none; else EINVAL.
     """
     function = driven(opened)
-    if flags or bool(count) is opened.by_cdev:
-        raise OSError(errno.EINVAL, "flags, or groups of a device opened without one")
+    if flags:
+        raise OSError(errno.EINVAL, f"PCI_HOT_RESET flags {flags:#x}")
+    function.check_bus_reset()
+    if bool(count) is opened.by_cdev:
+        raise OSError(errno.EINVAL, "groups of a device opened without one, or none of one opened by them")
     if count > len(function.bus):
         raise OSError(errno.EINVAL, f"{count} groups for {len(function.bus)} devices")
     if opened.by_cdev:

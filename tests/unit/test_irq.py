@@ -18,7 +18,8 @@ from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.ioeventfd import IoEventfds, IoWrite
 from devmodel.irq.irqs import Action, IrqIndex, Irqs
 from devmodel.irq.kinds import ClientFds, PciIrq
-from devmodel.pci.capability import Capability, express, msi
+from devmodel.pci.capability import Capability, msi
+from devmodel.pci.express import express
 from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.msix import MsixBar
 from devmodel.vfio.group import Assignable, DeviceFile, Group

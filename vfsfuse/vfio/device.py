@@ -101,7 +101,7 @@ class DeviceFops(VfioFops):
 
     @answers("VFIO_DEVICE_GET_INFO")
     def get_info(self, request: Request) -> int:
-        info, found = request.argument.value, device_info(self.device)
+        info, found = request.argument.value, device_info(self.opened)
         info.flags = lib.VFIO_DEVICE_FLAGS_PCI if found.is_pci else 0
         info.flags |= lib.VFIO_DEVICE_FLAGS_RESET if found.resettable else 0
         info.num_regions, info.num_irqs = found.regions, found.irqs
