@@ -6,6 +6,7 @@ Called by tests, in their own process; reads through the mount.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ def walk(top: Path) -> Iterator[os.DirEntry[str]]:
 
 def is_attribute(entry: os.DirEntry[str]) -> bool:
     """Whether `entry` is a text attribute: binary ones have names of their own, devices are not in sys/."""
-    binary = entry.name in ("config", "rom", "screen.png") or entry.name.removeprefix("resource").isdigit()
+    number = entry.name.removeprefix("resource").removesuffix("_wc")
+    binary = entry.name in ("config", "rom", "screen.png") or number.isdigit()
     return entry.is_file(follow_symlinks=False) and "/sys/" in entry.path and not binary
 
 
@@ -36,8 +38,19 @@ def show(entry: os.DirEntry[str]) -> str:
     if entry.is_symlink():
         return f"{line} -> {os.readlink(entry.path)}"
     if is_attribute(entry) and found.st_mode & 0o444:
-        return f"{line}: {Path(entry.path).read_text()}"
+        return f"{line}: {text_of(Path(entry.path))}"
     return line
+
+
+def text_of(path: Path) -> str:
+    """What an attribute says, the errno of an attribute that cannot be read, or nothing for one that changes
+    by itself."""
+    if path.name == "runtime_active_time":
+        return ""
+    try:
+        return path.read_text()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
 
 
 def snapshot(top: Path) -> dict[str, str]:

@@ -32,6 +32,10 @@ WORDS = {
         "<uuid>(?:-<N>)?", "the name of a vGPU. `sys/bus/mdev/devices/<vgpu>` is a link to its directory"
     ),
     "device": Word("(?:<function>|<parent>/<vgpu>)", "the directory of a PCI function or of a vGPU"),
+    "any": Word(
+        "(?:<device>|<parent>|<device>/vfio-dev/vfio<N>|sys/devices/virtual/vfio/<group>)",
+        "the directory of a device of any kind",
+    ),
     "bdf": Word(
         r"<domain>:<number>:<number>\.[0-7]", "the address of a PCI function, such as `0000:86:00.0`"
     ),

@@ -91,6 +91,7 @@ def section(cls: type[Kobject], found: re.Match[str]) -> Section:
         [
             Row(f"{path}/{member.name}", kind_of(member), member.doc, member.store_doc)
             for member in members_of(cls)
+            if not member.directory  # it is documented by a class of its own
         ]
     )
     what = found["what"].split(". ")[0].rstrip(".")

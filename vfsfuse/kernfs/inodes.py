@@ -80,6 +80,7 @@ class Inodes:
     def _attr(self, found: Lookup, timeout_ns: int, name_ns: int | None = None) -> InodeAttr:
         inode, shown, entry = found
         changed = self.tree.iattrs.get(inode & BASE_MASK, DECLARED)
+        kept_ns = timeout_ns if entry.stat_ns is None else entry.stat_ns
         return InodeAttr(
             inode,
             shown.mode if changed.mode is None else stat.S_IFMT(shown.mode) | changed.mode,
@@ -88,7 +89,7 @@ class Inodes:
             first(changed.uid, shown.uid, self._uid),
             first(changed.gid, shown.gid, self._gid),
             entry.ctime_ns,
-            timeout_ns,
+            kept_ns,
             timeout_ns if name_ns is None else min(name_ns, timeout_ns),
         )
 

@@ -2,7 +2,8 @@
 """What the tree is made of: kobjects, which are directories, symlinks, device nodes, and members of a class.
 
 A directory has children, which come and go, and members, which its class declares (kernfs/members.py).  All
-of them are numbered here: an inode number tells the entry and, in its lowest bits, the member.
+of them are numbered here: an inode number tells the entry and, in its lowest bits, the member.  A member may
+be a named attribute group (kernfs/groups.py), a directory whose files are numbered with the members.
 
 Entries belong to the trio thread.  The device lane only looks an entry up by its inode number, and opens it.
 Source: Documentation/core-api/kobject.rst, Documentation/filesystems/sysfs.rst.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import errno
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from ioctl_shim.lane import DEVICE_BIT, Opener
@@ -61,10 +62,21 @@ class Entry(ABC):
     __slots__ = ("ctime_ns", "name", "name_ns", "number", "parent")
 
     lane_bits: ClassVar[int] = 0
+    member_mask: ClassVar[int] = (1 << MEMBER_BITS) - 1
+    """Masks the member's number out of an inode number; a directory with more members takes the part's bits
+    too."""
+    stat_ns: ClassVar[int | None] = None
+    """For how many nanoseconds the kernel may cache its stat, and those of its members: None for as long as
+    the lab file allows."""
     members: ClassVar[tuple[Member, ...]] = ()
-    """What the class declares.  A member's number in an inode number is its index here plus one."""
-    numbering: ClassVar[dict[str, int]] = {}
-    """The numbers of the members by name."""
+    """What the class declares."""
+    numbering: ClassVar[Mapping[str, int]] = {}
+    """The number of each member in an inode number, by its name."""
+
+    @property
+    def numbered(self) -> Sequence[Numbered]:
+        """What the numbers stand for, from 1 on."""
+        return ()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -72,6 +84,11 @@ class Entry(ABC):
         self.number = -1
         self.parent: Kobject | None = None
         self.ctime_ns = 0
+
+    @property
+    def holder(self) -> Entry:
+        """The entry that has its number: itself, or the directory that an attribute group is in."""
+        return self
 
     def seen_in(self, directory: Kobject) -> Entry:
         """The entry itself; a bundle makes its entry in `directory` now (vfsfuse.kernfs.bundle)."""
@@ -134,7 +151,8 @@ class DeviceNode(Entry):
 
 
 class Member(ABC):
-    """A file or symlink that a class of kobjects declares; kernfs/members.py has the kinds.
+    """What a class of kobjects declares: a file, a symlink (kernfs/members.py) or a directory
+    (kernfs/groups.py).
 
     A member `of_driver` comes and goes when a driver is bound to the device of the directory or unbound.
     `name_ns` is as that of an entry.  `doc` says what reading gives or where a link points, `store_doc` what
@@ -142,6 +160,9 @@ class Member(ABC):
     """
 
     __slots__ = ("doc", "lane_bits", "name", "name_ns", "of_driver", "store_doc")
+
+    directory: ClassVar[bool] = False
+    """Whether it is a directory, which st_nlink of the directory above counts."""
 
     def __init__(
         self, name: str, lane_bits: int = 0, of_driver: bool = False, doc: str = "", store_doc: str = ""
@@ -152,6 +173,10 @@ class Member(ABC):
 
     def inode(self, owner: Kobject) -> int:
         return self.lane_bits | (owner.number << MEMBER_BITS | owner.numbering[self.name]) + 1
+
+    def numbered(self, first: int) -> Iterable[Numbered]:
+        """What the numbers from `first` on stand for: the member, and whatever is in it."""
+        yield Numbered(None, self)
 
     def present(self, owner: Any) -> bool:
         """Whether it is in the directory `owner` now, as is_visible() of a kernel attribute group says."""
@@ -164,6 +189,21 @@ class Member(ABC):
     def lookup(self, owner: Kobject) -> Lookup:
         """The answer to a lookup of it in the directory `owner`."""
         return Lookup(self.inode(owner), self.stat(owner), owner)
+
+
+class Numbered(NamedTuple):
+    """What a member's number stands for: `member` of the directory, or of the attribute group `group` in it.
+    Without a `member` it stands for the group itself."""
+
+    group: Grouped | None
+    member: Member | None
+
+
+class Grouped(Protocol):
+    """An attribute group, as numbers find it (kernfs.groups)."""
+
+    def of(self, owner: Any) -> Kobject | None:
+        """The group in the directory `owner`, None while it is not present."""
 
 
 class Child(Protocol):
@@ -186,6 +226,8 @@ class Kobject(Entry):
     __slots__ = ("children", "subdirs")
 
     by_name: ClassVar[dict[str, Member]] = {}
+    _numbered: ClassVar[tuple[Numbered, ...]] = ()
+    _directories: ClassVar[tuple[Member, ...]] = ()
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -196,12 +238,22 @@ class Kobject(Entry):
         declared = [value for base in reversed(cls.__mro__) for value in vars(base).values()]
         cls.by_name = {member.name: member for member in declared if isinstance(member, Member)}
         cls.members = tuple(cls.by_name.values())
-        cls.numbering = {member.name: index for index, member in enumerate(cls.members, start=1)}
-        if len(cls.members) >= 1 << MEMBER_BITS:
+        cls._directories = tuple(member for member in cls.members if member.directory)
+        numbering, numbered = {}, list[Numbered]()
+        for member in cls.members:
+            numbering[member.name] = len(numbered) + 1
+            numbered.extend(member.numbered(len(numbered) + 1))
+        if len(numbered) >= 1 << MEMBER_BITS:
             raise TypeError(f"{cls.__name__} declares too many members")
+        cls.numbering, cls._numbered = numbering, tuple(numbered)
+
+    @property
+    def numbered(self) -> Sequence[Numbered]:
+        return self._numbered
 
     def stat(self) -> Stat:
-        return Stat(stat.S_IFDIR | 0o755, 0, 2 + self.subdirs)
+        below = sum(member.present(self) for member in self._directories)
+        return Stat(stat.S_IFDIR | 0o755, 0, 2 + self.subdirs + below)
 
     def child(self, name: str) -> Entry | None:
         """The child called `name`."""

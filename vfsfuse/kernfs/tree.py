@@ -16,7 +16,9 @@ from __future__ import annotations
 import errno
 import itertools
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeVar
 
 from devmodel.lifecycle.uevents import Uevents
@@ -30,7 +32,6 @@ BASE_MASK = (ATTR_WRITE_BIT << 1) - 1
 """Masks the bits of `own_inode` out of an inode number; `locate` takes a number with or without them."""
 MOST_LOOKUPS = 1 << 13
 """Numbers that `own_inode` gives in turn: 13 bits are left in an inode number."""
-MEMBER_MASK = (1 << MEMBER_BITS) - 1
 BLOCK_SHIFT = MEMBER_BITS + PART_BITS
 MOST_MADE = 64
 """Directories of bundles that are kept while a client looks around in them, until any bundle changes."""
@@ -55,13 +56,38 @@ class IAttrs:
 
 
 class Root(Kobject):
-    """The root of a mount, with the uevents of its devices."""
+    """The root of a mount, with the uevents of its devices, and the settings of directories by the number of
+    the directory.  Settings change on the trio thread."""
 
-    __slots__ = ("uevents",)
+    __slots__ = ("settings", "uevents")
 
     def __init__(self) -> None:
         super().__init__("")
         self.uevents = Uevents()
+        self.settings: dict[int, dict[str, str]] = {}
+
+
+def root_of(directory: Kobject) -> Root:
+    """The root of the mount that a directory is in.  Raises OSError(ENODEV) when it is in none."""
+    here = directory
+    while here.parent is not None:
+        here = here.parent
+    if not isinstance(here, Root):
+        raise OSError(errno.ENODEV, f"{directory.name} is in no mount")
+    return here
+
+
+def settings_of(directory: Kobject) -> Mapping[str, str]:
+    """What `set_for` has kept for a directory and the attribute groups in it.  Raises OSError(ENODEV)."""
+    return root_of(directory).settings.get(directory.number, _NO_SETTINGS)
+
+
+def set_for(directory: Kobject, key: str, value: str) -> None:
+    """Keep a setting of a directory until the directory is removed.  Raises OSError(ENODEV)."""
+    root_of(directory).settings.setdefault(directory.number, {})[key] = value
+
+
+_NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
 class Tree:
@@ -149,8 +175,8 @@ class Tree:
         return changes
 
     def locate(self, inode: int) -> tuple[Entry, Member | None]:
-        """The entry that `inode` stands for, and the member of it, if it stands for one.  Raises OSError when
-        it is gone: ENODEV for a file, ENOENT for a directory or a symlink."""
+        """The entry or attribute group that `inode` stands for, and the member of it, if it stands for one.
+        Raises OSError when it is gone: ENODEV for a file, ENOENT for a directory or a symlink."""
         index = (inode & NUMBER_MASK) - 1
         gone = errno.ENODEV if inode > NUMBER_MASK else errno.ENOENT
         found = self._blocks.get(index >> BLOCK_SHIFT)
@@ -160,13 +186,16 @@ class Tree:
             found = self._made.get(index >> MEMBER_BITS) or _part(
                 found, index >> MEMBER_BITS & PART_MASK, gone
             )
-        member = index & MEMBER_MASK
-        if not member:
+        number = index & found.member_mask
+        if not number:
             return found, None
-        members = found.members
-        if member > len(members) or not members[member - 1].present(found):
-            raise OSError(gone, "removed")
-        return found, members[member - 1]
+        numbered = found.numbered
+        if number <= len(numbered):
+            group, member = numbered[number - 1]
+            where = found if group is None else group.of(found)
+            if where is not None and (member is None or member.present(where)):
+                return where, member
+        raise OSError(gone, "removed")
 
     def knows(self, child: Child) -> bool:
         """Whether an entry, or a bundle, that was found in a directory is still in the tree."""
@@ -187,10 +216,11 @@ class Tree:
         if member is not None:
             raise OSError(errno.ENOTDIR, member.name)
         found = _directory(entry)
-        if not self._keeps(found):
+        holder = _directory(found.holder)
+        if not self._keeps(holder):
             if len(self._made) >= MOST_MADE:
                 self._made.clear()
-            self._made[found.number] = found
+            self._made[holder.number] = holder
         return found
 
     def getattr(self, inode: int) -> Lookup:
@@ -227,6 +257,9 @@ class Tree:
 
     def _drop_block(self, block: int) -> None:
         self._blocks.pop(block, None)
+        if self.root.settings:
+            settings = self.root.settings.items()
+            self.root.settings = {number: value for number, value in settings if number >> PART_BITS != block}
         if self.iattrs:
             self.iattrs = {
                 inode: value

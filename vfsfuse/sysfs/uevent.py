@@ -7,15 +7,15 @@ lib/kobject_uevent.c.
 
 from __future__ import annotations
 
-import errno
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
 
-from devmodel.lifecycle.uevents import Uevents
+from vfsfuse.kernfs.groups import Group
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.members import attribute
-from vfsfuse.kernfs.tree import Root
+from vfsfuse.kernfs.tree import root_of
+from vfsfuse.sysfs.power import PowerGroup, RuntimePower
 
 ACTIONS = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")
 SYNTHETIC = re.compile(
@@ -63,22 +63,19 @@ class UeventDir(Kobject):
 
     def _emit(self, action: str, variables: Mapping[str, str], extra: Mapping[str, str] | None) -> None:
         path = self.path.removeprefix("sys")
-        self._uevents().emit(action, path, self.uevent_subsystem, variables, extra)
-
-    def _uevents(self) -> Uevents:
-        """The events of the mount that the directory is in.  Raises OSError(ENODEV) when it is in none."""
-        here: Kobject = self
-        while here.parent is not None:
-            here = here.parent
-        if not isinstance(here, Root):
-            raise OSError(errno.ENODEV, f"{self.name} is in no mount")
-        return here.uevents
+        root_of(self).uevents.emit(action, path, self.uevent_subsystem, variables, extra)
 
 
 class DeviceDir(UeventDir):
     """The directory of a device: its `uevent` shows the variables, a line each, and takes an action."""
 
     __slots__ = ()
+    power = Group("power", PowerGroup)
+
+    @property
+    def runtime_power(self) -> RuntimePower | None:
+        """The runtime power management of the device, None for one without it."""
+        return None
 
     @attribute(0o644)
     def uevent(self) -> str:
