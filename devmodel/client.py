@@ -58,11 +58,13 @@ class Client(Protocol):
         """Store ``view`` in the parts, one after the other."""
 
     def pin(self, vaddr: int, size: int, write: bool) -> Pages:
-        """Hold on to memory, to read and if ``write`` to write it; touches none of it.
+        """Hold on to memory, to read and if ``write`` to write it. Of the memory of a file it touches one
+        page, so it waits for the client.
 
         Shared memory stays the same pages whatever the client maps there later; private memory is what the
-        client has at that address when it is used. ``OSError(EFAULT)`` when nothing is mapped there, or not
-        writable as wanted.
+        client has at that address when it is used. ``OSError(EFAULT)`` where the kernel pins nothing: nothing
+        is mapped there, or not accessible as wanted, beyond a file's end, secret memory, and memory to write
+        to that is a shared file of a file system which writes it back to a disk.
         """
 
     def memlock_limit(self) -> int:

@@ -30,6 +30,7 @@ from ioctl_shim.blank import new_bytes, view_of
 from ioctl_shim.client import CAP_IPC_LOCK
 from ioctl_shim.image import Image
 from ioctl_shim.pinned import Held, PinnedPages
+from ioctl_shim.sharedfile import is_written_back
 from ioctl_shim.window import Vma, Window, Windows, too_short
 
 _UINT64_MAX = 2**64 - 1
@@ -61,6 +62,8 @@ class Process:
         self._avoid = avoid
         self._windows = Windows(self._task, avoid)
         self._scanning = threading.Lock()
+        self._lasting: set[int] = set()
+        """st_dev of file systems whose pages are memory alone, as far as they were looked at."""
 
     def read(self, vaddr: int, size: int) -> bytes:
         """`size` bytes at `vaddr`.  Raises OSError(EFAULT, ESRCH)."""
@@ -144,9 +147,24 @@ class Process:
         pieces = []
         for piece in self._pieces([(vaddr, size)]):
             window = self._usable(piece.vma, write, private=False)
+            if piece.vma.inode and piece.vma.device != self._avoid:
+                self._check_file(piece, write)
             offset = piece.vaddr - piece.vma.start
             pieces.append(Held(piece.vaddr, piece.size, window, offset, not piece.vma.shared))
         return PinnedPages(self, tuple(pieces))
+
+    def _check_file(self, piece: _Piece, write: bool) -> None:
+        """Raises OSError(EFAULT) for pages of a file that the kernel does not pin: beyond the file's end, of
+        memfd_secret(2), or to be written and then written back to a disk."""
+        vma = piece.vma
+        if write and vma.shared and vma.device not in self._lasting:
+            if is_written_back(vma.device, self._task.tid):
+                raise OSError(errno.EFAULT, f"the file at {vma.start:#x} is not pinned for writes")
+            self._lasting.add(vma.device)
+        last = piece.vaddr + piece.size - 1  # if its page is there, so are those before
+        error = lib.shim_reach(self.native.mem, last)
+        if error and not (error == lib.SHIM_MOVE_ABSENT and self._touch([(last, 1)])):
+            raise self._failed(error, last, 1)
 
     def memlock_limit(self) -> int:
         """RLIMIT_MEMLOCK in bytes.  Raises OSError(ESRCH)."""

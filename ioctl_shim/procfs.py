@@ -46,7 +46,7 @@ class LiveTask:
 def runs(tid: int) -> bool:
     """Whether thread `tid` has not ended.  A first thread that has ended is a zombie."""
     try:
-        return _status(tid, b"State:") not in (b"Z", b"X")
+        return _status(tid, b"\nState:") not in (b"Z", b"X")
     except (FileNotFoundError, ProcessLookupError, StopIteration):
         return False
 
@@ -54,7 +54,7 @@ def runs(tid: int) -> bool:
 def tgid_of(tid: int) -> int:
     """The process of thread `tid`.  Raises OSError(ESRCH) when it has ended."""
     try:
-        return int(_status(tid, b"Tgid:"))
+        return int(_status(tid, b"\nTgid:"))
     except (FileNotFoundError, ProcessLookupError, StopIteration):
         raise OSError(errno.ESRCH, f"thread {tid} has ended") from None
 
@@ -63,7 +63,7 @@ def capable(tid: int, capability: int) -> bool:
     """Whether thread `tid` has `capability` in the initial user namespace.  False for a thread that has
     ended."""
     try:
-        effective = int(_status(tid, b"CapEff:"), 16)
+        effective = int(_status(tid, b"\nCapEff:"), 16)
         return bool(effective >> capability & 1) and _in_initial_namespace(tid)
     except (OSError, StopIteration):
         return False
@@ -72,7 +72,7 @@ def capable(tid: int, capability: int) -> bool:
 def is_killed(tid: int) -> bool:
     """Whether SIGKILL is on its way to thread `tid`, or the thread has ended."""
     try:
-        return bool(int(_status(tid, b"SigPnd:"), 16) >> signal.SIGKILL - 1 & 1)
+        return bool(int(_status(tid, b"\nSigPnd:"), 16) >> signal.SIGKILL - 1 & 1)
     except (OSError, StopIteration):
         return True
 
@@ -95,14 +95,25 @@ def memlock_limit(tgid: int) -> int:
 def locked(tid: int) -> int:
     """Bytes of its memory that the process of `tid` has locked (VmLck); 0 when it has ended."""
     try:
-        return int(_status(tid, b"VmLck:")) * 1024
+        return int(_status(tid, b"\nVmLck:")) * 1024
     except (OSError, StopIteration):
         return 0
 
 
 def _status(tid: int, key: bytes) -> bytes:
-    with open(f"/proc/{tid}/status", "rb") as status:
-        return next(line.split()[1] for line in status if line.startswith(key))
+    """The first word of the line `key` of a status.  Raises FileNotFoundError, ProcessLookupError,
+    StopIteration."""
+    fd = os.open(f"/proc/{tid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while part := os.read(fd, 4096):
+            text += part
+            _, found, value = text.partition(key)
+            if found and b"\n" in value:
+                return value.split(maxsplit=1)[0]
+    finally:
+        os.close(fd)
+    raise StopIteration
 
 
 def _in_initial_namespace(tid: int) -> bool:

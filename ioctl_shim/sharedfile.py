@@ -24,6 +24,13 @@ from ioctl_shim._native import lib
 FAMILIAR = frozenset(b"tmpfs ramfs hugetlbfs devtmpfs ext2 ext3 ext4 xfs f2fs jfs exfat vfat".split(b" "))
 """Kinds of file systems that the kernel serves by itself, from memory or a local disk.  btrfs and overlay are
 none of them, because their files show another device than their mappings do."""
+WRITTEN_BACK = frozenset(
+    b"9p bcachefs btrfs ceph cifs exfat ext2 ext3 ext4 f2fs gfs2 hfsplus jfs nfs nfs4 nilfs2 ntfs3 ocfs2 "
+    b"smb3 udf vfat xfs zfs".split()
+)
+"""Kinds of file systems that write changed pages back to a disk or a server.  The kernel pins no page of
+theirs that a device may write to through a shared mapping.  Overlay and FUSE are none of them, because the
+file behind theirs may be memory."""
 MAX_DESCRIPTORS = 1024
 """The most descriptors of a client that are looked at to find a file that map_files does not give us."""
 MAX_MOUNTS = 1 << 18
@@ -52,7 +59,12 @@ def open_shared(tid: int, vma: Any, flags: int, still_there: Callable[[], bool])
 
 def is_familiar(device: int, tid: int) -> bool:
     """Whether the file system with this st_dev, which the process of `tid` uses, is of a familiar kind."""
-    return device in _kernel_devices() or any(device in _mounted(pid) for pid in ("self", str(tid)))
+    return device in _kernel_devices() or _is_mounted(device, tid, FAMILIAR)
+
+
+def is_written_back(device: int, tid: int) -> bool:
+    """Whether the file system with this st_dev, which the process of `tid` uses, writes its pages back."""
+    return device not in _kernel_devices() and _is_mounted(device, tid, WRITTEN_BACK)
 
 
 def _open_if(path: str, tid: int, vma: Any, flags: int, still_there: Callable[[], bool]) -> int | None:
@@ -84,21 +96,23 @@ def _descriptors(tid: int, vma: Any) -> Iterator[str]:
                 yield path
 
 
-def _mounted(pid: str) -> set[int]:
-    """st_dev of each mounted file system of a familiar kind that process `pid` sees."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/mountinfo", "rb") as table:
-        return familiar_devices(table.read(MAX_MOUNTS))
-    return set()
+def _is_mounted(device: int, tid: int, kinds: frozenset[bytes]) -> bool:
+    """Whether this process or that of `tid` sees a file system of these kinds, with this st_dev, mounted."""
+    for pid in ("self", tid):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/mountinfo", "rb") as table:
+            if device in devices_of(table.read(MAX_MOUNTS), kinds):
+                return True
+    return False
 
 
-def familiar_devices(table: bytes) -> set[int]:
-    """st_dev of each file system of a familiar kind in a table of mounts, whose last row may be cut off.
+def devices_of(table: bytes, kinds: frozenset[bytes]) -> set[int]:
+    """st_dev of each file system of these kinds in a table of mounts, whose last row may be cut off.
 
     The kernel escapes only space, tab, newline and backslash in names that a client chooses.  Other bytes,
     such as a carriage return, end no row and no field.  A row that is not understood counts for nothing.
     """
     rows = (_ROW.match(row) for row in table.split(b"\n")[:-1])
-    return {os.makedev(int(row[1]), int(row[2])) for row in rows if row and row[3] in FAMILIAR}
+    return {os.makedev(int(row[1]), int(row[2])) for row in rows if row and row[3] in kinds}
 
 
 @functools.cache

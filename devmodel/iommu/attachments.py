@@ -43,6 +43,11 @@ class Attachments:
         """Valid ranges as (first, last) iova. () means no limit: all groups are of mediated devices."""
         return next((backend.iova_ranges for backend in self._backends if backend.iova_ranges), ())
 
+    @property
+    def writes_unseen(self) -> bool:
+        """Whether a physical function can write to what is pinned for it, which nobody sees."""
+        return any(backend.ready for backend in self.strict)
+
     def add(self, group: IommuGroup, mappings: Mappings) -> Backend:
         """Serve ``group`` with the first backend that accepts it, and return that.
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from devmodel.client import Client
 from devmodel.iommu.api import PAGE_SIZE, PGSIZES, IommuGroup
+from devmodel.iommu.dirty import DirtyPages
 from devmodel.iommu.mappings import Mapping, Mappings
 
 
@@ -129,13 +130,20 @@ class Backend(ABC):
 class PinningBackend(Backend):
     """For a physical function, which does DMA of its own: every mapping is pinned as long as it is there.
 
-    Page sizes and addresses are those of an x86 IOMMU: interrupts take the megabyte from 0xfee00000.
+    Page sizes and addresses are those of an x86 IOMMU: interrupts take the megabyte from 0xfee00000. Its
+    devices write by themselves, which nobody sees: so when they leave, all of the memory is dirty.
     """
 
     __slots__ = ()
     emulated = False
     pgsizes = 1 << 12 | 1 << 21 | 1 << 30
     iova_ranges = ((0, 0xFEDFFFFF), (0xFEF00000, 2**48 - 1))
+
+    def stop(self, mappings: Mappings) -> None:
+        if mappings.tracked and self.ready:
+            for mapping in mappings:
+                mapping.dirty = DirtyPages(mapping.page_count, whole=True)
+        super().stop(mappings)
 
     def unmap(self, mapping: Mapping) -> None:
         mapping.pages = None

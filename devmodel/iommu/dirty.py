@@ -17,15 +17,16 @@ CHUNK = 32768
 _BITS = CHUNK * 8
 _WORD = 64
 _NOTHING = bytes(CHUNK)
+_EVERYTHING = b"\xff" * CHUNK
 
 
 class DirtyPages:
-    """A set of written pages, out of ``pages``."""
+    """A set of written pages, out of ``pages``. ``whole`` means all of them, whatever was marked."""
 
-    __slots__ = ("_chunks", "pages")
+    __slots__ = ("_chunks", "pages", "whole")
 
-    def __init__(self, pages: int) -> None:
-        self.pages = pages
+    def __init__(self, pages: int, whole: bool = False) -> None:
+        self.pages, self.whole = pages, whole
         self._chunks: dict[int, bytearray] = {}
 
     def mark(self, first: int, last: int) -> None:
@@ -37,6 +38,7 @@ class DirtyPages:
 
     def merge(self, other: "DirtyPages") -> None:
         """Add the written pages of ``other``, which is for the same number of pages."""
+        self.whole |= other.whole
         for number, chunk in other._chunks.items():
             mine = self._chunks.get(number, _NOTHING)
             bits = int.from_bytes(mine, "little") | int.from_bytes(chunk, "little")
@@ -44,6 +46,7 @@ class DirtyPages:
 
     def clear(self) -> None:
         """No page has been written."""
+        self.whole = False
         self._chunks.clear()
 
     def copy_to(self, bitmap: ClientBitmap, first: int) -> None:
@@ -71,7 +74,11 @@ class DirtyPages:
 
     def _all_chunks(self) -> Iterator[bytes | bytearray]:
         for number in range(-(-self.pages // _BITS)):
-            yield self._chunks.get(number, _NOTHING)
+            if not self.whole:
+                yield self._chunks.get(number, _NOTHING)
+                continue
+            last = min(self.pages - number * _BITS, _BITS)
+            yield _EVERYTHING if last == _BITS else ((1 << last) - 1).to_bytes(CHUNK, "little")
 
 
 def bitmap_bytes(pages: int) -> int:

@@ -158,7 +158,7 @@ class Holding:
             with self._lock:
                 counted = self._wanted(iova, count, prot) == wanted
                 if counted:
-                    count_pins(wanted)
+                    count_pins(wanted, self._mappings.tracked)
         finally:
             if not counted:
                 give_back(wanted, self._locked)

@@ -73,6 +73,19 @@ class Mapping:
             self.dirty = DirtyPages(self.page_count)
         self.dirty.mark(offset // PAGE_SIZE, (offset + size - 1) // PAGE_SIZE)
 
+    def hold_dirty(self) -> None:
+        """The pages that mediated devices hold pinned are dirty: the device may write to them at any time."""
+        for page in self.pins or ():
+            self.written(page * PAGE_SIZE, PAGE_SIZE)
+
+    def take_dirty(self, whole: bool) -> DirtyPages | None:
+        """The pages to report as dirty now. From then on only the pinned ones are dirty. ``whole``: physical
+        functions, whose writes nobody sees, may reach what is pinned for them."""
+        dirty = DirtyPages(self.page_count, whole=True) if whole and self.pages is not None else self.dirty
+        self.dirty = None
+        self.hold_dirty()
+        return dirty
+
     def still_dirty(self, taken: DirtyPages | None) -> None:
         """Put back the pages ``taken`` from :attr:`dirty`, because they could not be reported."""
         if self.dirty is None:

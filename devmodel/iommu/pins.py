@@ -77,8 +77,9 @@ class MediatedBackend(Backend):
             self.locked.reduce(mapping, len(mapping.pins))
 
 
-def count_pins(wanted: list[Wanted]) -> None:
-    """Add one pin to each page of ``wanted``, whose new pages have been charged. Under the lock."""
+def count_pins(wanted: list[Wanted], tracked: bool) -> None:
+    """Add one pin to each page of ``wanted``, whose new pages have been charged. Pinned pages are dirty if
+    dirty pages are ``tracked``. Under the lock."""
     for segment, _, _, new in wanted:
         mapping = segment.mapping
         if mapping.pins is None:
@@ -86,6 +87,8 @@ def count_pins(wanted: list[Wanted]) -> None:
         for page in _pages(segment):
             mapping.pins[page] = mapping.pins.get(page, 0) + 1
         mapping.charged += new
+        if tracked:
+            mapping.written(segment.offset, segment.size)
 
 
 def hold(wanted: list[Wanted], prot: Prot, locked: LockedMemory) -> tuple[Segment, ...]:

@@ -2,6 +2,10 @@
 """Tracking of dirty pages: the pages of an address space that its devices wrote, reported to clients'
 bitmaps.
 
+A mediated device writes through its driver, which is seen, or to pages that it holds pinned. These are
+reported each time. A physical function writes by itself, so each report has all of the memory that is pinned
+for it.
+
 State: dirty pages belong to their mapping, under ``IoAddressSpace.lock``. A bitmap is written without that
 lock, one at a time, under ``DirtyTracking.lock``, which is taken before the other one. Nothing else waits for
 ``DirtyTracking.lock``. A report waits for the client's memory, so a thread that may wait makes it, never
@@ -36,7 +40,10 @@ class DirtyTracking:
         with space.lock:
             if any(mapping.page_count > MAX_BITMAP_PAGES for mapping in space.mappings):
                 raise OSError(errno.EINVAL, "a mapping is too large to be tracked")
-            space.mappings.tracked = True
+            if not space.mappings.tracked:
+                space.mappings.tracked = True
+                for mapping in space.mappings:
+                    mapping.hold_dirty()
 
     def stop(self) -> None:
         """Forget dirty pages and stop tracking. Device lane too."""
@@ -49,16 +56,16 @@ class DirtyTracking:
     def report(self, iova: int, choose: Choice, bitmap: ClientBitmap) -> None:
         """Report the dirty pages of the mappings from ``choose``. Bit 0 is the page at ``iova``.
 
-        Reported pages are clean from then on. Pages that devices write later, also while the bitmap is being
-        written, are dirty for the next report. If the bitmap raises ``OSError(EFAULT)`` for a mapping, the
-        mappings before are reported and clean. That mapping and the later ones are as dirty as before.
+        Reported pages are clean from then on, unless a device holds them. Pages that devices write later,
+        also while the bitmap is being written, are dirty for the next report. If the bitmap raises
+        ``OSError(EFAULT)`` for a mapping, the mappings before are reported and clean. That mapping and the
+        later ones are as dirty as before.
         """
         space = self._space
         with self.lock:
             with space.lock:
-                taken = deque((mapping, mapping.dirty) for mapping in choose())
-                for mapping, _ in taken:
-                    mapping.dirty = None
+                unseen = space.attachments.writes_unseen
+                taken = deque((mapping, mapping.take_dirty(unseen)) for mapping in choose())
             try:
                 while taken:
                     _report(*taken[0], iova, bitmap)
@@ -85,14 +92,18 @@ class DirtyTracking:
                 # From here to the end no DMA begins there, and no other report: what is dirty stays as it is.
                 leaving = runs(found)
                 space.inflight.draining.extend(leaving)
+                unseen = space.attachments.writes_unseen
+                taken = [(mapping, mapping.take_dirty(unseen)) for mapping in found]
             reported: list[Mapping] = []
             unmapped = 0
             try:
-                for mapping in found:
-                    _report(mapping, mapping.dirty, span[0], bitmap)
+                for mapping, dirty in taken:
+                    _report(mapping, dirty, span[0], bitmap)
                     reported.append(mapping)
             finally:
                 with space.lock:
+                    for mapping, dirty in taken[len(reported) :] if space.mappings.tracked else ():
+                        mapping.still_dirty(dirty)
                     for run in leaving:
                         space.inflight.draining.remove(run)
                     unmapped = space.remove(reported)

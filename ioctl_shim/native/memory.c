@@ -170,6 +170,14 @@ int shim_move_parts(int mem, int write, void *buf, const struct shim_part *parts
 	return 0;
 }
 
+/* Wait until the page at `vaddr` of a client's memory is there: 0, or as shim_move_parts(). */
+int shim_reach(int mem, uint64_t vaddr)
+{
+	char byte;
+
+	return move_part(mem, 0, vaddr, &byte, sizeof(byte));
+}
+
 /* Map the pages of a file.  Returns their address, or NULL (without a reason) when they cannot be mapped. */
 void *shim_window_open(int fd, uint64_t offset, uint64_t size, int write)
 {

@@ -412,6 +412,74 @@ def test_dirty_pages_are_those_a_device_wrote(client: FakeClient) -> None:
     assert last.bits == 1
 
 
+def reported(iommu: Type1, pages: int) -> int:
+    """The dirty bits of the first pages."""
+    bitmap = Bitmap(bitmap_bytes(pages))
+    iommu.report_dirty(0, pages * PAGE_SIZE, bitmap)
+    return bitmap.bits
+
+
+def test_all_that_is_pinned_for_a_physical_function_is_dirty_each_time(client: FakeClient) -> None:
+    iommu = Type1()
+    Driver(iommu)
+    iommu.attach(Group(2))
+    iommu.map(client, 0, 0, 70 * PAGE_SIZE, RW)
+    iommu.start_tracking()
+    for _ in range(2):
+        assert reported(iommu, 70) == (1 << 70) - 1
+    iommu.detach(Group(2))
+    assert reported(iommu, 70) == (1 << 70) - 1  # what it wrote before it left
+    assert reported(iommu, 70) == 0
+    iommu.attach(Group(2))
+    bitmap = Bitmap(16)
+    assert iommu.unmap(0, 70 * PAGE_SIZE, bitmap=bitmap) == 70 * PAGE_SIZE
+    assert bitmap.bits == (1 << 70) - 1
+
+
+def test_a_physical_function_that_could_not_be_attached_makes_nothing_dirty() -> None:
+    client, iommu = FakeClient(memlock=PAGE_SIZE), Type1()
+    Driver(iommu)
+    for iova in (0, PAGE_SIZE):
+        iommu.map(client, iova, 0, PAGE_SIZE, RW)
+    iommu.start_tracking()
+    fails(errno.ENOMEM, iommu.attach, Group(2))
+    assert reported(iommu, 2) == 0
+
+
+def test_pages_that_a_mediated_device_holds_are_dirty_each_time(client: FakeClient) -> None:
+    iommu = Type1()
+    Driver(iommu)
+    iommu.map(client, 0, 0, 8 * PAGE_SIZE, RW)
+    early = iommu.space.pin_pages(0, 1, RW)
+    iommu.start_tracking()
+    late = iommu.space.pin_pages(2 * PAGE_SIZE, 2, Prot.READ)
+    for _ in range(2):
+        assert reported(iommu, 8) == 0b1101
+    early.release()
+    late.release()
+    assert reported(iommu, 8) == 0b1101  # written before they were unpinned, perhaps
+    assert reported(iommu, 8) == 0
+    iommu.start_tracking()
+    iommu.space.pin_pages(0, 1, RW)
+    bitmap = Bitmap()
+    assert iommu.unmap(0, 8 * PAGE_SIZE, bitmap=bitmap) == 8 * PAGE_SIZE
+    assert bitmap.bits == 1
+
+
+def test_a_report_that_faults_leaves_whole_mappings_and_pinned_pages_dirty(client: FakeClient) -> None:
+    iommu = Type1()
+    Driver(iommu)
+    iommu.map(client, 0, 0, 8 * PAGE_SIZE, RW)
+    iommu.space.pin_pages(0, 1, RW)
+    iommu.start_tracking()
+    iommu.space.dma_write(PAGE_SIZE, b"x")
+    fails(errno.EFAULT, iommu.report_dirty, 0, 8 * PAGE_SIZE, Bitmap(broken=True))
+    assert reported(iommu, 8) == 0b11
+    iommu.attach(Group(2))
+    fails(errno.EFAULT, iommu.report_dirty, 0, 8 * PAGE_SIZE, Bitmap(broken=True))
+    assert reported(iommu, 8) == 0xFF
+
+
 def test_dirty_tracking_takes_memory_for_what_is_written_only(client: FakeClient) -> None:
     iommu = Type1()
     size = (2**31 - 1) * PAGE_SIZE
@@ -452,3 +520,5 @@ def test_bits_beyond_a_chunk_are_put_where_they_belong() -> None:
         dirty.clear()
         dirty.copy_to(bitmap, first)
         assert bitmap.bits >> first == 0
+        DirtyPages(pages, whole=True).copy_to(bitmap, first)
+        assert bitmap.bits >> first == (1 << pages) - 1

@@ -106,6 +106,7 @@ class Model:
     def pin(self, first: int, count: int) -> None:
         for number in range(first, first + count):
             self.pages[number].pins += 1
+            self.pages[number].dirty |= self.tracking
 
     def pin_view(self, first: int, count: int) -> object:
         """What a pin looks at before and after it asks the client."""
@@ -123,6 +124,12 @@ class Model:
         for page in made:
             page.held = True
         return 0
+
+    @property
+    def attached(self) -> bool:
+        """Whether the physical function is attached, and all that is mapped is pinned for it."""
+        waiting = self.waiting
+        return self.physical and not (waiting and waiting.name == "attach" and not waiting.cancelled)
 
     def let_go(self) -> None:
         """The physical function has left, or could not come."""
@@ -338,6 +345,8 @@ class PageDictionary(RuleBasedStateMachine):
     def attach_or_detach_a_physical_function(self) -> None:
         if self.model.physical:
             self.iommu.detach(Group(1))
+            for page in self.model.pages.values():  # nobody has seen where it wrote
+                page.dirty |= self.model.tracking and self.model.attached
             self.model.let_go()
             if self.model.waiting is not None:
                 self.model.waiting.cancelled = True
@@ -358,6 +367,8 @@ class PageDictionary(RuleBasedStateMachine):
                 page.dirty = False
         else:
             self.iommu.start_tracking()
+            for page in self.model.pages.values():
+                page.dirty = page.pins > 0
         self.model.tracking = not self.model.tracking
 
     @rule(first=PAGES, count=st.integers(1, 22))
@@ -374,7 +385,7 @@ class PageDictionary(RuleBasedStateMachine):
             self.compare_bits(bitmap, whole, first, expected)
             for number in range(first, first + count):
                 if number in self.model.pages:
-                    self.model.pages[number].dirty = False
+                    self.model.pages[number].dirty = self.model.pages[number].pins > 0
 
     @rule(
         first=PAGES,
@@ -410,7 +421,10 @@ class PageDictionary(RuleBasedStateMachine):
 
     def expected_bits(self, mappings: set[tuple[int, int]], base: int) -> int:
         numbers = (number for start, size in mappings for number in range(start, start + size))
-        return sum(1 << number - base for number in numbers if self.model.pages[number].dirty)
+        return sum(1 << number - base for number in numbers if self.is_dirty(self.model.pages[number]))
+
+    def is_dirty(self, page: Page) -> bool:
+        return page.dirty or (page.held and self.model.attached)
 
     @staticmethod
     def compare_bits(bitmap: Bitmap, mappings: set[tuple[int, int]], base: int, expected: int) -> None:

@@ -411,6 +411,18 @@ def test_a_physical_function_pins_at_once(physical: Container, memory: Memory) -
     assert physical.dma_avail == 65534
 
 
+def test_all_that_a_physical_function_reaches_is_dirty(physical: Container, memory: Memory) -> None:
+    physical.map(BASE, memory.address, 4 * PAGE)
+    physical.ioctl(client.IOMMU_DIRTY_PAGES, client.DirtyBitmap(flags=client.DIRTY_START))
+    bitmap = Memory(PAGE)
+    for _ in range(2):
+        assert get_dirty(physical, bitmap) == bytes([0b1111, *bytes(7)])
+    bitmap.write(bytes(8))
+    assert unmap_dirty(physical, bitmap) == 4 * PAGE
+    assert bitmap.read(0, 8) == bytes([0b1111, *bytes(7)])
+    bitmap.close()
+
+
 def test_update_vaddr(physical: Container, memory: Memory) -> None:
     physical.map(BASE, memory.address, 2 * PAGE)
     physical.map(BASE + 4 * PAGE, memory.address, PAGE)

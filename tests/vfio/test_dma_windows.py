@@ -20,6 +20,7 @@ import pytest
 from ioctl_shim import sharedfile, window
 from ioctl_shim._native import ffi
 from ioctl_shim.process import Process
+from ioctl_shim.sharedfile import FAMILIAR, devices_of
 from tests import needs
 from tests.lab import MountedLab
 from tests.test_run_devices import Somebody, somebody
@@ -137,7 +138,7 @@ def test_rows_of_mounts_end_where_the_kernel_ends_them() -> None:
     for end in (b"\r", b"\x0b", b"\x0c", b"\x1c", b"\x85", b"\xe2\x80\xa8"):
         for gap in (b"\x0b", b"\x0c", b"\r", b"\x1f", b"\xc2\xa0"):
             forged = b"/x" + end + gap.join([b"1", b"1", b"0:90", b"/", b"/x", b"rw"])
-            assert sharedfile.familiar_devices(row(forged, b"0:50", b"tmpfs")) == {os.makedev(0, 50)}
+            assert devices_of(row(forged, b"0:50", b"tmpfs"), FAMILIAR) == {os.makedev(0, 50)}
 
 
 def test_rows_of_mounts_that_are_not_understood() -> None:
@@ -149,10 +150,10 @@ def test_rows_of_mounts_that_are_not_understood() -> None:
         row(b"/x", b"8:x", b"ext4"),
         row(b"/x", b"0:50", b"fuse.\xff"),
     ):
-        assert sharedfile.familiar_devices(odd + good) == {os.makedev(8, 1)}
+        assert devices_of(odd + good, FAMILIAR) == {os.makedev(8, 1)}
     cut_off = row(b"/x", b"0:50", b"ext4dev")
     for size in range(len(cut_off)):
-        assert sharedfile.familiar_devices(good + cut_off[:size]) == {os.makedev(8, 1)}
+        assert devices_of(good + cut_off[:size], FAMILIAR) == {os.makedev(8, 1)}
 
 
 @needs.root("mounts by fusermount3 without being its server")
