@@ -91,7 +91,8 @@ def test_driverctl_lists_and_overrides(tool: Tool) -> None:
         assert refused.returncode != 0
         assert "busy" in refused.stderr
     assert tool("list-devices") == f"{GPU} vgpu\n"
-    tool("--nosave", "set-override", GPU, "vfio-pci")
+    done = tool.run("--nosave", "set-override", GPU, "vfio-pci")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert tool("list-devices") == f"{GPU} vfio-pci [*]\n"
     assert tool("list-overrides") == f"{GPU} vfio-pci\n"
     assert (tool.lab.path / "dev/vfio/0").exists()

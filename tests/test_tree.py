@@ -38,9 +38,13 @@ MODES = {
     **dict.fromkeys(("enable_unsafe_noiommu_mode", "engine_timeout_ms", "port0", "port1"), 0o644),
     **dict.fromkeys(("control", "async", "autosuspend_delay_ms"), 0o644),
     **dict.fromkeys(("enable_sriov", "sriov_numvfs", "sriov_drivers_autoprobe"), 0o644),
+    **dict.fromkeys(("allow_unsafe_interrupts", "disable_hugepages", "resource_alignment"), 0o644),
+    **dict.fromkeys(("nointxmask", "disable_idle_d3"), 0o644),
     **dict.fromkeys((*(f"resource{index}" for index in range(6)), "rom"), 0o600),
 }
-"""Modes of files in sys/ by name, but for the uevent of a driver; every other one is 0444."""
+"""Modes of files in sys/ by name, but for the uevent of what is no device; every other one is 0444."""
+NO_DEVICES = re.compile(r".*/sys/(bus/\w+|bus/\w+/drivers/[\w.-]+|module/\w+)")
+"""Directories of buses, drivers and modules."""
 
 SAMPLES = {
     "mtty": ("mtty-1", "mtty-2"),
@@ -69,10 +73,10 @@ GPU_FILES = (
     *("config", "resource", "resource0", "resource2", "uevent", "driver_override", "iommu_group@"),
 )
 PLACES = (
-    *("sys/class/vgpu/vgpu_start", "sys/class/vgpu/vgpu_shutdown", "sys/class/vgpu/vfsfuse/"),
+    *("sys/class/vgpu/vgpu_start", "sys/class/vgpu/vgpu_shutdown", "sys/class/vgpu/vfsfuse@"),
     *("sys/class/mdev_bus/0000:86:00.0@", "sys/bus/pci/devices/0000:86:00.0@", "sys/bus/mdev/devices/"),
     *("sys/bus/mdev/drivers/vfio_mdev/", "sys/bus/pci/drivers/vfio-pci/", "sys/kernel/iommu_groups/0/"),
-    *("sys/module/vfio/", "sys/module/vfio_pci/", "sys/module/vfio-pci/", "dev/vfio/vfio"),
+    *("sys/module/vfio/", "sys/module/vfio_pci/", "sys/module/vfio-pci@", "dev/vfio/vfio"),
     "dev/vfio/devices/",
     *(f"{GPU}/{name}" for name in GPU_FILES),
     *(f"{GPU}/mdev_supported_types/vgpu-{n}/{name}" for n in (1, 2, 4, 8) for name in TYPE_FILES),
@@ -158,7 +162,7 @@ def test_modes_are_those_of_sysfs(lab: MountedLab, vgpus: dict[str, Vgpu]) -> No
     for entry in walk(lab.path / "sys"):
         found = entry.stat(follow_symlinks=False)
         expected = 0o777 if entry.is_symlink() else 0o755 if entry.is_dir() else MODES.get(entry.name, 0o444)
-        if entry.name == "uevent" and Path(entry.path).parent.parent.name == "drivers":
+        if entry.name == "uevent" and NO_DEVICES.fullmatch(os.path.dirname(entry.path)):
             expected = 0o200
         assert (oct(stat.S_IMODE(found.st_mode)), entry.path) == (oct(expected), entry.path)
         assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())

@@ -192,7 +192,7 @@ class DriverCore:
         self._free_minor(function)
 
     def _give_to_vfio(self, function: PciFunction, undo: ExitStack) -> None:
-        if function.group.noiommu and not self.vfio.noiommu:
+        if function.group.noiommu and not self.vfio.enable_unsafe_noiommu_mode:
             raise OSError(errno.EINVAL, f"{function.name} has no IOMMU, and noiommu mode is not enabled")
         if isinstance(function, PhysicalFunction) and function.layout is not None:
             function.vf_token = VfToken()

@@ -67,7 +67,9 @@ class SriovCore:
                 raise OSError(errno.ERANGE, f"{function.name} has {layout.total} virtual functions at most")
             if count == len(function.vfs):
                 return
-            if function.driver is None or (function.driver == VFIO_PCI and not self._drivers.vfio.sriov):
+            if function.driver is None or (
+                function.driver == VFIO_PCI and not self._drivers.vfio.enable_sriov
+            ):
                 raise OSError(errno.ENOENT, f"{function.name} has no driver that configures SR-IOV")
             if not count:
                 self.disable(function)

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of the vfio and vfio-pci modules, as sys/module shows them.
+"""Parameters of the vfio, vfio_pci and vfio_iommu_type1 modules, as sys/module shows them.
 
-Threads: the trio thread changes them, any thread reads.  Source: modinfo of vfio and vfio-pci.
+Threads: the trio thread changes them, any thread reads.  Source: modinfo of vfio, vfio-pci and
+vfio_iommu_type1.
 """
 
+from dataclasses import dataclass
 
+
+@dataclass(slots=True)
 class VfioModule:
-    """The parameters of the vfio and vfio-pci modules; changed on the lifecycle thread, read by any."""
+    """The boolean parameters by their names; changed on the lifecycle thread, read by any."""
 
-    __slots__ = ("noiommu", "sriov")
-
-    def __init__(self) -> None:
-        self.noiommu = False
-        """enable_unsafe_noiommu_mode"""
-        self.sriov = False
-        """vfio-pci's enable_sriov"""
+    enable_unsafe_noiommu_mode: bool = False
+    allow_unsafe_interrupts: bool = False
+    disable_hugepages: bool = False
+    enable_sriov: bool = False
+    nointxmask: bool = False
+    disable_idle_d3: bool = False
+    disable_vga: bool = False
+    disable_denylist: bool = False

@@ -409,7 +409,7 @@ def test_what_the_hardware_lacks(offset: int, size: int) -> None:
 def test_vfio_pci_has_the_functions_of_its_own(lab: Lab, gpu: PhysicalFunction) -> None:
     to_vfio(lab, gpu)
     fails(errno.ENOENT, lab.sriov.set_count, gpu, 1)
-    lab.vfio.sriov = True
+    lab.vfio.enable_sriov = True
     lab.sriov.set_count(gpu, 2)
     assert [(vf.driver, vf.driver_override) for vf in gpu.vfs] == [(VFIO_PCI, VFIO_PCI)] * 2
     hold = DeviceFile(gpu.vfs[1])
@@ -449,7 +449,7 @@ def test_without_iommu_there_is_none_for_virtual_functions(recorder: Recorder) -
     lab.sriov.set_count(gpu, 2)
     assert [(vf.group.noiommu, vf.driver) for vf in gpu.vfs] == [(True, None)] * 2
     fails(errno.EINVAL, lab.drivers.bind, gpu.vfs[0], VFIO_PCI)
-    lab.vfio.noiommu = True
+    lab.vfio.enable_unsafe_noiommu_mode = True
     lab.drivers.probe(gpu.vfs[0])
     assert [vf.driver for vf in gpu.vfs] == [VFIO_PCI, None]
     lab.close()
@@ -582,7 +582,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(enabled=st.booleans())
     def enable_sriov(self, enabled: bool) -> None:
-        self.lab.vfio.sriov = enabled
+        self.lab.vfio.enable_sriov = enabled
 
     @invariant()
     def nothing_is_lost(self) -> None:

@@ -279,15 +279,18 @@ class Kobject(Entry):
 
 
 def relative(directory: Entry | None, target: Entry) -> str:
-    """The path of `target` seen from `directory`, as sysfs writes its symlinks."""
+    """The path of `target` seen from `directory`, as sysfs writes its symlinks: up to the nearest directory
+    that both are in, and down again.  So the last component is always the target's name, also where the
+    target is above `directory`.  Source: fs/kernfs/symlink.c."""
     above: dict[int, int] = {}
     while directory is not None:
         above[directory.number] = len(above)
         directory = directory.parent
-    names: list[str] = []
-    here: Entry = target
-    while here.number not in above and here.parent is not None:
+    names = [target.name]
+    here = target.parent
+    while here is not None and here.number not in above:
         names.append(here.name)
         here = here.parent
-    names += [".."] * above.get(here.number, 0)
+    if here is not None:
+        names += [".."] * above[here.number]
     return "/".join(reversed(names))

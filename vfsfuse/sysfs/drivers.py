@@ -11,9 +11,10 @@ from typing import Protocol
 
 from devmodel.lifecycle.lab import Lab
 from devmodel.pci.ids import parse_pci_id
-from vfsfuse.kernfs.members import attribute, store_only
+from vfsfuse.kernfs.kobject import Entry, Kobject
+from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link, store_only
 from vfsfuse.sysfs.lab import LabDir
-from vfsfuse.sysfs.uevent import UeventDir
+from vfsfuse.sysfs.uevent import UeventStoreDir
 
 
 class Drivers(Protocol):
@@ -22,10 +23,11 @@ class Drivers(Protocol):
     autoprobe: bool
 
 
-class BusDir(LabDir):
+class BusDir(LabDir, UeventStoreDir):
     """sys/bus/<bus>: a bus, `pci` or `mdev`."""
 
     __slots__ = ("drivers",)
+    uevent_subsystem = "bus"
 
     def __init__(self, name: str, lab: Lab, drivers: Drivers) -> None:
         super().__init__(name, lab)
@@ -51,17 +53,23 @@ class BusDir(LabDir):
         """Offer the device of this name to the drivers.  Raises OSError(ENODEV) when there is none."""
 
 
-class DriverDir(LabDir, UeventDir):
-    """sys/bus/<bus>/drivers/<driver>: a driver."""
+class DriverDir(LabDir, UeventStoreDir):
+    """sys/bus/<bus>/drivers/<driver>: a driver.
 
-    __slots__ = ()
+    `module_dir` is the directory of its module, None for a driver that is built into the kernel.
+    """
+
+    __slots__ = ("module_dir",)
     uevent_subsystem = "drivers"
 
-    @store_only()
-    def uevent(self, text: str) -> None:
-        """Emits an event of the driver: an action, such as `add`, which a UUID and `KEY=value` may follow.
-        EINVAL: another text."""
-        self.synthesise(text)
+    def __init__(self, name: str, lab: Lab, module_dir: Kobject | None = None) -> None:
+        super().__init__(name, lab)
+        self.module_dir = module_dir
+
+    @link()
+    def module(self) -> Entry | None:
+        """To the module of the driver, unless the driver is built into the kernel."""
+        return self.module_dir
 
     @store_only()
     def bind(self, text: str) -> None:
@@ -85,15 +93,28 @@ class DriverDir(LabDir, UeventDir):
 
 
 class PciBusDir(BusDir):
-    """sys/bus/pci."""
+    """sys/bus/pci: the PCI bus."""
 
-    __slots__ = ()
+    __slots__ = ("alignment",)
 
     def __init__(self, name: str, lab: Lab) -> None:
         super().__init__(name, lab, lab.drivers)
+        self.alignment = ""
 
     def probe(self, device: str) -> None:
         self.lab.drivers.probe(self.lab.drivers.find(device))
+
+    @attribute(0o644)
+    def resource_alignment(self) -> str:
+        """The alignments that were written, nothing at first. No BAR of a lab is placed by them."""
+        return self.alignment
+
+    @resource_alignment.store
+    def _store_resource_alignment(self, text: str) -> None:
+        """Sets it, whatever the text is. EINVAL: a page or more."""
+        if len(text) >= PAGE_SIZE - 1:
+            raise ValueError("as long as a page")
+        self.alignment = text
 
 
 class PciDriverDir(DriverDir):

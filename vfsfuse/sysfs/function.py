@@ -47,7 +47,7 @@ class PciFunctionDir(DeviceDir, PciAttributes):
         identity, driver = device.identity, self.assignable.driver
         return {
             **({"DRIVER": driver} if driver else {}),
-            "PCI_CLASS": f"{identity.class_code:X}",
+            "PCI_CLASS": f"{identity.class_code:04X}",
             "PCI_ID": f"{identity.vendor:04X}:{identity.device:04X}",
             "PCI_SUBSYS_ID": f"{identity.subsystem_vendor:04X}:{identity.subsystem_device:04X}",
             "PCI_SLOT_NAME": self.name,

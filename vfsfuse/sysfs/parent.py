@@ -7,11 +7,10 @@ from devmodel.lifecycle.function import PhysicalFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.requests import parse_create_line, parse_destroy_line
-from vfsfuse.kernfs.kobject import Entry
-from vfsfuse.kernfs.members import attribute, link, store_only, waiting_store
+from vfsfuse.kernfs.members import attribute, store_only, waiting_store
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import View
-from vfsfuse.sysfs.uevent import DeviceDir
+from vfsfuse.sysfs.uevent import ClassDeviceDir
 from vfsfuse.sysfs.vgpu_resources import ParentResources
 
 
@@ -19,23 +18,14 @@ def _has_host_driver(self: PhysicalFunctionDir) -> bool:
     return self.parent_device.has_host_driver
 
 
-class VirtualParentDir(DeviceDir, ParentResources):
+class VirtualParentDir(ClassDeviceDir, ParentResources):
     """sys/devices/virtual/<driver>/<name>: an mdev parent that is no PCI function."""
 
     __slots__ = ("parent_device", "view")
 
     def __init__(self, view: View, parent: Parent) -> None:
-        super().__init__(parent.name)
+        super().__init__(parent.name, view.subsystems.classes[parent.spec.driver])
         self.view, self.parent_device = view, parent
-
-    @property
-    def uevent_subsystem(self) -> str:
-        return self.parent_device.spec.driver
-
-    @link()
-    def subsystem(self) -> Entry | None:
-        """To the class of the parent, `sys/class/<driver>`."""
-        return self.view.subsystems.classes.get(self.parent_device.spec.driver)
 
 
 class PhysicalFunctionDir(PciFunctionDir, ParentResources):

@@ -12,8 +12,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 
 from vfsfuse.kernfs.groups import Group
-from vfsfuse.kernfs.kobject import Kobject
-from vfsfuse.kernfs.members import attribute
+from vfsfuse.kernfs.kobject import Entry, Kobject
+from vfsfuse.kernfs.members import attribute, link, store_only
 from vfsfuse.kernfs.tree import root_of
 from vfsfuse.sysfs.power import PowerGroup, RuntimePower
 
@@ -66,6 +66,18 @@ class UeventDir(Kobject):
         root_of(self).uevents.emit(action, path, self.uevent_subsystem, variables, extra)
 
 
+class UeventStoreDir(UeventDir):
+    """A bus, a driver or a module: its `uevent` takes an action, and shows nothing."""
+
+    __slots__ = ()
+
+    @store_only()
+    def uevent(self, text: str) -> None:
+        """Emits an event of the object: an action, such as `add`, which a UUID and `KEY=value` may follow.
+        EINVAL: another text."""
+        self.synthesise(text)
+
+
 class DeviceDir(UeventDir):
     """The directory of a device: its `uevent` shows the variables, a line each, and takes an action."""
 
@@ -87,6 +99,25 @@ class DeviceDir(UeventDir):
         """Emits an event of the device: an action, such as `add`, which a UUID and `KEY=value` may follow.
         EINVAL: another text."""
         self.synthesise(text)
+
+
+class ClassDeviceDir(DeviceDir):
+    """The directory of a device of a class, whose directory is `subsystem_dir`."""
+
+    __slots__ = ("subsystem_dir",)
+
+    def __init__(self, name: str, subsystem_dir: Kobject) -> None:
+        super().__init__(name)
+        self.subsystem_dir = subsystem_dir
+
+    @property
+    def uevent_subsystem(self) -> str:
+        return self.subsystem_dir.name
+
+    @link()
+    def subsystem(self) -> Entry | None:
+        """To the class of the device."""
+        return self.subsystem_dir
 
 
 def emit(directory: Kobject, action: str, extra: Mapping[str, str] | None = None) -> None:

@@ -10,11 +10,15 @@ from __future__ import annotations
 from devmodel.vfio.group import Group
 from vfsfuse.kernfs.kobject import Entry, Kobject
 from vfsfuse.kernfs.members import attribute, link
-from vfsfuse.sysfs.uevent import DeviceDir
+from vfsfuse.sysfs.uevent import ClassDeviceDir
 
+MISC_MAJOR, VFIO_MINOR = 10, 196
+"""The container's number, which is the same on every machine (<linux/miscdevice.h>)."""
 GROUP_MAJOR, VFIO_MAJOR = 511, 510
 """Major numbers of the character devices of groups and of devices.  Linux takes them from the top of the
 dynamic range, and groups come first."""
+NOIOMMU = "noiommu-"
+"""What the name of a group without an IOMMU begins with."""
 
 
 def _character_device(major: int, minor: int, name: str) -> dict[str, str]:
@@ -28,7 +32,7 @@ def vfio_dev_variables(minor: int) -> dict[str, str]:
 
 def vfio_group_name(group: Group) -> str:
     """The name of its file in dev/vfio."""
-    return f"{'noiommu-' if group.noiommu else ''}{group.number}"
+    return f"{NOIOMMU if group.noiommu else ''}{group.number}"
 
 
 def vfio_group_variables(group: Group) -> dict[str, str]:
@@ -36,14 +40,31 @@ def vfio_group_variables(group: Group) -> dict[str, str]:
     return _character_device(GROUP_MAJOR, group.number, vfio_group_name(group))
 
 
-class VfioDevDir(DeviceDir):
+class ContainerDir(ClassDeviceDir):
+    """sys/devices/virtual/misc/vfio: the character device of containers, dev/vfio/vfio."""
+
+    __slots__ = ("mode",)
+
+    def __init__(self, name: str, subsystem_dir: Kobject, mode: int) -> None:
+        super().__init__(name, subsystem_dir)
+        self.mode = mode
+
+    def uevent_variables(self) -> dict[str, str]:
+        return _character_device(MISC_MAJOR, VFIO_MINOR, self.name) | {"DEVMODE": f"0{self.mode:o}"}
+
+    @attribute()
+    def dev(self) -> str:
+        """The numbers of the character device: `major:minor`."""
+        return f"{MISC_MAJOR}:{VFIO_MINOR}"
+
+
+class VfioDevDir(ClassDeviceDir):
     """<device>/vfio-dev/vfio<N>: the character device of a device that VFIO drives."""
 
     __slots__ = ("minor",)
-    uevent_subsystem = "vfio-dev"
 
-    def __init__(self, minor: int) -> None:
-        super().__init__(f"vfio{minor}")
+    def __init__(self, minor: int, subsystem_dir: Kobject) -> None:
+        super().__init__(f"vfio{minor}", subsystem_dir)
         self.minor = minor
 
     def uevent_variables(self) -> dict[str, str]:
@@ -61,14 +82,13 @@ class VfioDevDir(DeviceDir):
         return above.parent if above is not None else None
 
 
-class VfioGroupDir(DeviceDir):
+class VfioGroupDir(ClassDeviceDir):
     """sys/devices/virtual/vfio/<group>: the character device of a group."""
 
     __slots__ = ("group",)
-    uevent_subsystem = "vfio"
 
-    def __init__(self, group: Group) -> None:
-        super().__init__(vfio_group_name(group))
+    def __init__(self, group: Group, subsystem_dir: Kobject) -> None:
+        super().__init__(vfio_group_name(group), subsystem_dir)
         self.group = group
 
     def uevent_variables(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from vfsfuse.sysfs.model import directory_class
 from vfsfuse.sysfs.parent import PhysicalFunctionDir
 from vfsfuse.sysfs.sriov import SriovFunctionDir, VirtualFunctionDir
 from vfsfuse.views.additions import Additions
+from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.vgpus import VgpuViews
 
@@ -24,8 +25,10 @@ from vfsfuse.views.vgpus import VgpuViews
 class FunctionViews:
     """The directories of PCI functions."""
 
-    def __init__(self, view: View, tree: Tree, nodes: VfioNodes, vgpus: VgpuViews) -> None:
-        self._view, self._tree, self._nodes, self._vgpus = view, tree, nodes, vgpus
+    def __init__(
+        self, view: View, tree: Tree, nodes: VfioNodes, vgpus: VgpuViews, modules: ModuleViews
+    ) -> None:
+        self._view, self._tree, self._nodes, self._vgpus, self._modules = view, tree, nodes, vgpus, modules
         self._directories: dict[PciFunction, PciFunctionDir] = {}
         self._shown: dict[PciFunction, ExitStack] = {}
         self._bound: dict[PciFunction, ExitStack] = {}
@@ -44,8 +47,9 @@ class FunctionViews:
         self._show(function, directory, Additions(self._tree, ExitStack()))
         drivers = self._view.subsystems.pci_drivers
         for driver in {parent.spec.driver, VFIO_PCI} - drivers.keys():
-            made = PciDriverDir(driver, self._view.lab)
+            made = PciDriverDir(driver, self._view.lab, self._modules.of_driver(driver))
             drivers[driver] = self._tree.add(self._tree.make("sys/bus/pci/drivers"), made)
+            self._modules.registered("pci", made)
         self.bound(function)
         return directory
 

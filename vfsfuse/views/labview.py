@@ -33,6 +33,7 @@ from vfsfuse.vfio.listened import ListenedFile, listened
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
+from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.uevents import UeventsFile
 from vfsfuse.views.vgpus import VgpuViews
@@ -51,17 +52,19 @@ class LabView:
         self._announcer = Announcer(tree.root.uevents)
         self._grow(tree.root, SKELETON)
         tree.add(tree.root, UeventsFile.node(tree.root.uevents))
-        drivers = tree.make("sys/bus/mdev/drivers")
+        self.modules = ModuleViews(tree, self.lab)
+        vfio_mdev = MdevDriverDir("vfio_mdev", self.lab, self.modules.of_driver("vfio_mdev"))
         self.subsystems = Subsystems(
             mdev_bus=tree.make("sys/bus/mdev"),
-            vfio_mdev=tree.add(drivers, MdevDriverDir("vfio_mdev", self.lab)),
+            vfio_mdev=tree.add(tree.make("sys/bus/mdev/drivers"), vfio_mdev),
             pci_bus=tree.make("sys/bus/pci"),
         )
+        self.modules.registered("mdev", vfio_mdev)
         tree.make("sys/bus/mdev/devices")
         self.nodes = VfioNodes(spec, tree, self.services, self.directory)
         self.nodes.add_container(self.lab.vfio, lambda: self._st_dev)
         self.vgpus = VgpuViews(self, tree, self.nodes, spec.vendor)
-        self.functions = FunctionViews(self, tree, self.nodes, self.vgpus)
+        self.functions = FunctionViews(self, tree, self.nodes, self.vgpus, self.modules)
         for parent in self.lab.parents.values():
             self._add_parent(parent)
         tree.take_changes()
@@ -195,7 +198,7 @@ class LabView:
     def _add_parent(self, parent: Parent) -> None:
         driver = parent.spec.driver
         self.subsystems.classes[driver] = self.tree.make(f"sys/class/{driver}")
-        self.tree.make(f"sys/module/{driver}")
+        self.modules.host_driver(driver)
         if isinstance(parent, PhysicalParent):
             self.vgpus.add_parent(parent, self.functions.add_physical(parent, parent.function))
         else:

@@ -19,9 +19,21 @@ from devmodel.vfio.group import Assignable, DeviceFile, Group
 from devmodel.vfio.module import VfioModule
 from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.kernfs.bundle import Bundle, Part, symlink_part
-from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject
+from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
-from vfsfuse.sysfs.vfio import IommuGroupDir, VfioDevDir, VfioGroupDir, vfio_group_name
+from vfsfuse.sysfs.chardev import CharDir
+from vfsfuse.sysfs.vfio import (
+    GROUP_MAJOR,
+    MISC_MAJOR,
+    NOIOMMU,
+    VFIO_MAJOR,
+    VFIO_MINOR,
+    ContainerDir,
+    IommuGroupDir,
+    VfioDevDir,
+    VfioGroupDir,
+    vfio_group_name,
+)
 from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.device import open_device
 from vfsfuse.vfio.fops import Services
@@ -73,12 +85,18 @@ class VfioNodes:
         self._vfio = tree.add(tree.make("dev"), VfioNodesDir("vfio"))
         self._cdevs = tree.add(self._vfio, Kobject("devices"))
         self._groups = tree.make("sys/kernel/iommu_groups")
+        self._char = tree.make("sys/dev/char")
         self.of_group, self.of_vfio = self._group_parts(), self._vfio_parts()
 
     def add_container(self, vfio: VfioModule, st_dev: Callable[[], int]) -> None:
-        """Add dev/vfio/vfio; `st_dev` gives that of the mount."""
-        opener = ContainerFops.opener(lambda: vfio.noiommu, st_dev)
-        self.tree.add(self._vfio, self._owned(DeviceNode("vfio", 0o666, opener)))
+        """Add dev/vfio/vfio, and its device of the class misc; `st_dev` gives that of the mount."""
+        opener = ContainerFops.opener(lambda: vfio.enable_unsafe_noiommu_mode, st_dev)
+        node = self.tree.add(self._vfio, self._owned(DeviceNode("vfio", 0o666, opener)))
+        misc = self.tree.make("sys/class/misc")
+        own = ContainerDir(node.name, misc, node.mode)
+        self.tree.add(self.tree.make("sys/devices/virtual/misc"), own)
+        self.tree.add(misc, Symlink(own.name, own))
+        self.tree.add(self._char, Symlink(f"{MISC_MAJOR}:{VFIO_MINOR}", own))
 
     def group_dir(self, group: Group) -> Entry | None:
         """The group's directory, while it is shown."""
@@ -121,23 +139,33 @@ class VfioNodes:
     def _vfio_parts(self) -> tuple[Part, ...]:
         """The entries that a device has while VFIO drives it."""
         tree = self.tree
+        devices, groups = tree.make("sys/class/vfio-dev"), tree.make("sys/class/vfio")
         above = Part(self._own, lambda device: VFIO_DEV, lambda bundle: Kobject(VFIO_DEV), directory=True)
-        own = Part(above, _name, lambda bundle: VfioDevDir(bundle.device.vfio_minor), directory=True)
+        own = Part(above, _name, lambda bundle: VfioDevDir(bundle.device.vfio_minor, devices), directory=True)
         group = Part(
             tree.make("sys/devices/virtual/vfio"),
             _group_name,
-            lambda bundle: VfioGroupDir(bundle.device.group),
+            lambda bundle: VfioGroupDir(bundle.device.group, groups),
             directory=True,
         )
         return (
             above,
             own,
-            symlink_part(tree.make("sys/class/vfio-dev"), _name, own),
+            symlink_part(devices, _name, own),
+            symlink_part(self._char_major(VFIO_MAJOR, devices, "vfio"), _dev_number, own),
             group,
-            symlink_part(tree.make("sys/class/vfio"), _group_name, group),
+            symlink_part(groups, _group_name, group),
+            symlink_part(self._char_major(GROUP_MAJOR, groups, "", NOIOMMU), _group_dev_number, group),
             Part(self._vfio, _group_name, self._group_node),
             Part(self._cdevs, _name, self._cdev),
         )
+
+    def _char_major(self, number: int, devices: Kobject, *prefixes: str) -> Kobject:
+        """Where the links in sys/dev/char to devices with a major number are."""
+        char = self._char
+        if not isinstance(char, CharDir):
+            raise TypeError(char.path)
+        return char.add(number, devices, *prefixes)
 
     def _group_node(self, bundle: Bundle) -> DeviceNode:
         group = bundle.device.group
@@ -187,6 +215,14 @@ class VfioNodes:
 
 def _name(device: Assignable) -> str:
     return f"vfio{device.vfio_minor}"
+
+
+def _dev_number(device: Assignable) -> str:
+    return f"{VFIO_MAJOR}:{device.vfio_minor}"
+
+
+def _group_dev_number(device: Assignable) -> str:
+    return f"{GROUP_MAJOR}:{device.group.number}"
 
 
 def _group_name(device: Assignable) -> str:

@@ -28,7 +28,7 @@ class VgpuViews:
         self._shown: dict[Mdev, Bundle] = {}
         self._bound: dict[Mdev, Bundle] = {}
         self._own = Part(lambda mdev: self._parents[mdev.parent], _name, self._make_own, directory=True)
-        self._plan = self._make_plan(tree.make(f"sys/class/vgpu/{vendor}"))
+        self._plan = self._make_plan(self._vendor_dir(vendor))
         driver_link = symlink_part(view.subsystems.vfio_mdev, _name, self.directory)
         self._bound_plan = Plan(*nodes.of_group, driver_link, *nodes.of_vfio)
 
@@ -100,6 +100,16 @@ class VgpuViews:
     def _hide_bound(self, mdev: Mdev) -> None:
         self._tree.withdraw(self._bound[mdev])
         del self._bound[mdev]
+
+    def _vendor_dir(self, vendor: str) -> Kobject:
+        """What sys/class/vgpu/<vendor> points at.
+
+        libudev takes each directory in a class for a device, and each link unless it leads to a directory
+        without `uevent` in sys/devices.
+        """
+        directory = self._tree.make(f"sys/devices/virtual/vgpu/{vendor}")
+        self._tree.add(self._tree.make("sys/class/vgpu"), Symlink(vendor, directory))
+        return directory
 
     def _make_plan(self, vendor_class: Kobject) -> Plan:
         """All entries of a vGPU, except those that its driver adds."""

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sys/module: the kernel modules that a machine with such devices has loaded, and their parameters.
+
+The values of parameters are the lab's (devmodel.vfio.module).  Trio thread; the device lane calls show() too.
+Source: Documentation/ABI/stable/sysfs-module, Documentation/ABI/testing/sysfs-module, modinfo(8) of vfio,
+vfio-pci and vfio_iommu_type1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from devmodel.iommu.api import DMA_ENTRY_LIMIT
+from devmodel.lifecycle.lab import Lab
+from vfsfuse.kernfs.kobject import Kobject
+from vfsfuse.kernfs.members import Attribute, attribute
+from vfsfuse.sysfs.kstrtox import parse_bool
+from vfsfuse.sysfs.lab import LabDir
+from vfsfuse.sysfs.uevent import UeventStoreDir
+
+
+def _parameter(name: str, mode: int, doc: str) -> Attribute:
+    """A boolean parameter: the attribute of this name of the lab's VfioModule."""
+
+    def show(self: LabDir) -> str:
+        return "Y" if getattr(self.lab.vfio, name) else "N"
+
+    def store(self: LabDir, text: str) -> None:
+        """Sets it. EINVAL: no truth value."""
+        setattr(self.lab.vfio, name, parse_bool(text))
+
+    return Attribute(name, mode, show, store if mode & 0o222 else None, doc=f"{doc}: `Y` or `N`.")
+
+
+class VfioParameters(LabDir):
+    """sys/module/vfio/parameters: parameters of VFIO."""
+
+    __slots__ = ()
+    enable_unsafe_noiommu_mode = _parameter(
+        "enable_unsafe_noiommu_mode", 0o644, "Whether VFIO takes functions without an IOMMU"
+    )
+
+
+class Type1Parameters(LabDir):
+    """sys/module/vfio_iommu_type1/parameters: parameters of the type1 IOMMU."""
+
+    __slots__ = ()
+    allow_unsafe_interrupts = _parameter(
+        "allow_unsafe_interrupts",
+        0o644,
+        "Whether a group may be used whose interrupts are not isolated; those of a lab are",
+    )
+    disable_hugepages = _parameter(
+        "disable_hugepages", 0o644, "Whether the IOMMU uses no huge pages; clients see no difference"
+    )
+
+    @attribute()
+    def dma_entry_limit(self) -> int:
+        """How many mappings a container may have."""
+        return DMA_ENTRY_LIMIT
+
+
+class VfioPciParameters(LabDir):
+    """sys/module/vfio_pci/parameters: parameters of vfio-pci.
+
+    vfio-pci reads most of them when it is loaded, so that a write has no effect until it is loaded again.
+    """
+
+    __slots__ = ()
+    enable_sriov = _parameter(
+        "enable_sriov", 0o644, "Whether a function of vfio-pci may have virtual functions"
+    )
+    nointxmask = _parameter(
+        "nointxmask", 0o644, "Whether INTx is masked outside the function, once the module is loaded again"
+    )
+    disable_idle_d3 = _parameter(
+        "disable_idle_d3", 0o644, "Whether unused functions stay in D0, once the module is loaded again"
+    )
+    disable_vga = _parameter("disable_vga", 0o444, "Whether there is no VGA region")
+    disable_denylist = _parameter(
+        "disable_denylist", 0o444, "Whether functions with known errata are taken; no model is one"
+    )
+
+    @attribute()
+    def ids(self) -> str:
+        """An empty line: the module was loaded without ids. `new_id` of the driver adds some."""
+        return "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module: the modules that it uses, and the class of its `parameters`."""
+
+    uses: tuple[str, ...] = ()
+    parameters: Callable[[str, Lab], Kobject] | None = None
+
+
+MODULES: Mapping[str, Module] = {
+    "mdev": Module(),
+    "vfio": Module(parameters=VfioParameters),
+    "vfio_iommu_type1": Module(uses=("vfio",), parameters=Type1Parameters),
+    "vfio_mdev": Module(uses=("mdev", "vfio")),
+    "vfio_pci": Module(uses=("vfio_pci_core",), parameters=VfioPciParameters),
+    "vfio_pci_core": Module(uses=("vfio",)),
+}
+"""The modules that every lab has.  The host driver of each parent has a module, too."""
+HOST_DRIVER = Module(uses=("mdev",))
+
+
+def module_name(driver: str) -> str:
+    """The name of the module of a driver: modules have underscores where drivers have dashes."""
+    return driver.replace("-", "_")
+
+
+class ModuleDir(UeventStoreDir):
+    """sys/module/<module>: a kernel module."""
+
+    __slots__ = ()
+    uevent_subsystem = "module"
+
+    @attribute()
+    def initstate(self) -> str:
+        """The state of the module: `live`, loaded."""
+        return "live"
+
+    @attribute()
+    def taint(self) -> str:
+        """An empty line: the module taints nothing."""
+        return "\n"
