@@ -37,7 +37,7 @@ MODES = {
     **dict.fromkeys(("config", "driver_override", "drivers_autoprobe", "uevent"), 0o644),
     **dict.fromkeys(("enable_unsafe_noiommu_mode", "engine_timeout_ms", "port0", "port1"), 0o644),
     **dict.fromkeys(("control", "async", "autosuspend_delay_ms"), 0o644),
-    **dict.fromkeys(("enable_sriov", "sriov_numvfs", "sriov_drivers_autoprobe"), 0o644),
+    **dict.fromkeys(("dma_entry_limit", "enable_sriov", "sriov_numvfs", "sriov_drivers_autoprobe"), 0o644),
     **dict.fromkeys(("allow_unsafe_interrupts", "disable_hugepages", "resource_alignment"), 0o644),
     **dict.fromkeys(("nointxmask", "disable_idle_d3"), 0o644),
     **dict.fromkeys((*(f"resource{index}" for index in range(6)), "rom"), 0o600),

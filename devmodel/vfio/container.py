@@ -19,6 +19,7 @@ from devmodel.iommu.driver import Iommu
 from devmodel.iommu.noiommu import NoIommu
 from devmodel.iommu.type1 import Type1
 from devmodel.vfio.flags import DmaMap, DmaUnmap, IommuDirtyPages
+from devmodel.vfio.module import VfioModule
 
 MAP_PROT = DmaMap.FLAG_READ | DmaMap.FLAG_WRITE
 """Flags of MAP_DMA that are a protection; their numbers are Prot's."""
@@ -28,10 +29,6 @@ UNMAP_ALONE = DmaUnmap.FLAG_ALL | DmaUnmap.FLAG_VADDR
 UNMAP_KNOWN = UNMAP_ALONE | DmaUnmap.FLAG_GET_DIRTY_BITMAP
 _TYPE1 = frozenset({Extension.TYPE1, Extension.TYPE1V2, Extension.UNMAP_ALL})
 _IS_V2 = {Extension.TYPE1: False, Extension.TYPE1V2: True}
-
-
-def _never() -> bool:
-    return False
 
 
 class ContainerGroup(IommuGroup, Protocol):
@@ -45,18 +42,18 @@ class ContainerGroup(IommuGroup, Protocol):
 class Container:
     """One open of /dev/vfio/vfio. Its groups keep it and its mappings alive after it is closed.
 
-    ``noiommu`` returns whether enable_unsafe_noiommu_mode is on now. ``locked`` accounts for pinned memory
-    together with other containers.
+    ``module`` has the parameters of VFIO's modules. ``locked`` accounts for pinned memory together with
+    other containers.
     """
 
-    __slots__ = ("closed", "groups", "iommu", "lock", "locked", "noiommu")
+    __slots__ = ("closed", "groups", "iommu", "lock", "locked", "module")
 
-    def __init__(self, noiommu: Callable[[], bool] = _never, locked: LockedMemory | None = None) -> None:
+    def __init__(self, module: VfioModule | None = None, locked: LockedMemory | None = None) -> None:
         self.lock = threading.Lock()
         self.groups: dict[int, ContainerGroup] = {}
         self.iommu: Iommu | None = None
         self.closed = False
-        self.noiommu = noiommu
+        self.module = module or VfioModule()
         self.locked = locked or LockedMemory()
 
     @property
@@ -148,7 +145,11 @@ class Container:
         both."""
         kinds = {group.noiommu for group in self.groups.values()} or {False, True}
         offered = _TYPE1 if False in kinds else frozenset[Extension]()
-        return offered | {Extension.NOIOMMU} if True in kinds and self.noiommu() else offered
+        return (
+            offered | {Extension.NOIOMMU}
+            if True in kinds and self.module.enable_unsafe_noiommu_mode
+            else offered
+        )
 
     def _make(self, kind: int, rawio: bool) -> Iommu:
         """To add an IOMMU: CONTRIBUTING.md, "Adding an IOMMU API or backend"."""
@@ -158,7 +159,7 @@ class Container:
             return NoIommu()
         if kind not in _IS_V2:
             raise OSError(errno.EINVAL, f"extension {kind} is not a kind of IOMMU")
-        return Type1(v2=_IS_V2[Extension(kind)], locked=self.locked)
+        return Type1(_IS_V2[Extension(kind)], self.module.dma_entry_limit, self.locked)
 
 
 class IommuInfo(NamedTuple):

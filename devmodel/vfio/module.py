@@ -7,10 +7,15 @@ vfio_iommu_type1.
 
 from dataclasses import dataclass
 
+from devmodel.iommu.api import DMA_ENTRY_LIMIT
+
 
 @dataclass(slots=True)
 class VfioModule:
-    """The boolean parameters by their names; changed on the lifecycle thread, read by any."""
+    """The parameters by their names; changed on the lifecycle thread, read by any.
+
+    ``dma_entry_limit`` is the most mappings of a container whose IOMMU is set from now on.
+    """
 
     enable_unsafe_noiommu_mode: bool = False
     allow_unsafe_interrupts: bool = False
@@ -20,3 +25,4 @@ class VfioModule:
     disable_idle_d3: bool = False
     disable_vga: bool = False
     disable_denylist: bool = False
+    dma_entry_limit: int = DMA_ENTRY_LIMIT

@@ -308,6 +308,57 @@ def test_info_says_how_much_room_the_chain_takes(container: Container, argsz: in
         assert whole.raw[24 + chain :] == b"\xa5" * (512 - chain)
 
 
+# ---- vfio_iommu_type1's dma_entry_limit ----
+
+LIMIT = "sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
+
+
+@pytest.fixture
+def limit(lab: MountedLab) -> Iterator[Callable[[str], int]]:
+    """Writes the parameter; returns what it is then."""
+    file = lab.path / LIMIT
+    before = file.read_text()
+
+    def write(text: str) -> int:
+        fd = os.open(file, os.O_WRONLY)
+        try:
+            assert os.write(fd, text.encode()) == len(text)
+        finally:
+            os.close(fd)
+        return int(file.read_text())
+
+    yield write
+    file.write_text(before)
+
+
+def test_a_container_takes_the_limit_at_set_iommu(
+    lab: MountedLab, vgpu: Vgpu, memory: Memory, limit: Callable[[str], int]
+) -> None:
+    assert limit("3\n") == 3
+    with in_container(lab, vgpu.group) as container:
+        assert limit("0x12345678") == 0x12345678
+        for page in range(3):
+            container.map(page * PAGE, memory.address, PAGE)
+        assert container.dma_avail == 0
+        fails(errno.ENOSPC, container.map, 3 * PAGE, memory.address, PAGE)
+        container.unmap(0, PAGE)
+        container.map(3 * PAGE, memory.address, PAGE)
+    with in_container(lab, vgpu.group) as container:
+        assert container.dma_avail == 0x12345678
+    assert limit("0") == 0
+    with in_container(lab, vgpu.group) as container:
+        fails(errno.ENOSPC, container.map, 0, memory.address, PAGE)
+
+
+def test_the_limit_is_an_unsigned_int(limit: Callable[[str], int]) -> None:
+    for text, value in (("+5", 5), ("017", 15), ("0XfF\n", 255), (str(2**32 - 1), 2**32 - 1)):
+        assert limit(text) == value
+    for text in ("4294967296", "0x100000000", "9" * 4000, "0" + "7" * 4000):
+        fails(errno.ERANGE, limit, text)
+    for text in ("\n", "-1", " 1", "1 ", "0x", "08", "1\n\n", "1k", "y"):
+        fails(errno.EINVAL, limit, text)
+
+
 # ---- dirty pages ----
 
 

@@ -1,18 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers and truth values written to attributes.  No state; source: Documentation/core-api/kernel-api.rst,
-kstrtoul() and kstrtobool()."""
+kstrtoul(), kstrtouint() and kstrtobool()."""
 
 from __future__ import annotations
 
+import errno
 import re
 
 UNSIGNED = re.compile(r"\+?(?:0[xX][0-9a-fA-F]{1,16}|0[0-7]{0,21}|[1-9][0-9]{0,18})", re.ASCII)
+
+
+LONG = re.compile(r"\+?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", re.ASCII)
+"""The same, however long."""
 
 
 def parse_number(text: str) -> int:
     """An unsigned number in C's notation, as kstrtoul() takes it with base 0.  Raises ValueError."""
     if UNSIGNED.fullmatch(text) is None:
         raise ValueError(f"{text!r} is not a number")
+    return _value(text)
+
+
+def parse_uint(text: str) -> int:
+    """A number of 32 bits in C's notation, as kstrtouint() takes it with base 0.  Raises ValueError, and
+    OSError(ERANGE) for a larger number."""
+    if LONG.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is not a number")
+    value = _value(text)
+    if value >> 32:
+        raise OSError(errno.ERANGE, f"{text} has more than 32 bits")
+    return value
+
+
+def _value(text: str) -> int:
     digits = text.removeprefix("+").lower()
     return int(digits, 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10)
 

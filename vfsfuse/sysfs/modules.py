@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from devmodel.iommu.api import DMA_ENTRY_LIMIT
 from devmodel.lifecycle.lab import Lab
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.members import Attribute, attribute
-from vfsfuse.sysfs.kstrtox import parse_bool
+from vfsfuse.sysfs.kstrtox import parse_bool, parse_uint
 from vfsfuse.sysfs.lab import LabDir
 from vfsfuse.sysfs.uevent import UeventStoreDir
 
@@ -55,10 +54,15 @@ class Type1Parameters(LabDir):
         "disable_hugepages", 0o644, "Whether the IOMMU uses no huge pages; clients see no difference"
     )
 
-    @attribute()
+    @attribute(0o644)
     def dma_entry_limit(self) -> int:
-        """How many mappings a container may have."""
-        return DMA_ENTRY_LIMIT
+        """How many mappings a container may have whose IOMMU is set from now on."""
+        return self.lab.vfio.dma_entry_limit
+
+    @dma_entry_limit.store
+    def _store_dma_entry_limit(self, text: str) -> None:
+        """Sets it. EINVAL: no number; ERANGE: more than 32 bits."""
+        self.lab.vfio.dma_entry_limit = parse_uint(text)
 
 
 class VfioPciParameters(LabDir):

@@ -23,6 +23,7 @@ from devmodel.vfio.container import (
     tracking,
     unmap_dma,
 )
+from devmodel.vfio.module import VfioModule
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Kind
 from ioctl_shim.client import CAP_SYS_RAWIO, Caller
@@ -66,13 +67,11 @@ class ContainerFops(VfioFops):
         self.container, self.processes = container, processes
 
     @classmethod
-    def opener(
-        cls, noiommu: Callable[[], bool], st_dev: Callable[[], int]
-    ) -> Callable[[OpenRequest], Opened]:
+    def opener(cls, module: VfioModule, st_dev: Callable[[], int]) -> Callable[[OpenRequest], Opened]:
         """The function that opens dev/vfio/vfio of a lab.  Its containers share one account of locked memory.
-        `noiommu` returns whether enable_unsafe_noiommu_mode is on, `st_dev` that of the mount's files."""
+        `module` has the parameters of the lab's modules, `st_dev` returns that of the mount's files."""
         locked = LockedMemory()
-        return lambda request: Opened(cls(Container(noiommu, locked), Processes(st_dev)))
+        return lambda request: Opened(cls(Container(module, locked), Processes(st_dev)))
 
     @property
     def subject(self) -> str:

@@ -90,7 +90,7 @@ class VfioNodes:
 
     def add_container(self, vfio: VfioModule, st_dev: Callable[[], int]) -> None:
         """Add dev/vfio/vfio, and its device of the class misc; `st_dev` gives that of the mount."""
-        opener = ContainerFops.opener(lambda: vfio.enable_unsafe_noiommu_mode, st_dev)
+        opener = ContainerFops.opener(vfio, st_dev)
         node = self.tree.add(self._vfio, self._owned(DeviceNode("vfio", 0o666, opener)))
         misc = self.tree.make("sys/class/misc")
         own = ContainerDir(node.name, misc, node.mode)
