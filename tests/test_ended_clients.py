@@ -2,7 +2,8 @@
 """Clients that have ended, and files of theirs that are closed a moment later: by the supervisor of a
 `vfsfuse run`, which is the test itself here, or by a real one, when its clients are killed at any moment.
 
-Nobody else finds a group in use because of them.  What another process has, it has.
+Nobody else finds a group or a device in use because of them.  What another process has, it has.  An open
+waits for the group and the devices of it, a removal for the devices alone.
 """
 
 from __future__ import annotations
@@ -107,9 +108,15 @@ CHANGES: dict[str, Callable[[Vgpu], object]] = {
 }
 
 
+def keeping(change: str, vgpu: Vgpu) -> list[int]:
+    """An open file that stands in the way of the change."""
+    if change == "open":
+        return group_file(vgpu.lab, vgpu.group)
+    return device_file(vgpu.lab, vgpu.group, vgpu.name)
+
+
 @pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
-@pytest.mark.parametrize("file", ["group", "device"])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("file", "change"), [("group", "open"), *[("device", change) for change in CHANGES]])
 def test_what_a_client_left_behind_is_waited_for(vgpu: Vgpu, change: str, file: str, reaped: bool) -> None:
     def take() -> list[int]:
         number = vgpu.group
@@ -124,8 +131,8 @@ def test_what_a_client_left_behind_is_waited_for(vgpu: Vgpu, change: str, file: 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_stays_open_is_busy_and_waited_for_once(vgpu: Vgpu, change: str) -> None:
-    """An heir has the group: whoever comes first finds that out, the others get the answer at once."""
-    (heir,) = left_behind(lambda: group_file(vgpu.lab, vgpu.group))
+    """An heir has the file: whoever comes first finds that out, the others get the answer at once."""
+    (heir,) = left_behind(lambda: keeping(change, vgpu))
     before = snapshot(vgpu.lab.path)
     first, *others = (seconds(lambda: CHANGES[change](vgpu), errno.EBUSY) for _ in range(10))
     assert PATIENCE * 0.9 < first < PATIENCE + 1
@@ -139,10 +146,11 @@ def test_virtual_functions_that_a_client_left_behind_are_waited_for(lab: Mounted
     for name in VFS[:2]:
         bind_by_override(lab, name)
     groups = [os.readlink(vf_dir(lab, name) / "iommu_group").rsplit("/", 1)[1] for name in VFS[:2]]
-    with closing(*left_behind(lambda: group_file(lab, groups[0]))):
+    with closing(*left_behind(lambda: device_file(lab, groups[0], VFS[0]))):
         assert seconds(lambda: store(lab, "drivers/vfio-pci/unbind", VFS[0])) > CLOSES_AFTER / 2
     bind_by_override(lab, VFS[0])
-    left = left_behind(lambda: [fd for number in groups for fd in group_file(lab, number)])
+    pairs = [*zip(groups, VFS, strict=False)]
+    left = left_behind(lambda: [fd for number, name in pairs for fd in device_file(lab, number, name)])
     with closing(*left):
         assert CLOSES_AFTER / 2 < seconds(lambda: enable(lab, 0)) < PATIENCE + 0.3
 
@@ -153,8 +161,8 @@ def test_one_that_lives_among_them_is_not_waited_for(lab: MountedLab) -> None:
     for name in VFS[:2]:
         bind_by_override(lab, name)
     groups = [os.readlink(vf_dir(lab, name) / "iommu_group").rsplit("/", 1)[1] for name in VFS[:2]]
-    (heir,) = left_behind(lambda: group_file(lab, groups[0]))
-    with Group(lab.path, groups[1]):
+    (heir,) = left_behind(lambda: device_file(lab, groups[0], VFS[0]))
+    with opened(lab, groups[1], VFS[1]):
         assert min(seconds(lambda: enable(lab, 0), errno.EBUSY) for _ in range(3)) < AT_ONCE
     os.close(heir)
     enable(lab, 0)
@@ -162,7 +170,7 @@ def test_one_that_lives_among_them_is_not_waited_for(lab: MountedLab) -> None:
 
 def test_a_device_that_lives_beside_the_group_is_not_waited_for(vgpu: Vgpu) -> None:
     """Its own file is another client's."""
-    (heir,) = left_behind(lambda: group_file(vgpu.lab, vgpu.group))
+    (heir,) = left_behind(lambda: device_file(vgpu.lab, vgpu.group, vgpu.name))
     cdev = os.open(vgpu.cdev, os.O_RDWR)
     assert seconds(vgpu.remove, errno.EBUSY) < AT_ONCE
     os.close(cdev)
@@ -176,9 +184,9 @@ def in_thread(call: Callable[[], object]) -> None:
     thread.join()
 
 
-def held_by_a_thread_that_ended(lab: MountedLab, number: str) -> int:
+def held_by_a_thread_that_ended(vgpu: Vgpu, change: str) -> int:
     def hold() -> None:
-        in_thread(lambda: group_file(lab, number))
+        in_thread(lambda: keeping(change, vgpu))
         os.write(said, b"x")
         time.sleep(60)
 
@@ -192,7 +200,10 @@ def held_by_a_thread_that_ended(lab: MountedLab, number: str) -> int:
 
 OUTLIVES = """\
 import ctypes, os, sys, threading, time
-fd = os.open(sys.argv[1], os.O_RDWR)
+from pathlib import Path
+from tests.lab import MountedLab, Vgpu
+from tests.test_ended_clients import keeping
+keeping(sys.argv[2], Vgpu(MountedLab(Path(sys.argv[1]).parent), sys.argv[3]))
 first = threading.main_thread().native_id
 def outlive():
     while open(f"/proc/self/task/{first}/stat").read().rsplit(") ", 1)[1][0] != "Z":
@@ -204,12 +215,13 @@ ctypes.CDLL(None).pthread_exit(None)
 """
 
 
-def held_by_a_process_whose_first_thread_ended(lab: MountedLab, number: str) -> int:
+def held_by_a_process_whose_first_thread_ended(vgpu: Vgpu, change: str) -> int:
     ready, said = os.pipe()
     pid = os.fork()
     if not pid:
         os.dup2(said, 1)
-        os.execv(sys.executable, [sys.executable, "-c", OUTLIVES, str(lab.path / "dev/vfio" / number)])
+        arguments = (str(vgpu.lab.path), change, vgpu.name)
+        os.execv(sys.executable, [sys.executable, "-c", OUTLIVES, *arguments])
     assert os.read(ready, 1) == b"x"
     os.close(ready)
     os.close(said)
@@ -221,9 +233,9 @@ def held_by_a_process_whose_first_thread_ended(lab: MountedLab, number: str) -> 
     "hold", [held_by_a_thread_that_ended, held_by_a_process_whose_first_thread_ended], ids=["other", "first"]
 )
 def test_a_living_process_keeps_it_though_its_thread_has_ended(
-    vgpu: Vgpu, hold: Callable[[MountedLab, str], int], change: str
+    vgpu: Vgpu, hold: Callable[[Vgpu, str], int], change: str
 ) -> None:
-    pid = hold(vgpu.lab, vgpu.group)
+    pid = hold(vgpu, change)
     assert min(seconds(lambda: CHANGES[change](vgpu), errno.EBUSY) for _ in range(3)) < AT_ONCE
     reap(pid, signal.SIGKILL)
     CHANGES[change](vgpu)

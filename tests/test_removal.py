@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removing a vGPU that a client holds: by waiting until it lets go, and by surprise."""
+"""Taking away what a client holds, vGPUs and functions: by waiting until it lets go, and by surprise."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import pytest
 from tests import needs
 from tests.lab import MountedLab, Vgpu, vfsfuse
 from tests.snapshot import snapshot
+from tests.test_sriov import bind_by_override
 from tests.vfio.client import (
     DEVICE_GET_INFO,
     DEVICE_RESET,
@@ -31,7 +32,7 @@ from tests.vfio.client import (
     fails,
     ioctl,
 )
-from tests.vfio.devices import ERR, MSI, REQ, TRIGGER, eventfd, opened, signals, silent
+from tests.vfio.devices import ERR, GPU, MSI, REQ, TRIGGER, eventfd, opened, signals, silent
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e03"
 SECONDS = 10
@@ -47,6 +48,8 @@ remove = "{{remove}}"
 kind = "gpu"
 driver = "vgpu"
 memory = "256M"
+vfs = 2
+vf_memory = "16M"
 types.vgpu-8 = {{{{ memory = "32M", description = "an eighth" }}}}
 
 [parents.cards]
@@ -151,6 +154,14 @@ def destroyer(vgpu: Vgpu) -> Writer:
     return Writer(vgpu.lab.gpu / "vgpu_destroy", f"{vgpu.name}:0")
 
 
+def mdev_unbinder(vgpu: Vgpu) -> Writer:
+    return Writer(vgpu.lab.path / "sys/bus/mdev/drivers/vfio_mdev/unbind", vgpu.name)
+
+
+def driver_unbinder(vgpu: Vgpu) -> Writer:
+    return Writer(vgpu.lab.path / "sys/bus/pci/drivers/vgpu/unbind", vgpu.lab.gpu.name)
+
+
 def does_not_answer(device: int) -> bool:
     try:
         os.pread(device, 4, 7 << 40)
@@ -176,21 +187,94 @@ def leaves(vgpu: Vgpu) -> bool:
 
 
 @pytest.mark.parametrize("face", [remover, destroyer])
-@pytest.mark.parametrize("which", ["device", "group"])
-def test_removing_waits_for_the_holder(
-    patient: MountedLab, face: Callable[[Vgpu], Writer], which: str
-) -> None:
+def test_removing_waits_for_the_holder(patient: MountedLab, face: Callable[[Vgpu], Writer]) -> None:
     vgpu = patient.create()
     group = patient.path / "dev/vfio" / vgpu.group
-    held = os.open(vgpu.cdev if which == "device" else group, os.O_RDWR)
+    held = os.open(vgpu.cdev, os.O_RDWR)
     with face(vgpu) as writer:
         until(lambda: does_not_open(vgpu.cdev))
-        assert which == "group" or does_not_open(group)
+        assert does_not_open(group)
         assert writer.waits and (vgpu.path / "vgpu_uuid").read_text() == f"{vgpu.name}\n"
         assert Vgpu(patient, vgpu.name).group == vgpu.group
         os.close(held)
         assert writer.said() == "written"
     assert not vgpu.path.exists() and not group.exists()
+
+
+def test_unbinding_waits_for_the_holder(patient: MountedLab) -> None:
+    driver = patient.path / "sys/bus/mdev/drivers/vfio_mdev"
+    with patient.create() as vgpu:
+        held = os.open(vgpu.cdev, os.O_RDWR)
+        with mdev_unbinder(vgpu) as writer:
+            until(lambda: does_not_open(vgpu.cdev))
+            assert writer.waits and (driver / vgpu.name).exists()
+            os.close(held)
+            assert writer.said() == "written"
+        assert not (driver / vgpu.name).exists()
+        (driver / "bind").write_text(vgpu.name)
+
+
+def test_a_driver_that_leaves_waits_for_the_holders_of_its_vgpus(patient: MountedLab) -> None:
+    """Meanwhile there are no new vGPUs and virtual functions, and everything else works. All go together."""
+    before = snapshot(patient.path)
+    driver = patient.path / "sys/bus/pci/drivers/vgpu"
+    free, vgpu = patient.create(), patient.create()
+    with eventfd() as asked, opened(patient, vgpu.group, vgpu.name) as client:
+        client.device.eventfds(REQ, TRIGGER, 0, asked)
+        with driver_unbinder(vgpu) as writer:
+            assert signals(asked) == 1
+            until(lambda: does_not_open(vgpu.cdev) and does_not_open(free.cdev))
+            fails(errno.ENODEV, patient.create)
+            fails(errno.ENOENT, (patient.gpu / "sriov_numvfs").write_text, "1")
+            assert (patient.gpu / "sriov_numvfs").read_text() == "0\n"
+            assert client.device.config(0) == 0x1234
+            free.remove()
+            assert writer.waits and vgpu.path.exists()
+            client.device.close()
+            assert writer.said() == "written"
+        fails(errno.ENODEV, lambda: client.group.flags)
+    assert not vgpu.path.exists() and not (patient.gpu / "driver").exists()
+    (driver / "bind").write_text(patient.gpu.name)
+    assert snapshot(patient.path) == before
+
+
+@pytest.mark.parametrize("by", ["sriov_numvfs", "unbind"])
+def test_virtual_functions_wait_for_their_holders(patient: MountedLab, by: str) -> None:
+    name, pci = "0000:86:00.4", patient.path / "sys/bus/pci"
+    sriov_numvfs = patient.gpu / "sriov_numvfs"
+    sriov_numvfs.write_text("2")
+    bind_by_override(patient, name)
+    group = os.readlink(pci / "devices" / name / "iommu_group").rsplit("/", 1)[1]
+    with opened(patient, group, name) as client, eventfd() as asked:
+        client.device.eventfds(REQ, TRIGGER, 0, asked)
+        path, text = (sriov_numvfs, "0") if by == "sriov_numvfs" else (pci / "drivers/vgpu/unbind", GPU)
+        with Writer(path, text) as writer:
+            assert signals(asked) == 1
+            assert sriov_numvfs.read_text() == "2\n" and len(os.listdir(pci / "devices")) >= 3
+            with Writer(sriov_numvfs, "2") as other:  # who waits keeps nobody else waiting
+                assert other.said() == "written"
+            client.device.close()
+            assert writer.said() == "written"
+    assert sriov_numvfs.read_text() == "0\n" and not (pci / "devices" / name).exists()
+    if by == "unbind":
+        (pci / "drivers/vgpu/bind").write_text(GPU)
+
+
+@pytest.mark.parametrize("face", [mdev_unbinder, driver_unbinder])
+def test_a_signal_ends_the_wait_of_a_driver_that_leaves(
+    patient: MountedLab, face: Callable[[Vgpu], Writer]
+) -> None:
+    with patient.create() as other, patient.create() as vgpu, holding(vgpu.cdev):
+        before = snapshot(patient.path)
+        with face(vgpu) as writer:
+            until(lambda: does_not_open(vgpu.cdev))
+            writer.process.send_signal(signal.SIGUSR1)
+            assert writer.said() == "interrupted"
+        assert snapshot(patient.path) == before
+        for each in (other, vgpu):
+            with holding(each.cdev):
+                pass
+        patient.create().remove()
 
 
 def test_what_nobody_holds_goes_at_once(patient: MountedLab) -> None:
@@ -223,8 +307,7 @@ def test_the_holder_is_asked_to_let_go(patient: MountedLab) -> None:
         with writer:
             assert signals(asked) == 1 and writer.waits
             client.device.close()
-            client.group.close()
-            assert writer.said() == "written"
+            assert writer.said() == "written"  # the group is open still
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
@@ -409,7 +492,7 @@ def test_nothing_of_it_is_given_away_before_the_holder_lets_go(cards: MountedLab
     vgpu, card = cards.create(), cards.create("card-1", "cards")
     taken = left()
     assert taken != free
-    held = [os.open(vgpu.cdev, os.O_RDWR), os.open(cards.path / "dev/vfio" / card.group, os.O_RDWR)]
+    held = [os.open(each.cdev, os.O_RDWR) for each in (vgpu, card)]
     surprise(vgpu)
     surprise(card)
     assert left() == taken

@@ -173,8 +173,12 @@ def test_the_end_of_its_config_space(lab: MountedLab) -> None:
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        *((text, errno.EINVAL) for text in ("", "x", "-1", " 1", "1 ", "1.0", "1 2", "0x", "08", "1\n\n")),
-        *((text, errno.ERANGE) for text in ("5", "65535", "65536", "0x10", "4294967296")),
+        *(
+            (text, errno.EINVAL)
+            for text in ("", "x", "-1", " 1", "1 ", "1.0", "1 2", "0x", "08", "1\n\n", "\n")
+        ),
+        *((text, errno.EINVAL) for text in ("65536", "0x10000", "4294967296", f"{2**64 + 1}")),
+        *((text, errno.ERANGE) for text in ("5", "65535", "0x10", "010")),
     ],
 )
 def test_counts_that_cannot_be(lab: MountedLab, text: str, number: int) -> None:
@@ -210,13 +214,14 @@ def test_memory_is_shared_with_vgpus(lab: MountedLab) -> None:
         enable(lab, 0)
 
 
-def test_the_host_driver_stays_while_there_are_virtual_functions(lab: MountedLab) -> None:
-    enable(lab, 1)
-    fails(errno.EBUSY, store, lab, "drivers/vgpu/unbind", GPU)
-    enable(lab, 0)
+def test_a_driver_that_leaves_takes_the_virtual_functions_with_it(lab: MountedLab) -> None:
+    enable(lab, 2)
     store(lab, "drivers/vgpu/unbind", GPU)
     try:
+        assert functions(lab) == [GPU]
+        assert (lab.gpu / "sriov_numvfs").read_text() == "0\n"
         fails(errno.ENOENT, enable, lab, 1)
+        fails(errno.ERANGE, enable, lab, 5)
         enable(lab, 0)
     finally:
         give_back(lab, GPU)

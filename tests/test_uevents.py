@@ -136,6 +136,22 @@ def test_a_function_that_changes_its_driver_is_heard(lab: MountedLab) -> None:
     assert said(heard[4][1]) == bound
 
 
+def test_a_driver_that_leaves_removes_its_vgpus_first(lab: MountedLab) -> None:
+    """As mdev_unregister_parent() of the kernel does."""
+    vgpus = [lab.create() for _ in range(2)]
+    with listening(lab, os.O_NONBLOCK) as fd:
+        (lab.path / "sys/bus/pci/drivers/vgpu/unbind").write_text(GPU)
+        heard = hear(fd)
+    expected = []
+    for vgpu in vgpus:
+        own = f"{GPU_PATH}/{vgpu.name}"
+        expected += [f"remove@{own}/vfio-dev/{vgpu.vfio}", f"remove@/devices/virtual/vfio/{vgpu.group}"]
+        expected += [f"unbind@{own}", f"remove@{own}"]
+    assert [head for head, _ in heard] == [*expected, f"change@{GPU_PATH}", f"unbind@{GPU_PATH}"]
+    assert heard[-2][1]["MDEV_STATE"] == "unregistered"
+    (lab.path / "sys/bus/pci/drivers/vgpu/bind").write_text(GPU)
+
+
 def test_what_is_heard_of_is_there_and_what_is_gone_is_not(lab: MountedLab) -> None:
     """The listener looks at once, in another process, each time."""
     script = (

@@ -19,6 +19,7 @@ from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction,
 from devmodel.lifecycle.mdev import Mdev, Parent
 from devmodel.pci.address import PciAddress
 from devmodel.pci.ids import PciId
+from devmodel.vfio.group import Assignable, retire_all
 from devmodel.vfio.module import VfioModule
 from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
@@ -39,6 +40,23 @@ def function_of(parent: Parent) -> PhysicalFunction:
     if not isinstance(parent, PhysicalParent):
         raise OSError(errno.ENODEV, f"{parent.name} is no PCI function")
     return parent.function
+
+
+def held_by(function: PciFunction) -> list[Assignable]:
+    """What clients may hold and what goes when the function loses its driver: its virtual functions and the
+    function itself, as far as vfio-pci drives them, and its vGPUs. Under ``Lab.lock``."""
+    held: list[Assignable] = []
+    if isinstance(function, PhysicalFunction):
+        held += virtual_functions_held(function)
+        held += (mdev for mdev in function.parent.mdevs.values() if mdev.bound)
+    if function.driver == VFIO_PCI:
+        held.append(function)
+    return held
+
+
+def virtual_functions_held(function: PhysicalFunction) -> list[Assignable]:
+    """Those of its virtual functions that clients may hold. Under ``Lab.lock``."""
+    return [vf for vf in function.vfs if vf.driver == VFIO_PCI]
 
 
 class MdevObserver(Protocol):
@@ -71,9 +89,9 @@ class DriverCore:
         self.functions: dict[str, PciFunction] = {}
         self.autoprobe = True
         """Whether a function that appears is probed (the bus' drivers_autoprobe)."""
-        self.disable_vfs: Callable[[PhysicalFunction], None] | None = None
-        """Disables the virtual functions of a physical one before vfio-pci gives it up, or raises
-        ``OSError``; devmodel.lifecycle.sriov sets it."""
+        self.releases: list[Callable[[PhysicalFunction], None]] = []
+        """What a driver does before it leaves a physical function, in this order: it disables the virtual
+        functions (devmodel.lifecycle.sriov) and removes the vGPUs (devmodel.lifecycle.lab)."""
 
     def bus(self, address: PciAddress) -> list[VfioPciFunction]:
         """The functions on the bus of ``address``. A function enters itself, and leaves with its removal."""
@@ -120,22 +138,15 @@ class DriverCore:
 
     @lifecycle_change
     def unbind(self, function: PciFunction, driver: str) -> None:
-        """Take the driver away from the function.
+        """Take the driver away from the function, and with it the virtual functions and vGPUs of it.
 
-        Raises ``OSError``: ENODEV when its driver is not ``driver``; EBUSY while a client holds it or, with
-        vfio-pci, one of its virtual functions, and while its host driver has vGPUs or virtual functions.
+        Raises ``OSError``: ENODEV when its driver is not ``driver``; :class:`InUse` while a client holds one
+        of :func:`held_by`. Then nothing has changed.
         """
         with self._lock:
             if function.driver != driver:
                 raise OSError(errno.ENODEV, f"{function.name} is not bound to {driver}")
-            with ExitStack() as undo:
-                if driver == VFIO_PCI:
-                    function.retire()
-                    undo.callback(function.join)
-                if isinstance(function, PhysicalFunction):
-                    self._free(function, driver)
-                undo.pop_all()
-            self._taken_away(function)
+            self.release(function)
 
     def probe(self, function: PciFunction) -> None:
         """Bind a function that has no driver to the one that takes it, if there is one."""
@@ -173,18 +184,20 @@ class DriverCore:
             with suppress(OSError):
                 self.probe(function)
 
+    def release(self, function: PciFunction) -> None:
+        """Take its driver away, if it has one, with all that depends on the driver: :meth:`unbind`, for a
+        change of which that is a part. Under ``Lab.lock``. Raises :class:`InUse` as :meth:`unbind`."""
+        retire_all(held_by(function))
+        if isinstance(function, PhysicalFunction):
+            for release in self.releases:
+                release(function)
+            function.vf_token = None
+        self.vanishes(function)
+
     def vanishes(self, function: PciFunction) -> None:
         """A function that no client holds is about to be removed: take its driver away, whichever that is."""
         if function.driver is not None:
             self._taken_away(function)
-
-    def _free(self, function: PhysicalFunction, driver: str) -> None:
-        """Release what depends on the function's driver. Raises ``OSError(EBUSY)`` if that is in use."""
-        if driver != VFIO_PCI and (function.parent.mdevs or function.vfs):
-            raise OSError(errno.EBUSY, f"{function.name} has vGPUs or virtual functions")
-        if function.vfs and self.disable_vfs is not None:
-            self.disable_vfs(function)
-        function.vf_token = None
 
     def _taken_away(self, function: PciFunction) -> None:
         function.driver = None

@@ -74,6 +74,10 @@ class PhysicalParent(Parent):
     def has_host_driver(self) -> bool:
         return self.function.driver == self.spec.driver
 
+    @property
+    def leaving(self) -> bool:
+        return bool(self.function.leaving)
+
 
 class PhysicalFunction(PciFunction):
     """The PCI function of a physical GPU.

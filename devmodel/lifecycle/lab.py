@@ -69,6 +69,7 @@ class Lab:
         self.mdev_driver = MdevDriver(self.lock, observer, self.calls)
         self.tasks = TaskHost(self.calls)
         self.sriov = SriovCore(self.lock, observer, self.drivers, self._group_numbers, self.groups)
+        self.drivers.releases.append(self._unregister)
         self._aperture, self._vf_offsets = Aperture(), place_vfs(spec.parents)
         self.parents: dict[str, Parent] = {}
         for parent in spec.parents:
@@ -87,7 +88,8 @@ class Lab:
 
         Its share is that of its type, with ``overrides`` (:meth:`Share.changed`). Raises ValueError for
         overrides that cannot be, ``OSError``: EEXIST for a UUID and instance, or a name, that the lab has
-        already, ENODEV when the parent is not bound to its host driver, ENOSPC when it has not enough left.
+        already, ENODEV when the parent is not bound to its host driver or the driver is about to go, ENOSPC
+        when it has not enough left.
         After any error the lab is as it was.
         """
         name = str(uuid) if name is None else name
@@ -95,7 +97,7 @@ class Lab:
         with self.lock:
             if (uuid, instance) in self.mdevs or name in self.by_name:
                 raise OSError(errno.EEXIST, f"{name} exists already")
-            if not type_.parent.has_host_driver:
+            if not type_.parent.has_host_driver or type_.parent.leaving:
                 raise OSError(errno.ENODEV, f"{type_.parent.name} is not bound to its host driver")
             if type_.room_for(share) < 1:
                 raise OSError(errno.ENOSPC, f"{type_.parent.name} has no room for another {type_.name}")
@@ -109,14 +111,10 @@ class Lab:
 
     @lifecycle_change
     def remove(self, mdev: Mdev) -> None:
-        """Remove a vGPU. ``OSError``: EBUSY while it or its group is open, ENODEV when it is gone."""
+        """Remove a vGPU. ``OSError``: :class:`InUse` while a client holds it, ENODEV when it is gone."""
         with self.lock:
             mdev.retire()
-            mdev.dispose()
-            self._leave(mdev)
-            with ExitStack() as after:
-                after.callback(self._give_numbers, mdev)
-                self.observer.removed(mdev)
+            self._remove(mdev)
 
     @lifecycle_change
     def surprise_remove(self, mdev: Mdev) -> None:
@@ -238,6 +236,19 @@ class Lab:
             del self._instances[mdev.uuid]
         del self.groups[mdev.group.number]
         del mdev.parent.mdevs[mdev.name], mdev.type.mdevs[mdev.name]
+
+    def _remove(self, mdev: Mdev) -> None:
+        """Remove a vGPU that no client holds."""
+        mdev.dispose()
+        self._leave(mdev)
+        with ExitStack() as after:
+            after.callback(self._give_numbers, mdev)
+            self.observer.removed(mdev)
+
+    def _unregister(self, function: PhysicalFunction) -> None:
+        """The host driver of a parent leaves: its vGPUs, of which no client holds one, go first."""
+        for mdev in tuple(function.parent.mdevs.values()):
+            self._remove(mdev)
 
     def _give_numbers(self, mdev: Mdev) -> None:
         self._group_numbers.give(mdev.group.number)

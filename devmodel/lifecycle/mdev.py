@@ -56,6 +56,11 @@ class Parent:
         """Whether the driver that shares it among vGPUs is bound; a virtual parent's always is."""
         return True
 
+    @property
+    def leaving(self) -> bool:
+        """Whether that driver is about to go, and only waits for clients."""
+        return False
+
     def room_for(self, share: Share) -> int:
         """How many such shares are left, exactly."""
         limits = [MANY_INSTANCES]

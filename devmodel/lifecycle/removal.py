@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lifecycle changes that wait until clients have let go.
 
-A lab file says whether removing a vGPU waits for a client that holds it. Every change waits for a moment for
-what only clients that have ended still hold.
+A lab file says whether a change that takes a device away waits for the client that holds it, as in Linux, or
+fails with EBUSY. Every change waits for a moment for what only clients that have ended still hold.
 
 State: none of its own; runs on the lifecycle (trio) thread. Source: vfio_unregister_group_dev() of the
 kernel, which asks the client by the REQ interrupt, again every ten seconds, and waits.
 """
 
-import errno
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import TypeVar
 
 import trio
 
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
-from devmodel.vfio.lingering import PATIENCE, Lingering
+from devmodel.lifecycle.spec import RemovalPolicy
+from devmodel.vfio.group import Assignable
+from devmodel.vfio.lingering import PATIENCE, InUse, Lingering
 
 REQUEST_SECONDS = 10
 """From each request to let go to the next."""
@@ -48,7 +49,7 @@ async def _let_go(busy: Lingering, seconds: float) -> None:
         token.run_sync_soon(let_go.set)
 
     with busy.group.lock:
-        if not busy.group.in_use:
+        if busy.group.let_goes != busy.seen:
             return
         busy.group.watch(watcher)
     try:
@@ -59,40 +60,60 @@ async def _let_go(busy: Lingering, seconds: float) -> None:
             busy.group.unwatch(watcher)
 
 
-async def remove_when_free(lab: Lab, mdev: Mdev) -> None:
-    """Remove the vGPU when no client holds it any more. No client can open it in the meantime.
+async def taking_away(lab: Lab, devices: Callable[[], Iterable[Assignable]], change: Callable[[], T]) -> T:
+    """What ``change`` returns, which fails with :class:`InUse` while a client holds one of ``devices()``.
 
-    If this is cancelled, the vGPU stays. Raises ``OSError(ENODEV)`` when it is gone, or goes while this
-    waits."""
+    Then it is made again when they are free, or fails, as the lab file says.
+    """
+    if lab.spec.removal is RemovalPolicy.WAIT:
+        return await when_free(lab, devices, change)
+    return await patiently(change)
+
+
+async def remove(lab: Lab, mdev: Mdev) -> None:
+    """Remove the vGPU. While a client holds it, wait or fail, as the lab file says."""
+    await taking_away(lab, lambda: (mdev,), lambda: lab.remove(mdev))
+
+
+async def when_free(lab: Lab, devices: Callable[[], Iterable[Assignable]], change: Callable[[], T]) -> T:
+    """What ``change`` returns, as soon as no client holds one of ``devices()`` any more.
+
+    No client can open them in the meantime, nor what joins them. If this is cancelled, nothing has changed.
+    Raises ``OSError`` as ``change`` does for another reason, such as ENODEV for what went while this waits.
+    """
     let_go = trio.lowlevel.ParkingLot()
-    with _leaving(lab, mdev, let_go):
-        while not _removed(lab, mdev):
-            with trio.move_on_after(REQUEST_SECONDS):
-                await let_go.park()
+    leaving: set[Assignable] = set()
 
-
-def _removed(lab: Lab, mdev: Mdev) -> bool:
-    """Remove it, or ask its client to let go. Whether it was removed."""
-    try:
-        lab.remove(mdev)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        return False
-    return True
-
-
-@contextmanager
-def _leaving(lab: Lab, mdev: Mdev, let_go: trio.lowlevel.ParkingLot) -> Iterator[None]:
     def watcher() -> None:
         lab.tasks.soon(let_go.unpark_all)
 
-    with mdev.group.lock:
-        mdev.leaving += 1
-        mdev.group.watch(watcher)
-    try:
-        yield
-    finally:
-        with mdev.group.lock:
-            mdev.leaving -= 1
-            mdev.group.unwatch(watcher)
+    with ExitStack() as undo:
+        while True:
+            with lab.lock:
+                for device in set(devices()) - leaving:
+                    leaving.add(device)
+                    undo.enter_context(_Leaving(device, watcher))
+            try:
+                return change()
+            except InUse:
+                with trio.move_on_after(REQUEST_SECONDS):
+                    await let_go.park()
+
+
+class _Leaving:
+    """Within it no client can open the device, and ``watcher`` hears when one lets go."""
+
+    __slots__ = ("_device", "_watcher")
+
+    def __init__(self, device: Assignable, watcher: Callable[[], None]) -> None:
+        self._device, self._watcher = device, watcher
+
+    def __enter__(self) -> None:
+        with self._device.group.lock:
+            self._device.leaving += 1
+            self._device.group.watch(self._watcher)
+
+    def __exit__(self, *raised: object) -> None:
+        with self._device.group.lock:
+            self._device.leaving -= 1
+            self._device.group.unwatch(self._watcher)

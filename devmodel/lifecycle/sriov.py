@@ -13,14 +13,13 @@ from typing import Protocol
 
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.ida import Ida
-from devmodel.lifecycle.binding import DriverCore
+from devmodel.lifecycle.binding import DriverCore, virtual_functions_held
 from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.vf import VfLayout
 from devmodel.pci import regs
 from devmodel.pci.regs import ExtCapId
-from devmodel.vfio.group import Group
-from devmodel.vfio.lingering import Lingering
+from devmodel.vfio.group import Group, retire_all
 
 
 class FunctionObserver(Protocol):
@@ -47,7 +46,7 @@ class SriovCore:
         """``group_numbers`` and ``groups``, by number, are the lab's; virtual functions enter theirs."""
         self._lock, self._observer, self._drivers = lock, observer, drivers
         self._group_numbers, self._groups = group_numbers, groups
-        drivers.disable_vfs = self.disable
+        drivers.releases.append(self._disable)
 
     @property
     def calls(self) -> CallPoint:
@@ -57,9 +56,10 @@ class SriovCore:
     def set_count(self, function: PhysicalFunction, count: int) -> None:
         """Enable ``count`` virtual functions, or with 0 disable them all, as a write to sriov_numvfs does.
 
-        Raises ``OSError``: ERANGE for more than the function can have; ENOENT when it has no driver, or
-        vfio-pci while that module's enable_sriov is off; EBUSY when another number of them is enabled, and
-        for disabling while a client holds one; ENOSPC when the function has not enough left for all of them.
+        Raises ``OSError``: ERANGE for more than the function can have; ENOENT when it has no driver, one that
+        is about to leave, or vfio-pci while that module's enable_sriov is off; EBUSY when another number of
+        them is enabled; :class:`InUse` as :meth:`disable`; ENOSPC when the function has not enough left for
+        all of them.
         """
         with self._lock:
             layout = layout_of(function)
@@ -67,9 +67,7 @@ class SriovCore:
                 raise OSError(errno.ERANGE, f"{function.name} has {layout.total} virtual functions at most")
             if count == len(function.vfs):
                 return
-            if function.driver is None or (
-                function.driver == VFIO_PCI and not self._drivers.vfio.enable_sriov
-            ):
+            if not self._configures(function) or (count and function.leaving):
                 raise OSError(errno.ENOENT, f"{function.name} has no driver that configures SR-IOV")
             if not count:
                 self.disable(function)
@@ -79,20 +77,32 @@ class SriovCore:
                 self._enable(function, layout, count)
 
     def disable(self, function: PhysicalFunction) -> None:
-        """Disable all virtual functions. Raises ``OSError(EBUSY)`` while clients hold some: then each of
-        those clients is asked to let go, and all functions stay."""
+        """Disable all virtual functions. Raises :class:`InUse` while clients hold some: then each of those
+        clients is asked to let go, and all functions stay."""
         with self._lock:
-            retire_all([vf for vf in function.vfs if vf.driver == VFIO_PCI])
-            self._show_count(function, 0)
-            for vf in reversed(function.vfs.copy()):
-                self._drivers.vanishes(vf)
-                self._remove(vf)
+            retire_all(virtual_functions_held(function))
+            self._disable(function)
 
     def close(self) -> None:
         """Close the model of each virtual function, held or not. For the end of the process."""
         for function in self._drivers.functions.values():
             if isinstance(function, VirtualFunction):
                 function.device.close()
+
+    def _configures(self, function: PhysicalFunction) -> bool:
+        """Whether the function has a driver that enables virtual functions."""
+        if function.driver == VFIO_PCI:
+            return self._drivers.vfio.enable_sriov
+        return function.driver is not None
+
+    def _disable(self, function: PhysicalFunction) -> None:
+        """Disable all virtual functions, of which no client holds one."""
+        if not function.vfs:
+            return
+        self._show_count(function, 0)
+        for vf in reversed(function.vfs.copy()):
+            self._drivers.vanishes(vf)
+            self._remove(vf)
 
     def _enable(self, function: PhysicalFunction, layout: VfLayout, count: int) -> None:
         share = Share.of(layout.type)
@@ -156,19 +166,3 @@ def layout_of(function: PhysicalFunction) -> VfLayout:
     if function.layout is None:
         raise OSError(errno.ENODEV, f"{function.name} has no SR-IOV")
     return function.layout
-
-
-def retire_all(functions: list[VirtualFunction]) -> None:
-    """Retire all, or none: ``OSError(EBUSY)`` when clients hold some, who are all asked to let go."""
-    refused: list[OSError] = []
-    with ExitStack() as undo:
-        for function in functions:
-            try:
-                function.retire()
-            except OSError as error:
-                refused.append(error)
-            else:
-                undo.callback(function.join)
-        if refused:
-            raise next((each for each in refused if not isinstance(each, Lingering)), refused[0])
-        undo.pop_all()

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """IOMMU groups, the devices in them, and the opens of both: all that a group's lock guards.
 
+A client that has a device open keeps it. One that has only its group open does not: when the last device
+leaves the group, the open file is revoked, and a device that joins later has a group file of its own.
+
 Threads: the device lane opens and closes; the trio thread removes devices.  State is under ``Group.lock``;
 a container's lock is taken after it.
 Source: <linux/vfio.h> (VFIO_GROUP_GET_STATUS to VFIO_GROUP_GET_DEVICE_FD), Documentation/driver-api/vfio.rst.
@@ -10,13 +13,14 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import ClassVar, NamedTuple
 
 from devmodel.device.base import Device
 from devmodel.irq.kinds import PciIrq
 from devmodel.vfio.container import Container
-from devmodel.vfio.lingering import Held, LastClient, lives
+from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, lives
 
 
 class Group(Held):
@@ -25,7 +29,7 @@ class Group(Held):
     A ``noiommu`` group stands for a device without an IOMMU. Its users need CAP_SYS_RAWIO.
     """
 
-    __slots__ = ("devices", "noiommu", "number", "opened", "viable")
+    __slots__ = ("devices", "joining", "noiommu", "number", "opened", "viable")
 
     def __init__(self, number: int, viable: bool = True, noiommu: bool = False) -> None:
         super().__init__()
@@ -34,14 +38,11 @@ class Group(Held):
         self.viable = viable
         self.devices: tuple[Assignable, ...] = ()
         self.opened: GroupFile | None = None
+        self.joining = False
+        """Whether a SET_CONTAINER is under way, which keeps the devices as an open device does."""
 
     def __str__(self) -> str:
         return f"group {self.number}"
-
-    @property
-    def in_use(self) -> bool:
-        """Whether the group or a device of it is open through the group. Under :attr:`lock`."""
-        return self.opened is not None
 
     @property
     def gone(self) -> bool:
@@ -65,7 +66,7 @@ class Group(Held):
         """
 
         def attempt() -> GroupFile:
-            if all(device.leaving for device in self.devices):
+            if self.leaving:
                 raise OSError(errno.ENODEV, f"group {self.number} is gone")
             self.check_rawio(rawio)
             if self.opened is not None:
@@ -75,6 +76,19 @@ class Group(Held):
             return self.opened
 
         return self.patiently(attempt, may_wait)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it has no device, or only devices that are being removed."""
+        return all(device.leaving for device in self.devices)
+
+    def revoke(self) -> None:
+        """Its last device has left, and no client holds that: the open file of the group, if any, is of no
+        use. Under :attr:`lock`."""
+        file, self.opened = self.opened, None
+        if file is not None:
+            file.revoke()
+            self.let_go()
 
     def check_rawio(self, rawio: bool) -> None:
         """``OSError(EPERM)`` for a noiommu group and a client without CAP_SYS_RAWIO."""
@@ -147,44 +161,85 @@ class Assignable(ABC):
         """The opposite of :meth:`hold`. True for the last holder."""
         with self.group.lock:
             self.open_count -= 1
-            if not self.open_count:
-                self.group.let_go()
-            return not self.open_count
+            if self.open_count:
+                return False
+            self._end_group()
+            self.group.let_go()
+            return True
 
     @property
     def held(self) -> bool:
-        """Whether a client has it or its group open. Under the group's lock."""
-        return bool(self.open_count) or self.group.opened is not None
+        """Whether a client has it open, or is about to put its group into a container. Under the group's
+        lock."""
+        return bool(self.open_count) or self.group.joining
 
     def first_opened(self) -> None:
         """A hook for subclasses: the first client has the device open now."""
         return
 
     def retire(self) -> None:
-        """Leave the group. Raises ``OSError``: EBUSY while it or the group is open, ENODEV if it is gone.
+        """Leave the group. Raises ``OSError``: as :meth:`begin_leaving`."""
+        retire_all([self])
 
-        A client that holds it is asked to close it (the REQ interrupt), as vfio-pci does. One that has ended
-        is not: the EBUSY is :class:`Lingering`.
+    def begin_leaving(self) -> None:
+        """Let no client open it any more, until :meth:`stay` or :meth:`withdraw`.
+
+        Raises ``OSError``: ENODEV if it is gone, :class:`InUse` while it is held. A client that holds it is
+        asked to close it (the REQ interrupt), as vfio-pci does. One that has ended is not: then the error is
+        :class:`Lingering`.
         """
         with self.group.lock:
             if self.gone:
                 raise OSError(errno.ENODEV, f"{self.name} is gone")
             opened = self.open_count
             if not self.held:
-                self.withdraw()
+                self.leaving += 1
                 return
             file = self.group.opened
             if file is not None and opened <= file.devices:
                 file.client.check()
         if opened:
             self.device.irq.trigger(PciIrq.REQ)
-        raise OSError(errno.EBUSY, f"{self.name} is in use")
+        raise InUse(errno.EBUSY, f"{self.name} is in use")
+
+    def stay(self) -> None:
+        """Undo a :meth:`begin_leaving`."""
+        with self.group.lock:
+            self.leaving -= 1
 
     def withdraw(self) -> None:
-        """Leave the group even if a client holds the device. For undoing a creation that failed."""
+        """Leave the group. It is the caller who knows that no client holds the device, or that it is gone
+        whether one does or not."""
         with self.group.lock:
             self.gone = True
             self.group.devices = tuple(each for each in self.group.devices if each is not self)
+            self._end_group()
+
+    def _end_group(self) -> None:
+        """If it was the group's last device, and no client holds it, the group's open file is revoked."""
+        if self.group.gone and not self.held:
+            self.group.revoke()
+
+
+def retire_all(devices: Sequence[Assignable]) -> None:
+    """Have all devices leave their groups, or none.
+
+    Raises ``OSError`` as :meth:`Assignable.begin_leaving`: every client that holds one of them is asked to
+    let go, and only when all of those have ended it is :class:`Lingering`.
+    """
+    refused: list[OSError] = []
+    with ExitStack() as undo:
+        for device in devices:
+            try:
+                device.begin_leaving()
+            except OSError as error:
+                refused.append(error)
+            else:
+                undo.callback(device.stay)
+        if refused:
+            raise next((each for each in refused if not isinstance(each, Lingering)), refused[0])
+        for device in devices:
+            device.withdraw()
 
 
 class GroupStatus(NamedTuple):
@@ -195,9 +250,13 @@ class GroupStatus(NamedTuple):
 
 
 class GroupFile:
-    """The only open of a group. It ends when the file and every device file from it are closed."""
+    """The only open of a group. It ends when the file and every device file from it are closed.
 
-    __slots__ = ("_closed", "_joining", "_users", "client", "container", "group")
+    It is ``revoked`` when the group has lost its last device, and that is closed. Then it is in no container,
+    and of use for nothing, also when the group gets a device again.
+    """
+
+    __slots__ = ("_closed", "_users", "client", "container", "group", "revoked")
 
     def __init__(self, group: Group, client_ended: Callable[[], bool]) -> None:
         """For :meth:`Group.open`."""
@@ -205,7 +264,7 @@ class GroupFile:
         self.client = LastClient(group, client_ended)
         self.container: Container | None = None
         self._users = 1
-        self._closed = self._joining = False
+        self._closed = self.revoked = False
 
     def used_by(self, client_ended: Callable[[], bool]) -> None:
         """Another client uses the file now. ``client_ended`` is as that of :meth:`Group.open`."""
@@ -215,30 +274,35 @@ class GroupFile:
     @property
     def devices(self) -> int:
         """How many device files there are. Under the group's lock."""
-        return self._users - (not self._closed) - self._joining
+        return self._users - (not self._closed) - self.group.joining
 
     def status(self) -> GroupStatus:
-        """Whether the group can be used, and whether it has a container."""
+        """Whether the group can be used, and whether it has a container. ``OSError(ENODEV)`` once it is
+        :attr:`revoked`."""
         with self.group.lock:
+            self._check_group()
             return GroupStatus(self.group.viable, self.container is not None)
 
     def set_container(self, container: Container | None, rawio: bool = False) -> None:
         """Join ``container``; None stands for a file that is no container. It may wait for clients, as
         :meth:`Container.attach`, so a thread that may wait calls it.
 
-        Raises ``OSError``: EINVAL when the group has a container already or is joining one, EBADFD for None,
-        EPERM when the group is not viable or as :meth:`Group.check_rawio`, otherwise as
-        :meth:`Container.attach`.
+        Raises ``OSError``: EINVAL when the group has a container already or is joining one, ENODEV once the
+        file is :attr:`revoked` or while all devices of the group are being removed, EBADFD for None, EPERM
+        when the group is not viable or as :meth:`Group.check_rawio`, otherwise as :meth:`Container.attach`.
         """
         with self.group.lock:
-            if self.container is not None or self._joining:
+            if self.container is not None or self.group.joining:
                 raise OSError(errno.EINVAL, "the group has a container already")
+            self._check_group()
+            if self.group.leaving:
+                raise OSError(errno.ENODEV, f"group {self.group.number} is about to lose its devices")
             if container is None:
                 raise OSError(errno.EBADFD, "not a VFIO container")
             self.group.check_rawio(rawio)
             if not self.group.viable:
                 raise OSError(errno.EPERM, f"group {self.group.number} is in use by a host driver")
-            self._joining = True
+            self.group.joining = True
             self.get()
         joined: Container | None = None
         try:
@@ -246,15 +310,18 @@ class GroupFile:
             joined = container
         finally:
             with self.group.lock:
-                self.container, self._joining = joined, False
+                self.container, self.group.joining = joined, False
+                if self.group.gone and not self.devices:
+                    self.group.revoke()
                 self.put()  # the file may have been closed meanwhile
+                self.group.let_go()
 
     def unset_container(self, may_wait: bool = False) -> None:
         """Leave the container. Raises ``OSError``: EINVAL without a container, EBUSY while a device is open
         or the group is joining the container. Waits as :meth:`Group.patiently`."""
 
         def attempt() -> None:
-            if self.container is None and not self._joining:
+            if self.container is None and not self.group.joining:
                 raise OSError(errno.EINVAL, "the group has no container")
             if self._users > 1:
                 self.client.check()
@@ -266,10 +333,11 @@ class GroupFile:
     def get_device(self, name: str, rawio: bool = False) -> Assignable:
         """The device ``name``. The name may include a VF token, as for vfio-pci.
 
-        Raises ``OSError``: ENODEV if there is none, EINVAL and EACCES for the token, EINVAL without container
-        and IOMMU, EPERM as :meth:`Group.check_rawio`.
+        Raises ``OSError``: ENODEV if there is none, also once the file is :attr:`revoked`; EINVAL and EACCES
+        for the token, EINVAL without container and IOMMU, EPERM as :meth:`Group.check_rawio`.
         """
         with self.group.lock:
+            self._check_group()
             found = next((each for each in self.group.devices if each.answers_to(name)), None)
             if found is None:
                 raise OSError(errno.ENODEV, f"group {self.group.number} has no device {name!r}")
@@ -297,10 +365,19 @@ class GroupFile:
     def put(self) -> None:
         """Uncount a file. The last one ends the use of the group. Called as :meth:`get`."""
         self._users -= 1
-        if not self._users:
+        if not self._users and not self.revoked:
             self._leave()
             self.group.opened = None
             self.group.let_go()
+
+    def revoke(self) -> None:
+        """The group has no device any more. Under the group's lock."""
+        self.revoked = True
+        self._leave()
+
+    def _check_group(self) -> None:
+        if self.revoked:
+            raise OSError(errno.ENODEV, f"group {self.group.number} has lost its devices")
 
     def _leave(self) -> None:
         if self.container is not None:
@@ -316,7 +393,8 @@ class DeviceFile:
     def __init__(self, assignable: Assignable, group_file: GroupFile | None = None) -> None:
         """Hold the device until :meth:`close`.
 
-        Raises ``OSError``: ENODEV when the device is gone, EINVAL when its group's file was closed.
+        Raises ``OSError``: ENODEV when the device is gone, EINVAL when its group's file was closed or
+        revoked.
         """
         self.assignable = assignable
         self.group_file = group_file

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,7 +22,11 @@ PATIENCE = 0.5
 """Seconds for which a call waits for what a client left in use when it ended."""
 
 
-class Lingering(OSError):
+class InUse(OSError):
+    """EBUSY because a client uses a device that is to go. It passes when the client lets go."""
+
+
+class Lingering(InUse):
     """EBUSY that is about to pass: only a client that has ended uses ``group``.
 
     Its files may have gone to other processes. So it is a plain EBUSY if that has not passed in ``seconds``.
@@ -32,26 +35,25 @@ class Lingering(OSError):
     def __init__(self, group: Held, seconds: float) -> None:
         super().__init__(errno.EBUSY, f"{group} is still in use by a process that has ended")
         self.group, self.seconds = group, seconds
+        self.seen = group.let_goes
 
 
-class Held(ABC):
+class Held:
     """A group, as far as others wait for it: it has a lock, and calls watchers when a client lets go."""
 
-    __slots__ = ("lock", "watchers")
+    __slots__ = ("let_goes", "lock", "watchers")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.watchers: tuple[Callable[[], None], ...] = ()
         """Called each time that a client has closed the group or a device, under :attr:`lock`, on the device
         lane. So they must not wait."""
-
-    @property
-    @abstractmethod
-    def in_use(self) -> bool:
-        """Whether a client has it open. Under :attr:`lock`."""
+        self.let_goes = 0
+        """How often clients have let go."""
 
     def let_go(self) -> None:
         """Call the watchers. Under :attr:`lock`."""
+        self.let_goes += 1
         for watcher in self.watchers:
             watcher()
 

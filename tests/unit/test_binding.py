@@ -71,11 +71,17 @@ def test_a_bound_function_is_not_bound_again(lab: Lab, gpu: PhysicalFunction) ->
     fails(errno.ENODEV, lab.drivers.unbind, gpu, VFIO_PCI)
 
 
-def test_a_function_with_vgpus_stays(lab: Lab, gpu: PhysicalFunction) -> None:
+def test_a_function_loses_its_vgpus_with_its_driver(
+    lab: Lab, gpu: PhysicalFunction, recorder: Refusing
+) -> None:
     mdev = lab.create(gpu.parent.types["vgpu-1"], UUID(int=1))
+    hold = DeviceFile(mdev)
     fails(errno.EBUSY, lab.drivers.unbind, gpu, "vgpu")
-    lab.remove(mdev)
+    assert (gpu.driver, mdev.gone, mdev.leaving) == ("vgpu", False, 0)
+    hold.close()
     lab.drivers.unbind(gpu, "vgpu")
+    assert mdev.gone and not lab.mdevs and gpu.parent.memory_free == gpu.parent.spec.memory
+    assert recorder.seen[-2:] == [("removed", mdev.name), ("unbound", gpu.name)]
     fails(errno.ENODEV, lab.create, gpu.parent.types["vgpu-1"], UUID(int=1))
 
 

@@ -17,7 +17,7 @@ from devmodel.irq.irqs import Action
 from devmodel.irq.kinds import ClientFds, PciIrq
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
-from devmodel.lifecycle.removal import REQUEST_SECONDS, remove_when_free
+from devmodel.lifecycle.removal import REQUEST_SECONDS, when_free
 from devmodel.vfio.group import DeviceFile
 from ioctl_shim._native import lib
 from tests.unit.fakes import fails
@@ -71,6 +71,10 @@ def in_trio(lab: Lab, main: Callable[[trio.Nursery], Awaitable[None]]) -> float:
     return trio.run(serve, clock=clock)
 
 
+async def remove_when_free(lab: Lab, mdev: Mdev) -> None:
+    await when_free(lab, lambda: (mdev,), lambda: lab.remove(mdev))
+
+
 def test_the_holder_is_asked_again_every_ten_seconds(lab: Lab, mdev: Mdev, asked: int) -> None:
     held = DeviceFile(mdev)
 
@@ -85,17 +89,16 @@ def test_the_holder_is_asked_again_every_ten_seconds(lab: Lab, mdev: Mdev, asked
     assert in_trio(lab, main) == pytest.approx(3.5 * REQUEST_SECONDS + 0.1, abs=1)
 
 
-def test_a_group_that_is_open_has_nobody_to_ask(lab: Lab, mdev: Mdev, asked: int) -> None:
-    held = mdev.group.open()
+def test_a_group_that_is_open_holds_nothing(lab: Lab, mdev: Mdev, asked: int) -> None:
+    opened = mdev.group.open()
 
     async def main(nursery: trio.Nursery) -> None:
-        nursery.start_soon(remove_when_free, lab, mdev)
-        await trio.sleep(1)
-        held.close()
-        await trio.sleep(0.1)
+        await remove_when_free(lab, mdev)
         assert mdev.gone and count(asked) == 0
 
-    in_trio(lab, main)
+    assert in_trio(lab, main) == pytest.approx(0, abs=0.1)
+    fails(errno.ENODEV, opened.status)
+    opened.close()
 
 
 def test_nobody_can_open_it_meanwhile_and_everybody_when_nobody_waits_any_more(lab: Lab, mdev: Mdev) -> None:

@@ -293,8 +293,6 @@ def test_counts_that_are_refused(lab: Lab, gpu: PhysicalFunction) -> None:
     for count in (1, 3, 4):
         fails(errno.EBUSY, lab.sriov.set_count, gpu, count)
     fails(errno.ERANGE, lab.sriov.set_count, gpu, 5)
-    fails(errno.EBUSY, lab.drivers.unbind, gpu, "vgpu")
-    lab.sriov.set_count(gpu, 0)
     lab.drivers.unbind(gpu, "vgpu")
     fails(errno.ENOENT, lab.sriov.set_count, gpu, 1)
     lab.sriov.set_count(gpu, 0)
@@ -344,6 +342,32 @@ def test_a_virtual_function_in_use_keeps_them_all(lab: Lab, gpu: PhysicalFunctio
     for vf in vfs:
         fails(errno.ENODEV, vf.device.read, 0, 0, 1)
     fails(errno.ENODEV, DeviceFile, vfs[1])
+
+
+def test_a_driver_that_leaves_takes_vgpus_and_virtual_functions_with_it(
+    lab: Lab, gpu: PhysicalFunction, recorder: Recorder
+) -> None:
+    """All or nothing: one of either kind that is held keeps them all."""
+    mdev = lab.create(next(iter(gpu.parent.types.values())), UUID(int=1))
+    lab.sriov.set_count(gpu, 2)
+    vfs = gpu.vfs.copy()
+    vfs[0].driver_override = VFIO_PCI
+    lab.drivers.probe(vfs[0])
+    seen = len(recorder.seen)
+    for held in (DeviceFile(mdev), DeviceFile(vfs[0])):
+        fails(errno.EBUSY, lab.drivers.unbind, gpu, "vgpu")
+        assert (mdev.gone, vfs[0].gone, gpu.vfs, recorder.seen[seen:]) == (False, False, vfs, [])
+        held.close()
+    lab.drivers.unbind(gpu, "vgpu")
+    assert recorder.seen[seen:] == [
+        ("removed", vfs[1].name),
+        ("unbound", vfs[0].name),
+        ("removed", vfs[0].name),
+        ("removed", mdev.name),
+        ("unbound", gpu.name),
+    ]
+    assert not lab.mdevs and not gpu.vfs and capability(gpu)[3] == 0
+    assert gpu.parent.memory_free == gpu.parent.spec.memory
 
 
 def test_virtual_functions_of_one_bus_are_reset_together(lab: Lab, gpu: PhysicalFunction) -> None:

@@ -13,9 +13,9 @@ import pytest
 from devmodel.device.base import Device
 from devmodel.iommu.api import Extension, MustWait, Prot
 from devmodel.iommu.type1 import Type1
-from devmodel.vfio.container import Container
-from devmodel.vfio.group import Assignable, DeviceFile, Group, GroupFile
-from devmodel.vfio.lingering import PATIENCE, Lingering
+from devmodel.vfio.container import Container, ContainerGroup
+from devmodel.vfio.group import Assignable, DeviceFile, Group, GroupFile, retire_all
+from devmodel.vfio.lingering import PATIENCE, InUse, Lingering
 from tests.unit.fakes import FakeClient, fails
 
 
@@ -130,14 +130,23 @@ def test_whose_file_it_is_decides(group: Group) -> None:
     file.used_by(lambda: False)
     fails(errno.EBUSY, group.open)
     file.used_by(lambda: True)
-    for refused in (group.open, group.devices[0].retire):
-        with pytest.raises((MustWait, Lingering)):
-            refused()
-    beside = DeviceFile(group.devices[0])
-    with pytest.raises(OSError) as caught:
-        group.devices[0].retire()
+    with pytest.raises(MustWait):
+        group.open()
+
+
+def test_whose_device_it_is_decides(ready: GroupFile, group: Group) -> None:
+    device = group.devices[0]
+    held = ready.open_device("toy")
+    ready.used_by(lambda: True)
+    with pytest.raises(Lingering):
+        device.retire()
+    beside = DeviceFile(device)
+    with pytest.raises(InUse) as caught:
+        device.retire()
     assert caught.value.errno == errno.EBUSY and not isinstance(caught.value, Lingering)
     beside.close()
+    held.close()
+    device.retire()
 
 
 def test_a_group_without_devices_is_enodev(group: Group) -> None:
@@ -254,18 +263,101 @@ def test_the_iommu_lives_until_the_last_group_leaves(container: Container) -> No
     assert iommu_of(container) is not first
 
 
-def test_retire_refuses_while_anything_is_open(group: Group) -> None:
+def test_retire_refuses_while_the_device_is_open(ready: GroupFile, group: Group) -> None:
     toy = group.devices[0]
-    file = group.open()
-    fails(errno.EBUSY, toy.retire)
-    file.close()
-    by_cdev = DeviceFile(toy)
-    fails(errno.EBUSY, toy.retire)
-    by_cdev.close()
+    for held in (DeviceFile(toy), ready.open_device("toy")):
+        fails(errno.EBUSY, toy.retire)
+        held.close()
     toy.retire()
     fails(errno.ENODEV, toy.retire)
     fails(errno.ENODEV, toy.hold)
     fails(errno.ENODEV, DeviceFile, toy)
+
+
+def test_a_group_that_loses_its_devices_revokes_its_file(
+    ready: GroupFile, group: Group, container: Container
+) -> None:
+    """The container loses the group, and what joins the group later has a file of its own."""
+    toy = group.devices[0]
+    iommu = iommu_of(container)
+    iommu.map(FakeClient(), 0, 0, 4096, Prot.READ)
+    toy.retire()
+    assert ready.revoked and not container.groups
+    fails(errno.EINVAL, container.set_iommu, Extension.TYPE1V2)
+    assert iommu.dma_avail == 65535
+
+    def check() -> None:
+        fails(errno.ENODEV, ready.status)
+        fails(errno.ENODEV, ready.set_container, container)
+        fails(errno.ENODEV, ready.set_container, None)
+        fails(errno.EINVAL, ready.unset_container)
+        fails(errno.ENODEV, ready.get_device, "toy")
+        fails(errno.ENODEV, ready.open_device, "toy")
+        fails(errno.EINVAL, DeviceFile, toy, ready)
+
+    fails(errno.ENODEV, group.open)
+    fails(errno.ENODEV, ready.status)
+    toy.join()
+    check()
+    file = group.open()
+    file.set_container(container)
+    container.set_iommu(Extension.TYPE1V2)
+    held = file.open_device("toy")
+    check()
+    ready.close()
+    assert container.groups
+    fails(errno.EBUSY, group.open)
+    held.close()
+    file.close()
+    group.open().close()
+    assert not container.groups
+
+
+def test_the_files_of_a_device_that_vanished_keep_the_container(
+    ready: GroupFile, group: Group, container: Container
+) -> None:
+    held = ready.open_device("toy")
+    group.devices[0].withdraw()
+    assert ready.status() == (True, True)
+    fails(errno.ENODEV, ready.get_device, "toy")
+    fails(errno.EBUSY, ready.unset_container)
+    held.close()
+    assert not container.groups
+    fails(errno.ENODEV, ready.status)
+    fails(errno.EINVAL, ready.unset_container)
+    ready.close()
+
+
+def test_a_set_container_under_way_keeps_the_device(group: Group, container: Container) -> None:
+    """As on Linux, where it holds the lock that the removal of a group takes."""
+    file, toy = group.open(), group.devices[0]
+    tried: list[ContainerGroup] = []
+
+    class Slow(Container):
+        def attach(self, group: ContainerGroup) -> None:
+            fails(errno.EBUSY, toy.retire)
+            fails(errno.EINVAL, file.set_container, container)
+            tried.append(group)
+            super().attach(group)
+
+    slow = Slow()
+    file.set_container(slow)
+    assert tried == [group]
+    toy.retire()
+    assert not slow.groups
+    file.close()
+
+
+def test_of_several_devices_all_leave_or_none() -> None:
+    groups = [Group(number) for number in (1, 2)]
+    toys = [Toy(f"toy{group.number}", group) for group in groups]
+    files, held = [group.open() for group in groups], DeviceFile(toys[1])
+    fails(errno.EBUSY, retire_all, toys)
+    for file, toy in zip(files, toys, strict=True):
+        assert (toy.gone, toy.leaving, file.revoked) == (False, 0, False)
+    held.close()
+    retire_all(toys)
+    assert [file.revoked for file in files] == [True, True]
 
 
 def test_hold_and_retire_never_both_succeed() -> None:

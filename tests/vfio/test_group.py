@@ -23,18 +23,21 @@ from tests.vfio.client import (
     GROUP_UNSET_CONTAINER,
     IOMMU_GET_INFO,
     NOIOMMU,
+    PAGE,
     TYPE1,
     TYPE1V2,
     Container,
     DeviceInfo,
     Group,
     GroupStatus,
+    Memory,
     fails,
     ioctl,
     request,
     unmapped_address,
 )
 from tests.vfio.devices import GPU, UNPROTECTED, Device, bound, eventfd, function_dir, group_device, opened
+from tests.vfio.test_device import hot_reset
 
 VIABLE, CONTAINER_SET = 1, 2
 PARAMETER = "sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
@@ -171,6 +174,59 @@ def test_names_with_vf_tokens(machine: MountedLab) -> None:
                 fails(number, group_device, machine.path, found.group, name)
             else:
                 Device(group_device(machine.path, found.group, name)).close()
+
+
+def is_revoked(machine: MountedLab, group: Group, container: Container, name: str) -> None:
+    """The device of the group's open file has gone: what its ioctls answer."""
+    fails(errno.ENODEV, lambda: group.flags)
+    fails(errno.ENODEV, group.set_container, container)
+    fails(errno.ENODEV, group.set_container, group)  # before it looks what it is
+    fails(errno.EBADF, group.set_container, -1)
+    fails(errno.EINVAL, group.unset_container)
+    fails(errno.ENODEV, group_device, machine.path, group, name)
+    fails(errno.EINVAL, group.ioctl, GROUP_GET_STATUS, GroupStatus(argsz=7))
+    fails(errno.ENOTTY, group.ioctl, request(7))
+
+
+def test_an_open_group_keeps_no_vgpu(machine: MountedLab, container: Container) -> None:
+    """Only an open device does. The container loses the group, and with it the mappings."""
+    vgpu = machine.create("mtty-2", "mtty")
+    page = Memory(PAGE)
+    with Group(machine.path, vgpu.group) as group:
+        group.set_container(container)
+        container.set_iommu()
+        container.map(0, page.address, PAGE)
+        vgpu.remove()
+        is_revoked(machine, group, container, vgpu.name)
+        fails(errno.EINVAL, container.info)
+        with (
+            machine.create("mtty-2", "mtty") as next_one,
+            opened(machine, next_one.group, next_one.name) as found,
+        ):
+            assert next_one.group == vgpu.group
+            is_revoked(machine, group, container, next_one.name)
+            group.close()
+            assert found.device.config(0) == 0x4348
+            fails(errno.EBUSY, Group, machine.path, next_one.group)
+    page.close()
+
+
+def test_an_open_group_keeps_no_function(machine: MountedLab, container: Container) -> None:
+    """vfio-pci gives the function up, and takes it again, in a group with the same number."""
+    unbind = machine.path / "sys/bus/pci/drivers/vfio-pci/unbind"
+    with bound(machine, GPU) as groups:
+        number = groups[0]
+        with Group(machine.path, number) as group:
+            group.set_container(container)
+            container.set_iommu()
+            unbind.write_text(GPU)
+            is_revoked(machine, group, container, GPU)
+            fails(errno.ENOENT, Group, machine.path, number)
+            (machine.path / "sys/bus/pci/drivers_probe").write_text(GPU)
+            with opened(machine, number, GPU) as found:
+                is_revoked(machine, group, container, GPU)
+                fails(errno.EINVAL, hot_reset, found.device, group.fd)
+                assert found.device.config(0) == 0x1234
 
 
 def test_a_function_with_its_host_driver_has_no_group_file(machine: MountedLab) -> None:

@@ -298,7 +298,6 @@ def test_holders_are_asked_before_they_go(machine: MountedLab, host_driver: None
         fails(errno.EBUSY, enable, machine, PF, 0)
         assert [signals(event) for event in events] == [1, 1]
         vf.device.close()
-        vf.group.close()
         fails(errno.EBUSY, enable, machine, PF, 0)
         assert signals(events[0]) == 1
     enable(machine, PF, 0)
@@ -314,9 +313,9 @@ def test_vfio_pci_does_not_leave_virtual_functions_behind(machine: MountedLab) -
             fails(errno.EBUSY, store, unbind, PF)
             assert signals(event) == 1
             pf.device.close()
-            pf.group.close()
             fails(errno.EBUSY, store, unbind, PF)
             assert function_dir(machine, VFS[0]).exists()
+            pf.group.close()
             with use(machine, PF, TOKEN):
                 pass
         store(unbind, PF)

@@ -65,10 +65,8 @@ def kind_of(member: Member) -> str:
     """LINK, or the mode."""
     if isinstance(member, LinkMember):
         return LINK
-    if isinstance(member, Attribute | BinaryMember):
+    if isinstance(member, Attribute | BinaryMember | WaitingStore):
         return f"{member.mode:04o}"
-    if isinstance(member, WaitingStore):
-        return "0200"
     if isinstance(member, SnapshotMember):
         return "0444"
     raise TypeError(f"{type(member).__name__} is a kind of member that docs/sysfs.md does not know")

@@ -140,7 +140,7 @@ def first(changed: int | None, declared: int | None, usual: int) -> int:
 
 
 def is_store(found: Member) -> bool:
-    """Whether it can be written and not read, such as `create`, `remove` and `bind`.
+    """Whether it can be written and not read, such as `create`, `remove` and `bind`, or its store may wait.
 
     The kernel locks an inode for a write to it, while it copies the data and until we answer. A client may
     have either wait, and other writers would wait for it. So while somebody may be writing to a store, a

@@ -17,7 +17,8 @@ at its target or opens it.
     @attribute        show(): the value, str() of which is the text    a file, mode 0444 unless given
     @<name>.store     store(text) of the attribute <name>
     @store_only       store(text)                                      a file, mode 0200
-    @waiting_store    store(text), a coroutine                         a file, mode 0200
+    @waiting_store    store(text), a coroutine                         a file, mode 0200 unless given
+    @waiting          show(), of a file whose store() is a coroutine   a file, mode 0644 unless given
     @link             the entry that it points at, or None             a symlink
     @binary           open(request), on the device lane                a file of a size
     @snapshot         the content, made when the file is opened        a file, mode 0444
@@ -66,6 +67,16 @@ def value_of(written: bytes) -> str:
     return text
 
 
+def _text(name: str, show: Callable[[Any], object] | None, owner: Any) -> bytes:
+    """What a read of an attribute gives: its value as a line, at most a page."""
+    if show is None:
+        raise OSError(errno.EIO, f"{name} is write-only")
+    text = str(show(owner))
+    if text and not text.endswith("\n"):
+        text += "\n"
+    return text.encode()[:PAGE_SIZE]
+
+
 # ---- attributes.  To add an attribute: CONTRIBUTING.md, "Adding an attribute" ----
 
 
@@ -110,12 +121,7 @@ class Attribute(Member):
 
     def read(self, owner: Any) -> bytes:
         """The whole text, at most a page.  Raises OSError(EIO) when the attribute has no show()."""
-        if self._show is None:
-            raise OSError(errno.EIO, f"{self.name} is write-only")
-        text = str(self._show(owner))
-        if text and not text.endswith("\n"):
-            text += "\n"
-        return text.encode()[:PAGE_SIZE]
+        return _text(self.name, self._show, owner)
 
     def write(self, owner: Any, data: bytes) -> int:
         """Store at most a page, all or nothing; returns the number of bytes taken.
@@ -166,44 +172,68 @@ def store_only(
 
 
 class WaitingStore(Member):
-    """A write-only attribute (mode 0200) whose store() is a coroutine that may wait (vfsfuse.kernfs.waiting).
-    A store() that is cancelled has changed nothing."""
+    """An attribute whose store() is a coroutine that may wait (vfsfuse.kernfs.waiting). It can be read if it
+    has a show(). A store() that is cancelled has changed nothing."""
 
-    __slots__ = ("_store", "_when")
+    __slots__ = ("_show", "_store", "_when", "mode")
 
     def __init__(
         self,
         name: str,
-        store: Callable[[Any, str], Awaitable[None]],
+        mode: int,
+        show: Callable[[Any], object] | None = None,
+        store: Callable[[Any, str], Awaitable[None]] | None = None,
         when: When | None = None,
         *,
         of_driver: bool = False,
     ) -> None:
-        super().__init__(name, DEVICE_BIT, of_driver, store_doc=docstring(store))
-        self._store, self._when = store, when
+        super().__init__(name, DEVICE_BIT, of_driver, docstring(show), docstring(store))
+        self.mode = mode
+        self._show, self._store, self._when = show, store, when
+
+    def store(self, function: Callable[[S, str], Awaitable[None]]) -> WaitingStore:
+        """Decorator: declare the store() of one that has a show()."""
+        self._store, self.store_doc = function, docstring(function)
+        return self
+
+    @property
+    def readable(self) -> bool:
+        """Whether it has a show()."""
+        return self._show is not None
 
     def present(self, owner: Any) -> bool:
         return self._when is None or self._when(owner)
 
     def stat(self, owner: Any) -> Stat:
-        return Stat(stat.S_IFREG | 0o200, PAGE_SIZE)
+        return Stat(stat.S_IFREG | self.mode, PAGE_SIZE)
 
-    async def store(self, owner: Any, data: bytes) -> None:
-        """Trio thread.  Raises OSError, EINVAL for a text that does not parse."""
+    def read(self, owner: Any) -> bytes:
+        """The whole text, at most a page.  Raises OSError(EIO) when it has no show()."""
+        return _text(self.name, self._show, owner)
+
+    async def write(self, owner: Any, data: bytes) -> None:
+        """Trio thread.  Raises OSError: EIO when it has no store(), EINVAL for a text that does not parse."""
+        if self._store is None:
+            raise OSError(errno.EIO, f"{self.name} is read-only")
         try:
             await self._store(owner, value_of(data))
         except ValueError as error:
             raise OSError(errno.EINVAL, f"{self.name}: {error}") from error
 
 
+def waiting(mode: int = 0o644) -> Callable[[Callable[[S], object]], WaitingStore]:
+    """Decorator: declare a readable attribute from its show(), whose store() is a coroutine."""
+    return lambda show: WaitingStore(show.__name__, mode, show)
+
+
 def waiting_store(
-    name: str | None = None, when: When | None = None, *, of_driver: bool = False
+    name: str | None = None, when: When | None = None, *, mode: int = 0o200, of_driver: bool = False
 ) -> Callable[[Callable[[S, str], Awaitable[None]]], WaitingStore]:
     """Decorator: declare a write-only attribute from its store(), a coroutine."""
 
     def declare(store: Callable[[S, str], Awaitable[None]]) -> WaitingStore:
         named = name or str(getattr(store, "__name__", ""))
-        return WaitingStore(named, store, when, of_driver=of_driver)
+        return WaitingStore(named, mode, store=store, when=when, of_driver=of_driver)
 
     return declare
 

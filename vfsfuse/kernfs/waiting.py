@@ -34,23 +34,46 @@ class StoreRunner:
         """Tells the kernel what has changed (Operations.publish).  Set before the mount."""
 
     def open(self, request: OpenRequest) -> Opened:
-        """Open such an attribute.  Device lane.  Raises OSError(EACCES) for reading, for root too: it has no
-        show()."""
-        if request.flags & os.O_ACCMODE != os.O_WRONLY:
+        """Open such an attribute.  Device lane.  Raises OSError(EACCES) for reading, for root too, when it
+        has no show()."""
+        _, member = self._find(request.nodeid)
+        if request.flags & os.O_ACCMODE != os.O_WRONLY and not member.readable:
             raise OSError(errno.EACCES, "write-only")
         return Opened(StoreFile(self, request.nodeid))
 
+    def begin_show(self, inode: int, pending: PendingRequest) -> None:
+        """Have the trio thread answer a read.  Device lane."""
+
+        def show() -> None:
+            try:
+                entry, member = self._find(inode)
+                pending.read(member.read(entry)[pending.offset :])
+            except OSError as error:
+                pending.fail(answer_of(error))
+            except (Exception, SystemExit):
+                log.exception("a show() failed")
+                pending.fail(errno.EIO)
+
+        try:
+            self._host.soon(show)
+        except RuntimeError as error:
+            raise OSError(errno.ENODEV, "the lab ends") from error
+
     def begin(self, inode: int, pending: PendingRequest, data: bytes) -> None:
         """Run a store.  Device lane."""
-        entry, member = self._locate(inode)
-        if not isinstance(member, WaitingStore):
-            raise OSError(errno.ENODEV, "removed")
+        entry, member = self._find(inode)
         scope = trio.CancelScope()
         pending.when_interrupted(lambda: self._host.soon(scope.cancel))
         try:
             self._host.begin(Task(self._run, (entry, member, pending, data[:PAGE_SIZE], scope)))
         except RuntimeError as error:
             raise OSError(errno.ENODEV, "the lab ends") from error
+
+    def _find(self, inode: int) -> tuple[Entry, WaitingStore]:
+        entry, member = self._locate(inode)
+        if not isinstance(member, WaitingStore):
+            raise OSError(errno.ENODEV, "removed")
+        return entry, member
 
     async def _run(
         self,
@@ -79,7 +102,7 @@ class StoreRunner:
         """The errno that a store ends with, 0 when it succeeded."""
         call = Call(CallKind.STORE, entry.path, member.name, {"data": data}, tid)
         try:
-            await self._host.calls.run_async(call, lambda: member.store(entry, data))
+            await self._host.calls.run_async(call, lambda: member.write(entry, data))
         except OSError as error:
             log.debug("%s: %s", member.name, error)
             return answer_of(error)
@@ -96,6 +119,10 @@ class StoreFile(DeferringFile):
 
     def __init__(self, runner: StoreRunner, inode: int) -> None:
         self._runner, self._inode = runner, inode
+
+    def begin_read(self, pending: PendingRequest) -> bytes | None:
+        self._runner.begin_show(self._inode, pending)
+        return None
 
     def begin_write(self, pending: PendingRequest, data: bytes) -> None:
         self._runner.begin(self._inode, pending, data)

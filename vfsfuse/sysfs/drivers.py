@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Protocol
 
+from devmodel.lifecycle.binding import held_by
 from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.removal import taking_away
 from devmodel.pci.ids import parse_pci_id
 from vfsfuse.kernfs.kobject import Entry, Kobject
-from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link, store_only
+from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link, store_only, waiting_store
 from vfsfuse.sysfs.lab import LabDir
 from vfsfuse.sysfs.uevent import UeventStoreDir
 
@@ -77,18 +79,19 @@ class DriverDir(LabDir, UeventStoreDir):
         not take it; EBUSY: it has a driver."""
         self.bind_device(text.strip())
 
-    @store_only()
-    def unbind(self, text: str) -> None:
-        """Takes the driver away from the device of this name. ENODEV: the device is not bound to it; EBUSY: a
-        client holds the device."""
-        self.unbind_device(text.strip())
+    @waiting_store()
+    async def unbind(self, text: str) -> None:
+        """Takes the driver away from the device of this name, and before that its vGPUs and virtual
+        functions. ENODEV: the device is not bound to it; EBUSY: a client holds one of them, or with
+        `remove = "wait"` the write waits for the client."""
+        await self.unbind_device(text.strip())
 
     @abstractmethod
     def bind_device(self, device: str) -> None:
         """Bind the device of this name.  Raises OSError as the driver core does."""
 
     @abstractmethod
-    def unbind_device(self, device: str) -> None:
+    async def unbind_device(self, device: str) -> None:
         """Unbind the device of this name.  Raises OSError as the driver core does."""
 
 
@@ -125,8 +128,13 @@ class PciDriverDir(DriverDir):
     def bind_device(self, device: str) -> None:
         self.lab.drivers.bind(self.lab.drivers.find(device), self.name)
 
-    def unbind_device(self, device: str) -> None:
-        self.lab.drivers.unbind(self.lab.drivers.find(device), self.name)
+    async def unbind_device(self, device: str) -> None:
+        function = self.lab.drivers.find(device)
+        await taking_away(
+            self.lab,
+            lambda: (function, *held_by(function)),
+            lambda: self.lab.drivers.unbind(function, self.name),
+        )
 
     @store_only()
     def new_id(self, text: str) -> None:
@@ -161,5 +169,6 @@ class MdevDriverDir(DriverDir):
     def bind_device(self, device: str) -> None:
         self.lab.mdev_driver.bind(self.lab.named(device))
 
-    def unbind_device(self, device: str) -> None:
-        self.lab.mdev_driver.unbind(self.lab.named(device))
+    async def unbind_device(self, device: str) -> None:
+        mdev = self.lab.named(device)
+        await taking_away(self.lab, lambda: (mdev,), lambda: self.lab.mdev_driver.unbind(mdev))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from devmodel.lifecycle.lab import Lab
-from devmodel.lifecycle.mdev import Mdev, MdevType
+from devmodel.lifecycle.mdev import MdevType
 from devmodel.vfio.group import Assignable, Group
 from vfsfuse.kernfs.kobject import Entry, Kobject
 from vfsfuse.vfio.port import Port
@@ -49,9 +49,6 @@ class View(Protocol):
 
     def owned_by(self, uid: int) -> bool:
         """Whether `uid` mounted the lab, or is root.  Any thread."""
-
-    async def remove(self, mdev: Mdev) -> None:
-        """Remove a vGPU.  While it is held, raises OSError(EBUSY) or waits, as the lab file says."""
 
 
 class LabDir(Kobject):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from devmodel.device.display import Display
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, MdevType
+from devmodel.lifecycle.removal import remove
 from devmodel.lifecycle.resources import Share
 from devmodel.uuids import parse_uuid
 from vfsfuse.kernfs.kobject import Entry, Kobject
@@ -99,7 +100,7 @@ class MdevDir(DeviceDir, PciAttributes, MdevResources):
         """1 removes the vGPU. EBUSY: a client holds it, or with `remove = "wait"` the write waits for the
         client."""
         if parse_number(text):
-            await self.view.remove(self.mdev)
+            await remove(self.view.lab, self.mdev)
 
     @store_only()
     def surprise_remove(self, text: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from devmodel.lifecycle.function import PhysicalFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.removal import remove
 from devmodel.lifecycle.requests import parse_create_line, parse_destroy_line
 from vfsfuse.kernfs.members import attribute, store_only, waiting_store
 from vfsfuse.sysfs.function import PciFunctionDir
@@ -65,7 +66,7 @@ class PhysicalFunctionDir(PciFunctionDir, ParentResources):
         mdev = self.lab.find(line.uuid, line.instance)
         if mdev.parent is not self.parent_device:
             raise ValueError(f"{text} is not of {self.name}")
-        await self.view.remove(mdev)
+        await remove(self.lab, mdev)
 
 
 ParentDir = VirtualParentDir | PhysicalFunctionDir

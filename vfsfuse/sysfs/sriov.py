@@ -10,14 +10,16 @@ from __future__ import annotations
 import errno
 
 from devmodel.device.pci import PciRegion
+from devmodel.lifecycle.binding import virtual_functions_held
 from devmodel.lifecycle.function import PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.removal import taking_away
 from devmodel.lifecycle.sriov import layout_of
 from devmodel.lifecycle.vf import STRIDE, as_hardware, lacks
 from devmodel.pci.regs import CFG_SPACE_EXP_SIZE
 from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.kernfs.kobject import Entry
-from vfsfuse.kernfs.members import attribute, binary, link, store_only
+from vfsfuse.kernfs.members import attribute, binary, link, store_only, waiting
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.kstrtox import parse_bool, parse_number
 from vfsfuse.sysfs.lab import View
@@ -25,7 +27,7 @@ from vfsfuse.sysfs.parent import PhysicalFunctionDir
 from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, RegionFile
 
 MAX_COUNT = 0xFFFF
-"""The kernel parses the number of virtual functions as one of 16 bits: a larger one is ERANGE."""
+"""The kernel parses the number of virtual functions as one of 16 bits: a larger one is EINVAL."""
 
 
 class SriovFunctionDir(PhysicalFunctionDir):
@@ -42,19 +44,25 @@ class SriovFunctionDir(PhysicalFunctionDir):
         """The number of virtual functions that the function can have."""
         return self.layout.total
 
-    @attribute(0o644)
+    @waiting()
     def sriov_numvfs(self) -> int:
         """The number of virtual functions that are enabled."""
         return len(self.physical.vfs)
 
     @sriov_numvfs.store
-    def _store_numvfs(self, text: str) -> None:
-        """Enables this many virtual functions, 0 disables all. ERANGE: more than `sriov_totalvfs`; EBUSY:
-        some are enabled, or a client holds one; ENOENT: no driver that configures SR-IOV; ENOSPC: no room."""
+    async def _store_numvfs(self, text: str) -> None:
+        """Enables this many virtual functions, 0 disables all. EINVAL: no number of 16 bits; ERANGE: more
+        than `sriov_totalvfs`; EBUSY: some are enabled, or a client holds one, or with `remove = "wait"` the
+        write waits for the client; ENOENT: no driver that configures SR-IOV; ENOSPC: no room."""
         count = parse_number(text)
         if count > MAX_COUNT:
-            raise OSError(errno.ERANGE, f"{count} virtual functions")
-        self.view.lab.sriov.set_count(self.physical, count)
+            raise ValueError(f"{count} does not fit in 16 bits")
+        lab = self.view.lab
+        await taking_away(
+            lab,
+            lambda: () if count else virtual_functions_held(self.physical),
+            lambda: lab.sriov.set_count(self.physical, count),
+        )
 
     @attribute()
     def sriov_offset(self) -> int:

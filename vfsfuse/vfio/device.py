@@ -197,8 +197,8 @@ class DeviceFops(VfioFops):
 
     def _group(self, caller: Caller, number: int) -> Group:
         found = self.services.find_file(caller, number)
-        if not isinstance(found, GroupFops):
-            raise OSError(errno.EINVAL, f"descriptor {number} is not a VFIO group")
+        if not isinstance(found, GroupFops) or found.file.revoked:
+            raise OSError(errno.EINVAL, f"descriptor {number} is not a VFIO group, or of no use any more")
         return found.file.group
 
 

@@ -49,8 +49,9 @@ class GroupFops(VfioFops):
 
     @answers("VFIO_GROUP_GET_STATUS")
     def get_status(self, request: Request) -> int:
+        answer = request.argument.value  # a bad pointer or size comes before the state of the group
         status = self.file.status()
-        request.argument.value.flags = (lib.VFIO_GROUP_FLAGS_VIABLE if status.viable else 0) | (
+        answer.flags = (lib.VFIO_GROUP_FLAGS_VIABLE if status.viable else 0) | (
             lib.VFIO_GROUP_FLAGS_CONTAINER_SET if status.container_set else 0
         )
         request.argument.reply()

@@ -15,8 +15,7 @@ from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.function import PciFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
-from devmodel.lifecycle.removal import patiently, remove_when_free
-from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
+from devmodel.lifecycle.spec import LabSpec
 from devmodel.vfio.group import Assignable, Group
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.client import Caller
@@ -98,12 +97,6 @@ class LabView:
 
     def port(self, device: Assignable) -> Port:
         return self.nodes.port(device)
-
-    async def remove(self, mdev: Mdev) -> None:
-        if self.spec.removal is RemovalPolicy.WAIT:
-            await remove_when_free(self.lab, mdev)
-        else:
-            await patiently(lambda: self.lab.remove(mdev))
 
     # ---- device lane ----
 
