@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import uuid
 from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import MountedLab, vfsfuse
+from tests.lab import MountedLab
+from tests.tool import Tool, need
 
 GPU = "0000:86:00.0"
 PACKAGES = {"lspci": "pciutils"}
@@ -21,25 +20,8 @@ PACKAGES = {"lspci": "pciutils"}
 def tool(lab: MountedLab, request: pytest.FixtureRequest) -> Iterator[Tool]:
     """Runs the test's program (its name is after `test_`) in the lab."""
     name = request.node.name.split("_")[1]
-    if shutil.which(name) is None:
-        pytest.skip(f"{name} is not installed (apt-get install {PACKAGES.get(name, name)})")
+    need(name, PACKAGES.get(name, name))
     yield Tool(lab, name)
-
-
-class Tool:
-    """A program, run in the lab."""
-
-    def __init__(self, lab: MountedLab, name: str) -> None:
-        self.lab, self.name = lab, name
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return vfsfuse("run", "--mount", self.lab.path, "--", self.name, *arguments)
-
-    def __call__(self, *arguments: str) -> str:
-        """What it prints; it has to succeed."""
-        done = self.run(*arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
 
 def test_mdevctl_types(tool: Tool) -> None:
@@ -85,20 +67,21 @@ def test_lspci_sees_the_lab_only(tool: Tool) -> None:
 
 
 def test_driverctl_lists_and_overrides(tool: Tool) -> None:
-    assert tool("list-devices") == f"{GPU} vgpu\n"
-    with tool.lab.create():
+    assert tool.quiet("list-devices") == f"{GPU} vgpu\n"
+    with tool.lab.create() as held, held.cdev.open("rb"):
         refused = tool.run("--nosave", "set-override", GPU, "vfio-pci")
         assert refused.returncode != 0
         assert "busy" in refused.stderr
     assert tool("list-devices") == f"{GPU} vgpu\n"
-    done = tool.run("--nosave", "set-override", GPU, "vfio-pci")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert tool("list-devices") == f"{GPU} vfio-pci [*]\n"
-    assert tool("list-overrides") == f"{GPU} vfio-pci\n"
+    idle = tool.lab.create()
+    assert tool.quiet("--nosave", "set-override", GPU, "vfio-pci") == ""
+    assert not (tool.lab.mdevs / idle.name).exists()
+    assert tool.quiet("list-devices") == f"{GPU} vfio-pci [*]\n"
+    assert tool.quiet("list-overrides") == f"{GPU} vfio-pci\n"
     assert (tool.lab.path / "dev/vfio/0").exists()
     assert not (tool.lab.path / "sys/class/mdev_bus" / GPU).exists()
-    tool("--nosave", "unset-override", GPU)
-    assert tool("list-devices") == f"{GPU} vgpu\n"
+    assert tool.quiet("--nosave", "unset-override", GPU) == ""
+    assert tool.quiet("list-devices") == f"{GPU} vgpu\n"
     assert not (tool.lab.path / "dev/vfio/0").exists()
     assert (tool.lab.gpu / "mdev_supported_types/vgpu-1/available_instances").read_text() == "1\n"
 
