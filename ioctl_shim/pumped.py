@@ -29,16 +29,19 @@ class PumpRegions:
     Python, which answers that the device is gone.
     """
 
-    __slots__ = ("_kept", "native")
+    __slots__ = ("_hidden", "_kept", "_withheld", "native")
 
     def __init__(self, lock: threading.Lock) -> None:
         """`lock` is the device's lock.  The pump holds it to write registers and to run hooks."""
         self.native: Any = ffi.gc(lib.lane_memory_new(), lib.lane_memory_put)
         self._kept: list[object] = [lock.acquire, lock.release]
+        self._hidden: frozenset[int] = frozenset()
+        self._withheld: frozenset[int] = frozenset()
         self.native.acquire, self.native.release = map(address, self._kept)
 
     def map(self, index: int, fd: int, offset: int, size: int) -> None:
-        """Region `index` is memory: `size` bytes at `offset` of `fd`.  Raises OSError."""
+        """Region `index` is memory: `size` bytes at `offset` of `fd`.  Raises OSError.  A region that was
+        mapped before has to be withheld."""
         error = lib.lane_memory_map(self.native, index, fd, offset, size)
         if error:
             raise OSError(-error, f"region {index}: {os.strerror(-error)}")
@@ -57,8 +60,25 @@ class PumpRegions:
         lib.lane_memory_show(self.native, index, ffi.new("struct lane_region *", fields))
 
     def hide(self, indexes: Iterable[int]) -> None:
-        """Let accesses to these regions go to Python for now, and to no others."""
-        lib.lane_memory_hide(self.native, sum(1 << index for index in indexes))
+        """Let accesses to these regions, and to those that are withheld, go to Python for now.  Under the
+        device's lock."""
+        self._hidden = frozenset(indexes)
+        self._hide()
+
+    def withhold(self, index: int) -> None:
+        """Let accesses to region `index` go to Python until `give_back`.  When this returns, the pump is in
+        none.  Under the device's lock; any thread except a pump."""
+        self._withheld |= {index}
+        self._hide()
+        lib.lane_memory_settle(self.native)
+
+    def give_back(self, index: int) -> None:
+        """The opposite of `withhold`.  Under the device's lock."""
+        self._withheld -= {index}
+        self._hide()
+
+    def _hide(self) -> None:
+        lib.lane_memory_hide(self.native, sum(1 << index for index in self._hidden | self._withheld))
 
     def revoke(self) -> None:
         lib.lane_memory_revoke(self.native)

@@ -12,9 +12,9 @@ from devmodel.region.backing import Backing
 from vfsfuse.cli import main
 
 
-def create(backing: Backing) -> int:
-    fd, _ = tempfile.mkstemp(dir=os.environ["SMALL"])
-    os.ftruncate(fd, backing._size)
+def create(backing: Backing, name: str, size: int) -> int:
+    fd, _ = tempfile.mkstemp(dir=os.environ["SMALL"], prefix=name)
+    os.ftruncate(fd, size)
     return fd
 
 

@@ -8,6 +8,7 @@ Source: <drm/drm_fourcc.h> (formats), <linux/vfio.h> (struct vfio_device_gfx_pla
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import ClassVar
 
 MAX_EXTENT = 16384
 """Most pixels of a picture in either direction."""
@@ -80,6 +81,8 @@ class Display(ABC):
     """Mixed into a model of a device that shows something, before the class of the device."""
 
     __slots__ = ()
+    plane_region: ClassVar[int] = 0
+    """The index of the region in which every plane is."""
 
     @abstractmethod
     def plane(self) -> Plane | None:

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory behind a device's memory regions: one sparse memfd, in which each region is at its VFIO offset.
 
-So an mmap of the device file can map the memfd, at the same offset.
+So an mmap of the device file can map the memfd, at the same offset. A region other than the first can be in
+a memfd of its own for a while (devmodel.region.moving), at offset 0, as a file of that region alone needs it.
 
-State: the device's. Any thread may ask for ``fd``, which is made under a lock of its own.
-Source: memfd_create(2), VFIO_GET_REGION_INFO's ``offset`` in <linux/vfio.h>.
+State: the device's. Any thread may ask for ``fd``, which is made under a lock of its own. A region is moved
+under the device's lock.
+Source: memfd_create(2), VFIO_GET_REGION_INFO's ``offset`` in <linux/vfio.h>; fcntl(2) (F_SETLEASE).
 """
 
 import errno
 import fcntl
 import mmap
 import os
+import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from devmodel.region.access import PLAIN
+from devmodel.region.moving import OwnFile, Place
 
 REGION_SHIFT = 40
 """VFIO convention of vfio-pci: the file offset of region ``index`` is ``index << REGION_SHIFT``."""
@@ -32,7 +36,7 @@ def region_offset(index: int) -> int:
 class Backing:
     """A sparse memfd. It is made on first use, and its pages are allocated when something touches them."""
 
-    __slots__ = ("_closed", "_fd", "_lock", "_size", "access")
+    __slots__ = ("_closed", "_fd", "_lock", "_mapped", "_own", "_size", "access")
 
     def __init__(self, sizes: Mapping[int, int]) -> None:
         """``sizes`` maps the index of each memory region to its size in bytes."""
@@ -41,6 +45,8 @@ class Backing:
         self._fd = -1
         self._closed = False
         self._lock = threading.Lock()
+        self._own: dict[int, OwnFile] = {}
+        self._mapped: set[int] = set()
         self.access = PLAIN
         """How to touch mappings of it. A front end sets it before a client uses the device."""
 
@@ -51,7 +57,7 @@ class Backing:
             if self._closed:
                 raise OSError(errno.ENODEV, "the device is gone")
             if self._fd < 0:
-                self._fd = self._create()
+                self._fd = self._create("vfio-device", self._size)
             return self._fd
 
     @property
@@ -63,30 +69,127 @@ class Backing:
     def allocated(self) -> int:
         """Bytes of the pages that were touched. Any thread."""
         with self._lock:
-            return os.fstat(self._fd).st_blocks * _BLOCK if self._fd >= 0 else 0
+            fds = [file.fd for file in self._own.values()] + ([self._fd] if self._fd >= 0 else [])
+            return sum(os.fstat(fd).st_blocks for fd in fds) * _BLOCK
+
+    def places(self, index: int, offset: int, size: int) -> Sequence[tuple[Place, int]]:
+        """Where ``size`` bytes at ``offset`` of region ``index`` are now: places with their sizes, in order.
+        Under the device's lock."""
+        place = Place(self.fd, region_offset(index) + offset)
+        own = self._own.get(index)
+        here = 0 if own is None else min(max(own.moved - offset, 0), size)
+        if own is None or not here:
+            return ((place, size),)
+        return ((Place(own.fd, offset), here), (place.after(here), size - here))[: 1 + (here < size)]
+
+    def place(self, index: int) -> Place | None:
+        """Where all of region ``index`` is now, None while it is in two files. Under the device's lock."""
+        own = self._own.get(index)
+        if own is None or not own.moved:
+            return self._in_device(index)
+        return Place(own.fd, 0) if own.complete else None
 
     def map(self, index: int, size: int) -> mmap.mmap:
         """Map ``size`` bytes of region ``index``, shared and writable; the caller closes the mapping.
 
-        What may run while a client is served touches the mapping by :attr:`access` only.
+        What may run while a client is served touches the mapping by :attr:`access` only. The region cannot be
+        moved any more, unless it is region 0, which never is. ``OSError(EBUSY)`` while it is being moved.
+        Under the device's lock.
         """
-        return mmap.mmap(self.fd, size, offset=region_offset(index))
+        place = self.place(index)
+        if place is None:
+            raise OSError(errno.EBUSY, f"region {index} is being moved")
+        self._mapped.add(index)
+        return mmap.mmap(place.fd, size, offset=place.offset)
+
+    # ---- a region in a memfd of its own ----
+
+    @property
+    def away(self) -> frozenset[int]:
+        """The regions that are not in :attr:`fd`, or not wholly. Any thread."""
+        with self._lock:
+            return frozenset(self._own)
+
+    def can_move(self, index: int) -> bool:
+        """Whether region ``index`` can be moved: no model has mapped it. Under the device's lock."""
+        return index not in self._mapped
+
+    def own_fd(self, index: int, size: int) -> int:
+        """The memfd of region ``index``, of which ``size`` bytes are memory; made if it has none yet.
+
+        Raises ``OSError(ENODEV)`` once closed. Under the device's lock.
+        """
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.ENODEV, "the device is gone")
+            if index not in self._own:
+                self._own[index] = OwnFile(self._create("vfio-region", size), size)
+            return self._own[index].fd
+
+    def take_piece(self, index: int) -> bool:
+        """Move a piece of region ``index`` to the region's memfd. True at the end. Under the device's lock.
+
+        Raises ``OSError``: ENODEV once closed, EBUSY for a region that a model has mapped, and as
+        :meth:`OwnFile.take_piece`.
+        """
+        device = self._in_device(index)
+        if not self.can_move(index):
+            raise OSError(errno.EBUSY, f"region {index} is mapped by its model")
+        return self._own[index].take_piece(device)
+
+    def give_piece(self, index: int) -> bool:
+        """Move a piece of region ``index`` back. True at the end, when the region's memfd has been closed.
+        Raises as :meth:`take_piece`, under the device's lock."""
+        device = self._in_device(index)
+        if not self._own[index].give_piece(device):
+            return False
+        with self._lock:
+            os.close(self._own.pop(index).fd)
+        return True
+
+    def _in_device(self, index: int) -> Place:
+        return Place(self.fd, region_offset(index))
 
     def close(self) -> None:
-        """Close our descriptor. Mappings of clients keep their pages."""
+        """Close our descriptors. Mappings of clients keep their pages."""
         with self._lock:
             self._closed = True
+            for own in self._own.values():
+                os.close(own.fd)
+            self._own.clear()
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
 
-    def _create(self) -> int:
-        fd = os.memfd_create("vfio-device", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    def _create(self, name: str, size: int) -> int:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(fd, self._size)
+            os.ftruncate(fd, size)
             # A client that holds this file must not shrink it: our own mappings would raise SIGBUS.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except OSError:
             os.close(fd)
             raise
         return fd
+
+
+def is_used_elsewhere(fd: int) -> bool:
+    """Whether somebody else has the memfd ``fd`` open, or a mapping of it that outlives its descriptor.
+
+    The kernel grants a lease for writing only to the one who alone has a file open. For a moment after the
+    last close(2) or munmap(2) of another process this may still be true. Any thread; waits for nobody.
+    """
+    try:
+        alone = os.open(
+            f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC
+        )  # a memfd's first open does not count
+    except OSError:
+        return True  # as far as we know
+    try:
+        fcntl.fcntl(alone, fcntl.F_SETSIG, signal.SIGURG)  # tells of another open; SIGIO would end us
+        fcntl.fcntl(alone, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:
+        return True
+    finally:
+        os.close(alone)  # with the lease
+    return False

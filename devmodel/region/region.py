@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from devmodel.region.backing import Backing, region_offset
+from devmodel.region.backing import Backing
+from devmodel.region.moving import Place
 
 
 def clip(limit: int, offset: int, size: int) -> int:
@@ -136,30 +137,35 @@ class Memory(Region):
         if offset + size > self.backed:
             behind = self.read(offset, self.backed - offset) if offset < self.backed else b""
             return behind.ljust(size, b"\xff")
-        data = os.pread(self._bound().fd, size, self._position(offset))
+        places = self._bound().places(self._index, offset, size)
+        parts = [os.pread(place.fd, count, place.offset) for place, count in places]
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
         if len(data) < size:
             raise OSError(errno.EIO, f"region {self._index} has become shorter than {offset + size:#x} bytes")
         return data
 
     def write(self, offset: int, data: bytes) -> None:
         rest = memoryview(data)[: max(self.backed - offset, 0)]
-        fd, position = self._bound().fd, self._position(offset)
+        places = self._bound().places(self._index, offset, len(rest))
         try:
-            while rest:
-                taken = os.pwrite(fd, rest, position)
-                rest, position = rest[taken:], position + taken
+            for place, count in places:
+                _write_all(place, rest[:count])
+                rest = rest[count:]
         except OSError as error:
             raise OSError(errno.EIO, f"region {self._index}: {os.strerror(error.errno or 0)}") from error
-
-    def _position(self, offset: int) -> int:
-        """In the memfd. It is not mapped here: an access of a mapping would be a SIGBUS when the host has no
-        page left, and a load would take a page."""
-        return region_offset(self._index) + offset
 
     def _bound(self) -> Backing:
         if self._backing is None:
             raise RuntimeError("memory region used before its device bound it")
         return self._backing
+
+
+def _write_all(place: Place, data: memoryview) -> None:
+    """Not by a mapping: an access of one would be a SIGBUS when the host has no page left, and a load would
+    take a page."""
+    while data:
+        taken = os.pwrite(place.fd, data, place.offset)
+        data, place = data[taken:], place.after(taken)
 
 
 class Rom(Region):

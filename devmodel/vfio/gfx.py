@@ -25,8 +25,8 @@ def display_of(device: Device) -> Display:
 def is_probe(flags: int, mappable: bool) -> bool:
     """Whether this asks if a display can be shown by region, and the answer is yes.
 
-    ``mappable`` is whether this machine can map memory regions.  Raises ``OSError(EINVAL)`` for flags other
-    than those of regions.
+    ``mappable`` is whether the client can map the region of the planes.  Raises ``OSError(EINVAL)`` for flags
+    other than those of regions.
     """
     if flags == GfxPlane.TYPE_PROBE | GfxPlane.TYPE_REGION and mappable:
         return True

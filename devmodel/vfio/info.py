@@ -70,7 +70,8 @@ def device_info(opened: DeviceFile) -> DeviceInfo:
 def region_info(device: Device, index: int, mappable: bool) -> RegionInfo:
     """The answer of GET_REGION_INFO for region ``index``.  It never changes while the device is open.
 
-    ``mappable`` is whether this machine can map memory regions at all.  Raises ``OSError(EINVAL)``.
+    ``mappable`` is whether this open of the device can map the region, if it is memory.  Raises
+    ``OSError(EINVAL)``.
     """
     region = device.regions[index] if index < len(device.regions) else None
     if region is None:

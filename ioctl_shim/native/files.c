@@ -108,7 +108,10 @@ void on_read(const struct request *r)
 	if (memory) {
 		/* the kernel copies from the region itself; this fails when it has no page left for a hole in
 		 * it */
-		if (send_data(r->header->unique, 0, memory, size, NULL, 0))
+		int error = send_data(r->header->unique, 0, memory, size, NULL, 0);
+
+		leave_memory();
+		if (error)
 			send_error(r->header->unique, -EIO);
 		return;
 	}
@@ -137,16 +140,18 @@ static int64_t take_write(const struct request *r, const struct fuse_write_in *i
 {
 	const struct lane_file *file = file_of(in->fh);
 	const void *data = in + 1;
-	char *memory = find_memory(file, in->offset, in->size);
 	struct lane_transfer write = {r->header->unique, file->token, in->offset, in->size, in->flags, r->header->pid};
 	uint64_t value = 0;
 
 	if (in->size > r->size - sizeof(*in))
 		return -EIO;
-	if (memory && guarded_move(memory, data, in->size))
-		return -EIO; /* the host has no page left for a hole in it */
-	if (memory)
-		return in->size;
+	char *memory = find_memory(file, in->offset, in->size);
+	if (memory) {
+		int error = guarded_move(memory, data, in->size);
+
+		leave_memory();
+		return error ? -EIO /* the host has no page left for a hole in it */ : in->size;
+	}
 	struct lane_place place = find_register(file, in->offset, in->size);
 	if (place.found) {
 		memcpy(&value, data, in->size);

@@ -196,6 +196,21 @@ int lane_pumps_retired(void)
 	return __atomic_load_n(&retired, __ATOMIC_ACQUIRE);
 }
 
+/* Waits until no pump copies from or to a region that was hidden before.  A copy waits for no client, but it may
+ * wait for a page of the host.  Any thread except a pump. */
+void lane_memory_settle(const struct lane_memory *m)
+{
+	pthread_mutex_lock(&lock); /* a pump is not freed meanwhile */
+	for (struct pump *each = pumps; each; each = each->next) {
+		uint64_t state = __atomic_load_n(&each->state, __ATOMIC_SEQ_CST);
+
+		while (__atomic_load_n(&each->memory, __ATOMIC_SEQ_CST) == m &&
+		       __atomic_load_n(&each->state, __ATOMIC_SEQ_CST) == state)
+			usleep(20);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
 /* Whether the lane is at its end: no pump is to be replaced any more. */
 int lane_pump_ended(void)
 {

@@ -23,6 +23,7 @@ struct pump {
 	int tid;	    /* 0 until the thread runs */
 	int in_client;	    /* a touch of a client's memory is under way */
 	int was_held;	    /* such a touch took so long that this pump was retired */
+	const struct lane_memory *memory; /* it copies from or to a region of this; NULL for none */
 	int interrupted;    /* an INTERRUPT came for `unique` after this pump was retired */
 	uint32_t slot;	    /* its lane_argument, counted from 1; 0 when there was none left */
 	sem_t go;	    /* it may begin */
@@ -88,6 +89,7 @@ struct lane_place {
 
 /* regions.c */
 char *find_memory(const struct lane_file *file, uint64_t offset, uint64_t size);
+void leave_memory(void);
 int read_plain(const struct lane_file *file, uint64_t offset, uint64_t size, void *value);
 struct lane_place find_register(const struct lane_file *file, uint64_t offset, uint64_t size);
 int is_shown(const struct lane_memory *m, uint64_t index);

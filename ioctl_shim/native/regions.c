@@ -2,7 +2,8 @@
 /*
  * The regions of a device as the pump knows them.  With these it reads and writes memory, and reads registers
  * that have no hooks, by itself.  Any thread makes, hides and revokes regions; only the pump looks them up
- * (find_*).
+ * (find_*).  A pump that copies from or to memory says so (pump.memory), so that a region that is hidden can be
+ * mapped elsewhere once no pump is in it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -21,17 +22,21 @@ struct lane_memory *lane_memory_new(void)
 	return m;
 }
 
+/* Maps a region, or maps it anew: then it has to be hidden, and lane_memory_settle() has returned. */
 int lane_memory_map(struct lane_memory *m, uint32_t index, int fd, uint64_t offset, uint64_t size)
 {
+	struct lane_region *region = &m->region[index];
 	void *base;
 
-	if (index >= LANE_REGIONS || m->region[index].base)
+	if (index >= LANE_REGIONS || region->stored || (region->base && region->size != size))
 		return -EINVAL;
 	base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset);
 	if (base == MAP_FAILED)
 		return -errno;
-	m->region[index].base = base;
-	m->region[index].size = size;
+	if (region->base)
+		munmap(region->base, size);
+	region->base = base;
+	region->size = size;
 	return 0;
 }
 
@@ -51,7 +56,7 @@ void lane_memory_revoke(struct lane_memory *m)
 
 void lane_memory_hide(struct lane_memory *m, uint32_t regions)
 {
-	__atomic_store_n(&m->hidden, regions, __ATOMIC_RELEASE);
+	__atomic_store_n(&m->hidden, regions, __ATOMIC_SEQ_CST);
 }
 
 void lane_memory_get(struct lane_memory *m)
@@ -73,7 +78,7 @@ void lane_memory_put(struct lane_memory *m)
 int is_shown(const struct lane_memory *m, uint64_t index)
 {
 	return !__atomic_load_n(&m->revoked, __ATOMIC_ACQUIRE) && index < LANE_REGIONS &&
-	       !(__atomic_load_n(&m->hidden, __ATOMIC_ACQUIRE) >> index & 1);
+	       !(__atomic_load_n(&m->hidden, __ATOMIC_SEQ_CST) >> index & 1);
 }
 
 /* The region that holds [*offset, *offset + size) of the file, NULL when the pump may not answer for it.
@@ -94,11 +99,25 @@ static const struct lane_region *find_region(const struct lane_file *file, uint6
 	return &m->region[index];
 }
 
+/* The address of memory; leave_memory() has to follow.  NULL, and nothing to follow, when the pump may not answer.
+ * The region is looked at again once this pump has said that it is there: it may have been hidden meanwhile. */
 char *find_memory(const struct lane_file *file, uint64_t offset, uint64_t size)
 {
 	const struct lane_region *region = find_region(file, &offset, size);
+	struct pump *pump = own_pump();
 
-	return region && region->base ? region->base + offset : NULL;
+	if (!region || !region->base)
+		return NULL;
+	__atomic_store_n(&pump->memory, file->memory, __ATOMIC_SEQ_CST);
+	if (is_shown(file->memory, (uint64_t)(region - file->memory->region)))
+		return region->base + offset;
+	leave_memory();
+	return NULL;
+}
+
+void leave_memory(void)
+{
+	__atomic_store_n(&own_pump()->memory, NULL, __ATOMIC_RELEASE);
 }
 
 /* Reads plain registers only: fills `value` (8 bytes) and returns 1 for an aligned access of 1, 2, 4 or 8

@@ -53,7 +53,8 @@ DEVICE_TOPICS: tuple[Topic, ...] = (
         "VFIO_DEVICE_GET_REGION_INFO",
         {
             **each(WORKS, "VFIO_REGION_INFO_FLAG_READ", "VFIO_REGION_INFO_FLAG_WRITE"),
-            "VFIO_REGION_INFO_FLAG_MMAP": f"{WORKS} where the kernel lets memory be mapped (root, Linux 6.9)",
+            "VFIO_REGION_INFO_FLAG_MMAP": f"{WORKS} where the kernel lets memory be mapped (root,"
+            " Linux 6.9); not for a BAR above 0 whose `resource<N>` was in use when the device was opened",
             **each(
                 WORKS,
                 *("VFIO_REGION_INFO_FLAG_CAPS", "VFIO_REGION_INFO_CAP_SPARSE_MMAP"),

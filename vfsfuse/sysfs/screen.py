@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture that a display shows, as a PNG.  Runs on worker threads; only the device is shared.
 
-The lock of the device is held while the device says where the picture is.  The pixels are read without it: a
-picture that a guest is drawing may be seen half-way, as on a real screen.
+The lock of the device is held while the device says where the picture is, and while a strip of pixels is
+read.  A picture that a guest is drawing may be seen half-way, as on a real screen.
 """
 
 from __future__ import annotations
 
 import errno
 import io
-import os
 from collections.abc import Iterator, Mapping
 
 from devmodel.device.base import Device
 from devmodel.device.display import Display, Fourcc, Plane
-from devmodel.region.backing import region_offset
 
 RAW_MODES: Mapping[Fourcc, str] = {
     Fourcc.XRGB8888: "BGRX",
@@ -41,19 +39,14 @@ def picture(device: Device) -> bytes:
         plane = device.plane()
         if plane is None:
             raise OSError(errno.ENODATA, f"{device.name} shows nothing")
-        # under the lock, because nobody closes it meanwhile: later its number may be that of another file
-        fd = os.dup(device.backing.fd)
-    try:
-        return _png(fd, plane)
-    finally:
-        os.close(fd)
+    return _png(device, plane)
 
 
-def _png(fd: int, plane: Plane) -> bytes:
+def _png(device: Device, plane: Plane) -> bytes:
     from PIL import Image  # here, because a lab whose screens nobody looks at should start without it
 
     image = Image.new("RGB", (plane.width, plane.height))
-    for top, count, data in _strips(fd, plane):
+    for top, count, data in _strips(device, plane):
         layout = ("raw", RAW_MODES[plane.fourcc], plane.stride)
         image.paste(Image.frombytes("RGB", (plane.width, count), data, *layout), (0, top))
     out = io.BytesIO()
@@ -61,18 +54,17 @@ def _png(fd: int, plane: Plane) -> bytes:
     return out.getvalue()
 
 
-def _strips(fd: int, plane: Plane) -> Iterator[tuple[int, int, bytes]]:
+def _strips(device: Device, plane: Plane) -> Iterator[tuple[int, int, bytes]]:
     """The picture in strips: the first line, how many lines, and their bytes.
 
-    Read by pread, which allocates no memory where nothing was drawn.  Pillow holds the GIL while it unpacks a
-    strip, and the device lane needs the GIL: so strips are small.
+    Nothing is allocated where nothing was drawn.  The device's lock is held while a strip is read, and Pillow
+    holds the GIL while it unpacks one.  The device lane needs both: so strips are small.
     """
-    start = region_offset(plane.region) + plane.offset
+    memory = device.region(plane.region)
     most = max(STRIP_SIZE // plane.stride, 1)
     for top in range(0, plane.height, most):
         count = min(most, plane.height - top)
         size = plane.stride * (count - 1) + plane.line_size
-        data = os.pread(fd, size, start + top * plane.stride)
-        if len(data) < size:
-            raise OSError(errno.EIO, "the memory ends before the picture does")
+        with device.lock:
+            data = memory.read(plane.offset + top * plane.stride, size)
         yield top, count, data.ljust(plane.stride * count, b"\0")

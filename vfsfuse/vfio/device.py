@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from ctypes import c_int32
 from functools import partial
 from typing import Any
@@ -64,8 +65,8 @@ PLANE: Sequence[str] = (
 class DeviceFops(VfioFops):
     """One open of a device, through its group or through dev/vfio/devices/vfio<N>.
 
-    `mappable` is whether this machine can map its memory regions. `released` is called on the device lane
-    when the last descriptor of the open is closed."""
+    `mappable` has the indexes of regions that the file can map, as far as they are memory. `released` is
+    called on the device lane when the last descriptor of the open is closed."""
 
     __slots__ = ("device", "mappable", "opened", "regions", "released", "services")
     kind = Kind.DEVICE
@@ -74,7 +75,7 @@ class DeviceFops(VfioFops):
         self,
         opened: DeviceFile,
         services: Services,
-        mappable: bool,
+        mappable: frozenset[int],
         released: Callable[[], None],
     ) -> None:
         self.opened, self.services = opened, services
@@ -115,7 +116,9 @@ class DeviceFops(VfioFops):
         index = info.index
         facts = self.regions.get(index)
         if facts is None:
-            facts = self.regions[index] = region_facts(region_info(self.device, index, self.mappable))
+            facts = self.regions[index] = region_facts(
+                region_info(self.device, index, index in self.mappable)
+            )
         info.offset = index << REGION_SHIFT
         info.size, info.flags, caps = facts
         reply(argument, lib.VFIO_REGION_INFO_FLAG_CAPS, caps)
@@ -181,10 +184,10 @@ class DeviceFops(VfioFops):
 
     @answers("VFIO_DEVICE_QUERY_GFX_PLANE")
     def query_plane(self, request: Request) -> int:
-        display_of(self.device)
+        display = display_of(self.device)
         argument = request.argument
         info = argument.value
-        if is_probe(info.flags, self.mappable):
+        if is_probe(info.flags, display.plane_region in self.mappable):
             return 0
         plane = shown_plane(self.device, info.drm_plane_type)
         for name, value in zip(PLANE, _plane(plane), strict=True):
@@ -203,25 +206,35 @@ class DeviceFops(VfioFops):
 
 
 def open_device(
-    opened: DeviceFile, port: Port, services: Services, released: Callable[[], None] | None = None
+    make: Callable[[], DeviceFile],
+    port: Port,
+    services: Services,
+    may_wait: bool,
+    released: Callable[[], None] | None = None,
 ) -> Opened:
-    """The answer to an open(2) of the device of `opened`.  Closes `opened` on failure."""
-    backing_id = 0
-    try:
+    """The answer to an open(2) of a device, which `make` opens.  `released` is called when the file is
+    closed.
+
+    Raises OSError as open(2), and MustWait, before it calls `make`, when the device's memory has to be moved
+    first and the thread must not wait (vfsfuse.vfio.ownfiles)."""
+    own = port.own
+    own.open_device(may_wait)
+    with ExitStack() as undo:
+        undo.callback(own.close_device)
+        opened = make()
+        undo.callback(opened.close)
         memory, backing_id = port.memory(), port.take_backing()
-        ended = partial(_released, port, backing_id, released)
-        file = DeviceFops(opened, services, backing_id > 0, ended)
-        return Opened(file, memory, WHOLE, backing_id, regions=opened.device)
-    except BaseException:
+        undo.pop_all()
+    device = opened.device
+    mappable = frozenset(range(len(device.regions))) - device.backing.away if backing_id else frozenset()
+
+    def ended() -> None:
         port.give_backing(backing_id)
-        opened.close()
-        raise
+        own.close_device()
+        if released is not None:
+            released()
 
-
-def _released(port: Port, backing_id: int, also: Callable[[], None] | None) -> None:
-    port.give_backing(backing_id)
-    if also is not None:
-        also()
+    return Opened(DeviceFops(opened, services, mappable, ended), memory, WHOLE, backing_id, regions=device)
 
 
 def irq_flags(irq: IrqIndex) -> int:

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from devmodel.vfio.group import DeviceFile, GroupFile
+from devmodel.vfio.group import Assignable, DeviceFile, GroupFile
 from ioctl_shim._native import ffi
 from ioctl_shim.abi import PREPARE_DEVICE
 from ioctl_shim.client import ClientProcess
@@ -36,9 +36,9 @@ prepares as many as it likes and opens none."""
 
 Take = Callable[[OpenRequest], DeviceFile]
 Withdraw = Callable[[], None]
-Offer = Callable[[str, Take], Withdraw]
-"""Makes an unlisted file of dev/vfio with a name.  An open of it gives what the Take returns, and fails as
-the Take does.  Returns the function that removes the file if it was not opened."""
+Offer = Callable[[str, Assignable, Take], Withdraw]
+"""Makes an unlisted file of dev/vfio with a name, for a device.  An open of it gives what the Take returns,
+and fails as the Take does.  Returns the function that removes the file if it was not opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,9 @@ class Handover:
         """The token of a file that `request.supervisor` can open.  Raises OSError as GROUP_GET_DEVICE_FD
         does."""
         self._file.used_by(ClientProcess(request.client).ended)
-        self._file.get_device(request.name, rawio)
+        device = self._file.get_device(request.name, rawio)
         token = secrets.randbits(64)
-        withdraw = self._offer(f"{PREPARED}{token}", lambda opening: self._take(token, opening))
+        withdraw = self._offer(f"{PREPARED}{token}", device, lambda opening: self._take(token, opening))
         with self._lock:
             late = [withdraw] if self._closed else []
             if not self._closed:

@@ -14,12 +14,12 @@ from functools import partial
 
 from devmodel.device.base import Device
 from devmodel.region.access import Access
-from devmodel.region.backing import region_offset
 from devmodel.region.region import Memory
 from devmodel.vfio.group import Assignable
 from ioctl_shim import lane, pumped
 from ioctl_shim._native import lib
 from ioctl_shim.lane import Opened, OpenRequest, PlainFile
+from vfsfuse.vfio.ownfiles import OwnFiles
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Port:
     last file that was opened with it is released, also when the device is removed before that.
     """
 
-    __slots__ = ("_assignable", "_backing_id", "_closed", "_files", "_lock", "_memory")
+    __slots__ = ("_assignable", "_backing_id", "_closed", "_files", "_lock", "_memory", "_own")
 
     def __init__(self, assignable: Assignable) -> None:
         self._assignable = assignable
@@ -44,10 +44,22 @@ class Port:
         self._backing_id: int | None = None
         self._closed = False
         self._files = 0  # opened with the backing file and not released
+        self._own: OwnFiles | None = None
 
     @property
     def device(self) -> Device:
         return self._assignable.device
+
+    @property
+    def own(self) -> OwnFiles:
+        """The files of regions of their own.  Raises OSError(ENODEV)."""
+        device = self.device
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.ENODEV, "removed")
+            if self._own is None:
+                self._own = OwnFiles(device, self.memory, self._can_map)
+            return self._own
 
     def memory(self) -> pumped.PumpRegions:
         """The regions of the device that the pump answers by itself.  Raises OSError(ENODEV)."""
@@ -71,12 +83,23 @@ class Port:
         if not any(region.mappable for region in self.device.regions if region is not None):
             return 0
         with self._lock:
-            if self._closed:
-                raise OSError(errno.ENODEV, "removed")
-            if self._backing_id is None:
-                self._backing_id = lane.open_backing(self.device.backing.fd)
-            self._files += self._backing_id > 0
-            return self._backing_id
+            backing_id = self._registered()
+            self._files += backing_id > 0
+            return backing_id
+
+    def take_resource(self, index: int, inode: int, may_wait: bool) -> tuple[int, Callable[[], None]]:
+        """The backing file for one open resource<N> of memory region `index`, and the function that gives it
+        back.  `inode` is that of the file.
+
+        Raises MustWait when the thread must not wait and the region has to be moved first (OwnFiles), OSError
+        as `take_backing`."""
+        own = self.own
+        if index:
+            return own.open_one(index, inode, may_wait), partial(own.close_one, inode)
+        if not self._files:
+            own.look(may_wait)
+        backing_id = self.take_backing()
+        return backing_id, partial(self.give_backing, backing_id)
 
     def give_backing(self, backing_id: int) -> None:
         """A file that was opened with this id is released, or was not opened after all.  Any thread."""
@@ -93,6 +116,20 @@ class Port:
                 self._memory.revoke()
                 self._memory = None
             self._end_backing()
+            own, self._own = self._own, None
+        if own is not None:
+            own.close()
+
+    def _can_map(self) -> bool:
+        with self._lock:
+            return self._registered() > 0
+
+    def _registered(self) -> int:
+        if self._closed:
+            raise OSError(errno.ENODEV, "removed")
+        if self._backing_id is None:
+            self._backing_id = lane.open_backing(self.device.backing.fd)
+        return self._backing_id
 
     def _end_backing(self) -> None:
         if self._closed and not self._files and self._backing_id:
@@ -105,7 +142,10 @@ def _shown(device: Device) -> pumped.PumpRegions:
     asked = model.read is not Device.read or model.write is not Device.write
     for index, region in enumerate(device.regions[: pumped.MOST_REGIONS]):
         if isinstance(region, Memory) and region.direct:
-            memory.map(index, device.backing.fd, region_offset(index), region.backed)
+            with device.lock:
+                place = device.backing.place(index)
+            if place is not None:
+                memory.map(index, *place, region.backed)
         elif region is not None and region.stored is not None and not asked:
             stored = region.stored
             memory.show(index, stored.data, stored.plain, stored.registers, stored.owner)
@@ -149,12 +189,13 @@ class RegionFile(PlainFile):
 
 def open_region(port: Port, index: int, request: OpenRequest, limit: int | None = None) -> Opened:
     """Open region `index` of the port's device as a file of its own.  Reads end at `limit`, if there is
-    one."""
+    one.  Memory can be mapped where the kernel can do it (vfsfuse.vfio.ownfiles).
+
+    Raises OSError as open(2), and on a pump MustWait."""
     region = port.device.region(index)
-    direct = isinstance(region, Memory) and region.direct
-    memory = port.memory() if direct else None
-    # the kernel maps a backing file at the client's own offset: only region 0 lies at 0
-    backing_id = port.take_backing() if direct and index == 0 else 0
     end = region.size if limit is None else limit
-    file = RegionFile(port.device, index, end, partial(port.give_backing, backing_id))
-    return Opened(file, memory, index, backing_id) if direct else Opened(file)
+    if not isinstance(region, Memory):
+        return Opened(RegionFile(port.device, index, end))
+    memory = port.memory() if region.direct else None
+    backing_id, released = port.take_resource(index, request.nodeid, may_wait=not request.on_pump)
+    return Opened(RegionFile(port.device, index, end, released), memory, index, backing_id)

@@ -29,6 +29,7 @@ from vfsfuse.sysfs.lab import Subsystems
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.listened import ListenedFile, listened
+from vfsfuse.vfio.ownfiles import MustWait
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
@@ -105,7 +106,10 @@ class LabView:
 
         This is where the file's calls begin to pass the call point, if somebody listens there.
         """
-        opened = self._open(request)
+        try:
+            opened = self._open(request)
+        except MustWait:  # on a pump
+            return None
         calls = self.lab.calls
         if opened is None or calls.listener is None:
             return opened

@@ -177,23 +177,31 @@ class VfioNodes:
 
         def opener(request: OpenRequest) -> Opened:
             device.check_direct()
-            port = self.port(device)
-            return open_device(DeviceFile(device), port, self.services)
+            may_wait = not request.on_pump
+            return open_device(lambda: DeviceFile(device), self.port(device), self.services, may_wait)
 
         return self._owned(DeviceNode(_name(device), self.spec.device_mode, opener, DEVICE_SIZE))
 
-    def _offer(self, name: str, take: Take) -> Withdraw:
+    def _offer(self, name: str, device: Assignable, take: Take) -> Withdraw:
         """Make an unlisted file in dev/vfio (vfsfuse.vfio.handover.Offer).  Anybody may open it as far as its
         mode says: `take` knows who may.  Any thread."""
 
         def opener(request: OpenRequest) -> Opened:
-            opened = take(request)
-            self._vfio.unlisted.pop(name, None)
+            taken = False
+
+            def make() -> DeviceFile:
+                nonlocal taken
+                opened = take(request)
+                taken = True
+                self._vfio.unlisted.pop(name, None)
+                return opened
+
+            may_wait = not request.on_pump
             try:
-                return open_device(opened, self.port(opened.assignable), self.services, forget)
+                return open_device(make, self.port(device), self.services, may_wait, forget)
             except BaseException:
-                opened.close()
-                forget()
+                if taken:
+                    forget()
                 raise
 
         def forget() -> None:
