@@ -84,7 +84,7 @@ class MountedLab:
     @property
     def gpu(self) -> Path:
         """The physical GPU's directory."""
-        return self.path / "sys/devices/pci0000:86/0000:86:00.0"
+        return self.path / "sys/bus/pci/devices/0000:86:00.0"
 
     @property
     def mdevs(self) -> Path:

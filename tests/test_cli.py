@@ -148,7 +148,7 @@ def test_a_lab_of_ones_own_is_what_is_mounted(tmp_path: Path) -> None:
             lab.path / "sys/class/mdev_bus/0000:03:00.0"
         ]
         gpu = lab.parent("0000:03:00.0")
-        assert gpu == lab.path / "sys/devices/pci0000:03/0000:03:00.0"
+        assert gpu == lab.path / "sys/devices/pci0000:00/0000:00:01.0/0000:03:00.0"
         assert (gpu / "resource0").stat().st_size == 64 << 20
         assert (gpu / "driver").resolve().name == "acme-gpu"
         types = gpu / "mdev_supported_types"

@@ -33,7 +33,7 @@ TYPES = (
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
 OTHER = "0f0e0d0c-0b0a-4908-8706-050403020100"
 
-GPU_PATH = "sys/devices/pci0000:86/0000:86:00.0"
+GPU_PATH = "sys/bus/pci/devices/0000:86:00.0"
 BAD_REMOVE = ("x", "yes", "1x", " 1", "-1", "1 ", "1\n\n", "\n", "0x", "08", "\xff", "9" * 30)
 BAD_UUIDS = (
     *("\n", "x", UUID[:-1], UUID + "0", UUID.replace("-", ""), "{" + UUID + "}", f"urn:uuid:{UUID}"),

@@ -76,12 +76,15 @@ def shell(command: str) -> str:
 # ---- lspci and setpci on the physical GPU ----
 
 
-def test_lspci_lists_the_gpu_alone(lab: MountedLab, vgpu: Vgpu) -> None:
-    assert lspci(lab, "-n", "-D") == "0000:86:00.0 0300: 1234:86f0 (rev 01)\n"
+def test_lspci_lists_the_gpu_and_the_port_above_it(lab: MountedLab, vgpu: Vgpu) -> None:
+    assert lspci(lab, "-n", "-D").splitlines() == [
+        "0000:00:01.0 0604: 1b36:000c",
+        "0000:86:00.0 0300: 1234:86f0 (rev 01)",
+    ]
 
 
 def test_lspci_shows_all_of_the_gpu(lab: MountedLab) -> None:
-    shown = lspci(lab, "-vvv", "-nn")
+    shown = lspci(lab, "-s", "86:", "-vvv", "-nn")
     for line in (
         "[1234:86f0] (rev 01) (prog-if 00 [VGA controller])",
         "Subsystem: Red Hat, Inc. Device [1af4:1100]",
@@ -100,7 +103,7 @@ def test_lspci_shows_all_of_the_gpu(lab: MountedLab) -> None:
 
 def test_lspci_dumps_what_the_config_file_holds(lab: MountedLab) -> None:
     for option, size in (("-xxx", CONFIG_SIZE), ("-xxxx", EXPRESS_CONFIG_SIZE)):
-        dump = re.findall(r"(?m)^[0-9a-f]+0: (.*)$", lspci(lab, option))
+        dump = re.findall(r"(?m)^[0-9a-f]+0: (.*)$", lspci(lab, "-s", "86:", option))
         assert bytes.fromhex("".join(dump)) == (lab.gpu / "config").read_bytes()[:size]
         assert len(dump) == size // 16
 

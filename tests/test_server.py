@@ -407,7 +407,7 @@ def test_a_handler_that_fails_is_eio_for_its_caller_alone(
 READER = """
 import os, random, sys
 top, seed = sys.argv[1:]
-gpu = top + "/sys/devices/pci0000:86/0000:86:00.0/"
+gpu = top + "/sys/bus/pci/devices/0000:86:00.0/"
 chance = random.Random(int(seed))
 config = open(gpu + "config", "rb").read()
 names = sorted(os.listdir(gpu + "mdev_supported_types"))

@@ -317,7 +317,7 @@ def test_umount_aborts_no_server_of_another_pid_namespace(tmp_path: Path) -> Non
         with os.fdopen(reader, "rb") as ready:
             assert ready.readline() == b"ready\n"
         server = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
-        held = os.open(path / "sys/devices/pci0000:86/0000:86:00.0/vendor", os.O_RDONLY)
+        held = os.open(path / "sys/bus/pci/devices/0000:86:00.0/vendor", os.O_RDONLY)
         os.kill(server, signal.SIGSTOP)
         line = error_of(timed("umount", path))
         os.kill(server, signal.SIGCONT)

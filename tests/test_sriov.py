@@ -19,6 +19,7 @@ from tests.vfio.client import fails
 from tests.vfio.devices import give_back, opened, vfio_pci
 
 GPU = "0000:86:00.0"
+PORT = "0000:00:01.0"
 VFS = [f"0000:86:00.{number}" for number in (4, 5, 6, 7)]
 ID, NO_ID = "1234 1111", b"\xff" * 4
 MIB = 1 << 20
@@ -51,7 +52,10 @@ def enable(lab: MountedLab, count: int) -> None:
 
 
 def functions(lab: MountedLab) -> list[str]:
-    return sorted(os.listdir(lab.path / "sys/bus/pci/devices"))
+    """The GPU and its virtual functions."""
+    port, *others = sorted(os.listdir(lab.path / "sys/bus/pci/devices"))
+    assert port == PORT
+    return others
 
 
 def vf_dir(lab: MountedLab, name: str) -> Path:
@@ -101,7 +105,7 @@ def test_virtual_functions_come_and_go(lab: MountedLab, count: int) -> None:
 def test_a_virtual_function_shows(lab: MountedLab) -> None:
     enable(lab, 4)
     vf = vf_dir(lab, VFS[3])
-    assert vf.resolve() == lab.gpu.parent / VFS[3]
+    assert vf.resolve() == lab.gpu.resolve().parent / VFS[3]
     assert os.readlink(vf / "physfn") == f"../{GPU}"
     assert (vf / "iommu_group/devices" / VFS[3]).resolve() == vf.resolve()
     assert driver(lab, VFS[3]) is None
@@ -421,6 +425,7 @@ def test_lspci_decodes_a_virtual_function(lab: MountedLab) -> None:
         assert line in shown
     assert "Interrupt: pin" not in shown and "<chain broken>" not in shown
     assert pci(lab, "lspci", "-D", "-n").splitlines() == [
+        f"{PORT} 0604: 1b36:000c",
         f"{GPU} 0300: 1234:86f0 (rev 01)",
         f"{VFS[0]} 0380: 1234:1111 (rev 02)",
     ]
@@ -449,6 +454,7 @@ def inside(lab: MountedLab, program: str, *arguments: str) -> str:
 def test_driverctl_overrides_a_virtual_function(lab: MountedLab) -> None:
     enable(lab, 2)
     assert inside(lab, "driverctl", "list-devices").splitlines() == [
+        f"{PORT} pcieport",
         f"{GPU} vgpu",
         *(f"{name} (none)" for name in VFS[:2]),
     ]
@@ -473,5 +479,5 @@ def test_udevadm_tells_of_a_virtual_function(lab: MountedLab) -> None:
     ):
         assert line in told
     told = inside(lab, "udevadm", "info", "--query=property", f"--path=/sys/bus/pci/devices/{VFS[0]}")
-    assert f"DEVPATH=/devices/pci0000:86/{VFS[0]}\n" in told
+    assert f"DEVPATH=/devices/pci0000:00/{PORT}/{VFS[0]}\n" in told
     assert f"PCI_SLOT_NAME={VFS[0]}\n" in told

@@ -13,6 +13,7 @@ from tests.lab import MountedLab
 from tests.tool import Tool, need
 
 GPU = "0000:86:00.0"
+PORT = "0000:00:01.0"
 PACKAGES = {"lspci": "pciutils"}
 
 
@@ -60,28 +61,29 @@ def test_mdevctl_lists_beside_devices_of_the_other_face(tool: Tool) -> None:
 
 
 def test_lspci_sees_the_lab_only(tool: Tool) -> None:
-    assert tool("-D", "-n").split() == [GPU, "0300:", "1234:86f0", "(rev", "01)"]
+    listed = tool("-D", "-n").splitlines()
+    assert listed == [f"{PORT} 0604: 1b36:000c", f"{GPU} 0300: 1234:86f0 (rev 01)"]
     shown = tool("-D", "-k", "-vv")
     assert "Kernel driver in use: vgpu" in shown
     assert "Region 0: Memory at 3800000000 (64-bit, prefetchable) [size=256M]" in shown
 
 
 def test_driverctl_lists_and_overrides(tool: Tool) -> None:
-    assert tool.quiet("list-devices") == f"{GPU} vgpu\n"
+    assert tool.quiet("list-devices") == f"{PORT} pcieport\n{GPU} vgpu\n"
     with tool.lab.create() as held, held.cdev.open("rb"):
         refused = tool.run("--nosave", "set-override", GPU, "vfio-pci")
         assert refused.returncode != 0
         assert "busy" in refused.stderr
-    assert tool("list-devices") == f"{GPU} vgpu\n"
+    assert tool("list-devices") == f"{PORT} pcieport\n{GPU} vgpu\n"
     idle = tool.lab.create()
     assert tool.quiet("--nosave", "set-override", GPU, "vfio-pci") == ""
     assert not (tool.lab.mdevs / idle.name).exists()
-    assert tool.quiet("list-devices") == f"{GPU} vfio-pci [*]\n"
+    assert tool.quiet("list-devices") == f"{PORT} pcieport\n{GPU} vfio-pci [*]\n"
     assert tool.quiet("list-overrides") == f"{GPU} vfio-pci\n"
     assert (tool.lab.path / "dev/vfio/0").exists()
     assert not (tool.lab.path / "sys/class/mdev_bus" / GPU).exists()
     assert tool.quiet("--nosave", "unset-override", GPU) == ""
-    assert tool.quiet("list-devices") == f"{GPU} vgpu\n"
+    assert tool.quiet("list-devices") == f"{PORT} pcieport\n{GPU} vgpu\n"
     assert not (tool.lab.path / "dev/vfio/0").exists()
     assert (tool.lab.gpu / "mdev_supported_types/vgpu-1/available_instances").read_text() == "1\n"
 

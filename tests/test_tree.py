@@ -24,7 +24,7 @@ from tests.snapshot import PAGE_SIZE, is_attribute, walk
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
-GPU = "sys/devices/pci0000:86/0000:86:00.0"
+GPU = "sys/bus/pci/devices/0000:86:00.0"
 TYPE = f"{GPU}/mdev_supported_types/vgpu-8"
 MODELS = {"vgpu-8": "0000:86:00.0", "mtty-2": "mtty", "mdpy-vga": "mdpy", "mbochs-small": "mbochs"}
 

@@ -22,7 +22,7 @@ from tests.snapshot import snapshot
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e02"
 GPU = "0000:86:00.0"
-GPU_PATH = f"/devices/pci0000:86/{GPU}"
+GPU_PATH = f"/devices/pci0000:00/0000:00:01.0/{GPU}"
 PCI = {
     "PCI_CLASS": "30000",
     "PCI_ID": "1234:86F0",
@@ -218,7 +218,7 @@ def test_virtual_functions_are_heard(lab: MountedLab) -> None:
         function = os.path.basename(os.readlink(lab.gpu / "virtfn0"))
         (lab.gpu / "sriov_numvfs").write_text("0")
         heard = hear(fd)
-    path = f"/devices/pci0000:86/{function}"
+    path = f"/devices/pci0000:00/0000:00:01.0/{function}"
     assert [head for head, _ in heard if function in head] == [f"add@{path}", f"remove@{path}"]
     assert heard[0][1]["PCI_SLOT_NAME"] == function
 

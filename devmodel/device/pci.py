@@ -105,10 +105,7 @@ class PciDevice(Device):
         self.caps = tuple(self.capabilities())
         self.own_regions = tuple(self.device_regions())
         self._intx = False
-        express = any(cap.id == CapId.EXP for cap in self.caps)
-        size = regs.CFG_SPACE_EXP_SIZE if express else regs.CFG_SPACE_SIZE
-        extended = self.extended_capabilities()
-        self.config = ConfigSpace(self.identity, self.bar_map, self.caps, size, extended)
+        self.config = self._config_space()
         self._places: dict[int, int] = {}
         if aperture is not None:
             self._place_bars(aperture)
@@ -213,6 +210,11 @@ class PciDevice(Device):
             start = start or 0
             rows[index] = ResourceRow(start, start + bar.size - 1, bar.resource_flags | readonly | unset)
         return rows
+
+    def _config_space(self) -> ConfigSpace:
+        express = any(cap.id == CapId.EXP for cap in self.caps)
+        size = regs.CFG_SPACE_EXP_SIZE if express else regs.CFG_SPACE_SIZE
+        return ConfigSpace(self.identity, self.bar_map, self.caps, size, self.extended_capabilities())
 
     def _place_bars(self, aperture: Aperture) -> None:
         for index, bar in self.bar_map.items():

@@ -17,6 +17,7 @@ from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.ida import Ida
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, PhysicalParent
 from devmodel.lifecycle.mdev import Mdev, Parent
+from devmodel.lifecycle.rootport import RootPort
 from devmodel.pci.address import PciAddress
 from devmodel.pci.ids import PciId
 from devmodel.vfio.group import Assignable, retire_all
@@ -119,7 +120,7 @@ class DriverCore:
         """Bind the function to ``driver``.
 
         Raises ``OSError``: ENODEV when the driver does not take it, EBUSY when it has a driver, EINVAL for
-        vfio-pci and a function without IOMMU while noiommu mode is off.
+        vfio-pci and a bridge, or a function without IOMMU while noiommu mode is off.
         """
         with self._lock:
             if not self.matches(function, driver):
@@ -205,6 +206,8 @@ class DriverCore:
         self._free_minor(function)
 
     def _give_to_vfio(self, function: PciFunction, undo: ExitStack) -> None:
+        if isinstance(function, RootPort):
+            raise OSError(errno.EINVAL, f"{function.name} is a bridge")
         if function.group.noiommu and not self.vfio.enable_unsafe_noiommu_mode:
             raise OSError(errno.EINVAL, f"{function.name} has no IOMMU, and noiommu mode is not enabled")
         if isinstance(function, PhysicalFunction) and function.layout is not None:

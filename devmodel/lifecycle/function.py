@@ -27,9 +27,12 @@ VFIO_PCI = "vfio-pci"
 
 
 class PciFunction(VfioPciFunction):
-    """A PCI function that drivers bind: its host driver, vfio-pci, or none."""
+    """A PCI function that drivers bind: its host driver, vfio-pci, or none.
 
-    __slots__ = ("driver", "driver_override", "vfio_minor")
+    ``upstream`` is the root port above it, None on bus 0.
+    """
+
+    __slots__ = ("driver", "driver_override", "upstream", "vfio_minor")
 
     def __init__(
         self, address: PciAddress, group: Group, device: PciDevice, bus: list[VfioPciFunction]
@@ -38,12 +41,8 @@ class PciFunction(VfioPciFunction):
         self.driver: str | None = None
         self.driver_override: str | None = None
         self.vfio_minor: int | None = None
+        self.upstream: PciFunction | None = None
         super().__init__(address, group, device, bus)
-
-    @property
-    @abstractmethod
-    def parent(self) -> PhysicalParent:
-        """The physical GPU that it is, or that it is a virtual function of."""
 
     @property
     @abstractmethod
@@ -119,6 +118,7 @@ class PhysicalFunction(PciFunction):
 
     @property
     def parent(self) -> PhysicalParent:
+        """The parent that it is."""
         return self._parent
 
     @property
@@ -157,9 +157,11 @@ class VirtualFunction(PciFunction):
         device.attach_parent(physical.device)
         device.clear_master()
         super().__init__(address, group, device, bus)
+        self.upstream = physical.upstream
 
     @property
     def parent(self) -> PhysicalParent:
+        """The parent that it is a virtual function of."""
         return self.physical.parent
 
     @property

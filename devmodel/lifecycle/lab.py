@@ -8,9 +8,10 @@ Errors: ``OSError`` with the errno of mdev's ``create`` and ``remove`` in the ke
 
 import errno
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import groupby
 from types import MappingProxyType
 from typing import Protocol
 from uuid import UUID
@@ -19,9 +20,10 @@ from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.tasks import TaskHost
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import BindingObserver, DriverCore, MdevDriver, MdevObserver
-from devmodel.lifecycle.function import PhysicalFunction
+from devmodel.lifecycle.function import PhysicalFunction, PhysicalParent
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from devmodel.lifecycle.resources import Share
+from devmodel.lifecycle.rootport import PortPlace, RootPort, place_ports
 from devmodel.lifecycle.spec import LabSpec, ParentSpec
 from devmodel.lifecycle.sriov import FunctionObserver, SriovCore
 from devmodel.lifecycle.vf import place_vfs
@@ -44,6 +46,10 @@ class Observer(BindingObserver, FunctionObserver, MdevObserver, Protocol):
 
     def changed(self, mdev: Mdev) -> None:
         """``mdev`` was started or shut down."""
+
+
+def _bus_of(spec: ParentSpec) -> str:
+    return PciAddress.parse(spec.name).bus_name
 
 
 class Lab:
@@ -72,8 +78,9 @@ class Lab:
         self.drivers.releases.append(self._unregister)
         self._aperture, self._vf_offsets = Aperture(), place_vfs(spec.parents)
         self.parents: dict[str, Parent] = {}
-        for parent in spec.parents:
-            self.parents[parent.name] = self._make_parent(parent)
+        self.ports: dict[str, RootPort] = {}
+        """The root ports, by the name of the bus right below each."""
+        self._make_parents(spec.parents)
 
     @lifecycle_change
     def create(
@@ -168,6 +175,8 @@ class Lab:
             for parent in self.parents.values():
                 if parent.device is not None:
                     parent.device.close()
+            for port in self.ports.values():
+                port.device.close()
 
     def _set_online(self, uuid: UUID, online: bool) -> None:
         with self.lock:
@@ -178,15 +187,42 @@ class Lab:
                 mdev.online = online
                 self.observer.changed(mdev)
 
-    def _make_parent(self, spec: ParentSpec) -> Parent:
-        if spec.kind != "gpu":
-            return Parent(spec, self.tasks)
-        group = Group(self._group_numbers.take(), noiommu=not spec.iommu)
+    def _make_parents(self, specs: Sequence[ParentSpec]) -> None:
+        """Make the parents, and the root ports above those that are PCI functions."""
+        functions = [spec for spec in specs if spec.bdf]
+        groups = {spec.name: self._new_group(spec.iommu) for spec in functions}
+        made: dict[str, Parent] = {}
+        for spec in specs:
+            if not spec.bdf:
+                made[spec.name] = Parent(spec, self.tasks)
+        for _, above in groupby(sorted(functions, key=_bus_of), _bus_of):
+            self._aperture.fence()
+            below = [self._make_function(spec, groups[spec.name]) for spec in above]
+            made.update({function.name: function.parent for function in below})
+        self.parents.update({spec.name: made[spec.name] for spec in specs})
+        for bus, place in place_ports(specs, self._vf_offsets).items():
+            self._make_port(bus, place)
+
+    def _new_group(self, iommu: bool) -> Group:
+        group = Group(self._group_numbers.take(), noiommu=not iommu)
         self.groups[group.number] = group
+        return group
+
+    def _make_function(self, spec: ParentSpec, group: Group) -> PhysicalFunction:
         bus = self.drivers.bus(PciAddress.parse(spec.name))
         function = PhysicalFunction(spec, group, self._aperture, bus, self.tasks, self._vf_offsets)
         self.drivers.functions[function.name] = function
-        return function.parent
+        return function
+
+    def _make_port(self, bus: str, place: PortPlace) -> None:
+        """The port is behind the IOMMU when a function below it is."""
+        functions = [
+            parent.function for parent in self.parents.values() if isinstance(parent, PhysicalParent)
+        ]
+        below = [function for function in functions if function.address.bus_name == bus]
+        group = self._new_group(any(function.spec.iommu for function in below))
+        self.ports[bus] = port = RootPort(place, group, below)
+        self.drivers.functions[port.name] = port
 
     def _build(
         self, type_: MdevType, uuid: UUID, instance: int, name: str, share: Share, undo: ExitStack

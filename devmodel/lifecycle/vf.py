@@ -50,10 +50,13 @@ def vf_type(spec: ParentSpec) -> TypeSpec:
 def place_vfs(specs: Sequence[ParentSpec]) -> Mapping[str, int]:
     """By name, how many routing ids behind each physical function with SR-IOV its virtual ones begin.
 
-    No two functions of a lab have the same address. Raises ValueError when there is no room behind one.
+    No two functions of a lab have the same address. Virtual functions may lie on later buses, which then
+    have no physical function: a bus is below one root port only. Raises ValueError when there is no room
+    behind one.
     """
     taken = {PciAddress.parse(spec.name) for spec in specs if spec.bdf}
-    offsets = {}
+    buses = {address.bus_name for address in taken}
+    offsets: dict[str, int] = {}
     for spec in (spec for spec in specs if spec.vfs):
         physical = PciAddress.parse(spec.name)
         offset = FIRST_OFFSET
@@ -61,7 +64,19 @@ def place_vfs(specs: Sequence[ParentSpec]) -> Mapping[str, int]:
             offset += 1
         taken.update(places)
         offsets[spec.name] = offset
+        own = physical.bus + 1
+        for bus in range(own, last_vf(spec, offsets).bus + 1):
+            if f"{physical.segment:04x}:{bus:02x}" in buses:
+                raise ValueError(
+                    f"no room for {spec.vfs} virtual functions behind {physical}: "
+                    f"bus {bus:02x} is below another root port"
+                )
     return offsets
+
+
+def last_vf(spec: ParentSpec, offsets: Mapping[str, int]) -> PciAddress:
+    """The address of the last virtual function of a physical one; ``offsets`` is of :func:`place_vfs`."""
+    return PciAddress.parse(spec.name).after(offsets[spec.name] + (spec.vfs - 1) * STRIDE)
 
 
 def _places(physical: PciAddress, offset: int, count: int) -> list[PciAddress]:

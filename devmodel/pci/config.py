@@ -26,6 +26,9 @@ from devmodel.pci.regs import Command, Reg
 from devmodel.region.region import Region, StoredBytes
 
 Hook = Callable[[int], None]
+_BRIDGE_GRANULES = {"io": 1 << 12, "mem32": 1 << 20, "mem64": 1 << 20}
+"""Windows of bridges begin and end at multiples of so many bytes (PCI-to-PCI Bridge Architecture 1.2, 3.2.5).
+"""
 
 
 class ConfigSpace(Region):
@@ -143,6 +146,12 @@ class Aperture:
 
     def __init__(self) -> None:
         self._next = {"io": 0xC000, "mem32": 0x8000_0000, "mem64": 0x38_0000_0000}
+
+    def fence(self) -> None:
+        """Whatever is placed from now on is below another bridge: no window of a bridge covers what is on
+        both sides of the fence."""
+        for window, granule in _BRIDGE_GRANULES.items():
+            self._next[window] = -(-self._next[window] // granule) * granule
 
     def take(self, bar: Bar, count: int = 1) -> int:
         """A naturally aligned address for ``count`` BARs like ``bar``, one behind the other. No address is

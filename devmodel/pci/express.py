@@ -62,6 +62,13 @@ class ExpressRegisters(NamedTuple):
         """The bytes in configuration space."""
         return _LAYOUT.pack(*self)
 
+    @classmethod
+    def of(cls, capability: Capability) -> ExpressRegisters | None:
+        """Those of a capability; None if it is not PCI Express, or an older version of the structure."""
+        if capability.id != CapId.EXP or len(capability.body) != _LAYOUT.size:
+            return None
+        return cls(*_LAYOUT.unpack(capability.body))
+
 
 def express(speed: LinkSpeed = LinkSpeed.GT_16, width: int = 16, flr: bool = True) -> Capability:
     """A PCI Express endpoint whose link has ``width`` lanes (ValueError for a number that no link has) and

@@ -147,7 +147,7 @@ def test_group_0_is_the_physical_gpu_wherever_it_stands_in_the_spec(
 ) -> None:
     group = function_of(gpu).group
     assert gpu.device is not None
-    assert group.number == 0 and lab.groups == {0: group}
+    assert group.number == 0 and lab.groups == {0: group, 1: lab.ports["0000:86"].group}
     fails(errno.ENODEV, group.open)
     assert gpu.device.read(PciRegion.CONFIG, 0, 4).hex() == "3412f086"
     assert mtty.device is None
@@ -158,7 +158,7 @@ def test_a_created_vgpu_is_in_every_table_once(lab: Lab, gpu: Parent, recorder: 
     mdev = lab.create(gpu.types["vgpu-8"], U[0], 3, f"{U[0]}-3")
     assert lab.find(U[0], 3) is mdev and lab.by_name[f"{U[0]}-3"] is mdev
     assert gpu.mdevs == gpu.types["vgpu-8"].mdevs == {mdev.name: mdev}
-    assert lab.groups[1] is mdev.group and mdev.group.viable
+    assert lab.groups[2] is mdev.group and mdev.group.viable
     assert (mdev.minor, mdev.vfio_minor, mdev.online, mdev.gone) == (0, 0, False, False)
     assert gpu.memory_free == 14 * MIB
     assert recorder.seen == [("added", mdev.name)]
@@ -284,7 +284,7 @@ def test_numbers_are_reused_lowest_first(lab: Lab, mtty: Parent) -> None:
     for index in (2, 0):
         lab.remove(made[index])
     again = [lab.create(mtty.types["mtty-1"], uuid) for uuid in U[4:6]]
-    assert [(m.group.number, m.minor, m.vfio_minor) for m in again] == [(1, 0, 0), (3, 2, 2)]
+    assert [(m.group.number, m.minor, m.vfio_minor) for m in again] == [(2, 0, 0), (4, 2, 2)]
 
 
 def test_a_failing_removed_still_gives_the_numbers_back(
@@ -298,7 +298,7 @@ def test_a_failing_removed_still_gives_the_numbers_back(
     monkeypatch.setattr(recorder, "removed", fail)
     with pytest.raises(RuntimeError, match="odd"):
         lab.remove(mdev)
-    assert lab.create(mtty.types["mtty-1"], U[0]).group.number == 1
+    assert lab.create(mtty.types["mtty-1"], U[0]).group.number == 2
 
 
 def test_start_and_shutdown_act_on_all_of_a_uuid_and_tell_of_changes_only(
@@ -392,8 +392,8 @@ class Lifecycle(RuleBasedStateMachine):
         mdevs = list(self.expected.values())
         assert self.lab.mdevs == self.expected
         assert set(self.lab.by_name) == {mdev.name for mdev in mdevs}
-        assert set(self.lab.groups) == {0} | {mdev.group.number for mdev in mdevs}
-        assert sorted(mdev.group.number - 1 for mdev in mdevs) == sorted(mdev.minor for mdev in mdevs)
+        assert set(self.lab.groups) == {0, 1} | {mdev.group.number for mdev in mdevs}
+        assert sorted(mdev.group.number - 2 for mdev in mdevs) == sorted(mdev.minor for mdev in mdevs)
         for parent in self.lab.parents.values():
             mine = [mdev for mdev in mdevs if mdev.parent is parent]
             assert set(parent.mdevs.values()) == set(mine)

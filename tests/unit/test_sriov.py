@@ -86,7 +86,7 @@ def capability(gpu: PhysicalFunction) -> tuple[int, ...]:
         ([at(BDF, 4), at("0000:86:00.5")], {BDF: 6}),
         ([at(BDF, 4), at("0001:86:00.5")], {BDF: 4}),
         ([at("0000:86:1f.0", 8)], {"0000:86:1f.0": 4}),
-        ([at("0000:86:1f.0", 8), at("0000:87:00.0")], {"0000:86:1f.0": 9}),
+        ([at("0000:86:1f.0", 8), at("0000:88:00.0"), at("0001:87:00.0")], {"0000:86:1f.0": 4}),
     ],
 )
 def test_virtual_functions_meet_nothing(parents: list[ParentSpec], offsets: Mapping[str, int]) -> None:
@@ -110,6 +110,12 @@ def test_there_is_an_end_of_the_last_bus() -> None:
     assert place_vfs([at("0000:ff:1f.0", 4)]) == {"0000:ff:1f.0": 4}
     with pytest.raises(ValueError, match="no room"):
         place_vfs([at("0000:ff:1f.0", 5)])
+
+
+@pytest.mark.parametrize("other", ["0000:87:00.0", "0000:87:1f.7"])
+def test_a_bus_is_below_one_root_port(other: str) -> None:
+    with pytest.raises(ValueError, match="bus 87 is below another root port"):
+        place_vfs([at("0000:86:1f.0", 8), at(other)])
 
 
 @pytest.mark.parametrize(
@@ -323,7 +329,7 @@ def test_all_or_none(lab: Lab, gpu: PhysicalFunction, recorder: Recorder) -> Non
     assert (gpu.vfs, gpu.parent.memory_free, gpu.parent.slots_free) == ([], 16 * MIB, 5)
     assert capability(gpu)[3] == 0
     lab.sriov.set_count(gpu, 4)
-    assert [vf.group.number for vf in gpu.vfs] == [1, 2, 3, 4]
+    assert [vf.group.number for vf in gpu.vfs] == [2, 3, 4, 5]
 
 
 def test_a_virtual_function_in_use_keeps_them_all(lab: Lab, gpu: PhysicalFunction) -> None:
@@ -615,8 +621,10 @@ class Machine(RuleBasedStateMachine):
         assert parent.memory_free == 16 * MIB - used * 4 * MIB >= 0
         assert parent.slots_free == 5 - used
         functions = [self.gpu, *vfs]
-        assert list(self.lab.drivers.functions.values()) == functions == self.gpu.bus
-        groups = [each.group for each in (*functions, *parent.mdevs.values())]
+        port = self.lab.ports["0000:86"]
+        assert functions == self.gpu.bus
+        assert list(self.lab.drivers.functions.values()) == [self.gpu, port, *self.gpu.vfs]
+        groups = [each.group for each in (*functions, port, *parent.mdevs.values())]
         assert sorted(self.lab.groups) == sorted(group.number for group in groups)
         minors = [each.vfio_minor for each in functions if each.driver == VFIO_PCI]
         assert len(set(minors)) == len(minors) and None not in minors

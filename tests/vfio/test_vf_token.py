@@ -429,7 +429,7 @@ def test_a_bus_without_a_port_above_it_is_not_reset(machine: MountedLab) -> None
         fails(errno.ENODEV, hot_reset, vf.device, vf.group.fd, other.fd)
         vf.device.ioctl(DEVICE_RESET)
     assert (function_dir(machine, BEYOND[0]) / "physfn").resolve().name == EDGE
-    assert function_dir(machine, BEYOND[0]).resolve().parent.name == "pci0000:90"
+    assert function_dir(machine, BEYOND[0]).resolve().parent == function_dir(machine, EDGE).resolve().parent
 
 
 @pytest.mark.usefixtures("host_driver")

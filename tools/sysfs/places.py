@@ -32,8 +32,12 @@ WORDS = {
         "<uuid>(?:-<N>)?", "the name of a vGPU. `sys/bus/mdev/devices/<vgpu>` is a link to its directory"
     ),
     "device": Word("(?:<function>|<parent>/<vgpu>)", "the directory of a PCI function or of a vGPU"),
+    "bridge": Word(
+        "(?:sys/devices/pci<domain>:<number>|<function>)",
+        "the directory of a host bridge or of a root port",
+    ),
     "any": Word(
-        "(?:<device>|<parent>|<device>/vfio-dev/vfio<N>|sys/devices/virtual/vfio/<group>)",
+        "(?:<device>|<parent>|<bridge>|<bridge>/pci_bus/<domain>:<number>|<device>/vfio-dev/vfio<N>|sys/devices/virtual/vfio/<group>)",
         "the directory of a device of any kind",
     ),
     "bdf": Word(
@@ -103,7 +107,8 @@ PLACES = (
     Place("sys/dev/char/511:<N>", LINK, "To the character device of a group."),
     Place("sys/dev/char/510:<N>", LINK, "To the character device of a device."),
     Place("sys/devices/virtual/vgpu/<vendor>/vgpu<N>", LINK, "To the directory of the vGPU."),
-    Place("sys/devices/pci<domain>:<number>", DIRECTORY, "A root bus, with the functions on it."),
+    Place("<bridge>/pci_bus", DIRECTORY, "The buses below the bridge."),
+    Place("sys/class/pci_bus/<domain>:<number>", LINK, "To the directory of the bus."),
     Place("sys/kernel/iommu_groups/<N>/devices/<bdf>", LINK, "To a function of the group."),
     Place("sys/kernel/iommu_groups/<N>/devices/<vgpu>", LINK, "To the vGPU of the group."),
     Place("sys/module/<driver>", LINK, "To the module of a driver with a dash in its name, for driverctl."),

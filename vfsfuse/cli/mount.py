@@ -296,10 +296,7 @@ def _hints(spec: LabSpec, mountpoint: str) -> str:
     gpu = next((parent for parent in spec.parents if parent.kind == "gpu"), None)
     if gpu is None or not any(type_.name == "vgpu-4" for type_ in gpu.types):
         return ""
-    from devmodel.pci.address import PciAddress
-
-    bus = PciAddress.parse(gpu.name).bus_name
-    parent = f"{mountpoint}/sys/devices/pci{bus}/{gpu.name}"
+    parent = f"{mountpoint}/sys/bus/pci/devices/{gpu.name}"
     paths = {"mnt": mountpoint, "parent": parent, "vendor": spec.vendor}
     return HINTS.format(vfsfuse=_command(), **{name: shlex.quote(path) for name, path in paths.items()})
 

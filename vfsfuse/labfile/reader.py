@@ -31,7 +31,7 @@ KINDS = ("gpu", "virtual")
 RESERVED_VENDORS = ("vgpu_start", "vgpu_shutdown")
 """Files of sys/class/vgpu. The vendor's directory lies beside them, and must have another name."""
 
-RESERVED_DRIVERS = ("iommu", "mdev_bus", "net", "vfio", "vfio-dev", "vfio-pci")
+RESERVED_DRIVERS = ("iommu", "mdev_bus", "net", "pci_bus", "pcieport", "vfio", "vfio-dev", "vfio-pci")
 """Directories of sys/class, and the PCI driver vfio-pci. A host driver must have another name."""
 
 VF_KEYS = ("vfs", "vf_model", "vf_memory")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.rootport import PCIEPORT
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.members import Attribute, attribute
 from vfsfuse.sysfs.kstrtox import parse_bool, parse_uint
@@ -94,14 +95,17 @@ class VfioPciParameters(LabDir):
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module: the modules that it uses, and the class of its `parameters`."""
+    """A module: the modules that it uses, the class of its `parameters`, and whether it is a part of the
+    kernel and not loaded."""
 
     uses: tuple[str, ...] = ()
     parameters: Callable[[str, Lab], Kobject] | None = None
+    built_in: bool = False
 
 
 MODULES: Mapping[str, Module] = {
     "mdev": Module(),
+    "pcieportdrv": Module(built_in=True),
     "vfio": Module(parameters=VfioParameters),
     "vfio_iommu_type1": Module(uses=("vfio",), parameters=Type1Parameters),
     "vfio_mdev": Module(uses=("mdev", "vfio")),
@@ -114,7 +118,7 @@ HOST_DRIVER = Module(uses=("mdev",))
 
 def module_name(driver: str) -> str:
     """The name of the module of a driver: modules have underscores where drivers have dashes."""
-    return driver.replace("-", "_")
+    return "pcieportdrv" if driver == PCIEPORT else driver.replace("-", "_")
 
 
 class ModuleDir(UeventStoreDir):
@@ -122,6 +126,12 @@ class ModuleDir(UeventStoreDir):
 
     __slots__ = ()
     uevent_subsystem = "module"
+
+
+class LoadedModuleDir(ModuleDir):
+    """sys/module/<module>: a kernel module that was loaded."""
+
+    __slots__ = ()
 
     @attribute()
     def initstate(self) -> str:

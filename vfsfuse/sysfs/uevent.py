@@ -28,6 +28,14 @@ WITHOUT_DRIVER = ("add", "remove", "unbind")
 """Events of a device that has no driver yet, or no driver any more."""
 
 
+def check_synthetic(text: str) -> re.Match[str]:
+    """The parts of a text that asks for a synthetic event.  Raises ValueError for any other text."""
+    found = SYNTHETIC.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is no uevent action")
+    return found
+
+
 class UeventDir(Kobject):
     """A directory that events are about."""
 
@@ -53,9 +61,7 @@ class UeventDir(Kobject):
 
     def synthesise(self, text: str) -> None:
         """Emit the synthetic event that a write to `uevent` asks for.  Raises ValueError for another text."""
-        found = SYNTHETIC.fullmatch(text)
-        if found is None:
-            raise ValueError(f"{text!r} is no uevent action")
+        found = check_synthetic(text)
         arguments = (argument.split("=") for argument in (found["arguments"] or "").split())
         extra = {"SYNTH_UUID": found["uuid"] or "0"}
         extra |= {f"SYNTH_ARG_{key}": value for key, value in arguments}

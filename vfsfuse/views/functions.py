@@ -7,9 +7,12 @@ from contextlib import ExitStack
 
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.rootport import PCIEPORT, RootPort
+from devmodel.pci.address import PciAddress
 from vfsfuse.kernfs.bundle import Bundle, Plan
-from vfsfuse.kernfs.kobject import Symlink
+from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
+from vfsfuse.sysfs.bridge import RootPortDir
 from vfsfuse.sysfs.drivers import PciDriverDir
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import View
@@ -17,6 +20,7 @@ from vfsfuse.sysfs.model import directory_class
 from vfsfuse.sysfs.parent import PhysicalFunctionDir
 from vfsfuse.sysfs.sriov import SriovFunctionDir, VirtualFunctionDir
 from vfsfuse.views.additions import Additions
+from vfsfuse.views.buses import BusViews
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.vgpus import VgpuViews
@@ -35,36 +39,47 @@ class FunctionViews:
         self._group_plan, self._vfio_plan = Plan(*nodes.of_group), Plan(*nodes.of_vfio)
         for path in ("devices", "drivers", "slots"):
             tree.make(f"sys/bus/pci/{path}")
+        self._buses = BusViews(view, tree)
 
     def directory(self, function: PciFunction) -> PciFunctionDir:
         """The directory of a function that is shown.  Raises LookupError when it is not."""
         return self._directories[function]
+
+    def add_port(self, port: RootPort) -> None:
+        """Add a root port and the bus below it, for as long as the lab lives."""
+        directory = RootPortDir(self._view, port)
+        self._show(port, directory, Additions(self._tree, ExitStack()))
+        self._buses.show(PciAddress(port.address.segment, port.buses.secondary, 0).bus_name, directory)
+        self._make_drivers(PCIEPORT)
+        self.bound(port)
 
     def add_physical(self, parent: Parent, function: PhysicalFunction) -> PhysicalFunctionDir:
         """Add a physical function, for as long as the lab lives."""
         kind = PhysicalFunctionDir if function.layout is None else SriovFunctionDir
         directory = directory_class(kind, type(function.device))(self._view, parent, function)
         self._show(function, directory, Additions(self._tree, ExitStack()))
-        drivers = self._view.subsystems.pci_drivers
-        for driver in {parent.spec.driver, VFIO_PCI} - drivers.keys():
-            made = PciDriverDir(driver, self._view.lab, self._modules.of_driver(driver))
-            drivers[driver] = self._tree.add(self._tree.make("sys/bus/pci/drivers"), made)
-            self._modules.registered("pci", made)
+        self._make_drivers(parent.spec.driver, VFIO_PCI)
         self.bound(function)
         return directory
 
     def function_added(self, function: VirtualFunction) -> None:
         """The lab's observer."""
         kind = directory_class(VirtualFunctionDir, type(function.device))
-        with ExitStack() as undo:
+        with ExitStack() as failed, ExitStack() as undo:
+            failed.callback(self._buses.drop_empty)
             added = Additions(self._tree, undo)
             directory = self._show(function, kind(self._view, function), added)
             added.add(self._directories[function.physical], Symlink(f"virtfn{function.index}", directory))
             self._shown[function] = undo.pop_all()
+            failed.pop_all()
 
     def function_removed(self, function: VirtualFunction) -> None:
         """The lab's observer."""
         self._shown.pop(function).close()
+
+    def drop_empty_buses(self) -> None:
+        """After the events of functions that were removed."""
+        self._buses.drop_empty()
 
     def bound(self, function: PciFunction) -> None:
         """The lab's observer."""
@@ -73,7 +88,7 @@ class FunctionViews:
             added = Additions(self._tree, undo)
             if driver == VFIO_PCI:
                 self._show_vfio(function, added)
-            else:
+            elif isinstance(function, PhysicalFunction):
                 self._vgpus.show_types(function.parent, directory, added)
             added.add(self._view.subsystems.pci_drivers[driver], Symlink(function.name, directory))
             self._bound[function] = undo.pop_all()
@@ -83,10 +98,26 @@ class FunctionViews:
         self._bound.pop(function).close()
         self._tree.driver_left(self._directories[function])
 
+    def _make_drivers(self, *names: str) -> None:
+        """Add the directories of drivers, as far as they are not there."""
+        drivers = self._view.subsystems.pci_drivers
+        for name in set(names) - drivers.keys():
+            made = PciDriverDir(name, self._view.lab, self._modules.of_driver(name))
+            drivers[name] = self._tree.add(self._tree.make("sys/bus/pci/drivers"), made)
+            self._modules.registered("pci", made)
+
+    def _above(self, function: PciFunction) -> Kobject:
+        """The directory that a function is in: that of the root port above it, or of the host bridge."""
+        if function.upstream is not None:
+            return self._directories[function.upstream]
+        return self._buses.host(function.address.segment)
+
     def _show(self, function: PciFunction, directory: PciFunctionDir, added: Additions) -> PciFunctionDir:
         """Show everything of a function, except what its driver adds."""
-        root = self._tree.make(f"sys/devices/pci{function.parent.function.address.bus_name}")
-        added.add(root, directory)
+        above = self._above(function)
+        self._buses.entered(function, above)
+        added.undo.callback(self._buses.left, function)
+        added.add(above, directory)
         self._directories[function] = directory
         added.undo.callback(self._directories.pop, function)
         self._nodes.open_port(function)

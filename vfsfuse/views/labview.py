@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from devmodel.callpoint import CallPoint
 from devmodel.irq.eventfd import Watcher
-from devmodel.lifecycle.function import PciFunction, PhysicalParent, VirtualFunction
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from devmodel.lifecycle.spec import LabSpec
@@ -65,6 +65,8 @@ class LabView:
         self.nodes.add_container(self.lab.vfio, lambda: self._st_dev)
         self.vgpus = VgpuViews(self, tree, self.nodes, spec.vendor)
         self.functions = FunctionViews(self, tree, self.nodes, self.vgpus, self.modules)
+        for port in self.lab.ports.values():
+            self.functions.add_port(port)
         for parent in self.lab.parents.values():
             self._add_parent(parent)
         tree.take_changes()
@@ -168,18 +170,19 @@ class LabView:
         own = self.functions.directory(function)
         self.functions.function_removed(function)
         self._announcer.removed(own)
+        self.functions.drop_empty_buses()
 
     def bound(self, function: PciFunction) -> None:
         self.functions.bound(function)
         own = self.functions.directory(function)
-        if function.vfio_minor is None:
+        if function.vfio_minor is None and isinstance(function, PhysicalFunction):
             self._announcer.offers_types(own, True)
         self._announcer.bound(own, function, function.vfio_minor)
 
     def unbound(self, function: PciFunction) -> None:
         own = self.functions.directory(function)
         self.functions.unbound(function)
-        if function.vfio_minor is None:
+        if function.vfio_minor is None and isinstance(function, PhysicalFunction):
             self._announcer.offers_types(own, False)
         self._announcer.unbound(own, function, function.vfio_minor)
 

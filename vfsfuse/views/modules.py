@@ -9,7 +9,7 @@ from __future__ import annotations
 from devmodel.lifecycle.lab import Lab
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
-from vfsfuse.sysfs.modules import HOST_DRIVER, MODULES, Module, ModuleDir, module_name
+from vfsfuse.sysfs.modules import HOST_DRIVER, MODULES, LoadedModuleDir, Module, ModuleDir, module_name
 
 
 class ModuleViews:
@@ -47,7 +47,10 @@ class ModuleViews:
         if made is not None:
             return made
         declared = module or MODULES[name]
-        made = self._modules[name] = self._tree.add(self._top, ModuleDir(name))
+        kind = ModuleDir if declared.built_in else LoadedModuleDir
+        made = self._modules[name] = self._tree.add(self._top, kind(name))
+        if declared.built_in:
+            return made
         self._tree.add(made, Kobject("holders"))
         if declared.parameters is not None:
             self._tree.add(made, declared.parameters("parameters", self._lab))

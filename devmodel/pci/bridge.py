@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration space of a PCI-to-PCI bridge (a type 1 header), and the capabilities of a root port.
+
+State: a BridgeSpace belongs to one device and is touched under that device's lock. All else are values.
+Source: PCI-to-PCI Bridge Architecture 1.2 chapter 3.2, PCI Express Base 4.0 chapters 7.5.3 and 7.7.7 (ACS),
+<linux/pci_regs.h>.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum, IntFlag
+from typing import NamedTuple
+
+from devmodel.pci import regs
+from devmodel.pci.capability import Capability, ExtendedCapability
+from devmodel.pci.config import ConfigSpace
+from devmodel.pci.express import ExpressRegisters
+from devmodel.pci.fields import Field, Identity
+from devmodel.pci.regs import CapId, Command
+
+HEADER_TYPE, HEADER_TYPE_BRIDGE, HEADER_TYPE_MULTIFUNCTION = 0x0E, 0x01, 0x80
+CAP_ID_SSVID, EXT_CAP_ID_ACS = 0x0D, 0x0D
+IO_GRANULE, MEMORY_GRANULE = 1 << 12, 1 << 20
+"""Windows begin and end at multiples of so many bytes."""
+_ABOVE_4G = 1 << 32
+_IO_RANGE_TYPE_32, _PREF_RANGE_TYPE_64 = 0x1, 0x1
+
+
+class BridgeReg(IntEnum):
+    """Offsets in the type 1 header, where it differs from type 0."""
+
+    PRIMARY_BUS = 0x18
+    SECONDARY_BUS = 0x19
+    SUBORDINATE_BUS = 0x1A
+    SEC_LATENCY_TIMER = 0x1B
+    IO_BASE = 0x1C
+    SEC_STATUS = 0x1E
+    MEMORY_BASE = 0x20
+    PREF_MEMORY_BASE = 0x24
+    PREF_BASE_UPPER32 = 0x28
+    PREF_LIMIT_UPPER32 = 0x2C
+    IO_BASE_UPPER16 = 0x30
+    BRIDGE_CONTROL = 0x3E
+
+
+class BridgeControl(IntFlag):
+    """Bits of the bridge control register that a client can write."""
+
+    PARITY = 0x01
+    SERR = 0x02
+    VGA = 0x08
+    MASTER_ABORT = 0x20
+
+
+class Acs(IntFlag):
+    """Bits of the ACS capability and control registers."""
+
+    SOURCE_VALIDATION = 0x01
+    TRANSLATION_BLOCKING = 0x02
+    REQUEST_REDIRECT = 0x04
+    COMPLETION_REDIRECT = 0x08
+    UPSTREAM_FORWARDING = 0x10
+
+
+EXP_DEVCAP_PAYLOAD, EXP_RTCTL_WRITABLE, EXP_ARI_FORWARDING = 0x0007, 0x001F, 0x0020
+EXP_LNKCAP_LINK, EXP_LNKCAP_DLLLARC, EXP_LNKSTA_DLLLA = 0x3FF, 0x10_0000, 0x2000
+
+
+class Window(NamedTuple):
+    """The addresses ``first`` to ``last``, both included, that a bridge forwards to its secondary bus."""
+
+    first: int
+    last: int
+
+
+class Windows(NamedTuple):
+    """What a bridge forwards: I/O ports, memory below 4 GiB, and prefetchable memory. None is a closed
+    window."""
+
+    io: Window | None
+    memory: Window | None
+    prefetch: Window | None
+
+    @classmethod
+    def around(cls, io: Iterable[Window], memory: Iterable[Window]) -> Windows:
+        """The narrowest windows that cover all of ``io`` and ``memory``. Memory that lies above 4 GiB is in
+        the prefetchable window, because only that one has 64-bit addresses."""
+        below: list[Window] = []
+        above: list[Window] = []
+        for each in memory:
+            (below if each.last < _ABOVE_4G else above).append(each)
+        return cls(_cover(io, IO_GRANULE), _cover(below, MEMORY_GRANULE), _cover(above, MEMORY_GRANULE))
+
+
+class BusNumbers(NamedTuple):
+    """The bus that a bridge is on, the one right below it, and the last one below it."""
+
+    primary: int
+    secondary: int
+    subordinate: int
+
+
+class BridgeSpace(ConfigSpace):
+    """4096 bytes with a type 1 header. It has no BARs and no ROM."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        identity: Identity,
+        capabilities: Sequence[Capability],
+        extended: Sequence[ExtendedCapability],
+        buses: BusNumbers,
+        windows: Windows,
+    ) -> None:
+        super().__init__(identity, {}, capabilities, regs.CFG_SPACE_EXP_SIZE, extended)
+        for field in (*_type1(buses), *_window_fields(windows)):
+            self._declare(field)
+        self._reset_image = bytes(self._data)
+
+
+def root_port_express(port: int, below: ExpressRegisters) -> Capability:
+    """The PCI Express capability of root port number ``port`` (0 to 255), with ARI forwarding.
+
+    ``below`` are the registers of a function at the other end of the link: the port has the same speed, width
+    and payload.
+    """
+    speed_and_width, running = below.lnkcap & EXP_LNKCAP_LINK, below.lnksta & EXP_LNKCAP_LINK
+    devcap = regs.EXP_DEVCAP_RBER | regs.EXP_DEVCAP_EXT_TAG | below.devcap & EXP_DEVCAP_PAYLOAD
+    values = ExpressRegisters(
+        flags=regs.EXP_FLAGS_VERS_2 | regs.EXP_TYPE_ROOT_PORT << 4,
+        devcap=devcap,
+        devctl=regs.EXP_DEVCTL_AS_LEFT,
+        lnkcap=speed_and_width | EXP_LNKCAP_DLLLARC | regs.EXP_LNKCAP_ASPM_OPT | port << 24,
+        lnkctl=regs.EXP_LNKCTL_CCC,
+        lnksta=running | regs.EXP_LNKSTA_SLC | EXP_LNKSTA_DLLLA,
+        devcap2=EXP_ARI_FORWARDING,
+        devctl2=EXP_ARI_FORWARDING,
+        lnkcap2=below.lnkcap2,
+        lnkctl2=below.lnkctl2,
+        lnksta2=below.lnksta2,
+    )
+    writable = ExpressRegisters(
+        devctl=regs.EXP_DEVCTL_WRITABLE,
+        lnkctl=regs.EXP_LNKCTL_WRITABLE,
+        rtctl=EXP_RTCTL_WRITABLE,
+        devctl2=EXP_ARI_FORWARDING,
+        lnkctl2=regs.EXP_LNKCTL2_TLS,
+    )
+    return Capability(CapId.EXP, values.pack(), writable.pack())
+
+
+def subsystem(vendor: int, device: int) -> Capability:
+    """The subsystem ids of a bridge, which its header has no room for."""
+    body = struct.pack("<xxHH", vendor, device)
+    return Capability(CAP_ID_SSVID, body, bytes(len(body)))
+
+
+def access_control() -> ExtendedCapability:
+    """ACS as Linux enables it: requests go up to the IOMMU, so that each port has a group of its own."""
+    able = Acs.SOURCE_VALIDATION | Acs.TRANSLATION_BLOCKING | Acs.REQUEST_REDIRECT
+    able |= Acs.COMPLETION_REDIRECT | Acs.UPSTREAM_FORWARDING
+    body = struct.pack("<HH", able, able & ~Acs.TRANSLATION_BLOCKING)
+    return ExtendedCapability(EXT_CAP_ID_ACS, body, struct.pack("<HH", 0, able))
+
+
+def _cover(ranges: Iterable[Window], granule: int) -> Window | None:
+    known = list(ranges)
+    if not known:
+        return None
+    first, end = min(each.first for each in known), max(each.last for each in known) + 1
+    return Window(first // granule * granule, -(-end // granule) * granule - 1)
+
+
+def _type1(buses: BusNumbers) -> Iterator[Field]:
+    """The fields of the header that are not windows."""
+    command = Command.IO | Command.MEMORY | Command.MASTER
+    yield Field(regs.Reg.COMMAND, 2, 0, command | Command.PARITY | Command.SERR | Command.INTX_DISABLE)
+    yield Field(HEADER_TYPE, 1, HEADER_TYPE_BRIDGE)
+    for offset, number in enumerate(buses, BridgeReg.PRIMARY_BUS):
+        yield Field(offset, 1, number, 0xFF)
+    yield Field(BridgeReg.SEC_STATUS, 2)
+    yield Field(BridgeReg.BRIDGE_CONTROL, 2, 0, sum(BridgeControl))
+
+
+def _window_fields(windows: Windows) -> Iterator[Field]:
+    """The base and limit registers. A closed window has a base above its limit."""
+    io, memory, prefetch = windows
+    first, last = io or Window(0xF000, 0)
+    value = _pair(first >> 8 & 0xF0, last >> 8 & 0xF0, 8) | _pair(_IO_RANGE_TYPE_32, _IO_RANGE_TYPE_32, 8)
+    yield Field(BridgeReg.IO_BASE, 2, value, 0xF0F0)
+    yield Field(BridgeReg.IO_BASE_UPPER16, 4, _pair(first >> 16, last >> 16, 16), 0xFFFFFFFF)
+    first, last = memory or Window(0xFFF00000, 0)
+    yield Field(BridgeReg.MEMORY_BASE, 4, _pair(first >> 16 & 0xFFF0, last >> 16 & 0xFFF0, 16), 0xFFF0FFF0)
+    first, last = prefetch or Window(0xFFF00000, 0)
+    value = _pair(first >> 16 & 0xFFF0, last >> 16 & 0xFFF0, 16) | _pair(
+        _PREF_RANGE_TYPE_64, _PREF_RANGE_TYPE_64, 16
+    )
+    yield Field(BridgeReg.PREF_MEMORY_BASE, 4, value, 0xFFF0FFF0)
+    yield Field(BridgeReg.PREF_BASE_UPPER32, 8, _pair(first >> 32, last >> 32, 32), (1 << 64) - 1)
+
+
+def _pair(base: int, limit: int, bits: int) -> int:
+    """A base register with the limit register behind it, each of ``bits`` bits."""
+    return base | limit << bits

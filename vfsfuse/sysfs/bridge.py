@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is above the functions in sysfs: host bridges, root ports, and the buses below them.
+
+No state but what devmodel has. Source: Documentation/ABI/testing/sysfs-bus-pci, and the behaviour of
+drivers/pci/probe.c.
+"""
+
+from __future__ import annotations
+
+from devmodel.lifecycle.rootport import RootPort
+from vfsfuse.kernfs.groups import Group
+from vfsfuse.kernfs.kobject import Entry, Kobject
+from vfsfuse.kernfs.members import attribute, link
+from vfsfuse.sysfs import cpus
+from vfsfuse.sysfs.function import PciFunctionDir
+from vfsfuse.sysfs.lab import View
+from vfsfuse.sysfs.power import PowerGroup, RuntimePower
+from vfsfuse.sysfs.uevent import DeviceDir, check_synthetic
+
+
+class HostBridgeDir(Kobject):
+    """sys/devices/pci<domain>:<number>: the host bridge of a domain, and what is below it."""
+
+    __slots__ = ()
+    power = Group("power", PowerGroup)
+    runtime_power: RuntimePower | None = None
+
+    @attribute(0o644)
+    def uevent(self) -> str:
+        """Empty: a device without bus and class has no events."""
+        return ""
+
+    @uevent.store
+    def _store_uevent(self, text: str) -> None:
+        """Takes an action, as other devices do, and emits nothing. EINVAL: another text."""
+        check_synthetic(text)
+
+
+class RootPortDir(PciFunctionDir):
+    """<function>: a root port, with the functions below it."""
+
+    __slots__ = ("bridge",)
+
+    def __init__(self, view: View, port: RootPort) -> None:
+        super().__init__(view, port)
+        self.bridge = port
+
+    @attribute()
+    def secondary_bus_number(self) -> int:
+        """The number of the bus right below the bridge, in decimal digits."""
+        return self.bridge.buses.secondary
+
+    @attribute()
+    def subordinate_bus_number(self) -> int:
+        """The number of the last bus below the bridge, in decimal digits."""
+        return self.bridge.buses.subordinate
+
+
+class PciBusNodeDir(DeviceDir):
+    """<bridge>/pci_bus/<domain>:<number>: a bus below the bridge."""
+
+    __slots__ = ("bridge", "view")
+    uevent_subsystem = "pci_bus"
+
+    def __init__(self, name: str, view: View, bridge: Kobject) -> None:
+        super().__init__(name)
+        self.view, self.bridge = view, bridge
+
+    @attribute()
+    def cpuaffinity(self) -> str:
+        """The CPUs that are near to the bus, as a mask in hexadecimal."""
+        return cpus.as_mask(cpus.online())
+
+    @attribute()
+    def cpulistaffinity(self) -> str:
+        """The CPUs that are near to the bus, as a list."""
+        return cpus.as_list(cpus.online())
+
+    @link()
+    def device(self) -> Entry | None:
+        """To the bridge that the bus is below."""
+        return self.bridge
+
+    @link()
+    def subsystem(self) -> Entry | None:
+        """To sys/class/pci_bus."""
+        return self.view.subsystems.classes.get("pci_bus")

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PCI buses and host bridges in the tree. Trio thread.
+
+A bus appears with the first function on it, and goes with the last one. A bus right below a bridge is always
+there; one that has only virtual functions is there while they are.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from devmodel.lifecycle.function import PciFunction
+from devmodel.pci.address import PciAddress
+from vfsfuse.kernfs.kobject import Kobject, Symlink
+from vfsfuse.kernfs.tree import Tree
+from vfsfuse.sysfs.bridge import HostBridgeDir, PciBusNodeDir
+from vfsfuse.sysfs.lab import View
+from vfsfuse.sysfs.uevent import emit
+from vfsfuse.views.additions import Additions
+
+
+class BusViews:
+    """The host bridges of a lab, and the directories of its buses."""
+
+    def __init__(self, view: View, tree: Tree) -> None:
+        self._view, self._tree = view, tree
+        self._class = view.subsystems.classes["pci_bus"] = tree.make("sys/class/pci_bus")
+        self._hosts: dict[int, HostBridgeDir] = {}
+        self._shown: dict[str, ExitStack] = {}
+        self._functions: dict[str, set[str]] = {}
+
+    def host(self, segment: int) -> HostBridgeDir:
+        """The host bridge of a domain, which is made with its bus 0 on first use."""
+        if segment not in self._hosts:
+            name = PciAddress(segment, 0, 0).bus_name
+            made = self._tree.add(self._tree.make("sys/devices"), HostBridgeDir(f"pci{name}"))
+            self._hosts[segment] = made
+            self.show(name, made)
+        return self._hosts[segment]
+
+    def show(self, name: str, bridge: Kobject) -> PciBusNodeDir:
+        """Show the bus called `name` below a bridge."""
+        with ExitStack() as undo:
+            added = Additions(self._tree, undo)
+            above = bridge.child("pci_bus")
+            if not isinstance(above, Kobject):
+                above = self._tree.add(bridge, Kobject("pci_bus"))
+            node = added.add(above, PciBusNodeDir(name, self._view, bridge))
+            added.add(self._class, Symlink(name, node))
+            self._shown[name] = undo.pop_all()
+        return node
+
+    def entered(self, function: PciFunction, bridge: Kobject) -> None:
+        """A function has appeared below `bridge`, maybe on a bus that no other function is on."""
+        name = function.address.bus_name
+        if name in self._shown and name not in self._functions:
+            return
+        if name not in self._shown:
+            emit(self.show(name, bridge), "add")
+        self._functions.setdefault(name, set()).add(function.name)
+
+    def left(self, function: PciFunction) -> None:
+        """A function is gone. Its bus stays until :meth:`drop_empty`."""
+        there = self._functions.get(function.address.bus_name)
+        if there is not None:
+            there.discard(function.name)
+
+    def drop_empty(self) -> None:
+        """Take away the buses that the last function has left. Call it when the function's own event has been
+        emitted."""
+        for name in [name for name, there in self._functions.items() if not there]:
+            node = self._class.child(name)
+            del self._functions[name]
+            self._shown.pop(name).close()
+            if isinstance(node, Symlink) and isinstance(node.target, PciBusNodeDir):
+                emit(node.target, "remove")
