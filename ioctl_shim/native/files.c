@@ -263,3 +263,19 @@ void on_poll(const struct request *r)
 
 	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
+
+/* VFIO's files are character devices, which have neither; binary attributes answer as other attributes. */
+
+void on_fsync(const struct request *r)
+{
+	const struct fuse_fsync_in *in = r->body;
+
+	send_error(r->header->unique, file_of(in->fh)->rows ? -EINVAL : 0);
+}
+
+void on_fallocate(const struct request *r)
+{
+	const struct fuse_fallocate_in *in = r->body;
+
+	send_error(r->header->unique, file_of(in->fh)->rows ? -ENODEV : -EOPNOTSUPP);
+}

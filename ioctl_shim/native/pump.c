@@ -35,11 +35,22 @@ static int stopping;		/* the pump has to end */
 static int ended;		/* it has: no more requests are read */
 static __thread struct pump *own; /* NULL on a thread that is no pump */
 
-/* FLUSH and FSYNC: nothing is buffered, so there is nothing to do.  After ENOSYS the kernel does not send
- * them again as long as the tree is mounted, which makes close(2) faster: it waits for FLUSH. */
-static void on_unneeded(const struct request *r)
+/* FLUSH: nothing is buffered, so there is nothing to do.  After ENOSYS the kernel does not send it again as
+ * long as the tree is mounted, which makes close(2) faster. */
+static void on_flush(const struct request *r)
 {
 	send_error(r->header->unique, -ENOSYS);
+}
+
+static void on_attr_fsync(const struct request *r)
+{
+	send_error(r->header->unique, 0);
+}
+
+/* Not ENOSYS: after that the kernel would give this answer for device files too. */
+static void on_attr_fallocate(const struct request *r)
+{
+	send_error(r->header->unique, -EOPNOTSUPP);
 }
 
 struct action {
@@ -54,8 +65,9 @@ static const struct action device_actions[] = {
 	[FUSE_WRITE] = {on_write, sizeof(struct fuse_write_in)},
 	[FUSE_IOCTL] = {on_ioctl, sizeof(struct fuse_ioctl_in)},
 	[FUSE_POLL] = {on_poll, sizeof(struct fuse_poll_in)},
-	[FUSE_FLUSH] = {on_unneeded, 0},
-	[FUSE_FSYNC] = {on_unneeded, 0},
+	[FUSE_FLUSH] = {on_flush, 0},
+	[FUSE_FSYNC] = {on_fsync, sizeof(struct fuse_fsync_in)},
+	[FUSE_FALLOCATE] = {on_fallocate, sizeof(struct fuse_fallocate_in)},
 };
 
 static const struct action all_actions[] = {
@@ -69,8 +81,9 @@ static const struct action attr_actions[] = {
 	[FUSE_READ] = {on_attr_read, sizeof(struct fuse_read_in)},
 	[FUSE_WRITE] = {on_attr_write, sizeof(struct fuse_write_in)},
 	[FUSE_RELEASE] = {on_attr_release, sizeof(struct fuse_release_in)},
-	[FUSE_FLUSH] = {on_unneeded, 0},
-	[FUSE_FSYNC] = {on_unneeded, 0},
+	[FUSE_FLUSH] = {on_flush, 0},
+	[FUSE_FSYNC] = {on_attr_fsync, 0},
+	[FUSE_FALLOCATE] = {on_attr_fallocate, 0},
 };
 
 #define ACTION(table, opcode) ((opcode) < sizeof(table) / sizeof(*(table)) ? &(table)[opcode] : NULL)

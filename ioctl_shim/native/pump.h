@@ -70,6 +70,8 @@ void on_read(const struct request *r);
 void on_write(const struct request *r);
 void on_ioctl(const struct request *r);
 void on_poll(const struct request *r);
+void on_fsync(const struct request *r);
+void on_fallocate(const struct request *r);
 
 /* names.c */
 void on_attr_open(const struct request *r);

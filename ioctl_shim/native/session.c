@@ -199,6 +199,8 @@ void lane_init_reply(const void *in, void *body)
 	const struct vfs_init_in *request = in;
 	struct vfs_init_out *out = body;
 
+	/* open(2) with O_TRUNC then sends an OPEN alone: a SETATTR of a size is a truncate(2) */
+	out->flags |= request->flags & FUSE_ATOMIC_O_TRUNC;
 	if (!(request->flags & FUSE_INIT_EXT) || !(request->flags2 & VFS_PASSTHROUGH_FLAG2))
 		return;
 	out->flags |= FUSE_INIT_EXT;

@@ -27,7 +27,7 @@ from ioctl_shim.lane import check_open
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.errors import Refusals, errors
 from vfsfuse.kernfs.inodes import NANOSECONDS, Inodes
-from vfsfuse.kernfs.kobject import FORGOTTEN_NS, Child, Entry, Kobject, Member
+from vfsfuse.kernfs.kobject import FORGOTTEN_NS, Child, DeviceNode, Entry, Kobject, Member
 from vfsfuse.kernfs.members import Attribute, SnapshotMember
 from vfsfuse.kernfs.tree import BASE_MASK, IAttrs
 from vfsfuse.kernfs.xattr import XATTR_PID
@@ -115,7 +115,9 @@ class Operations(Refusals):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         with errors("setattr"):
-            self.tree.locate(inode)
+            entry, _ = self.tree.locate(inode)
+            if fields.update_size and isinstance(entry, DeviceNode):
+                raise OSError(errno.EINVAL, f"{entry.name} is a device")
             changed = self.tree.iattrs.setdefault(inode & BASE_MASK, IAttrs())
             if fields.update_mode:
                 changed.mode = stat.S_IMODE(attr.st_mode)
@@ -123,7 +125,7 @@ class Operations(Refusals):
                 changed.uid = attr.st_uid
             if fields.update_gid:
                 changed.gid = attr.st_gid
-            # a new size (O_TRUNC) and new times are ignored, as in sysfs
+            # a new size and new times are ignored, as in sysfs
             return _attributes(self.inodes.stat(inode))
 
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
