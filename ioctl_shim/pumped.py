@@ -59,6 +59,12 @@ class PumpRegions:
         fields = (ffi.NULL, *views, len(stored), table, len(registers), address(owner))
         lib.lane_memory_show(self.native, index, ffi.new("struct lane_region *", fields))
 
+    def leave_out(self, index: int, first: int, end: int) -> None:
+        """Let accesses to any byte from `first` to `end` of region `index` go to Python.  Before the region
+        is in use."""
+        region = self.native.region[index]
+        region.hole_first, region.hole_end = first, end
+
     def hide(self, indexes: Iterable[int]) -> None:
         """Let accesses to these regions, and to those that are withheld, go to Python for now.  Under the
         device's lock."""

@@ -23,7 +23,7 @@ from devmodel.irq.ioeventfd import IoEventfds
 from devmodel.irq.irqs import IrqIndex, Irqs
 from devmodel.irq.kinds import PciIrq
 from devmodel.region.backing import Backing
-from devmodel.region.region import Memory, Region
+from devmodel.region.region import Memory, Region, StoredBytes
 
 Hide = Callable[[frozenset[int]], None]
 _NONE: frozenset[int] = frozenset()
@@ -108,7 +108,7 @@ class Device:
         that cannot be read and for an offset beyond its end, ENODEV once the device is gone.
         """
         with self.lock:
-            region = self._present.get(index) or self._open_region(index)
+            region = self._present.get(index) or self.present_region(index)
             if not region.readable:
                 raise OSError(errno.EINVAL, f"region {index} cannot be read")
             taken = region.clip(offset, size)
@@ -120,7 +120,7 @@ class Device:
         """Write ``data`` at ``offset`` of region ``index``, from any thread. Returns how many bytes were
         taken. ``OSError`` as :meth:`read`."""
         with self.lock:
-            region = self._present.get(index) or self._open_region(index)
+            region = self._present.get(index) or self.present_region(index)
             if not region.writable:
                 raise OSError(errno.EINVAL, f"region {index} cannot be written")
             taken = region.clip(offset, len(data))
@@ -128,6 +128,21 @@ class Device:
                 return taken
             region.write(offset, data if taken == len(data) else data[:taken])
             return taken
+
+    def present_region(self, index: int) -> Region:
+        """As :meth:`region`, and ``OSError(ENODEV)`` once the device is closed. Under :attr:`lock`."""
+        if self._closed:
+            raise OSError(errno.ENODEV, f"{self.name} is gone")
+        return self.region(index)
+
+    def stored(self, index: int) -> StoredBytes | None:
+        """What a front end may access of region ``index`` without calling :meth:`read` and :meth:`write`."""
+        return self.region(index).stored
+
+    def hole(self, index: int) -> tuple[int, int] | None:
+        """The offsets, first and end, of what a front end must not access by itself in region ``index``. None
+        when there is no such range."""
+        return None
 
     # ---- its life: opened, reset, released, gone ----
 
@@ -168,6 +183,10 @@ class Device:
     def sync_intx(self) -> None:
         """After a reset, under :attr:`lock`: bring the interrupt line to what the registers say."""
 
+    def irqs_set(self) -> None:
+        """A client has set up interrupts, or torn them down: have the registers say which are on. Takes
+        :attr:`lock`."""
+
     def released(self) -> None:
         """The last client has closed the device: end its tasks, interrupts and ioeventfds."""
         with self.lock:
@@ -180,6 +199,7 @@ class Device:
             space.unregister(self)
         self.ioeventfds.release()
         self.irq.release()
+        self.irqs_set()
 
     def vanish(self) -> None:
         """The device is gone, although a client may have it open: surprise removal.
@@ -197,6 +217,11 @@ class Device:
             self._decode_nothing()
         for notice in (PciIrq.ERR, PciIrq.REQ):
             self.irq.trigger(notice)
+
+    @property
+    def vanished(self) -> bool:
+        """Whether the device is gone by surprise. Any thread."""
+        return self._vanished
 
     def check_present(self) -> None:
         """Raise ``OSError(ENODEV)`` once the device is gone. Any thread."""
@@ -293,8 +318,3 @@ class Device:
     def _run(self) -> None:
         if type(self).run is not Device.run and self.tasks.served:
             self.tasks.start(self.run)
-
-    def _open_region(self, index: int) -> Region:
-        if self._closed:
-            raise OSError(errno.ENODEV, f"{self.name} is gone")
-        return self.region(index)

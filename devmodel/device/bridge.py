@@ -93,9 +93,8 @@ class RootPortDevice(PciDevice):
 
     def _config_space(self) -> ConfigSpace:
         below = self.below
-        extended = self.extended_capabilities()
-        return BridgeSpace(self.identity, self.caps, extended, below.buses, below.windows)
+        return BridgeSpace(self.identity, self.caps, self.extended_caps, below.buses, below.windows)
 
-    def _enable(self, command: int) -> None:
+    def _enable_from_reset(self, command: int) -> None:
         """It always forwards, as firmware and pcieport leave it."""
         self.config.preset(regs.Reg.COMMAND, 2, Command.IO | Command.MEMORY | Command.MASTER)

@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 
 from devmodel.device.base import Device
 from devmodel.irq.irqs import IrqIndex
+from devmodel.irq.kinds import PciIrq
 from devmodel.pci import regs
 from devmodel.pci.capability import Capability, ExtendedCapability
 from devmodel.pci.config import Aperture, ConfigSpace
@@ -66,6 +67,19 @@ class ResourceRow(NamedTuple):
     flags: int
 
 
+class _MessageBits(NamedTuple):
+    """Bits of a message control register: whether it is on, and where it has how many messages are used."""
+
+    enable: int
+    size: int
+
+
+_MESSAGES = (
+    (CapId.MSI, PciIrq.MSI, _MessageBits(regs.MSI_ENABLE, regs.MSI_QSIZE)),
+    (CapId.MSIX, PciIrq.MSIX, _MessageBits(regs.MSIX_ENABLE, 0)),
+)
+
+
 class PciDevice(Device):
     """A PCI function. A model declares :attr:`identity` and :attr:`OPTIONS`, and overrides :meth:`bars`.
 
@@ -77,18 +91,23 @@ class PciDevice(Device):
 
     __slots__ = (
         "_intx",
+        "_messages",
         "_places",
         "_undecoded",
         "bar_map",
         "caps",
         "config",
+        "extended_caps",
         "memory",
         "options",
         "own_regions",
+        "power_state",
     )
     is_pci: ClassVar[bool] = True
     identity: ClassVar[Identity]
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
+    DECODED: ClassVar[Command] = Command(0)
+    """What is decoded, whatever the command register says."""
 
     def __init__(
         self,
@@ -105,17 +124,24 @@ class PciDevice(Device):
         self.caps = tuple(self.capabilities())
         self.own_regions = tuple(self.device_regions())
         self._intx = False
+        self._messages: PciIrq | None = None
+        self.power_state = 0
+        """The D state that the function is in: 0, or 3 for D3hot."""
+        self.extended_caps = tuple(self.extended_capabilities())
         self.config = self._config_space()
         self._places: dict[int, int] = {}
         if aperture is not None:
             self._place_bars(aperture)
         self._undecoded = _undecoded_bars(self.bar_map)
-        self._enable(0 if aperture is None else Command.MASTER)
+        self._enable_from_reset(0 if aperture is None else Command.MASTER)
         super().__init__(name, self._region_table(), self._irq_table())
         self.config.watch(Reg.COMMAND, 2, self._command_written)
         self._command_written(self.config.command)
         if self.has_flr:
             self.config.watch(self.config.find(CapId.EXP) + regs.EXP_DEVCTL, 2, self._device_control_written)
+        power = self.config.find(CapId.PM)
+        if power:
+            self.config.watch(power + regs.PM_CTRL, 2, self._power_written)
 
     @classmethod
     def with_defaults(cls, options: Mapping[str, int]) -> dict[str, int]:
@@ -186,15 +212,71 @@ class PciDevice(Device):
             self.config.store(Reg.COMMAND, 2, self.config.command & ~Command.MASTER)
 
     def may_dma(self) -> bool:
-        return bool(self.config.command & Command.MASTER)
+        return bool(self.config.command & Command.MASTER) and not self.power_state
+
+    @property
+    def memory_enabled(self) -> bool:
+        """Whether memory BARs answer: their decoding is on, and the function is in D0."""
+        return bool((self.config.command | self.DECODED) & Command.MEMORY) and not self.power_state
 
     def sync_intx(self) -> None:
         self.set_intx(False)
+        power = self.config.find(CapId.PM)
+        self.power_state = (
+            self.config.value(power + regs.PM_CTRL, 2) & regs.PM_CTRL_STATE_MASK if power else 0
+        )
         self._command_written(self.config.command)
+        self._show_messages()
+
+    def power_up(self) -> None:
+        """Bring the function to D0, whatever state a client has left it in. Under :attr:`lock`."""
+        power = self.config.find(CapId.PM)
+        if power and self.power_state:
+            control = self.config.value(power + regs.PM_CTRL, 2) & ~regs.PM_CTRL_STATE_MASK
+            self.config.store(power + regs.PM_CTRL, 2, control)
+            self._enter(0)
+
+    def enable(self) -> None:
+        """Decode every BAR, and be no bus master, as pci_enable_device() leaves a function. Under
+        :attr:`lock`."""
+        self.config.store(Reg.COMMAND, 2, self._with_decoding(self.config.command & ~Command.MASTER))
+        self._command_written(self.config.command)
+
+    def irqs_set(self) -> None:
+        if self.irq.active is not self._messages:
+            with self.lock:
+                self._show_messages()
+
+    def _show_messages(self) -> None:
+        """Have the capabilities say whether MSI or MSI-X is on, and MSI with how many messages."""
+        self._messages = self.irq.active
+        for identity, kind, bits in _MESSAGES:
+            place = self.config.find(identity)
+            if place:
+                control = self.config.value(place + regs.MSI_FLAGS, 2) & ~bits.enable
+                if self._messages is kind:
+                    control = control & ~bits.size | bits.enable
+                    control |= (self.irq.allocated - 1).bit_length() << 4 & bits.size
+                self.config.store(place + regs.MSI_FLAGS, 2, control)
+        self.irq.send_messages(True)
 
     def _command_written(self, value: int) -> None:
         self.irq.disable_intx(bool(value & Command.INTX_DISABLE))
-        self.set_undecoded(self._undecoded[bool(value & Command.IO), bool(value & Command.MEMORY)])
+        decoded = 0 if self.power_state else value | self.DECODED
+        self.set_undecoded(self._undecoded[bool(decoded & Command.IO), bool(decoded & Command.MEMORY)])
+
+    def _power_written(self, value: int) -> None:
+        """A state that the function does not have is not entered."""
+        state = value & regs.PM_CTRL_STATE_MASK
+        if state in (regs.PM_CTRL_STATE_D0, regs.PM_CTRL_STATE_D3HOT):
+            self._enter(state)
+        else:
+            control = value & ~regs.PM_CTRL_STATE_MASK | self.power_state
+            self.config.store(self.config.find(CapId.PM) + regs.PM_CTRL, 2, control)
+
+    def _enter(self, state: int) -> None:
+        self.power_state = state
+        self._command_written(self.config.command)
 
     def _device_control_written(self, value: int) -> None:
         if value & regs.EXP_DEVCTL_BCR_FLR:
@@ -214,18 +296,21 @@ class PciDevice(Device):
     def _config_space(self) -> ConfigSpace:
         express = any(cap.id == CapId.EXP for cap in self.caps)
         size = regs.CFG_SPACE_EXP_SIZE if express else regs.CFG_SPACE_SIZE
-        return ConfigSpace(self.identity, self.bar_map, self.caps, size, self.extended_capabilities())
+        return ConfigSpace(self.identity, self.bar_map, self.caps, size, self.extended_caps)
 
     def _place_bars(self, aperture: Aperture) -> None:
         for index, bar in self.bar_map.items():
             self._places[index] = aperture.take(bar)
             self.config.place_bar(index, self._places[index])
 
-    def _enable(self, command: int) -> None:
-        """Set the command register to ``command``, with decoding on for every BAR."""
+    def _enable_from_reset(self, command: int) -> None:
+        """Have the command register be ``command`` from power-on, with decoding on for every BAR."""
+        self.config.preset(Reg.COMMAND, 2, self._with_decoding(command))
+
+    def _with_decoding(self, command: int) -> int:
         for bar in self.bar_map.values():
             command |= Command.IO if bar.io else Command.MEMORY
-        self.config.preset(Reg.COMMAND, 2, command)
+        return command
 
     def _region_table(self) -> list[Region | None]:
         table: list[Region | None] = [None] * PciRegion.COUNT

@@ -55,6 +55,20 @@ class Irqs(ActiveIrq):
         }
         self._kinds = kinds
 
+    @property
+    def allocated(self) -> int:
+        """How many vectors of the active MSI or MSI-X were set up first, 0 when neither is active."""
+        with self.lock:
+            kind = None if self.active is None else self._kinds[self.active]
+            return kind.allocated if isinstance(kind, Messages) else 0
+
+    def send_messages(self, on: bool) -> None:
+        """Whether the active MSI or MSI-X sends what the device interrupts by: its enable bit."""
+        with self.lock:
+            kind = None if self.active is None else self._kinds[self.active]
+            if isinstance(kind, Messages):
+                self.vectors = kind.vectors if on else {}
+
     def count(self, index: int) -> int:
         """Vectors of ``index``, 0 when the device has no such index."""
         found = self._indexes[index] if 0 <= index < len(self._indexes) else None

@@ -228,15 +228,15 @@ class Intx(IrqKind):
 class Messages(IrqKind):
     """MSI or MSI-X: an eventfd for each vector in use."""
 
-    __slots__ = ("_allocated", "_index", "_irqs", "_resizable", "_vectors")
+    __slots__ = ("_index", "_irqs", "_resizable", "allocated", "vectors")
 
     def __init__(self, irqs: ActiveIrq, index: PciIrq, resizable: bool) -> None:
         """``resizable`` is whether vectors beyond those of the first SET_IRQS can be added later."""
         self._irqs = irqs
         self._index = index
         self._resizable = resizable
-        self._allocated = 0
-        self._vectors: dict[int, Eventfd] = {}
+        self.allocated = 0
+        self.vectors: dict[int, Eventfd] = {}
 
     def trigger(self, start: int, count: int, data: Data) -> None:
         """Enable with a first range of vectors, change a range, tear down, or fire as the device does."""
@@ -256,13 +256,13 @@ class Messages(IrqKind):
                     self.fire(start + number)
 
     def fire(self, vector: int) -> None:
-        eventfd = self._vectors.get(vector)
+        eventfd = self.vectors.get(vector)
         if eventfd is not None:
             eventfd.signal()
 
     def tear_down(self) -> None:
-        self._drop(list(self._vectors))
-        self._allocated = 0
+        self._drop(list(self.vectors))
+        self.allocated = 0
         if self._irqs.active is self._index:
             self._irqs.activate(None)
 
@@ -270,8 +270,8 @@ class Messages(IrqKind):
         if first:
             if not start + count:
                 raise OSError(errno.ERANGE, f"{self._index.name} with no vector")
-            self._irqs.activate(self._index, self._vectors)
-            self._allocated = start + count
+            self._irqs.activate(self._index, self.vectors)
+            self.allocated = start + count
         try:
             for position in range(len(data.numbers)):
                 self._set(start + position, position, data)
@@ -285,15 +285,15 @@ class Messages(IrqKind):
         self._drop((vector,))
         if data.numbers[position] < 0:
             return
-        if vector >= self._allocated and not self._resizable:
-            raise invalid(f"{self._index.name} was set up with {self._allocated} vectors")
+        if vector >= self.allocated and not self._resizable:
+            raise invalid(f"{self._index.name} was set up with {self.allocated} vectors")
         eventfd = data.at(position)
         if eventfd is not None:
-            self._vectors[vector] = eventfd
+            self.vectors[vector] = eventfd
 
     def _drop(self, vectors: Sequence[int]) -> None:
         for vector in vectors:
-            eventfd = self._vectors.pop(vector, None)
+            eventfd = self.vectors.pop(vector, None)
             if eventfd is not None:
                 eventfd.close()
 

@@ -188,6 +188,7 @@ class VirtualFunctionModel(ExpressFunction):
     """
 
     __slots__ = ()
+    DECODED = Command.MEMORY
 
     def capabilities(self) -> Sequence[Capability]:
         return [as_virtual(cap) for cap in super().capabilities()]
@@ -197,9 +198,6 @@ class VirtualFunctionModel(ExpressFunction):
         if any(bar.io or index == regs.ROM_BAR for index, bar in bars.items()):
             raise ValueError("virtual functions have no I/O BARs and no ROM")
         return bars
-
-    def _command_written(self, value: int) -> None:
-        super()._command_written(value | Command.MEMORY)
 
 
 class IntegratedFunction(PciDevice):

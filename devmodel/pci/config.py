@@ -26,15 +26,19 @@ from devmodel.pci.regs import Command, Reg
 from devmodel.region.region import Region, StoredBytes
 
 Hook = Callable[[int], None]
+Mirror = Callable[[int, int], None]
 _BRIDGE_GRANULES = {"io": 1 << 12, "mem32": 1 << 20, "mem64": 1 << 20}
 """Windows of bridges begin and end at multiples of so many bytes (PCI-to-PCI Bridge Architecture 1.2, 3.2.5).
 """
 
 
 class ConfigSpace(Region):
-    """256 or 4096 bytes, a mask of the writable bits, and hooks that are called when a field is written."""
+    """256 or 4096 bytes, a mask of the writable bits, and hooks that are called when a field is written.
 
-    __slots__ = ("_bars", "_data", "_extended", "_hooks", "_mask", "_reset_image")
+    ``mirror`` is called with offset and width after each change of the bytes, and before any hook.
+    """
+
+    __slots__ = ("_bars", "_data", "_extended", "_hooks", "_mask", "_reset_image", "mirror")
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class ConfigSpace(Region):
         self._data, self._mask = bytearray(size), bytearray(size)
         self._bars = dict(bars)
         self._hooks: list[tuple[int, int, Hook]] = []
+        self.mirror: Mirror | None = None
         self._extended = extended_places(extended, size)
         for field in (
             *header(identity, bars, capabilities),
@@ -77,12 +82,24 @@ class ConfigSpace(Region):
         for position, byte in enumerate(data, offset):
             mask = self._mask[position]
             self._data[position] = (self._data[position] & ~mask) | (byte & mask)
+        if self.mirror is not None:
+            self.mirror(offset, len(data))
         for first, width, hook in self._hooks:
             if first < offset + len(data) and offset < first + width:
                 hook(self.value(first, width))
 
     def reset(self) -> None:
-        self._data[:] = self._reset_image
+        self.restore(self._reset_image)
+
+    def save(self) -> bytes:
+        """All its bytes, for :meth:`restore`."""
+        return bytes(self._data)
+
+    def restore(self, image: bytes) -> None:
+        """For the device itself: store all bytes. No hook is called."""
+        self._data[:] = image
+        if self.mirror is not None:
+            self.mirror(0, self.size)
 
     def watch(self, offset: int, width: int, hook: Hook) -> None:
         """Call ``hook`` with the new value of a field after each write that touches any byte of the field."""
@@ -95,6 +112,12 @@ class ConfigSpace(Region):
     def store(self, offset: int, width: int, value: int) -> None:
         """For the device itself: store a field whatever its mask says. A reset undoes it."""
         self._data[offset : offset + width] = value.to_bytes(width, "little")
+        if self.mirror is not None:
+            self.mirror(offset, width)
+
+    def write_mask(self, offset: int, width: int) -> int:
+        """The bits of a field that a write changes."""
+        return int.from_bytes(self._mask[offset : offset + width], "little")
 
     def preset(self, offset: int, width: int, value: int) -> None:
         """For the device itself: store a field whatever its mask says. A reset sets the same value again."""

@@ -15,10 +15,11 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 from devmodel.device.base import Device
 from devmodel.irq.kinds import PciIrq
+from devmodel.region.region import StoredBytes
 from devmodel.vfio.container import Container
 from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, lives
 
@@ -96,6 +97,15 @@ class Group(Held):
             raise OSError(errno.EPERM, f"group {self.number} has no IOMMU: it takes CAP_SYS_RAWIO")
 
 
+class Access(Protocol):
+    """The regions of a device, as a client of its driver has them; :class:`Device` says what each does."""
+
+    def read(self, index: int, offset: int, size: int) -> bytes: ...
+    def write(self, index: int, offset: int, data: bytes) -> int: ...
+    def stored(self, index: int) -> StoredBytes | None: ...
+    def hole(self, index: int) -> tuple[int, int] | None: ...
+
+
 class Assignable(ABC):
     """A device of an IOMMU group, as VFIO sees it. Clients hold it open; it retires only when none does."""
 
@@ -127,6 +137,11 @@ class Assignable(ABC):
     def resettable(self) -> bool:
         """Whether DEVICE_RESET resets it."""
         return self.device.resettable
+
+    @property
+    def access(self) -> Access:
+        """What reads and writes of its clients go to: the device, or what its driver puts before it."""
+        return self.device
 
     @property
     @abstractmethod
@@ -175,6 +190,10 @@ class Assignable(ABC):
 
     def first_opened(self) -> None:
         """A hook for subclasses: the first client has the device open now."""
+        return
+
+    def last_closed(self) -> None:
+        """A hook for subclasses: the last client has closed the device."""
         return
 
     def retire(self) -> None:
@@ -432,5 +451,6 @@ class DeviceFile:
             self._closed = True
             if self.assignable.drop():
                 self.device.released()
+                self.assignable.last_closed()
             if self.group_file is not None:
                 self.group_file.put()

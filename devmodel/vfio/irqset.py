@@ -72,6 +72,8 @@ def set_irqs(device: Device, request: IrqRequest, data: IrqData, lending: Lendin
             device.irq.set(*where, ClientFds(numbers, borrow, watcher, listen))
     else:
         device.irq.set(*where, flags)
+    if action is Action.TRIGGER:
+        device.irqs_set()
 
 
 def _listener(device: Device, request: IrqRequest) -> Callable[[int, Eventfd], None] | None:

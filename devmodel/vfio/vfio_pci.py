@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import ClassVar, NamedTuple
 from uuid import UUID
 
@@ -22,6 +23,7 @@ from devmodel.pci.address import PciAddress
 from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.flags import IOEVENTFD_SIZES
 from devmodel.vfio.group import Assignable, DeviceFile, Group
+from devmodel.vfio.pciaccess import FunctionAccess
 from devmodel.vfio.vftoken import VfToken, parse_pci_name
 
 
@@ -31,7 +33,7 @@ class VfioPciFunction(Assignable):
     ``bus`` has all functions of its bus, itself included. A hot reset resets them together.
     """
 
-    __slots__ = ("_chosen_resets", "_device", "address", "bus")
+    __slots__ = ("_access", "_chosen_resets", "_device", "address", "bus")
     emulated_iommu = False
     is_virtual: ClassVar[bool] = False
     """Whether it is a virtual function of another one."""
@@ -43,6 +45,7 @@ class VfioPciFunction(Assignable):
         self.address = address
         self._device = device
         self._chosen_resets: tuple[str, ...] | None = None
+        self._access: FunctionAccess | None = None
         self.bus = bus
         self.bus.append(self)
         super().__init__(str(address), group, joined=False)
@@ -51,6 +54,15 @@ class VfioPciFunction(Assignable):
     def device(self) -> PciDevice:
         """The function's configuration space and BARs."""
         return self._device
+
+    @property
+    def access(self) -> FunctionAccess:
+        found = self._access
+        if found is None:
+            with self._device.lock:
+                found = self._access or FunctionAccess(self._device, self._function_level_reset)
+                self._access = found
+        return found
 
     @property
     def own_vf_token(self) -> VfToken | None:
@@ -112,10 +124,20 @@ class VfioPciFunction(Assignable):
         return bool(self.reset_methods)
 
     def first_opened(self) -> None:
-        """Reset the function for its new user if it has a reset, as vfio-pci does."""
-        if self.resettable:
-            self._device.reset()
-        self._device.clear_master()
+        """Give the function to its new user as vfio-pci does: in D0, reset if it has a reset, decoded, and no
+        bus master."""
+        with suppress(OSError):
+            self.reset()
+        with self._device.lock:
+            self._device.power_up()
+            self._device.enable()
+        self.access.start(own_bars=not self.is_virtual)
+
+    def last_closed(self) -> None:
+        """Reset the function, and give its registers back the values that they had before the first open."""
+        with suppress(OSError):
+            self.reset()
+        self.access.stop()
 
     def hot_reset(self, owned: Callable[[VfioPciFunction], bool]) -> None:
         """Reset the bus, as the root port above it does. Raises ``OSError(EINVAL)`` unless vfio-pci drives
@@ -125,7 +147,7 @@ class VfioPciFunction(Assignable):
             if function.gone or not owned(function):
                 raise OSError(errno.EINVAL, f"{function.name} is on the bus, and not the client's")
         for function in functions:
-            function.device.reset(kept=function.device.config)
+            function.reset_kept()
 
     def check_bus_reset(self) -> None:
         """Raise ``OSError(ENODEV)`` for a function whose bus nothing can reset: there is no port above it."""
@@ -141,7 +163,22 @@ class VfioPciFunction(Assignable):
         methods = self.reset_methods
         if "flr" not in methods and not ("bus" in methods and len(self.bus) == 1):
             raise OSError(errno.ENOTTY, f"{self.name} has no reset")
-        self._device.reset(kept=self._device.config)
+        self.reset_kept()
+
+    def reset_kept(self) -> None:
+        """Reset the function, whether it has a reset of its own or not. Afterwards it is in D0, and the rest
+        of its configuration space is as before. ``OSError(ENODEV)`` once the function is gone."""
+        with self._device.lock:
+            self._device.check_present()
+            self._reset_now()
+
+    def _function_level_reset(self) -> None:
+        if self.resettable:
+            self._reset_now()
+
+    def _reset_now(self) -> None:
+        self._device.power_up()
+        self._device.reset_now(kept=self._device.config)
 
 
 class Dependent(NamedTuple):

@@ -86,6 +86,7 @@ int is_shown(const struct lane_memory *m, uint64_t index)
 static const struct lane_region *find_region(const struct lane_file *file, uint64_t *offset, uint64_t size)
 {
 	const struct lane_memory *m = file->memory;
+	const struct lane_region *region;
 	uint64_t index = file->region;
 
 	if (!m)
@@ -94,9 +95,14 @@ static const struct lane_region *find_region(const struct lane_file *file, uint6
 		index = *offset >> LANE_REGION_SHIFT;
 		*offset &= LANE_OFFSET_MASK;
 	}
-	if (!is_shown(m, index) || *offset > m->region[index].size || size > m->region[index].size - *offset)
+	if (!is_shown(m, index))
 		return NULL;
-	return &m->region[index];
+	region = &m->region[index];
+	if (*offset > region->size || size > region->size - *offset)
+		return NULL;
+	if (*offset < region->hole_end && *offset + size > region->hole_first)
+		return NULL;
+	return region;
 }
 
 /* The address of memory; leave_memory() has to follow.  NULL, and nothing to follow, when the pump may not answer.

@@ -234,7 +234,8 @@ def open_device(
         if released is not None:
             released()
 
-    return Opened(DeviceFops(opened, services, mappable, ended), memory, WHOLE, backing_id, regions=device)
+    file = DeviceFops(opened, services, mappable, ended)
+    return Opened(file, memory, WHOLE, backing_id, regions=opened.assignable.access)
 
 
 def irq_flags(irq: IrqIndex) -> int:

@@ -69,7 +69,7 @@ class Port:
                 raise OSError(errno.ENODEV, "removed")
             if self._memory is None:
                 device.backing.access = GUARDED
-                self._memory = _shown(device)
+                self._memory = _shown(self._assignable)
                 device.hide_by(self._memory.hide)
             return self._memory
 
@@ -137,7 +137,8 @@ class Port:
             self._backing_id = None
 
 
-def _shown(device: Device) -> pumped.PumpRegions:
+def _shown(assignable: Assignable) -> pumped.PumpRegions:
+    device, access = assignable.device, assignable.access
     memory, model = pumped.PumpRegions(device.lock), type(device)
     asked = model.read is not Device.read or model.write is not Device.write
     for index, region in enumerate(device.regions[: pumped.MOST_REGIONS]):
@@ -146,9 +147,13 @@ def _shown(device: Device) -> pumped.PumpRegions:
                 place = device.backing.place(index)
             if place is not None:
                 memory.map(index, *place, region.backed)
-        elif region is not None and region.stored is not None and not asked:
-            stored = region.stored
+        elif region is not None and not asked and (stored := access.stored(index)) is not None:
             memory.show(index, stored.data, stored.plain, stored.registers, stored.owner)
+        else:
+            continue
+        hole = access.hole(index)
+        if hole is not None:
+            memory.leave_out(index, *hole)
     return memory
 
 
