@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ioctl_shim.abi import ROWS, Kind, Row
+from tools.uapi.access import ACCESSES, NOTE
 from tools.uapi.names import TOPICS
 from tools.uapi.states import DISPLAY, WORKS, Topic
 
@@ -21,30 +22,6 @@ sees what it sees from Linux, errors included; whatever does not work is refused
 there, which is how a Linux refuses it that lacks it.
 
 ## Ioctls
-"""
-TAIL = """
-## Reads and writes of a device
-
-| what is read or written | a physical or virtual function, by vfio-pci | a mediated device |
-| --- | --- | --- |
-| a memory BAR that the command register does not decode | EIO | all ones; writes are dropped |
-| an I/O BAR that the command register does not decode | all ones; writes are dropped | all ones; writes are dropped |
-| BARs in D3hot | memory is EIO, I/O is all ones | all ones; writes are dropped |
-| the ROM | EIO without memory decoding and in D3hot; its enable bit does not matter | always there |
-| the MSI-X table | all ones; writes are dropped | what the model has |
-| BARs, ROM address, interrupt line | the client's own; the hardware keeps its addresses | the model's registers |
-| MSI: enable bit | on from SET_IRQS to tear-down; a client can switch it off and on again meanwhile | says what is on; can be \
-written |
-| MSI: address and data | the client's own | the model's registers |
-| MSI-X: control | read-only; says what is on | says what is on; can be written |
-| power state | D0 and D3hot, others are not entered; the next open finds D0 | D0 and D3hot |
-| device control: reset bit | resets the function, and reads 0 | the same |
-| device control: sizes of payloads and reads | the client's own | the model's register |
-| link control | read-only | the model's register |
-
-Configuration space of a mediated device, and `config` of a function in sysfs, are the registers of the model. Pages that a
-client has mapped stay mapped and readable when decoding is switched off, in D3hot, and over a reset. Linux takes them away, and
-an access is SIGBUS: a mapping through FUSE cannot be taken back.
 """
 _FUNCTIONS = "works on physical functions; a mediated device refuses with ENOTTY"
 BY_MOUNT = {
@@ -84,8 +61,17 @@ def topic(each: Topic) -> Iterator[str]:
         yield f"| `{name}` | {what} |\n"
 
 
+def accesses() -> Iterator[str]:
+    """How a device answers reads and writes."""
+    yield "\n## Reads and writes of a device\n\n"
+    yield "| what is read or written | a function that vfio-pci drives | a mediated device |\n| --- | --- | --- |\n"
+    for row in ACCESSES:
+        yield f"| {' | '.join(row)} |\n"
+    yield NOTE
+
+
 def document() -> str:
-    return "".join([HEAD, "\n", *ioctls(), *(line for each in TOPICS for line in topic(each)), TAIL])
+    return "".join([HEAD, "\n", *ioctls(), *(line for each in TOPICS for line in topic(each)), *accesses()])
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def device(kernel: Kernel) -> Iterator[Device]:
 
 @pytest.fixture
 def port(device: Device) -> Port:
-    return Port(cast(Assignable, SimpleNamespace(device=device)))
+    return Port(cast(Assignable, SimpleNamespace(device=device, access=device)))
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ class Kernel:
 @pytest.fixture
 def port() -> Iterator[Port]:
     device = Device("toy", [Memory(4096)], [])
-    yield Port(cast(Assignable, SimpleNamespace(device=device)))
+    yield Port(cast(Assignable, SimpleNamespace(device=device, access=device)))
     device.close()
 
 

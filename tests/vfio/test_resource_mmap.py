@@ -262,13 +262,12 @@ def test_the_memory_goes_with_the_device(machine: MountedLab) -> None:
 
 
 def test_vfio_does_not_map_what_somebody_has_mapped(card: Vgpu) -> None:
-    with mapped(card.path / "resource2", LARGE) as memory:
-        with File(card.cdev) as device:
-            assert [can_map(device, index) for index in (0, 1, 2, 4)] == [False, True, False, True]
-            memory[:4] = b"both"
-            assert os.pread(device.fd, 4, 2 << 40) == b"both"
-            with File(card.cdev) as second:
-                assert not can_map(second, 2)
+    with mapped(card.path / "resource2", LARGE) as memory, File(card.cdev) as device:
+        assert [can_map(device, index) for index in (0, 1, 2, 4)] == [False, True, False, True]
+        memory[:4] = b"both"
+        assert os.pread(device.fd, 4, 2 << 40) == b"both"
+        with File(card.cdev) as second:
+            assert not can_map(second, 2)
     with File(card.cdev) as device:
         assert can_map(device, 2)
         assert os.pread(device.fd, 4, 2 << 40) == b"both"
@@ -286,16 +285,15 @@ def test_region_info_does_not_change_while_the_device_is_open(card: Vgpu) -> Non
 
 def test_resource_is_not_mapped_while_vfio_has_the_device(card: Vgpu) -> None:
     path = card.path / "resource2"
-    with File(card.cdev) as device:
-        with path.open("r+b", buffering=0) as file:
-            fails(errno.ENODEV, mmap.mmap, file.fileno(), PAGE)
-            os.pwrite(file.fileno(), b"written", 64)
-            assert os.pread(device.fd, 7, (2 << 40) + 64) == b"written"
-            device.close()
-            # an open file keeps what it is, and so does each that is opened beside it
-            fails(errno.ENODEV, mmap.mmap, file.fileno(), PAGE)
-            cannot_be_mapped(path)
-            assert os.pread(file.fileno(), 7, 64) == b"written"
+    with File(card.cdev) as device, path.open("r+b", buffering=0) as file:
+        fails(errno.ENODEV, mmap.mmap, file.fileno(), PAGE)
+        os.pwrite(file.fileno(), b"written", 64)
+        assert os.pread(device.fd, 7, (2 << 40) + 64) == b"written"
+        device.close()
+        # an open file keeps what it is, and so does each that is opened beside it
+        fails(errno.ENODEV, mmap.mmap, file.fileno(), PAGE)
+        cannot_be_mapped(path)
+        assert os.pread(file.fileno(), 7, 64) == b"written"
     with mapped(path, LARGE) as memory:
         assert memory[64:71] == b"written"
 
