@@ -93,8 +93,8 @@ class Backing:
         """Map ``size`` bytes of region ``index``, shared and writable; the caller closes the mapping.
 
         What may run while a client is served touches the mapping by :attr:`access` only. The region cannot be
-        moved any more, unless it is region 0, which never is. ``OSError(EBUSY)`` while it is being moved.
-        Under the device's lock.
+        moved from then on. Region 0 never is, and may be mapped on any thread; others under the device's lock.
+        ``OSError(EBUSY)`` while the region is being moved.
         """
         place = self.place(index)
         if place is None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devmodel.device.base import Device
@@ -62,6 +62,7 @@ def move_back(device: Device) -> None:
         pass
 
 
+@settings(deadline=None)
 @given(ACCESSES)
 def test_each_byte_has_one_place_at_each_step(accesses: list[tuple[str, int, int, bytes]]) -> None:
     """Also when a move turns round half-way."""

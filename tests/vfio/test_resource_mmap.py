@@ -26,6 +26,8 @@ import pytest
 from tests import needs
 from tests.lab import MountedLab, Vgpu, described
 from tests.vfio.client import DEVICE_GET_REGION_INFO, PAGE, File, RegionInfo, fails, with_caps
+from tests.vfio.devices import opened
+from tests.vfio.gpu_client import copy, fill, gpu
 from tests.vfio.models.banks import LARGE, OTHER, SMALL
 
 BANKS = Path(__file__).parent / "models/banks.py"
@@ -340,6 +342,22 @@ def test_resource0_may_be_mapped_before_the_others(machine: MountedLab) -> None:
                         assert both[:4] == b"zero"
 
 
+def test_the_engine_draws_in_what_is_mapped(machine: MountedLab) -> None:
+    with (
+        machine.create("own") as vgpu,
+        mapped(vgpu.path / "resource0", MIB) as video,
+        mapped(vgpu.path / "resource4", 2 * PAGE) as behind_msix,
+        gpu(machine, vgpu) as engine,
+    ):
+        behind_msix[PAGE : PAGE + 4] = b"mine"
+        engine.finish(fill(0, PAGE, 0x01020304))
+        assert video[:PAGE] == b"\4\3\2\1" * (PAGE // 4)
+        video[:PAGE] = b"abcd" * (PAGE // 4)
+        engine.finish(copy(MIB // 2, 0, PAGE))
+        assert video[MIB // 2 : MIB // 2 + PAGE] == b"abcd" * (PAGE // 4)
+        assert os.pread(engine.fd, 4, (4 << 40) + PAGE) == b"mine"
+
+
 def test_a_client_that_is_killed_leaves_nothing_behind(card: Vgpu) -> None:
     path = card.path / "resource2"
     script = (
@@ -357,8 +375,6 @@ def test_a_client_that_is_killed_leaves_nothing_behind(card: Vgpu) -> None:
 
 
 def test_vfio_by_its_group_moves_the_region_back_too(machine: MountedLab, card: Vgpu) -> None:
-    from tests.vfio.devices import opened
-
     with mapped(card.path / "resource2", LARGE) as memory:
         memory[:4] = b"here"
     with opened(machine, card.group, card.name) as found:
