@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from devmodel.region.access import PLAIN
 from devmodel.region.moving import OwnFile, Place
@@ -23,6 +24,8 @@ from devmodel.region.moving import OwnFile, Place
 REGION_SHIFT = 40
 """VFIO convention of vfio-pci: the file offset of region ``index`` is ``index << REGION_SHIFT``."""
 
+_NO_FILES: Mapping[int, OwnFile] = MappingProxyType({})
+_NO_REGIONS: frozenset[int] = frozenset()
 _BLOCK = 512
 """What stat(2) counts allocated bytes in."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -45,8 +48,8 @@ class Backing:
         self._fd = -1
         self._closed = False
         self._lock = threading.Lock()
-        self._own: dict[int, OwnFile] = {}
-        self._mapped: set[int] = set()
+        self._own = _NO_FILES
+        self._mapped = _NO_REGIONS
         self.access = PLAIN
         """How to touch mappings of it. A front end sets it before a client uses the device."""
 
@@ -92,14 +95,14 @@ class Backing:
     def map(self, index: int, size: int) -> mmap.mmap:
         """Map ``size`` bytes of region ``index``, shared and writable; the caller closes the mapping.
 
-        What may run while a client is served touches the mapping by :attr:`access` only. The region cannot be
-        moved from then on. Region 0 never is, and may be mapped on any thread; others under the device's lock.
-        ``OSError(EBUSY)`` while the region is being moved.
+        What may run while a client is served touches the mapping by :attr:`access` only. From then on the
+        region cannot be moved. Any thread may map region 0, which never moves; others are mapped under the
+        device's lock. ``OSError(EBUSY)`` while the region is being moved.
         """
         place = self.place(index)
         if place is None:
             raise OSError(errno.EBUSY, f"region {index} is being moved")
-        self._mapped.add(index)
+        self._mapped |= {index}
         return mmap.mmap(place.fd, size, offset=place.offset)
 
     # ---- a region in a memfd of its own ----
@@ -107,8 +110,7 @@ class Backing:
     @property
     def away(self) -> frozenset[int]:
         """The regions that are not in :attr:`fd`, or not wholly. Any thread."""
-        with self._lock:
-            return frozenset(self._own)
+        return frozenset(self._own)
 
     def can_move(self, index: int) -> bool:
         """Whether region ``index`` can be moved: no model has mapped it. Under the device's lock."""
@@ -123,7 +125,8 @@ class Backing:
             if self._closed:
                 raise OSError(errno.ENODEV, "the device is gone")
             if index not in self._own:
-                self._own[index] = OwnFile(self._create("vfio-region", size), size)
+                own = OwnFile(self._create("vfio-region", size), size)
+                self._own = MappingProxyType({**self._own, index: own})
             return self._own[index].fd
 
     def take_piece(self, index: int) -> bool:
@@ -132,20 +135,24 @@ class Backing:
         Raises ``OSError``: ENODEV once closed, EBUSY for a region that a model has mapped, and as
         :meth:`OwnFile.take_piece`.
         """
-        device = self._in_device(index)
-        if not self.can_move(index):
-            raise OSError(errno.EBUSY, f"region {index} is mapped by its model")
+        device = self._may_move(index)
         return self._own[index].take_piece(device)
 
     def give_piece(self, index: int) -> bool:
         """Move a piece of region ``index`` back. True at the end, when the region's memfd has been closed.
         Raises as :meth:`take_piece`, under the device's lock."""
-        device = self._in_device(index)
+        device = self._may_move(index)
         if not self._own[index].give_piece(device):
             return False
         with self._lock:
-            os.close(self._own.pop(index).fd)
+            os.close(self._own[index].fd)
+            self._own = MappingProxyType({other: own for other, own in self._own.items() if other != index})
         return True
+
+    def _may_move(self, index: int) -> Place:
+        if not self.can_move(index):
+            raise OSError(errno.EBUSY, f"region {index} is mapped by its model")
+        return self._in_device(index)
 
     def _in_device(self, index: int) -> Place:
         return Place(self.fd, region_offset(index))
@@ -156,7 +163,7 @@ class Backing:
             self._closed = True
             for own in self._own.values():
                 os.close(own.fd)
-            self._own.clear()
+            self._own = _NO_FILES
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1

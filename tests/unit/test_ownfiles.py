@@ -126,6 +126,16 @@ def test_a_region_that_its_model_maps_cannot_be_mapped(own: OwnFiles, device: De
     assert device.backing.away == frozenset()
 
 
+def test_a_region_that_its_model_maps_where_it_is_now_stays_there(own: OwnFiles, device: Device) -> None:
+    backing_id = own.open_one(2, INODE, may_wait=True)
+    own.close_one(INODE)
+    with device.lock, device.backing.map(2, PAGE) as memory:
+        memory[:4] = b"here"
+    own.open_device(may_wait=True)
+    assert device.backing.away == {2} and device.read(2, 0, 4) == b"here"
+    assert own.open_one(2, INODE, may_wait=False) == backing_id
+
+
 def test_a_mapping_that_vfio_left_keeps_the_region(port: Port, own: OwnFiles, device: Device) -> None:
     own.open_device(may_wait=False)
     mapping = os.open(f"/proc/self/fd/{device.backing.fd}", os.O_RDWR)

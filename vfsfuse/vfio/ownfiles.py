@@ -253,7 +253,7 @@ class OwnFiles:
 
     def _bring_back(self) -> None:
         """Move the regions back whose own memfd nobody has open or mapped, as far as the host has pages."""
-        for index in self._device.backing.away:
+        for index in filter(self._device.backing.can_move, self._device.backing.away):
             with self._lock:
                 self._check_open()
                 backing_id = self._ids.get(index, 0)
