@@ -13,6 +13,7 @@ import pytest
 
 from tests.lab import MountedLab, described
 from tests.snapshot import walk
+from tests.vfio.devices import MSI, TRIGGER, eventfd, opened
 from tools import sysfs_table
 from tools.sysfs.places import DIRECTORY, LINK, WORDS
 from tools.sysfs.rows import Row, above, all_rows, kind_of_file, pattern
@@ -101,10 +102,18 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "rom.py").write_text(MODEL)
     with described(folder, LAB) as lab:
         fill(lab)
-        return {
-            os.path.relpath(entry.path, lab.path): kind_of_file(entry.stat(follow_symlinks=False).st_mode)
-            for entry in walk(lab.path)
-        }
+        group = os.readlink(lab.path / "sys/bus/pci/devices" / VFIO / "iommu_group").rsplit("/", 1)[1]
+        with opened(lab, group, VFIO) as client, eventfd() as fd:
+            client.device.eventfds(MSI, TRIGGER, 0, fd)
+            return listing(lab)
+
+
+def listing(lab: MountedLab) -> dict[str, str]:
+    """The kind of every path of a mount."""
+    return {
+        os.path.relpath(entry.path, lab.path): kind_of_file(entry.stat(follow_symlinks=False).st_mode)
+        for entry in walk(lab.path)
+    }
 
 
 def fill(lab: MountedLab) -> None:

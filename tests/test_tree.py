@@ -40,6 +40,9 @@ MODES = {
     **dict.fromkeys(("dma_entry_limit", "enable_sriov", "sriov_numvfs", "sriov_drivers_autoprobe"), 0o644),
     **dict.fromkeys(("allow_unsafe_interrupts", "disable_hugepages", "resource_alignment"), 0o644),
     **dict.fromkeys(("nointxmask", "disable_idle_d3"), 0o644),
+    **dict.fromkeys(("enable", "numa_node", "msi_bus", "broken_parity_status", "d3cold_allowed"), 0o644),
+    **dict.fromkeys((f"resource{index}_wc" for index in range(6)), 0o600),
+    **{"reset_method": 0o644, "reset": 0o200},
     **dict.fromkeys((*(f"resource{index}" for index in range(6)), "rom"), 0o600),
 }
 """Modes of files in sys/ by name, but for the uevent of what is no device; every other one is 0444."""
@@ -136,7 +139,7 @@ def test_listing_everything_works_and_says_nothing_on_stderr(
 
 
 def test_every_readable_attribute_can_be_read(lab: MountedLab, vgpus: dict[str, Vgpu]) -> None:
-    others = r"config\|resource[0-9]\|rom\|screen.png\|autosuspend_delay_ms"
+    others = r"config\|resource[0-9]\|resource[0-9]_wc\|rom\|screen.png\|autosuspend_delay_ms"
     command = rf"find sys -type f -perm /444 ! -regex '.*/\({others}\)' -exec cat {{}} +"
     done = run(["sh", "-c", f"cd {lab.path} && {command}"])
     assert (done.returncode, done.stderr) == (0, "")
@@ -275,7 +278,7 @@ def test_even_root_cannot_open_a_write_only_attribute_to_read(lab: MountedLab, n
 
 
 def test_changing_the_mode_gives_an_attribute_no_store(lab: MountedLab) -> None:
-    path = lab.gpu / "numa_node"
+    path = lab.gpu / "modalias"
     path.chmod(0o644)
     try:
         assert stat.S_IMODE(path.stat().st_mode) == 0o644

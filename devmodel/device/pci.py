@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import ClassVar, NamedTuple
 
 from devmodel.device.base import Device
-from devmodel.irq.irqs import IrqIndex
+from devmodel.irq.irqs import IrqIndex, MessageVectors
 from devmodel.irq.kinds import PciIrq
 from devmodel.pci import regs
 from devmodel.pci.capability import Capability, ExtendedCapability
@@ -205,6 +205,20 @@ class PciDevice(Device):
         else assert INTx. The model deasserts INTx (:meth:`set_intx`) when its reason is gone."""
         if not self.irq.raise_message(vector) and self.identity.irq_pin:
             self.set_intx(True)
+
+    @property
+    def messages(self) -> MessageVectors | None:
+        """The interrupts by message that a client has set up, None while it has not. Any thread."""
+        return self.irq.message_vectors()
+
+    def enable_for_host(self) -> None:
+        """Decode every BAR and let INTx through, as pci_enable_device() does for the host."""
+        with self.lock:
+            command = self._with_decoding(self.config.command)
+            if self.identity.irq_pin:
+                command &= ~Command.INTX_DISABLE
+            self.config.store(Reg.COMMAND, 2, command)
+            self._command_written(command)
 
     def clear_master(self) -> None:
         """Make the function no bus master, until its client makes it one again."""

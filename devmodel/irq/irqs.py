@@ -10,6 +10,7 @@ import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from devmodel.irq.kinds import ActiveIrq, Data, Intx, IrqKind, Messages, Notice, PciIrq
 
@@ -26,6 +27,13 @@ class IrqIndex:
     maskable: bool = False
     automasked: bool = False
     noresize: bool = False
+
+
+class MessageVectors(NamedTuple):
+    """The vectors that a driver has: by MSI-X, or by MSI."""
+
+    msix: bool
+    vectors: Sequence[int]
 
 
 class Action(Enum):
@@ -103,6 +111,19 @@ class Irqs(ActiveIrq):
             if eventfd is not None:
                 eventfd.signal()
             return True
+
+    def message_vectors(self) -> MessageVectors | None:
+        """The vectors of MSI or MSI-X, whichever is active, None while neither is. Any thread."""
+        with self.lock:
+            kind = None if self.active is None else self._kinds[self.active]
+            if not isinstance(kind, Messages):
+                return None
+            vectors = sorted({*range(kind.allocated), *kind.vectors})
+            return MessageVectors(self.active is PciIrq.MSIX, vectors)
+
+    def forget_messages(self) -> None:
+        """The device's driver is gone: no message is in use, and none was."""
+        self.messages_used = False
 
     def set_level(self, asserted: bool) -> None:
         """Assert or deassert INTx. Asserting a line that is not masked signals once, and masks it until the

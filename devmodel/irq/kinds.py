@@ -69,16 +69,21 @@ class ActiveIrq:
     looks up nothing else.
     """
 
-    __slots__ = ("active", "lock", "vectors")
+    __slots__ = ("active", "lock", "messages_allowed", "messages_used", "vectors")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.messages_allowed = True
+        """Whether MSI and MSI-X may be set up; those that are set up stay."""
+        self.messages_used = False
+        """Whether MSI or MSI-X was set up since a driver was bound."""
         self.active: PciIrq | None = None
         self.vectors: Mapping[int, Eventfd] | None = None
 
     def activate(self, index: PciIrq | None, vectors: Mapping[int, Eventfd] | None = None) -> None:
         """Make ``index`` the active one, or none. ``vectors`` are its eventfds if it is MSI or MSI-X."""
         self.active, self.vectors = index, vectors
+        self.messages_used |= vectors is not None
 
 
 class IrqKind(ABC):
@@ -270,6 +275,8 @@ class Messages(IrqKind):
         if first:
             if not start + count:
                 raise OSError(errno.ERANGE, f"{self._index.name} with no vector")
+            if not self._irqs.messages_allowed:
+                raise invalid(f"{self._index.name} is not allowed")
             self._irqs.activate(self._index, self.vectors)
             self.allocated = start + count
         try:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import errno
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 from uuid import UUID
 
 from devmodel.device.pci import PciDevice
 from devmodel.device.tasks import TaskHost
 from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.pcicore import DRIVER_DMA_BITS, PciCore
 from devmodel.lifecycle.spec import ParentSpec
 from devmodel.lifecycle.vf import VfLayout, integrated_model, physical_model
 from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture
+from devmodel.pci.regs import ExtCapId
 from devmodel.vfio.group import Group
 from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
@@ -29,20 +32,76 @@ VFIO_PCI = "vfio-pci"
 class PciFunction(VfioPciFunction):
     """A PCI function that drivers bind: its host driver, vfio-pci, or none.
 
-    ``upstream`` is the root port above it, None on bus 0.
+    ``core`` is what the host's PCI core keeps of it. ``upstream`` is the root port above it, None on bus 0.
     """
 
-    __slots__ = ("driver", "driver_override", "upstream", "vfio_minor")
+    __slots__ = ("_driver", "core", "driver_override", "upstream", "vfio_minor")
+    driver_dma_bits: ClassVar[int] = DRIVER_DMA_BITS
+    """The DMA mask that its host driver sets."""
 
     def __init__(
         self, address: PciAddress, group: Group, device: PciDevice, bus: list[VfioPciFunction]
     ) -> None:
         """The function adds itself to ``bus``."""
-        self.driver: str | None = None
+        self._driver: str | None = None
+        self.core = PciCore(device)
         self.driver_override: str | None = None
         self.vfio_minor: int | None = None
         self.upstream: PciFunction | None = None
         super().__init__(address, group, device, bus)
+
+    @property
+    def driver(self) -> str | None:
+        """The driver that is bound to it, None without one."""
+        return self._driver
+
+    @driver.setter
+    def driver(self, name: str | None) -> None:
+        before, self._driver = self._driver, name
+        if name is not None:
+            by_vfio = name == VFIO_PCI
+            self.core.driver_came(by_vfio, 0 if by_vfio else self.driver_dma_bits)
+        elif before is not None:
+            self.core.driver_left(before == VFIO_PCI)
+            self.device.irq.forget_messages()
+
+    @property
+    def enable_count(self) -> int:
+        """How many users have it enabled: its host driver, a client of vfio-pci, and those through sysfs."""
+        by_driver = self.open_count > 0 if self.driver == VFIO_PCI else self.driver is not None
+        return self.core.enables + by_driver
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Enable or disable a function that has no driver.
+
+        Raises ``OSError``: EBUSY while it has one, EIO for disabling one that is not enabled.
+        """
+        if self.driver is not None:
+            raise OSError(errno.EBUSY, f"{self.name} is bound to {self.driver}")
+        if enabled:
+            self.core.enable()
+        else:
+            self.core.disable()
+
+    @property
+    def runtime_auto(self) -> bool:
+        """Whether runtime power management may suspend it."""
+        return self.core.runtime_auto
+
+    @runtime_auto.setter
+    def runtime_auto(self, allowed: bool) -> None:
+        self.core.runtime_auto = allowed
+
+    @property
+    def runtime_usage(self) -> int:
+        """How many users keep it from being suspended: its driver, and whoever forbids it."""
+        return (not self.runtime_auto) + (self.driver is not None)
+
+    @property
+    def ari_enabled(self) -> bool:
+        """Whether the port above numbers the functions of the bus with 8 bits: function 0 has ARI then."""
+        first = next((each for each in tuple(self.bus) if not each.address.devfn), None)
+        return self.below_port and first is not None and first.device.config.has_extended(ExtCapId.ARI)
 
     @property
     @abstractmethod
@@ -113,6 +172,7 @@ class PhysicalFunction(PciFunction):
         self.vf_token: VfToken | None = None
         self.autoprobe = True
         super().__init__(address, group, device, [] if bus is None else bus)
+        self.core.numa_node = spec.numa_node
         self.driver = spec.driver
         self._parent = PhysicalParent(spec, self, host)
 
@@ -158,6 +218,7 @@ class VirtualFunction(PciFunction):
         device.clear_master()
         super().__init__(address, group, device, bus)
         self.upstream = physical.upstream
+        self.core.numa_node = physical.core.numa_node
 
     @property
     def parent(self) -> PhysicalParent:

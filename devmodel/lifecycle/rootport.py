@@ -15,6 +15,7 @@ from uuid import UUID
 
 from devmodel.device.bridge import Below, RootPortDevice
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.pcicore import DMA_BITS, NO_NODE
 from devmodel.lifecycle.spec import ParentSpec
 from devmodel.lifecycle.vf import last_vf
 from devmodel.pci.address import PciAddress
@@ -82,6 +83,7 @@ class RootPort(PciFunction):
     """A root port. pcieport is its host driver; vfio-pci refuses it, as every bridge."""
 
     __slots__ = ("buses",)
+    driver_dma_bits = DMA_BITS  # pcieport does no DMA
 
     def __init__(self, place: PortPlace, group: Group, below: Sequence[PhysicalFunction]) -> None:
         """``below`` are the physical functions on its secondary bus, and it becomes their
@@ -92,6 +94,7 @@ class RootPort(PciFunction):
         device = RootPortDevice(str(address), content, number, multifunction)
         super().__init__(address, group, device, [])
         self.driver = PCIEPORT
+        self.core.numa_node = below[0].core.numa_node if below else NO_NODE
         for function in below:
             function.upstream = self
 

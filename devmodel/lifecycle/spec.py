@@ -55,7 +55,8 @@ class ParentSpec:
     also its name; or "virtual" for a device under sys/devices/virtual/<driver>/<name>. Its vGPUs share
     ``memory`` bytes and ``slots`` (None: without limit). A function with ``iommu`` False has no IOMMU:
     vfio-pci takes it only in noiommu mode. With SR-IOV it has up to ``vfs`` virtual functions of
-    ``vf_model``, each with ``vf_memory`` bytes of the memory (0: an equal share).
+    ``vf_model``, each with ``vf_memory`` bytes of the memory (0: an equal share). ``numa_node`` is the node
+    that a function is near to, -1 for none.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ParentSpec:
     vfs: int = 0
     vf_model: type[PciDevice] | None = None
     vf_memory: int = 0
+    numa_node: int = -1
 
 
 @dataclass(frozen=True, slots=True)

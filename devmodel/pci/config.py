@@ -138,6 +138,10 @@ class ConfigSpace(Region):
             offset = self._data[offset + 1]
         return offset
 
+    def has_extended(self, identity: int) -> bool:
+        """Whether there is an extended capability with this id."""
+        return identity in self._extended
+
     def extended(self, identity: int) -> int:
         """The offset of the extended capability with this id; ValueError when there is none."""
         if identity not in self._extended:

@@ -80,7 +80,9 @@ class Inodes:
     def _attr(self, found: Lookup, timeout_ns: int, name_ns: int | None = None) -> InodeAttr:
         inode, shown, entry = found
         changed = self.tree.iattrs.get(inode & BASE_MASK, DECLARED)
-        kept_ns = timeout_ns if entry.stat_ns is None else entry.stat_ns
+        kept_ns = timeout_ns
+        if entry.stat_ns is not None and inode == entry.inode:
+            kept_ns = entry.stat_ns
         return InodeAttr(
             inode,
             shown.mode if changed.mode is None else stat.S_IFMT(shown.mode) | changed.mode,

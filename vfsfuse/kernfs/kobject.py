@@ -66,8 +66,7 @@ class Entry(ABC):
     """Masks the member's number out of an inode number; a directory with more members takes the part's bits
     too."""
     stat_ns: ClassVar[int | None] = None
-    """For how many nanoseconds the kernel may cache its stat, and those of its members: None for as long as
-    the lab file allows."""
+    """For how many nanoseconds the kernel may cache its stat: None for as long as the lab file allows."""
     members: ClassVar[tuple[Member, ...]] = ()
     """What the class declares."""
     numbering: ClassVar[Mapping[str, int]] = {}

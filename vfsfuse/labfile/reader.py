@@ -135,6 +135,8 @@ class _Reader:
             self.validate(found, path)
         elif not found.get("iommu", True):
             self.fail((*path, "iommu"), 'only a "gpu" is behind an IOMMU or not (leave the key out)')
+        elif "numa_node" in found:
+            self.fail((*path, "numa_node"), 'only a "gpu" is near to a node (leave the key out)')
         elif "options" in found:
             self.fail((*path, "options"), 'a parent of kind "virtual" has none (give them to its types)')
         self.find_vf_model(found, is_gpu, path)

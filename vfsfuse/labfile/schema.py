@@ -44,6 +44,7 @@ PARENT: Schema = {
     "slots": Key(values.count, "slots"),
     "options": Key(values.options, "options"),
     "iommu": Key(values.boolean, "iommu"),
+    "numa_node": Key(values.node, "numa_node"),
     "vfs": Key(values.count, "vfs"),
     "vf_model": Key(values.name, "vf_model"),
     "vf_memory": Key(values.size, "vf_memory"),

@@ -13,6 +13,8 @@ from devmodel.lifecycle.resources import MAX_SIZE, Resolution, parse_resolution,
 from devmodel.lifecycle.spec import PATH_NAME, RemovalPolicy
 
 MAX_CACHE_SECONDS = 86400
+MAX_NODES = 1024
+"""NUMA nodes that Linux can tell apart."""
 
 NAME_HINT = "use up to 255 letters, digits, '-', '_' and '.'"
 
@@ -38,6 +40,14 @@ def count(value: object) -> int:
     number = _whole(value)
     if not 1 <= number < 2**31:
         raise ValueError(f"{number} is out of range (give 1 or more, or leave the key out)")
+    return number
+
+
+def node(value: object) -> int:
+    """The number of a NUMA node, or -1 for none."""
+    number = _whole(value, " (the number of a NUMA node)")
+    if not -1 <= number < MAX_NODES:
+        raise ValueError(f"{number} is out of range (give 0 to {MAX_NODES - 1}, or -1 for no node)")
     return number
 
 

@@ -7,11 +7,12 @@ drivers/pci/probe.c.
 
 from __future__ import annotations
 
+from devmodel.lifecycle.pcicore import NO_NODE
 from devmodel.lifecycle.rootport import RootPort
 from vfsfuse.kernfs.groups import Group
 from vfsfuse.kernfs.kobject import Entry, Kobject
 from vfsfuse.kernfs.members import attribute, link
-from vfsfuse.sysfs import cpus
+from vfsfuse.sysfs import cpus, numa
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.power import PowerGroup, RuntimePower
@@ -69,12 +70,17 @@ class PciBusNodeDir(DeviceDir):
     @attribute()
     def cpuaffinity(self) -> str:
         """The CPUs that are near to the bus, as a mask in hexadecimal."""
-        return cpus.as_mask(cpus.online())
+        return cpus.as_mask(self._near())
 
     @attribute()
     def cpulistaffinity(self) -> str:
         """The CPUs that are near to the bus, as a list."""
-        return cpus.as_list(cpus.online())
+        return cpus.as_list(self._near())
+
+    def _near(self) -> frozenset[int]:
+        """The CPUs of the bridge's NUMA node; a host bridge has none."""
+        port = self.bridge
+        return numa.near(port.assignable.core.numa_node if isinstance(port, RootPortDir) else NO_NODE)
 
     @link()
     def device(self) -> Entry | None:

@@ -8,10 +8,15 @@ from collections.abc import Mapping
 
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.function import PciFunction
+from vfsfuse.kernfs.groups import Below
 from vfsfuse.kernfs.kobject import Entry
 from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link
+from vfsfuse.sysfs import numa
 from vfsfuse.sysfs.lab import View
+from vfsfuse.sysfs.msi import MsiIrqsDir, irq_of
 from vfsfuse.sysfs.pci import PciAttributes
+from vfsfuse.sysfs.pcicore import CoreAttributes, LinkAttributes
+from vfsfuse.sysfs.power import RuntimePower
 from vfsfuse.sysfs.uevent import DeviceDir
 
 
@@ -25,17 +30,28 @@ def modalias_of(device: PciDevice) -> str:
     )
 
 
-class PciFunctionDir(DeviceDir, PciAttributes):
+class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
     """<function>: a PCI function that drivers can be bound to."""
 
-    __slots__ = ("assignable", "view")
+    __slots__ = ("assignable", "msi_directory", "view")
     uevent_subsystem = "pci"
+    stat_ns = 0  # msi_irqs/ comes and goes unasked
+    msi_irqs = Below(
+        "msi_irqs", lambda self: self.msi_directory if self.assignable.device.irq.messages_used else None
+    )
 
     assignable: PciFunction
 
     def __init__(self, view: View, function: PciFunction) -> None:
         super().__init__(function.name)
         self.view, self.assignable = view, function
+        self.msi_directory = MsiIrqsDir(self, function)
+        """It has a number of its own from the one who shows the function."""
+        numa.nodes()  # before the lab is mounted
+
+    @property
+    def runtime_power(self) -> RuntimePower:
+        return self.assignable
 
     @property
     def options(self) -> Mapping[str, int]:
@@ -56,23 +72,15 @@ class PciFunctionDir(DeviceDir, PciAttributes):
 
     @attribute()
     def irq(self) -> int:
-        """The interrupt of the host: 0, because there is none."""
-        return 0  # no interrupt of the host is behind it
+        """The first interrupt of MSI while that is set up (`msi_irqs` has all), else 0: INTx of a function
+        is no interrupt of the host."""
+        messages = self.assignable.device.messages
+        return 0 if messages is None or messages.msix else irq_of(self.assignable, 0)
 
     @attribute()
     def modalias(self) -> str:
         """The text by which the kernel finds modules: `pci:v...d...sv...sd...bc...sc...i...`."""
         return modalias_of(self.assignable.device)
-
-    @attribute()
-    def enable(self) -> int:
-        """Whether the device is enabled: 1."""
-        return 1
-
-    @attribute()
-    def numa_node(self) -> int:
-        """The NUMA node of the function: -1, for none."""
-        return -1
 
     @attribute(0o644)
     def driver_override(self) -> str:

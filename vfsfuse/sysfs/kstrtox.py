@@ -37,6 +37,15 @@ def _value(text: str) -> int:
     return int(digits, 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10)
 
 
+def parse_int(text: str) -> int:
+    """A whole number that may be negative, as kstrtoint() takes it with base 0.  Raises ValueError, and
+    OSError(ERANGE) for a number of more than 32 bits."""
+    value = -parse_number(text[1:]) if text.startswith("-") else parse_number(text)
+    if not -(2**31) <= value < 2**31:
+        raise OSError(errno.ERANGE, f"{text} does not fit an int")
+    return value
+
+
 def parse_bool(text: str) -> bool:
     """A truth value as kstrtobool() reads it: the first letter decides, of "on" and "off" the
     second.

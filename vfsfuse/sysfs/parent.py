@@ -9,6 +9,7 @@ from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.removal import remove
 from devmodel.lifecycle.requests import parse_create_line, parse_destroy_line
 from vfsfuse.kernfs.members import attribute, store_only, waiting_store
+from vfsfuse.sysfs.endpoint import EndpointAttributes
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.uevent import ClassDeviceDir
@@ -29,7 +30,7 @@ class VirtualParentDir(ClassDeviceDir, ParentResources):
         self.view, self.parent_device = view, parent
 
 
-class PhysicalFunctionDir(PciFunctionDir, ParentResources):
+class PhysicalFunctionDir(PciFunctionDir, EndpointAttributes, ParentResources):
     """<function>: a physical GPU, which is an mdev parent."""
 
     __slots__ = ("parent_device",)

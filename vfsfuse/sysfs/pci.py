@@ -21,7 +21,8 @@ from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, Port, open_region
 BARS = 6
 ROM = int(PciRegion.ROM)
 RESOURCE_DOC = """\
-The memory or the registers of a BAR; present where the device has it. On Linux, read(2) reads I/O BARs alone.
+The memory or the registers of a BAR; present where the device has it. Linux reads I/O ports alone by read(2):
+here too, those of a PCI function are read by 1, 2 or 4 bytes.
 
 Writes them.
 """
@@ -44,7 +45,7 @@ def _region_file(index: int) -> BinaryMember:
         return None if bar is None else bar.size
 
     def opener(self: PciAttributes, request: OpenRequest) -> Opened:
-        return open_region(self.port, index, request)
+        return self.open_resource(index, request)
 
     if index == ROM:
         return BinaryMember("rom", 0o600, size, opener, ROM_DOC)
@@ -86,6 +87,10 @@ class PciAttributes(Kobject):
         if function is None:
             raise OSError(errno.ENODEV, "not a PCI device")
         return function
+
+    def open_resource(self, index: int, request: OpenRequest) -> Opened:
+        """Open the file of BAR `index`, or 6 for the ROM.  Device lane."""
+        return open_region(self.port, index, request)
 
     @attribute()
     def vendor(self) -> str:

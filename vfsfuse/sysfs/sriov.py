@@ -20,6 +20,7 @@ from devmodel.pci.regs import CFG_SPACE_EXP_SIZE
 from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.kernfs.kobject import Entry
 from vfsfuse.kernfs.members import attribute, binary, link, store_only, waiting
+from vfsfuse.sysfs.endpoint import EndpointAttributes
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.kstrtox import parse_bool, parse_number
 from vfsfuse.sysfs.lab import View
@@ -113,7 +114,7 @@ class VfConfigFile(RegionFile):
         return super().write(offset, bytes(written))
 
 
-class VirtualFunctionDir(PciFunctionDir):
+class VirtualFunctionDir(PciFunctionDir, EndpointAttributes):
     """<function>: a virtual function."""
 
     __slots__ = ("virtual",)

@@ -118,6 +118,8 @@ class FunctionViews:
         self._buses.entered(function, above)
         added.undo.callback(self._buses.left, function)
         added.add(above, directory)
+        self._tree.adopt(directory.msi_directory)
+        added.undo.callback(self._tree.forget, directory.msi_directory)
         self._directories[function] = directory
         added.undo.callback(self._directories.pop, function)
         self._nodes.open_port(function)

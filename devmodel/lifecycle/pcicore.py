@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the PCI core of the host keeps of a function, whatever driver it has: struct pci_dev.
+
+State: the lifecycle thread's; any thread may read it. Source: Documentation/ABI/testing/sysfs-bus-pci,
+Documentation/PCI/pci.rst, Documentation/power/pci.rst, and the behaviour of the kernel's PCI core.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from devmodel.device.pci import PciDevice
+from devmodel.pci.regs import CapId
+
+NO_NODE = -1
+"""The ``numa_node`` of a function that is near to no node."""
+DMA_BITS, DRIVER_DMA_BITS = 32, 64
+"""Bits of a bus address that a function may be given: before a driver says more, and as host drivers say."""
+POWER_STATES = ("D0", "D1", "D2", "D3hot")
+
+
+class PciCore:
+    """The state of one function.
+
+    ``enables`` counts calls of pci_enable_device() through sysfs, ``dma_bits`` are those of its DMA mask.
+    ``rom_enabled`` is whether sysfs ``rom`` may be read, ``runtime_auto`` whether runtime power management
+    may suspend the function.
+    """
+
+    __slots__ = (
+        "_device",
+        "_state_known",
+        "broken_parity",
+        "d3cold_allowed",
+        "dma_bits",
+        "enables",
+        "numa_node",
+        "rom_enabled",
+        "runtime_auto",
+    )
+
+    def __init__(self, device: PciDevice, numa_node: int = NO_NODE) -> None:
+        self._device, self.numa_node = device, numa_node
+        self.enables, self.dma_bits = 0, DMA_BITS
+        self.broken_parity = self.rom_enabled = self.runtime_auto = False
+        self.d3cold_allowed = bool(device.config.find(CapId.PM))
+        self._state_known = False
+
+    @property
+    def power_state(self) -> str:
+        """The power state, as the kernel calls it. It is unknown from when a driver leaves the function until
+        it is enabled again."""
+        if not self._state_known and not self.enables:
+            return "unknown"
+        return POWER_STATES[self._device.power_state]
+
+    def enable(self) -> None:
+        """pci_enable_device() without a driver. The first call has the function decode its BARs."""
+        self.enables += 1
+        if self.enables == 1:
+            self._device.enable_for_host()
+
+    def disable(self) -> None:
+        """pci_disable_device(). The last call takes bus mastering away. Raises ``OSError(EIO)`` for a
+        function that is not enabled."""
+        if not self.enables:
+            raise OSError(errno.EIO, f"{self._device.name} is not enabled")
+        self.enables -= 1
+        if not self.enables:
+            self._device.clear_master()
+
+    def driver_came(self, runtime_auto: bool, dma_bits: int) -> None:
+        """A driver is bound: whether it allows runtime power management (otherwise that stays as it is), and
+        the DMA mask that it sets."""
+        self._state_known = True
+        self.runtime_auto |= runtime_auto
+        self.dma_bits = max(self.dma_bits, dma_bits)
+
+    def driver_left(self, runtime_auto: bool) -> None:
+        """The driver is gone; ``runtime_auto`` is whether it had allowed runtime power management."""
+        self._state_known = False
+        if runtime_auto:
+            self.runtime_auto = False

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the PCI core of the host shows of every function, endpoint or bridge, whatever driver it has.
+
+State is the function's (devmodel.lifecycle.pcicore).  show() is called on the trio thread and on the device
+lane, store() on the trio thread.  Names, modes, formats and errors: Documentation/ABI/testing/sysfs-bus-pci,
+Documentation/PCI/sysfs-pci.rst, and the behaviour of the kernel's PCI core.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.pcicore import NO_NODE
+from devmodel.pci.regs import CapId
+from vfsfuse.kernfs.kobject import Kobject
+from vfsfuse.kernfs.members import attribute
+from vfsfuse.sysfs import cpus, numa
+from vfsfuse.sysfs.kstrtox import parse_int, parse_number
+from vfsfuse.sysfs.lab import View
+
+SPEEDS = ("Unknown", *(f"{speed} GT/s PCIe" for speed in ("2.5", "5.0", "8.0", "16.0", "32.0", "64.0")))
+UNKNOWN_WIDTH = 0xFF
+LNKCAP, LNKSTA, LNKCAP2 = 0x0C, 0x12, 0x2C
+SPEED, WIDTH, SPEED_VECTOR = 0x000F, 0x03F0, 0x00FE
+"""Offsets in the PCI Express capability, and bits of these registers."""
+
+
+class CoreAttributes(Kobject):
+    """The attributes that every PCI function has."""
+
+    __slots__ = ()
+    view: View
+    assignable: PciFunction
+
+    @attribute(0o644)
+    def enable(self) -> int:
+        """How many users have the function enabled: its host driver, a client of vfio-pci, and writers of
+        this file."""
+        return self.assignable.enable_count
+
+    @enable.store
+    def _store_enable(self, text: str) -> None:
+        """1 enables the function (the first time, its BARs are decoded), 0 takes that back (the last time, it
+        is no bus master any more). EBUSY while a driver is bound, EIO for 0 when it is not enabled."""
+        self.assignable.set_enabled(parse_number(text) != 0)
+
+    @attribute()
+    def power_state(self) -> str:
+        """`D0` to `D3hot`, as the power management capability says; `unknown` for a function that is neither
+        bound nor enabled."""
+        return self.assignable.core.power_state
+
+    @attribute(0o644)
+    def broken_parity_status(self) -> int:
+        """1 if parity errors of the function are to be ignored, else 0."""
+        return int(self.assignable.core.broken_parity)
+
+    @broken_parity_status.store
+    def _store_broken_parity(self, text: str) -> None:
+        """Sets it; nothing in a lab has parity errors."""
+        self.assignable.core.broken_parity = parse_number(text) != 0
+
+    @attribute(0o644)
+    def d3cold_allowed(self) -> int:
+        """1 if the function may be put into D3cold, else 0. At first, 1 with power management."""
+        return int(self.assignable.core.d3cold_allowed)
+
+    @d3cold_allowed.store
+    def _store_d3cold(self, text: str) -> None:
+        """Sets it; no function of a lab is put into D3cold."""
+        self.assignable.core.d3cold_allowed = parse_number(text) != 0
+
+    @attribute(0o644)
+    def msi_bus(self) -> int:
+        """1 if drivers may set up MSI and MSI-X, else 0."""
+        return int(self.assignable.device.irq.messages_allowed)
+
+    @msi_bus.store
+    def _store_msi_bus(self, text: str) -> None:
+        """Sets it. With 0, VFIO_DEVICE_SET_IRQS for MSI and MSI-X is EINVAL; what is set up stays."""
+        self.assignable.device.irq.messages_allowed = parse_number(text) != 0
+
+    # ---- where it is, and what it reaches ----
+
+    @attribute(0o644)
+    def numa_node(self) -> int:
+        """The NUMA node that the function is near to, -1 for none (the lab file's `numa_node`)."""
+        return self.assignable.core.numa_node
+
+    @numa_node.store
+    def _store_numa_node(self, text: str) -> None:
+        """Sets it, for `local_cpus` and for programs. EINVAL for a node that neither the machine nor the lab
+        file has."""
+        node = parse_int(text)
+        known = numa.nodes().keys() | {NO_NODE, *(spec.numa_node for spec in self.view.lab.spec.parents)}
+        if node not in known:
+            raise OSError(errno.EINVAL, f"no NUMA node {node}")
+        self.assignable.core.numa_node = node
+
+    @attribute()
+    def local_cpus(self) -> str:
+        """The CPUs of its NUMA node, as a mask in hexadecimal; without a node that the machine has, those
+        that are online."""
+        return cpus.as_mask(numa.near(self.assignable.core.numa_node))
+
+    @attribute()
+    def local_cpulist(self) -> str:
+        """The same as a list, such as `0-3,8`."""
+        return cpus.as_list(numa.near(self.assignable.core.numa_node))
+
+    @attribute()
+    def dma_mask_bits(self) -> int:
+        """Bits of the addresses that its driver gives it for DMA: 32 before a host driver was bound."""
+        return self.assignable.core.dma_bits
+
+    @attribute()
+    def consistent_dma_mask_bits(self) -> int:
+        """The same for memory that driver and function share."""
+        return self.assignable.core.dma_bits
+
+    @attribute()
+    def ari_enabled(self) -> int:
+        """1 if the port above takes function numbers of 8 bits (ARI), else 0."""
+        return int(self.assignable.ari_enabled)
+
+
+class LinkAttributes(Kobject):
+    """The attributes of a PCI Express function.  An integrated endpoint has no link: `Unknown`, 255 and 0."""
+
+    __slots__ = ()
+    assignable: PciFunction
+
+    def express_register(self, register: int, width: int) -> int:
+        """A register of the PCI Express capability; 0 for one that the function has not."""
+        config = self.assignable.device.config
+        place = config.find(CapId.EXP)
+        return config.value(place + register, width) if place else 0
+
+    def is_express(self) -> bool:
+        """Whether it is a PCI Express function."""
+        return bool(self.assignable.device.config.find(CapId.EXP))
+
+    @attribute(when=is_express)
+    def max_link_speed(self) -> str:
+        """The fastest speed of its link, such as `16.0 GT/s PCIe`, `Unknown` without a link; present for PCI
+        Express."""
+        vector = self.express_register(LNKCAP2, 4) & SPEED_VECTOR
+        return _speed(vector.bit_length() - 1 if vector else self.express_register(LNKCAP, 4) & SPEED)
+
+    @attribute(when=is_express)
+    def max_link_width(self) -> int:
+        """The most lanes of its link, 255 without a link; present for PCI Express."""
+        register = self.express_register(LNKCAP, 4)
+        return (register & WIDTH) >> 4 if register else UNKNOWN_WIDTH
+
+    @attribute(when=is_express)
+    def current_link_speed(self) -> str:
+        """The speed of its link, `Unknown` without one and for a virtual function; present for PCI
+        Express."""
+        return _speed(self.express_register(LNKSTA, 2) & SPEED)
+
+    @attribute(when=is_express)
+    def current_link_width(self) -> int:
+        """The lanes of its link, 0 without one and for a virtual function; present for PCI Express."""
+        return (self.express_register(LNKSTA, 2) & WIDTH) >> 4
+
+
+def _speed(code: int) -> str:
+    return SPEEDS[code] if code < len(SPEEDS) else SPEEDS[0]
