@@ -64,7 +64,8 @@ def topic(each: Topic) -> Iterator[str]:
 def accesses() -> Iterator[str]:
     """How a device answers reads and writes."""
     yield "\n## Reads and writes of a device\n\n"
-    yield "| what is read or written | a function that vfio-pci drives | a mediated device |\n| --- | --- | --- |\n"
+    yield "| what is read or written | a function that vfio-pci drives | a mediated device |\n"
+    yield "| --- | --- | --- |\n"
     for row in ACCESSES:
         yield f"| {' | '.join(row)} |\n"
     yield NOTE
