@@ -166,7 +166,7 @@ def test_the_end_of_its_config_space(lab: MountedLab) -> None:
     with (vf_dir(lab, VFS[0]) / "config").open("r+b", buffering=0) as file:
         fd = file.fileno()
         assert (os.pread(fd, 8, 0)[:4], len(os.pread(fd, 8, 4092)), os.pread(fd, 8, 4096)) == (NO_ID, 4, b"")
-        assert os.pread(fd, 2, 3) == b"\xff\x02"
+        assert os.pread(fd, 2, 3) == b"\xff\x00"  # the physical function has its memory decoded
         assert os.pwrite(fd, bytes(8), 4092) == 4
         fails(errno.EFBIG, os.pwrite, fd, bytes(1), 4096)
 

@@ -21,7 +21,7 @@ from devmodel.pci.capability import (
     alternative_routing,
     single_root_io,
 )
-from devmodel.pci.config import Aperture
+from devmodel.pci.config import Aperture, ConfigSpace
 from devmodel.pci.express import as_integrated, as_virtual, express
 from devmodel.pci.fields import Bar
 from devmodel.pci.regs import CapId, Command, Reg
@@ -182,13 +182,22 @@ class FunctionWithVfs(ExpressFunction):
 
 
 class VirtualFunctionModel(ExpressFunction):
-    """Mixed into a model: a virtual function. Its memory is decoded, whatever its command register says.
+    """Mixed into a model: a virtual function. Its memory is always decoded, by its physical function; its own
+    command register has no bit for that.
 
     Raises ValueError for a model with I/O BARs or a ROM.
     """
 
     __slots__ = ()
     DECODED = Command.MEMORY
+
+    def _config_space(self) -> ConfigSpace:
+        space = super()._config_space()
+        space.freeze(Reg.COMMAND, 2, self.DECODED)
+        return space
+
+    def _with_decoding(self, command: int) -> int:
+        return command
 
     def capabilities(self) -> Sequence[Capability]:
         return [as_virtual(cap) for cap in super().capabilities()]

@@ -119,6 +119,12 @@ class ConfigSpace(Region):
         """The bits of a field that a write changes."""
         return int.from_bytes(self._mask[offset : offset + width], "little")
 
+    def freeze(self, offset: int, width: int, bits: int) -> None:
+        """For the device itself, while it is made: these bits of a field are 0, and no write changes them."""
+        self.preset(offset, width, self.value(offset, width) & ~bits)
+        mask = self.write_mask(offset, width) & ~bits
+        self._mask[offset : offset + width] = mask.to_bytes(width, "little")
+
     def preset(self, offset: int, width: int, value: int) -> None:
         """For the device itself: store a field whatever its mask says. A reset sets the same value again."""
         self.store(offset, width, value)

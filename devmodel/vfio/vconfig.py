@@ -35,7 +35,6 @@ class Permission(NamedTuple):
 _OWN_CONTROL = regs.EXP_DEVCTL_BCR_FLR | regs.EXP_DEVCTL_PAYLOAD | regs.EXP_DEVCTL_READRQ
 HEADER = (
     Permission(Reg.VENDOR_ID, 4, ALL),
-    Permission(Reg.COMMAND, 2, 0, ALL),
     Permission(Reg.CACHE_LINE_SIZE, 2, 0, ALL),
     Permission(Reg.BASE_ADDRESS_0, 4 * regs.STD_NUM_BARS, ALL, ALL),
     Permission(Reg.ROM_ADDRESS, 4, ALL, ALL),
@@ -88,10 +87,11 @@ class VirtualConfig:
 
     def start(self, bars: Mapping[int, int]) -> None:
         """The first client opens the function: it sees the hardware's values, but ``bars`` (offset and value)
-        in the registers of BARs."""
+        in the registers of BARs, and all decoding on."""
         self._data[:] = self._config.save()
         for offset, value in bars.items():
             self._put(offset, 4, value)
+        self._put(Reg.COMMAND, 2, self._get(Reg.COMMAND, 2) | self._device.DECODED)
         self._config.mirror = self._refresh
 
     def stop(self) -> None:
@@ -171,6 +171,7 @@ class VirtualConfig:
 def _permissions(device: PciDevice) -> Iterator[Permission]:
     """Those of the function's configuration space, with offsets from its beginning."""
     yield from HEADER
+    yield Permission(Reg.COMMAND, 2, device.DECODED, ALL, device.DECODED)
     place = device.config.value(Reg.CAPABILITY_LIST, 1)
     for cap in device.caps:
         yield Permission(place + 1, 1, ALL)

@@ -292,6 +292,10 @@ def test_a_mediated_device_has_power_states_too(mediated: Device) -> None:
     assert os.pread(mediated.fd, 4, BAR2) == b"\xff" * 4
     assert power(mediated, 2) == 3 and power(mediated, 0) == 0
     assert os.pread(mediated.fd, 4, BAR2) == b"kept"
+    assert power(mediated, 3) == 3
+    mediated.ioctl(DEVICE_RESET)
+    assert mediated.config(capability(mediated, PM) + 4) & 3 == 0
+    assert os.pread(mediated.fd, 4, BAR2) == b"kept"
 
 
 # ---- messages ----
