@@ -15,6 +15,7 @@ from uuid import UUID
 
 from devmodel.device.pci import PciDevice
 from devmodel.device.tasks import TaskHost
+from devmodel.lifecycle.iommuunit import DefaultDomain, Domain, DomainType
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.pcicore import DRIVER_DMA_BITS, PciCore
 from devmodel.lifecycle.spec import ParentSpec
@@ -22,6 +23,7 @@ from devmodel.lifecycle.vf import VfLayout, integrated_model, physical_model
 from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture
 from devmodel.pci.regs import ExtCapId
+from devmodel.vfio.container import Container
 from devmodel.vfio.group import Group
 from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
@@ -33,11 +35,14 @@ class PciFunction(VfioPciFunction):
     """A PCI function that drivers bind: its host driver, vfio-pci, or none.
 
     ``core`` is what the host's PCI core keeps of it. ``upstream`` is the root port above it, None on bus 0.
+    ``default_domain`` is by what its host driver does DMA; a function without an IOMMU has no use for it.
     """
 
-    __slots__ = ("_driver", "core", "driver_override", "upstream", "vfio_minor")
+    __slots__ = ("_driver", "core", "default_domain", "driver_override", "upstream", "vfio_minor")
     driver_dma_bits: ClassVar[int] = DRIVER_DMA_BITS
     """The DMA mask that its host driver sets."""
+    host_driver_claims: ClassVar[bool] = True
+    """Whether the host driver does DMA."""
 
     def __init__(
         self, address: PciAddress, group: Group, device: PciDevice, bus: list[VfioPciFunction]
@@ -48,6 +53,7 @@ class PciFunction(VfioPciFunction):
         self.driver_override: str | None = None
         self.vfio_minor: int | None = None
         self.upstream: PciFunction | None = None
+        self.default_domain = DefaultDomain()
         super().__init__(address, group, device, bus)
 
     @property
@@ -112,6 +118,27 @@ class PciFunction(VfioPciFunction):
     def probed(self) -> bool:
         """Whether drivers may be bound to it now."""
         return True
+
+    @property
+    def container(self) -> Container | None:
+        """The container that its group is in. Any thread."""
+        opened = self.group.opened
+        return None if opened is None else opened.container
+
+    @property
+    def claimed(self) -> bool:
+        """Whether its host driver or a container uses its IOMMU group. Any thread."""
+        by_host = self.driver is not None and self.driver != VFIO_PCI and self.host_driver_claims
+        return by_host or self.container is not None
+
+    @property
+    def domain(self) -> Domain:
+        """The domain of the IOMMU that it is in now. Any thread."""
+        container = self.container
+        if container is not None:
+            return Domain(False, container)
+        identity = self.default_domain.type is DomainType.IDENTITY
+        return Domain(identity, None if identity else self.group)
 
 
 class PhysicalParent(Parent):

@@ -8,10 +8,10 @@ Errors: ``OSError`` with the errno of mdev's ``create`` and ``remove`` in the ke
 
 import errno
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import groupby
+from itertools import groupby, starmap
 from types import MappingProxyType
 from typing import Protocol
 from uuid import UUID
@@ -20,7 +20,8 @@ from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.tasks import TaskHost
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import BindingObserver, DriverCore, MdevDriver, MdevObserver
-from devmodel.lifecycle.function import PhysicalFunction, PhysicalParent
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent
+from devmodel.lifecycle.iommuunit import IommuUnit
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.rootport import PortPlace, RootPort, place_ports
@@ -81,6 +82,10 @@ class Lab:
         self.ports: dict[str, RootPort] = {}
         """The root ports, by the name of the bus right below each."""
         self._make_parents(spec.parents)
+        behind = [each for each in self.drivers.functions.values() if not each.group.noiommu]
+        segments = sorted({function.address.segment for function in behind})
+        self.iommu_units = tuple(starmap(IommuUnit, enumerate(segments)))
+        """The IOMMU units: one for each PCI domain that has a function behind an IOMMU."""
 
     @lifecycle_change
     def create(
@@ -139,6 +144,16 @@ class Lab:
             with ExitStack() as after:
                 after.callback(self._settle, mdev)  # at once, if no client holds it or the last has let go
                 self.observer.removed(mdev)
+
+    def unit_of(self, function: PciFunction) -> IommuUnit | None:
+        """The IOMMU unit that a function is behind, None without one. Any thread."""
+        segment = function.address.segment
+        units = () if function.group.noiommu else self.iommu_units
+        return next((unit for unit in units if unit.segment == segment), None)
+
+    def behind(self, unit: IommuUnit) -> Iterator[PciFunction]:
+        """The functions behind an IOMMU unit. Under :attr:`lock`."""
+        return (each for each in self.drivers.functions.values() if self.unit_of(each) is unit)
 
     def find(self, uuid: UUID, instance: int = 0) -> Mdev:
         """The vGPU with this UUID and instance; ``OSError(ENODEV)`` when there is none. Any thread."""

@@ -83,7 +83,7 @@ class RootPort(PciFunction):
     """A root port. pcieport is its host driver; vfio-pci refuses it, as every bridge."""
 
     __slots__ = ("buses",)
-    driver_dma_bits = DMA_BITS  # pcieport does no DMA
+    driver_dma_bits, host_driver_claims = DMA_BITS, False  # pcieport does no DMA
 
     def __init__(self, place: PortPlace, group: Group, below: Sequence[PhysicalFunction]) -> None:
         """``below`` are the physical functions on its secondary bus, and it becomes their

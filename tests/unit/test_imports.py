@@ -37,7 +37,7 @@ PICTURE: Mapping[str, str] = {
     "devmodel.iommu": "devmodel: callpoint client",
     "devmodel.device": "devmodel: callpoint iommu irq pci region",
     "devmodel.vfio": "devmodel: callpoint client device iommu irq pci region uuids",
-    "devmodel.lifecycle": "devmodel: callpoint device ida pci uuids vfio",
+    "devmodel.lifecycle": "devmodel: callpoint device ida iommu pci uuids vfio",
     "devmodel.gpu": "devmodel: callpoint device iommu region",
     "devmodel.models": "devmodel: callpoint device gpu pci region",
     "devmodel.sdk": "devmodel: device gpu iommu irq models pci region",

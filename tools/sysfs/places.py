@@ -36,8 +36,10 @@ WORDS = {
         "(?:sys/devices/pci<domain>:<number>|<function>)",
         "the directory of a host bridge or of a root port",
     ),
+    "unit": Word("dmar<N>", "the name of an IOMMU unit"),
     "any": Word(
-        "(?:<device>|<parent>|<bridge>|<bridge>/pci_bus/<domain>:<number>|<device>/vfio-dev/vfio<N>|sys/devices/virtual/vfio/<group>)",
+        "(?:<device>|<parent>|<bridge>|<bridge>/pci_bus/<domain>:<number>|<device>/vfio-dev/vfio<N>"
+        "|sys/devices/virtual/iommu/<unit>|sys/devices/virtual/vfio/<group>)",
         "the directory of a device of any kind",
     ),
     "bdf": Word(
@@ -95,7 +97,8 @@ PLACES = (
     Place("sys/bus/pci/slots", DIRECTORY, "Empty: no slot can be hot-plugged."),
     Place("sys/bus/mdev/devices/<vgpu>", LINK, "To the directory of the vGPU."),
     Place("sys/bus/mdev/drivers/vfio_mdev/<vgpu>", LINK, "To a vGPU that is bound to the driver."),
-    Place("sys/class/iommu", DIRECTORY, "Empty."),
+    Place("sys/class/iommu/<unit>", LINK, "To the directory of the IOMMU unit."),
+    Place("sys/devices/virtual/iommu/<unit>/devices/<bdf>", LINK, "To a function behind the IOMMU unit."),
     Place("sys/class/misc/vfio", LINK, "To the character device of containers."),
     Place("sys/class/mdev_bus/<name>", LINK, "To the parent, while it has its host driver."),
     Place("sys/class/<class>/<name>", LINK, "To a parent that is no PCI function."),

@@ -105,6 +105,11 @@ class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
         """To `sys/bus/pci`."""
         return self.view.subsystems.pci_bus
 
+    @link()
+    def iommu(self) -> Entry | None:
+        """To the IOMMU unit that the function is behind."""
+        return self.view.iommu_dir(self.assignable)
+
     @link(of_driver=True)
     def iommu_group(self) -> Entry | None:
         """To the IOMMU group of the function, while there is one."""

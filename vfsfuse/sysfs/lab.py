@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import MdevType
 from devmodel.vfio.group import Assignable, Group
@@ -39,6 +40,9 @@ class View(Protocol):
 
     def group_dir(self, group: Group) -> Entry | None:
         """The directory of an IOMMU group, while it is shown."""
+
+    def iommu_dir(self, function: PciFunction) -> Entry | None:
+        """The directory of the IOMMU unit that a function is behind, None without one."""
 
     def type_dir(self, type_: MdevType) -> Entry | None:
         """The directory of a type, while its parent has its host driver."""

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFIO and IOMMU groups in sysfs: vfio-dev, the class vfio, and sys/kernel/iommu_groups.
+"""VFIO in sysfs: vfio-dev, and the classes vfio and misc.
 
-No state but what devmodel has.  Formats: drivers/vfio and
-Documentation/ABI/testing/sysfs-kernel-iommu_groups.
+No state but what devmodel has.  Formats: drivers/vfio.
 """
 
 from __future__ import annotations
@@ -98,23 +97,3 @@ class VfioGroupDir(ClassDeviceDir):
     def dev(self) -> str:
         """The numbers of the character device: `major:minor`."""
         return f"{GROUP_MAJOR}:{self.group.number}"
-
-
-class IommuGroupDir(Kobject):
-    """sys/kernel/iommu_groups/<N>: an IOMMU group."""
-
-    __slots__ = ("group",)
-
-    def __init__(self, group: Group) -> None:
-        super().__init__(str(group.number))
-        self.group = group
-
-    @attribute()
-    def reserved_regions(self) -> str:
-        """The ranges of iovas that cannot be mapped, a line each."""
-        return "" if self.group.viable else "0x00000000fee00000 0x00000000feefffff msi"
-
-    @attribute(name="type")
-    def domain_type(self) -> str:
-        """The type of the default domain."""
-        return "unmanaged" if self.group.viable else "DMA"

@@ -21,6 +21,7 @@ from vfsfuse.sysfs.parent import PhysicalFunctionDir
 from vfsfuse.sysfs.sriov import SriovFunctionDir, VirtualFunctionDir
 from vfsfuse.views.additions import Additions
 from vfsfuse.views.buses import BusViews
+from vfsfuse.views.iommus import IommuViews
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.vgpus import VgpuViews
@@ -39,7 +40,7 @@ class FunctionViews:
         self._group_plan, self._vfio_plan = Plan(*nodes.of_group), Plan(*nodes.of_vfio)
         for path in ("devices", "drivers", "slots"):
             tree.make(f"sys/bus/pci/{path}")
-        self._buses = BusViews(view, tree)
+        self._buses, self.iommus = BusViews(view, tree), IommuViews(view, tree)
 
     def directory(self, function: PciFunction) -> PciFunctionDir:
         """The directory of a function that is shown.  Raises LookupError when it is not."""
@@ -125,6 +126,7 @@ class FunctionViews:
         self._nodes.open_port(function)
         added.undo.callback(self._nodes.close_port, function)
         added.add(self._tree.make("sys/bus/pci/devices"), Symlink(function.name, directory))
+        self.iommus.show(function, directory, added)
         if not function.group.noiommu:
             added.show(Bundle(function, self._group_plan))
         return directory

@@ -95,6 +95,9 @@ class LabView:
     def group_dir(self, group: Group) -> Entry | None:
         return self.nodes.group_dir(group)
 
+    def iommu_dir(self, function: PciFunction) -> Entry | None:
+        return self.functions.iommus.unit_dir(function)
+
     def type_dir(self, type_: MdevType) -> Entry | None:
         return self.vgpus.type_dir(type_)
 

@@ -22,6 +22,7 @@ from vfsfuse.kernfs.bundle import Bundle, Part, symlink_part
 from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.sysfs.chardev import CharDir
+from vfsfuse.sysfs.iommu import IommuGroupDir
 from vfsfuse.sysfs.vfio import (
     GROUP_MAJOR,
     MISC_MAJOR,
@@ -29,7 +30,6 @@ from vfsfuse.sysfs.vfio import (
     VFIO_MAJOR,
     VFIO_MINOR,
     ContainerDir,
-    IommuGroupDir,
     VfioDevDir,
     VfioGroupDir,
     vfio_group_name,
@@ -130,7 +130,7 @@ class VfioNodes:
         group = Part(
             self._groups,
             lambda device: str(device.group.number),
-            lambda bundle: IommuGroupDir(bundle.device.group),
+            lambda bundle: IommuGroupDir(bundle.device),
             directory=True,
         )
         devices = Part(group, lambda device: "devices", lambda bundle: Kobject("devices"), directory=True)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IOMMU units as the host has them, and the default domain of a function behind one.
+
+A unit serves a PCI domain; its registers say what PinningBackend does. A function's host driver does DMA by
+the function's default domain, and a container takes the function out of it.
+
+State: the lifecycle thread's, under ``Lab.lock``. Source: Intel Virtualization Technology for Directed I/O
+4.1 chapter 11.4 (capability registers), Documentation/ABI/testing/sysfs-kernel-iommu_groups.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from enum import Enum
+from typing import ClassVar, NamedTuple, Protocol
+
+from devmodel.iommu.backend import PinningBackend
+
+FIRST_ADDRESS, REGISTERS_SIZE = 0xFED9_0000, 0x1000
+"""Where the registers of the first unit are, and how many bytes. Those of the others are below."""
+_ND_65536, _FRO, _MAMV, _PSI, _DWD_DRD = 6, 0x20 << 24, 9 << 48, 1 << 39, 3 << 54
+_COHERENT, _QUEUED, _INTERRUPTS, _X2APIC, _PASS_THROUGH, _SNOOP = 1, 1 << 1, 1 << 3, 1 << 4, 1 << 6, 1 << 7
+_IRO, _MHMV = 0x50 << 8, 0xF << 20
+
+
+class DomainType(Enum):
+    """Types of a default domain, by their names in sysfs."""
+
+    DMA_FQ = "DMA-FQ"
+    """Translated; what was unmapped is invalidated later, in batches."""
+    DMA = "DMA"
+    """Translated; what is unmapped is invalidated at once."""
+    IDENTITY = "identity"
+    """Not translated."""
+
+
+class DefaultDomain:
+    """The default domain of an IOMMU group."""
+
+    __slots__ = ("type",)
+    AUTO: ClassVar[str] = "auto"
+    """What a client writes to get the type of a new group."""
+
+    def __init__(self) -> None:
+        self.type = DomainType.DMA_FQ
+
+    def choose(self, name: str, claimed: bool) -> None:
+        """Change the type. ``claimed`` is whether a driver or a container uses the group now.
+
+        Raises ValueError for an unknown name, ``OSError(EPERM)`` while the group is claimed. To defer
+        invalidations is possible at any time.
+        """
+        wanted = DomainType.DMA_FQ if name == self.AUTO else DomainType(name)
+        deferred = name == DomainType.DMA_FQ.value and self.type is DomainType.DMA
+        if claimed and not deferred:
+            raise OSError(errno.EPERM, "a driver or a container uses the group")
+        self.type = wanted
+
+
+class Domain(NamedTuple):
+    """What tells the domain that a function is in from others."""
+
+    identity: bool
+    owner: object
+
+
+class Translated(Protocol):
+    """A function behind a unit, as the unit sees it."""
+
+    @property
+    def domain(self) -> Domain:
+        """The domain that it is in now. Any thread."""
+
+
+class IommuUnit(NamedTuple):
+    """DMA remapping unit ``number``, which serves PCI domain ``segment``."""
+
+    number: int
+    segment: int
+
+    @property
+    def name(self) -> str:
+        """Its name in sysfs."""
+        return f"dmar{self.number}"
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor version of the architecture."""
+        return 1, 0
+
+    @property
+    def address(self) -> int:
+        """Where its registers are."""
+        return FIRST_ADDRESS - self.number * REGISTERS_SIZE
+
+    @property
+    def capabilities(self) -> int:
+        """The capability register: widths and page sizes of the backend."""
+        width = PinningBackend.iova_ranges[-1][1].bit_length()
+        large = sum(1 << index for index, bits in enumerate((21, 30)) if PinningBackend.pgsizes >> bits & 1)
+        levels = 1 << (width - 30) // 9  # bit 2 of SAGAW: 4 levels, for 48 bits
+        return (
+            _ND_65536 | levels << 8 | (width - 1) << 16 | _FRO | large << 34 | _PSI | _MAMV | _DWD_DRD
+        )  # fmt: skip
+
+    @property
+    def extended_capabilities(self) -> int:
+        """The extended capability register."""
+        return _COHERENT | _QUEUED | _INTERRUPTS | _X2APIC | _PASS_THROUGH | _SNOOP | _IRO | _MHMV
+
+    @property
+    def domains_supported(self) -> int:
+        """How many domains it can tell apart."""
+        return 1 << 4 + 2 * (self.capabilities & 0x7)
+
+    @staticmethod
+    def domains_used(functions: Iterable[Translated]) -> int:
+        """How many domains ``functions``, which are those behind it, are in."""
+        return len({function.domain for function in functions})

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IOMMU units and IOMMU groups in sysfs: sys/class/iommu and sys/kernel/iommu_groups.
+
+No state but what devmodel has.  Formats: Documentation/ABI/testing/sysfs-class-iommu,
+sysfs-class-iommu-intel-iommu and sysfs-kernel-iommu_groups.
+"""
+
+from __future__ import annotations
+
+import errno
+from itertools import pairwise
+
+from devmodel.iommu.backend import PinningBackend
+from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.iommuunit import IommuUnit
+from devmodel.lifecycle.lab import Lab
+from devmodel.vfio.group import Assignable
+from vfsfuse.kernfs.groups import AttributeGroup, Group
+from vfsfuse.kernfs.kobject import Kobject
+from vfsfuse.kernfs.members import attribute
+from vfsfuse.sysfs.uevent import ClassDeviceDir
+
+
+class IntelIommuGroup(AttributeGroup):
+    """sys/devices/virtual/iommu/<unit>/intel-iommu: what the unit can do and does."""
+
+    __slots__ = ()
+
+    @property
+    def unit(self) -> IommuUnit:
+        """The unit."""
+        found: IommuUnit = self.owner.unit
+        return found
+
+    @attribute()
+    def version(self) -> str:
+        """The version of the architecture: `major:minor`."""
+        major, minor = self.unit.version
+        return f"{major}:{minor}"
+
+    @attribute()
+    def address(self) -> str:
+        """The address of the unit's registers, in hexadecimal digits."""
+        return f"{self.unit.address:x}"
+
+    @attribute()
+    def cap(self) -> str:
+        """The capability register, in hexadecimal digits."""
+        return f"{self.unit.capabilities:x}"
+
+    @attribute()
+    def ecap(self) -> str:
+        """The extended capability register, in hexadecimal digits."""
+        return f"{self.unit.extended_capabilities:x}"
+
+    @attribute()
+    def domains_supported(self) -> int:
+        """How many domains the unit can have."""
+        return self.unit.domains_supported
+
+    @attribute()
+    def domains_used(self) -> int:
+        """How many domains the unit has now: one for each group, but one for all groups of a container."""
+        lab: Lab = self.owner.lab
+        return self.unit.domains_used(lab.behind(self.unit))
+
+
+class IommuUnitDir(ClassDeviceDir):
+    """sys/devices/virtual/iommu/<unit>: an IOMMU unit."""
+
+    __slots__ = ("lab", "unit")
+    intel_iommu = Group("intel-iommu", IntelIommuGroup)
+
+    def __init__(self, unit: IommuUnit, lab: Lab, subsystem_dir: Kobject) -> None:
+        super().__init__(unit.name, subsystem_dir)
+        self.unit, self.lab = unit, lab
+
+
+def _has_no_domain(self: IommuGroupDir) -> bool:
+    return self.function is None
+
+
+class IommuGroupDir(Kobject):
+    """sys/kernel/iommu_groups/<N>: an IOMMU group."""
+
+    __slots__ = ("assignable",)
+
+    def __init__(self, assignable: Assignable) -> None:
+        """`assignable` is the only device in the group."""
+        super().__init__(str(assignable.group.number))
+        self.assignable = assignable
+
+    @property
+    def function(self) -> PciFunction | None:
+        """The function, None for a device that is not behind an IOMMU."""
+        found = self.assignable
+        return found if isinstance(found, PciFunction) and not found.group.noiommu else None
+
+    @attribute(name="name", when=_has_no_domain)
+    def vfio_name(self) -> str:
+        """`vfio-noiommu`: VFIO has made the group, for a vGPU or a function without an IOMMU."""
+        return "vfio-noiommu"
+
+    @attribute()
+    def reserved_regions(self) -> str:
+        """The iovas that cannot be mapped, a range and its type in each line."""
+        ranges = PinningBackend.iova_ranges if self.function is not None else ()
+        return "\n".join(
+            f"{last + 1:#018x} {first - 1:#018x} msi" for (_, last), (first, _) in pairwise(ranges)
+        )
+
+    @attribute(0o644, name="type")
+    def domain_type(self) -> str:
+        """The type of the default domain: `DMA-FQ`, `DMA` or `identity`; `unknown` for a group that VFIO has
+        made."""
+        return self.function.default_domain.type.value if self.function is not None else "unknown"
+
+    @domain_type.store
+    def _store_type(self, text: str) -> None:
+        """Sets it; `auto` is `DMA-FQ`. EINVAL: another text, or a group that VFIO has made; EPERM: a host
+        driver is bound, or a container has the group. `DMA` can always become `DMA-FQ`."""
+        if self.function is None:
+            raise OSError(errno.EINVAL, f"group {self.name} has no default domain")
+        self.function.default_domain.choose(text, self.function.claimed)
