@@ -178,7 +178,7 @@ class Aperture:
     of what the processor addresses."""
 
     def __init__(self) -> None:
-        self._next = {"io": 0xC000, "mem32": 0x8000_0000, "mem64": 0x38_0000_0000}
+        self._next = {"io": 0x1000, "mem32": 0x8000_0000, "mem64": 0x38_0000_0000}
 
     def fence(self) -> None:
         """Whatever is placed from now on is below another bridge: no window of a bridge covers what is on

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ from devmodel.pci.ids import parse_pci_id
 from devmodel.pci.regs import CapId, IoResource, Reg
 from tests.unit.fakes import fails
 from tests.unit.test_lab import MIB, Recorder
+from vfsfuse.labfile.reader import LabFileError, load
 
 TYPES = (TypeSpec("vgpu-4", "a quarter", Vgpu, memory=4 * MIB),)
 EMPTY = (0, 0, 0)
@@ -105,6 +107,17 @@ def test_a_domain_has_room_for_248_ports() -> None:
     assert [place[3] for place in places(*most[:32]).values()] == [True, *[False] * 30, True]
     with pytest.raises(ValueError, match="no room on bus 0000:00 for a root port above bus f9"):
         places(*most, at("0000:f9:00.0"))
+
+
+def test_a_lab_file_with_too_many_buses(tmp_path: Path) -> None:
+    types = 'types.own = { memory = "1M", description = "of the GPU" }'
+    gpus = (
+        f'[parents."0000:{bus:02x}:00.0"]\nkind = "gpu"\ndriver = "vgpu"\nmemory = "1M"\n{types}\n'
+        for bus in range(1, 250)
+    )
+    (tmp_path / "lab.toml").write_text("".join(gpus))
+    with pytest.raises(LabFileError, match="parents: no room on bus 0000:00 for a root port above bus f9"):
+        load(tmp_path / "lab.toml")
 
 
 # ---- configuration space ----

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.resources import Resolution, resolution_options
+from devmodel.lifecycle.rootport import place_ports
 from devmodel.lifecycle.spec import PATH_NAME, LabSpec, ParentSpec, TypeSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, MAX_VFS, VfLayout, place_vfs
 from devmodel.models.registry import MODELS, PHYSICAL
@@ -100,7 +101,7 @@ class _Reader:
         parents = top.pop("parents")
         specs = tuple(self.parent_spec(name, table, ("parents", name)) for name, table in parents.items())
         try:
-            place_vfs(specs)
+            place_ports(specs, place_vfs(specs))
         except ValueError as error:
             self.fail(("parents",), f"{error} (give fewer, or another address)")
         return LabSpec(parents=specs, **self.fields(top, LAB), **self.fields(mount, MOUNT))
