@@ -30,7 +30,7 @@ MODELS = {"vgpu-8": "0000:86:00.0", "mtty-2": "mtty", "mdpy-vga": "mdpy", "mboch
 
 WRITE_ONLY = (
     *("create", "remove", "surprise_remove", "vgpu_create", "vgpu_destroy", "vgpu_shutdown", "vgpu_start"),
-    *("bind", "unbind", "drivers_probe", "new_id", "remove_id", "sriov_vf_msix_count"),
+    *("bind", "unbind", "drivers_probe", "new_id", "remove_id", "sriov_vf_msix_count", "rescan"),
 )
 MODES = {
     **dict.fromkeys(WRITE_ONLY, 0o200),
@@ -45,7 +45,8 @@ MODES = {
     **dict.fromkeys(("nointxmask", "disable_idle_d3", "type"), 0o644),
     **dict.fromkeys((*(f"resource{index}" for index in range(6)), "rom"), 0o600),
 }
-"""Modes of files in sys/ by name, but for the uevent of what is no device; every other one is 0444."""
+"""Modes of files in sys/ by name, but for the uevent of what is no device and remove of a PCI function; every
+other one is 0444."""
 NO_DEVICES = re.compile(r".*/sys/(bus/\w+|bus/\w+/drivers/[\w.-]+|module/\w+)")
 """Directories of buses, drivers and modules."""
 
@@ -162,9 +163,12 @@ def test_an_attribute_is_a_line_of_text_in_a_page(lab: MountedLab, vgpus: dict[s
 
 
 def test_modes_are_those_of_sysfs(lab: MountedLab, vgpus: dict[str, Vgpu]) -> None:
+    functions = os.listdir(lab.path / "sys/bus/pci/devices")
     for entry in walk(lab.path / "sys"):
         found = entry.stat(follow_symlinks=False)
         expected = 0o777 if entry.is_symlink() else 0o755 if entry.is_dir() else MODES.get(entry.name, 0o444)
+        if entry.name == "remove" and Path(entry.path).parent.name in functions:
+            expected = 0o220
         if entry.name == "uevent" and NO_DEVICES.fullmatch(os.path.dirname(entry.path)):
             expected = 0o200
         assert (oct(stat.S_IMODE(found.st_mode)), entry.path) == (oct(expected), entry.path)

@@ -147,6 +147,7 @@ class DriverCore:
         with self._lock:
             if function.driver != driver:
                 raise OSError(errno.ENODEV, f"{function.name} is not bound to {driver}")
+            retire_all(held_by(function))
             self.release(function)
 
     def probe(self, function: PciFunction) -> None:
@@ -186,9 +187,8 @@ class DriverCore:
                 self.probe(function)
 
     def release(self, function: PciFunction) -> None:
-        """Take its driver away, if it has one, with all that depends on the driver: :meth:`unbind`, for a
-        change of which that is a part. Under ``Lab.lock``. Raises :class:`InUse` as :meth:`unbind`."""
-        retire_all(held_by(function))
+        """Take its driver away, if it has one, with all that depends on the driver. What :func:`held_by`
+        gives has retired. Under ``Lab.lock``."""
         if isinstance(function, PhysicalFunction):
             for release in self.releases:
                 release(function)

@@ -8,10 +8,10 @@ Errors: ``OSError`` with the errno of mdev's ``create`` and ``remove`` in the ke
 
 import errno
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from itertools import groupby, starmap
+from itertools import starmap
 from types import MappingProxyType
 from typing import Protocol
 from uuid import UUID
@@ -20,16 +20,13 @@ from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.tasks import TaskHost
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import BindingObserver, DriverCore, MdevDriver, MdevObserver
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.hotplug import Hotplug
 from devmodel.lifecycle.iommuunit import IommuUnit
-from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
+from devmodel.lifecycle.mdev import Mdev, MdevType
 from devmodel.lifecycle.resources import Share
-from devmodel.lifecycle.rootport import PortPlace, RootPort, place_ports
-from devmodel.lifecycle.spec import LabSpec, ParentSpec
+from devmodel.lifecycle.spec import LabSpec
 from devmodel.lifecycle.sriov import FunctionObserver, SriovCore
-from devmodel.lifecycle.vf import place_vfs
-from devmodel.pci.address import PciAddress
-from devmodel.pci.config import Aperture
 from devmodel.vfio.group import Group
 from devmodel.vfio.module import VfioModule
 
@@ -47,10 +44,6 @@ class Observer(BindingObserver, FunctionObserver, MdevObserver, Protocol):
 
     def changed(self, mdev: Mdev) -> None:
         """``mdev`` was started or shut down."""
-
-
-def _bus_of(spec: ParentSpec) -> str:
-    return PciAddress.parse(spec.name).bus_name
 
 
 class Lab:
@@ -77,11 +70,11 @@ class Lab:
         self.tasks = TaskHost(self.calls)
         self.sriov = SriovCore(self.lock, observer, self.drivers, self._group_numbers, self.groups)
         self.drivers.releases.append(self._unregister)
-        self._aperture, self._vf_offsets = Aperture(), place_vfs(spec.parents)
-        self.parents: dict[str, Parent] = {}
-        self.ports: dict[str, RootPort] = {}
-        """The root ports, by the name of the bus right below each."""
-        self._make_parents(spec.parents)
+        self.hotplug = Hotplug(
+            self.lock, observer, self.drivers, self._group_numbers, self.groups, self.tasks
+        )
+        self.parents, self.ports = self.hotplug.parents, self.hotplug.ports
+        self.hotplug.boot(spec.parents)
         behind = [each for each in self.drivers.functions.values() if not each.group.noiommu]
         segments = sorted({function.address.segment for function in behind})
         self.iommu_units = tuple(starmap(IommuUnit, enumerate(segments)))
@@ -186,12 +179,7 @@ class Lab:
         with self.lock:
             for mdev in (*self.mdevs.values(), *self._departed):
                 mdev.dispose()
-            self.sriov.close()
-            for parent in self.parents.values():
-                if parent.device is not None:
-                    parent.device.close()
-            for port in self.ports.values():
-                port.device.close()
+            self.hotplug.close()
 
     def _set_online(self, uuid: UUID, online: bool) -> None:
         with self.lock:
@@ -201,43 +189,6 @@ class Lab:
             for mdev in [mdev for mdev in mdevs.values() if mdev.online is not online]:
                 mdev.online = online
                 self.observer.changed(mdev)
-
-    def _make_parents(self, specs: Sequence[ParentSpec]) -> None:
-        """Make the parents, and the root ports above those that are PCI functions."""
-        functions = [spec for spec in specs if spec.bdf]
-        groups = {spec.name: self._new_group(spec.iommu) for spec in functions}
-        made: dict[str, Parent] = {}
-        for spec in specs:
-            if not spec.bdf:
-                made[spec.name] = Parent(spec, self.tasks)
-        for _, above in groupby(sorted(functions, key=_bus_of), _bus_of):
-            self._aperture.fence()
-            below = [self._make_function(spec, groups[spec.name]) for spec in above]
-            made.update({function.name: function.parent for function in below})
-        self.parents.update({spec.name: made[spec.name] for spec in specs})
-        for bus, place in place_ports(specs, self._vf_offsets).items():
-            self._make_port(bus, place)
-
-    def _new_group(self, iommu: bool) -> Group:
-        group = Group(self._group_numbers.take(), noiommu=not iommu)
-        self.groups[group.number] = group
-        return group
-
-    def _make_function(self, spec: ParentSpec, group: Group) -> PhysicalFunction:
-        bus = self.drivers.bus(PciAddress.parse(spec.name))
-        function = PhysicalFunction(spec, group, self._aperture, bus, self.tasks, self._vf_offsets)
-        self.drivers.functions[function.name] = function
-        return function
-
-    def _make_port(self, bus: str, place: PortPlace) -> None:
-        """The port is behind the IOMMU when a function below it is."""
-        functions = [
-            parent.function for parent in self.parents.values() if isinstance(parent, PhysicalParent)
-        ]
-        below = [function for function in functions if function.address.bus_name == bus]
-        group = self._new_group(any(function.spec.iommu for function in below))
-        self.ports[bus] = port = RootPort(place, group, below)
-        self.drivers.functions[port.name] = port
 
     def _build(
         self, type_: MdevType, uuid: UUID, instance: int, name: str, share: Share, undo: ExitStack

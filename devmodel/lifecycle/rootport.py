@@ -14,8 +14,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from devmodel.device.bridge import Below, RootPortDevice
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction
-from devmodel.lifecycle.pcicore import DMA_BITS, NO_NODE
+from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.pcicore import DMA_BITS
 from devmodel.lifecycle.spec import ParentSpec
 from devmodel.lifecycle.vf import last_vf
 from devmodel.pci.address import PciAddress
@@ -85,18 +85,14 @@ class RootPort(PciFunction):
     __slots__ = ("buses",)
     driver_dma_bits, host_driver_claims = DMA_BITS, False  # pcieport does no DMA
 
-    def __init__(self, place: PortPlace, group: Group, below: Sequence[PhysicalFunction]) -> None:
-        """``below`` are the physical functions on its secondary bus, and it becomes their
-        :attr:`PciFunction.upstream`. It is on no list of a bus, because no hot reset reaches it."""
+    def __init__(self, place: PortPlace, group: Group, below: Below, numa_node: int) -> None:
+        """It is on no list of a bus, because no hot reset reaches it."""
         address, self.buses, multifunction = place
         number = address.devfn
-        content = Below.around(self.buses, [function.device for function in below])
-        device = RootPortDevice(str(address), content, number, multifunction)
+        device = RootPortDevice(str(address), below, number, multifunction)
         super().__init__(address, group, device, [])
         self.driver = PCIEPORT
-        self.core.numa_node = below[0].core.numa_node if below else NO_NODE
-        for function in below:
-            function.upstream = self
+        self.core.numa_node = numa_node
 
     @property
     def host_driver(self) -> str:

@@ -14,7 +14,7 @@ from typing import Protocol
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import DriverCore, virtual_functions_held
-from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.vf import VfLayout
 from devmodel.pci import regs
@@ -25,10 +25,11 @@ from devmodel.vfio.group import Group, retire_all
 class FunctionObserver(Protocol):
     """Is told of each change when the lab's state is complete. Lifecycle thread, under ``Lab.lock``."""
 
-    def function_added(self, function: VirtualFunction) -> None:
-        """The function exists now, without a driver. An exception undoes all that are being enabled."""
+    def function_added(self, function: PciFunction) -> None:
+        """The function exists now, without a driver. An exception undoes it, and all virtual functions that
+        are being enabled with it."""
 
-    def function_removed(self, function: VirtualFunction) -> None:
+    def function_removed(self, function: PciFunction) -> None:
         """The function is gone. Nobody else gets its numbers while this runs."""
 
 
@@ -82,12 +83,6 @@ class SriovCore:
         with self._lock:
             retire_all(virtual_functions_held(function))
             self._disable(function)
-
-    def close(self) -> None:
-        """Close the model of each virtual function, held or not. For the end of the process."""
-        for function in self._drivers.functions.values():
-            if isinstance(function, VirtualFunction):
-                function.device.close()
 
     def _configures(self, function: PhysicalFunction) -> bool:
         """Whether the function has a driver that enables virtual functions."""

@@ -196,3 +196,28 @@ class Aperture:
             raise ValueError(f"no room at {address:#x} for {count} BARs of {bar.size} bytes")
         self._next[window] = end
         return address
+
+
+class Assigned(Aperture):
+    """The addresses of one function and its virtual functions: each time the function is made, those that it
+    was given first."""
+
+    __slots__ = ("_aperture", "_given", "_taken")
+
+    def __init__(self, aperture: Aperture) -> None:
+        """``aperture`` gives them at first."""
+        super().__init__()
+        self._aperture = aperture
+        self._given: list[int] = []
+        self._taken = 0
+
+    def again(self) -> Aperture:
+        """It, for another making of the function."""
+        self._taken = 0
+        return self
+
+    def take(self, bar: Bar, count: int = 1) -> int:
+        if self._taken == len(self._given):
+            self._given.append(self._aperture.take(bar, count))
+        self._taken += 1
+        return self._given[self._taken - 1]

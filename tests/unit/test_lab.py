@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.binding import function_of
-from devmodel.lifecycle.function import PciFunction, VirtualFunction
+from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, Parent
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
@@ -83,13 +83,13 @@ class Recorder:
     def unbound(self, function: PciFunction) -> None:
         self.seen.append(("unbound", function.name))
 
-    def function_added(self, function: VirtualFunction) -> None:
+    def function_added(self, function: PciFunction) -> None:
         assert self.lab is not None and self.lab.drivers.functions[function.name] is function
         if self.fail:
             raise RuntimeError("the tree has no room")
         self.seen.append(("added", function.name))
 
-    def function_removed(self, function: VirtualFunction) -> None:
+    def function_removed(self, function: PciFunction) -> None:
         assert self.lab is not None and function.name not in self.lab.drivers.functions
         self.seen.append(("removed", function.name))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from devmodel.lifecycle.function import PciFunction, VirtualFunction
+from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
 from devmodel.models.gpu import PhysicalGpu, Vgpu
@@ -44,10 +44,10 @@ class Quiet:
     def unbound(self, function: PciFunction) -> None:
         pass
 
-    def function_added(self, function: VirtualFunction) -> None:
+    def function_added(self, function: PciFunction) -> None:
         pass
 
-    def function_removed(self, function: VirtualFunction) -> None:
+    def function_removed(self, function: PciFunction) -> None:
         pass
 
     def mdev_bound(self, mdev: Mdev) -> None:

@@ -11,9 +11,10 @@ from devmodel.lifecycle.pcicore import NO_NODE
 from devmodel.lifecycle.rootport import RootPort
 from vfsfuse.kernfs.groups import Group
 from vfsfuse.kernfs.kobject import Entry, Kobject
-from vfsfuse.kernfs.members import attribute, link
+from vfsfuse.kernfs.members import attribute, link, store_only
 from vfsfuse.sysfs import cpus, numa
 from vfsfuse.sysfs.function import PciFunctionDir
+from vfsfuse.sysfs.kstrtox import parse_number
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.power import PowerGroup, RuntimePower
 from vfsfuse.sysfs.uevent import DeviceDir, check_synthetic
@@ -81,6 +82,13 @@ class PciBusNodeDir(DeviceDir):
         """The CPUs of the bridge's NUMA node; a host bridge has none."""
         port = self.bridge
         return numa.near(port.assignable.core.numa_node if isinstance(port, RootPortDir) else NO_NODE)
+
+    @store_only()
+    def rescan(self, text: str) -> None:
+        """1 finds the functions that were removed from the bus, and from the buses below. EINVAL: no
+        number."""
+        if parse_number(text):
+            self.view.lab.hotplug.rescan(self.name)
 
     @link()
     def device(self) -> Entry | None:

@@ -10,11 +10,13 @@ from abc import abstractmethod
 from typing import Protocol
 
 from devmodel.lifecycle.binding import held_by
+from devmodel.lifecycle.hotplug import PCI
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.removal import taking_away
 from devmodel.pci.ids import parse_pci_id
 from vfsfuse.kernfs.kobject import Entry, Kobject
 from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link, store_only, waiting_store
+from vfsfuse.sysfs.kstrtox import parse_number
 from vfsfuse.sysfs.lab import LabDir
 from vfsfuse.sysfs.uevent import UeventStoreDir
 
@@ -106,6 +108,13 @@ class PciBusDir(BusDir):
 
     def probe(self, device: str) -> None:
         self.lab.drivers.probe(self.lab.drivers.find(device))
+
+    @store_only()
+    def rescan(self, text: str) -> None:
+        """1 finds all functions that were removed, and offers them to the drivers unless `drivers_autoprobe`
+        is 0. EINVAL: no number."""
+        if parse_number(text):
+            self.lab.hotplug.rescan(PCI)
 
     @attribute(0o644)
     def resource_alignment(self) -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from devmodel.device.pci import PciDevice
-from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.function import PciFunction, VirtualFunction
+from devmodel.lifecycle.removal import taking_away
 from vfsfuse.kernfs.groups import Below
 from vfsfuse.kernfs.kobject import Entry
-from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link
+from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link, store_only, waiting_store
 from vfsfuse.sysfs import numa
+from vfsfuse.sysfs.kstrtox import parse_number
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.msi import MsiIrqsDir, irq_of
 from vfsfuse.sysfs.pci import PciAttributes
@@ -28,6 +30,10 @@ def modalias_of(device: PciDevice) -> str:
         f"pci:v{identity.vendor:08X}d{identity.device:08X}sv{identity.subsystem_vendor:08X}"
         f"sd{identity.subsystem_device:08X}bc{code >> 16:02X}sc{code >> 8 & 0xFF:02X}i{code & 0xFF:02X}"
     )
+
+
+def _is_physical(self: PciFunctionDir) -> bool:
+    return not isinstance(self.assignable, VirtualFunction)
 
 
 class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
@@ -94,6 +100,22 @@ class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
         if len(text) >= PAGE_SIZE - 1:
             raise ValueError("as long as a page")
         self.assignable.driver_override = text.split("\n", 1)[0] or None
+
+    @waiting_store(mode=0o220, when=_is_physical)
+    async def remove(self, text: str) -> None:
+        """1 removes the function, and below a root port all others: drivers leave, and vGPUs and virtual
+        functions go with them. EINVAL: no number; EBUSY: a client holds one of them, or with
+        `remove = "wait"` the write waits for the client. A virtual function has no such file."""
+        if parse_number(text):
+            hotplug, function = self.view.lab.hotplug, self.assignable
+            await taking_away(self.view.lab, lambda: hotplug.held(function), lambda: hotplug.remove(function))
+
+    @store_only(when=_is_physical)
+    def rescan(self, text: str) -> None:
+        """1 finds the functions that were removed from its bus and from the buses below. EINVAL: no number. A
+        virtual function has no such file."""
+        if parse_number(text):
+            self.view.lab.hotplug.rescan(self.assignable.address.bus_name)
 
     @link(of_driver=True)
     def driver(self) -> Entry | None:

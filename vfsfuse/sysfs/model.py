@@ -7,6 +7,7 @@ Trio thread.
 from __future__ import annotations
 
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.pci import PciDevice
@@ -23,14 +24,16 @@ def directory_class(base: type[D], model: type[PciDevice]) -> type[D]:
     """
     if not model.ATTRIBUTES:
         return base
-    if (base, model) not in _classes:
-        _classes[base, model] = _made(base, model)
-    made: type[D] = _classes[base, model]
+    classes = _classes.setdefault(model, {})
+    if base not in classes:
+        classes[base] = _made(base, model)
+    made: type[D] = classes[base]
     return made
 
 
-_classes: dict[tuple[type[Any], type[PciDevice]], type[Any]] = {}
-"""Each is made once."""
+_classes: WeakKeyDictionary[type[PciDevice], dict[type[Any], type[Any]]] = WeakKeyDictionary()
+"""Each is made once. The model of a function with virtual ones is a class of its own, which goes with the
+function."""
 
 
 def _made(base: type[Any], model: type[PciDevice]) -> type[Any]:

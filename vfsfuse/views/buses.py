@@ -50,6 +50,16 @@ class BusViews:
             self._shown[name] = undo.pop_all()
         return node
 
+    def hide(self, name: str) -> None:
+        """The opposite of `show`."""
+        self._shown.pop(name).close()
+
+    def node(self, name: str) -> PciBusNodeDir | None:
+        """The directory of a bus that is shown."""
+        found = self._class.child(name)
+        target = found.target if isinstance(found, Symlink) else None
+        return target if isinstance(target, PciBusNodeDir) else None
+
     def entered(self, function: PciFunction, bridge: Kobject) -> None:
         """A function has appeared below `bridge`, maybe on a bus that no other function is on."""
         name = function.address.bus_name
@@ -69,8 +79,8 @@ class BusViews:
         """Take away the buses that the last function has left. Call it when the function's own event has been
         emitted."""
         for name in [name for name, there in self._functions.items() if not there]:
-            node = self._class.child(name)
+            node = self.node(name)
             del self._functions[name]
-            self._shown.pop(name).close()
-            if isinstance(node, Symlink) and isinstance(node.target, PciBusNodeDir):
-                emit(node.target, "remove")
+            self.hide(name)
+            if node is not None:
+                emit(node, "remove")

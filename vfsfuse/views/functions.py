@@ -6,7 +6,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
-from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.rootport import PCIEPORT, RootPort
 from devmodel.pci.address import PciAddress
 from vfsfuse.kernfs.bundle import Bundle, Plan
@@ -46,41 +45,54 @@ class FunctionViews:
         """The directory of a function that is shown.  Raises LookupError when it is not."""
         return self._directories[function]
 
-    def add_port(self, port: RootPort) -> None:
-        """Add a root port and the bus below it, for as long as the lab lives."""
-        directory = RootPortDir(self._view, port)
-        self._show(port, directory, Additions(self._tree, ExitStack()))
-        self._buses.show(PciAddress(port.address.segment, port.buses.secondary, 0).bus_name, directory)
-        self._make_drivers(PCIEPORT)
-        self.bound(port)
-
-    def add_physical(self, parent: Parent, function: PhysicalFunction) -> PhysicalFunctionDir:
-        """Add a physical function, for as long as the lab lives."""
-        kind = PhysicalFunctionDir if function.layout is None else SriovFunctionDir
-        directory = directory_class(kind, type(function.device))(self._view, parent, function)
-        self._show(function, directory, Additions(self._tree, ExitStack()))
-        self._make_drivers(parent.spec.driver, VFIO_PCI)
-        self.bound(function)
-        return directory
-
-    def function_added(self, function: VirtualFunction) -> None:
+    def function_added(self, function: PciFunction) -> None:
         """The lab's observer."""
-        kind = directory_class(VirtualFunctionDir, type(function.device))
         with ExitStack() as failed, ExitStack() as undo:
             failed.callback(self._buses.drop_empty)
             added = Additions(self._tree, undo)
-            directory = self._show(function, kind(self._view, function), added)
-            added.add(self._directories[function.physical], Symlink(f"virtfn{function.index}", directory))
+            if isinstance(function, VirtualFunction):
+                self._add_virtual(function, added)
+            elif isinstance(function, PhysicalFunction):
+                self._add_physical(function, added)
+            elif isinstance(function, RootPort):
+                self._add_port(function, added)
             self._shown[function] = undo.pop_all()
             failed.pop_all()
 
-    def function_removed(self, function: VirtualFunction) -> None:
+    def function_removed(self, function: PciFunction) -> None:
         """The lab's observer."""
         self._shown.pop(function).close()
+
+    def bus_below(self, function: PciFunction) -> Kobject | None:
+        """The directory of the bus below a root port that is shown; None for another function."""
+        return self._buses.node(_secondary(function)) if isinstance(function, RootPort) else None
 
     def drop_empty_buses(self) -> None:
         """After the events of functions that were removed."""
         self._buses.drop_empty()
+
+    def _add_port(self, port: RootPort, added: Additions) -> None:
+        """A root port, and the bus below it."""
+        directory = RootPortDir(self._view, port)
+        self._make_drivers(PCIEPORT)
+        self._show(port, directory, added)
+        bus = _secondary(port)
+        self._buses.show(bus, directory)
+        added.undo.callback(self._buses.hide, bus)
+
+    def _add_physical(self, function: PhysicalFunction, added: Additions) -> None:
+        parent = function.parent
+        kind = PhysicalFunctionDir if function.layout is None else SriovFunctionDir
+        directory = directory_class(kind, type(function.device))(self._view, parent, function)
+        self._make_drivers(parent.spec.driver, VFIO_PCI)
+        self._show(function, directory, added)
+        self._vgpus.add_parent(parent, directory)
+        added.undo.callback(self._vgpus.remove_parent, parent)
+
+    def _add_virtual(self, function: VirtualFunction, added: Additions) -> None:
+        kind = directory_class(VirtualFunctionDir, type(function.device))
+        directory = self._show(function, kind(self._view, function), added)
+        added.add(self._directories[function.physical], Symlink(f"virtfn{function.index}", directory))
 
     def bound(self, function: PciFunction) -> None:
         """The lab's observer."""
@@ -135,3 +147,8 @@ class FunctionViews:
         if function.group.noiommu:  # without an IOMMU, VFIO makes the group when it takes the function
             added.show(Bundle(function, self._group_plan))
         added.show(Bundle(function, self._vfio_plan))
+
+
+def _secondary(port: RootPort) -> str:
+    """The name of the bus right below a root port."""
+    return PciAddress(port.address.segment, port.buses.secondary, 0).bus_name

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from devmodel.callpoint import CallPoint
 from devmodel.irq.eventfd import Watcher
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent, VirtualFunction
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from devmodel.lifecycle.spec import LabSpec
@@ -66,7 +66,7 @@ class LabView:
         self.vgpus = VgpuViews(self, tree, self.nodes, spec.vendor)
         self.functions = FunctionViews(self, tree, self.nodes, self.vgpus, self.modules)
         for port in self.lab.ports.values():
-            self.functions.add_port(port)
+            self._add_function(port)
         for parent in self.lab.parents.values():
             self._add_parent(parent)
         tree.take_changes()
@@ -165,13 +165,18 @@ class LabView:
         self.vgpus.mdev_unbound(mdev)
         self._announcer.unbound(self.vgpus.directory(mdev), mdev, mdev.vfio_minor)
 
-    def function_added(self, function: VirtualFunction) -> None:
+    def function_added(self, function: PciFunction) -> None:
         self.functions.function_added(function)
         self._announcer.added(self.functions.directory(function))
+        below = self.functions.bus_below(function)
+        if below is not None:
+            self._announcer.added(below)
 
-    def function_removed(self, function: VirtualFunction) -> None:
-        own = self.functions.directory(function)
+    def function_removed(self, function: PciFunction) -> None:
+        own, below = self.functions.directory(function), self.functions.bus_below(function)
         self.functions.function_removed(function)
+        if below is not None:
+            self._announcer.removed(below)
         self._announcer.removed(own)
         self.functions.drop_empty_buses()
 
@@ -203,6 +208,11 @@ class LabView:
         self.subsystems.classes[driver] = self.tree.make(f"sys/class/{driver}")
         self.modules.host_driver(driver)
         if isinstance(parent, PhysicalParent):
-            self.vgpus.add_parent(parent, self.functions.add_physical(parent, parent.function))
+            self._add_function(parent.function)
         else:
             self.vgpus.add_virtual(parent)
+
+    def _add_function(self, function: PciFunction) -> None:
+        """Show a function that is there from the start, with its driver."""
+        self.functions.function_added(function)
+        self.functions.bound(function)

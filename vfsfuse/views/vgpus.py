@@ -53,6 +53,10 @@ class VgpuViews:
         """Show the vGPUs of `parent` in `directory` from now on."""
         self._parents[parent] = directory
 
+    def remove_parent(self, parent: Parent) -> None:
+        """The opposite of `add_parent`."""
+        del self._parents[parent]
+
     def show_types(self, parent: Parent, directory: Kobject, added: Additions) -> None:
         """Show the types that the host driver of `parent` offers."""
         added.add(self._tree.make("sys/class/mdev_bus"), Symlink(parent.name, directory))
