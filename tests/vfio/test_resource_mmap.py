@@ -19,14 +19,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from devmodel.region.moving import PIECE
 from tests import needs
 from tests.lab import MountedLab, Vgpu, described
 from tests.vfio.client import DEVICE_GET_REGION_INFO, PAGE, File, RegionInfo, fails, with_caps
-from tests.vfio.devices import opened
+from tests.vfio.devices import bound, function_dir, opened
 from tests.vfio.gpu_client import copy, fill, gpu
 from tests.vfio.models.banks import LARGE, OTHER, SMALL
 
@@ -48,7 +50,15 @@ driver = "vgpu"
 memory = "16M"
 options = {{ vectors = 8 }}
 types.own = {{ memory = "1M", description = "a GPU", options = {{ vectors = 8 }} }}
+
+[parents."0000:90:00.0"]
+kind = "gpu"
+model = "banks"
+memory = "1M"
+driver = "host"
+types.mute = {{ memory = "1M", description = "of the card" }}
 """
+FUNCTION = "0000:90:00.0"
 MMAP = 4
 MIB, GIB = 1 << 20, 1 << 30
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -416,6 +426,49 @@ def test_a_move_holds_nobody_up(machine: MountedLab, card: Vgpu) -> None:
             for user in users:
                 user.join()
     assert slowest[0] < 0.5, slowest
+
+
+def test_accesses_of_the_pump_beside_a_move_lose_nothing(machine: MountedLab) -> None:
+    """Threads count, each in a place of its own, by an open file that is no reason for the region to stay."""
+    folder, ended, counts = function_dir(machine, FUNCTION), threading.Event(), [0, 0]
+
+    def count(file: int, number: int) -> None:
+        place = (number + 1) * PIECE - 4  # across the edge of two pieces
+        while not ended.is_set():
+            value = int.from_bytes(os.pread(file, 8, place), "little")
+            assert value == counts[number]
+            assert os.pwrite(file, (value + 1).to_bytes(8, "little"), place) == 8
+            counts[number] += 1
+
+    with bound(machine, FUNCTION) as (group,), ExitStack() as files:
+        with opened(machine, group, FUNCTION):
+            # it is opened while VFIO has the device: so it is not mapped, and does not have the region stay
+            file = files.enter_context((folder / "resource2_wc").open("r+b", buffering=0))
+        fails(errno.ENODEV, mmap.mmap, file.fileno(), PAGE)
+        threads = [threading.Thread(target=count, args=(file.fileno(), number)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(30):
+                with mapped(folder / "resource2", LARGE) as memory:
+                    memory[PIECE // 2] += 1
+                with opened(machine, group, FUNCTION) as found:
+                    assert can_map(found.device, 2)
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+        assert os.pread(file.fileno(), 1, PIECE // 2) == bytes([30])
+        for number, value in enumerate(counts):
+            assert value > 30
+            assert os.pread(file.fileno(), 8, (number + 1) * PIECE - 4) == value.to_bytes(8, "little")
+
+
+def test_both_files_of_a_bar_map_the_same(machine: MountedLab) -> None:
+    folder = function_dir(machine, FUNCTION)
+    with mapped(folder / "resource2_wc", LARGE) as combining, mapped(folder / "resource2", LARGE) as plain:
+        combining[5 * GIB : 5 * GIB + 4] = b"both"
+        assert plain[5 * GIB : 5 * GIB + 4] == b"both"
 
 
 def test_many_open_and_map_at_once(machine: MountedLab, card: Vgpu) -> None:
