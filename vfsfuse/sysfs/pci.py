@@ -22,7 +22,8 @@ BARS = 6
 ROM = int(PciRegion.ROM)
 RESOURCE_DOC = """\
 The memory or the registers of a BAR; present where the device has it. Linux reads I/O ports alone by read(2):
-here too, those of a PCI function are read by 1, 2 or 4 bytes.
+here too, those of a PCI function are read by 1, 2 or 4 bytes. Root can map memory (Linux 6.9); registers, and
+a BAR above 0 that a VFIO client may map at the same time, are ENODEV for mmap(2), unlike Linux.
 
 Writes them.
 """
