@@ -35,6 +35,9 @@ def image(units: int, last: bool, data: int = 0x1C, length: int | None = None) -
         (image(1, True, 0x1C)[:0x19], 0),
         (image(1, True).replace(b"PCIR", b"PCIX"), 0),
         (struct.pack("<H22xH", 0xAA55, 0xFFF0) + bytes(UNIT), 0),  # the pointer leads out of it
+        (b"\x55\xaa\x02".ljust(4096, b"\0"), 1024),  # a header alone
+        (image(1, False) + b"\x55\xaa\x01".ljust(1024, b"\0"), 1024),
+        (b"\x55\xaa\xff".ljust(4096, b"\0"), 4096),
         (b"", 0),
     ],
 )
