@@ -230,6 +230,15 @@ def test_a_function_that_no_driver_took_has_the_masks_of_the_bus(lab: MountedLab
     assert shown == {"enable": "0", "power_state": "unknown", "dma_mask_bits": "32"}
 
 
+def test_a_host_driver_makes_its_function_a_bus_master(lab: MountedLab) -> None:
+    for _ in range(2):
+        assert config(lab, SECOND, 4) & 0x6 == 0x6
+        (function_dir(lab, SECOND) / "driver/unbind").write_text(SECOND)
+        assert config(lab, SECOND, 4) & 0x6 == 0x2
+        set_config(lab, SECOND, 4, 0)
+        (lab.path / "sys/bus/pci/drivers_probe").write_text(SECOND)
+
+
 def test_enable_counts_and_changes_the_command_register(lab: MountedLab, unbound: str) -> None:
     assert (read(lab, unbound, "enable"), read(lab, unbound, "power_state")) == ("0", "unknown")
     assert read(lab, unbound, "dma_mask_bits") == "64"  # the mask stays

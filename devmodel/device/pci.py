@@ -211,10 +211,11 @@ class PciDevice(Device):
         """The interrupts by message that a client has set up, None while it has not. Any thread."""
         return self.irq.message_vectors()
 
-    def enable_for_host(self) -> None:
-        """Decode every BAR and let INTx through, as pci_enable_device() does for the host."""
+    def enable_for_host(self, command: int = 0) -> None:
+        """Decode every BAR and let INTx through, as pci_enable_device() does for the host. ``command`` has
+        more bits of the command register that are to be set."""
         with self.lock:
-            command = self._with_decoding(self.config.command)
+            command = self._with_decoding(self.config.command | command)
             if self.identity.irq_pin:
                 command &= ~Command.INTX_DISABLE
             self.config.store(Reg.COMMAND, 2, command)

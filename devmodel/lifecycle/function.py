@@ -64,9 +64,10 @@ class PciFunction(VfioPciFunction):
     @driver.setter
     def driver(self, name: str | None) -> None:
         before, self._driver = self._driver, name
-        if name is not None:
-            by_vfio = name == VFIO_PCI
-            self.core.driver_came(by_vfio, 0 if by_vfio else self.driver_dma_bits)
+        if name == VFIO_PCI:
+            self.core.vfio_came()
+        elif name is not None:
+            self.core.host_driver_came(self.driver_dma_bits)
         elif before is not None:
             self.core.driver_left(before == VFIO_PCI)
             self.device.irq.forget_messages()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 
 from devmodel.device.pci import PciDevice
-from devmodel.pci.regs import CapId
+from devmodel.pci.regs import CapId, Command
 
 NO_NODE = -1
 """The ``numa_node`` of a function that is near to no node."""
@@ -69,15 +69,20 @@ class PciCore:
         if not self.enables:
             self._device.clear_master()
 
-    def driver_came(self, runtime_auto: bool, dma_bits: int) -> None:
-        """A driver is bound: whether it allows runtime power management (otherwise that stays as it is), and
-        the DMA mask that it sets."""
-        self._state_known = True
-        self.runtime_auto |= runtime_auto
-        self.dma_bits = max(self.dma_bits, dma_bits)
+    def host_driver_came(self, dma_bits: int) -> None:
+        """A host driver is bound. It enables the function as a bus master and sets its DMA mask."""
+        self._state_known, self.dma_bits = True, dma_bits
+        self._device.enable_for_host(Command.MASTER)
 
-    def driver_left(self, runtime_auto: bool) -> None:
-        """The driver is gone; ``runtime_auto`` is whether it had allowed runtime power management."""
+    def vfio_came(self) -> None:
+        """vfio-pci is bound. It allows runtime power management."""
+        self._state_known = self.runtime_auto = True
+
+    def driver_left(self, vfio: bool) -> None:
+        """The driver is gone, vfio-pci or a host driver. A host driver disables its function, which is no
+        bus master any more; vfio-pci takes back that runtime power management is allowed."""
         self._state_known = False
-        if runtime_auto:
+        if vfio:
             self.runtime_auto = False
+        else:
+            self._device.clear_master()

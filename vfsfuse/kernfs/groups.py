@@ -50,7 +50,7 @@ class AttributeGroup(Kobject):
 class Group(Member):
     """A named attribute group of the class `kind`.  Without a `when` it is always present."""
 
-    __slots__ = ("_when", "kind")
+    __slots__ = ("_when", "always", "kind")
 
     directory = True
 
@@ -59,7 +59,7 @@ class Group(Member):
         super().__init__(name)
         if any(member.directory for member in kind.members):
             raise TypeError(f"the group {name} has directories in it")
-        self.kind, self._when = kind, when
+        self.kind, self._when, self.always = kind, when, when is None
 
     def numbered(self, first: int) -> Iterator[Numbered]:
         placed = _Placed(self, first)

@@ -71,11 +71,8 @@ class Entry(ABC):
     """What the class declares."""
     numbering: ClassVar[Mapping[str, int]] = {}
     """The number of each member in an inode number, by its name."""
-
-    @property
-    def numbered(self) -> Sequence[Numbered]:
-        """What the numbers stand for, from 1 on."""
-        return ()
+    numbered: ClassVar[Sequence[Numbered]] = ()
+    """What the numbers stand for, from 1 on."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -162,6 +159,8 @@ class Member(ABC):
 
     directory: ClassVar[bool] = False
     """Whether it is a directory, which st_nlink of the directory above counts."""
+    always: bool = False
+    """Whether it is known to be present in every directory."""
 
     def __init__(
         self, name: str, lane_bits: int = 0, of_driver: bool = False, doc: str = "", store_doc: str = ""
@@ -225,8 +224,8 @@ class Kobject(Entry):
     __slots__ = ("children", "subdirs")
 
     by_name: ClassVar[dict[str, Member]] = {}
-    _numbered: ClassVar[tuple[Numbered, ...]] = ()
-    _directories: ClassVar[tuple[Member, ...]] = ()
+    _always_below: ClassVar[int] = 0
+    _sometimes_below: ClassVar[tuple[Member, ...]] = ()
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -237,22 +236,24 @@ class Kobject(Entry):
         declared = [value for base in reversed(cls.__mro__) for value in vars(base).values()]
         cls.by_name = {member.name: member for member in declared if isinstance(member, Member)}
         cls.members = tuple(cls.by_name.values())
-        cls._directories = tuple(member for member in cls.members if member.directory)
+        below = [member for member in cls.members if member.directory]
+        cls._sometimes_below = tuple(member for member in below if not member.always)
+        cls._always_below = len(below) - len(cls._sometimes_below)
         numbering, numbered = {}, list[Numbered]()
         for member in cls.members:
             numbering[member.name] = len(numbered) + 1
             numbered.extend(member.numbered(len(numbered) + 1))
         if len(numbered) >= 1 << MEMBER_BITS:
             raise TypeError(f"{cls.__name__} declares too many members")
-        cls.numbering, cls._numbered = numbering, tuple(numbered)
-
-    @property
-    def numbered(self) -> Sequence[Numbered]:
-        return self._numbered
+        cls.numbering = numbering
+        if "numbered" not in vars(cls):
+            cls.numbered = tuple(numbered)
 
     def stat(self) -> Stat:
-        below = sum(member.present(self) for member in self._directories)
-        return Stat(stat.S_IFDIR | 0o755, 0, 2 + self.subdirs + below)
+        links = 2 + self.subdirs + self._always_below
+        if self._sometimes_below:
+            links += sum(member.present(self) for member in self._sometimes_below)
+        return Stat(stat.S_IFDIR | 0o755, 0, links)
 
     def child(self, name: str) -> Entry | None:
         """The child called `name`."""

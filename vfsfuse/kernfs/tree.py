@@ -192,7 +192,7 @@ class Tree:
         numbered = found.numbered
         if number <= len(numbered):
             group, member = numbered[number - 1]
-            where = found if group is None else group.of(found)
+            where: Entry | None = found if group is None else group.of(found)
             if where is not None and (member is None or member.present(where)):
                 return where, member
         raise OSError(gone, "removed")

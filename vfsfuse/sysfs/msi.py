@@ -24,12 +24,13 @@ def irq_of(function: PciFunction, vector: int) -> int:
 
 
 class VectorFile(Attribute):
-    """The file of one vector, numbered by the vector."""
+    """The file of one vector, numbered by the vector.  Without a function it has no name."""
 
     __slots__ = ("vector",)
 
-    def __init__(self, function: PciFunction, vector: int) -> None:
-        super().__init__(str(irq_of(function, vector)), 0o444, _kind)
+    def __init__(self, vector: int, function: PciFunction | None = None) -> None:
+        name = "" if function is None else str(irq_of(function, vector))
+        super().__init__(name, 0o444, _kind)
         self.vector = vector
         self.name_ns = 0
 
@@ -40,6 +41,16 @@ class VectorFile(Attribute):
         return self.vector in owner.vectors()
 
 
+class VectorNumbers(Sequence[Numbered]):
+    """What the numbers in a msi_irqs directory stand for."""
+
+    def __len__(self) -> int:
+        return MAX_MSIX_VECTORS
+
+    def __getitem__(self, index: int) -> Numbered:  # type: ignore[override]  # nobody slices it
+        return Numbered(None, VectorFile(index))
+
+
 class MsiIrqsDir(Kobject):
     """<function>/msi_irqs: the interrupts by MSI or MSI-X. It is present from when a client of vfio-pci sets
     them up until the driver is unbound."""
@@ -47,6 +58,7 @@ class MsiIrqsDir(Kobject):
     __slots__ = ("function",)
 
     member_mask = (1 << MEMBER_BITS + PART_BITS) - 1
+    numbered = VectorNumbers()
     stat_ns = 0
 
     def __init__(self, directory: Kobject, function: PciFunction) -> None:
@@ -58,32 +70,13 @@ class MsiIrqsDir(Kobject):
         messages = self.function.device.messages
         return () if messages is None else messages.vectors
 
-    @property
-    def numbered(self) -> Sequence[Numbered]:
-        return VectorNumbers(self.function)
-
     def find(self, name: str) -> Member | None:
         vector = int(name) - irq_of(self.function, 0) if name.isdecimal() else -1
-        found = VectorFile(self.function, vector) if 0 <= vector < MAX_MSIX_VECTORS else None
+        found = VectorFile(vector, self.function) if 0 <= vector < MAX_MSIX_VECTORS else None
         return found if found is not None and found.name == name and found.present(self) else None
 
     def entries(self) -> Iterator[Member]:
-        return (VectorFile(self.function, vector) for vector in self.vectors())
-
-
-class VectorNumbers(Sequence[Numbered]):
-    """What the numbers in a msi_irqs directory stand for."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: PciFunction) -> None:
-        self._function = function
-
-    def __len__(self) -> int:
-        return MAX_MSIX_VECTORS
-
-    def __getitem__(self, index: int) -> Numbered:  # type: ignore[override]  # nobody slices it
-        return Numbered(None, VectorFile(self._function, index))
+        return (VectorFile(vector, self.function) for vector in self.vectors())
 
 
 def _kind(directory: MsiIrqsDir) -> str:
