@@ -164,6 +164,7 @@ def test_every_function_has_these(lab: MountedLab, name: str) -> None:
     found = {attribute: (function_dir(lab, name) / attribute).stat().st_mode & 0o777 for attribute in EVERY}
     assert found == EVERY
     assert (function_dir(lab, name) / "power").is_dir()
+    assert os.listdir(function_dir(lab, name) / "link") == []
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_a_host_driver_has_its_function_enabled(lab: MountedLab) -> None:
 
 def test_a_function_that_no_driver_took_has_the_masks_of_the_bus(lab: MountedLab) -> None:
     shown = {name: read(lab, VF, name) for name in ("enable", "power_state", "dma_mask_bits")}
-    assert shown == {"enable": "0", "power_state": "unknown", "dma_mask_bits": "32"}
+    assert shown == {"enable": "0", "power_state": "D0", "dma_mask_bits": "32"}
 
 
 def test_a_host_driver_makes_its_function_a_bus_master(lab: MountedLab) -> None:
@@ -466,6 +467,27 @@ def test_reset_methods_are_chosen(lab: MountedLab) -> None:
     fails(errno.ENOTTY, write, lab, SECOND, "reset", "1")
     write(lab, SECOND, "reset_method", "default")
     assert read(lab, SECOND, "reset_method") == "flr bus"
+
+
+def test_a_port_resets_what_is_below_it(lab: MountedLab) -> None:
+    port = function_dir(lab, CARD).resolve().parent
+    assert (port / "reset_subordinate").stat().st_mode & 0o777 == 0o200
+    assert not (port / "reset_method").exists() and not (port / "boot_vga").exists()
+    with (function_dir(lab, CARD) / "resource0").open("r+b", buffering=0) as ports:
+        os.pwrite(ports.fileno(), b"word", 4)
+        write(lab, port.name, "reset_subordinate", "0")
+        fails(errno.EINVAL, write, lab, port.name, "reset_subordinate", "x")
+        assert os.pread(ports.fileno(), 4, 4) == b"word"
+        write(lab, port.name, "reset_subordinate", "1")
+        assert os.pread(ports.fileno(), 4, 4) == bytes(4)
+
+
+def test_a_port_is_a_function_of_pcieport(lab: MountedLab) -> None:
+    port = function_dir(lab, GPU).resolve().parent.name
+    names = ("enable", "power_state", "dma_mask_bits", "numa_node", "ari_enabled", "power/control")
+    assert [read(lab, port, name) for name in names] == ["1", "D0", "32", "0", "0", "on"]
+    assert {name: read(lab, port, name) for name in LINK} == {name: read(lab, GPU, name) for name in LINK}
+    fails(errno.EBUSY, write, lab, port, "enable", "1")
 
 
 # ---- boot_vga, ROM, I/O ports ----

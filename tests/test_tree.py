@@ -41,7 +41,7 @@ MODES = {
     **dict.fromkeys(("allow_unsafe_interrupts", "disable_hugepages", "resource_alignment"), 0o644),
     **dict.fromkeys(("enable", "numa_node", "msi_bus", "broken_parity_status", "d3cold_allowed"), 0o644),
     **dict.fromkeys((f"resource{index}_wc" for index in range(6)), 0o600),
-    **{"reset_method": 0o644, "reset": 0o200},
+    **{"reset_method": 0o644, "reset": 0o200, "reset_subordinate": 0o200},
     **dict.fromkeys(("nointxmask", "disable_idle_d3", "type"), 0o644),
     **dict.fromkeys((*(f"resource{index}" for index in range(6)), "rom"), 0o600),
 }

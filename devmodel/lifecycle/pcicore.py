@@ -44,12 +44,12 @@ class PciCore:
         self.enables, self.dma_bits = 0, DMA_BITS
         self.broken_parity = self.rom_enabled = self.runtime_auto = False
         self.d3cold_allowed = bool(device.config.find(CapId.PM))
-        self._state_known = False
+        self._state_known = True
 
     @property
     def power_state(self) -> str:
         """The power state, as the kernel calls it. It is unknown from when a driver leaves the function until
-        it is enabled again."""
+        it is bound or enabled again."""
         if not self._state_known and not self.enables:
             return "unknown"
         return POWER_STATES[self._device.power_state]

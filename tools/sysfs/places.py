@@ -119,6 +119,7 @@ PLACES = (
     Place("sys/module/<module>/holders", DIRECTORY, "The modules that use the module."),
     Place("sys/module/<module>/holders/<module>", LINK, "To a module that uses the module."),
     Place("<parent>/mdev_supported_types/<type>/devices/<vgpu>", LINK, "To a vGPU of the type."),
+    Place("<function>/link", DIRECTORY, "Empty: no link has power management (ASPM)."),
     Place("<function>/msi_irqs/<N>", "0444", "`msi` or `msix`: an interrupt that a client of vfio-pci has."),
     Place("<function>/virtfn<N>", LINK, "To a virtual function."),
 )

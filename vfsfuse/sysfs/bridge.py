@@ -57,6 +57,14 @@ class RootPortDir(PciFunctionDir):
         """The number of the last bus below the bridge, in decimal digits."""
         return self.bridge.buses.subordinate
 
+    @store_only()
+    def reset_subordinate(self, text: str) -> None:
+        """A number other than 0 resets all functions below the bridge; their configuration space stays."""
+        if parse_number(text):
+            for function in tuple(self.view.lab.drivers.functions.values()):
+                if function.upstream is self.bridge:
+                    function.reset_kept()
+
 
 class PciBusNodeDir(DeviceDir):
     """<bridge>/pci_bus/<domain>:<number>: a bus below the bridge."""

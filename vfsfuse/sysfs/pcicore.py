@@ -13,6 +13,7 @@ import errno
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.pcicore import NO_NODE
 from devmodel.pci.regs import CapId
+from vfsfuse.kernfs.groups import AttributeGroup, Group
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.members import attribute
 from vfsfuse.sysfs import cpus, numa
@@ -26,10 +27,17 @@ SPEED, WIDTH, SPEED_VECTOR = 0x000F, 0x03F0, 0x00FE
 """Offsets in the PCI Express capability, and bits of these registers."""
 
 
+class AspmGroup(AttributeGroup):
+    """<function>/link: the power management of its link (ASPM). Empty: no link of a lab has it."""
+
+    __slots__ = ()
+
+
 class CoreAttributes(Kobject):
     """The attributes that every PCI function has."""
 
     __slots__ = ()
+    link = Group("link", AspmGroup)
     view: View
     assignable: PciFunction
 
@@ -47,8 +55,8 @@ class CoreAttributes(Kobject):
 
     @attribute()
     def power_state(self) -> str:
-        """`D0` to `D3hot`, as the power management capability says; `unknown` for a function that is neither
-        bound nor enabled."""
+        """`D0` to `D3hot`, as the power management capability says; `unknown` for a function whose driver
+        was unbound, until it is bound or enabled again."""
         return self.assignable.core.power_state
 
     @attribute(0o644)
