@@ -218,6 +218,12 @@ def test_the_machines_own_parts_stay() -> None:
     assert (inside.stdout, inside.stderr) == (outside.stdout, "")
 
 
+def test_the_lab_knows_the_machines_processors() -> None:
+    """Its server lives where most of /sys is covered."""
+    done = sh("cat /sys/bus/pci/devices/0000:86:00.0/local_cpulist")
+    assert (done.stdout, done.stderr) == (Path("/sys/devices/system/cpu/online").read_text(), "")
+
+
 def test_a_current_directory_in_sys_is_the_labs() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with started("ls -d mtty", cwd="/sys/class", env=environment) as program:
@@ -232,7 +238,7 @@ def test_config_makes_the_private_lab(tmp_path: Path) -> None:
     config = tmp_path / "my lab.toml"
     config.write_text((ROOT / "vfsfuse/labfile/lab.toml").read_text().replace("0000:86:00.0", "0000:17:00.0"))
     done = sh("ls /sys/bus/pci/devices", "--config", str(config))
-    assert (done.stdout, done.stderr) == ("0000:17:00.0\n", "")
+    assert (done.stdout, done.stderr) == ("0000:00:01.0\n0000:17:00.0\n", "")  # and the port above it
 
 
 def test_mount_uses_that_lab_and_leaves_it(lab: MountedLab) -> None:

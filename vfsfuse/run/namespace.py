@@ -37,6 +37,7 @@ have only dangling links into devices/."""
 DEVICE_NODES = ("vfio", "iommu")
 """The names under /dev that come from the lab, if it has them."""
 
+PROCESSORS = "/sys/devices/system"
 STAGED_LAB = "/sys/lab"
 """The mountpoint of a private lab in the outer namespace (see `stage`)."""
 
@@ -119,12 +120,17 @@ def _become_root_here(uid: int, gid: int) -> None:
 def stage() -> None:
     """Cover /sys of the outer namespace with a small tmpfs that has STAGED_LAB.  It ends with the namespace.
 
-    /sys exists on every machine, and the lab's server does not need it.
+    /sys exists on every machine, and the lab's server needs no more of it than the machine's processors
+    and NUMA nodes, which stay.
     """
     with explained("mounting a tmpfs at /sys"):
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+        system = syscalls.clone_tree(PROCESSORS) if os.path.isdir(PROCESSORS) else None
         syscalls.mount("vfsfuse", "/sys", "tmpfs", flags, "mode=755,size=64k")
         os.mkdir(STAGED_LAB)
+        if system is not None:
+            os.makedirs(PROCESSORS)
+            syscalls.attach_tree(system, PROCESSORS)
 
 
 def show(lab: str) -> None:
