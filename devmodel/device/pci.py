@@ -251,12 +251,6 @@ class PciDevice(Device):
             self.config.store(power + regs.PM_CTRL, 2, control)
             self._enter(0)
 
-    def enable(self) -> None:
-        """Decode every BAR, and be no bus master, as pci_enable_device() leaves a function. Under
-        :attr:`lock`."""
-        self.config.store(Reg.COMMAND, 2, self._with_decoding(self.config.command & ~Command.MASTER))
-        self._command_written(self.config.command)
-
     def irqs_set(self) -> None:
         if self.irq.active is not self._messages:
             with self.lock:

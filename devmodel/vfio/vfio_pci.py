@@ -130,7 +130,8 @@ class VfioPciFunction(Assignable):
             self.reset()
         with self._device.lock:
             self._device.power_up()
-            self._device.enable()
+        self._device.enable_for_host()
+        self._device.clear_master()
         self.access.start(own_bars=not self.is_virtual)
 
     def last_closed(self) -> None:
