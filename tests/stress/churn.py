@@ -31,6 +31,8 @@ EXPECTED = {
 }
 """What two that get in each other's way may be told."""
 VFS = 4
+LEAVES_IN = 16
+"""Of so many changes of a driver, one is of a GPU."""
 
 
 class Churner:
@@ -49,7 +51,7 @@ class Churner:
                 self._remove,
                 self._destroy,
                 self._pull_out,
-                self._rebind,
+                self._reprobe,
                 self._hold,
                 self._numvfs,
                 self._power,
@@ -113,6 +115,15 @@ class Churner:
         driver = "sys/bus/mdev/drivers/vfio_mdev"
         self._write(f"{driver}/unbind", name)
         self._write(f"{driver}/bind", name)
+
+    def _reprobe(self) -> None:
+        """Now and then a GPU loses its driver for a moment, and its vGPUs and virtual functions for good."""
+        if self._random.randrange(LEAVES_IN):
+            self._rebind()
+            return
+        gpu = self._random.choice(GPUS)
+        self._write("sys/bus/pci/drivers/vgpu/unbind", gpu)
+        self._write("sys/bus/pci/drivers_probe", gpu)
 
     def _hold(self) -> None:
         """Have it open while others remove it; all ones is what is read of one that was pulled out."""
