@@ -347,6 +347,8 @@ def test_autoprobe_decides_whether_it_is_bound(lab: MountedLab) -> None:
     autoprobe.write_text("0")
     rescan(lab)
     assert driver_of(lab, GPU) is None and not (function(lab, GPU) / "mdev_supported_types").exists()
+    as_found = {"enable": "0\n", "dma_mask_bits": "32\n"}
+    assert {name: (function(lab, GPU) / name).read_text() for name in as_found} == as_found
     autoprobe.write_text("1")
     rescan(lab)  # finds nothing new
     assert driver_of(lab, GPU) is None

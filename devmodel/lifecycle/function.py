@@ -201,7 +201,6 @@ class PhysicalFunction(PciFunction):
         self.autoprobe = True
         super().__init__(address, group, device, [] if bus is None else bus)
         self.core.numa_node = spec.numa_node
-        self.driver = spec.driver
         self._parent = PhysicalParent(spec, self, host)
 
     @property

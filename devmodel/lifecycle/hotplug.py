@@ -85,6 +85,8 @@ class Hotplug:
         self.parents.update({spec.name: made[spec.name] for spec in specs})
         for bus in self._places:
             self._make_port(bus)
+        for function in self._drivers.functions.values():
+            function.driver = function.host_driver
 
     def going(self, function: PciFunction) -> list[PciFunction]:
         """What goes when the function is removed, in that order: the functions below a root port, the last
@@ -151,7 +153,6 @@ class Hotplug:
         return bus in (None, own) or (port is not None and bus == port.address.bus_name)
 
     def _found(self, function: PciFunction) -> PciFunction:
-        function.driver = None
         if isinstance(function, PhysicalFunction):
             self.parents[function.name] = function.parent
         with ExitStack() as undo:

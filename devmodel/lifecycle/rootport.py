@@ -91,7 +91,6 @@ class RootPort(PciFunction):
         number = address.devfn
         device = RootPortDevice(str(address), below, number, multifunction)
         super().__init__(address, group, device, [])
-        self.driver = PCIEPORT
         self.core.numa_node = numa_node
 
     @property
