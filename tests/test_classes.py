@@ -62,6 +62,7 @@ REGISTERS = {
     "vfio_mdev": ("mdev", "vfio_mdev"),
     "vfio_pci": ("pci", "vfio-pci"),
     "vgpu": ("pci", "vgpu"),
+    "pcieportdrv": ("pci", "pcieport"),
 }
 MODULES = ("mdev", "mtty", "my_gpu", "vfio", "vfio_iommu_type1", "vfio_mdev", "vfio_pci", "vfio_pci_core")
 
@@ -177,8 +178,9 @@ def test_device_leads_up_by_name(full: tuple[MountedLab, Vgpu]) -> None:
 def test_the_modules_are_those_that_a_machine_has_loaded(lab_of: MountedLab) -> None:
     top = lab_of.path / "sys/module"
     directories = {entry.name for entry in os.scandir(top) if not entry.is_symlink()}
-    assert directories == {*MODULES, "vgpu"}
-    for name in directories:
+    assert directories == {*MODULES, "vgpu", "pcieportdrv"}
+    assert set(os.listdir(top / "pcieportdrv")) == {"drivers", "uevent"}  # built in
+    for name in directories - {"pcieportdrv"}:
         assert (top / name / "initstate").read_text() == "live\n"
         assert (top / name / "taint").read_text() == "\n"
         assert set(os.listdir(top / name / "holders")) == USED_BY.get(name, set())
@@ -192,7 +194,7 @@ def test_a_driver_with_a_dash_finds_its_module_under_both_names(lab_of: MountedL
     assert links == {"vfio-pci": "vfio_pci", "my-gpu": "my_gpu"}
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", (*MODULES, "vgpu", "pcieportdrv"))
 def test_a_module_and_its_driver_lead_to_each_other(lab_of: MountedLab, module: str) -> None:
     own = lab_of.path / "sys/module" / module
     if module not in REGISTERS:

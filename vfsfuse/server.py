@@ -125,6 +125,7 @@ class _Server:
         # from another thread, because this one has to answer the stat(2)
         root = await trio.to_thread.run_sync(os.stat, self.mountpoint)
         self.view.mounted(self.lane, root.st_dev)
+        self.operations.watchers.mounted(self.mountpoint, root.st_dev)
         await trio.to_thread.run_sync(os.listdir, os.path.join(self.mountpoint, "sys"))
         log.info("mounted at %s, pid %d", self.mountpoint, os.getpid())
         self.ready()

@@ -176,17 +176,22 @@ static struct fuse_attr attr_of(const struct lane_name *name)
 		.ctimensec = rest, .blksize = BLOCK};
 }
 
+void send_entry(const struct request *r, const struct lane_name *found)
+{
+	struct fuse_entry_out out = {.nodeid = found->inode, .attr = attr_of(found),
+		.entry_valid = found->name_ns / SECOND, .entry_valid_nsec = (uint32_t)(found->name_ns % SECOND),
+		.attr_valid = found->timeout_ns / SECOND, .attr_valid_nsec = (uint32_t)(found->timeout_ns % SECOND)};
+
+	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
+}
+
 void on_lookup(const struct request *r)
 {
 	const char *name = r->body; /* the kernel ends it with a NUL */
 	struct lane_name found;
 
-	if (is_other(r, call_lookup(r->header->nodeid, name, &found)))
-		return;
-	struct fuse_entry_out out = {.nodeid = found.inode, .attr = attr_of(&found),
-		.entry_valid = found.name_ns / SECOND, .entry_valid_nsec = (uint32_t)(found.name_ns % SECOND),
-		.attr_valid = found.timeout_ns / SECOND, .attr_valid_nsec = (uint32_t)(found.timeout_ns % SECOND)};
-	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
+	if (!is_other(r, call_lookup(r->header->nodeid, name, &found)))
+		send_entry(r, &found);
 }
 
 void on_getattr(const struct request *r)

@@ -138,6 +138,8 @@ static void serve(const char *data, size_t size, char *out)
 		}
 		return;
 	}
+	if (answer_watchers(&r))
+		return;
 	if (action)
 		r.size < action->body ? send_error(header->unique, -EIO) : action->run(&r);
 	else if (header->opcode == FUSE_IOCTL)

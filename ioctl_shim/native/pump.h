@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Declarations that the parts of the pump share: session.c, files.c, names.c, regions.c, call.c and
- * pump.c. */
+/* Declarations that the parts of the pump share: session.c, files.c, names.c, regions.c, call.c,
+ * watchers.c and pump.c. */
 #ifndef VFSFUSE_PUMP_H
 #define VFSFUSE_PUMP_H
 
@@ -81,6 +81,10 @@ void on_attr_write(const struct request *r);
 void on_lookup(const struct request *r);
 void on_getattr(const struct request *r);
 void on_readlink(const struct request *r);
+void send_entry(const struct request *r, const struct lane_name *found);
+
+/* watchers.c */
+int answer_watchers(const struct request *r); /* whether it was a request of its thread, and is answered */
 
 /* A register of an open device; `found` is NULL when there is none. */
 struct lane_place {

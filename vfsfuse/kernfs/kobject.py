@@ -223,6 +223,11 @@ class Kobject(Entry):
 
     __slots__ = ("children", "subdirs")
 
+    devtmpfs: ClassVar[bool] = False
+    """Whether device nodes come and go in it, of which watchers hear (vfsfuse.kernfs.watchers)."""
+    node_size: ClassVar[int] = 0
+    """st_size of those."""
+
     by_name: ClassVar[dict[str, Member]] = {}
     _always_below: ClassVar[int] = 0
     _sometimes_below: ClassVar[tuple[Member, ...]] = ()

@@ -30,6 +30,7 @@ from vfsfuse.kernfs.inodes import NANOSECONDS, Inodes
 from vfsfuse.kernfs.kobject import FORGOTTEN_NS, Child, DeviceNode, Entry, Kobject, Member
 from vfsfuse.kernfs.members import Attribute, SnapshotMember
 from vfsfuse.kernfs.tree import BASE_MASK, IAttrs
+from vfsfuse.kernfs.watchers import Watchers
 from vfsfuse.kernfs.xattr import XATTR_PID
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class Operations(Refusals):
         self._snapshots = Snapshots()
         self._listened = 0
         self._publishing = trio.Lock()
+        self.watchers = Watchers(self.tree)
 
     # ---- lookups and stats; as a rule the device lane has answered them, by the same Inodes ----
 
@@ -154,6 +156,8 @@ class Operations(Refusals):
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         with errors("opendir"):
             directory = self.tree.directory(inode)
+            if directory.devtmpfs:
+                await self.watchers.gate_of(directory).enter()
             handle, self._next_listing = self._next_listing, self._next_listing + 1
             self._listings[handle] = []
             self._owners[handle] = directory
@@ -184,7 +188,9 @@ class Operations(Refusals):
 
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)
-        self._owners.pop(fh, None)
+        owner = self._owners.pop(fh, None)
+        if owner is not None and owner.devtmpfs:
+            self.watchers.gate_of(owner).leave()
 
     # ---- snapshots; device files and attributes are opened, and closed, by the pump ----
 
@@ -261,6 +267,7 @@ class Operations(Refusals):
             if changes.lingers:
                 await trio.sleep(FORGOTTEN_NS / NANOSECONDS)
             self.tree.root.uevents.deliver(events)
+            self.watchers.tell(changes.names)
 
     async def poll(
         self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: pyfuse3.RequestContext

@@ -19,11 +19,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from devmodel.lifecycle.uevents import Uevents
 from ioctl_shim.lane import ATTR_WRITE_BIT, DEVICE_BIT
-from vfsfuse.kernfs.bundle import PART_MASK, Bundle
+from vfsfuse.kernfs.bundle import PART_MASK, Bundle, Part
 from vfsfuse.kernfs.kobject import MEMBER_BITS, PART_BITS, Child, Entry, Kobject, Lookup, Member
 
 E = TypeVar("E", bound=Entry)
@@ -37,13 +37,28 @@ MOST_MADE = 64
 """Directories of bundles that are kept while a client looks around in them, until any bundle changes."""
 
 
+class NameChange(NamedTuple):
+    """A name of a device node or a directory that came, or went, in `directory`; `number` is the entry's."""
+
+    directory: Kobject
+    name: str
+    came: bool
+    number: int
+
+    @property
+    def inode(self) -> int:
+        """The inode number of the node, or of the directory."""
+        return (DEVICE_BIT if self.directory.devtmpfs else 0) | (self.number << MEMBER_BITS) + 1
+
+
 @dataclass(slots=True)
 class Changes:
     """What the kernel may still know: directories whose stat changed, and whether names are gone that it may
-    have cached (`LINGER_NS`)."""
+    have cached (`LINGER_NS`).  `names` is for those who watch them (vfsfuse.kernfs.watchers)."""
 
     lingers: bool = False
     touched: set[int] = field(default_factory=set)
+    names: list[NameChange] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -131,9 +146,12 @@ class Tree:
             if self._keeps(directory) and directory.find(name) is not None:
                 raise OSError(errno.EEXIST, f"{directory.path}/{name}")
         self._blocks[bundle.block] = bundle
+        block = bundle.block << PART_BITS
         once: dict[str, str] = {}  # directories share one string
-        for part, directory, name in places:
+        for index, (part, directory, name) in enumerate(places):
             self._enter(directory, once.setdefault(name, name), bundle, part.directory)
+            if directory.devtmpfs:
+                self._changes.names.append(NameChange(directory, name, True, block | index))
         self._made.clear()
 
     def withdraw(self, bundle: Bundle) -> None:
@@ -142,6 +160,10 @@ class Tree:
             return
         places = list(bundle.places())
         self._changes.lingers |= bundle.lingers
+        block, names = bundle.block << PART_BITS, self._changes.names
+        for index, (part, directory, name) in enumerate(places):
+            if directory.devtmpfs or (part.directory and not isinstance(part.where, Part)):
+                names.append(NameChange(directory, name, False, block | index))
         self._drop_block(bundle.block)
         for part, directory, name in reversed(places):
             self._leave(directory, name, part.directory)
@@ -161,6 +183,8 @@ class Tree:
         parent = entry.parent
         if parent is None or not parent.children or parent.children.get(entry.name) is not entry:
             return
+        if isinstance(entry, Kobject):
+            self._changes.names.append(NameChange(parent, entry.name, False, entry.number))
         self._disown(entry)
         self._changes.lingers = True
         self._leave(parent, entry.name, isinstance(entry, Kobject))
@@ -206,6 +230,10 @@ class Tree:
         kernel locks an inode for as long as a write to it takes, and a process that waits for this lock
         cannot be interrupted.  So a store that waits must not share its inode with another store."""
         return inode | (1 + next(self._lookups) % (MOST_LOOKUPS - 1)) * (BASE_MASK + 1)
+
+    def spare_inode(self) -> int:
+        """An inode number that stands for nothing.  Any thread."""
+        return (next(self._numbers) << BLOCK_SHIFT) + 1
 
     def directory(self, inode: int) -> Kobject:
         """The directory of `inode`.  Raises OSError: ENOENT when it is gone, ENOTDIR when it is a file."""

@@ -39,7 +39,7 @@ class ModuleViews:
         module = self.of_driver(driver.name)
         drivers = self._tree.make(f"{module.path}/drivers")
         self._tree.add(drivers, Symlink(f"{bus}:{driver.name}", driver))
-        if driver.name != module.name:
+        if "-" in driver.name:
             self._tree.add(self._top, Symlink(driver.name, module))
 
     def _add(self, name: str, module: Module | None = None) -> ModuleDir:

@@ -52,6 +52,7 @@ class VfioNodesDir(Kobject):
     """dev/vfio, with the unlisted files of vfsfuse.vfio.handover."""
 
     __slots__ = ("unlisted",)
+    devtmpfs = True
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -62,6 +63,14 @@ class VfioNodesDir(Kobject):
             return self.unlisted[name]
         except KeyError:
             raise OSError(errno.ENOENT, name) from None
+
+
+class CdevsDir(Kobject):
+    """dev/vfio/devices."""
+
+    __slots__ = ()
+    devtmpfs = True
+    node_size = DEVICE_SIZE
 
 
 class VfioNodes:
@@ -83,7 +92,7 @@ class VfioNodes:
         self._ports: dict[Assignable, Port | None] = {}
         self._lock = threading.Lock()
         self._vfio = tree.add(tree.make("dev"), VfioNodesDir("vfio"))
-        self._cdevs = tree.add(self._vfio, Kobject("devices"))
+        self._cdevs = tree.add(self._vfio, CdevsDir("devices"))
         self._groups = tree.make("sys/kernel/iommu_groups")
         self._char = tree.make("sys/dev/char")
         self.of_group, self.of_vfio = self._group_parts(), self._vfio_parts()
