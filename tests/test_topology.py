@@ -140,10 +140,25 @@ def test_config_of_a_port(machine: MountedLab) -> None:
     data = config.read_bytes()
     assert len(data) == 4096 and data[:4].hex() == "361b0c00" and data[0x18:0x1B].hex() == "008686"
     with open(config, "r+b", buffering=0) as file:
-        os.pwrite(file.fileno(), b"\x0b\xff\x42", 0x3C)
-        assert os.pread(file.fileno(), 3, 0x3C) == b"\x0b\x00\x42"[:2] + bytes([0x42 & 0x2B])
+        os.pwrite(file.fileno(), b"\x0b\xff\x12", 0x3C)
+        assert os.pread(file.fileno(), 3, 0x3C) == b"\x0b\x00" + bytes([0x02])
         os.pwrite(file.fileno(), bytes(3), 0x3C)
     assert config.read_bytes() == data
+
+
+def test_a_port_resets_its_bus(machine: MountedLab) -> None:
+    config = function(machine, "0000:86:00.0") / "config"
+    before = config.read_bytes()
+    with (
+        open(config, "r+b", buffering=0) as below,
+        open(function(machine, "0000:00:03.0") / "config", "r+b", buffering=0) as port,
+    ):
+        os.pwrite(below.fileno(), bytes(4), 0x10)  # the address of BAR 0
+        assert config.read_bytes() != before
+        os.pwrite(port.fileno(), b"\x40", 0x3E)
+        assert os.pread(port.fileno(), 1, 0x3E) == b"\x40"
+        os.pwrite(port.fileno(), b"\x00", 0x3E)
+    assert config.read_bytes() == before
 
 
 @needs.root("only root's mount is open to other users")

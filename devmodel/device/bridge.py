@@ -6,7 +6,7 @@ State: as every device's, under ``Device.lock``. Source: devmodel.pci.bridge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +17,8 @@ from devmodel.pci.bridge import (
     HEADER_TYPE,
     HEADER_TYPE_BRIDGE,
     HEADER_TYPE_MULTIFUNCTION,
+    BridgeControl,
+    BridgeReg,
     BridgeSpace,
     BusNumbers,
     Window,
@@ -62,13 +64,16 @@ class RootPortDevice(PciDevice):
     ``number`` is its port number, and ``multifunction`` is whether its device has other functions as well.
     """
 
-    __slots__ = ("_number", "below")
+    __slots__ = ("_number", "_resetting", "below", "bus_reset")
     identity = Identity(0x1B36, 0x000C, 0x1AF4, 0x1100, 0x060400)
     resettable: ClassVar[bool] = False
 
     def __init__(self, name: str, below: Below, number: int, multifunction: bool) -> None:
-        self.below, self._number = below, number
+        self.below, self._number, self._resetting = below, number, False
+        self.bus_reset: Callable[[], None] | None = None
+        """Is called under :attr:`lock` when a client resets the secondary bus."""
         super().__init__(name)
+        self.config.watch(BridgeReg.BRIDGE_CONTROL, 2, self._control_written)
         if multifunction:
             self.config.preset(HEADER_TYPE, 1, HEADER_TYPE_BRIDGE | HEADER_TYPE_MULTIFUNCTION)
 
@@ -90,6 +95,11 @@ class RootPortDevice(PciDevice):
         )
         shown = [ResourceRow(*window, flags) if window else ResourceRow(0, 0, 0) for window, flags in kinds]
         return [*super().resource_rows(), *shown]
+
+    def _control_written(self, value: int) -> None:
+        before, self._resetting = self._resetting, bool(value & BridgeControl.BUS_RESET)
+        if self._resetting and not before and self.bus_reset is not None:
+            self.bus_reset()
 
     def _config_space(self) -> ConfigSpace:
         below = self.below

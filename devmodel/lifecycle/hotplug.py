@@ -194,8 +194,9 @@ class Hotplug:
         """A port is behind the IOMMU when a function below it is."""
         specs = [spec for name, spec in self._functions.items() if _bus_of(name) == bus]
         group = self._new_group(any(spec.iommu for spec in specs))
-        self.ports[bus] = port = RootPort(self._places[bus], group, self._below[bus], specs[0].numa_node)
-        self._drivers.functions[port.name] = port
+        functions = self._drivers.functions
+        port = RootPort(self._places[bus], group, self._below[bus], specs[0].numa_node, functions)
+        self.ports[bus] = functions[port.name] = port
         for parent in self.parents.values():
             if isinstance(parent, PhysicalParent) and parent.function.address.bus_name == bus:
                 parent.function.upstream = port

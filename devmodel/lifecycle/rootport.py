@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
@@ -82,20 +83,42 @@ def _free(segment: int, taken: Collection[PciAddress]) -> Iterator[PciAddress]:
 class RootPort(PciFunction):
     """A root port. pcieport is its host driver; vfio-pci refuses it, as every bridge."""
 
-    __slots__ = ("buses",)
+    __slots__ = ("_functions", "buses")
     driver_dma_bits, host_driver_claims = DMA_BITS, False  # pcieport does no DMA
 
-    def __init__(self, place: PortPlace, group: Group, below: Below, numa_node: int) -> None:
-        """It is on no list of a bus, because no hot reset reaches it."""
+    def __init__(
+        self,
+        place: PortPlace,
+        group: Group,
+        below: Below,
+        numa_node: int,
+        functions: Mapping[str, PciFunction],
+    ) -> None:
+        """``functions`` are all that the lab has. It is on no list of a bus, because no hot reset reaches
+        it."""
         address, self.buses, multifunction = place
+        self._functions = functions
         number = address.devfn
         device = RootPortDevice(str(address), below, number, multifunction)
+        device.bus_reset = self._reset_bus
         super().__init__(address, group, device, [])
         self.core.numa_node = numa_node
 
     @property
     def host_driver(self) -> str:
         return PCIEPORT
+
+    @property
+    def functions(self) -> Iterator[PciFunction]:
+        """The functions below it. Any thread."""
+        return (each for each in tuple(self._functions.values()) if each.upstream is self)
+
+    def _reset_bus(self) -> None:
+        """Reset the functions below, their configuration space too. A lock of theirs is taken under the
+        port's, never before it."""
+        for function in self.functions:
+            with suppress(OSError):  # it goes at this moment
+                function.reset_whole()
 
     def check_token(self, token: UUID | None) -> None:
         """Nobody opens it: vfio-pci does not take it."""

@@ -52,6 +52,7 @@ class BridgeControl(IntFlag):
     SERR = 0x02
     VGA = 0x08
     MASTER_ABORT = 0x20
+    BUS_RESET = 0x40
 
 
 class Acs(IntFlag):

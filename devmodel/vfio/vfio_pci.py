@@ -173,6 +173,14 @@ class VfioPciFunction(Assignable):
             self._device.check_present()
             self._reset_now()
 
+    def reset_whole(self) -> None:
+        """Reset the function as its bus does: all of its configuration space is as firmware left it.
+        ``OSError(ENODEV)`` once the function is gone."""
+        with self._device.lock:
+            self._device.check_present()
+            self._device.power_up()
+            self._device.reset_now()
+
     def _function_level_reset(self) -> None:
         if self.resettable:
             self._reset_now()

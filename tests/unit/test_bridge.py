@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from devmodel.device.bridge import RootPortDevice
+from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction
 from devmodel.lifecycle.lab import Lab
@@ -185,7 +186,7 @@ def test_writable_bits_of_a_bridge(port: RootPort) -> None:
     for offset, width, expected in (
         *((0x04, 2, 0x0547), (0x0E, 1, 0x01), (0x10, 8, 0), (0x18, 4, 0x00FFFFFF), (0x1C, 2, 0xF1F1)),
         *((0x1E, 2, 0), (0x20, 4, 0xFFF0FFF0), (0x24, 4, 0xFFF1FFF1), (0x28, 8, (1 << 64) - 1)),
-        *((0x30, 4, 0xFFFFFFFF), (0x38, 4, 0), (0x3D, 1, 0), (0x3E, 2, 0x2B)),
+        *((0x30, 4, 0xFFFFFFFF), (0x38, 4, 0), (0x3D, 1, 0), (0x3E, 2, 0x6B)),
     ):
         port.device.config.write(offset, b"\xff" * width)
         assert port.device.config.value(offset, width) == expected, hex(offset)
@@ -219,6 +220,25 @@ def test_both_ends_of_the_link_say_the_same(lab: Lab, port: RootPort) -> None:
     assert capability(port, 0x02, 2) == 0x42  # a root port, version 2
     assert capability(port, 0x0C, 4) & 0x3FF == capability(gpu, 0x0C, 4) & 0x3FF
     assert capability(port, 0x12, 2) & 0x3FF == capability(gpu, 0x12, 2) & 0x3FF
+
+
+def test_a_bus_reset_resets_what_is_below_once(lab: Lab, port: RootPort) -> None:
+    below = [function_of(lab.parents[name]).device for name in ("0000:86:00.0", "0000:86:00.1")]
+    other = function_of(lab.parents["0000:03:00.0"]).device
+    line = Reg.INTERRUPT_LINE
+
+    def after(control: int) -> list[int]:
+        """The interrupt lines of all three, which were 11, when the bridge control register is written."""
+        for device in (*below, other):
+            device.write(PciRegion.CONFIG, line, b"\x0b")
+        port.device.write(PciRegion.CONFIG, BridgeReg.BRIDGE_CONTROL, control.to_bytes(2, "little"))
+        return [device.config.value(line, 1) for device in (*below, other)]
+
+    assert after(0x02) == [11, 11, 11]
+    assert after(0x42) == [0, 0, 11]
+    assert after(0x42) == [11, 11, 11]  # held in reset already
+    assert after(0x02) == [11, 11, 11]
+    assert after(0x40) == [0, 0, 11]
 
 
 # ---- the lab ----

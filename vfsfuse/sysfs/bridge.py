@@ -61,9 +61,8 @@ class RootPortDir(PciFunctionDir):
     def reset_subordinate(self, text: str) -> None:
         """A number other than 0 resets all functions below the bridge; their configuration space stays."""
         if parse_number(text):
-            for function in tuple(self.view.lab.drivers.functions.values()):
-                if function.upstream is self.bridge:
-                    function.reset_kept()
+            for function in self.bridge.functions:
+                function.reset_kept()
 
 
 class PciBusNodeDir(DeviceDir):
