@@ -15,7 +15,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -57,6 +57,8 @@ __all__ = [
     "SizedIoctl",
     "check_open",
     "close_backing",
+    "files_are_gone",
+    "forget_stats",
     "is_being_written",
     "open_backing",
     "wake_poll",
@@ -133,6 +135,28 @@ def is_being_written(inode: int) -> bool:
     """Whether a client has the attribute of this inode open for writing.  It may be true for another
     attribute's client, too.  Any thread."""
     return bool(lib.lane_is_being_written(inode))
+
+
+def files_are_gone(block: int) -> None:
+    """No attribute of this block (kernfs.tree) exists any more: an open of one is ESTALE.  Any thread."""
+    lib.lane_files_are_gone(block)
+
+
+def forget_stats(inodes: Collection[int]) -> None:
+    """Make the kernel ask again for the stat of these inodes (FUSE_NOTIFY_INVAL_INODE), which waits for
+    nobody.  Any thread.
+
+    The kernel is never told to forget a name (FUSE_NOTIFY_INVAL_ENTRY). It takes the directory's lock for
+    that, and a client may hold it for as long as it likes: it lists the directory into memory that waits.
+    """
+    if inodes:
+        error = lib.lane_forget_stats(list(inodes), len(inodes))
+        if error and -error not in (
+            errno.ENODEV,
+            errno.EBADF,
+            errno.ENOTCONN,
+        ):  # those: it is being unmounted
+            log.warning("invalidation failed: %s", os.strerror(-error))
 
 
 def close_backing(backing_id: int) -> None:

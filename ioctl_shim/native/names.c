@@ -53,6 +53,23 @@ int lane_is_being_written(uint64_t node)
 	return __atomic_load_n(writers_of(node), __ATOMIC_ACQUIRE) != 0;
 }
 
+/* The blocks whose entries were removed last; a number stands for itself and one more. */
+#define MOST_GONE 4096
+static uint64_t gone[MOST_GONE];
+
+/* No attribute of this block exists any more. */
+void lane_files_are_gone(uint64_t block)
+{
+	__atomic_store_n(&gone[block % MOST_GONE], block + 1, __ATOMIC_RELEASE);
+}
+
+static int is_gone(uint64_t node)
+{
+	uint64_t block = ((node & ((1ull << LANE_DEVICE_BIT) - 1)) - 1) >> LANE_BLOCK_SHIFT;
+
+	return __atomic_load_n(&gone[block % MOST_GONE], __ATOMIC_ACQUIRE) == block + 1;
+}
+
 void on_attr_open(const struct request *r)
 {
 	const struct fuse_open_in *in = r->body;
@@ -67,6 +84,8 @@ void on_attr_open(const struct request *r)
 		return send_error(r->header->unique, -EACCES);
 	if (in->flags & O_DIRECT)
 		return send_error(r->header->unique, -EINVAL);
+	if (is_gone(node))
+		return send_error(r->header->unique, -ESTALE); /* the kernel looks the name up anew */
 	attr = calloc(1, sizeof(*attr));
 	struct vfs_open_out out = {.fh = (uintptr_t)attr, .open_flags = FOPEN_DIRECT_IO | VFS_FOPEN_NOFLUSH};
 	int error = attr ? lane_forbid_mapping(&out) : -ENOMEM;
@@ -118,8 +137,9 @@ void on_attr_write(const struct request *r)
 static int64_t look(const struct request *r)
 {
 	struct lane_name found;
+	int64_t result = call_stat(r->header->nodeid, &found);
 
-	return call_stat(r->header->nodeid, &found);
+	return result == -ESTALE ? -ENODEV : result; /* no name is looked up anew */
 }
 
 /* Whether a read needs the text anew, and, if not, whether it is at the end. */
@@ -196,9 +216,14 @@ void on_lookup(const struct request *r)
 
 void on_getattr(const struct request *r)
 {
+	const struct fuse_getattr_in *in = r->body;
 	struct lane_name found;
+	int64_t result = call_stat(r->header->nodeid, &found);
 
-	if (is_other(r, call_stat(r->header->nodeid, &found)))
+	/* lseek(2): no name is looked up anew */
+	if (result == -ESTALE && in->getattr_flags & FUSE_GETATTR_FH)
+		result = -ENODEV;
+	if (is_other(r, result))
 		return;
 	struct fuse_attr_out out = {.attr = attr_of(&found), .attr_valid = found.timeout_ns / SECOND,
 		.attr_valid_nsec = (uint32_t)(found.timeout_ns % SECOND)};

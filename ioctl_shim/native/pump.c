@@ -72,7 +72,7 @@ static const struct action device_actions[] = {
 
 static const struct action all_actions[] = {
 	[FUSE_LOOKUP] = {on_lookup, 2},
-	[FUSE_GETATTR] = {on_getattr, 0},
+	[FUSE_GETATTR] = {on_getattr, sizeof(struct fuse_getattr_in)},
 	[FUSE_READLINK] = {on_readlink, 0},
 };
 

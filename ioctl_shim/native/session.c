@@ -194,6 +194,20 @@ int lane_wake_poll(uint64_t handle)
 	return send_data(0, FUSE_NOTIFY_POLL, &body, sizeof(body), NULL, 0);
 }
 
+/* Has the kernel ask again for the stat of these inodes, which waits for nobody.  0, or a negative errno: the
+ * mount is going. */
+int lane_forget_stats(const uint64_t *inodes, uint32_t count)
+{
+	int result = 0;
+
+	for (uint32_t i = 0; i < count && !result; i++) {
+		struct fuse_notify_inval_inode_out body = {.ino = inodes[i], .off = -1};
+
+		result = send_data(0, FUSE_NOTIFY_INVAL_INODE, &body, sizeof(body), NULL, 0);
+	}
+	return result;
+}
+
 void lane_init_reply(const void *in, void *body)
 {
 	const struct vfs_init_in *request = in;

@@ -71,12 +71,14 @@ class Plan:
 class Bundle:
     """The entries of one device.  Once they are shown, their numbers begin with `block`."""
 
-    __slots__ = ("_cached_until", "_looks", "_since", "block", "ctime_ns", "device", "plan")
+    __slots__ = ("_cached_until", "_looks", "_since", "block", "ctime_ns", "device", "plan", "told")
 
     def __init__(self, device: Any, plan: Plan) -> None:
         self.device, self.plan = device, plan
         self.block = -1
         self.ctime_ns = time.time_ns()
+        self.told = False
+        """Whether the kernel was told names of files in its directories."""
         self._looks = self._since = self._cached_until = 0
 
     def looked_up(self) -> int:

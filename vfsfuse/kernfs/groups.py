@@ -60,6 +60,7 @@ class Group(Member):
         if any(member.directory for member in kind.members):
             raise TypeError(f"the group {name} has directories in it")
         self.kind, self._when, self.always = kind, when, when is None
+        self.name_ns = 0  # who has the directory above open finds no such name once that is gone
 
     def numbered(self, first: int) -> Iterator[Numbered]:
         placed = _Placed(self, first)

@@ -33,7 +33,7 @@ class Inodes:
     def __init__(self, tree: Tree, cache: float, uid: int, gid: int, waits: bool) -> None:
         self.tree, self.waits = tree, waits
         self._uid, self._gid = uid, gid
-        self._cache_ns = int(cache * NANOSECONDS)
+        self._cache_ns = tree.gone.kept_ns = int(cache * NANOSECONDS)
 
     def lookup(self, parent_inode: int, name: bytes) -> InodeAttr:
         """The attributes of the entry or member called `name` in a directory.  Raises OSError: ENOENT,
@@ -47,12 +47,16 @@ class Inodes:
             if is_being_written(inode) or (self.waits and isinstance(found, WaitingStore)):
                 return self._attr(self.tree.getattr(self.tree.own_inode(inode)), 0)
             return self._attr(found.lookup(directory), self._cache_ns, 0)
+        self.tree.tell(directory)
         child = directory.children.get(text) if directory.children else None
         name_ns = child.looked_up() if isinstance(child, Bundle) else found.name_ns
         return self._attr(found.lookup(directory), self._cache_ns, name_ns)
 
     def stat(self, inode: int) -> InodeAttr:
-        """What stat(2) shows of an inode.  Raises OSError as `Tree.locate`."""
+        """What stat(2) shows of an inode.  Raises OSError as `Tree.named`."""
+        ctime_ns = self.tree.gone.ctime_ns(inode)
+        if ctime_ns is not None:
+            return InodeAttr(inode, stat.S_IFDIR | 0o755, 2, 0, self._uid, self._gid, ctime_ns, 0, 0)
         return self._attr(self.tree.getattr(inode), self._cache_ns)
 
     def listed(self, owner: Kobject, listed: Child | Member) -> tuple[str, InodeAttr] | None:
@@ -70,7 +74,7 @@ class Inodes:
 
     def readlink(self, inode: int) -> bytes:
         """The target of a symlink.  Raises OSError: EINVAL for anything else, ENOENT when it is gone."""
-        entry, member = self.tree.locate(inode)
+        entry, member = self.tree.named(inode)
         if isinstance(entry, Symlink):
             return os.fsencode(relative(entry.parent, entry.target))
         if isinstance(member, LinkMember):

@@ -23,7 +23,7 @@ import trio
 from devmodel.callpoint import Call, CallKind, CallPoint, owing
 from devmodel.lifecycle.removal import patiently
 from ioctl_shim.fuse import pyfuse3
-from ioctl_shim.lane import check_open
+from ioctl_shim.lane import check_open, forget_stats
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.errors import Refusals, errors
 from vfsfuse.kernfs.inodes import NANOSECONDS, Inodes
@@ -89,7 +89,7 @@ class Operations(Refusals):
         super().__init__()
         self.inodes, self.tree, self._calls = inodes, inodes.tree, calls
         self._listings: dict[int, list[Child | Member]] = {}
-        self._owners: dict[int, Kobject] = {}
+        self._owners: dict[int, Kobject | None] = {}
         self._next_listing = 1
         self._snapshots = Snapshots()
         self._listened = 0
@@ -117,7 +117,9 @@ class Operations(Refusals):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         with errors("setattr"):
-            entry, _ = self.tree.locate(inode)
+            if self._is_gone(inode):
+                return _attributes(self.inodes.stat(inode))
+            entry, _ = self.tree.named(inode) if fh is None else self.tree.locate(inode)
             if fields.update_size and isinstance(entry, DeviceNode):
                 raise OSError(errno.EINVAL, f"{entry.name} is a device")
             changed = self.tree.iattrs.setdefault(inode & BASE_MASK, IAttrs())
@@ -155,8 +157,8 @@ class Operations(Refusals):
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         with errors("opendir"):
-            directory = self.tree.directory(inode)
-            if directory.devtmpfs:
+            directory = None if self._is_gone(inode) else self.tree.directory(inode)
+            if directory is not None and directory.devtmpfs:
                 await self.watchers.gate_of(directory).enter()
             handle, self._next_listing = self._next_listing, self._next_listing + 1
             self._listings[handle] = []
@@ -166,8 +168,11 @@ class Operations(Refusals):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         with errors("readdir"):
             owner, listing = self._owners[fh], self._listings[fh]
+            if owner is None or self._is_gone(owner.inode):
+                return
             if start_id == 0:  # the first call, or after rewinddir(3): what is there now
                 listing[:] = self.tree.directory(owner.inode).entries()
+                self.tree.tell(owner)
             elif not self.tree.knows(owner):
                 return
             for index in range(start_id, len(listing)):
@@ -186,6 +191,9 @@ class Operations(Refusals):
         name, attr = found
         return pyfuse3.readdir_reply(token, name.encode(), _attributes(attr), following)
 
+    def _is_gone(self, inode: int) -> bool:
+        return self.tree.gone.ctime_ns(inode) is not None
+
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)
         owner = self._owners.pop(fh, None)
@@ -196,7 +204,7 @@ class Operations(Refusals):
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         with errors("open"):
-            entry, member = self.tree.locate(inode)
+            entry, member = self.tree.named(inode)
             if not isinstance(member, SnapshotMember):
                 raise OSError(errno.EIO, "not a file of this lane")
             if flags & os.O_ACCMODE != os.O_RDONLY:  # as sysfs: even root cannot
@@ -262,8 +270,7 @@ class Operations(Refusals):
         hears of, and no longer what is gone."""
         async with self._publishing:
             changes, events = self.tree.take_changes(), self.tree.root.uevents.take()
-            for inode in changes.touched:
-                _forget_stat(inode)
+            forget_stats(changes.touched)
             if changes.lingers:
                 await trio.sleep(FORGOTTEN_NS / NANOSECONDS)
             self.tree.root.uevents.deliver(events)
@@ -279,20 +286,6 @@ class Operations(Refusals):
         if not isinstance(member, Attribute):
             raise OSError(errno.EIO, "not an attribute")
         return entry, member
-
-
-def _forget_stat(inode: int) -> None:
-    """Make the kernel ask again for a stat (FUSE_NOTIFY_INVAL_INODE), which waits for nobody.
-
-    The kernel is never told to forget a name (FUSE_NOTIFY_INVAL_ENTRY). It takes the directory's lock for
-    that, and a client may hold it for as long as it likes: it lists the directory into memory that waits.
-    """
-    try:
-        pyfuse3.invalidate_inode(inode, True)
-    except OSError as error:
-        # ENOENT: the kernel did not know it; ENODEV, EBADF, ENOTCONN: it is being unmounted
-        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EBADF, errno.ENOTCONN):
-            log.warning("invalidation failed: %s", error)
 
 
 async def _no_wait(seconds: float) -> None:

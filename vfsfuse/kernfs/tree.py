@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeVar
 from devmodel.lifecycle.uevents import Uevents
 from ioctl_shim.lane import ATTR_WRITE_BIT, DEVICE_BIT
 from vfsfuse.kernfs.bundle import PART_MASK, Bundle, Part
+from vfsfuse.kernfs.gone import Gone, files_of
 from vfsfuse.kernfs.kobject import MEMBER_BITS, PART_BITS, Child, Entry, Kobject, Lookup, Member
 
 E = TypeVar("E", bound=Entry)
@@ -114,6 +115,7 @@ class Tree:
         self._blocks: dict[int, Entry | Bundle] = {}
         self._made: dict[int, Kobject] = {}
         self._changes = Changes()
+        self.gone = Gone()
         self.iattrs: dict[int, IAttrs] = {}
         self.root = Root()
         self.adopt(self.root)
@@ -159,6 +161,12 @@ class Tree:
         if not self.knows(bundle):
             return
         places = list(bundle.places())
+        for index, part in enumerate(bundle.plan.parts):
+            if part.directory:
+                number = bundle.block << PART_BITS | index
+                self.gone.add(bundle.block, (number << MEMBER_BITS) + 1, bundle.ctime_ns)
+                if bundle.told:
+                    self._forget_files(bundle.kobject_of(part))
         self._changes.lingers |= bundle.lingers
         block, names = bundle.block << PART_BITS, self._changes.names
         for index, (part, directory, name) in enumerate(places):
@@ -188,6 +196,12 @@ class Tree:
         self._disown(entry)
         self._changes.lingers = True
         self._leave(parent, entry.name, isinstance(entry, Kobject))
+
+    def tell(self, directory: Kobject) -> None:
+        """The kernel is told names that are in `directory`, which it may cache."""
+        found = self._blocks.get(directory.block)
+        if isinstance(found, Bundle):
+            found.told = True
 
     def driver_left(self, directory: Kobject) -> None:
         """The driver of the directory's device is gone, and members with it."""
@@ -221,6 +235,15 @@ class Tree:
                 return where, member
         raise OSError(gone, "removed")
 
+    def named(self, inode: int) -> tuple[Entry, Member | None]:
+        """As `locate`, for a call that may have come by a name: OSError(ESTALE) has the kernel look the name
+        up anew."""
+        try:
+            return self.locate(inode)
+        except OSError:
+            self.gone.check_name((inode & NUMBER_MASK) - 1 >> BLOCK_SHIFT)
+            raise
+
     def knows(self, child: Child) -> bool:
         """Whether an entry, or a bundle, that was found in a directory is still in the tree."""
         return child.block in self._blocks
@@ -252,8 +275,8 @@ class Tree:
         return found
 
     def getattr(self, inode: int) -> Lookup:
-        """What `inode` stands for, with its stat.  Raises OSError as `locate`."""
-        entry, member = self.locate(inode)
+        """What `inode` stands for, with its stat.  Raises OSError as `named`."""
+        entry, member = self.named(inode)
         return Lookup(inode, entry.stat() if member is None else member.stat(entry), entry)
 
     def _enter(self, directory: Kobject, name: str, child: Child, is_directory: bool) -> None:
@@ -277,7 +300,19 @@ class Tree:
         """Whether it keeps its children: an entry of a bundle is made with the children that it has."""
         return self._blocks.get(directory.block) is directory
 
+    def _forget_files(self, directory: Kobject) -> None:
+        """The directory is gone: have the kernel forget what it knows of its files."""
+        touched, block, ctime_ns = self._changes.touched, directory.block, directory.ctime_ns
+        touched.add(directory.inode)
+        for inode, is_group in files_of(directory):
+            touched.add(inode)
+            if is_group:
+                self.gone.add(block, inode, ctime_ns)
+
     def _disown(self, entry: Entry) -> None:
+        if isinstance(entry, Kobject):
+            self.gone.add(entry.block, entry.inode, entry.ctime_ns)
+            self._forget_files(entry)
         self._drop_block(entry.block)
         for child in list((entry.children or {}).values()) if isinstance(entry, Kobject) else ():
             if isinstance(child, Entry):

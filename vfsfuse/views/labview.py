@@ -121,7 +121,7 @@ class LabView:
         return listened(opened, calls, self.services.threads)
 
     def _open(self, request: OpenRequest) -> Opened | None:
-        entry, member = self.tree.locate(request.nodeid)
+        entry, member = self.tree.named(request.nodeid)
         if isinstance(member, BinaryMember):
             return member.open(entry, request)
         if isinstance(member, WaitingStore):
