@@ -130,8 +130,14 @@ class Writer:
         assert self.process.stdout is not None and self.process.stdout.readline() == "\n"
 
     def __enter__(self) -> Writer:
-        until(lambda: Path(f"/proc/{self.process.pid}/syscall").read_text().split()[0] == "1")  # write(2)
+        until(self.is_writing)
         return self
+
+    def is_writing(self) -> bool:
+        """Whether it is in write(2), or behind that already."""
+        if self.process.poll() is not None:
+            return True
+        return Path(f"/proc/{self.process.pid}/syscall").read_text().split()[0] == "1"
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
