@@ -197,22 +197,29 @@ class Assignable(ABC):
         return
 
     def retire(self) -> None:
-        """Leave the group. Raises ``OSError``: as :meth:`begin_leaving`."""
-        retire_all([self])
-
-    def begin_leaving(self) -> None:
-        """Let no client open it any more, until :meth:`stay` or :meth:`withdraw`.
+        """Leave the group.
 
         Raises ``OSError``: ENODEV if it is gone, :class:`InUse` while it is held. A client that holds it is
         asked to close it (the REQ interrupt), as vfio-pci does. One that has ended is not: then the error is
         :class:`Lingering`.
         """
+        self._leave_by(self.withdraw)
+
+    def begin_leaving(self) -> None:
+        """Let no client open it any more, until :meth:`stay` or :meth:`withdraw`. Raises ``OSError`` as
+        :meth:`retire`."""
+        self._leave_by(self._begin)
+
+    def _begin(self) -> None:
+        self.leaving += 1
+
+    def _leave_by(self, leave: Callable[[], None]) -> None:
         with self.group.lock:
             if self.gone:
                 raise OSError(errno.ENODEV, f"{self.name} is gone")
             opened = self.open_count
             if not self.held:
-                self.leaving += 1
+                leave()
                 return
             file = self.group.opened
             if file is not None and opened <= file.devices:
@@ -231,7 +238,10 @@ class Assignable(ABC):
         whether one does or not."""
         with self.group.lock:
             self.gone = True
-            self.group.devices = tuple(each for each in self.group.devices if each is not self)
+            devices = self.group.devices
+            self.group.devices = (
+                () if devices == (self,) else tuple(each for each in devices if each is not self)
+            )
             self._end_group()
 
     def _end_group(self) -> None:
