@@ -129,9 +129,12 @@ def test_a_function_that_changes_its_driver_is_heard(lab: MountedLab) -> None:
         *(f"remove@{GPU_PATH}/vfio-dev/{minor}", "remove@/devices/virtual/vfio/0", f"unbind@{GPU_PATH}"),
         *(f"change@{GPU_PATH}", f"bind@{GPU_PATH}"),
     ]
-    assert heard[0][1]["MDEV_STATE"] == "unregistered" and heard[8][1]["MDEV_STATE"] == "registered"
-    assert said(heard[1][1]) == {"SUBSYSTEM": "pci", **PCI}  # no driver, and so no alias to load one by
     modalias = (lab.gpu / "modalias").read_text().strip()
+    types = {"SUBSYSTEM": "pci", "MDEV_STATE": "unregistered", "DRIVER": "vgpu", **PCI, "MODALIAS": modalias}
+    assert list(said(heard[0][1]).items()) == list(types.items())
+    types["MDEV_STATE"] = "registered"
+    assert list(said(heard[8][1]).items()) == list(types.items())
+    assert said(heard[1][1]) == {"SUBSYSTEM": "pci", **PCI}  # no driver, and so no alias to load one by
     bound = {"SUBSYSTEM": "pci", "DRIVER": "vfio-pci", **PCI, "MODALIAS": modalias}
     assert said(heard[4][1]) == bound
 
@@ -219,7 +222,9 @@ def test_virtual_functions_are_heard(lab: MountedLab) -> None:
         (lab.gpu / "sriov_numvfs").write_text("0")
         heard = hear(fd)
     path = f"/devices/pci0000:00/0000:00:01.0/{function}"
-    assert [head for head, _ in heard if function in head] == [f"add@{path}", f"remove@{path}"]
+    assert [head for head, _ in heard] == [
+        *(f"add@{path}", f"change@{path}", f"change@{GPU_PATH}", f"remove@{path}")
+    ]
     assert heard[0][1]["PCI_SLOT_NAME"] == function
 
 

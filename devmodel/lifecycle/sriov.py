@@ -32,6 +32,9 @@ class FunctionObserver(Protocol):
     def function_removed(self, function: PciFunction) -> None:
         """The function is gone. Nobody else gets its numbers while this runs."""
 
+    def vfs_enabled(self, function: PhysicalFunction) -> None:
+        """The function has its virtual functions, all of them."""
+
 
 class SriovCore:
     """Enables and disables the virtual functions of a lab."""
@@ -112,6 +115,7 @@ class SriovCore:
             if function.driver == VFIO_PCI:
                 vf.driver_override = VFIO_PCI  # vfio-pci keeps other drivers away from them
             self._drivers.appeared(vf)
+        self._observer.vfs_enabled(function)
 
     def _add(self, function: PhysicalFunction, layout: VfLayout, index: int) -> VirtualFunction:
         with ExitStack() as undo:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.binding import function_of
-from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, Parent
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
@@ -92,6 +92,9 @@ class Recorder:
     def function_removed(self, function: PciFunction) -> None:
         assert self.lab is not None and function.name not in self.lab.drivers.functions
         self.seen.append(("removed", function.name))
+
+    def vfs_enabled(self, function: PhysicalFunction) -> None:
+        assert function.vfs
 
     def mdev_bound(self, mdev: Mdev) -> None:
         assert not mdev.gone

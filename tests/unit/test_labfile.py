@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
 from devmodel.models.gpu import PhysicalGpu, Vgpu
@@ -48,6 +48,9 @@ class Quiet:
         pass
 
     def function_removed(self, function: PciFunction) -> None:
+        pass
+
+    def vfs_enabled(self, function: PhysicalFunction) -> None:
         pass
 
     def mdev_bound(self, mdev: Mdev) -> None:

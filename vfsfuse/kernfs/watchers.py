@@ -40,7 +40,7 @@ from vfsfuse.kernfs.tree import NameChange, Tree
 MOST_KEPT = 4096
 """So many names are kept until watchers hear of them; beyond that the oldest are lost."""
 SHARE = 20
-"""The time between two looks for watchers is so many times that of a look."""
+"""The time between two looks for watchers is so many times the processor time of a look."""
 MOST_SECONDS = 1.0
 """That time is no longer than this."""
 CACHED_SECONDS = 0.1
@@ -143,9 +143,9 @@ class Watchers:
             self._wake.clear()
             changes = [change for gate in list(self._gates.values()) for change in gate.take()]
             changes += (self._told.popleft() for _ in range(len(self._told)))
-            began = time.monotonic()
+            began = time.thread_time()
             inodes = watched(self._st_dev)
-            took = time.monotonic() - began
+            took = time.thread_time() - began
             if inodes:
                 self._make(changes, inodes)
             time.sleep(min(took * SHARE, MOST_SECONDS))

@@ -49,9 +49,14 @@ class Announcer:
             self._vfio("remove", own, device, vfio_minor)
         emit(own, "unbind")
 
-    def offers_types(self, own: Kobject, offers: bool) -> None:
-        """The driver of a parent offers types of vGPUs now, or no longer offers them."""
-        emit(own, "change", {MDEV_STATE: "registered" if offers else "unregistered"})
+    def offers_types(self, own: Kobject) -> None:
+        """The driver of a parent offers types of vGPUs now."""
+        emit(own, "change", {MDEV_STATE: "registered"})
+
+    def withdraws_types(self, own: Kobject, driver: str) -> None:
+        """The driver of a parent no longer offers types.  It says so while the kernel is about to take it
+        away, so the event has its name."""
+        emit(own, "change", {MDEV_STATE: "unregistered", "DRIVER": driver})
 
     def _vfio(self, action: str, own: Kobject, device: Assignable, minor: int) -> None:
         group, above = device.group, own.path.removeprefix("sys")

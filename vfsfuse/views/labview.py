@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from devmodel.callpoint import CallPoint
 from devmodel.irq.eventfd import Watcher
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from devmodel.lifecycle.spec import LabSpec
@@ -167,7 +167,10 @@ class LabView:
 
     def function_added(self, function: PciFunction) -> None:
         self.functions.function_added(function)
-        self._announcer.added(self.functions.directory(function))
+        own = self.functions.directory(function)
+        self._announcer.added(own)
+        if isinstance(function, VirtualFunction):
+            self._announcer.changed(own, "change")  # it has its link `physfn` now
         below = self.functions.bus_below(function)
         if below is not None:
             self._announcer.added(below)
@@ -180,18 +183,21 @@ class LabView:
         self._announcer.removed(own)
         self.functions.drop_empty_buses()
 
+    def vfs_enabled(self, function: PhysicalFunction) -> None:
+        self._announcer.changed(self.functions.directory(function), "change")
+
     def bound(self, function: PciFunction) -> None:
         self.functions.bound(function)
         own = self.functions.directory(function)
         if function.vfio_minor is None and isinstance(function, PhysicalFunction):
-            self._announcer.offers_types(own, True)
+            self._announcer.offers_types(own)
         self._announcer.bound(own, function, function.vfio_minor)
 
     def unbound(self, function: PciFunction) -> None:
         own = self.functions.directory(function)
         self.functions.unbound(function)
         if function.vfio_minor is None and isinstance(function, PhysicalFunction):
-            self._announcer.offers_types(own, False)
+            self._announcer.withdraws_types(own, function.spec.driver)
         self._announcer.unbound(own, function, function.vfio_minor)
 
     # ---- building ----
