@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.lab import MountedLab
 from tests.limits import Limits
 
 CLIENTS = Path(__file__).parent / "clients"
+settings.register_profile("no deadline", deadline=None)  # a busy machine is no fault
+settings.load_profile("no deadline")
 
 
 def pytest_configure(config: pytest.Config) -> None:

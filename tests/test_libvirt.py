@@ -22,10 +22,12 @@ DRIVER = "/usr/lib/*/libvirt/connection-driver/libvirt_driver_nodedev.so"
 SCRIPT = f"""
 set -e
 echo {UUID} >/sys/class/mdev_bus/0000:86:00.0/mdev_supported_types/vgpu-4/create
-mkdir -p /run/udev/data "$HOME/drivers"
+mkdir -p /run/udev/data /run/libvirt "$HOME/drivers"
+mount -t tmpfs tmpfs /run/libvirt  # no other libvirtd's locks and sockets
 ln -s {DRIVER} "$HOME/drivers/"
 printf 'unix_sock_dir = "%s"\\nauth_unix_rw = "none"\\n' "$HOME" >"$HOME/conf"
-LIBVIRT_DRIVER_DIR=$HOME/drivers libvirtd -f "$HOME/conf" -p "$HOME/pid" 2>"$HOME/log" &
+export LIBVIRT_DRIVER_DIR="$HOME/drivers"
+setpriv --pdeathsig TERM libvirtd -f "$HOME/conf" -p "$HOME/pid" 2>"$HOME/log" &
 trap 'kill $! && wait $! || true' EXIT
 for _ in $(seq 200); do [ ! -S "$HOME/libvirt-sock" ] || break; sleep 0.05; done
 ask() {{ virsh -q -c "nodedev:///system?socket=$HOME/libvirt-sock" "$@" && echo '{MARK}'; }}
