@@ -69,6 +69,24 @@ def test_a_name_is_enoent(lab: MountedLab, call: str) -> None:
         os.close(fd)
 
 
+def test_a_function_that_is_removed_and_found_again(fresh_lab: MountedLab) -> None:
+    gpu = fresh_lab.gpu
+    paths = [Path(path) for path, _, _ in os.walk(gpu)]
+    held = [os.open(path, os.O_RDONLY) for path in paths]
+    names = [look(fd) for fd in held]
+    (gpu / "remove").write_text("1")
+    for path, fd, inside in zip(paths, held, names, strict=True):
+        for name in inside:
+            for call in ("open", "stat"):
+                with pytest.raises(OSError) as caught:
+                    CALLS[call](name, fd)
+                assert (path, name, call, caught.value.errno) == (path, name, call, errno.ENOENT)
+        assert stat.filemode(os.fstat(fd).st_mode) == "drwxr-xr-x" and os.listdir(fd) == []
+        os.close(fd)
+    (fresh_lab.path / "sys/bus/pci/rescan").write_text("1")
+    assert (gpu / "vendor").read_text().startswith("0x")
+
+
 def test_the_directory_itself_is_still_one(lab: MountedLab) -> None:
     vgpu = lab.create("mdpy-vga", "mdpy")
     paths = [Path(path) for path, _, _ in os.walk(vgpu.path)]
