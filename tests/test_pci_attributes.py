@@ -321,6 +321,16 @@ def test_flags_at_first(lab: MountedLab) -> None:
     assert [read(lab, name, "broken_parity_status") for name in (SECOND, CARD)] == ["0", "0"]
 
 
+def test_a_function_that_was_removed_comes_back_as_new(lab: MountedLab) -> None:
+    names = ("broken_parity_status", "d3cold_allowed", "msi_bus", "numa_node", "power/control", "enable")
+    before = [read(lab, SECOND, name) for name in names]
+    for name, text in zip(names, ("1", "0", "0", "-1", "auto"), strict=False):
+        write(lab, SECOND, name, text)
+    write(lab, SECOND, "remove", "1")
+    (lab.path / "sys/bus/pci/rescan").write_text("1")
+    assert [read(lab, SECOND, name) for name in names] == before == ["0", "1", "1", "77", "on", "1"]
+
+
 def test_msi_bus_keeps_clients_from_messages(lab: MountedLab, without_vfs: None) -> None:
     with bound(lab, GPU) as groups, opened(lab, groups[0], GPU) as client, eventfd() as fd:
         client.device.eventfds(MSI, TRIGGER, 0, fd)

@@ -122,9 +122,11 @@ def test_a_removed_vgpus_power_is_gone(lab: MountedLab) -> None:
         fd = os.open(made.path / "power", os.O_RDONLY | os.O_DIRECTORY)
         control = os.open(made.path / "power/control", os.O_RDONLY)
     try:
-        with pytest.raises(OSError) as caught:
-            os.stat("async", dir_fd=fd)  # nobody has looked it up before
-        assert caught.value.errno == errno.ENOENT
+        for name in ("async", "control"):  # looked up by nobody, and by somebody
+            with pytest.raises(OSError) as caught:
+                os.stat(name, dir_fd=fd)
+            assert caught.value.errno == errno.ENOENT
+        assert os.listdir(fd) == []
         with pytest.raises(OSError) as caught:
             os.pread(control, 4096, 0)
         assert caught.value.errno == errno.ENODEV
