@@ -23,14 +23,16 @@ there, which is how a Linux refuses it that lacks it.
 
 ## Ioctls
 """
+_BELOW_PORTS = "works on functions below a root port, ENODEV on bus 0; a mediated device refuses with ENOTTY"
 _FUNCTIONS = "works on physical functions; a mediated device refuses with ENOTTY"
 BY_MOUNT = {
     "VFIO_GROUP_GET_DEVICE_FD": "works under `vfsfuse run`; on the bare mount refuses with EOPNOTSUPP",
     "VFIO_IOMMU_MAP_DMA": "works; private memory is pinned by its address, because no system call pins the "
     "pages of another process: after munmap(2), mmap(2) or MADV_DONTNEED a device reaches what is there "
     "then, on Linux the old pages. Pinned shared memory (memfd, shmem, huge pages) stays, as on Linux",
-    "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO": _FUNCTIONS,
-    "VFIO_DEVICE_PCI_HOT_RESET": _FUNCTIONS,
+    "VFIO_DEVICE_RESET": "works; EINVAL for a function that has no reset",
+    "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO": _BELOW_PORTS,
+    "VFIO_DEVICE_PCI_HOT_RESET": _BELOW_PORTS,
     "VFIO_DEVICE_QUERY_GFX_PLANE": DISPLAY,
     "VFIO_DEVICE_IOEVENTFD": _FUNCTIONS,
     "VFIO_DEVICE_FEATURE": "works; for features see below",
