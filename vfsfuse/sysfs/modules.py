@@ -80,7 +80,7 @@ class VfioPciParameters(LabDir):
         "nointxmask", 0o644, "Whether INTx is masked outside the function, once the module is loaded again"
     )
     disable_idle_d3 = _parameter(
-        "disable_idle_d3", 0o644, "Whether unused functions stay in D0, once the module is loaded again"
+        "disable_idle_d3", 0o644, "Whether unused functions stay in D0; those of a lab always do"
     )
     disable_vga = _parameter("disable_vga", 0o444, "Whether there is no VGA region")
     disable_denylist = _parameter(
