@@ -29,7 +29,8 @@ BY_MOUNT = {
     "VFIO_GROUP_GET_DEVICE_FD": "works under `vfsfuse run`; on the bare mount refuses with EOPNOTSUPP",
     "VFIO_IOMMU_MAP_DMA": "works; private memory is pinned by its address, because no system call pins the "
     "pages of another process: after munmap(2), mmap(2) or MADV_DONTNEED a device reaches what is there "
-    "then, on Linux the old pages. Pinned shared memory (memfd, shmem, huge pages) stays, as on Linux",
+    "then, on Linux the old pages. Pinned shared memory (memfd, shmem, huge pages) stays, as on Linux. A "
+    "shared file of a FUSE or overlay mount can be pinned for writes, on Linux only if memory is behind it",
     "VFIO_DEVICE_RESET": "works; EINVAL for a function that has no reset",
     "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO": _BELOW_PORTS,
     "VFIO_DEVICE_PCI_HOT_RESET": _BELOW_PORTS,

@@ -25,6 +25,8 @@ MAX_DMA = 1 << 30
 
 Span = tuple[int, int]
 """A range of iovas: the first address, and the address behind the last."""
+Find = Callable[[], list[Segment]]
+"""Finds the segments of a DMA. Called under the lock. Raises :class:`DmaFault`."""
 T = TypeVar("T")
 
 
@@ -48,7 +50,7 @@ class Inflight:
         spans: Sequence[Span],
         size: int,
         write: bool,
-        find: Callable[[], list[Segment]],
+        find: Find,
         move: Callable[[list[Segment]], T],
     ) -> T:
         """Do a DMA of any kind: call ``find`` and enter the DMA under the lock, ``move`` the bytes without

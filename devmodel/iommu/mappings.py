@@ -4,6 +4,7 @@
 State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace` that owns it; nothing here locks.
 """
 
+import errno
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
@@ -210,6 +211,11 @@ class Mappings:
         self._blocks.insert(index + 1, block[half:])
         self._firsts.insert(index + 1, block[half])
         del block[half:]
+
+
+def is_mapped(iova: int) -> OSError:
+    """The error of a new mapping from ``iova`` that overlaps another one."""
+    return OSError(errno.EEXIST, f"iova {iova:#x} is mapped already")
 
 
 def extent(found: Sequence[Mapping], span: tuple[int, int]) -> tuple[int, int]:

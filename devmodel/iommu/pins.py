@@ -16,6 +16,9 @@ from devmodel.iommu.backend import Backend, LockedMemory
 from devmodel.iommu.mappings import Mapping, Mappings
 from devmodel.iommu.segments import Segment, segments_of
 
+NOTIFY_LIMIT = 10
+"""How often a device is asked to unpin before its model is reported as faulty."""
+
 
 class Wanted(NamedTuple):
     """Memory to pin: at ``vaddr`` of ``client``, of which ``new`` pages are to be charged."""

@@ -4,10 +4,10 @@
 An API (type1) makes and removes the mappings, on the device lane and threads that may wait. Devices see a
 :class:`DmaSpace`, from other threads. ``IoAddressSpace.lock`` guards everything here, and the mappings,
 backends and pins behind it. It is held to look and to mark, never while a client is asked anything, because a
-client can make each answer as slow as it likes. Memory is pinned without it (``holding``). A DMA enters its
-ranges in ``inflight`` under the lock, copies without it, and takes them out under it. An unmap enters its
-range there too, which refuses new DMA and pins, and waits for the DMA under way. Dirty bitmaps (``tracking``)
-are written after the lock is released.
+client can make each answer as slow as it likes. Memory is pinned (``holding``) and dirty bitmaps are written
+(``tracking``) without it. A DMA enters its ranges in ``inflight`` under the lock, copies without it, and
+takes them out under it. An unmap enters its range there too, which refuses new DMA and pins, and waits for
+the DMA under way.
 Source: <linux/vfio.h>; Documentation/driver-api/vfio-mediated-device.rst; checks in vfio_iommu_type1's order.
 """
 
@@ -32,19 +32,15 @@ from devmodel.iommu.attachments import Attachments
 from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin, StalePiece
 from devmodel.iommu.holding import Holding
-from devmodel.iommu.inflight import MAX_DMA, Inflight, Span
-from devmodel.iommu.mappings import Mapping, Mappings, extent
-from devmodel.iommu.pins import MediatedBackend
+from devmodel.iommu.inflight import MAX_DMA, Find, Inflight, Span
+from devmodel.iommu.mappings import Mapping, Mappings, extent, is_mapped
+from devmodel.iommu.pins import NOTIFY_LIMIT, MediatedBackend
 from devmodel.iommu.segments import Segment, copy, is_pinned, read, refusal, segments_of
 
-NOTIFY_LIMIT = 10
-"""How often a device is asked to unpin before its model is reported as faulty."""
 _READ, _WRITE = int(Prot.READ), int(Prot.WRITE)
 
 Choice = Callable[[], list[Mapping]]
 """A rule of an API, called under the lock: gives the mappings of a call, in order, or raises ``OSError``."""
-Find = Callable[[], list[Segment]]
-"""Finds the segments of a DMA. Called under the lock. Raises :class:`DmaFault`."""
 
 
 class IoAddressSpace(DmaSpace):
@@ -161,7 +157,7 @@ class IoAddressSpace(DmaSpace):
             if not (self._strict or mappings.tracked or len(mappings.by_start) >= self.limit):
                 if mappings.add(mapping):
                     return
-                raise _exists(iova)
+                raise is_mapped(iova)
             self._admit(mapping, may_wait)
         if not mapping.allows:
             self._holding.finish(mapping, allowed)
@@ -380,7 +376,7 @@ class IoAddressSpace(DmaSpace):
         """Check a new mapping, in the kernel's order, and enter it. If it has to be pinned, no device may use
         it yet."""
         if self.mappings.within(mapping.iova, mapping.end):
-            raise _exists(mapping.iova)
+            raise is_mapped(mapping.iova)
         if len(self.mappings) >= self.limit:
             raise OSError(errno.ENOSPC, f"{self.limit} mappings are the limit")
         self.attachments.check(mapping)
@@ -401,7 +397,3 @@ class IoAddressSpace(DmaSpace):
             self._forget(mapping)
         self.mappings.clear()
         self.mappings.tracked = False
-
-
-def _exists(iova: int) -> OSError:
-    return OSError(errno.EEXIST, f"iova {iova:#x} is mapped already")
