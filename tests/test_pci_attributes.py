@@ -465,11 +465,18 @@ def test_reset_resets_the_device_and_keeps_its_configuration(lab: MountedLab) ->
 def test_reset_methods_are_chosen(lab: MountedLab) -> None:
     at_first = {name: read(lab, name, "reset_method") for name in (GPU, SECOND, INTEGRATED, CARD, VF)}
     assert at_first == {GPU: "flr bus", SECOND: "flr bus", INTEGRATED: "flr", CARD: "bus", VF: "flr"}
-    for text, shown in (("bus\n", "bus"), ("bus flr", "bus flr"), ("default", "flr bus"), (" flr ", "flr")):
+    texts = {
+        "bus\n": "bus",
+        "bus  flr": "bus flr",
+        "default": "flr bus",
+        "flr flr": "flr flr",
+        " flr ": "flr",
+    }
+    for text, shown in texts.items():
         write(lab, SECOND, "reset_method", text)
         assert read(lab, SECOND, "reset_method") == shown
         write(lab, SECOND, "reset", "1")
-    for text in ("pm", "acpi", "flr pm", "default flr", "FLR"):
+    for text in ("pm", "acpi", "flr pm", "default flr", "FLR", "bus\tflr", "flr " * 8):
         fails(errno.EINVAL, write, lab, SECOND, "reset_method", text)
     assert read(lab, SECOND, "reset_method") == "flr"
     write(lab, SECOND, "reset_method", "\n")

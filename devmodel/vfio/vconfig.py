@@ -14,7 +14,7 @@ from typing import NamedTuple
 from devmodel.device.pci import PciDevice
 from devmodel.irq.kinds import PciIrq
 from devmodel.pci import regs
-from devmodel.pci.regs import CapId, ExtCapId, Reg
+from devmodel.pci.regs import CapId, Command, ExtCapId, Reg
 from devmodel.region.region import StoredBytes
 
 ALL = -1
@@ -43,7 +43,10 @@ HEADER = (
     Permission(Reg.INTERRUPT_PIN, 1, ALL),
 )
 CAPABILITIES: Mapping[int, Sequence[Permission]] = {
-    CapId.PM: (Permission(regs.PM_CTRL, 2, regs.PM_CTRL_PME, ALL, regs.PM_CTRL_PME),),
+    CapId.PM: (
+        Permission(regs.PM_PMC, 2, regs.PM_CAP_PME_MASK),
+        Permission(regs.PM_CTRL, 2, regs.PM_CTRL_PME, ~regs.PM_CTRL_PME),
+    ),
     CapId.EXP: (
         Permission(regs.EXP_DEVCTL, 2, _OWN_CONTROL, ~regs.EXP_DEVCTL_PHANTOM, _OWN_CONTROL),
         Permission(regs.EXP_DEVCTL2, 2, 0, ~regs.EXP_DEVCTL2_ARI),
@@ -65,7 +68,18 @@ class VirtualConfig:
     """What the clients of one function see of its configuration space, from the first open to the last
     close."""
 
-    __slots__ = ("_config", "_data", "_device", "_express", "_flr", "_msi", "_virtual", "_writable", "stored")
+    __slots__ = (
+        "_config",
+        "_data",
+        "_device",
+        "_express",
+        "_flr",
+        "_msi",
+        "_power",
+        "_virtual",
+        "_writable",
+        "stored",
+    )
 
     def __init__(self, device: PciDevice, flr: Callable[[], None]) -> None:
         """``flr`` is called, under the device's lock, when a client writes the bit that resets the
@@ -77,6 +91,7 @@ class VirtualConfig:
         """For front ends: a read gives what is stored."""
         self._virtual, self._writable = bytearray(size), bytearray(size)
         self._msi, self._express = self._config.find(CapId.MSI), self._config.find(CapId.EXP)
+        self._power = self._config.find(CapId.PM)
         for field in _permissions(device):
             bits = (1 << 8 * field.width) - 1
             end = field.offset + field.width
@@ -92,6 +107,9 @@ class VirtualConfig:
         for offset, value in bars.items():
             self._put(offset, 4, value)
         self._put(Reg.COMMAND, 2, self._get(Reg.COMMAND, 2) | self._device.DECODED)
+        if self._power:  # power management events go to the host
+            for place, bits in ((regs.PM_PMC, regs.PM_CAP_PME_MASK), (regs.PM_CTRL, regs.PM_CTRL_PME)):
+                self._put(self._power + place, 2, self._get(self._power + place, 2) & ~bits)
         self._config.mirror = self._refresh
 
     def stop(self) -> None:
@@ -171,7 +189,8 @@ class VirtualConfig:
 def _permissions(device: PciDevice) -> Iterator[Permission]:
     """Those of the function's configuration space, with offsets from its beginning."""
     yield from HEADER
-    yield Permission(Reg.COMMAND, 2, device.DECODED, ALL, device.DECODED)
+    own = device.DECODED if device.identity.irq_pin else device.DECODED | Command.INTX_DISABLE
+    yield Permission(Reg.COMMAND, 2, own, ALL, own)
     place = device.config.value(Reg.CAPABILITY_LIST, 1)
     for cap in device.caps:
         yield Permission(place + 1, 1, ALL)

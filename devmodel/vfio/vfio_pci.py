@@ -26,6 +26,9 @@ from devmodel.vfio.group import Assignable, DeviceFile, Group
 from devmodel.vfio.pciaccess import FunctionAccess
 from devmodel.vfio.vftoken import VfToken, parse_pci_name
 
+MAX_RESETS = 7
+"""How many reset methods can be chosen, the same one again included: as many as the kernel knows."""
+
 
 class VfioPciFunction(Assignable):
     """A PCI function with a group of its own. It is in the group while vfio-pci drives it.
@@ -33,7 +36,7 @@ class VfioPciFunction(Assignable):
     ``bus`` has all functions of its bus, itself included. A hot reset resets them together.
     """
 
-    __slots__ = ("_access", "_chosen_resets", "_device", "address", "bus")
+    __slots__ = ("_access", "_chosen_resets", "_device", "_reset_worked", "address", "bus")
     emulated_iommu = False
     is_virtual: ClassVar[bool] = False
     """Whether it is a virtual function of another one."""
@@ -45,6 +48,7 @@ class VfioPciFunction(Assignable):
         self.address = address
         self._device = device
         self._chosen_resets: tuple[str, ...] | None = None
+        self._reset_worked = False
         self._access: FunctionAccess | None = None
         self.bus = bus
         self.bus.append(self)
@@ -113,21 +117,26 @@ class VfioPciFunction(Assignable):
         """Use these methods in this order, none of them for an empty sequence, or with None all that are
         supported. Lifecycle thread.
 
-        Raises ``OSError(EINVAL)`` for a name that is unknown or not supported, or that is given twice.
+        Raises ``OSError(EINVAL)`` for a name that is unknown or not supported, and for more than
+        :data:`MAX_RESETS`.
         """
-        if names is not None and (set(names) - set(self.supported_resets) or len(set(names)) < len(names)):
+        if names is not None and (set(names) - set(self.supported_resets) or len(names) > MAX_RESETS):
             raise OSError(errno.EINVAL, f"{self.name} cannot be reset by {' '.join(names)}")
         self._chosen_resets = None if names is None else tuple(names)
 
     @property
     def resettable(self) -> bool:
-        return bool(self.reset_methods)
+        """Whether the function could be reset when its first client opened it, which vfio-pci goes by until
+        the last one closes it. Any thread."""
+        return self._reset_worked
 
     def first_opened(self) -> None:
         """Give the function to its new user as vfio-pci does: in D0, reset if it has a reset, decoded, and no
         bus master."""
+        self._reset_worked = False
         with suppress(OSError):
             self.reset()
+            self._reset_worked = True
         with self._device.lock:
             self._device.power_up()
         self._device.enable_for_host()
@@ -161,8 +170,7 @@ class VfioPciFunction(Assignable):
         Raises ``OSError``: ENOTTY without a method that works now (a bus with virtual functions on it cannot
         be reset for one function), ENODEV once the function is gone. Any thread.
         """
-        methods = self.reset_methods
-        if "flr" not in methods and not ("bus" in methods and len(self.bus) == 1):
+        if not self._has_working_reset:
             raise OSError(errno.ENOTTY, f"{self.name} has no reset")
         self.reset_kept()
 
@@ -181,8 +189,14 @@ class VfioPciFunction(Assignable):
             self._device.power_up()
             self._device.reset_now()
 
+    @property
+    def _has_working_reset(self) -> bool:
+        """Whether one of its methods works now: a bus with virtual functions on it is not reset for one."""
+        methods = self.reset_methods
+        return "flr" in methods or ("bus" in methods and len(self.bus) == 1)
+
     def _function_level_reset(self) -> None:
-        if self.resettable:
+        if self._has_working_reset:
             self._reset_now()
 
     def _reset_now(self) -> None:

@@ -217,7 +217,7 @@ static int answer_ioctl(const struct request *r)
 	__atomic_store_n(&pump->client, tid, __ATOMIC_RELAXED);
 	fetch_argument(argument, file, in, tid);
 	int64_t result = call_ioctl(file, in->cmd, in->arg, tid, pump->slot), error = 0;
-	if (result != LANE_DEFERRED && result >= 0 && argument->reply)
+	if (result != LANE_DEFERRED && argument->reply) /* an error has an answer, too: ENOSPC says how much room it needs */
 		error = shim_poke(tid, in->arg, argument->data, argument->reply);
 	__atomic_store_n(&pump->client, 0, __ATOMIC_RELAXED);
 	if (pump->was_held)

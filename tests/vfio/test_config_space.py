@@ -38,7 +38,7 @@ from tests.vfio.devices import (
     signals,
     silent,
 )
-from tests.vfio.models.wired import MEMORY, MESSAGES, ROM, TABLE, VECTORS
+from tests.vfio.models.wired import MEMORY, MESSAGES, PM_EVENTS, ROM, TABLE, VECTORS
 
 WIRED, INTEGRATED, FIXED, SLOT = "0000:86:00.0", "0000:00:05.0", "0000:00:06.0", "0000:87:00.0"
 LAB = f"""\
@@ -263,12 +263,6 @@ def test_a_state_that_it_does_not_have_is_not_entered(device: Device, state: int
     assert power(device, 3) == 3
     assert power(device, state) == 3
     assert power(device, 0) == 0
-
-
-def test_pme_is_the_clients_to_keep(lab: MountedLab, device: Device) -> None:
-    place = capability(device, PM) + 4
-    device.set_config(place, 0x0108)
-    assert device.config(place) == 0x0108 and raw(lab, place) == 0x0008
 
 
 def test_a_reset_and_the_next_client_find_d0(lab: MountedLab) -> None:
@@ -500,6 +494,40 @@ def test_what_has_a_reset_says_so_and_has_it(
         else:
             fails(errno.ENODEV, device.ioctl, DEVICE_PCI_HOT_RESET_INFO, call)
             fails(errno.ENODEV, device.ioctl, DEVICE_PCI_HOT_RESET, reset)
+
+
+def test_what_could_be_reset_when_it_was_opened_has_the_flag_until_it_is_closed(lab: MountedLab) -> None:
+    method = function_dir(lab, WIRED) / "reset_method"
+    with bound(lab, WIRED) as groups:
+        with opened(lab, groups[0], WIRED) as found:
+            method.write_text("\n")
+            assert flags(found.device) & FLAGS_RESET
+            fails(errno.ENOTTY, found.device.ioctl, DEVICE_RESET)
+        with opened(lab, groups[0], WIRED) as found:
+            method.write_text("default")
+            assert not flags(found.device) & FLAGS_RESET
+            fails(errno.EINVAL, found.device.ioctl, DEVICE_RESET)
+
+
+def test_a_client_has_no_power_management_events(lab: MountedLab) -> None:
+    with bound(lab, SLOT) as groups, opened(lab, groups[0], SLOT) as found:
+        place = capability(found.device, PM)
+        assert raw(lab, place + 2, name=SLOT) & PM_EVENTS and raw(lab, place + 4, name=SLOT) & 0x0100
+        assert not found.device.config(place + 2) & PM_EVENTS and not found.device.config(place + 4) & 0x8100
+        for width, value in ((2, 0x8100), (4, 0x8100)):
+            found.device.set_config(place + 4, value, width)
+            assert not found.device.config(place + 4) & 0x8100
+            assert raw(lab, place + 4, name=SLOT) & 0x8100 == 0x0100
+
+
+def test_a_function_without_intx_keeps_the_bit_that_disables_it(lab: MountedLab) -> None:
+    with bound(lab, SLOT) as groups, opened(lab, groups[0], SLOT) as found:
+        command = found.device.config(COMMAND)
+        found.device.set_config(COMMAND, command | 0x400)
+        assert found.device.config(COMMAND) == command | 0x400
+        assert not raw(lab, COMMAND, name=SLOT) & 0x400
+        found.device.set_config(COMMAND, command)
+        assert found.device.config(COMMAND) == command
 
 
 def test_a_function_on_bus_0_has_no_link(lab: MountedLab) -> None:

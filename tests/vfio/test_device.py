@@ -279,6 +279,9 @@ def test_hot_reset_info(machine: MountedLab, gpu: Opened) -> None:
         (group_number(machine, name), 0, 0x86, function) for function, name in enumerate((GPU, NEIGHBOUR))
     ]
     assert hot_reset_info(gpu.device, 2) == (0, 2, expected)
+    call = ctypes.create_string_buffer(struct.pack("=III", 12, 0, 0), 64)  # as QEMU asks first
+    fails(errno.ENOSPC, gpu.device.ioctl, DEVICE_PCI_HOT_RESET_INFO, call)
+    assert struct.unpack_from("=III", call.raw)[2] == 2
     call = ctypes.create_string_buffer(struct.pack("=III", 12 + 8, 0, 0), 64)
     fails(errno.ENOSPC, gpu.device.ioctl, DEVICE_PCI_HOT_RESET_INFO, call)
     assert struct.unpack_from("=III", call.raw)[2] == 2

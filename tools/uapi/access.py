@@ -22,6 +22,7 @@ ACCESSES = (
     ("MSI: address and data", OWN, MODEL),
     ("MSI-X: control", "says what is on; read-only", "says what is on; can be written"),
     ("power state", "D0 and D3hot, no others; the next open finds D0", "D0 and D3hot, no others"),
+    ("power management events", "hidden: their bits read 0, and cannot be written", MODEL),
     ("device control: reset bit", "resets the function, and reads 0", "the same"),
     ("device control: sizes of payloads and reads", OWN, MODEL),
     ("link control", "read-only", MODEL),

@@ -122,8 +122,8 @@ class EndpointAttributes(PciAttributes):
     @reset_method.store
     def _store_reset_method(self, text: str) -> None:
         """Takes methods and their order, `default` for all in the order of the kernel, and an empty line for
-        none. EINVAL for a method that the function has not."""
-        names = text.split()
+        none. EINVAL for a method that the function does not have."""
+        names = [name for name in map(str.strip, text.split(" ")) if name]
         self.assignable.choose_resets(None if names == ["default"] else names)
 
     @attribute(when=_is_display)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions for tests of configuration space: one with a bit of everything, one without any reset."""
 
+import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 from devmodel.sdk import (
     Bar,
@@ -23,6 +25,7 @@ from devmodel.sdk import (
 
 MEMORY, ROM = 1 << 20, 1 << 16
 TABLE, VECTORS, MESSAGES = 0x800, 4, 8
+PM_EVENTS = 0xF800
 
 
 class Wired(PciDevice):
@@ -49,7 +52,8 @@ class Wired(PciDevice):
 
 
 class Fixed(PciDevice):
-    """Without PCI Express, and so without a reset on a root bus."""
+    """Without PCI Express, and so without a reset on a root bus; without INTx, and with power management
+    events."""
 
     identity = Identity(0x1234, 0xC0F5, 0x1AF4, 0x1100, class_code=0x088000)
 
@@ -57,7 +61,8 @@ class Fixed(PciDevice):
         return {0: Bar(Memory(MEMORY))}
 
     def capabilities(self) -> Sequence[Capability]:
-        return (power_management(),)
+        own = struct.pack("<HHH", PM_EVENTS | 0x0003, 0x0108, 0)  # version 3; PME enabled, NO_SOFT_RESET
+        return (replace(power_management(), body=own, mask=struct.pack("<HHH", 0, 0x0103, 0)),)
 
 
 LAYOUT = Layout(
