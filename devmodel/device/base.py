@@ -10,7 +10,7 @@ import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from devmodel.callpoint import CallPoint
 from devmodel.device.attribute import DeviceAttribute
@@ -29,6 +29,16 @@ Hide = Callable[[frozenset[int]], None]
 _NONE: frozenset[int] = frozenset()
 NO_LAB = CallPoint()
 """Of devices that are in no lab: nobody listens."""
+
+
+class RegionAccess(Protocol):
+    """The regions of a device: its own, or what a driver gives its clients of them. :class:`Device` says what
+    each method does."""
+
+    def read(self, index: int, offset: int, size: int) -> bytes: ...
+    def write(self, index: int, offset: int, data: bytes) -> int: ...
+    def stored(self, index: int) -> StoredBytes | None: ...
+    def hole(self, index: int) -> tuple[int, int] | None: ...
 
 
 class Device:

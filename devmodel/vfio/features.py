@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from devmodel.irq.eventfd import Eventfd
+from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.flags import DeviceFeature
-from devmodel.vfio.group import DeviceFile
 from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
 

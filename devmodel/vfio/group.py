@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IOMMU groups, the devices in them, and the opens of both: all that a group's lock guards.
+"""IOMMU groups, the devices in them, and the open files of groups.
 
 A client that has a device open keeps it. One that has only its group open does not: when the last device
 leaves the group, the open file is revoked, and a device that joins later has a group file of its own.
 
-Threads: the device lane opens and closes; the trio thread removes devices.  State is under ``Group.lock``;
-a container's lock is taken after it.
+Threads: the device lane opens and closes; the trio thread removes devices. State is under ``Group.lock``; a
+container's lock is taken after it.
 Source: <linux/vfio.h> (VFIO_GROUP_GET_STATUS to VFIO_GROUP_GET_DEVICE_FD), Documentation/driver-api/vfio.rst.
 """
 
@@ -15,11 +15,10 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
-from devmodel.device.base import Device
+from devmodel.device.base import Device, RegionAccess
 from devmodel.irq.kinds import PciIrq
-from devmodel.region.region import StoredBytes
 from devmodel.vfio.container import Container
 from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, lives
 
@@ -97,15 +96,6 @@ class Group(Held):
             raise OSError(errno.EPERM, f"group {self.number} has no IOMMU: it takes CAP_SYS_RAWIO")
 
 
-class Access(Protocol):
-    """The regions of a device, as a client of its driver has them; :class:`Device` says what each does."""
-
-    def read(self, index: int, offset: int, size: int) -> bytes: ...
-    def write(self, index: int, offset: int, data: bytes) -> int: ...
-    def stored(self, index: int) -> StoredBytes | None: ...
-    def hole(self, index: int) -> tuple[int, int] | None: ...
-
-
 class Assignable(ABC):
     """A device of an IOMMU group, as VFIO sees it. Clients hold it open; it retires only when none does."""
 
@@ -139,7 +129,7 @@ class Assignable(ABC):
         return self.device.resettable
 
     @property
-    def access(self) -> Access:
+    def access(self) -> RegionAccess:
         """What reads and writes of its clients go to: the device, or what its driver puts before it."""
         return self.device
 
@@ -375,11 +365,6 @@ class GroupFile:
             self.group.check_rawio(rawio)
             return found
 
-    def open_device(self, name: str, rawio: bool = False) -> DeviceFile:
-        """Open the device ``name``. Raises ``OSError`` as :meth:`get_device`."""
-        with self.group.lock:
-            return DeviceFile(self.get_device(name, rawio), self)
-
     def close(self) -> None:
         """The file is closed. Its device files keep the group in its container. May be called twice."""
         with self.group.lock:
@@ -412,55 +397,3 @@ class GroupFile:
         if self.container is not None:
             self.container.detach(self.group)
             self.container = None
-
-
-class DeviceFile:
-    """One open of a device, through its group or (``group_file`` None) through its own character device."""
-
-    __slots__ = ("_closed", "assignable", "device", "group_file", "low_power")
-
-    def __init__(self, assignable: Assignable, group_file: GroupFile | None = None) -> None:
-        """Hold the device until :meth:`close`.
-
-        Raises ``OSError``: ENODEV when the device is gone, EINVAL when its group's file was closed or
-        revoked.
-        """
-        self.assignable = assignable
-        self.group_file = group_file
-        self.low_power = False
-        self._closed = False
-        with assignable.group.lock:
-            if group_file is not None and group_file.group.opened is not group_file:
-                raise OSError(errno.EINVAL, "the group's file is closed")
-            self._hold()
-            if group_file is not None:
-                group_file.get()
-
-    @property
-    def by_cdev(self) -> bool:
-        """Whether it was opened through its own character device, not through its group."""
-        return self.group_file is None
-
-    def _hold(self) -> None:
-        first = self.assignable.hold()
-        try:
-            self.device = self.assignable.device
-            if first:
-                self.assignable.first_opened()
-            container = self.group_file.container if self.group_file is not None else None
-            self.device.opened(container.iommu if container is not None else None)
-        except BaseException:
-            self.assignable.drop()
-            raise
-
-    def close(self) -> None:
-        """Release the device and the group's file. May be called twice."""
-        with self.assignable.group.lock:
-            if self._closed:
-                return
-            self._closed = True
-            if self.assignable.drop():
-                self.device.released()
-                self.assignable.last_closed()
-            if self.group_file is not None:
-                self.group_file.put()

@@ -12,7 +12,7 @@ from devmodel.device.base import Device
 from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.irq.irqs import IrqIndex
 from devmodel.region.region import Region
-from devmodel.vfio.group import DeviceFile
+from devmodel.vfio.devicefile import DeviceFile
 
 MUST_EXIST = 7
 """Regions from this index on (config, VGA) are EINVAL when absent.  An absent BAR or ROM has size 0."""

@@ -21,8 +21,9 @@ from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.ioeventfd import IoWrite
 from devmodel.pci.address import PciAddress
 from devmodel.region.backing import REGION_SHIFT
+from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.flags import IOEVENTFD_SIZES
-from devmodel.vfio.group import Assignable, DeviceFile, Group
+from devmodel.vfio.group import Assignable, Group
 from devmodel.vfio.pciaccess import FunctionAccess
 from devmodel.vfio.vftoken import VfToken, parse_pci_name
 

@@ -13,7 +13,7 @@ from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
-from devmodel.vfio.group import DeviceFile
+from devmodel.vfio.devicefile import DeviceFile
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, MIB, Recorder
 

@@ -20,7 +20,7 @@ from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.pci.config import Aperture, Assigned
 from devmodel.pci.fields import Bar
 from devmodel.region.region import Memory
-from devmodel.vfio.group import DeviceFile
+from devmodel.vfio.devicefile import DeviceFile
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, MIB, Recorder
 

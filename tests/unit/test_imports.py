@@ -277,7 +277,7 @@ def test_an_import_is_found_however_it_is_written(text: str, place: int, importe
     [
         (KERNFS, "import errno\nimport trio\nfrom ioctl_shim.lane import Lane\nfrom . import bundle\n"),
         (KERNFS, "from devmodel.device.tasks import Task\nfrom vfsfuse.kernfs.waiting import StoreFile\n"),
-        ("vfsfuse/vfio/device.py", "from devmodel.vfio.group import DeviceFile\n"),
+        ("vfsfuse/vfio/device.py", "from devmodel.vfio.devicefile import DeviceFile\n"),
         ("vfsfuse/cli/mountpoint.py", "from vfsfuse.kernfs.xattr import XATTR_PID\n"),
         ("ioctl_shim/__init__.py", "from ioctl_shim import _native\nfrom . import _native\n"),
     ],

@@ -22,7 +22,8 @@ from devmodel.pci.capability import Capability, msi
 from devmodel.pci.express import express
 from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.msix import MsixBar
-from devmodel.vfio.group import Assignable, DeviceFile, Group
+from devmodel.vfio.devicefile import DeviceFile
+from devmodel.vfio.group import Assignable, Group
 from devmodel.vfio.vftoken import PciName, VfToken, parse_pci_name
 from ioctl_shim._native import lib
 from tests.unit.fakes import fails

@@ -19,7 +19,7 @@ from devmodel.lifecycle.mdev import Mdev, Parent
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
-from devmodel.vfio.group import DeviceFile
+from devmodel.vfio.devicefile import DeviceFile
 from tests.unit.fakes import fails
 
 MIB = 1 << 20

@@ -18,7 +18,7 @@ from devmodel.irq.kinds import ClientFds, PciIrq
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
 from devmodel.lifecycle.removal import REQUEST_SECONDS, when_free
-from devmodel.vfio.group import DeviceFile
+from devmodel.vfio.devicefile import DeviceFile
 from ioctl_shim._native import lib
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, SPEC, Recorder, snapshot

@@ -29,7 +29,7 @@ from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.ids import ANY, PciId, parse_pci_id
 from devmodel.pci.regs import Command, ExtCapId, Reg
 from devmodel.region.region import Memory, Rom
-from devmodel.vfio.group import DeviceFile
+from devmodel.vfio.devicefile import DeviceFile
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, MIB, Recorder
 from vfsfuse.labfile.reader import LabFileError, load

@@ -14,7 +14,8 @@ from devmodel.device.base import Device
 from devmodel.iommu.api import Extension, MustWait, Prot
 from devmodel.iommu.type1 import Type1
 from devmodel.vfio.container import Container, ContainerGroup
-from devmodel.vfio.group import Assignable, DeviceFile, Group, GroupFile, retire_all
+from devmodel.vfio.devicefile import DeviceFile
+from devmodel.vfio.group import Assignable, Group, GroupFile, retire_all
 from devmodel.vfio.lingering import PATIENCE, InUse, Lingering
 from tests.unit.fakes import FakeClient, fails
 
@@ -136,7 +137,7 @@ def test_whose_file_it_is_decides(group: Group) -> None:
 
 def test_whose_device_it_is_decides(ready: GroupFile, group: Group) -> None:
     device = group.devices[0]
-    held = ready.open_device("toy")
+    held = DeviceFile.named(ready, "toy")
     ready.used_by(lambda: True)
     with pytest.raises(Lingering):
         device.retire()
@@ -166,7 +167,7 @@ def test_status_follows_the_container(group: Group, container: Container) -> Non
 
 def test_set_and_unset_container_preconditions(ready: GroupFile, container: Container) -> None:
     fails(errno.EINVAL, ready.set_container, container)
-    held = ready.open_device("toy")
+    held = DeviceFile.named(ready, "toy")
     fails(errno.EBUSY, ready.unset_container)
     held.close()
     ready.unset_container()
@@ -192,24 +193,24 @@ def test_get_device_preconditions(group: Group, container: Container) -> None:
     fails(errno.ENODEV, file.get_device, "other")
     fails(errno.EINVAL, file.get_device, "toy")
     file.set_container(container)
-    fails(errno.EINVAL, file.open_device, "toy")
+    fails(errno.EINVAL, DeviceFile.named, file, "toy")
     container.set_iommu(Extension.TYPE1V2)
     assert file.get_device("toy") is group.devices[0]
-    fails(errno.ENODEV, file.open_device, "other")
+    fails(errno.ENODEV, DeviceFile.named, file, "other")
 
 
 def test_a_device_that_cannot_be_made_is_not_held(ready: GroupFile, group: Group) -> None:
     toy = group.devices[0]
     assert isinstance(toy, Toy)
     toy.broken = True
-    fails(errno.EIO, ready.open_device, "toy")
+    fails(errno.EIO, DeviceFile.named, ready, "toy")
     assert toy.open_count == 0
     ready.unset_container()
 
 
 def test_devices_open_more_than_once_and_close_twice(ready: GroupFile, group: Group) -> None:
     toy = group.devices[0]
-    first, second = ready.open_device("toy"), ready.open_device("toy")
+    first, second = DeviceFile.named(ready, "toy"), DeviceFile.named(ready, "toy")
     assert first.device is second.device and toy.open_count == 2
     first.close()
     first.close()
@@ -228,8 +229,8 @@ def test_the_last_file_to_close_ends_the_groups_use_whatever_the_order(
     files: dict[str, Closable] = {
         "container": container,
         "group": file,
-        "one": file.open_device("toy"),
-        "two": file.open_device("toy"),
+        "one": DeviceFile.named(file, "toy"),
+        "two": DeviceFile.named(file, "toy"),
     }
     left = set(order)
     for name in order:
@@ -265,7 +266,7 @@ def test_the_iommu_lives_until_the_last_group_leaves(container: Container) -> No
 
 def test_retire_refuses_while_the_device_is_open(ready: GroupFile, group: Group) -> None:
     toy = group.devices[0]
-    for held in (DeviceFile(toy), ready.open_device("toy")):
+    for held in (DeviceFile(toy), DeviceFile.named(ready, "toy")):
         fails(errno.EBUSY, toy.retire)
         held.close()
     toy.retire()
@@ -292,7 +293,7 @@ def test_a_group_that_loses_its_devices_revokes_its_file(
         fails(errno.ENODEV, ready.set_container, None)
         fails(errno.EINVAL, ready.unset_container)
         fails(errno.ENODEV, ready.get_device, "toy")
-        fails(errno.ENODEV, ready.open_device, "toy")
+        fails(errno.ENODEV, DeviceFile.named, ready, "toy")
         fails(errno.EINVAL, DeviceFile, toy, ready)
 
     fails(errno.ENODEV, group.open)
@@ -302,7 +303,7 @@ def test_a_group_that_loses_its_devices_revokes_its_file(
     file = group.open()
     file.set_container(container)
     container.set_iommu(Extension.TYPE1V2)
-    held = file.open_device("toy")
+    held = DeviceFile.named(file, "toy")
     check()
     ready.close()
     assert container.groups
@@ -316,7 +317,7 @@ def test_a_group_that_loses_its_devices_revokes_its_file(
 def test_the_files_of_a_device_that_vanished_keep_the_container(
     ready: GroupFile, group: Group, container: Container
 ) -> None:
-    held = ready.open_device("toy")
+    held = DeviceFile.named(ready, "toy")
     group.devices[0].withdraw()
     assert ready.status() == (True, True)
     fails(errno.ENODEV, ready.get_device, "toy")

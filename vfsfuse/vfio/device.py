@@ -19,10 +19,11 @@ from devmodel.device.base import Device
 from devmodel.device.display import Plane
 from devmodel.irq.irqs import IrqIndex
 from devmodel.region.backing import REGION_SHIFT
+from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.features import FeatureData, WakeUp, feature
 from devmodel.vfio.flags import DeviceFeature
 from devmodel.vfio.gfx import display_of, is_probe, shown_plane
-from devmodel.vfio.group import DeviceFile, Group
+from devmodel.vfio.group import Group
 from devmodel.vfio.info import device_info, irq_info, region_info
 from devmodel.vfio.irqset import IrqData, IrqRequest, set_irqs
 from devmodel.vfio.vfio_pci import (

@@ -21,7 +21,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from devmodel.vfio.group import Assignable, DeviceFile, GroupFile
+from devmodel.vfio.devicefile import DeviceFile
+from devmodel.vfio.group import Assignable, GroupFile
 from ioctl_shim._native import ffi
 from ioctl_shim.abi import PREPARE_DEVICE
 from ioctl_shim.client import ClientProcess
@@ -109,7 +110,7 @@ class Handover:
             if opening.tid != prepared.request.supervisor:
                 raise OSError(errno.EACCES, f"thread {opening.tid} did not prepare this device")
             del self._prepared[token]
-        return self._file.open_device(prepared.request.name, prepared.rawio)
+        return DeviceFile.named(self._file, prepared.request.name, prepared.rawio)
 
     def close(self) -> None:
         """The group file was closed: withdraw what nobody has opened."""

@@ -15,7 +15,8 @@ from typing import TypeVar
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.spec import LabSpec
 from devmodel.region.backing import REGION_SHIFT
-from devmodel.vfio.group import Assignable, DeviceFile, Group
+from devmodel.vfio.devicefile import DeviceFile
+from devmodel.vfio.group import Assignable, Group
 from devmodel.vfio.module import VfioModule
 from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.kernfs.bundle import Bundle, Part, symlink_part
