@@ -44,9 +44,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
         yield made
 
 
-def kinds(folder: Path) -> dict[str, str]:
-    """The type and mode of each file in a directory."""
-    return {each.name: stat.filemode(each.lstat().st_mode) for each in folder.iterdir()}
+def kinds(folder: Path) -> dict[str, tuple[str, int | None]]:
+    """The type and mode of each file in a directory, and the size of a symlink."""
+    found = ((each.name, each.lstat()) for each in folder.iterdir())
+    return {
+        name: (stat.filemode(each.st_mode), each.st_size if stat.S_ISLNK(each.st_mode) else None)
+        for name, each in found
+    }
 
 
 @pytest.mark.parametrize("what", PLACES)

@@ -12,8 +12,8 @@ from devmodel.pci.fields import Identity
 ANY = 0xFFFFFFFF
 """PCI_ANY_ID."""
 FIELDS = 6
-"""Numbers of a PciId: four ids, class and class mask. A seventh number of new_id is data for the driver, for
-which no driver here has a use."""
+"""Numbers of a PciId: four ids, class and class mask. A seventh number of new_id is data for the driver. It
+has to be that of an id that the driver has anyway: 0 for every driver here."""
 
 _NUMBER = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,8}", re.ASCII)
 
@@ -52,11 +52,24 @@ class PciId:
 
 
 def parse_pci_id(text: str) -> PciId:
-    """Hexadecimal numbers: vendor, device, then perhaps subvendor, subdevice, class, class mask and another.
+    """Hexadecimal numbers: vendor, device, then perhaps subvendor, subdevice, class and class mask.
 
     As with the kernel's sscanf(), the first word that is no number ends the line. Raises ValueError for fewer
     than two numbers.
     """
+    return PciId(*_numbers(text)[:FIELDS])
+
+
+def parse_new_id(text: str) -> PciId:
+    """As :func:`parse_pci_id`, with data for the driver as a seventh number. Raises ValueError for data other
+    than 0 as well."""
+    numbers = _numbers(text)
+    if any(numbers[FIELDS:]):
+        raise ValueError(f"{text!r} has data that no id of the driver has")
+    return PciId(*numbers[:FIELDS])
+
+
+def _numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for word in text.split()[: FIELDS + 1]:
         if _NUMBER.fullmatch(word) is None:
@@ -64,4 +77,4 @@ def parse_pci_id(text: str) -> PciId:
         numbers.append(int(word, 16))
     if len(numbers) < 2:
         raise ValueError(f"{text!r} is no vendor and device (two hexadecimal numbers)")
-    return PciId(*numbers[:FIELDS])
+    return numbers

@@ -26,7 +26,7 @@ from devmodel.pci import regs
 from devmodel.pci.capability import ExtendedCapability, alternative_routing
 from devmodel.pci.config import Aperture, ConfigSpace
 from devmodel.pci.fields import Bar, Identity
-from devmodel.pci.ids import ANY, PciId, parse_pci_id
+from devmodel.pci.ids import ANY, PciId, parse_new_id, parse_pci_id
 from devmodel.pci.regs import Command, ExtCapId, Reg
 from devmodel.region.region import Memory, Rom
 from devmodel.vfio.devicefile import DeviceFile
@@ -504,6 +504,13 @@ def test_a_host_driver_takes_no_virtual_function(lab: Lab, vf: VirtualFunction) 
     fails(errno.ENODEV, lab.drivers.bind, vf, "vgpu")
     lab.drivers.probe(vf)
     assert vf.driver is None
+
+
+def test_data_of_a_new_id_is_that_of_an_id_of_the_driver() -> None:
+    ids = "1234 1111 1af4 1100 30000 ff0000"
+    assert parse_new_id(ids) == parse_new_id(ids + " 0") == parse_pci_id(ids)
+    with pytest.raises(ValueError, match="has data"):
+        parse_new_id(ids + " 7")
 
 
 @pytest.mark.parametrize(

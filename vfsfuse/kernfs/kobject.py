@@ -43,6 +43,10 @@ class Stat(NamedTuple):
     gid: int | None = None
 
 
+SYMLINK = Stat(stat.S_IFLNK | 0o777, 0)
+"""Of every symlink: in sysfs they have no size."""
+
+
 class Lookup(NamedTuple):
     """What a name stands for: an inode number, its stat, and the entry whose times it has."""
 
@@ -126,7 +130,7 @@ class Symlink(Entry):
         self.target = target
 
     def stat(self) -> Stat:
-        return Stat(stat.S_IFLNK | 0o777, len(relative(self.parent, self.target)))
+        return SYMLINK
 
 
 class DeviceNode(Entry):

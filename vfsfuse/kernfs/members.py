@@ -46,7 +46,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from ioctl_shim.lane import ATTR_BIT, ATTR_READ_BIT, ATTR_WRITE_BIT, DEVICE_BIT, Opened, OpenRequest
-from vfsfuse.kernfs.kobject import Entry, Member, Stat, relative
+from vfsfuse.kernfs.kobject import SYMLINK, Entry, Member, Stat
 
 PAGE_SIZE = 4096
 S = TypeVar("S")
@@ -261,7 +261,8 @@ class LinkMember(Member):
         return self._target(owner) is not None
 
     def stat(self, owner: Any) -> Stat:
-        return Stat(stat.S_IFLNK | 0o777, len(relative(owner, self.target(owner))))
+        self.target(owner)
+        return SYMLINK
 
 
 def link(

@@ -13,7 +13,7 @@ from devmodel.lifecycle.binding import held_by
 from devmodel.lifecycle.hotplug import PCI
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.removal import taking_away
-from devmodel.pci.ids import parse_pci_id
+from devmodel.pci.ids import parse_new_id, parse_pci_id
 from vfsfuse.kernfs.kobject import Entry, Kobject
 from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link, store_only, waiting_store
 from vfsfuse.sysfs.kstrtox import parse_number
@@ -148,9 +148,9 @@ class PciDriverDir(DriverDir):
     @store_only()
     def new_id(self, text: str) -> None:
         """Adds an id, `vendor device [subvendor [subdevice [class [class_mask [data]]]]]` in hexadecimal, and
-        binds the matching functions that have no driver. EINVAL: fewer than two numbers; EEXIST: the driver
-        has such an id."""
-        self.lab.drivers.add_id(self.name, parse_pci_id(text))
+        binds the matching functions that have no driver. EINVAL: fewer than two numbers, or data that is not
+        0; EEXIST: the driver has such an id."""
+        self.lab.drivers.add_id(self.name, parse_new_id(text))
 
     @store_only()
     def remove_id(self, text: str) -> None:

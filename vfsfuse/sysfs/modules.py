@@ -89,7 +89,8 @@ class VfioPciParameters(LabDir):
 
     @attribute()
     def ids(self) -> str:
-        """An empty line: the module was loaded without ids. `new_id` of the driver adds some."""
+        """An empty line: the module was loaded without ids. `new_id` of the driver adds some. Linux has
+        the parameter without this file."""
         return "\n"
 
 
