@@ -95,8 +95,9 @@ async def when_free(lab: Lab, devices: Callable[[], Iterable[Assignable]], chang
                     undo.enter_context(_Leaving(device, watcher))
             try:
                 return change()
-            except InUse:
-                with trio.move_on_after(REQUEST_SECONDS):
+            except InUse as busy:
+                seconds = busy.seconds if isinstance(busy, Lingering) else REQUEST_SECONDS
+                with trio.move_on_after(seconds):
                     await let_go.park()
 
 

@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple
 from devmodel.device.base import Device, RegionAccess
 from devmodel.irq.kinds import PciIrq
 from devmodel.vfio.container import Container
-from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, lives
+from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, check_looks, lives
 
 
 class Group(Held):
@@ -214,6 +214,7 @@ class Assignable(ABC):
             file = self.group.opened
             if file is not None and opened <= file.devices:
                 file.client.check()
+            check_looks(self.group)
         if opened:
             self.device.irq.trigger(PciIrq.REQ)
         raise InUse(errno.EBUSY, f"{self.name} is in use")

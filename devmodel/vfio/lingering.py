@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client that has ended still has in use for a moment, and how others wait for that moment to pass.
+"""What a client no longer has in use, or only for a moment, and how others wait for that moment to pass.
 
 On Linux the files of a process are closed before anybody sees that it has ended. Here a supervisor of
-`vfsfuse run` may hold a copy for a moment longer, and the kernel may tell us of a close a moment late.
+`vfsfuse run` may hold a copy for a moment longer, and the kernel may tell us of a close a moment late. A file
+that a client closes while we look at its descriptors is closed when the look is over (``devmodel.looks``).
 
 Threads: any. State is under the group's lock.
 """
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from devmodel.iommu.api import MustWait
+from devmodel.looks import GRACE, looks
 
 T = TypeVar("T")
 PATIENCE = 0.5
@@ -27,13 +29,14 @@ class InUse(OSError):
 
 
 class Lingering(InUse):
-    """EBUSY that is about to pass: only a client that has ended uses ``group``.
+    """EBUSY that may be about to pass: a client that has ended uses ``group``, or our own look at its file.
 
-    Its files may have gone to other processes. So it is a plain EBUSY if that has not passed in ``seconds``.
+    It is a plain EBUSY if it has not passed in ``seconds``: the files of the client may have gone to other
+    processes, and what we looked at may be in use.
     """
 
     def __init__(self, group: Held, seconds: float) -> None:
-        super().__init__(errno.EBUSY, f"{group} is still in use by a process that has ended")
+        super().__init__(errno.EBUSY, f"{group} is still in use")
         self.group, self.seconds = group, seconds
         self.seen = group.let_goes
 
@@ -92,6 +95,12 @@ class Held:
                 self.unwatch(watcher)
 
 
+def check_looks(group: Held) -> None:
+    """Raise :class:`Lingering` when ``group`` may be in use because of a look alone. Under its lock."""
+    if looks.may_hold:
+        raise Lingering(group, GRACE)
+
+
 def lives() -> bool:
     """The client has not ended."""
     return False
@@ -109,8 +118,9 @@ class LastClient:
         self._until: float | None = None
 
     def check(self) -> None:
-        """Raise :class:`Lingering` when the client has ended, for :data:`PATIENCE` from the first time that
-        this is found out."""
+        """Raise :class:`Lingering` as :func:`check_looks`, and when the client has ended, for
+        :data:`PATIENCE` from the first time that this is found out."""
+        check_looks(self._group)
         now = time.monotonic()
         if self._until is None:
             if not self._ended():

@@ -30,13 +30,14 @@ PICTURE: Mapping[str, str] = {
     "devmodel.callpoint": "",
     "devmodel.client": "",
     "devmodel.ida": "",
+    "devmodel.looks": "",
     "devmodel.uuids": "",
     "devmodel.region": "devmodel: callpoint",
     "devmodel.irq": "devmodel: callpoint",
     "devmodel.pci": "devmodel: callpoint region",
     "devmodel.iommu": "devmodel: callpoint client",
     "devmodel.device": "devmodel: callpoint iommu irq pci region",
-    "devmodel.vfio": "devmodel: callpoint client device iommu irq pci region uuids",
+    "devmodel.vfio": "devmodel: callpoint client device iommu irq looks pci region uuids",
     "devmodel.lifecycle": "devmodel: callpoint device ida iommu pci uuids vfio",
     "devmodel.gpu": "devmodel: callpoint device iommu region",
     "devmodel.models": "devmodel: callpoint device gpu pci region",
@@ -48,7 +49,8 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.scheduling": "",
     "vfsfuse.run": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci uuids",
-    "vfsfuse.kernfs": "ioctl_shim | devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents",
+    "vfsfuse.kernfs": "ioctl_shim "
+    "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks",
     "vfsfuse.vfio": "ioctl_shim "
     "| devmodel: callpoint client device iommu irq lifecycle pci region uuids vfio",
     "vfsfuse.sysfs": "ioctl_shim "

@@ -5,7 +5,7 @@ import errno
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from devmodel.device.base import Device
 from devmodel.iommu.api import Extension, MustWait, Prot
 from devmodel.iommu.type1 import Type1
+from devmodel.looks import GRACE, Looks, looks
 from devmodel.vfio.container import Container, ContainerGroup
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.group import Assignable, Group, GroupFile, retire_all
@@ -148,6 +149,50 @@ def test_whose_device_it_is_decides(ready: GroupFile, group: Group) -> None:
     beside.close()
     held.close()
     device.retire()
+
+
+@pytest.fixture
+def look() -> Iterator[Looks]:
+    """The looks of this process; the test after this one has none."""
+    yield looks
+    while looks.may_hold:
+        time.sleep(GRACE / 10)
+
+
+def test_a_look_at_its_files_may_be_all_that_uses_a_group(
+    ready: GroupFile, group: Group, look: Looks
+) -> None:
+    """The client is alive, so it is in use by a client as soon as no look can be the reason."""
+    device = group.devices[0]
+    with look:
+        for call in (ready.group.open, group.open):
+            with pytest.raises(MustWait):
+                call()
+        held = ready.open_device("toy")
+        with pytest.raises(MustWait):
+            ready.unset_container()
+        with pytest.raises(Lingering):
+            device.retire()
+    with pytest.raises(MustWait):
+        group.open()
+    begun = time.monotonic()
+    fails(errno.EBUSY, group.open, may_wait=True)
+    assert GRACE / 2 < time.monotonic() - begun < PATIENCE + 1
+    fails(errno.EBUSY, ready.unset_container)
+    with pytest.raises(InUse) as caught:
+        device.retire()
+    assert not isinstance(caught.value, Lingering)
+    held.close()
+
+
+def test_a_group_that_a_look_has_in_use_opens_when_it_is_closed(
+    ready: GroupFile, group: Group, look: Looks
+) -> None:
+    with look:
+        later = threading.Timer(0.05, ready.close)
+        later.start()
+        assert group.open(may_wait=True).status()
+    later.join()
 
 
 def test_a_group_without_devices_is_enodev(group: Group) -> None:

@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import trio
 
+from devmodel.looks import looks
 from ioctl_shim._native import ffi, lib
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.tree import NameChange, Tree
@@ -144,7 +145,8 @@ class Watchers:
             changes = [change for gate in list(self._gates.values()) for change in gate.take()]
             changes += (self._told.popleft() for _ in range(len(self._told)))
             began = time.thread_time()
-            inodes = watched(self._st_dev)
+            with looks:  # reading a link of /proc/PID/fd holds the client's file
+                inodes = watched(self._st_dev)
             took = time.thread_time() - began
             if inodes:
                 self._make(changes, inodes)
