@@ -168,7 +168,7 @@ def test_a_look_at_its_files_may_be_all_that_uses_a_group(
         for call in (ready.group.open, group.open):
             with pytest.raises(MustWait):
                 call()
-        held = ready.open_device("toy")
+        held = DeviceFile.named(ready, "toy")
         with pytest.raises(MustWait):
             ready.unset_container()
         with pytest.raises(Lingering):
