@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.inotify import watching
 from tests.lab import VFSFUSE, MountedLab, Vgpu, vfsfuse
+from vfsfuse.kernfs import watchers
 
 MTTY = "mtty-1", "mtty"
 
@@ -82,6 +85,36 @@ def test_a_virtual_function_hears_that_it_goes(lab: MountedLab) -> None:
     with watching(function) as watch:
         (lab.gpu / "sriov_numvfs").write_text("0")
         assert watch.hear(1) == [(str(function), "IN_DELETE_SELF", "")]
+
+
+@pytest.mark.parametrize("what", ["0000:86:00.0", "0000:00:01.0"])
+def test_what_goes_together_is_heard_of_one_by_one(fresh_lab: MountedLab, what: str) -> None:
+    """A function takes its vGPUs along, a root port all that is below it: the names above have gone too."""
+    lab, vgpu = fresh_lab, fresh_lab.create()
+    (lab.gpu / "sriov_numvfs").write_text("1")
+    gpu = lab.gpu.resolve()
+    own = [vgpu.path, vgpu.cdev, gpu / "mdev_supported_types", (gpu / "virtfn0").resolve(), gpu]
+    if gpu.name != what:
+        own += [gpu.parent / "pci_bus/0000:86", gpu.parent]
+    with watching(*own) as watch:
+        (lab.path / "sys/bus/pci/devices" / what / "remove").write_text("1")
+        assert sorted(watch.hear(len(own))) == sorted((str(path), "IN_DELETE_SELF", "") for path in own)
+        assert watch.silent()
+    (lab.path / "sys/bus/pci/rescan").write_text("1")
+    assert lab.gpu.resolve() == gpu and gpu.is_dir()
+
+
+def test_the_marks_of_a_process_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / str(number) for number in range(200)]
+    for file in files:
+        file.touch()
+    st_dev = tmp_path.stat().st_dev
+    with watching(*files[:100], Path("/proc")):
+        for size in (watchers.PIECE, 4096, 100, 7):
+            monkeypatch.setattr(watchers, "PIECE", size)
+            found = watchers.watched(st_dev)
+            assert {file.stat().st_ino for file in files[:100]} <= found
+            assert found.isdisjoint(file.stat().st_ino for file in files[100:])
 
 
 def test_a_node_that_is_open_is_heard_of_when_it_is_closed(lab: MountedLab) -> None:

@@ -8,7 +8,7 @@ without one, so a system call is made for them, by a thread that nobody waits fo
     IN_DELETE_SELF          of a device node, and of the directory of a device or a group
 
 Nothing is done for what nobody watches: `watched` asks /proc.  That takes some milliseconds, so it is done
-for all names that came or went meanwhile, and takes a twentieth of the time at most.
+for all names that came or went meanwhile, and takes a twentieth of the time, or more after MOST_SECONDS.
 
 *The directory's lock.*  A system call that creates or removes a name locks the directory, and whoever looks
 a name up there waits for it.  A client that lists the directory into memory that waits would hold up that
@@ -49,8 +49,11 @@ CACHED_SECONDS = 0.1
 GATE_SECONDS = 0.0005
 MOST_TRIES = 200
 """An opendir(3) waits for a gate so many times GATE_SECONDS at most."""
-MARK = re.compile(r"^(?:inotify wd:\S+|fanotify) ino:([0-9a-f]+) sdev:([0-9a-f]+) ", re.MULTILINE)
+MARK = re.compile(rb"^(?:inotify wd:\S+|fanotify) ino:([0-9a-f]+) sdev:([0-9a-f]+) ", re.MULTILINE)
 """A watched inode in /proc/PID/fdinfo/N."""
+PIECE = 64 << 10
+"""So many bytes of such a file are looked at in one go.  A user may have 200,000 marks, and nobody else runs
+Python meanwhile."""
 NOTIFIERS = ("anon_inode:inotify", "anon_inode:[fanotify]")
 
 
@@ -155,12 +158,22 @@ class Watchers:
     def _make(self, changes: Iterable[NameChange], inodes: set[int]) -> None:
         for change in changes:
             own = not change.came and change.inode in inodes
+            last = self._last_place(change) if own else change
             if own:
-                self._unlinked(change)
+                self._unlinked(last)
             if change.directory.devtmpfs and change.directory.inode in inodes:
                 self._in_directory(change)
             if own:
-                self._call(change, lib.LANE_LOOK)
+                self._call(last, lib.LANE_LOOK)
+
+    def _last_place(self, change: NameChange) -> NameChange:
+        """The name by which the kernel learns that an entry is gone.  It is another one when the directory
+        has gone too: a name that never was, in the nearest directory that is still there.  A directory has
+        one name in the kernel, so it loses the old one."""
+        directory, name = change.directory, change.name
+        while directory.parent is not None and not self._tree.knows(directory):
+            directory, name = directory.parent, f"{directory.name}!{name}"
+        return change._replace(directory=directory, name=name)
 
     def _unlinked(self, change: NameChange) -> None:
         """Have the kernel know that the inode has no name any more: once it forgets the name, it tells."""
@@ -219,6 +232,12 @@ def _numbers(path: str) -> list[str]:
 
 
 def _marks(path: str, sdev: int) -> Iterator[int]:
-    with open(path, encoding="ascii") as file:
-        text = file.read()
-    return (int(inode, 16) for inode, device in MARK.findall(text) if int(device, 16) == sdev)
+    """The marks on our file system; those on others are passed over quickly."""
+    ours, rest = b" sdev:%x " % sdev, b""
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            lines, newline, after = piece.rpartition(b"\n")
+            lines, rest = (rest + lines, after) if newline else (b"", rest + after)
+            if ours in lines:
+                found = MARK.findall(lines)
+                yield from (int(inode, 16) for inode, device in found if int(device, 16) == sdev)
