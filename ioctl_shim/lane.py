@@ -71,6 +71,7 @@ ATTR_BIT: int = 1 << lib.LANE_ATTR_BIT
 ATTR_READ_BIT: int = 1 << lib.LANE_ATTR_READ_BIT
 ATTR_WRITE_BIT: int = 1 << lib.LANE_ATTR_WRITE_BIT
 WHOLE: int = lib.LANE_WHOLE
+_UNMOUNTING = (errno.ENODEV, errno.EBADF, errno.ENOTCONN)
 T = TypeVar("T")
 Submit = Callable[[Callable[[], None], int], None]
 """A function that has a thread make a call of a client's thread (its number) soon, and returns at once.  The
@@ -144,18 +145,10 @@ def files_are_gone(block: int) -> None:
 
 def forget_stats(inodes: Collection[int]) -> None:
     """Make the kernel ask again for the stat of these inodes (FUSE_NOTIFY_INVAL_INODE), which waits for
-    nobody.  Any thread.
-
-    The kernel is never told to forget a name (FUSE_NOTIFY_INVAL_ENTRY). It takes the directory's lock for
-    that, and a client may hold it for as long as it likes: it lists the directory into memory that waits.
-    """
+    nobody.  Any thread.  Names are never forgotten in this way: docs/architecture.md, "The tree"."""
     if inodes:
         error = lib.lane_forget_stats(list(inodes), len(inodes))
-        if error and -error not in (
-            errno.ENODEV,
-            errno.EBADF,
-            errno.ENOTCONN,
-        ):  # those: it is being unmounted
+        if error and -error not in _UNMOUNTING:
             log.warning("invalidation failed: %s", os.strerror(-error))
 
 

@@ -31,9 +31,9 @@ NO_LAB = CallPoint()
 """Of devices that are in no lab: nobody listens."""
 
 
-class RegionAccess(Protocol):
-    """The regions of a device: its own, or what a driver gives its clients of them. :class:`Device` says what
-    each method does."""
+class DriverAccess(Protocol):
+    """The regions of a device, as the driver of the device gives them to clients. :class:`Device` is one such
+    access, and says what each method does."""
 
     def read(self, index: int, offset: int, size: int) -> bytes: ...
     def write(self, index: int, offset: int, data: bytes) -> int: ...

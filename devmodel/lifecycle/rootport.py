@@ -19,7 +19,7 @@ from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.pcicore import DMA_BITS
 from devmodel.lifecycle.spec import ParentSpec
 from devmodel.lifecycle.vf import last_vf
-from devmodel.pci.address import PciAddress
+from devmodel.pci.address import PciAddress, bus_name
 from devmodel.pci.bridge import BusNumbers
 from devmodel.vfio.group import Group
 
@@ -55,13 +55,11 @@ def place_ports(specs: Sequence[ParentSpec], offsets: Mapping[str, int]) -> Mapp
     for segment, bus in sorted(last):
         port = next(free[segment], None)
         if port is None:
-            raise ValueError(f"no room on bus {segment:04x}:00 for a root port above bus {bus:02x}")
+            raise ValueError(f"no room on bus {bus_name(segment, 0)} for a root port above bus {bus:02x}")
         numbered[port] = BusNumbers(0, bus, last[segment, bus])
     devices = Counter(_device(each) for each in (*taken, *numbered))
     return {
-        PciAddress(port.segment, buses.secondary, 0).bus_name: PortPlace(
-            port, buses, devices[_device(port)] > 1
-        )
+        bus_name(port.segment, buses.secondary): PortPlace(port, buses, devices[_device(port)] > 1)
         for port, buses in numbered.items()
     }
 
@@ -98,8 +96,7 @@ class RootPort(PciFunction):
         it."""
         address, self.buses, multifunction = place
         self._functions = functions
-        number = address.devfn
-        device = RootPortDevice(str(address), below, number, multifunction)
+        device = RootPortDevice(str(address), below, address.devfn, multifunction)
         device.bus_reset = self._reset_bus
         super().__init__(address, group, device, [])
         self.core.numa_node = numa_node
@@ -107,6 +104,11 @@ class RootPort(PciFunction):
     @property
     def host_driver(self) -> str:
         return PCIEPORT
+
+    @property
+    def bus_below(self) -> str:
+        """The name of the bus right below it."""
+        return bus_name(self.address.segment, self.buses.secondary)
 
     @property
     def functions(self) -> Iterator[PciFunction]:

@@ -14,7 +14,7 @@ from typing import ClassVar
 from devmodel.device.pci import PciDevice, ResourceRow
 from devmodel.lifecycle.spec import ParentSpec, TypeSpec
 from devmodel.pci import regs
-from devmodel.pci.address import PciAddress
+from devmodel.pci.address import PciAddress, bus_name
 from devmodel.pci.capability import (
     Capability,
     ExtendedCapability,
@@ -64,9 +64,8 @@ def place_vfs(specs: Sequence[ParentSpec]) -> Mapping[str, int]:
             offset += 1
         taken.update(places)
         offsets[spec.name] = offset
-        own = physical.bus + 1
-        for bus in range(own, last_vf(spec, offsets).bus + 1):
-            if f"{physical.segment:04x}:{bus:02x}" in buses:
+        for bus in range(physical.bus + 1, last_vf(spec, offsets).bus + 1):
+            if bus_name(physical.segment, bus) in buses:
                 raise ValueError(
                     f"no room for {spec.vfs} virtual functions behind {physical}: "
                     f"bus {bus:02x} is below another root port"

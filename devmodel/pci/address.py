@@ -41,7 +41,7 @@ class PciAddress(NamedTuple):
     @property
     def bus_name(self) -> str:
         """The bus as sysfs spells it, such as "0000:86"."""
-        return f"{self.segment:04x}:{self.bus:02x}"
+        return bus_name(self.segment, self.bus)
 
     def after(self, distance: int) -> PciAddress:
         """The address ``distance`` routing ids further. Raises ValueError behind the last of the segment."""
@@ -52,3 +52,8 @@ class PciAddress(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.bus_name}:{self.devfn >> 3:02x}.{self.devfn & 7}"
+
+
+def bus_name(segment: int, bus: int) -> str:
+    """A bus as sysfs spells it, such as "0000:86"."""
+    return f"{segment:04x}:{bus:02x}"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import ClassVar, NamedTuple
 
-from devmodel.device.base import Device, RegionAccess
+from devmodel.device.base import Device, DriverAccess
 from devmodel.irq.kinds import PciIrq
 from devmodel.vfio.container import Container
 from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, check_looks, lives
@@ -129,7 +129,7 @@ class Assignable(ABC):
         return self.device.resettable
 
     @property
-    def access(self) -> RegionAccess:
+    def access(self) -> DriverAccess:
         """What reads and writes of its clients go to: the device, or what its driver puts before it."""
         return self.device
 

@@ -1,46 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers and truth values written to attributes.  No state; source: Documentation/core-api/kernel-api.rst,
-kstrtoul(), kstrtouint() and kstrtobool()."""
+"""Numbers and truth values written to attributes.
+
+State: none. Source: Documentation/core-api/kernel-api.rst, kstrtoul(), kstrtouint(), kstrtoint() and
+kstrtobool().
+"""
 
 from __future__ import annotations
 
 import errno
 import re
 
-UNSIGNED = re.compile(r"\+?(?:0[xX][0-9a-fA-F]{1,16}|0[0-7]{0,21}|[1-9][0-9]{0,18})", re.ASCII)
-
-
-LONG = re.compile(r"\+?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", re.ASCII)
-"""The same, however long."""
+NUMBER = re.compile(r"\+?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", re.ASCII)
+"""A number in C's notation: decimal, hexadecimal or octal."""
 
 
 def parse_number(text: str) -> int:
-    """An unsigned number in C's notation, as kstrtoul() takes it with base 0.  Raises ValueError."""
-    if UNSIGNED.fullmatch(text) is None:
-        raise ValueError(f"{text!r} is not a number")
-    return _value(text)
+    """A number of 64 bits, as kstrtoul() takes it with base 0, for stores that say EINVAL to a larger one.
+    Raises ValueError."""
+    value = _value(text)
+    if value >> 64:
+        raise ValueError(f"{text} has more than 64 bits")
+    return value
 
 
 def parse_uint(text: str) -> int:
-    """A number of 32 bits in C's notation, as kstrtouint() takes it with base 0.  Raises ValueError, and
-    OSError(ERANGE) for a larger number."""
-    if LONG.fullmatch(text) is None:
-        raise ValueError(f"{text!r} is not a number")
+    """A number of 32 bits, as kstrtouint() takes it with base 0.  Raises ValueError, and OSError(ERANGE) for
+    a larger number."""
     value = _value(text)
     if value >> 32:
         raise OSError(errno.ERANGE, f"{text} has more than 32 bits")
     return value
 
 
-def _value(text: str) -> int:
-    digits = text.removeprefix("+").lower()
-    return int(digits, 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10)
-
-
 def parse_int(text: str) -> int:
     """A whole number that may be negative, as kstrtoint() takes it with base 0.  Raises ValueError, and
     OSError(ERANGE) for a number of more than 32 bits."""
-    value = -parse_number(text[1:]) if text.startswith("-") else parse_number(text)
+    value = -_value(text[1:]) if text.startswith("-") else _value(text)
     if not -(2**31) <= value < 2**31:
         raise OSError(errno.ERANGE, f"{text} does not fit an int")
     return value
@@ -56,3 +51,11 @@ def parse_bool(text: str) -> bool:
         if text.lower().startswith(beginnings):
             return value
     raise ValueError(f"{text!r} is neither Y nor N")
+
+
+def _value(text: str) -> int:
+    """The value of a number of any length, a page at most.  Raises ValueError."""
+    if NUMBER.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is not a number")
+    digits = text.removeprefix("+").lower()
+    return int(digits, 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10)

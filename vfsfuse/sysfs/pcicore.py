@@ -12,6 +12,7 @@ import errno
 
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.pcicore import NO_NODE
+from devmodel.pci import regs
 from devmodel.pci.regs import CapId
 from vfsfuse.kernfs.groups import AttributeGroup, Group
 from vfsfuse.kernfs.kobject import Kobject
@@ -21,10 +22,8 @@ from vfsfuse.sysfs.kstrtox import parse_int, parse_number
 from vfsfuse.sysfs.lab import View
 
 SPEEDS = ("Unknown", *(f"{speed} GT/s PCIe" for speed in ("2.5", "5.0", "8.0", "16.0", "32.0", "64.0")))
+"""The speeds of links, by their numbers in link capability and link status."""
 UNKNOWN_WIDTH = 0xFF
-LNKCAP, LNKSTA, LNKCAP2 = 0x0C, 0x12, 0x2C
-SPEED, WIDTH, SPEED_VECTOR = 0x000F, 0x03F0, 0x00FE
-"""Offsets in the PCI Express capability, and bits of these registers."""
 
 
 class AspmGroup(AttributeGroup):
@@ -153,25 +152,27 @@ class LinkAttributes(Kobject):
     def max_link_speed(self) -> str:
         """The fastest speed of its link, such as `16.0 GT/s PCIe`, `Unknown` without a link; present for PCI
         Express."""
-        vector = self.express_register(LNKCAP2, 4) & SPEED_VECTOR
-        return _speed(vector.bit_length() - 1 if vector else self.express_register(LNKCAP, 4) & SPEED)
+        vector = self.express_register(regs.EXP_LNKCAP2, 4) & regs.EXP_LNKCAP2_SLS
+        if vector:
+            return _speed(vector.bit_length() - 1)
+        return _speed(self.express_register(regs.EXP_LNKCAP, 4) & regs.EXP_LNKCAP_SLS)
 
     @attribute(when=is_express)
     def max_link_width(self) -> int:
         """The most lanes of its link, 255 without a link; present for PCI Express."""
-        register = self.express_register(LNKCAP, 4)
-        return (register & WIDTH) >> 4 if register else UNKNOWN_WIDTH
+        register = self.express_register(regs.EXP_LNKCAP, 4)
+        return (register & regs.EXP_LNKCAP_MLW) >> 4 if register else UNKNOWN_WIDTH
 
     @attribute(when=is_express)
     def current_link_speed(self) -> str:
         """The speed of its link, `Unknown` without one and for a virtual function; present for PCI
         Express."""
-        return _speed(self.express_register(LNKSTA, 2) & SPEED)
+        return _speed(self.express_register(regs.EXP_LNKSTA, 2) & regs.EXP_LNKSTA_CLS)
 
     @attribute(when=is_express)
     def current_link_width(self) -> int:
         """The lanes of its link, 0 without one and for a virtual function; present for PCI Express."""
-        return (self.express_register(LNKSTA, 2) & WIDTH) >> 4
+        return (self.express_register(regs.EXP_LNKSTA, 2) & regs.EXP_LNKSTA_NLW) >> 4
 
 
 def _speed(code: int) -> str:

@@ -36,14 +36,11 @@ from devmodel.region.region import Memory
 from ioctl_shim import lane
 from ioctl_shim.pumped import PumpRegions
 
-__all__ = ["MustWait", "OwnFiles"]
-
 log = logging.getLogger(__name__)
 PAUSE = 50e-6
 """Seconds between two pieces of a move, for others to take the device's lock."""
 PATIENCE, LOOK = 0.1, 0.005
 """Seconds that the kernel may take to close the files of a process that has ended, and between two looks."""
-
 
 Piece = Callable[[int], bool]
 """Moves a piece of a region: Backing.take_piece or give_piece."""

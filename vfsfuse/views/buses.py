@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from devmodel.lifecycle.function import PciFunction
-from devmodel.pci.address import PciAddress
+from devmodel.pci.address import bus_name
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.sysfs.bridge import HostBridgeDir, PciBusNodeDir
@@ -32,7 +32,7 @@ class BusViews:
     def host(self, segment: int) -> HostBridgeDir:
         """The host bridge of a domain, which is made with its bus 0 on first use."""
         if segment not in self._hosts:
-            name = PciAddress(segment, 0, 0).bus_name
+            name = bus_name(segment, 0)
             made = self._tree.add(self._tree.make("sys/devices"), HostBridgeDir(f"pci{name}"))
             self._hosts[segment] = made
             self.show(name, made)
@@ -70,7 +70,7 @@ class BusViews:
         self._functions.setdefault(name, set()).add(function.name)
 
     def left(self, function: PciFunction) -> None:
-        """A function is gone. Its bus stays until :meth:`drop_empty`."""
+        """A function is gone. Its bus stays until `drop_empty`."""
         there = self._functions.get(function.address.bus_name)
         if there is not None:
             there.discard(function.name)

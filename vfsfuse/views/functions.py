@@ -7,7 +7,6 @@ from contextlib import ExitStack
 
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.rootport import PCIEPORT, RootPort
-from devmodel.pci.address import PciAddress
 from vfsfuse.kernfs.bundle import Bundle, Plan
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
@@ -65,7 +64,7 @@ class FunctionViews:
 
     def bus_below(self, function: PciFunction) -> Kobject | None:
         """The directory of the bus below a root port that is shown; None for another function."""
-        return self._buses.node(_secondary(function)) if isinstance(function, RootPort) else None
+        return self._buses.node(function.bus_below) if isinstance(function, RootPort) else None
 
     def drop_empty_buses(self) -> None:
         """After the events of functions that were removed."""
@@ -76,9 +75,8 @@ class FunctionViews:
         directory = RootPortDir(self._view, port)
         self._make_drivers(PCIEPORT)
         self._show(port, directory, added)
-        bus = _secondary(port)
-        self._buses.show(bus, directory)
-        added.undo.callback(self._buses.hide, bus)
+        self._buses.show(port.bus_below, directory)
+        added.undo.callback(self._buses.hide, port.bus_below)
 
     def _add_physical(self, function: PhysicalFunction, added: Additions) -> None:
         parent = function.parent
@@ -147,8 +145,3 @@ class FunctionViews:
         if function.group.noiommu:  # without an IOMMU, VFIO makes the group when it takes the function
             added.show(Bundle(function, self._group_plan))
         added.show(Bundle(function, self._vfio_plan))
-
-
-def _secondary(port: RootPort) -> str:
-    """The name of the bus right below a root port."""
-    return PciAddress(port.address.segment, port.buses.secondary, 0).bus_name

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 
 from devmodel.callpoint import CallPoint
+from devmodel.iommu.api import MustWait
 from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.lab import Lab
@@ -29,7 +30,6 @@ from vfsfuse.sysfs.lab import Subsystems
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.listened import ListenedFile, listened
-from vfsfuse.vfio.ownfiles import MustWait
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
