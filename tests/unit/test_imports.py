@@ -57,7 +57,7 @@ PICTURE: Mapping[str, str] = {
     "| devmodel: callpoint device iommu lifecycle pci region uuids vfio "
     "| vfsfuse: kernfs vfio",
     "vfsfuse.views": "ioctl_shim "
-    "| devmodel: callpoint device irq lifecycle pci region vfio "
+    "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs sysfs vfio",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: kernfs scheduling views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "

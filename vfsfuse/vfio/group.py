@@ -33,15 +33,10 @@ class GroupFops(VfioFops):
 
     @classmethod
     def opener(cls, group: Group, services: Services, offer: Offer) -> Opener:
-        """The function that answers opens of the group.  `offer` makes the files of its devices."""
+        """The function that answers opens of the group.  `offer` makes the files of its devices.  It raises
+        OSError as open(2), and MustWait as `Group.open`."""
 
-        def open_group(request: OpenRequest) -> Opened | None:
-            try:
-                return Opened(cls(group, request, services, offer))
-            except MustWait:
-                return None
-
-        return open_group
+        return lambda request: Opened(cls(group, request, services, offer))
 
     @property
     def subject(self) -> str:

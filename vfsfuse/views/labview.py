@@ -113,7 +113,7 @@ class LabView:
         """
         try:
             opened = self._open(request)
-        except MustWait:  # on a pump
+        except MustWait:  # another thread opens it
             return None
         calls = self.lab.calls
         if opened is None or calls.listener is None:
