@@ -7,6 +7,7 @@ Source: <linux/vfio.h> (VFIO_DEVICE_GET_INFO and what follows it).
 """
 
 import errno
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from devmodel.irq.kinds import PciIrq
 from devmodel.region.backing import Backing
 from devmodel.region.region import Memory, Region, StoredBytes
 
+log = logging.getLogger(__name__)
 Hide = Callable[[frozenset[int]], None]
 _NONE: frozenset[int] = frozenset()
 NO_LAB = CallPoint()
@@ -201,11 +203,11 @@ class Device:
         """The last client has closed the device: end its tasks, interrupts and ioeventfds."""
         with self.lock:
             self.tasks.stop()
-            self.stopped()
+            self._tell(self.stopped)
             space, self._space, self._in_use = self._space, None, False
             self.dma.connect(None)
         if space is not None and self._unpins:
-            self.dma_unmap(0, 2**64)
+            self._tell(self.dma_unmap, 0, 2**64)
             space.unregister(self)
         self.ioeventfds.release()
         self.irq.release()
@@ -222,7 +224,7 @@ class Device:
                 return
             self._vanished = True
             self.tasks.stop()
-            self.stopped()
+            self._tell(self.stopped)
             self.irq.set_level(False)
             self._decode_nothing()
         for notice in (PciIrq.ERR, PciIrq.REQ):
@@ -243,7 +245,7 @@ class Device:
         self.released()
         with self.lock:
             if not self._closed:
-                self.closed()
+                self._tell(self.closed)
             self._closed = True
             self._present = {}
             self._decode_nothing()  # a front end answers nothing by itself any more
@@ -251,6 +253,14 @@ class Device:
             for region in filter(None, self.regions):
                 region.close()
             self._backing.close()
+
+    def _tell(self, hook: Callable[..., None], *arguments: int) -> None:
+        """Call a hook by which the model learns that it has to let go. A model that fails there keeps neither
+        its device nor the client's group."""
+        try:
+            hook(*arguments)
+        except (Exception, SystemExit):
+            log.exception("%s: %s() failed", self.name, hook.__name__)
 
     # ---- address decoding (PCI 3.0, 6.2.2: Memory Space and I/O Space of the command register) ----
 

@@ -141,8 +141,7 @@ class Hotplug:
                 yield self._found(self._make_port(below))
         for name in sorted(self._functions):
             if name not in self._drivers.functions and self._reached(name, bus):
-                spec = self._functions[name]
-                yield self._found(self._make_function(spec, self._new_group(spec.iommu)))
+                yield self._found(self._make_again(self._functions[name]))
 
     def _reached(self, name: str, bus: str | None) -> bool:
         """Whether a scan that begins on ``bus`` finds the function of this name."""
@@ -181,6 +180,15 @@ class Hotplug:
         group = Group(self._group_numbers.take(), noiommu=not iommu)
         self._groups[group.number] = group
         return group
+
+    def _make_again(self, spec: ParentSpec) -> PhysicalFunction:
+        group = self._new_group(spec.iommu)
+        try:
+            return self._make_function(spec, group)
+        except BaseException:  # whatever its model does
+            del self._groups[group.number]
+            self._group_numbers.give(group.number)
+            raise
 
     def _make_function(self, spec: ParentSpec, group: Group) -> PhysicalFunction:
         bus = self._drivers.bus(PciAddress.parse(spec.name))

@@ -8,6 +8,7 @@ Source: <linux/vfio.h> (VFIO_GROUP_GET_DEVICE_FD), Documentation/driver-api/vfio
 from __future__ import annotations
 
 import errno
+from contextlib import ExitStack
 
 from devmodel.vfio.group import Assignable, GroupFile
 
@@ -47,15 +48,15 @@ class DeviceFile:
 
     def _hold(self) -> None:
         first = self.assignable.hold()
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.assignable.drop)
             self.device = self.assignable.device
             if first:
                 self.assignable.first_opened()
+                undo.callback(self.assignable.last_closed)
             container = self.group_file.container if self.group_file is not None else None
             self.device.opened(container.iommu if container is not None else None)
-        except BaseException:
-            self.assignable.drop()
-            raise
+            undo.pop_all()
 
     def close(self) -> None:
         """Release the device and the group's file. May be called twice."""
@@ -63,8 +64,9 @@ class DeviceFile:
             if self._closed:
                 return
             self._closed = True
-            if self.assignable.drop():
-                self.device.released()
-                self.assignable.last_closed()
-            if self.group_file is not None:
-                self.group_file.put()
+            with ExitStack() as after:  # whatever a model does as it is released, or reset
+                if self.group_file is not None:
+                    after.callback(self.group_file.put)
+                if self.assignable.drop():
+                    after.callback(self.assignable.last_closed)
+                    self.device.released()

@@ -146,9 +146,11 @@ class VfioPciFunction(Assignable):
 
     def last_closed(self) -> None:
         """Reset the function, and give its registers back the values that they had before the first open."""
-        with suppress(OSError):
-            self.reset()
-        self.access.stop()
+        try:
+            with suppress(OSError):
+                self.reset()
+        finally:
+            self.access.stop()
 
     def hot_reset(self, owned: Callable[[VfioPciFunction], bool]) -> None:
         """Reset the bus, as the root port above it does. Raises ``OSError(EINVAL)`` unless vfio-pci drives

@@ -224,6 +224,7 @@ class Lab:
 
     def keep_populated(self) -> None:
         """As `populate`, while clients create, remove and rebind at the same time."""
+        store(self.path / "sys/bus/pci/rescan", "1")
         for parent in POPULATION:
             with contextlib.suppress(OSError, IndexError):
                 self._top_up(parent)
@@ -239,6 +240,8 @@ class Lab:
     def clear(self) -> None:
         """Bring the lab back to what it was when it was mounted, but for the bystander's vGPU."""
         bus = self.path / "sys/bus"
+        store(bus / "pci/drivers_autoprobe", "1")
+        store(bus / "pci/rescan", "1")
         for gpu in GPUS:
             function = bus / "pci/devices" / gpu
             store(function / "sriov_numvfs", "0")

@@ -178,3 +178,20 @@ def test_what_cannot_be_shown_is_not_there(
     recorder.refused = ""
     lab.hotplug.rescan(PCI)
     assert set(lab.drivers.functions) == {PORT, BDF, NEIGHBOUR} and sorted(lab.groups) == [0, 1, 2]
+
+
+def test_what_cannot_be_made_again_leaves_no_group(lab: Lab, gpu: PhysicalFunction) -> None:
+    """A model may fail at its second start, although the first one went well."""
+    lab.hotplug.remove(gpu)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PhysicalGpu, "validate", classmethod(_fails))
+        for _ in range(2):
+            with pytest.raises(ValueError, match="today"):
+                lab.hotplug.rescan(PCI)
+    assert len(lab.groups) == len(lab.drivers.functions) == 2
+    lab.hotplug.rescan(PCI)
+    assert sorted(lab.groups) == [0, 1, 2] and lab.drivers.find(BDF).group.number == gpu.group.number
+
+
+def _fails(*_: object) -> None:
+    raise ValueError("not today")
