@@ -175,8 +175,14 @@ class Operations(Refusals):
                 self.tree.tell(owner)
             elif not self.tree.knows(owner):
                 return
-            for index in range(start_id, len(listing)):
-                if not self._reply(token, owner, listing[index], index + 1):
+            dots = {b".": owner, b"..": owner.parent or owner}
+            for index, (name, directory) in enumerate(dots.items()):
+                if index >= start_id:
+                    attr = _attributes(self.inodes.stat(directory.inode))
+                    if not pyfuse3.readdir_reply(token, name, attr, index + 1):
+                        return
+            for index in range(max(start_id, len(dots)), len(dots) + len(listing)):
+                if not self._reply(token, owner, listing[index - len(dots)], index + 1):
                     return
 
     def _reply(
