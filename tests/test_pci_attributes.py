@@ -524,7 +524,7 @@ def test_a_rom_is_read_after_it_was_enabled(lab: MountedLab) -> None:
             assert os.pwrite(rom.fileno(), data, 0) == len(data)
 
         fails(errno.EINVAL, os.pread, rom.fileno(), 16, 0)
-        for enabling, disabling in ((b"1", b"0\n"), (b"0", b"00"), (b"000", b"0\n"), (b"x", b"0\n")):
+        for enabling, disabling in ((b"1", b"0\n"), (b"1\n", b"0"), (b"00", b"0\n"), (b"x", b"0\n")):
             put(enabling)
             image = path.read_bytes()
             assert len(image) == 1024 and image[:2] == b"\x55\xaa" and image[1000:1003] == b"end"

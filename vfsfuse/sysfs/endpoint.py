@@ -48,7 +48,7 @@ class RomFile(RegionFile):
 
     def write(self, offset: int, data: bytes) -> int:
         self._function.device.check_present()
-        self._function.core.rom_enabled = bool(offset) or len(data) != 2 or not data.startswith(b"0")
+        self._function.core.rom_enabled = offset > 0 or data not in (b"0", b"0\n")
         return len(data)
 
 
@@ -140,7 +140,7 @@ class EndpointAttributes(PciAttributes):
         image without PCI data structure, which Linux does not know, is as long as its header says. Present
         where the function has a ROM.
 
-        `0` with a newline disables reading, anything else enables it.
+        `0` disables reading (on Linux, only with a newline), anything else enables it.
         """
         return Opened(RomFile(self.assignable))
 
