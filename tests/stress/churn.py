@@ -117,13 +117,23 @@ class Churner:
         self._write(f"{driver}/bind", name)
 
     def _reprobe(self) -> None:
-        """Now and then a GPU loses its driver for a moment, and its vGPUs and virtual functions for good."""
+        """Now and then a GPU loses its driver for a moment, or is gone itself, and its vGPUs and virtual
+        functions for good."""
         if self._random.randrange(LEAVES_IN):
             self._rebind()
             return
         gpu = self._random.choice(GPUS)
+        if self._random.randrange(2):
+            self._replug(gpu)
+            return
         self._write("sys/bus/pci/drivers/vgpu/unbind", gpu)
         self._write("sys/bus/pci/drivers_probe", gpu)
+
+    def _replug(self, gpu: str) -> None:
+        """Remove the GPU, or the root port above it, and have it found again."""
+        path = Path(os.path.realpath(self._top / "sys/bus/pci/devices" / gpu))
+        self._write(f"{self._random.choice([path, path.parent])}/remove", "1")
+        self._write("sys/bus/pci/rescan", "1")
 
     def _hold(self) -> None:
         """Have it open while others remove it; all ones is what is read of one that was pulled out."""
@@ -210,6 +220,7 @@ def check_counts(run: Run) -> None:
 
 def churn(run: Run) -> None:
     changes = run.setting.share(DOCUMENTED_CHANGES, ROUND)
+    run.lab.replug()
     before = snapshot(run.lab.path)
     counts: Counter[str] = Counter()
     rounds = -(-changes // ROUND)
@@ -221,6 +232,7 @@ def churn(run: Run) -> None:
         if not run.lab.alive:
             return
     run.lab.clear()
+    run.lab.replug()
     for text in run.lab.left():
         run.fault(text)
     after = snapshot(run.lab.path)

@@ -257,6 +257,14 @@ class Lab:
             if f"/{APART}/" not in path:
                 store(Path(path) / "remove", "1")
 
+    def replug(self) -> None:
+        """Remove all that is on the PCI bus, and have it found again: then its IOMMU groups have the numbers
+        that they always have after this."""
+        bus = self.path / "sys/bus/pci"
+        for name in sorted(os.listdir(bus / "devices"), reverse=True):
+            store(bus / "devices" / name / "remove", "1")
+        store(bus / "rescan", "1")
+
     def left(self) -> list[str]:
         """What `clear` could not bring back, as faults."""
         faults = []
