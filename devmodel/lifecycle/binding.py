@@ -90,6 +90,8 @@ class DriverCore:
         self.functions: dict[str, PciFunction] = {}
         self.autoprobe = True
         """Whether a function that appears is probed (the bus' drivers_autoprobe)."""
+        self.resource_alignment = ""
+        """What was written to the bus' resource_alignment. It moves no BAR."""
         self.releases: list[Callable[[PhysicalFunction], None]] = []
         """What a driver does before it leaves a physical function, in this order: it disables the virtual
         functions (devmodel.lifecycle.sriov) and removes the vGPUs (devmodel.lifecycle.lab)."""

@@ -10,19 +10,17 @@ rescan), the order in which drivers/pci/remove.c and drivers/pci/probe.c of the 
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from itertools import groupby
 
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.bridge import Below
 from devmodel.device.tasks import TaskHost
-from devmodel.ida import Ida
 from devmodel.lifecycle.binding import DriverCore, held_by
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent
+from devmodel.lifecycle.functions import FunctionTable
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.rootport import PortPlace, RootPort, place_ports
 from devmodel.lifecycle.spec import ParentSpec
-from devmodel.lifecycle.sriov import FunctionObserver
 from devmodel.lifecycle.vf import place_vfs
 from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture, Assigned
@@ -42,15 +40,11 @@ class Hotplug:
     def __init__(
         self,
         lock: threading.RLock,
-        observer: FunctionObserver,
         drivers: DriverCore,
-        group_numbers: Ida,
-        groups: dict[int, Group],
+        table: FunctionTable,
         host: TaskHost,
     ) -> None:
-        """``group_numbers`` and ``groups``, by number, are the lab's; functions enter theirs."""
-        self._lock, self._observer, self._drivers, self._host = lock, observer, drivers, host
-        self._group_numbers, self._groups = group_numbers, groups
+        self._lock, self._drivers, self._table, self._host = lock, drivers, table, host
         self._functions: dict[str, ParentSpec] = {}
         self._places: Mapping[str, PortPlace] = {}
         self._offsets: Mapping[str, int] = {}
@@ -69,7 +63,7 @@ class Hotplug:
         self._functions = {spec.name: spec for spec in specs if spec.bdf}
         self._offsets = place_vfs(specs)
         self._places = place_ports(specs, self._offsets)
-        groups = {name: self._new_group(spec.iommu) for name, spec in self._functions.items()}
+        groups = {name: self._table.new_group(not spec.iommu) for name, spec in self._functions.items()}
         made: dict[str, Parent] = {spec.name: Parent(spec, self._host) for spec in specs if not spec.bdf}
         aperture = Aperture()
         for bus, names in groupby(sorted(self._functions, key=_bus_of), _bus_of):
@@ -113,7 +107,7 @@ class Hotplug:
             for each in going:
                 self._drivers.release(each)
             for each in going:
-                self._remove(each)
+                self._table.remove(each, self._leave)
 
     @lifecycle_change
     def rescan(self, bus: str) -> None:
@@ -141,7 +135,10 @@ class Hotplug:
                 yield self._found(self._make_port(below))
         for name in sorted(self._functions):
             if name not in self._drivers.functions and self._reached(name, bus):
-                yield self._found(self._make_again(self._functions[name]))
+                spec = self._functions[name]
+                with self._table.making(noiommu=not spec.iommu) as group:
+                    function = self._make_function(spec, group)
+                yield self._found(function)
 
     def _reached(self, name: str, bus: str | None) -> bool:
         """Whether a scan that begins on ``bus`` finds the function of this name."""
@@ -154,41 +151,13 @@ class Hotplug:
     def _found(self, function: PciFunction) -> PciFunction:
         if isinstance(function, PhysicalFunction):
             self.parents[function.name] = function.parent
-        with ExitStack() as undo:
-            undo.callback(self._group_numbers.give, function.group.number)
-            undo.callback(self._forget, function)
-            self._observer.function_added(function)
-            undo.pop_all()
+        self._table.show(function, self._leave)
         return function
 
-    def _remove(self, function: PciFunction) -> None:
-        self._forget(function)
-        with ExitStack() as after:
-            after.callback(self._group_numbers.give, function.group.number)
-            self._observer.function_removed(function)
-
-    def _forget(self, function: PciFunction) -> None:
-        function.device.close()
-        function.bus.remove(function)
-        del self._drivers.functions[function.name]
-        del self._groups[function.group.number]
+    def _leave(self, function: PciFunction) -> None:
         self.parents.pop(function.name, None)
         for bus in [bus for bus, port in self.ports.items() if port is function]:
             del self.ports[bus]
-
-    def _new_group(self, iommu: bool) -> Group:
-        group = Group(self._group_numbers.take(), noiommu=not iommu)
-        self._groups[group.number] = group
-        return group
-
-    def _make_again(self, spec: ParentSpec) -> PhysicalFunction:
-        group = self._new_group(spec.iommu)
-        try:
-            return self._make_function(spec, group)
-        except BaseException:  # whatever its model does
-            del self._groups[group.number]
-            self._group_numbers.give(group.number)
-            raise
 
     def _make_function(self, spec: ParentSpec, group: Group) -> PhysicalFunction:
         bus = self._drivers.bus(PciAddress.parse(spec.name))
@@ -201,7 +170,7 @@ class Hotplug:
     def _make_port(self, bus: str) -> RootPort:
         """A port is behind the IOMMU when a function below it is."""
         specs = [spec for name, spec in self._functions.items() if _bus_of(name) == bus]
-        group = self._new_group(any(spec.iommu for spec in specs))
+        group = self._table.new_group(noiommu=not any(spec.iommu for spec in specs))
         functions = self._drivers.functions
         port = RootPort(self._places[bus], group, self._below[bus], specs[0].numa_node, functions)
         self.ports[bus] = functions[port.name] = port

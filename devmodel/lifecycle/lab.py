@@ -21,12 +21,13 @@ from devmodel.device.tasks import TaskHost
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import BindingObserver, DriverCore, MdevDriver, MdevObserver
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.functions import FunctionObserver, FunctionTable
 from devmodel.lifecycle.hotplug import Hotplug
 from devmodel.lifecycle.iommuunit import IommuUnit
 from devmodel.lifecycle.mdev import Mdev, MdevType
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import LabSpec
-from devmodel.lifecycle.sriov import FunctionObserver, SriovCore
+from devmodel.lifecycle.sriov import SriovCore
 from devmodel.vfio.group import Group
 from devmodel.vfio.module import VfioModule
 
@@ -68,11 +69,10 @@ class Lab:
         self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio, self.calls)
         self.mdev_driver = MdevDriver(self.lock, observer, self.calls)
         self.tasks = TaskHost(self.calls)
-        self.sriov = SriovCore(self.lock, observer, self.drivers, self._group_numbers, self.groups)
+        table = FunctionTable(observer, self.drivers.functions, self._group_numbers, self.groups)
+        self.sriov = SriovCore(self.lock, self.drivers, table)
         self.drivers.releases.append(self._unregister)
-        self.hotplug = Hotplug(
-            self.lock, observer, self.drivers, self._group_numbers, self.groups, self.tasks
-        )
+        self.hotplug = Hotplug(self.lock, self.drivers, table, self.tasks)
         self.parents, self.ports = self.hotplug.parents, self.hotplug.ports
         self.hotplug.boot(spec.parents)
         behind = [each for each in self.drivers.functions.values() if not each.group.noiommu]

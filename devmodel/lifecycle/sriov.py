@@ -9,31 +9,16 @@ Documentation/PCI/pci-iov-howto.rst, the behaviour of vfio-pci.
 import errno
 import threading
 from contextlib import ExitStack
-from typing import Protocol
 
 from devmodel.callpoint import CallPoint, lifecycle_change
-from devmodel.ida import Ida
 from devmodel.lifecycle.binding import DriverCore, virtual_functions_held
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.functions import FunctionTable
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.vf import VfLayout
 from devmodel.pci import regs
 from devmodel.pci.regs import ExtCapId
-from devmodel.vfio.group import Group, retire_all
-
-
-class FunctionObserver(Protocol):
-    """Is told of each change when the lab's state is complete. Lifecycle thread, under ``Lab.lock``."""
-
-    def function_added(self, function: PciFunction) -> None:
-        """The function exists now, without a driver. An exception undoes it, and all virtual functions that
-        are being enabled with it."""
-
-    def function_removed(self, function: PciFunction) -> None:
-        """The function is gone. Nobody else gets its numbers while this runs."""
-
-    def vfs_enabled(self, function: PhysicalFunction) -> None:
-        """The function has its virtual functions, all of them."""
+from devmodel.vfio.group import retire_all
 
 
 class SriovCore:
@@ -42,14 +27,10 @@ class SriovCore:
     def __init__(
         self,
         lock: threading.RLock,
-        observer: FunctionObserver,
         drivers: DriverCore,
-        group_numbers: Ida,
-        groups: dict[int, Group],
+        table: FunctionTable,
     ) -> None:
-        """``group_numbers`` and ``groups``, by number, are the lab's; virtual functions enter theirs."""
-        self._lock, self._observer, self._drivers = lock, observer, drivers
-        self._group_numbers, self._groups = group_numbers, groups
+        self._lock, self._drivers, self._table = lock, drivers, table
         drivers.releases.append(self._disable)
 
     @property
@@ -100,7 +81,7 @@ class SriovCore:
         self._show_count(function, 0)
         for vf in reversed(function.vfs.copy()):
             self._drivers.vanishes(vf)
-            self._remove(vf)
+            self._table.remove(vf, self._leave)
 
     def _enable(self, function: PhysicalFunction, layout: VfLayout, count: int) -> None:
         share = Share.of(layout.type)
@@ -108,47 +89,29 @@ class SriovCore:
             raise OSError(errno.ENOSPC, f"{function.name} has no room for {count} virtual functions")
         with ExitStack() as undo:
             for index in range(count):
-                undo.callback(self._remove, self._add(function, layout, index))
+                undo.callback(self._table.remove, self._add(function, layout, index), self._leave)
             self._show_count(function, count)
             undo.pop_all()
         for vf in function.vfs:
             if function.driver == VFIO_PCI:
                 vf.driver_override = VFIO_PCI  # vfio-pci keeps other drivers away from them
             self._drivers.appeared(vf)
-        self._observer.vfs_enabled(function)
+        self._table.observer.vfs_enabled(function)
 
     def _add(self, function: PhysicalFunction, layout: VfLayout, index: int) -> VirtualFunction:
-        with ExitStack() as undo:
-            number = self._group_numbers.take()
-            undo.callback(self._group_numbers.give, number)
-            group = Group(number, noiommu=function.group.noiommu)
+        with self._table.making(noiommu=function.group.noiommu) as group:
             bus = self._drivers.bus(layout.address(index))
             vf = VirtualFunction(function, layout, index, group, bus)
-            self._enter(vf)
-            undo.callback(self._leave, vf)
-            self._observer.function_added(vf)
-            undo.pop_all()
+            vf.parent.charge(Share.of(layout.type))
+            function.vfs.append(vf)
+            self._table.functions[vf.name] = vf
+        self._table.show(vf, self._leave)
         return vf
 
-    def _remove(self, vf: VirtualFunction) -> None:
-        self._leave(vf)
-        with ExitStack() as after:
-            after.callback(self._group_numbers.give, vf.group.number)
-            self._observer.function_removed(vf)
-
-    def _enter(self, vf: VirtualFunction) -> None:
-        vf.parent.charge(Share.of(layout_of(vf.physical).type))
-        vf.physical.vfs.append(vf)
-        self._drivers.functions[vf.name] = vf
-        self._groups[vf.group.number] = vf.group
-
-    def _leave(self, vf: VirtualFunction) -> None:
-        vf.device.close()
-        vf.bus.remove(vf)
+    def _leave(self, vf: PciFunction) -> None:
+        assert isinstance(vf, VirtualFunction)
         vf.parent.refund(Share.of(layout_of(vf.physical).type))
         vf.physical.vfs.remove(vf)
-        del self._drivers.functions[vf.name]
-        del self._groups[vf.group.number]
 
     def _show_count(self, function: PhysicalFunction, count: int) -> None:
         """Have the SR-IOV capability say how many are enabled, also after a reset of the function."""

@@ -104,5 +104,5 @@ class PciBusNodeDir(DeviceDir):
 
     @link()
     def subsystem(self) -> Entry | None:
-        """To sys/class/pci_bus."""
+        """To `sys/class/pci_bus`."""
         return self.view.subsystems.classes.get("pci_bus")

@@ -100,11 +100,10 @@ class DriverDir(LabDir, UeventStoreDir):
 class PciBusDir(BusDir):
     """sys/bus/pci: the PCI bus."""
 
-    __slots__ = ("alignment",)
+    __slots__ = ()
 
     def __init__(self, name: str, lab: Lab) -> None:
         super().__init__(name, lab, lab.drivers)
-        self.alignment = ""
 
     def probe(self, device: str) -> None:
         self.lab.drivers.probe(self.lab.drivers.find(device))
@@ -119,14 +118,14 @@ class PciBusDir(BusDir):
     @attribute(0o644)
     def resource_alignment(self) -> str:
         """The alignments that were written, nothing at first. No BAR of a lab is placed by them."""
-        return self.alignment
+        return self.lab.drivers.resource_alignment
 
     @resource_alignment.store
     def _store_resource_alignment(self, text: str) -> None:
         """Sets it, whatever the text is. EINVAL: a page or more."""
         if len(text) >= PAGE_SIZE - 1:
             raise ValueError("as long as a page")
-        self.alignment = text
+        self.lab.drivers.resource_alignment = text
 
 
 class PciDriverDir(DriverDir):
