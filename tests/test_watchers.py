@@ -21,6 +21,16 @@ from vfsfuse.kernfs import watchers
 MTTY = "mtty-1", "mtty"
 
 
+@pytest.fixture(autouse=True)
+def settled(lab: MountedLab) -> None:
+    """Watchers have heard of all that came and went before: a new one may hear of it too."""
+    with watching(lab.path / "dev/vfio/devices") as watch:
+        vgpu = lab.create(*MTTY)
+        vgpu.remove()
+        while watch.hear(1)[-1][1:] != ("IN_DELETE", vgpu.vfio):
+            pass
+
+
 def created(lab: MountedLab) -> Vgpu:
     """A vGPU, of whose nodes watchers have heard."""
     with watching(lab.path / "dev/vfio/devices") as watch:
