@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,7 @@
  * if the attribute changes. */
 struct attr_open {
 	int writes; /* opened for writing */
+	int was_read;
 	uint64_t next; /* where a read would go on */
 	size_t size;   /* of text */
 	char *text;
@@ -175,11 +177,25 @@ void on_attr_read(const struct request *r)
 	if (anew && got >= 0)
 		got = keep(attr, r->out, (size_t)got);
 	attr->next = 0;
+	attr->was_read = 1;
 	in->fh = r->header->nodeid; /* if it is handed on: pyfuse3 knows an open attribute by its inode */
 	if (got >= 0)
 		send_text(r, attr);
 	pthread_mutex_unlock(&text_lock);
 	is_other(r, got);
+}
+
+/* As in kernfs, what was not read since it was opened may have changed.  No attribute tells of a change later. */
+void on_attr_poll(const struct request *r)
+{
+	const struct fuse_poll_in *in = r->body;
+	struct fuse_poll_out out = {.revents = POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM};
+
+	pthread_mutex_lock(&text_lock);
+	if (!attr_of_handle(in->fh)->was_read)
+		out.revents |= POLLERR | POLLPRI;
+	pthread_mutex_unlock(&text_lock);
+	send_data(r->header->unique, 0, &out, sizeof(out), NULL, 0);
 }
 
 #define SECOND 1000000000u

@@ -79,6 +79,7 @@ static const struct action all_actions[] = {
 static const struct action attr_actions[] = {
 	[FUSE_OPEN] = {on_attr_open, sizeof(struct fuse_open_in)},
 	[FUSE_READ] = {on_attr_read, sizeof(struct fuse_read_in)},
+	[FUSE_POLL] = {on_attr_poll, sizeof(struct fuse_poll_in)},
 	[FUSE_WRITE] = {on_attr_write, sizeof(struct fuse_write_in)},
 	[FUSE_RELEASE] = {on_attr_release, sizeof(struct fuse_release_in)},
 	[FUSE_FLUSH] = {on_flush, 0},

@@ -77,6 +77,7 @@ void on_fallocate(const struct request *r);
 void on_attr_open(const struct request *r);
 void on_attr_release(const struct request *r);
 void on_attr_read(const struct request *r);
+void on_attr_poll(const struct request *r);
 void on_attr_write(const struct request *r);
 void on_lookup(const struct request *r);
 void on_getattr(const struct request *r);
