@@ -174,7 +174,7 @@ class DriverCore:
                     self._try(function, driver)
 
     def remove_id(self, driver: str, identity: PciId) -> None:
-        """Have ``driver`` take them no more. Unbinds none. ``OSError(ENODEV)`` for an id that it has not."""
+        """Have ``driver`` take them no more. ``OSError(ENODEV)`` for an id that it was not given."""
         with self._lock:
             known = self._ids.get(driver, [])
             found = next((each for each in known if identity.covers(each)), None)

@@ -21,11 +21,12 @@ from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, Port, open_region
 BARS = 6
 ROM = int(PciRegion.ROM)
 RESOURCE_DOC = """\
-The memory or the registers of a BAR; present where the device has it. Linux reads I/O ports alone by read(2):
-here too, those of a PCI function are read by 1, 2 or 4 bytes. Root can map memory (Linux 6.9); registers, and
-a BAR above 0 that a VFIO client may map at the same time, are ENODEV for mmap(2), unlike Linux.
+The memory, the registers or the I/O ports of a BAR; present where the device has it. Memory and registers can
+be read here, and only mapped on Linux. A read of the ports of a PCI function has 1, 2 or 4 bytes, as on
+Linux. Root can map memory (Linux 6.9). mmap(2) of registers is ENODEV, and so is that of a BAR above 0 while
+a VFIO client may map it.
 
-Writes them.
+Writes them, as they are read.
 """
 ROM_DOC = """\
 The option ROM; present where the device has one.

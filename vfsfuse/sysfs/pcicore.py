@@ -139,7 +139,7 @@ class LinkAttributes(Kobject):
     assignable: PciFunction
 
     def express_register(self, register: int, width: int) -> int:
-        """A register of the PCI Express capability; 0 for one that the function has not."""
+        """A register of the PCI Express capability; 0 for one that the function does not have."""
         config = self.assignable.device.config
         place = config.find(CapId.EXP)
         return config.value(place + register, width) if place else 0
