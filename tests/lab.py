@@ -135,6 +135,15 @@ class Vgpu:
         return self.lab.path / "dev/vfio/devices" / self.vfio
 
 
+def one_write(path: Path, text: str) -> None:
+    """One write(2); write_text() tries again what fails when it closes the file."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        assert os.write(fd, text.encode()) == len(text)
+    finally:
+        os.close(fd)
+
+
 def run(command: Sequence[str | Path], **environment: str) -> subprocess.CompletedProcess[str]:
     """Run an unmodified program; output is captured as text."""
     return subprocess.run(

@@ -20,7 +20,7 @@ from tests.test_removal import Writer
 from tests.test_sriov import bind_by_override
 from tests.test_uevents import hear, listening
 from tests.vfio.client import Group, fails
-from tests.vfio.devices import REQ, TRIGGER, eventfd, opened, signals, vfio_pci
+from tests.vfio.devices import REQ, TRIGGER, eventfd, function_dir, opened, signals, vfio_pci
 
 GPU, NEIGHBOUR, OTHER, ROOT_BUS = "0000:86:00.0", "0000:86:00.1", "0000:87:00.0", "0000:00:1f.0"
 VF = "0000:86:00.4"
@@ -101,12 +101,8 @@ def pci(lab: MountedLab) -> Path:
     return lab.path / "sys/bus/pci"
 
 
-def function(lab: MountedLab, name: str) -> Path:
-    return pci(lab) / "devices" / name
-
-
 def remove(lab: MountedLab, name: str) -> None:
-    with (function(lab, name) / "remove").open("wb", buffering=0) as file:
+    with (function_dir(lab, name) / "remove").open("wb", buffering=0) as file:
         file.write(b"1")
 
 
@@ -119,17 +115,17 @@ def functions(lab: MountedLab) -> list[str]:
 
 
 def driver_of(lab: MountedLab, name: str) -> str | None:
-    link = function(lab, name) / "driver"
+    link = function_dir(lab, name) / "driver"
     return os.path.basename(os.readlink(link)) if link.is_symlink() else None
 
 
 def group_of(lab: MountedLab, name: str) -> str:
-    return os.path.basename(os.readlink(function(lab, name) / "iommu_group"))
+    return os.path.basename(os.readlink(function_dir(lab, name) / "iommu_group"))
 
 
 def port_above(lab: MountedLab, name: str) -> str:
     """The root port above a function."""
-    return function(lab, name).resolve().parent.name
+    return function_dir(lab, name).resolve().parent.name
 
 
 def mentions(lab: MountedLab, name: str) -> list[str]:
@@ -168,8 +164,8 @@ def test_a_function_that_is_removed_is_gone_from_everywhere(lab: MountedLab, nam
 
 def test_its_driver_leaves_and_takes_what_it_has_made(lab: MountedLab) -> None:
     vgpu = lab.create("vgpu-8", GPU)
-    (function(lab, GPU) / "sriov_numvfs").write_text("2")
-    directory = function(lab, GPU).resolve()
+    (function_dir(lab, GPU) / "sriov_numvfs").write_text("2")
+    directory = function_dir(lab, GPU).resolve()
     with Group(lab.path, vgpu.group) as group, listening(lab, os.O_NONBLOCK) as fd:
         with absent(lab, GPU):
             assert mentions(lab, vgpu.name) == [] and VF not in functions(lab)
@@ -196,36 +192,36 @@ def test_its_driver_leaves_and_takes_what_it_has_made(lab: MountedLab) -> None:
 
 
 def test_what_is_no_number_removes_nothing(lab: MountedLab) -> None:
-    for path in (function(lab, GPU) / "remove", function(lab, GPU) / "rescan", pci(lab) / "rescan"):
+    for path in (function_dir(lab, GPU) / "remove", function_dir(lab, GPU) / "rescan", pci(lab) / "rescan"):
         for text in ("x", "-1", "1 1", f"{2**64}", "\n"):
             fails(errno.EINVAL, path.write_text, text)
         path.write_text("0")
-    assert function(lab, GPU).exists()
+    assert function_dir(lab, GPU).exists()
 
 
 def test_modes(lab: MountedLab) -> None:
     """Those of drivers/pci/pci-sysfs.c; a virtual function has neither file."""
     modes = {
-        function(lab, GPU) / "remove": 0o220,
-        function(lab, port_above(lab, GPU)) / "remove": 0o220,
-        function(lab, GPU) / "rescan": 0o200,
+        function_dir(lab, GPU) / "remove": 0o220,
+        function_dir(lab, port_above(lab, GPU)) / "remove": 0o220,
+        function_dir(lab, GPU) / "rescan": 0o200,
         pci(lab) / "rescan": 0o200,
         lab.path / "sys/class/pci_bus/0000:86/rescan": 0o200,
         lab.path / "sys/class/pci_bus/0000:00/rescan": 0o200,
     }
     assert {path: path.stat().st_mode & 0o777 for path in modes} == modes
-    (function(lab, GPU) / "sriov_numvfs").write_text("1")
-    assert not any((function(lab, VF) / name).exists() for name in ("remove", "rescan"))
-    (function(lab, GPU) / "sriov_numvfs").write_text("0")
+    (function_dir(lab, GPU) / "sriov_numvfs").write_text("1")
+    assert not any((function_dir(lab, VF) / name).exists() for name in ("remove", "rescan"))
+    (function_dir(lab, GPU) / "sriov_numvfs").write_text("0")
 
 
 def test_files_that_were_open_are_of_no_use(lab: MountedLab) -> None:
     with ExitStack() as stack:
         files = {
-            name: stack.enter_context((function(lab, GPU) / name).open("rb", buffering=0))
+            name: stack.enter_context((function_dir(lab, GPU) / name).open("rb", buffering=0))
             for name in ("vendor", "config", "resource0")
         }
-        again = os.open(function(lab, GPU) / "remove", os.O_WRONLY)
+        again = os.open(function_dir(lab, GPU) / "remove", os.O_WRONLY)
         stack.callback(os.close, again)
         with absent(lab, GPU):
             for file in files.values():
@@ -234,11 +230,11 @@ def test_files_that_were_open_are_of_no_use(lab: MountedLab) -> None:
         for file in files.values():
             fails(errno.ENODEV, os.pread, file.fileno(), 4, 0)
         fails(errno.ENODEV, os.write, again, b"1")
-        assert function(lab, GPU).exists()
+        assert function_dir(lab, GPU).exists()
 
 
 def test_many_remove_it_at_once(lab: MountedLab) -> None:
-    script = f"echo 1 > {function(lab, GPU)}/remove"
+    script = f"echo 1 > {function_dir(lab, GPU)}/remove"
     writers = [
         subprocess.Popen(["sh", "-c", script], stderr=subprocess.PIPE, text=True, env={"LC_ALL": "C"})
         for _ in range(8)
@@ -260,7 +256,7 @@ def held(lab: MountedLab, stack: ExitStack, what: str) -> int:
         vgpu = lab.create("vgpu-8", GPU)
         group, name = vgpu.group, vgpu.name
     elif what == "vf":
-        (function(lab, GPU) / "sriov_numvfs").write_text("1")
+        (function_dir(lab, GPU) / "sriov_numvfs").write_text("1")
         bind_by_override(lab, VF)
         group, name = group_of(lab, VF), VF
     else:
@@ -290,7 +286,7 @@ def test_what_is_held_stays(lab: MountedLab, what: str) -> None:
 @pytest.mark.parametrize("above", [False, True])
 @pytest.mark.parametrize("what", ["vgpu", "vf", "function"])
 def test_removing_waits_for_the_holder(patient: MountedLab, what: str, above: bool) -> None:
-    path = function(patient, port_above(patient, GPU) if above else GPU) / "remove"
+    path = function_dir(patient, port_above(patient, GPU) if above else GPU) / "remove"
     with ExitStack() as stack:
         event = held(patient, stack, what)
         with Writer(path, "1") as writer:
@@ -314,7 +310,7 @@ def test_removing_waits_for_the_holder(patient: MountedLab, what: str, above: bo
 
 
 def test_what_is_found_again_is_as_firmware_leaves_it(lab: MountedLab) -> None:
-    gpu = function(lab, GPU)
+    gpu = function_dir(lab, GPU)
     resources = (gpu / "resource").read_text()
     with (gpu / "resource0").open("r+b", buffering=0) as memory:
         memory.write(b"kept")
@@ -346,9 +342,9 @@ def test_autoprobe_decides_whether_it_is_bound(lab: MountedLab) -> None:
     remove(lab, GPU)
     autoprobe.write_text("0")
     rescan(lab)
-    assert driver_of(lab, GPU) is None and not (function(lab, GPU) / "mdev_supported_types").exists()
+    assert driver_of(lab, GPU) is None and not (function_dir(lab, GPU) / "mdev_supported_types").exists()
     as_found = {"enable": "0\n", "dma_mask_bits": "32\n"}
-    assert {name: (function(lab, GPU) / name).read_text() for name in as_found} == as_found
+    assert {name: (function_dir(lab, GPU) / name).read_text() for name in as_found} == as_found
     autoprobe.write_text("1")
     rescan(lab)  # finds nothing new
     assert driver_of(lab, GPU) is None
@@ -392,9 +388,9 @@ def test_a_function_finds_its_neighbours(lab: MountedLab) -> None:
     ports = port_above(lab, GPU), port_above(lab, OTHER)
     for name in (GPU, OTHER):
         remove(lab, name)
-    (function(lab, NEIGHBOUR) / "rescan").write_text("1")
+    (function_dir(lab, NEIGHBOUR) / "rescan").write_text("1")
     assert GPU in functions(lab) and OTHER not in functions(lab)
-    (function(lab, ports[0]) / "rescan").write_text("1")
+    (function_dir(lab, ports[0]) / "rescan").write_text("1")
     assert OTHER in functions(lab)
 
 
@@ -459,15 +455,15 @@ def test_many_lives_leave_nothing(lab: MountedLab, name: str) -> None:
         for _ in range(times):
             remove(lab, own)
             rescan(lab)
-            (function(lab, GPU) / "sriov_numvfs").write_text("2")
-            (function(lab, GPU) / "resource0").read_bytes()[:4]
+            (function_dir(lab, GPU) / "sriov_numvfs").write_text("2")
+            (function_dir(lab, GPU) / "resource0").read_bytes()[:4]
 
     live(3)
     fds, maps = resources()
     live(12)
     after = resources()
     assert after[0] <= fds and after[1] <= maps + 4
-    (function(lab, GPU) / "sriov_numvfs").write_text("0")
+    (function_dir(lab, GPU) / "sriov_numvfs").write_text("0")
 
 
 def test_a_lab_may_end_without_its_functions(tmp_path: Path) -> None:

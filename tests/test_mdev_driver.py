@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, run
+from tests.lab import MountedLab, Vgpu, one_write, run
 from tests.snapshot import snapshot
 from tests.vfio.client import Group, fails
 from tests.vfio.devices import REQ, TRIGGER, Device, eventfd, opened, signals
@@ -28,12 +28,7 @@ def vgpu(lab: MountedLab, request: pytest.FixtureRequest) -> Iterator[Vgpu]:
 
 
 def store(lab: MountedLab, place: str, text: str) -> None:
-    """One write(2); write_text() tries again what fails when it closes the file."""
-    fd = os.open(lab.path / place, os.O_WRONLY)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
+    one_write(lab.path / place, text)
 
 
 def of_driver(vgpu: Vgpu) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, described
+from tests.lab import MountedLab, described, one_write
 from tests.vfio.client import fails
 from tests.vfio.devices import INTX, MSI, MSIX, TRIGGER, bound, eventfd, function_dir, opened
 
@@ -119,12 +119,7 @@ def read(lab: MountedLab, name: str, attribute: str) -> str:
 
 
 def write(lab: MountedLab, name: str, attribute: str, text: str) -> None:
-    """One write(2)."""
-    fd = os.open(function_dir(lab, name) / attribute, os.O_WRONLY)
-    try:
-        assert os.write(fd, text.encode()) == len(text)
-    finally:
-        os.close(fd)
+    one_write(function_dir(lab, name) / attribute, text)
 
 
 def config(lab: MountedLab, name: str, offset: int, size: int = 2) -> int:

@@ -16,6 +16,7 @@ from tests import needs
 from tests.lab import MountedLab, described, run
 from tests.snapshot import walk
 from tests.test_uevents import hear, listening
+from tests.vfio.devices import function_dir
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 LAB = """
@@ -68,10 +69,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
         yield made
 
 
-def function(machine: MountedLab, name: str) -> Path:
-    return machine.path / "sys/bus/pci/devices" / name
-
-
 def store(path: Path, text: str) -> int | None:
     """Write to an attribute as echo(1) does; the errno of a failure."""
     try:
@@ -84,9 +81,11 @@ def store(path: Path, text: str) -> int | None:
 @contextmanager
 def virtual_functions(machine: MountedLab) -> Iterator[list[str]]:
     """All virtual functions of EDGE: four on its own bus, and four on the next."""
-    numvfs = function(machine, EDGE) / "sriov_numvfs"
+    numvfs = function_dir(machine, EDGE) / "sriov_numvfs"
     numvfs.write_text("8")
-    yield [os.path.basename(os.readlink(function(machine, EDGE) / f"virtfn{index}")) for index in range(8)]
+    yield [
+        os.path.basename(os.readlink(function_dir(machine, EDGE) / f"virtfn{index}")) for index in range(8)
+    ]
     numvfs.write_text("0")
 
 
@@ -104,7 +103,7 @@ def lspci(machine: MountedLab, *arguments: str) -> str:
 
 def test_functions_are_below_their_root_ports(machine: MountedLab) -> None:
     devices = machine.path / "sys/devices"
-    found = {name: function(machine, name).resolve() for name in FUNCTIONS}
+    found = {name: function_dir(machine, name).resolve() for name in FUNCTIONS}
     assert found == {name: devices / above / name for name, above in FUNCTIONS.items()}
     assert sorted(os.listdir(machine.path / "sys/bus/pci/devices")) == sorted(FUNCTIONS)
 
@@ -118,7 +117,7 @@ def test_every_link_leads_somewhere(machine: MountedLab) -> None:
 
 def test_files_of_a_port(machine: MountedLab) -> None:
     for bus, name in PORTS.items():
-        port = function(machine, name)
+        port = function_dir(machine, name)
         last = "0001:91" if bus == "0001:90" else bus
         assert (port / "secondary_bus_number").read_text() == f"{int(bus[5:], 16)}\n"
         assert (port / "subordinate_bus_number").read_text() == f"{int(last[5:], 16)}\n"
@@ -135,7 +134,7 @@ def test_files_of_a_port(machine: MountedLab) -> None:
 
 
 def test_config_of_a_port(machine: MountedLab) -> None:
-    config = function(machine, "0000:00:03.0") / "config"
+    config = function_dir(machine, "0000:00:03.0") / "config"
     assert config.stat().st_size == 4096 and config.stat().st_mode & 0o777 == 0o644
     data = config.read_bytes()
     assert len(data) == 4096 and data[:4].hex() == "361b0c00" and data[0x18:0x1B].hex() == "008686"
@@ -147,11 +146,11 @@ def test_config_of_a_port(machine: MountedLab) -> None:
 
 
 def test_a_port_resets_its_bus(machine: MountedLab) -> None:
-    config = function(machine, "0000:86:00.0") / "config"
+    config = function_dir(machine, "0000:86:00.0") / "config"
     before = config.read_bytes()
     with (
         open(config, "r+b", buffering=0) as below,
-        open(function(machine, "0000:00:03.0") / "config", "r+b", buffering=0) as port,
+        open(function_dir(machine, "0000:00:03.0") / "config", "r+b", buffering=0) as port,
     ):
         os.pwrite(below.fileno(), bytes(4), 0x10)  # the address of BAR 0
         assert config.read_bytes() != before
@@ -172,7 +171,9 @@ def test_buses_are_devices_of_a_class(machine: MountedLab) -> None:
     assert sorted(os.listdir(buses)) == ["0000:00", "0000:03", "0000:86", "0001:00", "0001:90"]
     for name in os.listdir(buses):
         bus = buses / name
-        above = function(machine, PORTS[name]) if name in PORTS else machine.path / f"sys/devices/pci{name}"
+        above = (
+            function_dir(machine, PORTS[name]) if name in PORTS else machine.path / f"sys/devices/pci{name}"
+        )
         assert bus.resolve() == above.resolve() / "pci_bus" / name
         assert (bus / "device").resolve() == above.resolve()
         assert (bus / "subsystem").resolve() == buses
@@ -188,17 +189,17 @@ def test_a_host_bridge_has_no_events(machine: MountedLab) -> None:
         assert uevent.read_text() == "" and store(uevent, "add") is None
         assert store(uevent, "junk") == errno.EINVAL
         assert hear(fd) == []
-        (function(machine, "0000:00:03.0") / "uevent").write_text("change")
+        (function_dir(machine, "0000:00:03.0") / "uevent").write_text("change")
         assert [head for head, _ in hear(fd)] == ["change@/devices/pci0000:00/0000:00:03.0"]
 
 
 def test_virtual_functions_are_beside_their_physical_one_on_every_bus(machine: MountedLab) -> None:
     buses = machine.path / "sys/class/pci_bus"
-    port = function(machine, PORTS["0001:90"]).resolve()
+    port = function_dir(machine, PORTS["0001:90"]).resolve()
     with listening(machine, os.O_NONBLOCK) as fd:
         with virtual_functions(machine) as names:
             assert names[3:5] == ["0001:90:1f.7", "0001:91:00.0"]
-            assert {function(machine, name).resolve().parent for name in names} == {port}
+            assert {function_dir(machine, name).resolve().parent for name in names} == {port}
             assert (buses / "0001:91").resolve() == port / "pci_bus/0001:91"
             assert (buses / "0001:91/device").resolve() == port
         assert not (buses / "0001:91").exists() and (buses / "0001:90").exists()
@@ -214,7 +215,7 @@ def test_virtual_functions_are_beside_their_physical_one_on_every_bus(machine: M
 
 def test_vfio_pci_refuses_a_port(machine: MountedLab) -> None:
     name = "0000:00:01.0"
-    drivers, port = machine.path / "sys/bus/pci/drivers", function(machine, name)
+    drivers, port = machine.path / "sys/bus/pci/drivers", function_dir(machine, name)
     assert store(port / "driver_override", "vfio-pci") is None
     assert store(drivers / "vfio-pci/bind", name) == errno.EBUSY
     assert store(drivers / "pcieport/unbind", name) is None

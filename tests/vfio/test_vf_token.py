@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.lab import ROOT, VFSFUSE, MountedLab, described
+from tests.lab import ROOT, VFSFUSE, MountedLab, described, one_write
 from tests.vfio.client import (
     DEVICE_FEATURE,
     DEVICE_GET_IRQ_INFO,
@@ -90,17 +90,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
         yield mounted
 
 
-def store(path: Path, text: str) -> None:
-    """One write(2); write_text() tries again what fails when it closes the file."""
-    fd = os.open(path, os.O_WRONLY)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
-
-
 def enable(machine: MountedLab, physical: str, count: int) -> None:
-    store(function_dir(machine, physical) / "sriov_numvfs", str(count))
+    one_write(function_dir(machine, physical) / "sriov_numvfs", str(count))
 
 
 def group_of(machine: MountedLab, name: str) -> str:
@@ -310,15 +301,15 @@ def test_vfio_pci_does_not_leave_virtual_functions_behind(machine: MountedLab) -
     with use(machine, PF, TOKEN) as pf:
         with use(machine, VFS[1], TOKEN), eventfd() as event:
             pf.device.eventfds(REQ, TRIGGER, 0, event)
-            fails(errno.EBUSY, store, unbind, PF)
+            fails(errno.EBUSY, one_write, unbind, PF)
             assert signals(event) == 1
             pf.device.close()
-            fails(errno.EBUSY, store, unbind, PF)
+            fails(errno.EBUSY, one_write, unbind, PF)
             assert function_dir(machine, VFS[0]).exists()
             pf.group.close()
             with use(machine, PF, TOKEN):
                 pass
-        store(unbind, PF)
+        one_write(unbind, PF)
     assert not any(function_dir(machine, name).exists() for name in VFS)
 
 
