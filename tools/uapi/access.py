@@ -31,5 +31,5 @@ ACCESSES = (
 NOTE = """
 Configuration space of a mediated device, and `config` of a function in sysfs, are the registers of the model.
 Pages that a client has mapped stay mapped and readable when decoding is switched off, in D3hot, and over a
-reset. Linux takes them away, and an access is SIGBUS: a mapping through FUSE cannot be taken back.
+reset, because a mapping through FUSE cannot be taken back. On Linux an access is SIGBUS.
 """

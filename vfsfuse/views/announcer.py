@@ -50,12 +50,12 @@ class Announcer:
         emit(own, "unbind")
 
     def offers_types(self, own: Kobject) -> None:
-        """The driver of a parent offers types of vGPUs now."""
+        """The driver of a parent begins to offer types of vGPUs."""
         emit(own, "change", {MDEV_STATE: "registered"})
 
     def withdraws_types(self, own: Kobject, driver: str) -> None:
-        """The driver of a parent no longer offers types.  It says so while the kernel is about to take it
-        away, so the event has its name."""
+        """The driver of a parent stops offering types.  The event precedes the driver's end, so it names the
+        driver."""
         emit(own, "change", {MDEV_STATE: "unregistered", "DRIVER": driver})
 
     def _vfio(self, action: str, own: Kobject, device: Assignable, minor: int) -> None:
