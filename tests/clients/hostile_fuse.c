@@ -548,7 +548,7 @@ static pid_t ask_all_the_while(void)
 	if (child)
 		return child;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	while (!held->released) {
+	while (!held->released || times < 2) { /* on a busy machine, all is over before this begins */
 		long begin = milliseconds();
 		int fd = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, path);
 
