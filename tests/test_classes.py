@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import MountedLab, Vgpu, described, vfsfuse
+from tests.tool import Tool, need
 
 GPU, PLAIN = "0000:86:00.0", "0000:87:00.0"
 LAB = f"""
@@ -241,21 +241,10 @@ def test_resource_alignment_keeps_what_is_written(lab_of: MountedLab) -> None:
 # ---- udev ----
 
 
-def in_lab(lab: MountedLab, *command: str) -> subprocess.CompletedProcess[str]:
-    done = vfsfuse("run", "--mount", lab.path, "--", *command)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done
-
-
-def need(program: str) -> None:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed (apt-get install udev)")
-
-
 @pytest.mark.parametrize("kind", ["devices", "subsystems"])
 def test_udev_takes_nothing_for_a_device_that_has_no_uevent(lab_of: MountedLab, kind: str) -> None:
-    need("udevadm")
-    shown = in_lab(lab_of, "udevadm", "trigger", "--dry-run", "--verbose", f"--type={kind}").stdout.split()
+    need("udevadm", "udev")
+    shown = Tool(lab_of, "udevadm").quiet("trigger", "--dry-run", "--verbose", f"--type={kind}").split()
     own = [lab_of.path / each.lstrip("/") for each in shown if "/virtual/net/" not in each]
     listed = [each for each in own if each.name != "drivers"]  # of a bus: it has no uevent on Linux either
     assert len(listed) > 8
@@ -264,7 +253,7 @@ def test_udev_takes_nothing_for_a_device_that_has_no_uevent(lab_of: MountedLab, 
 
 
 def test_udev_triggers_every_device(lab_of: MountedLab) -> None:
-    need("udevadm")
+    need("udevadm", "udev")
     with open(lab_of.path / "uevents", "rb", buffering=0) as events:
         os.set_blocking(events.fileno(), False)
         vfsfuse("run", "--mount", lab_of.path, "--", "udevadm", "trigger", "--action=change")
@@ -276,7 +265,7 @@ def test_udev_triggers_every_device(lab_of: MountedLab) -> None:
 
 
 def test_udev_knows_the_devices_of_vfio(full: tuple[MountedLab, Vgpu]) -> None:
-    need("udevadm")
+    need("udevadm", "udev")
     lab, vgpu = full
     for path, expected in (
         (f"/sys/class/vfio/{vgpu.group}", {"SUBSYSTEM": "vfio", "DEVNAME": f"/dev/vfio/{vgpu.group}"}),
@@ -285,12 +274,10 @@ def test_udev_knows_the_devices_of_vfio(full: tuple[MountedLab, Vgpu]) -> None:
         (f"/sys/bus/mdev/devices/{vgpu.name}", {"SUBSYSTEM": "mdev", "DRIVER": "vfio_mdev"}),
         ("/sys/class/mdev_bus/mtty", {"SUBSYSTEM": "mtty"}),
     ):
-        shown = in_lab(lab, "udevadm", "info", "--query=property", f"--path={path}").stdout
+        shown = Tool(lab, "udevadm").quiet("info", "--query=property", f"--path={path}")
         properties = dict(line.split("=", 1) for line in shown.splitlines())
         assert properties.items() >= expected.items()
-    walk = in_lab(
-        lab, "udevadm", "info", "--attribute-walk", f"--path=/sys/class/vfio-dev/{vgpu.vfio}"
-    ).stdout
+    walk = Tool(lab, "udevadm").quiet("info", "--attribute-walk", f"--path=/sys/class/vfio-dev/{vgpu.vfio}")
     kernels = re.findall(r'KERNELS?=="(.+)"', walk)
     assert kernels == [vgpu.vfio, vgpu.name, "mtty"]
 
@@ -334,7 +321,7 @@ def test_pyudev_lists_them(lab_of: MountedLab) -> None:
         "for each in pyudev.Context().list_devices():\n"
         "    print(each.subsystem, each.sys_path, sep='\\t')\n"
     )
-    rows = [line.split("\t") for line in in_lab(lab_of, python, "-c", script).stdout.splitlines()]
+    rows = [line.split("\t") for line in Tool(lab_of, python).quiet("-c", script).splitlines()]
     subsystems = {subsystem for subsystem, _ in rows}
     assert subsystems >= {"mdev", "misc", "mtty", "pci", "vfio", "vfio-dev"}
     assert not subsystems & {"subsystem", "drivers", "module", "vgpu"}

@@ -18,6 +18,7 @@ import pytest
 
 from tests import needs, ordinary_user
 from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, run, vfsfuse
+from tests.tool import need
 
 Compile = Callable[..., Path]
 RUN = [*VFSFUSE, "run"]
@@ -157,8 +158,7 @@ def test_a_user_runs_a_private_lab(somebody: Somebody, compile_client: Compile) 
 
 
 def test_a_user_runs_in_their_own_lab(somebody: Somebody, compile_client: Compile) -> None:
-    if shutil.which("fusermount3") is None:
-        pytest.skip("fusermount3 is not installed (apt-get install fuse3)")
+    need("fusermount3", "fuse3")
     shutil.copy(compile_client("vfio_client"), somebody.home / "client")
     (somebody.home / "script").write_text(CLIENT_SCRIPT)
     done = somebody.sh(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from tests import needs
 from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse
 from tests.supervisors import parent, supervisor_of
 from tests.test_run import ended, server_pid
+from tests.tool import need
 
 Compile = Callable[..., Path]
 RUN = [*VFSFUSE, "run"]
@@ -115,8 +115,7 @@ def test_a_lab_in_a_directory_of_another_user(tmp_path: Path) -> None:
 @needs.open_fuse
 def test_a_lab_that_another_user_keeps_to_themselves() -> None:
     """A user's own mount is closed to everybody else, root too."""
-    if shutil.which("fusermount3") is None:
-        pytest.skip("fusermount3 is not installed (apt-get install fuse3)")
+    need("fusermount3", "fuse3")
     with tempfile.TemporaryDirectory() as home:
         os.chown(home, 65534, 65534)
         mount, log = f"{home}/mnt", Path(home, "log")

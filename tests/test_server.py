@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from tests import needs
 from tests.faulty_server import FAULT
 from tests.lab import ROOT, MountedLab, run, vfsfuse
 from tests.snapshot import snapshot
+from tests.tool import need
 from vfsfuse.cli.mountpoint import wait_for_end
 from vfsfuse.scheduling import attributes_of
 
@@ -74,8 +74,8 @@ ENDS: dict[str, Callable[[MountedLab], object]] = {
 
 @pytest.mark.parametrize("how", ENDS)
 def test_the_server_ends_with_status_0_and_nothing_stays_mounted(tmp_path: Path, how: str) -> None:
-    if how == "fusermount3" and shutil.which(how) is None:
-        pytest.skip("fusermount3 is not installed (apt-get install fuse3)")
+    if how == "fusermount3":
+        need(how, "fuse3")
     with MountedLab(tmp_path, umount=False) as lab:
         assert len(mounts(lab.path)) == 1
         vgpu = lab.create()

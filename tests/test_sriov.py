@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from tests.lab import MountedLab, run, vfsfuse
 from tests.snapshot import snapshot
+from tests.tool import need
 from tests.vfio.client import fails
 from tests.vfio.devices import give_back, opened, vfio_pci
 
@@ -387,8 +387,7 @@ def test_vfio_pci_enables_some_if_its_module_may(lab: MountedLab) -> None:
 
 
 def pci(lab: MountedLab, program: str, *arguments: str) -> str:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed (apt-get install pciutils)")
+    need(program, "pciutils")
     done = run([program, "-A", "linux-sysfs", "-O", f"sysfs.path={lab.path}/sys/bus/pci", *arguments])
     assert (done.returncode, re.sub(r".*libkmod.*\n", "", done.stderr)) == (0, "")
     return done.stdout
@@ -444,8 +443,7 @@ def test_setpci_reads_what_the_hardware_has(lab: MountedLab) -> None:
 
 def inside(lab: MountedLab, program: str, *arguments: str) -> str:
     """What an unmodified program prints under `vfsfuse run`; it has to succeed."""
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed (apt-get install {program})")
+    need(program)
     done = vfsfuse("run", "--mount", lab.path, "--", program, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from tests import needs
 from tests.lab import MountedLab, described, run
 from tests.snapshot import walk
 from tests.test_uevents import hear, listening
+from tests.tool import need
 from tests.vfio.devices import function_dir
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
@@ -90,8 +90,7 @@ def virtual_functions(machine: MountedLab) -> Iterator[list[str]]:
 
 
 def lspci(machine: MountedLab, *arguments: str) -> str:
-    if shutil.which("lspci") is None:
-        pytest.skip("lspci is not installed (apt-get install pciutils)")
+    need("lspci", "pciutils")
     done = run(["lspci", "-A", "linux-sysfs", "-O", f"sysfs.path={machine.path}/sys/bus/pci", *arguments])
     said = done.stderr.replace("lspci: Unable to load libkmod resources: error -2\n", "")
     assert (done.returncode, said) == (0, "")

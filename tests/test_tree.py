@@ -21,6 +21,7 @@ import pytest
 from tests import needs
 from tests.lab import MountedLab, Vgpu, run, vfsfuse
 from tests.snapshot import PAGE_SIZE, is_attribute, walk
+from tests.tool import need
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
@@ -108,11 +109,6 @@ def opened(path: Path, flags: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def need(program: str) -> None:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed (apt-get install {program})")
 
 
 def failure(action: Callable[[], object]) -> int | None:
