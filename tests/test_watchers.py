@@ -114,6 +114,25 @@ def test_what_goes_together_is_heard_of_one_by_one(fresh_lab: MountedLab, what: 
     assert lab.gpu.resolve() == gpu and gpu.is_dir()
 
 
+def test_who_is_in_a_new_directory_does_not_notice_the_old_one(fresh_lab: MountedLab) -> None:
+    lab = fresh_lab
+    gpu, rescan = lab.gpu.resolve(), lab.path / "sys/bus/pci/rescan"
+    before = os.open(".", os.O_PATH)
+    try:
+        for _ in range(5):
+            with watching(gpu) as old:
+                (gpu / "remove").write_text("1")
+                rescan.write_text("1")
+                os.chdir(gpu)
+                with watching(gpu) as new:
+                    assert old.hear(1) == [(str(gpu), "IN_DELETE_SELF", "")]
+                    assert new.silent() and os.getcwd() == str(gpu)
+            os.fchdir(before)
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
 def test_the_marks_of_a_process_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [tmp_path / str(number) for number in range(200)]
     for file in files:

@@ -167,10 +167,12 @@ class Watchers:
                 self._call(last, lib.LANE_LOOK)
 
     def _last_place(self, change: NameChange) -> NameChange:
-        """The name by which the kernel learns that an entry is gone.  It is another one when the directory
-        has gone too: a name that never was, in the nearest directory that is still there.  A directory has
-        one name in the kernel, so it loses the old one."""
-        directory, name = change.directory, change.name
+        """The name by which the kernel learns that an entry is gone: that of a node, and for a directory one
+        that never was, in the nearest directory that is still there.  A directory has one name in the kernel,
+        so it loses the old one, which may be that of a new directory by now: whoever is there keeps it."""
+        if change.directory.devtmpfs:
+            return change
+        directory, name = change.directory, f"{change.name}!"
         while directory.parent is not None and not self._tree.knows(directory):
             directory, name = directory.parent, f"{directory.name}!{name}"
         return change._replace(directory=directory, name=name)
