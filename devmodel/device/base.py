@@ -171,7 +171,7 @@ class Device:
             self.reset_now(kept)
 
     def reset_now(self, kept: Region | None = None) -> None:
-        """As :meth:`reset`, under :attr:`lock`, whether it may be or not."""
+        """As :meth:`reset`, under :attr:`lock`, also for a device that is not resettable."""
         self.tasks.stop()
         self.stopped()
         for region in self.regions:

@@ -35,7 +35,8 @@ class PciFunction(VfioPciFunction):
     """A PCI function that drivers bind: its host driver, vfio-pci, or none.
 
     ``core`` is what the host's PCI core keeps of it. ``upstream`` is the root port above it, None on bus 0.
-    ``default_domain`` is by what its host driver does DMA; a function without an IOMMU has no use for it.
+    ``default_domain`` is the domain in which its host driver does DMA; a function without an IOMMU has no
+    use for it.
     """
 
     __slots__ = ("_driver", "core", "default_domain", "driver_override", "upstream", "vfio_minor")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """IOMMU units as the host has them, and the default domain of a function behind one.
 
-A unit serves a PCI domain; its registers say what PinningBackend does. A function's host driver does DMA by
-the function's default domain, and a container takes the function out of it.
+A unit serves a PCI domain; its registers say what PinningBackend does. A function's host driver does DMA in
+the function's default domain. A container takes the function out of that domain.
 
 State: the lifecycle thread's, under ``Lab.lock``. Source: Intel Virtualization Technology for Directed I/O
 4.1 chapter 11.4 (capability registers), Documentation/ABI/testing/sysfs-kernel-iommu_groups.
@@ -48,8 +48,8 @@ class DefaultDomain:
     def choose(self, name: str, claimed: bool) -> None:
         """Change the type. ``claimed`` is whether a driver or a container uses the group now.
 
-        Raises ValueError for an unknown name, ``OSError(EPERM)`` while the group is claimed. To defer
-        invalidations is possible at any time.
+        Raises ValueError for an unknown name, ``OSError(EPERM)`` while the group is claimed. The change from
+        DMA to DMA_FQ is possible at any time.
         """
         wanted = DomainType.DMA_FQ if name == self.AUTO else DomainType(name)
         deferred = name == DomainType.DMA_FQ.value and self.type is DomainType.DMA

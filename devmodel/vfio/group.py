@@ -83,8 +83,8 @@ class Group(Held):
         return all(device.leaving for device in self.devices)
 
     def revoke(self) -> None:
-        """Its last device has left, and no client holds that: the open file of the group, if any, is of no
-        use. Under :attr:`lock`."""
+        """Revoke the open file of the group, if there is one: the last device has left, and no client holds
+        it. Under :attr:`lock`."""
         file, self.opened = self.opened, None
         if file is not None:
             file.revoke()
@@ -236,7 +236,7 @@ class Assignable(ABC):
             self._end_group()
 
     def _end_group(self) -> None:
-        """If it was the group's last device, and no client holds it, the group's open file is revoked."""
+        """Revoke the group's open file if this was the last device and no client holds it."""
         if self.group.gone and not self.held:
             self.group.revoke()
 
@@ -272,8 +272,8 @@ class GroupStatus(NamedTuple):
 class GroupFile:
     """The only open of a group. It ends when the file and every device file from it are closed.
 
-    It is ``revoked`` when the group has lost its last device, and that is closed. Then it is in no container,
-    and of use for nothing, also when the group gets a device again.
+    It is ``revoked`` when the last device of the group has left and is closed. A revoked file is in no
+    container. It stays of no use when the group gets a device again.
     """
 
     __slots__ = ("_closed", "_users", "client", "container", "group", "revoked")
@@ -386,7 +386,7 @@ class GroupFile:
             self.group.let_go()
 
     def revoke(self) -> None:
-        """The group has no device any more. Under the group's lock."""
+        """Leave the container, and answer ENODEV from then on. Under the group's lock."""
         self.revoked = True
         self._leave()
 
