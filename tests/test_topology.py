@@ -233,11 +233,14 @@ def test_vfio_pci_refuses_a_port(machine: MountedLab) -> None:
 
 
 def test_lspci_draws_the_tree(machine: MountedLab) -> None:
-    assert lspci(machine, "-t").splitlines() == [
-        "-+-[0000:00]-+-01.0-[03]----00.0",
-        " |           +-02.0",
-        " |           \\-03.0-[86]----00.0",
-        " \\-[0001:00]---01.0-[90-91]----1f.0",
+    drawn = lspci(machine, "-t").splitlines()
+    if drawn[0].startswith("-+-"):  # before pciutils 3.13, a line joins the domains
+        drawn = [line[2:] for line in drawn]
+    assert drawn == [
+        "-[0000:00]-+-01.0-[03]----00.0",
+        "           +-02.0",
+        "           \\-03.0-[86]----00.0",
+        "-[0001:00]---01.0-[90-91]----1f.0",
     ]
     with virtual_functions(machine):
         shown = lspci(machine, "-tv").splitlines()

@@ -54,8 +54,8 @@ When = Callable[[Any], bool]
 
 
 def docstring(function: object) -> str:
-    """The docstring of a method, in one line; empty without one."""
-    return " ".join((getattr(function, "__doc__", None) or "").split())
+    """The docstring of a method, in one line; empty without one, and for None, which has one of its own."""
+    return "" if function is None else " ".join((function.__doc__ or "").split())
 
 
 def value_of(written: bytes) -> str:
