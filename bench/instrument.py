@@ -23,7 +23,7 @@ from bench.servers import LAB, ROOT, Server, lab_places, start_lab
 MOST = 8
 """The number of lines of a table."""
 
-BEGIN_SECONDS = 20
+BEGIN_SECONDS, IDLE_SECONDS = 20, 0.1
 
 WAITING = {"<method 'poll' of 'select.epoll' objects>", "<method 'acquire' of '_thread.lock' objects>"}
 _LIBRARY = re.compile(r".*/(?:site-packages|python3\.\d+)/")
@@ -58,13 +58,31 @@ def _report(machine: Machine) -> Path:
 
 
 def begin(machine: Machine, server: Server) -> None:
-    """Start the instrument's count."""
+    """Start the instrument's count, once the server has nothing to do any more. After a vGPU was created, it
+    looks for programs that watch the lab by inotify."""
+    _wait(lambda: _is_idle(server.process.pid), "the server does not come to rest")
     os.kill(server.process.pid, MARK)
+    _wait(_report(machine).exists, "the instrument does not begin")
+
+
+def _wait(true: Callable[[], bool], otherwise: str) -> None:
     deadline = time.monotonic() + BEGIN_SECONDS
-    while not _report(machine).exists():
+    while not true():
         if time.monotonic() > deadline:
-            raise TimeoutError("the instrument does not begin")
+            raise TimeoutError(otherwise)
         time.sleep(0.01)
+
+
+def _is_idle(pid: int) -> bool:
+    """Whether a process uses less than a hundredth of a processor now."""
+    before = _nanoseconds(pid)
+    time.sleep(IDLE_SECONDS)
+    return _nanoseconds(pid) - before < IDLE_SECONDS * 1e9 / 100
+
+
+def _nanoseconds(pid: int) -> int:
+    """The processor time of a process (Documentation/scheduler/sched-stats.rst)."""
+    return sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
 def client(machine: Machine, instrument: str, words: str, calls: int) -> Any:
