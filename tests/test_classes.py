@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import MountedLab, Vgpu, described, vfsfuse
-from tests.tool import Tool, need
+from tests.tool import SYSTEM_PYTHON, Tool, need, need_pyudev
 
 GPU, PLAIN = "0000:86:00.0", "0000:87:00.0"
 LAB = f"""
@@ -313,15 +312,13 @@ def test_objects_that_are_no_devices_have_synthetic_events(lab_of: MountedLab) -
 
 
 def test_pyudev_lists_them(lab_of: MountedLab) -> None:
-    python = "/usr/bin/python3"
-    if subprocess.run([python, "-c", "import pyudev"], capture_output=True, check=False).returncode:
-        pytest.skip("python3-pyudev is not installed (apt-get install python3-pyudev)")
+    need_pyudev()
     script = (
         "import pyudev\n"
         "for each in pyudev.Context().list_devices():\n"
         "    print(each.subsystem, each.sys_path, sep='\\t')\n"
     )
-    rows = [line.split("\t") for line in Tool(lab_of, python).quiet("-c", script).splitlines()]
+    rows = [line.split("\t") for line in Tool(lab_of, SYSTEM_PYTHON).quiet("-c", script).splitlines()]
     subsystems = {subsystem for subsystem, _ in rows}
     assert subsystems >= {"mdev", "misc", "mtty", "pci", "vfio", "vfio-dev"}
     assert not subsystems & {"subsystem", "drivers", "module", "vgpu"}

@@ -96,7 +96,6 @@ def test_lspci_shows_all_of_the_gpu(lab: MountedLab) -> None:
         "Capabilities: [40] Power Management version 3",
         "Status: D0 NoSoftRst+",
         "MSI: Enable- Count=1/1 Maskable+ 64bit+",
-        "Express (v2) Endpoint, ",
         "DevCap:\tMaxPayload 256 bytes",
         "RBE+ FLReset+",
         "LnkCap:\tPort #0, Speed 16GT/s, Width x16",
@@ -105,6 +104,8 @@ def test_lspci_shows_all_of_the_gpu(lab: MountedLab) -> None:
         "Kernel driver in use: vgpu",
     ):
         assert line in shown
+    # pciutils 3.13 calls the number of the message by another name
+    assert "Express (v2) Endpoint, MSI 00" in shown or "Express (v2) Endpoint, IntMsgNum 0" in shown
     for complaint in ("<access denied>", "Unknown", "unknown", "disabled", "downgraded"):
         assert complaint not in shown
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import MountedLab, Vgpu, vfsfuse
-from tests.tool import Tool, need
+from tests.tool import SYSTEM_PYTHON, Tool, need, need_pyudev
 
 GPU = "0000:86:00.0"
-PYTHON = "/usr/bin/python3"
 LIST = """
 import json, pyudev, sys
 found = []
@@ -173,15 +172,13 @@ def test_udevadm_trigger_of_one_subsystem(objects: Objects, subsystem: str) -> N
 
 
 @pytest.fixture(scope="module")
-def pyudev(objects: Objects) -> None:
-    need(PYTHON, "python3")
-    if vfsfuse("run", "--mount", objects.lab.path, "--", PYTHON, "-c", "import pyudev").returncode:
-        pytest.skip(f"pyudev is not installed for {PYTHON} (apt-get install python3-pyudev)")
+def pyudev() -> None:
+    need_pyudev()
 
 
 @pytest.mark.parametrize("subsystem", SUBSYSTEMS)
 def test_pyudev_lists(objects: Objects, pyudev: None, subsystem: str) -> None:
-    command = (PYTHON, "-W", "ignore", "-c", LIST, subsystem)
+    command = (SYSTEM_PYTHON, "-W", "ignore", "-c", LIST, subsystem)
     done = vfsfuse("run", "--mount", objects.lab.path, "--", *command)
     assert (done.returncode, done.stderr) == (0, "")
     found = {device["path"]: device for device in json.loads(done.stdout)}
@@ -196,14 +193,14 @@ def test_pyudev_lists(objects: Objects, pyudev: None, subsystem: str) -> None:
 
 
 def test_pyudev_knows_drivers_and_parents(objects: Objects, pyudev: None) -> None:
-    command = (PYTHON, "-W", "ignore", "-c", LIST, "vfio-dev")
+    command = (SYSTEM_PYTHON, "-W", "ignore", "-c", LIST, "vfio-dev")
     devices = json.loads(vfsfuse("run", "--mount", objects.lab.path, "--", *command).stdout)
     parents = {
         Path(device["path"]).name: [Path(each).name for each in device["parents"]] for device in devices
     }
     assert parents[objects.vgpu.vfio][:2] == [objects.vgpu.name, GPU]
     assert parents[objects.card.vfio] == [objects.card.name, "mtty"]
-    command = (PYTHON, "-W", "ignore", "-c", LIST, "pci")
+    command = (SYSTEM_PYTHON, "-W", "ignore", "-c", LIST, "pci")
     devices = json.loads(vfsfuse("run", "--mount", objects.lab.path, "--", *command).stdout)
     drivers = {Path(device["path"]).name: device["driver"] for device in devices}
     assert drivers.pop(GPU) == "vgpu" and drivers.pop(objects.vf) == "vfio-pci"

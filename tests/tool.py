@@ -11,6 +11,7 @@ import pytest
 
 from tests.lab import MountedLab, vfsfuse
 
+SYSTEM_PYTHON = "/usr/bin/python3"
 NO_MODULES = re.compile(r"^\w+: Unable to load libkmod resources: error -2\n", re.MULTILINE)
 """What pciutils say on a machine that has no /lib/modules of its kernel, which no lab can change."""
 
@@ -19,6 +20,13 @@ def need(program: str, package: str = "") -> None:
     """Skip the test unless the program is installed; the package has its name unless another is given."""
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed (apt-get install {package or program})")
+
+
+def need_pyudev() -> None:
+    """Skip the test unless the system's Python has pyudev."""
+    need(SYSTEM_PYTHON, "python3")
+    if subprocess.run([SYSTEM_PYTHON, "-c", "import pyudev"], capture_output=True, check=False).returncode:
+        pytest.skip(f"pyudev is not installed for {SYSTEM_PYTHON} (apt-get install python3-pyudev)")
 
 
 class Tool:

@@ -27,3 +27,4 @@ def test_another_program_gets_its_device(hostile_lab: Lab, vgpu: Place, row: str
     client = hostile_lab.check(hostile_lab.hostile(vgpu, call, *options, "-a", run=True), outcome)
     (asked,) = [line.split() for line in client.said if line.startswith("asked")]
     assert int(asked[2]) < 1000 * LIMIT, f"another program's GET_DEVICE_FD took {asked[2]} ms"
+    assert int(asked[1]) > 1
