@@ -36,8 +36,9 @@ PICTURE: Mapping[str, str] = {
     "devmodel.irq": "devmodel: callpoint",
     "devmodel.pci": "devmodel: callpoint region",
     "devmodel.iommu": "devmodel: callpoint client",
+    "devmodel.iommufd": "devmodel: client ida iommu",
     "devmodel.device": "devmodel: callpoint iommu irq pci region",
-    "devmodel.vfio": "devmodel: callpoint client device iommu irq looks pci region uuids",
+    "devmodel.vfio": "devmodel: callpoint client device iommu iommufd irq looks pci region uuids",
     "devmodel.lifecycle": "devmodel: callpoint device ida iommu pci uuids vfio",
     "devmodel.gpu": "devmodel: callpoint device iommu region",
     "devmodel.models": "devmodel: callpoint device gpu pci region",
@@ -52,7 +53,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.kernfs": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks",
     "vfsfuse.vfio": "ioctl_shim "
-    "| devmodel: callpoint client device iommu irq lifecycle pci region uuids vfio",
+    "| devmodel: callpoint client device iommu iommufd irq lifecycle pci region uuids vfio",
     "vfsfuse.sysfs": "ioctl_shim "
     "| devmodel: callpoint device iommu lifecycle pci region uuids vfio "
     "| vfsfuse: kernfs vfio",

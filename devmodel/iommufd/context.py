@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The context of one open of /dev/iommu: its objects, and what they have in common.
+
+A context lives as long as its file is open or a device is bound to it. State: under ``Context.objects.lock``.
+Any thread. Source: <linux/iommufd.h>, Documentation/userspace-api/iommufd.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from devmodel.iommu.backend import LockedMemory
+from devmodel.iommufd.objects import ObjectTable
+
+
+class Context:
+    """One open of /dev/iommu. ``locked`` accounts for pinned memory together with other contexts and with
+    containers."""
+
+    __slots__ = ("_holders", "locked", "objects")
+
+    def __init__(self, locked: LockedMemory | None = None) -> None:
+        self.objects = ObjectTable()
+        self.locked = locked or LockedMemory()
+        self._holders = 1
+
+    def get(self) -> None:
+        """Keep the context while a device is bound to it. Raises ``OSError(EBADFD)`` when it has ended."""
+        with self.objects.lock:
+            if not self._holders:
+                raise OSError(errno.EBADFD, "the iommufd is closed")
+            self._holders += 1
+
+    def put(self) -> None:
+        """The opposite of :meth:`get`. The file calls it, too, once, when it is closed. The last call
+        destroys all objects. No device is bound then, so no DMA is under way."""
+        with self.objects.lock:
+            self._holders -= 1
+            if self._holders:
+                return
+        for each in self.objects.all():
+            with self.objects.lock:
+                self.objects.remove(each)
+            each.destroyed()
