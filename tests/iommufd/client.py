@@ -39,14 +39,11 @@ DEVICE_BIND, DEVICE_ATTACH, DEVICE_DETACH = map(request, (18, 19, 20))
 class Struct(ctypes.Structure):
     """A struct whose first member is its size, which is that of all members unless given.
 
-    `nr` is the number of its ioctl, `minimum` the smallest size that the kernel takes."""
+    `nr` is the number of its ioctl."""
 
     nr: ClassVar[int] = 0
-    minimum: ClassVar[int] = 0
-
-    def __init_subclass__(cls) -> None:
-        if cls.nr and not cls.minimum:
-            cls.minimum = ctypes.sizeof(cls)
+    least: ClassVar[int] = 0
+    """The smallest size that the kernel takes, if that is not the whole struct."""
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(**{"size": ctypes.sizeof(self), **fields})
@@ -55,6 +52,11 @@ class Struct(ctypes.Structure):
     def cmd(cls) -> int:
         """The request number: _IO(';', nr)."""
         return ord(";") << 8 | cls.nr
+
+    @classmethod
+    def minimum(cls) -> int:
+        """The smallest size that the kernel takes."""
+        return cls.least or ctypes.sizeof(cls)
 
 
 class Destroy(Struct):
@@ -146,7 +148,7 @@ class VfioIoas(Struct):
 
 class HwptAlloc(Struct):
     nr = 0x89
-    minimum = 24
+    least = 24
     _fields_ = (
         ("size", U32),
         ("flags", U32),
@@ -166,7 +168,7 @@ class HwInfo(Struct):
     """`out_data_type` is also the input type, with the flag HW_INFO_INPUT_TYPE."""
 
     nr = 0x8A
-    minimum = 32
+    least = 32
     _fields_ = (
         ("size", U32),
         ("flags", U32),
@@ -238,7 +240,7 @@ class MapFile(Struct):
 
 class ViommuAlloc(Struct):
     nr = 0x90
-    minimum = 24
+    least = 24
     _fields_ = (
         ("size", U32),
         ("flags", U32),
@@ -270,7 +272,7 @@ class ChangeProcess(Struct):
 
 class VeventqAlloc(Struct):
     nr = 0x93
-    minimum = 28
+    least = 28
     _fields_ = (
         ("size", U32),
         ("flags", U32),
