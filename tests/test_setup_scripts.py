@@ -18,7 +18,7 @@ import pytest
 from tests import needs
 from tests.checkout import ROOT, SOURCES, Checkout
 
-SCRIPTS = ("mount.sh", "tools/setup.sh", "tests/run.sh", ".ci/run")
+SCRIPTS = ("mount.sh", "tools/setup.sh", "tests/run.sh", "tests/qemu/newer.sh", ".ci/run")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import time
 from pathlib import Path
@@ -112,6 +113,16 @@ def assert_shows(vgpu: Vgpu, expected: Picture) -> None:
     while (shown := Picture.load(vgpu.path / "screen.png")) != expected:
         assert time.monotonic() < deadline, difference(shown, expected)
         time.sleep(0.2)
+
+
+def assert_in_memory(function: Path, expected: Picture) -> None:
+    """Wait for `expected` to be at the start of the video memory, BAR 0, of a PCI function."""
+    deadline = time.monotonic() + PICTURE_SECONDS
+    with (function / "resource0").open("rb", buffering=0) as memory:
+        size = expected.width * expected.height * PIXEL
+        while (shown := Picture(*expected[:2], _rgb(os.pread(memory.fileno(), size, 0)))) != expected:
+            assert time.monotonic() < deadline, difference(shown, expected)
+            time.sleep(0.2)
 
 
 def difference(shown: Picture, expected: Picture) -> str:

@@ -1,25 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's QEMU, unmodified, as a child of the test: started under `vfsfuse run`, gone with its context."""
+"""Debian's QEMU, unmodified, as a child of the test: gone with its context. It starts under `vfsfuse run`, or
+is given opened descriptors of a lab."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-
 from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu
+from tests.qemu import programs
 from tests.qemu.channel import Channel
 from tests.qemu.console import Console
 from tests.qemu.guest import Guest
 from tests.qemu.qmp import Qmp
 from tests.qemu.qtest import Qtest
 
-QEMU = "qemu-system-x86_64"
 BASE = ["-accel", "tcg", "-smp", "1", "-m", "256", "-no-reboot"]
 BARE = ["-nodefaults", "-no-user-config", "-vga", "none", "-display", "none"]
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check vt.global_cursor_default=0"
@@ -46,15 +44,23 @@ class Machine:
     """A QEMU: with a guest it boots, without one it is paused and `qtest` drives it.
 
     `prefix` is the command that runs QEMU, as of `in_lab`; `options` are QEMU's, `arguments` the kernel's.
+    `program` is another QEMU than the system's. QEMU takes `descriptors` over: this process has them no more.
     """
 
     def __init__(
-        self, prefix: Sequence[str], options: Sequence[str], guest: Guest | None = None, arguments: str = ""
+        self,
+        prefix: Sequence[str],
+        options: Sequence[str],
+        guest: Guest | None = None,
+        arguments: str = "",
+        *,
+        program: str = "",
+        descriptors: Sequence[int] = (),
     ) -> None:
-        if shutil.which(QEMU) is None:
-            pytest.skip(f"{QEMU} is missing: apt-get install qemu-system-x86")
         start = boot(guest, arguments) if guest else ["-S"]
-        self._command = [*prefix, QEMU, *BASE, *BARE, *options, *start]
+        self._program = program or programs.system()
+        self._command = [*prefix, self._program, *BASE, *BARE, *options, *start]
+        self._descriptors = descriptors
         self._booting = guest is not None
         self._channels = {name: Channel(self.explain) for name in ("console", "qmp", "qtest")}
         self._stack = ExitStack()
@@ -68,14 +74,20 @@ class Machine:
         self.qtest = Qtest(self._channels["qtest"])
 
     def __enter__(self) -> Machine:
-        descriptors = [channel.peer.fileno() for channel in self._channels.values()]
+        sockets = [channel.peer.fileno() for channel in self._channels.values()]
         for name, channel in self._channels.items():
             self._command += ["-chardev", f"socket,id={name},fd={channel.peer.fileno()}"]
         self._command += ["-serial", "chardev:console", "-mon", "chardev=qmp,mode=control"]
         self._command += [] if self._booting else ["-qtest", "chardev:qtest", "-qtest-log", "none"]
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stderr=self._log, pass_fds=descriptors, cwd=ROOT
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stderr=self._log,
+            pass_fds=[*sockets, *self._descriptors],
+            cwd=ROOT,
         )
+        for descriptor in self._descriptors:
+            os.close(descriptor)
         for channel in self._channels.values():
             channel.handed_over()
         try:
@@ -112,7 +124,7 @@ class Machine:
         status = self._process.poll() if self._process else None
         # not by seek(): QEMU writes where the file position is, which is ours as well
         log = os.pread(self._log, 1 << 20, 0).decode(errors="replace")
-        return f"{QEMU}: {'running' if status is None else f'ended with {status}'}\n{log}"
+        return f"{self._program}: {'running' if status is None else f'ended with {status}'}\n{log}"
 
     def screendump(self, slot: int, folder: Path) -> Path:
         """The picture on the display of dev<slot>, as QEMU has it, in a PPM file in `folder`."""

@@ -32,6 +32,18 @@ class Qmp:
         assert "return" in answer, f"{command} {arguments}: {answer}"
         return answer["return"]
 
+    def hand(self, name: str, descriptor: int) -> None:
+        """Give QEMU a copy of `descriptor`, under `name`."""
+        self._channel.send_descriptor(descriptor, SECONDS)
+        self.execute("getfd", fdname=name)
+
+    def wait(self, event: str, **data: object) -> None:
+        """Wait for an event with `data` among what it says; those before it are dropped."""
+        while True:
+            happened = self.events.pop(0) if self.events else self._message()
+            if happened["event"] == event and data.items() <= happened["data"].items():
+                return
+
     def monitor(self, line: str) -> str:
         """What the human monitor prints for `line`."""
         return str(self.execute("human-monitor-command", **{"command-line": line}))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu import guest, machine
+from tests.qemu import guest, machine, programs
 
 pytestmark = pytest.mark.qemu
 
@@ -81,7 +81,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     """By the one line that says which package to install."""
     monkeypatch.setattr(guest, "BOOT", tmp_path)
     monkeypatch.setattr(guest, "BUSYBOX", tmp_path / "busybox")
-    monkeypatch.setattr(machine, "QEMU", "no-such-qemu")
+    monkeypatch.setattr(programs, "SYSTEM", "no-such-qemu")
     with pytest.raises(pytest.skip.Exception, match=r"^[^\n]*apt-get install linux-image-amd64$"):
         guest.build()
     for content in (None, b"\x7fELF /lib64/ld-linux-x86-64.so.2"):
