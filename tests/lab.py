@@ -6,14 +6,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 VFSFUSE = [sys.executable, "-m", "vfsfuse"]
 ROOT = Path(__file__).parent.parent
 READY_SECONDS = 20
+SETTLE_SECONDS = 0.3
+T = TypeVar("T")
 
 
 def vfsfuse(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -133,6 +137,19 @@ class Vgpu:
     @property
     def cdev(self) -> Path:
         return self.lab.path / "dev/vfio/devices" / self.vfio
+
+
+def settled(measure: Callable[[], T]) -> T:
+    """What `measure` gives when it stays the same for a while: what a test closes, the server releases a
+    moment later."""
+    last, since = measure(), time.monotonic()
+    deadline = since + READY_SECONDS
+    while time.monotonic() - since < SETTLE_SECONDS:
+        assert time.monotonic() < deadline, f"{last} does not settle"
+        time.sleep(0.02)
+        if (now := measure()) != last:
+            last, since = now, time.monotonic()
+    return last
 
 
 def one_write(path: Path, text: str) -> None:

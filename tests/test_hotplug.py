@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, described
+from tests.lab import MountedLab, described, settled
 from tests.snapshot import snapshot
 from tests.test_removal import Writer
 from tests.test_sriov import bind_by_override
@@ -459,9 +459,9 @@ def test_many_lives_leave_nothing(lab: MountedLab, name: str) -> None:
             (function_dir(lab, GPU) / "resource0").read_bytes()[:4]
 
     live(3)
-    fds, maps = resources()
+    fds, maps = settled(resources)
     live(12)
-    after = resources()
+    after = settled(resources)
     assert after[0] <= fds and after[1] <= maps + 4
     (function_dir(lab, GPU) / "sriov_numvfs").write_text("0")
 

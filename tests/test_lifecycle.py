@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, MountedLab, Vgpu, run
+from tests.lab import ROOT, MountedLab, Vgpu, run, settled
 from tests.snapshot import snapshot
 
 GPU = "0000:86:00.0"
@@ -587,10 +587,15 @@ def test_what_the_host_driver_shows_goes_and_comes_with_it(cached: MountedLab) -
 
 def resources(pid: int) -> tuple[int, int, int]:
     """Descriptors, mappings and KiB of memory of process `pid`."""
+
+    def held() -> tuple[int, int]:
+        maps = Path(f"/proc/{pid}/maps").read_text().count("\n")
+        return len(os.listdir(f"/proc/{pid}/fd")), maps
+
+    fds, maps = settled(held)
     status = Path(f"/proc/{pid}/status").read_text()
     (kib,) = re.findall(r"VmRSS:\s+(\d+) kB", status)
-    maps = Path(f"/proc/{pid}/maps").read_text().count("\n")
-    return len(os.listdir(f"/proc/{pid}/fd")), maps, int(kib)
+    return fds, maps, int(kib)
 
 
 def test_two_hundred_lives_leave_nothing(fresh_lab: MountedLab) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu
+from tests.lab import MountedLab, Vgpu, settled
 from tests.unit.fakes import fails
 from tests.vfio.client import DEVICE_RESET
 from tests.vfio.devices import (
@@ -171,7 +171,7 @@ def test_nothing_else_can_be_plugged_in(card: Vgpu, text: str) -> None:
 
 def test_a_terminal_goes_with_its_card(lab: MountedLab) -> None:
     descriptors = f"/proc/{lab.pid}/fd"
-    before = len(os.listdir(descriptors))
+    before = settled(lambda: len(os.listdir(descriptors)))
     with lab.create("mtty-2", "mtty") as vgpu:
         with terminal(vgpu, 0) as one, terminal(vgpu, 1) as other, opened(lab, vgpu.group, vgpu.name):
             paths = [os.ttyname(one), os.ttyname(other)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -53,7 +55,7 @@ def test_listing_a_watched_directory(hostile_lab: Lab, path: str) -> None:
     meanwhile."""
     there = hostile_lab.mounted.path / path
     client = hostile_lab.hostile(NOWHERE, "list", "-m", "shared", "-p", str(there))
-    with watching(there) as watch, client:
+    with watching(there) as watch, forgetting(watch), client:
         client.wait_for_call()
         vgpu = hostile_lab.mounted.create(TYPE)
         assert watch.silent(1)
@@ -70,9 +72,7 @@ def test_listing_a_watched_directory(hostile_lab: Lab, path: str) -> None:
 def test_writing_to_a_node_that_goes(hostile_lab: Lab) -> None:
     """The client holds the lock of the node's inode."""
     nodes = hostile_lab.mounted.path / "dev/vfio"
-    with watching(nodes) as watch:
-        while not watch.silent():
-            pass  # of vGPUs of before
+    with watching(nodes) as watch, forgetting(watch):
         vgpu = hostile_lab.mounted.create(TYPE)
         node = nodes / vgpu.group
         hear(watch, (str(nodes), "IN_CREATE", vgpu.group))
@@ -83,6 +83,14 @@ def test_writing_to_a_node_that_goes(hostile_lab: Lab) -> None:
             hear(watch, (str(nodes), "IN_DELETE", vgpu.group))
             stalled = hostile_lab.everybody.stalled()
             assert (stalled, client.release()) == ({}, "EINVAL")
+
+
+@contextmanager
+def forgetting(watch: Watch) -> Iterator[None]:
+    """Let pass what is still heard of vGPUs of before."""
+    while not watch.silent():
+        pass
+    yield
 
 
 def hear(watch: Watch, wanted: Heard) -> None:
