@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 from contextlib import ExitStack
 
-from devmodel.vfio.group import Assignable, GroupFile
+from devmodel.vfio.group import Assignable
+from devmodel.vfio.groupfile import GroupFile
 
 
 class DeviceFile:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IOMMU groups, the devices in them, and the open files of groups.
+"""IOMMU groups, and the devices in them.
 
 A client that has a device open keeps it. One that has only its group open does not: when the last device
 leaves the group, the open file is revoked, and a device that joins later has a group file of its own.
 
-Threads: the device lane opens and closes; the trio thread removes devices. State is under ``Group.lock``; a
-container's lock is taken after it.
-Source: <linux/vfio.h> (VFIO_GROUP_GET_STATUS to VFIO_GROUP_GET_DEVICE_FD), Documentation/driver-api/vfio.rst.
+Threads: the device lane opens and closes; the trio thread removes devices. State is under ``Group.lock``.
+Source: <linux/vfio.h>, Documentation/driver-api/vfio.rst.
 """
 
 from __future__ import annotations
@@ -15,12 +14,30 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from devmodel.device.base import Device, DriverAccess
 from devmodel.irq.kinds import PciIrq
 from devmodel.vfio.container import Container
-from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, check_looks, lives
+from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, check_looks
+
+
+class OpenGroup(ABC):
+    """The open file of a group, as the group and its devices see it. ``client`` used it last, ``container``
+    is what it has joined."""
+
+    __slots__ = ("client", "container")
+    client: LastClient
+    container: Container | None
+
+    @property
+    @abstractmethod
+    def devices(self) -> int:
+        """How many device files there are. Under the group's lock."""
+
+    @abstractmethod
+    def revoke(self) -> None:
+        """Leave the container, and answer ENODEV from then on. Under the group's lock."""
 
 
 class Group(Held):
@@ -37,7 +54,7 @@ class Group(Held):
         self.noiommu = noiommu
         self.viable = viable
         self.devices: tuple[Assignable, ...] = ()
-        self.opened: GroupFile | None = None
+        self.opened: OpenGroup | None = None
         self.joining = False
         """Whether a SET_CONTAINER is under way, which keeps the devices as an open device does."""
 
@@ -53,29 +70,6 @@ class Group(Held):
     def emulated(self) -> bool:
         """Whether all its devices are mediated (devmodel.iommu.api.IommuGroup)."""
         return all(device.emulated_iommu for device in self.devices)
-
-    def open(
-        self, client_ended: Callable[[], bool] = lives, rawio: bool = False, may_wait: bool = False
-    ) -> GroupFile:
-        """Open the group for a client. ``client_ended`` tells later whether its process has ended, without
-        waiting. ``rawio`` is whether it has CAP_SYS_RAWIO.
-
-        Raises ``OSError``: ENODEV when the group has no device, or only devices that are being removed; EPERM
-        as :meth:`check_rawio`; EBUSY while it is open. Waits, or raises :class:`MustWait`, as
-        :meth:`patiently`.
-        """
-
-        def attempt() -> GroupFile:
-            if self.leaving:
-                raise OSError(errno.ENODEV, f"group {self.number} is gone")
-            self.check_rawio(rawio)
-            if self.opened is not None:
-                self.opened.client.check()
-                raise OSError(errno.EBUSY, f"group {self.number} is open already")
-            self.opened = GroupFile(self, client_ended)
-            return self.opened
-
-        return self.patiently(attempt, may_wait)
 
     @property
     def leaving(self) -> bool:
@@ -260,141 +254,3 @@ def retire_all(devices: Sequence[Assignable]) -> None:
             raise next((each for each in refused if not isinstance(each, Lingering)), refused[0])
         for device in devices:
             device.withdraw()
-
-
-class GroupStatus(NamedTuple):
-    """The flags of VFIO_GROUP_GET_STATUS."""
-
-    viable: bool
-    container_set: bool
-
-
-class GroupFile:
-    """The only open of a group. It ends when the file and every device file from it are closed.
-
-    It is ``revoked`` when the last device of the group has left and is closed. A revoked file is in no
-    container. It stays of no use when the group gets a device again.
-    """
-
-    __slots__ = ("_closed", "_users", "client", "container", "group", "revoked")
-
-    def __init__(self, group: Group, client_ended: Callable[[], bool]) -> None:
-        """For :meth:`Group.open`."""
-        self.group = group
-        self.client = LastClient(group, client_ended)
-        self.container: Container | None = None
-        self._users = 1
-        self._closed = self.revoked = False
-
-    def used_by(self, client_ended: Callable[[], bool]) -> None:
-        """Another client uses the file now. ``client_ended`` is as that of :meth:`Group.open`."""
-        with self.group.lock:
-            self.client = LastClient(self.group, client_ended)
-
-    @property
-    def devices(self) -> int:
-        """How many device files there are. Under the group's lock."""
-        return self._users - (not self._closed) - self.group.joining
-
-    def status(self) -> GroupStatus:
-        """Whether the group can be used, and whether it has a container. ``OSError(ENODEV)`` once it is
-        :attr:`revoked`."""
-        with self.group.lock:
-            self._check_group()
-            return GroupStatus(self.group.viable, self.container is not None)
-
-    def set_container(self, container: Container | None, rawio: bool = False) -> None:
-        """Join ``container``; None stands for a file that is no container. It may wait for clients, as
-        :meth:`Container.attach`, so a thread that may wait calls it.
-
-        Raises ``OSError``: EINVAL when the group has a container already or is joining one, ENODEV once the
-        file is :attr:`revoked` or while all devices of the group are being removed, EBADFD for None, EPERM
-        when the group is not viable or as :meth:`Group.check_rawio`, otherwise as :meth:`Container.attach`.
-        """
-        with self.group.lock:
-            if self.container is not None or self.group.joining:
-                raise OSError(errno.EINVAL, "the group has a container already")
-            self._check_group()
-            if self.group.leaving:
-                raise OSError(errno.ENODEV, f"group {self.group.number} is about to lose its devices")
-            if container is None:
-                raise OSError(errno.EBADFD, "not a VFIO container")
-            self.group.check_rawio(rawio)
-            if not self.group.viable:
-                raise OSError(errno.EPERM, f"group {self.group.number} is in use by a host driver")
-            self.group.joining = True
-            self.get()
-        joined: Container | None = None
-        try:
-            container.attach(self.group)
-            joined = container
-        finally:
-            with self.group.lock:
-                self.container, self.group.joining = joined, False
-                if self.group.gone and not self.devices:
-                    self.group.revoke()
-                self.put()  # the file may have been closed meanwhile
-                self.group.let_go()
-
-    def unset_container(self, may_wait: bool = False) -> None:
-        """Leave the container. Raises ``OSError``: EINVAL without a container, EBUSY while a device is open
-        or the group is joining the container. Waits as :meth:`Group.patiently`."""
-
-        def attempt() -> None:
-            if self.container is None and not self.group.joining:
-                raise OSError(errno.EINVAL, "the group has no container")
-            if self._users > 1:
-                self.client.check()
-                raise OSError(errno.EBUSY, "a device of the group is open, or the group is joining")
-            self._leave()
-
-        self.group.patiently(attempt, may_wait)
-
-    def get_device(self, name: str, rawio: bool = False) -> Assignable:
-        """The device ``name``. The name may include a VF token, as for vfio-pci.
-
-        Raises ``OSError``: ENODEV if there is none, also once the file is :attr:`revoked`; EINVAL and EACCES
-        for the token, EINVAL without container and IOMMU, EPERM as :meth:`Group.check_rawio`.
-        """
-        with self.group.lock:
-            self._check_group()
-            found = next((each for each in self.group.devices if each.answers_to(name)), None)
-            if found is None:
-                raise OSError(errno.ENODEV, f"group {self.group.number} has no device {name!r}")
-            if self.container is None or self.container.iommu is None:
-                raise OSError(errno.EINVAL, "the group has no container with an IOMMU")
-            self.group.check_rawio(rawio)
-            return found
-
-    def close(self) -> None:
-        """The file is closed. Its device files keep the group in its container. May be called twice."""
-        with self.group.lock:
-            if not self._closed:
-                self._closed = True
-                self.put()
-
-    def get(self) -> None:
-        """Count a device file, or a call under way. For :class:`DeviceFile`, under the group's lock."""
-        self._users += 1
-
-    def put(self) -> None:
-        """Uncount a file. The last one ends the use of the group. Called as :meth:`get`."""
-        self._users -= 1
-        if not self._users and not self.revoked:
-            self._leave()
-            self.group.opened = None
-            self.group.let_go()
-
-    def revoke(self) -> None:
-        """Leave the container, and answer ENODEV from then on. Under the group's lock."""
-        self.revoked = True
-        self._leave()
-
-    def _check_group(self) -> None:
-        if self.revoked:
-            raise OSError(errno.ENODEV, f"group {self.group.number} has lost its devices")
-
-    def _leave(self) -> None:
-        if self.container is not None:
-            self.container.detach(self.group)
-            self.container = None

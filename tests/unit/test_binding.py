@@ -14,6 +14,7 @@ from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.vfio.devicefile import DeviceFile
+from devmodel.vfio.groupfile import open_group
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, MIB, Recorder
 
@@ -63,7 +64,7 @@ def test_vfio_pci_takes_the_function_only_when_overridden(lab: Lab, gpu: Physica
     fails(errno.ENODEV, lab.drivers.bind, gpu, "vgpu")
     lab.drivers.bind(gpu, VFIO_PCI)
     assert gpu.driver == VFIO_PCI
-    assert gpu.group.open().get_device is not None
+    assert open_group(gpu.group).get_device is not None
 
 
 def test_a_bound_function_is_not_bound_again(lab: Lab, gpu: PhysicalFunction) -> None:
@@ -91,7 +92,7 @@ def test_a_function_in_use_stays(lab: Lab, gpu: PhysicalFunction) -> None:
     fails(errno.EBUSY, lab.drivers.unbind, gpu, VFIO_PCI)
     hold.close()
     lab.drivers.unbind(gpu, VFIO_PCI)
-    fails(errno.ENODEV, gpu.group.open)
+    fails(errno.ENODEV, open_group, gpu.group)
 
 
 def test_probe_is_no_error_without_a_driver(lab: Lab, gpu: PhysicalFunction) -> None:
@@ -143,7 +144,7 @@ def test_a_vgpu_without_its_driver(lab: Lab, gpu: PhysicalFunction, recorder: Re
     hold.close()
     driver.unbind(mdev)
     fails(errno.ENODEV, driver.unbind, mdev)
-    fails(errno.ENODEV, mdev.group.open)
+    fails(errno.ENODEV, open_group, mdev.group)
     assert mdev.device.name == mdev.name
     recorder.fail = True
     with pytest.raises(RuntimeError):

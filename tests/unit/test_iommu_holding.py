@@ -18,7 +18,7 @@ from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.type1 import Type1
 from devmodel.vfio.container import Container
 from devmodel.vfio.group import Group as VfioGroup
-from devmodel.vfio.group import GroupFile
+from devmodel.vfio.groupfile import GroupFile, open_group
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import BY_NAME
 from ioctl_shim.processes import Processes
@@ -296,11 +296,11 @@ def joining(scene: Scene) -> tuple[Container, GroupFile, GroupFile]:
     mediated, physical = VfioGroup(1), VfioGroup(2)
     Toy("vgpu", mediated)
     Physical("pf", physical)
-    container, first = Container(locked=scene.locked), mediated.open()
+    container, first = Container(locked=scene.locked), open_group(mediated)
     first.set_container(container)
     container.set_iommu(3)
     container.type1.map(scene.client, HERE, 0x8000, 4 * PAGE_SIZE, RW)
-    return container, first, physical.open()
+    return container, first, open_group(physical)
 
 
 def test_a_group_that_joins_holds_up_nobody(
@@ -314,7 +314,7 @@ def test_a_group_that_joins_holds_up_nobody(
     fails(errno.EINVAL, second.set_container, container)
     fails(errno.EBUSY, second.unset_container)
     fails(errno.EINVAL, second.get_device, "pf")
-    fails(errno.EBUSY, second.group.open)
+    fails(errno.EBUSY, open_group, second.group)
     fails(errno.EBUSY, second.group.devices[0].retire)
     assert isinstance(first.get_device("vgpu").device, Device)
     first.unset_container()
@@ -335,14 +335,14 @@ def test_a_group_that_is_closed_while_it_joins_is_free_again(
     join = Call(lambda: second.set_container(container))
     assert scene.client.begun.wait(10)
     second.close()
-    fails(errno.EBUSY, second.group.open)
+    fails(errno.EBUSY, open_group, second.group)
     scene.client.answer(fails_then)
     if fails_then:
         fails(errno.EFAULT, join.result)
     else:
         join.result()
     assert scene.count() == 0 and list(container.groups) == [1]
-    second.group.open().close()
+    open_group(second.group).close()
 
 
 STEPS = ("map", "map", "map", "unmap", "all", "pin", "pin", "unpin", "attach", "detach", "dma")

@@ -20,6 +20,7 @@ from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.vfio.devicefile import DeviceFile
+from devmodel.vfio.groupfile import open_group
 from tests.unit.fakes import fails
 
 MIB = 1 << 20
@@ -151,7 +152,7 @@ def test_group_0_is_the_physical_gpu_wherever_it_stands_in_the_spec(
     group = function_of(gpu).group
     assert gpu.device is not None
     assert group.number == 0 and lab.groups == {0: group, 1: lab.ports["0000:86"].group}
-    fails(errno.ENODEV, group.open)
+    fails(errno.ENODEV, open_group, group)
     assert gpu.device.read(PciRegion.CONFIG, 0, 4).hex() == "3412f086"
     assert mtty.device is None
     fails(errno.ENODEV, function_of, mtty)
@@ -244,7 +245,7 @@ def test_a_refused_device_is_gone_for_whoever_saw_it(
     monkeypatch.setattr(recorder, "added", touch_and_refuse)
     fails(errno.ENOMEM, lab.create, gpu.types["vgpu-8"], U[0])
     fails(errno.ENODEV, seen[0].hold)
-    fails(errno.ENODEV, seen[0].group.open)
+    fails(errno.ENODEV, open_group, seen[0].group)
     fails(errno.ENODEV, seen[0].device.read, 0, 0, 1)
 
 

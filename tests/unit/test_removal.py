@@ -19,6 +19,7 @@ from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
 from devmodel.lifecycle.removal import REQUEST_SECONDS, when_free
 from devmodel.vfio.devicefile import DeviceFile
+from devmodel.vfio.groupfile import open_group
 from ioctl_shim._native import lib
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, SPEC, Recorder, snapshot
@@ -90,7 +91,7 @@ def test_the_holder_is_asked_again_every_ten_seconds(lab: Lab, mdev: Mdev, asked
 
 
 def test_a_group_that_is_open_holds_nothing(lab: Lab, mdev: Mdev, asked: int) -> None:
-    opened = mdev.group.open()
+    opened = open_group(mdev.group)
 
     async def main(nursery: trio.Nursery) -> None:
         await remove_when_free(lab, mdev)
@@ -113,11 +114,11 @@ def test_nobody_can_open_it_meanwhile_and_everybody_when_nobody_waits_any_more(l
                     waiting.start_soon(remove_when_free, lab, mdev)
                     await wait_all_tasks_blocked()
                     fails(errno.ENODEV, DeviceFile, mdev)
-                    fails(errno.ENODEV, mdev.group.open)
+                    fails(errno.ENODEV, open_group, mdev.group)
                     scope.cancel()
             assert (mdev.leaving, mdev.group.watchers) == (0, ()) and snapshot(lab) == before
             DeviceFile(mdev).close()
-            mdev.group.open().close()
+            open_group(mdev.group).close()
 
     in_trio(lab, main)
     held.close()

@@ -16,7 +16,8 @@ from devmodel.iommu.type1 import Type1
 from devmodel.looks import GRACE, Looks, looks
 from devmodel.vfio.container import Container, ContainerGroup
 from devmodel.vfio.devicefile import DeviceFile
-from devmodel.vfio.group import Assignable, Group, GroupFile, retire_all
+from devmodel.vfio.group import Assignable, Group, retire_all
+from devmodel.vfio.groupfile import GroupFile, open_group
 from devmodel.vfio.lingering import PATIENCE, InUse, Lingering
 from tests.unit.fakes import FakeClient, fails
 
@@ -63,7 +64,7 @@ def container() -> Container:
 @pytest.fixture
 def ready(group: Group, container: Container) -> GroupFile:
     """An open group in a container with a type1v2 IOMMU."""
-    file = group.open()
+    file = open_group(group)
     file.set_container(container)
     container.set_iommu(Extension.TYPE1V2)
     return file
@@ -73,7 +74,7 @@ def test_extensions_before_and_after_set_iommu(container: Container, group: Grou
     supported = {ext for ext in range(-1, 64) if container.check_extension(ext)}
     assert supported == {Extension.TYPE1, Extension.TYPE1V2, Extension.UNMAP_ALL}
     assert {container.check_extension(ext) for ext in supported} == {1}
-    group.open().set_container(container)
+    open_group(group).set_container(container)
     container.set_iommu(Extension.TYPE1)
     assert container.check_extension(Extension.DMA_CC) == 1
     assert container.check_extension(Extension.NOIOMMU) == 0
@@ -81,7 +82,7 @@ def test_extensions_before_and_after_set_iommu(container: Container, group: Grou
 
 def test_set_iommu_needs_a_group_and_happens_once(container: Container, group: Group) -> None:
     fails(errno.EINVAL, container.set_iommu, Extension.TYPE1)
-    group.open().set_container(container)
+    open_group(group).set_container(container)
     for unknown in (0, -1, 6, Extension.NOIOMMU, Extension.DMA_CC, 2**31):
         fails(errno.ENODEV, container.set_iommu, unknown)
     fails(errno.EINVAL, container.set_iommu, Extension.UNMAP_ALL)
@@ -91,27 +92,27 @@ def test_set_iommu_needs_a_group_and_happens_once(container: Container, group: G
 
 
 def test_a_group_opens_once(group: Group) -> None:
-    file = group.open()
-    fails(errno.EBUSY, group.open)
+    file = open_group(group)
+    fails(errno.EBUSY, open_group, group)
     file.close()
     file.close()
-    group.open().close()
+    open_group(group).close()
 
 
 def test_what_an_ended_client_has_open_is_waited_for_by_who_may(group: Group) -> None:
-    file = group.open(lambda: True)
+    file = open_group(group, lambda: True)
     with pytest.raises(MustWait):
-        group.open()
+        open_group(group)
     timer = threading.Timer(0.05, file.close)
     timer.start()
-    group.open(may_wait=True).close()
+    open_group(group, may_wait=True).close()
     timer.join()
     assert not group.watchers
 
 
 def test_clients_that_end_one_after_the_other_are_waited_for_once(group: Group) -> None:
     """A hostile one that has the file says so again and again."""
-    file, ended, begun = group.open(lambda: True), threading.Event(), time.monotonic()
+    file, ended, begun = open_group(group, lambda: True), threading.Event(), time.monotonic()
 
     def renew() -> None:
         while not ended.wait(0.01):
@@ -121,19 +122,19 @@ def test_clients_that_end_one_after_the_other_are_waited_for_once(group: Group) 
 
     thread = threading.Thread(target=renew)
     thread.start()
-    fails(errno.EBUSY, group.open, may_wait=True)
+    fails(errno.EBUSY, open_group, group, may_wait=True)
     ended.set()
     thread.join()
     assert PATIENCE * 0.9 < time.monotonic() - begun < PATIENCE + 1
 
 
 def test_whose_file_it_is_decides(group: Group) -> None:
-    file = group.open(lambda: True)
+    file = open_group(group, lambda: True)
     file.used_by(lambda: False)
-    fails(errno.EBUSY, group.open)
+    fails(errno.EBUSY, open_group, group)
     file.used_by(lambda: True)
     with pytest.raises(MustWait):
-        group.open()
+        open_group(group)
 
 
 def test_whose_device_it_is_decides(ready: GroupFile, group: Group) -> None:
@@ -165,18 +166,18 @@ def test_a_look_at_its_files_may_be_all_that_uses_a_group(
     """The client is alive, so it is in use by a client as soon as no look can be the reason."""
     device = group.devices[0]
     with look:
-        for call in (ready.group.open, group.open):
+        for each in (ready.group, group):
             with pytest.raises(MustWait):
-                call()
+                open_group(each)
         held = DeviceFile.named(ready, "toy")
         with pytest.raises(MustWait):
             ready.unset_container()
         with pytest.raises(Lingering):
             device.retire()
     with pytest.raises(MustWait):
-        group.open()
+        open_group(group)
     begun = time.monotonic()
-    fails(errno.EBUSY, group.open, may_wait=True)
+    fails(errno.EBUSY, open_group, group, may_wait=True)
     assert GRACE / 2 < time.monotonic() - begun < PATIENCE + 1
     fails(errno.EBUSY, ready.unset_container)
     with pytest.raises(InUse) as caught:
@@ -191,18 +192,18 @@ def test_a_group_that_a_look_has_in_use_opens_when_it_is_closed(
     with look:
         later = threading.Timer(0.05, ready.close)
         later.start()
-        assert group.open(may_wait=True).status()
+        assert open_group(group, may_wait=True).status()
     later.join()
 
 
 def test_a_group_without_devices_is_enodev(group: Group) -> None:
     group.devices[0].retire()
     assert group.gone
-    fails(errno.ENODEV, group.open)
+    fails(errno.ENODEV, open_group, group)
 
 
 def test_status_follows_the_container(group: Group, container: Container) -> None:
-    file = group.open()
+    file = open_group(group)
     assert file.status() == (True, False)
     file.set_container(container)
     assert file.status() == (True, True)
@@ -221,20 +222,20 @@ def test_set_and_unset_container_preconditions(ready: GroupFile, container: Cont
 
 def test_a_closed_container_takes_no_group(group: Group, container: Container) -> None:
     container.close()
-    fails(errno.EBADF, group.open().set_container, container)
+    fails(errno.EBADF, open_group(group).set_container, container)
 
 
 def test_a_group_with_a_host_driver_is_not_viable(container: Container) -> None:
     group = Group(0, viable=False)
     Toy("pf", group)
-    file = group.open()
+    file = open_group(group)
     assert file.status() == (False, False)
     fails(errno.EPERM, file.set_container, container)
     assert not container.groups
 
 
 def test_get_device_preconditions(group: Group, container: Container) -> None:
-    file = group.open()
+    file = open_group(group)
     fails(errno.ENODEV, file.get_device, "other")
     fails(errno.EINVAL, file.get_device, "toy")
     file.set_container(container)
@@ -266,7 +267,7 @@ def test_devices_open_more_than_once_and_close_twice(ready: GroupFile, group: Gr
 def test_the_last_file_to_close_ends_the_groups_use_whatever_the_order(
     group: Group, container: Container, order: tuple[str, ...]
 ) -> None:
-    file = group.open()
+    file = open_group(group)
     file.set_container(container)
     container.set_iommu(Extension.TYPE1V2)
     iommu = iommu_of(container)
@@ -283,20 +284,20 @@ def test_the_last_file_to_close_ends_the_groups_use_whatever_the_order(
         assert (group.opened is file) is in_use
         assert (container.iommu is iommu) is in_use
         if in_use:
-            fails(errno.EBUSY, group.open)
+            fails(errno.EBUSY, open_group, group)
             assert iommu.dma_avail == 65534
         files[name].close()
         left.remove(name)
     assert group.opened is None and container.iommu is None and not container.groups
     assert iommu.dma_avail == 65535
-    assert group.open().status() == (True, False)
+    assert open_group(group).status() == (True, False)
 
 
 def test_the_iommu_lives_until_the_last_group_leaves(container: Container) -> None:
     groups = [Group(number) for number in (1, 2)]
     for group in groups:
         Toy(f"toy{group.number}", group)
-    files = [group.open() for group in groups]
+    files = [open_group(group) for group in groups]
     for file in files:
         file.set_container(container)
     container.set_iommu(Extension.TYPE1V2)
@@ -341,21 +342,21 @@ def test_a_group_that_loses_its_devices_revokes_its_file(
         fails(errno.ENODEV, DeviceFile.named, ready, "toy")
         fails(errno.EINVAL, DeviceFile, toy, ready)
 
-    fails(errno.ENODEV, group.open)
+    fails(errno.ENODEV, open_group, group)
     fails(errno.ENODEV, ready.status)
     toy.join()
     check()
-    file = group.open()
+    file = open_group(group)
     file.set_container(container)
     container.set_iommu(Extension.TYPE1V2)
     held = DeviceFile.named(file, "toy")
     check()
     ready.close()
     assert container.groups
-    fails(errno.EBUSY, group.open)
+    fails(errno.EBUSY, open_group, group)
     held.close()
     file.close()
-    group.open().close()
+    open_group(group).close()
     assert not container.groups
 
 
@@ -376,7 +377,7 @@ def test_the_files_of_a_device_that_vanished_keep_the_container(
 
 def test_a_set_container_under_way_keeps_the_device(group: Group, container: Container) -> None:
     """As on Linux, where it holds the lock that the removal of a group takes."""
-    file, toy = group.open(), group.devices[0]
+    file, toy = open_group(group), group.devices[0]
     tried: list[ContainerGroup] = []
 
     class Slow(Container):
@@ -397,7 +398,7 @@ def test_a_set_container_under_way_keeps_the_device(group: Group, container: Con
 def test_of_several_devices_all_leave_or_none() -> None:
     groups = [Group(number) for number in (1, 2)]
     toys = [Toy(f"toy{group.number}", group) for group in groups]
-    files, held = [group.open() for group in groups], DeviceFile(toys[1])
+    files, held = [open_group(group) for group in groups], DeviceFile(toys[1])
     fails(errno.EBUSY, retire_all, toys)
     for file, toy in zip(files, toys, strict=True):
         assert (toy.gone, toy.leaving, file.revoked) == (False, 0, False)

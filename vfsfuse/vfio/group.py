@@ -8,6 +8,7 @@ import logging
 
 from devmodel.iommu.api import MustWait
 from devmodel.vfio.group import Group
+from devmodel.vfio.groupfile import open_group
 from ioctl_shim._native import lib
 from ioctl_shim.abi import Kind
 from ioctl_shim.client import ClientProcess
@@ -27,14 +28,14 @@ class GroupFops(VfioFops):
 
     def __init__(self, group: Group, request: OpenRequest, services: Services, offer: Offer) -> None:
         client = ClientProcess(request.tid, request.leads)
-        self.file = group.open(client.ended, rawio(group, request.tid), may_wait=not request.on_pump)
+        self.file = open_group(group, client.ended, rawio(group, request.tid), may_wait=not request.on_pump)
         self.services = services
         self._handover = Handover(self.file, offer)
 
     @classmethod
     def opener(cls, group: Group, services: Services, offer: Offer) -> Opener:
         """The function that answers opens of the group.  `offer` makes the files of its devices.  It raises
-        OSError as open(2), and MustWait as `Group.open`."""
+        OSError as open(2), and MustWait as `open_group`."""
 
         return lambda request: Opened(cls(group, request, services, offer))
 

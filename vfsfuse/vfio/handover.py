@@ -22,7 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from devmodel.vfio.devicefile import DeviceFile
-from devmodel.vfio.group import Assignable, GroupFile
+from devmodel.vfio.group import Assignable
+from devmodel.vfio.groupfile import GroupFile
 from ioctl_shim._native import ffi
 from ioctl_shim.abi import PREPARE_DEVICE
 from ioctl_shim.client import ClientProcess
