@@ -27,6 +27,8 @@ Span = tuple[int, int]
 """A range of iovas: the first address, and the address behind the last."""
 Find = Callable[[], list[Segment]]
 """Finds the segments of a DMA. Called under the lock. Raises :class:`DmaFault`."""
+Mark = Callable[[list[Segment]], None]
+"""Marks the segments of a DMA that wrote, under the lock, before an unmap can take their mappings away."""
 T = TypeVar("T")
 
 
@@ -52,9 +54,10 @@ class Inflight:
         write: bool,
         find: Find,
         move: Callable[[list[Segment]], T],
+        mark: Mark | None = None,
     ) -> T:
         """Do a DMA of any kind: call ``find`` and enter the DMA under the lock, ``move`` the bytes without
-        the lock, and mark the written pages. Raises :class:`DmaFault`."""
+        the lock, and mark the written pages, also by ``mark``. Raises :class:`DmaFault`."""
         iova = spans[0][0]
         with self.lock:
             segments = find()
@@ -70,6 +73,8 @@ class Inflight:
                 if write and self.mappings.tracked:  # after a fault too: some of it may have been stored
                     for segment in segments:
                         segment.mapping.written(segment.offset, segment.size)
+                if mark is not None:
+                    mark(segments)
                 self.copying.remove(spans)
                 if self.draining:
                     self.idle.notify_all()

@@ -15,6 +15,7 @@ import errno
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Protocol
 
 from devmodel.client import Client
 from devmodel.iommu.api import (
@@ -43,11 +44,19 @@ Choice = Callable[[], list[Mapping]]
 """A rule of an API, called under the lock: gives the mappings of a call, in order, or raises ``OSError``."""
 
 
+class Tracker(Protocol):
+    """What remembers something of iovas while they are mapped, such as dirty pages."""
+
+    def unmapped(self, iova: int, end: int) -> None:
+        """The mapping from ``iova`` to before ``end`` is removed. Under the lock of the space."""
+
+
 class IoAddressSpace(DmaSpace):
     """Mappings by I/O virtual address, and the DMA and pins of devices.
 
     ``locked`` accounts for pinned pages, ``invalid_vaddrs`` counts mappings without a vaddr, and ``inflight``
-    has the DMA under way and the refused DMA.
+    has the DMA under way and the refused DMA. ``trackers`` are told, under the lock, of each range that is
+    unmapped.
     """
 
     __slots__ = (
@@ -63,6 +72,7 @@ class IoAddressSpace(DmaSpace):
         "lock",
         "locked",
         "mappings",
+        "trackers",
     )
 
     def __init__(
@@ -86,6 +96,7 @@ class IoAddressSpace(DmaSpace):
         self._in_unit = alignment - 1
         self.limit = limit
         self.invalid_vaddrs = 0
+        self.trackers: list[Tracker] = []
 
     # ---- attaching of devices: device lane; attach() with mappings on a thread that may wait ----
 
@@ -200,7 +211,7 @@ class IoAddressSpace(DmaSpace):
         span = ((iova, iova + size),)
         mapping = self._begin(span, _READ)
         if mapping is None:
-            return self._read(iova, size, partial(self._find, iova, size, _READ))
+            return self._read(iova, size, partial(self.find, iova, size, _READ))
         try:
             return mapping.client.read(mapping.vaddr + iova - mapping.iova, size)
         except OSError as error:
@@ -250,7 +261,7 @@ class IoAddressSpace(DmaSpace):
         spans = [(one.iova + offset, one.iova + offset + size) for one, offset, size in pieces if size]
         if spans:
             wanted = _WRITE if write else _READ
-            self._move(spans, memoryview(buffer).cast("B"), write, partial(self._recall, pieces, wanted))
+            self._move(spans, memoryview(buffer).cast("B"), write, partial(self.recall, pieces, wanted))
 
     def pin_pages(self, iova: int, count: int, prot: Prot) -> Pin:
         return Pin(self, iova, count * PAGE_SIZE, prot, self._holding.pin(iova, count, prot))
@@ -312,21 +323,10 @@ class IoAddressSpace(DmaSpace):
             self.inflight.refuse_size(iova, size, write)
             return
         wanted = _WRITE if write else _READ
-        self._move(((iova, iova + size),), view, write, partial(self._find, iova, size, wanted))
+        self._move(((iova, iova + size),), view, write, partial(self.find, iova, size, wanted))
 
     def _move(self, spans: Sequence[Span], view: memoryview, write: bool, find: Find) -> None:
         self.inflight.transfer(spans, len(view), write, find, partial(copy, view=view, write=write))
-
-    def _find(self, iova: int, size: int, wanted: int) -> list[Segment]:
-        return self._permit(segments_of(self.mappings, iova, size), iova, size, wanted)
-
-    def _recall(self, pieces: Sequence[Piece], wanted: int) -> list[Segment]:
-        for mapping, _, _ in pieces:
-            if not mapping.live:
-                raise StalePiece
-        segments = [Segment(mapping, offset, size, mapping.pages, offset) for mapping, offset, size in pieces]
-        iova, size = pieces[0].mapping.iova + pieces[0].offset, sum(piece.size for piece in pieces)
-        return self._permit(segments, iova, size, wanted)
 
     def _permit(self, segments: list[Segment] | None, iova: int, size: int, wanted: int) -> list[Segment]:
         reason = "not mapped" if segments is None else refusal(segments, wanted)
@@ -341,6 +341,20 @@ class IoAddressSpace(DmaSpace):
         return segments
 
     # ---- under the lock ----
+
+    def find(self, iova: int, size: int, wanted: int) -> list[Segment]:
+        """The segments of a DMA of ``size`` bytes at ``iova`` with the protection ``wanted`` (the number of a
+        :class:`Prot`). Raises :class:`DmaFault`."""
+        return self._permit(segments_of(self.mappings, iova, size), iova, size, wanted)
+
+    def recall(self, pieces: Sequence[Piece], wanted: int) -> list[Segment]:
+        """As :meth:`find`, for pieces of remembered mappings. Raises :class:`StalePiece`, too."""
+        for mapping, _, _ in pieces:
+            if not mapping.live:
+                raise StalePiece
+        segments = [Segment(mapping, offset, size, mapping.pages, offset) for mapping, offset, size in pieces]
+        iova, size = pieces[0].mapping.iova + pieces[0].offset, sum(piece.size for piece in pieces)
+        return self._permit(segments, iova, size, wanted)
 
     def unpinned(self, span: Span, choose: Choice, may_wait: bool) -> list[Mapping]:
         """The mappings from ``choose``, after no device pins them any more. Releases the lock to ask devices.
@@ -389,6 +403,8 @@ class IoAddressSpace(DmaSpace):
         self.mappings.add(mapping)
 
     def _forget(self, mapping: Mapping) -> None:
+        for tracker in self.trackers:
+            tracker.unmapped(mapping.iova, mapping.end)
         self.invalid_vaddrs -= not mapping.vaddr_valid
         self.attachments.forget(mapping)
 

@@ -79,11 +79,27 @@ class ObjectTable:
     def add(self, made: IommufdObject) -> int:
         """Give ``made`` an id, which is returned. Raises ``OSError(ENOMEM)`` for too many objects."""
         with self.lock:
+            self.reserve(made)
+            self.publish(made)
+            return made.id
+
+    def reserve(self, made: IommufdObject) -> None:
+        """Give ``made`` an id by which nobody finds it before :meth:`publish`. Raises ``OSError`` as
+        :meth:`add`."""
+        with self.lock:
             if len(self._objects) >= MAX_OBJECTS:
                 raise OSError(errno.ENOMEM, f"{MAX_OBJECTS} objects in one context")
             made.id = self._ids.take()
+
+    def publish(self, made: IommufdObject) -> None:
+        """``made``, which has an id, is ready."""
+        with self.lock:
             self._objects[made.id] = made
-            return made.id
+
+    def cancel(self, made: IommufdObject) -> None:
+        """Take the id back of ``made``, which never was ready."""
+        with self.lock:
+            self._ids.give(made.id)
 
     def find(self, number: int, wanted: type[T]) -> T:
         """The object ``number``, which is a ``wanted``. Raises ``OSError(ENOENT)``. Under :attr:`lock`, or by
