@@ -13,8 +13,10 @@ from devmodel.iommu.mappings import Mapping, Mappings
 from devmodel.iommu.pins import MediatedBackend
 
 # To add one: CONTRIBUTING.md, "Adding an IOMMU API or backend".
-BACKENDS: tuple[type[PinningBackend] | type[MediatedBackend], ...] = (PinningBackend, MediatedBackend)
-"""The kinds of backend. The first one that accepts a group serves it."""
+Backends = tuple[type[PinningBackend] | type[MediatedBackend], ...]
+"""Kinds of backend. The first one that accepts a group serves it."""
+BACKENDS: Backends = (PinningBackend, MediatedBackend)
+"""Those of type1."""
 
 
 class Attachments:
@@ -22,10 +24,11 @@ class Attachments:
     mappings; the list object never changes. ``mediated`` is the backend of mediated devices, while one is
     attached."""
 
-    __slots__ = ("_backends", "_locked", "mediated", "strict")
+    __slots__ = ("_backends", "_kinds", "_locked", "mediated", "strict")
 
-    def __init__(self, locked: LockedMemory) -> None:
+    def __init__(self, locked: LockedMemory, kinds: Backends = BACKENDS) -> None:
         self._locked = locked
+        self._kinds = kinds
         self._backends: list[Backend] = []
         self.strict: list[Backend] = []
         self.mediated: MediatedBackend | None = None
@@ -55,7 +58,7 @@ class Attachments:
         ``OSError(EINVAL)``, with nothing changed, when no backend accepts the group or a mapping has an iova
         that is not valid for it.
         """
-        kind = next((kind for kind in BACKENDS if kind.accepts(group)), None)
+        kind = next((kind for kind in self._kinds if kind.accepts(group)), None)
         if kind is None or self._backend_of(group) is not None:
             raise OSError(errno.EINVAL, f"no IOMMU for group {group.number}, or it has one")
         backend = next((one for one in self._backends if isinstance(one, kind)), None)

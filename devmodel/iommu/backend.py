@@ -137,7 +137,7 @@ class PinningBackend(Backend):
     __slots__ = ()
     emulated = False
     pgsizes = 1 << 12 | 1 << 21 | 1 << 30
-    iova_ranges = ((0, 0xFEDFFFFF), (0xFEF00000, 2**48 - 1))
+    iova_ranges: ClassVar[tuple[tuple[int, int], ...]] = ((0, 0xFEDFFFFF), (0xFEF00000, 2**48 - 1))
 
     def stop(self, mappings: Mappings) -> None:
         if mappings.tracked and self.ready:

@@ -6,21 +6,27 @@ State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace` that o
 
 import errno
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from devmodel.client import Client, Pages
-from devmodel.iommu.api import PAGE_SIZE, Prot
+from devmodel.iommu.api import ADDRESSES, PAGE_SIZE, Prot
 from devmodel.iommu.dirty import DirtyPages
 
-PROTS = tuple(Prot(number) for number in range(4))
+NO_ACCESS = 4
+"""What :attr:`Mapping.allows` is for a mapping that no device may use, which is not being made any more."""
+PROTS = (*(Prot(number) for number in range(4)), Prot(0))
 BLOCK = 512
 """The most starts in a block. An insertion moves this many pointers, not those of all 65,535 mappings."""
+UNKNOWN = ADDRESSES
+"""A number in :attr:`Mappings.gaps` that says nothing."""
 
 
 class Mapping:
     """``size`` bytes from ``iova`` are ``client``'s memory from ``vaddr``.
 
-    ``allows`` is 0 while the mapping is being made: its range is taken, but no device may use it yet.
+    ``allows`` is 0 while the mapping is being made: its range is taken, but no device may use it yet. It is
+    :data:`NO_ACCESS` for one that no device may ever use.
     ``pages`` is that memory while a pinning backend holds it. ``pins`` counts the pins of mediated devices by
     page of the mapping. ``charged`` is the number of pages that are charged to the client. ``dirty`` is None
     until a device writes while dirty pages are tracked. ``live`` turns false for good when the mapping is
@@ -43,7 +49,7 @@ class Mapping:
     )
 
     def __init__(self, client: Client, iova: int, vaddr: int, size: int, allows: int) -> None:
-        """``allows`` is the number of a :class:`Prot`."""
+        """``allows`` is the number of a :class:`Prot`, or :data:`NO_ACCESS`."""
         self.client = client
         self.iova = iova
         self.vaddr = vaddr
@@ -65,8 +71,8 @@ class Mapping:
 
     @property
     def page_count(self) -> int:
-        """The size in pages."""
-        return self.size // PAGE_SIZE
+        """The size in pages, rounded up. A mapping of other sizes is never pinned."""
+        return -(-self.size // PAGE_SIZE)
 
     def written(self, offset: int, size: int) -> None:
         """A device wrote ``size`` bytes at ``offset`` while dirty pages are tracked."""
@@ -98,7 +104,7 @@ class Mapping:
 class Mappings:
     """Mappings by iova. They never overlap. A lookup is always two bisections."""
 
-    __slots__ = ("_blocks", "_firsts", "by_start", "tracked")
+    __slots__ = ("blocks", "by_start", "firsts", "freed", "gaps", "tracked")
 
     def __init__(self) -> None:
         self.tracked = False
@@ -106,15 +112,22 @@ class Mappings:
         self.by_start: dict[int, Mapping] = {}
         """The mappings by their first iova, read-only for callers. It is public because a method call would
         double the cost of a look-up."""
-        self._blocks: list[list[int]] = []
-        self._firsts: list[int] = []
+        self.blocks: list[list[int]] = []
+        """The first iovas of all mappings, in order, in blocks. Read-only for callers, as the next one."""
+        self.firsts: list[int] = []
+        """The first number of each block."""
+        self.gaps: list[int] = []
+        """For each block the size that no hole behind one of its mappings exceeds, as the last search of
+        :mod:`devmodel.iommu.holes` has found it. A removal makes it wrong, and goes to :attr:`freed`."""
+        self.freed: deque[int] | None = None
+        """The first iovas of mappings that were removed since the last search, None without a search."""
 
     def __len__(self) -> int:
         return len(self.by_start)
 
     def __iter__(self) -> Iterator[Mapping]:
         """All mappings by iova. Change nothing during the iteration."""
-        return (self.by_start[start] for block in self._blocks for start in block)
+        return (self.by_start[start] for block in self.blocks for start in block)
 
     def exact(self, iova: int, end: int) -> Mapping | None:
         """The mapping of exactly this range."""
@@ -123,10 +136,10 @@ class Mappings:
 
     def covering(self, iova: int) -> Mapping | None:
         """The mapping that has this address."""
-        index = bisect_right(self._firsts, iova) - 1
+        index = bisect_right(self.firsts, iova) - 1
         if index < 0:
             return None
-        block = self._blocks[index]
+        block = self.blocks[index]
         mapping = self.by_start[block[bisect_right(block, iova) - 1]]
         return mapping if iova < mapping.end else None
 
@@ -143,21 +156,21 @@ class Mappings:
         """The mappings that have an address of the range, in order."""
         first = self.covering(iova)
         found = [] if first is None or first.iova == iova else [first]
-        index = max(bisect_right(self._firsts, iova) - 1, 0)
-        for block in self._blocks[index : bisect_left(self._firsts, end)]:
+        index = max(bisect_right(self.firsts, iova) - 1, 0)
+        for block in self.blocks[index : bisect_left(self.firsts, end)]:
             starts = block[bisect_left(block, iova) : bisect_left(block, end)]
             found.extend(self.by_start[start] for start in starts)
         return found
 
     def add(self, mapping: Mapping) -> bool:
         """Enter a mapping. False, with nothing changed, when it overlaps another one."""
-        iova, blocks, by_start = mapping.iova, self._blocks, self.by_start
+        iova, blocks, by_start = mapping.iova, self.blocks, self.by_start
         index = -1
         if blocks and blocks[-1][-1] < iova:  # behind all others, which is the most common case
             block = blocks[-1]
             at = len(block)
         else:
-            index = bisect_left(self._firsts, mapping.end) - 1
+            index = bisect_left(self.firsts, mapping.end) - 1
             if index < 0:
                 self._add_first(mapping)
                 return True
@@ -176,40 +189,47 @@ class Mappings:
         mapping.live = False
         iova = mapping.iova
         del self.by_start[iova]
-        index = bisect_right(self._firsts, iova) - 1
-        block = self._blocks[index]
+        index = bisect_right(self.firsts, iova) - 1
+        block = self.blocks[index]
         at = bisect_left(block, iova)
         del block[at]
         if not block:
-            del self._blocks[index], self._firsts[index]
+            del self.blocks[index], self.firsts[index], self.gaps[index]
         elif not at:
-            self._firsts[index] = block[0]
+            self.firsts[index] = block[0]
+        if self.freed is not None:
+            self.freed.append(iova)
 
     def clear(self) -> None:
         """Remove all mappings."""
         for mapping in self.by_start.values():
             mapping.live = False
         self.by_start.clear()
-        self._blocks.clear()
-        self._firsts.clear()
+        self.blocks.clear()
+        self.firsts.clear()
+        self.gaps.clear()
+        self.freed = None
 
     def _add_first(self, mapping: Mapping) -> None:
         """Enter a mapping that lies before all others."""
         iova = mapping.iova
         self.by_start[iova] = mapping
-        if not self._blocks or len(self._blocks[0]) >= BLOCK:
-            self._blocks.insert(0, [iova])
-            self._firsts.insert(0, iova)
+        if not self.blocks or len(self.blocks[0]) >= BLOCK:
+            self.blocks.insert(0, [iova])
+            self.firsts.insert(0, iova)
+            self.gaps.insert(0, UNKNOWN)
         else:
-            self._blocks[0].insert(0, iova)
-            self._firsts[0] = iova
+            self.blocks[0].insert(0, iova)
+            self.firsts[0] = iova
+            self.gaps[0] = UNKNOWN
 
     def _split(self, index: int) -> None:
-        index %= len(self._blocks)
-        block = self._blocks[index]
+        index %= len(self.blocks)
+        block = self.blocks[index]
         half = len(block) // 2
-        self._blocks.insert(index + 1, block[half:])
-        self._firsts.insert(index + 1, block[half])
+        self.blocks.insert(index + 1, block[half:])
+        self.firsts.insert(index + 1, block[half])
+        self.gaps[index : index + 1] = (UNKNOWN, UNKNOWN)
         del block[half:]
 
 

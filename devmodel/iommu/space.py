@@ -29,7 +29,7 @@ from devmodel.iommu.api import (
     Prot,
     check_range,
 )
-from devmodel.iommu.attachments import Attachments
+from devmodel.iommu.attachments import BACKENDS, Attachments, Backends
 from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin, StalePiece
 from devmodel.iommu.holding import Holding
@@ -39,6 +39,7 @@ from devmodel.iommu.pins import NOTIFY_LIMIT, MediatedBackend
 from devmodel.iommu.segments import Segment, copy, is_pinned, read, refusal, segments_of
 
 _READ, _WRITE = int(Prot.READ), int(Prot.WRITE)
+_IN_PAGE = PAGE_SIZE - 1
 
 Choice = Callable[[], list[Mapping]]
 """A rule of an API, called under the lock: gives the mappings of a call, in order, or raises ``OSError``."""
@@ -63,7 +64,6 @@ class IoAddressSpace(DmaSpace):
         "_copying",
         "_draining",
         "_holding",
-        "_in_unit",
         "_strict",
         "attachments",
         "inflight",
@@ -79,21 +79,19 @@ class IoAddressSpace(DmaSpace):
         self,
         locked: LockedMemory | None = None,
         limit: int = DMA_ENTRY_LIMIT,
-        alignment: int = PAGE_SIZE,
         may_pin: bool = True,
+        backends: Backends = BACKENDS,
     ) -> None:
-        """``locked`` accounts for pinned pages together with other spaces. ``limit`` is the most mappings;
-        their addresses and sizes are multiples of ``alignment`` bytes, a power of two. ``may_pin`` allows
-        mediated devices to pin."""
+        """``locked`` accounts for pinned pages together with other spaces. ``limit`` is the most mappings
+        that :meth:`map` makes. ``may_pin`` allows mediated devices to pin. ``backends`` serve the groups."""
         self.lock = threading.Lock()
         self.mappings = Mappings()
         self.inflight = Inflight(self.lock, self.mappings)
         self._copying, self._draining = self.inflight.copying, self.inflight.draining
         self.locked = locked or LockedMemory()
-        self.attachments = Attachments(self.locked)
+        self.attachments = Attachments(self.locked, backends)
         self._strict = self.attachments.strict
         self._holding = Holding(self.inflight, self.attachments, self.locked, may_pin)
-        self._in_unit = alignment - 1
         self.limit = limit
         self.invalid_vaddrs = 0
         self.trackers: list[Tracker] = []
@@ -105,25 +103,29 @@ class IoAddressSpace(DmaSpace):
         """The backend of mediated devices, while a group of them is attached."""
         return self.attachments.mediated
 
-    def attach(self, group: IommuGroup) -> None:
+    def attach(self, group: IommuGroup, admit: Callable[[], None] | None = None) -> None:
         """Let the group's devices use it. For the first physical function all mappings are pinned, which
-        waits for their clients.
+        waits for their clients. ``admit`` is a rule of the API that is called under the lock before.
 
         Raises ``OSError``, with the group not attached: EBUSY while a vaddr is invalid, EINVAL as
-        :meth:`Attachments.add`, ENOMEM and EFAULT when the mapped memory cannot be pinned.
+        :meth:`Attachments.add`, ENOMEM and EFAULT when the mapped memory cannot be pinned, otherwise as
+        ``admit``.
         """
         with self.lock:
             if self.invalid_vaddrs:
                 raise OSError(errno.EBUSY, "a mapping has no vaddr at present")
+            if admit is not None:
+                admit()
             backend = self.attachments.add(group, self.mappings)
             if backend.ready:
                 return
         self._holding.take_over(backend, group)
 
-    def detach(self, group: IommuGroup) -> None:
-        """The opposite of :meth:`attach`. All mappings are removed with the last group."""
+    def detach(self, group: IommuGroup, keep: bool = False) -> None:
+        """The opposite of :meth:`attach`. All mappings are removed with the last group unless ``keep`` is
+        set."""
         with self.lock:
-            if self.attachments.remove(group, self.mappings):
+            if self.attachments.remove(group, self.mappings) and not keep:
                 self._clear()
 
     def register(self, user: DmaUser) -> None:
@@ -159,9 +161,13 @@ class IoAddressSpace(DmaSpace):
         allowed = prot & 3
         if not allowed:
             raise OSError(errno.EINVAL, "a mapping must be readable or writable by the device")
-        in_unit = self._in_unit
-        if not size or (size | iova | vaddr) & in_unit or iova + size > ADDRESSES or vaddr + size > ADDRESSES:
-            check_range(size, iova, vaddr, alignment=in_unit + 1)  # a call each time would cost a sixth
+        if (
+            not size
+            or (size | iova | vaddr) & _IN_PAGE
+            or iova + size > ADDRESSES
+            or vaddr + size > ADDRESSES
+        ):
+            check_range(size, iova, vaddr)  # a call each time would cost a sixth
         mapping = Mapping(client, iova, vaddr, size, allowed)
         with self.lock:
             mappings = self.mappings
@@ -169,9 +175,15 @@ class IoAddressSpace(DmaSpace):
                 if mappings.add(mapping):
                     return
                 raise is_mapped(iova)
-            self._admit(mapping, may_wait)
+            self._check(mapping)
+            self.enter(mapping, may_wait)
         if not mapping.allows:
-            self._holding.finish(mapping, allowed)
+            self.finish(mapping, allowed)
+
+    def finish(self, mapping: Mapping, allows: int) -> None:
+        """Pin the memory of a mapping that :meth:`enter` has left without protection, and let devices use it
+        as ``allows`` says. Waits for the client. Raises ``OSError`` as :meth:`map`."""
+        self._holding.finish(mapping, allows)
 
     def unmap_exact(self, iova: int, size: int) -> bool:
         """Remove the mapping of exactly this range, if no device has to be told or waited for. Otherwise
@@ -386,9 +398,17 @@ class IoAddressSpace(DmaSpace):
                 removed += mapping.size
         return removed
 
-    def _admit(self, mapping: Mapping, may_wait: bool) -> None:
-        """Check a new mapping, in the kernel's order, and enter it. If it has to be pinned, no device may use
-        it yet."""
+    def enter(self, mapping: Mapping, may_wait: bool) -> None:
+        """Enter a new mapping, which fits. If it has to be pinned, no device may use it before
+        :meth:`finish`; raises :class:`MustWait`, with nothing changed, unless it ``may_wait`` for that."""
+        if self._strict:
+            if not may_wait:
+                raise MustWait
+            mapping.allows = 0
+        self.mappings.add(mapping)
+
+    def _check(self, mapping: Mapping) -> None:
+        """Check a new mapping, in the kernel's order."""
         if self.mappings.within(mapping.iova, mapping.end):
             raise is_mapped(mapping.iova)
         if len(self.mappings) >= self.limit:
@@ -396,11 +416,6 @@ class IoAddressSpace(DmaSpace):
         self.attachments.check(mapping)
         if self.mappings.tracked and mapping.page_count > MAX_BITMAP_PAGES:
             raise OSError(errno.EINVAL, f"a mapping of {mapping.size:#x} bytes is too large to be tracked")
-        if self._strict:
-            if not may_wait:
-                raise MustWait
-            mapping.allows = 0
-        self.mappings.add(mapping)
 
     def _forget(self, mapping: Mapping) -> None:
         for tracker in self.trackers:

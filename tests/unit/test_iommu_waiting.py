@@ -10,8 +10,6 @@ from contextlib import suppress
 import pytest
 
 from devmodel.iommu.api import PAGE_SIZE, DmaFault, MustWait, Prot
-from devmodel.iommu.mappings import Mapping
-from devmodel.iommu.space import IoAddressSpace
 from devmodel.iommu.type1 import Type1
 from devmodel.vfio.container import Container
 from ioctl_shim._native import ffi, lib
@@ -294,24 +292,3 @@ def test_the_pump_leaves_such_an_unmap_to_another_thread(busy: tuple[Type1, Slow
     slow.go.set()
     assert file.ioctl(row.cmd, address, os.getpid(), on_pump=0) == 0
     assert asked.size == 2 * PAGE_SIZE and iommu.dma_avail == 65535
-
-
-def test_another_api_has_its_own_rules_over_the_same_space() -> None:
-    """Single bytes, as an IOAS without a domain takes them, and a split that is ENOENT."""
-    space, client = IoAddressSpace(alignment=1), FakeClient()
-    space.map(client, 0x11, 0x8003, 5, RW)
-    fails(errno.EEXIST, space.map, client, 0x15, 0, 1, RW)
-    space.map(client, 0x16, 0x9001, 1, RW)
-    space.dma_write(0x11, b"hello!")
-    assert client.read(0x8003, 5) == b"hello" and client.read(0x9001, 1) == b"!"
-    assert space.dma_read(0x12, 5) == b"ello!"
-
-    def choose(iova: int, end: int) -> list[Mapping]:
-        found = space.mappings.within(iova, end)
-        if not found or space.mappings.split_by(iova, end) is not None:
-            raise OSError(errno.ENOENT, "nothing there, or not all of it")
-        return found
-
-    fails(errno.ENOENT, space.unmap, (0x11, 0x14), lambda: choose(0x11, 0x14))
-    assert space.unmap((0x11, 0x17), lambda: choose(0x11, 0x17)) == 6
-    fails(errno.ENOENT, space.unmap, (0x11, 0x17), lambda: choose(0x11, 0x17))
