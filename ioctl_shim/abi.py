@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFIO's ioctls as rows keyed by (file kind, number), and the one decoder of their arguments.
+"""The ioctls of VFIO and iommufd as rows keyed by (file kind, number), and the decoders of their arguments.
 
 The numbers collide between kinds of file (VFIO_BASE + 16 is IOMMU_DISABLE on a container and DEVICE_IOEVENTFD
-on a device), so no table is keyed by number alone.  Structs are in native/vfio.cdef; the source is
-<linux/vfio.h>.
+on a device), so no table is keyed by number alone.  Neither is one by name alone: dev/iommu answers ioctls of
+containers, too.  Structs are in native/vfio.cdef and native/iommufd.cdef; the sources are <linux/vfio.h> and
+<linux/iommufd.h>.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from ioctl_shim.client import Caller
 
 
 class Kind(enum.Enum):
-    """The kind of an open VFIO file."""
+    """The kind of an open VFIO or iommufd file."""
 
     CONTAINER = "container"
     GROUP = "group"
     DEVICE = "device"
+    IOMMUFD = "iommufd"
     SPAPR = "sPAPR container"
     """A container with a POWER IOMMU. SET_IOMMU never makes one here. Its ioctl numbers collide with
     type1's."""
@@ -55,10 +57,14 @@ class Row:
     size: int = field(init=False, default=0)
     pointer: Any = field(init=False, default=None)
     """The cffi type of a pointer to the struct."""
+    checked: bool = field(init=False, default=False)
+    """Whether it is iommufd's: the struct begins with its size, and what the client gives beyond ours must be
+    zeros."""
 
     def __post_init__(self) -> None:
         pointer = ffi.typeof(self.struct + " *" if self.struct else "char[1]")
         object.__setattr__(self, "pointer", pointer)
+        object.__setattr__(self, "checked", self.nr >= _IOMMUFD_FIRST)
         if self.struct and self.last:
             object.__setattr__(self, "minsz", offsetofend(self.struct, self.last))
             object.__setattr__(self, "size", int(ffi.sizeof(self.struct)))
@@ -72,20 +78,39 @@ class Row:
         return ord(";") << 8 | (int(lib.VFIO_BASE) + self.nr)
 
 
-_C, _G, _D = Kind.CONTAINER, Kind.GROUP, Kind.DEVICE
+_IOMMUFD_FIRST: int = lib.IOMMUFD_CMD_BASE - lib.VFIO_BASE
+"""The number of iommufd's first ioctl above VFIO_BASE."""
+
+
+def _iommufd(nr: int, name: str, last: str, since: str, blocking: bool = False) -> Row:
+    """The row of an ioctl that <linux/iommufd.h> numbers `nr`.  Its struct has its name."""
+    struct = _STRUCTS.get(name, name.lower())
+    return Row(_I, nr - lib.VFIO_BASE, name, f"struct {struct}", last, blocking, since=since)
+
+
+_C, _G, _D, _I = Kind.CONTAINER, Kind.GROUP, Kind.DEVICE, Kind.IOMMUFD
 _POWER = "only of a POWER machine's IOMMU"
 _IOMMUFD = "devices are opened without iommufd for now"
 _DMABUF = "a dma-buf is the kernel's to make"
 _MIGRATION = "no model migrates for now"
+
+_BIND = ("struct vfio_device_bind_iommufd", "out_devid")
+_ATTACH = ("struct vfio_device_attach_iommufd_pt", "pt_id")
+_DETACH = ("struct vfio_device_detach_iommufd_pt", "flags")
+_STRUCTS = {"IOMMU_FAULT_QUEUE_ALLOC": "iommu_fault_alloc", "IOMMU_GET_HW_INFO": "iommu_hw_info"}
+"""Structs of iommufd that do not have the names of their ioctls."""
+_TYPE1_INFO = ("struct vfio_iommu_type1_info", "iova_pgsizes")
+_TYPE1_MAP = ("struct vfio_iommu_type1_dma_map", "size")
+_TYPE1_UNMAP = ("struct vfio_iommu_type1_dma_unmap", "size")
 
 # To add an ioctl: CONTRIBUTING.md, "Adding an ioctl".
 ROWS: tuple[Row, ...] = (
     Row(_C, 0, "VFIO_GET_API_VERSION"),
     Row(_C, 1, "VFIO_CHECK_EXTENSION"),
     Row(_C, 2, "VFIO_SET_IOMMU"),
-    Row(_C, 12, "VFIO_IOMMU_GET_INFO", "struct vfio_iommu_type1_info", "iova_pgsizes"),
-    Row(_C, 13, "VFIO_IOMMU_MAP_DMA", "struct vfio_iommu_type1_dma_map", "size"),
-    Row(_C, 14, "VFIO_IOMMU_UNMAP_DMA", "struct vfio_iommu_type1_dma_unmap", "size"),
+    Row(_C, 12, "VFIO_IOMMU_GET_INFO", *_TYPE1_INFO),
+    Row(_C, 13, "VFIO_IOMMU_MAP_DMA", *_TYPE1_MAP),
+    Row(_C, 14, "VFIO_IOMMU_UNMAP_DMA", *_TYPE1_UNMAP),
     Row(_C, 17, "VFIO_IOMMU_DIRTY_PAGES", "struct vfio_iommu_type1_dirty_bitmap", "flags", blocking=True),
     Row(_G, 3, "VFIO_GROUP_GET_STATUS", "struct vfio_group_status", "flags"),
     Row(_G, 4, "VFIO_GROUP_SET_CONTAINER", blocking=True),
@@ -102,9 +127,9 @@ ROWS: tuple[Row, ...] = (
     Row(_D, 15, "VFIO_DEVICE_GET_GFX_DMABUF", refused=_DMABUF),
     Row(_D, 16, "VFIO_DEVICE_IOEVENTFD", "struct vfio_device_ioeventfd", "fd"),
     Row(_D, 17, "VFIO_DEVICE_FEATURE", "struct vfio_device_feature", "flags"),
-    Row(_D, 18, "VFIO_DEVICE_BIND_IOMMUFD", refused=_IOMMUFD, since="6.6"),
-    Row(_D, 19, "VFIO_DEVICE_ATTACH_IOMMUFD_PT", refused=_IOMMUFD, since="6.6"),
-    Row(_D, 20, "VFIO_DEVICE_DETACH_IOMMUFD_PT", refused=_IOMMUFD, since="6.6"),
+    Row(_D, 18, "VFIO_DEVICE_BIND_IOMMUFD", *_BIND, blocking=True, refused=_IOMMUFD, since="6.6"),
+    Row(_D, 19, "VFIO_DEVICE_ATTACH_IOMMUFD_PT", *_ATTACH, blocking=True, refused=_IOMMUFD, since="6.6"),
+    Row(_D, 20, "VFIO_DEVICE_DETACH_IOMMUFD_PT", *_DETACH, blocking=True, refused=_IOMMUFD, since="6.6"),
     Row(Kind.MIGRATION, 21, "VFIO_MIG_GET_PRECOPY_INFO", refused=_MIGRATION, since="6.2"),
     Row(_C, 15, "VFIO_IOMMU_ENABLE", refused=_POWER),
     Row(_C, 16, "VFIO_IOMMU_DISABLE", refused=_POWER),
@@ -114,12 +139,45 @@ ROWS: tuple[Row, ...] = (
     Row(Kind.SPAPR, 19, "VFIO_IOMMU_SPAPR_TCE_CREATE", refused=_POWER),
     Row(Kind.SPAPR, 20, "VFIO_IOMMU_SPAPR_TCE_REMOVE", refused=_POWER),
     Row(Kind.SPAPR, 21, "VFIO_EEH_PE_OP", refused=_POWER),
+    Row(_I, 0, "VFIO_GET_API_VERSION"),
+    Row(_I, 1, "VFIO_CHECK_EXTENSION"),
+    Row(_I, 2, "VFIO_SET_IOMMU"),
+    Row(_I, 12, "VFIO_IOMMU_GET_INFO", *_TYPE1_INFO),
+    Row(_I, 13, "VFIO_IOMMU_MAP_DMA", *_TYPE1_MAP),
+    Row(_I, 14, "VFIO_IOMMU_UNMAP_DMA", *_TYPE1_UNMAP),
+    _iommufd(0x80, "IOMMU_DESTROY", "id", "6.2"),
+    _iommufd(0x81, "IOMMU_IOAS_ALLOC", "out_ioas_id", "6.2"),
+    _iommufd(0x82, "IOMMU_IOAS_ALLOW_IOVAS", "allowed_iovas", "6.2"),
+    _iommufd(0x83, "IOMMU_IOAS_COPY", "src_iova", "6.2"),
+    _iommufd(0x84, "IOMMU_IOAS_IOVA_RANGES", "out_iova_alignment", "6.2"),
+    _iommufd(0x85, "IOMMU_IOAS_MAP", "iova", "6.2"),
+    _iommufd(0x86, "IOMMU_IOAS_UNMAP", "length", "6.2"),
+    _iommufd(0x87, "IOMMU_OPTION", "val64", "6.2"),
+    _iommufd(0x88, "IOMMU_VFIO_IOAS", "reserved", "6.2"),
+    _iommufd(0x89, "IOMMU_HWPT_ALLOC", "reserved", "6.6", blocking=True),
+    _iommufd(0x8A, "IOMMU_GET_HW_INFO", "reserved", "6.6"),
+    _iommufd(0x8B, "IOMMU_HWPT_SET_DIRTY_TRACKING", "reserved", "6.7"),
+    _iommufd(0x8C, "IOMMU_HWPT_GET_DIRTY_BITMAP", "data", "6.7", blocking=True),
+    _iommufd(0x8D, "IOMMU_HWPT_INVALIDATE", "reserved", "6.8"),
+    _iommufd(0x8E, "IOMMU_FAULT_QUEUE_ALLOC", "out_fault_fd", "6.11"),
+    _iommufd(0x8F, "IOMMU_IOAS_MAP_FILE", "iova", "6.13", blocking=True),
+    _iommufd(0x90, "IOMMU_VIOMMU_ALLOC", "out_viommu_id", "6.13"),
+    _iommufd(0x91, "IOMMU_VDEVICE_ALLOC", "virt_id", "6.13"),
+    _iommufd(0x92, "IOMMU_IOAS_CHANGE_PROCESS", "reserved", "6.14"),
+    _iommufd(0x93, "IOMMU_VEVENTQ_ALLOC", "out_veventq_fd", "6.15"),
+    _iommufd(0x94, "IOMMU_HW_QUEUE_ALLOC", "length", "6.17"),
+    _iommufd(0x95, "IOMMU_IOAS_NOIOMMU_GET_PA", "out_phys", "7.3"),
 )
 
 PREPARE_DEVICE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_prepare_device")) << 16 | ord("V") << 8 | 0x40
 """Ours, on an open group file: _IOWR('V', 0x40, struct vfsfuse_prepare_device); see vfsfuse.vfio.handover."""
 
-BY_NAME: dict[str, Row] = {row.name: row for row in ROWS}
+_BY_NAME: dict[tuple[Kind, str], Row] = {(row.kind, row.name): row for row in ROWS}
+
+
+def row_of(kind: Kind, name: str) -> Row:
+    """The ioctl called `name` of files of this kind.  Raises LookupError."""
+    return _BY_NAME[kind, name]
 
 
 def native_rows(kind: Kind) -> Any:
@@ -128,6 +186,7 @@ def native_rows(kind: Kind) -> Any:
     for row in ROWS:
         if row.kind is kind and not row.blocking and not row.refused:
             table.minsz[row.nr], table.size[row.nr] = row.minsz, row.size
+            table.checked |= row.checked << row.nr
     return table
 
 
@@ -139,10 +198,15 @@ _VALUES: tuple[dict[str, Any], ...] = tuple(
 
 
 class Argument:
-    """The struct an ioctl's `arg` points at, read from the client under the argsz handshake.
+    """The struct an ioctl's `arg` points at, read from the client under the handshake of VFIO or iommufd.
 
-    Raises OSError(EFAULT) when the pointer cannot be read and OSError(EINVAL) when argsz is less than the
-    row's minsz.  `value` is the struct as cffi cdata, zero beyond minsz; only `reply` writes to the client.
+    VFIO reads the row's minsz and no more; OSError(EINVAL) says that argsz is less.  iommufd reads all of the
+    struct that the client has, and looks through what is longer than ours.  Then the errors are EINVAL for a
+    size less than minsz, and E2BIG for a byte that is not 0 beyond the struct.  Both raise OSError(EFAULT)
+    when the pointer cannot be read.
+
+    `value` is the struct as cffi cdata, zero where nothing was read; only `reply` writes to the client.
+    `argsz` is the size that the client names, iommufd's `size` too.
 
     A pump has fetched the struct already, and writes it back after the handler has returned. Do not keep
     `value` longer than that. `slot` is the pump's, and 0 on any other thread.
@@ -154,12 +218,15 @@ class Argument:
         self.row, self._tid, self._arg, self._slot = row, tid, arg, slot
         if not slot:
             self.value: Any = ffi.new(row.pointer)
+            if row.checked:
+                self.argsz: int = _read_checked(Caller(tid), arg, self.value, row)
+                return
             Caller(tid).read_into(arg, self.value, row.minsz)
         elif error := _FETCHED[slot].error:
             raise OSError(-error, f"{row.name}: the struct at {arg:#x} cannot be read")
         else:
             self.value = _VALUES[slot][row.name]
-        self.argsz: int = self.value.argsz
+        self.argsz = self.value.size if row.checked else self.value.argsz
         if self.argsz < row.minsz:
             raise OSError(errno.EINVAL, f"{row.name}: argsz {self.argsz} is less than {row.minsz}")
 
@@ -175,3 +242,17 @@ class Argument:
             Caller(self._tid).write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)
         else:
             Caller(self._tid).write_from(self._arg, self.value, size)
+
+
+def _read_checked(caller: Caller, arg: int, value: Any, row: Row) -> int:
+    """Read an iommufd struct at `arg` into `value`; returns the size that the client names.
+
+    A thread that may wait: a client may name 4 GiB, which take a second to look through.  Raises
+    OSError(EFAULT, EINVAL, E2BIG)."""
+    size = int.from_bytes(caller.read(arg, 4), "little")
+    if size < row.minsz:
+        raise OSError(errno.EINVAL, f"{row.name}: size {size} is less than {row.minsz}")
+    if size > row.size and not caller.has_zeros(arg + row.size, size - row.size):
+        raise OSError(errno.E2BIG, f"{row.name}: not all of the {size} bytes beyond {row.size} are 0")
+    caller.read_into(arg, value, min(size, row.size))
+    return size

@@ -52,6 +52,7 @@ PARAMETERS = {
     },
 }
 USED_BY = {
+    "iommufd": {"vfio"},
     "mdev": {"mtty", "my_gpu", "vfio_mdev", "vgpu"},
     "vfio": {"vfio_iommu_type1", "vfio_mdev", "vfio_pci_core"},
     "vfio_pci_core": {"vfio_pci"},
@@ -63,7 +64,10 @@ REGISTERS = {
     "vgpu": ("pci", "vgpu"),
     "pcieportdrv": ("pci", "pcieport"),
 }
-MODULES = ("mdev", "mtty", "my_gpu", "vfio", "vfio_iommu_type1", "vfio_mdev", "vfio_pci", "vfio_pci_core")
+MODULES = (
+    *("iommufd", "mdev", "mtty", "my_gpu", "vfio"),
+    *("vfio_iommu_type1", "vfio_mdev", "vfio_pci", "vfio_pci_core"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,7 @@ def leads_to(link: Path) -> str:
 
 def test_every_device_of_a_class_has_a_subsystem(lab_of: MountedLab) -> None:
     found = list(class_devices(lab_of.path / "sys"))
-    assert len(found) == 1 + 1 + 2 + 2
+    assert len(found) == 1 + 2 + 2 + 2
     for link in found:
         assert leads_to(link / "subsystem") == f"class/{link.parent.name}"
         assert leads_to(link).startswith("devices/")
@@ -114,7 +118,7 @@ def test_every_character_device_is_found_by_its_number(lab_of: MountedLab) -> No
         for link in class_devices(char.parents[1])
         if (link / "dev").exists()
     }
-    assert len(numbered) == 5 and "10:196" in numbered
+    assert len(numbered) == 6 and {"10:196", "10:256"} <= set(numbered)
     assert {link.name: link.resolve() for link in char.iterdir()} == numbered
     for name in numbered:
         assert leads_to(char / name).startswith("devices/")
@@ -160,6 +164,14 @@ def test_the_container_is_a_device_of_the_class_misc(lab_of: MountedLab) -> None
     assert (own / "dev").read_text() == "10:196\n"
     assert (own / "uevent").read_text() == "MAJOR=10\nMINOR=196\nDEVNAME=vfio/vfio\nDEVMODE=0666\n"
     assert (lab_of.path / "dev/vfio/vfio").stat().st_mode & 0o777 == 0o666
+
+
+def test_iommufd_is_a_device_of_the_class_misc(lab_of: MountedLab) -> None:
+    own = lab_of.path / "sys/class/misc/iommu"
+    assert leads_to(own) == "devices/virtual/misc/iommu"
+    assert (own / "dev").read_text() == "10:256\n"
+    mode = (lab_of.path / "dev/iommu").stat().st_mode & 0o777
+    assert (own / "uevent").read_text() == f"MAJOR=10\nMINOR=256\nDEVNAME=iommu\nDEVMODE=0{mode:o}\n"
 
 
 def test_device_leads_up_by_name(full: tuple[MountedLab, Vgpu]) -> None:

@@ -170,7 +170,8 @@ def test_device_files_have_the_owner_and_mode_the_lab_file_gives(tmp_path: Path)
         MountedLab(tmp_path, "--config", str(tmp_path / "my.toml")) as lab,
         lab.create("all", "0000:03:00.0") as vgpu,
     ):
-        for path in (vgpu.cdev, lab.path / "dev/vfio" / vgpu.group):
+        for path in (vgpu.cdev, lab.path / "dev/vfio" / vgpu.group, lab.path / "dev/iommu"):
             found = path.stat()
             assert (found.st_mode & 0o777, found.st_uid, found.st_gid) == (0o660, 12, 34)
+        assert "DEVMODE=0660\n" in (lab.path / "sys/class/misc/iommu/uevent").read_text()
         assert (vgpu.path / "uevent").stat().st_uid == os.geteuid()

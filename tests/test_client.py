@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ioctl_shim.abi import BY_NAME
 from tests import needs
 from tests.lab import MountedLab, run
+from tests.vfio.client import GROUP_GET_DEVICE_FD, GROUP_GET_STATUS, GROUP_SET_CONTAINER, SET_IOMMU
 
 Compile = Callable[..., Path]
 CONFIG = 7 << 40
@@ -98,12 +98,12 @@ def test_no_descriptor_on_the_bare_mount(lab: MountedLab) -> None:
         open(lab.path / "dev/vfio" / vgpu.group, "r+b", 0) as group,
     ):
         fd = container.fileno().to_bytes(4, "little")
-        fcntl.ioctl(group, BY_NAME["VFIO_GROUP_SET_CONTAINER"].cmd, fd)
-        fcntl.ioctl(container, BY_NAME["VFIO_SET_IOMMU"].cmd, 3)
+        fcntl.ioctl(group, GROUP_SET_CONTAINER, fd)
+        fcntl.ioctl(container, SET_IOMMU, 3)
         with pytest.raises(OSError) as caught:
-            fcntl.ioctl(group, BY_NAME["VFIO_GROUP_GET_DEVICE_FD"].cmd, vgpu.name.encode() + b"\0")
+            fcntl.ioctl(group, GROUP_GET_DEVICE_FD, vgpu.name.encode() + b"\0")
         assert caught.value.errno == errno.EOPNOTSUPP
         assert "vfsfuse run" in lab.log
         status = bytearray(b"\x08\0\0\0\0\0\0\0")
-        fcntl.ioctl(group, BY_NAME["VFIO_GROUP_GET_STATUS"].cmd, status)
+        fcntl.ioctl(group, GROUP_GET_STATUS, status)
         assert status == b"\x08\0\0\0\x03\0\0\0"

@@ -40,9 +40,9 @@ def attributes(vgpu: Vgpu) -> dict[Path, int]:
 
 def devices(vgpu: Vgpu) -> dict[Path, int]:
     """VFIO's files."""
-    return dict.fromkeys((vgpu.lab.path / "dev/vfio/vfio", vgpu.cdev), os.O_RDWR) | {
-        vgpu.lab.path / "dev/vfio" / vgpu.group: os.O_RDWR
-    }
+    dev = vgpu.lab.path / "dev"
+    paths = (dev / "vfio/vfio", dev / "iommu", vgpu.cdev, dev / "vfio" / vgpu.group)
+    return dict.fromkeys(paths, os.O_RDWR)
 
 
 KINDS: dict[str, Callable[[Vgpu], dict[Path, int]]] = {"attribute": attributes, "device": devices}

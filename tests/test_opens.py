@@ -99,7 +99,8 @@ def test_a_first_open_that_fails_leaves_later_ones_as_they_are(fresh_lab: Mounte
     """The backing file of files without mmap is not given up for good."""
     attribute = fresh_lab.gpu / "vendor"
     with without_descriptors(fresh_lab):
-        for path in (attribute, fresh_lab.gpu / "config", fresh_lab.path / "dev/vfio/vfio"):
+        dev = fresh_lab.path / "dev"
+        for path in (attribute, fresh_lab.gpu / "config", dev / "vfio/vfio", dev / "iommu"):
             fails(errno.EMFILE, os.open, path, os.O_RDONLY)
     for path in (attribute, fresh_lab.gpu / "config"):
         with path.open("rb") as file:

@@ -201,7 +201,7 @@ def test_failures_are_one_line_with_a_shells_status(tmp_path: Path) -> None:
 
 def test_the_lab_is_at_sys_and_dev_and_only_there() -> None:
     before = Path("/proc/self/mounts").read_text(), sorted(os.listdir("/dev")), sorted(os.listdir("/sys"))
-    done = sh("ls -d /sys/class/mdev_bus/mtty /dev/vfio/vfio && grep sysfs /proc/mounts")
+    done = sh("ls -d /sys/class/mdev_bus/mtty /dev/vfio/vfio /dev/iommu && grep sysfs /proc/mounts")
     assert done.returncode == 0, done.stderr
     assert before == (
         Path("/proc/self/mounts").read_text(),

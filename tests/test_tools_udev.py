@@ -84,6 +84,7 @@ def place_of(objects: Objects, what: str) -> str:
         "group": f"class/vfio/{objects.vgpu.group}",
         "vfio device": f"class/vfio-dev/{objects.vgpu.vfio}",
         "container": "class/misc/vfio",
+        "iommufd": "class/misc/iommu",
         "IOMMU": "class/iommu/dmar0",
     }
     return places[what]
@@ -99,6 +100,7 @@ def expected(objects: Objects, what: str) -> dict[str, str]:
         "group": ("vfio", f"/dev/vfio/{objects.vgpu.group}"),
         "vfio device": ("vfio-dev", f"/dev/vfio/devices/{objects.vgpu.vfio}"),
         "container": ("misc", "/dev/vfio/vfio"),
+        "iommufd": ("misc", "/dev/iommu"),
     }
     kinds = {
         "GPU": gpu,
@@ -115,7 +117,7 @@ def expected(objects: Objects, what: str) -> dict[str, str]:
 
 WHAT = (
     *("GPU", "root port", "virtual function", "vGPU", "serial card", "virtual parent"),
-    *("group", "vfio device", "container", "IOMMU"),
+    *("group", "vfio device", "container", "iommufd", "IOMMU"),
 )
 
 

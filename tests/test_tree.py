@@ -81,7 +81,7 @@ PLACES = (
     *("sys/class/vgpu/vgpu_start", "sys/class/vgpu/vgpu_shutdown", "sys/class/vgpu/vfsfuse@"),
     *("sys/class/mdev_bus/0000:86:00.0@", "sys/bus/pci/devices/0000:86:00.0@", "sys/bus/mdev/devices/"),
     *("sys/bus/mdev/drivers/vfio_mdev/", "sys/bus/pci/drivers/vfio-pci/", "sys/kernel/iommu_groups/0/"),
-    *("sys/module/vfio/", "sys/module/vfio_pci/", "sys/module/vfio-pci@", "dev/vfio/vfio"),
+    *("sys/module/vfio/", "sys/module/vfio_pci/", "sys/module/vfio-pci@", "dev/vfio/vfio", "dev/iommu"),
     "dev/vfio/devices/",
     *(f"{GPU}/{name}" for name in GPU_FILES),
     *(f"{GPU}/mdev_supported_types/vgpu-{n}/{name}" for n in (1, 2, 4, 8) for name in TYPE_FILES),
@@ -185,7 +185,7 @@ def test_device_files_are_roots_and_the_container_is_everybodys(
     lab: MountedLab, vgpus: dict[str, Vgpu]
 ) -> None:
     files = {entry.path: entry.stat() for entry in walk(lab.path / "dev") if entry.is_file()}
-    assert len(files) == 1 + 2 * len(vgpus)
+    assert len(files) == 2 + 2 * len(vgpus)
     for path, found in files.items():
         assert stat.S_ISREG(found.st_mode)
         assert stat.S_IMODE(found.st_mode) == (0o666 if path.endswith("/vfio/vfio") else 0o600), path
@@ -304,6 +304,7 @@ def test_changing_the_mode_gives_an_attribute_no_store(lab: MountedLab) -> None:
         ("cat {gpu}/vendor", True),
         ("cat {vgpu}/vgpu_uuid", True),
         ("true <> {lab}/dev/vfio/vfio", True),
+        ("true <> {lab}/dev/iommu", False),
         ("echo 1 > {vgpu}/remove", False),
         ("echo add > {gpu}/uevent", False),
         (f"echo {UUID} > {{lab}}/{TYPE}/create", False),

@@ -189,21 +189,39 @@ struct lane_argument *lane_argument(uint32_t slot)
 	return slot && slot <= LANE_SLOTS ? &arguments[slot - 1] : NULL;
 }
 
-/* Reads the struct behind the ioctl's argument, as its row says, because Python looks at it first. */
-static void fetch_argument(struct lane_argument *argument, const struct lane_file *file,
-			   const struct fuse_ioctl_in *in, uint32_t tid)
+/* Reads what the struct of an ioctl of iommufd has behind its least size.  0 when that takes a thread that may
+ * wait: the client's struct is longer than ours, and as long as it likes, or shorter than the least, so that not
+ * all of it could be read. */
+static int fetch_rest(struct lane_argument *argument, uint64_t arg, uint32_t tid, uint32_t least, uint32_t whole)
 {
+	uint32_t given = *(const uint32_t *)argument->data;
+
+	if (argument->error || given > whole)
+		return 0;
+	if (given > least)
+		argument->error = (int32_t)shim_peek(tid, arg + least, argument->data + least, given - least);
+	return 1;
+}
+
+/* Reads the struct behind the ioctl's argument, as its row says, because Python looks at it first.  0 when it is
+ * not for the pump to read. */
+static int fetch_argument(struct lane_argument *argument, const struct lane_file *file,
+			  const struct fuse_ioctl_in *in, uint32_t tid)
+{
+	const struct lane_rows *rows = file->rows;
 	uint32_t row = in->cmd - VFIO_FIRST;
 
 	argument->reply = 0;
-	if (!file->rows || row >= LANE_ROWS || !file->rows->minsz[row])
-		return;
-	memset(argument->data, 0, file->rows->size[row]);
-	argument->error = (int32_t)shim_peek(tid, in->arg, argument->data, file->rows->minsz[row]);
+	if (!rows || row >= LANE_ROWS || !rows->minsz[row])
+		return 1;
+	memset(argument->data, 0, rows->size[row]);
+	argument->error = (int32_t)shim_peek(tid, in->arg, argument->data, rows->minsz[row]);
+	return !(rows->checked >> row & 1) || fetch_rest(argument, in->arg, tid, rows->minsz[row], rows->size[row]);
 }
 
-/* Answers an ioctl whose number has no size, as all of VFIO's.  0 when it is left to another thread: Python
- * wants that, or a client has held up a pump, just now or through this file, or this pump has no argument. */
+/* Answers an ioctl whose number has no size, as all of VFIO's and iommufd's.  0 when it is left to another thread:
+ * Python wants that, or its struct does, or a client has held up a pump, just now or through this file, or this
+ * pump has no argument. */
 static int answer_ioctl(const struct request *r)
 {
 	const struct fuse_ioctl_in *in = r->body;
@@ -211,12 +229,13 @@ static int answer_ioctl(const struct request *r)
 	struct pump *pump = own_pump();
 	struct lane_argument *argument = lane_argument(pump->slot);
 	uint32_t tid = r->header->pid;
+	int64_t result = LANE_DEFERRED, error = 0;
 
 	if (file->slow || !argument || is_wary())
 		return 0;
 	__atomic_store_n(&pump->client, tid, __ATOMIC_RELAXED);
-	fetch_argument(argument, file, in, tid);
-	int64_t result = call_ioctl(file, in->cmd, in->arg, tid, pump->slot), error = 0;
+	if (fetch_argument(argument, file, in, tid))
+		result = call_ioctl(file, in->cmd, in->arg, tid, pump->slot);
 	if (result != LANE_DEFERRED && argument->reply) /* an error has an answer, too: ENOSPC says how much room it needs */
 		error = shim_poke(tid, in->arg, argument->data, argument->reply);
 	__atomic_store_n(&pump->client, 0, __ATOMIC_RELAXED);

@@ -227,7 +227,7 @@ def made_up(path: Path | str, text: str) -> list[str]:
         ("devmodel/pci/config.py", "import pyfuse3", "devmodel knows neither FUSE nor the ABI."),
         (
             "devmodel/pci/config.py",
-            "from ioctl_shim.abi import BY_NAME",
+            "from ioctl_shim.abi import ROWS",
             "devmodel knows neither FUSE nor the ABI.",
         ),
         ("devmodel/client.py", "import vfsfuse.server", "devmodel knows neither FUSE nor the ABI."),

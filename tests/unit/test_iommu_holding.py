@@ -20,7 +20,7 @@ from devmodel.vfio.container import Container
 from devmodel.vfio.group import Group as VfioGroup
 from devmodel.vfio.groupfile import GroupFile, open_group
 from ioctl_shim._native import ffi, lib
-from ioctl_shim.abi import BY_NAME
+from ioctl_shim.abi import Kind, row_of
 from ioctl_shim.processes import Processes
 from tests.unit.clients import Call, Unhurried
 from tests.unit.fakes import FakeClient, FakePages, fails
@@ -264,7 +264,8 @@ def test_a_vaddr_that_must_not_wait_says_so_and_changes_nothing(scene: Scene) ->
 def test_the_pump_leaves_a_map_that_pins_to_a_thread_that_may_wait(scene: Scene) -> None:
     container = Container(locked=scene.locked)
     container.iommu = scene.iommu
-    file, row = ContainerFops(container, Processes(lambda: -1)), BY_NAME["VFIO_IOMMU_MAP_DMA"]
+    file = ContainerFops(container, Processes(lambda: -1))
+    row = row_of(Kind.CONTAINER, "VFIO_IOMMU_MAP_DMA")
     asked = ffi.new("struct vfio_iommu_type1_dma_map *", (32, 3, 0x10000, HERE, PAGE_SIZE))
     address = int(ffi.cast("uintptr_t", asked))
 

@@ -13,7 +13,7 @@ from devmodel.iommu.api import PAGE_SIZE, DmaFault, MustWait, Prot
 from devmodel.iommu.type1 import Type1
 from devmodel.vfio.container import Container
 from ioctl_shim._native import ffi, lib
-from ioctl_shim.abi import BY_NAME
+from ioctl_shim.abi import Kind, row_of
 from ioctl_shim.processes import Processes
 from tests.unit.clients import Call
 from tests.unit.fakes import FakeClient, fails
@@ -283,7 +283,8 @@ def test_the_pump_leaves_such_an_unmap_to_another_thread(busy: tuple[Type1, Slow
     iommu, slow = busy
     container = Container()
     container.iommu = iommu
-    file, row = ContainerFops(container, Processes(lambda: -1)), BY_NAME["VFIO_IOMMU_UNMAP_DMA"]
+    file = ContainerFops(container, Processes(lambda: -1))
+    row = row_of(Kind.CONTAINER, "VFIO_IOMMU_UNMAP_DMA")
     asked = ffi.new("struct vfio_iommu_type1_dma_unmap *", (24, 0, 0, 2 * PAGE_SIZE))
     ffi.memmove(lib.lane_argument(1).data, asked, 24)
     address = int(ffi.cast("uintptr_t", asked))

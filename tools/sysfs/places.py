@@ -84,6 +84,11 @@ PLACES = (
         "0444",
         "Waits for the next event and reads it whole, as from a netlink socket (poll works).",
     ),
+    Place(
+        "dev/iommu",
+        "device_mode",
+        "An iommufd: open(2) makes one. [docs/iommufd.md](iommufd.md) has its ioctls.",
+    ),
     Place("dev/vfio/vfio", "0666", "A container: open(2) makes one. [docs/vfio.md](vfio.md) has its ioctls."),
     Place("dev/vfio/<group>", "device_mode", "A group: [docs/vfio.md](vfio.md) has its ioctls."),
     Place(
@@ -99,6 +104,7 @@ PLACES = (
     Place("sys/bus/mdev/drivers/vfio_mdev/<vgpu>", LINK, "To a vGPU that is bound to the driver."),
     Place("sys/class/iommu/<unit>", LINK, "To the directory of the IOMMU unit."),
     Place("sys/devices/virtual/iommu/<unit>/devices/<bdf>", LINK, "To a function behind the IOMMU unit."),
+    Place("sys/class/misc/iommu", LINK, "To the character device of iommufd."),
     Place("sys/class/misc/vfio", LINK, "To the character device of containers."),
     Place("sys/class/mdev_bus/<name>", LINK, "To the parent, while it has its host driver."),
     Place("sys/class/<class>/<name>", LINK, "To a parent that is no PCI function."),
@@ -107,6 +113,7 @@ PLACES = (
     Place("sys/class/vgpu/<vendor>", LINK, "To `sys/devices/virtual/vgpu/<vendor>`."),
     Place("sys/dev/block", DIRECTORY, "Empty."),
     Place("sys/dev/char/10:196", LINK, "To the character device of containers."),
+    Place("sys/dev/char/10:256", LINK, "To the character device of iommufd."),
     Place("sys/dev/char/511:<N>", LINK, "To the character device of a group."),
     Place("sys/dev/char/510:<N>", LINK, "To the character device of a device."),
     Place("sys/devices/virtual/vgpu/<vendor>/vgpu<N>", LINK, "To the directory of the vGPU."),

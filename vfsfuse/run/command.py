@@ -80,7 +80,7 @@ def _occupy_standard_fds() -> None:
 def _prepare(args: argparse.Namespace) -> None:
     """Do everything before the exec: namespaces, supervisor, lab, filter."""
     from ioctl_shim import seccomp
-    from ioctl_shim.abi import BY_NAME
+    from ioctl_shim.abi import Kind, row_of
     from vfsfuse.run import namespace
     from vfsfuse.run.supervisor import RunPlan, Supervisor
 
@@ -97,7 +97,7 @@ def _prepare(args: argparse.Namespace) -> None:
     supervisor.wait_ready()
     namespace.show(plan.root)
     with namespace.explained("installing the seccomp filter", _BUSY_FILTER):
-        listener = seccomp.install(BY_NAME["VFIO_GROUP_GET_DEVICE_FD"].cmd)
+        listener = seccomp.install(row_of(Kind.GROUP, "VFIO_GROUP_GET_DEVICE_FD").cmd)
     supervisor.watch(listener)
 
 

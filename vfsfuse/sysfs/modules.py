@@ -105,9 +105,10 @@ class Module:
 
 
 MODULES: Mapping[str, Module] = {
+    "iommufd": Module(),
     "mdev": Module(),
     "pcieportdrv": Module(built_in=True),
-    "vfio": Module(parameters=VfioParameters),
+    "vfio": Module(uses=("iommufd",), parameters=VfioParameters),
     "vfio_iommu_type1": Module(uses=("vfio",), parameters=Type1Parameters),
     "vfio_mdev": Module(uses=("mdev", "vfio")),
     "vfio_pci": Module(uses=("vfio_pci_core",), parameters=VfioPciParameters),

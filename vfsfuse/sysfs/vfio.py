@@ -6,6 +6,8 @@ No state but what devmodel has.  Formats: drivers/vfio.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from devmodel.vfio.group import Group
 from vfsfuse.kernfs.kobject import Entry, Kobject
 from vfsfuse.kernfs.members import attribute, link
@@ -13,6 +15,8 @@ from vfsfuse.sysfs.uevent import ClassDeviceDir
 
 MISC_MAJOR, VFIO_MINOR = 10, 196
 """The container's number, which is the same on every machine (<linux/miscdevice.h>)."""
+IOMMU_MINOR = 256
+"""The minor number of dev/iommu: the first that Linux gives by itself, since 6.17."""
 GROUP_MAJOR, VFIO_MAJOR = 511, 510
 """Major numbers of the character devices of groups and of devices.  Linux takes them from the top of the
 dynamic range, and groups come first."""
@@ -21,12 +25,12 @@ NOIOMMU = "noiommu-"
 
 
 def _character_device(major: int, minor: int, name: str) -> dict[str, str]:
-    return {"MAJOR": str(major), "MINOR": str(minor), "DEVNAME": f"vfio/{name}"}
+    return {"MAJOR": str(major), "MINOR": str(minor), "DEVNAME": name}
 
 
 def vfio_dev_variables(minor: int) -> dict[str, str]:
     """The variables in the uevents of vfio<N>."""
-    return _character_device(VFIO_MAJOR, minor, f"devices/vfio{minor}")
+    return _character_device(VFIO_MAJOR, minor, f"vfio/devices/vfio{minor}")
 
 
 def vfio_group_name(group: Group) -> str:
@@ -36,25 +40,44 @@ def vfio_group_name(group: Group) -> str:
 
 def vfio_group_variables(group: Group) -> dict[str, str]:
     """The variables in the uevents of a group's character device."""
-    return _character_device(GROUP_MAJOR, group.number, vfio_group_name(group))
+    return _character_device(GROUP_MAJOR, group.number, f"vfio/{vfio_group_name(group)}")
 
 
-class ContainerDir(ClassDeviceDir):
-    """sys/devices/virtual/misc/vfio: the character device of containers, dev/vfio/vfio."""
+class MiscDir(ClassDeviceDir):
+    """A base for character devices of the class misc, whose nodes have this `mode`."""
 
     __slots__ = ("mode",)
+    minor: ClassVar[int]
+    node: ClassVar[str]
+    """Its path in dev."""
 
     def __init__(self, name: str, subsystem_dir: Kobject, mode: int) -> None:
         super().__init__(name, subsystem_dir)
         self.mode = mode
 
     def uevent_variables(self) -> dict[str, str]:
-        return _character_device(MISC_MAJOR, VFIO_MINOR, self.name) | {"DEVMODE": f"0{self.mode:o}"}
+        return _character_device(MISC_MAJOR, self.minor, self.node) | {"DEVMODE": f"0{self.mode:o}"}
 
     @attribute()
     def dev(self) -> str:
         """The numbers of the character device: `major:minor`."""
-        return f"{MISC_MAJOR}:{VFIO_MINOR}"
+        return f"{MISC_MAJOR}:{self.minor}"
+
+
+class ContainerDir(MiscDir):
+    """sys/devices/virtual/misc/vfio: the character device of containers, dev/vfio/vfio."""
+
+    __slots__ = ()
+    minor = VFIO_MINOR
+    node = "vfio/vfio"
+
+
+class IommufdDir(MiscDir):
+    """sys/devices/virtual/misc/iommu: the character device of iommufd, dev/iommu."""
+
+    __slots__ = ()
+    minor = IOMMU_MINOR
+    node = "iommu"
 
 
 class VfioDevDir(ClassDeviceDir):

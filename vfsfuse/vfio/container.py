@@ -67,10 +67,11 @@ class ContainerFops(VfioFops):
         self.container, self.processes = container, processes
 
     @classmethod
-    def opener(cls, module: VfioModule, st_dev: Callable[[], int]) -> Callable[[OpenRequest], Opened]:
-        """The function that opens dev/vfio/vfio of a lab.  Its containers share one account of locked memory.
-        `module` has the parameters of the lab's modules, `st_dev` returns that of the mount's files."""
-        locked = LockedMemory()
+    def opener(
+        cls, module: VfioModule, locked: LockedMemory, st_dev: Callable[[], int]
+    ) -> Callable[[OpenRequest], Opened]:
+        """The function that opens dev/vfio/vfio of a lab.  `module` has the parameters of the lab's modules,
+        `locked` accounts for the memory that containers pin, `st_dev` returns that of the mount's files."""
         return lambda request: Opened(cls(Container(module, locked), Processes(st_dev)))
 
     @property

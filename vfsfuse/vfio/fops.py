@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of all VFIO files: a handler for each ioctl, declared by name and found by request number.
+"""The base of all VFIO and iommufd files: a handler for each ioctl, declared by name and found by number.
 
-A handler decodes, calls one of VFIO's rules in devmodel.vfio, and encodes.  To add one: CONTRIBUTING.md,
-"Adding an ioctl".
+A handler decodes, calls one of the rules in devmodel.vfio or devmodel.iommufd, and encodes.  To add one:
+CONTRIBUTING.md, "Adding an ioctl".
 Threads: handlers run on the device lane (the pump), or on a thread that may wait (ioctl_shim.callthreads)
 when their row says `blocking` or they have left a request to it.
 """
@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeVar
 from devmodel.callpoint import CallPoint
 from devmodel.irq.eventfd import Watcher
 from devmodel.vfio.group import Group
-from ioctl_shim.abi import BY_NAME, Argument, Kind, Row, native_rows
+from ioctl_shim.abi import Argument, Kind, Row, native_rows, row_of
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.client import CAP_SYS_RAWIO, Caller
 from ioctl_shim.lane import LaneFile, PlainFile, SizedIoctl
@@ -87,7 +87,8 @@ _rows = functools.cache(native_rows)
 
 
 def answers(name: str) -> Callable[[Callable[[F, Request], A]], Callable[[F, Request], A]]:
-    """Decorator for the method that answers the ioctl called `name` in ioctl_shim.abi."""
+    """Decorator for the method that answers the ioctl called `name` in ioctl_shim.abi, on files of the kind
+    of its class."""
 
     def declare(handler: Callable[[F, Request], A]) -> Callable[[F, Request], A]:
         setattr(handler, _MARK, name)
@@ -107,11 +108,11 @@ class VfioFops(PlainFile):
     handlers: ClassVar[dict[int, tuple[Row, Handler]]] = {}
 
     def __init_subclass__(cls) -> None:
-        own = [(BY_NAME[getattr(f, _MARK)], f) for f in vars(cls).values() if hasattr(f, _MARK)]
-        cls.handlers = {row.cmd: (row, handler) for row, handler in own}
-        foreign = [row.name for row, _ in own if row.kind is not cls.kind]
-        if foreign:
-            raise TypeError(f"{cls.__name__} is no {foreign[0]} file")
+        members = [member for base in reversed(cls.__mro__) for member in vars(base).values()]
+        answering = [
+            (row_of(cls.kind, getattr(each, _MARK)), each) for each in members if hasattr(each, _MARK)
+        ]
+        cls.handlers = {row.cmd: (row, handler) for row, handler in answering}
         cls.rows = _rows(cls.kind)
 
     def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:

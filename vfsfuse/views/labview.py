@@ -62,7 +62,7 @@ class LabView:
         self.modules.registered("mdev", vfio_mdev)
         tree.make("sys/bus/mdev/devices")
         self.nodes = VfioNodes(spec, tree, self.services, self.directory)
-        self.nodes.add_container(self.lab.vfio, lambda: self._st_dev)
+        self.nodes.add_misc(self.lab.vfio, lambda: self._st_dev)
         self.vgpus = VgpuViews(self, tree, self.nodes, spec.vendor)
         self.functions = FunctionViews(self, tree, self.nodes, self.vgpus, self.modules)
         for port in self.lab.ports.values():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFIO in the tree: dev/vfio, IOMMU groups, and the entries that a device has while VFIO drives it.
+"""VFIO in the tree: dev/vfio and dev/iommu, IOMMU groups, and the entries of a device that VFIO drives.
 
 Owner is the trio thread.  The device lane makes entries of devices too (vfsfuse.kernfs.bundle), and it makes,
 opens and forgets the unlisted files of vfsfuse.vfio.handover.  Ports are under a lock of their own.
@@ -29,17 +29,18 @@ from vfsfuse.sysfs.vfio import (
     MISC_MAJOR,
     NOIOMMU,
     VFIO_MAJOR,
-    VFIO_MINOR,
     ContainerDir,
+    IommufdDir,
+    MiscDir,
     VfioDevDir,
     VfioGroupDir,
     vfio_group_name,
 )
-from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.device import open_device
 from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.handover import Take, Withdraw
+from vfsfuse.vfio.iommufd import openers
 from vfsfuse.vfio.port import Port
 
 VFIO_DEV = "vfio-dev"
@@ -98,15 +99,21 @@ class VfioNodes:
         self._char = tree.make("sys/dev/char")
         self.of_group, self.of_vfio = self._group_parts(), self._vfio_parts()
 
-    def add_container(self, vfio: VfioModule, st_dev: Callable[[], int]) -> None:
-        """Add dev/vfio/vfio, and its device of the class misc; `st_dev` gives that of the mount."""
-        opener = ContainerFops.opener(vfio, st_dev)
-        node = self.tree.add(self._vfio, self._owned(DeviceNode("vfio", 0o666, opener)))
+    def add_misc(self, vfio: VfioModule, st_dev: Callable[[], int]) -> None:
+        """Add dev/vfio/vfio and dev/iommu, and their devices of the class misc.  `st_dev` gives that of the
+        mount."""
+        containers, contexts = openers(vfio, self.services, st_dev)
+        self._add_misc(self._vfio, DeviceNode("vfio", 0o666, containers), ContainerDir)
+        iommu = DeviceNode("iommu", self.spec.device_mode, contexts)
+        self._add_misc(self.tree.make("dev"), iommu, IommufdDir)
+
+    def _add_misc(self, above: Kobject, node: DeviceNode, kind: type[MiscDir]) -> None:
+        self.tree.add(above, self._owned(node))
         misc = self.tree.make("sys/class/misc")
-        own = ContainerDir(node.name, misc, node.mode)
+        own = kind(node.name, misc, node.mode)
         self.tree.add(self.tree.make("sys/devices/virtual/misc"), own)
         self.tree.add(misc, Symlink(own.name, own))
-        self.tree.add(self._char, Symlink(f"{MISC_MAJOR}:{VFIO_MINOR}", own))
+        self.tree.add(self._char, Symlink(f"{MISC_MAJOR}:{own.minor}", own))
 
     def group_dir(self, group: Group) -> Entry | None:
         """The group's directory, while it is shown."""

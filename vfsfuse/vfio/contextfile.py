@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The open file of dev/iommu without its handlers, which are in one module for each subject.
+
+vfsfuse.vfio.iommufd puts them together.  State: the context's (devmodel.iommufd).
+Threads and errors: vfsfuse.vfio.fops.
+"""
+
+from __future__ import annotations
+
+from devmodel.iommufd.context import Context
+from ioctl_shim.abi import Kind
+from ioctl_shim.processes import Processes
+from vfsfuse.vfio.fops import Services, VfioFops
+
+
+class ContextFops(VfioFops):
+    """One open of dev/iommu.  `processes` are those that make its mappings."""
+
+    __slots__ = ("context", "processes", "services")
+    kind = Kind.IOMMUFD
+
+    def __init__(self, context: Context, processes: Processes, services: Services) -> None:
+        self.context, self.processes, self.services = context, processes, services
+
+    @property
+    def subject(self) -> str:
+        return "iommufd"
+
+    def release(self) -> None:
+        self.context.put()

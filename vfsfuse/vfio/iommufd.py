@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dev/iommu: an iommufd context for each open, and the ioctls that every type of object has.
+
+Source: <linux/iommufd.h>, Documentation/userspace-api/iommufd.rst.  Threads and errors: vfsfuse.vfio.fops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from devmodel.iommu.api import MustWait
+from devmodel.iommu.backend import LockedMemory
+from devmodel.iommufd.context import Context
+from devmodel.vfio.module import VfioModule
+from ioctl_shim.lane import Opened, Opener
+from ioctl_shim.processes import Processes
+from vfsfuse.vfio.container import ContainerFops
+from vfsfuse.vfio.contextfile import ContextFops
+from vfsfuse.vfio.fops import Request, Services, answers
+
+
+class IommufdFops(ContextFops):
+    """One open of dev/iommu.  Each base class answers the ioctls of one subject."""
+
+    __slots__ = ()
+
+    @answers("IOMMU_DESTROY")
+    def destroy(self, request: Request) -> int | None:
+        try:
+            self.context.objects.destroy(request.argument.value.id, may_wait=not request.on_pump)
+        except MustWait:  # a call on another thread uses the object
+            return None
+        return 0
+
+
+def openers(module: VfioModule, services: Services, st_dev: Callable[[], int]) -> tuple[Opener, Opener]:
+    """The functions that open dev/vfio/vfio and dev/iommu of a lab.  Both account for locked memory together.
+
+    `module` has the parameters of the lab's modules, `st_dev` returns that of the mount's files."""
+    locked = LockedMemory()
+    return (
+        ContainerFops.opener(module, locked, st_dev),
+        lambda request: Opened(IommufdFops(Context(locked), Processes(st_dev), services)),
+    )
