@@ -241,7 +241,12 @@ class Argument:
         elif chain:
             Caller(self._tid).write(self._arg, bytes(ffi.buffer(self.value, size)) + chain)
         else:
-            Caller(self._tid).write_from(self._arg, self.value, size)
+            self.reply_now()
+
+    def reply_now(self) -> None:
+        """As `reply`, but at once, for a handler that takes back what it has made if that fails.  Raises
+        OSError(EFAULT)."""
+        Caller(self._tid).write_from(self._arg, self.value, min(self.argsz, self.row.size))
 
 
 def _read_checked(caller: Caller, arg: int, value: Any, row: Row) -> int:

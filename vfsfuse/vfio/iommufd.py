@@ -15,11 +15,11 @@ from devmodel.vfio.module import VfioModule
 from ioctl_shim.lane import Opened, Opener
 from ioctl_shim.processes import Processes
 from vfsfuse.vfio.container import ContainerFops
-from vfsfuse.vfio.contextfile import ContextFops
 from vfsfuse.vfio.fops import Request, Services, answers
+from vfsfuse.vfio.ioas import IoasFops
 
 
-class IommufdFops(ContextFops):
+class IommufdFops(IoasFops):
     """One open of dev/iommu.  Each base class answers the ioctls of one subject."""
 
     __slots__ = ()
