@@ -12,7 +12,6 @@ devices. Source: <linux/iommufd.h>, Documentation/userspace-api/iommufd.rst; the
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntFlag
 from functools import partial
@@ -65,13 +64,9 @@ _BACKENDS: Backends = (DomainBackend, MediatedBackend)
 
 class Ioas(IommufdObject):
     """An I/O address space. ``space`` is what devices use; ``iovas`` are those that its clients may use.
-    ``alignment`` is that of iovas, lengths, and addresses within their page: 1 or 4096 bytes.
+    ``alignment`` is that of iovas, lengths, and addresses within their page: 1 or 4096 bytes."""
 
-    ``automatic`` are its HWPTs that attachments have made (:mod:`devmodel.iommufd.hwpt`). Threads that attach
-    or allocate hold ``attaching`` while memory is pinned, and nobody else does. It is taken first.
-    """
-
-    __slots__ = ("_holes", "_huge_pages", "_paged", "alignment", "attaching", "automatic", "iovas", "space")
+    __slots__ = ("_holes", "_huge_pages", "_paged", "alignment", "iovas", "space")
     type = ObjectType.IOAS
     destroy_waits = True
 
@@ -84,8 +79,6 @@ class Ioas(IommufdObject):
         self._holes = Holes(self.space.mappings)
         self._paged: set[IommuGroup] = set()  # those that need whole pages
         self._huge_pages = True
-        self.attaching = threading.Lock()
-        self.automatic: list[IommufdObject] = []
 
     # ---- mappings: device lane, and threads that may wait ----
 
@@ -155,15 +148,22 @@ class Ioas(IommufdObject):
         """
         if self.space.unmap_exact(iova, length):
             return length
-        all = not iova and length == LAST
-        end = ADDRESSES if all else _end_of_unmap(iova, length)
+        removed, stopped = self.unmap_until(iova, length, may_wait)
+        if stopped is not None:
+            raise stopped
+        if not removed and (iova, length) != (0, LAST):
+            raise OSError(errno.ENOENT, f"nothing is mapped from {iova:#x}")
+        return removed
+
+    def unmap_until(self, iova: int, length: int, may_wait: bool = True) -> tuple[int, OSError | None]:
+        """As :meth:`unmap`, which may also find nothing. Returns the bytes unmapped, and the error that ended
+        it before the end of the range."""
+        end = ADDRESSES if (iova, length) == (0, LAST) else _end_of_unmap(iova, length)
         if not may_wait and len(self.space.mappings) > MANY and length > MANY * PAGE_SIZE:
             raise MustWait
         stopped: list[OSError] = []
-        removed = self.space.unmap((iova, end), partial(self._chosen, iova, end, all, stopped), may_wait)
-        if stopped:
-            raise stopped[0]
-        return removed
+        removed = self.space.unmap((iova, end), partial(self._chosen, iova, end, stopped), may_wait)
+        return removed, stopped[0] if stopped else None
 
     def destroyed(self) -> None:
         self.space.clear()
@@ -312,13 +312,11 @@ class Ioas(IommufdObject):
             raise OSError(errno.ENOSPC, f"there is no hole of {length:#x} bytes")
         return found
 
-    def _chosen(self, iova: int, end: int, all: bool, stopped: list[OSError]) -> list[Mapping]:
-        """The mappings that an unmap removes. What ends it before the end of the range goes to ``stopped``;
-        raises that if there is nothing to remove."""
+    def _chosen(self, iova: int, end: int, stopped: list[OSError]) -> list[Mapping]:
+        """The mappings that an unmap removes. What ends it before the end of the range goes to
+        ``stopped``."""
         stopped.clear()
         found = self.space.mappings.within(iova, end)
-        if not found and not all:
-            raise OSError(errno.ENOENT, f"nothing is mapped from {iova:#x}")
         for number, mapping in enumerate(found):
             if not mapping.allows:
                 stopped.append(OSError(errno.EBUSY, f"iova {mapping.iova:#x} is being mapped"))

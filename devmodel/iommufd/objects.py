@@ -109,6 +109,10 @@ class ObjectTable:
             raise OSError(errno.ENOENT, f"there is no object {number} of the type {wanted.__name__}")
         return found
 
+    def has(self, one: IommufdObject) -> bool:
+        """Whether ``one`` is an object of this context now. Under :attr:`lock`."""
+        return self._objects.get(one.id) is one
+
     def take(self, number: int, wanted: type[T]) -> T:
         """As :meth:`find`, for a call that ends with :meth:`put`. DESTROY waits for that."""
         with self.lock:

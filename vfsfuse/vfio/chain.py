@@ -15,7 +15,7 @@ from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Argument
 
 ALIGNMENT = 8
-_HEADER = ffi.sizeof("struct vfio_info_cap_header")
+_HEADER = int(ffi.sizeof("struct vfio_info_cap_header"))
 
 
 class InfoCap(NamedTuple):
@@ -24,6 +24,11 @@ class InfoCap(NamedTuple):
     id: int
     version: int
     body: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes with the header."""
+        return _HEADER + len(self.body)
 
 
 RegionFacts = tuple[int, int, Sequence[InfoCap]]
@@ -35,10 +40,9 @@ def build(start: int, caps: Sequence[InfoCap]) -> bytes:
     chain = b""
     for number, cap in enumerate(caps, start=1):
         header: Any = ffi.new("struct vfio_info_cap_header *", {"id": cap.id, "version": cap.version})
-        size = _HEADER + len(cap.body)
-        padding = -size % ALIGNMENT
+        padding = -cap.size % ALIGNMENT
         if number < len(caps):
-            header.next = start + len(chain) + size + padding
+            header.next = start + len(chain) + cap.size + padding
         chain += bytes(ffi.buffer(header)) + cap.body + bytes(padding)
     return chain
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from devmodel.iommufd.compat import Compat
 from devmodel.iommufd.context import Context
 from ioctl_shim.abi import Kind
 from ioctl_shim.processes import Processes
@@ -16,13 +17,15 @@ from vfsfuse.vfio.fops import Services, VfioFops
 
 
 class ContextFops(VfioFops):
-    """One open of dev/iommu.  `processes` are those that make its mappings."""
+    """One open of dev/iommu.  `processes` are those that make its mappings, `compat` is the container of VFIO
+    that it is as well."""
 
-    __slots__ = ("context", "processes", "services")
+    __slots__ = ("compat", "context", "processes", "services")
     kind = Kind.IOMMUFD
 
     def __init__(self, context: Context, processes: Processes, services: Services) -> None:
         self.context, self.processes, self.services = context, processes, services
+        self.compat = Compat(context)
 
     @property
     def subject(self) -> str:

@@ -14,12 +14,13 @@ from devmodel.iommufd.context import Context
 from devmodel.vfio.module import VfioModule
 from ioctl_shim.lane import Opened, Opener
 from ioctl_shim.processes import Processes
+from vfsfuse.vfio.compat import CompatFops
 from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.fops import Request, Services, answers
 from vfsfuse.vfio.ioas import IoasFops
 
 
-class IommufdFops(IoasFops):
+class IommufdFops(CompatFops, IoasFops):
     """One open of dev/iommu.  Each base class answers the ioctls of one subject."""
 
     __slots__ = ()
