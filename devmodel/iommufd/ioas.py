@@ -12,6 +12,7 @@ devices. Source: <linux/iommufd.h>, Documentation/userspace-api/iommufd.rst; the
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntFlag
 from functools import partial
@@ -64,9 +65,13 @@ _BACKENDS: Backends = (DomainBackend, MediatedBackend)
 
 class Ioas(IommufdObject):
     """An I/O address space. ``space`` is what devices use; ``iovas`` are those that its clients may use.
-    ``alignment`` is that of iovas, lengths, and addresses within their page: 1 or 4096 bytes."""
+    ``alignment`` is that of iovas, lengths, and addresses within their page: 1 or 4096 bytes.
 
-    __slots__ = ("_holes", "_huge_pages", "_paged", "alignment", "iovas", "space")
+    ``automatic`` are its HWPTs that attachments have made (:mod:`devmodel.iommufd.hwpt`). Threads that attach
+    or allocate hold ``attaching`` while memory is pinned, and nobody else does. It is taken first.
+    """
+
+    __slots__ = ("_holes", "_huge_pages", "_paged", "alignment", "attaching", "automatic", "iovas", "space")
     type = ObjectType.IOAS
     destroy_waits = True
 
@@ -79,6 +84,8 @@ class Ioas(IommufdObject):
         self._holes = Holes(self.space.mappings)
         self._paged: set[IommuGroup] = set()  # those that need whole pages
         self._huge_pages = True
+        self.attaching = threading.Lock()
+        self.automatic: list[IommufdObject] = []
 
     # ---- mappings: device lane, and threads that may wait ----
 

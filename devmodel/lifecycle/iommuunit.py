@@ -16,12 +16,14 @@ from enum import Enum
 from typing import ClassVar, NamedTuple, Protocol
 
 from devmodel.iommu.backend import PinningBackend
+from devmodel.lifecycle.spec import IommuSpec
 
 FIRST_ADDRESS, REGISTERS_SIZE = 0xFED9_0000, 0x1000
 """Where the registers of the first unit are, and how many bytes. Those of the others are below."""
 _ND_65536, _FRO, _MAMV, _PSI, _DWD_DRD = 6, 0x20 << 24, 9 << 48, 1 << 39, 3 << 54
 _COHERENT, _QUEUED, _INTERRUPTS, _X2APIC, _PASS_THROUGH, _SNOOP = 1, 1 << 1, 1 << 3, 1 << 4, 1 << 6, 1 << 7
 _IRO, _MHMV = 0x50 << 8, 0xF << 20
+_SCALABLE, _MARKS_DIRTY, _SECOND_STAGE = 1 << 43, 1 << 45, 1 << 46
 
 
 class DomainType(Enum):
@@ -74,10 +76,11 @@ class Translated(Protocol):
 
 
 class IommuUnit(NamedTuple):
-    """DMA remapping unit ``number``, which serves PCI domain ``segment``."""
+    """DMA remapping unit ``number``, which serves PCI domain ``segment`` and can do what ``spec`` says."""
 
     number: int
     segment: int
+    spec: IommuSpec = IommuSpec()
 
     @property
     def name(self) -> str:
@@ -86,8 +89,8 @@ class IommuUnit(NamedTuple):
 
     @property
     def version(self) -> tuple[int, int]:
-        """Major and minor version of the architecture."""
-        return 1, 0
+        """Major and minor version of the architecture. Dirty bits in page tables came with scalable mode."""
+        return (6, 0) if self.dirty_tracking else (1, 0)
 
     @property
     def address(self) -> int:
@@ -107,7 +110,18 @@ class IommuUnit(NamedTuple):
     @property
     def extended_capabilities(self) -> int:
         """The extended capability register."""
-        return _COHERENT | _QUEUED | _INTERRUPTS | _X2APIC | _PASS_THROUGH | _SNOOP | _IRO | _MHMV
+        dirty = _SCALABLE | _MARKS_DIRTY | _SECOND_STAGE if self.dirty_tracking else 0
+        return _COHERENT | _QUEUED | _INTERRUPTS | _X2APIC | _PASS_THROUGH | _SNOOP | _IRO | _MHMV | dirty
+
+    @property
+    def dirty_tracking(self) -> bool:
+        """Whether it marks the pages that devices write."""
+        return self.spec.dirty_tracking
+
+    @property
+    def vtd_info(self) -> bool:
+        """Whether GET_HW_INFO says that it is VT-d, with its registers."""
+        return self.spec.vtd_info
 
     @property
     def domains_supported(self) -> int:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from itertools import starmap
 from types import MappingProxyType
 from typing import Protocol
 from uuid import UUID
@@ -77,7 +76,7 @@ class Lab:
         self.hotplug.boot(spec.parents)
         behind = [each for each in self.drivers.functions.values() if not each.group.noiommu]
         segments = sorted({function.address.segment for function in behind})
-        self.iommu_units = tuple(starmap(IommuUnit, enumerate(segments)))
+        self.iommu_units = tuple(IommuUnit(*numbers, spec.iommu) for numbers in enumerate(segments))
         """The IOMMU units: one for each PCI domain that has a function behind an IOMMU."""
 
     @lifecycle_change

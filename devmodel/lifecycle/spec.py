@@ -76,6 +76,15 @@ class ParentSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class IommuSpec:
+    """What the IOMMUs of a lab can do: ``dirty_tracking`` is whether they mark the pages that devices write.
+    ``vtd_info`` is whether GET_HW_INFO of iommufd says that they are VT-d, with their registers."""
+
+    dirty_tracking: bool = True
+    vtd_info: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LabSpec:
     """A whole lab. The kernel may cache names and attributes for ``cache`` seconds.
 
@@ -90,3 +99,4 @@ class LabSpec:
     device_gid: int | None = None
     cache: float = 60.0
     removal: RemovalPolicy = RemovalPolicy.BUSY
+    iommu: IommuSpec = field(default_factory=IommuSpec)

@@ -11,10 +11,11 @@ import pytest
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
+from devmodel.lifecycle.spec import IommuSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from vfsfuse.labfile.reader import BUILT_IN, LabFileError, load
-from vfsfuse.labfile.schema import LAB, MOUNT, PARENT, TYPE, Schema
+from vfsfuse.labfile.schema import IOMMU, LAB, MOUNT, PARENT, TYPE, Schema
 
 MIB = 1 << 20
 DOCS = Path(__file__).parents[2] / "docs" / "lab.md"
@@ -119,6 +120,9 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
             device_owner = "root"
             device_group = 0
             device_mode = "0666"
+            [iommu]
+            dirty_tracking = false
+            hw_info = "intel-vtd"
             [parents.card]
             kind = "virtual"
             driver = "serial"
@@ -143,6 +147,7 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
         0,
         0o666,
     )
+    assert spec.iommu == IommuSpec(dirty_tracking=False, vtd_info=True)
     (card,) = spec.parents
     assert (card.name, card.kind, card.driver, card.model, card.bdf) == (
         "card",
@@ -158,7 +163,9 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
 
 
 def test_defaults_follow_the_kind(write: Callable[[str], Path]) -> None:
-    (parent,) = load(write(GPU)).parents
+    spec = load(write(GPU))
+    assert spec.iommu == IommuSpec(dirty_tracking=True, vtd_info=False)
+    (parent,) = spec.parents
     assert (parent.model, parent.bdf, parent.types[0].model) == (PhysicalGpu, "0000:01:00.0", Vgpu)
 
 
@@ -181,7 +188,7 @@ GPU_PATH = 'parents."0000:01:00.0"'
         ("", "parents", "is missing"),
         ("parents = 3", "parents", "not a table"),
         (GPU + "[mounts]\n", "mounts", "did you mean 'mount'?"),
-        ("flavour = 1\n" + GPU, "flavour", "known are vendor, models, mount, parents"),
+        ("flavour = 1\n" + GPU, "flavour", "known are vendor, models, mount, iommu, parents"),
         ('vendor = "a/b"\n' + GPU, "vendor", "cannot be a name"),
         ('vendor = "vgpu_start"\n' + GPU, "vendor", "is a file of"),
         (GPU + "[mount]\ncache = -1\n", "mount.cache", "not a time"),
@@ -193,6 +200,10 @@ GPU_PATH = 'parents."0000:01:00.0"'
         (GPU + '[mount]\ndevice_group = "no-such-group-here"\n', "mount.device_group", "there is no group"),
         (GPU + "[mount]\ndevice_owner = -1\n", "mount.device_owner", "not an id"),
         (GPU + "[mount]\ndevice_owner = true\n", "mount.device_owner", "not a whole number"),
+        (GPU + "[iommu]\ndirty_tracking = 1\n", "iommu.dirty_tracking", "neither true nor false"),
+        (GPU + "[iommu]\nhw_info = true\n", "iommu.hw_info", 'neither "none" nor "intel-vtd"'),
+        (GPU + "[iommu]\nhw_info = []\n", "iommu.hw_info", 'neither "none" nor "intel-vtd"'),
+        (GPU + "[iommu]\npasid = true\n", "iommu.pasid", "known are dirty_tracking, hw_info"),
         (GPU.replace('"gpu"', '"pci"'), f"{GPU_PATH}.kind", "not a kind of parent"),
         (GPU.replace('kind = "gpu"\n', ""), f"{GPU_PATH}.kind", "is missing"),
         (GPU.replace('"vgpu"', '"vfio-pci"'), f"{GPU_PATH}.driver", "a meaning of its own"),
@@ -262,10 +273,10 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("schema", [LAB, MOUNT, PARENT, TYPE])
+@pytest.mark.parametrize("schema", [LAB, MOUNT, IOMMU, PARENT, TYPE])
 def test_every_key_is_documented(schema: Schema) -> None:
     documented = set(re.findall(r"^\| `(\w+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(schema) - {"mount", "parents", "types"} <= documented
+    assert set(schema) - {"mount", "iommu", "parents", "types"} <= documented
 
 
 def test_the_example_in_the_documentation_loads(write: Callable[[str], Path]) -> None:

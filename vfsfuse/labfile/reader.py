@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.resources import Resolution, resolution_options
 from devmodel.lifecycle.rootport import place_ports
-from devmodel.lifecycle.spec import PATH_NAME, LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.spec import PATH_NAME, IommuSpec, LabSpec, ParentSpec, TypeSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, MAX_VFS, VfLayout, place_vfs
 from devmodel.models.registry import MODELS, PHYSICAL
 from devmodel.pci.address import PciAddress
@@ -25,7 +25,7 @@ from devmodel.pci.config import Aperture
 from vfsfuse.labfile import values
 from vfsfuse.labfile.models import Models
 from vfsfuse.labfile.reasons import reason
-from vfsfuse.labfile.schema import LAB, MOUNT, PARENT, TYPE, Schema
+from vfsfuse.labfile.schema import IOMMU, LAB, MOUNT, PARENT, TYPE, Schema
 
 BUILT_IN = Path(__file__).with_name("lab.toml")
 KINDS = ("gpu", "virtual")
@@ -98,13 +98,15 @@ class _Reader:
         for name, place in top.pop("models", {}).items():
             self.value(partial(self.own_model, name), place, ("models", name))
         mount = self.table(top.pop("mount", {}), MOUNT, ("mount",))
+        iommu = self.table(top.pop("iommu", {}), IOMMU, ("iommu",))
         parents = top.pop("parents")
         specs = tuple(self.parent_spec(name, table, ("parents", name)) for name, table in parents.items())
         try:
             place_ports(specs, place_vfs(specs))
         except ValueError as error:
             self.fail(("parents",), f"{error} (give fewer, or another address)")
-        return LabSpec(parents=specs, **self.fields(top, LAB), **self.fields(mount, MOUNT))
+        settings = {**self.fields(top, LAB), **self.fields(mount, MOUNT)}
+        return LabSpec(parents=specs, iommu=IommuSpec(**self.fields(iommu, IOMMU)), **settings)
 
     def check_sizes(self, content: object) -> None:
         """Refuse what cannot be shown in an error: numbers of thousands of digits, and endless nesting."""

@@ -27,6 +27,7 @@ LAB: Schema = {
     "vendor": Key(values.name, "vendor"),
     "models": Key(values.table),
     "mount": Key(values.table),
+    "iommu": Key(values.table),
     "parents": Key(values.table, required=True),
 }
 MOUNT: Schema = {
@@ -35,6 +36,10 @@ MOUNT: Schema = {
     "device_group": Key(values.group, "device_gid"),
     "device_mode": Key(values.mode, "device_mode"),
     "remove": Key(values.removal, "removal"),
+}
+IOMMU: Schema = {
+    "dirty_tracking": Key(values.boolean, "dirty_tracking"),
+    "hw_info": Key(values.hw_info, "vtd_info"),
 }
 PARENT: Schema = {
     "kind": Key(values.name, "kind", required=True),

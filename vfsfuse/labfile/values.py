@@ -75,6 +75,13 @@ def removal(value: object) -> RemovalPolicy:
     return RemovalPolicy(value)
 
 
+def hw_info(value: object) -> bool:
+    """The type of IOMMU that GET_HW_INFO reports: whether it is VT-d."""
+    if value not in ("none", "intel-vtd"):
+        raise ValueError(f'{value!r} is neither "none" nor "intel-vtd" (give one of them)')
+    return value == "intel-vtd"
+
+
 def seconds(value: object) -> float:
     """A time of up to a day."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_CACHE_SECONDS:
@@ -112,7 +119,7 @@ def group(value: object) -> int:
 def boolean(value: object) -> bool:
     """true or false."""
     if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is neither true nor false")
+        raise ValueError(f"{value!r} is neither true nor false (give one of them)")
     return value
 
 
