@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What include/uapi/linux/iommufd.h of Linux 7.3 names, and what becomes of it here.  docs/iommufd.md is
+generated from this and from the rows of ioctl_shim.abi.
+
+To say what becomes of an ioctl: its line in IOCTLS or CONTAINER.  Of a flag or a constant: its line in the
+topic of its ioctl.  Then `python -m tools.iommufd_table`.
+
+State: none, constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tools.uapi.states import WORKS, Topic, each
+
+EINVAL, ENOENT, EOPNOTSUPP = (f"refuses with {name}" for name in ("EINVAL", "ENOENT", "EOPNOTSUPP"))
+NO_VIOMMU = f"{ENOENT}: no IOMMU here has a virtual one, so there is no object to name"
+NO_NESTING = f"{EOPNOTSUPP}: the IOMMU of a lab has no page tables of a guest"
+NO_PASID = f"{EOPNOTSUPP}: no device of a lab has PASIDs"
+NO_FAULTS = "not used: the IOMMU of a lab reports no faults"
+OTHER_IOMMU = "never: of another IOMMU than a lab's"
+
+IOCTLS: Mapping[str, str] = {
+    "IOMMU_DESTROY": WORKS,
+    "IOMMU_IOAS_ALLOC": WORKS,
+    "IOMMU_IOAS_ALLOW_IOVAS": WORKS,
+    "IOMMU_IOAS_COPY": WORKS,
+    "IOMMU_IOAS_IOVA_RANGES": WORKS,
+    "IOMMU_IOAS_MAP": f"{WORKS}; pins of private memory are as for VFIO_IOMMU_MAP_DMA in [vfio.md](vfio.md)",
+    "IOMMU_IOAS_UNMAP": WORKS,
+    "IOMMU_OPTION": WORKS,
+    "IOMMU_VFIO_IOAS": WORKS,
+    "IOMMU_HWPT_ALLOC": f"{WORKS} on an IOAS; on an HWPT {NO_NESTING}",
+    "IOMMU_GET_HW_INFO": WORKS,
+    "IOMMU_HWPT_SET_DIRTY_TRACKING": WORKS,
+    "IOMMU_HWPT_GET_DIRTY_BITMAP": WORKS,
+    "IOMMU_HWPT_INVALIDATE": f"{EINVAL}: no HWPT is a guest's",
+    "IOMMU_FAULT_QUEUE_ALLOC": f"{EOPNOTSUPP}: the IOMMU of a lab reports no faults, and the queue's "
+    "descriptor is the kernel's to make",
+    "IOMMU_IOAS_MAP_FILE": WORKS,
+    "IOMMU_VIOMMU_ALLOC": f"{EOPNOTSUPP}: no IOMMU of a lab has a virtual one",
+    "IOMMU_VDEVICE_ALLOC": NO_VIOMMU,
+    "IOMMU_IOAS_CHANGE_PROCESS": WORKS,
+    "IOMMU_VEVENTQ_ALLOC": NO_VIOMMU,
+    "IOMMU_HW_QUEUE_ALLOC": NO_VIOMMU,
+    "IOMMU_IOAS_NOIOMMU_GET_PA": f"{WORKS} where a function without an IOMMU is attached; otherwise "
+    f"{EOPNOTSUPP}",
+}
+
+CONTAINER: Mapping[str, str] = {
+    "VFIO_GET_API_VERSION": WORKS,
+    "VFIO_CHECK_EXTENSION": f"{WORKS}: TYPE1, TYPE1v2, UNMAP_ALL, DMA_CC; others are 0",
+    "VFIO_SET_IOMMU": f"{WORKS}; TYPE1 turns huge pages off",
+    "VFIO_IOMMU_GET_INFO": f"{WORKS}, with the capabilities DMA_AVAIL and IOVA_RANGE",
+    "VFIO_IOMMU_MAP_DMA": f"{WORKS}; the flag VADDR is EINVAL",
+    "VFIO_IOMMU_UNMAP_DMA": f"{WORKS}; the flags GET_DIRTY_BITMAP and VADDR are EINVAL",
+}
+"""Of the ioctls of containers that dev/iommu answers.  All others are ENOTTY."""
+
+_COMMANDS = (
+    *("BASE", "DESTROY", "IOAS_ALLOC", "IOAS_ALLOW_IOVAS", "IOAS_COPY", "IOAS_IOVA_RANGES", "IOAS_MAP"),
+    *("IOAS_UNMAP", "OPTION", "VFIO_IOAS", "HWPT_ALLOC", "GET_HW_INFO", "HWPT_SET_DIRTY_TRACKING"),
+    *("HWPT_GET_DIRTY_BITMAP", "HWPT_INVALIDATE", "FAULT_QUEUE_ALLOC", "IOAS_MAP_FILE", "VIOMMU_ALLOC"),
+    *("VDEVICE_ALLOC", "IOAS_CHANGE_PROCESS", "VEVENTQ_ALLOC", "HW_QUEUE_ALLOC", "IOAS_NOIOMMU_GET_PA"),
+)
+
+TOPICS: tuple[Topic, ...] = (
+    Topic("Numbers", each(WORKS, "IOMMUFD_TYPE", *(f"IOMMUFD_CMD_{name}" for name in _COMMANDS))),
+    Topic(
+        "IOMMU_IOAS_MAP, IOMMU_IOAS_MAP_FILE and IOMMU_IOAS_COPY",
+        each(WORKS, "IOMMU_IOAS_MAP_FIXED_IOVA", "IOMMU_IOAS_MAP_WRITEABLE", "IOMMU_IOAS_MAP_READABLE"),
+    ),
+    Topic(
+        "IOMMU_OPTION",
+        {
+            **each(WORKS, "IOMMU_OPTION_RLIMIT_MODE"),
+            "IOMMU_OPTION_HUGE_PAGES": f"{WORKS}: iovas are of whole pages while it is 0",
+            **each(WORKS, "IOMMU_OPTION_OP_SET", "IOMMU_OPTION_OP_GET"),
+        },
+    ),
+    Topic(
+        "IOMMU_VFIO_IOAS",
+        each(WORKS, "IOMMU_VFIO_IOAS_GET", "IOMMU_VFIO_IOAS_SET", "IOMMU_VFIO_IOAS_CLEAR"),
+    ),
+    Topic(
+        "IOMMU_HWPT_ALLOC",
+        {
+            "IOMMU_HWPT_ALLOC_NEST_PARENT": NO_NESTING,
+            "IOMMU_HWPT_ALLOC_DIRTY_TRACKING": WORKS,
+            "IOMMU_HWPT_FAULT_ID_VALID": f"{ENOENT}: there is no fault queue to name",
+            "IOMMU_HWPT_ALLOC_PASID": NO_PASID,
+            "IOMMU_HWPT_DATA_NONE": WORKS,
+            **each(NO_NESTING, "IOMMU_HWPT_DATA_VTD_S1"),
+            **each(NO_NESTING, "IOMMU_VTD_S1_SRE", "IOMMU_VTD_S1_EAFE", "IOMMU_VTD_S1_WPE"),
+            **each(NO_NESTING, "IOMMU_HWPT_DATA_ARM_SMMUV3", "IOMMU_HWPT_DATA_AMD_GUEST"),
+        },
+    ),
+    Topic(
+        "IOMMU_GET_HW_INFO",
+        {
+            **each(WORKS, "IOMMU_HW_INFO_FLAG_INPUT_TYPE"),
+            **each(WORKS, "IOMMU_HW_INFO_TYPE_NONE", "IOMMU_HW_INFO_TYPE_DEFAULT"),
+            "IOMMU_HW_INFO_TYPE_INTEL_VTD": f"{WORKS} where the lab file says so ([lab.md](lab.md))",
+            "IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17": "never: the unit has no errata",
+            **each(
+                OTHER_IOMMU,
+                *("IOMMU_HW_INFO_TYPE_ARM_SMMUV3", "IOMMU_HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI"),
+                *("IOMMU_HW_INFO_TYPE_TEGRA241_CMDQV", "IOMMU_HW_INFO_TYPE_AMD"),
+            ),
+            "IOMMU_HW_CAP_DIRTY_TRACKING": f"{WORKS} where the lab file says so",
+            **each(
+                "never: no device of a lab has PASIDs",
+                *("IOMMU_HW_CAP_PCI_PASID_EXEC", "IOMMU_HW_CAP_PCI_PASID_PRIV"),
+            ),
+            "IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED": "never: no device of a lab has ATS",
+        },
+    ),
+    Topic(
+        "IOMMU_HWPT_SET_DIRTY_TRACKING and IOMMU_HWPT_GET_DIRTY_BITMAP",
+        each(WORKS, "IOMMU_HWPT_DIRTY_TRACKING_ENABLE", "IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR"),
+    ),
+    Topic(
+        "IOMMU_HWPT_INVALIDATE",
+        each(
+            f"{EINVAL}: no HWPT is a guest's",
+            *("IOMMU_HWPT_INVALIDATE_DATA_VTD_S1", "IOMMU_VTD_INV_FLAGS_LEAF"),
+            "IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3",
+        ),
+    ),
+    Topic(
+        "IOMMU_FAULT_QUEUE_ALLOC",
+        each(
+            NO_FAULTS,
+            *("IOMMU_PGFAULT_FLAGS_PASID_VALID", "IOMMU_PGFAULT_FLAGS_LAST_PAGE"),
+            *("IOMMU_PGFAULT_PERM_READ", "IOMMU_PGFAULT_PERM_WRITE"),
+            *("IOMMU_PGFAULT_PERM_EXEC", "IOMMU_PGFAULT_PERM_PRIV"),
+            *("IOMMUFD_PAGE_RESP_SUCCESS", "IOMMUFD_PAGE_RESP_INVALID"),
+        ),
+    ),
+    Topic(
+        "IOMMU_VIOMMU_ALLOC, IOMMU_VEVENTQ_ALLOC and IOMMU_HW_QUEUE_ALLOC",
+        {
+            **each(
+                f"{EOPNOTSUPP}: no IOMMU of a lab has a virtual one",
+                *("IOMMU_VIOMMU_TYPE_DEFAULT", "IOMMU_VIOMMU_TYPE_ARM_SMMUV3"),
+                "IOMMU_VIOMMU_TYPE_TEGRA241_CMDQV",
+            ),
+            **each(EOPNOTSUPP, "IOMMU_VEVENTQ_TYPE_DEFAULT", "IOMMU_HW_QUEUE_TYPE_DEFAULT"),
+            **each(
+                NO_VIOMMU,
+                *("IOMMU_VEVENTQ_TYPE_ARM_SMMUV3", "IOMMU_VEVENTQ_TYPE_TEGRA241_CMDQV"),
+                *("IOMMU_VEVENTQ_FLAG_LOST_EVENTS", "IOMMU_HW_QUEUE_TYPE_TEGRA241_CMDQV"),
+            ),
+        },
+    ),
+)
