@@ -17,10 +17,11 @@ from ioctl_shim.processes import Processes
 from vfsfuse.vfio.compat import CompatFops
 from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.fops import Request, Services, answers
+from vfsfuse.vfio.hwpt import HwptFops
 from vfsfuse.vfio.ioas import IoasFops
 
 
-class IommufdFops(CompatFops, IoasFops):
+class IommufdFops(CompatFops, IoasFops, HwptFops):
     """One open of dev/iommu.  Each base class answers the ioctls of one subject."""
 
     __slots__ = ()
