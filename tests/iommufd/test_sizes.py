@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.iommufd.client import STRUCTS, Iommufd, Struct
+from tests.iommufd.client import STRUCTS, Destroy, Iommufd, Struct
+from tests.lab import MountedLab
 from tests.vfio.client import PAGE, Memory, fails, ioctl, unmapped_address
 from vfsfuse.vfio.iommufd import IommufdFops
 
@@ -117,3 +121,31 @@ def test_a_tail_that_cannot_be_read(iommufd: Iommufd, pages: Memory, struct: typ
 def test_a_bad_pointer_is_efault(iommufd: Iommufd, struct: type[Struct], pointer: int) -> None:
     fails(errno.EFAULT, ioctl, iommufd.fd, struct.cmd(), pointer)
     fails(errno.EFAULT, ioctl, iommufd.fd, struct.cmd(), unmapped_address())
+
+
+@pytest.fixture
+def huge() -> Iterator[Memory]:
+    """More than 4 GiB of zeros, of which the first page can be written."""
+    memory = Memory(2**32 + PAGE, private=True, prot=mmap.PROT_READ)
+    Memory(PAGE, private=True, address=memory.address)
+    yield memory
+    memory.close()
+
+
+def test_four_gigabytes_of_zeros_hold_up_their_caller_alone(
+    machine: MountedLab, iommufd: Iommufd, huge: Memory
+) -> None:
+    iommufd.ioas()
+    longest, largest = 0.0, 2**32 - 1
+    address = put(huge, 0, largest, there=4, tail=(1).to_bytes(4, "little"))
+    caller = threading.Thread(target=ioctl, args=(iommufd.fd, Destroy.cmd(), address))
+    with Iommufd(machine.path) as other:
+        caller.start()
+        while caller.is_alive():
+            began = time.monotonic()
+            fails(errno.ENOENT, other.destroy, 1)
+            fails(errno.ENOENT, iommufd.destroy, 2)
+            longest = max(longest, time.monotonic() - began)
+        caller.join()
+    assert longest < 0.5
+    fails(errno.ENOENT, iommufd.destroy, 1)
