@@ -3,11 +3,23 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.iommufd.client import (
+    FaultQueueAlloc,
+    HwptInvalidate,
+    HwQueueAlloc,
+    Iommufd,
+    Struct,
+    VdeviceAlloc,
+    VeventqAlloc,
+)
+from tests.lab import MountedLab
+from tests.vfio.client import fails
 from tools import iommufd_table
 from tools.uapi.iommufd import CONTAINER, IOCTLS, TOPICS
 from vfsfuse.vfio.iommufd import IommufdFops
@@ -44,3 +56,22 @@ def test_every_ioctl_has_a_state() -> None:
 def test_every_ioctl_is_answered() -> None:
     answered = {row.name for row, _ in IommufdFops.handlers.values()}
     assert answered <= {row.name for row in iommufd_table.rows()}
+
+
+REFUSED: dict[str, Struct] = {
+    "IOMMU_HWPT_INVALIDATE": HwptInvalidate(hwpt_id=1),
+    "IOMMU_FAULT_QUEUE_ALLOC": FaultQueueAlloc(),
+    "IOMMU_VDEVICE_ALLOC": VdeviceAlloc(viommu_id=1),
+    "IOMMU_VEVENTQ_ALLOC": VeventqAlloc(viommu_id=1, type=1, veventq_depth=1),
+    "IOMMU_HW_QUEUE_ALLOC": HwQueueAlloc(viommu_id=1, type=1, length=4096),
+}
+"""Calls about the object 1, an IOAS, that nothing is wrong with but what they ask for."""
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_refuses_really_does(lab: MountedLab, name: str) -> None:
+    number = re.fullmatch(r"refuses with (E\w+)(:.*)?", IOCTLS[name])
+    assert number is not None
+    with Iommufd(lab.path) as iommufd:
+        assert iommufd.ioas() == 1
+        fails(getattr(errno, number.group(1)), iommufd.call, REFUSED[name])

@@ -31,10 +31,11 @@ IOCTLS: Mapping[str, str] = {
     "IOMMU_IOAS_UNMAP": WORKS,
     "IOMMU_OPTION": WORKS,
     "IOMMU_VFIO_IOAS": WORKS,
-    "IOMMU_HWPT_ALLOC": f"{WORKS} on an IOAS; on an HWPT {NO_NESTING}",
+    "IOMMU_HWPT_ALLOC": f"{WORKS} on an IOAS; on an HWPT {EOPNOTSUPP}, or EINVAL if it comes with data: the "
+    "IOMMU of a lab has no page tables of a guest",
     "IOMMU_GET_HW_INFO": WORKS,
-    "IOMMU_HWPT_SET_DIRTY_TRACKING": WORKS,
-    "IOMMU_HWPT_GET_DIRTY_BITMAP": WORKS,
+    "IOMMU_HWPT_SET_DIRTY_TRACKING": f"{WORKS} on an HWPT with DIRTY_TRACKING; on others {EOPNOTSUPP}",
+    "IOMMU_HWPT_GET_DIRTY_BITMAP": f"{WORKS} on an HWPT with DIRTY_TRACKING; on others {EOPNOTSUPP}",
     "IOMMU_HWPT_INVALIDATE": f"{EINVAL}: no HWPT is a guest's",
     "IOMMU_FAULT_QUEUE_ALLOC": f"{EOPNOTSUPP}: the IOMMU of a lab reports no faults, and the queue's "
     "descriptor is the kernel's to make",
@@ -87,13 +88,15 @@ TOPICS: tuple[Topic, ...] = (
         "IOMMU_HWPT_ALLOC",
         {
             "IOMMU_HWPT_ALLOC_NEST_PARENT": NO_NESTING,
-            "IOMMU_HWPT_ALLOC_DIRTY_TRACKING": WORKS,
+            "IOMMU_HWPT_ALLOC_DIRTY_TRACKING": f"{WORKS}, unless the lab file switches it off",
             "IOMMU_HWPT_FAULT_ID_VALID": f"{ENOENT}: there is no fault queue to name",
             "IOMMU_HWPT_ALLOC_PASID": NO_PASID,
             "IOMMU_HWPT_DATA_NONE": WORKS,
-            **each(NO_NESTING, "IOMMU_HWPT_DATA_VTD_S1"),
-            **each(NO_NESTING, "IOMMU_VTD_S1_SRE", "IOMMU_VTD_S1_EAFE", "IOMMU_VTD_S1_WPE"),
-            **each(NO_NESTING, "IOMMU_HWPT_DATA_ARM_SMMUV3", "IOMMU_HWPT_DATA_AMD_GUEST"),
+            **each(
+                NO_NESTING,
+                *("IOMMU_HWPT_DATA_VTD_S1", "IOMMU_HWPT_DATA_ARM_SMMUV3", "IOMMU_HWPT_DATA_AMD_GUEST"),
+                *("IOMMU_VTD_S1_SRE", "IOMMU_VTD_S1_EAFE", "IOMMU_VTD_S1_WPE"),
+            ),
         },
     ),
     Topic(
@@ -108,7 +111,7 @@ TOPICS: tuple[Topic, ...] = (
                 *("IOMMU_HW_INFO_TYPE_ARM_SMMUV3", "IOMMU_HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI"),
                 *("IOMMU_HW_INFO_TYPE_TEGRA241_CMDQV", "IOMMU_HW_INFO_TYPE_AMD"),
             ),
-            "IOMMU_HW_CAP_DIRTY_TRACKING": f"{WORKS} where the lab file says so",
+            "IOMMU_HW_CAP_DIRTY_TRACKING": f"{WORKS}, unless the lab file switches it off",
             **each(
                 "never: no device of a lab has PASIDs",
                 *("IOMMU_HW_CAP_PCI_PASID_EXEC", "IOMMU_HW_CAP_PCI_PASID_PRIV"),
