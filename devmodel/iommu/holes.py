@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the lowest hole between the mappings of an address space, for an API that chooses iovas itself.
 
-A search passes blocks of mappings by a bound of their largest hole, and begins where an earlier one for the
-same or a smaller size has ended. So it costs the same for one mapping as for 65,535 of them, unless many
-holes are large enough but do not have an address of the wanted alignment.
+A search begins where an earlier one of its kind has ended, after a look at the ranges that were unmapped
+since. So it costs the same for one mapping as for 65,535 of them. The first search of a kind passes blocks of
+mappings by a bound of their largest hole.
 
 State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace`; nothing here locks.
 """
@@ -11,6 +11,7 @@ State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace`; nothi
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
+from heapq import heappop, heappush, heapreplace
 from typing import NamedTuple
 
 from devmodel.iommu.api import ADDRESSES
@@ -18,8 +19,8 @@ from devmodel.iommu.mappings import UNKNOWN, Mappings
 
 FREED = 4096
 """The most removed mappings that are remembered until the next search. After more of them it begins anew."""
-HINTS = 8
-"""The most kinds of searches whose results are remembered."""
+KINDS = 8
+"""The most kinds of searches of which something is remembered."""
 
 
 class Wanted(NamedTuple):
@@ -37,61 +38,105 @@ class Wanted(NamedTuple):
         return start if start < last and last - start >= self.length - 1 else None
 
 
+class _Known:
+    """What earlier searches of a kind have found: it fits nowhere below ``start`` but in ranges that were
+    ``freed`` since, a heap of (first, end)."""
+
+    __slots__ = ("freed", "start")
+
+    def __init__(self, start: int, freed: list[tuple[int, int]]) -> None:
+        self.start, self.freed = start, freed
+
+    def add(self, first: int, end: int) -> None:
+        """A mapping has been removed. ``first`` is where its hole begins."""
+        if first < self.start:
+            heappush(self.freed, (first, end))
+            if len(self.freed) > FREED:
+                self.start = self.freed[0][0]
+                self.freed.clear()
+
+
 class Holes:
     """Searches between ``mappings``."""
 
-    __slots__ = ("_hints", "_mappings")
+    __slots__ = ("_known", "_mappings")
 
     def __init__(self, mappings: Mappings) -> None:
         self._mappings = mappings
-        self._hints: dict[Wanted, int] = {}
-        """By what was searched for: there is none below this address."""
+        self._known: dict[Wanted, _Known] = {}
+        """By what was searched for. The last one was used last."""
 
     def forget(self) -> None:
         """The ranges in which searches look are others from now on."""
-        self._hints.clear()
+        self._known.clear()
+
+    def is_quick(self, wanted: Wanted) -> bool:
+        """Whether a search for ``wanted`` looks at a few holes only."""
+        freed = self._mappings.freed
+        return wanted in self._known and freed is not None and len(freed) < FREED
 
     def find(self, wanted: Wanted, ranges: Sequence[tuple[int, int]]) -> int | None:
         """The lowest address for ``wanted`` that lies in one of ``ranges`` (first, last), which are in order,
         and in no mapping. None if there is none."""
         self._catch_up()
-        begin = max((iova for hint, iova in self._hints.items() if _covers(hint, wanted)), default=0)
-        for first, last in ranges[max(bisect_right(ranges, (begin, ADDRESSES)) - 1, 0) :]:
-            found = self._search(wanted, max(first, begin), last)
-            if found is not None:
-                self._remember(wanted, found)
-                return found
-        self._remember(wanted, ADDRESSES)
-        return None
+        known = self._knowledge(wanted)
+        found = self._in_freed(known, wanted, ranges)
+        if found is not None and found <= known.start:
+            return found
+        behind = self._between(known.start, ADDRESSES - 1, wanted, ranges)
+        known.start = ADDRESSES if behind is None else behind
+        return found if found is not None and found < known.start else behind
 
-    def _remember(self, wanted: Wanted, iova: int) -> None:
-        hints = self._hints
-        if wanted not in hints and len(hints) >= HINTS:
-            del hints[next(iter(hints))]
-        hints[wanted] = iova
+    def _knowledge(self, wanted: Wanted) -> _Known:
+        known = self._known
+        best = (
+            wanted
+            if wanted in known
+            else max(
+                (one for one in known if _covers(one, wanted)), key=lambda one: known[one].start, default=None
+            )
+        )
+        if best is None:
+            mine = _Known(0, [])
+        else:
+            mine = known[best] = known.pop(best)
+            if best != wanted:
+                mine = _Known(mine.start, mine.freed.copy())
+        known[wanted] = mine
+        if len(known) > KINDS:
+            del known[next(iter(known))]
+        return mine
+
+    def _in_freed(self, known: _Known, wanted: Wanted, ranges: Sequence[tuple[int, int]]) -> int | None:
+        """The lowest address in a hole where a mapping was removed."""
+        while known.freed:
+            first, end = known.freed[0]
+            found = self._between(self._hole_start(first), self._hole_end(end - 1), wanted, ranges)
+            if found is not None:
+                heapreplace(known.freed, (min(found, end - 1), end))
+                return found
+            heappop(known.freed)
+        return None
 
     def _catch_up(self) -> None:
         """Take notice of the mappings that have been removed since the last search."""
         mappings = self._mappings
         freed = mappings.freed
-        if not freed and freed is not None:
-            return
         if freed is None or len(freed) >= FREED:
             mappings.freed = deque(maxlen=FREED)
             mappings.gaps[:] = [UNKNOWN] * len(mappings.gaps)
-            self._hints.clear()
+            self._known.clear()
             return
-        for iova in freed:
-            index = bisect_right(mappings.firsts, iova) - 1
+        while freed:
+            first, end = freed.popleft()
+            index = bisect_right(mappings.firsts, first) - 1
             if index >= 0:
                 mappings.gaps[index] = UNKNOWN
-        lowest = self._hole_at(min(freed))
-        freed.clear()
-        for hint, iova in self._hints.items():
-            if iova > lowest:
-                self._hints[hint] = lowest
+            start = self._hole_start(first)
+            for known in self._known.values():
+                known.add(start, end)
 
-    def _hole_at(self, iova: int) -> int:
+    def _hole_start(self, iova: int) -> int:
         """The first address of the hole that has ``iova``, or ``iova`` if that is mapped."""
         mappings = self._mappings
         index = bisect_right(mappings.firsts, iova) - 1
@@ -99,6 +144,29 @@ class Holes:
             return 0
         block = mappings.blocks[index]
         return min(mappings.by_start[block[bisect_right(block, iova) - 1]].end, iova)
+
+    def _hole_end(self, iova: int) -> int:
+        """The last address of the hole that has ``iova``, or ``iova`` if that is mapped."""
+        mappings = self._mappings
+        if mappings.covering(iova) is not None:
+            return iova
+        index = bisect_right(mappings.firsts, iova)
+        block = mappings.blocks[index - 1] if index else []
+        at = bisect_right(block, iova)
+        if at < len(block):
+            return block[at] - 1
+        return (mappings.firsts[index] if index < len(mappings.firsts) else ADDRESSES) - 1
+
+    def _between(self, low: int, high: int, wanted: Wanted, ranges: Sequence[tuple[int, int]]) -> int | None:
+        """The lowest address for ``wanted`` from ``low`` to ``high``."""
+        for number in range(max(bisect_right(ranges, (low, ADDRESSES)) - 1, 0), len(ranges)):
+            first, last = ranges[number]
+            if first > high:
+                return None
+            found = self._search(wanted, max(first, low), min(last, high))
+            if found is not None:
+                return found
+        return None
 
     def _search(self, wanted: Wanted, first: int, last: int) -> int | None:
         """The lowest address for ``wanted`` from ``first`` to ``last``."""
@@ -116,7 +184,7 @@ class Holes:
         while found is None and index < len(blocks) and firsts[index] <= last:
             if at or gaps[index] >= wanted.length:
                 found, largest = self._search_block(wanted, index, at, first, last)
-                if not at and found is None:
+                if not at and found is None and largest < gaps[index]:
                     gaps[index] = largest
             at, index = 0, index + 1
         return found
@@ -125,14 +193,15 @@ class Holes:
         self, wanted: Wanted, index: int, at: int, first: int, last: int
     ) -> tuple[int | None, int]:
         """The lowest address in the holes behind the mappings of a block, from number ``at`` on, and the size
-        of the largest hole that it has seen."""
+        of the largest hole that it has seen, :data:`UNKNOWN` if it did not see all."""
         mappings = self._mappings
-        by_start, blocks, firsts = mappings.by_start, mappings.blocks, mappings.firsts
-        behind = firsts[index + 1] if index + 1 < len(blocks) else ADDRESSES
-        block, length, largest = blocks[index], wanted.length, 0
-        nexts = block[at + 1 :]
-        nexts.append(behind)
-        for start, end in zip(block[at:] if at else block, nexts, strict=True):
+        by_start, block, firsts = mappings.by_start, mappings.blocks[index], mappings.firsts
+        stop = bisect_right(block, last, at)
+        nexts = block[at + 1 : stop + 1]
+        if stop == len(block):
+            nexts.append(firsts[index + 1] if index + 1 < len(firsts) else ADDRESSES)
+        length, largest = wanted.length, 0
+        for start, end in zip(block[at:stop], nexts, strict=True):
             hole = by_start[start].end
             size = end - hole
             if size > largest:
@@ -141,7 +210,7 @@ class Holes:
                 found = wanted.fits(max(hole, first), min(end - 1, last))
                 if found is not None:
                     return found, largest
-        return None, largest
+        return None, largest if stop == len(block) else UNKNOWN
 
 
 def _covers(hint: Wanted, wanted: Wanted) -> bool:

@@ -119,8 +119,8 @@ class Mappings:
         self.gaps: list[int] = []
         """For each block the size that no hole behind one of its mappings exceeds, as the last search of
         :mod:`devmodel.iommu.holes` has found it. A removal makes it wrong, and goes to :attr:`freed`."""
-        self.freed: deque[int] | None = None
-        """The first iovas of mappings that were removed since the last search, None without a search."""
+        self.freed: deque[tuple[int, int]] | None = None
+        """The ranges (first, end) of mappings that were removed since the last search, None without one."""
 
     def __len__(self) -> int:
         return len(self.by_start)
@@ -198,7 +198,7 @@ class Mappings:
         elif not at:
             self.firsts[index] = block[0]
         if self.freed is not None:
-            self.freed.append(iova)
+            self.freed.append((iova, mapping.end))
 
     def clear(self) -> None:
         """Remove all mappings."""

@@ -36,7 +36,7 @@ APERTURE = (0, 2**48 - 1)
 HUGE_PAGE = 2**21
 """The largest alignment of an iova that is chosen: that of a transparent huge page."""
 MANY = 4096
-"""Mappings that the device lane does not remove in one call."""
+"""Mappings that the device lane does not look at or remove in one call."""
 
 
 class MapFlags(IntFlag):
@@ -119,24 +119,28 @@ class Ioas(IommufdObject):
                 if mappings.add(mapping):
                     return iova
                 raise is_mapped(iova)
-            mapping.iova = iova = self.place(length, user_va, iova if flags & _FIXED else None)
+            where = iova if flags & _FIXED else None
+            mapping.iova = iova = self.place(length, user_va, where, may_wait=may_wait)
             mapping.end = iova + length
             space.enter(mapping, may_wait)
         if not mapping.allows:
             space.finish(mapping, allows)
         return iova
 
-    def place(self, length: int, address: int, iova: int | None, areas: int = 1) -> int:
+    def place(
+        self, length: int, address: int, iova: int | None, areas: int = 1, may_wait: bool = True
+    ) -> int:
         """Where ``length`` bytes go that are mapped by so many ``areas``: at ``iova``, or at a chosen one,
         which depends on the ``address`` of what is mapped. Under the lock.
 
-        Raises ``OSError``, in the kernel's order, as :meth:`map`.
+        Raises ``OSError``, in the kernel's order, as :meth:`map`, and :class:`MustWait` if it takes long and
+        ``may_wait`` is False.
         """
         in_unit = self.alignment - 1
         if not 0 < length <= LAST - PAGE_SIZE or length & in_unit:
             raise OSError(errno.EINVAL, f"{length:#x} bytes cannot be mapped in units of {in_unit + 1}")
         if iova is None:
-            iova = self._choose(length, address)
+            iova = self._choose(length, address, may_wait)
         else:
             self._check_free(length, iova)
         if address & in_unit:
@@ -307,14 +311,17 @@ class Ioas(IommufdObject):
         if self.space.mappings.within(iova, end):
             raise is_mapped(iova)
 
-    def _choose(self, length: int, address: int) -> int:
+    def _choose(self, length: int, address: int, may_wait: bool) -> int:
         """The lowest iova that is free and allowed. It is aligned as ``address`` is, up to the size."""
         if length >= LAST // 2:
             raise OSError(errno.EOVERFLOW, f"no iova is chosen for {length:#x} bytes")
         alignment = min(1 << (length - 1).bit_length(), address & -address or HUGE_PAGE, HUGE_PAGE)
         if alignment < self.alignment:
             raise OSError(errno.EINVAL, f"an iova for address {address:#x} is not aligned enough")
-        found = self._holes.find(Wanted(length, alignment, address % PAGE_SIZE), self.iovas.choices)
+        wanted = Wanted(length, alignment, address % PAGE_SIZE)
+        if not may_wait and len(self.space.mappings) > MANY and not self._holes.is_quick(wanted):
+            raise MustWait
+        found = self._holes.find(wanted, self.iovas.choices)
         if found is None:
             raise OSError(errno.ENOSPC, f"there is no hole of {length:#x} bytes")
         return found
