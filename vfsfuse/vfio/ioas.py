@@ -8,10 +8,20 @@ vfsfuse.vfio.fops.
 from __future__ import annotations
 
 import errno
+import struct
+from typing import Any
 
-from devmodel.iommufd.ioas import Ioas
+from devmodel.iommu.api import MustWait
+from devmodel.iommufd.ioas import Ioas, check_map
+from devmodel.iommufd.iovas import MAX_ALLOWED, Range, check_allowed
+from ioctl_shim._native import ffi, lib
 from vfsfuse.vfio.contextfile import ContextFops
 from vfsfuse.vfio.fops import Request, answers
+
+_RANGE = struct.Struct("=QQ")  # struct iommu_iova_range
+_AT_ONCE = 4096
+"""Ranges of a client that are read at once."""
+_VAL64 = int(ffi.offsetof("struct iommu_option", "val64"))
 
 
 class IoasFops(ContextFops):
@@ -34,3 +44,107 @@ class IoasFops(ContextFops):
             raise
         objects.publish(made)
         return 0
+
+    @answers("IOMMU_IOAS_MAP")
+    def ioas_map(self, request: Request) -> int | None:
+        argument, objects = request.argument, self.context.objects
+        asked = argument.value
+        flags, length, iova = asked.flags, asked.length, asked.iova
+        check_map(flags, asked.reserved, iova, length)
+        ioas = objects.take(asked.ioas_id, Ioas)
+        try:
+            client, may_wait = self.processes.of(request.tid), not request.on_pump
+            asked.iova = ioas.map(client, flags, asked.user_va, length, iova, may_wait)
+        except MustWait:  # memory is pinned, which takes as long as the client likes
+            return None
+        finally:
+            objects.put(ioas)
+        argument.reply()
+        return 0
+
+    @answers("IOMMU_IOAS_UNMAP")
+    def ioas_unmap(self, request: Request) -> int | None:
+        argument, objects = request.argument, self.context.objects
+        asked = argument.value
+        ioas = objects.take(asked.ioas_id, Ioas)
+        try:
+            asked.length = ioas.unmap(asked.iova, asked.length, not request.on_pump)
+        except MustWait:  # for a DMA under way
+            return None
+        finally:
+            objects.put(ioas)
+        argument.reply()
+        return 0
+
+    @answers("IOMMU_IOAS_IOVA_RANGES")
+    def iova_ranges(self, request: Request) -> int:
+        argument = request.argument
+        asked = argument.value
+        _check_reserved(asked)
+        with self.context.objects.using(asked.ioas_id, Ioas) as ioas:
+            ranges, alignment = ioas.iova_ranges(), ioas.alignment
+        room = asked.num_iovas
+        if room and ranges:
+            request.caller.write(asked.allowed_iovas, b"".join(_RANGE.pack(*one) for one in ranges[:room]))
+        asked.num_iovas, asked.out_iova_alignment = len(ranges), alignment
+        argument.reply_now()
+        if len(ranges) > room:
+            raise OSError(errno.EMSGSIZE, f"{len(ranges)} ranges, and room for {room}")
+        return 0
+
+    @answers("IOMMU_IOAS_ALLOW_IOVAS")
+    def allow_iovas(self, request: Request) -> int:
+        asked = request.argument.value
+        _check_reserved(asked)
+        with self.context.objects.using(asked.ioas_id, Ioas) as ioas:
+            ioas.allow(_allowed(request))
+        return 0
+
+    @answers("IOMMU_OPTION")
+    def option(self, request: Request) -> int:
+        asked = request.argument.value
+        _check_reserved(asked)
+        if asked.option_id != lib.IOMMU_OPTION_HUGE_PAGES:
+            raise OSError(errno.EOPNOTSUPP, f"option {asked.option_id}")
+        value = self._huge_pages(asked)
+        request.caller.write(request.arg + _VAL64, value.to_bytes(8, "little"))
+        return 0
+
+    def _huge_pages(self, asked: Any) -> int:
+        with self.context.objects.using(asked.object_id, Ioas) as ioas:
+            if asked.op == lib.IOMMU_OPTION_OP_GET:
+                return int(ioas.huge_pages)
+            if asked.op != lib.IOMMU_OPTION_OP_SET:
+                raise OSError(errno.EOPNOTSUPP, f"operation {asked.op} on an option")
+            ioas.set_huge_pages(asked.val64)
+            return int(asked.val64)
+
+
+def _check_reserved(asked: Any) -> None:
+    if asked.reserved:
+        raise OSError(errno.EOPNOTSUPP, f"{asked.reserved:#x} in the reserved member")
+
+
+def _allowed(request: Request) -> list[Range]:
+    """The client's ranges for ALLOW_IOVAS. Waits for its memory.
+
+    Raises OSError: EFAULT for a range that cannot be read, ENOMEM for too many, but EINVAL if one before it
+    is wrong.
+    """
+    count, address = int(request.argument.value.num_iovas), int(request.argument.value.allowed_iovas)
+    found: list[Range] = []
+    at_once = _AT_ONCE
+    while len(found) < count:
+        try:
+            if len(found) >= MAX_ALLOWED:
+                raise OSError(errno.ENOMEM, f"{MAX_ALLOWED} allowed ranges are the limit")
+            some = min(at_once, count - len(found))
+            data = request.caller.read(address + len(found) * _RANGE.size, some * _RANGE.size)
+        except OSError:
+            if at_once > 1:  # look at those before the one that cannot be read
+                at_once = 1
+                continue
+            check_allowed(found)
+            raise
+        found.extend(_RANGE.iter_unpack(data))
+    return found
