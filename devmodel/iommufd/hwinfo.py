@@ -33,6 +33,8 @@ class HwCapability(IntFlag):
     """What an IOMMU can do (IOMMU_HW_CAP_*)."""
 
     DIRTY_TRACKING = 1
+    PCI_ATS_NOT_SUPPORTED = 8
+    """The function cannot have translations cached (Linux 7.0)."""
 
 
 class UnitFacts(Protocol):
@@ -90,7 +92,9 @@ def hw_info(device: IommuDevice, flags: int, wanted: int) -> HwInfo:
     """
     unit = device.unit
     tracking = unit is not None and unit.dirty_tracking
-    capabilities = HwCapability.DIRTY_TRACKING if tracking else HwCapability(0)
+    capabilities = HwCapability.PCI_ATS_NOT_SUPPORTED
+    if tracking:
+        capabilities |= HwCapability.DIRTY_TRACKING
     if unit is None or not unit.vtd_info:
         return HwInfo(HwInfoType.NONE, None, capabilities)
     if flags & HwInfoFlag.INPUT_TYPE and wanted not in (HwInfoType.NONE, HwInfoType.INTEL_VTD):

@@ -24,6 +24,8 @@ FIXED, WRITE, READ = 1, 2, 4
 MAP = FIXED | WRITE | READ
 NEST, DIRTY, FAULT, PASID, UNKNOWN = 1, 2, 4, 8, 16
 IOVA = 0x10000
+NO_ATS = HwCapability.PCI_ATS_NOT_SUPPORTED
+TRACKING = HwCapability.DIRTY_TRACKING | NO_ATS
 FULL, BARE = IommuUnit(0, 0), IommuUnit(1, 1, IommuSpec(dirty_tracking=False))
 
 
@@ -274,15 +276,15 @@ def test_dma_through_a_tracked_hwpt_is_that_of_the_ioas(
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        (IommuSpec(), HwInfo(HwInfoType.NONE, None, HwCapability.DIRTY_TRACKING)),
-        (IommuSpec(dirty_tracking=False), HwInfo(HwInfoType.NONE, None, HwCapability(0))),
+        (IommuSpec(), HwInfo(HwInfoType.NONE, None, TRACKING)),
+        (IommuSpec(dirty_tracking=False), HwInfo(HwInfoType.NONE, None, NO_ATS)),
     ],
 )
 def test_an_iommu_that_tells_nothing(context: Context, spec: IommuSpec, expected: HwInfo) -> None:
     function = Function(context, IommuUnit(0, 0, spec))
     for flags, wanted in ((0, 0), (0, 2), (1, 0), (1, 2)):
         assert hw_info(function, flags, wanted) == expected
-    assert hw_info(Function(context, None), 0, 0) == HwInfo(HwInfoType.NONE, None, HwCapability(0))
+    assert hw_info(Function(context, None), 0, 0) == HwInfo(HwInfoType.NONE, None, NO_ATS)
 
 
 def test_vtd_tells_its_registers(context: Context) -> None:
@@ -291,7 +293,7 @@ def test_vtd_tells_its_registers(context: Context) -> None:
     registers = (0, unit.capabilities, unit.extended_capabilities)
     for flags, wanted in ((0, 0), (0, 2), (1, 0), (1, 1)):
         found = hw_info(function, flags, wanted)
-        assert found == HwInfo(HwInfoType.INTEL_VTD, registers, HwCapability.DIRTY_TRACKING)
+        assert found == HwInfo(HwInfoType.INTEL_VTD, registers, TRACKING)
     for wanted in (2, 3, 4, 2**32 - 1):
         fails(errno.EOPNOTSUPP, hw_info, function, 1, wanted)
 

@@ -17,7 +17,6 @@ from tools.uapi.states import WORKS, Topic, each
 EINVAL, ENOENT, EOPNOTSUPP = (f"refuses with {name}" for name in ("EINVAL", "ENOENT", "EOPNOTSUPP"))
 NO_VIOMMU = f"{ENOENT}: no IOMMU here has a virtual one, so there is no object to name"
 NO_NESTING = f"{EOPNOTSUPP}: the IOMMU of a lab has no page tables of a guest"
-NO_PASID = f"{EOPNOTSUPP}: no device of a lab has PASIDs"
 NO_FAULTS = "not used: the IOMMU of a lab reports no faults"
 OTHER_IOMMU = "never: of another IOMMU than a lab's"
 
@@ -90,7 +89,7 @@ TOPICS: tuple[Topic, ...] = (
             "IOMMU_HWPT_ALLOC_NEST_PARENT": NO_NESTING,
             "IOMMU_HWPT_ALLOC_DIRTY_TRACKING": f"{WORKS}, unless the lab file switches it off",
             "IOMMU_HWPT_FAULT_ID_VALID": f"{ENOENT}: there is no fault queue to name",
-            "IOMMU_HWPT_ALLOC_PASID": NO_PASID,
+            "IOMMU_HWPT_ALLOC_PASID": f"{WORKS}, and changes nothing: no device of a lab has PASIDs",
             "IOMMU_HWPT_DATA_NONE": WORKS,
             **each(
                 NO_NESTING,
@@ -116,7 +115,7 @@ TOPICS: tuple[Topic, ...] = (
                 "never: no device of a lab has PASIDs",
                 *("IOMMU_HW_CAP_PCI_PASID_EXEC", "IOMMU_HW_CAP_PCI_PASID_PRIV"),
             ),
-            "IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED": "never: no device of a lab has ATS",
+            "IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED": "always: no device of a lab has ATS",
         },
     ),
     Topic(
