@@ -26,21 +26,14 @@ class Pages(Protocol):
         """Store ``view`` at ``offset``."""
 
 
-class Client(Protocol):
-    """A process whose memory a device may reach through the IOMMU.
+class Memory(Protocol):
+    """Memory that a device may reach through the IOMMU.
 
-    Addresses are virtual addresses of that process, sizes are bytes. A ``parts`` sequence is of (address,
-    size), whose sizes add up to that of the buffer. Accesses raise ``OSError(EFAULT)`` for memory that is not
-    there (or not accessible that way) and ``OSError(ESRCH)`` when the process is gone.
+    Addresses are virtual addresses of a process, or offsets of a file, and sizes are bytes. A ``parts``
+    sequence is of (address, size), whose sizes add up to that of the buffer. Accesses raise
+    ``OSError(EFAULT)`` for memory that is not there (or not accessible that way) and ``OSError(ESRCH)`` when
+    the process is gone.
     """
-
-    @property
-    def tgid(self) -> int:
-        """The process (thread group) id."""
-
-    @property
-    def identity(self) -> Hashable:
-        """The same for all clients that are the same process, and never again for another one."""
 
     def read(self, vaddr: int, size: int) -> bytes:
         """Return exactly ``size`` bytes at ``vaddr``."""
@@ -66,6 +59,22 @@ class Client(Protocol):
         is mapped there, or not accessible as wanted, beyond a file's end, secret memory, and memory to write
         to that is a shared file of a file system which writes it back to a disk.
         """
+
+
+class Client(Memory, Protocol):
+    """A process, and its memory."""
+
+    @property
+    def tgid(self) -> int:
+        """The process (thread group) id."""
+
+    @property
+    def identity(self) -> Hashable:
+        """The same for all clients that are the same process, and never again for another one."""
+
+    @property
+    def user(self) -> int:
+        """The real user id of the process, as it is now. Raises ``OSError(ESRCH)``."""
 
     def memlock_limit(self) -> int:
         """RLIMIT_MEMLOCK of the process in bytes, as it is now."""

@@ -65,6 +65,11 @@ class Process:
         self._lasting: set[int] = set()
         """st_dev of file systems whose pages are memory alone, as far as they were looked at."""
 
+    @property
+    def user(self) -> int:
+        """Its real user id.  Raises OSError(ESRCH)."""
+        return procfs.user_of(self.tgid)
+
     def read(self, vaddr: int, size: int) -> bytes:
         """`size` bytes at `vaddr`.  Raises OSError(EFAULT, ESRCH)."""
         data: bytes = new_bytes(None, size)

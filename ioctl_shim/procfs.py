@@ -59,6 +59,14 @@ def tgid_of(tid: int) -> int:
         raise OSError(errno.ESRCH, f"thread {tid} has ended") from None
 
 
+def user_of(tid: int) -> int:
+    """The real user id of thread `tid`.  Raises OSError(ESRCH) when it has ended."""
+    try:
+        return int(_status(tid, b"\nUid:"))
+    except (FileNotFoundError, ProcessLookupError, StopIteration):
+        raise OSError(errno.ESRCH, f"thread {tid} has ended") from None
+
+
 def capable(tid: int, capability: int) -> bool:
     """Whether thread `tid` has `capability` in the initial user namespace.  False for a thread that has
     ended."""

@@ -7,8 +7,9 @@ nothing here locks. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU".
 
 import errno
 
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import PGSIZES, IommuGroup
-from devmodel.iommu.backend import Backend, LockedMemory, PinningBackend
+from devmodel.iommu.backend import Backend, PinningBackend
 from devmodel.iommu.mappings import Mapping, Mappings
 from devmodel.iommu.pins import MediatedBackend
 
@@ -93,10 +94,10 @@ class Attachments:
 
     def forget(self, mapping: Mapping) -> None:
         """Tell the backends that ``mapping`` is removed. No device pins it any more."""
+        self._locked.release(mapping)
         mapping.pins = None
         for backend in self._backends:
             backend.unmap(mapping)
-        self._locked.reduce(mapping, 0)
 
     def _backend_of(self, group: IommuGroup) -> Backend | None:
         return next((one for one in self._backends if group.number in one.groups), None)

@@ -1,87 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends by which an address space serves its groups, and the account of pinned memory.
+"""The backends by which an address space serves its groups.
 
-State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace` they belong to;
-:class:`LockedMemory` is shared by all address spaces of a lab and has a lock of its own, taken last. Nothing
-here asks a client anything under a lock. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU".
+State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace` they belong to. Nothing here asks a
+client anything. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU".
 """
 
 import errno
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
 from typing import ClassVar
 
-from devmodel.client import Client
-from devmodel.iommu.api import PAGE_SIZE, PGSIZES, IommuGroup
+from devmodel.iommu.accounts import LockedMemory
+from devmodel.iommu.api import PGSIZES, IommuGroup
 from devmodel.iommu.dirty import DirtyPages
 from devmodel.iommu.mappings import Mapping, Mappings
-
-
-class MemoryLimit(OSError):
-    """ENOMEM: a process may not lock as many pages. ``room`` is how many more it may."""
-
-    def __init__(self, client: Client, total: int, room: int) -> None:
-        super().__init__(errno.ENOMEM, f"process {client.tgid} may not lock {total} pages of memory")
-        self.room = max(room, 0)
-
-
-class LockedMemory:
-    """The pinned pages of each process, counted over all address spaces, and limited by its
-    RLIMIT_MEMLOCK."""
-
-    __slots__ = ("_lock", "_pages")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pages: dict[Hashable, int] = {}
-
-    def of(self, client: Client) -> int:
-        """Pages of the process that are pinned now. Any thread."""
-        with self._lock:
-            return self._pages.get(client.identity, 0)
-
-    def charge(self, client: Client, pages: int) -> None:
-        """Count ``pages`` more for the process. Raises :class:`MemoryLimit`, with none counted.
-
-        It asks the process for its limit, which may take as long as the process likes. So the caller holds no
-        lock, and what it is about to pin is counted before it asks.
-        """
-        if not pages:
-            return
-        total = self._add(client, pages)
-        try:
-            if _exceeds(client, total * PAGE_SIZE) and not client.may_lock_any():
-                limit = (client.memlock_limit() - client.locked()) // PAGE_SIZE
-                raise MemoryLimit(client, total, limit - (total - pages))
-        except BaseException:
-            self._add(client, -pages)
-            raise
-
-    def discharge(self, client: Client, pages: int) -> None:
-        """Undo :meth:`charge`. Any thread, under any lock."""
-        if pages:
-            self._add(client, -pages)
-
-    def reduce(self, mapping: Mapping, pages: int) -> None:
-        """Charge no more than ``pages`` for ``mapping`` from now on. Under the lock of the mapping."""
-        if pages < mapping.charged:
-            self._add(mapping.client, pages - mapping.charged)
-            mapping.charged = pages
-
-    def _add(self, client: Client, pages: int) -> int:
-        with self._lock:
-            total = self._pages.get(client.identity, 0) + pages
-            if total:
-                self._pages[client.identity] = total
-            else:
-                self._pages.pop(client.identity, None)
-            return total
-
-
-def _exceeds(client: Client, size: int) -> bool:
-    limit = client.memlock_limit()
-    return size > limit or size + client.locked() > limit
 
 
 class Backend(ABC):
@@ -147,4 +78,4 @@ class PinningBackend(Backend):
 
     def unmap(self, mapping: Mapping) -> None:
         mapping.pages = None
-        self.locked.reduce(mapping, len(mapping.pins or ()))
+        self.locked.keep_pins(mapping)

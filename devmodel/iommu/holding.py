@@ -9,16 +9,18 @@ Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; Documentation/driver-api/vfi
 """
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from devmodel.client import Client, Pages
+from devmodel.iommu.accounts import LockedMemory, unpinned_pages
 from devmodel.iommu.api import MAX_PIN_PAGES, PAGE_SIZE, IommuGroup, Prot
 from devmodel.iommu.attachments import Attachments
-from devmodel.iommu.backend import Backend, LockedMemory, MemoryLimit
+from devmodel.iommu.backend import Backend
+from devmodel.iommu.heldpages import Ranges
 from devmodel.iommu.inflight import Inflight
 from devmodel.iommu.mappings import Mapping
-from devmodel.iommu.pins import Wanted, count_pins, give_back, hold
+from devmodel.iommu.pins import Wanted, charge_and_pin, count_pins, give_back, hold
 from devmodel.iommu.segments import Segment
 
 _WRITE = int(Prot.WRITE)
@@ -38,28 +40,39 @@ class Holding:
 
     # ---- whole mappings, for a physical function ----
 
-    def finish(self, mapping: Mapping, allows: int) -> None:
-        """Pin the memory of a mapping that is being made, and let devices use it as ``allows`` says.
+    def finish(self, mappings: Sequence[Mapping], allows: int) -> None:
+        """Pin the memory of mappings that are being made, and let devices use all of them as ``allows`` says.
 
         A mapping that an unmap has removed meanwhile has been made and removed: that is no error. Raises
-        ``OSError``, with the mapping removed: ENOMEM (RLIMIT_MEMLOCK), EFAULT (no such memory), ESRCH.
+        ``OSError``, with the mappings removed: ENOMEM (RLIMIT_MEMLOCK), EFAULT (no such memory), ESRCH.
         """
-        client, count = mapping.client, mapping.page_count
+        asked: list[tuple[Mapping, Client, Ranges, Pages]] = []
         try:
-            pages = self._ask(mapping, client, mapping.vaddr, count, allows)
+            for mapping in mappings:
+                client, ranges = mapping.client, unpinned_pages(mapping)
+                pages = self._ask(mapping, client, mapping.vaddr, ranges, allows)
+                asked.append((mapping, client, ranges, pages))
         except BaseException:
+            for _, client, ranges, _ in asked:
+                self._locked.discharge(client, ranges)
             with self._lock:
-                if not mapping.live:
-                    return
-                self._mappings.remove(mapping)
-            raise
+                live = [mapping for mapping in mappings if mapping.live]
+                for mapping in live:
+                    self._mappings.remove(mapping)
+            if live:
+                raise
+            return
+        left = []
         with self._lock:
-            kept = mapping.live and bool(self._attachments.strict)
-            if kept:
-                mapping.pages, mapping.charged = pages, count
-            mapping.allows = allows
-        if not kept:
-            self._locked.discharge(client, count)
+            strict = bool(self._attachments.strict)
+            for mapping, client, ranges, pages in asked:
+                if mapping.live and strict:
+                    mapping.pages, mapping.charged = pages, mapping.page_count
+                else:
+                    left.append((client, ranges))
+                mapping.allows = allows
+        for client, ranges in left:
+            self._locked.discharge(client, ranges)
 
     def take_over(self, backend: Backend, group: IommuGroup) -> None:
         """Pin the memory of all mappings for ``backend``, to which ``group`` is attached. New mappings are
@@ -88,8 +101,7 @@ class Holding:
             seen = self._look(mapping, wanted)
         if seen is None:
             return True
-        client, vaddr, charged = seen
-        more = mapping.page_count - charged
+        client, vaddr, more = seen
         try:
             pages = self._ask(mapping, client, vaddr, more, mapping.allows)
         except OSError:
@@ -106,25 +118,14 @@ class Holding:
         return same
 
     @staticmethod
-    def _look(mapping: Mapping, wanted: Callable[[], bool]) -> tuple[Client, int, int] | None:
+    def _look(mapping: Mapping, wanted: Callable[[], bool]) -> tuple[Client, int, Ranges] | None:
         if not mapping.live or mapping.pages is not None or not wanted():
             return None
-        return mapping.client, mapping.vaddr, mapping.charged
+        return mapping.client, mapping.vaddr, unpinned_pages(mapping)
 
-    def _ask(self, mapping: Mapping, client: Client, vaddr: int, count: int, allows: int) -> Pages:
-        """Charge ``count`` pages and pin the mapping's memory. Without the lock."""
-        write = bool(allows & _WRITE)
-        try:
-            self._locked.charge(client, count)
-        except MemoryLimit as error:
-            # the kernel pins page by page: memory that ends before the limit does is EFAULT
-            client.pin(vaddr, min(mapping.size, (error.room + 1) * PAGE_SIZE), write)
-            raise
-        try:
-            return client.pin(vaddr, mapping.size, write)
-        except BaseException:
-            self._locked.discharge(client, count)
-            raise
+    def _ask(self, mapping: Mapping, client: Client, vaddr: int, ranges: Ranges, allows: int) -> Pages:
+        """Charge these pages and pin the mapping's memory. Without the lock."""
+        return charge_and_pin(self._locked, client, ranges, vaddr, mapping.size, bool(allows & _WRITE))
 
     # ---- pages, for mediated devices: DMA threads ----
 

@@ -10,23 +10,26 @@ vfio_iommu_type1's.
 import errno
 from typing import NamedTuple
 
-from devmodel.client import Client
+from devmodel.client import Client, Pages
+from devmodel.iommu.accounts import LockedMemory, MemoryLimit, merged, number_of
 from devmodel.iommu.api import MAX_PIN_PAGES, PAGE_SIZE, DmaUser, Prot
-from devmodel.iommu.backend import Backend, LockedMemory
+from devmodel.iommu.backend import Backend
+from devmodel.iommu.heldpages import Ranges
 from devmodel.iommu.mappings import Mapping, Mappings
 from devmodel.iommu.segments import Segment, segments_of
+from devmodel.iommu.sharing import SharedMemory, SharedPages
 
 NOTIFY_LIMIT = 10
 """How often a device is asked to unpin before its model is reported as faulty."""
 
 
 class Wanted(NamedTuple):
-    """Memory to pin: at ``vaddr`` of ``client``, of which ``new`` pages are to be charged."""
+    """Memory to pin: at ``vaddr`` of ``client``, of which the pages ``new`` are to be charged."""
 
     segment: Segment
     client: Client
     vaddr: int
-    new: int
+    new: Ranges
 
 
 class MediatedBackend(Backend):
@@ -77,7 +80,9 @@ class MediatedBackend(Backend):
             return
         del mapping.pins[page]
         if mapping.pages is None:
-            self.locked.reduce(mapping, len(mapping.pins))
+            page += mapping.vaddr // PAGE_SIZE
+            self.locked.discharge(mapping.client, ((page, page + 1),))
+            mapping.charged -= 1
 
 
 def count_pins(wanted: list[Wanted], tracked: bool) -> None:
@@ -89,7 +94,7 @@ def count_pins(wanted: list[Wanted], tracked: bool) -> None:
             mapping.pins = {}
         for page in _pages(segment):
             mapping.pins[page] = mapping.pins.get(page, 0) + 1
-        mapping.charged += new
+        mapping.charged += number_of(new)
         if tracked:
             mapping.written(segment.offset, segment.size)
 
@@ -100,14 +105,11 @@ def hold(wanted: list[Wanted], prot: Prot, locked: LockedMemory) -> tuple[Segmen
     Raises ``OSError``, with nothing charged: EFAULT (no such memory), ENOMEM (RLIMIT_MEMLOCK), ESRCH.
     """
     held: list[Segment] = []
-    charged = 0
     try:
         for one in wanted:
-            held.append(_held(one, prot))
-            locked.charge(one.client, one.new)
-            charged += 1
+            held.append(_held(one, prot, locked))
     except BaseException:
-        give_back(wanted[:charged], locked)
+        give_back(wanted[: len(held)], locked)
         raise
     return tuple(held)
 
@@ -127,14 +129,43 @@ def _wanted(segment: Segment) -> Wanted:
     mapping = segment.mapping
     pins = mapping.pins or {}
     # the pages of a mapping that a pinning backend holds are charged already
-    new = 0 if segment.pages is not None else sum(page not in pins for page in _pages(segment))
+    base = mapping.vaddr // PAGE_SIZE
+    new = merged(base + page for page in _pages(segment) if page not in pins) if segment.pages is None else ()
     return Wanted(segment, mapping.client, mapping.vaddr + segment.offset, new)
 
 
-def _held(wanted: Wanted, prot: Prot) -> Segment:
+def charge_and_pin(
+    locked: LockedMemory, client: Client, ranges: Ranges, vaddr: int, size: int, write: bool
+) -> Pages:
+    """Charge the pages ``ranges`` for ``client``, and pin its memory at ``vaddr``. Without a lock. Raises
+    ``OSError`` as :func:`hold`, with nothing charged."""
+    try:
+        locked.charge(client, ranges)
+    except MemoryLimit as error:
+        # the kernel pins page by page: memory that ends before the limit does is EFAULT
+        client.pin(vaddr, min(size, (error.room + 1) * PAGE_SIZE), write)
+        raise
+    try:
+        return shared_by_all(client, vaddr, client.pin(vaddr, size, write))
+    except BaseException:
+        locked.discharge(client, ranges)
+        raise
+
+
+def shared_by_all(client: Client, vaddr: int, pages: Pages) -> Pages:
+    """The pages to use of those that were pinned and charged. Of shared memory they are the same for all."""
+    if isinstance(client, SharedMemory) and isinstance(pages, SharedPages):
+        return client.adopt(vaddr, pages)
+    return pages
+
+
+def _held(wanted: Wanted, prot: Prot, locked: LockedMemory) -> Segment:
     """The segment with pages that are held for it, unless a pinning backend holds those of the mapping."""
     segment = wanted.segment
     if segment.pages is not None:
         return segment
-    pages = wanted.client.pin(wanted.vaddr, segment.size, bool(prot & Prot.WRITE))
+    client, vaddr = wanted.client, wanted.vaddr
+    pages = client.pin(vaddr, segment.size, bool(prot & Prot.WRITE))
+    locked.charge(client, wanted.new)
+    pages = shared_by_all(client, vaddr, pages)
     return Segment(segment.mapping, segment.offset, segment.size, pages, 0)

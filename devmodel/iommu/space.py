@@ -18,6 +18,7 @@ from functools import partial
 from typing import Protocol
 
 from devmodel.client import Client
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import (
     ADDRESSES,
     DMA_ENTRY_LIMIT,
@@ -30,7 +31,6 @@ from devmodel.iommu.api import (
     check_range,
 )
 from devmodel.iommu.attachments import BACKENDS, Attachments, Backends
-from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin, StalePiece
 from devmodel.iommu.holding import Holding
 from devmodel.iommu.inflight import MAX_DMA, Find, Inflight, Span
@@ -178,12 +178,12 @@ class IoAddressSpace(DmaSpace):
             self._check(mapping)
             self.enter(mapping, may_wait)
         if not mapping.allows:
-            self.finish(mapping, allowed)
+            self.finish((mapping,), allowed)
 
-    def finish(self, mapping: Mapping, allows: int) -> None:
-        """Pin the memory of a mapping that :meth:`enter` has left without protection, and let devices use it
-        as ``allows`` says. Waits for the client. Raises ``OSError`` as :meth:`map`."""
-        self._holding.finish(mapping, allows)
+    def finish(self, mappings: Sequence[Mapping], allows: int) -> None:
+        """Pin the memory of mappings that :meth:`enter` has left without protection, and let devices use all
+        of them as ``allows`` says. Waits for the client. Raises ``OSError`` as :meth:`map`."""
+        self._holding.finish(mappings, allows)
 
     def unmap_exact(self, iova: int, size: int) -> bool:
         """Remove the mapping of exactly this range, if no device has to be told or waited for. Otherwise

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Protocol
 
 from devmodel.client import Client
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import (
     ADDRESSES,
     DMA_ENTRY_LIMIT,
@@ -22,7 +23,6 @@ from devmodel.iommu.api import (
     MustWait,
     check_range,
 )
-from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.dirty import check_bitmap
 from devmodel.iommu.driver import Iommu
 from devmodel.iommu.mappings import Mapping

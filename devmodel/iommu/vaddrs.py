@@ -69,7 +69,7 @@ class Vaddrs:
         space = self._space
         with space.lock:
             seen = _look(choose())
-            moved = seen.charged if seen.client.identity != client.identity else 0
+            moved = [(0, seen.charged)] if seen.charged and seen.client.identity != client.identity else []
             if not moved and seen.pages is None:
                 self._commit(seen.mapping, client, vaddr, None)
                 return True

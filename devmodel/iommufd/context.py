@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import errno
 
-from devmodel.iommu.backend import LockedMemory
+from devmodel.iommu.accounts import ContextMemory, LockedMemory
 from devmodel.iommufd.objects import ObjectTable
 
 
 class Context:
-    """One open of /dev/iommu. ``locked`` accounts for pinned memory together with other contexts and with
-    containers."""
+    """One open of /dev/iommu. ``locked`` accounts for the memory that is pinned for it."""
 
     __slots__ = ("_holders", "locked", "objects")
 
     def __init__(self, locked: LockedMemory | None = None) -> None:
+        """``locked`` is the account of the lab's containers and other contexts, whose pages count too."""
         self.objects = ObjectTable()
-        self.locked = locked or LockedMemory()
+        self.locked = ContextMemory(locked or LockedMemory())
         self._holders = 1
 
     def get(self) -> None:

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntFlag
 from functools import partial
 from typing import ClassVar
 
 from devmodel.client import Client
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import ADDRESSES, PAGE_SIZE, DmaUser, IommuGroup, MustWait
 from devmodel.iommu.attachments import Backends
-from devmodel.iommu.backend import LockedMemory, PinningBackend
+from devmodel.iommu.backend import PinningBackend
 from devmodel.iommu.holes import Holes, Wanted
 from devmodel.iommu.mappings import NO_ACCESS, Mapping, is_mapped
 from devmodel.iommu.pins import MediatedBackend
@@ -103,7 +105,7 @@ class Ioas(IommufdObject):
         end = user_va + length
         if end >= ADDRESSES:
             raise OSError(errno.EOVERFLOW, "the memory wraps around the end of the address space")
-        allows = flags & 2 | flags >> 2 & 1 or NO_ACCESS
+        allows = flags & 2 | flags >> 2 & 1 or NO_ACCESS  # access_of(), without the call
         mapping = Mapping(client, iova, user_va, length, allows)
         space = self.space
         with space.lock:
@@ -124,7 +126,7 @@ class Ioas(IommufdObject):
             mapping.end = iova + length
             space.enter(mapping, may_wait)
         if not mapping.allows:
-            space.finish(mapping, allows)
+            space.finish((mapping,), allows)
         return iova
 
     def place(
@@ -211,7 +213,8 @@ class Ioas(IommufdObject):
         Raises ``OSError``, with nothing changed: EADDRINUSE (a mapping or an allowed range is misaligned or
         beyond its aperture), EFAULT and ENOMEM when the memory cannot be pinned.
         """
-        self._attach(domain, partial(self._admit_domain, domain))
+        with as_iommufd():
+            self._attach(domain, partial(self._admit_domain, domain))
 
     def remove_domain(self, domain: IommuGroup) -> None:
         """The opposite of :meth:`add_domain`. Mappings stay."""
@@ -339,6 +342,22 @@ class Ioas(IommufdObject):
             if stopped:
                 return found[:number]
         return found
+
+
+def access_of(flags: int) -> int:
+    """What devices may do with a mapping that is made with ``flags`` (:attr:`Mapping.allows`)."""
+    return flags & 2 | flags >> 2 & 1 or NO_ACCESS
+
+
+@contextmanager
+def as_iommufd() -> Iterator[None]:
+    """For iommufd the memory of a process that has ended is memory that is not there: EFAULT."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ESRCH:
+            raise
+        raise OSError(errno.EFAULT, str(error)) from error
 
 
 def check_map(flags: int, reserved: int, iova: int, length: int) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from devmodel.client import Client
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import MAX_BITMAP_SIZE, ClientBitmap, Extension, IommuGroup
-from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.driver import Iommu
 from devmodel.iommu.noiommu import NoIommu
 from devmodel.iommu.type1 import Type1

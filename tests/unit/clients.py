@@ -5,7 +5,7 @@ import errno
 import threading
 from collections.abc import Callable
 
-from devmodel.iommu.backend import LockedMemory
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.type1 import Type1
 from tests.unit.fakes import TOP, FakeClient, FakePages
 
@@ -58,7 +58,7 @@ class Unhurried(FakeClient):
 
     def watch(self, iommu: Type1, locked: LockedMemory) -> None:
         """No other thread may use these meanwhile."""
-        self.watched = [iommu.space.lock, locked._lock]
+        self.watched = [iommu.space.lock, locked.lock]
 
     def hold(self, what: str) -> None:
         """Hold the next answer of this kind up, until :meth:`answer`."""

@@ -25,6 +25,7 @@ class FakeClient:
     def __init__(self, tgid: int = 1, limit: int = TOP, memlock: int = TOP, privileged: bool = False) -> None:
         self.tgid = tgid
         self.identity: Hashable = tgid
+        self.user = 1000
         self.limit = limit
         self.memlock = memlock
         self.privileged = privileged

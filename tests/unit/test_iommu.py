@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devmodel.client import Client
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, Prot
-from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.dirty import CHUNK, DirtyPages, bitmap_bytes
 from devmodel.iommu.segments import segments_of
 from devmodel.iommu.type1 import Type1

@@ -13,8 +13,8 @@ from functools import partial
 import pytest
 
 from devmodel.device.base import Device
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import PAGE_SIZE, DmaFault, MustWait, Prot
-from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.type1 import Type1
 from devmodel.vfio.container import Container
 from devmodel.vfio.group import Group as VfioGroup

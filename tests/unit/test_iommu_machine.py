@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import PAGE_SIZE, Prot
-from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.type1 import Type1
 from tests.unit.clients import Call, Unhurried
 from tests.unit.fakes import fails

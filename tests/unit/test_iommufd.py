@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import PAGE_SIZE, MustWait, Prot
-from devmodel.iommu.backend import LockedMemory
 from devmodel.iommu.holes import Holes, Wanted
 from devmodel.iommu.mappings import Mapping, Mappings
 from devmodel.iommufd import ioas as ioas_module

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import DmaFault, Prot
-from devmodel.iommu.backend import LockedMemory, PinningBackend
+from devmodel.iommu.backend import PinningBackend
 from devmodel.iommu.type1 import Type1
 from ioctl_shim.process import Process
 from ioctl_shim.processes import MAX_SEATS, Processes

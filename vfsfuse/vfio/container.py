@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import MustWait
-from devmodel.iommu.backend import LockedMemory
 from devmodel.vfio.container import (
     Container,
     DirtyRange,
