@@ -19,7 +19,7 @@ from ioctl_shim._native import ffi, lib
 MAX_TRANSFER = 1 << 30
 """The most bytes of client memory that one call moves. It bounds what a hostile size makes us allocate."""
 
-CAP_IPC_LOCK, CAP_SYS_RAWIO = 14, 17
+CAP_IPC_LOCK, CAP_SYS_RAWIO, CAP_SYS_RESOURCE = 14, 17, 24
 """Numbers of capabilities (<linux/capability.h>)."""
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _PIECE = 64 * _PAGE_SIZE
@@ -164,6 +164,27 @@ class Caller:
         finally:
             if copy is not None:
                 os.close(copy)
+
+    def device_of(self, fd: int) -> int:
+        """st_dev of the file behind the client's descriptor `fd`.  Asks no file system.  Raises
+        OSError(EBADF, ESRCH)."""
+        found: Any = ffi.new("uint64_t *")
+        _check(lib.shim_device_of(self.tid, fd, found), f"descriptor {fd} of thread {self.tid}")
+        return int(found[0])
+
+    def borrow_regular(self, fd: int, st_dev: int) -> int:
+        """A duplicate of the client's descriptor `fd`, if it is a regular file on the file system `st_dev`,
+        which the kernel serves by itself.  The caller must close it.
+
+        Raises OSError(EBADF, ESRCH, EPERM), and EINVAL for any other file, of which nothing is asked.
+        """
+        pidfd = self._pidfd()
+        try:
+            copy = int(lib.shim_borrow_regular(pidfd, self.tid, fd, st_dev))
+        finally:
+            os.close(pidfd)
+        _check(copy, f"descriptor {fd} of thread {self.tid}")
+        return copy
 
     def borrow_eventfd(self, fd: int) -> int:
         """A duplicate of the client's eventfd `fd`. The caller must close it.

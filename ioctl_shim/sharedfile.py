@@ -31,6 +31,8 @@ WRITTEN_BACK = frozenset(
 """Kinds of file systems that write changed pages back to a disk or a server.  The kernel pins no page of
 theirs that a device may write to through a shared mapping.  Overlay and FUSE are none of them, because the
 file behind theirs may be memory."""
+MEMORY = frozenset(b"tmpfs hugetlbfs devtmpfs".split(b" "))
+"""Kinds of file systems whose files are memory that the kernel pins for iommufd."""
 MAX_DESCRIPTORS = 1024
 """The most descriptors of a client that are looked at to find a file that map_files does not give us."""
 MAX_MOUNTS = 1 << 18
@@ -60,6 +62,12 @@ def open_shared(tid: int, vma: Any, flags: int, still_there: Callable[[], bool])
 def is_familiar(device: int, tid: int) -> bool:
     """Whether the file system with this st_dev, which the process of `tid` uses, is of a familiar kind."""
     return device in _kernel_devices() or _is_mounted(device, tid, FAMILIAR)
+
+
+def is_memory(device: int, tid: int) -> bool:
+    """Whether the file system with this st_dev, which the process of `tid` uses, is memory (shmem,
+    hugetlbfs)."""
+    return device in _kernel_devices() or _is_mounted(device, tid, MEMORY)
 
 
 def is_written_back(device: int, tid: int) -> bool:

@@ -86,14 +86,35 @@ static int is_eventfd(const char *path, uint64_t st_dev)
 	return size < 0 ? -errno : size == sizeof(eventfd) - 1 && !memcmp(target, eventfd, (size_t)size);
 }
 
-static int is_on(const char *path, uint64_t st_dev)
+/* st_dev of the file that `path` leads to; 0 or -errno. */
+static int look(const char *path, uint64_t *st_dev, uint16_t *mode)
 {
 	struct statx found;
 
 	/* a mask of 0: st_dev alone, which even somebody else's FUSE mount does not refuse */
 	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, 0, &found) < 0)
 		return -errno;
-	return makedev(found.stx_dev_major, found.stx_dev_minor) == st_dev;
+	*st_dev = makedev(found.stx_dev_major, found.stx_dev_minor);
+	*mode = found.stx_mode; /* right on file systems that the kernel serves by itself */
+	return 0;
+}
+
+static int is_on(const char *path, uint64_t st_dev)
+{
+	uint64_t found;
+	uint16_t mode;
+	int error = look(path, &found, &mode);
+
+	return error ? error : found == st_dev;
+}
+
+static int is_regular_on(const char *path, uint64_t st_dev)
+{
+	uint64_t found;
+	uint16_t mode;
+	int error = look(path, &found, &mode);
+
+	return error ? error : found == st_dev && S_ISREG(mode);
 }
 
 #define MOST_LOST 64 /* threads that may be lost in close(2) */
@@ -182,6 +203,24 @@ int shim_borrow_eventfd(int pidfd, uint32_t tid, int fd)
 int shim_borrow_file(int pidfd, uint32_t tid, int fd, uint64_t st_dev)
 {
 	return borrow_of_client(pidfd, tid, fd, is_on, st_dev);
+}
+
+/* The same for a regular file on a file system, `st_dev`, that the kernel serves by itself. */
+int shim_borrow_regular(int pidfd, uint32_t tid, int fd, uint64_t st_dev)
+{
+	return borrow_of_client(pidfd, tid, fd, is_regular_on, st_dev);
+}
+
+/* st_dev of the file behind descriptor `fd` of the thread. 0, or -EBADF. Asks no file system. */
+int shim_device_of(uint32_t tid, int fd, uint64_t *st_dev)
+{
+	char path[64];
+	uint16_t mode;
+	int error;
+
+	snprintf(path, sizeof(path), "/proc/%u/fd/%d", tid, fd);
+	error = look(path, st_dev, &mode);
+	return error == -ENOENT ? -EBADF : error;
 }
 
 /* Whether `tid` is the first thread of a process, by whose number the process is known. */

@@ -12,20 +12,22 @@ from contextlib import suppress
 from devmodel.iommufd.compat import Compat
 from devmodel.iommufd.context import Context
 from ioctl_shim.abi import Kind
+from ioctl_shim.filememory import Files
 from ioctl_shim.processes import Processes
 from vfsfuse.vfio.fops import Services, VfioFops
 
 
 class ContextFops(VfioFops):
-    """One open of dev/iommu.  `processes` are those that make its mappings, `compat` is the container of VFIO
-    that it is as well."""
+    """One open of dev/iommu.  `processes` are those that make its mappings, `files` what they have handed in,
+    `compat` is the container of VFIO that it is as well."""
 
-    __slots__ = ("compat", "context", "processes", "services")
+    __slots__ = ("compat", "context", "files", "processes", "services")
     kind = Kind.IOMMUFD
 
     def __init__(self, context: Context, processes: Processes, services: Services) -> None:
         self.context, self.processes, self.services = context, processes, services
         self.compat = Compat(context)
+        self.files = Files()
 
     @property
     def subject(self) -> str:

@@ -14,14 +14,12 @@ from typing import Any
 from devmodel.iommu.api import MustWait
 from devmodel.iommufd.ioas import Ioas, check_map
 from devmodel.iommufd.iovas import MAX_ALLOWED, Range, check_allowed
-from ioctl_shim._native import ffi, lib
 from vfsfuse.vfio.contextfile import ContextFops
 from vfsfuse.vfio.fops import Request, answers
 
 _RANGE = struct.Struct("=QQ")  # struct iommu_iova_range
 _AT_ONCE = 4096
 """Ranges of a client that are read at once."""
-_VAL64 = int(ffi.offsetof("struct iommu_option", "val64"))
 
 
 class IoasFops(ContextFops):
@@ -99,25 +97,6 @@ class IoasFops(ContextFops):
         with self.context.objects.using(asked.ioas_id, Ioas) as ioas:
             ioas.allow(_allowed(request))
         return 0
-
-    @answers("IOMMU_OPTION")
-    def option(self, request: Request) -> int:
-        asked = request.argument.value
-        _check_reserved(asked)
-        if asked.option_id != lib.IOMMU_OPTION_HUGE_PAGES:
-            raise OSError(errno.EOPNOTSUPP, f"option {asked.option_id}")
-        value = self._huge_pages(asked)
-        request.caller.write(request.arg + _VAL64, value.to_bytes(8, "little"))
-        return 0
-
-    def _huge_pages(self, asked: Any) -> int:
-        with self.context.objects.using(asked.object_id, Ioas) as ioas:
-            if asked.op == lib.IOMMU_OPTION_OP_GET:
-                return int(ioas.huge_pages)
-            if asked.op != lib.IOMMU_OPTION_OP_SET:
-                raise OSError(errno.EOPNOTSUPP, f"operation {asked.op} on an option")
-            ioas.set_huge_pages(asked.val64)
-            return int(asked.val64)
 
 
 def _check_reserved(asked: Any) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import MustWait
-from devmodel.iommu.backend import LockedMemory
 from devmodel.iommufd.context import Context
 from devmodel.vfio.module import VfioModule
 from ioctl_shim.lane import Opened, Opener
@@ -19,9 +19,11 @@ from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.fops import Request, Services, answers
 from vfsfuse.vfio.hwpt import HwptFops
 from vfsfuse.vfio.ioas import IoasFops
+from vfsfuse.vfio.options import OptionFops
+from vfsfuse.vfio.sharing import SharingFops
 
 
-class IommufdFops(CompatFops, IoasFops, HwptFops):
+class IommufdFops(CompatFops, IoasFops, SharingFops, OptionFops, HwptFops):
     """One open of dev/iommu.  Each base class answers the ioctls of one subject."""
 
     __slots__ = ()
