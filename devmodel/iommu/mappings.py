@@ -152,14 +152,17 @@ class Mappings:
                 return edge
         return None
 
-    def within(self, iova: int, end: int) -> list[Mapping]:
-        """The mappings that have an address of the range, in order."""
+    def within(self, iova: int, end: int, most: int = ADDRESSES) -> list[Mapping]:
+        """The mappings that have an address of the range, in order: the first ``most`` of them, perhaps a
+        few more."""
         first = self.covering(iova)
         found = [] if first is None or first.iova == iova else [first]
         index = max(bisect_right(self.firsts, iova) - 1, 0)
         for block in self.blocks[index : bisect_left(self.firsts, end)]:
             starts = block[bisect_left(block, iova) : bisect_left(block, end)]
             found.extend(self.by_start[start] for start in starts)
+            if len(found) >= most:
+                break
         return found
 
     def add(self, mapping: Mapping) -> bool:

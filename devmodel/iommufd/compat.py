@@ -91,7 +91,7 @@ class Compat:
                 self.noiommu = True
             elif found is None:
                 try:
-                    made = Ioas(self.context.locked)
+                    made = Ioas(self.context.locked, self.context.budget)
                     self.context.objects.add(made)
                 except BaseException:
                     self.context.put()
@@ -168,7 +168,8 @@ class Compat:
 
         Raises ``OSError``, with nothing unmapped: ENODEV; EINVAL for ``everything`` with a range; EINVAL when
         a mapping cannot be cut, because the edge is misaligned or a mediated device has pinned some of it;
-        EBUSY while it is being pinned; otherwise as :meth:`Ioas.unmap_until`, also :class:`MustWait`.
+        EBUSY while it is being pinned; ENOMEM for too many mappings; otherwise as :meth:`Ioas.unmap_until`,
+        also :class:`MustWait`.
         """
         ioas = self._take()
         try:
@@ -222,4 +223,5 @@ def _cut(ioas: Ioas, iova: int) -> None:
             raise OSError(errno.EBUSY, f"iova {iova:#x} is being mapped")
         if whole.pins:
             raise OSError(errno.EINVAL, f"a device has pinned pages around iova {iova:#x}")
+        ioas.make_room(1)
         cut(space.mappings, whole, iova)

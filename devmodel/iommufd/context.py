@@ -10,18 +10,21 @@ from __future__ import annotations
 import errno
 
 from devmodel.iommu.accounts import ContextMemory, LockedMemory
+from devmodel.iommufd.areas import Budget
 from devmodel.iommufd.objects import ObjectTable
 
 
 class Context:
-    """One open of /dev/iommu. ``locked`` accounts for the memory that is pinned for it."""
+    """One open of /dev/iommu. ``locked`` accounts for the memory that is pinned for it, ``budget`` for the
+    mappings of all of its IOASes."""
 
-    __slots__ = ("_holders", "locked", "objects")
+    __slots__ = ("_holders", "budget", "locked", "objects")
 
     def __init__(self, locked: LockedMemory | None = None) -> None:
         """``locked`` is the account of the lab's containers and other contexts, whose pages count too."""
         self.objects = ObjectTable()
         self.locked = ContextMemory(locked or LockedMemory())
+        self.budget = Budget()
         self._holders = 1
 
     def get(self) -> None:

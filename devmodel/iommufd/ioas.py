@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntFlag
 from functools import partial
 from typing import ClassVar
@@ -28,17 +28,16 @@ from devmodel.iommu.holes import Holes, Wanted
 from devmodel.iommu.mappings import NO_ACCESS, Mapping, is_mapped
 from devmodel.iommu.pins import MediatedBackend
 from devmodel.iommu.space import IoAddressSpace
+from devmodel.iommufd.areas import LEAST, Budget
 from devmodel.iommufd.iovas import LAST, Iovas, Range, without
 from devmodel.iommufd.objects import IommufdObject, ObjectType
 
-MAX_AREAS = 2**20
-"""The most mappings in an IOAS. Linux has no limit but the memory of the client's control group."""
 APERTURE = (0, 2**48 - 1)
 """The iovas that a domain of the emulated IOMMU translates."""
 HUGE_PAGE = 2**21
 """The largest alignment of an iova that is chosen: that of a transparent huge page."""
 MANY = 4096
-"""Mappings that the device lane does not look at or remove in one call."""
+"""Mappings that are removed in one hold of the lock, and that the device lane looks at in one call."""
 
 
 class MapFlags(IntFlag):
@@ -73,14 +72,28 @@ class Ioas(IommufdObject):
     or allocate hold ``attaching`` while memory is pinned, and nobody else does. It is taken first.
     """
 
-    __slots__ = ("_holes", "_huge_pages", "_paged", "alignment", "attaching", "automatic", "iovas", "space")
+    __slots__ = (
+        "_areas",
+        "_budget",
+        "_holes",
+        "_huge_pages",
+        "_paged",
+        "alignment",
+        "attaching",
+        "automatic",
+        "iovas",
+        "space",
+    )
     type = ObjectType.IOAS
     destroy_waits = True
 
-    def __init__(self, locked: LockedMemory | None = None) -> None:
-        """``locked`` accounts for pinned pages together with other address spaces."""
+    def __init__(self, locked: LockedMemory | None = None, budget: Budget | None = None) -> None:
+        """``locked`` accounts for pinned pages together with other address spaces, ``budget`` for the number
+        of mappings together with other IOASes."""
         super().__init__()
-        self.space = IoAddressSpace(locked, MAX_AREAS, backends=_BACKENDS)
+        self.space = IoAddressSpace(locked, backends=_BACKENDS)
+        self._budget = budget or Budget()
+        self._areas = 0  # taken from the budget: there may be so many mappings
         self.iovas = Iovas()
         self.alignment = 1
         self._holes = Holes(self.space.mappings)
@@ -98,8 +111,8 @@ class Ioas(IommufdObject):
         attached. Without a right in ``flags`` no device can use the mapping.
 
         Raises ``OSError``, with nothing mapped: EOVERFLOW (wraps around), EINVAL (no length, misaligned,
-        reserved), EEXIST (overlaps a mapping), ENOSPC (no hole to choose), ENOMEM (:data:`MAX_AREAS`). With a
-        domain also ENOMEM (RLIMIT_MEMLOCK) and EFAULT (no such memory), or, if ``may_wait`` is False,
+        reserved), EEXIST (overlaps a mapping), ENOSPC (no hole to choose), ENOMEM (too many). With a domain
+        also ENOMEM (RLIMIT_MEMLOCK) and EFAULT (no such memory), or, if ``may_wait`` is False,
         :class:`MustWait`.
         """
         end = user_va + length
@@ -116,7 +129,7 @@ class Ioas(IommufdObject):
                 or not flags & _FIXED
                 or not length
                 or iova + length > LAST - PAGE_SIZE  # near the end: place() looks at it
-                or len(mappings.by_start) >= MAX_AREAS
+                or len(mappings.by_start) >= self._areas
             ):
                 if mappings.add(mapping):
                     return iova
@@ -147,9 +160,14 @@ class Ioas(IommufdObject):
             self._check_free(length, iova)
         if address & in_unit:
             raise OSError(errno.EINVAL, f"address {address:#x} is not aligned to {in_unit + 1}")
-        if len(self.space.mappings) + areas > MAX_AREAS:
-            raise OSError(errno.ENOMEM, f"{MAX_AREAS} mappings in one IOAS")
+        self.make_room(areas)
         return iova
+
+    def make_room(self, areas: int) -> None:
+        """There will be so many mappings more. Under the lock. Raises ``OSError(ENOMEM)``."""
+        missing = len(self.space.mappings) + areas - self._areas
+        if missing > 0:
+            self._areas += self._budget.take(missing, max(self._areas, LEAST))
 
     def unmap(self, iova: int, length: int, may_wait: bool = True) -> int:
         """IOAS_UNMAP. Returns the bytes unmapped. iova 0 and length 2**64-1 unmap all, which may be none.
@@ -170,16 +188,27 @@ class Ioas(IommufdObject):
 
     def unmap_until(self, iova: int, length: int, may_wait: bool = True) -> tuple[int, OSError | None]:
         """As :meth:`unmap`, which may also find nothing. Returns the bytes unmapped, and the error that ended
-        it before the end of the range."""
+        it before the end of the range. Of very many mappings it removes some in each hold of the lock."""
         end = ADDRESSES if (iova, length) == (0, LAST) else _end_of_unmap(iova, length)
-        if not may_wait and len(self.space.mappings) > MANY and length > MANY * PAGE_SIZE:
+        if not may_wait and len(self.space.mappings) > MANY and length > MANY * self.alignment:
             raise MustWait
-        stopped: list[OSError] = []
-        removed = self.space.unmap((iova, end), partial(self._chosen, iova, end, stopped), may_wait)
-        return removed, stopped[0] if stopped else None
+        removed = 0
+        while True:
+            found: list[Mapping] = []
+            stopped: list[OSError] = []
+            choose = partial(self._chosen, iova, end, found, stopped)
+            removed += self.space.unmap((iova, end), choose, may_wait)
+            if stopped or len(found) < MANY:
+                return removed, stopped[0] if stopped else None
+            iova = found[-1].end
 
     def destroyed(self) -> None:
+        with suppress(OSError):  # the rest is of a call that has not ended
+            self.unmap_until(0, LAST)
         self.space.clear()
+        with self.space.lock:
+            self._budget.give(self._areas)
+            self._areas, self._budget = 0, Budget(0)  # a call that has found it maps nothing any more
 
     # ---- iovas ----
 
@@ -329,18 +358,19 @@ class Ioas(IommufdObject):
             raise OSError(errno.ENOSPC, f"there is no hole of {length:#x} bytes")
         return found
 
-    def _chosen(self, iova: int, end: int, stopped: list[OSError]) -> list[Mapping]:
-        """The mappings that an unmap removes. What ends it before the end of the range goes to
-        ``stopped``."""
+    def _chosen(self, iova: int, end: int, found: list[Mapping], stopped: list[OSError]) -> list[Mapping]:
+        """The next mappings that an unmap removes, which are ``found``. What ends it before the end of the
+        range goes to ``stopped``."""
+        found.clear()
         stopped.clear()
-        found = self.space.mappings.within(iova, end)
-        for number, mapping in enumerate(found):
+        for mapping in self.space.mappings.within(iova, end, MANY):
             if not mapping.allows:
                 stopped.append(OSError(errno.EBUSY, f"iova {mapping.iova:#x} is being mapped"))
             elif mapping.iova < iova or mapping.end > end:
                 stopped.append(OSError(errno.ENOENT, f"iova {mapping.iova:#x} is mapped beyond the range"))
             if stopped:
-                return found[:number]
+                break
+            found.append(mapping)
         return found
 
 

@@ -103,7 +103,7 @@ class ObjectTable:
 
     def find(self, number: int, wanted: type[T]) -> T:
         """The object ``number``, which is a ``wanted``. Raises ``OSError(ENOENT)``. Under :attr:`lock`, or by
-        who holds a reference."""
+        who holds a reference, or for a call that does not wait and may come just before the object ends."""
         found = self._objects.get(number)
         if not isinstance(found, wanted):
             raise OSError(errno.ENOENT, f"there is no object {number} of the type {wanted.__name__}")
@@ -129,7 +129,7 @@ class ObjectTable:
 
     @contextmanager
     def using(self, number: int, wanted: type[T]) -> Iterator[T]:
-        """:meth:`take` and :meth:`put` around a block. A hot path calls these two instead."""
+        """:meth:`take` and :meth:`put` around a block."""
         found = self.take(number, wanted)
         try:
             yield found

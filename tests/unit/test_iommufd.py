@@ -11,6 +11,7 @@ from devmodel.iommu.api import PAGE_SIZE, MustWait, Prot
 from devmodel.iommu.holes import Holes, Wanted
 from devmodel.iommu.mappings import Mapping, Mappings
 from devmodel.iommufd import ioas as ioas_module
+from devmodel.iommufd.areas import Budget
 from devmodel.iommufd.ioas import Ioas, check_map
 from devmodel.iommufd.iovas import LAST
 from tests.unit.fakes import TOP, FakeClient, fails
@@ -183,14 +184,40 @@ def test_what_takes_long_is_not_done_by_a_thread_that_may_not_wait(
     assert ioas.unmap(0, LAST, may_wait=False) == 2
 
 
-def test_the_limit(ioas: Ioas, client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ioas_module, "MAX_AREAS", 2)
-    fixed(ioas, client, 0, 1)
-    chosen(ioas, client, 0, 1)
-    fails(errno.ENOMEM, fixed, ioas, client, 1, 1)
-    fails(errno.ENOMEM, chosen, ioas, client, 0, 1)
-    fails(errno.EEXIST, fixed, ioas, client, 0, 1)
-    assert len(mapped(ioas)) == 2
+@pytest.mark.parametrize("count", [7, 8, 9])
+def test_very_many_are_unmapped_some_at_a_time(
+    ioas: Ioas, client: FakeClient, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(ioas_module, "MANY", 4)
+    for number in range(count):
+        fixed(ioas, client, number * PAGE_SIZE, PAGE_SIZE)
+    fails(errno.ENOENT, ioas.unmap, 0, count * PAGE_SIZE - 1)
+    assert mapped(ioas) == [((count - 1) * PAGE_SIZE, PAGE_SIZE)]
+    for number in range(count - 1):
+        fixed(ioas, client, number * PAGE_SIZE, PAGE_SIZE)
+    assert ioas.unmap(0, (count - 1) * PAGE_SIZE) == (count - 1) * PAGE_SIZE
+    for number in range(count - 1):
+        fixed(ioas, client, number * PAGE_SIZE, PAGE_SIZE)
+    assert ioas.unmap(0, LAST) == count * PAGE_SIZE
+
+
+def test_the_limit_is_of_all_address_spaces_together(client: FakeClient) -> None:
+    budget = Budget(20)
+    first, second = Ioas(budget=budget), Ioas(budget=budget)
+    for number in range(17):
+        fixed(first, client, number, 1)
+    for number in range(3):
+        fails(errno.ENOMEM, fixed, second, client, 0, 1)
+        first.unmap(number, 1)
+    assert chosen(first, client, 0, 1) == PAGE_SIZE
+    first.destroyed()
+    fails(errno.ENOMEM, fixed, first, client, 0, 1)
+    for number in range(20):
+        fixed(second, client, number, 1)
+    fails(errno.ENOMEM, fixed, second, client, 20, 1)
+    fails(errno.ENOMEM, chosen, second, client, 0, 1)
+    fails(errno.EEXIST, fixed, second, client, 0, 1)
+    assert len(mapped(second)) == 20
 
 
 # ---- chosen iovas ----

@@ -32,7 +32,7 @@ class IoasFops(ContextFops):
         argument, objects = request.argument, self.context.objects
         if argument.value.flags:
             raise OSError(errno.EOPNOTSUPP, f"flags {argument.value.flags:#x} of an IOAS")
-        made = Ioas(self.context.locked)
+        made = Ioas(self.context.locked, self.context.budget)
         objects.reserve(made)
         try:
             argument.value.out_ioas_id = made.id
@@ -43,20 +43,23 @@ class IoasFops(ContextFops):
         objects.publish(made)
         return 0
 
+    # These two are hot. On the pump they do not wait, so there is no need to keep DESTROY waiting for them.
+
     @answers("IOMMU_IOAS_MAP")
     def ioas_map(self, request: Request) -> int | None:
         argument, objects = request.argument, self.context.objects
         asked = argument.value
-        flags, length, iova = asked.flags, asked.length, asked.iova
+        flags, va, length, iova = asked.flags, asked.user_va, asked.length, asked.iova
         check_map(flags, asked.reserved, iova, length)
-        ioas = objects.take(asked.ioas_id, Ioas)
-        try:
-            client, may_wait = self.processes.of(request.tid), not request.on_pump
-            asked.iova = ioas.map(client, flags, asked.user_va, length, iova, may_wait)
-        except MustWait:  # memory is pinned, which takes as long as the client likes
-            return None
-        finally:
-            objects.put(ioas)
+        if request.on_pump:
+            ioas = objects.find(asked.ioas_id, Ioas)
+            try:
+                asked.iova = ioas.map(self.processes.of(request.tid), flags, va, length, iova, False)
+            except MustWait:  # memory is pinned, which takes as long as the client likes
+                return None
+        else:
+            with objects.using(asked.ioas_id, Ioas) as ioas:
+                asked.iova = ioas.map(self.processes.of(request.tid), flags, va, length, iova)
         argument.reply()
         return 0
 
@@ -64,13 +67,14 @@ class IoasFops(ContextFops):
     def ioas_unmap(self, request: Request) -> int | None:
         argument, objects = request.argument, self.context.objects
         asked = argument.value
-        ioas = objects.take(asked.ioas_id, Ioas)
-        try:
-            asked.length = ioas.unmap(asked.iova, asked.length, not request.on_pump)
-        except MustWait:  # for a DMA under way
-            return None
-        finally:
-            objects.put(ioas)
+        if request.on_pump:
+            try:
+                asked.length = objects.find(asked.ioas_id, Ioas).unmap(asked.iova, asked.length, False)
+            except MustWait:  # for a DMA under way
+                return None
+        else:
+            with objects.using(asked.ioas_id, Ioas) as ioas:
+                asked.length = ioas.unmap(asked.iova, asked.length)
         argument.reply()
         return 0
 
