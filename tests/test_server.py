@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +58,16 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 # ---- ends ----
 
+
+def terminate(lab: MountedLab) -> None:
+    """Send SIGTERM again and again, so that one comes in every state of the server."""
+    assert lab.server is not None
+    deadline = time.monotonic() + END_SECONDS
+    while lab.server.poll() is None:
+        assert time.monotonic() < deadline
+        os.kill(lab.pid, signal.SIGTERM)
+
+
 ENDS: dict[str, Callable[[MountedLab], object]] = {
     "SIGTERM": lambda lab: os.kill(lab.pid, signal.SIGTERM),
     "SIGINT": lambda lab: os.kill(lab.pid, signal.SIGINT),
@@ -64,6 +75,7 @@ ENDS: dict[str, Callable[[MountedLab], object]] = {
     "SIGTERM twice": lambda lab: subprocess.run(
         ["sh", "-c", f"kill {lab.pid}; kill {lab.pid} || :"], check=True
     ),
+    "SIGTERM until it has ended": terminate,
     "umount(8)": lambda lab: subprocess.run(["umount", lab.path], check=True),
     "umount(8) --lazy": lambda lab: subprocess.run(["umount", "--lazy", lab.path], check=True),
     "vfsfuse umount": lambda lab: vfsfuse("umount", lab.path).check_returncode(),

@@ -90,6 +90,8 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
         pyfuse3.close(unmount=True)
         lane.stop()
         view.close()
+        for number in ENDING:  # the interpreter restores the default at its end, which would kill it then
+            signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)
