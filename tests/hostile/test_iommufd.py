@@ -129,7 +129,7 @@ def clients(hostile_lab: Lab, compile_client: Callable[..., Path]) -> Iterator[C
 
 def test_every_ioctl_has_a_row() -> None:
     assert {type(row.struct) for row in CALLS} == set(STRUCTS)
-    assert {row.outcome for row in CALLS} <= {"0", *errno.errorcode.values()}
+    assert all(row.outcome == "0" or hasattr(errno, row.outcome) for row in CALLS)
 
 
 @pytest.mark.parametrize("name", by_name)
