@@ -90,7 +90,6 @@ def _iommufd(nr: int, name: str, last: str, since: str, blocking: bool = False) 
 
 _C, _G, _D, _I = Kind.CONTAINER, Kind.GROUP, Kind.DEVICE, Kind.IOMMUFD
 _POWER = "only of a POWER machine's IOMMU"
-_IOMMUFD = "devices are opened without iommufd for now"
 _DMABUF = "a dma-buf is the kernel's to make"
 _MIGRATION = "no model migrates for now"
 
@@ -127,9 +126,9 @@ ROWS: tuple[Row, ...] = (
     Row(_D, 15, "VFIO_DEVICE_GET_GFX_DMABUF", refused=_DMABUF),
     Row(_D, 16, "VFIO_DEVICE_IOEVENTFD", "struct vfio_device_ioeventfd", "fd"),
     Row(_D, 17, "VFIO_DEVICE_FEATURE", "struct vfio_device_feature", "flags"),
-    Row(_D, 18, "VFIO_DEVICE_BIND_IOMMUFD", *_BIND, blocking=True, refused=_IOMMUFD, since="6.6"),
-    Row(_D, 19, "VFIO_DEVICE_ATTACH_IOMMUFD_PT", *_ATTACH, blocking=True, refused=_IOMMUFD, since="6.6"),
-    Row(_D, 20, "VFIO_DEVICE_DETACH_IOMMUFD_PT", *_DETACH, blocking=True, refused=_IOMMUFD, since="6.6"),
+    Row(_D, 18, "VFIO_DEVICE_BIND_IOMMUFD", *_BIND, blocking=True, since="6.6"),
+    Row(_D, 19, "VFIO_DEVICE_ATTACH_IOMMUFD_PT", *_ATTACH, blocking=True, since="6.6"),
+    Row(_D, 20, "VFIO_DEVICE_DETACH_IOMMUFD_PT", *_DETACH, blocking=True, since="6.6"),
     Row(Kind.MIGRATION, 21, "VFIO_MIG_GET_PRECOPY_INFO", refused=_MIGRATION, since="6.2"),
     Row(_C, 15, "VFIO_IOMMU_ENABLE", refused=_POWER),
     Row(_C, 16, "VFIO_IOMMU_DISABLE", refused=_POWER),

@@ -54,6 +54,7 @@ __all__ = [
     "PendingRequest",
     "PlainFile",
     "RegionAccess",
+    "Shut",
     "SizedIoctl",
     "check_open",
     "close_backing",
@@ -98,7 +99,8 @@ class Opened:
 
     If `regions` is set, it serves the reads and writes. A `stream` has no position: it cannot seek, and it
     has no pread. `submit` runs the ioctls that the file leaves to a thread that may wait, and all ioctls that
-    have a size. None means the threads of the lane for the former, and the pump for the latter."""
+    have a size. None means the threads of the lane for the former, and the pump for the latter. `shut` says
+    how long reads and writes are refused; None for never."""
 
     file: LaneFile
     memory: pumped.PumpRegions | None = None
@@ -107,6 +109,21 @@ class Opened:
     stream: bool = False
     regions: RegionAccess | None = None
     submit: Submit | None = None
+    shut: Shut | None = None
+
+
+class Shut:
+    """Whether the reads and writes of one open file are refused with EINVAL, which the pump does by itself.
+    The file keeps it."""
+
+    __slots__ = ("native",)
+
+    def __init__(self, shut: bool) -> None:
+        self.native: Any = ffi.new("uint32_t *", shut)
+
+    def open(self) -> None:
+        """Refuse them no longer. Any thread."""
+        self.native[0] = 0
 
 
 Opener = Callable[[OpenRequest], Opened | None]
@@ -222,6 +239,7 @@ class Lane:
         request.region = opened.region
         request.backing_id = opened.backing_id
         request.stream = opened.stream
+        request.shut = ffi.NULL if opened.shut is None else opened.shut.native
         if opened.memory is not None:
             lib.lane_memory_get(opened.memory.native)  # the pump drops this reference on release
             request.memory = opened.memory.native
@@ -287,13 +305,13 @@ class Lane:
             return self._sized_ioctl(opened, native)
         # The pump has asked the file, which left it to a thread that may wait.
         call = (native.cmd, native.arg, native.tid)
-        return self._defer(native, opened.submit, partial(_finish_ioctl, native.unique, opened.file, call))
+        return self._defer(native, opened.submit, partial(_finish_ioctl, opened.file, call))
 
     def _sized_ioctl(self, opened: _OpenFile, native: Any) -> int:
         data = ffi.buffer(native.data, native.data_size)[:] if native.data_size else b""
         call = SizedIoctl(native.cmd, native.tid, data)
         if opened.sized_submit is not None:
-            finish = partial(_finish_sized, native.unique, opened.file, call, native.out_size)
+            finish = partial(_finish_sized, opened.file, call, native.out_size)
             return self._defer(native, opened.sized_submit, finish)
         result = opened.file.sized_ioctl(call)
         reply = call.reply[: native.out_size]
@@ -301,15 +319,20 @@ class Lane:
         native.out_size = len(reply)
         return result
 
-    def _defer(self, native: Any, submit: Submit, finish: Callable[[], None]) -> int:
+    def _defer(self, native: Any, submit: Submit, answer: Callable[[], tuple[int, bytes]]) -> int:
+        """Have `answer` called on another thread.  It gives the result of the ioctl and the data to send."""
         unique, handle = native.unique, native.handle
 
         def run() -> None:
+            result, reply = -errno.EIO, b""
             try:
-                finish()
+                result, reply = answer()
             finally:
+                # The client has its answer only when the file is no longer in use here: then a close(2) that
+                # follows releases it before any other call, as in Linux.
                 self._deferred.pop(unique, None)
                 lib.lane_file_put(handle)
+                lib.lane_reply(unique, result, ffi.from_buffer(reply) if reply else ffi.NULL, len(reply))
 
         self._deferred[unique] = native.tid
         try:
@@ -371,25 +394,24 @@ def _end_if_killed(unique: int, tid: int) -> None:
     again.start()
 
 
-def _finish_sized(unique: int, file: LaneFile, call: SizedIoctl, room: int) -> None:
-    """Answer an ioctl that has a size.  Any thread but the pump's."""
+def _finish_sized(file: LaneFile, call: SizedIoctl, room: int) -> tuple[int, bytes]:
+    """The answer to an ioctl that has a size.  Any thread but the pump's."""
     try:
         result = file.sized_ioctl(call)
     except BaseException as error:  # the client waits for an answer, whatever a model raises
         result, call.reply = _errno_of(error), b""
-    reply = call.reply[:room]
-    lib.lane_reply(unique, result, ffi.from_buffer(reply), len(reply))
+    return result, call.reply[:room]
 
 
-def _finish_ioctl(unique: int, file: LaneFile, call: tuple[int, int, int]) -> None:
-    """Answer an ioctl that its file left to a thread that may wait.  Any thread except the pump's."""
+def _finish_ioctl(file: LaneFile, call: tuple[int, int, int]) -> tuple[int, bytes]:
+    """The answer to an ioctl that its file left to a thread that may wait.  Any thread except the pump's."""
     try:
         result = file.ioctl(*call, on_pump=0)
         if result is None or result >> 31:
             raise RuntimeError(f"ioctl {call[0]:#x} returned {result} to a thread that may wait")
     except BaseException as error:  # the client waits for an answer, whatever a model raises
         result = _errno_of(error)
-    lib.lane_reply(unique, result, ffi.NULL, 0)
+    return result, b""
 
 
 def _errno_of(error: BaseException) -> int:

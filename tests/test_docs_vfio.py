@@ -20,13 +20,14 @@ from tests.vfio.devices import opened
 from tools import vfio_table
 from tools.uapi.names import FORMER_NAMES, TOPICS
 from tools.uapi.states import WORKS
+from vfsfuse.vfio.cdev import CdevFops
 from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.device import DeviceFops
 from vfsfuse.vfio.group import GroupFops
 
 HEADER = Path("/usr/include/linux/vfio.h")
 GUARDS = {"VFIO_H", "_UAPIVFIO_H"}
-FILES = (ContainerFops, GroupFops, DeviceFops)
+FILES = (ContainerFops, GroupFops, DeviceFops, CdevFops)
 
 
 def test_the_file_is_what_the_rows_say() -> None:

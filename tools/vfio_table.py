@@ -25,6 +25,7 @@ there, which is how a Linux refuses it that lacks it.
 """
 _BELOW_PORTS = "works on functions below a root port, ENODEV on bus 0; a mediated device refuses with ENOTTY"
 _FUNCTIONS = "works on physical functions; a mediated device refuses with ENOTTY"
+_BOUND = "works on a device that is bound; ENOTTY for a device of a group's file"
 BY_MOUNT = {
     "VFIO_GROUP_GET_DEVICE_FD": "works under `vfsfuse run`; on the bare mount refuses with EOPNOTSUPP",
     "VFIO_IOMMU_MAP_DMA": "works; private memory is pinned by its address, because no system call pins the "
@@ -37,6 +38,9 @@ BY_MOUNT = {
     "VFIO_DEVICE_QUERY_GFX_PLANE": DISPLAY,
     "VFIO_DEVICE_IOEVENTFD": _FUNCTIONS,
     "VFIO_DEVICE_FEATURE": "works; for features see below",
+    "VFIO_DEVICE_BIND_IOMMUFD": "works on dev/vfio/devices/vfio<N>; EINVAL for a device of a group's file",
+    "VFIO_DEVICE_ATTACH_IOMMUFD_PT": _BOUND,
+    "VFIO_DEVICE_DETACH_IOMMUFD_PT": _BOUND,
 }
 ABSENT = (Kind.SPAPR, Kind.MIGRATION)
 """Kinds of file that a lab never has."""

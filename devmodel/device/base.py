@@ -18,6 +18,8 @@ from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.dma import DmaPort
 from devmodel.device.listened import ListenedDma
 from devmodel.device.tasks import Coroutine, Tasks, check_current
+from devmodel.iommu.api import DmaUser
+from devmodel.iommu.dmaspace import DmaSpace
 from devmodel.iommu.driver import Iommu
 from devmodel.iommu.space import IoAddressSpace
 from devmodel.irq.ioeventfd import IoEventfds
@@ -188,9 +190,29 @@ class Device:
             if self._space is None and iommu is not None:
                 self._space = iommu.space
                 self._connect(self._space)
+                if self._space is not None and self._unpins and self._space.mediated is not None:
+                    self._space.register(self)
             if not self._in_use:
                 self._in_use = True
                 self._run()
+
+    def connect(self, space: DmaSpace | None) -> None:
+        """Do DMA through ``space`` from now on, through none with None. Any thread.
+
+        A call point that somebody listens to now hears of the DMA. DMA that has begun goes on where it began
+        (:meth:`DmaPort.settle`)."""
+        with self.lock:
+            self._connect(space)
+
+    @property
+    def dma_user(self) -> DmaUser:
+        """Who has to be told of unmaps of pages that are pinned for the device."""
+        return self
+
+    def unpin_all(self) -> None:
+        """Have the model unpin all its pages. Any thread, without a lock."""
+        if self._unpins:
+            self._tell(self.dma_unmap, 0, 2**64)
 
     def sync_intx(self) -> None:
         """After a reset, under :attr:`lock`: bring the interrupt line to what the registers say."""
@@ -200,14 +222,14 @@ class Device:
         :attr:`lock`."""
 
     def released(self) -> None:
-        """The last client has closed the device: end its tasks, interrupts and ioeventfds."""
+        """The last client has closed the device: end its tasks, DMA, interrupts and ioeventfds."""
         with self.lock:
             self.tasks.stop()
             self._tell(self.stopped)
             space, self._space, self._in_use = self._space, None, False
             self.dma.connect(None)
         if space is not None and self._unpins:
-            self._tell(self.dma_unmap, 0, 2**64)
+            self.unpin_all()
             space.unregister(self)
         self.ioeventfds.release()
         self.irq.release()
@@ -326,14 +348,12 @@ class Device:
     def _unpins(self) -> bool:
         return type(self).dma_unmap is not Device.dma_unmap
 
-    def _connect(self, space: IoAddressSpace | None) -> None:
+    def _connect(self, space: DmaSpace | None) -> None:
         """Use ``space``, by the call point if somebody listens there now."""
         if space is None or self.calls.listener is None:
             self.dma.connect(space)
         else:
             self.dma.connect(ListenedDma(space, self.calls, self.name))
-        if space is not None and self._unpins and space.mediated is not None:
-            space.register(self)
 
     def _run(self) -> None:
         if type(self).run is not Device.run and self.tasks.served:

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DMA: how a device reaches the memory of its client, through the IOMMU of its group's container.
+"""DMA: how a device reaches the memory of its client, through the IOMMU of its group's container or the IOAS
+that it is attached to.
 
-State: which address space it is. It changes under the device's lock, and any thread reads it. Source:
+State: which address space it is, and the DMA under way. The address space changes under the device's lock,
+and any thread reads it. Source:
 Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin_pages).
 """
 
+import errno
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from devmodel.device.tasks import Tasks, check_current
 from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, Prot
 from devmodel.iommu.dmaspace import DmaSpace, Pin
+from devmodel.iommu.inflight import DRAIN_SECONDS
 
 
 class _Expected:
@@ -43,16 +47,58 @@ class _Expected:
             pin.release()
 
 
+class _UnderWay:
+    """The block in which a device uses an address space. Entered before it looks which one that is."""
+
+    __slots__ = ("_port",)
+
+    def __init__(self, port: "DmaPort") -> None:
+        self._port = port
+
+    def __enter__(self) -> None:
+        self._port.active.add(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        port = self._port
+        port.active.discard(self)
+        if port.waiting:
+            port.wake()
+
+
+class _Counted(_UnderWay):
+    """It counts refused accesses, too."""
+
+    __slots__ = ()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        port = self._port
+        port.active.discard(self)
+        if port.waiting:
+            port.wake()
+        if kind is not None and issubclass(kind, DmaFault):
+            port.fault_count += 1
+
+
 class DmaPort:
     """DMA of one device. ``allowed`` tells whether the device may do DMA now: a PCI function may while it is
-    bus master."""
+    bus master.
 
-    __slots__ = ("_allowed", "_pins", "_space", "_tasks", "fault_count")
+    ``active`` has the blocks under way. ``waiting`` is how many threads wait for some of them to end.
+    """
+
+    __slots__ = ("_allowed", "_ended", "_pins", "_space", "_tasks", "active", "fault_count", "waiting")
 
     def __init__(self, tasks: Tasks, allowed: Callable[[], bool]) -> None:
         self._tasks, self._allowed = tasks, allowed
         self._space: DmaSpace | None = None
+        self._ended: threading.Condition | None = None
         self._pins: set[Pin] = set()
+        self.active: set[_UnderWay] = set()
+        self.waiting = 0
         self.fault_count = 0
         """How many accesses of this device were refused."""
 
@@ -62,8 +108,32 @@ class DmaPort:
         return sum(pin.size for pin in tuple(self._pins) if not pin.released) // PAGE_SIZE
 
     def connect(self, space: DmaSpace | None) -> None:
-        """From now on through ``space``; None is without any. Under the device's lock."""
+        """From now on through ``space``; None is without any. Under the device's lock. DMA that has begun
+        goes on where it began: see :meth:`settle`."""
         self._space = space
+
+    def settle(self) -> None:
+        """Wait until all DMA that is under way now has ended, also to pinned pages. One thread at a time.
+
+        Raises ``OSError(EBUSY)`` when one takes longer than ``DRAIN_SECONDS``."""
+        before = self.active.copy()
+        if not before:
+            return
+        ended = self._ended = self._ended or threading.Condition()
+        with ended:
+            self.waiting += 1  # from here on each block that ends wakes this thread
+            try:
+                if not ended.wait_for(lambda: before.isdisjoint(self.active), DRAIN_SECONDS):
+                    raise OSError(errno.EBUSY, "a DMA does not end")
+            finally:
+                self.waiting -= 1
+
+    def wake(self) -> None:
+        """Tell :meth:`settle` that a block has ended. Any thread."""
+        ended = self._ended
+        if ended is not None:
+            with ended:
+                ended.notify_all()
 
     async def read(self, iova: int, size: int) -> bytes:
         """``size`` bytes at ``iova``. Trio thread. Raises :class:`DmaFault`."""
@@ -91,9 +161,7 @@ class DmaPort:
         """
         expected = _Expected()
         try:
-            pinned: Pin = await self._tasks.in_thread(
-                lambda: expected.take(self.space(iova).pin_pages(iova, count, prot))
-            )
+            pinned: Pin = await self._tasks.in_thread(lambda: expected.take(self._pin(iova, count, prot)))
         except BaseException:
             expected.give_up()
             raise
@@ -120,22 +188,28 @@ class DmaPort:
             else:
                 space.dma_rw(iova, data, write=True)
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count refused accesses in the block, for models that use :meth:`space` themselves. Any thread."""
-        try:
-            yield
-        except DmaFault:
-            self.fault_count += 1
-            raise
+    def counting(self) -> _Counted:
+        """As :meth:`under_way`, and count refused accesses in the block."""
+        return _Counted(self)
+
+    def under_way(self) -> _UnderWay:
+        """The block for ``with``, around :meth:`space` and the use of what it gives, for models that use it
+        themselves. Any thread."""
+        return _UnderWay(self)
+
+    def _pin(self, iova: int, count: int, prot: Prot) -> Pin:
+        with self.under_way():
+            pin = self.space(iova).pin_pages(iova, count, prot)
+        pin.within = self.under_way
+        return pin
 
     def space(self, iova: int = 0, size: int = 0, write: bool = False) -> DmaSpace:
-        """The addresses that it may use now. Raises :class:`DmaFault` for a DMA of ``size`` bytes when there
-        is none (no client, or no IOMMU) or the device is no bus master."""
+        """The addresses that it may use now, within :meth:`under_way`. Raises :class:`DmaFault` for a DMA of
+        ``size`` bytes when there is none (no client, or no IOMMU) or the device is no bus master."""
         check_current()
         space = self._space
         if space is None:
-            raise DmaFault(Fault(iova, size, write, "the device is in no container with an IOMMU"))
+            raise DmaFault(Fault(iova, size, write, "the device is attached to no address space"))
         if not self._allowed():
             raise DmaFault(Fault(iova, size, write, "the device is no bus master"))
         return space

@@ -148,15 +148,16 @@ class GraphicsMemory:
         if self.stopped:
             raise EngineStopped
         self.where = ranges[0][0]
-        try:
-            space = self._port.space(0, len(buffer), write)
-        except DmaFault as fault:
-            raise EngineFault(ErrorCode.DMA, self.where) from fault
-        begun = time.monotonic_ns() - time.thread_time_ns()
-        try:
-            self._shadow.transfer(space, ranges, buffer, write)
-        finally:
-            self.waited += max(time.monotonic_ns() - time.thread_time_ns() - begun, 0)
+        with self._port.under_way():
+            try:
+                space = self._port.space(0, len(buffer), write)
+            except DmaFault as fault:
+                raise EngineFault(ErrorCode.DMA, self.where) from fault
+            begun = time.monotonic_ns() - time.thread_time_ns()
+            try:
+                self._shadow.transfer(space, ranges, buffer, write)
+            finally:
+                self.waited += max(time.monotonic_ns() - time.thread_time_ns() - begun, 0)
 
     @property
     def _scratch(self) -> Bytes:

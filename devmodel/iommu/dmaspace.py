@@ -7,7 +7,8 @@ Source: Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from devmodel.iommu.api import PAGE_SIZE, Prot
@@ -90,7 +91,7 @@ class Pin:
     ``segments`` is the memory of the pages, for the :class:`DmaSpace` that made the pin.
     """
 
-    __slots__ = ("_released", "_space", "iova", "prot", "segments", "size")
+    __slots__ = ("_released", "_space", "iova", "prot", "segments", "size", "within")
 
     def __init__(
         self, space: DmaSpace, iova: int, size: int, prot: Prot, segments: tuple[Segment, ...]
@@ -98,6 +99,8 @@ class Pin:
         self._space, self._released = space, False
         self.iova, self.size, self.prot = iova, size, prot
         self.segments = segments
+        self.within: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Gives the block of each access, for the device that holds the pin."""
 
     @property
     def released(self) -> bool:
@@ -106,11 +109,13 @@ class Pin:
 
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes at ``offset`` of the pages. Raises :class:`DmaFault`. DMA threads."""
-        return self._space.read_pinned(self, offset, size)
+        with self.within():
+            return self._space.read_pinned(self, offset, size)
 
     def write(self, offset: int, data: bytes) -> None:
         """Store ``data`` at ``offset`` of the pages. Raises :class:`DmaFault`. DMA threads."""
-        self._space.write_pinned(self, offset, data)
+        with self.within():
+            self._space.write_pinned(self, offset, data)
 
     def release(self) -> None:
         """Unpin the pages. Access is a fault from then on. Later calls do nothing. Any thread."""

@@ -258,9 +258,8 @@ class Ioas(IommufdObject):
             self.space.register(user)
 
     def remove_access(self, access: IommuGroup, user: DmaUser | None = None) -> None:
-        """The opposite of :meth:`add_access`. ``user`` is asked to unpin all of its pages first."""
+        """The opposite of :meth:`add_access`. ``user`` has unpinned all of its pages."""
         if user is not None:
-            user.dma_unmap(0, LAST)
             self.space.unregister(user)
         self.space.detach(access, keep=True)
         self._relax(access)

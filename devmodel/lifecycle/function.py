@@ -15,6 +15,7 @@ from uuid import UUID
 
 from devmodel.device.pci import PciDevice
 from devmodel.device.tasks import TaskHost
+from devmodel.iommufd.hwinfo import UnitFacts
 from devmodel.lifecycle.iommuunit import DefaultDomain, Domain, DomainType
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.pcicore import DRIVER_DMA_BITS, PciCore
@@ -36,10 +37,10 @@ class PciFunction(VfioPciFunction):
 
     ``core`` is what the host's PCI core keeps of it. ``upstream`` is the root port above it, None on bus 0.
     ``default_domain`` is the domain in which its host driver does DMA; a function without an IOMMU has no
-    use for it.
+    use for it. ``unit`` is the IOMMU unit that it is behind, None without one.
     """
 
-    __slots__ = ("_driver", "core", "default_domain", "driver_override", "upstream", "vfio_minor")
+    __slots__ = ("_driver", "core", "default_domain", "driver_override", "unit", "upstream", "vfio_minor")
     driver_dma_bits: ClassVar[int] = DRIVER_DMA_BITS
     """The DMA mask that its host driver sets."""
     host_driver_claims: ClassVar[bool] = True
@@ -55,6 +56,7 @@ class PciFunction(VfioPciFunction):
         self.vfio_minor: int | None = None
         self.upstream: PciFunction | None = None
         self.default_domain = DefaultDomain()
+        self.unit: UnitFacts | None = None
         super().__init__(address, group, device, bus)
 
     @property
@@ -76,7 +78,7 @@ class PciFunction(VfioPciFunction):
     @property
     def enable_count(self) -> int:
         """How many users have it enabled: its host driver, a client of vfio-pci, and those through sysfs."""
-        by_driver = self.open_count > 0 if self.driver == VFIO_PCI else self.driver is not None
+        by_driver = self.users > 0 if self.driver == VFIO_PCI else self.driver is not None
         return self.core.enables + by_driver
 
     def set_enabled(self, enabled: bool) -> None:
@@ -277,14 +279,14 @@ class VirtualFunction(PciFunction):
         elif token is not None:
             raise OSError(errno.EINVAL, "a VF token, but vfio-pci does not drive the physical function")
 
-    def hold(self) -> bool:
-        first = super().hold()
-        if first and self.token is not None:
+    def first_opened(self) -> None:
+        if self.token is not None:
             self.token.count(1)
-        return first
+        super().first_opened()
 
-    def drop(self) -> bool:
-        last = super().drop()
-        if last and self.token is not None:
-            self.token.count(-1)
-        return last
+    def last_closed(self) -> None:
+        try:
+            super().last_closed()
+        finally:
+            if self.token is not None:
+                self.token.count(-1)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from devmodel.ida import Ida
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.iommuunit import IommuUnit
 from devmodel.vfio.group import Group
 
 
@@ -28,6 +29,10 @@ class FunctionObserver(Protocol):
         """The function has its virtual functions, all of them."""
 
 
+def _no_unit(function: PciFunction) -> None:
+    return None
+
+
 class FunctionTable:
     """The functions of a lab by name, and the groups by number, which are the lab's."""
 
@@ -39,6 +44,8 @@ class FunctionTable:
         groups: dict[int, Group],
     ) -> None:
         self.observer, self.functions = observer, functions
+        self.unit_of: Callable[[PciFunction], IommuUnit | None] = _no_unit
+        """Gives the IOMMU unit of a function. The lab sets it when it has units."""
         self._group_numbers, self._groups = group_numbers, groups
 
     def new_group(self, noiommu: bool) -> Group:
@@ -60,6 +67,7 @@ class FunctionTable:
 
     def show(self, function: PciFunction, leave: Callable[[PciFunction], None]) -> None:
         """Tell the observer of a new function. If the observer raises, the function is removed."""
+        function.unit = self.unit_of(function)
         with ExitStack() as undo:
             undo.callback(self._group_numbers.give, function.group.number)
             undo.callback(self._forget, function, leave)

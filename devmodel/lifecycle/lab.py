@@ -78,6 +78,9 @@ class Lab:
         segments = sorted({function.address.segment for function in behind})
         self.iommu_units = tuple(IommuUnit(*numbers, spec.iommu) for numbers in enumerate(segments))
         """The IOMMU units: one for each PCI domain that has a function behind an IOMMU."""
+        for function in behind:
+            function.unit = self.unit_of(function)
+        table.unit_of = self.unit_of
 
     @lifecycle_change
     def create(

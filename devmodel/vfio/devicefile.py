@@ -10,14 +10,20 @@ from __future__ import annotations
 import errno
 from contextlib import ExitStack
 
+from devmodel.iommu.driver import Iommu
+from devmodel.iommufd.context import Context
 from devmodel.vfio.group import Assignable
 from devmodel.vfio.groupfile import GroupFile
 
 
 class DeviceFile:
-    """One open of a device, through its group or (``group_file`` None) through its own character device."""
+    """One open of a device, through its group or (``group_file`` None) by itself.
 
-    __slots__ = ("_closed", "assignable", "device", "group_file", "low_power")
+    ``started`` is whether its client uses the device: a file of the device's own character device does not
+    before it is bound (:class:`devmodel.vfio.cdev.CdevFile`).
+    """
+
+    __slots__ = ("_closed", "assignable", "device", "group_file", "low_power", "started")
 
     def __init__(self, assignable: Assignable, group_file: GroupFile | None = None) -> None:
         """Hold the device until :meth:`close`.
@@ -27,12 +33,16 @@ class DeviceFile:
         """
         self.assignable = assignable
         self.group_file = group_file
-        self.low_power = False
-        self._closed = False
+        self.low_power = self.started = self._closed = False
         with assignable.group.lock:
             if group_file is not None and group_file.group.opened is not group_file:
                 raise OSError(errno.EINVAL, "the group's file is closed")
-            self._hold()
+            assignable.hold()
+            with ExitStack() as undo:
+                undo.callback(assignable.drop)
+                self.device = assignable.device
+                self._opened()
+                undo.pop_all()
             if group_file is not None:
                 group_file.get()
 
@@ -47,17 +57,10 @@ class DeviceFile:
         """Whether it was opened through its own character device, not through its group."""
         return self.group_file is None
 
-    def _hold(self) -> None:
-        first = self.assignable.hold()
-        with ExitStack() as undo:
-            undo.callback(self.assignable.drop)
-            self.device = self.assignable.device
-            if first:
-                self.assignable.first_opened()
-                undo.callback(self.assignable.last_closed)
-            container = self.group_file.container if self.group_file is not None else None
-            self.device.opened(container.iommu if container is not None else None)
-            undo.pop_all()
+    @property
+    def context(self) -> Context | None:
+        """The iommufd context that the client has bound the device to by this file."""
+        return None
 
     def close(self) -> None:
         """Release the device and the group's file. May be called twice."""
@@ -68,6 +71,39 @@ class DeviceFile:
             with ExitStack() as after:  # whatever a model does as it is released, or reset
                 if self.group_file is not None:
                     after.callback(self.group_file.put)
-                if self.assignable.drop():
-                    after.callback(self.assignable.last_closed)
-                    self.device.released()
+                after.callback(self.assignable.drop)
+                self._end(after)
+
+    # ---- under the group's lock ----
+
+    def _opened(self) -> None:
+        """The file holds the device."""
+        container = self.group_file.container if self.group_file is not None else None
+        self._start(container.iommu if container is not None else None)
+
+    def _end(self, after: ExitStack) -> None:
+        """The file is closed. ``after`` is run afterwards, the last callback first."""
+        self._stop(after)
+
+    def _start(self, iommu: Iommu | None = None) -> None:
+        """The client uses the device from now on."""
+        found = self.assignable
+        with ExitStack() as undo:
+            if not found.users:
+                found.first_opened()
+                undo.callback(found.last_closed)
+            self.device.opened(iommu)
+            undo.pop_all()
+        found.users += 1
+        self.started = True
+
+    def _stop(self, after: ExitStack) -> None:
+        """The client uses the device no longer."""
+        if not self.started:
+            return
+        self.started = False
+        found = self.assignable
+        found.users -= 1
+        if not found.users:
+            after.callback(found.last_closed)
+            self.device.released()

@@ -14,12 +14,13 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import ClassVar
 
-from devmodel.device.base import Device, DriverAccess
+from devmodel.device.base import DriverAccess
+from devmodel.iommufd.context import Context
 from devmodel.irq.kinds import PciIrq
+from devmodel.vfio.bindable import BindableDevice, OpenCdev
 from devmodel.vfio.container import Container
-from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, check_looks
+from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, check_clients, check_looks
 
 
 class OpenGroup(ABC):
@@ -89,19 +90,39 @@ class Group(Held):
         if self.noiommu and not rawio:
             raise OSError(errno.EPERM, f"group {self.number} has no IOMMU: it takes CAP_SYS_RAWIO")
 
+    # ---- iommufd, by the devices' own character devices: under the lock ----
 
-class Assignable(ABC):
-    """A device of an IOMMU group, as VFIO sees it. Clients hold it open; it retires only when none does."""
+    @property
+    def binding(self) -> OpenCdev | None:
+        """A file by which one of its devices is bound to an iommufd, or about to be."""
+        return next((each.binding for each in self.devices if each.binding is not None), None)
+
+    @property
+    def owner(self) -> Context | None:
+        """The context that devices of the group are bound to."""
+        bound = (each.bound_device for each in self.devices)
+        return next((each.context for each in bound if each is not None), None)
+
+    def check_owner(self, context: Context) -> None:
+        """Raise ``OSError(EPERM)`` unless all devices of the group are free, or bound to ``context``."""
+        if not self.viable or self.owner not in (None, context):
+            raise OSError(errno.EPERM, f"{self} belongs to somebody else")
+
+
+class Assignable(BindableDevice):
+    """A device of an IOMMU group, as VFIO sees it. Clients hold it open; it retires only when none does.
+
+    ``open_count`` counts their files, also those of the device's own character device that are not bound.
+    """
 
     __slots__ = ("gone", "group", "leaving", "name", "open_count")
     vfio_minor: int | None
     """The number in vfio<N>, None while no VFIO driver has the device."""
-    emulated_iommu: ClassVar[bool] = True
-    """Whether it is mediated: it reaches memory through its driver, not by DMA of its own."""
 
     def __init__(self, name: str, group: Group, joined: bool = True) -> None:
         """Join ``group`` under ``name``, which is unique there. With ``joined`` false, :meth:`join` does so
         later."""
+        super().__init__()
         self.name = name
         self.group = group
         self.open_count = 0
@@ -127,11 +148,6 @@ class Assignable(ABC):
         """What reads and writes of its clients go to: the device, or what its driver puts before it."""
         return self.device
 
-    @property
-    @abstractmethod
-    def device(self) -> Device:
-        """The device itself, made at the first call. Raises ``OSError(ENODEV)`` when it is gone."""
-
     def answers_to(self, name: str) -> bool:
         """Whether ``name`` in GROUP_GET_DEVICE_FD means this device. Raises ``OSError`` when the client must
         not have it.
@@ -140,13 +156,8 @@ class Assignable(ABC):
         """
         return name == self.name
 
-    def check_direct(self) -> None:
-        """Raise ``OSError`` unless a client may open the device by its own character device, where it cannot
-        give a token."""
-        return
-
-    def hold(self) -> bool:
-        """Count a holder, which keeps the device from being removed. True for the first one.
+    def hold(self) -> None:
+        """Count a holder, which keeps the device from being removed.
 
         Raises ``OSError(ENODEV)`` when the device is gone or is being removed.
         """
@@ -154,17 +165,14 @@ class Assignable(ABC):
             if self.gone or self.leaving:
                 raise OSError(errno.ENODEV, f"{self.name} is gone")
             self.open_count += 1
-            return self.open_count == 1
 
-    def drop(self) -> bool:
-        """The opposite of :meth:`hold`. True for the last holder."""
+    def drop(self) -> None:
+        """The opposite of :meth:`hold`."""
         with self.group.lock:
             self.open_count -= 1
-            if self.open_count:
-                return False
-            self._end_group()
-            self.group.let_go()
-            return True
+            if not self.open_count:
+                self._end_group()
+                self.group.let_go()
 
     @property
     def held(self) -> bool:
@@ -173,11 +181,11 @@ class Assignable(ABC):
         return bool(self.open_count) or self.group.joining
 
     def first_opened(self) -> None:
-        """A hook for subclasses: the first client has the device open now."""
+        """A hook for subclasses: the first client uses the device from now on."""
         return
 
     def last_closed(self) -> None:
-        """A hook for subclasses: the last client has closed the device."""
+        """A hook for subclasses: no client uses the device any more."""
         return
 
     def retire(self) -> None:
@@ -205,9 +213,12 @@ class Assignable(ABC):
             if not self.held:
                 leave()
                 return
-            file = self.group.opened
-            if file is not None and opened <= file.devices:
-                file.client.check()
+            file, by_group = self.group.opened, opened - len(self.cdevs)
+            clients = [each.client for each in self.cdevs]
+            if file is not None and by_group <= file.devices:
+                check_clients(self.group, [*clients, file.client])
+            elif not by_group:
+                check_clients(self.group, clients)
             check_looks(self.group)
         if opened:
             self.device.irq.trigger(PciIrq.REQ)

@@ -165,17 +165,18 @@ def open_group(
     waiting. ``rawio`` is whether it has CAP_SYS_RAWIO.
 
     Raises ``OSError``: ENODEV when the group has no device, or only devices that are being removed; EPERM as
-    :meth:`Group.check_rawio`; EBUSY while it is open. Waits, or raises :class:`MustWait`, as
-    :meth:`Group.patiently`.
+    :meth:`Group.check_rawio`; EBUSY while it is open, or one of its devices is bound to an iommufd by its own
+    character device. Waits, or raises :class:`MustWait`, as :meth:`Group.patiently`.
     """
 
     def attempt() -> GroupFile:
         if group.leaving:
             raise OSError(errno.ENODEV, f"group {group.number} is gone")
         group.check_rawio(rawio)
-        if group.opened is not None:
-            group.opened.client.check()
-            raise OSError(errno.EBUSY, f"group {group.number} is open already")
+        user = group.opened or group.binding
+        if user is not None:
+            user.client.check()
+            raise OSError(errno.EBUSY, f"{group} is open already, or a device of it is bound")
         group.opened = made = GroupFile(group, client_ended)
         return made
 

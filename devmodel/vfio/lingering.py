@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from devmodel.iommu.api import MustWait
@@ -120,11 +120,23 @@ class LastClient:
     def check(self) -> None:
         """Raise :class:`Lingering` as :func:`check_looks`, and when the client has ended, for
         :data:`PATIENCE` from the first time that this is found out."""
-        check_looks(self._group)
+        check_clients(self._group, (self,))
+
+    @property
+    def lingers(self) -> float:
+        """Seconds for which to wait for a client that has ended, 0 for any other."""
         now = time.monotonic()
         if self._until is None:
             if not self._ended():
-                return
+                return 0
             self._until = now + PATIENCE
-        if now < self._until:
-            raise Lingering(self._group, self._until - now)
+        return max(self._until - now, 0)
+
+
+def check_clients(group: Held, clients: Sequence[LastClient]) -> None:
+    """Raise :class:`Lingering` as :func:`check_looks`, and when all ``clients``, those that use ``group``,
+    are to be waited for (:attr:`LastClient.lingers`)."""
+    check_looks(group)
+    waits = [each.lingers for each in clients]
+    if waits and all(waits):
+        raise Lingering(group, max(waits))

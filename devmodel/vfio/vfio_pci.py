@@ -27,6 +27,8 @@ from devmodel.vfio.group import Assignable, Group
 from devmodel.vfio.pciaccess import FunctionAccess
 from devmodel.vfio.vftoken import VfToken, parse_pci_name
 
+OWNED, NOT_OWNED = 0, 2**32 - 1
+"""VFIO_PCI_DEVID_OWNED and VFIO_PCI_DEVID_NOT_OWNED, as a __u32."""
 MAX_RESETS = 7
 """How many reset methods can be chosen, the same one again included: as many as the kernel knows."""
 
@@ -39,6 +41,7 @@ class VfioPciFunction(Assignable):
 
     __slots__ = ("_access", "_chosen_resets", "_device", "_reset_worked", "address", "bus")
     emulated_iommu = False
+    takes_tokens = True
     is_virtual: ClassVar[bool] = False
     """Whether it is a virtual function of another one."""
 
@@ -77,11 +80,7 @@ class VfioPciFunction(Assignable):
 
     @abstractmethod
     def check_token(self, token: UUID | None) -> None:
-        """Check that a client with this VF token may open the function.
-
-        Raises ``OSError``: EACCES for a missing or wrong token, EINVAL for a token that the function does not
-        ask for.
-        """
+        """As :meth:`BindableDevice.check_token`."""
 
     def answers_to(self, name: str) -> bool:
         asked = parse_pci_name(self.name, name)
@@ -89,9 +88,6 @@ class VfioPciFunction(Assignable):
             return False
         self.check_token(asked.token)
         return True
-
-    def check_direct(self) -> None:
-        self.check_token(None)
 
     @property
     def below_port(self) -> bool:
@@ -208,11 +204,13 @@ class VfioPciFunction(Assignable):
 
 
 class Dependent(NamedTuple):
-    """A function that a hot reset also resets: its address, its group, and whether the client owns it."""
+    """A function that a hot reset also resets: its address, and its owner.
+
+    The owner is the number of its group, or the id of the function in the client's iommufd context,
+    :data:`OWNED` or :data:`NOT_OWNED`."""
 
     address: PciAddress
-    group: int
-    owned: bool
+    owner: int
 
 
 class HotResetInfo(NamedTuple):
@@ -252,8 +250,22 @@ def hot_reset_info(opened: DeviceFile) -> HotResetInfo:
     function = driven(opened)
     function.check_bus_reset()
     bus = tuple(function.bus)  # the trio thread adds and removes virtual functions
-    functions = [Dependent(each.address, each.group.number, each is function) for each in bus]
-    return HotResetInfo(opened.by_cdev, bus == (function,), functions)
+    if not opened.by_cdev:
+        return HotResetInfo(False, False, [Dependent(each.address, each.group.number) for each in bus])
+    functions = [Dependent(each.address, _owner(opened, each)) for each in bus]
+    return HotResetInfo(True, all(each.owner != NOT_OWNED for each in functions), functions)
+
+
+def _owner(opened: DeviceFile, function: VfioPciFunction) -> int:
+    """Whose a function is, as a client sees it that has opened another one, or this, without its group."""
+    context = opened.context
+    if context is None:
+        return OWNED if function is opened.assignable else NOT_OWNED
+    with function.group.lock:
+        bound = function.bound_device
+        if bound is not None and bound.context is context:
+            return bound.id
+        return OWNED if function.group.owner is context else NOT_OWNED
 
 
 def hot_reset(opened: DeviceFile, flags: int, count: int, groups: Callable[[int], Sequence[Group]]) -> None:
@@ -272,7 +284,7 @@ def hot_reset(opened: DeviceFile, flags: int, count: int, groups: Callable[[int]
     if count > len(function.bus):
         raise OSError(errno.EINVAL, f"{count} groups for {len(function.bus)} devices")
     if opened.by_cdev:
-        function.hot_reset(lambda each: each is function)
+        function.hot_reset(lambda each: _owner(opened, each) != NOT_OWNED)
     else:
         named = groups(count)
         function.hot_reset(lambda each: each.group in named)

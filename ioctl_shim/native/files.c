@@ -65,7 +65,7 @@ void lane_open_file(struct lane_open *open)
 	}
 	*file = (struct lane_file){.refs = 1, .token = open->token, .memory = open->memory /* with the reference Python took */,
 		.region = open->region, .by_region = open->by_region, .read = open->read, .write = open->write,
-		.ioctl = open->ioctl, .rows = open->rows};
+		.ioctl = open->ioctl, .rows = open->rows, .shut = open->shut};
 	if (open->stream) {
 		/* a stream cannot have a backing file; a mapping of it is harmless: its size is 0, so all is
 		 * SIGBUS */
@@ -97,14 +97,21 @@ void on_release(const struct request *r)
 	send_error(r->header->unique, 0);
 }
 
+static int is_shut(const struct lane_file *file)
+{
+	return file->shut && __atomic_load_n(file->shut, __ATOMIC_ACQUIRE);
+}
+
 void on_read(const struct request *r)
 {
 	const struct fuse_read_in *in = r->body;
 	const struct lane_file *file = file_of(in->fh);
 	uint32_t size = in->size > MAX_DATA ? MAX_DATA : in->size;
-	const char *memory = find_memory(file, in->offset, size);
 	uint64_t value = 0;
 
+	if (is_shut(file))
+		return send_error(r->header->unique, -EINVAL);
+	const char *memory = find_memory(file, in->offset, size);
 	if (memory) {
 		/* the kernel copies from the region itself; this fails when it has no page left for a hole in
 		 * it */
@@ -145,6 +152,8 @@ static int64_t take_write(const struct request *r, const struct fuse_write_in *i
 
 	if (in->size > r->size - sizeof(*in))
 		return -EIO;
+	if (is_shut(file))
+		return -EINVAL;
 	char *memory = find_memory(file, in->offset, in->size);
 	if (memory) {
 		int error = guarded_move(memory, data, in->size);

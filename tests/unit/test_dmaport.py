@@ -56,7 +56,7 @@ def test_what_is_refused_is_counted_and_leaves_the_buffer(port: DmaPort) -> None
 
 def test_without_a_container_there_is_no_dma() -> None:
     port = DmaPort(Tasks(), lambda: True)
-    with pytest.raises(DmaFault, match="no container"):
+    with pytest.raises(DmaFault, match="attached to no address space"):
         port.read_into_now(0, bytearray(4))
     assert port.fault_count == 1
 

@@ -39,7 +39,7 @@ PICTURE: Mapping[str, str] = {
     "devmodel.iommufd": "devmodel: client ida iommu",
     "devmodel.device": "devmodel: callpoint iommu irq pci region",
     "devmodel.vfio": "devmodel: callpoint client device iommu iommufd irq looks pci region uuids",
-    "devmodel.lifecycle": "devmodel: callpoint device ida iommu pci uuids vfio",
+    "devmodel.lifecycle": "devmodel: callpoint device ida iommu iommufd pci uuids vfio",
     "devmodel.gpu": "devmodel: callpoint device iommu region",
     "devmodel.models": "devmodel: callpoint device gpu pci region",
     "devmodel.sdk": "devmodel: device gpu iommu irq models pci region",

@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from tests.iommufd.client import Cdev, Iommufd
 from tests.lab import ROOT, VFSFUSE, MountedLab, described, one_write
 from tests.vfio.client import (
     DEVICE_FEATURE,
@@ -102,6 +103,12 @@ def cdev_of(machine: MountedLab, name: str) -> Path:
     return machine.path / "dev/vfio/devices" / os.listdir(function_dir(machine, name) / "vfio-dev")[0]
 
 
+def bind(machine: MountedLab, name: str, token: UUID | None = None) -> None:
+    """Bind the function to an iommufd by its own character device, and let go."""
+    with Cdev(cdev_of(machine, name)) as device, Iommufd(machine.path) as iommufd:
+        device.bind(iommufd, token)
+
+
 def named(name: str, token: UUID | None) -> str:
     return name if token is None else f"{name} vf_token={token}"
 
@@ -164,14 +171,15 @@ def test_a_host_driver_asks_for_no_token(machine: MountedLab) -> None:
         refused(machine, errno.EINVAL, name, TOKEN)
         with use(machine, name) as vf:
             fails(errno.ENOTTY, feature, vf.device, PROBE | SET | VF_TOKEN)
-        Device(cdev_of(machine, name)).close()
+        bind(machine, name)
+        fails(errno.EINVAL, bind, machine, name, TOKEN)
 
 
 @pytest.mark.usefixtures("user_driver")
 def test_nobody_knows_the_first_token(machine: MountedLab) -> None:
     for token in (None, TOKEN, UUID(int=0)):
         refused(machine, errno.EACCES, VFS[0], token)
-    fails(errno.EACCES, Device, cdev_of(machine, VFS[0]))
+        fails(errno.EACCES, bind, machine, VFS[0], token)
     for text in ("vf_token=", f"vf_token={TOKEN}x", f"token={TOKEN}"):
         with pytest.raises(OSError) as caught, opened(machine, group_of(machine, VFS[0]), f"{VFS[0]} {text}"):
             pass
@@ -215,7 +223,9 @@ def test_the_physical_function_needs_it_while_a_virtual_one_is_open(machine: Mou
     with use(machine, VFS[0], TOKEN) as vf:
         refused(machine, errno.EACCES, PF)
         refused(machine, errno.EACCES, PF, OTHER)
-        fails(errno.EACCES, Device, cdev_of(machine, PF))
+        fails(errno.EACCES, bind, machine, PF)
+        fails(errno.EACCES, bind, machine, PF, OTHER)
+        bind(machine, PF, TOKEN)
         with use(machine, PF, TOKEN):
             pass
         again = Device(group_device(machine.path, vf.group, named(VFS[0], TOKEN)))

@@ -10,7 +10,6 @@ from tools.uapi.states import (
     DISPLAY,
     EINVAL,
     ENOTTY,
-    IOMMUFD,
     MIGRATION,
     NEVER,
     OTHER_BUS,
@@ -19,6 +18,8 @@ from tools.uapi.states import (
     Topic,
     each,
 )
+
+_PASID = "refuses with EOPNOTSUPP: no device has PASIDs"
 
 DEVICE_TOPICS: tuple[Topic, ...] = (
     Topic(
@@ -200,6 +201,9 @@ DEVICE_TOPICS: tuple[Topic, ...] = (
     ),
     Topic(
         "The iommufd interface of devices",
-        each(IOMMUFD, "VFIO_DEVICE_BIND_FLAG_TOKEN", "VFIO_DEVICE_ATTACH_PASID", "VFIO_DEVICE_DETACH_PASID"),
+        {
+            "VFIO_DEVICE_BIND_FLAG_TOKEN": f"{WORKS} on functions; a mediated device refuses with EINVAL",
+            **each(_PASID, "VFIO_DEVICE_ATTACH_PASID", "VFIO_DEVICE_DETACH_PASID"),
+        },
     ),
 )

@@ -17,7 +17,6 @@ POWER = f"{ONLY}: a POWER IOMMU's, which SET_IOMMU never makes"
 OTHER_BUS = f"{NEVER}: all devices are PCI functions"
 OTHER_MACHINE = f"{NEVER}: of another machine, or deprecated"
 MIGRATION = f"{ENOTTY}: no model migrates for now"
-IOMMUFD = f"{ENOTTY}: devices are opened without iommufd for now"
 DISPLAY = f"{WORKS} on displays; other devices refuse with ENOTTY"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from ctypes import c_int32
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from devmodel.device.base import Device
@@ -39,21 +39,21 @@ from devmodel.vfio.vfio_pci import (
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Kind
 from ioctl_shim.client import Caller
-from ioctl_shim.lane import WHOLE, Opened, SizedIoctl
+from ioctl_shim.lane import WHOLE, Opened, Shut, SizedIoctl
 from vfsfuse.vfio.chain import RegionFacts, region_facts, reply
 from vfsfuse.vfio.eventfds import borrow, lender
 from vfsfuse.vfio.fops import Request, Services, VfioFops, answers
 from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.port import Port
 
+D = TypeVar("D", bound=DeviceFile)
+_BIND = ffi.typeof("struct vfio_device_bind_iommufd *")
 IRQ_FLAGS = {
     "eventfd": lib.VFIO_IRQ_INFO_EVENTFD,
     "maskable": lib.VFIO_IRQ_INFO_MASKABLE,
     "automasked": lib.VFIO_IRQ_INFO_AUTOMASKED,
     "noresize": lib.VFIO_IRQ_INFO_NORESIZE,
 }
-NOT_OWNED = 2**32 - 1
-"""VFIO_PCI_DEVID_NOT_OWNED, as a __u32."""
 NO_HOTSPOT = 0xFFFFFFFF
 PROMPT_VECTORS = 64
 """How many vectors SET_IRQS sets up on the pump: four system calls each, some 5 us."""
@@ -96,6 +96,11 @@ class DeviceFops(VfioFops):
     def release(self) -> None:
         self.opened.close()
         self.released()
+
+    @property
+    def shut(self) -> Shut | None:
+        """Keeps the regions closed as long as the client must not use the device."""
+        return None
 
     @property
     def subject(self) -> str:
@@ -154,7 +159,7 @@ class DeviceFops(VfioFops):
         info = argument.value
         room = (argument.argsz - argument.row.size) // ffi.sizeof("struct vfio_pci_dependent_device")
         info.flags, info.count = _ownership(found), len(found.functions)
-        argument.reply(b"".join(_dependent(each, found.by_device) for each in found.functions[:room]))
+        argument.reply(b"".join(_dependent(each) for each in found.functions[:room]))
         if info.count > room:
             raise OSError(errno.ENOSPC, f"{info.count} devices are affected, and there is room for {room}")
         return 0
@@ -183,6 +188,12 @@ class DeviceFops(VfioFops):
         feature(self.opened, flags, data, partial(borrow, request.caller))
         return 0
 
+    @answers("VFIO_DEVICE_BIND_IOMMUFD")
+    def bind(self, request: Request) -> int:
+        """A device that was opened through its group cannot be bound."""
+        check_bind(request)
+        raise OSError(errno.EINVAL, f"{self.device.name} was opened through its group")
+
     @answers("VFIO_DEVICE_QUERY_GFX_PLANE")
     def query_plane(self, request: Request) -> int:
         display = display_of(self.device)
@@ -207,14 +218,15 @@ class DeviceFops(VfioFops):
 
 
 def open_device(
-    make: Callable[[], DeviceFile],
+    make: Callable[[], D],
+    fops: Callable[[D, Services, frozenset[int], Callable[[], None]], DeviceFops],
     port: Port,
     services: Services,
     may_wait: bool,
     released: Callable[[], None] | None = None,
 ) -> Opened:
-    """The answer to an open(2) of a device, which `make` opens.  `released` is called when the file is
-    closed.
+    """The answer to an open(2) of a device, which `make` opens.  `fops` is the class of the file.  `released`
+    is called when the file is closed.
 
     Raises OSError as open(2), and MustWait, before it calls `make`, when the device's memory has to be moved
     first and the thread must not wait (vfsfuse.vfio.ownfiles)."""
@@ -235,8 +247,23 @@ def open_device(
         if released is not None:
             released()
 
-    file = DeviceFops(opened, services, mappable, ended)
-    return Opened(file, memory, WHOLE, backing_id, regions=opened.assignable.access)
+    file = fops(opened, services, mappable, ended)
+    return Opened(file, memory, WHOLE, backing_id, regions=opened.assignable.access, shut=file.shut)
+
+
+def check_bind(request: Request) -> Any:
+    """The struct of BIND_IOMMUFD, all of it.
+
+    Raises OSError: EFAULT, EINVAL (argsz, flags, no descriptor), E2BIG (not only zeros beyond the struct)."""
+    argument, caller = request.argument, request.caller
+    asked: Any = ffi.new(_BIND)
+    size, whole = argument.argsz, request.row.size
+    if size > whole and not caller.has_zeros(request.arg + whole, size - whole):
+        raise OSError(errno.E2BIG, f"not all of the {size} bytes beyond {whole} are 0")
+    caller.read_into(request.arg, asked, min(size, whole))
+    if asked.flags & ~lib.VFIO_DEVICE_BIND_FLAG_TOKEN or asked.iommufd < 0:
+        raise OSError(errno.EINVAL, f"BIND flags {asked.flags:#x}, descriptor {asked.iommufd}")
+    return asked
 
 
 def irq_flags(irq: IrqIndex) -> int:
@@ -270,18 +297,16 @@ PAYLOADS: dict[int, tuple[int, Callable[[Request, int], object]]] = {
 
 
 def _ownership(found: HotResetInfo) -> int:
-    """Flags of the info.  A device that was opened without its group owns only itself."""
+    """Flags of the info."""
     if not found.by_device:
         return 0
     owned = lib.VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED if found.all_owned else 0
     return int(lib.VFIO_PCI_HOT_RESET_FLAG_DEV_ID | owned)
 
 
-def _dependent(each: Dependent, by_device: bool) -> bytes:
-    place, owner = each.address, each.group
-    if by_device:
-        owner = lib.VFIO_PCI_DEVID_OWNED if each.owned else NOT_OWNED
-    device = {"group_id": owner, "segment": place.segment, "bus": place.bus, "devfn": place.devfn}
+def _dependent(each: Dependent) -> bytes:
+    place = each.address
+    device = {"group_id": each.owner, "segment": place.segment, "bus": place.bus, "devfn": place.devfn}
     return bytes(ffi.buffer(ffi.new("struct vfio_pci_dependent_device *", device)))
 
 

@@ -36,7 +36,8 @@ from vfsfuse.sysfs.vfio import (
     VfioGroupDir,
     vfio_group_name,
 )
-from vfsfuse.vfio.device import open_device
+from vfsfuse.vfio.cdev import cdev_opener
+from vfsfuse.vfio.device import DeviceFops, open_device
 from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.handover import Take, Withdraw
@@ -191,12 +192,7 @@ class VfioNodes:
 
     def _cdev(self, bundle: Bundle) -> DeviceNode:
         device: Assignable = bundle.device
-
-        def opener(request: OpenRequest) -> Opened:
-            device.check_direct()
-            may_wait = not request.on_pump
-            return open_device(lambda: DeviceFile(device), self.port(device), self.services, may_wait)
-
+        opener = cdev_opener(device, lambda: self.port(device), self.services)
         return self._owned(DeviceNode(_name(device), self.spec.device_mode, opener, DEVICE_SIZE))
 
     def _offer(self, name: str, device: Assignable, take: Take) -> Withdraw:
@@ -215,7 +211,7 @@ class VfioNodes:
 
             may_wait = not request.on_pump
             try:
-                return open_device(make, self.port(device), self.services, may_wait, forget)
+                return open_device(make, DeviceFops, self.port(device), self.services, may_wait, forget)
             except BaseException:
                 if taken:
                     forget()

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices that are bound to a context: a physical function by a device object, a mediated device by an access
+object, as the kernel has it.
+
+A physical function attaches to an HWPT, or to an IOAS, which gives it an automatic HWPT. A mediated device
+attaches to an IOAS. Another attach replaces the first; when it fails, the first one stays.
+
+State: what a device is attached to changes under the device's turn, which only threads that may wait take,
+and at the end, when no call on the device's file is under way. Ids and references are under
+``ObjectTable.lock``. Source: <linux/vfio.h> (VFIO_DEVICE_BIND_IOMMUFD, VFIO_DEVICE_ATTACH_IOMMUFD_PT),
+<linux/iommufd.h>, Documentation/userspace-api/iommufd.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from abc import abstractmethod
+from contextlib import ExitStack
+from typing import Protocol
+
+from devmodel.iommu.api import DmaUser
+from devmodel.iommu.backend import PinningBackend
+from devmodel.iommu.dmaspace import DmaSpace
+from devmodel.iommufd.context import Context
+from devmodel.iommufd.hwinfo import IommuDevice, UnitFacts
+from devmodel.iommufd.hwpt import Hwpt, hwpt_for
+from devmodel.iommufd.ioas import Ioas
+from devmodel.iommufd.objects import IommufdObject, ObjectType
+
+_RANGES = PinningBackend.iova_ranges
+MSI_WINDOW = ((_RANGES[0][1] + 1, _RANGES[1][0] - 1),)
+"""The iovas, first and last, that a function cannot use, because writes there are interrupts."""
+
+
+class Bindable(Protocol):
+    """A device that can be bound, as iommufd sees it."""
+
+    name: str
+
+    @property
+    def emulated_iommu(self) -> bool:
+        """Whether it is mediated: it reaches memory through its driver, not by DMA of its own."""
+
+    @property
+    def unit(self) -> UnitFacts | None:
+        """The IOMMU unit that it is behind. None for a mediated device and a function without an IOMMU."""
+
+    @property
+    def dma_user(self) -> DmaUser:
+        """Who is told of unmaps of pages that are pinned for it."""
+
+    def connect(self, space: DmaSpace | None) -> None:
+        """Do DMA through ``space`` from now on. Does not wait."""
+
+    def settle(self) -> None:
+        """Wait for the DMA that is under way. ``OSError(EBUSY)`` when it does not end."""
+
+    def unpin_all(self) -> None:
+        """Have the model unpin all its pages."""
+
+
+class BoundDevice(IommufdObject):
+    """A device that is bound to ``context``, until :meth:`unbind`. DESTROY of it is EBUSY."""
+
+    __slots__ = ("bindable", "context", "turn")
+
+    def __init__(self, context: Context, bindable: Bindable) -> None:
+        """For :func:`bind`."""
+        super().__init__()
+        self.context, self.bindable = context, bindable
+        self.turn = threading.Lock()
+        self.users = 1
+
+    @abstractmethod
+    def attach(self, pt_id: int) -> int:
+        """ATTACH: do DMA through object ``pt_id`` from now on. Returns the id to report. May wait for
+        clients, whose memory is pinned, and for DMA under way.
+
+        Raises ``OSError``, with the device attached as before: ENOENT, EINVAL (no such object, or not one to
+        attach to), EADDRINUSE (a mapping that the device cannot reach), ENOMEM, EFAULT (the memory of a
+        mapping cannot be pinned), EBUSY (a DMA does not end).
+        """
+
+    @abstractmethod
+    def detach(self) -> None:
+        """DETACH: do no DMA from now on. Without an attachment it does nothing. May wait for DMA under way.
+        Raises ``OSError(EBUSY)`` when one does not end; then the device is attached as before."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Detach, without waiting for DMA that has begun."""
+
+    def unbind(self) -> None:
+        """The device's file is closed, and no call on it is under way. Does not wait."""
+        try:
+            self._end()
+        finally:
+            objects = self.context.objects
+            with objects.lock:
+                self.users -= 1
+                objects.remove(self)
+            self.context.put()
+
+
+class Access(BoundDevice):
+    """A mediated device that is bound. ``ioas`` is what it is attached to; to that it is an
+    :class:`devmodel.iommu.api.IommuGroup`."""
+
+    __slots__ = ("ioas",)
+    type = ObjectType.ACCESS
+    emulated = True
+
+    def __init__(self, context: Context, bindable: Bindable) -> None:
+        super().__init__(context, bindable)
+        self.ioas: Ioas | None = None
+
+    @property
+    def number(self) -> int:
+        """Its id."""
+        return self.id
+
+    def attach(self, pt_id: int) -> int:
+        objects = self.context.objects
+        with self.turn, objects.using(pt_id, Ioas) as ioas:
+            if ioas is not self.ioas:
+                with ExitStack() as undo:
+                    ioas.add_access(self, self.bindable.dma_user)
+                    objects.hold(ioas)
+                    undo.callback(self._drop, ioas)
+                    self._leave()
+                    undo.pop_all()
+                self._enter(ioas)
+        return pt_id
+
+    def detach(self) -> None:
+        with self.turn:
+            self._leave()
+
+    def _enter(self, ioas: Ioas) -> None:
+        self.ioas = ioas
+        self.bindable.connect(ioas.space)
+
+    def _leave(self) -> None:
+        ioas = self.ioas
+        if ioas is None:
+            return
+        self.bindable.connect(None)
+        self.bindable.unpin_all()
+        try:
+            self.bindable.settle()
+        except OSError:
+            self.bindable.connect(ioas.space)
+            raise
+        self._end()
+
+    def _end(self) -> None:
+        ioas, self.ioas = self.ioas, None
+        if ioas is None:
+            return
+        self.bindable.connect(None)
+        self.bindable.unpin_all()
+        self._drop(ioas)
+
+    def _drop(self, ioas: Ioas) -> None:
+        ioas.remove_access(self, self.bindable.dma_user)
+        self.context.objects.drop(ioas)
+
+
+class PhysicalDevice(BoundDevice, IommuDevice):
+    """A physical function that is bound. ``hwpt`` is what it is attached to."""
+
+    __slots__ = ("_reserved", "hwpt")
+    type = ObjectType.DEVICE
+
+    def __init__(self, context: Context, bindable: Bindable) -> None:
+        super().__init__(context, bindable)
+        self.hwpt: Hwpt | None = None
+        self._reserved: object = None
+        """In whose name the IOAS of the HWPT keeps the iovas that the device cannot use."""
+
+    @property
+    def unit(self) -> UnitFacts | None:
+        return self.bindable.unit
+
+    @property
+    def reserved_iovas(self) -> tuple[tuple[int, int], ...]:
+        """The iovas, first and last, that it cannot use."""
+        return () if self.unit is None else MSI_WINDOW
+
+    def attach(self, pt_id: int) -> int:
+        with self.turn, self.context.objects.using(pt_id, IommufdObject) as found:
+            if isinstance(found, Ioas):
+                ioas = found
+            elif isinstance(found, Hwpt):
+                ioas = found.ioas
+            else:
+                raise OSError(errno.EINVAL, f"object {pt_id} is a {found.type.value}: nothing to attach to")
+            before, owner = self.hwpt, object()
+            with ExitStack() as undo:
+                ioas.reserve(owner, self.reserved_iovas)
+                undo.callback(ioas.unreserve, owner)
+                if isinstance(found, Hwpt):
+                    hwpt = found
+                    hwpt.join(self)
+                else:
+                    hwpt = hwpt_for(ioas, self)
+                undo.callback(hwpt.leave, self)
+                if hwpt is not before:
+                    undo.pop_all()
+                    self._replace(hwpt, owner)
+            return hwpt.id
+
+    def _replace(self, hwpt: Hwpt, owner: object) -> None:
+        """Go from one HWPT to another. No DMA is refused meanwhile."""
+        before = self.hwpt
+        self.bindable.connect(hwpt.space)
+        try:
+            self.bindable.settle()
+        except OSError:
+            self.bindable.connect(None if before is None else before.space)
+            self._drop(hwpt, owner)
+            raise
+        former, self.hwpt, self._reserved = self._reserved, hwpt, owner
+        if before is not None:
+            self._drop(before, former)
+
+    def detach(self) -> None:
+        with self.turn:
+            hwpt = self.hwpt
+            if hwpt is None:
+                return
+            self.bindable.connect(None)
+            try:
+                self.bindable.settle()
+            except OSError:
+                self.bindable.connect(hwpt.space)
+                raise
+            self._end()
+
+    def _end(self) -> None:
+        hwpt, self.hwpt = self.hwpt, None
+        if hwpt is not None:
+            self.bindable.connect(None)
+            self._drop(hwpt, self._reserved)
+
+    def _drop(self, hwpt: Hwpt, owner: object) -> None:
+        ioas = hwpt.ioas
+        hwpt.leave(self)
+        ioas.unreserve(owner)
+
+
+def bind(context: Context, bindable: Bindable) -> BoundDevice:
+    """Bind a device to ``context``. Does not wait.
+
+    Raises ``OSError``: EBADFD when the context has ended, ENOMEM as :meth:`ObjectTable.add`.
+    """
+    context.get()
+    try:
+        made = (Access if bindable.emulated_iommu else PhysicalDevice)(context, bindable)
+        context.objects.add(made)
+    except BaseException:
+        context.put()
+        raise
+    return made

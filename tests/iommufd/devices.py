@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices that tests bind to an iommufd: a lab with one of each kind, and the copier's registers.
+
+The copier (examples/copier.py) reads and writes its client's memory; the holder (tests/vfio/models/holder.py)
+pins some of it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.iommufd.client import Cdev, Iommufd
+from tests.lab import ROOT, MountedLab
+from tests.vfio.client import PAGE, Memory
+from tests.vfio.devices import function_dir
+
+LAB = f"""\
+[models]
+copier = "{ROOT}/examples/copier.py:Copier"
+holder = "{ROOT}/tests/vfio/models/holder.py:Holder"
+
+[parents.copiers]
+kind = "virtual"
+driver = "copier"
+slots = 8
+types.copier-1 = {{ description = "copies" }}
+
+[parents.holders]
+kind = "virtual"
+driver = "holder"
+slots = 8
+types.holder-1 = {{ description = "holds" }}
+
+[parents."0000:86:00.0"]
+kind = "gpu"
+driver = "copier"
+model = "copier"
+types.none = {{ description = "none", model = "mtty", instances = 1 }}
+
+[parents."0000:86:00.1"]
+kind = "gpu"
+driver = "copier"
+model = "copier"
+types.none = {{ description = "none", model = "mtty", instances = 1 }}
+
+[parents."0000:87:00.0"]
+kind = "gpu"
+driver = "copier"
+model = "copier"
+iommu = false
+types.none = {{ description = "none", model = "mtty", instances = 1 }}
+"""
+GPU, NEIGHBOUR, UNPROTECTED = "0000:86:00.0", "0000:86:00.1", "0000:87:00.0"
+MSI_WINDOW = (0xFEE00000, 0xFEEFFFFF)
+"""The iovas that a function with an IOMMU cannot use."""
+DONE, FAULT = 1, 2
+COMMAND_REGISTER, DECODE, MASTER = 4, 3, 4
+PIN, UNPIN, STORE = 1, 2, 3
+SECONDS = 10
+
+
+def cdev_of(machine: MountedLab, function: str) -> Path:
+    """The character device of a function that vfio-pci drives."""
+    return machine.path / "dev/vfio/devices" / os.listdir(function_dir(machine, function) / "vfio-dev")[0]
+
+
+def wait_for(true: Callable[[], object], seconds: float = SECONDS) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.001)
+
+
+class Copier(Cdev):
+    """An open character device of a copier."""
+
+    def ready(self, iommufd: Iommufd) -> int:
+        """Bind it, and let it do DMA. Its id is returned."""
+        number = self.bind(iommufd)
+        self.set_config(COMMAND_REGISTER, DECODE | MASTER)
+        return number
+
+    def begin(self, source: int, target: int, size: int) -> None:
+        """Have it copy."""
+        os.pwrite(self.fd, struct.pack("<QQII", source, target, size, 1), 0)
+
+    @property
+    def status(self) -> int:
+        return int.from_bytes(os.pread(self.fd, 4, 0x18), "little")
+
+    def copy(self, source: int, target: int, size: int) -> int:
+        """Have it copy, and wait; its status, which is cleared."""
+        self.begin(source, target, size)
+        wait_for(lambda: self.status)
+        found = self.status
+        os.pwrite(self.fd, (DONE | FAULT).to_bytes(4, "little"), 0x18)
+        return found
+
+    def reaches(self, iova: int, memory: Memory) -> bool:
+        """Whether it reaches `memory`, two pages or more, at `iova`."""
+        memory.write(pattern := os.urandom(8))
+        return self.copy(iova, iova + PAGE, 8) == DONE and memory.read(PAGE, 8) == pattern
+
+
+class Holder(Cdev):
+    """An open character device of a holder."""
+
+    def ready(self, iommufd: Iommufd) -> int:
+        """As `Copier.ready`."""
+        number = self.bind(iommufd)
+        self.set_config(COMMAND_REGISTER, DECODE | MASTER)
+        return number
+
+    def word(self, offset: int) -> int:
+        return int.from_bytes(os.pread(self.fd, 4, offset), "little")
+
+    def command(self, what: int, iova: int, pages: int = 1) -> int:
+        """Have it do something; its error."""
+        done = self.word(0x10)
+        os.pwrite(self.fd, struct.pack("<QII", iova, pages, what), 0)
+        wait_for(lambda: self.word(0x10) != done)
+        return self.word(0x14)
+
+    @property
+    def let_go(self) -> int:
+        """How many pins it has released."""
+        return self.word(0x18)

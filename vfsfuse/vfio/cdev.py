@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dev/vfio/devices/vfio<N>: a device by its own character device, unbound at first, then bound to an iommufd.
+
+The meaning of each ioctl is in devmodel.vfio.cdev and devmodel.iommufd.device. Source: <linux/vfio.h>
+(VFIO_DEVICE_BIND_IOMMUFD to VFIO_DEVICE_DETACH_IOMMUFD_PT); the order of checks is the kernel's.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from uuid import UUID
+
+from devmodel.iommufd.context import Context
+from devmodel.vfio.cdev import CdevFile
+from devmodel.vfio.group import Assignable
+from ioctl_shim._native import lib
+from ioctl_shim.abi import Kind, row_of
+from ioctl_shim.client import CAP_SYS_RAWIO, Caller, ClientProcess
+from ioctl_shim.lane import Opened, OpenRequest, Shut, SizedIoctl
+from vfsfuse.vfio.contextfile import ContextFops
+from vfsfuse.vfio.device import DeviceFops, check_bind, open_device
+from vfsfuse.vfio.fops import Request, Services, answers
+from vfsfuse.vfio.port import Port
+
+_BIND_CMD = row_of(Kind.DEVICE, "VFIO_DEVICE_BIND_IOMMUFD").cmd
+_OUT_DEVID, _PT_ID = 12, 8
+"""Offsets of what BIND and ATTACH write."""
+
+
+class CdevFops(DeviceFops):
+    """One open of dev/vfio/devices/vfio<N>."""
+
+    __slots__ = ("_cdev", "_shut")
+
+    def __init__(
+        self,
+        opened: CdevFile,
+        services: Services,
+        mappable: frozenset[int],
+        released: Callable[[], None],
+    ) -> None:
+        super().__init__(opened, services, mappable, released)
+        self._cdev = opened
+        self._shut = Shut(not opened.started)
+
+    @property
+    def shut(self) -> Shut:
+        return self._shut
+
+    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
+        if not self._cdev.started and cmd != _BIND_CMD:
+            raise OSError(errno.EINVAL, "the device is not bound to an iommufd")
+        return DeviceFops.ioctl(self, cmd, arg, tid, on_pump)
+
+    def sized_ioctl(self, call: SizedIoctl) -> int:
+        if not self._cdev.started:
+            raise OSError(errno.EINVAL, "the device is not bound to an iommufd")
+        return super().sized_ioctl(call)
+
+    @answers("VFIO_DEVICE_BIND_IOMMUFD")
+    def bind(self, request: Request) -> int:
+        asked, cdev = check_bind(request), self._cdev
+        wants_token = asked.flags & lib.VFIO_DEVICE_BIND_FLAG_TOKEN
+        token = partial(_token, request, asked.token_uuid_ptr) if wants_token else None
+        find = partial(self._context, request.caller, asked.iommufd)
+        number = cdev.bind(token, find, ClientProcess(request.tid).ended)
+        try:
+            request.caller.write(request.arg + _OUT_DEVID, number.to_bytes(4, "little"))
+        except OSError:
+            cdev.undo_bind()
+            raise
+        self._shut.open()
+        return 0
+
+    @answers("VFIO_DEVICE_ATTACH_IOMMUFD_PT")
+    def attach(self, request: Request) -> int:
+        asked = request.argument.value
+        self._check_pasid(request)
+        number = self._cdev.attach(asked.pt_id)
+        try:
+            request.caller.write(request.arg + _PT_ID, number.to_bytes(4, "little"))
+        except OSError:
+            with suppress(OSError):
+                self._cdev.detach()
+            raise
+        return 0
+
+    @answers("VFIO_DEVICE_DETACH_IOMMUFD_PT")
+    def detach(self, request: Request) -> int:
+        self._check_pasid(request)
+        self._cdev.detach()
+        return 0
+
+    def _check_pasid(self, request: Request) -> None:
+        """No device has PASIDs. Raises OSError: EOPNOTSUPP for one, EINVAL for an unknown flag."""
+        flags = request.argument.value.flags
+        if flags & ~lib.VFIO_DEVICE_ATTACH_PASID:
+            raise OSError(errno.EINVAL, f"{request.row.name} flags {flags:#x}")
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, f"{self.device.name} has no PASIDs")
+
+    def _context(self, caller: Caller, number: int) -> Context:
+        found = self.services.find_file(caller, number)
+        if not isinstance(found, ContextFops):
+            raise OSError(errno.EBADFD, f"descriptor {number} is no iommufd")
+        return found.context
+
+
+def cdev_opener(
+    device: Assignable, port: Callable[[], Port], services: Services
+) -> Callable[[OpenRequest], Opened]:
+    """The function that answers opens of a device's own character device. It raises OSError as open(2), and
+    MustWait as `open_device`."""
+
+    def opener(request: OpenRequest) -> Opened:
+        client = ClientProcess(request.tid, request.leads)
+        rawio = device.group.noiommu and Caller(request.tid).capable(CAP_SYS_RAWIO)
+
+        def make() -> CdevFile:
+            return CdevFile(device, client.ended, rawio)
+
+        return open_device(make, CdevFops, port(), services, may_wait=not request.on_pump)
+
+    return opener
+
+
+def _token(request: Request, address: int) -> UUID:
+    """The VF token. Raises OSError(EFAULT)."""
+    return UUID(bytes=request.caller.read(address, 16))
