@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client processes of one container, found by the thread that a request comes from.
+"""The client processes of one container or iommufd, found by the thread that a request comes from.
 
 A `Processes` is made on the device lane, and used there and on threads that may wait.
 

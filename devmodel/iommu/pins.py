@@ -8,7 +8,7 @@ vfio_iommu_type1's.
 """
 
 import errno
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from devmodel.client import Client, Pages
 from devmodel.iommu.accounts import LockedMemory, MemoryLimit, merged, number_of
@@ -41,6 +41,8 @@ class MediatedBackend(Backend):
     __slots__ = ("users",)
     emulated = True
     strict = False
+    not_mapped: ClassVar[int] = errno.EINVAL
+    """The errno of a pin of pages that are not all mapped."""
 
     def __init__(self, locked: LockedMemory) -> None:
         super().__init__(locked)
@@ -52,16 +54,21 @@ class MediatedBackend(Backend):
     def wanted(self, mappings: Mappings, iova: int, count: int, prot: Prot) -> list[Wanted]:
         """What a pin of ``count`` pages from ``iova`` takes.
 
-        Raises ``OSError``: EINVAL (not mapped, no device that can be told of an unmap), EPERM (protection).
+        Raises ``OSError``: :attr:`not_mapped`, EINVAL (no device that can be told of an unmap), EPERM
+        (protection).
         """
         if not self.users:
             raise OSError(errno.EINVAL, "no device that can be told of an unmap")
         segments = segments_of(mappings, iova, count * PAGE_SIZE)
         if segments is None or not all(segment.mapping.allows for segment in segments):
-            raise OSError(errno.EINVAL, f"not all of {count} pages at iova {iova:#x} is mapped")
+            raise OSError(self.not_mapped, f"not all of {count} pages at iova {iova:#x} is mapped")
         if any(prot & ~segment.mapping.prot for segment in segments):
             raise OSError(errno.EPERM, f"iova {iova:#x} is not mapped for {prot.name}")
-        return [_wanted(segment) for segment in segments]
+        return [_wanted(segment, self.memory_of(segment.mapping)) for segment in segments]
+
+    def memory_of(self, mapping: Mapping) -> Client:
+        """Where pages of ``mapping`` are pinned. Under the lock."""
+        return mapping.client
 
     def unpin(self, mappings: Mappings, iova: int, count: int) -> None:
         """Remove one pin from each of ``count`` pages from ``iova``, at most as many as one call may unpin.
@@ -125,13 +132,13 @@ def _pages(segment: Segment) -> range:
     return range(first, first + segment.size // PAGE_SIZE)
 
 
-def _wanted(segment: Segment) -> Wanted:
+def _wanted(segment: Segment, client: Client) -> Wanted:
     mapping = segment.mapping
     pins = mapping.pins or {}
     # the pages of a mapping that a pinning backend holds are charged already
     base = mapping.vaddr // PAGE_SIZE
     new = merged(base + page for page in _pages(segment) if page not in pins) if segment.pages is None else ()
-    return Wanted(segment, mapping.client, mapping.vaddr + segment.offset, new)
+    return Wanted(segment, client, mapping.vaddr + segment.offset, new)
 
 
 def charge_and_pin(

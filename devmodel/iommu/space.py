@@ -45,6 +45,10 @@ Choice = Callable[[], list[Mapping]]
 """A rule of an API, called under the lock: gives the mappings of a call, in order, or raises ``OSError``."""
 
 
+class StillPinned(Exception):
+    """A device keeps pages pinned that are to be unmapped: a fault of its model."""
+
+
 class Tracker(Protocol):
     """What remembers something of iovas while they are mapped, such as dirty pages."""
 
@@ -386,7 +390,7 @@ class IoAddressSpace(DmaSpace):
                         user.dma_unmap(iova, size)
             finally:
                 self.lock.acquire()
-        raise RuntimeError(f"a device does not unpin iova {span[0]:#x}")
+        raise StillPinned(f"a device does not unpin iova {span[0]:#x}")
 
     def remove(self, mappings: Iterable[Mapping]) -> int:
         """Remove the mappings that no other unmap has removed meanwhile. Returns their bytes."""

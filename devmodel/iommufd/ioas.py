@@ -12,28 +12,25 @@ devices. Source: <linux/iommufd.h>, Documentation/userspace-api/iommufd.rst; the
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntFlag
 from functools import partial
-from typing import ClassVar
 
 from devmodel.client import Client
 from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import ADDRESSES, PAGE_SIZE, DmaUser, IommuGroup, MustWait
-from devmodel.iommu.attachments import Backends
-from devmodel.iommu.backend import PinningBackend
 from devmodel.iommu.holes import Holes, Wanted
 from devmodel.iommu.mappings import NO_ACCESS, Mapping, is_mapped
-from devmodel.iommu.pins import MediatedBackend
-from devmodel.iommu.space import IoAddressSpace
+from devmodel.iommu.space import IoAddressSpace, StillPinned
 from devmodel.iommufd.areas import LEAST, Budget
+from devmodel.iommufd.backends import BACKENDS
 from devmodel.iommufd.iovas import LAST, Iovas, Range, without
 from devmodel.iommufd.objects import IommufdObject, ObjectType
 
-EVERYTHING = (0, LAST)
-"""All iovas. A function without an IOMMU can use them."""
+log = logging.getLogger(__name__)
 APERTURE = (0, 2**48 - 1)
 """The iovas that a domain of the emulated IOMMU translates."""
 HUGE_PAGE = 2**21
@@ -53,17 +50,6 @@ class MapFlags(IntFlag):
 _FIXED = int(MapFlags.FIXED_IOVA)
 _KNOWN = int(MapFlags.FIXED_IOVA | MapFlags.WRITEABLE | MapFlags.READABLE)
 _ACCESS = int(MapFlags.WRITEABLE | MapFlags.READABLE)
-
-
-class DomainBackend(PinningBackend):
-    """Pins for the domains of an IOAS, once for all of them. The IOAS itself reserves what they cannot
-    reach."""
-
-    __slots__ = ()
-    iova_ranges: ClassVar[tuple[Range, ...]] = ()
-
-
-_BACKENDS: Backends = (DomainBackend, MediatedBackend)
 
 
 class Ioas(IommufdObject):
@@ -93,7 +79,7 @@ class Ioas(IommufdObject):
         """``locked`` accounts for pinned pages together with other address spaces, ``budget`` for the number
         of mappings together with other IOASes."""
         super().__init__()
-        self.space = IoAddressSpace(locked, backends=_BACKENDS)
+        self.space = IoAddressSpace(locked, backends=BACKENDS)
         self._budget = budget or Budget()
         self._areas = 0  # taken from the budget: there may be so many mappings
         self.iovas = Iovas()
@@ -176,8 +162,8 @@ class Ioas(IommufdObject):
 
         Raises ``OSError``: EOVERFLOW (the largest number, wraps around), EINVAL (no length), ENOENT (nothing
         is mapped there, or a mapping is only in part), EBUSY (a mapping is being made, or a DMA does not
-        end). What lies below a mapping that fails is unmapped. Raises :class:`MustWait` if it has to wait and
-        ``may_wait`` is False.
+        end), EDEADLOCK (a device does not unpin its pages). What lies below a mapping that fails is unmapped.
+        Raises :class:`MustWait` if it has to wait and ``may_wait`` is False.
         """
         if self.space.unmap_exact(iova, length):
             return length
@@ -199,7 +185,11 @@ class Ioas(IommufdObject):
             found: list[Mapping] = []
             stopped: list[OSError] = []
             choose = partial(self._chosen, iova, end, found, stopped)
-            removed += self.space.unmap((iova, end), choose, may_wait)
+            try:
+                removed += self.space.unmap((iova, end), choose, may_wait)
+            except StillPinned as error:
+                log.exception("IOAS_UNMAP")
+                raise OSError(errno.EDEADLOCK, str(error)) from error
             if stopped or len(found) < MANY:
                 return removed, stopped[0] if stopped else None
             iova = found[-1].end
@@ -238,15 +228,14 @@ class Ioas(IommufdObject):
 
     # ---- what is attached: threads that may wait ----
 
-    def add_domain(self, domain: IommuGroup, aperture: Range = APERTURE) -> None:
-        """Pin all mappings, also new ones, for a domain, which waits for their clients. ``aperture`` has the
-        first and the last iova that it translates.
+    def add_domain(self, domain: IommuGroup) -> None:
+        """Pin all mappings, also new ones, for a domain, which waits for their clients.
 
         Raises ``OSError``, with nothing changed: EADDRINUSE (a mapping or an allowed range is misaligned or
         beyond its aperture), EFAULT and ENOMEM when the memory cannot be pinned.
         """
         with as_iommufd():
-            self._attach(domain, partial(self._admit_domain, domain, aperture))
+            self._attach(domain, partial(self._admit_domain, domain))
 
     def remove_domain(self, domain: IommuGroup) -> None:
         """The opposite of :meth:`add_domain`. Mappings stay."""
@@ -304,9 +293,9 @@ class Ioas(IommufdObject):
 
     # ---- under the lock of the space ----
 
-    def _admit_domain(self, domain: IommuGroup, aperture: Range) -> None:
+    def _admit_domain(self, domain: IommuGroup) -> None:
         self._need_pages(domain)
-        self._reserve(domain, without([EVERYTHING], [aperture]))
+        self._reserve(domain, without([(0, LAST)], [APERTURE]))
 
     def _need_pages(self, group: IommuGroup) -> None:
         self._check_pages()

@@ -81,7 +81,8 @@ def copy(ioas: Ioas, pieces: Sequence[Piece], flags: int, iova: int, may_wait: b
     made: list[Mapping] = []
     with space.lock:
         length = sum(piece.size for piece in pieces)
-        position = iova = ioas.place(length, pieces[0].address, iova if in_fixed else None, len(pieces))
+        where = iova if in_fixed else None
+        position = iova = ioas.place(length, pieces[0].address, where, len(pieces), may_wait)
         for memory, address, size in pieces:
             if allows & _WRITE and not memory.writable:
                 raise OSError(errno.EPERM, "the memory was mapped for reading only")

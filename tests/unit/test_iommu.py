@@ -12,6 +12,7 @@ from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, Prot
 from devmodel.iommu.dirty import CHUNK, DirtyPages, bitmap_bytes
 from devmodel.iommu.segments import segments_of
+from devmodel.iommu.space import StillPinned
 from devmodel.iommu.type1 import Type1
 from tests.unit.fakes import TOP, FakeClient, fails
 
@@ -350,7 +351,7 @@ def test_a_device_that_does_not_let_go_is_a_bug_and_keeps_its_pages(client: Fake
     driver = Driver(iommu, stubborn=True)
     iommu.map(client, 0, 0, PAGE_SIZE, RW)
     pin = iommu.space.pin_pages(0, 1, Prot.READ)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(StillPinned):
         iommu.unmap(0, PAGE_SIZE)
     assert len(driver.told) == 10 and iommu.dma_avail == 65534
     assert pin.read(0, 1) == b"\0"

@@ -414,8 +414,33 @@ def test_an_access_pins_as_iommufd_says(context: Context, client: Remapping) -> 
     pin = ioas.space.pin_pages(0, 2, Prot.READ)
     assert context.locked.of_user(1000) == 2
     client.remap()
+    fails(errno.EDEADLOCK, ioas.unmap, 0, LAST)
+    assert len(user.seen) == 10 and set(user.seen) == {(0, 2 * PAGE_SIZE)}
     pin.release()
     with pytest.raises(DmaFault):
         pin.read(0, 1)
     assert context.locked.of_user(1000) == 0
+    fails(errno.ENOENT, ioas.space.pin_pages, PAGE_SIZE, 2, Prot.READ)
     ioas.unmap(0, LAST)
+
+
+def test_pins_of_one_page_are_one_page(context: Context, client: Remapping) -> None:
+    """Also those that came before the copy."""
+    src, dst = ioas_of(context), ioas_of(context)
+    pages_at(src, client, 0, 2, 0x40000)
+    src.add_access(Attached(1, emulated=True), PinUser())
+    dst.add_access(Attached(2, emulated=True), PinUser())
+    first = src.space.pin_pages(0, 1, Prot.READ | Prot.WRITE)
+    client.remap()
+    second = src.space.pin_pages(0, 2, Prot.READ | Prot.WRITE)
+    copied(dst, src, 0, PAGE_SIZE, 0)
+    third = dst.space.pin_pages(0, 1, Prot.READ | Prot.WRITE)
+    first.write(0, b"one page")
+    assert second.read(0, 8) == third.read(0, 8) == src.space.dma_read(0, 8) == b"one page"
+    assert client.read(0x40000, 8) == bytes(8)
+    assert context.locked.of_user(1000) == 2
+    for pin in (first, second):
+        pin.release()
+    assert third.read(0, 8) == dst.space.dma_read(0, 8) == src.space.dma_read(0, 8) == b"one page"
+    third.release()
+    assert src.space.dma_read(0, 8) == bytes(8) and context.locked.of_user(1000) == 0
