@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from ioctl_shim._native import lib
 from tests.iommufd.client import (
+    Cdev,
     FaultQueueAlloc,
     HwptInvalidate,
     HwQueueAlloc,
@@ -20,10 +25,13 @@ from tests.iommufd.client import (
 )
 from tests.lab import MountedLab
 from tests.vfio.client import fails
+from tests.vfio.conftest import machine
+from tests.vfio.devices import NEIGHBOUR, bound, function_dir
 from tools import iommufd_table
 from tools.uapi.iommufd import CONTAINER, IOCTLS, TOPICS
 from vfsfuse.vfio.iommufd import IommufdFops
 
+__all__ = ["machine"]
 HEADER = Path("/usr/include/linux/iommufd.h")
 
 
@@ -75,3 +83,60 @@ def test_what_refuses_really_does(lab: MountedLab, name: str) -> None:
     with Iommufd(lab.path) as iommufd:
         assert iommufd.ioas() == 1
         fails(getattr(errno, number.group(1)), iommufd.call, REFUSED[name])
+
+
+STATES = {name: state for topic in TOPICS for name, state in topic.names.items()} | dict(IOCTLS)
+
+
+@dataclass
+class Bound:
+    """A function that is bound to an iommufd as the device `id`; `ioas` is an IOAS."""
+
+    iommufd: Iommufd
+    id: int
+    ioas: int
+
+    def does(self, name: str, call: Callable[[], object]) -> None:
+        """Check that the call does what the document says of the name."""
+        state = STATES[name]
+        refused = re.match(r"refuses with (E\w+)", state)
+        if refused:
+            fails(getattr(errno, refused.group(1)), call)
+        else:
+            assert state.startswith("works")
+            call()
+
+
+@pytest.fixture
+def function(machine: MountedLab) -> Iterator[Bound]:
+    with bound(machine, NEIGHBOUR), Iommufd(machine.path) as iommufd:
+        (name,) = os.listdir(function_dir(machine, NEIGHBOUR) / "vfio-dev")
+        with Cdev(machine.path / "dev/vfio/devices" / name) as cdev:
+            yield Bound(iommufd, cdev.bind(iommufd), iommufd.ioas())
+
+
+@pytest.mark.parametrize("name", [name for name in STATES if re.match("IOMMU_HWPT_(ALLOC|FAULT)_", name)])
+def test_flags_of_hwpts(function: Bound, name: str) -> None:
+    flag = getattr(lib, name)
+    function.does(name, lambda: function.iommufd.hwpt(function.id, function.ioas, flag))
+
+
+@pytest.mark.parametrize("name", [name for name in STATES if name.startswith("IOMMU_HWPT_DATA_")])
+def test_types_of_data_of_hwpts(function: Bound, name: str) -> None:
+    kind = getattr(lib, name)
+    data = {"data_type": kind, "data_len": 16 if kind else 0}
+    function.does(name, lambda: function.iommufd.hwpt(function.id, function.ioas, **data))
+
+
+@pytest.mark.parametrize("name", [name for name in STATES if name.startswith("IOMMU_VIOMMU_TYPE_")])
+def test_types_of_virtual_iommus(function: Bound, name: str) -> None:
+    kind = getattr(lib, name)
+    for stated in (name, "IOMMU_VIOMMU_ALLOC"):
+        function.does(stated, lambda: function.iommufd.viommu(function.id, function.ioas, kind))
+
+
+def test_capabilities_that_are_never_there(function: Bound) -> None:
+    info, _ = function.iommufd.hw_info(function.id)
+    names = [name for name in STATES if name.startswith("IOMMU_HW_CAP_")]
+    there = {name for name in names if info.out_capabilities & getattr(lib, name)}
+    assert there == {name for name in names if not STATES[name].startswith("never")}

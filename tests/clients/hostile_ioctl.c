@@ -6,8 +6,9 @@
  *   hostile_ioctl [-u | -f] [-s SECONDS] [-m MEMORY] [-b BYTES] [-o OFFSET] [-d OFFSET] FILE DEV CALL...
  *
  * FILE is an ordinary file, the mount point; DEV is opened.  CALL is NUMBER:HEX, an ioctl and the bytes of its struct.
- * All but the last are made before, with structs in plain memory.  "@OFFSET," before the number puts the number of the
- * open DEV there, and "+" makes the call on the file that "+PATH", a CALL without a number, has opened.
+ * All but the last are made before, with structs in plain memory.  What may stand before the number, in this order:
+ *   "+" makes the call on the file that "+PATH", a CALL without a number, has opened;
+ *   "@OFFSET," puts the number of the open DEV there, "*OFFSET," the address of the memory that waits.
  * -u mounts in a user namespace, -f through fusermount3, as an ordinary user does.
  * -m is the memory of the last struct, a row of `memories`.  -b is how many of its bytes lie in plain memory before.
  * -o leaves the struct in plain memory; at OFFSET it points to that memory.  -d puts the hostile file's number there.
@@ -38,13 +39,15 @@ static void put(struct call *call, long offset, const void *value, size_t size)
 static void parse(const char *text, struct call *call)
 {
 	char *rest;
-	long dev_at = -1;
+	long dev_at = -1, memory_at = -1;
 	unsigned byte;
 
 	*call = (struct call){.fd = *text == '+' ? device : dev};
 	text += *text == '+';
 	if (*text == '@')
 		dev_at = strtol(text + 1, &rest, 0), text = rest + 1;
+	if (*text == '*')
+		memory_at = strtol(text + 1, &rest, 0), text = rest + 1;
 	call->number = strtoul(text, &rest, 0);
 	CHECK(*rest == ':');
 	for (text = rest + 1; sscanf(text, "%2x", &byte) == 1; text += 2) {
@@ -53,6 +56,8 @@ static void parse(const char *text, struct call *call)
 	}
 	if (dev_at >= 0)
 		put(call, dev_at, &dev, sizeof(dev));
+	if (memory_at >= 0)
+		put(call, memory_at, &memory, sizeof(memory));
 }
 
 static void prepare(const char *text)

@@ -21,12 +21,16 @@ from tests import needs
 from tests.hostile.clients import Hostile
 from tests.hostile.conftest import Lab, reachable
 from tests.iommufd.client import (
+    DEVICE_ATTACH,
+    DEVICE_BIND,
     MAP_FIXED_IOVA,
     OP_GET,
     READ_WRITE,
     STRUCTS,
     VFIO_IOAS_SET,
     AllowIovas,
+    AttachPt,
+    BindIommufd,
     ChangeProcess,
     Destroy,
     FaultQueueAlloc,
@@ -109,16 +113,39 @@ class Clients:
 
     def check(self, row: Row, *options: str, user: bool = False) -> None:
         """A client makes the calls of the row.  While the last one is held, nobody else waits."""
+        self.make([text(struct) for struct in (*row.before, row.struct)], row.outcome, *options, user=user)
+
+    def make(self, calls: list[str], outcome: str, *options: str, user: bool = False) -> None:
+        """As `check`, with calls as the client has them on its command line."""
         ordinary = os.geteuid() != 0
         fd, file = tempfile.mkstemp(prefix="held-", dir=self.lab.folder)
         os.close(fd)
         if user and not ordinary:
             os.chown(file, UID, UID)
         how = ["-f"] if user or ordinary else []
-        calls = [f"{struct.cmd():#x}:{bytes(struct).hex()}" for struct in (*row.before, row.struct)]
         node = str(self.lab.mounted.path / "dev/iommu")
         command = [str(self.program), *how, *options, file, node, *calls]
-        self.lab.check(Hostile(command, UID if user and not ordinary else None), row.outcome)
+        client = Hostile(command, UID if user and not ordinary else None)
+        self.lab.check(client, outcome)
+        assert client.held or "-d" in options  # descriptors are for nothing that a client can hold
+
+    @property
+    def bound(self) -> list[str]:
+        """Calls that make the IOAS 1, and bind a function as the device 2."""
+        function = self.lab.mounted.path / "dev/vfio/devices" / self.lab.function.vfio
+        bind = BindIommufd()
+        return [
+            text(IoasAlloc()),
+            f"+{function}",
+            f"+@{BindIommufd.iommufd.offset},{text(bind, DEVICE_BIND)}",
+        ]
+
+
+def text(struct: ctypes.Structure, number: int = 0) -> str:
+    """An ioctl on the client's command line."""
+    if isinstance(struct, Struct):
+        number = struct.cmd()
+    return f"{number:#x}:{bytes(struct).hex()}"
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +215,21 @@ def test_a_file_that_answers_nothing(clients: Clients) -> None:
     """IOAS_MAP_FILE takes any file as long as no domain needs its pages."""
     row = Row(MapFile(ioas_id=1, flags=READ_WRITE, length=LENGTH))
     clients.check(row, "-d", str(MapFile.fd.offset))
+
+
+def test_what_the_iommu_is_waits_for_memory(clients: Clients) -> None:
+    asked = HwInfo(dev_id=2, data_len=64)
+    calls = [*clients.bound, text(asked)]
+    clients.make(calls, "0", "-m", "stored", "-o", str(HwInfo.data_uptr.offset))
+
+
+@pytest.mark.parametrize("memory", ["shared", "userfault", "locked"])
+@pytest.mark.parametrize(
+    "call",
+    [text(HwptAlloc(dev_id=2, pt_id=1)), f"+{text(AttachPt(pt_id=1), DEVICE_ATTACH)}"],
+    ids=["HWPT_ALLOC", "ATTACH"],
+)
+def test_what_pins_mapped_memory_waits_for_it(clients: Clients, call: str, memory: str) -> None:
+    mapped = IoasMap(ioas_id=1, flags=FIXED, length=LENGTH, iova=IOVA)
+    before = f"*{IoasMap.user_va.offset},{text(mapped)}"
+    clients.make([*clients.bound, before, call], "0", "-m", memory)
