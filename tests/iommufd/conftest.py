@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.iommufd.client import Iommufd
+from tests.iommufd.devices import GPU, Copier, cdev_of
 from tests.lab import MountedLab
 from tests.vfio.conftest import machine
+from tests.vfio.devices import bound
 
 __all__ = ["machine"]
 
@@ -19,3 +21,30 @@ def iommufd(machine: MountedLab) -> Iterator[Iommufd]:
     """A fresh open of dev/iommu in a lab with one of every kind of device."""
     with Iommufd(machine.path) as opened:
         yield opened
+
+
+# ---- for modules whose `machine` is a lab of tests.iommufd.devices.LAB ----
+
+
+@pytest.fixture
+def copier(machine: MountedLab, iommufd: Iommufd) -> Iterator[Copier]:
+    """A mediated device, bound."""
+    with machine.create("copier-1", "copiers") as vgpu, Copier(vgpu.cdev) as opened:
+        opened.ready(iommufd)
+        yield opened
+
+
+@pytest.fixture
+def gpu(machine: MountedLab, iommufd: Iommufd) -> Iterator[Copier]:
+    """A physical function, bound."""
+    with bound(machine, GPU), Copier(cdev_of(machine, GPU)) as opened:
+        opened.ready(iommufd)
+        yield opened
+
+
+@pytest.fixture(params=["copier", "gpu"])
+def either(request: pytest.FixtureRequest) -> Copier:
+    """A mediated device, and a physical function."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Copier)
+    return found

@@ -23,7 +23,6 @@ from tests.iommufd.client import (
 from tests.iommufd.devices import (
     DONE,
     FAULT,
-    GPU,
     LAB,
     MSI_WINDOW,
     NEIGHBOUR,
@@ -44,30 +43,6 @@ IOVA = 0x10_0000
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
     with described(tmp_path_factory.mktemp("attach"), LAB) as mounted:
         yield mounted
-
-
-@pytest.fixture
-def copier(machine: MountedLab, iommufd: Iommufd) -> Iterator[Copier]:
-    """A mediated device, bound."""
-    with machine.create("copier-1", "copiers") as vgpu, Copier(vgpu.cdev) as opened:
-        opened.ready(iommufd)
-        yield opened
-
-
-@pytest.fixture
-def gpu(machine: MountedLab, iommufd: Iommufd) -> Iterator[Copier]:
-    """A physical function, bound."""
-    with bound(machine, GPU), Copier(cdev_of(machine, GPU)) as opened:
-        opened.ready(iommufd)
-        yield opened
-
-
-@pytest.fixture(params=["copier", "gpu"])
-def either(request: pytest.FixtureRequest) -> Copier:
-    """A mediated device, and a physical function."""
-    found = request.getfixturevalue(request.param)
-    assert isinstance(found, Copier)
-    return found
 
 
 def mapped(iommufd: Iommufd, ioas: int) -> Memory:
