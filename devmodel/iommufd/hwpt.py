@@ -22,7 +22,7 @@ from typing import NamedTuple
 from devmodel.iommu.dmaspace import DmaSpace
 from devmodel.iommufd.dirty import TrackedSpace
 from devmodel.iommufd.hwinfo import IommuDevice, UnitFacts
-from devmodel.iommufd.ioas import Ioas
+from devmodel.iommufd.ioas import APERTURE, EVERYTHING, Ioas
 from devmodel.iommufd.objects import IommufdObject, ObjectTable, ObjectType
 
 
@@ -80,7 +80,7 @@ class Hwpt(IommufdObject):
         self._table.reserve(self)
         self._table.hold(self.ioas)
         try:
-            self.ioas.add_domain(self)
+            self.ioas.add_domain(self, EVERYTHING if self.unit is None else APERTURE)
         except BaseException:
             self._table.drop(self.ioas)
             self._table.cancel(self)

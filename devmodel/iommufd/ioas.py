@@ -31,6 +31,8 @@ from devmodel.iommufd.iovas import LAST, Iovas, Range, without
 from devmodel.iommufd.objects import IommufdObject, ObjectType
 
 log = logging.getLogger(__name__)
+EVERYTHING = (0, LAST)
+"""All iovas. A function without an IOMMU can use them."""
 APERTURE = (0, 2**48 - 1)
 """The iovas that a domain of the emulated IOMMU translates."""
 HUGE_PAGE = 2**21
@@ -228,14 +230,15 @@ class Ioas(IommufdObject):
 
     # ---- what is attached: threads that may wait ----
 
-    def add_domain(self, domain: IommuGroup) -> None:
-        """Pin all mappings, also new ones, for a domain, which waits for their clients.
+    def add_domain(self, domain: IommuGroup, aperture: Range = APERTURE) -> None:
+        """Pin all mappings, also new ones, for a domain, which waits for their clients. ``aperture`` has the
+        first and the last iova that it translates.
 
         Raises ``OSError``, with nothing changed: EADDRINUSE (a mapping or an allowed range is misaligned or
         beyond its aperture), EFAULT and ENOMEM when the memory cannot be pinned.
         """
         with as_iommufd():
-            self._attach(domain, partial(self._admit_domain, domain))
+            self._attach(domain, partial(self._admit_domain, domain, aperture))
 
     def remove_domain(self, domain: IommuGroup) -> None:
         """The opposite of :meth:`add_domain`. Mappings stay."""
@@ -293,9 +296,9 @@ class Ioas(IommufdObject):
 
     # ---- under the lock of the space ----
 
-    def _admit_domain(self, domain: IommuGroup) -> None:
+    def _admit_domain(self, domain: IommuGroup, aperture: Range) -> None:
         self._need_pages(domain)
-        self._reserve(domain, without([(0, LAST)], [APERTURE]))
+        self._reserve(domain, without([EVERYTHING], [aperture]))
 
     def _need_pages(self, group: IommuGroup) -> None:
         self._check_pages()

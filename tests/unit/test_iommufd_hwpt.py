@@ -102,6 +102,15 @@ def test_other_kinds_of_iommu_have_one_of_their_own(context: Context, ioas: Ioas
         fails(errno.EINVAL, hwpt.join, device)
 
 
+def test_what_a_domain_translates(context: Context, ioas: Ioas, function: Function) -> None:
+    bare = alloc(context, Wish(Function(context, None).id, ioas.id))
+    assert ioas.iova_ranges() == [(0, 2**64 - 1)] and ioas.alignment == PAGE_SIZE
+    alloc(context, Wish(function.id, ioas.id))
+    assert ioas.iova_ranges() == [(0, 2**48 - 1)]
+    context.objects.destroy(bare.id)
+    assert ioas.iova_ranges() == [(0, 2**48 - 1)]
+
+
 def test_an_explicit_one_is_not_chosen(context: Context, ioas: Ioas, function: Function) -> None:
     explicit = alloc(context, Wish(function.id, ioas.id))
     automatic = hwpt_for(ioas, function)
