@@ -35,9 +35,15 @@ fails with E2BIG. "Since" is the first Linux that has the ioctl.
 CONTAINER_HEAD = """
 ## Ioctls of containers
 
-A program that opens dev/iommu as its container makes these. They change the mappings of one IOAS: of the one
-that IOMMU_VFIO_IOAS has set, or that the first group has brought. Without one, SET_IOMMU, GET_INFO, MAP_DMA
-and UNMAP_DMA fail with ENODEV. Every other ioctl of a container is ENOTTY.
+A program that opens dev/iommu as its container makes these, and gives that file to VFIO_GROUP_SET_CONTAINER.
+They change the mappings of one IOAS: of the one that IOMMU_VFIO_IOAS has set, or that the first group has
+brought. Without one, SET_IOMMU, GET_INFO, MAP_DMA and UNMAP_DMA fail with ENODEV. Every other ioctl of a
+container is ENOTTY. A device of the group is bound to the iommufd and attached to the IOAS as
+VFIO_GROUP_GET_DEVICE_FD first opens it, so errors of its attachment are errors of that call. SET_IOMMU is not
+needed.
+
+A program that opens dev/vfio/vfio gets the same in a lab whose file has `container = "iommufd"`
+([lab](lab.md#mount)).
 
 | number | ioctl | state |
 | --- | --- | --- |

@@ -20,10 +20,11 @@ class Context:
 
     __slots__ = ("_holders", "budget", "locked", "objects")
 
-    def __init__(self, locked: LockedMemory | None = None) -> None:
-        """``locked`` is the account of the lab's containers and other contexts, whose pages count too."""
+    def __init__(self, locked: LockedMemory | None = None, by_user: bool = True) -> None:
+        """``locked`` is the account of the lab's containers and other contexts, whose pages count too.
+        ``by_user`` is as for :class:`ContextMemory`."""
         self.objects = ObjectTable()
-        self.locked = ContextMemory(locked or LockedMemory())
+        self.locked = ContextMemory(locked or LockedMemory(), by_user)
         self.budget = Budget()
         self._holders = 1
 

@@ -24,7 +24,6 @@ from devmodel.lifecycle.vf import VfLayout, integrated_model, physical_model
 from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture
 from devmodel.pci.regs import ExtCapId
-from devmodel.vfio.container import Container
 from devmodel.vfio.group import Group
 from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
@@ -124,23 +123,17 @@ class PciFunction(VfioPciFunction):
         return True
 
     @property
-    def container(self) -> Container | None:
-        """The container that its group is in. Any thread."""
-        opened = self.group.opened
-        return None if opened is None else opened.container
-
-    @property
     def claimed(self) -> bool:
-        """Whether its host driver or a container uses its IOMMU group. Any thread."""
+        """Whether its host driver, a container or an iommufd uses its IOMMU group. Any thread."""
         by_host = self.driver is not None and self.driver != VFIO_PCI and self.host_driver_claims
-        return by_host or self.container is not None
+        return by_host or self.group.domain is not None
 
     @property
     def domain(self) -> Domain:
         """The domain of the IOMMU that it is in now. Any thread."""
-        container = self.container
-        if container is not None:
-            return Domain(False, container)
+        by_vfio = self.group.domain
+        if by_vfio is not None:
+            return Domain(False, by_vfio)
         identity = self.default_domain.type is DomainType.IDENTITY
         return Domain(identity, None if identity else self.group)
 

@@ -89,7 +89,7 @@ class LabSpec:
     """A whole lab. The kernel may cache names and attributes for ``cache`` seconds.
 
     The device files belong to ``device_uid`` and ``device_gid`` (None: the user who mounted), with mode
-    ``device_mode``.
+    ``device_mode``. With ``iommufd_container`` dev/vfio/vfio opens iommufds.
     """
 
     parents: tuple[ParentSpec, ...]
@@ -99,4 +99,5 @@ class LabSpec:
     device_gid: int | None = None
     cache: float = 60.0
     removal: RemovalPolicy = RemovalPolicy.BUSY
+    iommufd_container: bool = False
     iommu: IommuSpec = field(default_factory=IommuSpec)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from devmodel.client import Client
 from devmodel.iommu.accounts import LockedMemory
@@ -47,6 +47,7 @@ class Container:
     """
 
     __slots__ = ("closed", "groups", "iommu", "lock", "locked", "module")
+    claims: ClassVar[bool] = True
 
     def __init__(self, module: VfioModule | None = None, locked: LockedMemory | None = None) -> None:
         self.lock = threading.Lock()
@@ -134,6 +135,14 @@ class Container:
                 return
             self.iommu = None
         iommu.close()
+
+    def check_ready(self) -> None:
+        """Raises ``OSError(EINVAL)`` before SET_IOMMU."""
+        if self.iommu is None:
+            raise OSError(errno.EINVAL, "the container has no IOMMU set")
+
+    def link(self, device: object) -> None:
+        """A device of a group is opened. It is connected by its group."""
 
     def close(self) -> None:
         """The file is closed. Groups that are still attached go on using the container."""

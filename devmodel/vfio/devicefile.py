@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from contextlib import ExitStack
 
+from devmodel.iommu.api import MustWait
 from devmodel.iommu.driver import Iommu
 from devmodel.iommufd.context import Context
 from devmodel.vfio.group import Assignable
@@ -47,10 +48,27 @@ class DeviceFile:
                 group_file.get()
 
     @classmethod
-    def named(cls, group_file: GroupFile, name: str, rawio: bool = False) -> DeviceFile:
-        """Open the device ``name`` through its group. Raises ``OSError`` as :meth:`GroupFile.get_device`."""
+    def named(
+        cls, group_file: GroupFile, name: str, rawio: bool = False, may_wait: bool = True
+    ) -> DeviceFile:
+        """Open the device ``name`` through its group.
+
+        Raises ``OSError`` as :meth:`GroupFile.get_device`, :meth:`GroupContainer.link` and
+        :meth:`DeviceLink.attach`. Raises :class:`MustWait`, with nothing opened, when the group has joined an
+        iommufd and the call may not wait.
+        """
+        if not may_wait and group_file.opening_waits:
+            raise MustWait
         with group_file.group.lock:
-            return cls(group_file.get_device(name, rawio), group_file)
+            made = cls(group_file.get_device(name, rawio), group_file)
+            link = group_file.links.get(made.assignable)
+        if link is not None:
+            try:
+                link.attach()
+            except BaseException:
+                made.close()
+                raise
+        return made
 
     @property
     def by_cdev(self) -> bool:
@@ -71,6 +89,7 @@ class DeviceFile:
             with ExitStack() as after:  # whatever a model does as it is released, or reset
                 if self.group_file is not None:
                     after.callback(self.group_file.put)
+                    after.callback(self.group_file.unlink, self.assignable)
                 after.callback(self.assignable.drop)
                 self._end(after)
 
@@ -78,8 +97,16 @@ class DeviceFile:
 
     def _opened(self) -> None:
         """The file holds the device."""
-        container = self.group_file.container if self.group_file is not None else None
-        self._start(container.iommu if container is not None else None)
+        file = self.group_file
+        if file is None:
+            self._start()
+            return
+        file.link(self.assignable)
+        try:
+            self._start(file.container.iommu if file.container is not None else None)
+        except BaseException:
+            file.unlink(self.assignable)
+            raise
 
     def _end(self, after: ExitStack) -> None:
         """The file is closed. ``after`` is run afterwards, the last callback first."""

@@ -14,22 +14,64 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Protocol
 
 from devmodel.device.base import DriverAccess
+from devmodel.iommu.driver import Iommu
 from devmodel.iommufd.context import Context
 from devmodel.irq.kinds import PciIrq
 from devmodel.vfio.bindable import BindableDevice, OpenCdev
-from devmodel.vfio.container import Container
 from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, check_clients, check_looks
+
+
+class DeviceLink(Protocol):
+    """What connects an open device of a group to an iommufd (:class:`devmodel.vfio.compat.CompatLink`)."""
+
+    @property
+    def context(self) -> Context:
+        """What the device is bound to."""
+
+    def attach(self) -> None:
+        """Have the device reach memory, unless it does so already. Called without a lock. Waits for clients.
+        Raises ``OSError``."""
+
+    def end(self) -> None:
+        """The last file of the device is closed. Under the group's lock."""
+
+
+class GroupContainer(Protocol):
+    """What a group joins: a container, or an iommufd (:class:`devmodel.vfio.compat.CompatContainer`)."""
+
+    @property
+    def claims(self) -> bool:
+        """Whether the group belongs to it as a whole: only a viable group can join, and it leaves only when
+        no device is open. Otherwise that is decided as each device is opened."""
+
+    @property
+    def iommu(self) -> Iommu | None:
+        """What connects the devices that are opened. None when that is a :class:`DeviceLink`."""
+
+    def attach(self, group: Group) -> None:
+        """Add a group. Called without a lock. Waits for clients. Raises ``OSError``."""
+
+    def detach(self, group: Group) -> None:
+        """Remove a group. Under the group's lock."""
+
+    def check_ready(self) -> None:
+        """Raises ``OSError(EINVAL)`` when devices cannot be opened yet. Under the group's lock."""
+
+    def link(self, device: Assignable) -> DeviceLink | None:
+        """A device of a group is opened for the first time. Under the group's lock. Raises ``OSError``."""
 
 
 class OpenGroup(ABC):
     """The open file of a group, as the group and its devices see it. ``client`` used it last, ``container``
-    is what it has joined."""
+    is what it has joined, ``links`` are those of open devices."""
 
-    __slots__ = ("client", "container")
+    __slots__ = ("client", "container", "links")
     client: LastClient
-    container: Container | None
+    container: GroupContainer | None
+    links: dict[Assignable, DeviceLink]
 
     @property
     @abstractmethod
@@ -90,7 +132,7 @@ class Group(Held):
         if self.noiommu and not rawio:
             raise OSError(errno.EPERM, f"group {self.number} has no IOMMU: it takes CAP_SYS_RAWIO")
 
-    # ---- iommufd, by the devices' own character devices: under the lock ----
+    # ---- iommufd: under the lock ----
 
     @property
     def binding(self) -> OpenCdev | None:
@@ -101,7 +143,18 @@ class Group(Held):
     def owner(self) -> Context | None:
         """The context that devices of the group are bound to."""
         bound = (each.bound_device for each in self.devices)
-        return next((each.context for each in bound if each is not None), None)
+        found = next((each.context for each in bound if each is not None), None)
+        if found is None and self.opened is not None:
+            found = next((link.context for link in list(self.opened.links.values())), None)
+        return found
+
+    @property
+    def domain(self) -> object:
+        """What translates the DMA of its devices: a container or a context. None when VFIO does not use it.
+        Any thread."""
+        opened = self.opened
+        container = None if opened is None else opened.container
+        return container if container is not None and container.claims else self.owner
 
     def check_owner(self, context: Context) -> None:
         """Raise ``OSError(EPERM)`` unless all devices of the group are free, or bound to ``context``."""

@@ -12,8 +12,7 @@ import errno
 from collections.abc import Callable
 from typing import NamedTuple
 
-from devmodel.vfio.container import Container
-from devmodel.vfio.group import Assignable, Group, OpenGroup
+from devmodel.vfio.group import Assignable, DeviceLink, Group, GroupContainer, OpenGroup
 from devmodel.vfio.lingering import LastClient, lives
 
 
@@ -37,7 +36,8 @@ class GroupFile(OpenGroup):
         """For :func:`open_group`."""
         self.group = group
         self.client = LastClient(group, client_ended)
-        self.container: Container | None = None
+        self.container: GroupContainer | None = None
+        self.links: dict[Assignable, DeviceLink] = {}
         self._users = 1
         self._closed = self.revoked = False
 
@@ -56,15 +56,18 @@ class GroupFile(OpenGroup):
         :attr:`revoked`."""
         with self.group.lock:
             self._check_group()
-            return GroupStatus(self.group.viable, self.container is not None)
+            container = self.container
+            claimed = container is None or container.claims
+            return GroupStatus(self._viable if claimed else True, container is not None)
 
-    def set_container(self, container: Container | None, rawio: bool = False) -> None:
-        """Join ``container``; None stands for a file that is no container. It may wait for clients, as
-        :meth:`Container.attach`, so a thread that may wait calls it.
+    def set_container(self, container: GroupContainer | None, rawio: bool = False) -> None:
+        """Join ``container``; None stands for a file that is neither a container nor an iommufd. It may wait
+        for clients, as :meth:`Container.attach`, so a thread that may wait calls it.
 
         Raises ``OSError``: EINVAL when the group has a container already or is joining one, ENODEV once the
-        file is :attr:`revoked` or while all devices of the group are being removed, EBADFD for None, EPERM
-        when the group is not viable or as :meth:`Group.check_rawio`, otherwise as :meth:`Container.attach`.
+        file is :attr:`revoked` or while all devices of the group are being removed, EBADFD for None. For a
+        container that claims the group EPERM when that is not viable, or bound to an iommufd, or as
+        :meth:`Group.check_rawio`. Otherwise as :meth:`GroupContainer.attach`.
         """
         with self.group.lock:
             if self.container is not None or self.group.joining:
@@ -74,12 +77,13 @@ class GroupFile(OpenGroup):
                 raise OSError(errno.ENODEV, f"group {self.group.number} is about to lose its devices")
             if container is None:
                 raise OSError(errno.EBADFD, "not a VFIO container")
-            self.group.check_rawio(rawio)
-            if not self.group.viable:
-                raise OSError(errno.EPERM, f"group {self.group.number} is in use by a host driver")
+            if container.claims:
+                self.group.check_rawio(rawio)
+                if not self._viable:
+                    raise OSError(errno.EPERM, f"group {self.group.number} is in use")
             self.group.joining = True
             self.get()
-        joined: Container | None = None
+        joined: GroupContainer | None = None
         try:
             container.attach(self.group)
             joined = container
@@ -93,12 +97,14 @@ class GroupFile(OpenGroup):
 
     def unset_container(self, may_wait: bool = False) -> None:
         """Leave the container. Raises ``OSError``: EINVAL without a container, EBUSY while a device is open
-        or the group is joining the container. Waits as :meth:`Group.patiently`."""
+        that the container has claimed, or the group is joining the container. Waits as
+        :meth:`Group.patiently`."""
 
         def attempt() -> None:
-            if self.container is None and not self.group.joining:
+            container = self.container
+            if container is None and not self.group.joining:
                 raise OSError(errno.EINVAL, "the group has no container")
-            if self._users > 1:
+            if self._users > 1 and (container is None or container.claims):
                 self.client.check()
                 raise OSError(errno.EBUSY, "a device of the group is open, or the group is joining")
             self._leave()
@@ -116,8 +122,9 @@ class GroupFile(OpenGroup):
             found = next((each for each in self.group.devices if each.answers_to(name)), None)
             if found is None:
                 raise OSError(errno.ENODEV, f"group {self.group.number} has no device {name!r}")
-            if self.container is None or self.container.iommu is None:
-                raise OSError(errno.EINVAL, "the group has no container with an IOMMU")
+            if self.container is None:
+                raise OSError(errno.EINVAL, "the group has no container")
+            self.container.check_ready()
             self.group.check_rawio(rawio)
             return found
 
@@ -140,10 +147,33 @@ class GroupFile(OpenGroup):
             self.group.opened = None
             self.group.let_go()
 
+    @property
+    def opening_waits(self) -> bool:
+        """Whether to open a device may take as long as a client likes. Any thread."""
+        return self.container is not None and not self.container.claims
+
+    def link(self, device: Assignable) -> None:
+        """A file of ``device`` is about to be open. Called as :meth:`get`. Raises ``OSError`` as
+        :meth:`GroupContainer.link`."""
+        if self.container is not None and device not in self.links and not device.users:
+            made = self.container.link(device)
+            if made is not None:
+                self.links[device] = made
+
+    def unlink(self, device: Assignable) -> None:
+        """A file of ``device`` is closed, or could not be opened. Called as :meth:`get`."""
+        if device in self.links and not device.users:
+            self.links.pop(device).end()
+
     def revoke(self) -> None:
         """Leave the container, and answer ENODEV from then on. Under the group's lock."""
         self.revoked = True
         self._leave()
+
+    @property
+    def _viable(self) -> bool:
+        """Whether a container can claim the group. Devices that an iommufd has claimed are open still."""
+        return self.group.viable and (self.group.emulated or self.group.owner is None)
 
     def _check_group(self) -> None:
         if self.revoked:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.iommufd.client import ALL, Iommufd, IommufdContainer
+from tests.iommufd.client import ALL, HUGE_PAGES, Iommufd, IommufdContainer
 from tests.lab import MountedLab
 from tests.vfio import client
 from tests.vfio.client import PAGE, DmaMap, DmaUnmap, IommuInfo, Memory, buffer, chain, fails
@@ -114,6 +114,22 @@ def test_others_are_unknown(machine: MountedLab, container: IommufdContainer, cm
 
 
 # ---- SET_IOMMU ----
+
+
+def test_set_iommu_is_no_state_but_pages(container: IommufdContainer, memory: Memory) -> None:
+    context = context_of(container)
+    ioas = context.vfio_ioas()
+    container.map(BASE, memory.address, PAGE)  # it is not needed first
+    for _ in range(2):
+        container.set_iommu(client.TYPE1V2)
+        assert context.get_option(HUGE_PAGES, ioas) == 1
+    for _ in range(2):
+        container.set_iommu(client.TYPE1)
+        assert context.get_option(HUGE_PAGES, ioas) == 0
+    container.set_iommu(client.TYPE1V2)
+    assert context.get_option(HUGE_PAGES, ioas) == 0  # they stay off
+    for kind in (0, 2, client.DMA_CC, client.NESTING, client.NOIOMMU, client.UNMAP_ALL, 99, 2**32 + 1):
+        fails(errno.EINVAL, container.ioctl, client.SET_IOMMU, kind)
 
 
 def test_type1_refuses_what_is_not_of_pages(container: IommufdContainer, memory: Memory) -> None:

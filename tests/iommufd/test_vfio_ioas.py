@@ -9,7 +9,7 @@ import pytest
 
 from tests.iommufd.client import Iommufd, IommufdContainer, VfioIoas
 from tests.lab import MountedLab
-from tests.vfio.client import PAGE, Memory, fails
+from tests.vfio.client import PAGE, Group, Memory, fails
 
 BASE = 0x100000
 
@@ -86,3 +86,25 @@ def test_container_ioctls_are_for_it(machine: MountedLab) -> None:
             context.set_vfio_ioas(ioas)
             assert container.unmap(BASE, PAGE) == PAGE
     memory.close()
+
+
+def test_a_group_makes_one_unless_there_is_one(machine: MountedLab) -> None:
+    with (
+        machine.create("mtty-2", "mtty") as one,
+        machine.create("mtty-2", "mtty") as two,
+        Iommufd(machine.path) as context,
+    ):
+        with Group(machine.path, one.group) as first, Group(machine.path, two.group) as second:
+            first.set_container(context)
+            made = context.vfio_ioas()
+            second.set_container(context)
+            assert context.vfio_ioas() == made == 1
+        assert context.vfio_ioas() == made  # it outlives the groups
+        with Group(machine.path, one.group) as first:
+            first.set_container(context)
+            assert context.vfio_ioas() == made
+        with Iommufd(machine.path) as other, Group(machine.path, one.group) as first:
+            own = [other.ioas(), other.ioas()][1]
+            other.set_vfio_ioas(own)
+            first.set_container(other)
+            assert other.vfio_ioas() == own

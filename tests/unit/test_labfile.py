@@ -117,6 +117,7 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
             vendor = "acme"
             [mount]
             cache = 0
+            container = "iommufd"
             device_owner = "root"
             device_group = 0
             device_mode = "0666"
@@ -147,6 +148,7 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
         0,
         0o666,
     )
+    assert spec.iommufd_container
     assert spec.iommu == IommuSpec(dirty_tracking=False, vtd_info=True)
     (card,) = spec.parents
     assert (card.name, card.kind, card.driver, card.model, card.bdf) == (
@@ -201,6 +203,8 @@ GPU_PATH = 'parents."0000:01:00.0"'
         (GPU + "[mount]\ndevice_owner = -1\n", "mount.device_owner", "not an id"),
         (GPU + "[mount]\ndevice_owner = true\n", "mount.device_owner", "not a whole number"),
         (GPU + "[iommu]\ndirty_tracking = 1\n", "iommu.dirty_tracking", "neither true nor false"),
+        (GPU + "[mount]\ncontainer = true\n", "mount.container", 'neither "vfio" nor "iommufd"'),
+        (GPU + '[mount]\ncontainer = "type1"\n', "mount.container", 'neither "vfio" nor "iommufd"'),
         (GPU + "[iommu]\nhw_info = true\n", "iommu.hw_info", 'neither "none" nor "intel-vtd"'),
         (GPU + "[iommu]\nhw_info = []\n", "iommu.hw_info", 'neither "none" nor "intel-vtd"'),
         (GPU + "[iommu]\npasid = true\n", "iommu.pasid", "known are dirty_tracking, hw_info"),

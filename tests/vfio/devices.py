@@ -119,15 +119,21 @@ class Opened:
 
 
 @contextlib.contextmanager
-def opened(lab: MountedLab, group: str, name: str, kind: int = TYPE1V2) -> Iterator[Opened]:
+def opened(
+    lab: MountedLab,
+    group: str,
+    name: str,
+    kind: int = TYPE1V2,
+    container: type[Container] = Container,
+) -> Iterator[Opened]:
     """The device `name` of `group`, opened in a container of its own."""
     with ExitStack() as stack:
-        container = stack.enter_context(Container(lab.path))
+        own = stack.enter_context(container(lab.path))
         file = stack.enter_context(Group(lab.path, group))
-        file.set_container(container)
-        container.set_iommu(kind)
+        file.set_container(own)
+        own.set_iommu(kind)
         device = stack.enter_context(Device(group_device(lab.path, file, name)))
-        yield Opened(container, file, device, name)
+        yield Opened(own, file, device, name)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.iommufd.client import IommufdContainer
 from tests.lab import ROOT, MountedLab, described
 from tests.vfio.client import (
     DEVICE_RESET,
@@ -91,22 +92,36 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
         yield mounted
 
 
+@pytest.fixture(params=[Container, IommufdContainer], ids=["container", "iommufd"])
+def container(request: pytest.FixtureRequest) -> type[Container]:
+    """What the group of the device joins."""
+    found: type[Container] = request.param
+    return found
+
+
+of_type1 = pytest.mark.parametrize("container", [Container], indirect=True)
+"""What only type1 has."""
+
+
 @contextlib.contextmanager
-def device(machine: MountedLab, kind: str) -> Iterator[Opened]:
-    with machine.create(f"{kind}-1", f"{kind}s") as vgpu, opened(machine, vgpu.group, vgpu.name) as found:
+def device(machine: MountedLab, kind: str, container: type[Container]) -> Iterator[Opened]:
+    with (
+        machine.create(f"{kind}-1", f"{kind}s") as vgpu,
+        opened(machine, vgpu.group, vgpu.name, container=container) as found,
+    ):
         found.device.set_config(COMMAND_REGISTER, DECODE | MASTER)
         yield found
 
 
 @pytest.fixture
-def copier(machine: MountedLab) -> Iterator[Opened]:
-    with device(machine, "copier") as found:
+def copier(machine: MountedLab, container: type[Container]) -> Iterator[Opened]:
+    with device(machine, "copier", container) as found:
         yield found
 
 
 @pytest.fixture
-def holder(machine: MountedLab) -> Iterator[Opened]:
-    with device(machine, "holder") as found:
+def holder(machine: MountedLab, container: type[Container]) -> Iterator[Opened]:
+    with device(machine, "holder", container) as found:
         yield found
 
 
@@ -249,6 +264,7 @@ def dirty(opened: Opened, iova: int, pages: int) -> int:
     return int.from_bytes(bitmap.raw, "little")
 
 
+@of_type1
 def test_what_the_device_wrote_is_dirty(copier: Opened) -> None:
     with mapped(copier, 0x100000, Memory(64 * PAGE)):
         copier.container.ioctl(IOMMU_DIRTY_PAGES, DirtyBitmap(flags=DIRTY_START))

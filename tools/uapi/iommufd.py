@@ -50,7 +50,7 @@ IOCTLS: Mapping[str, str] = {
 
 CONTAINER: Mapping[str, str] = {
     "VFIO_GET_API_VERSION": WORKS,
-    "VFIO_CHECK_EXTENSION": f"{WORKS}: TYPE1, TYPE1v2, UNMAP_ALL, DMA_CC; others are 0",
+    "VFIO_CHECK_EXTENSION": f"{WORKS}: TYPE1, TYPE1v2, NOIOMMU, UNMAP_ALL, DMA_CC; others are 0",
     "VFIO_SET_IOMMU": f"{WORKS}; TYPE1 turns huge pages off",
     "VFIO_IOMMU_GET_INFO": f"{WORKS}, with the capabilities DMA_AVAIL and IOVA_RANGE",
     "VFIO_IOMMU_MAP_DMA": f"{WORKS}; the flag VADDR is EINVAL",

@@ -32,6 +32,7 @@ LAB: Schema = {
 }
 MOUNT: Schema = {
     "cache": Key(values.seconds, "cache"),
+    "container": Key(values.container, "iommufd_container"),
     "device_owner": Key(values.user, "device_uid"),
     "device_group": Key(values.group, "device_gid"),
     "device_mode": Key(values.mode, "device_mode"),

@@ -75,6 +75,13 @@ def removal(value: object) -> RemovalPolicy:
     return RemovalPolicy(value)
 
 
+def container(value: object) -> bool:
+    """What dev/vfio/vfio opens: whether that is an iommufd."""
+    if value not in ("vfio", "iommufd"):
+        raise ValueError(f'{value!r} is neither "vfio" nor "iommufd" (give one of them)')
+    return value == "iommufd"
+
+
 def hw_info(value: object) -> bool:
     """The type of IOMMU that GET_HW_INFO reports: whether it is VT-d."""
     if value not in ("none", "intel-vtd"):

@@ -104,17 +104,19 @@ class Module:
     built_in: bool = False
 
 
+TYPE1 = "vfio_iommu_type1"
+"""It is not there when dev/vfio/vfio opens iommufds."""
 MODULES: Mapping[str, Module] = {
     "iommufd": Module(),
     "mdev": Module(),
     "pcieportdrv": Module(built_in=True),
     "vfio": Module(uses=("iommufd",), parameters=VfioParameters),
-    "vfio_iommu_type1": Module(uses=("vfio",), parameters=Type1Parameters),
+    TYPE1: Module(uses=("vfio",), parameters=Type1Parameters),
     "vfio_mdev": Module(uses=("mdev", "vfio")),
     "vfio_pci": Module(uses=("vfio_pci_core",), parameters=VfioPciParameters),
     "vfio_pci_core": Module(uses=("vfio",)),
 }
-"""The modules that every lab has.  The host driver of each parent has a module, too."""
+"""The modules of every lab, but for :data:`TYPE1`.  The host driver of each parent has a module, too."""
 HOST_DRIVER = Module(uses=("mdev",))
 
 

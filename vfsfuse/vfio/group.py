@@ -7,13 +7,15 @@ import errno
 import logging
 
 from devmodel.iommu.api import MustWait
-from devmodel.vfio.group import Group
+from devmodel.vfio.compat import CompatContainer
+from devmodel.vfio.group import Group, GroupContainer
 from devmodel.vfio.groupfile import open_group
 from ioctl_shim._native import lib
 from ioctl_shim.abi import Kind
 from ioctl_shim.client import ClientProcess
-from ioctl_shim.lane import Opened, Opener, OpenRequest, SizedIoctl
+from ioctl_shim.lane import LaneFile, Opened, Opener, OpenRequest, SizedIoctl
 from vfsfuse.vfio.container import ContainerFops
+from vfsfuse.vfio.contextfile import ContextFops
 from vfsfuse.vfio.fops import Request, Services, VfioFops, answers, rawio
 from vfsfuse.vfio.handover import DeviceRequest, Handover, Offer, encode_token
 
@@ -56,8 +58,7 @@ class GroupFops(VfioFops):
     @answers("VFIO_GROUP_SET_CONTAINER")
     def set_container(self, request: Request) -> int:
         fd = int.from_bytes(request.caller.read(request.arg, 4), "little", signed=True)
-        found = self.services.find_file(request.caller, fd)
-        container = found.container if isinstance(found, ContainerFops) else None
+        container = _joinable(self.services.find_file(request.caller, fd))
         self.file.set_container(container, rawio(self.file.group, request.tid))
         return 0
 
@@ -93,3 +94,10 @@ class GroupFops(VfioFops):
     def release(self) -> None:
         self._handover.close()
         self.file.close()
+
+
+def _joinable(file: LaneFile | None) -> GroupContainer | None:
+    """The open file as what a group can join.  None if it is no such file."""
+    if isinstance(file, ContextFops):
+        return CompatContainer(file.compat)
+    return file.container if isinstance(file, ContainerFops) else None

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from devmodel.iommu.api import MustWait
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.group import Assignable
 from devmodel.vfio.groupfile import GroupFile
@@ -106,12 +107,21 @@ class Handover:
     def _take(self, token: int, opening: OpenRequest) -> DeviceFile:
         with self._lock:
             prepared = self._prepared.get(token)
-            if prepared is None:
-                raise OSError(errno.ENXIO, "opened already, or withdrawn")
-            if opening.tid != prepared.request.supervisor:
-                raise OSError(errno.EACCES, f"thread {opening.tid} did not prepare this device")
-            del self._prepared[token]
-        return DeviceFile.named(self._file, prepared.request.name, prepared.rawio)
+        if prepared is None:
+            raise OSError(errno.ENXIO, "opened already, or withdrawn")
+        asked = prepared.request
+        if opening.tid != asked.supervisor:
+            raise OSError(errno.EACCES, f"thread {opening.tid} did not prepare this device")
+        again = False
+        try:
+            return DeviceFile.named(self._file, asked.name, prepared.rawio, may_wait=not opening.on_pump)
+        except MustWait:
+            again = True  # another thread makes this call once more
+            raise
+        finally:
+            if not again:
+                with self._lock:
+                    self._prepared.pop(token, None)
 
     def close(self) -> None:
         """The group file was closed: withdraw what nobody has opened."""

@@ -7,12 +7,13 @@ Source: <linux/iommufd.h>, Documentation/userspace-api/iommufd.rst.  Threads and
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import MustWait
 from devmodel.iommufd.context import Context
 from devmodel.vfio.module import VfioModule
-from ioctl_shim.lane import Opened, Opener
+from ioctl_shim.lane import Opened, Opener, OpenRequest
 from ioctl_shim.processes import Processes
 from vfsfuse.vfio.compat import CompatFops
 from vfsfuse.vfio.container import ContainerFops
@@ -37,12 +38,20 @@ class IommufdFops(CompatFops, IoasFops, SharingFops, OptionFops, HwptFops):
         return 0
 
 
-def openers(module: VfioModule, services: Services, st_dev: Callable[[], int]) -> tuple[Opener, Opener]:
+def openers(
+    module: VfioModule, services: Services, st_dev: Callable[[], int], iommufd_container: bool
+) -> tuple[Opener, Opener]:
     """The functions that open dev/vfio/vfio and dev/iommu of a lab.  Both account for locked memory together.
 
-    `module` has the parameters of the lab's modules, `st_dev` returns that of the mount's files."""
+    `module` has the parameters of the lab's modules, `st_dev` returns that of the mount's files.  With
+    `iommufd_container` dev/vfio/vfio opens an iommufd, which charges processes for memory as type1 does."""
     locked = LockedMemory()
+
+    def open_iommufd(by_user: bool, request: OpenRequest) -> Opened:
+        return Opened(IommufdFops(Context(locked, by_user), Processes(st_dev), services))
+
+    containers = ContainerFops.opener(module, locked, st_dev)
     return (
-        ContainerFops.opener(module, locked, st_dev),
-        lambda request: Opened(IommufdFops(Context(locked), Processes(st_dev), services)),
+        partial(open_iommufd, False) if iommufd_container else containers,
+        partial(open_iommufd, True),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from devmodel.lifecycle.lab import Lab
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
-from vfsfuse.sysfs.modules import HOST_DRIVER, MODULES, LoadedModuleDir, Module, ModuleDir, module_name
+from vfsfuse.sysfs.modules import HOST_DRIVER, MODULES, TYPE1, LoadedModuleDir, Module, ModuleDir, module_name
 
 
 class ModuleViews:
@@ -20,7 +20,8 @@ class ModuleViews:
         self._top = tree.make("sys/module")
         self._modules: dict[str, ModuleDir] = {}
         for name in MODULES:
-            self._add(name)
+            if name != TYPE1 or not lab.spec.iommufd_container:
+                self._add(name)
 
     def host_driver(self, driver: str) -> ModuleDir:
         """The module of the host driver of a parent, which is added if it is not there."""

@@ -103,7 +103,7 @@ class VfioNodes:
     def add_misc(self, vfio: VfioModule, st_dev: Callable[[], int]) -> None:
         """Add dev/vfio/vfio and dev/iommu, and their devices of the class misc.  `st_dev` gives that of the
         mount."""
-        containers, contexts = openers(vfio, self.services, st_dev)
+        containers, contexts = openers(vfio, self.services, st_dev, self.spec.iommufd_container)
         self._add_misc(self._vfio, DeviceNode("vfio", 0o666, containers), ContainerDir)
         iommu = DeviceNode("iommu", self.spec.device_mode, contexts)
         self._add_misc(self.tree.make("dev"), iommu, IommufdDir)

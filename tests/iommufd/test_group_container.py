@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups whose container is an iommufd: SET_CONTAINER, GET_STATUS, and the devices that they open."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.iommufd.client import Cdev, Iommufd, IommufdContainer
+from tests.lab import ROOT, MountedLab, described, vfsfuse
+from tests.vfio import client
+from tests.vfio.client import PAGE, Container, Group, Memory, fails
+from tests.vfio.devices import GPU, NEIGHBOUR, UNPROTECTED, Device, Opened, bound, group_device, opened
+from tests.vfio.test_dma_device import COMMAND_REGISTER, DECODE, DONE, FAULT, MASTER, copy, mapped
+from tests.vfio.test_dma_device import LAB as COPIERS
+
+BASE = 0x100000
+MSI = 0xFEE00000
+IOVA_RANGE = 1
+VIABLE, CONTAINER_SET = 1, 2
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    memory = Memory(16 * PAGE)
+    yield memory
+    memory.close()
+
+
+@contextlib.contextmanager
+def with_device(machine: MountedLab, group: str, name: str) -> Iterator[IommufdContainer]:
+    """A container that the device `name` uses."""
+    with (
+        IommufdContainer(machine.path) as made,
+        Group(machine.path, group) as member,
+    ):
+        member.set_container(made)
+        with Device(group_device(machine.path, member, name)):
+            yield made
+
+
+@pytest.fixture
+def physical(machine: MountedLab) -> Iterator[IommufdContainer]:
+    with bound(machine, GPU) as (number,), with_device(machine, number, GPU) as made:
+        yield made
+
+
+@pytest.fixture
+def card(machine: MountedLab) -> Iterator[tuple[str, str]]:
+    """A mediated device: its group and its name."""
+    with machine.create("mtty-2", "mtty") as made:
+        yield made.group, made.name
+
+
+@pytest.fixture
+def gpu(machine: MountedLab) -> Iterator[tuple[str, str]]:
+    """A physical function: its group and its name."""
+    with bound(machine, GPU) as (number,):
+        yield number, GPU
+
+
+def context_of(container: IommufdContainer) -> Iommufd:
+    return Iommufd(container.fd)
+
+
+# ---- SET_CONTAINER, UNSET_CONTAINER, GET_STATUS ----
+
+
+def test_set_container_refuses(machine: MountedLab, card: tuple[str, str]) -> None:
+    with Group(machine.path, card[0]) as group, Iommufd(machine.path) as context:
+        fails(errno.EFAULT, group.ioctl, client.GROUP_SET_CONTAINER, client.unmapped_address())
+        fails(errno.EBADF, group.set_container, 9999)
+        for path in (machine.path / "dev/vfio" / card[0], Path("/dev/null")):
+            fd = group.fd if path.parent.name == "vfio" else os.open(path, os.O_RDWR)
+            fails(errno.EBADFD, group.set_container, fd)
+        assert group.flags == VIABLE
+        group.set_container(context)
+        for other in (context.fd, 9999):  # a bad descriptor comes first
+            fails(errno.EBADF if other == 9999 else errno.EINVAL, group.set_container, other)
+        with Container(machine.path) as container:
+            fails(errno.EINVAL, group.set_container, container)
+        assert group.flags == VIABLE | CONTAINER_SET
+        group.unset_container()
+        assert group.flags == VIABLE
+        fails(errno.EINVAL, group.unset_container)
+        with Container(machine.path) as container:
+            group.set_container(container)
+            fails(errno.EINVAL, group.set_container, context)
+
+
+def test_no_set_iommu_is_needed(machine: MountedLab, card: tuple[str, str]) -> None:
+    with Group(machine.path, card[0]) as group, Iommufd(machine.path) as context:
+        fails(errno.EINVAL, group_device, machine.path, group, card[1])
+        group.set_container(context)
+        fails(errno.ENODEV, group_device, machine.path, group, "none")
+        Device(group_device(machine.path, group, card[1])).close()
+        group.unset_container()
+        fails(errno.EINVAL, group_device, machine.path, group, card[1])
+
+
+@pytest.mark.parametrize("kind", ["card", "gpu"])
+def test_objects(machine: MountedLab, kind: str, request: pytest.FixtureRequest) -> None:
+    """The compat IOAS is 1, the device that is opened 2, and the HWPT of a physical function 3."""
+    number, name = request.getfixturevalue(kind)
+    with Group(machine.path, number) as group, Iommufd(machine.path) as context:
+        group.set_container(context)
+        assert context.vfio_ioas() == 1
+        fails(errno.ENOENT, context.destroy, 2)
+        with Device(group_device(machine.path, group, name)) as device:
+            for each in (1, 2, 3) if kind == "gpu" else (1, 2):
+                fails(errno.EBUSY, context.destroy, each)
+            with Device(group_device(machine.path, group, name)):  # it is bound once
+                device.close()
+                fails(errno.EBUSY, context.destroy, 2)
+        fails(errno.ENOENT, context.destroy, 2)
+        fails(errno.ENOENT, context.destroy, 3)
+        context.destroy(1)
+        fails(errno.ENODEV, context.vfio_ioas)
+        fails(errno.ENODEV, group_device, machine.path, group, name)
+        assert context.ioas() == 1  # nothing is left of the open that failed
+        context.set_vfio_ioas(1)
+        Device(group_device(machine.path, group, name)).close()
+
+
+def test_a_group_leaves_although_its_device_is_open(
+    machine: MountedLab, gpu: tuple[str, str], card: tuple[str, str]
+) -> None:
+    for number, name in (gpu, card):
+        with Group(machine.path, number) as group, Iommufd(machine.path) as context:
+            group.set_container(context)
+            with Device(group_device(machine.path, group, name)) as device:
+                group.unset_container()
+                fails(errno.EBUSY, context.destroy, 2)
+                assert device.config(0)
+                fails(errno.EINVAL, group_device, machine.path, group, name)
+                with Iommufd(machine.path) as other, Container(machine.path) as container:
+                    assert group.flags == (0 if name == GPU else VIABLE)  # the context owns the function
+                    if name == GPU:
+                        fails(errno.EPERM, group.set_container, container)
+                    group.set_container(other)
+                    assert group.flags == VIABLE | CONTAINER_SET  # nobody looks
+                    with Device(group_device(machine.path, group, name)):  # open already, so bound already
+                        fails(errno.ENOENT, other.destroy, 2)
+            fails(errno.ENOENT, context.destroy, 2)
+
+
+def test_two_groups_share_the_ioas(machine: MountedLab, memory: Memory) -> None:
+    with (
+        bound(machine, GPU, NEIGHBOUR) as (one, two),
+        IommufdContainer(machine.path) as container,
+        Group(machine.path, one) as first,
+        Group(machine.path, two) as second,
+    ):
+        first.set_container(container)
+        second.set_container(container)
+        with Device(group_device(machine.path, first, GPU)):
+            container.map(BASE, memory.address, PAGE)
+            with Device(group_device(machine.path, second, NEIGHBOUR)):
+                fails(errno.EEXIST, container.map, BASE, memory.address, PAGE)
+                fails(errno.ENOENT, context_of(container).destroy, 5)  # 1 and two devices and one HWPT
+                fails(errno.EBUSY, context_of(container).destroy, 4)
+        first.unset_container()
+        second.unset_container()
+        assert container.unmap(BASE, PAGE) == PAGE  # mappings outlive devices and groups
+
+
+def test_group_and_cdev_exclude_each_other(machine: MountedLab, card: tuple[str, str]) -> None:
+    minor = os.listdir(machine.path / f"sys/bus/mdev/devices/{card[1]}/vfio-dev")[0]
+    node = machine.path / "dev/vfio/devices" / minor
+    with Cdev(node) as cdev, Iommufd(machine.path) as context:
+        with Group(machine.path, card[0]) as group:
+            group.set_container(context)
+            device = Device(group_device(machine.path, group, card[1]))
+            fails(errno.EBUSY, cdev.bind, context)
+        fails(errno.EBUSY, cdev.bind, context)  # the device keeps the group
+        device.close()
+        number = cdev.bind(context)
+        fails(errno.EBUSY, Group, machine.path, card[0])
+        fails(errno.EBUSY, context.destroy, number)
+    Group(machine.path, card[0]).close()
+
+
+# ---- opening a device attaches it ----
+
+
+def test_what_cannot_be_attached_is_not_opened(
+    machine: MountedLab, gpu: tuple[str, str], memory: Memory
+) -> None:
+    """Mappings that were made before are looked at, and pinned, as the device is opened."""
+    bad = [
+        (MSI, memory.address, PAGE, errno.EADDRINUSE),
+        (2**48, memory.address, PAGE, errno.EADDRINUSE),
+        (BASE, memory.address, 17, errno.EADDRINUSE),
+        (BASE + 1, memory.address + 1, PAGE, errno.EADDRINUSE),
+        (BASE, client.unmapped_address(), PAGE, errno.EFAULT),
+    ]
+    number, name = gpu
+    with Group(machine.path, number) as group, IommufdContainer(machine.path) as container:
+        group.set_container(container)
+        for iova, vaddr, size, wrong in bad:
+            container.map(iova, vaddr, size)
+            for _ in range(2):
+                fails(wrong, group_device, machine.path, group, name)
+            assert container.unmap(iova, size) == size
+        fails(errno.ENOENT, context_of(container).destroy, 2)
+        with Device(group_device(machine.path, group, name)):
+            fails(errno.EFAULT, container.map, BASE, client.unmapped_address(), PAGE)
+        container.map(BASE, client.unmapped_address(), PAGE)
+
+
+def test_a_mediated_device_takes_what_a_physical_function_does_not(
+    machine: MountedLab, card: tuple[str, str], memory: Memory
+) -> None:
+    with Group(machine.path, card[0]) as group, IommufdContainer(machine.path) as container:
+        group.set_container(container)
+        for iova, vaddr in ((MSI, memory.address), (2**48, memory.address), (0, client.unmapped_address())):
+            container.map(iova, vaddr, PAGE)
+        Device(group_device(machine.path, group, card[1])).close()
+
+
+def test_type1_after_a_domain_with_mappings(physical: IommufdContainer, memory: Memory) -> None:
+    physical.map(BASE, memory.address, PAGE)
+    fails(errno.EINVAL, physical.set_iommu, client.TYPE1)
+    physical.unmap(BASE, PAGE)
+    physical.set_iommu(client.TYPE1)
+
+
+def test_info_of_a_physical_function(physical: IommufdContainer) -> None:
+    found, caps = physical.info()
+    assert found.iova_pgsizes == 1 << 12 | 1 << 21 | 1 << 30
+    body = caps[IOVA_RANGE][1]
+    assert found.argsz == 88 and int.from_bytes(body[:4], "little") == 2
+    numbers = [int.from_bytes(body[at : at + 8], "little") for at in range(8, 40, 8)]
+    assert numbers == [0, MSI - 1, MSI + 0x100000, 2**48 - 1]
+    assert physical.dma_avail == 2**32 - 1
+
+
+def test_info_of_a_mediated_device(machine: MountedLab, card: tuple[str, str]) -> None:
+    with with_device(machine, *card) as mediated:
+        found, caps = mediated.info()
+        assert (found.argsz, found.iova_pgsizes) == (72, 2**64 - PAGE)
+        assert caps[IOVA_RANGE][1][8:] == bytes(8) + b"\xff" * 8
+
+
+def test_map_for_a_physical_function(physical: IommufdContainer, memory: Memory) -> None:
+    fails(errno.EFAULT, physical.map, BASE, client.unmapped_address(), PAGE)
+    for iova in (MSI, MSI - PAGE, 2**48 - PAGE):
+        fails(errno.EINVAL, physical.map, iova, memory.address, 2 * PAGE)
+    fails(errno.EINVAL, physical.map, BASE, memory.address, 17)
+    fails(errno.EINVAL, physical.map, BASE + 1, memory.address, PAGE)
+    fails(errno.EINVAL, physical.map, BASE, memory.address + 1, PAGE)
+    physical.map(MSI - PAGE, memory.address, PAGE)
+    physical.map(BASE, memory.address, PAGE, 0)
+    assert physical.unmap(0, 0, client.UNMAP_EVERYTHING) == 2 * PAGE
+
+
+def test_v1_splits_what_is_pinned(physical: IommufdContainer, memory: Memory) -> None:
+    physical.set_iommu(client.TYPE1)
+    physical.map(BASE, memory.address, 8 * PAGE)
+    assert physical.unmap(BASE + 2 * PAGE, PAGE) == PAGE
+    assert physical.unmap(BASE, 8 * PAGE) == 7 * PAGE
+
+
+def test_noiommu(machine: MountedLab, memory: Memory) -> None:
+    enable = machine.path / "sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
+    enable.write_text("Y")
+    try:
+        with bound(machine, UNPROTECTED, GPU) as (number, other), IommufdContainer(machine.path) as container:
+            context = context_of(container)
+            with Group(machine.path, f"noiommu-{number}") as group:
+                group.set_container(container)
+                assert container.check_extension(client.NOIOMMU) == 1
+                for extension in (client.TYPE1, client.TYPE1V2, client.UNMAP_ALL):
+                    assert container.check_extension(extension) == 0
+                for kind in (client.TYPE1, client.TYPE1V2, 0):
+                    fails(errno.EINVAL, container.set_iommu, kind)
+                container.set_iommu(client.NOIOMMU)
+                container.set_iommu(client.NOIOMMU)
+                fails(errno.ENODEV, container.info)
+                fails(errno.ENODEV, container.map, BASE, memory.address, PAGE)
+                fails(errno.ENODEV, context.vfio_ioas)
+                with Group(machine.path, other) as protected:
+                    fails(errno.EINVAL, protected.set_container, container)
+                with Device(group_device(machine.path, group, UNPROTECTED)) as device:
+                    assert device.config(0)
+                    fails(errno.ENOENT, context.destroy, 1)  # it is not bound
+                context.set_vfio_ioas(context.ioas())
+                fails(errno.EPERM, group_device, machine.path, group, UNPROTECTED)
+                with Iommufd(machine.path) as mixed:
+                    mixed.set_vfio_ioas(mixed.ioas())
+                    group.unset_container()
+                    fails(errno.EINVAL, group.set_container, mixed)
+    finally:
+        enable.write_text("N")
+
+
+# ---- DMA ----
+
+
+@pytest.fixture(scope="module")
+def copiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
+    with described(tmp_path_factory.mktemp("copiers"), COPIERS) as mounted:
+        yield mounted
+
+
+@pytest.fixture(params=["mediated", "physical"])
+def copier(copiers: MountedLab, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    """A device that copies memory, in a container that is an iommufd."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "physical":
+            number, name = stack.enter_context(bound(copiers, GPU))[0], GPU
+        else:
+            vgpu = stack.enter_context(copiers.create("copier-1", "copiers"))
+            number, name = vgpu.group, vgpu.name
+        found = stack.enter_context(opened(copiers, number, name, container=IommufdContainer))
+        decode = DECODE - 1 if request.param == "physical" else DECODE
+        found.device.set_config(COMMAND_REGISTER, decode | MASTER)
+        yield found
+
+
+def test_dma(copier: Opened) -> None:
+    with mapped(copier, 0, Memory(2 * PAGE)) as memory:
+        memory.write(b"bytes", 100)
+        assert copy(copier, 100, PAGE + 1, 5) == DONE
+        assert memory.read(PAGE + 1, 5) == b"bytes"
+        assert copy(copier, 0, 4 * PAGE, 5) == FAULT
+    assert copy(copier, 0, PAGE, 5) == FAULT
+
+
+def test_dma_to_a_mapping_without_a_right(copier: Opened) -> None:
+    with (
+        mapped(copier, 0, Memory(PAGE)),
+        mapped(copier, PAGE, Memory(PAGE), client.READ),
+        mapped(copier, 2 * PAGE, Memory(PAGE), client.WRITE),
+        mapped(copier, 3 * PAGE, Memory(PAGE), 0),
+    ):
+        for source, target, status in (
+            *((0, PAGE, FAULT), (PAGE, 0, DONE), (0, 2 * PAGE, DONE), (2 * PAGE, 0, FAULT)),
+            *((0, 3 * PAGE, FAULT), (3 * PAGE, 0, FAULT)),
+        ):
+            assert copy(copier, source, target, 16) == status
+
+
+def test_dma_to_the_parts_of_a_split_mapping(copier: Opened) -> None:
+    """Each part is where it was, and what was cut out is gone."""
+    container, memory = copier.container, Memory(8 * PAGE)
+    container.set_iommu(client.TYPE1)
+    container.map(BASE, memory.address, memory.size)
+    for page in range(8):
+        memory.write(b"page%d" % page, page * PAGE)
+    assert container.unmap(BASE + 2 * PAGE, PAGE) == PAGE
+    assert container.unmap(BASE + 5 * PAGE, PAGE) == PAGE
+    container.map(0, memory.address + 2 * PAGE, PAGE)
+    for page in range(8):
+        there = DONE if page not in (2, 5) else FAULT
+        assert copy(copier, BASE + page * PAGE, 8, 5) == there
+        if there == DONE:
+            assert memory.read(2 * PAGE + 8, 5) == b"page%d" % page
+    assert copy(copier, BASE + 7 * PAGE - 2, 0, 4) == DONE  # across pages of one part
+    assert copy(copier, BASE + PAGE, 0, PAGE + 1) == FAULT
+    assert container.unmap(0, 0, client.UNMAP_EVERYTHING) == 7 * PAGE
+    memory.close()
+
+
+def test_dma_after_the_iommufd_and_the_group_are_closed(copier: Opened) -> None:
+    memory = Memory(2 * PAGE)
+    copier.container.map(0, memory.address, memory.size)
+    copier.container.close()
+    copier.group.close()
+    memory.write(b"still")
+    assert copy(copier, 0, PAGE, 5) == DONE
+    assert memory.read(PAGE, 5) == b"still"
+    memory.close()
+
+
+def test_dma_follows_no_other_ioas(copier: Opened) -> None:
+    """A device stays in the IOAS that it was attached to."""
+    context, memory = Iommufd(copier.container.fd), Memory(2 * PAGE)
+    copier.container.map(0, memory.address, memory.size)
+    context.set_vfio_ioas(context.ioas())
+    assert copier.container.unmap(0, memory.size) == 0
+    assert copy(copier, 0, PAGE, 5) == DONE
+    memory.close()
+
+
+def test_a_locked_memory_limit_is_the_contexts(copier: Opened) -> None:
+    """With a physical function memory is pinned as it is mapped: what the mapper may not lock is ENOMEM."""
+    limited = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(copier.container.fd)],
+        cwd=ROOT,
+        pass_fds=(copier.container.fd,),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    physical = copier.name == GPU
+    assert limited.stdout == ("ENOMEM\n" if physical else "mapped\n"), limited.stderr
+
+
+LIMITED = """
+import ctypes, errno, resource, struct, sys
+from tests.iommufd.client import IommufdContainer
+from tests.vfio.client import PAGE, Memory
+libc = ctypes.CDLL(None)
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (2 * PAGE, 2 * PAGE))
+head, sets = struct.pack("Ii", 0x20080522, 0), bytearray(24)
+held = (ctypes.c_char * 24).from_buffer(sets)
+assert libc.capget(head, held) == 0
+sets[0:4] = (int.from_bytes(sets[0:4], "little") & ~(1 << 14)).to_bytes(4, "little")
+assert libc.capset(head, held) == 0
+container, memory = IommufdContainer(int(sys.argv[1])), Memory(3 * PAGE)
+container.map(0, memory.address, 2 * PAGE)
+container.unmap(0, 2 * PAGE)
+try:
+    container.map(0, memory.address, 3 * PAGE)
+    print("mapped")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+def test_a_killed_client_leaves_nothing(copiers: MountedLab) -> None:
+    with bound(copiers, GPU) as (number,):
+        for _ in range(3):
+            client_process = subprocess.Popen(
+                [sys.executable, "-c", HOLDER, str(copiers.path), number, GPU],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert client_process.stdout is not None
+            with client_process.stdout as output:
+                assert output.readline() == "mapped\n"
+                fails(errno.EBUSY, Group, copiers.path, number)
+                client_process.send_signal(signal.SIGKILL)
+                client_process.wait()
+            with opened(copiers, number, GPU):
+                pass
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tests.iommufd.client import IommufdContainer
+from tests.vfio.client import PAGE, Group, Memory
+from tests.vfio.devices import group_device
+root = Path(sys.argv[1])
+container, group, memory = IommufdContainer(root), Group(root, sys.argv[2]), Memory(PAGE)
+group.set_container(container)
+device = group_device(root, group, sys.argv[3])
+container.map(0, memory.address, PAGE)
+print("mapped", flush=True)
+time.sleep(100)
+"""
+
+
+def test_get_device_fd_under_run(copiers: MountedLab) -> None:
+    """The supervisor hands over a device of such a group, and each error of its attachment."""
+    with copiers.create("copier-1", "copiers") as vgpu, bound(copiers, GPU) as (number,):
+        for group, name in ((vgpu.group, vgpu.name), (number, GPU)):
+            done = vfsfuse("run", "--mount", copiers.path, "--", sys.executable, "-c", UNDER_RUN, group, name)
+            assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+UNDER_RUN = """
+import errno, os, sys
+from tests.iommufd.client import Iommufd, IommufdContainer
+from tests.vfio.client import PAGE, Group, Memory, fails, unmapped_address
+from tests.vfio.devices import Device, GPU
+container, group, name = IommufdContainer("/"), Group("/", sys.argv[1]), sys.argv[2]
+fails(errno.EINVAL, group.device_fd, name)
+group.set_container(container)
+fails(errno.ENODEV, group.device_fd, "none")
+container.map(0x100000, unmapped_address(), PAGE)
+if name == GPU:
+    fails(errno.EFAULT, group.device_fd, name)
+    container.unmap(0x100000, PAGE)
+with Device(group.device_fd(name)) as device:
+    assert device.config(0)
+    fails(errno.EBUSY, Iommufd(container.fd).destroy, 2)
+fails(errno.ENOENT, Iommufd(container.fd).destroy, 2)
+print("ok")
+"""
