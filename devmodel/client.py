@@ -61,8 +61,8 @@ class Memory(Protocol):
         """
 
 
-class Client(Memory, Protocol):
-    """A process, and its memory."""
+class Payer(Protocol):
+    """Who pays for memory that is locked: a process."""
 
     @property
     def tgid(self) -> int:
@@ -84,3 +84,7 @@ class Client(Memory, Protocol):
 
     def may_lock_any(self) -> bool:
         """Whether that limit does not count for it (CAP_IPC_LOCK)."""
+
+
+class Client(Memory, Payer, Protocol):
+    """A process, and its memory."""

@@ -41,8 +41,9 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 class Process:
     """One process with the memory that it has now. After an exec it counts as another process."""
 
-    def __init__(self, tgid: int, tid: int, avoid: int) -> None:
-        """`tid` is a thread of the process that cannot call exec now, `avoid` the st_dev of our own mount.
+    def __init__(self, tgid: int, tid: int, avoid: int, bars: bool = True) -> None:
+        """`tid` is a thread of the process that cannot call exec now, `avoid` the st_dev of our own mount,
+        whose memory may be used if `bars`.
 
         Raises OSError(ESRCH, EACCES).
         """
@@ -59,7 +60,7 @@ class Process:
         except FileNotFoundError:
             raise self._ended() from None
         self.native: Any = ffi.new("struct shim_memory *", (*opened, CAN_QUERY, avoid & _UINT64_MAX))
-        self._avoid = avoid
+        self._avoid, self._bars = avoid, bars
         self._windows = Windows(self._task, avoid)
         self._scanning = threading.Lock()
         self._lasting: set[int] = set()
@@ -218,12 +219,15 @@ class Process:
         """The window on `vma`, if there is one.  Raises OSError(EFAULT) when the access is not allowed.
 
         Access to a private mapping of our own mount is not allowed: this process provides its pages, and may
-        be waiting for this copy. A shared mapping of it is a device's memory, mapped directly.
+        be waiting for this copy. A shared mapping of it is a device's memory, mapped directly, which not
+        every IOMMU takes.
         """
         if not (vma.writable if write else vma.readable):
             raise OSError(errno.EFAULT, f"the memory at {vma.start:#x} is not accessible so")
         if vma.device == self._avoid and not vma.shared:
             raise OSError(errno.EFAULT, f"the memory at {vma.start:#x} is a private copy of a lab file")
+        if vma.device == self._avoid and not self._bars:
+            raise OSError(errno.EFAULT, f"the memory at {vma.start:#x} is a device's")
         if private and vma.shared:
             raise OSError(errno.EFAULT, f"what was pinned at {vma.start:#x} is not there any more")
         return self._windows.of(vma, self._vma_at)

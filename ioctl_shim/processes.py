@@ -44,10 +44,11 @@ class Latest:
 
 
 class Processes:
-    """The processes that use one container.  `avoid` returns the st_dev of our own mount."""
+    """The processes that use one container or iommufd.  `avoid` returns the st_dev of our own mount.  DMA
+    reaches the memory of its devices, mapped by a process, if `bars`."""
 
-    def __init__(self, avoid: Callable[[], int]) -> None:
-        self._avoid = avoid
+    def __init__(self, avoid: Callable[[], int], bars: bool = True) -> None:
+        self._avoid, self._bars = avoid, bars
         self._lock = threading.Lock()
         self._seats: dict[int, Seat] = {}
         self._known: weakref.WeakValueDictionary[object, Process] = weakref.WeakValueDictionary()
@@ -77,7 +78,7 @@ class Processes:
         image, tgid = Image(tid), Caller(tid).tgid
         process = self._known.get(identity_of(tgid, image))
         if process is None:
-            process = Process(tgid, tid, self._avoid())
+            process = Process(tgid, tid, self._avoid(), self._bars)
             self._known[process.identity] = process
         self._seats.pop(tid, None)
         if len(self._seats) >= MAX_SEATS:

@@ -15,7 +15,7 @@ import errno
 import threading
 from collections.abc import Hashable, Iterable
 
-from devmodel.client import Client
+from devmodel.client import Client, Payer
 from devmodel.iommu.api import PAGE_SIZE
 from devmodel.iommu.heldpages import Ranges
 from devmodel.iommu.mappings import Mapping
@@ -25,8 +25,8 @@ from devmodel.iommu.sharing import SharedMemory
 class MemoryLimit(OSError):
     """ENOMEM: whoever pays may not lock as many pages. ``room`` is how many more it may."""
 
-    def __init__(self, client: Client, total: int, room: int) -> None:
-        super().__init__(errno.ENOMEM, f"process {client.tgid} may not lock {total} pages of memory")
+    def __init__(self, payer: Payer, total: int, room: int) -> None:
+        super().__init__(errno.ENOMEM, f"process {payer.tgid} may not lock {total} pages of memory")
         self.room = max(room, 0)
 
 
@@ -40,7 +40,7 @@ class LockedMemory:
         self.lock = threading.Lock()
         self._pages: dict[Hashable, int] = {}
 
-    def of(self, client: Client) -> int:
+    def of(self, client: Payer) -> int:
         """Pages of the process that are pinned now. Any thread."""
         with self.lock:
             return self._pages.get(client.identity, 0)
@@ -107,7 +107,7 @@ class LockedMemory:
         mapping.client = shared
         return shared
 
-    def change_payer(self, memory: Iterable[SharedMemory], payer: Client) -> None:
+    def change_payer(self, memory: Iterable[SharedMemory], payer: Payer) -> None:
         """Have ``payer`` pay for this memory from now on. It is asked for its limit as by :meth:`charge`.
         Raises :class:`MemoryLimit`, with nothing changed."""
         moved = set(memory)
@@ -127,10 +127,10 @@ class LockedMemory:
             with self.lock:
                 self._add(payer, key, -pages)
 
-    def _count(self, client: Client, shared: SharedMemory | None, ranges: Ranges) -> tuple[Client, int, int]:
+    def _count(self, client: Client, shared: SharedMemory | None, ranges: Ranges) -> tuple[Payer, int, int]:
         """Count the pages. Returns who pays, how many pages the limit has to be asked for, and the total."""
         while True:
-            payer = client if shared is None else shared.payer
+            payer: Payer = client if shared is None else shared.payer
             key = self._key(payer)
             with self.lock:
                 if shared is None:
@@ -145,15 +145,15 @@ class LockedMemory:
 
     # ---- who pays, and how much: other accounts differ here ----
 
-    def _key(self, payer: Client) -> Hashable:
+    def _key(self, payer: Payer) -> Hashable:
         """What the pages of ``payer`` are counted by, None if they do not count. Without a lock."""
         return payer.identity
 
-    def _paid_by(self, payer: Client) -> Hashable:
+    def _paid_by(self, payer: Payer) -> Hashable:
         """What the pages of ``payer``, which has some, are counted by. Under the lock."""
         return payer.identity
 
-    def _add(self, payer: Client, key: Hashable, pages: int) -> int:
+    def _add(self, payer: Payer, key: Hashable, pages: int) -> int:
         """Count ``pages`` more, or fewer, and return the total. ``key`` is what :meth:`_key` gave, which is
         not needed to count fewer. Under the lock."""
         return self._add_to(payer.identity, pages)
@@ -166,7 +166,7 @@ class LockedMemory:
             self._pages.pop(key, None)
         return total
 
-    def _check(self, payer: Client, total: int, pages: int) -> None:
+    def _check(self, payer: Payer, total: int, pages: int) -> None:
         """Raises :class:`MemoryLimit` when ``total`` pages, ``pages`` of them new, exceed the limit."""
         limit, size = payer.memlock_limit(), total * PAGE_SIZE
         if (size > limit or size + payer.locked() > limit) and not payer.may_lock_any():
@@ -197,14 +197,14 @@ class ContextMemory(LockedMemory):
         self.lock, self._pages = lab.lock, lab._pages
         self.by_user = by_user
         """Change it only while the context has no object."""
-        self._paid: dict[Client, _Paid] = {}
+        self._paid: dict[Payer, _Paid] = {}
 
     def of_user(self, user: int) -> int:
         """Pages of this user that are pinned now, over all contexts of the lab. Any thread."""
         with self.lock:
             return self._pages.get(_by_user(user), 0)
 
-    def _key(self, payer: Client) -> Hashable:
+    def _key(self, payer: Payer) -> Hashable:
         with self.lock:
             known = self._paid.get(payer)
         if known is not None:
@@ -213,11 +213,11 @@ class ContextMemory(LockedMemory):
             return None
         return _by_user(payer.user) if self.by_user else payer.identity
 
-    def _paid_by(self, payer: Client) -> Hashable:
+    def _paid_by(self, payer: Payer) -> Hashable:
         known = self._paid.get(payer)
         return None if known is None else known.key
 
-    def _add(self, payer: Client, key: Hashable, pages: int) -> int:
+    def _add(self, payer: Payer, key: Hashable, pages: int) -> int:
         known = self._paid.get(payer)
         if known is None:
             if not pages:
@@ -228,7 +228,7 @@ class ContextMemory(LockedMemory):
             del self._paid[payer]
         return 0 if known.key is None else self._add_to(known.key, pages)
 
-    def _check(self, payer: Client, total: int, pages: int) -> None:
+    def _check(self, payer: Payer, total: int, pages: int) -> None:
         if not self.by_user:
             super()._check(payer, total, pages)
         elif total * PAGE_SIZE > payer.memlock_limit():

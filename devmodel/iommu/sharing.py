@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 
-from devmodel.client import Client, Memory, Pages
+from devmodel.client import Memory, Pages, Payer
 from devmodel.iommu.api import PAGE_SIZE
 from devmodel.iommu.heldpages import HeldPages
 
@@ -30,7 +31,7 @@ class SharedMemory:
     __slots__ = ("_memory", "checking", "held", "lock", "of_file", "payer", "writable")
 
     def __init__(
-        self, memory: Memory, lock: threading.Lock, payer: Client, writable: bool, of_file: bool = False
+        self, memory: Memory, lock: threading.Lock, payer: Payer, writable: bool, of_file: bool = False
     ) -> None:
         """``lock`` is that of the account that the pages are charged to."""
         self._memory, self.lock, self.payer = memory, lock, payer
@@ -121,6 +122,42 @@ class SharedMemory:
                     offset = start - stretch.base * PAGE_SIZE  # base is 0 where nothing is pinned
                     found.append((stretch.pages, offset, stop - start))
         return found
+
+
+class PayerOfFile:
+    """The process that hands in a file, and pays for its memory even after it has ended.
+
+    What counts for it is what it was when the file was mapped. Its limit is the one that it has now, or had
+    last. Any thread.
+    """
+
+    __slots__ = ("_limit", "_process", "_unlimited", "user")
+
+    def __init__(self, process: Payer) -> None:
+        """``process`` waits for the answer to its call."""
+        self._process = process
+        self.user = process.user
+        self._unlimited = process.may_lock_any()
+        self._limit = process.memlock_limit()
+
+    @property
+    def tgid(self) -> int:
+        return self._process.tgid
+
+    @property
+    def identity(self) -> Hashable:
+        return self._process.identity
+
+    def memlock_limit(self) -> int:
+        with suppress(ProcessLookupError):
+            self._limit = self._process.memlock_limit()
+        return self._limit
+
+    def locked(self) -> int:
+        return self._process.locked()
+
+    def may_lock_any(self) -> bool:
+        return self._unlimited
 
 
 class SharedPages:

@@ -15,10 +15,10 @@ import errno
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from devmodel.client import Client, Memory
+from devmodel.client import Memory, Payer
 from devmodel.iommu.api import ADDRESSES, MustWait, Prot
 from devmodel.iommu.mappings import Mapping
-from devmodel.iommu.sharing import SharedMemory
+from devmodel.iommu.sharing import PayerOfFile, SharedMemory
 from devmodel.iommufd.context import Context
 from devmodel.iommufd.ioas import MANY, Ioas, MapFlags, access_of, as_iommufd, check_map
 from devmodel.iommufd.iovas import LAST
@@ -98,9 +98,7 @@ def copy(ioas: Ioas, pieces: Sequence[Piece], flags: int, iova: int, may_wait: b
     return iova
 
 
-def map_file(
-    ioas: Ioas, memory: Memory, payer: Client, flags: int, start: int, length: int, iova: int
-) -> int:
+def map_file(ioas: Ioas, memory: Memory, payer: Payer, flags: int, start: int, length: int, iova: int) -> int:
     """IOAS_MAP_FILE of ``memory``, whose addresses are offsets of the file, after :func:`check_file`. Its
     pages are charged to ``payer``. Returns the iova. Waits.
 
@@ -108,7 +106,7 @@ def map_file(
     attached.
     """
     writable = bool(flags & MapFlags.WRITEABLE)
-    shared = SharedMemory(memory, ioas.space.locked.lock, payer, writable, of_file=True)
+    shared = SharedMemory(memory, ioas.space.locked.lock, PayerOfFile(payer), writable, of_file=True)
     return copy(ioas, [Piece(shared, start, length)], flags, iova)
 
 
@@ -121,7 +119,7 @@ def check_file(start: int, length: int) -> None:
         raise OSError(errno.EOVERFLOW, "the range wraps around the end of the file")
 
 
-def change_process(context: Context, payer: Client, may_wait: bool = True) -> None:
+def change_process(context: Context, payer: Payer, may_wait: bool = True) -> None:
     """IOAS_CHANGE_PROCESS: ``payer`` pays for all memory of the context from now on.
 
     Raises ``OSError``, with nothing changed: EINVAL (some memory is not that of a file), ENOMEM
@@ -141,7 +139,7 @@ def change_process(context: Context, payer: Client, may_wait: bool = True) -> No
                 if not isinstance(memory, SharedMemory) or not memory.of_file:
                     raise OSError(errno.EINVAL, "the memory of a process stays that of the process")
                 found.add(memory)
-    context.locked.change_payer(found, payer)
+    context.locked.change_payer(found, PayerOfFile(payer))
 
 
 def set_rlimit_mode(context: Context, value: int, resource: bool) -> None:

@@ -48,7 +48,7 @@ def openers(
     locked = LockedMemory()
 
     def open_iommufd(by_user: bool, request: OpenRequest) -> Opened:
-        return Opened(IommufdFops(Context(locked, by_user), Processes(st_dev), services))
+        return Opened(IommufdFops(Context(locked, by_user), Processes(st_dev, bars=False), services))
 
     containers = ContainerFops.opener(module, locked, st_dev)
     return (
