@@ -72,6 +72,11 @@ class BoundDevice(IommufdObject):
         self.turn = threading.Lock()
         self.users = 1
 
+    @property
+    def domain(self) -> object:
+        """What its DMA goes through, as its IOMMU sees it. None while that lets none pass. Any thread."""
+        return None
+
     @abstractmethod
     def attach(self, pt_id: int) -> int:
         """ATTACH: do DMA through object ``pt_id`` from now on. Returns the id to report. May wait for
@@ -182,6 +187,10 @@ class PhysicalDevice(BoundDevice, IommuDevice):
     @property
     def unit(self) -> UnitFacts | None:
         return self.bindable.unit
+
+    @property
+    def domain(self) -> Hwpt | None:
+        return self.hwpt
 
     @property
     def reserved_iovas(self) -> tuple[tuple[int, int], ...]:

@@ -126,12 +126,17 @@ class PciFunction(VfioPciFunction):
     def claimed(self) -> bool:
         """Whether its host driver, a container or an iommufd uses its IOMMU group. Any thread."""
         by_host = self.driver is not None and self.driver != VFIO_PCI and self.host_driver_claims
-        return by_host or self.group.domain is not None
+        with self.group.lock:
+            return by_host or self.group.domain is not None
 
     @property
-    def domain(self) -> Domain:
-        """The domain of the IOMMU that it is in now. Any thread."""
-        by_vfio = self.group.domain
+    def domain(self) -> Domain | None:
+        """The domain of the IOMMU that it is in now. None for a function that is bound to an iommufd and
+        attached to nothing: its DMA is blocked. Any thread."""
+        with self.group.lock:
+            bound, by_vfio = self.bound_device, self.group.domain
+        if bound is not None:
+            return None if bound.domain is None else Domain(False, bound.domain)
         if by_vfio is not None:
             return Domain(False, by_vfio)
         identity = self.default_domain.type is DomainType.IDENTITY

@@ -2,7 +2,7 @@
 """IOMMU units as the host has them, and the default domain of a function behind one.
 
 A unit serves a PCI domain; its registers say what PinningBackend does. A function's host driver does DMA in
-the function's default domain. A container takes the function out of that domain.
+the function's default domain. A container or an iommufd takes the function out of that domain.
 
 State: the lifecycle thread's, under ``Lab.lock``. Source: Intel Virtualization Technology for Directed I/O
 4.1 chapter 11.4 (capability registers), Documentation/ABI/testing/sysfs-kernel-iommu_groups.
@@ -48,7 +48,8 @@ class DefaultDomain:
         self.type = DomainType.DMA_FQ
 
     def choose(self, name: str, claimed: bool) -> None:
-        """Change the type. ``claimed`` is whether a driver or a container uses the group now.
+        """Change the type. ``claimed`` is whether a driver, a container or an iommufd uses the group
+        now.
 
         Raises ValueError for an unknown name, ``OSError(EPERM)`` while the group is claimed. The change from
         DMA to DMA_FQ is possible at any time.
@@ -56,7 +57,7 @@ class DefaultDomain:
         wanted = DomainType.DMA_FQ if name == self.AUTO else DomainType(name)
         deferred = name == DomainType.DMA_FQ.value and self.type is DomainType.DMA
         if claimed and not deferred:
-            raise OSError(errno.EPERM, "a driver or a container uses the group")
+            raise OSError(errno.EPERM, "a driver or a client uses the group")
         self.type = wanted
 
 
@@ -71,8 +72,8 @@ class Translated(Protocol):
     """A function behind a unit, as the unit sees it."""
 
     @property
-    def domain(self) -> Domain:
-        """The domain that it is in now. Any thread."""
+    def domain(self) -> Domain | None:
+        """The domain that it is in now, None while its DMA is blocked. Any thread."""
 
 
 class IommuUnit(NamedTuple):
@@ -131,4 +132,4 @@ class IommuUnit(NamedTuple):
     @staticmethod
     def domains_used(functions: Iterable[Translated]) -> int:
         """How many domains ``functions``, which are those behind it, are in."""
-        return len({function.domain for function in functions})
+        return len({function.domain for function in functions} - {None})

@@ -27,7 +27,8 @@ from tests.iommufd.client import (
     Iommufd,
     SetDirtyTracking,
 )
-from tests.iommufd.functions import DONE, FAULT, LAB, SECOND, Function, memory, opened, wait_for
+from tests.iommufd.devices import DONE, FAULT, wait_for
+from tests.iommufd.functions import LAB, SECOND, Function, memory, opened
 from tests.lab import MountedLab, described
 from tests.vfio.client import PAGE, Memory, fails
 from tests.vfio.gpu_client import StoppedMemory

@@ -24,7 +24,8 @@ from tests.iommufd.client import (
     Iommufd,
     VtdInfo,
 )
-from tests.iommufd.functions import LAB, NO_IOMMU, Function, memory, opened, wait_for, without_iommu
+from tests.iommufd.devices import wait_for
+from tests.iommufd.functions import LAB, NO_IOMMU, Function, memory, opened, without_iommu
 from tests.lab import MountedLab, described
 from tests.vfio.client import PAGE, fails
 from tests.vfio.gpu_client import StoppedMemory

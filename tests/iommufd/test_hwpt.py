@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,10 +29,10 @@ from tests.iommufd.client import (
     VeventqAlloc,
     ViommuAlloc,
 )
+from tests.iommufd.devices import DONE, FAULT
 from tests.iommufd.functions import (
-    DONE,
     FAR,
-    FAULT,
+    FIRST,
     LAB,
     NO_IOMMU,
     SECOND,
@@ -40,8 +41,9 @@ from tests.iommufd.functions import (
     opened,
     without_iommu,
 )
-from tests.lab import MountedLab, described
+from tests.lab import MountedLab, described, settled
 from tests.vfio.client import PAGE, Memory, fails, ioctl
+from tests.vfio.devices import function_dir
 
 IOVA = 0x40000
 APERTURE = 2**48
@@ -115,6 +117,38 @@ def test_each_ioas_has_its_own(iommufd: Iommufd, machine: MountedLab, function: 
     with opened(machine, iommufd, SECOND) as second:
         first = function.cdev.attach(iommufd.ioas())
         assert second.cdev.attach(iommufd.ioas()) != first
+
+
+def test_domains_are_counted(iommufd: Iommufd, machine: MountedLab) -> None:
+    """One for each function with its own default domain or HWPT, and none while DMA is blocked."""
+    used = machine.path / "sys/class/iommu/dmar0/intel-iommu/domains_used"
+    before = int(used.read_text())
+    with opened(machine, iommufd) as first, opened(machine, iommufd, SECOND) as second:
+        ioas = iommufd.ioas()
+        assert int(used.read_text()) == before - 2
+        first.cdev.attach(ioas)
+        second.cdev.attach(ioas)
+        assert int(used.read_text()) == before - 1
+        hwpt = iommufd.hwpt(second.id, ioas)
+        assert int(used.read_text()) == before - 1, "nothing is attached to it"
+        second.cdev.attach(hwpt)
+        assert int(used.read_text()) == before
+        first.cdev.detach()
+        assert int(used.read_text()) == before - 1
+    assert settled(lambda: int(used.read_text())) == before
+
+
+def test_the_default_domain_of_a_bound_function_does_not_change(
+    iommufd: Iommufd, machine: MountedLab, function: Function
+) -> None:
+    kind = function_dir(machine, FIRST) / "iommu_group/type"
+    fails(errno.EPERM, kind.write_text, "identity")
+    function.cdev.attach(iommufd.ioas())
+    fails(errno.EPERM, kind.write_text, "identity")
+    function.cdev.close()
+    settled(lambda: os.listdir(function_dir(machine, FIRST)))  # the server hears of it a moment later
+    kind.write_text("identity")
+    kind.write_text("auto")
 
 
 # ---- explicit ones ----

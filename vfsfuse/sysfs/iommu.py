@@ -60,7 +60,8 @@ class IntelIommuGroup(AttributeGroup):
 
     @attribute()
     def domains_used(self) -> int:
-        """How many domains the unit has now: one for each group, but one for all groups of a container."""
+        """How many domains the unit has now: one for each group, but one for all groups of a container, and
+        one for each HWPT that a function is attached to."""
         lab: Lab = self.owner.lab
         return self.unit.domains_used(lab.behind(self.unit))
 
@@ -118,7 +119,7 @@ class IommuGroupDir(Kobject):
     @domain_type.store
     def _store_type(self, text: str) -> None:
         """Sets it; `auto` is `DMA-FQ`. EINVAL: another text, or a group that VFIO has made; EPERM: a host
-        driver is bound, or a container has the group. `DMA` can always become `DMA-FQ`."""
+        driver is bound, or a container or an iommufd has the group. `DMA` can always become `DMA-FQ`."""
         if self.function is None:
             raise OSError(errno.EINVAL, f"group {self.name} has no default domain")
         self.function.default_domain.choose(text, self.function.claimed)
