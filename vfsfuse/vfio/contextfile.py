@@ -7,8 +7,6 @@ Threads and errors: vfsfuse.vfio.fops.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from devmodel.iommufd.compat import Compat
 from devmodel.iommufd.context import Context
 from ioctl_shim.abi import Kind
@@ -34,10 +32,4 @@ class ContextFops(VfioFops):
         return "iommufd"
 
     def release(self) -> None:
-        """The last descriptor is closed.  Objects end on a thread that may wait, because they may have very
-        many mappings."""
-        if len(self.context.objects):
-            with suppress(OSError):  # there can be no more threads
-                self.services.threads.submit(self.context.put, 0)
-                return
         self.context.put()

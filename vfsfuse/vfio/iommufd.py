@@ -47,8 +47,16 @@ def openers(
     `iommufd_container` dev/vfio/vfio opens an iommufd, which charges processes for memory as type1 does."""
     locked = LockedMemory()
 
+    def on_a_thread(end: Callable[[], None]) -> None:
+        """Objects end on a thread that may wait, because they may have very many mappings."""
+        try:
+            services.threads.submit(end, 0)
+        except OSError:  # there can be no more threads
+            end()
+
     def open_iommufd(by_user: bool, request: OpenRequest) -> Opened:
-        return Opened(IommufdFops(Context(locked, by_user), Processes(st_dev, bars=False), services))
+        context = Context(locked, by_user, on_a_thread)
+        return Opened(IommufdFops(context, Processes(st_dev, bars=False), services))
 
     containers = ContainerFops.opener(module, locked, st_dev)
     return (
