@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost of type1: map, look up and unmap 65,535 mappings (the kernel's default limit), and DMA by size.
+"""The cost of type1 and of iommufd: map, look up and unmap 65,535 mappings (the kernel's default limit for
+type1), and DMA by size.
 
     python bench/iommu.py [MOUNTPOINT]
 
-The command prints a table. With the mountpoint of a lab it also measures MAP_DMA and UNMAP_DMA through the
-mount, compared with an ioctl there that does nothing, with a vGPU (mdpy-vga) that it creates. Run it in the
-project's root directory.
+The command prints a table. With the mountpoint of a lab it also measures MAP_DMA and UNMAP_DMA, and IOAS_MAP
+and IOAS_UNMAP, through the mount, compared with an ioctl there that does nothing, with a vGPU (mdpy-vga) that
+it creates. Run it in the project's root directory.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ import uuid
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from devmodel.iommu.api import DMA_ENTRY_LIMIT, PAGE_SIZE, Prot
 from devmodel.iommu.type1 import Type1
+from devmodel.iommufd.ioas import Ioas
 from ioctl_shim.process import Process
+from tests.iommufd.client import MAP_FIXED_IOVA, READ_WRITE, IoasMap, IoasUnmap, Iommufd
 from tests.vfio import client as vfio
-from tests.vfio.client import Container, DmaMap, DmaUnmap, Group, Memory, ioctl
+from tests.vfio.client import Container, DmaMap, DmaUnmap, File, Group, Memory, ioctl
 
 RW = Prot.READ | Prot.WRITE
 STRIDE = 2 * PAGE_SIZE
@@ -86,6 +90,26 @@ def database(process: Process, vaddr: int) -> None:
         each(f"look up among {count}", places, partial(look_up, iommu))
 
 
+def address_space(process: Process, vaddr: int) -> None:
+    """The same of an IOAS, where the iova may be left to the lab."""
+    for name, iovas in orders().items():
+        ioas = Ioas()
+        fixed = MAP_FIXED_IOVA | READ_WRITE
+        each(f"IOAS, map, {name}", iovas, lambda iova: ioas.map(process, fixed, vaddr, PAGE_SIZE, iova))  # noqa: B023
+        each(f"  unmap, {name}", iovas, lambda iova: ioas.unmap(iova, PAGE_SIZE))  # noqa: B023
+    ioas = Ioas()
+    found = [ioas.map(process, READ_WRITE, vaddr, PAGE_SIZE, 0) for _ in range(DMA_ENTRY_LIMIT - HITS)]
+    each("IOAS, map at an iova of its choice", range(HITS), lambda _: choose(ioas, process, vaddr))
+    random.Random(4).shuffle(found)
+    for iova in found[:HITS]:
+        ioas.unmap(iova, PAGE_SIZE)
+    each("  in holes between others", range(HITS), lambda _: choose(ioas, process, vaddr))
+
+
+def choose(ioas: Ioas, process: Process, vaddr: int) -> int:
+    return ioas.map(process, READ_WRITE, vaddr, PAGE_SIZE, 0)
+
+
 def dma(process: Process, kind: str, memory: Memory) -> None:
     iommu = Type1()
     iommu.map(process, 0, memory.address, memory.size, RW)
@@ -111,27 +135,32 @@ def mounted(mountpoint: Path, memory: Memory) -> None:
         with Container(mountpoint) as container, Group(mountpoint, group_number) as group:
             group.set_container(container)
             container.set_iommu()
-            through(container, memory)
+            add = DmaMap(flags=vfio.READ | vfio.WRITE, vaddr=memory.address, size=PAGE_SIZE)
+            take = DmaUnmap(size=PAGE_SIZE)
+            through(
+                container, ("MAP_DMA", vfio.IOMMU_MAP_DMA, add), ("UNMAP_DMA", vfio.IOMMU_UNMAP_DMA, take)
+            )
     finally:
         (device / "remove").write_text("1")
+    with Iommufd(mountpoint) as iommufd:
+        ioas = iommufd.ioas()
+        flags, va = READ_WRITE | MAP_FIXED_IOVA, memory.address
+        mapped = IoasMap(flags=flags, ioas_id=ioas, user_va=va, length=PAGE_SIZE)
+        gone = IoasUnmap(ioas_id=ioas, length=PAGE_SIZE)
+        through(iommufd, ("IOAS_MAP", IoasMap.cmd(), mapped), ("IOAS_UNMAP", IoasUnmap.cmd(), gone))
 
 
-def through(container: Container, memory: Memory) -> None:
-    fd, upwards = container.fd, orders()["upwards"]
+def through(file: File, *calls: tuple[str, int, Any]) -> None:
+    """Time the ioctls of ``calls`` (name, number, struct) with all iovas."""
+    fd, upwards = file.fd, orders()["upwards"]
     bare = each("ioctl that does nothing, through the mount", upwards, lambda _: ioctl(fd, vfio.API_VERSION))
-    add = DmaMap(flags=vfio.READ | vfio.WRITE, vaddr=memory.address, size=PAGE_SIZE)
-    take = DmaUnmap(size=PAGE_SIZE)
 
-    def map_at(iova: int) -> None:
-        add.iova = iova
-        ioctl(fd, vfio.IOMMU_MAP_DMA, add)
+    def call(number: int, argument: Any, iova: int) -> None:
+        argument.iova = iova
+        ioctl(fd, number, argument)
 
-    def unmap_at(iova: int) -> None:
-        take.iova = iova
-        ioctl(fd, vfio.IOMMU_UNMAP_DMA, take)
-
-    for what, call in (("MAP_DMA", map_at), ("UNMAP_DMA", unmap_at)):
-        spent = each(f"{what}, through the mount", upwards, call)
+    for what, number, argument in calls:
+        spent = each(f"{what}, through the mount", upwards, partial(call, number, argument))
         print(f"{'  beyond the one that does nothing':<52} {spent - bare:>17.2f} us")
 
 
@@ -140,6 +169,7 @@ def main() -> None:
     small = Memory(PAGE_SIZE)
     print(f"{'':<52} {'calls':>7} {'each':>12}")
     database(process, small.address)
+    address_space(process, small.address)
     fd = os.memfd_create("bench")
     os.ftruncate(fd, 1 << 26)
     for kind, memory in (("shared", Memory(1 << 26, fd)), ("private", Memory(1 << 26, private=True))):

@@ -15,7 +15,7 @@ from devmodel.iommu.api import ADDRESSES, PAGE_SIZE
 Range = tuple[int, int]
 """The first and the last address."""
 LAST = ADDRESSES - 1
-MAX_ALLOWED = 65536
+MAX_ALLOWED = 4096
 """The most ranges that a client may allow. Linux has no limit but the memory of its control group."""
 CHOSEN = (PAGE_SIZE, LAST - PAGE_SIZE)
 """Where a chosen iova may be: never in the first page."""

@@ -19,14 +19,16 @@ NO_VIOMMU = f"{ENOENT}: no IOMMU here has a virtual one, so there is no object t
 NO_NESTING = f"{EOPNOTSUPP}: the IOMMU of a lab has no page tables of a guest"
 NO_FAULTS = "not used: the IOMMU of a lab reports no faults"
 OTHER_IOMMU = "never: of another IOMMU than a lab's"
+MAPPINGS = "more than 262,144 mappings of one open are ENOMEM"
 
 IOCTLS: Mapping[str, str] = {
     "IOMMU_DESTROY": WORKS,
     "IOMMU_IOAS_ALLOC": WORKS,
-    "IOMMU_IOAS_ALLOW_IOVAS": WORKS,
-    "IOMMU_IOAS_COPY": WORKS,
+    "IOMMU_IOAS_ALLOW_IOVAS": f"{WORKS}; more than 4096 ranges are ENOMEM",
+    "IOMMU_IOAS_COPY": f"{WORKS}; {MAPPINGS}",
     "IOMMU_IOAS_IOVA_RANGES": WORKS,
-    "IOMMU_IOAS_MAP": f"{WORKS}; pins of private memory are as for VFIO_IOMMU_MAP_DMA in [vfio.md](vfio.md)",
+    "IOMMU_IOAS_MAP": f"{WORKS}; {MAPPINGS}; pins of private memory are as for VFIO_IOMMU_MAP_DMA in "
+    "[vfio.md](vfio.md)",
     "IOMMU_IOAS_UNMAP": WORKS,
     "IOMMU_OPTION": WORKS,
     "IOMMU_VFIO_IOAS": WORKS,
@@ -38,7 +40,7 @@ IOCTLS: Mapping[str, str] = {
     "IOMMU_HWPT_INVALIDATE": f"{EINVAL}: no HWPT is a guest's",
     "IOMMU_FAULT_QUEUE_ALLOC": f"{EOPNOTSUPP}: the IOMMU of a lab reports no faults, and the queue's "
     "descriptor is the kernel's to make",
-    "IOMMU_IOAS_MAP_FILE": WORKS,
+    "IOMMU_IOAS_MAP_FILE": f"{WORKS}; {MAPPINGS}",
     "IOMMU_VIOMMU_ALLOC": f"{EOPNOTSUPP}: no IOMMU of a lab has a virtual one",
     "IOMMU_VDEVICE_ALLOC": NO_VIOMMU,
     "IOMMU_IOAS_CHANGE_PROCESS": WORKS,

@@ -18,7 +18,7 @@ from vfsfuse.vfio.contextfile import ContextFops
 from vfsfuse.vfio.fops import Request, answers
 
 _RANGE = struct.Struct("=QQ")  # struct iommu_iova_range
-_AT_ONCE = 4096
+_AT_ONCE = 512
 """Ranges of a client that are read at once."""
 
 
