@@ -17,7 +17,7 @@ import pytest
 
 from ioctl_shim import procfs
 
-CAPABILITIES = {"CAP_IPC_LOCK": 14, "CAP_SYS_RAWIO": 17, "CAP_SYS_ADMIN": 21}
+CAPABILITIES = {"CAP_IPC_LOCK": 14, "CAP_SYS_RAWIO": 17, "CAP_SYS_ADMIN": 21, "CAP_SYS_RESOURCE": 24}
 _USERFAULTFD = 323 if os.uname().machine == "x86_64" else 282
 
 
