@@ -217,6 +217,12 @@ def test_a_file_that_answers_nothing(clients: Clients) -> None:
     clients.check(row, "-d", str(MapFile.fd.offset))
 
 
+def test_a_file_that_answers_nothing_is_not_pinned(clients: Clients) -> None:
+    attach = f"+{text(AttachPt(pt_id=1), DEVICE_ATTACH)}"
+    row = MapFile(ioas_id=1, flags=READ_WRITE, length=LENGTH)
+    clients.make([*clients.bound, attach, text(row)], "EINVAL", "-d", str(MapFile.fd.offset))
+
+
 def test_what_the_iommu_is_waits_for_memory(clients: Clients) -> None:
     asked = HwInfo(dev_id=2, data_len=64)
     calls = [*clients.bound, text(asked)]
@@ -233,3 +239,13 @@ def test_what_pins_mapped_memory_waits_for_it(clients: Clients, call: str, memor
     mapped = IoasMap(ioas_id=1, flags=FIXED, length=LENGTH, iova=IOVA)
     before = f"*{IoasMap.user_va.offset},{text(mapped)}"
     clients.make([*clients.bound, before, call], "0", "-m", memory)
+
+
+@pytest.mark.parametrize("memory", ["shared", "userfault", "locked"])
+def test_a_copy_that_is_pinned_waits_for_its_memory(clients: Clients, memory: str) -> None:
+    """The source is an IOAS without a device, whose id is the first one behind that of the HWPT."""
+    attach = f"+{text(AttachPt(pt_id=1), DEVICE_ATTACH)}"
+    mapped = IoasMap(ioas_id=4, flags=FIXED, length=LENGTH, iova=IOVA)
+    before = [attach, text(IoasAlloc()), f"*{IoasMap.user_va.offset},{text(mapped)}"]
+    copy = IoasCopy(dst_ioas_id=1, src_ioas_id=4, flags=READ_WRITE, src_iova=IOVA, length=LENGTH)
+    clients.make([*clients.bound, *before, text(copy)], "0", "-m", memory)
