@@ -122,7 +122,8 @@ class Vgpu:
     def __init__(self, lab: MountedLab, name: str) -> None:
         self.lab, self.name = lab, name
         self.path = (lab.mdevs / name).resolve()
-        self.group = os.readlink(self.path / "iommu_group").rsplit("/", 1)[1]
+        group = self.path / "iommu_group"
+        self.group = os.readlink(group).rsplit("/", 1)[1] if group.is_symlink() else ""
         self.vfio = os.listdir(self.path / "vfio-dev")[0]
 
     def __enter__(self) -> Vgpu:

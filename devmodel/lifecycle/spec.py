@@ -89,7 +89,9 @@ class LabSpec:
     """A whole lab. The kernel may cache names and attributes for ``cache`` seconds.
 
     The device files belong to ``device_uid`` and ``device_gid`` (None: the user who mounted), with mode
-    ``device_mode``. With ``iommufd_container`` dev/vfio/vfio opens iommufds.
+    ``device_mode``. ``cdevs`` is whether devices have character devices of their own, as in a Linux with
+    VFIO_DEVICE_CDEV; ``groups`` is whether there are those of groups and containers (VFIO_GROUP). With
+    ``iommufd_container`` dev/vfio/vfio opens iommufds.
     """
 
     parents: tuple[ParentSpec, ...]
@@ -99,5 +101,7 @@ class LabSpec:
     device_gid: int | None = None
     cache: float = 60.0
     removal: RemovalPolicy = RemovalPolicy.BUSY
+    cdevs: bool = True
+    groups: bool = True
     iommufd_container: bool = False
     iommu: IommuSpec = field(default_factory=IommuSpec)

@@ -150,8 +150,8 @@ class Group(Held):
 
     @property
     def domain(self) -> object:
-        """What translates the DMA of its devices: a container or a context. None when VFIO does not use it.
-        Any thread."""
+        """What translates the DMA of its devices: a container or a context. None when VFIO does not use
+        it."""
         opened = self.opened
         container = None if opened is None else opened.container
         return container if container is not None and container.claims else self.owner

@@ -38,7 +38,7 @@ WORDS = {
     ),
     "unit": Word("dmar<N>", "the name of an IOMMU unit"),
     "any": Word(
-        "(?:<device>|<parent>|<bridge>|<bridge>/pci_bus/<domain>:<number>|<device>/vfio-dev/vfio<N>"
+        "(?:<device>|<parent>|<bridge>|<bridge>/pci_bus/<domain>:<number>|<device>/vfio-dev/<cdev>"
         "|sys/devices/virtual/iommu/<unit>|sys/devices/virtual/vfio/<group>)",
         "the directory of a device of any kind",
     ),
@@ -60,6 +60,10 @@ WORDS = {
     "uuid": Word("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", "a UUID"),
     "group": Word(
         "(?:noiommu-)?<N>", "the name of a group's file: its number, behind `noiommu-` without an IOMMU"
+    ),
+    "cdev": Word(
+        "(?:noiommu-)?vfio<N>",
+        "the name of a device's own file: `vfio` and a number, behind `noiommu-` without an IOMMU",
     ),
     "N": Word("[0-9]+", "a number"),
 }
@@ -92,7 +96,7 @@ PLACES = (
     Place("dev/vfio/vfio", "0666", "A container: open(2) makes one. [docs/vfio.md](vfio.md) has its ioctls."),
     Place("dev/vfio/<group>", "device_mode", "A group: [docs/vfio.md](vfio.md) has its ioctls."),
     Place(
-        "dev/vfio/devices/vfio<N>",
+        "dev/vfio/devices/<cdev>",
         "device_mode",
         "A device: read(2) reads its regions. [docs/vfio.md](vfio.md) has its ioctls.",
         "Writes its regions.",
@@ -109,7 +113,7 @@ PLACES = (
     Place("sys/class/mdev_bus/<name>", LINK, "To the parent, while it has its host driver."),
     Place("sys/class/<class>/<name>", LINK, "To a parent that is no PCI function."),
     Place("sys/class/vfio/<group>", LINK, "To the character device of the group."),
-    Place("sys/class/vfio-dev/vfio<N>", LINK, "To the character device of the device."),
+    Place("sys/class/vfio-dev/<cdev>", LINK, "To the character device of the device."),
     Place("sys/class/vgpu/<vendor>", LINK, "To `sys/devices/virtual/vgpu/<vendor>`."),
     Place("sys/dev/block", DIRECTORY, "Empty."),
     Place("sys/dev/char/10:196", LINK, "To the character device of containers."),

@@ -37,6 +37,8 @@ MOUNT: Schema = {
     "device_group": Key(values.group, "device_gid"),
     "device_mode": Key(values.mode, "device_mode"),
     "remove": Key(values.removal, "removal"),
+    "cdevs": Key(values.boolean, "cdevs"),
+    "groups": Key(values.boolean, "groups"),
 }
 IOMMU: Schema = {
     "dirty_tracking": Key(values.boolean, "dirty_tracking"),

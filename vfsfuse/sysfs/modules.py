@@ -105,7 +105,7 @@ class Module:
 
 
 TYPE1 = "vfio_iommu_type1"
-"""It is not there when dev/vfio/vfio opens iommufds."""
+"""It is not there when dev/vfio/vfio opens iommufds, or there are no groups."""
 MODULES: Mapping[str, Module] = {
     "iommufd": Module(),
     "mdev": Module(),

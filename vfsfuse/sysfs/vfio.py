@@ -21,16 +21,22 @@ GROUP_MAJOR, VFIO_MAJOR = 511, 510
 """Major numbers of the character devices of groups and of devices.  Linux takes them from the top of the
 dynamic range, and groups come first."""
 NOIOMMU = "noiommu-"
-"""What the name of a group without an IOMMU begins with."""
+"""What the names of a group without an IOMMU and of its device begin with."""
 
 
 def _character_device(major: int, minor: int, name: str) -> dict[str, str]:
     return {"MAJOR": str(major), "MINOR": str(minor), "DEVNAME": name}
 
 
-def vfio_dev_variables(minor: int) -> dict[str, str]:
-    """The variables in the uevents of vfio<N>."""
-    return _character_device(VFIO_MAJOR, minor, f"vfio/devices/vfio{minor}")
+def vfio_dev_name(group: Group, minor: int) -> str:
+    """The name of a device of the class vfio-dev, and of its file in dev/vfio/devices."""
+    return f"{NOIOMMU if group.noiommu else ''}vfio{minor}"
+
+
+def vfio_dev_variables(group: Group, minor: int, cdev: bool) -> dict[str, str]:
+    """The variables in the uevents of vfio<N>. `cdev` is whether it is a character device."""
+    name = vfio_dev_name(group, minor)
+    return _character_device(VFIO_MAJOR, minor, f"vfio/devices/{name}") if cdev else {}
 
 
 def vfio_group_name(group: Group) -> str:
@@ -81,20 +87,22 @@ class IommufdDir(MiscDir):
 
 
 class VfioDevDir(ClassDeviceDir):
-    """<device>/vfio-dev/vfio<N>: the character device of a device that VFIO drives."""
+    """<device>/vfio-dev/<cdev>: the character device of a device that VFIO drives."""
 
-    __slots__ = ("minor",)
+    __slots__ = ("cdev", "group", "minor")
 
-    def __init__(self, minor: int, subsystem_dir: Kobject) -> None:
-        super().__init__(f"vfio{minor}", subsystem_dir)
-        self.minor = minor
+    def __init__(self, group: Group, minor: int, subsystem_dir: Kobject, cdev: bool) -> None:
+        """`cdev` is whether it is a character device indeed."""
+        super().__init__(vfio_dev_name(group, minor), subsystem_dir)
+        self.group, self.minor, self.cdev = group, minor, cdev
 
     def uevent_variables(self) -> dict[str, str]:
-        return vfio_dev_variables(self.minor)
+        return vfio_dev_variables(self.group, self.minor, self.cdev)
 
-    @attribute()
+    @attribute(when=lambda own: own.cdev)
     def dev(self) -> str:
-        """The numbers of the character device: `major:minor`."""
+        """The numbers of the character device: `major:minor`. It is there unless the lab file switches them
+        off."""
         return f"{VFIO_MAJOR}:{self.minor}"
 
     @link()

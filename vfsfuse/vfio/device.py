@@ -191,6 +191,8 @@ class DeviceFops(VfioFops):
     @answers("VFIO_DEVICE_BIND_IOMMUFD")
     def bind(self, request: Request) -> int:
         """A device that was opened through its group cannot be bound."""
+        if not self.services.cdevs:
+            raise OSError(errno.ENOTTY, "devices have no character devices of their own")
         check_bind(request)
         raise OSError(errno.EINVAL, f"{self.device.name} was opened through its group")
 

@@ -35,12 +35,14 @@ _MARK = "_vfio_ioctl"
 class Services:
     """What handlers need of the lab: `find_file` gives the open file of this mount behind a client's
     descriptor, None for any other file (not on a pump; raises OSError(EBADF)).  `watcher` waits for clients'
-    eventfds.  Calls pass `calls`, on `threads`, if somebody listens there."""
+    eventfds.  Calls pass `calls`, on `threads`, if somebody listens there.  `cdevs` is whether devices have
+    character devices of their own."""
 
     find_file: Callable[[Caller, int], LaneFile | None]
     watcher: Watcher
     calls: CallPoint
     threads: CallThreads
+    cdevs: bool = True
 
 
 class Request:

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from devmodel.lifecycle.spec import LabSpec
 from devmodel.lifecycle.uevents import Uevents
 from devmodel.vfio.group import Assignable
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.sysfs.uevent import emit
-from vfsfuse.sysfs.vfio import vfio_dev_variables, vfio_group_name, vfio_group_variables
+from vfsfuse.sysfs.vfio import (
+    vfio_dev_name,
+    vfio_dev_variables,
+    vfio_group_name,
+    vfio_group_variables,
+)
 
 GROUPS = "/devices/virtual/vfio"
 MDEV_STATE = "MDEV_STATE"
@@ -22,8 +28,8 @@ MDEV_STATE = "MDEV_STATE"
 class Announcer:
     """Emits the events of one lab."""
 
-    def __init__(self, hub: Uevents) -> None:
-        self._hub = hub
+    def __init__(self, hub: Uevents, spec: LabSpec) -> None:
+        self._hub, self._spec = hub, spec
 
     def added(self, own: Kobject) -> None:
         """A device has appeared."""
@@ -60,10 +66,11 @@ class Announcer:
 
     def _vfio(self, action: str, own: Kobject, device: Assignable, minor: int) -> None:
         group, above = device.group, own.path.removeprefix("sys")
-        name = f"vfio{minor}"
+        name = vfio_dev_name(group, minor)
         events: list[tuple[str, str, Mapping[str, str]]] = [
-            (f"{GROUPS}/{vfio_group_name(group)}", "vfio", vfio_group_variables(group)),
-            (f"{above}/vfio-dev/{name}", "vfio-dev", vfio_dev_variables(minor)),
+            (f"{above}/vfio-dev/{name}", "vfio-dev", vfio_dev_variables(group, minor, self._spec.cdevs))
         ]
+        if self._spec.groups:
+            events.insert(0, (f"{GROUPS}/{vfio_group_name(group)}", "vfio", vfio_group_variables(group)))
         for devpath, subsystem, variables in events if action == "add" else reversed(events):
             self._hub.emit(action, devpath, subsystem, variables)

@@ -36,6 +36,7 @@ class FunctionViews:
         self._shown: dict[PciFunction, ExitStack] = {}
         self._bound: dict[PciFunction, ExitStack] = {}
         self._group_plan, self._vfio_plan = Plan(*nodes.of_group), Plan(*nodes.of_vfio)
+        self._fake_group_plan = Plan(*nodes.of_fake_group)
         for path in ("devices", "drivers", "slots"):
             tree.make(f"sys/bus/pci/{path}")
         self._buses, self.iommus = BusViews(view, tree), IommuViews(view, tree)
@@ -143,5 +144,5 @@ class FunctionViews:
 
     def _show_vfio(self, function: PciFunction, added: Additions) -> None:
         if function.group.noiommu:  # without an IOMMU, VFIO makes the group when it takes the function
-            added.show(Bundle(function, self._group_plan))
+            added.show(Bundle(function, self._fake_group_plan))
         added.show(Bundle(function, self._vfio_plan))

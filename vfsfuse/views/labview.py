@@ -48,8 +48,8 @@ class LabView:
         self._lane: Lane | None = None
         self._st_dev = -1
         self.stores = StoreRunner(self.lab.tasks, tree.locate)
-        self.services = Services(self.find_file, Watcher(), calls, CallThreads())
-        self._announcer = Announcer(tree.root.uevents)
+        self.services = Services(self.find_file, Watcher(), calls, CallThreads(), spec.cdevs)
+        self._announcer = Announcer(tree.root.uevents, spec)
         self._grow(tree.root, SKELETON)
         tree.add(tree.root, UeventsFile.node(tree.root.uevents))
         self.modules = ModuleViews(tree, self.lab)

@@ -20,7 +20,7 @@ class ModuleViews:
         self._top = tree.make("sys/module")
         self._modules: dict[str, ModuleDir] = {}
         for name in MODULES:
-            if name != TYPE1 or not lab.spec.iommufd_container:
+            if name != TYPE1 or (lab.spec.groups and not lab.spec.iommufd_container):
                 self._add(name)
 
     def host_driver(self, driver: str) -> ModuleDir:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from devmodel.device.pci import PciRegion
@@ -34,6 +35,7 @@ from vfsfuse.sysfs.vfio import (
     MiscDir,
     VfioDevDir,
     VfioGroupDir,
+    vfio_dev_name,
     vfio_group_name,
 )
 from vfsfuse.vfio.cdev import cdev_opener
@@ -80,7 +82,8 @@ class VfioNodes:
     """The files of dev/vfio, and the groups in sys/kernel/iommu_groups.
 
     `own` gives the directory of a device.  A plan has the parts `of_group` for a device in an IOMMU group,
-    and the parts `of_vfio` for a device that VFIO drives.
+    `of_fake_group` for one in a group that VFIO has made because there is no IOMMU, and `of_vfio` for a
+    device that VFIO drives.
     """
 
     def __init__(
@@ -94,17 +97,22 @@ class VfioNodes:
         self._own = own
         self._ports: dict[Assignable, Port | None] = {}
         self._lock = threading.Lock()
-        self._vfio = tree.add(tree.make("dev"), VfioNodesDir("vfio"))
-        self._cdevs = tree.add(self._vfio, CdevsDir("devices"))
+        self._vfio, self._cdevs = VfioNodesDir("vfio"), CdevsDir("devices")
+        if spec.groups or spec.cdevs:
+            tree.add(tree.make("dev"), self._vfio)
+        if spec.cdevs:
+            tree.add(self._vfio, self._cdevs)
         self._groups = tree.make("sys/kernel/iommu_groups")
         self._char = tree.make("sys/dev/char")
         self.of_group, self.of_vfio = self._group_parts(), self._vfio_parts()
+        self.of_fake_group = self.of_group if spec.groups else ()
 
     def add_misc(self, vfio: VfioModule, st_dev: Callable[[], int]) -> None:
         """Add dev/vfio/vfio and dev/iommu, and their devices of the class misc.  `st_dev` gives that of the
         mount."""
         containers, contexts = openers(vfio, self.services, st_dev, self.spec.iommufd_container)
-        self._add_misc(self._vfio, DeviceNode("vfio", 0o666, containers), ContainerDir)
+        if self.spec.groups:
+            self._add_misc(self._vfio, DeviceNode("vfio", 0o666, containers), ContainerDir)
         iommu = DeviceNode("iommu", self.spec.device_mode, contexts)
         self._add_misc(self.tree.make("dev"), iommu, IommufdDir)
 
@@ -156,27 +164,39 @@ class VfioNodes:
 
     def _vfio_parts(self) -> tuple[Part, ...]:
         """The entries that a device has while VFIO drives it."""
-        tree = self.tree
-        devices, groups = tree.make("sys/class/vfio-dev"), tree.make("sys/class/vfio")
+        devices = self.tree.make("sys/class/vfio-dev")
         above = Part(self._own, lambda device: VFIO_DEV, lambda bundle: Kobject(VFIO_DEV), directory=True)
-        own = Part(above, _name, lambda bundle: VfioDevDir(bundle.device.vfio_minor, devices), directory=True)
+        own = Part(above, _name, partial(self._vfio_dev, devices), directory=True)
+        names = [above, own, symlink_part(devices, _name, own)]
+        if self.spec.cdevs:
+            major = self._char_major(VFIO_MAJOR, devices, "vfio", f"{NOIOMMU}vfio")
+            names += [symlink_part(major, _dev_number, own)]
+        if self.spec.groups:
+            names += self._vfio_group_parts()
+        if self.spec.cdevs:
+            names += [Part(self._cdevs, _name, self._cdev)]
+        return tuple(names)
+
+    def _vfio_group_parts(self) -> list[Part]:
+        """The entries of the character device of a device's group."""
+        groups = self.tree.make("sys/class/vfio")
         group = Part(
-            tree.make("sys/devices/virtual/vfio"),
+            self.tree.make("sys/devices/virtual/vfio"),
             _group_name,
             lambda bundle: VfioGroupDir(bundle.device.group, groups),
             directory=True,
         )
-        return (
-            above,
-            own,
-            symlink_part(devices, _name, own),
-            symlink_part(self._char_major(VFIO_MAJOR, devices, "vfio"), _dev_number, own),
+        major = self._char_major(GROUP_MAJOR, groups, "", NOIOMMU)
+        return [
             group,
             symlink_part(groups, _group_name, group),
-            symlink_part(self._char_major(GROUP_MAJOR, groups, "", NOIOMMU), _group_dev_number, group),
+            symlink_part(major, _group_dev_number, group),
             Part(self._vfio, _group_name, self._group_node),
-            Part(self._cdevs, _name, self._cdev),
-        )
+        ]
+
+    def _vfio_dev(self, devices: Kobject, bundle: Bundle) -> VfioDevDir:
+        device = bundle.device
+        return VfioDevDir(device.group, device.vfio_minor, devices, self.spec.cdevs)
 
     def _char_major(self, number: int, devices: Kobject, *prefixes: str) -> Kobject:
         """Where the links in sys/dev/char to devices with a major number are."""
@@ -235,7 +255,7 @@ class VfioNodes:
 
 
 def _name(device: Assignable) -> str:
-    return f"vfio{device.vfio_minor}"
+    return vfio_dev_name(device.group, device.vfio_minor or 0)
 
 
 def _dev_number(device: Assignable) -> str:
