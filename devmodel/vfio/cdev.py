@@ -84,9 +84,10 @@ class CdevFile(DeviceFile):
             with group.lock:
                 found.check_token(given)
             context = iommufd()
+            number = group.patiently(lambda: self._bind(context), may_wait=True)
             with group.lock:
                 self.client = LastClient(group, client_ended)
-                return self._bind(context)
+            return number
         finally:
             with group.lock:
                 self._binding -= 1
@@ -141,7 +142,9 @@ class CdevFile(DeviceFile):
 
     def _bind(self, context: Context) -> int:
         found = self.assignable
-        if found.bound_device is not None:
+        other = next((each for each in found.cdevs if each.bound is not None), None)
+        if other is not None:
+            other.client.check()
             raise OSError(errno.EINVAL, f"{found.name} is bound already")
         self.device.check_present()
         if not found.emulated_iommu:
