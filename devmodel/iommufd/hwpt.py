@@ -58,6 +58,8 @@ class Hwpt(IommufdObject):
 
     __slots__ = ("_table", "auto", "ioas", "number", "space", "tracked", "unit")
     type = ObjectType.HWPT
+    destroy_waits = True
+    """It lets go of all mappings, of which there may be very many."""
     emulated = False
 
     def __init__(

@@ -8,10 +8,12 @@ import sys
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from devmodel.iommu.api import PAGE_SIZE, DmaFault, Prot
+from devmodel.iommu.cutting import cut
 from devmodel.iommu.dmaspace import Piece
 from devmodel.iommu.space import IoAddressSpace
 from devmodel.iommufd.dirty import CHUNK, TrackedSpace, WrittenPages, check_dirty_range
@@ -214,6 +216,86 @@ def test_pages_whose_bits_cannot_be_stored_stay_dirty(tracked: TrackedSpace) -> 
     tracked.report(BASE, END - 1, PAGE_SIZE, bits)
     assert bits.found == {0, 2 * CHUNK}
     assert reported(tracked) == {CHUNK}
+
+
+class TwoHwpts(RuleBasedStateMachine):
+    """Two HWPTs of one IOAS against a dictionary of pages: mappings come, go and are cut, devices write, and
+    bitmaps are read."""
+
+    ROOM = 24
+    pages = st.integers(0, ROOM - 1)
+    who = st.sampled_from([0, 1])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.space = IoAddressSpace()
+        self.tracked = [TrackedSpace(self.space) for _ in range(2)]
+        self.mapped: dict[int, int] = {}
+        """The last page of each mapping, by its first one."""
+        self.dirty: list[set[int] | None] = [None, None]
+
+    def holds(self, page: int) -> bool:
+        return any(first <= page <= last for first, last in self.mapped.items())
+
+    @rule(first=pages, count=st.integers(1, 6))
+    def map(self, first: int, count: int) -> None:
+        last = min(first + count, self.ROOM) - 1
+        if not any(map(self.holds, range(first, last + 1))):
+            self.space.map(FakeClient(), first * PAGE_SIZE, 0, (last + 1 - first) * PAGE_SIZE, RW)
+            self.mapped[first] = last
+
+    @rule(page=pages)
+    def unmap(self, page: int) -> None:
+        last = self.mapped.pop(page, None)
+        if last is not None:
+            span = (page * PAGE_SIZE, (last + 1) * PAGE_SIZE)
+            self.space.unmap(span, lambda: self.space.mappings.within(*span))
+            for dirty in self.dirty:
+                if dirty is not None:
+                    dirty -= set(range(page, last + 1))
+
+    @rule(page=pages)
+    def cut(self, page: int) -> None:
+        first = next((each for each, last in self.mapped.items() if each < page <= last), None)
+        if first is not None:
+            whole = self.space.mappings.covering(first * PAGE_SIZE)
+            assert whole is not None
+            cut(self.space.mappings, whole, page * PAGE_SIZE)
+            self.mapped[page], self.mapped[first] = self.mapped[first], page - 1
+
+    @rule(number=who, first=pages, count=st.integers(1, 6))
+    def write(self, number: int, first: int, count: int) -> None:
+        written = range(first, first + count)
+        data = bytes(count * PAGE_SIZE)
+        if all(map(self.holds, written)):
+            self.tracked[number].dma_write(first * PAGE_SIZE, data)
+            dirty = self.dirty[number]
+            if dirty is not None:
+                dirty.update(written)
+        else:
+            with pytest.raises(DmaFault):
+                self.tracked[number].dma_write(first * PAGE_SIZE, data)
+
+    @rule(number=who, on=st.booleans())
+    def turn(self, number: int, on: bool) -> None:
+        (self.tracked[number].start if on else self.tracked[number].stop)()
+        self.dirty[number] = set() if on else None
+
+    @rule(number=who, first=pages, count=st.integers(1, ROOM), clear=st.booleans(), fails=st.booleans())
+    def report(self, number: int, first: int, count: int, clear: bool, fails: bool) -> None:
+        bits = Bits()
+        bits.unwritable = {0} if fails else set()
+        last = (first + count) * PAGE_SIZE - 1
+        self.tracked[number].report(first * PAGE_SIZE, last, PAGE_SIZE, bits, clear)
+        end = next(page for page in range(first, self.ROOM + count + 1) if not self.holds(page))
+        inside = set(range(first, min(end, first + count))) & (self.dirty[number] or set())
+        assert bits.found == (set() if fails else {page - first for page in inside})
+        if clear and not fails and inside:
+            self.dirty[number] = (self.dirty[number] or set()) - inside
+
+
+TestTwoHwpts = TwoHwpts.TestCase
+TestTwoHwpts.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 class SlowBits(Bits):
