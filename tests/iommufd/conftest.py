@@ -10,6 +10,7 @@ import pytest
 from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import GPU, Copier, cdev_of
 from tests.lab import MountedLab
+from tests.vfio.client import PAGE, Memory
 from tests.vfio.conftest import machine
 from tests.vfio.devices import bound
 
@@ -21,6 +22,24 @@ def iommufd(machine: MountedLab) -> Iterator[Iommufd]:
     """A fresh open of dev/iommu in a lab with one of every kind of device."""
     with Iommufd(machine.path) as opened:
         yield opened
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    """Sixteen pages of this process."""
+    memory = Memory(16 * PAGE)
+    yield memory
+    memory.close()
+
+
+@pytest.fixture
+def pages() -> Iterator[Memory]:
+    """Two pages, behind which there is nothing."""
+    memory = Memory(3 * PAGE)
+    end = Memory(PAGE, prot=0, address=memory.address + 2 * PAGE)
+    yield memory
+    end.close()
+    memory.close()
 
 
 # ---- for modules whose `machine` is a lab of tests.iommufd.devices.LAB ----

@@ -20,13 +20,6 @@ HEAD = ctypes.sizeof(IommuInfo)
 
 
 @pytest.fixture
-def memory() -> Iterator[Memory]:
-    memory = Memory(16 * PAGE)
-    yield memory
-    memory.close()
-
-
-@pytest.fixture
 def container(machine: MountedLab) -> Iterator[IommufdContainer]:
     """A container with an IOAS that no device uses."""
     with IommufdContainer(machine.path) as made:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -24,13 +23,6 @@ from tests.vfio.client import PAGE, Memory, fails, ioctl
 
 BASE = 0x100000
 FIXED = READ_WRITE | MAP_FIXED_IOVA
-
-
-@pytest.fixture
-def memory() -> Iterator[Memory]:
-    memory = Memory(16 * PAGE)
-    yield memory
-    memory.close()
 
 
 @pytest.fixture

@@ -28,13 +28,6 @@ IOVA_RANGE = 1
 VIABLE, CONTAINER_SET = 1, 2
 
 
-@pytest.fixture
-def memory() -> Iterator[Memory]:
-    memory = Memory(16 * PAGE)
-    yield memory
-    memory.close()
-
-
 @contextlib.contextmanager
 def with_device(machine: MountedLab, group: str, name: str) -> Iterator[IommufdContainer]:
     """A container that the device `name` uses."""

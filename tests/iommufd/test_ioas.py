@@ -8,7 +8,6 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -40,23 +39,6 @@ KERNEL = 0xFFFF_8000_0000_0000
 @pytest.fixture
 def ioas(iommufd: Iommufd) -> int:
     return iommufd.ioas()
-
-
-@pytest.fixture
-def memory() -> Iterator[Memory]:
-    memory = Memory(16 * PAGE)
-    yield memory
-    memory.close()
-
-
-@pytest.fixture
-def cut() -> Iterator[Memory]:
-    """Two pages, behind which there is nothing."""
-    memory = Memory(3 * PAGE)
-    end = Memory(PAGE, prot=0, address=memory.address + 2 * PAGE)
-    yield memory
-    end.close()
-    memory.close()
 
 
 # ---- IOAS_MAP ----
@@ -312,11 +294,11 @@ def test_more_room_than_ranges_stays_as_it_is(iommufd: Iommufd, ioas: int) -> No
     assert [(one.start, one.last) for one in array] == [(0, ALL), (7, 8), (7, 8)]
 
 
-def test_only_the_ranges_are_written(iommufd: Iommufd, ioas: int, cut: Memory) -> None:
+def test_only_the_ranges_are_written(iommufd: Iommufd, ioas: int, pages: Memory) -> None:
     """The memory behind the last range need not be there."""
-    asked = IovaRanges(ioas_id=ioas, num_iovas=2**32 - 1, allowed_iovas=cut.address + 2 * PAGE - 16)
+    asked = IovaRanges(ioas_id=ioas, num_iovas=2**32 - 1, allowed_iovas=pages.address + 2 * PAGE - 16)
     iommufd.call(asked)
-    assert cut.read(2 * PAGE - 16, 16) == bytes(8) + b"\xff" * 8
+    assert pages.read(2 * PAGE - 16, 16) == bytes(8) + b"\xff" * 8
     asked.allowed_iovas += 8
     fails(errno.EFAULT, iommufd.call, asked)
 
@@ -374,12 +356,12 @@ def test_wrong_allow_iovas(iommufd: Iommufd, ioas: int, changes: dict[str, int],
     fails(number, iommufd.call, AllowIovas(**{**good, **changes}))
 
 
-def test_what_is_wrong_first_counts(iommufd: Iommufd, ioas: int, cut: Memory) -> None:
+def test_what_is_wrong_first_counts(iommufd: Iommufd, ioas: int, pages: Memory) -> None:
     """The ranges are looked at one after the other, and each is read when it is looked at."""
     at = 2 * PAGE - 32
-    asked = AllowIovas(ioas_id=ioas, num_iovas=3, allowed_iovas=cut.address + at)
+    asked = AllowIovas(ioas_id=ioas, num_iovas=3, allowed_iovas=pages.address + at)
     for second, number in (((4, 4), errno.EINVAL), ((1, 2), errno.EINVAL), ((2, 3), errno.EFAULT)):
-        cut.write(bytes(IovaRange(0, 1)) + bytes(IovaRange(*second)), at)
+        pages.write(bytes(IovaRange(0, 1)) + bytes(IovaRange(*second)), at)
         for count in (3, 2**32 - 1):
             asked.num_iovas = count
             fails(number, iommufd.call, asked)

@@ -47,13 +47,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
 
 
 @pytest.fixture
-def memory() -> Iterator[Memory]:
-    memory = Memory(16 * PAGE)
-    yield memory
-    memory.close()
-
-
-@pytest.fixture
 def attached(gpu: Copier, iommufd: Iommufd) -> int:
     """An IOAS that a physical function is attached to."""
     ioas = iommufd.ioas()

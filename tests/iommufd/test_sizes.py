@@ -28,16 +28,6 @@ SIZE_ERRORS = {errno.EFAULT, errno.E2BIG}
 every = pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
 
 
-@pytest.fixture
-def pages() -> Iterator[Memory]:
-    """Two pages, behind which there is nothing."""
-    memory = Memory(3 * PAGE)
-    end = Memory(PAGE, prot=0, address=memory.address + 2 * PAGE)
-    yield memory
-    end.close()
-    memory.close()
-
-
 def size_of(struct: type[Struct]) -> int:
     return ctypes.sizeof(struct)
 
