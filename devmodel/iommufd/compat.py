@@ -154,9 +154,12 @@ class Compat:
     ) -> None:
         """MAP_DMA. ``prot`` is the number of a Prot; 0 makes a mapping that takes its range and that no
         device can use. Raises ``OSError``: ENODEV, otherwise as :meth:`Ioas.map`, also :class:`MustWait`."""
+        if not may_wait:  # a DESTROY meanwhile comes before or after it
+            self._found().map(client, _FLAGS[prot], vaddr, size, iova, may_wait)
+            return
         ioas = self._take()
         try:
-            ioas.map(client, _FLAGS[prot], vaddr, size, iova, may_wait)
+            ioas.map(client, _FLAGS[prot], vaddr, size, iova)
         finally:
             self.context.objects.put(ioas)
 
@@ -171,22 +174,15 @@ class Compat:
         EBUSY while it is being pinned; ENOMEM for too many mappings; otherwise as :meth:`Ioas.unmap_until`,
         also :class:`MustWait`.
         """
+        if not may_wait:  # as map_dma()
+            return _unmap(self._found(), iova, size, everything, may_wait)
         ioas = self._take()
         try:
-            if everything:
-                if iova or size:
-                    raise OSError(errno.EINVAL, "unmapping all takes neither iova nor size")
-                size = ADDRESSES - 1
-            elif ioas.space.unmap_exact(iova, size):
-                return size, None
-            elif not ioas.huge_pages:
-                _cut(ioas, (iova + size) % ADDRESSES)
-                _cut(ioas, iova)
-            return ioas.unmap_until(iova, size, may_wait)
+            return _unmap(ioas, iova, size, everything, may_wait)
         finally:
             self.context.objects.put(ioas)
 
-    # ---- under the lock ----
+    # ---- under the lock, or by calls that look once ----
 
     def _present(self) -> Ioas | None:
         ioas = self._ioas
@@ -208,6 +204,19 @@ class Compat:
             ioas = self._found()
             ioas.calls += 1
             return ioas
+
+
+def _unmap(ioas: Ioas, iova: int, size: int, everything: bool, may_wait: bool) -> tuple[int, OSError | None]:
+    if everything:
+        if iova or size:
+            raise OSError(errno.EINVAL, "unmapping all takes neither iova nor size")
+        size = ADDRESSES - 1
+    elif ioas.space.unmap_exact(iova, size):
+        return size, None
+    elif not ioas.huge_pages:
+        _cut(ioas, (iova + size) % ADDRESSES)
+        _cut(ioas, iova)
+    return ioas.unmap_until(iova, size, may_wait)
 
 
 def _cut(ioas: Ioas, iova: int) -> None:

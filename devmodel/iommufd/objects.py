@@ -110,7 +110,7 @@ class ObjectTable:
         return found
 
     def has(self, one: IommufdObject) -> bool:
-        """Whether ``one`` is an object of this context now. Under :attr:`lock`."""
+        """Whether ``one`` is an object of this context now. Any thread."""
         return self._objects.get(one.id) is one
 
     def take(self, number: int, wanted: type[T]) -> T:
