@@ -54,7 +54,9 @@ from tests.iommufd.client import (
     VfioIoas,
     ViommuAlloc,
 )
+from tests.lab import VFSFUSE
 from tests.ordinary_user import UID
+from tests.vfio import client
 
 IOVA, LENGTH = 0x10000, 0x4000
 FIXED = READ_WRITE | MAP_FIXED_IOVA
@@ -115,16 +117,19 @@ class Clients:
         """A client makes the calls of the row.  While the last one is held, nobody else waits."""
         self.make([text(struct) for struct in (*row.before, row.struct)], row.outcome, *options, user=user)
 
-    def make(self, calls: list[str], outcome: str, *options: str, user: bool = False) -> None:
-        """As `check`, with calls as the client has them on its command line."""
+    def make(
+        self, calls: list[str], outcome: str, *options: str, user: bool = False, run: bool = False
+    ) -> None:
+        """As `check`, with calls as the client has them on its command line.  `run`: under `vfsfuse run`."""
         ordinary = os.geteuid() != 0
         fd, file = tempfile.mkstemp(prefix="held-", dir=self.lab.folder)
         os.close(fd)
         if user and not ordinary:
             os.chown(file, UID, UID)
-        how = ["-f"] if user or ordinary else []
+        how = ["-u" if run else "-f"] if user or ordinary else []
         node = str(self.lab.mounted.path / "dev/iommu")
-        command = [str(self.program), *how, *options, file, node, *calls]
+        command = [*VFSFUSE, "run", "--mount", str(self.lab.mounted.path), "--"] if run else []
+        command += [str(self.program), *how, *options, file, node, *calls]
         client = Hostile(command, UID if user and not ordinary else None)
         self.lab.check(client, outcome)
         assert client.held or "-d" in options  # descriptors are for nothing that a client can hold
@@ -249,3 +254,49 @@ def test_a_copy_that_is_pinned_waits_for_its_memory(clients: Clients, memory: st
     before = [attach, text(IoasAlloc()), f"*{IoasMap.user_va.offset},{text(mapped)}"]
     copy = IoasCopy(dst_ioas_id=1, src_ioas_id=4, flags=READ_WRITE, src_iova=IOVA, length=LENGTH)
     clients.make([*clients.bound, *before, text(copy)], "0", "-m", memory)
+
+
+# ---- dev/iommu as a container ----
+
+CONTAINER: dict[str, tuple[client.Struct, int]] = {
+    "GET_INFO": (client.IommuInfo(), client.IOMMU_GET_INFO),
+    "MAP_DMA": (client.DmaMap(flags=3, vaddr=0x10000, iova=2 * IOVA, size=LENGTH), client.IOMMU_MAP_DMA),
+    "UNMAP_DMA": (client.DmaUnmap(iova=IOVA, size=LENGTH), client.IOMMU_UNMAP_DMA),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [*((name, "shared") for name in CONTAINER), ("GET_INFO", "stored"), ("UNMAP_DMA", "stored")],
+)
+def test_a_struct_of_a_container_that_waits(clients: Clients, name: str, memory: str) -> None:
+    clients.make([*map(text, BEFORE), text(*CONTAINER[name])], "0", "-m", memory)
+
+
+def test_capabilities_that_wait(clients: Clients) -> None:
+    """They are written before the struct is, behind it."""
+    asked = bytes(client.IommuInfo(argsz=256)).ljust(256, b"\0")
+    calls = [*map(text, BEFORE), f"{client.IOMMU_GET_INFO:#x}:{asked.hex()}"]
+    clients.make(calls, "0", "-m", "stored", "-b", str(ctypes.sizeof(client.IommuInfo)))
+
+
+@pytest.mark.parametrize("memory", ["shared", "userfault", "locked"])
+def test_map_dma_pins_memory_that_waits(clients: Clients, memory: str) -> None:
+    attach = f"+{text(AttachPt(pt_id=1), DEVICE_ATTACH)}"
+    asked = client.DmaMap(flags=3, iova=IOVA, size=LENGTH)
+    calls = [*clients.bound, text(BEFORE[2]), attach, text(asked, client.IOMMU_MAP_DMA)]
+    clients.make(calls, "0", "-m", memory, "-o", str(client.DmaMap.vaddr.offset))
+
+
+@pytest.mark.parametrize("memory", ["shared", "userfault", "locked"])
+def test_opening_a_device_pins_memory_that_waits(clients: Clients, memory: str) -> None:
+    """A function whose group has joined the iommufd: the supervisor waits, and nobody else does."""
+    function = clients.lab.function
+    mapped = client.DmaMap(flags=3, iova=IOVA, size=LENGTH)
+    calls = [
+        f"+{clients.lab.mounted.path}/dev/vfio/{function.group}",
+        f"+@0,{client.GROUP_SET_CONTAINER:#x}:{bytes(4).hex()}",
+        f"*{client.DmaMap.vaddr.offset},{text(mapped, client.IOMMU_MAP_DMA)}",
+        f"+{client.GROUP_GET_DEVICE_FD:#x}:{function.name.encode().hex()}00",
+    ]
+    clients.make(calls, "0", "-m", memory, run=True)

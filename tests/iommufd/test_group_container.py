@@ -212,11 +212,15 @@ def test_what_cannot_be_attached_is_not_opened(
 def test_a_mediated_device_takes_what_a_physical_function_does_not(
     machine: MountedLab, card: tuple[str, str], memory: Memory
 ) -> None:
+    """But it needs whole pages, too."""
     with Group(machine.path, card[0]) as group, IommufdContainer(machine.path) as container:
         group.set_container(container)
         for iova, vaddr in ((MSI, memory.address), (2**48, memory.address), (0, client.unmapped_address())):
             container.map(iova, vaddr, PAGE)
-        Device(group_device(machine.path, group, card[1])).close()
+        with Device(group_device(machine.path, group, card[1])):
+            fails(errno.EINVAL, container.map, BASE, memory.address, 17)
+        container.map(BASE, memory.address, 17)
+        fails(errno.EADDRINUSE, group_device, machine.path, group, card[1])
 
 
 def test_type1_after_a_domain_with_mappings(physical: IommufdContainer, memory: Memory) -> None:
