@@ -16,6 +16,7 @@ from typing import Any
 
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.client import Caller
+from ioctl_shim.longcalls import has_zeros
 
 
 class Kind(enum.Enum):
@@ -256,7 +257,7 @@ def _read_checked(caller: Caller, arg: int, value: Any, row: Row) -> int:
     size = int.from_bytes(caller.read(arg, 4), "little")
     if size < row.minsz:
         raise OSError(errno.EINVAL, f"{row.name}: size {size} is less than {row.minsz}")
-    if size > row.size and not caller.has_zeros(arg + row.size, size - row.size):
+    if size > row.size and not has_zeros(caller, arg + row.size, size - row.size):
         raise OSError(errno.E2BIG, f"{row.name}: not all of the {size} bytes beyond {row.size} are 0")
     caller.read_into(arg, value, min(size, row.size))
     return size

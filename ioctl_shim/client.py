@@ -21,9 +21,7 @@ MAX_TRANSFER = 1 << 30
 
 CAP_IPC_LOCK, CAP_SYS_RAWIO, CAP_SYS_RESOURCE = 14, 17, 24
 """Numbers of capabilities (<linux/capability.h>)."""
-_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
-_PIECE = 64 * _PAGE_SIZE
-"""Bytes of client memory that are looked at at once."""
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _PIDFD_THREAD = os.O_EXCL  # <linux/pidfd.h>, Linux 6.9
 
 
@@ -96,31 +94,6 @@ class Caller:
         self.read_into(vaddr, ffi.from_buffer(buffer), size)
         return bytes(buffer)
 
-    def has_zeros(self, vaddr: int, size: int) -> bool:
-        """Whether the `size` bytes at `vaddr` are all 0.  On a thread that may wait: the client chooses the
-        size.
-
-        Raises OSError(EFAULT) when a byte cannot be read and all before it are 0, and ESRCH, EPERM."""
-        return self._has_zeros(vaddr, size, _PIECE)
-
-    def _has_zeros(self, vaddr: int, size: int, most: int) -> bool:
-        end = vaddr + size
-        buffer = bytearray(min(size, most))
-        zeros, into = bytes(buffer), ffi.from_buffer(buffer)
-        while vaddr < end:
-            piece = min(most - vaddr % most, end - vaddr, len(buffer))
-            try:
-                self.read_into(vaddr, into, piece)
-            except OSError as error:
-                if error.errno != errno.EFAULT or most == _PAGE_SIZE:
-                    raise
-                if not self._has_zeros(vaddr, piece, _PAGE_SIZE):  # what is before the page that is not there
-                    return False
-            if buffer != zeros:
-                return False
-            vaddr += piece
-        return True
-
     def read_string(self, vaddr: int) -> bytes:
         """The string at `vaddr`, without its NUL, read as strndup_user(PAGE_SIZE) does.
 
@@ -128,14 +101,14 @@ class Caller:
         more.
         """
         text = b""
-        while len(text) < _PAGE_SIZE:
+        while len(text) < PAGE_SIZE:
             at = vaddr + len(text)
-            to_page_end = _PAGE_SIZE - at % _PAGE_SIZE  # the next page may be unmapped
-            head, nul, _ = self.read(at, min(to_page_end, _PAGE_SIZE - len(text))).partition(b"\0")
+            to_page_end = PAGE_SIZE - at % PAGE_SIZE  # the next page may be unmapped
+            head, nul, _ = self.read(at, min(to_page_end, PAGE_SIZE - len(text))).partition(b"\0")
             text += head
             if nul:
                 return text
-        raise OSError(errno.EINVAL, f"no end of the string within {_PAGE_SIZE} bytes")
+        raise OSError(errno.EINVAL, f"no end of the string within {PAGE_SIZE} bytes")
 
     def write(self, vaddr: int, data: bytes) -> None:
         """Store `data` at `vaddr`.  Raises OSError(EFAULT, ESRCH, EPERM)."""

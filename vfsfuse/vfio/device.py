@@ -40,6 +40,7 @@ from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Kind
 from ioctl_shim.client import Caller
 from ioctl_shim.lane import WHOLE, Opened, Shut, SizedIoctl
+from ioctl_shim.longcalls import has_zeros
 from vfsfuse.vfio.chain import RegionFacts, region_facts, reply
 from vfsfuse.vfio.eventfds import borrow, lender
 from vfsfuse.vfio.fops import Request, Services, VfioFops, answers
@@ -260,7 +261,7 @@ def check_bind(request: Request) -> Any:
     argument, caller = request.argument, request.caller
     asked: Any = ffi.new(_BIND)
     size, whole = argument.argsz, request.row.size
-    if size > whole and not caller.has_zeros(request.arg + whole, size - whole):
+    if size > whole and not has_zeros(caller, request.arg + whole, size - whole):
         raise OSError(errno.E2BIG, f"not all of the {size} bytes beyond {whole} are 0")
     caller.read_into(request.arg, asked, min(size, whole))
     if asked.flags & ~lib.VFIO_DEVICE_BIND_FLAG_TOKEN or asked.iommufd < 0:

@@ -17,6 +17,7 @@ from devmodel.iommufd.hwinfo import HwInfo, IommuDevice, check_hw_info, hw_info
 from devmodel.iommufd.hwpt import Hwpt, Wish, allocated, tracked_space
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.client import Caller
+from ioctl_shim.longcalls import long_calls
 from vfsfuse.vfio.contextfile import ContextFops
 from vfsfuse.vfio.fops import Request, answers
 
@@ -149,11 +150,14 @@ def _fill(caller: Caller, address: int, data: bytes, room: int) -> None:
     """Store `data` in `room` bytes of the client: what fits, and zeros behind it.  Raises OSError(EFAULT)."""
     _client_range(address, room)
     head = (data + _ZEROS[: _AT_ONCE - len(data)])[:room]
-    offset = 0
-    while offset < room:
-        part = head if not offset else _ZEROS[: room - offset]
-        caller.write(address + offset, part)
-        offset += len(part)
+    if room:
+        caller.write(address, head)
+    if room <= len(head):
+        return
+    with long_calls.one() as rest:
+        for offset in range(len(head), room, len(_ZEROS)):
+            caller.write(address + offset, _ZEROS[: room - offset])
+            rest()
 
 
 def _client_range(address: int, size: int) -> int:
