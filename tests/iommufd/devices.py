@@ -79,9 +79,10 @@ class Copier(Cdev):
     """An open character device of a copier."""
 
     def ready(self, iommufd: Iommufd) -> int:
-        """Bind it, and let it do DMA. Its id is returned."""
+        """Bind it, forget what it did for others, and let it do DMA. Its id is returned."""
         number = self.bind(iommufd)
         self.set_config(COMMAND_REGISTER, DECODE | MASTER)
+        self.acknowledge()
         return number
 
     def begin(self, source: int, target: int, size: int) -> None:
@@ -97,8 +98,12 @@ class Copier(Cdev):
         self.begin(source, target, size)
         wait_for(lambda: self.status)
         found = self.status
-        os.pwrite(self.fd, (DONE | FAULT).to_bytes(4, "little"), 0x18)
+        self.acknowledge()
         return found
+
+    def acknowledge(self) -> None:
+        """Clear the status."""
+        os.pwrite(self.fd, (DONE | FAULT).to_bytes(4, "little"), 0x18)
 
     def reaches(self, iova: int, memory: Memory) -> bool:
         """Whether it reaches `memory`, two pages or more, at `iova`."""

@@ -236,7 +236,7 @@ class StoppedMemory(Memory):
     def __init__(self, size: int, present: int = 0) -> None:
         super().__init__(size, private=True)
         self.write(bytes(present))
-        self.uffd = ctypes.CDLL(None, use_errno=True).syscall(self._SYSCALL, os.O_CLOEXEC)
+        self.uffd = ctypes.CDLL(None, use_errno=True).syscall(self._SYSCALL, os.O_CLOEXEC | os.O_NONBLOCK)
         assert self.uffd >= 0, os.strerror(ctypes.get_errno())
         fcntl.ioctl(self.uffd, self._UFFDIO_API, struct.pack("<QQQ", 0xAA, 0, 0))
         asked = struct.pack("<QQQQ", self.address, size, self._MODE_MISSING, 0)
@@ -257,5 +257,5 @@ class StoppedMemory(Memory):
 
     @property
     def touched(self) -> bool:
-        """Whether somebody waits for a page."""
+        """Whether somebody waits for a page. Without O_NONBLOCK a userfaultfd always says so."""
         return bool(select.select([self.uffd], [], [], 0)[0])
