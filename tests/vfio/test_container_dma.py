@@ -20,6 +20,9 @@ from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import DmaFault, Prot
 from devmodel.iommu.backend import PinningBackend
 from devmodel.iommu.type1 import Type1
+from devmodel.iommufd.compat import Compat
+from devmodel.iommufd.context import Context
+from devmodel.iommufd.ioas import Ioas
 from ioctl_shim.process import Process
 from ioctl_shim.processes import MAX_SEATS, Processes
 from tests import needs
@@ -99,10 +102,35 @@ class Real:
     number, emulated = 1, False
 
 
-@pytest.fixture(params=[False, True], ids=["mediated", "pinned"])
-def iommu(request: pytest.FixtureRequest) -> Type1:
+class OfIommufd:
+    """An iommufd as the container, with what type1 has for these tests."""
+
+    def __init__(self, pinned: bool) -> None:
+        self._compat = Compat(Context())
+        self._compat.join(noiommu=False)
+        ioas = self._compat.context.objects.find(1, Ioas)
+        self.space = ioas.space
+        self.iova_ranges = tuple(ioas.iova_ranges()) if pinned else ()
+        if pinned:
+            ioas.add_domain(Real())
+
+    def map(self, client: Process, iova: int, vaddr: int, size: int, prot: Prot) -> None:
+        self._compat.map_dma(client, int(prot), iova, vaddr, size)
+
+    def unmap(self, iova: int, size: int) -> int:
+        return self._compat.unmap_dma(iova, size)[0]
+
+
+Iommu = Type1 | OfIommufd
+
+
+@pytest.fixture(params=["mediated", "pinned", "mediated, iommufd", "pinned, iommufd"])
+def iommu(request: pytest.FixtureRequest) -> Iommu:
+    pinned = "pinned" in request.param
+    if "iommufd" in request.param:
+        return OfIommufd(pinned)
     iommu = Type1(locked=LockedMemory())
-    if request.param:
+    if pinned:
         iommu.attach(Real())
     return iommu
 
@@ -111,7 +139,7 @@ def pattern(size: int) -> bytes:
     return (bytes(range(251)) * (size // 251 + 1))[:size]
 
 
-def test_bytes_land_where_the_client_sees_them(child: Child, iommu: Type1, kind: str) -> None:
+def test_bytes_land_where_the_client_sees_them(child: Child, iommu: Iommu, kind: str) -> None:
     address = child.memory("m", KINDS[kind])
     iommu.map(child.process, 0x10000, address, PAGES * PAGE, RW)
     data = pattern(3 * PAGE + 17)
@@ -121,7 +149,7 @@ def test_bytes_land_where_the_client_sees_them(child: Child, iommu: Type1, kind:
     assert iommu.space.dma_read(0x10000 + 5 * PAGE - 4, 15) == b"from the client"
 
 
-def test_many_mappings_of_both_kinds_in_one_dma(child: Child, iommu: Type1) -> None:
+def test_many_mappings_of_both_kinds_in_one_dma(child: Child, iommu: Iommu) -> None:
     addresses = [child.memory(name, arguments) for name, arguments in KINDS.items()]
     for page in range(3 * PAGES):
         address = addresses[page % 3] + page // 3 * PAGE
@@ -164,7 +192,7 @@ def test_memory_that_is_not_there_is_a_fault(child: Child) -> None:
     assert iommu.space.inflight.fault_count == 3 and iommu.space.inflight.faults[0].write
 
 
-def test_a_dead_client_is_a_fault(child: Child, iommu: Type1, kind: str) -> None:
+def test_a_dead_client_is_a_fault(child: Child, iommu: Iommu, kind: str) -> None:
     iommu.map(child.process, 0, child.memory("m", KINDS[kind]), PAGE, RW)
     iommu.space.dma_write(0, b"alive")
     child.kill()
@@ -181,7 +209,7 @@ def has_map_files() -> bool:
         return False
 
 
-def check_what_is_left(iommu: Type1, kind: str) -> None:
+def check_what_is_left(iommu: Iommu, kind: str) -> None:
     """Of the memory at iova 0, whose process is gone: nothing, but for shared pages that are pinned."""
     found = kind == "memfd" or (kind == "anonymous shared" and has_map_files())
     if iommu.iova_ranges and found:
@@ -196,7 +224,7 @@ def check_what_is_left(iommu: Type1, kind: str) -> None:
     assert iommu.space.inflight.fault_count == 4
 
 
-def test_after_an_exec_the_memory_is_not_the_clients_any_more(child: Child, iommu: Type1, kind: str) -> None:
+def test_after_an_exec_the_memory_is_not_the_clients_any_more(child: Child, iommu: Iommu, kind: str) -> None:
     iommu.map(child.process, 0, child.memory("m", KINDS[kind]), PAGE, RW)
     assert child.child.stdin and child.child.stdout
     child.child.stdin.write(
@@ -208,7 +236,7 @@ def test_after_an_exec_the_memory_is_not_the_clients_any_more(child: Child, iomm
     assert child.known.of(child.pid) is not child.process
 
 
-def test_what_is_mapped_in_its_place(child: Child, iommu: Type1, kind: str) -> None:
+def test_what_is_mapped_in_its_place(child: Child, iommu: Iommu, kind: str) -> None:
     pinned = bool(iommu.iova_ranges)
     if pinned and kind == "anonymous shared" and needs.NO_MAP_FILES:
         pytest.skip(needs.NO_MAP_FILES)
@@ -228,7 +256,7 @@ def test_what_is_mapped_in_its_place(child: Child, iommu: Type1, kind: str) -> N
         assert iommu.space.dma_read(0, 6) == b"aftere"
 
 
-def test_a_file_that_becomes_shorter_is_a_fault_and_no_sigbus(child: Child, iommu: Type1) -> None:
+def test_a_file_that_becomes_shorter_is_a_fault_and_no_sigbus(child: Child, iommu: Iommu) -> None:
     iommu.map(child.process, 0, child.memory("m", KINDS["memfd"]), PAGES * PAGE, RW)
     iommu.space.dma_write(10 * PAGE, b"there")
     child("os.ftruncate(spare[-1], PAGE)")
@@ -253,7 +281,7 @@ def test_what_a_process_has_locked_itself_counts_too(child: Child) -> None:
     assert child.process.locked() == 3 * PAGE
 
 
-def test_before_the_kernel_could_be_asked_for_mappings(child: Child, kind: str, iommu: Type1) -> None:
+def test_before_the_kernel_could_be_asked_for_mappings(child: Child, kind: str, iommu: Iommu) -> None:
     """Linux before 6.11 has no PROCMAP_QUERY: the text of /proc/PID/maps says what is mapped."""
     child.process.native.can_query = False
     iommu.map(child.process, 0, child.memory("m", KINDS[kind]), PAGES * PAGE, RW)
