@@ -47,6 +47,10 @@ def test_unknown_numbers_are_enotty(iommufd: Iommufd) -> None:
     known = {ord(";") << 8 | nr for nr in (*range(0x80, 0x96), *range(100, 103), *range(112, 115))}
     for number in {ord(";") << 8 | nr for nr in range(256)} - known:
         fails(errno.ENOTTY, ioctl, iommufd.fd, number, 0)
+    for kind in (0, ord(":"), 0xFF):  # the size is read before the rest of the number is looked at
+        number = kind << 8 | Destroy.cmd() & 0xFF
+        fails(errno.EFAULT, ioctl, iommufd.fd, number, 0)
+        fails(errno.ENOTTY, ioctl, iommufd.fd, number, Destroy())
     for direction in (1, 2, 3):  # iommufd's numbers have neither a size nor a direction
         fails(errno.ENOTTY, ioctl, iommufd.fd, direction << 30 | 8 << 16 | Destroy.cmd(), Destroy())
 

@@ -131,9 +131,9 @@ class ContainerFops(VfioFops):
         dirty_pages(type1, request.argument.value.flags, lambda: _dirty_range(request))
         return 0
 
-    def unknown(self, cmd: int, tid: int) -> int:
+    def unknown(self, cmd: int, arg: int | None, tid: int) -> int:
         _ = self.container.type1  # without a type1 every ioctl fails, as in the kernel
-        return super().unknown(cmd, tid)
+        return super().unknown(cmd, arg, tid)
 
     def release(self) -> None:
         self.container.close()

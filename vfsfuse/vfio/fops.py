@@ -120,22 +120,23 @@ class VfioFops(PlainFile):
     def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
         found = self.handlers.get(cmd)
         if found is None:
-            return self.unknown(cmd, tid)
+            return self.unknown(cmd, arg, tid)
         row, handler = found
         if on_pump and row.blocking:
             return None
         return handler(self, Request(row, arg, tid, on_pump))
 
     def sized_ioctl(self, call: SizedIoctl) -> int:
-        return self.unknown(call.cmd, call.tid)  # all of VFIO's ioctls are without a size
+        return self.unknown(call.cmd, None, call.tid)  # all of VFIO's ioctls are without a size
 
     @property
     @abstractmethod
     def subject(self) -> str:
         """The container, group or device of the file's calls, by the name that listeners get."""
 
-    def unknown(self, cmd: int, tid: int) -> int:
-        """The answer to an ioctl without a row.  Raises OSError(ENOTTY)."""
+    def unknown(self, cmd: int, arg: int | None, tid: int) -> int:
+        """The answer to an ioctl without a row.  `arg` is None if its number has a size.  Raises
+        OSError(ENOTTY)."""
         log.debug("%s: unknown ioctl %#x from thread %d", self.kind.value, cmd, tid)
         raise OSError(errno.ENOTTY, f"ioctl {cmd:#x}")
 

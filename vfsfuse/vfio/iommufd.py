@@ -13,6 +13,8 @@ from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import MustWait
 from devmodel.iommufd.context import Context
 from devmodel.vfio.module import VfioModule
+from ioctl_shim.abi import ROWS
+from ioctl_shim.client import Caller
 from ioctl_shim.lane import Opened, Opener, OpenRequest
 from ioctl_shim.processes import Processes
 from vfsfuse.vfio.compat import CompatFops
@@ -22,6 +24,8 @@ from vfsfuse.vfio.hwpt import HwptFops
 from vfsfuse.vfio.ioas import IoasFops
 from vfsfuse.vfio.options import OptionFops
 from vfsfuse.vfio.sharing import SharingFops
+
+_NUMBERS = {row.cmd & 0xFF for row in ROWS if row.checked}
 
 
 class IommufdFops(CompatFops, IoasFops, SharingFops, OptionFops, HwptFops):
@@ -36,6 +40,11 @@ class IommufdFops(CompatFops, IoasFops, SharingFops, OptionFops, HwptFops):
         except MustWait:  # a call on another thread uses the object
             return None
         return 0
+
+    def unknown(self, cmd: int, arg: int | None, tid: int) -> int:
+        if cmd & 0xFF in _NUMBERS and arg is not None:  # the size comes before the rest of the number
+            Caller(tid).read(arg, 4)
+        return super().unknown(cmd, arg, tid)
 
 
 def openers(
