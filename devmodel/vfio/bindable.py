@@ -89,8 +89,7 @@ class BindableDevice(ABC):
 
     @property
     def bound_device(self) -> BoundDevice | None:
-        """What it is in the context that it is bound to by its own character device. Under the group's
-        lock."""
+        """What it is in the context that it is bound to. Under the group's lock."""
         return next((each.bound for each in self.cdevs if each.bound is not None), None)
 
     # ---- devmodel.iommufd.device.Bindable: of a device that is open ----

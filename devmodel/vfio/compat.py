@@ -16,7 +16,6 @@ import threading
 from typing import ClassVar
 
 from devmodel.iommufd.compat import Compat
-from devmodel.iommufd.context import Context
 from devmodel.iommufd.device import BoundDevice, bind
 from devmodel.vfio.container import ContainerGroup
 from devmodel.vfio.group import Assignable
@@ -61,17 +60,12 @@ class CompatContainer:
 class CompatLink:
     """An open device of a group, as ``bound`` to the context of ``compat``."""
 
-    __slots__ = ("_attached", "_bound", "_compat", "_turn")
+    __slots__ = ("_attached", "_compat", "_turn", "bound")
 
     def __init__(self, compat: Compat, bound: BoundDevice) -> None:
-        self._compat, self._bound = compat, bound
+        self._compat, self.bound = compat, bound
         self._turn = threading.Lock()
         self._attached = False
-
-    @property
-    def context(self) -> Context:
-        """What the device is bound to."""
-        return self._compat.context
 
     def attach(self) -> None:
         """Attach the device to the compat IOAS, unless another open of it has done so. Waits for clients,
@@ -82,9 +76,9 @@ class CompatLink:
         """
         with self._turn:
             if not self._attached:
-                self._bound.attach(self._compat.ioas_id())
+                self.bound.attach(self._compat.ioas_id())
                 self._attached = True
 
     def end(self) -> None:
         """The last file of the device is closed: detach and unbind it."""
-        self._bound.unbind()
+        self.bound.unbind()

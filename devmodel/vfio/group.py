@@ -19,6 +19,7 @@ from typing import Protocol
 from devmodel.device.base import DriverAccess
 from devmodel.iommu.driver import Iommu
 from devmodel.iommufd.context import Context
+from devmodel.iommufd.device import BoundDevice
 from devmodel.irq.kinds import PciIrq
 from devmodel.vfio.bindable import BindableDevice, OpenCdev
 from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, check_clients, check_looks
@@ -28,8 +29,8 @@ class DeviceLink(Protocol):
     """What connects an open device of a group to an iommufd (:class:`devmodel.vfio.compat.CompatLink`)."""
 
     @property
-    def context(self) -> Context:
-        """What the device is bound to."""
+    def bound(self) -> BoundDevice:
+        """The device in the context that it is bound to."""
 
     def attach(self) -> None:
         """Have the device reach memory, unless it does so already. Called without a lock. Waits for clients.
@@ -143,10 +144,7 @@ class Group(Held):
     def owner(self) -> Context | None:
         """The context that devices of the group are bound to."""
         bound = (each.bound_device for each in self.devices)
-        found = next((each.context for each in bound if each is not None), None)
-        if found is None and self.opened is not None:
-            found = next((link.context for link in list(self.opened.links.values())), None)
-        return found
+        return next((each.context for each in bound if each is not None), None)
 
     @property
     def domain(self) -> object:
@@ -195,6 +193,12 @@ class Assignable(BindableDevice):
     def resettable(self) -> bool:
         """Whether DEVICE_RESET resets it."""
         return self.device.resettable
+
+    @property
+    def bound_device(self) -> BoundDevice | None:
+        opened = self.group.opened
+        link = None if opened is None else opened.links.get(self)
+        return super().bound_device if link is None else link.bound
 
     @property
     def access(self) -> DriverAccess:

@@ -15,10 +15,20 @@ from pathlib import Path
 import pytest
 
 from tests.iommufd.client import Cdev, Iommufd, IommufdContainer
-from tests.lab import ROOT, MountedLab, described, vfsfuse
+from tests.lab import ROOT, MountedLab, described, settled, vfsfuse
 from tests.vfio import client
 from tests.vfio.client import PAGE, Container, Group, Memory, fails
-from tests.vfio.devices import GPU, NEIGHBOUR, UNPROTECTED, Device, Opened, bound, group_device, opened
+from tests.vfio.devices import (
+    GPU,
+    NEIGHBOUR,
+    UNPROTECTED,
+    Device,
+    Opened,
+    bound,
+    function_dir,
+    group_device,
+    opened,
+)
 from tests.vfio.test_dma_device import COMMAND_REGISTER, DECODE, DONE, FAULT, MASTER, copy, mapped
 from tests.vfio.test_dma_device import LAB as COPIERS
 
@@ -179,6 +189,28 @@ def test_group_and_cdev_exclude_each_other(machine: MountedLab, card: tuple[str,
         fails(errno.EBUSY, Group, machine.path, card[0])
         fails(errno.EBUSY, context.destroy, number)
     Group(machine.path, card[0]).close()
+
+
+def test_domains_are_counted(machine: MountedLab) -> None:
+    """Functions in one IOAS share the domain of its HWPT, whether they were opened by group or bound."""
+    used = machine.path / "sys/class/iommu/dmar0/intel-iommu/domains_used"
+    before = int(used.read_text())
+    with (
+        bound(machine, GPU, NEIGHBOUR) as (one, _),
+        IommufdContainer(machine.path) as container,
+        Group(machine.path, one) as group,
+    ):
+        group.set_container(container)
+        assert int(used.read_text()) == before  # nothing is claimed
+        with Device(group_device(machine.path, group, GPU)):
+            fails(errno.EPERM, (function_dir(machine, GPU) / "iommu_group/type").write_text, "identity")
+            minor = os.listdir(function_dir(machine, NEIGHBOUR) / "vfio-dev")[0]
+            with Cdev(machine.path / "dev/vfio/devices" / minor) as cdev:
+                cdev.bind(container)
+                assert int(used.read_text()) == before - 1
+                assert cdev.attach(context_of(container).vfio_ioas()) == 3
+                assert int(used.read_text()) == before - 1
+        assert settled(lambda: int(used.read_text())) == before
 
 
 # ---- opening a device attaches it ----
