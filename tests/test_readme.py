@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.qemu import programs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,6 +40,19 @@ def pattern(expected: str) -> str:
     return quoted.replace(r"\.\.\.", ".*")
 
 
+def path(session: str, folder: Path) -> str:
+    """PATH for a session; one that needs a newer QEMU than this system's finds it under the usual name."""
+    usual = os.environ["PATH"]
+    if programs.SYSTEM not in session:
+        return usual
+    found = programs.of_suite("trixie") if "iommufd" in session else programs.system()
+    program = folder / "bin" / programs.SYSTEM
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shutil.which(found)} "$@"\n')
+    program.chmod(0o755)
+    return f"{program.parent}:{usual}"
+
+
 @needs.root("the README's sessions are root's")
 @pytest.mark.parametrize("session", SESSIONS, ids=[session.split("\n")[0] for session in SESSIONS])
 def test_session(session: str, tmp_path: Path) -> None:
@@ -55,7 +70,7 @@ def test_session(session: str, tmp_path: Path) -> None:
             text=True,
             cwd=ROOT,
             timeout=200,
-            env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "PATH": path(session, tmp_path)},
             check=False,
         )
     finally:

@@ -10,7 +10,7 @@ import pytest
 
 from tests import needs
 from tests.lab import ROOT, MountedLab, Vgpu, described
-from tests.qemu import drivers
+from tests.qemu import drivers, programs
 from tests.qemu.guest import Guest, build
 from tests.qemu.machine import Machine, in_lab, vfio
 from tests.qemu.paused import Paused, paused_machine, place_all
@@ -59,12 +59,15 @@ def everything(shared_lab: MountedLab, guest: Guest) -> Iterator[Everything]:
             drivers.assert_healthy(machine.console)
 
 
-@pytest.fixture(scope="module", params=["mmap", "x-no-mmap"])
+@pytest.fixture(scope="module", params=["mmap", "x-no-mmap", *programs.NEWER])
 def paused(request: pytest.FixtureRequest, shared_lab: MountedLab) -> Iterator[Paused]:
-    """The machine of tests.qemu.paused, with memory mapped into QEMU and with all accesses trapped."""
+    """The machine of tests.qemu.paused: with memory mapped into QEMU, with all accesses trapped, and in each
+    newer QEMU by iommufd, where memory is mapped if it can be."""
     if request.param == "mmap" and needs.NO_PASSTHROUGH:
         pytest.skip(needs.NO_PASSTHROUGH)
-    with paused_machine(shared_lab, mapped=request.param == "mmap") as machine:
+    mapped = request.param != "x-no-mmap" and not needs.NO_PASSTHROUGH
+    suite = request.param if request.param in programs.NEWER else ""
+    with paused_machine(shared_lab, mapped, suite) as machine:
         yield machine
 
 

@@ -5,12 +5,14 @@ what the tests of configuration, BARs, DMA and interrupts have in common."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tests.lab import MountedLab, Vgpu
+from tests.qemu import programs
+from tests.qemu.iommufd import Opened, with_sys
 from tests.qemu.machine import Machine, in_lab, vfio
 from tests.qemu.qtest import SECONDS, Qtest
 
@@ -85,11 +87,15 @@ COPY, DONE, FAULT = 1, 1, 2
 
 @dataclass
 class Paused:
-    """A machine that does not run, with its devices by slot, and whether memory is mapped into QEMU."""
+    """A machine that does not run, with its devices by slot.
+
+    `mapped`: device memory is mapped into QEMU. `peer`: so other devices reach it by DMA, but not by iommufd.
+    """
 
     machine: Machine
     vgpus: dict[int, Vgpu]
     mapped: bool
+    peer: bool
 
     @property
     def cpu(self) -> Qtest:
@@ -121,19 +127,34 @@ class Paused:
             assert time.monotonic() < deadline, f"{found:#x} at {address:#x} instead of {value:#x}"
 
 
+def in_a_group(lab: MountedLab, vgpus: Mapping[int, Vgpu], mapped: bool) -> Machine:
+    """The system's QEMU, which opens the devices by their groups under `vfsfuse run`."""
+    more = {} if mapped else {"x_no_mmap": "on"}
+    return Machine(in_lab(lab), [part for slot, vgpu in vgpus.items() for part in vfio(vgpu, slot, **more)])
+
+
+def by_iommufd(lab: MountedLab, vgpus: Mapping[int, Vgpu], suite: str) -> Machine:
+    """A newer QEMU, which gets descriptors of the mount."""
+    program, opened = programs.of_suite(suite), Opened(lab)
+    devices = [part for slot, vgpu in vgpus.items() for part in opened.mediated(vgpu, slot)]
+    options = [*opened.iommu(), *devices]
+    return Machine(with_sys(lab), options, program=program, descriptors=opened.descriptors)
+
+
 @contextmanager
-def paused_machine(lab: MountedLab, mapped: bool) -> Iterator[Paused]:
-    """The machine, its lines routed and its interrupt controller intercepted; BARs are not placed yet."""
-    options: list[str] = []
+def paused_machine(lab: MountedLab, mapped: bool, suite: str = "") -> Iterator[Paused]:
+    """The machine, its lines routed and its interrupt controller intercepted; BARs are not placed yet.
+
+    `suite` is the Debian whose QEMU takes the devices by iommufd; without it they come by their groups.
+    """
     with ExitStack() as stack:
         vgpus = {slot: stack.enter_context(lab.create(*names)) for slot, names in TYPES.items()}
-        for slot, vgpu in vgpus.items():
-            options += vfio(vgpu, slot) if mapped else vfio(vgpu, slot, x_no_mmap="on")
-        machine = stack.enter_context(Machine(in_lab(lab), options))
+        start = by_iommufd(lab, vgpus, suite) if suite else in_a_group(lab, vgpus, mapped)
+        machine = stack.enter_context(start)
         for pirq, line in enumerate(LINES):
             machine.qtest.set_config(BRIDGE, PIRQ_ROUTES + pirq, 1, line)
         machine.qtest.intercept("ioapic")
-        yield Paused(machine, vgpus, mapped)
+        yield Paused(machine, vgpus, mapped, peer=mapped and not suite)
 
 
 def place_all(paused: Paused) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, described
+from tests.lab import ROOT, MountedLab, described
+from tests.qemu import programs
+from tests.qemu.iommufd import Opened
 from tests.qemu.machine import Machine, in_lab
 from tests.vfio.devices import bound
 
@@ -27,11 +29,7 @@ types.own = {{ memory = "1M", description = "mediated", model = "fixed" }}
 """
     for name in (FIRST, SECOND)
 )
-OPTIONS = [
-    *("-device", f"vfio-pci,host={FIRST},addr=5.0,multifunction=on"),
-    *("-device", f"vfio-pci,host={SECOND},addr=5.1"),
-    *("-trace", "vfio_pci_hot_reset_result"),
-]
+TRACE = ["-trace", "vfio_pci_hot_reset_result"]
 SUCCESS = "hot reset: Success"
 
 
@@ -40,12 +38,19 @@ SUCCESS = "hot reset: Success"
     not needs.has_capability("CAP_IPC_LOCK"),
     reason="a physical function pins all of the guest's memory, which takes CAP_IPC_LOCK",
 )
-def test_qemu_resets_a_bus(tmp_path: Path) -> None:
-    """It does so before the guest starts."""
-    with (
-        described(tmp_path, LAB) as lab,
-        bound(lab, FIRST, SECOND),
-        Machine(in_lab(lab), OPTIONS) as machine,
-    ):
-        assert SUCCESS in machine.explain(), machine.explain()
-        assert "hot reset info failed" not in machine.explain(), machine.explain()
+@pytest.mark.parametrize("suite", ["", *programs.NEWER])
+def test_qemu_resets_a_bus(tmp_path: Path, suite: str) -> None:
+    """It does so before the guest starts. The functions come by groups, or by iommufd in a newer QEMU."""
+    with described(tmp_path, LAB) as lab, bound(lab, FIRST, SECOND), machine(lab, suite) as started:
+        assert SUCCESS in started.explain(), started.explain()
+        assert "hot reset info failed" not in started.explain(), started.explain()
+
+
+def machine(lab: MountedLab, suite: str) -> Machine:
+    """A machine that has both functions, at 00:05.0 and 00:05.1."""
+    if not suite:
+        first = ["-device", f"vfio-pci,host={FIRST},addr=5.0,multifunction=on"]
+        return Machine(in_lab(lab), [*first, "-device", f"vfio-pci,host={SECOND},addr=5.1", *TRACE])
+    program, opened = programs.of_suite(suite), Opened(lab)
+    devices = opened.physical(FIRST, 5, multifunction="on") + opened.physical(SECOND, 6, addr="5.1")
+    return Machine([], [*opened.iommu(), *devices, *TRACE], program=program, descriptors=opened.descriptors)

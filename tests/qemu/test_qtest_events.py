@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DMA into the guest's memory, INTx and MSI-X through QEMU's vfio-pci, its processor being the test.
 
-Each test runs twice: BARs that are memory mapped into QEMU, and all trapped (x-no-mmap=on).
+Each test runs with BARs that are memory mapped into QEMU, with all trapped (x-no-mmap=on), and in each newer
+QEMU, which has the devices by iommufd.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ def test_dma_in_guest_memory(placed: Paused) -> None:
 
 
 def test_dma_between_devices_memory(placed: Paused) -> None:
-    """Where video memory is mapped into QEMU it is in the guest's address space for devices too."""
+    """Where video memory is mapped into QEMU it is in the guest's address space for devices too, by type1."""
     content = random.Random(2).randbytes(4096)
     placed.cpu.write(RAM, content)
     status = placed.copy(RAM, VGPU_VRAM.address + 8192, len(content))
-    assert status == (DONE if placed.mapped else FAULT)
+    assert status == (DONE if placed.peer else FAULT)
     with (placed.vgpus[VGPU].path / "resource0").open("rb") as shown:
         shown.seek(8192)
-        assert (shown.read(4096) == content) == placed.mapped
+        assert (shown.read(4096) == content) == placed.peer
 
 
 def test_dma_outside_memory_is_a_fault(placed: Paused) -> None:
