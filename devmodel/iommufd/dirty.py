@@ -13,18 +13,20 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from devmodel.iommu.api import ADDRESSES, PAGE_SIZE, Prot
 from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin
 from devmodel.iommu.inflight import MAX_DMA, Find, Span
 from devmodel.iommu.mappings import Mapping as IovaMapping
-from devmodel.iommu.mappings import Mappings
 from devmodel.iommu.segments import Segment, copy
 from devmodel.iommu.space import IoAddressSpace
 
 CHUNK = 512
 """Pages in a chunk: the bits of 2 MiB are one number."""
+PIECE = 4096
+"""The most mappings, and the most chunks, that are looked at in one hold of the lock."""
+_CHUNK_SIZE = CHUNK * PAGE_SIZE
 _WORD = 64
 _WRITE = int(Prot.WRITE)
 
@@ -89,6 +91,26 @@ def _mask(number: int, first: int, last: int) -> int:
     return ((1 << high - low + 1) - 1) << low
 
 
+class Bits(NamedTuple):
+    """A client's bitmap, whose bit 0 stands for ``page_size`` bytes from ``iova``."""
+
+    bitmap: Bitmap
+    iova: int
+    page_size: int
+
+    def store(self, chunks: Sequence[tuple[int, int]]) -> Iterator[int]:
+        """Set the bits of chunks. Yields the number of each chunk whose bits could be stored. Without any
+        lock."""
+        shift = (self.page_size & -self.page_size).bit_length() - 1
+        for number, pages in chunks:
+            first, bits = _to_bits(number * _CHUNK_SIZE - self.iova, pages, shift)
+            try:
+                _set_bits(self.bitmap, first, bits)
+            except OSError:  # as the kernel, which does not tell the client
+                continue
+            yield number
+
+
 class TrackedSpace(DmaSpace):
     """The addresses of an HWPT with DIRTY_TRACKING: those of its IOAS, with each written page marked while
     tracking is on. It is on from :meth:`start` to :meth:`stop`."""
@@ -130,29 +152,54 @@ class TrackedSpace(DmaSpace):
         written meanwhile, and those whose bits cannot be stored, are dirty for the next report. It waits for
         the client's memory.
         """
-        space = self._space
-        with space.lock:
-            end = _mapped_end(space.mappings, iova, last)
-            if not self._on or end == iova:
-                return
-            first, behind = iova // PAGE_SIZE, (end - 1) // PAGE_SIZE
-            found = self._pages.within(first, behind)
-            if clear:
-                self._pages.discard(first, behind)
-                self._reports.append(found)
-            chunks = sorted(found.chunks.items())
+        start = iova
+        while start <= last:
+            with self._space.lock:
+                end = self._piece(start, last)
+                if not self._on or end == start:
+                    return
+                found = self._take(start, end, clear)
+                chunks = sorted(found.chunks.items())
+            if chunks:
+                self._store(found, Bits(bitmap, iova, page_size).store(chunks), clear)
+            start = end
+
+    def _store(self, found: WrittenPages, storing: Iterator[int], clear: bool) -> None:
+        """Store ``found``, of which ``storing`` stores one chunk after the other. If it was taken from the
+        dirty pages, so as to ``clear`` them, what cannot be stored is put back, unless :meth:`unmapped` or
+        the end of tracking has taken it meanwhile."""
         stored: list[int] = []
         try:
-            stored.extend(_stored(chunks, iova, page_size, bitmap))
+            stored.extend(storing)
         finally:
             if clear:
-                with space.lock:
+                with self._space.lock:
                     self._reports.remove(found)
                     for number in stored:
                         found.chunks.pop(number, None)
                     self._pages.merge(found)
 
-    # ---- Tracker: under the lock of the space ----
+    # ---- under the lock of the space ----
+
+    def _piece(self, start: int, last: int) -> int:
+        """Where a piece of a report ends that begins at ``start``: at a hole, behind ``last``, or so early
+        that the lock is held for a moment only. ``start`` itself if that is not mapped."""
+        mappings = self._space.mappings
+        mapping, end, left = mappings.covering(start), start, PIECE
+        while mapping is not None and left and end <= last:
+            end, left = mapping.end, left - 1
+            mapping = mappings.by_start.get(end)
+        if len(self._pages.chunks) > PIECE:
+            end = min(end, (start // _CHUNK_SIZE + PIECE) * _CHUNK_SIZE)
+        return min(end, last + 1)
+
+    def _take(self, start: int, end: int, clear: bool) -> WrittenPages:
+        first, last = start // PAGE_SIZE, (end - 1) // PAGE_SIZE
+        found = self._pages.within(first, last)
+        if clear and found.chunks:
+            self._pages.discard(first, last)
+            self._reports.append(found)
+        return found
 
     def unmapped(self, iova: int, end: int) -> None:
         """The dirty pages of a mapping go with it."""
@@ -214,17 +261,6 @@ class TrackedSpace(DmaSpace):
             self._pages.mark(start // PAGE_SIZE, (start + size - 1) // PAGE_SIZE)
 
 
-def _mapped_end(mappings: Mappings, iova: int, last: int) -> int:
-    """The address behind the last one that can be reached from ``iova`` without leaving what is mapped,
-    ``last`` + 1 at most. ``iova`` itself if that is not mapped."""
-    end = iova
-    for mapping in mappings.within(iova, last + 1):
-        if mapping.iova > end:
-            break
-        end = mapping.end
-    return min(end, last + 1)
-
-
 def check_dirty_range(iova: int, length: int, page_size: int, alignment: int) -> int:
     """The last address of a range of GET_DIRTY_BITMAP. ``alignment`` is that of the IOAS.
 
@@ -242,19 +278,6 @@ def check_dirty_range(iova: int, length: int, page_size: int, alignment: int) ->
 
 
 # ---- bits: without any lock ----
-
-
-def _stored(chunks: Sequence[tuple[int, int]], iova: int, page_size: int, bitmap: Bitmap) -> Iterator[int]:
-    """Set the bits of ``chunks`` in a bitmap. Yields the number of each chunk whose bits could be stored."""
-    shift = (page_size & -page_size).bit_length() - 1
-    for number, pages in chunks:
-        start = number * CHUNK * PAGE_SIZE - iova
-        first, bits = _to_bits(start, pages, shift)
-        try:
-            _set_bits(bitmap, first, bits)
-        except OSError:  # as the kernel, which does not tell the client
-            continue
-        yield number
 
 
 def _to_bits(start: int, pages: int, shift: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from devmodel.iommu.api import PAGE_SIZE, DmaFault, Prot
 from devmodel.iommu.cutting import cut
 from devmodel.iommu.dmaspace import Piece
 from devmodel.iommu.space import IoAddressSpace
+from devmodel.iommufd import dirty
 from devmodel.iommufd.dirty import CHUNK, TrackedSpace, WrittenPages, check_dirty_range
 from tests.unit.fakes import TOP, FakeClient, fails
 
@@ -228,11 +229,18 @@ class TwoHwpts(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.patched = pytest.MonkeyPatch()
+        self.patched.setattr(dirty, "PIECE", 2)  # reports have several pieces
         self.space = IoAddressSpace()
         self.tracked = [TrackedSpace(self.space) for _ in range(2)]
         self.mapped: dict[int, int] = {}
         """The last page of each mapping, by its first one."""
         self.dirty: list[set[int] | None] = [None, None]
+
+    def teardown(self) -> None:
+        self.patched.undo()
+        for tracked in self.tracked:
+            assert not tracked._reports
 
     def holds(self, page: int) -> bool:
         return any(first <= page <= last for first, last in self.mapped.items())
@@ -250,9 +258,9 @@ class TwoHwpts(RuleBasedStateMachine):
         if last is not None:
             span = (page * PAGE_SIZE, (last + 1) * PAGE_SIZE)
             self.space.unmap(span, lambda: self.space.mappings.within(*span))
-            for dirty in self.dirty:
-                if dirty is not None:
-                    dirty -= set(range(page, last + 1))
+            for known in self.dirty:
+                if known is not None:
+                    known -= set(range(page, last + 1))
 
     @rule(page=pages)
     def cut(self, page: int) -> None:
@@ -269,9 +277,9 @@ class TwoHwpts(RuleBasedStateMachine):
         data = bytes(count * PAGE_SIZE)
         if all(map(self.holds, written)):
             self.tracked[number].dma_write(first * PAGE_SIZE, data)
-            dirty = self.dirty[number]
-            if dirty is not None:
-                dirty.update(written)
+            known = self.dirty[number]
+            if known is not None:
+                known.update(written)
         else:
             with pytest.raises(DmaFault):
                 self.tracked[number].dma_write(first * PAGE_SIZE, data)
@@ -382,6 +390,28 @@ def test_memory_follows_what_was_written() -> None:
     pages.discard(1, 2**52)
     assert pages.chunks == {0: 1}
     assert pages.within(0, 2**52).chunks == {0: 1}
+
+
+def test_a_report_of_very_much_comes_in_pieces(
+    space: IoAddressSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of neighbours in iova, and of one mapping with very many dirty chunks."""
+    monkeypatch.setattr(dirty, "PIECE", 3)
+    for page in range(PAGES, PAGES + 20):
+        space.map(FakeClient(), BASE + page * PAGE_SIZE, 0, PAGE_SIZE, RW)
+    size = 64 * CHUNK * PAGE_SIZE
+    space.map(FakeClient(), 2**40, 0, size, RW)
+    tracked = TrackedSpace(space)
+    tracked.start()
+    pages = set(range(PAGES - 1, PAGES + 20))
+    for page in pages:
+        tracked.dma_write(BASE + page * PAGE_SIZE, b"x")
+    assert reported(tracked, BASE, TOP - 1) == pages
+    chunks = set(range(CHUNK - 1, 64 * CHUNK, CHUNK)) | {5, 900}
+    for page in chunks:
+        tracked.dma_write(2**40 + page * PAGE_SIZE, b"x")
+    assert reported(tracked, 2**40 + PAGE_SIZE, 2**40 + size - 1) == {page - 1 for page in chunks}
+    assert reported(tracked, 2**40, 2**40 + size - 1) == set()
 
 
 @pytest.mark.parametrize(
