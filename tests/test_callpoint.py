@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from typing import Any, TypeVar
 import pytest
 
 import tests.lab
+from tests.iommufd.client import Iommufd
+from tests.iommufd.devices import Copier
 from tests.lab import ROOT, VFSFUSE, MountedLab, run
 from tests.test_ended_clients import closing, group_file, left_behind
-from tests.vfio.client import Group
+from tests.vfio.client import Group, Memory, fails
 
 CLIENT = ROOT / "tests/clients/copier_client.c"
 IOVA, PAGE, SIZE = 1 << 20, 4096, 100
@@ -97,6 +100,42 @@ def test_a_file_whose_open_waited_is_listened_to(listen: Callable[..., ListenedL
         listened.remove()
     names = [line["name"] for line in listened.lines()]
     assert names == ["create", "create", "VFIO_GROUP_GET_STATUS", "remove", "remove"]
+
+
+def test_a_dialogue_by_iommufd_is_told(listen: Callable[..., ListenedLab]) -> None:
+    listened = listen([{"name": "VFIO_DEVICE_DETACH_IOMMUFD_PT", "errno": "EIO"}])
+    memory = Memory(2 * PAGE)
+    with listened.lab:
+        listened.create()
+        name = listened.name
+        node = os.listdir(listened.lab.mdevs / name / "vfio-dev")[0]
+        with (
+            Iommufd(listened.lab.path) as iommufd,
+            Copier(listened.lab.path / "dev/vfio/devices" / node) as copier,
+        ):
+            fails(errno.EBADFD, copier.bind, copier)
+            copier.ready(iommufd)
+            ioas = iommufd.ioas()
+            iommufd.map(ioas, memory.address, memory.size, IOVA)
+            copier.attach(ioas)
+            assert copier.reaches(IOVA, memory)
+            fails(errno.EIO, copier.detach)
+            assert copier.reaches(IOVA, memory)
+        listened.remove()
+    lines = [line for line in listened.lines() if line["kind"] in ("ioctl", "dma")]
+    dma = [("read", name, IOVA), ("write", name, IOVA + PAGE)]
+    found = [(line["name"], line["subject"], line["arguments"].get("iova", line["errno"])) for line in lines]
+    assert found == [
+        ("VFIO_DEVICE_BIND_IOMMUFD", name, "EBADFD"),
+        ("VFIO_DEVICE_BIND_IOMMUFD", name, None),
+        ("IOMMU_IOAS_ALLOC", "iommufd", None),
+        ("IOMMU_IOAS_MAP", "iommufd", None),
+        ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", name, None),
+        *dma,
+        ("VFIO_DEVICE_DETACH_IOMMUFD_PT", name, "EIO"),
+        *dma,
+    ]
+    memory.close()
 
 
 def test_a_whole_dialogue_is_told_once_in_order_with_its_results(

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model does with its port: bytes, and buffers of its own."""
 
+import errno
 import struct
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -16,7 +18,7 @@ from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin
 from devmodel.iommu.mappings import Mapping
 from devmodel.iommu.type1 import Type1
 from tests.unit.clients import Unhurried
-from tests.unit.fakes import FakeClient
+from tests.unit.fakes import FakeClient, fails
 from tests.unit.test_iommu import Driver
 
 RW = Prot.READ | Prot.WRITE
@@ -167,3 +169,59 @@ def test_what_is_put_in_front_of_the_space_sees_every_access() -> None:
         "write pinned 0x1000 1",
         "read 1 pieces",
     ]
+
+
+# ---- a port that is connected to something else ----
+
+
+def test_settling_waits_for_what_has_begun(port: DmaPort) -> None:
+    begun, go_on, settled = threading.Event(), threading.Event(), threading.Event()
+
+    def dma() -> None:
+        with port.under_way():
+            begun.set()
+            go_on.wait(10)
+
+    def settle() -> None:
+        port.settle()
+        settled.set()
+
+    threads = [threading.Thread(target=each) for each in (dma, settle)]
+    threads[0].start()
+    begun.wait(10)
+    threads[1].start()
+    port.write_now(0, b"later")  # what begins meanwhile is not waited for, and wakes the one who waits
+    with port.under_way():
+        assert not settled.wait(0.05)
+        go_on.set()
+        assert settled.wait(10)
+    for thread in threads:
+        thread.join()
+    assert not port.active and not port.waiting
+    port.settle()
+
+
+def test_settling_ends(port: DmaPort, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devmodel.device.dma.DRAIN_SECONDS", 0.02)
+    with port.under_way():
+        fails(errno.EBUSY, port.settle)
+    assert not port.waiting
+
+
+def test_a_use_of_pinned_pages_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devmodel.device.dma.DRAIN_SECONDS", 0.02)
+    iommu = Type1()
+    Driver(iommu)
+    iommu.map(FakeClient(), 0, 0x8000, PAGE_SIZE, RW)
+    port = DmaPort(Tasks(), lambda: True)
+    port.connect(iommu.space)
+
+    async def use() -> None:
+        pin = await port.pin(0, 1, RW)
+        with pin.within():
+            fails(errno.EBUSY, port.settle)
+        pin.write(0, b"x")
+        pin.release()
+
+    trio.run(use)
+    assert not port.active
