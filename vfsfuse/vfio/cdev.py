@@ -22,7 +22,7 @@ from ioctl_shim.client import CAP_SYS_RAWIO, Caller, ClientProcess
 from ioctl_shim.lane import Opened, OpenRequest, Shut, SizedIoctl
 from vfsfuse.vfio.contextfile import ContextFops
 from vfsfuse.vfio.device import DeviceFops, check_bind, open_device
-from vfsfuse.vfio.fops import Request, Services, answers
+from vfsfuse.vfio.fops import Request, Services, VfioFops, answers
 from vfsfuse.vfio.port import Port
 
 _BIND_CMD = row_of(Kind.DEVICE, "VFIO_DEVICE_BIND_IOMMUFD").cmd
@@ -53,7 +53,8 @@ class CdevFops(DeviceFops):
     def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
         if not self._cdev.started and cmd != _BIND_CMD:
             raise OSError(errno.EINVAL, "the device is not bound to an iommufd")
-        return DeviceFops.ioctl(self, cmd, arg, tid, on_pump)
+        self.device.check_present()
+        return VfioFops.ioctl(self, cmd, arg, tid, on_pump)  # as DeviceFops: a call less
 
     def sized_ioctl(self, call: SizedIoctl) -> int:
         if not self._cdev.started:
