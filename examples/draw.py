@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user-space driver of a vGPU: it draws a picture by commands of the engine, and waits for the interrupt.
 
-    vfsfuse run --mount MNT -- python3 examples/draw.py UUID
+    python3 examples/draw.py UUID [MNT]
 
-Nothing but the kernel's VFIO interface and what docs/vgpu.md says of the device; draw.c is the same in C.
+MNT is where a lab is mounted. Without it the driver uses /dev and /sys, as on a machine with such a GPU, or
+under `vfsfuse run`. It needs nothing but the kernel's VFIO and iommufd, and what docs/vgpu.md says of the
+device. draw.c is the same in C.
 """
 
 import ctypes
@@ -14,37 +16,54 @@ import select
 import struct
 import sys
 
-API = ord(";") << 8 | 100
-GROUP_SET_CONTAINER, GROUP_GET_DEVICE_FD, DEVICE_SET_IRQS = API + 4, API + 6, API + 10
-SET_IOMMU, MAP_DMA, TYPE1V2 = API + 2, API + 13, 3
-READ, WRITE = 1, 2
+VFIO, IOMMUFD = ord(";") << 8 | 100, ord(";") << 8 | 0x80
+GET_REGION_INFO, SET_IRQS, BIND_IOMMUFD, ATTACH_IOMMUFD_PT = VFIO + 8, VFIO + 10, VFIO + 18, VFIO + 19
+IOAS_ALLOC, IOAS_MAP = IOMMUFD + 1, IOMMUFD + 5
+FIXED_IOVA, WRITEABLE, READABLE = 1, 2, 4
+CAN_MMAP = 4
 EVENTFD, TRIGGER, MSIX = 4, 32, 2
-GTT, REGISTERS, CONFIG = 1 << 40, 2 << 40, 7 << 40
-COMMAND, BUS_MASTER = CONFIG + 4, 4
-DISPI, ENGINE = REGISTERS + 0x500, REGISTERS + 0x1000
+BAR0, BAR1, BAR2, CONFIG = 0, 1, 2, 7
+COMMAND, BUS_MASTER = 4, 4
+DISPI, ENGINE = 0x500, 0x1000
 CONTROL, STATUS, RING_BASE, RING_SIZE, RING_TAIL = (ENGINE + at for at in (0x04, 0x08, 0x20, 0x28, 0x30))
 ENABLE, RESET, ERROR = 1, 2, 4
 FILL, BLIT, FENCE = 1, 3, 4
 SYSTEM = 1 << 40
-WIDTH, HEIGHT, PITCH, SPRITE = 640, 480, 640 * 4, 64
+WIDTH, HEIGHT, PITCH, SPRITE, BORDER = 640, 480, 640 * 4, 64, 8
 IOVA, RING, FENCES, TEXTURE, SIZE = 1 << 30, 0, 4096, 8192, 8192 + 4 * SPRITE * SPRITE
 
 
-def ioctl(fd: int, request: int, data: bytes) -> int:
-    return fcntl.ioctl(fd, request, bytearray(data))
+def ioctl(fd: int, request: int, form: str, *values: int) -> tuple[int, ...]:
+    """The members of a struct whose first one is its size, as the kernel leaves them."""
+    data = bytearray(struct.pack("I" + form, struct.calcsize("I" + form), *values))
+    fcntl.ioctl(fd, request, data)
+    return struct.unpack("I" + form, data)
 
 
-def opened(name: str) -> tuple[int, int]:
-    """The container and the device: its group is where sysfs says."""
-    number = os.readlink(f"/sys/bus/mdev/devices/{name}/iommu_group").rsplit("/", 1)[1]
-    container, group = os.open("/dev/vfio/vfio", os.O_RDWR), os.open(f"/dev/vfio/{number}", os.O_RDWR)
-    ioctl(group, GROUP_SET_CONTAINER, struct.pack("i", container))
-    fcntl.ioctl(container, SET_IOMMU, TYPE1V2)
-    return container, ioctl(group, GROUP_GET_DEVICE_FD, name.encode() + b"\0")
+def opened(name: str, root: str) -> tuple[int, int, int]:
+    """The iommufd, an address space in it (an IOAS), and the device, whose DMA goes there."""
+    (vfio,) = os.listdir(f"{root}/sys/bus/mdev/devices/{name}/vfio-dev")
+    iommufd, device = (os.open(f"{root}/dev/{node}", os.O_RDWR) for node in ("iommu", f"vfio/devices/{vfio}"))
+    ioctl(device, BIND_IOMMUFD, "IiI", 0, iommufd, 0)
+    ioas = ioctl(iommufd, IOAS_ALLOC, "II", 0, 0)[2]
+    ioctl(device, ATTACH_IOMMUFD_PT, "II", 0, ioas)
+    return iommufd, ioas, device
 
 
-def write(device: int, offset: int, form: str, *values: int) -> None:
-    os.pwrite(device, struct.pack("<" + form, *values), offset)
+class Region:
+    """A BAR or the configuration space of a device, at its offset in the device's file."""
+
+    def __init__(self, device: int, index: int) -> None:
+        self.device = device
+        _, self.flags, _, _, self.size, self.offset = ioctl(
+            device, GET_REGION_INFO, "IIIQQ", 0, index, 0, 0, 0
+        )
+
+    def write(self, at: int, form: str, *values: int) -> None:
+        os.pwrite(self.device, struct.pack("<" + form, *values), self.offset + at)
+
+    def read(self, at: int, form: str) -> tuple[int, ...]:
+        return struct.unpack("<" + form, os.pread(self.device, struct.calcsize("<" + form), self.offset + at))
 
 
 def packet(opcode: int, form: str, *fields: int, flags: int = 0) -> bytes:
@@ -67,31 +86,43 @@ def picture() -> list[bytes]:
     ]
 
 
-def main(name: str) -> str | None:
-    container, device = opened(name)
+def border(video: Region) -> None:
+    """White lines at the top, by the processor: in the mapped video memory where it can be mapped."""
+    white = b"\xff" * (BORDER * PITCH)
+    if video.flags & CAN_MMAP:
+        with mmap.mmap(video.device, video.size, offset=video.offset) as pixels:
+            pixels[: len(white)] = white
+    else:
+        os.pwrite(video.device, white, video.offset)
+
+
+def main(name: str, root: str = "") -> str | None:
+    iommufd, ioas, device = opened(name, root)
+    video, gtt, registers, config = (Region(device, index) for index in (BAR0, BAR1, BAR2, CONFIG))
     memory = mmap.mmap(-1, SIZE)
     vaddr = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    ioctl(container, MAP_DMA, struct.pack("IIQQQ", 32, READ | WRITE, vaddr, IOVA, SIZE))
+    ioctl(iommufd, IOAS_MAP, "IIIQQQ", FIXED_IOVA | WRITEABLE | READABLE, ioas, 0, vaddr, SIZE, IOVA)
     done = os.eventfd(0)
-    ioctl(device, DEVICE_SET_IRQS, struct.pack("IIIIIi", 24, EVENTFD | TRIGGER, MSIX, 0, 1, done))
-    write(device, COMMAND, "H", struct.unpack("<H", os.pread(device, 2, COMMAND))[0] | BUS_MASTER)
-    write(device, GTT, f"{SIZE // 4096}Q", *(IOVA + page | 3 for page in range(0, SIZE, 4096)))
-    write(device, DISPI + 2, "HHHH", WIDTH, HEIGHT, 32, 0x41)
+    ioctl(device, SET_IRQS, "IIIIi", EVENTFD | TRIGGER, MSIX, 0, 1, done)
+    config.write(COMMAND, "H", config.read(COMMAND, "H")[0] | BUS_MASTER)
+    gtt.write(0, f"{SIZE // 4096}Q", *(IOVA + page | 3 for page in range(0, SIZE, 4096)))
+    registers.write(DISPI + 2, "HHHH", WIDTH, HEIGHT, 32, 0x41)
 
     pixels = (4 * x << 16 | 4 * y << 8 | 128 for y in range(SPRITE) for x in range(SPRITE))
     memory[TEXTURE:] = struct.pack(f"<{SPRITE * SPRITE}I", *pixels)
     packets = b"".join(picture())
     memory[RING : RING + len(packets)] = packets
-    write(device, CONTROL, "I", RESET)
-    write(device, RING_BASE, "QI", SYSTEM + RING, 4096)
-    write(device, CONTROL, "I", ENABLE)
-    write(device, RING_TAIL, "I", len(packets))
+    registers.write(CONTROL, "I", RESET)
+    registers.write(RING_BASE, "QI", SYSTEM + RING, 4096)
+    registers.write(CONTROL, "I", ENABLE)
+    registers.write(RING_TAIL, "I", len(packets))
 
     if not select.select([done], [], [], 10)[0] or memory[FENCES] != 1:
-        status, code, address = struct.unpack("<IIQ", os.pread(device, 16, STATUS))
+        status, code, address = registers.read(STATUS, "IIQ")
         return f"draw.py: the engine did not finish: status {status:#x}, error {code} at {address:#x}"
+    border(video)
     return None
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))
