@@ -47,7 +47,7 @@ def needed(only: Collection[str]) -> Collection[str]:
     words = [text for case in CASES if case.key in only for text in case.runs.values()]
     words += NEIGHBOURS.values() if CLIENTS in only else []
     names = {name for text in words for name in re.findall(r"\{([a-z]+)", text)}
-    of_lab = {"device", "mappable", "board", "container", "group", "note", "attribute"}
+    of_lab = {"device", "mappable", "board", "container", "iommu", "group", "note", "attribute"}
     return {name for name in STARTS if name in names or (name == "lab" and names & of_lab) or not only}
 
 

@@ -100,6 +100,15 @@ def _dma(kind: str, direction: str, size: int) -> Case:
     )
 
 
+TYPE1, IOAS = "{container} {group}", "{iommu} {device1}"
+"""What a loop of the IOMMU uses: a container with a group, or an iommufd with a device."""
+
+
+def _iommu(key: str, title: str, loop: str, calls: int, uses: str) -> Case:
+    runs = {OURS: _client(loop, calls, uses), NOTHING: _client("ioctl-value", 20000, "{container}")}
+    return Case(key, title, runs, NOTHING)
+
+
 CASES: tuple[Case, ...] = (
     _access("read-hook", "trapped 4-byte read, Python hook", HOOKED, "read"),
     _access("write-hook", "trapped 4-byte write, Python hook", HOOKED, "write"),
@@ -173,24 +182,14 @@ CASES: tuple[Case, ...] = (
         },
         EVENTFD,
     ),
-    Case(
-        "map",
-        "MAP_DMA, to 65,535 mappings",
-        {
-            OURS: _client("map", MAPPINGS, "{container} {group}"),
-            NOTHING: _client("ioctl-value", 20000, "{container}"),
-        },
-        NOTHING,
-    ),
-    Case(
-        "unmap",
-        "UNMAP_DMA, from 65,535 mappings",
-        {
-            OURS: _client("unmap", MAPPINGS, "{container} {group}"),
-            NOTHING: _client("ioctl-value", 20000, "{container}"),
-        },
-        NOTHING,
-    ),
+    _iommu("map", "MAP_DMA, to 65,535 mappings", "map", MAPPINGS, TYPE1),
+    _iommu("ioas-map", "IOAS_MAP, to 65,535 areas", "map", MAPPINGS, IOAS),
+    _iommu("unmap", "UNMAP_DMA, from 65,535 mappings", "unmap", MAPPINGS, TYPE1),
+    _iommu("ioas-unmap", "IOAS_UNMAP, from 65,535 areas", "unmap", MAPPINGS, IOAS),
+    _iommu("map-few", "MAP_DMA, beside 16 mappings", "map-few", 20000, TYPE1),
+    _iommu("ioas-map-few", "IOAS_MAP, beside 16 areas", "map-few", 20000, IOAS),
+    _iommu("unmap-few", "UNMAP_DMA, beside 16 mappings", "unmap-few", 20000, TYPE1),
+    _iommu("ioas-unmap-few", "IOAS_UNMAP, beside 16 areas", "unmap-few", 20000, IOAS),
     Case("create", "create and remove a vGPU", {OURS: CREATE}, None),
     Case("mount", "vfsfuse mount, until the tree answers", {OURS: MOUNT}, None, pinned=False),
     Case("mount.sh", "./mount.sh, until it returns", {OURS: MOUNT_SH}, None, pinned=False),

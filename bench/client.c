@@ -11,7 +11,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/vfio.h>
+#include "../examples/iommufd.h"
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -36,6 +36,9 @@
 			exit(1); \
 		} \
 	} while (0)
+
+#define DEVICES "/dev/vfio/devices/"
+enum { FEW = 16 };
 
 static char **args;
 static long calls;
@@ -100,11 +103,27 @@ static void report(void)
 		samples[taken++] = now() - start; \
 	}
 
+static void bind_device(int device, int iommufd)
+{
+	struct vfio_device_bind_iommufd bind = {.argsz = sizeof(bind), .iommufd = iommufd};
+
+	CHECK(iommufd >= 0 && !ioctl(device, VFIO_DEVICE_BIND_IOMMUFD, &bind));
+}
+
+/* The file of an argument.  That of a device of a lab is bound to an iommufd context of its own. */
 static int opened(int index)
 {
 	int fd = open(args[index], O_RDWR | O_CLOEXEC);
+	char path[4096], *end;
 
 	CHECK(fd >= 0);
+	snprintf(path, sizeof(path), "%s", args[index]);
+	if ((end = strstr(path, DEVICES))) {
+		strcpy(end, "/dev/iommu");
+		int iommufd = open(path, O_RDWR | O_CLOEXEC);
+		bind_device(fd, iommufd);
+		close(iommufd);
+	}
 	return fd;
 }
 
@@ -486,51 +505,99 @@ static void do_interrupt(void)
 
 /* ---- the IOMMU ---- */
 
-static int container_of(int group_index)
-{
-	int container = opened(0), group = opened(group_index);
+/* A container with a group, or an iommufd with a device attached to `ioas`, and a page that is mapped. */
+static struct {
+	int fd;
+	uint32_t ioas;
+	uint64_t page;
+} iommu;
 
-	CHECK(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &container));
-	CHECK(!ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
-	return container;
+static void make_container(void)
+{
+	int group = opened(1);
+
+	CHECK(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &iommu.fd));
+	CHECK(!ioctl(iommu.fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
 }
 
-static void map_at(int container, const void *page, long index)
+static void make_ioas(void)
+{
+	int device = open(args[1], O_RDWR | O_CLOEXEC);
+	struct iommu_ioas_alloc alloc = {.size = sizeof(alloc)};
+	struct vfio_device_attach_iommufd_pt attach = {.argsz = sizeof(attach)};
+
+	CHECK(device >= 0);
+	bind_device(device, iommu.fd);
+	CHECK(!ioctl(iommu.fd, IOMMU_IOAS_ALLOC, &alloc));
+	attach.pt_id = iommu.ioas = alloc.out_ioas_id;
+	CHECK(!ioctl(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach));
+}
+
+static void make_iommu(void)
+{
+	iommu.fd = opened(0), iommu.page = (uintptr_t)aligned_alloc(4096, 4096);
+	strstr(args[1], DEVICES) ? make_ioas() : make_container();
+}
+
+static void map_at(long index)
 {
 	struct vfio_iommu_type1_dma_map map = {.argsz = sizeof(map), .iova = (uint64_t)index * 8192, .size = 4096,
-		.vaddr = (uintptr_t)page, .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE};
+		.vaddr = iommu.page, .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE};
+	struct iommu_ioas_map area = {.size = sizeof(area), .ioas_id = iommu.ioas, .iova = map.iova, .length = 4096,
+		.user_va = iommu.page,
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE};
 
-	CHECK(!ioctl(container, VFIO_IOMMU_MAP_DMA, &map));
+	CHECK(!(iommu.ioas ? ioctl(iommu.fd, IOMMU_IOAS_MAP, &area) : ioctl(iommu.fd, VFIO_IOMMU_MAP_DMA, &map)));
 }
 
-static void unmap_at(int container, long index)
+static void unmap_at(long index)
 {
 	struct vfio_iommu_type1_dma_unmap unmap = {.argsz = sizeof(unmap), .iova = (uint64_t)index * 8192, .size = 4096};
+	struct iommu_ioas_unmap area = {.size = sizeof(area), .ioas_id = iommu.ioas, .iova = unmap.iova, .length = 4096};
 
-	CHECK(!ioctl(container, VFIO_IOMMU_UNMAP_DMA, &unmap) && unmap.size == 4096);
-}
-
-static void *page(void)
-{
-	return aligned_alloc(4096, 4096);
+	if (iommu.ioas)
+		CHECK(!ioctl(iommu.fd, IOMMU_IOAS_UNMAP, &area) && area.length == 4096);
+	else
+		CHECK(!ioctl(iommu.fd, VFIO_IOMMU_UNMAP_DMA, &unmap) && unmap.size == 4096);
 }
 
 static void do_map(void)
 {
-	int container = container_of(1);
-	void *at = page();
-
-	TIMED(map_at(container, at, i));
+	make_iommu();
+	TIMED(map_at(i));
 }
 
 static void do_unmap(void)
 {
-	int container = container_of(1);
-	void *at = page();
-
+	make_iommu();
 	for (long i = 0; i < calls; i++)
-		map_at(container, at, i);
-	TIMED(unmap_at(container, i));
+		map_at(i);
+	TIMED(unmap_at(i));
+}
+
+/* Beside FEW mappings, one comes and goes. */
+static void come_and_go(int time_the_map)
+{
+	make_iommu();
+	for (long i = 1; i <= FEW; i++)
+		map_at(i);
+	for (long i = 0; i < calls; i++) {
+		uint64_t start = now();
+		map_at(0);
+		uint64_t mapped = now();
+		unmap_at(0);
+		samples[taken++] = time_the_map ? mapped - start : now() - mapped;
+	}
+}
+
+static void do_map_few(void)
+{
+	come_and_go(1);
+}
+
+static void do_unmap_few(void)
+{
+	come_and_go(0);
 }
 
 static const struct loop {
@@ -560,8 +627,10 @@ static const struct loop {
 	{"memwrite", do_memwrite, 1, "SIZE"},
 	{"eventfd", do_eventfd, 0, ""},
 	{"interrupt", do_interrupt, 3, "DEVICE COMMAND_OFFSET BOARD_OFFSET"},
-	{"map", do_map, 2, "CONTAINER GROUP"},
-	{"unmap", do_unmap, 2, "CONTAINER GROUP"},
+	{"map", do_map, 2, "CONTAINER GROUP | IOMMU DEVICE"},
+	{"unmap", do_unmap, 2, "CONTAINER GROUP | IOMMU DEVICE"},
+	{"map-few", do_map_few, 2, "CONTAINER GROUP | IOMMU DEVICE"},
+	{"unmap-few", do_unmap_few, 2, "CONTAINER GROUP | IOMMU DEVICE"},
 };
 
 int main(int argc, char **argv)

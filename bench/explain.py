@@ -24,7 +24,7 @@ HOT = ("read-hook", "write-hook", "ioctl-struct", "attr-read")
 """The hottest paths. They are always profiled. The cases of missed targets are added."""
 
 CALLS, DMAS, IDLE, MS = 4000, 100, 500, 1e6
-STRUCTS = ("ioctl-struct", "map", "unmap")
+STRUCTS = ("ioctl-struct", "map", "unmap", "ioas-map", "ioas-unmap")
 """The floor of these cases is an ioctl without a struct. The part that moves the struct includes its cost."""
 
 _IMPORT = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", re.MULTILINE)
@@ -33,7 +33,7 @@ PUMP = "the rest: other work of the pump"
 ELSEWHERE = "the rest: waking and running trio or the device's task"
 FUNCTIONS = ("function", "calls for each", "share of Python's time")
 DISTORTED = "Measured by cProfile, which overstates small functions:"
-PREPARED = f"{DISTORTED[:-1]} and includes the MAP_DMA before each call:"
+PREPARED = f"{DISTORTED[:-1]} and includes the map before each call:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Explainer:
         lasting = [times[-calls:] for times in spent.values() if len(times) > 0.1 * calls]
         python = sum(statistics.median(times) * len(times) / calls for times in lasting) / US
         seen = table(client(self.machine, "functions", words, calls), calls)
-        detail = PREPARED if case.key == "unmap" else DISTORTED
+        detail = PREPARED if case.key in ("unmap", "ioas-unmap") else DISTORTED
         return Profile(case.title, "us", self._parts(case, python), detail, FUNCTIONS, seen)
 
     def _parts(self, case: Case, python: float) -> list[tuple[str, float]]:

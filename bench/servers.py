@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cases import DEVICES
+from tests.lab import open_bound
 
 ROOT = Path(__file__).parent.parent
 LAB = ROOT / "bench/lab.toml"
@@ -118,6 +119,7 @@ def lab_places(server: Server) -> dict[str, str]:
         "lab": str(server.mountpoint),
         "board": str(vgpus[2].cdev),
         "container": str(server.mountpoint / "dev/vfio/vfio"),
+        "iommu": str(server.mountpoint / "dev/iommu"),
         "group": str(vgpus[1].group),
         "note": str(vgpus[0].path / "note"),
         "attribute": str(parent / "mdev_supported_types/bench-1/available_instances"),
@@ -126,7 +128,7 @@ def lab_places(server: Server) -> dict[str, str]:
 
 def _can_map(cdev: Path) -> bool:
     """Whether memory regions can be mapped: as root, from Linux 6.9 on."""
-    device = os.open(cdev, os.O_RDWR | os.O_CLOEXEC)
+    device = open_bound(cdev)
     try:
         mmap.mmap(device, mmap.PAGESIZE, offset=2 << 40).close()
     except OSError:

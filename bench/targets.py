@@ -131,6 +131,12 @@ TARGETS: tuple[Target, ...] = (
         _beyond("map", "unmap"),
         shown="{:.2f} us",
     ),
+    Target(
+        "65,535 areas of an IOAS: time of a map or unmap beyond a bare ioctl",
+        3,
+        _beyond("ioas-map", "ioas-unmap"),
+        shown="{:.2f} us",
+    ),
     Target("mount to ready, warm", 0.35, _seconds("mount"), shown="{:.3f} s"),
     Target("resident memory, empty lab", 60, _fact(EMPTY, MIB), shown="{:.1f} MiB"),
     Target("resident memory of each of 10,000 idle vGPUs", 4, _fact(EACH, KIB), shown="{:.2f} KiB"),

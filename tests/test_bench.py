@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.cases import ALONE, AMONG, BY_KEY, CASES, CLIENTS, FLOOR, KERNEL, ONE, OURS, UMOCKDEV
+from bench.cases import ALONE, AMONG, BY_KEY, CASES, CLIENTS, FLOOR, KERNEL, NOTHING, ONE, OURS, UMOCKDEV
 from bench.chart import draw
 from bench.explain import Explainer, Profile
 from bench.instrument import place, table
@@ -178,10 +178,14 @@ def test_neighbours_count_on_the_same_core_and_are_explained() -> None:
     assert "takes 20.00 us, 0.20 times the quiet client's p99 alone." in text
 
 
-def test_mappings_are_measured_beyond_an_ioctl() -> None:
-    results = results_of("map", (6500, 4000))
-    results.runs |= results_of("unmap", (6000, 4000)).runs
-    assert row(Report(results, {}).text(), "65,535 mappings").endswith("| <= 3.00 us | 2.50 us | yes |")
+@pytest.mark.parametrize(
+    ("cases", "title"),
+    [(("map", "unmap"), "65,535 mappings"), (("ioas-map", "ioas-unmap"), "65,535 areas of an IOAS")],
+)
+def test_mappings_are_measured_beyond_an_ioctl(cases: tuple[str, str], title: str) -> None:
+    results = results_of(cases[0], (6500, 4000))
+    results.runs |= results_of(cases[1], (6000, 4000)).runs
+    assert row(Report(results, {}).text(), title).endswith("| <= 3.00 us | 2.50 us | yes |")
 
 
 def test_facts_and_seconds_have_their_units() -> None:
@@ -391,8 +395,9 @@ def test_a_run_of_few_calls(build: Path, who: str) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as output:
         if who != "as it is":
             os.chown(output, ordinary_user.UID, ordinary_user.UID)
-        chosen = [f"--only={case}" for case in ("read-hook", "interrupt", "dma-shared-read-4096")]
-        options = ["--quick", "--calls=150", f"--output={output}/new", *chosen]
+        cases = ("read-hook", "interrupt", "dma-shared-read-4096", "map", "ioas-map", "ioas-unmap-few")
+        chosen = [f"--only={case}" for case in cases]
+        options = ["--quick", "--calls=1000", f"--output={output}/new", *chosen]
         command = [*as_whom()[who], sys.executable, "-m", "bench", str(build), *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stderr
@@ -414,6 +419,11 @@ def check_run(text: str) -> None:
             (BY_KEY["dma-shared-read-4096"].title, "memcpy"),
             (BY_KEY["interrupt"].title, OURS),
             (BY_KEY["interrupt"].title, "eventfd"),
+            *(
+                (BY_KEY[case].title, subject)
+                for case in ("map", "ioas-map", "ioas-unmap-few")
+                for subject in (OURS, NOTHING)
+            ),
         ]
     profile = told["Where the time goes"]
     assert f"### {BY_KEY['read-hook'].title}\n" in profile
