@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT
+from tests.lab import ROOT, open_bound
 from tests.stress.bystander import Bystander
 from tests.stress.campaign import Run
 from tests.stress.churn import check_counts
@@ -76,8 +76,7 @@ def test_a_stall_that_goes_on_is_a_fault(run: Run) -> None:
 
 
 def test_a_changed_canary_is_a_fault(run: Run) -> None:
-    *vgpus, neighbour = run.lab.populate()[GPUS[0]]
-    (program,) = start(run, vgpus[:1], neighbour, 4000)
+    (program,) = start(run, run.lab.populate()[GPUS[0]][:2], 4000)
     while not program.calls:
         assert program.running
         time.sleep(0.01)
@@ -106,9 +105,9 @@ def test_a_traceback_and_a_sanitizer_in_the_log_are_faults(run: Run) -> None:
 def test_a_descriptor_that_stays_is_a_fault(run: Run) -> None:
     before = run.lab.figures()
     name = run.lab.create(GPUS[0], "small")
-    fds = [os.open(run.lab.path / "dev/vfio" / run.lab.vgpu(name).cdev, os.O_RDWR)]
+    fds = [open_bound(run.lab.path / "dev/vfio" / run.lab.vgpu(name).cdev)]
     groups = [run.lab.vgpu(run.lab.create(GPUS[0], "small")) for _ in range(12)]
-    fds += [os.open(run.lab.path / "dev/vfio" / vgpu.cdev, os.O_RDWR) for vgpu in groups]
+    fds += [open_bound(run.lab.path / "dev/vfio" / vgpu.cdev) for vgpu in groups]
     compare(run, before, run.lab.figures())
     for fd in fds:
         os.close(fd)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A client that has nothing to do with a campaign: every 5 ms it reads an attribute, asks a device by ioctl and pread,
+ * A client that has nothing to do with a campaign: every 5 ms it reads an attribute, asks a bound device by ioctl and pread,
  * and opens and closes the device.  The longest answer of each tells how much the campaign held up everybody else.
  *
- *	bystander PROGRESS ATTRIBUTE DEVICE
+ *	bystander PROGRESS ATTRIBUTE DEVICE IOMMU
  *
  * With files of a tmpfs it is the control: what the machine itself held up.  It ends by SIGTERM.
  */
@@ -65,10 +65,13 @@ int main(int argc, char **argv)
 	struct question questions[] = {{.name = "cat", .ask = cat}, {.name = "ioctl", .ask = info},
 		{.name = "pread", .ask = config}, {.name = "open", .ask = open_close}};
 
-	CHECK(argc == 4);
+	CHECK(argc == 5);
 	open_progress(argv[1]);
 	attribute = argv[2], device = argv[3];
 	CHECK((held = open(device, O_RDWR | O_CLOEXEC)) >= 0);
+	int iommufd = open(argv[4], O_RDWR | O_CLOEXEC);
+	CHECK(iommufd >= 0 && (bind_device(held, iommufd) || errno == ENOTTY));
+	close(iommufd);
 	signal(SIGTERM, end_it);
 	while (!ended) {
 		for (unsigned i = 0; i < LENGTH(questions) && !ended; i++) {

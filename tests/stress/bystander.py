@@ -15,6 +15,8 @@ from pathlib import Path
 from tests.stress.lab import APART, Lab
 from tests.stress.programs import Program, Report
 
+NAMES = ("attribute", "device", "iommu")
+"""What the program opens."""
 STALL_MS = 1000
 """The longest stall that a campaign may cause, in milliseconds, beyond that of the control."""
 
@@ -31,7 +33,7 @@ class Bystander:
         self.programs: list[Program] = []
         """The bystander and its control, while they run."""
         self._control = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="vfsfuse-control-"))
-        for name in ("attribute", "device"):
+        for name in NAMES:
             (self._control / name).write_text("what a file of a tmpfs says\n")
 
     def start(self) -> str:
@@ -39,8 +41,9 @@ class Bystander:
         name = self._lab.create(APART, "own")
         attribute = self._lab.path / "sys/bus/mdev/devices" / name / "vgpu_uuid"
         cdev = self._lab.path / "dev/vfio" / self._lab.vgpu(name).cdev
-        pairs = ((attribute, cdev), (self._control / "attribute", self._control / "device"))
-        for label, files in zip(("bystander", "control"), pairs, strict=True):
+        control = [self._control / name for name in NAMES]
+        places = ((attribute, cdev, self._lab.path / "dev/iommu"), control)
+        for label, files in zip(("bystander", "control"), places, strict=True):
             self.programs.append(Program(self._folder, "bystander", *files, label=label))
         return name
 
@@ -64,7 +67,7 @@ class Bystander:
     def __exit__(self, *_: object) -> None:
         for program in self.programs:
             program.close()
-        for name in ("attribute", "device"):
+        for name in NAMES:
             with contextlib.suppress(FileNotFoundError):
                 (self._control / name).unlink()
         os.rmdir(self._control)

@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from uuid import UUID
 
+from tests.lab import open_bound
 from tests.snapshot import snapshot
 from tests.stress.campaign import Campaign, Run
 from tests.stress.lab import APART, GPUS, POPULATION
@@ -136,11 +137,11 @@ class Churner:
         self._write("sys/bus/pci/rescan", "1")
 
     def _hold(self) -> None:
-        """Have it open while others remove it; all ones is what is read of one that was pulled out."""
+        """Have it bound while others remove it; all ones is what is read of one that was pulled out."""
         names = os.listdir(self._top / "sys/bus/mdev/devices" / self._present() / "vfio-dev")
         if not names:
             raise FileNotFoundError(errno.ENOENT, "its file is gone")
-        fd = os.open(self._top / "dev/vfio/devices" / names[0], os.O_RDWR | os.O_CLOEXEC)
+        fd = open_bound(self._top / "dev/vfio/devices" / names[0])
         try:
             for _ in range(self._random.randrange(4)):
                 os.pread(fd, 4, 7 << 40)

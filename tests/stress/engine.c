@@ -320,7 +320,8 @@ int main(int argc, char **argv)
 	random_state = strtoull(argv[7], NULL, 0);
 	uint64_t packets = strtoull(argv[8], NULL, 0);
 	CHECK(open_device(argv[2], argv[3], argv[4], &gpu) && be_master(gpu.device));
-	CHECK((neighbour = open_vfio(argv[2], argv[6])) >= 0 && be_master(neighbour));
+	struct opened other;
+	CHECK(open_bound(argv[2], argv[6], &other) && be_master(neighbour = other.device));
 	make_memory();
 	fill_neighbour();
 	CHECK(!map_dma(gpu.container, RING_IOVA, MEMORY, RING, 3));

@@ -12,21 +12,22 @@ TIMEOUT_MS = 50
 """engine_timeout_ms: what a WAIT for a value that never comes costs."""
 
 
-def start(run: Run, vgpus: list[Vgpu], neighbour: Vgpu, packets: int, part: str = "") -> list[Program]:
-    """Start a program for each vGPU; together they execute `packets` packets."""
+def start(run: Run, vgpus: list[Vgpu], packets: int, part: str = "") -> list[Program]:
+    """Start a program for each pair of vGPUs: one that draws, and its neighbour. Together they execute
+    `packets` packets."""
     programs = []
-    for number, vgpu in enumerate(vgpus):
+    pairs = list(zip(vgpus[::2], vgpus[1::2], strict=True))
+    for number, (vgpu, neighbour) in enumerate(pairs):
         store(run.lab.path / "sys/bus/mdev/devices" / vgpu.name / "engine_timeout_ms", str(TIMEOUT_MS))
         arguments = (run.lab.path, vgpu.group, vgpu.name, VIDEO, neighbour.cdev)
-        each = packets // len(vgpus) + 1
+        each = packets // len(pairs) + 1
         programs.append(run.program("engine", *arguments, run.seed(f"{part}{number}"), each))
     return programs
 
 
 def engine(run: Run) -> None:
     packets = run.setting.share(DOCUMENTED_PACKETS)
-    *vgpus, neighbour = run.lab.populate()[GPUS[0]]
-    programs = start(run, vgpus, neighbour, packets)
+    programs = start(run, run.lab.populate()[GPUS[0]], packets)
     run.supervise(programs, 60 + packets * 0.02)
     counts = run.report.counts
     made = sum(counts[name] for name in ("nop", "fill", "copy", "blit", "fence", "other"))

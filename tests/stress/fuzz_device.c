@@ -12,12 +12,13 @@
 #include <setjmp.h>
 #include <sys/uio.h>
 
-enum { CONTAINER = 1, GROUP = 2, DEVICE = 4, ANY = 7 };
-enum { SESSION = 400, FILES = 6, NAMES = 256, MOST = 1 << 16, ERRNOS = 134 };
+enum { CONTAINER = 1, GROUP = 2, DEVICE = 4, IOMMUFD = 8, ANY = 15 };
+enum { SESSION = 400, FILES = 8, NAMES = 256, MOST = 1 << 16, ERRNOS = 134 };
 
 /*
  * One ioctl: the members of its struct in order, and of what may follow it.
- *   a argsz  f flags  i index  c count  v vaddr  o iova  s size  g page size  d descriptor  (32 bits: afic x d, else 64)
+ *   a argsz or size  f flags  i index  c count  v vaddr  o iova  s size  g page size  d descriptor  (32 bits: afic x d, else 64)
+ *   j id of an object  z zero  (32 bits)
  *   x any 32 bits  X any 64 bits  p pointer  D descriptors behind the struct  B bytes behind it
  * "=" is an argument by value, "n" the name of a device.
  */
@@ -28,9 +29,9 @@ struct row {
 };
 
 static const struct row ROWS[] = {
-	{0, CONTAINER, "GET_API_VERSION", "=", 0},
-	{1, CONTAINER, "CHECK_EXTENSION", "=", 0},
-	{2, CONTAINER, "SET_IOMMU", "=", 0},
+	{0, CONTAINER | IOMMUFD, "GET_API_VERSION", "=", 0},
+	{1, CONTAINER | IOMMUFD, "CHECK_EXTENSION", "=", 0},
+	{2, CONTAINER | IOMMUFD, "SET_IOMMU", "=", 0},
 	{3, GROUP, "GROUP_GET_STATUS", "af", 3},
 	{4, GROUP, "GROUP_SET_CONTAINER", "d", 0},
 	{5, GROUP, "GROUP_UNSET_CONTAINER", "=", 0},
@@ -48,12 +49,36 @@ static const struct row ROWS[] = {
 	{16, DEVICE, "DEVICE_IOEVENTFD", "afoXdx", 15},
 	{17, DEVICE, "DEVICE_FEATURE", "afdxB", 0x7000f},
 	{17, DEVICE, "DEVICE_FEATURE large", "afXXXXB", 0x7000f},
-	{18, DEVICE, "DEVICE_BIND_IOMMUFD", "afdxX", 1},
-	{19, DEVICE, "DEVICE_ATTACH_IOMMUFD_PT", "afxx", 1},
+	{18, DEVICE, "DEVICE_BIND_IOMMUFD", "afdxp", 1},
+	{18, DEVICE, "DEVICE_BIND_IOMMUFD short", "azdx", 0},
+	{19, DEVICE, "DEVICE_ATTACH_IOMMUFD_PT", "afjx", 1},
+	{19, DEVICE, "DEVICE_ATTACH_IOMMUFD_PT short", "azj", 0},
 	{20, DEVICE, "DEVICE_DETACH_IOMMUFD_PT", "afx", 1},
-	{12, CONTAINER, "IOMMU_GET_INFO", "afXxxB", 3},
-	{13, CONTAINER, "IOMMU_MAP_DMA", "afvos", 7},
-	{14, CONTAINER, "IOMMU_UNMAP_DMA", "afos", 7},
+	{28, IOMMUFD, "IOMMU_DESTROY", "aj", 0},
+	{29, IOMMUFD, "IOMMU_IOAS_ALLOC", "azx", 0},
+	{30, IOMMUFD, "IOMMU_IOAS_ALLOW_IOVAS", "ajczp", 0},
+	{31, IOMMUFD, "IOMMU_IOAS_COPY", "afjjsoo", 7},
+	{32, IOMMUFD, "IOMMU_IOAS_IOVA_RANGES", "ajczpX", 0},
+	{33, IOMMUFD, "IOMMU_IOAS_MAP", "afjzvso", 7},
+	{34, IOMMUFD, "IOMMU_IOAS_UNMAP", "ajos", 0},
+	{35, IOMMUFD, "IOMMU_OPTION", "ajjjX", 0},
+	{36, IOMMUFD, "IOMMU_VFIO_IOAS", "ajj", 0},
+	{37, IOMMUFD, "IOMMU_HWPT_ALLOC", "afjjxzzzpxx", 15},
+	{38, IOMMUFD, "IOMMU_GET_HW_INFO", "afjcpzzX", 1},
+	{39, IOMMUFD, "IOMMU_HWPT_SET_DIRTY_TRACKING", "afjz", 1},
+	{40, IOMMUFD, "IOMMU_HWPT_GET_DIRTY_BITMAP", "ajfzosgp", 1},
+	{41, IOMMUFD, "IOMMU_HWPT_INVALIDATE", "ajpjccz", 0},
+	{42, IOMMUFD, "IOMMU_FAULT_QUEUE_ALLOC", "afxx", 1},
+	{43, IOMMUFD, "IOMMU_IOAS_MAP_FILE", "afjdoso", 7},
+	{44, IOMMUFD, "IOMMU_VIOMMU_ALLOC", "afjjjxczp", 1},
+	{45, IOMMUFD, "IOMMU_VDEVICE_ALLOC", "ajjxX", 0},
+	{46, IOMMUFD, "IOMMU_IOAS_CHANGE_PROCESS", "az", 0},
+	{47, IOMMUFD, "IOMMU_VEVENTQ_ALLOC", "afjjcxxz", 1},
+	{48, IOMMUFD, "IOMMU_HW_QUEUE_ALLOC", "afjjjxos", 1},
+	{49, IOMMUFD, "IOMMU_IOAS_NOIOMMU_GET_PA", "afjzosX", 1},
+	{12, CONTAINER | IOMMUFD, "IOMMU_GET_INFO", "afXxxB", 3},
+	{13, CONTAINER | IOMMUFD, "IOMMU_MAP_DMA", "afvos", 7},
+	{14, CONTAINER | IOMMUFD, "IOMMU_UNMAP_DMA", "afos", 7},
 	{14, CONTAINER, "IOMMU_UNMAP_DMA bitmap", "afosgsp", 7},
 	{15, CONTAINER, "IOMMU_ENABLE", "=", 0},
 	{16, CONTAINER, "IOMMU_DISABLE", "=", 0},
@@ -195,6 +220,12 @@ static size_t build(const struct row *row)
 			break;
 		case 'd':
 			at = append(at, descriptor(), 4);
+			break;
+		case 'j':
+			at = append(at, chance(90) ? below(6) : edge64(), 4);
+			break;
+		case 'z':
+			at = append(at, chance(97) ? 0 : edge64(), 4);
 			break;
 		case 'x':
 			at = append(at, edge64(), 4);
@@ -413,8 +444,16 @@ static void open_some(void)
 	}
 	if (cdev_count && opened < FILES) {
 		char path[64];
+		struct opened o;
 		snprintf(path, sizeof(path), "devices/%s", cdevs[below(cdev_count)]);
-		remember(open_vfio(root, path), DEVICE);
+		if (chance(25)) {
+			remember(open_vfio(root, path), DEVICE);
+			remember(open_below(root, "dev/iommu", O_RDWR), IOMMUFD);
+		} else if (open_bound(root, path, &o)) {
+			be_master(o.device);
+			remember(o.device, DEVICE);
+			remember(o.iommufd, IOMMUFD);
+		}
 	}
 	if (opened < FILES && chance(10))
 		remember(open_vfio(root, ".devices"), ANY);

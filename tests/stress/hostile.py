@@ -34,7 +34,7 @@ SKIPPED = 77
 """Its exit status where the machine has no such memory."""
 OWN_END_SECONDS = 6
 """When a client ends by itself, whatever it waits for."""
-TAKE_DESCRIPTORS = ("set-irqs", "unmask", "ioeventfd", "wake-up", "set-container", "hot-reset")
+TAKE_DESCRIPTORS = ("set-irqs", "unmask", "ioeventfd", "wake-up", "set-container", "hot-reset", "bind")
 NEED_A_PATH = {"read-file", "write-file", "list", "get-device-fd", "get-device-fd-of"}
 KINDS = ("GETATTR", "OPEN", "READ", "WRITE", "RELEASE", "FLUSH", "IOCTL", "POLL")
 
@@ -57,7 +57,7 @@ class Words:
             case 1:
                 return ["-d", random.choice(self.descriptors), "-n", number, random.choice(TAKE_DESCRIPTORS)]
             case _:
-                descriptor = "group" if call == "hot-reset" else "eventfd"
+                descriptor = {"hot-reset": "group", "bind": "iommufd"}.get(call, "eventfd")
                 return ["-d", descriptor, "-m", random.choice(self.memories), "-n", number, call]
 
 
@@ -85,7 +85,10 @@ def _compile(folder: Path) -> Path:
 class Hostile:
     """One client under way, with the words that it was started with."""
 
-    def __init__(self, run: Run, program: Path, vgpu: Vgpu, words: Words, random: Random) -> None:
+    def __init__(
+        self, run: Run, program: Path, pair: tuple[Vgpu, Vgpu], words: Words, random: Random
+    ) -> None:
+        """`pair`: the vGPU whose own file it opens, and the one whose group."""
         file = run.setting.folder / f"held-{random.getrandbits(32)}"
         file.touch()
         file.chmod(0o666)
@@ -95,10 +98,10 @@ class Hostile:
         options += ["-u"] if ordinary or not run.setting.root else random.choice([[], ["-u"]])
         self.words = [*options, *words.choose(random)]
         self.label = " ".join(self.words)
-        devdir, cdev = run.lab.path / "dev/vfio", vgpu.cdev.removeprefix("devices/")
+        devdir, cdev, group = run.lab.path / "dev/vfio", pair[0].cdev.removeprefix("devices/"), pair[1].group
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            [str(program), *self.words[:-1], str(file), self.words[-1], str(devdir), vgpu.group, cdev],
+            [str(program), *self.words[:-1], str(file), self.words[-1], str(devdir), group, cdev],
             stdin=pipe,
             stdout=pipe,
             stderr=subprocess.STDOUT,
@@ -133,10 +136,10 @@ class Hostile:
         return "held" if b"held " in said else "not held"
 
 
-def _some(run: Run, program: Path, vgpus: list[Vgpu], words: Words, number: int) -> Counter[str]:
-    """A client for each vGPU, all at once."""
+def _some(run: Run, program: Path, pairs: list[tuple[Vgpu, Vgpu]], words: Words, number: int) -> Counter[str]:
+    """A client for each pair, all at once."""
     random = run.random(str(number))
-    clients = [Hostile(run, program, vgpu, words, random) for vgpu in vgpus]
+    clients = [Hostile(run, program, pair, words, random) for pair in pairs]
     time.sleep(HELD_SECONDS)
     for client in clients:
         client.release()
@@ -154,13 +157,14 @@ def _some(run: Run, program: Path, vgpus: list[Vgpu], words: Words, number: int)
 def hostile(run: Run) -> None:
     wanted = run.setting.share(DOCUMENTED_CLIENTS, 40)
     program, words = _compile(run.setting.folder), _words()
-    vgpus = [run.lab.vgpu(run.lab.create(GPUS[0], "small")) for _ in range(AT_ONCE)]
+    vgpus = [run.lab.vgpu(run.lab.create(GPUS[0], "small")) for _ in range(2 * AT_ONCE)]
+    pairs = list(zip(vgpus[:AT_ONCE], vgpus[AT_ONCE:], strict=True))
     for number in range(WARM_UP):
-        _some(run, program, vgpus, words, -1 - number)
+        _some(run, program, pairs, words, -1 - number)
     before = settled(run)
     counts: Counter[str] = Counter()
-    for number in range(-(-wanted // len(vgpus))):
-        counts += _some(run, program, vgpus, words, number)
+    for number in range(-(-wanted // len(pairs))):
+        counts += _some(run, program, pairs, words, number)
         if not run.lab.alive:
             return
     run.bystander.stop(run.report)

@@ -8,7 +8,7 @@ import signal
 import time
 
 from tests.stress.campaign import Campaign, Run
-from tests.stress.lab import GPUS, Figures, Vgpu
+from tests.stress.lab import GPUS, Figures, Vgpu, store
 from tests.stress.programs import Program
 
 DOCUMENTED_KILLS = 1000
@@ -30,8 +30,8 @@ def nurse(run: Run, vgpus: list[Vgpu], kills: int, part: str) -> list[Program]:
     """Start a program for each vGPU that starts and kills clients; `kills` of them together."""
     programs = []
     for vgpu in vgpus:
-        arguments = (run.lab.path, vgpu.group, vgpu.name, run.seed(part + vgpu.cdev), -(-kills // len(vgpus)))
-        programs.append(run.program("kills", *arguments))
+        arguments = (run.lab.path, vgpu.group, vgpu.name, vgpu.cdev, run.seed(part + vgpu.cdev))
+        programs.append(run.program("kills", *arguments, -(-kills // len(vgpus))))
     return programs
 
 
@@ -64,7 +64,7 @@ def compare(run: Run, before: Figures, after: Figures) -> None:
 def _kill_a_run(run: Run, vgpu: Vgpu, number: int) -> None:
     """Kill `vfsfuse run` and its client somewhere between their start and the client's work."""
     random = run.random(f"run {number}")
-    arguments = (run.lab.path, vgpu.group, vgpu.name, run.seed(str(number)))
+    arguments = (run.lab.path, vgpu.group, vgpu.name, vgpu.cdev, run.seed(str(number)))
     program = run.program("kills", *arguments, "live")
     time.sleep(random.uniform(0, 0.6))
     os.killpg(program.process.pid, signal.SIGKILL)
@@ -75,31 +75,47 @@ def _kill_a_run(run: Run, vgpu: Vgpu, number: int) -> None:
 
 
 def _check_usage(run: Run, vgpus: list[Vgpu]) -> None:
+    """A device that nobody has pins nothing and does nothing, and its driver can leave."""
     for vgpu in vgpus:
         directory = run.lab.path / "sys/bus/mdev/devices" / vgpu.name
         for name in ("pinned_pages", "queue_depth"):
             if (value := (directory / name).read_text().strip()) != "0":
                 run.fault(f"{name} of a vGPU that nobody has is {value}")
+        if not store(directory / "remove", "1"):
+            run.fault("a vGPU that nobody has cannot be removed")
+    if not store(run.lab.path / "sys/bus/pci/devices" / GPUS[0] / "sriov_numvfs", "0"):
+        run.fault("a virtual function that nobody has cannot be removed")
+
+
+def _virtual_function(run: Run) -> Vgpu:
+    """A virtual function that vfio-pci has. Its DMA goes to pinned memory."""
+    pci = run.lab.path / "sys/bus/pci"
+    (pci / "devices" / GPUS[0] / "sriov_numvfs").write_text("1")
+    path = (pci / "devices" / GPUS[0] / "virtfn0").resolve()
+    (path / "driver_override").write_text("vfio-pci")
+    (pci / "drivers_probe").write_text(path.name)
+    group = os.readlink(path / "iommu_group").rsplit("/", 1)[1]
+    return Vgpu(path.name, group, f"devices/{os.listdir(path / 'vfio-dev')[0]}")
 
 
 def clients(run: Run) -> None:
     kills = run.setting.share(DOCUMENTED_KILLS, 20)
     made = run.lab.populate()
     vgpus = made[GPUS[0]][:2] + made[GPUS[1]]
-    run.supervise(nurse(run, vgpus, WARM_UP, "warm up "), 120)
+    devices = [*vgpus, _virtual_function(run)]
+    run.supervise(nurse(run, devices, WARM_UP, "warm up "), 120)
     before = settled(run)
     runs = max(kills * RUN_PERCENT // 100, 1)
-    run.supervise(nurse(run, vgpus, kills - runs, ""), 60 + kills * 0.5)
+    run.supervise(nurse(run, devices, kills - runs, ""), 60 + kills * 0.5)
     for number in range(runs):
-        _kill_a_run(run, vgpus[number % len(vgpus)], number)
+        _kill_a_run(run, devices[number % len(devices)], number)
     run.bystander.stop(run.report)
     compare(run, before, settled(run, before))
     _check_usage(run, vgpus)
-    done = -(-(kills - runs) // len(vgpus)) * len(vgpus)
+    done = -(-(kills - runs) // len(devices)) * len(devices)
     longest = run.report.most.get("free_ms", 0)
-    run.figures = (
-        f"{done + runs:,} kills, {runs} of them of `vfsfuse run`; a vGPU was free after {longest} ms at most"
-    )
+    kinds = f"{done + runs:,} kills, {runs} of them of `vfsfuse run`"
+    run.figures = f"{kinds}; a device was free after {longest} ms at most"
     run.lab.clear()
     for text in run.lab.left():
         run.fault(text)

@@ -33,7 +33,7 @@ def _load(run: Run, life: int) -> list[Program]:
     return [
         run.program("fuzz_device", run.lab.path, "ioctl,region", seed, MANY, *names),
         run.program("fuzz_path", run.lab.path, seed, MANY, "apart", run.protected, vgpu.name, in_lab=False),
-        run.program("kills", run.lab.path, vgpu.group, vgpu.name, seed, "live"),
+        run.program("kills", run.lab.path, vgpu.group, vgpu.name, vgpu.cdev, seed, "live"),
     ]
 
 

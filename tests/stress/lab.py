@@ -61,7 +61,7 @@ types.own = {{ memory = "{VIDEO}", description = "of the client that has nothing
 """
 GPUS = ("0000:86:00.0", "0000:87:00.0")
 POPULATION = {
-    "0000:86:00.0": ("small", 3),
+    "0000:86:00.0": ("small", 4),
     "0000:87:00.0": ("small", 1),
     "mtty": ("two", 1),
     "mbochs": ("display", 1),

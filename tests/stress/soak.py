@@ -28,10 +28,7 @@ def _round(run: Run, number: int) -> None:
     run.supervise(start_fuzz(run, 6000, part), 60, run.lab.keep_populated)
     run.lab.clear()
     made = run.lab.populate()
-    *vgpus, neighbour = made[GPUS[0]]
-    run.supervise(
-        [*start_engines(run, vgpus, neighbour, 1200, part), *nurse(run, made[GPUS[1]], 4, part)], 60
-    )
+    run.supervise([*start_engines(run, made[GPUS[0]], 1200, part), *nurse(run, made[GPUS[1]], 4, part)], 60)
     run.report.counts["changes"] += churn_once(run, part, 200, processes=4).total()
     run.lab.clear()
 

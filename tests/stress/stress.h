@@ -7,9 +7,9 @@
  */
 #pragma once
 #define _GNU_SOURCE
+#include "../../examples/iommufd.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/vfio.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -158,24 +158,28 @@ static inline int open_vfio(const char *root, const char *name)
 	return open_below(root, path, O_RDWR);
 }
 
+/* A device through its group, in a container; or by its own file, bound to an iommufd and attached to `ioas`. */
 struct opened {
-	int container, group, device;
+	int container, group, device, iommufd;
+	uint32_t ioas;
 };
+
+static const struct opened NOTHING = {-1, -1, -1, -1, 0};
 
 static inline void close_device(struct opened *o)
 {
-	int fds[] = {o->device, o->group, o->container};
+	int fds[] = {o->device, o->group, o->container, o->iommufd};
 
 	for (unsigned i = 0; i < LENGTH(fds); i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
-	o->container = o->group = o->device = -1;
+	*o = NOTHING;
 }
 
 /* The device `name` of `group` in a container of its own, as a program under `vfsfuse run` opens it; false with errno. */
 static inline bool open_device(const char *root, const char *group, const char *name, struct opened *o)
 {
-	o->container = o->group = o->device = -1;
+	*o = NOTHING;
 	if ((o->container = open_vfio(root, "vfio")) >= 0 && (o->group = open_vfio(root, group)) >= 0 &&
 	    !ioctl(o->group, VFIO_GROUP_SET_CONTAINER, &o->container) &&
 	    !ioctl(o->container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) &&
@@ -185,6 +189,56 @@ static inline bool open_device(const char *root, const char *group, const char *
 	close_device(o);
 	errno = error;
 	return false;
+}
+
+static inline bool bind_device(int device, int iommufd)
+{
+	struct vfio_device_bind_iommufd bind = {.argsz = sizeof(bind), .iommufd = iommufd};
+
+	return !ioctl(device, VFIO_DEVICE_BIND_IOMMUFD, &bind);
+}
+
+static inline bool attach_device(int device, uint32_t pt)
+{
+	struct vfio_device_attach_iommufd_pt attach = {.argsz = sizeof(attach), .pt_id = pt};
+
+	return !ioctl(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach);
+}
+
+/* The id of a new IOAS, or 0. */
+static inline uint32_t ioas_alloc(int iommufd)
+{
+	struct iommu_ioas_alloc made = {.size = sizeof(made)};
+
+	return ioctl(iommufd, IOMMU_IOAS_ALLOC, &made) ? 0 : made.out_ioas_id;
+}
+
+/* The device of the file `cdev` below dev/vfio, attached to an IOAS of its own; false with errno. */
+static inline bool open_bound(const char *root, const char *cdev, struct opened *o)
+{
+	*o = NOTHING;
+	if ((o->iommufd = open_below(root, "dev/iommu", O_RDWR)) >= 0 && (o->device = open_vfio(root, cdev)) >= 0 &&
+	    bind_device(o->device, o->iommufd) && (o->ioas = ioas_alloc(o->iommufd)) && attach_device(o->device, o->ioas))
+		return true;
+	int error = errno;
+	close_device(o);
+	errno = error;
+	return false;
+}
+
+static inline int ioas_map(int iommufd, uint32_t ioas, uint64_t iova, const void *address, uint64_t size)
+{
+	struct iommu_ioas_map map = {.size = sizeof(map), .ioas_id = ioas, .user_va = (uintptr_t)address, .iova = iova,
+		.length = size, .flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE};
+
+	return ioctl(iommufd, IOMMU_IOAS_MAP, &map);
+}
+
+static inline int ioas_unmap(int iommufd, uint32_t ioas, uint64_t iova, uint64_t size)
+{
+	struct iommu_ioas_unmap unmap = {.size = sizeof(unmap), .ioas_id = ioas, .iova = iova, .length = size};
+
+	return ioctl(iommufd, IOMMU_IOAS_UNMAP, &unmap);
 }
 
 static inline int map_dma(int container, uint64_t iova, const void *address, uint64_t size, uint32_t flags)
