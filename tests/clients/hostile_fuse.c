@@ -6,9 +6,10 @@
  *   hostile_fuse [-u | -f] [-k] [-s SECONDS] [-H KIND,KIND] [-d DESCRIPTOR] [-m MEMORY] [-b BYTES] [-i INDEX] [-n COUNT]
  *                [-p PATH] [-a] FILE CALL DEVDIR GROUP CDEV
  *
- * FILE is an ordinary file, the mount point.  CALL is a row of `calls`.  It is made on DEVDIR/GROUP, on
- * DEVDIR/devices/CDEV and on a container of their own.  CDEV "-" is the device of the group that PATH names, by
- * GET_DEVICE_FD.  GROUP "-" leaves group and container out.
+ * FILE is an ordinary file, the mount point.  CALL is a row of `calls`.  It is made on DEVDIR/GROUP and a container
+ * of its own, or on DEVDIR/devices/CDEV, which is bound to DEVDIR/../iommu and attached to an IOAS.  Nobody opens the
+ * group of a bound device, so a call on the device opens GROUP only for -d group, and that has to be another device's.
+ * CDEV "-" is the device of the group that PATH names, by GET_DEVICE_FD.  GROUP "-" leaves group and container out.
  * -u mounts in a user namespace, -f through fusermount3, as an ordinary user does; -k keeps the mount where mountinfo shows it; -H says what is held.
  * -d is what stands where the call takes a descriptor, a row of `descriptors`: the hostile file unless given.
  * -m is the memory of the call's struct, or what the struct points to: a row of `memories`, plain unless given.
@@ -26,14 +27,15 @@
 #define _GNU_SOURCE
 #include "held_file.h"
 #include "held_memory.h"
-#include <linux/vfio.h>
+#include "../../examples/iommufd.h"
 #include <sys/eventfd.h>
 #include <time.h>
 
 enum { LONGEST = 600, CONFIG = 7 };
 static const uint64_t IOVA = 1ull << 32, RING_IOVA = 2ull << 32, SPARE_IOVA = 3ull << 32, SYSTEM = 1ull << 40;
 
-static int handed = -1, container = -1, group = -1, device = -1, file = -1;
+static int handed = -1, container = -1, group = -1, device = -1, iommufd = -1, file = -1;
+static uint32_t ioas;
 static unsigned irq_index = VFIO_PCI_MSIX_IRQ_INDEX, count = 1;
 static const char *path = "", *devdir, *group_number, *cdev;
 static const struct memory *kind_of_memory;
@@ -80,10 +82,12 @@ static int the_hostile(void) { return hostile; }
 static int the_device(void) { return device; }
 static int the_group(void) { return group; }
 static int the_container(void) { return container; }
+static int the_iommufd(void) { return iommufd; }
 static int hostile_path(void) { return again(hostile, O_PATH); }
 static int device_path(void) { return again(device, O_PATH); }
 static int group_path(void) { return again(group, O_PATH); }
 static int container_path(void) { return again(container, O_PATH); }
+static int iommufd_path(void) { return again(iommufd, O_PATH); }
 static int an_eventfd(void) { return eventfd(0, EFD_CLOEXEC); }
 static int eventfd_path(void) { return again(an_eventfd(), O_PATH); }
 static int semaphore(void) { return eventfd(0, EFD_CLOEXEC | EFD_SEMAPHORE); }
@@ -98,7 +102,7 @@ static const struct descriptor {
 } descriptors[] = {
 	{"hostile", the_hostile}, {"hostile-path", hostile_path}, {"device", the_device}, {"device-path", device_path},
 	{"group", the_group}, {"group-path", group_path}, {"container", the_container},
-	{"container-path", container_path}, {"eventfd", an_eventfd}, {"eventfd-path", eventfd_path}, {"semaphore", semaphore},
+	{"container-path", container_path}, {"iommufd", the_iommufd}, {"iommufd-path", iommufd_path}, {"eventfd", an_eventfd}, {"eventfd-path", eventfd_path}, {"semaphore", semaphore},
 	{"full", full}, {"directory", directory}, {"socket", a_socket}, {"pidfd", a_pidfd}, {"memfd", a_memfd},
 	{"path", by_path}, {0},
 };
@@ -242,6 +246,44 @@ static size_t hot_reset(char *at)
 	return ((struct vfio_pci_hot_reset *)at)->argsz = size + numbers(at + size, group);
 }
 
+#define SIZED(type, ...) (*(struct type *)at = (struct type){.size = sizeof(struct type), __VA_ARGS__}, sizeof(struct type))
+
+static size_t bind_iommufd(char *at)
+{
+	return STRUCT(vfio_device_bind_iommufd, .iommufd = handed);
+}
+
+static size_t attach(char *at)
+{
+	return STRUCT(vfio_device_attach_iommufd_pt, .pt_id = ioas);
+}
+
+static size_t detach(char *at)
+{
+	return STRUCT(vfio_device_detach_iommufd_pt, .flags = 0);
+}
+
+static size_t ioas_alloc(char *at)
+{
+	return SIZED(iommu_ioas_alloc, .flags = 0);
+}
+
+static size_t ioas_map_of(char *at, uint64_t iova, void *vaddr, uint64_t size)
+{
+	return SIZED(iommu_ioas_map, .flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE,
+		.ioas_id = ioas, .user_va = (uintptr_t)vaddr, .iova = iova, .length = size);
+}
+
+static size_t ioas_map(char *at)
+{
+	return ioas_map_of(at, IOVA, memory, MAPPED);
+}
+
+static size_t ioas_unmap(char *at)
+{
+	return SIZED(iommu_ioas_unmap, .ioas_id = ioas, .iova = IOVA, .length = MAPPED);
+}
+
 /* LOW_POWER_ENTRY_WITH_WAKEUP, which headers before Linux 6.6 do not name. */
 static size_t wake_up(char *at)
 {
@@ -280,7 +322,18 @@ static int map_at(uint64_t iova, void *vaddr, uint64_t size)
 	struct vfio_iommu_type1_dma_map pages = {.argsz = sizeof(pages), .flags = VFIO_DMA_MAP_FLAG_READ |
 		VFIO_DMA_MAP_FLAG_WRITE, .vaddr = (uintptr_t)vaddr, .iova = iova, .size = size};
 
+	if (ioas) {
+		char area[sizeof(struct iommu_ioas_map)] __attribute__((aligned(8)));
+
+		ioas_map_of(area, iova, vaddr, size);
+		return ioctl(iommufd, IOMMU_IOAS_MAP, area);
+	}
 	return ioctl(container, VFIO_IOMMU_MAP_DMA, &pages);
+}
+
+static long unmap(void)
+{
+	return ioas ? plainly(iommufd, IOMMU_IOAS_UNMAP, ioas_unmap) : plainly(container, VFIO_IOMMU_UNMAP_DMA, unmap_dma);
 }
 
 static void mapped(void)
@@ -293,6 +346,11 @@ static void tracked(void)
 	struct vfio_iommu_type1_dirty_bitmap start = {.argsz = sizeof(start), .flags = VFIO_IOMMU_DIRTY_PAGES_FLAG_START};
 
 	CHECK(!map_at(IOVA, plain_pages(MAPPED), MAPPED) && !ioctl(container, VFIO_IOMMU_DIRTY_PAGES, &start));
+}
+
+static void area_mapped(void)
+{
+	CHECK(!map_at(IOVA, plain_pages(MAPPED), MAPPED));
 }
 
 static void has_irqs(void)
@@ -450,7 +508,7 @@ static void start_dma(void)
 static long dma_unmap(void)
 {
 	start_dma();
-	return plainly(container, VFIO_IOMMU_UNMAP_DMA, unmap_dma);
+	return unmap();
 }
 
 static long dma_map(void)
@@ -521,7 +579,7 @@ static long beside(void (*last)(void))
 	say("info", plainly(container, VFIO_IOMMU_GET_INFO, iommu_info));
 	say("dma", dma_read());
 	say("map", map_at(SPARE_IOVA, ring, PAGE));
-	result = plainly(container, VFIO_IOMMU_UNMAP_DMA, unmap_dma);
+	result = unmap();
 	say("returned", result);
 	await(&held->released);
 	kill(child, SIGKILL);
@@ -571,7 +629,8 @@ static const struct call {
 	unsigned long request;
 	size_t (*build)(char *at);
 	void (*prepare)(void);
-	enum { ASKS = 1, POINTS = 2, FREE = 4 } flags; /* only asks; its struct is in plain memory; sets no container */
+	/* only asks; its struct is in plain memory; sets no container, and binds no device */
+	enum { ASKS = 1, POINTS = 2, FREE = 4 } flags;
 	long (*act)(void);  /* in place of an ioctl */
 	void (*last)(void); /* what a second process does */
 } calls[] = {
@@ -598,6 +657,13 @@ static const struct call {
 	IOCTL("unmap-bitmap", container, VFIO_IOMMU_UNMAP_DMA, unmap_bitmap, .prepare = tracked, .flags = POINTS),
 	IOCTL("dirty-pages", container, VFIO_IOMMU_DIRTY_PAGES, dirty_pages, .prepare = tracked),
 	IOCTL("dirty-bitmap", container, VFIO_IOMMU_DIRTY_PAGES, dirty_bitmap, .prepare = tracked, .flags = POINTS),
+	IOCTL("bind", device, VFIO_DEVICE_BIND_IOMMUFD, bind_iommufd, .flags = FREE),
+	IOCTL("attach", device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach),
+	IOCTL("detach", device, VFIO_DEVICE_DETACH_IOMMUFD_PT, detach),
+	IOCTL("ioas-alloc", iommufd, IOMMU_IOAS_ALLOC, ioas_alloc),
+	IOCTL("ioas-map", iommufd, IOMMU_IOAS_MAP, ioas_map),
+	IOCTL("ioas-map-vaddr", iommufd, IOMMU_IOAS_MAP, ioas_map, .flags = POINTS),
+	IOCTL("ioas-unmap", iommufd, IOMMU_IOAS_UNMAP, ioas_unmap, .prepare = area_mapped),
 	{.name = "read-config", .act = read_config},
 	{.name = "write-config", .act = write_config},
 	{.name = "read-memory", .act = read_memory},
@@ -618,10 +684,10 @@ static const struct call {
 	{0},
 };
 
-static void open_group(int is_free)
+static void open_group(int is_free, int has_group)
 {
-	container = open_in("/", "vfio"), group = open_in("/", group_number);
-	CHECK(container >= 0 && group >= 0);
+	container = open_in("/", "vfio"), group = has_group ? open_in("/", group_number) : -1;
+	CHECK(container >= 0 && (group >= 0 || !has_group));
 	if (!is_free)
 		CHECK(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) && !ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
 }
@@ -630,6 +696,41 @@ static void open_device(void)
 {
 	device = strcmp(cdev, "-") ? open_in("/devices/", cdev) : ioctl(group, VFIO_GROUP_GET_DEVICE_FD, path);
 	CHECK(device >= 0);
+}
+
+/* The device's own file, bound to an iommufd and attached to an IOAS. */
+static void open_bound_device(int is_free)
+{
+	int other = handed;
+
+	open_device();
+	handed = iommufd = open_in("/../", "iommu");
+	CHECK(iommufd >= 0);
+	if (!is_free) {
+		struct iommu_ioas_alloc made = {.size = sizeof(made)};
+
+		CHECK(!plainly(device, VFIO_DEVICE_BIND_IOMMUFD, bind_iommufd) && !ioctl(iommufd, IOMMU_IOAS_ALLOC, &made));
+		ioas = made.out_ioas_id;
+		CHECK(!plainly(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach));
+	}
+	handed = other;
+}
+
+/* What the call is made on, and what -d hands in. */
+static void open_files(const struct call *call, const char *handed_name)
+{
+	int has_group = strcmp(group_number, "-"), has_cdev = strcmp(cdev, "-");
+	int on_device = has_cdev && (!call->fd || call->fd == &device || call->fd == &iommufd);
+	int hands_group = !strncmp(handed_name, "group", 5);
+
+	if (on_device)
+		open_bound_device(call->flags & FREE);
+	else if (!strncmp(handed_name, "iommufd", 7))
+		CHECK((iommufd = open_in("/../", "iommu")) >= 0);
+	if (has_group && (!on_device || hands_group || !strncmp(handed_name, "container", 9)))
+		open_group(call->flags & FREE || on_device, !on_device || hands_group);
+	if (!on_device && (has_cdev || (group >= 0 && !(call->flags & FREE))))
+		open_device();
 }
 
 static long make(const struct call *call, long plain)
@@ -715,10 +816,7 @@ int main(int argc, char **argv)
 	hostile = held_file(argv[optind], kinds_of(hold), seconds, how, keep);
 	alarm(seconds + 2);
 	make_memory(kind_of_memory);
-	if (strcmp(group_number, "-"))
-		open_group(call->flags & FREE);
-	if (strcmp(cdev, "-") || (group >= 0 && !(call->flags & FREE)))
-		open_device();
+	open_files(call, handed_name);
 	handed = descriptor->open();
 	CHECK(handed >= 0);
 	if (call->prepare)

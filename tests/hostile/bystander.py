@@ -121,11 +121,11 @@ def use_file(vgpu: Vgpu) -> Calls:
     """Opens of a device's file."""
 
     def use() -> None:
-        with Device(vgpu.cdev) as device:
+        with Device(vgpu.open()) as device:
             device.ioctl(DEVICE_GET_INFO, DeviceInfo())
             assert device.config(0) == 0x1234
 
-    return {"open, ask, read and close a device": use}
+    return {"open, bind, ask, read and close a device": use}
 
 
 class Holder:

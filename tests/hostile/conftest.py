@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.clients import Bystander, Hostile, Leaks
-from tests.lab import VFSFUSE, MountedLab, Vgpu, described
+from tests.lab import VFSFUSE, MountedLab, Vgpu, described, open_bound
 from tests.ordinary_user import UID
 from tests.vfio.devices import INTX, TRIGGER, UNMASK, Device, bound, eventfd, function_dir
 
@@ -123,7 +123,7 @@ def hostile_lab(compile_client: Callable[..., Path]) -> Iterator[Lab]:
 
 def warm_up(path: Path) -> None:
     """Start what the server starts once and keeps: the thread that waits for eventfds."""
-    with Device(path) as device, eventfd() as event:
+    with Device(open_bound(path)) as device, eventfd() as event:
         device.eventfds(INTX, TRIGGER, 0, event)
         device.eventfds(INTX, UNMASK, 0, event)
 

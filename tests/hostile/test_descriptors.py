@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,13 @@ HOSTILE = {
     "wake-up eventfd": ("function", ["wake-up"], "EINVAL"),
     "container": ("vgpu", ["set-container"], "EBADFD"),
     "container, seen in mountinfo": ("vgpu", ["set-container", "-k"], "EBADFD"),
+    "iommufd": ("vgpu", ["bind"], "EBADFD"),
+    "iommufd of a function": ("function", ["bind"], "EBADFD"),
+    "O_PATH as iommufd": ("vgpu", ["bind", "-d", "hostile-path"], "EBADF"),
     "O_PATH as eventfd": ("vgpu", ["set-irqs", "-d", "hostile-path"], "EBADF"),
     "O_PATH as container": ("vgpu", ["set-container", "-d", "hostile-path"], "EBADF"),
 }
-USERS = ["trigger of MSI-X", "one of three vectors", "container"]
+USERS = ["trigger of MSI-X", "one of three vectors", "container", "iommufd"]
 
 
 @pytest.mark.parametrize("row", HOSTILE)
@@ -57,22 +61,24 @@ def test_groups_of_a_hot_reset(hostile_lab: Lab, count: str) -> None:
 
 
 KINDS = {
-    "device": ("EINVAL", "EBADFD"),
-    "device-path": ("EBADF", "EBADF"),
-    "group": ("EINVAL", "EBADFD"),
-    "group-path": ("EBADF", "EBADF"),
-    "container": ("EINVAL", "0"),
-    "container-path": ("EBADF", "EBADF"),
-    "eventfd": ("0", "EBADFD"),
-    "eventfd-path": ("EBADF", "EBADF"),
-    "semaphore": ("0", "EBADFD"),
-    "full": ("0", "EBADFD"),
-    "directory": ("EINVAL", "EBADFD"),
-    "socket": ("EINVAL", "EBADFD"),
-    "pidfd": ("EINVAL", "EBADFD"),
-    "memfd": ("EINVAL", "EBADFD"),
+    "device": ("EINVAL", "EBADFD", "EBADFD"),
+    "device-path": ("EBADF", "EBADF", "EBADF"),
+    "group": ("EINVAL", "EBADFD", "EBADFD"),
+    "group-path": ("EBADF", "EBADF", "EBADF"),
+    "container": ("EINVAL", "0", "EBADFD"),
+    "container-path": ("EBADF", "EBADF", "EBADF"),
+    "iommufd": ("EINVAL", "0", "0"),
+    "iommufd-path": ("EBADF", "EBADF", "EBADF"),
+    "eventfd": ("0", "EBADFD", "EBADFD"),
+    "eventfd-path": ("EBADF", "EBADF", "EBADF"),
+    "semaphore": ("0", "EBADFD", "EBADFD"),
+    "full": ("0", "EBADFD", "EBADFD"),
+    "directory": ("EINVAL", "EBADFD", "EBADFD"),
+    "socket": ("EINVAL", "EBADFD", "EBADFD"),
+    "pidfd": ("EINVAL", "EBADFD", "EBADFD"),
+    "memfd": ("EINVAL", "EBADFD", "EBADFD"),
 }
-"""What each kind of file gives in place of an eventfd, and in place of a container."""
+"""What each kind of file gives in place of an eventfd, of a container, and of an iommufd."""
 
 
 def outcomes(client: Callable[..., Hostile], calls: dict[str, str], *options: str) -> dict[str, str]:
@@ -87,12 +93,15 @@ def outcomes(client: Callable[..., Hostile], calls: dict[str, str], *options: st
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_kinds_of_files(hostile_lab: Lab, vgpu: Place, kind: str) -> None:
-    eventfd, container = KINDS[kind]
-    wanted = {"set-irqs": eventfd, "set-container": container}
+    """The group that is handed in with a call on a device is another's, as nobody opens a bound device's."""
+    eventfd, container, iommufd = KINDS[kind]
+    function, wanted = hostile_lab.function, {"set-container": container}
     assert outcomes(lambda *row: hostile_lab.hostile(vgpu, *row), wanted, "-d", kind) == wanted
-    wanted = {"ioeventfd": eventfd, "unmask": eventfd, "wake-up": eventfd}
-    function = hostile_lab.function
-    assert outcomes(lambda *row: hostile_lab.hostile(function, *row), wanted, "-d", kind) == wanted
+    on_vgpu, on_function = replace(vgpu, group=function.group), replace(function, group=vgpu.group)
+    wanted = {"set-irqs": eventfd, "bind": iommufd}
+    assert outcomes(lambda *row: hostile_lab.hostile(on_vgpu, *row), wanted, "-d", kind) == wanted
+    wanted = {"ioeventfd": eventfd, "unmask": eventfd, "wake-up": eventfd, "bind": iommufd}
+    assert outcomes(lambda *row: hostile_lab.hostile(on_function, *row), wanted, "-d", kind) == wanted
     assert not hostile_lab.everybody.stalled(0.05)
 
 

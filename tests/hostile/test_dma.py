@@ -29,7 +29,8 @@ MEMORY = [
 ]
 
 
+@pytest.mark.parametrize("run", [True, False], ids=["container", "IOAS"])
 @pytest.mark.parametrize(("call", "memory"), MEMORY)
-def test_dma_that_waits(hostile_lab: Lab, vgpu: Place, call: str, memory: str) -> None:
-    client = hostile_lab.hostile(vgpu, call, "-m", memory, run=True)
+def test_dma_that_waits(hostile_lab: Lab, vgpu: Place, call: str, memory: str, run: bool) -> None:
+    client = hostile_lab.hostile(vgpu, call, "-m", memory, run=run)
     hostile_lab.check(client, *ENDS[call])

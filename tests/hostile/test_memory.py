@@ -16,7 +16,7 @@ from tests import needs
 from tests.hostile.conftest import Lab, Place
 
 Row = tuple[str, list[str]]
-EVENTFD, GROUP = ["-d", "eventfd"], ["-d", "group"]
+EVENTFD, GROUP, IOMMUFD = ["-d", "eventfd"], ["-d", "group"], ["-d", "iommufd"]
 
 FETCHED: dict[str, Row] = {
     "GET_INFO": ("vgpu", ["device-info"]),
@@ -41,6 +41,13 @@ FETCHED: dict[str, Row] = {
     "DIRTY_PAGES": ("vgpu", ["dirty-pages"]),
     "DIRTY_PAGES, its range": ("vgpu", ["dirty-pages", "-b", "8"]),
     "DIRTY_PAGES, its bitmap": ("vgpu", ["dirty-bitmap"]),
+    "BIND_IOMMUFD": ("vgpu", ["bind", *IOMMUFD]),
+    "BIND_IOMMUFD of a function": ("function", ["bind", *IOMMUFD]),
+    "ATTACH_IOMMUFD_PT": ("vgpu", ["attach"]),
+    "DETACH_IOMMUFD_PT": ("function", ["detach"]),
+    "IOAS_ALLOC": ("vgpu", ["ioas-alloc"]),
+    "IOAS_MAP": ("vgpu", ["ioas-map"]),
+    "IOAS_UNMAP": ("vgpu", ["ioas-unmap"]),
 }
 REPLIED: dict[str, Row] = {
     "GET_INFO": ("vgpu", ["device-info"]),
@@ -51,12 +58,19 @@ REPLIED: dict[str, Row] = {
     "UNMAP_DMA": ("vgpu", ["unmap-dma"]),
     "UNMAP_DMA, its bitmap": ("vgpu", ["unmap-bitmap"]),
     "DIRTY_PAGES, its bitmap": ("vgpu", ["dirty-bitmap"]),
+    "BIND_IOMMUFD": ("vgpu", ["bind", *IOMMUFD]),
+    "BIND_IOMMUFD of a function": ("function", ["bind", *IOMMUFD]),
+    "ATTACH_IOMMUFD_PT": ("function", ["attach"]),
+    "IOAS_ALLOC": ("vgpu", ["ioas-alloc"]),
+    "IOAS_UNMAP": ("vgpu", ["ioas-unmap"]),
 }
 ANY: dict[str, Row] = {
     "GET_INFO": ("vgpu", ["device-info"]),
     "SET_CONTAINER": ("vgpu", ["set-container", "-d", "container"]),
     "MAP_DMA": ("vgpu", ["map-dma"]),
     "DIRTY_PAGES, its bitmap": ("vgpu", ["dirty-bitmap"]),
+    "BIND_IOMMUFD": ("vgpu", ["bind", *IOMMUFD]),
+    "IOAS_MAP": ("vgpu", ["ioas-map"]),
 }
 MAPPED = ["private", "shared", "memfd", "locked", "userfault"]
 
@@ -93,11 +107,14 @@ def test_memory_of_an_ordinary_user(hostile_lab: Lab, place: Callable[[str], Pla
     check(hostile_lab, place(what), call, "shared", user=True)
 
 
+@pytest.mark.parametrize("call", ["map-dma-vaddr", "ioas-map-vaddr"])
 @pytest.mark.parametrize("memory", MAPPED)
 @pytest.mark.parametrize("what", ["vgpu", "function"])
-def test_mapping_it(hostile_lab: Lab, place: Callable[[str], Place], what: str, memory: str) -> None:
-    """MAP_DMA of such memory, which a physical function pins."""
-    check(hostile_lab, place(what), ["map-dma-vaddr"], memory)
+def test_mapping_it(
+    hostile_lab: Lab, place: Callable[[str], Place], what: str, memory: str, call: str
+) -> None:
+    """MAP_DMA and IOAS_MAP of such memory, which a physical function pins."""
+    check(hostile_lab, place(what), [call], memory)
 
 
 def test_mapping_a_file_that_mountinfo_shows(hostile_lab: Lab) -> None:

@@ -99,7 +99,7 @@ def test_the_end_of_a_lab_while_a_call_is_held(hostile_lab: Lab, tmp_path: Path,
         clients = Clients(lab, hostile_lab.program, tmp_path)
         made, other = lab.create(TYPE), lab.create(TYPE)
         place, run = Place(made.group, made.vfio, made.name), call[0] == "dma-read"
-        with Device(other.cdev) as device, clients.hostile(place, *call, run=run) as client:
+        with Device(other.open()) as device, clients.hostile(place, *call, run=run) as client:
             client.wait_for_call()
             assert lab.server is not None
             lab.server.terminate()
@@ -122,7 +122,7 @@ def test_a_server_that_is_killed_while_a_call_is_held(
         clients = Clients(lab, hostile_lab.program, tmp_path)
         made, other = lab.create(TYPE), lab.create(TYPE)
         place = Place(made.group, made.vfio, made.name)
-        with Device(other.cdev) as device:
+        with Device(other.open()) as device:
             with clients.hostile(place, "device-info", "-m", "shared") as client:
                 client.wait_for_call()
                 assert lab.server is not None
