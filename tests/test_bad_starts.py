@@ -371,8 +371,8 @@ def test_a_model_that_exits_ends_its_call_and_not_the_lab(folder: Path) -> None:
     with described(folder, TWO_CARDS) as lab:
         early = lab.create("two", "box")
         with pytest.raises(OSError, match="Input/output error"):
-            early.cdev.open("rb")
-        with lab.create("one", "box") as card, card.cdev.open("r+b", buffering=0) as device:
+            early.open()
+        with lab.create("one", "box") as card, open(card.open(), "r+b", buffering=0) as device:
             for action in (
                 (card.path / "leave").read_text,
                 lambda: (card.path / "leave").write_text("1"),

@@ -100,7 +100,7 @@ class Screen:
 
     def __init__(self, vgpu: Vgpu) -> None:
         self.vgpu, self.path = vgpu, vgpu.path / "screen.png"
-        self.fd = os.open(vgpu.cdev, os.O_RDWR | os.O_CLOEXEC)
+        self.fd = vgpu.open()
 
     def register(self, offset: int, value: int) -> None:
         os.pwrite(self.fd, struct.pack("<H", value), BAR2 + offset)

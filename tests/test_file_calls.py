@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu
+from tests.lab import MountedLab, Vgpu, bind
 from tests.snapshot import PAGE_SIZE, is_attribute, walk
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -46,6 +46,14 @@ def devices(vgpu: Vgpu) -> dict[Path, int]:
 
 
 KINDS: dict[str, Callable[[Vgpu], dict[Path, int]]] = {"attribute": attributes, "device": devices}
+
+
+def opened(vgpu: Vgpu, path: Path, flags: int) -> int:
+    """Open the file. That of a device is bound, so that it answers as a device."""
+    fd = os.open(path, flags)
+    if path == vgpu.cdev:
+        bind(fd, vgpu.lab.path / "dev")
+    return fd
 
 
 def fallocate(fd: int, mode: int) -> int:
@@ -84,7 +92,7 @@ def test_calls(vgpu: Vgpu, name: str, kind: str) -> None:
     call, for_attributes, for_devices = CALLS[name]
     expected = for_devices if kind == "device" else for_attributes
     for path, flags in KINDS[kind](vgpu).items():
-        fd = os.open(path, flags)
+        fd = opened(vgpu, path, flags)
         before = os.fstat(fd)
         try:
             call(fd)
@@ -101,7 +109,7 @@ def test_calls(vgpu: Vgpu, name: str, kind: str) -> None:
 def test_opening_with_o_trunc_succeeds_and_changes_nothing(vgpu: Vgpu, kind: str) -> None:
     for path, flags in KINDS[kind](vgpu).items():
         size = path.stat().st_size
-        fd = os.open(path, flags | os.O_TRUNC)
+        fd = opened(vgpu, path, flags | os.O_TRUNC)
         assert (os.fstat(fd).st_size, os.lseek(fd, 0, os.SEEK_END)) == (size, size)
         os.close(fd)
 

@@ -64,7 +64,7 @@ def test_a_thousand_come_are_there_and_go(large: MountedLab, parent: str, type_n
     for vgpu in vgpus:
         assert Path(vgpu.path / "vgpu_uuid").read_text() == f"{vgpu.name}\n"
     for vgpu in vgpus[::50]:
-        with open(vgpu.cdev, "r+b", buffering=0) as device:
+        with open(vgpu.open(), "r+b", buffering=0) as device:
             assert len(os.pread(device.fileno(), 4, 7 << 40)) == 4
     for vgpu in vgpus[::2] + vgpus[1::2][::-1]:
         vgpu.remove()

@@ -83,7 +83,7 @@ def test_unbound_its_memory_and_numbers_stay(lab: MountedLab) -> None:
                 os.pwrite(file.fileno(), b"also", 0)
             store(lab, f"{DRIVER}/bind", vgpu.name)
             assert (vgpu.path / "vgpu_group_id").read_text() == f"{vgpu.group}\n"
-            with Device(vgpu.cdev) as device:
+            with Device(vgpu.open()) as device:
                 assert os.pread(device.fd, 4, 0) == b"also"
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from tests import needs
-from tests.lab import MountedLab
+from tests.lab import MountedLab, bind
 from tests.snapshot import walk
 from tests.vfio.client import PAGE, fails
 
@@ -66,6 +66,8 @@ def test_direct_io_that_is_set_later_changes_nothing(lab: MountedLab) -> None:
         for path in files(lab):
             if not opening(path, os.O_RDONLY):
                 with open(path, "rb", buffering=0) as file:
+                    if path.parent.name == "devices":
+                        bind(file.fileno(), lab.path / "dev")
                     before = reading(file.fileno())
                     fcntl.fcntl(file, fcntl.F_SETFL, os.O_DIRECT)
                     assert reading(file.fileno()) == before, path
@@ -73,8 +75,8 @@ def test_direct_io_that_is_set_later_changes_nothing(lab: MountedLab) -> None:
 
 def test_writes_after_direct_io_is_set(lab: MountedLab) -> None:
     with lab.create() as vgpu:
-        for path, offset in ((vgpu.path / "resource0", 8), (vgpu.path / "config", 0x3C), (vgpu.cdev, 8)):
-            with open(path, "r+b", buffering=0) as file:
+        for what, offset in ((vgpu.path / "resource0", 8), (vgpu.path / "config", 0x3C), (vgpu.open(), 8)):
+            with open(what, "r+b", buffering=0) as file:
                 fcntl.fcntl(file, fcntl.F_SETFL, os.O_DIRECT)
                 assert os.pwrite(file.fileno(), b"\7", offset) == 1
                 assert os.pread(file.fileno(), 1, offset) == b"\7"
@@ -115,7 +117,7 @@ def test_a_device_whose_first_open_fails_can_be_mapped_later(lab: MountedLab) ->
         with without_descriptors(lab):
             for path in paths:
                 fails(errno.EMFILE, os.open, path, os.O_RDWR)
-        for path in paths:
-            with open(path, "r+b", buffering=0) as file, mmap.mmap(file.fileno(), PAGE) as memory:
+        for what in (vgpu.open(), vgpu.path / "resource0"):
+            with open(what, "r+b", buffering=0) as file, mmap.mmap(file.fileno(), PAGE) as memory:
                 memory[:4] = b"here"
                 assert os.pread(file.fileno(), 4, 0) == b"here"

@@ -283,7 +283,7 @@ def test_the_end_of_a_region_is_the_end_of_its_file(vgpu: Vgpu, name: str) -> No
 def test_files_of_one_region_show_the_same_bytes(vgpu: Vgpu) -> None:
     """The device's own file, resource0, and a mapping of it."""
     with (
-        vgpu.cdev.open("r+b", buffering=0) as device,
+        open(vgpu.open(), "r+b", buffering=0) as device,
         (vgpu.path / "resource0").open("r+b", buffering=0) as file,
     ):
         os.pwrite(device.fileno(), b"by the device", 0)

@@ -91,8 +91,9 @@ def as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @contextmanager
-def holding(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR)
+def holding(what: Path | int) -> Iterator[int]:
+    """Hold a file, by its path or as a descriptor that is closed at the end."""
+    fd = what if isinstance(what, int) else os.open(what, os.O_RDWR)
     try:
         yield fd
     finally:
@@ -192,11 +193,15 @@ def leaves(vgpu: Vgpu) -> bool:
 # ---- by waiting ----
 
 
+@pytest.mark.parametrize("bound", [False, True])
 @pytest.mark.parametrize("face", [remover, destroyer])
-def test_removing_waits_for_the_holder(patient: MountedLab, face: Callable[[Vgpu], Writer]) -> None:
+def test_removing_waits_for_the_holder(
+    patient: MountedLab, face: Callable[[Vgpu], Writer], bound: bool
+) -> None:
+    """Whether or not it has bound the device."""
     vgpu = patient.create()
     group = patient.path / "dev/vfio" / vgpu.group
-    held = os.open(vgpu.cdev, os.O_RDWR)
+    held = vgpu.open() if bound else os.open(vgpu.cdev, os.O_RDWR)
     with face(vgpu) as writer:
         until(lambda: does_not_open(vgpu.cdev))
         assert does_not_open(group)
@@ -415,7 +420,7 @@ def test_more_wait_than_there_are_tasks(patient: MountedLab) -> None:
 def test_the_server_ends_while_somebody_waits(tmp_path: Path) -> None:
     with mounted(tmp_path, "wait") as lab:
         vgpu = lab.create()
-        held = os.open(vgpu.cdev, os.O_RDWR)
+        held = vgpu.open()
         with remover(vgpu) as writer:
             until(lambda: does_not_open(vgpu.cdev))
             os.kill(lab.pid, signal.SIGTERM)
@@ -476,13 +481,13 @@ def test_what_the_holder_has_answers_as_if_there_was_nothing(cards: MountedLab) 
 @needs.passthrough
 def test_mapped_pages_stay_and_are_the_holders_alone(cards: MountedLab) -> None:
     vgpu = cards.create("card-1", "cards")
-    with holding(vgpu.cdev) as fd:
+    with holding(vgpu.open()) as fd:
         pages = mmap.mmap(fd, 1 << 20)
         pages[:4] = b"mine"
         surprise(vgpu)
         pages[4:8] = b"too "
         assert pages[:8] == b"minetoo "
-        with cards.create("card-1", "cards") as other, holding(other.cdev) as another:
+        with cards.create("card-1", "cards") as other, holding(other.open()) as another:
             assert os.pread(another, 8, 0) == bytes(8)
     assert pages[:8] == b"minetoo "
     pages.close()
@@ -515,11 +520,11 @@ def test_nothing_of_it_is_given_away_before_the_holder_lets_go(cards: MountedLab
 def test_the_same_name_can_be_had_again_at_once(cards: MountedLab) -> None:
     create = cards.gpu / "mdev_supported_types/vgpu-8/create"
     create.write_text(UUID)
-    with holding(Vgpu(cards, UUID).cdev) as old:
+    with holding(Vgpu(cards, UUID).open()) as old:
         os.pwrite(old, b"old", 0)
         surprise(Vgpu(cards, UUID))
         create.write_text(UUID)
-        with Vgpu(cards, UUID) as vgpu, holding(vgpu.cdev) as new:
+        with Vgpu(cards, UUID) as vgpu, holding(vgpu.open()) as new:
             assert os.pread(new, 3, 0) == bytes(3) and os.pread(old, 3, 0) == b"\xff" * 3
             assert os.pread(new, 2, 7 << 40) == b"\x34\x12"
 
@@ -563,7 +568,7 @@ def test_many_go_by_surprise_while_clients_use_them(cards: MountedLab) -> None:
 
     for _ in range(5):
         vgpus = [cards.create() for _ in range(4)]
-        held = [os.open(vgpu.cdev, os.O_RDWR) for vgpu in vgpus]
+        held = [vgpu.open() for vgpu in vgpus]
         stop.clear()
         threads = [threading.Thread(target=read, args=(fd,)) for fd in held]
         for thread in threads:

@@ -121,7 +121,7 @@ def test_a_vgpu_counts_the_pages_that_are_used(shared: MountedLab) -> None:
     with shared.create("large") as vgpu:
         names = ("vram_used", "pinned_pages", "dma_faults")
         assert [number(vgpu.path, name) for name in names] == [0, 0, 0]
-        with open(vgpu.cdev, "r+b", buffering=0) as device:
+        with open(vgpu.open(), "r+b", buffering=0) as device:
             os.pwrite(device.fileno(), b"x", 5 * MIB)
             assert number(vgpu.path, "vram_used") == mmap.PAGESIZE
             os.pwrite(device.fileno(), bytes(MIB), 0)
@@ -205,7 +205,7 @@ def test_instances_count_whatever_each_has(shared: MountedLab) -> None:
 
 def test_the_device_has_what_was_asked_for(shared: MountedLab) -> None:
     """Its BAR is a power of two; of that, what it has not got is nothing: all ones, and not to be mapped."""
-    with created(shared, "small,vram=3M") as vgpu, open(vgpu.cdev, "r+b", buffering=0) as device:
+    with created(shared, "small,vram=3M") as vgpu, open(vgpu.open(), "r+b", buffering=0) as device:
         fd = device.fileno()
         info, caps = with_caps(fd, DEVICE_GET_REGION_INFO, RegionInfo, index=0)
         assert info.size == 4 * MIB
@@ -226,7 +226,7 @@ def test_a_resolution_is_limited_where_a_guest_sets_it_and_in_what_its_monitor_s
 ) -> None:
     with (
         created(shared, "small,vram=32M,max_resolution=1300x800,frame_rate=50") as vgpu,
-        open(vgpu.cdev, "r+b", buffering=0) as device,
+        open(vgpu.open(), "r+b", buffering=0) as device,
     ):
         fd = device.fileno()
         dispi = (2 << 40) + 0x500

@@ -101,7 +101,7 @@ def test_the_server_ends_with_status_0_and_nothing_stays_mounted(tmp_path: Path,
 def test_a_signal_ends_the_server_while_clients_use_the_mount(tmp_path: Path) -> None:
     with MountedLab(tmp_path, umount=False) as lab:
         vgpu = lab.create()
-        files = [os.open(path, os.O_RDWR) for path in (vgpu.cdev, vgpu.path / "config", vgpu.path / "uevent")]
+        files = [vgpu.open(), *(os.open(vgpu.path / name, os.O_RDWR) for name in ("config", "uevent"))]
         os.kill(lab.pid, signal.SIGTERM)
         assert lab.server is not None
         assert lab.server.wait(END_SECONDS) == 0
@@ -126,7 +126,8 @@ def test_a_signal_that_comes_while_the_server_starts_leaves_no_mount(mountpoint:
 
 BUSY = """
 import os, sys
-device = os.open(sys.argv[1], os.O_RDWR)
+from tests.lab import open_bound
+device = open_bound(sys.argv[1])
 print(flush=True)
 try:
     while True:
@@ -140,9 +141,14 @@ except OSError:
 @pytest.mark.parametrize("number", range(5))
 def test_the_server_ends_while_clients_are_busy(tmp_path: Path, number: int) -> None:
     with MountedLab(tmp_path) as lab, contextlib.ExitStack() as stack:
-        vgpu = lab.create()
-        command = [sys.executable, "-c", BUSY, str(vgpu.cdev), str(vgpu.path / "vgpu_uuid")]
-        clients = [stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE)) for _ in range(3)]
+        commands = [
+            [sys.executable, "-c", BUSY, str(vgpu.cdev), str(vgpu.path / "vgpu_uuid")]
+            for vgpu in (lab.create() for _ in range(3))
+        ]
+        clients = [
+            stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT))
+            for command in commands
+        ]
         for client in clients:
             assert client.stdout is not None and client.stdout.readline() == b"\n"
         os.kill(lab.pid, signal.SIGTERM)
@@ -395,7 +401,7 @@ def test_a_handler_that_fails_is_eio_for_its_caller_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tests.lab, "VFSFUSE", [sys.executable, "-m", "tests.faulty_server"])
-    with MountedLab(tmp_path) as lab, lab.create() as vgpu, vgpu.cdev.open("rb", buffering=0) as device:
+    with MountedLab(tmp_path) as lab, lab.create() as vgpu, open(vgpu.open(), "rb", buffering=0) as device:
         faulty = lab.gpu / "mdev_supported_types/vgpu-1"
         for action in (
             (faulty / "description").read_text,

@@ -71,8 +71,9 @@ model = "sleeper"
 types.one = { description = "sleeps", instances = 4 }
 """
 WRITE = """
-import os, sys
-device, offset, seconds = os.open(sys.argv[1], os.O_RDWR), *map(int, sys.argv[2:])
+import sys, os
+from tests.lab import open_bound
+device, offset, seconds = open_bound(sys.argv[1]), *map(int, sys.argv[2:])
 print(flush=True)
 os.pwrite(device, seconds.to_bytes(4, "little"), offset)
 print(flush=True)
@@ -131,6 +132,7 @@ def sleeping(lab: MountedLab, offset: int, seconds: int) -> Iterator[None]:
         [sys.executable, "-c", WRITE, lab.create("one", "bed").cdev, str(offset), str(seconds)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        cwd=ROOT,
     ) as client:
         assert client.stdout is not None
         assert client.stdout.readline() == b"\n"
@@ -290,6 +292,7 @@ def test_an_abort_frees_who_waits_for_a_server_that_lives_on(bed: MountedLab) ->
         [sys.executable, "-c", WRITE, device, str(ALL), "3600"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        cwd=ROOT,
     ) as client:
         assert client.stdout is not None and client.stdout.readline() == b"\n"
         time.sleep(0.5)

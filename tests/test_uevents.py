@@ -325,7 +325,7 @@ def test_more_readers_wait_than_there_are_tasks_and_everything_else_goes_on(lab:
         thread.start()
     with lab.create() as vgpu:
         assert snapshot(vgpu.path)
-        with open(vgpu.cdev, "rb", buffering=0) as device:
+        with open(vgpu.open(), "rb", buffering=0) as device:
             assert os.pread(device.fileno(), 4, 7 << 40)
         for thread in readers:
             thread.join(SECONDS)

@@ -22,16 +22,12 @@ from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.group import Assignable
 from devmodel.vfio.lingering import LastClient, lives
 
-UNBOUND_ANSWERS = True
-"""Whether a file that is not bound answers as one that is, as long as the device asks for no VF token. Linux
-answers BIND alone."""
-
 
 class CdevFile(DeviceFile):
     """One open of a device's own character device. ``client`` used it last. ``bound`` is what BIND made of
     the device, None before."""
 
-    __slots__ = ("_binding", "_by_bind", "_rawio", "bound", "client")
+    __slots__ = ("_binding", "_rawio", "bound", "client")
 
     def __init__(
         self, assignable: Assignable, client_ended: Callable[[], bool] = lives, rawio: bool = False
@@ -45,8 +41,6 @@ class CdevFile(DeviceFile):
         self.client = LastClient(assignable.group, client_ended)
         self._binding = 0
         """How many calls of BIND are under way."""
-        self._by_bind = False
-        """Whether the use of the device began with BIND."""
         self._rawio = rawio
         super().__init__(assignable)
 
@@ -115,8 +109,6 @@ class CdevFile(DeviceFile):
     def _opened(self) -> None:
         found = self.assignable
         found.group.check_rawio(self._rawio)
-        if UNBOUND_ANSWERS and not self._asks_for_token():
-            self._start()
         found.cdev_opened(self)
 
     def _end(self, after: ExitStack) -> None:
@@ -124,14 +116,6 @@ class CdevFile(DeviceFile):
         found.cdev_closed(self)
         after.callback(found.group.let_go)
         self._end_binding(after)
-        self._stop(after)
-
-    def _asks_for_token(self) -> bool:
-        try:
-            self.assignable.check_token(None)
-        except OSError:
-            return True
-        return False
 
     def _block_group(self) -> None:
         opened = self.assignable.group.opened
@@ -152,9 +136,7 @@ class CdevFile(DeviceFile):
         with ExitStack() as undo:
             bound = bind(context, found)
             undo.callback(bound.unbind)
-            if not self.started:
-                self._start()
-                self._by_bind = True
+            self._start()
             undo.pop_all()
         self.bound = bound
         return bound.id
@@ -164,6 +146,4 @@ class CdevFile(DeviceFile):
         if bound is None:
             return
         after.callback(bound.unbind)
-        if self._by_bind:
-            self._by_bind = False
-            self._stop(after)
+        self._stop(after)

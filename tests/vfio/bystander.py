@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from tests.lab import ROOT, MountedLab, Vgpu
+from tests.lab import ROOT, MountedLab, Vgpu, open_bound
 from tests.vfio.client import DEVICE_GET_INFO, Container, DeviceInfo, Group, ioctl
 
 
@@ -46,12 +46,11 @@ def bystander(lab: MountedLab, vgpu: Vgpu) -> Iterator[Seen]:
 def work(lab: Path, group_number: str, device: str) -> Seen:
     """Make calls until stdin ends."""
     seen = Seen()
-    with Container(lab) as container, Group(lab, group_number) as group:
+    with Container(lab) as container:
         calls: tuple[Callable[[], object], ...] = (
             (lab / "sys/bus/pci/devices/0000:86:00.0/vendor").read_text,
             lambda: use(device),
-            lambda: group.set_container(container),
-            group.unset_container,
+            lambda: join(lab, group_number, container),
         )
         print("ready", flush=True)
         while not select.select([0], [], [], 0.002)[0]:
@@ -63,9 +62,16 @@ def work(lab: Path, group_number: str, device: str) -> Seen:
     return seen
 
 
+def join(lab: Path, number: str, container: Container) -> None:
+    """Open a group, put it into a container, and take it out again."""
+    with Group(lab, number) as group:
+        group.set_container(container)
+        group.unset_container()
+
+
 def use(device: str) -> None:
-    """Open a device, ask it, read its configuration space, and close it."""
-    fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    """Open a device, bind it, ask it, read its configuration space, and close it."""
+    fd = open_bound(device)
     try:
         info = DeviceInfo()
         ioctl(fd, DEVICE_GET_INFO, info)

@@ -10,7 +10,7 @@ import fcntl
 import os
 import select
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +134,15 @@ def opened(
         own.set_iommu(kind)
         device = stack.enter_context(Device(group_device(lab.path, file, name)))
         yield Opened(own, file, device, name)
+
+
+@contextlib.contextmanager
+def opener(lab: MountedLab, group: str, name: str) -> Iterator[Callable[[], Device]]:
+    """What opens the device `name` of `group` each time it is called. Its own file serves one client."""
+    with Container(lab.path) as container, Group(lab.path, group) as file:
+        file.set_container(container)
+        container.set_iommu()
+        yield lambda: Device(group_device(lab.path, file, name))
 
 
 @contextlib.contextmanager

@@ -278,7 +278,7 @@ def test_what_the_device_wrote_is_dirty(copier: Opened) -> None:
 @needs.passthrough
 def test_memory_of_the_lab_itself(machine: MountedLab, copier: Opened) -> None:
     """A client may let a device copy from another device's memory, mapped from this mount."""
-    with machine.create("copier-1", "copiers") as other, open(other.cdev, "r+b") as file:
+    with machine.create("copier-1", "copiers") as other, open(other.open(), "r+b", buffering=0) as file:
         area = (4 << 40) + PAGE  # BAR 4, behind the page of its MSI-X structures
         with mmap.mmap(file.fileno(), PAGE, offset=area) as video:
             video[:5] = b"video"
@@ -316,8 +316,8 @@ def test_nothing_of_a_client_is_reached_by_the_next(machine: MountedLab) -> None
         memory.close()
 
 
-def test_a_device_opened_without_a_container_does_no_dma(machine: MountedLab) -> None:
-    with machine.create("copier-1", "copiers") as vgpu, open(vgpu.cdev, "r+b", buffering=0) as file:
+def test_a_device_that_is_bound_and_not_attached_does_no_dma(machine: MountedLab) -> None:
+    with machine.create("copier-1", "copiers") as vgpu, open(vgpu.open(), "r+b", buffering=0) as file:
         os.pwrite(file.fileno(), struct.pack("<QQII", 0, 0, 4, COPY), 0)
         wait_for(lambda: os.pread(file.fileno(), 4, 0x18) == FAULT.to_bytes(4, "little"))
 

@@ -246,12 +246,13 @@ def test_a_client_chooses_the_monitor_the_guest_sees(lab: MountedLab) -> None:
 
 ROOTLESS = """
 import glob, os, struct, sys, uuid
+from tests.lab import open_bound
 from tests.vfio.client import ioctl, fails
 from tests.vfio.test_gfx import *
 create = "/sys/class/mdev_bus/mbochs/mdev_supported_types/mbochs-small/create"
 with open(create, "w") as file:
     file.write(str(uuid.uuid4()))
-device = Device(glob.glob("/dev/vfio/devices/vfio*")[0])
+device = Device(open_bound(glob.glob("/dev/vfio/devices/vfio*")[0]))
 fails(errno.EINVAL, query, device, PROBE | REGION)
 set_mode(device, 640, 480, 32)
 assert shape(query(device)) == (b"XR24", 640, 480, 2560, 2560 * 480)

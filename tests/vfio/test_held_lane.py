@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from tests.vfio.client import (
     Group,
     IommuInfo,
 )
+from tests.vfio.devices import opener
 from tests.vfio.gpu_client import StoppedMemory
 
 pytestmark = needs.userfaultfd
@@ -70,11 +72,11 @@ def held(
 
 def test_a_struct_that_cannot_be_fetched_yet(machine: MountedLab, two: tuple[Vgpu, Vgpu]) -> None:
     stopped, before = StoppedMemory(PAGE), threads(machine.pid)
-    files = [os.open(two[0].cdev, os.O_RDWR | os.O_CLOEXEC) for _ in range(100)]
-    calls = [(fd, DEVICE_GET_INFO, stopped.address) for fd in files]
-    assert held(machine, two[1], stopped, calls) == [-errno.EINVAL] * 100  # an argsz of 0
-    for fd in files:
-        os.close(fd)
+    with ExitStack() as stack:
+        use = stack.enter_context(opener(machine, two[0].group, two[0].name))
+        files = [stack.enter_context(use()) for _ in range(100)]
+        calls = [(file.fd, DEVICE_GET_INFO, stopped.address) for file in files]
+        assert held(machine, two[1], stopped, calls) == [-errno.EINVAL] * 100  # an argsz of 0
     stopped.close()
     deadline = time.monotonic() + 10
     while threads(machine.pid) > before and time.monotonic() < deadline:
@@ -109,8 +111,7 @@ def test_a_call_that_may_wait(machine: MountedLab, two: tuple[Vgpu, Vgpu]) -> No
 def test_a_server_that_ends_while_calls_are_held(tmp_path: Path) -> None:
     stopped = StoppedMemory(PAGE)
     with MountedLab(tmp_path, umount=False) as lab:
-        vgpu = lab.create()
-        files = [os.open(vgpu.cdev, os.O_RDWR | os.O_CLOEXEC) for _ in range(5)]
+        files = [lab.create().open() for _ in range(5)]
         with ThreadPoolExecutor(len(files)) as pool, stopped:
             results = [pool.submit(result, fd, DEVICE_GET_INFO, stopped.address) for fd in files]
             while not stopped.touched:
@@ -127,12 +128,13 @@ def test_a_server_that_ends_while_calls_are_held(tmp_path: Path) -> None:
 
 HOLDER = """
 import os, signal, sys, threading, time
+from tests.lab import open_bound
 from tests.vfio.client import DEVICE_GET_INFO, GROUP_SET_CONTAINER, PAGE
 from tests.vfio.gpu_client import StoppedMemory
 from tests.vfio.test_held_lane import result
 group, device, first = sys.argv[1:]
 stopped = StoppedMemory(PAGE)
-calls = [(os.open(device, os.O_RDWR), DEVICE_GET_INFO), (os.open(group, os.O_RDWR), GROUP_SET_CONTAINER)]
+calls = [(open_bound(device), DEVICE_GET_INFO), (os.open(group, os.O_RDWR), GROUP_SET_CONTAINER)]
 signal.signal(signal.SIGUSR1, lambda *_: None)
 for call in calls * 3:
     threading.Thread(target=result, args=(*call, stopped.address)).start()
@@ -154,7 +156,7 @@ def test_a_client_that_is_killed_while_it_holds_its_own_calls(
 ) -> None:
     """It ends, although only its end lets go of the memory.  Nothing of it stays in use."""
     before = threads(machine.pid)
-    group = machine.path / "dev/vfio" / two[0].group
+    group = machine.path / "dev/vfio" / two[1].group
     command = [sys.executable, "-c", HOLDER, str(group), str(two[0].cdev), first]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as client:
         assert client.stdout is not None and client.stdout.readline() == "held\n"
@@ -164,7 +166,8 @@ def test_a_client_that_is_killed_while_it_holds_its_own_calls(
     while threads(machine.pid) > before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert threads(machine.pid) <= before
-    Group(machine.path, two[0].group).close()
+    Group(machine.path, two[1].group).close()
+    os.close(two[0].open())
 
 
 def test_a_listing_into_memory_that_waits(machine: MountedLab, two: tuple[Vgpu, Vgpu]) -> None:

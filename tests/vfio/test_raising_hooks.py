@@ -55,7 +55,7 @@ def vgpu(lab: MountedLab) -> Iterator[Vgpu]:
 
 @pytest.fixture
 def device(vgpu: Vgpu) -> Iterator[int]:
-    fd = os.open(vgpu.cdev, os.O_RDWR)
+    fd = vgpu.open()
     yield fd
     os.close(fd)
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.lab import MountedLab, Vgpu, described
 from tests.vfio.client import DEVICE_RESET, fails, ioctl
+from tests.vfio.devices import opener
 from tests.vfio.models.registers import LAYOUT, Zoo
 
 LAB = f"""\
@@ -59,7 +60,7 @@ def device(vgpu: Vgpu) -> Iterator[int]:
 
 @contextlib.contextmanager
 def opened(vgpu: Vgpu) -> Iterator[int]:
-    fd = os.open(vgpu.cdev, os.O_RDWR)
+    fd = vgpu.open()
     try:
         yield fd
     finally:
@@ -203,11 +204,11 @@ def test_a_device_taken_away_by_surprise_reads_all_ones(vgpu: Vgpu, device: int)
     assert [get(device, offset) for offset in (PLAIN8, SEEN, CONFIG)] == [0xFFFF_FFFF] * 3
 
 
-def test_all_opens_of_a_device_see_the_same_registers(vgpu: Vgpu, device: int) -> None:
-    with opened(vgpu) as other:
-        put(device, PLAIN8, 0x77, 8)
-        put(other, NOTE, 3)
-        assert (get(other, PLAIN8, 8), get(device, SEEN)) == (0x77, 3)
+def test_all_opens_of_a_device_see_the_same_registers(vgpu: Vgpu) -> None:
+    with opener(vgpu.lab, vgpu.group, vgpu.name) as use, use() as one, use() as other:
+        put(one.fd, PLAIN8, 0x77, 8)
+        put(other.fd, NOTE, 3)
+        assert (get(other.fd, PLAIN8, 8), get(one.fd, SEEN)) == (0x77, 3)
 
 
 def test_threads_that_write_and_read_never_see_half_a_register(device: int) -> None:

@@ -29,7 +29,7 @@ from devmodel.region.moving import PIECE
 from tests import needs
 from tests.lab import MountedLab, Vgpu, described
 from tests.vfio.client import DEVICE_GET_REGION_INFO, PAGE, File, RegionInfo, fails, with_caps
-from tests.vfio.devices import bound, function_dir, opened
+from tests.vfio.devices import bound, function_dir, opened, opener
 from tests.vfio.gpu_client import copy, fill, gpu
 from tests.vfio.models.banks import LARGE, OTHER, SMALL
 
@@ -82,6 +82,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
 def card(machine: MountedLab) -> Iterator[Vgpu]:
     with machine.create("card", "cards") as vgpu:
         yield vgpu
+
+
+@pytest.fixture
+def use(card: Vgpu) -> Iterator[Callable[[], File]]:
+    """What opens the card through its group, as often as it is called."""
+    with opener(card.lab, card.group, card.name) as opening:
+        yield opening
 
 
 @contextlib.contextmanager
@@ -161,7 +168,7 @@ def test_a_mapping_is_the_region(card: Vgpu, index: int, size: int) -> None:
 
 
 def test_a_region_that_is_mapped_is_the_same_through_vfio(card: Vgpu) -> None:
-    with mapped(card.path / "resource2", LARGE) as memory, File(card.cdev) as device:
+    with mapped(card.path / "resource2", LARGE) as memory, File(card.open()) as device:
         memory[40 * GIB : 40 * GIB + 8] = b"by store"
         assert peek(device, 40 * GIB) == b"by store"
         assert os.pread(device.fd, 8, (2 << 40) + 40 * GIB) == b"by store"
@@ -217,7 +224,7 @@ def test_content_moves_there_and_back(card: Vgpu) -> None:
     def filled(by: bytes) -> list[bytes]:
         return [by + page.to_bytes(6, "little") for page in pages]
 
-    with File(card.cdev) as device:
+    with File(card.open()) as device:
         assert can_map(device, 2)
         with only_mapped(os.dup(device.fd), PAGE, 2 << 40) as address:
             ctypes.memmove(address, b"first", 5)
@@ -229,7 +236,7 @@ def test_content_moves_there_and_back(card: Vgpu) -> None:
             assert [memory[page * PAGE : page * PAGE + 8] for page in pages] == filled(b"vv")
             for page, data in zip(pages, filled(b"rr"), strict=True):
                 memory[page * PAGE : page * PAGE + 8] = data
-        with File(card.cdev) as device:
+        with File(card.open()) as device:
             assert can_map(device, 2)
             assert [os.pread(device.fd, 8, (2 << 40) + page * PAGE) for page in pages] == filled(b"rr")
             assert [peek(device, page * PAGE) for page in pages] == filled(b"rr")
@@ -241,7 +248,7 @@ def test_content_moves_there_and_back(card: Vgpu) -> None:
 
 def test_holes_stay_holes_and_no_memory_is_used_twice(machine: MountedLab, card: Vgpu) -> None:
     before = allocated(machine)
-    with File(card.cdev) as device:
+    with File(card.open()) as device:
         for place in (0, 7 * GIB, LARGE - MIB):
             assert os.pwrite(device.fd, bytes(MIB), (2 << 40) + place) == MIB
         assert allocated(machine) == before + 3 * MIB
@@ -251,17 +258,17 @@ def test_holes_stay_holes_and_no_memory_is_used_twice(machine: MountedLab, card:
             assert memory[2 * GIB] == 0  # a load takes a page
             assert allocated(machine) == before + 3 * MIB + PAGE
             memory.madvise(mmap.MADV_REMOVE, 2 * GIB, PAGE)
-        with File(card.cdev):
+        with File(card.open()):
             assert allocated(machine) == before + 3 * MIB
 
 
 def test_a_region_needs_no_file_of_its_own_in_the_end(machine: MountedLab, card: Vgpu) -> None:
-    with File(card.cdev):
+    with File(card.open()):
         before = sorted(memfds(machine))
     for name in ("resource1", "resource2", "resource4"):
         with mapped(card.path / name, SMALL):
             pass
-    with File(card.cdev):
+    with File(card.open()):
         assert sorted(memfds(machine)) == before
 
 
@@ -277,31 +284,31 @@ def test_the_memory_goes_with_the_device(machine: MountedLab) -> None:
 # ---- who is first decides ----
 
 
-def test_vfio_does_not_map_what_somebody_has_mapped(card: Vgpu) -> None:
-    with mapped(card.path / "resource2", LARGE) as memory, File(card.cdev) as device:
+def test_vfio_does_not_map_what_somebody_has_mapped(card: Vgpu, use: Callable[[], File]) -> None:
+    with mapped(card.path / "resource2", LARGE) as memory, use() as device:
         assert [can_map(device, index) for index in (0, 1, 2, 4)] == [False, True, False, True]
         memory[:4] = b"both"
         assert os.pread(device.fd, 4, 2 << 40) == b"both"
-        with File(card.cdev) as second:
+        with use() as second:
             assert not can_map(second, 2)
-    with File(card.cdev) as device:
+    with use() as device:
         assert can_map(device, 2)
         assert os.pread(device.fd, 4, 2 << 40) == b"both"
 
 
-def test_region_info_does_not_change_while_the_device_is_open(card: Vgpu) -> None:
-    with mapped(card.path / "resource2", LARGE), File(card.cdev) as device:
+def test_region_info_does_not_change_while_the_device_is_open(card: Vgpu, use: Callable[[], File]) -> None:
+    with mapped(card.path / "resource2", LARGE), use() as device:
         flags = [can_map(device, index) for index in range(9) if index not in (7, 8)]
         os.close(os.open(card.path / "resource4", os.O_RDWR))
-        with File(card.cdev) as second:
+        with use() as second:
             assert [can_map(second, index) for index in range(9) if index not in (7, 8)] == flags
-    with File(card.cdev) as device, (card.path / "resource2").open("rb"), File(card.cdev) as second:
+    with use() as device, (card.path / "resource2").open("rb"), use() as second:
         assert can_map(device, 2) and can_map(second, 2)
 
 
 def test_resource_is_not_mapped_while_vfio_has_the_device(card: Vgpu) -> None:
     path = card.path / "resource2"
-    with File(card.cdev) as device, path.open("r+b", buffering=0) as file:
+    with File(card.open()) as device, path.open("r+b", buffering=0) as file:
         fails(errno.ENODEV, mmap.mmap, file.fileno(), PAGE)
         os.pwrite(file.fileno(), b"written", 64)
         assert os.pread(device.fd, 7, (2 << 40) + 64) == b"written"
@@ -316,7 +323,7 @@ def test_resource_is_not_mapped_while_vfio_has_the_device(card: Vgpu) -> None:
 
 def test_a_mapping_of_vfio_that_outlives_its_descriptor_stays_coherent(card: Vgpu) -> None:
     path = card.path / "resource2"
-    with only_mapped(os.open(card.cdev, os.O_RDWR), PAGE, 2 << 40) as address:
+    with only_mapped(card.open(), PAGE, 2 << 40) as address:
         cannot_be_mapped(path)
         ctypes.memmove(address, b"stored", 6)
         with path.open("rb") as file:
@@ -328,13 +335,13 @@ def test_a_mapping_of_vfio_that_outlives_its_descriptor_stays_coherent(card: Vgp
 def test_a_mapping_of_resource_that_outlives_its_descriptor_stays_coherent(card: Vgpu) -> None:
     path = card.path / "resource2"
     with only_mapped(os.open(path, os.O_RDWR), PAGE) as address:
-        with File(card.cdev) as device:
+        with File(card.open()) as device:
             assert not can_map(device, 2)
             ctypes.memmove(address, b"stored", 6)
             assert os.pread(device.fd, 6, 2 << 40) == b"stored"
         with mapped(path, LARGE) as memory:
             assert memory[:6] == b"stored"
-    with File(card.cdev) as device:
+    with File(card.open()) as device:
         assert can_map(device, 2) and os.pread(device.fd, 6, 2 << 40) == b"stored"
 
 
@@ -348,7 +355,7 @@ def test_resource0_may_be_mapped_before_the_others(machine: MountedLab) -> None:
                 mapped(vgpu.path / "resource4", size) as last,
             ):
                 first[:4], last[-4:] = b"zero", b"four"
-                with File(vgpu.cdev) as device:
+                with File(vgpu.open()) as device:
                     assert can_map(device, 0) and not can_map(device, 4)
                     assert os.pread(device.fd, 4, 0) == b"zero"
                     assert os.pread(device.fd, 4, (4 << 40) + size - 4) == b"four"
@@ -382,7 +389,7 @@ def test_a_client_that_is_killed_leaves_nothing_behind(card: Vgpu) -> None:
         with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE) as client:
             assert client.stdout is not None and client.stdout.readline()
             client.send_signal(signal.SIGKILL)
-        with File(card.cdev) as device:
+        with File(card.open()) as device:
             assert can_map(device, 2)
             assert os.pread(device.fd, 4, 2 << 40) == b"left"
             os.pwrite(device.fd, bytes(4), 2 << 40)
@@ -402,7 +409,7 @@ def test_vfio_by_its_group_moves_the_region_back_too(machine: MountedLab, card: 
 def test_a_move_holds_nobody_up(machine: MountedLab, card: Vgpu) -> None:
     """128 MiB of data move while another device and the same one are used."""
     block = os.urandom(MIB)
-    with File(card.cdev) as device:
+    with File(card.open()) as device:
         for place in range(128):
             os.pwrite(device.fd, block, (2 << 40) + place * 64 * MIB)
     uses, ended = [0, 0], threading.Event()
@@ -431,7 +438,7 @@ def test_a_move_holds_nobody_up(machine: MountedLab, card: Vgpu) -> None:
                     memory = meanwhile(lambda: mapped(card.path / "resource2", LARGE))
                     assert all(memory[at : at + MIB] == block for at in range(0, 128 * 64 * MIB, 64 * MIB))
                 with ExitStack() as stack:
-                    device = meanwhile(lambda: File(card.cdev))
+                    device = meanwhile(lambda: File(card.open()))
                     assert can_map(device, 2)
                     assert os.pread(device.fd, MIB, (2 << 40) + 127 * 64 * MIB) == block
         finally:
@@ -483,7 +490,7 @@ def test_both_files_of_a_bar_map_the_same(machine: MountedLab) -> None:
         assert plain[5 * GIB : 5 * GIB + 4] == b"both"
 
 
-def test_many_open_and_map_at_once(machine: MountedLab, card: Vgpu) -> None:
+def test_many_open_and_map_at_once(card: Vgpu, use: Callable[[], File]) -> None:
     """Each adds to a counter of its own, through whatever way it gets; none is lost."""
     rounds, errors = 40, list[BaseException]()
 
@@ -492,7 +499,7 @@ def test_many_open_and_map_at_once(machine: MountedLab, card: Vgpu) -> None:
         for turn in range(rounds):
             by_vfio = (turn + number) % 3 == 0
             base = 2 << 40 if by_vfio else 0
-            with File(card.cdev) if by_vfio else File(card.path / "resource2") as file:
+            with use() if by_vfio else File(card.path / "resource2") as file:
                 data = os.pread(file.fd, 8, base + place)
                 assert data == turn.to_bytes(8, "little"), (number, turn, data)
                 data = (turn + 1).to_bytes(8, "little")
@@ -523,7 +530,7 @@ def test_many_open_and_map_at_once(machine: MountedLab, card: Vgpu) -> None:
 def test_the_device_may_go_while_a_region_moves(machine: MountedLab) -> None:
     for _ in range(3):
         vgpu = machine.create("card", "cards")
-        with File(vgpu.cdev) as device:
+        with File(vgpu.open()) as device:
             for place in range(64):
                 os.pwrite(device.fd, bytes([1]) * MIB, (2 << 40) + place * MIB)
         opener = threading.Thread(target=try_open, args=(vgpu.path / "resource2",))

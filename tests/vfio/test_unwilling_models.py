@@ -60,7 +60,7 @@ def test_a_vgpu_and_its_group_are_free_again(lab: MountedLab, name: str) -> None
             for _ in range(2):
                 with opened(lab, vgpu.group, vgpu.name):
                     pass
-            os.close(os.open(vgpu.cdev, os.O_RDWR))
+            os.close(vgpu.open())
         assert snapshot(lab.path) == before
     vgpu = lab.create("card", f"{name}s")
     (vgpu.path / "surprise_remove").write_text("1")

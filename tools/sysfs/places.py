@@ -98,7 +98,8 @@ PLACES = (
     Place(
         "dev/vfio/devices/<cdev>",
         "device_mode",
-        "A device: read(2) reads its regions. [docs/vfio.md](vfio.md) has its ioctls.",
+        "A device, once VFIO_DEVICE_BIND_IOMMUFD has bound it: read(2) reads its regions. Before, all else is"
+        " EINVAL. [docs/vfio.md](vfio.md) has its ioctls.",
         "Writes its regions.",
     ),
     Place("sys/bus/pci/devices/<bdf>", LINK, "To the directory of the function."),
