@@ -76,6 +76,27 @@ def test_a_bound_device_keeps_its_group(machine: MountedLab, vgpu: Vgpu, iommufd
     Group(machine.path, vgpu.group).close()
 
 
+def test_a_group_is_used_beside_an_unbound_file(machine: MountedLab, vgpu: Vgpu, iommufd: Iommufd) -> None:
+    with Cdev(vgpu.cdev) as cdev:
+        with opened(machine, vgpu.group, vgpu.name) as found:
+            assert found.device.config(0) == 0x1234
+            fails(errno.EINVAL, os.pread, cdev.fd, 2, 7 << 40)
+            fails(errno.EBUSY, cdev.bind, iommufd)
+        cdev.bind(iommufd)
+
+
+def test_an_unbound_file_does_not_enable_the_function(machine: MountedLab, iommufd: Iommufd) -> None:
+    with bound(machine, GPU):
+        enabled = function_dir(machine, GPU) / "enable"
+        with Copier(cdev_of(machine, GPU)) as gpu:
+            assert enabled.read_text() == "0\n"
+            gpu.ready(iommufd)
+            with Cdev(cdev_of(machine, GPU)):
+                assert enabled.read_text() == "1\n"
+            assert enabled.read_text() == "1\n"
+        assert enabled.read_text() == "0\n"
+
+
 def test_a_bind_that_fails_keeps_nobody_out(machine: MountedLab, vgpu: Vgpu, iommufd: Iommufd) -> None:
     with Cdev(vgpu.cdev) as cdev:
         for number, descriptor in ((errno.EBADFD, cdev.fd), (errno.EBADF, 2**31 - 1), (errno.EINVAL, -1)):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import mmap
 import os
 import random
 import signal
@@ -141,6 +142,18 @@ def test_mappings_belong_to_who_made_them(machine: MountedLab, vgpu: Vgpu, iommu
         assert cdev.reaches(IOVA, memory)
 
 
+@needs.passthrough
+def test_a_mapping_keeps_it(machine: MountedLab, iommufd: Iommufd) -> None:
+    """As on Linux, where a mapping of a region keeps the file."""
+    with machine.create("vgpu-1", "gpus") as vgpu, Cdev(vgpu.cdev) as cdev:
+        cdev.bind(iommufd)
+        with mmap.mmap(cdev.fd, PAGE):
+            cdev.close()
+            assert busy(machine, vgpu)
+            fails(errno.EBUSY, iommufd.destroy, 1)
+        assert not busy(machine, vgpu)
+
+
 # ---- SIGKILL ----
 
 
@@ -236,6 +249,7 @@ def test_an_open_file_keeps_the_device(machine: MountedLab, iommufd: Iommufd) ->
         assert signals(event) == 1
         cdev.close()
         fails(errno.EBUSY, remove)
+        assert silent(event)
         beside.close()
         vgpu.remove()
     assert not vgpu.cdev.exists()
