@@ -83,28 +83,33 @@ class Holes:
         found = self._in_freed(known, wanted, ranges)
         if found is not None and found <= known.start:
             return found
-        behind = self._between(known.start, ADDRESSES - 1, wanted, ranges)
+        start = self._hole_start(known.start) if known.start < ADDRESSES else ADDRESSES
+        behind = self._between(start, ADDRESSES - 1, wanted, ranges)
         known.start = ADDRESSES if behind is None else behind
         return found if found is not None and found < known.start else behind
 
     def _knowledge(self, wanted: Wanted) -> _Known:
+        """What is known of a kind, by what its search has found and by what easier searches have.
+
+        It is not remembered for an ``offset``: there a smaller hole may have a lower address than a larger
+        one, so that a new mapping makes room.
+        """
         known = self._known
-        best = (
-            wanted
-            if wanted in known
-            else max(
-                (one for one in known if _covers(one, wanted)), key=lambda one: known[one].start, default=None
-            )
-        )
-        if best is None:
-            mine = _Known(0, [])
-        else:
-            mine = known[best] = known.pop(best)
-            if best != wanted:
-                mine = _Known(mine.start, mine.freed.copy())
-        known[wanted] = mine
-        if len(known) > KINDS:
-            del known[next(iter(known))]
+        mine = known.pop(wanted, None)
+        if mine is None:
+            easier = [
+                one for one in known if one.length <= wanted.length and one.alignment <= wanted.alignment
+            ]
+            best = max(easier, key=lambda one: known[one].start, default=None)
+            if best is None:
+                mine = _Known(0, [])
+            else:
+                known[best] = known.pop(best)
+                mine = _Known(known[best].start, known[best].freed.copy())
+        if not wanted.offset:
+            known[wanted] = mine
+            if len(known) > KINDS:
+                del known[next(iter(known))]
         return mine
 
     def _in_freed(self, known: _Known, wanted: Wanted, ranges: Sequence[tuple[int, int]]) -> int | None:
@@ -122,19 +127,19 @@ class Holes:
         """Take notice of the mappings that have been removed since the last search."""
         mappings = self._mappings
         freed = mappings.freed
-        if freed is None or len(freed) >= FREED:
+        if freed is None:
             mappings.freed = deque(maxlen=FREED)
             mappings.gaps[:] = [UNKNOWN] * len(mappings.gaps)
             self._known.clear()
-            return
-        while freed:
-            first, end = freed.popleft()
-            index = bisect_right(mappings.firsts, first) - 1
-            if index >= 0:
-                mappings.gaps[index] = UNKNOWN
-            start = self._hole_start(first)
-            for known in self._known.values():
-                known.add(start, end)
+        elif len(freed) >= FREED:  # there may have been more
+            freed.clear()
+            self._known.clear()
+        else:
+            while freed:
+                first, end = freed.popleft()
+                start = self._hole_start(first)
+                for known in self._known.values():
+                    known.add(start, end)
 
     def _hole_start(self, iova: int) -> int:
         """The first address of the hole that has ``iova``, or ``iova`` if that is mapped."""
@@ -170,7 +175,7 @@ class Holes:
 
     def _search(self, wanted: Wanted, first: int, last: int) -> int | None:
         """The lowest address for ``wanted`` from ``first`` to ``last``."""
-        if wanted.fits(first, last) is None:
+        if not wanted.offset and wanted.fits(first, last) is None:
             return None
         mappings = self._mappings
         firsts, blocks, gaps = mappings.firsts, mappings.blocks, mappings.gaps
@@ -211,12 +216,3 @@ class Holes:
                 if found is not None:
                     return found, largest
         return None, largest if stop == len(block) else UNKNOWN
-
-
-def _covers(hint: Wanted, wanted: Wanted) -> bool:
-    """Whether there is no place for ``wanted`` where there was none for ``hint``."""
-    if hint.length > wanted.length:
-        return False
-    if hint.offset:  # two alignments with one offset may give addresses in any order
-        return hint[1:] == wanted[1:]
-    return hint.alignment <= wanted.alignment

@@ -117,8 +117,8 @@ class Mappings:
         self.firsts: list[int] = []
         """The first number of each block."""
         self.gaps: list[int] = []
-        """For each block the size that no hole behind one of its mappings exceeds, as the last search of
-        :mod:`devmodel.iommu.holes` has found it. A removal makes it wrong, and goes to :attr:`freed`."""
+        """For each block a size that no hole behind one of its mappings exceeds. It is found by searches of
+        :mod:`devmodel.iommu.holes`, and means nothing before the first one."""
         self.freed: deque[tuple[int, int]] | None = None
         """The ranges (first, end) of mappings that were removed since the last search, None without one."""
 
@@ -202,6 +202,8 @@ class Mappings:
             self.firsts[index] = block[0]
         if self.freed is not None:
             self.freed.append((iova, mapping.end))
+            if at or index:  # the hole is behind the mapping before, which may be in the block before
+                self.gaps[index if at else index - 1] = UNKNOWN
 
     def clear(self) -> None:
         """Remove all mappings."""

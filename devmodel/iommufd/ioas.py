@@ -347,7 +347,7 @@ class Ioas(IommufdObject):
         wanted = Wanted(length, alignment, address % PAGE_SIZE)
         if not may_wait and len(self.space.mappings) > MANY and not self._holes.is_quick(wanted):
             raise MustWait
-        found = self._holes.find(wanted, self.iovas.choices)
+        found = self._holes.find(wanted, self.iovas.choices(wanted))
         if found is None:
             raise OSError(errno.ENOSPC, f"there is no hole of {length:#x} bytes")
         return found

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from devmodel.iommu.api import ADDRESSES, PAGE_SIZE
+from devmodel.iommu.holes import Wanted
 
 Range = tuple[int, int]
 """The first and the last address."""
@@ -22,17 +23,17 @@ CHOSEN = (PAGE_SIZE, LAST - PAGE_SIZE)
 
 
 class Iovas:
-    """``reserved`` has the ranges that some device reserves, and ``choices`` those where an iova may be
-    chosen. Ranges are in order, with a gap between each and the next."""
+    """``reserved`` has the ranges that some device reserves. Ranges are in order, with a gap between each and
+    the next."""
 
-    __slots__ = ("_allowed", "_owners", "choices", "reserved")
+    __slots__ = ("_allowed", "_choices", "_owners", "reserved")
 
     def __init__(self) -> None:
         self._owners: dict[object, list[Range]] = {}
         self._allowed: list[Range] = []
         self.reserved: list[Range] = []
         """The list object never changes."""
-        self.choices = [CHOSEN]
+        self._choices = [CHOSEN]
 
     def usable(self) -> list[Range]:
         """The ranges that no device reserves."""
@@ -67,11 +68,23 @@ class Iovas:
         self._allowed = merged(ordered)
         self._change()
 
-    def _change(self) -> None:
-        self.reserved[:] = merged(sorted(one for ranges in self._owners.values() for one in ranges))
+    def choices(self, wanted: Wanted) -> list[Range]:
+        """The ranges where an iova may be chosen."""
+        if not wanted.offset:
+            return self._choices
+        # As in the kernel, the first address of an allowed range is rounded up at once. With an offset that
+        # may leave out an address behind a mapping in that range.
+        fitting = [(wanted.fits(first, last), last) for first, last in self._ranges()]
+        return without([(first, last) for first, last in fitting if first is not None], self.reserved)
+
+    def _ranges(self) -> list[Range]:
         low, high = CHOSEN
         allowed = [(max(first, low), min(last, high)) for first, last in self._allowed or [CHOSEN]]
-        self.choices = without([one for one in allowed if one[0] <= one[1]], self.reserved)
+        return [one for one in allowed if one[0] <= one[1]]
+
+    def _change(self) -> None:
+        self.reserved[:] = merged(sorted(one for ranges in self._owners.values() for one in ranges))
+        self._choices = without(self._ranges(), self.reserved)
 
 
 def check_allowed(ranges: Iterable[Range]) -> list[Range]:
