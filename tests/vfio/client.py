@@ -288,14 +288,22 @@ class Memory:
     """Pages of this process at a known address, by mmap(2) itself: nothing keeps them from being unmapped."""
 
     def __init__(
-        self, size: int, fd: int = -1, *, private: bool = False, prot: int = 3, address: int = 0
+        self,
+        size: int,
+        fd: int = -1,
+        *,
+        private: bool = False,
+        prot: int = 3,
+        address: int = 0,
+        offset: int = 0,
     ) -> None:
-        """`size` bytes of the file `fd`, or without one anonymous; `address` replaces what is there."""
+        """`size` bytes of the file `fd`, from `offset`, or without one anonymous; `address` replaces what is
+        there."""
         flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
         flags |= mmap.MAP_ANONYMOUS if fd < 0 else 0
         flags |= MAP_FIXED if address else 0
         self.size = size
-        self.address = int(_libc.mmap(address, size, prot, flags, fd, 0))
+        self.address = int(_libc.mmap(address, size, prot, flags, fd, offset))
         if self.address == MAP_FAILED:
             raise OSError(ctypes.get_errno(), "mmap")
 
