@@ -271,16 +271,16 @@ def _owner(opened: DeviceFile, function: VfioPciFunction) -> int:
 def hot_reset(opened: DeviceFile, flags: int, count: int, groups: Callable[[int], Sequence[Group]]) -> None:
     """PCI_HOT_RESET with ``count`` groups, which ``groups`` finds by the client's descriptors.
 
-    Raises ``OSError``: ENOTTY for a mediated device; ENODEV for a function on a root bus; EINVAL for flags,
-    for more groups than functions, and as :meth:`VfioPciFunction.hot_reset`; EBADF and EINVAL as ``groups``
-    does.  A device that was opened through its group needs groups, any other must have none; else EINVAL.
+    Raises ``OSError``: ENOTTY for a mediated device; EINVAL for flags; EINVAL for a device that was opened
+    through its group without groups, and for any other with some; ENODEV for a function on a root bus; EINVAL
+    for more groups than functions, and as :meth:`VfioPciFunction.hot_reset`; EBADF and EINVAL as ``groups``.
     """
     function = driven(opened)
     if flags:
         raise OSError(errno.EINVAL, f"PCI_HOT_RESET flags {flags:#x}")
-    function.check_bus_reset()
     if bool(count) is opened.by_cdev:
         raise OSError(errno.EINVAL, "groups of a device opened without one, or none of one opened by them")
+    function.check_bus_reset()
     if count > len(function.bus):
         raise OSError(errno.EINVAL, f"{count} groups for {len(function.bus)} devices")
     if opened.by_cdev:

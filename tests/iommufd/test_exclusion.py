@@ -4,6 +4,7 @@ out, and what a hot reset resets."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -211,6 +212,9 @@ def test_a_hot_reset_goes_by_the_context(machine: MountedLab, iommufd: Iommufd) 
         gpu = stack.enter_context(Copier(cdev_of(machine, GPU)))
         gpu.ready(iommufd)
         assert hot_reset_info(gpu) == (DEV_ID, {GPU: 1, NEIGHBOUR: NOT_OWNED})
+        short = ctypes.create_string_buffer(struct.pack("=III", 12 + 8, 0xFF, 0), 12 + 8)
+        fails(errno.ENOSPC, gpu.ioctl, DEVICE_PCI_HOT_RESET_INFO, short)
+        assert struct.unpack_from("=III", short.raw) == (12 + 8, 0, 2)
         fails(errno.EINVAL, hot_reset, gpu)
         stack.enter_context(bound(machine, NEIGHBOUR))
         assert hot_reset_info(gpu) == (DEV_ID, {GPU: 1, NEIGHBOUR: NOT_OWNED})

@@ -236,6 +236,36 @@ def test_the_physical_function_needs_it_while_a_virtual_one_is_open(machine: Mou
             pass
 
 
+@pytest.mark.usefixtures("user_driver")
+def test_tokens_of_functions_that_are_bound(machine: MountedLab) -> None:
+    """The rules are those of GROUP_GET_DEVICE_FD; the open of the file asks for nothing."""
+    with (
+        Iommufd(machine.path) as iommufd,
+        Cdev(cdev_of(machine, PF)) as pf,
+        Cdev(cdev_of(machine, VFS[0])) as vf,
+    ):
+        fails(errno.EFAULT, vf.bind, iommufd, flags=1, token_uuid_ptr=unmapped_address())
+        pf.bind(iommufd, TOKEN)
+        for token in (None, OTHER):
+            fails(errno.EACCES, vf.bind, iommufd, token)
+        fails(errno.EACCES, vf.bind, iommufd, TOKEN, flags=0)
+        assert vf.bind(iommufd, TOKEN) == 2
+        assert vf.config(0) == 0x1234
+        pf.close()
+        for token in (None, OTHER):
+            fails(errno.EACCES, bind, machine, PF, token)
+        bind(machine, PF, TOKEN)
+        vf.close()
+        bind(machine, PF)
+
+
+@pytest.mark.usefixtures("user_driver")
+def test_a_token_stays_when_the_bind_fails(machine: MountedLab) -> None:
+    with Cdev(cdev_of(machine, PF)) as pf:
+        fails(errno.EBADFD, pf.bind, pf, TOKEN)
+        bind(machine, VFS[0], TOKEN)
+
+
 def test_a_new_user_driver_has_a_new_token(machine: MountedLab) -> None:
     parameter = machine.path / PARAMETER
     parameter.write_text("Y")

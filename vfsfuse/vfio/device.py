@@ -159,7 +159,8 @@ class DeviceFops(VfioFops):
         found, argument = hot_reset_info(self.opened), request.argument
         info = argument.value
         room = (argument.argsz - argument.row.size) // ffi.sizeof("struct vfio_pci_dependent_device")
-        info.flags, info.count = _ownership(found), len(found.functions)
+        info.count = len(found.functions)
+        info.flags = _ownership(found) if info.count <= room else 0
         argument.reply(b"".join(_dependent(each) for each in found.functions[:room]))
         if info.count > room:
             raise OSError(errno.ENOSPC, f"{info.count} devices are affected, and there is room for {room}")
