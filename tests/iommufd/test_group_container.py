@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.iommufd.client import Cdev, Iommufd, IommufdContainer
 from tests.lab import ROOT, MountedLab, described, settled, vfsfuse
 from tests.vfio import client
@@ -298,6 +299,7 @@ def test_v1_splits_what_is_pinned(physical: IommufdContainer, memory: Memory) ->
     assert physical.unmap(BASE, 8 * PAGE) == 7 * PAGE
 
 
+@needs.capability("CAP_SYS_RAWIO")
 def test_noiommu(machine: MountedLab, memory: Memory) -> None:
     enable = machine.path / "sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
     enable.write_text("Y")
