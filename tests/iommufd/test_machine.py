@@ -602,5 +602,5 @@ def test_whatever_the_order(machine: MountedLab) -> None:
         nodes = {"lab": machine, "holder_node": holder.cdev, "copier_node": copier.cdev}
         kind = type("Iommufds", (Iommufds,), nodes)
         run_state_machine_as_test(
-            kind, settings=settings(max_examples=60, stateful_step_count=60, deadline=None)
+            kind, settings=settings(max_examples=60, stateful_step_count=60, deadline=None, database=None)
         )
