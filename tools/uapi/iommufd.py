@@ -40,14 +40,15 @@ IOCTLS: Mapping[str, str] = {
     "IOMMU_HWPT_INVALIDATE": f"{EINVAL}: no HWPT is a guest's",
     "IOMMU_FAULT_QUEUE_ALLOC": f"{EOPNOTSUPP}: the IOMMU of a lab reports no faults, and the queue's "
     "descriptor is the kernel's to make",
-    "IOMMU_IOAS_MAP_FILE": f"{WORKS}; {MAPPINGS}",
+    "IOMMU_IOAS_MAP_FILE": f"{WORKS}; {MAPPINGS}; so are more than 256 files. Writes to a file that is "
+    "sealed against them, or not open for them, are EPERM",
     "IOMMU_VIOMMU_ALLOC": f"{EOPNOTSUPP}: no IOMMU of a lab has a virtual one",
     "IOMMU_VDEVICE_ALLOC": NO_VIOMMU,
     "IOMMU_IOAS_CHANGE_PROCESS": WORKS,
     "IOMMU_VEVENTQ_ALLOC": NO_VIOMMU,
     "IOMMU_HW_QUEUE_ALLOC": NO_VIOMMU,
-    "IOMMU_IOAS_NOIOMMU_GET_PA": f"{WORKS} where a function without an IOMMU is attached; otherwise "
-    f"{EOPNOTSUPP}",
+    "IOMMU_IOAS_NOIOMMU_GET_PA": f"{WORKS} where a function without an IOMMU is attached, and gives the "
+    f"iova, where such a function of a lab finds the page; otherwise {EOPNOTSUPP}",
 }
 
 CONTAINER: Mapping[str, str] = {
@@ -76,7 +77,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic(
         "IOMMU_OPTION",
         {
-            **each(WORKS, "IOMMU_OPTION_RLIMIT_MODE"),
+            "IOMMU_OPTION_RLIMIT_MODE": f"{WORKS}: 0 charges users for pinned pages, 1 processes",
             "IOMMU_OPTION_HUGE_PAGES": f"{WORKS}: iovas are of whole pages while it is 0",
             **each(WORKS, "IOMMU_OPTION_OP_SET", "IOMMU_OPTION_OP_GET"),
         },
