@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * SIGKILL of clients at random moments. Each client opens a device by its group or by its own file, binds and attaches
- * it, maps memory, arms interrupts and lets the engine run. Some share the iommufd with a process that has asked for it,
- * or the device with a child. A client is killed at any of these steps. Soon afterwards the device must be free again.
+ * SIGKILL of clients at random moments. Each client opens a device by its group, in a container or in an iommufd, or by
+ * its own file, which it binds and attaches. Then it maps memory, arms interrupts and lets the engine run. Some share the
+ * iommufd with a process that has asked for it, or the device with a child. A client is killed at any of these steps.
+ * Soon afterwards the device must be free again.
  *
  *	kills PROGRESS ROOT GROUP NAME CDEV SEED KILLS
  *	kills PROGRESS ROOT GROUP NAME CDEV SEED live|probe
@@ -170,8 +171,9 @@ static void live(bool shared)
 	unsigned char *memory;
 	bool bound = chance(60);
 	int channel = bound && chance(40) ? start_partner() : -1;
+	const char *container = chance(50) ? "dev/iommu" : "dev/vfio/vfio";
 
-	while (!(bound ? open_bound(root, cdev, &o) : open_device(root, group, name, &o)))
+	while (!(bound ? open_bound(root, cdev, &o) : open_device_in(root, container, group, name, &o)))
 		usleep(100);
 	if (channel >= 0)
 		hand_over(channel, o.iommufd);

@@ -176,11 +176,15 @@ static inline void close_device(struct opened *o)
 	*o = NOTHING;
 }
 
-/* The device `name` of `group` in a container of its own, as a program under `vfsfuse run` opens it; false with errno. */
-static inline bool open_device(const char *root, const char *group, const char *name, struct opened *o)
+/*
+ * The device `name` of `group` in a container of its own, as a program under `vfsfuse run` opens it; false with errno.
+ * The container is an open of dev/vfio/vfio or of dev/iommu.
+ */
+static inline bool open_device_in(const char *root, const char *container, const char *group, const char *name,
+				  struct opened *o)
 {
 	*o = NOTHING;
-	if ((o->container = open_vfio(root, "vfio")) >= 0 && (o->group = open_vfio(root, group)) >= 0 &&
+	if ((o->container = open_below(root, container, O_RDWR)) >= 0 && (o->group = open_vfio(root, group)) >= 0 &&
 	    !ioctl(o->group, VFIO_GROUP_SET_CONTAINER, &o->container) &&
 	    !ioctl(o->container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) &&
 	    (o->device = ioctl(o->group, VFIO_GROUP_GET_DEVICE_FD, name)) >= 0)
@@ -189,6 +193,11 @@ static inline bool open_device(const char *root, const char *group, const char *
 	close_device(o);
 	errno = error;
 	return false;
+}
+
+static inline bool open_device(const char *root, const char *group, const char *name, struct opened *o)
+{
+	return open_device_in(root, "dev/vfio/vfio", group, name, o);
 }
 
 static inline bool bind_device(int device, int iommufd)
