@@ -157,15 +157,15 @@ class Access(BoundDevice):
         except OSError:
             self.bindable.connect(ioas.space)
             raise
-        self._end()
+        self.ioas = None
+        self._drop(ioas)
 
     def _end(self) -> None:
         ioas, self.ioas = self.ioas, None
-        if ioas is None:
-            return
-        self.bindable.connect(None)
-        self.bindable.unpin_all()
-        self._drop(ioas)
+        if ioas is not None:
+            self.bindable.connect(None)
+            self.bindable.unpin_all()
+            self._drop(ioas)
 
     def _drop(self, ioas: Ioas) -> None:
         ioas.remove_access(self, self.bindable.dma_user)

@@ -35,13 +35,6 @@ driver = "holder"
 slots = 8
 types.holder-1 = {{ description = "holds" }}
 
-[parents.gpus]
-kind = "virtual"
-driver = "gpu"
-model = "vgpu"
-memory = "4M"
-types.vgpu-1 = {{ memory = "1M", description = "has memory that can be mapped" }}
-
 [parents."0000:86:00.0"]
 kind = "gpu"
 driver = "copier"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import mmap
 import os
 import random
 import signal
@@ -140,18 +139,6 @@ def test_mappings_belong_to_who_made_them(machine: MountedLab, vgpu: Vgpu, iommu
         cdev.attach(ioas)
         assert cdev.copy(2 * IOVA, IOVA, 8) == FAULT
         assert cdev.reaches(IOVA, memory)
-
-
-@needs.passthrough
-def test_a_mapping_keeps_it(machine: MountedLab, iommufd: Iommufd) -> None:
-    """As on Linux, where a mapping of a region keeps the file."""
-    with machine.create("vgpu-1", "gpus") as vgpu, Cdev(vgpu.cdev) as cdev:
-        cdev.bind(iommufd)
-        with mmap.mmap(cdev.fd, PAGE):
-            cdev.close()
-            assert busy(machine, vgpu)
-            fails(errno.EBUSY, iommufd.destroy, 1)
-        assert not busy(machine, vgpu)
 
 
 # ---- SIGKILL ----
