@@ -90,6 +90,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
 
 @pytest.fixture(scope="module", params=programs.NEWER)
 def running(request: pytest.FixtureRequest, lab: MountedLab, guest: Guest) -> Iterator[Running]:
+    """In the end QEMU is killed. Then no device is in use: vGPUs can be removed, and functions unbound."""
     suite, program = request.param, programs.of_suite(request.param)
     with ExitStack() as stack:
         stack.callback(remove_vgpus, lab)
@@ -107,10 +108,11 @@ def running(request: pytest.FixtureRequest, lab: MountedLab, guest: Guest) -> It
         machine.console.wait_up()
         yield Running(suite, lab, machine, serial, display)
         drivers.assert_healthy(machine.console)
+        machine.kill()
 
 
 def remove_vgpus(lab: MountedLab) -> None:
-    """Those that the tests have left; none is in use."""
+    """Those that the tests have left."""
     for vgpu in lab.mdevs.iterdir():
         (vgpu / "remove").write_text("1")
 
