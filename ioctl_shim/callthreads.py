@@ -58,14 +58,14 @@ class CallThreads:
         """By process, the calls that wait for other calls of the same process."""
 
     def submit(self, run: Callable[[], None], tid: int) -> None:
-        """Make the call soon, whatever calls of other processes wait for.  `tid` is the client's thread.  Any
-        thread.
+        """Make the call soon, whatever calls of other processes wait for.  `tid` is the client's thread.  It
+        is 0 for work of our own, which waits for no other call.  Any thread.
 
         Raises OSError(ENOMEM), with nothing done, when there can be no more threads.
         """
         call = WaitingCall(run, tid)
         with self._lock:
-            if len(self._under_way) >= FREE and self._has_share(call):
+            if tid and len(self._under_way) >= FREE and self._has_share(call):
                 self._queued.setdefault(call.tgid, deque()).append(call)
                 return
             if self._idle:

@@ -25,9 +25,10 @@ from devmodel.vfio.lingering import LastClient, lives
 
 class CdevFile(DeviceFile):
     """One open of a device's own character device. ``client`` used it last. ``bound`` is what BIND made of
-    the device, None before."""
+    the device, None before. ``granted`` is whether BIND has succeeded, so that the client may use the
+    device."""
 
-    __slots__ = ("_binding", "_rawio", "bound", "client")
+    __slots__ = ("_binding", "_rawio", "bound", "client", "granted")
 
     def __init__(
         self, assignable: Assignable, client_ended: Callable[[], bool] = lives, rawio: bool = False
@@ -38,6 +39,7 @@ class CdevFile(DeviceFile):
         IOMMU and a client without CAP_SYS_RAWIO.
         """
         self.bound: BoundDevice | None = None
+        self.granted = False
         self.client = LastClient(assignable.group, client_ended)
         self._binding = 0
         """How many calls of BIND are under way."""
@@ -58,14 +60,19 @@ class CdevFile(DeviceFile):
         token: Callable[[], UUID] | None,
         iommufd: Callable[[], Context],
         client_ended: Callable[[], bool] = lives,
-    ) -> int:
+        tell: Callable[[int], None] = lambda number: None,
+    ) -> None:
         """BIND: use the device, bound to the context that ``iommufd`` finds. ``token`` reads the VF token
-        that the client gives, None without one. Both are called without a lock. Returns the id of the device
-        in the context. A thread that may wait makes the call.
+        that the client gives, None without one. ``tell`` tells the client the id of the device in the
+        context. All three are called without a lock. A thread that may wait makes the call.
+
+        The client cannot use the device before it has been told the id: if that fails, the binding is undone,
+        and no call may be under way then.
 
         Raises ``OSError``: EBUSY while the group is open, EINVAL when the device is bound already, by this
         file or another, EINVAL and EACCES for the token, EPERM when somebody else owns the group, as
-        ``token``, ``iommufd`` and :func:`devmodel.iommufd.device.bind`, and ENODEV for a device that is gone.
+        ``token``, ``iommufd``, ``tell`` and :func:`devmodel.iommufd.device.bind`, and ENODEV for a device
+        that is gone.
         """
         found, group = self.assignable, self.assignable.group
         group.patiently(self._block_group, may_wait=True)
@@ -79,17 +86,18 @@ class CdevFile(DeviceFile):
                 found.check_token(given)
             context = iommufd()
             number = group.patiently(lambda: self._bind(context), may_wait=True)
+            try:
+                tell(number)
+            except BaseException:
+                with group.lock, ExitStack() as after:
+                    self._end_binding(after)
+                raise
             with group.lock:
                 self.client = LastClient(group, client_ended)
-            return number
+                self.granted = True
         finally:
             with group.lock:
                 self._binding -= 1
-
-    def undo_bind(self) -> None:
-        """The client could not be told the id that :meth:`bind` has returned."""
-        with self.assignable.group.lock, ExitStack() as after:
-            self._end_binding(after)
 
     def attach(self, pt_id: int) -> int:
         """ATTACH. Raises ``OSError``: EINVAL when it is not bound, else as :meth:`BoundDevice.attach`."""
@@ -100,7 +108,7 @@ class CdevFile(DeviceFile):
         self._bound().detach()
 
     def _bound(self) -> BoundDevice:
-        if self.bound is None:
+        if self.bound is None or not self.granted:
             raise OSError(errno.EINVAL, f"{self.assignable.name} is not bound to an iommufd")
         return self.bound
 
@@ -142,7 +150,7 @@ class CdevFile(DeviceFile):
         return bound.id
 
     def _end_binding(self, after: ExitStack) -> None:
-        bound, self.bound = self.bound, None
+        bound, self.bound, self.granted = self.bound, None, False
         if bound is None:
             return
         after.callback(bound.unbind)

@@ -63,6 +63,20 @@ def test_a_process_with_many_held_calls_waits_for_itself_alone() -> None:
     assert all_of(more.ended, 3) and all_of(held.ended, FREE)
 
 
+def test_work_of_our_own_waits_for_no_client() -> None:
+    """Nor for calls that clients have left behind: nobody knows any more which process they are of."""
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    threads, held, ours = CallThreads(), Held(), threading.Event()
+    for _ in range(FREE):
+        threads.submit(held, ended.pid)
+    assert all_of(held.begun, FREE)
+    threads.submit(ours.set, 0)
+    assert ours.wait(5)
+    held.go.set()
+    assert all_of(held.ended, FREE)
+
+
 def test_idle_threads_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callthreads, "IDLE_SECONDS", 0.05)
     threads, before = CallThreads(), waiting_threads()

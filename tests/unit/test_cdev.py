@@ -123,13 +123,29 @@ def test_a_context_that_has_ended_takes_nobody() -> None:
     assert device.users == 0
 
 
-def test_a_bind_that_is_undone(context: Context) -> None:
-    device = Toy("toy", Group(1))
-    file = bound(device, context)
-    file.undo_bind()
-    assert (device.users, len(context.objects), device.open_count) == (0, 0, 1)
-    assert file.bind(None, lambda: context) == 1
+@pytest.mark.parametrize("kind", [Toy, Function])
+def test_a_client_that_cannot_be_told_the_id(context: Context, kind: type[Toy]) -> None:
+    """The client has the device only when it knows its id. Until then no other call can use the binding,
+    which may have to be undone."""
+    device = kind("toy", Group(1))
+    file, other, target = CdevFile(device), CdevFile(device), ioas(context)
+
+    def tell(number: int) -> None:
+        fails(errno.EINVAL, file.attach, target.id)
+        fails(errno.EINVAL, file.detach)
+        fails(errno.EINVAL, other.bind, None, lambda: context)
+        assert not file.granted
+        raise OSError(errno.EFAULT, "told nothing")
+
+    fails(errno.EFAULT, file.bind, None, lambda: context, tell=tell)
+    assert (device.users, len(context.objects), device.open_count) == (0, 1, 2)
+    other.close()
+    told: list[int] = []
+    file.bind(None, lambda: context, tell=told.append)
+    assert told == [2] and [file.granted] == [True]
+    file.attach(target.id)
     file.close()
+    assert [file.granted] == [False] and len(context.objects) == 1
 
 
 @pytest.mark.parametrize("kind", [Toy, Function])
@@ -204,7 +220,9 @@ def test_a_bind_waits_for_a_client_that_has_ended(context: Context) -> None:
     dead, file = bound(device, context, lambda: True), CdevFile(device)
     timer = threading.Timer(0.05, dead.close)
     timer.start()
-    assert file.bind(None, lambda: context) == 1
+    told: list[int] = []
+    file.bind(None, lambda: context, tell=told.append)
     timer.join()
+    assert told == [1]
     assert not device.group.watchers
     file.close()

@@ -44,20 +44,20 @@ class CdevFops(DeviceFops):
     ) -> None:
         super().__init__(opened, services, mappable, released)
         self._cdev = opened
-        self._shut = Shut(not opened.started)
+        self._shut = Shut(not opened.granted)
 
     @property
     def shut(self) -> Shut:
         return self._shut
 
     def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
-        if not self._cdev.started and cmd != _BIND_CMD:
+        if not self._cdev.granted and cmd != _BIND_CMD:
             raise OSError(errno.EINVAL, "the device is not bound to an iommufd")
         self.device.check_present()
         return VfioFops.ioctl(self, cmd, arg, tid, on_pump)  # as DeviceFops: a call less
 
     def sized_ioctl(self, call: SizedIoctl) -> int:
-        if not self._cdev.started:
+        if not self._cdev.granted:
             raise OSError(errno.EINVAL, "the device is not bound to an iommufd")
         return super().sized_ioctl(call)
 
@@ -67,12 +67,11 @@ class CdevFops(DeviceFops):
         wants_token = asked.flags & lib.VFIO_DEVICE_BIND_FLAG_TOKEN
         token = partial(_token, request, asked.token_uuid_ptr) if wants_token else None
         find = partial(self._context, request.caller, asked.iommufd)
-        number = cdev.bind(token, find, ClientProcess(request.tid).ended)
-        try:
+
+        def tell(number: int) -> None:
             request.caller.write(request.arg + _OUT_DEVID, number.to_bytes(4, "little"))
-        except OSError:
-            cdev.undo_bind()
-            raise
+
+        cdev.bind(token, find, ClientProcess(request.tid).ended, tell)
         self._shut.open()
         return 0
 
