@@ -21,7 +21,6 @@ from devmodel.iommu.mappings import Mapping
 from devmodel.iommu.sharing import PayerOfFile, SharedMemory
 from devmodel.iommufd.context import Context
 from devmodel.iommufd.ioas import MANY, Ioas, MapFlags, access_of, as_iommufd, check_map
-from devmodel.iommufd.iovas import LAST
 
 _WRITE = int(Prot.WRITE)
 
@@ -37,9 +36,7 @@ class Piece(NamedTuple):
 def check_copy(flags: int, length: int, dst_iova: int, src_iova: int) -> None:
     """The checks of IOAS_COPY that come before its source is looked for. Raises ``OSError``: EOPNOTSUPP
     (unknown flag), EOVERFLOW (the largest number), EINVAL (no right)."""
-    check_map(flags, 0, dst_iova, length)
-    if src_iova == LAST:
-        raise OSError(errno.EOVERFLOW, f"iova {src_iova:#x}")
+    check_map(flags, 0, max(dst_iova, src_iova), length)
 
 
 def source(ioas: Ioas, iova: int, length: int, may_wait: bool = True) -> list[Piece]:

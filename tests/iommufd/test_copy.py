@@ -45,6 +45,8 @@ WRONG = [
     ({"flags": 2**31, "length": ALL}, errno.EOPNOTSUPP),
     ({"length": ALL, "src_ioas_id": 99}, errno.EOVERFLOW),
     ({"src_iova": ALL}, errno.EOVERFLOW),
+    ({"src_iova": ALL, "flags": 0}, errno.EOVERFLOW),
+    ({"src_iova": ALL, "flags": 8}, errno.EOPNOTSUPP),
     ({"dst_iova": ALL}, errno.EOVERFLOW),
     ({"dst_iova": ALL, "flags": READ_WRITE}, errno.EOVERFLOW),
     ({"flags": MAP_FIXED_IOVA, "src_ioas_id": 99}, errno.EINVAL),
