@@ -15,7 +15,7 @@ import errno
 import threading
 from collections.abc import Hashable, Iterable
 
-from devmodel.client import Client, Payer
+from devmodel.client import Client, Pages, Payer
 from devmodel.iommu.api import PAGE_SIZE
 from devmodel.iommu.heldpages import Ranges
 from devmodel.iommu.mappings import Mapping
@@ -69,9 +69,10 @@ class LockedMemory:
 
     def discharge(self, client: Client, ranges: Ranges) -> None:
         """Undo :meth:`charge`. Any thread, under any lock."""
+        let_go: list[Pages | None] = []  # unmapped without our lock
         with self.lock:
             if isinstance(client, SharedMemory):
-                self._add(client.payer, None, -client.held.remove(ranges))
+                self._add(client.payer, None, -client.held.remove(ranges, let_go))
             else:
                 self._add(client, None, -number_of(ranges))
 
@@ -87,8 +88,9 @@ class LockedMemory:
         """Charge nothing for ``mapping`` any more. Under the lock of the mapping."""
         if mapping.charged:
             self.keep_pins(mapping)
-            self.discharge(mapping.client, pinned_pages(mapping))
-            mapping.charged = 0
+            if mapping.charged:
+                self.discharge(mapping.client, pinned_pages(mapping))
+                mapping.charged = 0
 
     def share(self, mapping: Mapping) -> SharedMemory:
         """The memory of ``mapping``, which copies of it may share from now on. Under the lock of the
@@ -237,7 +239,10 @@ class ContextMemory(LockedMemory):
 
 def number_of(ranges: Ranges) -> int:
     """How many pages these are."""
-    return sum(end - first for first, end in ranges)
+    pages = 0
+    for first, end in ranges:
+        pages += end - first
+    return pages
 
 
 def merged(pages: Iterable[int]) -> Ranges:
@@ -254,7 +259,10 @@ def merged(pages: Iterable[int]) -> Ranges:
 def unpinned_pages(mapping: Mapping) -> Ranges:
     """The pages of a mapping that no mediated device has pinned."""
     position = mapping.vaddr // PAGE_SIZE
-    end, ranges = position + mapping.page_count, []
+    end = position + mapping.page_count
+    if not mapping.pins:
+        return ((position, end),)
+    ranges = []
     for low, high in pinned_pages(mapping):
         if position < low:
             ranges.append((position, low))

@@ -41,12 +41,12 @@ class HeldPages:
 
     def add(self, ranges: Ranges) -> int:
         """Hold each of these pages once more. Returns how many were not held before."""
-        return self._count(ranges, 1)
+        return self._count(ranges, 1, [])
 
-    def remove(self, ranges: Ranges) -> int:
+    def remove(self, ranges: Ranges, let_go: list[Pages | None]) -> int:
         """Undo one hold of each of these pages. Returns how many are not held any more. What was pinned for
-        these is let go."""
-        return -self._count(ranges, -1)
+        these is moved to ``let_go``: its end may take a while."""
+        return -self._count(ranges, -1, let_go)
 
     def keep(self, first: int, end: int, pages: Pages, base: int) -> None:
         """``pages``, which begins with page ``base``, is pinned for the pages from ``first`` to before
@@ -69,7 +69,7 @@ class HeldPages:
             first, index = behind, index + 1
         return found
 
-    def _count(self, ranges: Ranges, step: int) -> int:
+    def _count(self, ranges: Ranges, step: int, let_go: list[Pages | None]) -> int:
         before = self.total
         for first, end in ranges:
             low, high = self._cut(first), self._cut(end)
@@ -77,6 +77,8 @@ class HeldPages:
                 holds, pages, base = self._stretches[index]
                 now = holds + step
                 self._stretches[index] = Stretch(now, pages, base) if now else _FREE
+                if not now:
+                    let_go.append(pages)
                 if not now or not holds:
                     self.total += step * (self._firsts[index + 1] - self._firsts[index])
             self._join(low, high)

@@ -6,6 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devmodel.client import Pages
 from devmodel.iommu.heldpages import HeldPages
 from tests.unit.fakes import FakeClient, FakePages
 
@@ -37,7 +38,11 @@ def test_stretches_are_as_single_pages(steps: list[tuple[str, int, int]]) -> Non
             span = added.pop(first % len(added))
             holds.subtract(range(*span))
             gone = [page for page in range(*span) if not holds[page]]
-            assert held.remove([span]) == len(gone)
+            let_go: list[Pages | None] = []
+            assert held.remove([span], let_go) == len(gone)
+            assert {id(one) for one in let_go if one} == {
+                id(pinned[page][0]) for page in gone if page in pinned
+            }
             for page in gone:
                 pinned.pop(page, None)
         assert held.total == sum(count > 0 for count in holds.values())
@@ -50,5 +55,5 @@ def test_stretches_are_as_single_pages(steps: list[tuple[str, int, int]]) -> Non
                 assert (stretch.pages and (stretch.pages, stretch.base)) == pinned.get(page)
         assert position == 2 * END
     for span in added:
-        held.remove([span])
+        held.remove([span], [])
     assert held.pinned(0, END) == [(0, END, held.pinned(0, 1)[0][2])]  # one stretch again

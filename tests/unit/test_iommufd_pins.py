@@ -2,6 +2,9 @@
 """What iommufd pins, who pays for it, and what copies share."""
 
 import errno
+import random
+import threading
+from contextlib import suppress
 
 import pytest
 
@@ -444,3 +447,50 @@ def test_pins_of_one_page_are_one_page(context: Context, client: Remapping) -> N
     assert third.read(0, 8) == dst.space.dma_read(0, 8) == src.space.dma_read(0, 8) == b"one page"
     third.release()
     assert src.space.dma_read(0, 8) == bytes(8) and context.locked.of_user(1000) == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_threads_that_share_memory_leave_nothing_charged(context: Context, seed: int) -> None:
+    """Attachments, copies, unmaps, pins and another payer, all at once."""
+    client = Remapping(memlock=64 * PAGE_SIZE)
+    spaces = [ioas_of(context) for _ in range(3)]
+    user = PinUser()
+    spaces[2].add_access(Attached(99, emulated=True), user)
+    map_file(spaces[0], client, client, FIXED | RW, 0x40000, 8 * PAGE_SIZE, 0)
+    failed: list[BaseException] = []
+
+    def work(number: int) -> None:
+        choose = random.Random(seed * 10 + number)
+        try:
+            for _ in range(150):
+                step(choose, number)
+        except BaseException as error:
+            failed.append(error)
+
+    def step(choose: random.Random, number: int) -> None:
+        src, dst = choose.choice(spaces), choose.choice(spaces)
+        page = choose.randrange(8) * PAGE_SIZE
+        kind = choose.randrange(5)
+        with suppress(OSError):
+            if kind == 0:
+                domain = Attached(number)
+                spaces[0].add_domain(domain)
+                spaces[0].remove_domain(domain)
+            elif kind == 1:
+                copied(dst, src, page, choose.randrange(1, 4) * PAGE_SIZE, page)
+            elif kind == 2:
+                dst.unmap(page, choose.randrange(1, 4) * PAGE_SIZE)
+            elif kind == 3:
+                spaces[2].space.pin_pages(page, choose.randrange(1, 4), Prot.READ).release()
+            else:
+                change_process(context, client)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failed
+    for ioas in spaces:
+        ioas.unmap(0, LAST)
+    assert context.locked.of_user(1000) == 0
