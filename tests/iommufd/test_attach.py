@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -21,9 +24,12 @@ from tests.iommufd.client import (
     Iommufd,
 )
 from tests.iommufd.devices import (
+    COMMAND_REGISTER,
+    DECODE,
     DONE,
     FAULT,
     LAB,
+    MASTER,
     MSI_WINDOW,
     NEIGHBOUR,
     PIN,
@@ -33,7 +39,7 @@ from tests.iommufd.devices import (
     cdev_of,
 )
 from tests.lab import MountedLab, described
-from tests.vfio.client import PAGE, Memory, buffer, fails, ioctl, unmapped_address
+from tests.vfio.client import DEVICE_RESET, PAGE, Memory, buffer, fails, ioctl, unmapped_address
 from tests.vfio.devices import bound
 
 IOVA = 0x10_0000
@@ -111,6 +117,44 @@ def test_devices_share_an_ioas(machine: MountedLab, iommufd: Iommufd, gpu: Copie
     assert gpu.reaches(IOVA, memory) and copier.reaches(IOVA, memory)
     gpu.detach()
     assert gpu.copy(IOVA, IOVA + PAGE, 8) == FAULT and copier.reaches(IOVA, memory)
+
+
+def test_attachments_race(machine: MountedLab, iommufd: Iommufd, gpu: Copier, copier: Copier) -> None:
+    """Of two devices by four threads, while they copy: each call succeeds, and in the end nothing refers to
+    anything."""
+    spaces = [iommufd.ioas(), iommufd.ioas()]
+    memories = [mapped(iommufd, ioas) for ioas in spaces]
+    end, unexpected = time.monotonic() + 1.5, []
+
+    def change(device: Copier, mine: int) -> None:
+        for number in itertools.count():
+            if time.monotonic() > end:
+                return
+            try:
+                if number % 3 < 2:
+                    device.attach(spaces[(number + mine) % 2])
+                else:
+                    device.detach()
+                device.begin(IOVA, IOVA + PAGE, 64)
+            except OSError as error:
+                unexpected.append(error)
+
+    pairs = itertools.product((gpu, copier), (0, 1))
+    threads = [threading.Thread(target=change, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not unexpected
+    for device in (gpu, copier):
+        device.ioctl(DEVICE_RESET)  # it ends what it has begun
+        device.set_config(COMMAND_REGISTER, DECODE | MASTER)
+        device.attach(spaces[0])
+        assert device.reaches(IOVA, memories[0])
+        device.detach()
+    for ioas in spaces:
+        iommufd.destroy(ioas)
+    assert iommufd.ioas() == 3
 
 
 # ---- a mediated device ----

@@ -117,7 +117,9 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
             vendor = "acme"
             [mount]
             cache = 0
+            cdevs = false
             container = "iommufd"
+            groups = false
             device_owner = "root"
             device_group = 0
             device_mode = "0666"
@@ -148,7 +150,7 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
         0,
         0o666,
     )
-    assert spec.iommufd_container
+    assert spec.iommufd_container and not spec.cdevs and not spec.groups
     assert spec.iommu == IommuSpec(dirty_tracking=False, vtd_info=True)
     (card,) = spec.parents
     assert (card.name, card.kind, card.driver, card.model, card.bdf) == (
@@ -196,6 +198,8 @@ GPU_PATH = 'parents."0000:01:00.0"'
         (GPU + "[mount]\ncache = -1\n", "mount.cache", "not a time"),
         (GPU + "[mount]\ncache = true\n", "mount.cache", "not a time"),
         (GPU + "[mount]\ncache = nan\n", "mount.cache", "not a time"),
+        (GPU + "[mount]\ncdevs = 0\n", "mount.cdevs", "neither true nor false"),
+        (GPU + '[mount]\ngroups = "no"\n', "mount.groups", "neither true nor false"),
         (GPU + "[mount]\ndevice_mode = 600\n", "mount.device_mode", "octal digits in quotes"),
         (GPU + '[mount]\ndevice_mode = "0999"\n', "mount.device_mode", "octal digits in quotes"),
         (GPU + '[mount]\ndevice_owner = "no-such-user-here"\n', "mount.device_owner", "there is no user"),
