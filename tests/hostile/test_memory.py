@@ -45,9 +45,6 @@ FETCHED: dict[str, Row] = {
     "BIND_IOMMUFD of a function": ("function", ["bind", *IOMMUFD]),
     "ATTACH_IOMMUFD_PT": ("vgpu", ["attach"]),
     "DETACH_IOMMUFD_PT": ("function", ["detach"]),
-    "IOAS_ALLOC": ("vgpu", ["ioas-alloc"]),
-    "IOAS_MAP": ("vgpu", ["ioas-map"]),
-    "IOAS_UNMAP": ("vgpu", ["ioas-unmap"]),
 }
 REPLIED: dict[str, Row] = {
     "GET_INFO": ("vgpu", ["device-info"]),
@@ -61,8 +58,6 @@ REPLIED: dict[str, Row] = {
     "BIND_IOMMUFD": ("vgpu", ["bind", *IOMMUFD]),
     "BIND_IOMMUFD of a function": ("function", ["bind", *IOMMUFD]),
     "ATTACH_IOMMUFD_PT": ("function", ["attach"]),
-    "IOAS_ALLOC": ("vgpu", ["ioas-alloc"]),
-    "IOAS_UNMAP": ("vgpu", ["ioas-unmap"]),
 }
 ANY: dict[str, Row] = {
     "GET_INFO": ("vgpu", ["device-info"]),
@@ -70,7 +65,6 @@ ANY: dict[str, Row] = {
     "MAP_DMA": ("vgpu", ["map-dma"]),
     "DIRTY_PAGES, its bitmap": ("vgpu", ["dirty-bitmap"]),
     "BIND_IOMMUFD": ("vgpu", ["bind", *IOMMUFD]),
-    "IOAS_MAP": ("vgpu", ["ioas-map"]),
 }
 MAPPED = ["private", "shared", "memfd", "locked", "userfault"]
 
