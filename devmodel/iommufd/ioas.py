@@ -171,7 +171,7 @@ class Ioas(IommufdObject):
             return length
         removed, stopped = self.unmap_until(iova, length, may_wait)
         if stopped is not None:
-            raise stopped
+            raise OSError(stopped.errno, stopped.strerror)  # itself it would keep this frame, and all callers
         if not removed and (iova, length) != (0, LAST):
             raise OSError(errno.ENOENT, f"nothing is mapped from {iova:#x}")
         return removed

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests import needs
-from tests.iommufd.client import Cdev, Iommufd
+from tests.hostile.clients import Leaks
+from tests.iommufd.client import Cdev, Iommufd, IommufdContainer
 from tests.iommufd.devices import DONE, FAULT, GPU, LAB, Copier, cdev_of, wait_for
 from tests.lab import ROOT, MountedLab, Vgpu, described, one_write, settled
 from tests.vfio.client import PAGE, File, Group, Memory, fails
@@ -139,6 +140,25 @@ def test_mappings_belong_to_who_made_them(machine: MountedLab, vgpu: Vgpu, iommu
         cdev.attach(ioas)
         assert cdev.copy(2 * IOVA, IOVA, 8) == FAULT
         assert cdev.reaches(IOVA, memory)
+
+
+@pytest.mark.parametrize("api", ["iommufd", "vfio"])
+def test_an_unmap_that_fails_keeps_nothing_of_the_client(machine: MountedLab, api: str) -> None:
+    """The server has files of a process in /proc open only as long as that may map memory."""
+
+    def split_a_mapping() -> None:
+        iommufd, memory = Iommufd(machine.path), Memory(2 * PAGE)
+        ioas = iommufd.ioas()
+        iommufd.map(ioas, memory.address, 2 * PAGE, IOVA)
+        if api == "iommufd":
+            fails(errno.ENOENT, iommufd.unmap, ioas, IOVA, PAGE)
+        else:
+            iommufd.set_vfio_ioas(ioas)
+            fails(errno.ENOENT, IommufdContainer(iommufd.fd).unmap, IOVA, PAGE)
+
+    leaks = Leaks(machine.pid)
+    reap(child(split_a_mapping))
+    leaks.check()
 
 
 # ---- SIGKILL ----

@@ -94,7 +94,7 @@ class CompatFops(ContextFops):
             return None
         if stopped is not None:
             request.caller.write_from(request.arg, dma, argument.row.size)
-            raise stopped
+            raise OSError(stopped.errno, stopped.strerror)  # as Ioas.unmap()
         argument.reply()
         return 0
 
