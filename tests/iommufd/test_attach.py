@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -24,12 +25,9 @@ from tests.iommufd.client import (
     Iommufd,
 )
 from tests.iommufd.devices import (
-    COMMAND_REGISTER,
-    DECODE,
     DONE,
     FAULT,
     LAB,
-    MASTER,
     MSI_WINDOW,
     NEIGHBOUR,
     PIN,
@@ -37,9 +35,10 @@ from tests.iommufd.devices import (
     Copier,
     Holder,
     cdev_of,
+    wait_for,
 )
 from tests.lab import MountedLab, described
-from tests.vfio.client import DEVICE_RESET, PAGE, Memory, buffer, fails, ioctl, unmapped_address
+from tests.vfio.client import PAGE, Memory, buffer, fails, ioctl, unmapped_address
 from tests.vfio.devices import bound
 
 IOVA = 0x10_0000
@@ -147,10 +146,8 @@ def test_attachments_race(machine: MountedLab, iommufd: Iommufd, gpu: Copier, co
         thread.join()
     assert not unexpected
     for device in (gpu, copier):
-        device.ioctl(DEVICE_RESET)  # it ends what it has begun
-        device.set_config(COMMAND_REGISTER, DECODE | MASTER)
         device.attach(spaces[0])
-        assert device.reaches(IOVA, memories[0])
+        wait_for(partial(device.reaches, IOVA, memories[0]))  # when it has done what it had begun
         device.detach()
     for ioas in spaces:
         iommufd.destroy(ioas)
