@@ -37,6 +37,7 @@ slots = 4
 types.two = {{ description = "two ports", slots = 2, options = {{ ports = 2 }} }}
 """
 PARAMETERS = {
+    "iommufd": {"allow_unsafe_interrupts": (0o644, "N")},
     "vfio": {"enable_unsafe_noiommu_mode": (0o644, "Y")},
     "vfio_iommu_type1": {
         "allow_unsafe_interrupts": (0o644, "N"),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of the vfio, vfio_pci and vfio_iommu_type1 modules, as sys/module shows them.
+"""Parameters of the iommufd, vfio, vfio_pci and vfio_iommu_type1 modules, as sys/module shows them.
 
-Threads: the trio thread changes them, any thread reads.  Source: modinfo of vfio, vfio-pci and
+Threads: the trio thread changes them, any thread reads.  Source: modinfo of iommufd, vfio, vfio-pci and
 vfio_iommu_type1.
 """
 
@@ -14,11 +14,13 @@ from devmodel.iommu.api import DMA_ENTRY_LIMIT
 class VfioModule:
     """The parameters by their names; changed on the lifecycle thread, read by any.
 
-    ``dma_entry_limit`` is the most mappings of a container whose IOMMU is set from now on.
+    ``dma_entry_limit`` is the most mappings of a container whose IOMMU is set from now on,
+    ``iommufd_unsafe_interrupts`` iommufd's own ``allow_unsafe_interrupts``.
     """
 
     enable_unsafe_noiommu_mode: bool = False
     allow_unsafe_interrupts: bool = False
+    iommufd_unsafe_interrupts: bool = False
     disable_hugepages: bool = False
     enable_sriov: bool = False
     nointxmask: bool = False

@@ -39,7 +39,7 @@ IOCTLS: Mapping[str, str] = {
     "IOMMU_HWPT_GET_DIRTY_BITMAP": f"{WORKS} on an HWPT with DIRTY_TRACKING; on others {EOPNOTSUPP}",
     "IOMMU_HWPT_INVALIDATE": f"{EINVAL}: no HWPT is a guest's",
     "IOMMU_FAULT_QUEUE_ALLOC": f"{EOPNOTSUPP}: the IOMMU of a lab reports no faults, and the queue's "
-    "descriptor is the kernel's to make",
+    "descriptor is the kernel's to make. Linux makes a queue that stays empty",
     "IOMMU_IOAS_MAP_FILE": f"{WORKS}; {MAPPINGS}; so are more than 256 files. Writes to a file that is "
     "sealed against them, or not open for them, are EPERM",
     "IOMMU_VIOMMU_ALLOC": f"{EOPNOTSUPP}: no IOMMU of a lab has a virtual one",

@@ -2,8 +2,8 @@
 """sys/module: the kernel modules that a machine with such devices has loaded, and their parameters.
 
 The values of parameters are the lab's (devmodel.vfio.module).  Trio thread; the device lane calls show() too.
-Source: Documentation/ABI/stable/sysfs-module, Documentation/ABI/testing/sysfs-module, modinfo(8) of vfio,
-vfio-pci and vfio_iommu_type1.
+Source: Documentation/ABI/stable/sysfs-module, Documentation/ABI/testing/sysfs-module, modinfo(8) of iommufd,
+vfio, vfio-pci and vfio_iommu_type1.
 """
 
 from __future__ import annotations
@@ -20,17 +20,30 @@ from vfsfuse.sysfs.lab import LabDir
 from vfsfuse.sysfs.uevent import UeventStoreDir
 
 
-def _parameter(name: str, mode: int, doc: str) -> Attribute:
-    """A boolean parameter: the attribute of this name of the lab's VfioModule."""
+def _parameter(name: str, mode: int, doc: str, member: str = "") -> Attribute:
+    """A boolean parameter: the attribute `member` of the lab's VfioModule, by default that of its name."""
+    member = member or name
 
     def show(self: LabDir) -> str:
-        return "Y" if getattr(self.lab.vfio, name) else "N"
+        return "Y" if getattr(self.lab.vfio, member) else "N"
 
     def store(self: LabDir, text: str) -> None:
         """Sets it. EINVAL: no truth value."""
-        setattr(self.lab.vfio, name, parse_bool(text))
+        setattr(self.lab.vfio, member, parse_bool(text))
 
     return Attribute(name, mode, show, store if mode & 0o222 else None, doc=f"{doc}: `Y` or `N`.")
+
+
+class IommufdParameters(LabDir):
+    """sys/module/iommufd/parameters: parameters of iommufd."""
+
+    __slots__ = ()
+    allow_unsafe_interrupts = _parameter(
+        "allow_unsafe_interrupts",
+        0o644,
+        "Whether a function may be bound whose interrupts are not isolated; those of a lab are",
+        "iommufd_unsafe_interrupts",
+    )
 
 
 class VfioParameters(LabDir):
@@ -107,7 +120,7 @@ class Module:
 TYPE1 = "vfio_iommu_type1"
 """It is not there when dev/vfio/vfio opens iommufds, or there are no groups."""
 MODULES: Mapping[str, Module] = {
-    "iommufd": Module(),
+    "iommufd": Module(parameters=IommufdParameters),
     "mdev": Module(),
     "pcieportdrv": Module(built_in=True),
     "vfio": Module(uses=("iommufd",), parameters=VfioParameters),
