@@ -178,18 +178,30 @@ int shim_reach(int mem, uint64_t vaddr)
 	return move_part(mem, 0, vaddr, &byte, sizeof(byte));
 }
 
+/* The most bytes of address space for all windows: half of what a process has on x86. Clients can make sparse
+ * files of any size, and the server needs some for itself. */
+#define MAX_WINDOW_BYTES (1ull << 46)
+
+static uint64_t window_bytes;
+
 /* Map the pages of a file.  Returns their address, or NULL (without a reason) when they cannot be mapped. */
 void *shim_window_open(int fd, uint64_t offset, uint64_t size, int write)
 {
-	void *base = mmap(NULL, size, PROT_READ | (write ? PROT_WRITE : 0), MAP_SHARED | MAP_NORESERVE, fd,
-			  (off_t)offset);
+	void *base = MAP_FAILED;
 
-	return base == MAP_FAILED ? NULL : base;
+	if (__atomic_add_fetch(&window_bytes, size, __ATOMIC_RELAXED) <= MAX_WINDOW_BYTES)
+		base = mmap(NULL, size, PROT_READ | (write ? PROT_WRITE : 0), MAP_SHARED | MAP_NORESERVE, fd,
+			    (off_t)offset);
+	if (base != MAP_FAILED)
+		return base;
+	__atomic_sub_fetch(&window_bytes, size, __ATOMIC_RELAXED);
+	return NULL;
 }
 
 void shim_window_close(void *base, uint64_t size)
 {
 	munmap(base, size);
+	__atomic_sub_fetch(&window_bytes, size, __ATOMIC_RELAXED);
 }
 
 /* Copy between a window and `buf`; -EFAULT where the file has become too short. */

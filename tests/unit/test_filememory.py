@@ -133,6 +133,22 @@ def test_seals_and_modes(files: Files, me: Caller, memfd: int) -> None:
         os.close(fd)
 
 
+def test_files_leave_the_server_some_address_space(me: Caller, memfd: int) -> None:
+    """Sparse files cost a client nothing, and it may have as many contexts as it has descriptors."""
+    os.ftruncate(memfd, size := filememory.MAX_BYTES)
+    contexts, kept = [Files() for _ in range(80)], []
+    for files in contexts:
+        try:
+            kept.append(held(files, me, memfd).pin(size - PAGE, PAGE, True))
+        except OSError as error:
+            assert error.errno == errno.ENOMEM
+            break
+    assert 60 < len(kept) <= 64  # the process may have other windows
+    kept.pop()
+    gc.collect()
+    assert held(Files(), me, memfd).pin(size - PAGE, PAGE, True).read(0, 1) == b"\0"
+
+
 def test_a_lease_is_not_broken(files: Files, me: Caller, shm: int) -> None:
     os.ftruncate(shm, PAGE)
     fcntl.fcntl(shm, fcntl.F_SETLEASE, fcntl.F_WRLCK)
