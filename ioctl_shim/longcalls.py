@@ -74,9 +74,8 @@ def _has_zeros(caller: Caller, vaddr: int, size: int, most: int, rest: Callable[
         except OSError as error:
             if error.errno != errno.EFAULT or most == PAGE_SIZE:
                 raise
-            if not _has_zeros(
-                caller, vaddr, piece, PAGE_SIZE, rest
-            ):  # what is before the page that is missing
+            # what is before the page that is missing
+            if not _has_zeros(caller, vaddr, piece, PAGE_SIZE, rest):
                 return False
         if buffer != zeros:
             return False

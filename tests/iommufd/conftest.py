@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import GPU, Copier, cdev_of
-from tests.lab import MountedLab
+from tests.lab import MountedLab, Vgpu
 from tests.vfio.client import PAGE, Memory
 from tests.vfio.conftest import machine
 from tests.vfio.devices import bound
@@ -42,7 +43,23 @@ def pages() -> Iterator[Memory]:
     memory.close()
 
 
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    """A file of four pages that can be sealed."""
+    fd = os.memfd_create("memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 4 * PAGE)
+    yield fd
+    os.close(fd)
+
+
 # ---- for modules whose `machine` is a lab of tests.iommufd.devices.LAB ----
+
+
+@pytest.fixture
+def vgpu(machine: MountedLab) -> Iterator[Vgpu]:
+    """A mediated device that nobody has open."""
+    with machine.create("copier-1", "copiers") as made:
+        yield made
 
 
 @pytest.fixture

@@ -40,12 +40,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
         yield mounted
 
 
-@pytest.fixture
-def vgpu(machine: MountedLab) -> Iterator[Vgpu]:
-    with machine.create("copier-1", "copiers") as made:
-        yield made
-
-
 def test_an_open_group_keeps_its_devices_from_being_bound(
     machine: MountedLab, vgpu: Vgpu, iommufd: Iommufd
 ) -> None:

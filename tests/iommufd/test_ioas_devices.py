@@ -31,6 +31,7 @@ from tests.iommufd.devices import (
     PIN,
     Copier,
     Holder,
+    wait_for,
 )
 from tests.lab import MountedLab, described
 from tests.vfio.client import PAGE, Memory, fails, unmapped_address
@@ -194,9 +195,8 @@ def test_an_unmap_waits_for_dma(iommufd: Iommufd, either: Copier) -> None:
             after = pages.read(size, size)
             time.sleep(0.01)
             assert pages.read(size, size) == after
-            while not either.status:
-                time.sleep(0.001)
-            os.pwrite(either.fd, (DONE | FAULT).to_bytes(4, "little"), 0x18)
+            wait_for(lambda: either.status)
+            either.acknowledge()
 
 
 def test_a_device_is_told_of_an_unmap(machine: MountedLab, iommufd: Iommufd, memory: Memory) -> None:

@@ -29,18 +29,14 @@ from tests.vfio.gpu_client import StoppedMemory
 from tests.vfio.test_lifetimes import child, reap
 
 IOVA = 0x10_0000
+DRAIN_SECONDS = 2
+"""For so long a DETACH waits for DMA under way."""
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
     with described(tmp_path_factory.mktemp("lifetimes"), LAB) as mounted:
         yield mounted
-
-
-@pytest.fixture
-def vgpu(machine: MountedLab) -> Iterator[Vgpu]:
-    with machine.create("copier-1", "copiers") as made:
-        yield made
 
 
 def busy(machine: MountedLab, vgpu: Vgpu) -> bool:
@@ -308,7 +304,7 @@ def test_a_detach_waits_for_dma(machine: MountedLab, vgpu: Vgpu, iommufd: Iommuf
         for attempt in (cdev.detach, lambda: cdev.attach(second)):
             begun = time.monotonic()
             fails(errno.EBUSY, attempt)
-            assert time.monotonic() - begun > 1
+            assert time.monotonic() - begun >= DRAIN_SECONDS
             iommufd.destroy(iommufd.ioas())  # nobody else waits meanwhile
         fails(errno.EBUSY, iommufd.destroy, first)
         timer = threading.Timer(0.3, stopped.let_go)
@@ -330,8 +326,8 @@ def test_a_close_does_not_wait_for_dma(machine: MountedLab, vgpu: Vgpu, iommufd:
             cdev.attach(ioas)
             cdev.begin(IOVA, IOVA, 8)
             wait_for(lambda: stopped.touched)
+            begun = time.monotonic()
         assert not busy(machine, vgpu)
-        begun = time.monotonic()
         with Copier(vgpu.cdev) as again:
             again.ready(iommufd)
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < DRAIN_SECONDS

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,14 +33,6 @@ FIXED = READ_WRITE | MAP_FIXED_IOVA
 @pytest.fixture
 def ioas(iommufd: Iommufd) -> int:
     return iommufd.ioas()
-
-
-@pytest.fixture
-def memfd() -> Iterator[int]:
-    fd = os.memfd_create("memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, 4 * PAGE)
-    yield fd
-    os.close(fd)
 
 
 WRONG = [

@@ -64,14 +64,6 @@ def neighbour(machine: MountedLab, iommufd: Iommufd) -> Iterator[Copier]:
         yield opened
 
 
-@pytest.fixture
-def memfd() -> Iterator[int]:
-    fd = os.memfd_create("memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, 4 * PAGE)
-    yield fd
-    os.close(fd)
-
-
 @contextlib.contextmanager
 def ended_process(call: Callable[[], None]) -> Iterator[None]:
     """`call` is made in a process of its own, which has ended."""

@@ -12,7 +12,6 @@ import ctypes
 import errno
 import mmap
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -124,16 +123,15 @@ def test_four_gigabytes_of_zeros_hold_up_their_caller_alone(
     machine: MountedLab, iommufd: Iommufd, huge: Memory
 ) -> None:
     iommufd.ioas()
-    longest, largest = 0.0, 2**32 - 1
+    answered, largest = 0, 2**32 - 1
     address = put(huge, 0, largest, there=4, tail=(1).to_bytes(4, "little"))
     caller = threading.Thread(target=ioctl, args=(iommufd.fd, Destroy.cmd(), address))
     with Iommufd(machine.path) as other:
         caller.start()
         while caller.is_alive():
-            began = time.monotonic()
             fails(errno.ENOENT, other.destroy, 1)
             fails(errno.ENOENT, iommufd.destroy, 2)
-            longest = max(longest, time.monotonic() - began)
+            answered += 1
         caller.join()
-    assert longest < 0.5
+    assert answered > 10
     fails(errno.ENOENT, iommufd.destroy, 1)
