@@ -80,7 +80,7 @@ class Program:
             os.fchmod(page.fileno(), 0o666)
             self._map = mmap.mmap(page.fileno(), mmap.PAGESIZE)
         self.progress = Progress.from_buffer(self._map)
-        self._output = (folder / f"output-{time.monotonic_ns()}").open("w+")
+        self._output = (folder / f"output-{time.monotonic_ns()}").open("w+", errors="backslashreplace")
         command = [*prefix, str(folder / name), str(self._page), *map(str, arguments)]
         self.process = subprocess.Popen(
             command,
