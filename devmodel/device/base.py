@@ -228,6 +228,7 @@ class Device:
             self._tell(self.stopped)
             space, self._space, self._in_use = self._space, None, False
             self.dma.connect(None)
+            self.dma.abandon()
         if space is not None and self._unpins:
             self.unpin_all()
             space.unregister(self)

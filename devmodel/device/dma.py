@@ -112,8 +112,14 @@ class DmaPort:
         goes on where it began: see :meth:`settle`."""
         self._space = space
 
+    def abandon(self) -> None:
+        """The last client has closed the device. DMA that it has begun is of no interest to later clients,
+        and may be held up by its memory for ever. Under the device's lock."""
+        self.active = set()
+
     def settle(self) -> None:
-        """Wait until all DMA that is under way now has ended, also to pinned pages. One thread at a time.
+        """Wait until all DMA of this client that is under way now has ended, also to pinned pages. One thread
+        at a time.
 
         Raises ``OSError(EBUSY)`` when one takes longer than ``DRAIN_SECONDS``."""
         before = self.active.copy()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import mmap
 import os
 import select
 import struct
@@ -248,6 +249,11 @@ class StoppedMemory(Memory):
     def __exit__(self, *_: object) -> None:
         """Let go also of calls that a failed test has left waiting."""
         self.let_go()
+
+    def forget(self) -> None:
+        """From now on the next touch of any page waits."""
+        ranged = (ctypes.c_void_p(self.address), ctypes.c_size_t(self.size), mmap.MADV_DONTNEED)
+        assert ctypes.CDLL(None).madvise(*ranged) == 0
 
     def let_go(self) -> None:
         """The other pages are zeros.  May be called twice."""
