@@ -10,11 +10,10 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,9 +21,9 @@ from tests import needs
 from tests.hostile.clients import Leaks
 from tests.iommufd.client import Cdev, Iommufd, IommufdContainer
 from tests.iommufd.devices import DONE, FAULT, GPU, LAB, Copier, cdev_of, wait_for
-from tests.lab import ROOT, MountedLab, Vgpu, described, one_write, settled
+from tests.lab import MountedLab, Vgpu, described, one_write, settled
 from tests.vfio.client import PAGE, File, Group, Memory, fails
-from tests.vfio.devices import REQ, TRIGGER, bound, eventfd, function_dir, signals, silent
+from tests.vfio.devices import MSIX, REQ, TRIGGER, bound, eventfd, function_dir, signals, silent
 from tests.vfio.gpu_client import StoppedMemory
 from tests.vfio.test_lifetimes import child, reap
 
@@ -160,35 +159,28 @@ def test_an_unmap_that_fails_keeps_nothing_of_the_client(machine: MountedLab, ap
 # ---- SIGKILL ----
 
 
-VICTIM = """\
-import os, sys
-from pathlib import Path
-from tests.iommufd.client import Iommufd
-from tests.iommufd.devices import Copier
-from tests.vfio.client import PAGE, Memory
-from tests.vfio.devices import MSIX, REQ, TRIGGER
-root, paths = Path(sys.argv[1]), sys.argv[2:]
-memory, event = Memory(64 * PAGE), os.eventfd(0)
-print("go", flush=True)
-while True:
-    with Iommufd(root) as iommufd:
-        ioas, other = iommufd.ioas(), iommufd.ioas()
-        for page in range(64):
-            iommufd.map(ioas, memory.address + page * PAGE, PAGE, page * PAGE)
-        devices = [Copier(path) for path in paths]
-        for device in devices:
-            device.ready(iommufd)
-            device.eventfds(MSIX, TRIGGER, 0, event)
-            device.eventfds(REQ, TRIGGER, 0, event)
-            device.attach(ioas)
-            device.begin(0, PAGE, 4096)
-        for device in devices:
-            device.attach(other)
-            device.detach()
-            device.attach(ioas)
-            device.begin(0, PAGE, 4096)
-            device.close()
-"""
+def work(machine: MountedLab, paths: list[Path], ready: int) -> None:
+    """What a victim does until it is killed: whatever a client does with its devices."""
+    memory, event = Memory(64 * PAGE), os.eventfd(0)
+    os.write(ready, b"go")
+    while True:
+        with Iommufd(machine.path) as iommufd:
+            ioas, other = iommufd.ioas(), iommufd.ioas()
+            for page in range(64):
+                iommufd.map(ioas, memory.address + page * PAGE, PAGE, page * PAGE)
+            devices = [Copier(path) for path in paths]
+            for device in devices:
+                device.ready(iommufd)
+                device.eventfds(MSIX, TRIGGER, 0, event)
+                device.eventfds(REQ, TRIGGER, 0, event)
+                device.attach(ioas)
+                device.begin(0, PAGE, 4096)
+            for device in devices:
+                device.attach(other)
+                device.detach()
+                device.attach(ioas)
+                device.begin(0, PAGE, 4096)
+                device.close()
 
 
 def test_sigkill_in_the_middle_of_anything(machine: MountedLab, vgpu: Vgpu) -> None:
@@ -197,14 +189,15 @@ def test_sigkill_in_the_middle_of_anything(machine: MountedLab, vgpu: Vgpu) -> N
     moments = random.Random(14)
     descriptors = f"/proc/{machine.pid}/fd"
     with bound(machine, GPU):
-        paths = [str(vgpu.cdev), str(cdev_of(machine, GPU))]
+        paths = [vgpu.cdev, cdev_of(machine, GPU)]
+        ready, go = os.pipe()
         before = settled(lambda: len(os.listdir(descriptors)))
-        for _ in range(15):
-            command = [sys.executable, "-c", VICTIM, str(machine.path), *paths]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as victim:
-                assert victim.stdout is not None and victim.stdout.readline() == b"go\n"
-                time.sleep(moments.uniform(0, 0.05))
-                victim.kill()
+        for _ in range(30):
+            pid = child(lambda: work(machine, paths, go))
+            assert os.read(ready, 2) == b"go"
+            time.sleep(moments.uniform(0, 0.05))
+            os.kill(pid, signal.SIGKILL)
+            assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
             with Iommufd(machine.path) as iommufd:
                 for path in paths:
                     with Copier(path) as device:
@@ -212,6 +205,8 @@ def test_sigkill_in_the_middle_of_anything(machine: MountedLab, vgpu: Vgpu) -> N
                         fails(errno.EINVAL, device.irqs, REQ, 1 | TRIGGER, 0, 1)
                         assert device.copy(0, PAGE, 8) == FAULT
         assert settled(lambda: len(os.listdir(descriptors))) <= before + 4
+        os.close(ready)
+        os.close(go)
     assert not busy(machine, vgpu)
 
 
