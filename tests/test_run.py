@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, VFSFUSE, MountedLab, run, vfsfuse
+from tests import needs
+from tests.lab import ROOT, VFSFUSE, MountedLab, described, run, vfsfuse
 
 RUN = [*VFSFUSE, "run"]
 END_SECONDS = 10.0
@@ -239,6 +240,28 @@ def test_config_makes_the_private_lab(tmp_path: Path) -> None:
     config.write_text((ROOT / "vfsfuse/labfile/lab.toml").read_text().replace("0000:86:00.0", "0000:17:00.0"))
     done = sh("ls /sys/bus/pci/devices", "--config", str(config))
     assert (done.stdout, done.stderr) == ("0000:00:01.0\n0000:17:00.0\n", "")  # and the port above it
+
+
+NO_NODES = "[parents]\n[mount]\ncdevs = false\ngroups = false\n"
+
+
+def test_a_lab_without_device_files_of_vfio(tmp_path: Path) -> None:
+    with described(tmp_path, NO_NODES) as lab:
+        for options in (("--mount", str(lab.path)), ("--config", str(tmp_path / "lab.toml"))):
+            done = sh("ls -d /dev/iommu /dev/vfio /sys/module/vfio", *options)
+            assert done.stdout == "/dev/iommu\n/sys/module/vfio\n", done.stderr
+
+
+@needs.root("another /dev is made by mknod(2)")
+def test_the_machines_vfio_is_never_seen(tmp_path: Path) -> None:
+    (tmp_path / "lab.toml").write_text(NO_NODES)
+    (dev := tmp_path / "dev").mkdir()
+    nodes = "/dev/null /dev/fuse /dev/urandom"
+    other_dev = f"mount -t tmpfs dev {dev} && cp -a {nodes} {dev} && mkdir {dev}/vfio"
+    command = shlex.join([*RUN, "--config", str(tmp_path / "lab.toml"), "--", "ls", "/dev"])
+    script = f"{other_dev} && mount --move {dev} /dev && {command}"
+    done = run(["unshare", "--mount", "--propagation", "private", "sh", "-c", f"cd {ROOT} && {script}"])
+    assert done.stdout.split() == ["fuse", "iommu", "null", "urandom"], done.stderr
 
 
 def test_mount_uses_that_lab_and_leaves_it(lab: MountedLab) -> None:

@@ -49,7 +49,7 @@ class Broker:
     def __init__(self, listener: SeccompListener, lab_fd: int) -> None:
         self._listener = listener
         self._lab_device = file_id(lab_fd).device
-        self._nodes = os.open("dev/vfio", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=lab_fd)
+        self._nodes = os.open("dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=lab_fd)
 
     def answer(self, call: TrappedCall) -> None:
         """Answer one call.  A caller that dies meanwhile is no error.  Never raises."""
@@ -74,7 +74,7 @@ class Broker:
             token = _prepare(group, name, call.tid)
         self._listener.check(call)  # the less we do for the dead, the sooner what they had is free
         try:
-            with _closing(self._open(f".device-{token}")) as device:
+            with _closing(self._open(f"vfio/.device-{token}")) as device:
                 return self._listener.install_fd(call, device)
         except OSError as error:
             if error.errno == errno.EMFILE:  # the caller goes on, perhaps to calls that find a device in use

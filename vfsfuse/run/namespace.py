@@ -35,7 +35,8 @@ Each holds its own files, or links within this list.  /sys/block and /sys/dev ar
 have only dangling links into devices/."""
 
 DEVICE_NODES = ("vfio", "iommu")
-"""The names under /dev that come from the lab, if it has them."""
+"""The names under /dev that come from the lab. What it has not is not there: `[mount]` can switch off all of
+dev/vfio."""
 
 PROCESSORS = "/sys/devices/system"
 STAGED_LAB = "/sys/lab"
@@ -83,7 +84,7 @@ def _look_at(path: str) -> None:
     root = file_id(path, ask=True)
     os.statvfs(path)
     try:
-        parts = [file_id(f"{path}/{part}", ask=True) for part in ("sys", "dev/vfio")]
+        parts = [file_id(f"{path}/{part}", ask=True) for part in ("sys", "dev/iommu")]
     except OSError:
         raise Refusal(path) from None
     if any(part.device != root.device for part in parts):
@@ -177,7 +178,8 @@ def _is_empty_dir(path: str) -> bool:
 
 
 def _show_dev(nodes: Mapping[str, int]) -> None:
-    if not all(_has_place(name, tree) for name, tree in nodes.items()):
+    others = [name for name in DEVICE_NODES if name not in nodes and os.path.lexists(f"/dev/{name}")]
+    if others or not all(_has_place(name, tree) for name, tree in nodes.items()):
         _rebuild_dev(nodes)
     for name, tree in nodes.items():
         syscalls.attach_tree(tree, f"/dev/{name}")
@@ -191,7 +193,8 @@ def _has_place(name: str, tree: int) -> bool:
 
 
 def _rebuild_dev(nodes: Mapping[str, int]) -> None:
-    """Cover /dev with a tmpfs that has a mount of every old entry and a place for each of `nodes`.
+    """Cover /dev with a tmpfs that has a mount of every old entry but DEVICE_NODES, and a place for each of
+    `nodes`.
 
     The real /dev must not gain a directory, and a user namespace may not use mknod(2).
     """
@@ -201,7 +204,7 @@ def _rebuild_dev(nodes: Mapping[str, int]) -> None:
     try:
         with os.scandir(old) as entries:
             for entry in entries:
-                if entry.name not in nodes:
+                if entry.name not in DEVICE_NODES:
                     with contextlib.suppress(FileNotFoundError):  # unplugged while we look
                         _carry_over(entry, old, new)
         for name, tree in nodes.items():
