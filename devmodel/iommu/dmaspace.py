@@ -67,8 +67,9 @@ class DmaSpace(ABC):
         """Hold ``count`` pages from ``iova`` until they are unpinned, even if their mappings change.
 
         For devices that are told of unmaps (:meth:`IoAddressSpace.register`). Raises ``OSError``: EACCES on a
-        type1 that is not v2, E2BIG above 512 pages, EINVAL (misaligned, not mapped, being unmapped, no device
-        registered), EPERM (protection), EFAULT (no such memory), ENOMEM (RLIMIT_MEMLOCK).
+        type1 that is not v2, E2BIG above 512 pages, EINVAL (misaligned, being unmapped, no device
+        registered), EINVAL (not mapped; ENOENT with iommufd), EPERM (protection), EFAULT (no such memory),
+        ENODEV (memory of a process that has ended; EFAULT with iommufd), ENOMEM (RLIMIT_MEMLOCK).
         """
 
     @abstractmethod

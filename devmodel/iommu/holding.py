@@ -149,11 +149,14 @@ class Holding:
             wanted = self._wanted(iova, count, prot)
         try:
             segments = hold(wanted, prot, self._locked)
-        except OSError:
+        except OSError as error:
             with self._lock:
-                if self._wanted(iova, count, prot) == wanted:
-                    raise
-            return None
+                if self._wanted(iova, count, prot) != wanted:
+                    return None
+                mediated = self._attachments.mediated
+            if error.errno != errno.ESRCH or mediated is None:
+                raise
+            raise OSError(mediated.process_ended, error.strerror) from error
         counted = False
         try:
             with self._lock:

@@ -43,6 +43,8 @@ class MediatedBackend(Backend):
     strict = False
     not_mapped: ClassVar[int] = errno.EINVAL
     """The errno of a pin of pages that are not all mapped."""
+    process_ended: ClassVar[int] = errno.ENODEV
+    """The errno of a pin of memory whose process has ended."""
 
     def __init__(self, locked: LockedMemory) -> None:
         super().__init__(locked)
@@ -54,16 +56,21 @@ class MediatedBackend(Backend):
     def wanted(self, mappings: Mappings, iova: int, count: int, prot: Prot) -> list[Wanted]:
         """What a pin of ``count`` pages from ``iova`` takes.
 
-        Raises ``OSError``: :attr:`not_mapped`, EINVAL (no device that can be told of an unmap), EPERM
-        (protection).
+        Raises ``OSError``: EINVAL (no device that can be told of an unmap), for the first page that cannot be
+        pinned :attr:`not_mapped` or EPERM (protection).
         """
         if not self.users:
             raise OSError(errno.EINVAL, "no device that can be told of an unmap")
-        segments = segments_of(mappings, iova, count * PAGE_SIZE)
-        if segments is None or not all(segment.mapping.allows for segment in segments):
-            raise OSError(self.not_mapped, f"not all of {count} pages at iova {iova:#x} is mapped")
-        if any(prot & ~segment.mapping.prot for segment in segments):
-            raise OSError(errno.EPERM, f"iova {iova:#x} is not mapped for {prot.name}")
+        segments = segments_of(mappings, iova, count * PAGE_SIZE, holes=True) or []
+        position = iova
+        for segment in segments:
+            if segment.mapping.iova + segment.offset > position or not segment.mapping.allows:
+                break
+            if prot & ~segment.mapping.prot:
+                raise OSError(errno.EPERM, f"iova {position:#x} is not mapped for {prot.name}")
+            position += segment.size
+        if position < iova + count * PAGE_SIZE:
+            raise OSError(self.not_mapped, f"iova {position:#x} is not mapped")
         return [_wanted(segment, self.memory_of(segment.mapping)) for segment in segments]
 
     def memory_of(self, mapping: Mapping) -> Client:

@@ -26,7 +26,7 @@ class AccessBackend(MediatedBackend):
     """Counts the pages that accesses pin. Copies of the memory share these pages."""
 
     __slots__ = ()
-    not_mapped = errno.ENOENT
+    not_mapped, process_ended = errno.ENOENT, errno.EFAULT
 
     def memory_of(self, mapping: Mapping) -> Client:
         return self.locked.share(mapping)
