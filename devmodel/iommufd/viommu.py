@@ -2,7 +2,7 @@
 """Virtual IOMMUs, what belongs to them, and fault queues: the emulated IOMMU has none, as most hardware.
 
 Each function here has the checks of Linux in its order, and then fails as Linux does without the hardware.
-State: none. Device lane. Source: <linux/iommufd.h> (struct iommu_viommu_alloc and those that follow).
+State: none. Any thread. Source: <linux/iommufd.h> (struct iommu_viommu_alloc and those that follow).
 """
 
 from __future__ import annotations

@@ -47,8 +47,9 @@ IOCTLS: Mapping[str, str] = {
     "IOMMU_IOAS_CHANGE_PROCESS": WORKS,
     "IOMMU_VEVENTQ_ALLOC": NO_VIOMMU,
     "IOMMU_HW_QUEUE_ALLOC": NO_VIOMMU,
-    "IOMMU_IOAS_NOIOMMU_GET_PA": f"{WORKS} where a function without an IOMMU is attached, and gives the "
-    f"iova, where such a function of a lab finds the page; otherwise {EOPNOTSUPP}",
+    "IOMMU_IOAS_NOIOMMU_GET_PA": f"{WORKS} where a function without an IOMMU is attached. The address "
+    "is the iova, because such a function of a lab finds the page there. Without one the ioctl "
+    f"{EOPNOTSUPP}",
 }
 
 CONTAINER: Mapping[str, str] = {
