@@ -19,7 +19,7 @@ PROTS = (*(Prot(number) for number in range(4)), Prot(0))
 BLOCK = 512
 """The most starts in a block. An insertion moves this many pointers, not those of all 65,535 mappings."""
 UNKNOWN = ADDRESSES
-"""A number in :attr:`Mappings.gaps` that says nothing."""
+"""In :attr:`Mappings.gaps`: the holes of the block are not known."""
 
 
 class Mapping:

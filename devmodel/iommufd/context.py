@@ -15,7 +15,7 @@ from devmodel.iommufd.areas import Budget
 from devmodel.iommufd.objects import ObjectTable
 
 Later = Callable[[Callable[[], None]], None]
-"""Has a function called, at once or by another thread."""
+"""Calls a function, at once or on another thread."""
 
 
 def at_once(end: Callable[[], None]) -> None:

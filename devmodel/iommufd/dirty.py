@@ -122,7 +122,7 @@ class TrackedSpace(DmaSpace):
         self._on = False
         self._pages = WrittenPages()
         self._reports: list[WrittenPages] = []
-        """Pages that are being reported. They are dirty again if they cannot be."""
+        """Pages that are being reported. They are dirty again if the report fails."""
 
     def start(self) -> None:
         """SET_DIRTY_TRACKING with ENABLE: no page is dirty, and pages are marked from now on."""

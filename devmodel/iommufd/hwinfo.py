@@ -80,7 +80,7 @@ class HwInfo(NamedTuple):
 
 
 def check_hw_info(flags: int, reserved: bytes) -> None:
-    """Raises ``OSError(EOPNOTSUPP)`` for a flag that there is not, and for a reserved byte that is not 0."""
+    """Raises ``OSError(EOPNOTSUPP)`` for an unknown flag, and for a reserved byte that is not 0."""
     if flags & ~int(HwInfoFlag.INPUT_TYPE) or any(reserved):
         raise OSError(errno.EOPNOTSUPP, f"GET_HW_INFO with flags {flags:#x}, or reserved bytes are set")
 

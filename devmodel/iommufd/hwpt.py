@@ -40,9 +40,9 @@ class HwptFlag(IntFlag):
 
 _numbers = count(2**32)
 _REFUSED = ~int(HwptFlag.DIRTY_TRACKING | HwptFlag.FAULT_ID_VALID | HwptFlag.PASID)
-"""Flags that there are not, and NEST_PARENT: nothing nests in this IOMMU."""
+"""Unknown flags, and NEST_PARENT: nothing nests in this IOMMU."""
 _NOT_NESTED = ~int(HwptFlag.FAULT_ID_VALID | HwptFlag.PASID)
-"""Flags that there are not for a nested HWPT."""
+"""Flags that a nested HWPT does not take."""
 DATA_NONE = 0
 """The type of an HWPT without data of its own (IOMMU_HWPT_DATA_NONE)."""
 
@@ -168,7 +168,7 @@ def allocated(table: ObjectTable, wish: Wish) -> Iterator[Hwpt]:
 
     Raises ``OSError``, in the kernel's order: EOPNOTSUPP (``reserved``), EINVAL (data without a type, or the
     opposite), ENOENT (no such function), EINVAL (no such IOAS or HWPT), EOPNOTSUPP (a flag, or data, that
-    this IOMMU has not), for an HWPT EOPNOTSUPP (flags, no data) and EINVAL (nothing can be nested in it), as
+    this IOMMU does not have), for an HWPT EOPNOTSUPP (flags, no data) and EINVAL (nothing can be nested in it), as
     :meth:`Ioas.add_domain`, ENOENT (the fault queue).
     """
     if wish.reserved:
