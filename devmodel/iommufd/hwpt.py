@@ -168,8 +168,8 @@ def allocated(table: ObjectTable, wish: Wish) -> Iterator[Hwpt]:
 
     Raises ``OSError``, in the kernel's order: EOPNOTSUPP (``reserved``), EINVAL (data without a type, or the
     opposite), ENOENT (no such function), EINVAL (no such IOAS or HWPT), EOPNOTSUPP (a flag, or data, that
-    this IOMMU does not have), for an HWPT EOPNOTSUPP (flags, no data) and EINVAL (nothing can be nested in it), as
-    :meth:`Ioas.add_domain`, ENOENT (the fault queue).
+    this IOMMU does not have), for an HWPT EOPNOTSUPP (flags, no data) and EINVAL (nothing can be nested in
+    it), as :meth:`Ioas.add_domain`, ENOENT (the fault queue).
     """
     if wish.reserved:
         raise OSError(errno.EOPNOTSUPP, "a reserved member is set")

@@ -33,7 +33,7 @@ class CdevFile(DeviceFile):
     def __init__(
         self, assignable: Assignable, client_ended: Callable[[], bool] = lives, rawio: bool = False
     ) -> None:
-        """``client_ended`` and ``rawio`` are as for :meth:`Group.open`.
+        """``client_ended`` and ``rawio`` are as for :func:`devmodel.vfio.groupfile.open_group`.
 
         Raises ``OSError``: ENODEV when the device is gone or is being removed, EPERM for a device without an
         IOMMU and a client without CAP_SYS_RAWIO.
