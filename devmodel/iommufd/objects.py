@@ -21,8 +21,9 @@ from typing import ClassVar, TypeVar
 from devmodel.ida import Ida
 from devmodel.iommu.api import MustWait
 
-MAX_OBJECTS = 65536
-"""The most objects in a context. Linux has no limit but the memory of the client's control group."""
+MAX_OBJECTS = 4096
+"""The most objects in a context: an IOAS takes 4 KiB of the server. Linux has no limit but the memory of the
+client's control group."""
 CALL_SECONDS = 10.0
 """Seconds for which DESTROY waits for calls under way. A call takes longer only if a client stops its own
 memory."""

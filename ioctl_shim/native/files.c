@@ -228,9 +228,9 @@ static int fetch_argument(struct lane_argument *argument, const struct lane_file
 	return !(rows->checked >> row & 1) || fetch_rest(argument, in->arg, tid, rows->minsz[row], rows->size[row]);
 }
 
-/* Answers an ioctl whose number has no size, as all of VFIO's and iommufd's.  0 when it is left to another thread:
- * Python wants that, or its struct does, or a client has held up a pump, just now or through this file, or this
- * pump has no argument. */
+/* Answers an ioctl whose number has no size, as all of VFIO's and iommufd's, and gives the reference to its file
+ * back.  0 when it is left to another thread: Python wants that, or its struct does, or a client has held up a pump,
+ * just now or through this file, or this pump has no argument. */
 static int answer_ioctl(const struct request *r)
 {
 	const struct fuse_ioctl_in *in = r->body;
@@ -252,12 +252,14 @@ static int answer_ioctl(const struct request *r)
 		file->slow = 1;
 	if (result == LANE_DEFERRED)
 		return 0;
+	lane_file_put(in->fh);
 	send_ioctl(r->header->unique, error ? error : result, NULL, 0);
 	return 1;
 }
 
 /* The file stays as long as an ioctl on it is under way: a client that is killed gets its answer, and closes
- * the file, before the ioctl has ended here. */
+ * the file, before the ioctl has ended here. Any other client has its answer only when the file is no longer in use
+ * here: a close(2) that follows releases it before any other call, also if this pump has been retired meanwhile. */
 void on_ioctl(const struct request *r)
 {
 	const struct fuse_ioctl_in *in = r->body;
@@ -268,19 +270,19 @@ void on_ioctl(const struct request *r)
 	int64_t result;
 
 	if (in->cmd == IDENTIFY && is_own_thread(call.tid)) {
-		send_ioctl(call.unique, (int64_t)(file->token & 0x7fffffff), NULL, 0);
-		return lane_file_put(in->fh);
+		lane_file_put(in->fh);
+		return send_ioctl(call.unique, (int64_t)(call.token & 0x7fffffff), NULL, 0);
 	}
 	if (file->ioctl && !in->in_size && !in->out_size && answer_ioctl(r))
-		return lane_file_put(in->fh);
+		return;
 	if (in->in_size > r->size - sizeof(*in) || in->out_size > MAX_DATA)
 		result = -EIO;
 	else
 		result = lane_on_ioctl(&call);
 	if (result == LANE_DEFERRED)
 		return; /* with the reference */
-	send_ioctl(call.unique, result, r->out, result < 0 ? 0 : call.out_size);
 	lane_file_put(in->fh);
+	send_ioctl(call.unique, result, r->out, result < 0 ? 0 : call.out_size);
 }
 
 void on_poll(const struct request *r)

@@ -96,3 +96,12 @@ def test_a_child_shares_its_parents_context(iommufd: Iommufd) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     assert iommufd.ioas() == 2
     iommufd.destroy(1)
+
+
+def test_a_context_has_a_limit(iommufd: Iommufd) -> None:
+    """Each object takes memory of the server."""
+    most = 4096
+    assert [iommufd.ioas() for _ in range(most)] == list(range(1, most + 1))
+    fails(errno.ENOMEM, iommufd.ioas)
+    iommufd.destroy(7)
+    assert iommufd.ioas() == 7

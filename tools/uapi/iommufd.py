@@ -23,7 +23,7 @@ MAPPINGS = "more than 262,144 mappings of one open are ENOMEM"
 
 IOCTLS: Mapping[str, str] = {
     "IOMMU_DESTROY": WORKS,
-    "IOMMU_IOAS_ALLOC": WORKS,
+    "IOMMU_IOAS_ALLOC": f"{WORKS}; more than 4,096 objects of one open are ENOMEM",
     "IOMMU_IOAS_ALLOW_IOVAS": f"{WORKS}; more than 4096 ranges are ENOMEM",
     "IOMMU_IOAS_COPY": f"{WORKS}; {MAPPINGS}",
     "IOMMU_IOAS_IOVA_RANGES": WORKS,
