@@ -436,10 +436,9 @@ class Iommufds(RuleBasedStateMachine):
             for page, area in enumerate(areas, first)
             if area is not None
         ]
-        if len(pages) < count:
-            assert error == errno.ENOENT
-        elif any(area is not None and area.prot != BOTH for area in areas):
-            assert error == errno.EPERM
+        refused = next((area for area in areas if area is None or area.prot != BOTH), BOTH)
+        if refused != BOTH:  # the first page that cannot be pinned decides
+            assert error == (errno.ENOENT if refused is None else errno.EPERM)
         else:
             assert error == self.hold(pages)
             if not error:
