@@ -166,6 +166,14 @@ def bind(device: int, dev: Path) -> None:
         fcntl.ioctl(device, BIND_IOMMUFD, struct.pack("=IIiIQ", 24, 0, iommufd.fileno(), 0, 0))
 
 
+def wait_for(true: Callable[[], object], seconds: float = READY_SECONDS) -> None:
+    """Wait until `true` returns something true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.001)
+
+
 def settled(measure: Callable[[], T]) -> T:
     """What `measure` gives when it stays the same for a while: what a test closes, the server releases a
     moment later."""

@@ -12,7 +12,7 @@ import struct
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu
+from tests.lab import MountedLab, Vgpu, wait_for
 from tests.vfio.client import PAGE
 from tests.vfio.devices import MSIX, TRIGGER, eventfd, signals, silent
 from tests.vfio.gpu_client import (
@@ -34,7 +34,6 @@ from tests.vfio.gpu_client import (
     nop,
     packet,
     wait,
-    wait_for,
 )
 
 

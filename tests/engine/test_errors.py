@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu
+from tests.lab import MountedLab, Vgpu, wait_for
 from tests.vfio.client import PAGE, READ
 from tests.vfio.gpu_client import (
     BAD_ADDRESS,
@@ -40,7 +40,6 @@ from tests.vfio.gpu_client import (
     nop,
     packet,
     wait,
-    wait_for,
 )
 
 BAD = [

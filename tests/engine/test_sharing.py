@@ -15,7 +15,7 @@ from typing import cast
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, MountedLab, Vgpu
+from tests.lab import ROOT, MountedLab, Vgpu, wait_for
 from tests.vfio.client import DEVICE_RESET, PAGE
 from tests.vfio.devices import MSIX, TRIGGER, eventfd, opened, signals, silent
 from tests.vfio.gpu_client import (
@@ -41,7 +41,6 @@ from tests.vfio.gpu_client import (
     gpu,
     nop,
     wait,
-    wait_for,
 )
 
 

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu
+from tests.lab import MountedLab, Vgpu, wait_for
 from tests.vfio.client import PAGE, Memory
 from tests.vfio.devices import opened
 from tests.vfio.gpu_client import (
@@ -27,7 +27,6 @@ from tests.vfio.gpu_client import (
     fill,
     gpu,
     nop,
-    wait_for,
 )
 
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.iommufd.client import Iommufd
-from tests.iommufd.devices import GPU, Copier, cdev_of
+from tests.iommufd.devices import Copier, cdev_of
 from tests.lab import MountedLab, Vgpu
 from tests.vfio.client import PAGE, Memory
 from tests.vfio.conftest import machine
+from tests.vfio.copiers import GPU
 from tests.vfio.devices import bound
 
 __all__ = ["machine"]

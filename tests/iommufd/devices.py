@@ -1,78 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that tests bind to an iommufd: a lab with one of each kind, and the copier's registers.
-
-The copier (examples/copier.py) reads and writes its client's memory; the holder (tests/vfio/models/holder.py)
-pins some of it.
-"""
+"""Devices that tests bind to an iommufd: a lab with one of each kind, and the copier's registers."""
 
 from __future__ import annotations
 
 import os
 import struct
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.iommufd.client import Cdev, Iommufd
-from tests.lab import ROOT, MountedLab
+from tests.lab import MountedLab, wait_for
 from tests.vfio.client import PAGE, Memory
+from tests.vfio.copiers import COMMAND_REGISTER, DECODE, DONE, FAULT, MASTER
+from tests.vfio.copiers import LAB as ONE_OF_EACH
 from tests.vfio.devices import function_dir
 
-LAB = f"""\
-[models]
-copier = "{ROOT}/examples/copier.py:Copier"
-holder = "{ROOT}/tests/vfio/models/holder.py:Holder"
-
-[parents.copiers]
-kind = "virtual"
-driver = "copier"
-slots = 8
-types.copier-1 = {{ description = "copies" }}
-
-[parents.holders]
-kind = "virtual"
-driver = "holder"
-slots = 8
-types.holder-1 = {{ description = "holds" }}
-
-[parents."0000:86:00.0"]
-kind = "gpu"
-driver = "copier"
-model = "copier"
-types.none = {{ description = "none", model = "mtty", instances = 1 }}
-
+LAB = (
+    ONE_OF_EACH
+    + """
 [parents."0000:86:00.1"]
 kind = "gpu"
 driver = "copier"
 model = "copier"
-types.none = {{ description = "none", model = "mtty", instances = 1 }}
+types.none = { description = "none", model = "mtty", instances = 1 }
 
 [parents."0000:87:00.0"]
 kind = "gpu"
 driver = "copier"
 model = "copier"
 iommu = false
-types.none = {{ description = "none", model = "mtty", instances = 1 }}
+types.none = { description = "none", model = "mtty", instances = 1 }
 """
-GPU, NEIGHBOUR, UNPROTECTED = "0000:86:00.0", "0000:86:00.1", "0000:87:00.0"
+)
+NEIGHBOUR, UNPROTECTED = "0000:86:00.1", "0000:87:00.0"
 MSI_WINDOW = (0xFEE00000, 0xFEEFFFFF)
 """The iovas that a function with an IOMMU cannot use."""
-DONE, FAULT = 1, 2
-COMMAND_REGISTER, DECODE, MASTER = 4, 3, 4
-PIN, UNPIN, STORE = 1, 2, 3
-SECONDS = 10
 
 
 def cdev_of(machine: MountedLab, function: str) -> Path:
     """The character device of a function that vfio-pci drives."""
     return machine.path / "dev/vfio/devices" / os.listdir(function_dir(machine, function) / "vfio-dev")[0]
-
-
-def wait_for(true: Callable[[], object], seconds: float = SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.001)
 
 
 class Copier(Cdev):

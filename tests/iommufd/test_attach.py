@@ -24,21 +24,10 @@ from tests.iommufd.client import (
     DetachPt,
     Iommufd,
 )
-from tests.iommufd.devices import (
-    DONE,
-    FAULT,
-    LAB,
-    MSI_WINDOW,
-    NEIGHBOUR,
-    PIN,
-    STORE,
-    Copier,
-    Holder,
-    cdev_of,
-    wait_for,
-)
-from tests.lab import MountedLab, described
+from tests.iommufd.devices import LAB, MSI_WINDOW, NEIGHBOUR, Copier, Holder, cdev_of
+from tests.lab import MountedLab, described, wait_for
 from tests.vfio.client import PAGE, Memory, buffer, fails, ioctl, unmapped_address
+from tests.vfio.copiers import DONE, FAULT, PIN, STORE
 from tests.vfio.devices import bound
 
 IOVA = 0x10_0000

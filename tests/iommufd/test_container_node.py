@@ -14,8 +14,8 @@ from tests.iommufd.client import RLIMIT_MODE, Cdev, Iommufd
 from tests.lab import MountedLab, described, vfsfuse
 from tests.vfio import client
 from tests.vfio.client import Container
+from tests.vfio.copiers import LAB
 from tests.vfio.devices import GPU, bound, opened
-from tests.vfio.test_dma_device import LAB
 
 
 @pytest.fixture(scope="module")

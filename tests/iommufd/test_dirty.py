@@ -27,10 +27,10 @@ from tests.iommufd.client import (
     Iommufd,
     SetDirtyTracking,
 )
-from tests.iommufd.devices import DONE, FAULT, wait_for
 from tests.iommufd.functions import LAB, SECOND, Function, memory, opened
-from tests.lab import MountedLab, described
+from tests.lab import MountedLab, described, wait_for
 from tests.vfio.client import PAGE, Memory, fails
+from tests.vfio.copiers import DONE, FAULT
 from tests.vfio.gpu_client import StoppedMemory
 
 PAGES = 600

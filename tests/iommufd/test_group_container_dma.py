@@ -16,14 +16,15 @@ from tests.iommufd.client import Iommufd, IommufdContainer
 from tests.lab import ROOT, MountedLab, described, vfsfuse
 from tests.vfio import client
 from tests.vfio.client import PAGE, Group, Memory, fails
+from tests.vfio.copiers import COMMAND_REGISTER, DECODE, DONE, FAULT, MASTER
+from tests.vfio.copiers import LAB as COPIERS
 from tests.vfio.devices import (
     GPU,
     Opened,
     bound,
     opened,
 )
-from tests.vfio.test_dma_device import COMMAND_REGISTER, DECODE, DONE, FAULT, MASTER, copy, mapped
-from tests.vfio.test_dma_device import LAB as COPIERS
+from tests.vfio.test_dma_device import copy, mapped
 
 BASE = 0x100000
 

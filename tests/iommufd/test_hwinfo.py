@@ -24,9 +24,8 @@ from tests.iommufd.client import (
     Iommufd,
     VtdInfo,
 )
-from tests.iommufd.devices import wait_for
 from tests.iommufd.functions import LAB, NO_IOMMU, Function, memory, opened, without_iommu
-from tests.lab import MountedLab, described
+from tests.lab import MountedLab, described, wait_for
 from tests.vfio.client import PAGE, fails
 from tests.vfio.gpu_client import StoppedMemory
 

@@ -29,7 +29,6 @@ from tests.iommufd.client import (
     VeventqAlloc,
     ViommuAlloc,
 )
-from tests.iommufd.devices import DONE, FAULT
 from tests.iommufd.functions import (
     FAR,
     FIRST,
@@ -43,6 +42,7 @@ from tests.iommufd.functions import (
 )
 from tests.lab import MountedLab, described, settled
 from tests.vfio.client import PAGE, Memory, fails, ioctl
+from tests.vfio.copiers import DONE, FAULT
 from tests.vfio.devices import function_dir
 
 IOVA = 0x40000

@@ -23,18 +23,10 @@ from tests.iommufd.client import (
     IoasMap,
     Iommufd,
 )
-from tests.iommufd.devices import (
-    DONE,
-    FAULT,
-    LAB,
-    MSI_WINDOW,
-    PIN,
-    Copier,
-    Holder,
-    wait_for,
-)
-from tests.lab import MountedLab, described
+from tests.iommufd.devices import LAB, MSI_WINDOW, Copier, Holder
+from tests.lab import MountedLab, described, wait_for
 from tests.vfio.client import PAGE, Memory, fails, unmapped_address
+from tests.vfio.copiers import DONE, FAULT, PIN
 
 IOVA = 0x10_0000
 APERTURE = 2**48

@@ -20,9 +20,10 @@ import pytest
 from tests import needs
 from tests.hostile.clients import Leaks
 from tests.iommufd.client import Cdev, Iommufd, IommufdContainer
-from tests.iommufd.devices import DONE, FAULT, GPU, LAB, Copier, cdev_of, wait_for
-from tests.lab import MountedLab, Vgpu, described, one_write, settled
+from tests.iommufd.devices import LAB, Copier, cdev_of
+from tests.lab import MountedLab, Vgpu, described, one_write, settled, wait_for
 from tests.vfio.client import PAGE, File, Group, Memory, fails
+from tests.vfio.copiers import DONE, FAULT, GPU
 from tests.vfio.devices import MSIX, REQ, TRIGGER, bound, eventfd, function_dir, signals, silent
 from tests.vfio.gpu_client import StoppedMemory
 from tests.vfio.test_lifetimes import child, reap

@@ -28,11 +28,12 @@ from hypothesis.stateful import (
 )
 
 from tests.iommufd.client import HWPT_DIRTY_TRACKING, MAP_READABLE, MAP_WRITEABLE, Iommufd
-from tests.iommufd.devices import DONE, FAULT, PIN, STORE, Copier, Holder, cdev_of
+from tests.iommufd.devices import Copier, Holder, cdev_of
 from tests.iommufd.functions import FIRST, LAB, SECOND
 from tests.iommufd.world import FRAMES, VAS, Area, Domain, Held, Shared, Space, World
 from tests.lab import ROOT, MountedLab, described
 from tests.vfio.client import PAGE, fails
+from tests.vfio.copiers import DONE, FAULT, PIN, STORE
 from tests.vfio.devices import bound
 
 HOLDERS = """

@@ -12,9 +12,10 @@ import pytest
 
 from tests import needs
 from tests.iommufd.client import Cdev, Iommufd
-from tests.iommufd.devices import DONE, GPU, LAB, UNPROTECTED, Copier, cdev_of
+from tests.iommufd.devices import LAB, UNPROTECTED, Copier, cdev_of
 from tests.lab import MountedLab, described, run
 from tests.vfio.client import PAGE, Memory, fails
+from tests.vfio.copiers import DONE, GPU
 from tests.vfio.devices import bound, function_dir, opened
 
 NOIOMMU = "sys/module/vfio/parameters/enable_unsafe_noiommu_mode"

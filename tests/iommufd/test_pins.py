@@ -14,21 +14,11 @@ import pytest
 
 from tests import needs
 from tests.iommufd.client import ALL, MAP_READABLE, MAP_WRITEABLE, Cdev, Iommufd
-from tests.iommufd.devices import (
-    DONE,
-    FAULT,
-    LAB,
-    NEIGHBOUR,
-    PIN,
-    STORE,
-    UNPROTECTED,
-    Copier,
-    Holder,
-    cdev_of,
-)
+from tests.iommufd.devices import LAB, NEIGHBOUR, UNPROTECTED, Copier, Holder, cdev_of
 from tests.iommufd.functions import without_iommu
 from tests.lab import MountedLab, described
 from tests.vfio.client import PAGE, Memory, fails, unmapped_address
+from tests.vfio.copiers import DONE, FAULT, PIN, STORE
 from tests.vfio.devices import bound
 
 POOL = """

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.iommufd.client import ALL, Iommufd
-from tests.iommufd.devices import DONE, FAULT, LAB, Copier
+from tests.iommufd.devices import LAB, Copier
 from tests.lab import ROOT, MountedLab, Vgpu, described
 from tests.vfio.client import PAGE, Memory
+from tests.vfio.copiers import DONE, FAULT
 
 OURS, THEIRS = 0x100000, 0x200000
 """Where each maps its two pages."""
@@ -45,7 +46,7 @@ def use(device: Path | str | int, iommufd: Iommufd, ioas: int) -> Copier:
 PARTNER = """\
 import socket, sys
 from tests.iommufd.client import Iommufd
-from tests.iommufd.devices import DONE
+from tests.vfio.copiers import DONE
 from tests.iommufd.test_sharing import OURS, THEIRS, use
 from tests.vfio.client import PAGE, Memory
 channel = socket.socket(fileno=int(sys.argv[1]))

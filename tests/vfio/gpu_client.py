@@ -13,10 +13,9 @@ import mmap
 import os
 import select
 import struct
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from tests.lab import MountedLab, Vgpu
+from tests.lab import MountedLab, Vgpu, wait_for
 from tests.vfio.client import PAGE, Memory
 from tests.vfio.devices import Opened, opened
 
@@ -90,13 +89,6 @@ def fence(address: int, value: int, interrupt: bool = False) -> bytes:
 
 def wait(address: int, value: int) -> bytes:
     return packet(5, 0, struct.pack("<QQ", address, value))
-
-
-def wait_for(true: Callable[[], object], seconds: float = SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.0005)
 
 
 class Gpu:

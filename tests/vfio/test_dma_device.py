@@ -15,15 +15,14 @@ import struct
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import needs
 from tests.iommufd.client import IommufdContainer
-from tests.lab import ROOT, MountedLab, described
+from tests.lab import ROOT, MountedLab, described, wait_for
 from tests.vfio.client import (
     DEVICE_RESET,
     DIRTY_GET,
@@ -38,6 +37,19 @@ from tests.vfio.client import (
     Group,
     Memory,
     fails,
+)
+from tests.vfio.copiers import (
+    COMMAND_REGISTER,
+    COPY,
+    DECODE,
+    DONE,
+    FAULT,
+    GPU,
+    LAB,
+    MASTER,
+    PIN,
+    STORE,
+    UNPIN,
 )
 from tests.vfio.devices import (
     INTX,
@@ -55,34 +67,6 @@ from tests.vfio.devices import (
     silent,
 )
 
-LAB = f"""\
-[models]
-copier = "{ROOT}/examples/copier.py:Copier"
-holder = "{Path(__file__).parent}/models/holder.py:Holder"
-
-[parents.copiers]
-kind = "virtual"
-driver = "copier"
-slots = 8
-types.copier-1 = {{ description = "copies" }}
-
-[parents.holders]
-kind = "virtual"
-driver = "holder"
-slots = 8
-types.holder-1 = {{ description = "holds" }}
-
-[parents."0000:86:00.0"]
-kind = "gpu"
-driver = "copier"
-model = "copier"
-types.none = {{ description = "none", model = "mtty", instances = 1 }}
-"""
-COPY, DONE, FAULT = 1, 1, 2
-PIN, UNPIN, STORE = 1, 2, 3
-COMMAND_REGISTER, DECODE, MASTER = 4, 3, 4
-GPU = "0000:86:00.0"
-SECONDS = 10
 SYS_EXIT = 60 if os.uname().machine == "x86_64" else 93
 
 
@@ -123,13 +107,6 @@ def copier(machine: MountedLab, container: type[Container]) -> Iterator[Opened]:
 def holder(machine: MountedLab, container: type[Container]) -> Iterator[Opened]:
     with device(machine, "holder", container) as found:
         yield found
-
-
-def wait_for(true: Callable[[], object]) -> None:
-    end = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.001)
 
 
 def register(opened: Opened, offset: int) -> int:

@@ -16,8 +16,8 @@ import pytest
 
 from tests import needs
 from tests.lab import MountedLab, described
+from tests.vfio.copiers import LAB
 from tests.vfio.devices import opened
-from tests.vfio.test_dma_device import LAB
 
 Compile = Callable[..., Path]
 

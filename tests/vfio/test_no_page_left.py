@@ -19,7 +19,18 @@ import tests.lab
 from tests import needs
 from tests.lab import MountedLab, Vgpu, described
 from tests.vfio.client import PAGE, fails
-from tests.vfio.gpu_client import DMA, ENGINE_LAB, NO_MEMORY, VIDEO, Gpu, copy, fence, fill, gpu, wait
+from tests.vfio.gpu_client import (
+    DMA,
+    ENGINE_LAB,
+    NO_MEMORY,
+    VIDEO,
+    Gpu,
+    copy,
+    fence,
+    fill,
+    gpu,
+    wait,
+)
 
 ROOM = 512 * PAGE
 MSIX_MEMORY = (4 << 40) + PAGE
