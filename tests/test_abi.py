@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from devmodel.iommufd.hwinfo import HwCapability, HwInfoFlag, HwInfoType
-from devmodel.iommufd.ioas import MapFlags
+from devmodel.iommufd.mapflags import MapFlags
 from devmodel.vfio import flags
 from ioctl_shim import abi
 from ioctl_shim._native import ffi, lib

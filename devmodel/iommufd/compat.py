@@ -17,7 +17,8 @@ from devmodel.client import Client
 from devmodel.iommu.api import ADDRESSES, Extension
 from devmodel.iommu.cutting import cut
 from devmodel.iommufd.context import Context
-from devmodel.iommufd.ioas import Ioas, MapFlags
+from devmodel.iommufd.ioas import Ioas
+from devmodel.iommufd.mapflags import MapFlags
 
 DMA_AVAIL = 2**32 - 1
 """The number of mappings that GET_INFO says can still be made: there is no limit."""

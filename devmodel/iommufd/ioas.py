@@ -16,7 +16,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from enum import IntFlag
 from functools import partial
 
 from devmodel.client import Client
@@ -28,6 +27,7 @@ from devmodel.iommu.space import IoAddressSpace, StillPinned
 from devmodel.iommufd.areas import LEAST, Budget
 from devmodel.iommufd.backends import BACKENDS
 from devmodel.iommufd.iovas import LAST, Iovas, Range, without
+from devmodel.iommufd.mapflags import MapFlags
 from devmodel.iommufd.objects import IommufdObject, ObjectType
 
 log = logging.getLogger(__name__)
@@ -41,17 +41,7 @@ MANY = 4096
 """Mappings that are removed in one hold of the lock, and that the device lane looks at in one call."""
 
 
-class MapFlags(IntFlag):
-    """Flags of IOMMU_IOAS_MAP, MAP_FILE and COPY."""
-
-    FIXED_IOVA = 1
-    WRITEABLE = 2
-    READABLE = 4
-
-
 _FIXED = int(MapFlags.FIXED_IOVA)
-_KNOWN = int(MapFlags.FIXED_IOVA | MapFlags.WRITEABLE | MapFlags.READABLE)
-_ACCESS = int(MapFlags.WRITEABLE | MapFlags.READABLE)
 
 
 class Ioas(IommufdObject):
@@ -97,8 +87,8 @@ class Ioas(IommufdObject):
     def map(
         self, client: Client, flags: int, user_va: int, length: int, iova: int, may_wait: bool = True
     ) -> int:
-        """IOAS_MAP, after :func:`check_map`. Returns the iova. Does not touch the memory unless a domain is
-        attached. Without a right in ``flags`` no device can use the mapping.
+        """IOAS_MAP, after ``mapflags.check_map``. Returns the iova. Does not touch the memory unless a domain
+        is attached. Without a right in ``flags`` no device can use the mapping.
 
         Raises ``OSError``, with nothing mapped: EOVERFLOW (wraps around), EINVAL (no length, misaligned,
         reserved), EEXIST (overlaps a mapping), ENOSPC (no hole to choose), ENOMEM (too many). With a domain
@@ -368,11 +358,6 @@ class Ioas(IommufdObject):
         return found
 
 
-def access_of(flags: int) -> int:
-    """What devices may do with a mapping that is made with ``flags`` (:attr:`Mapping.allows`)."""
-    return flags & 2 | flags >> 2 & 1 or NO_ACCESS
-
-
 @contextmanager
 def as_iommufd() -> Iterator[None]:
     """For iommufd the memory of a process that has ended is memory that is not there: EFAULT."""
@@ -382,17 +367,6 @@ def as_iommufd() -> Iterator[None]:
         if error.errno != errno.ESRCH:
             raise
         raise OSError(errno.EFAULT, str(error)) from error
-
-
-def check_map(flags: int, reserved: int, iova: int, length: int) -> None:
-    """The checks of IOAS_MAP that come before its IOAS is looked for. Raises ``OSError``: EOPNOTSUPP (unknown
-    flag), EOVERFLOW (the largest number), EINVAL (no right)."""
-    if flags & ~_KNOWN or reserved:
-        raise OSError(errno.EOPNOTSUPP, f"flags {flags:#x} of a mapping")
-    if LAST in (iova, length):
-        raise OSError(errno.EOVERFLOW, f"iova {iova:#x}, length {length:#x}")
-    if not flags & _ACCESS:
-        raise OSError(errno.EINVAL, "a mapping must be readable or writable by the device")
 
 
 def _end_of_unmap(iova: int, length: int) -> int:

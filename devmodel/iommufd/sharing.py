@@ -20,7 +20,8 @@ from devmodel.iommu.api import ADDRESSES, MustWait, Prot
 from devmodel.iommu.mappings import Mapping
 from devmodel.iommu.sharing import PayerOfFile, SharedMemory
 from devmodel.iommufd.context import Context
-from devmodel.iommufd.ioas import MANY, Ioas, MapFlags, access_of, as_iommufd, check_map
+from devmodel.iommufd.ioas import MANY, Ioas, as_iommufd
+from devmodel.iommufd.mapflags import MapFlags, access_of, check_map
 
 _WRITE = int(Prot.WRITE)
 

@@ -9,8 +9,9 @@ from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import PAGE_SIZE, MustWait, Prot
 from devmodel.iommufd import ioas as ioas_module
 from devmodel.iommufd.areas import Budget
-from devmodel.iommufd.ioas import Ioas, check_map
+from devmodel.iommufd.ioas import Ioas
 from devmodel.iommufd.iovas import LAST
+from devmodel.iommufd.mapflags import check_map
 from tests.unit.fakes import TOP, FakeClient, fails
 
 FIXED, WRITEABLE, READABLE = 1, 2, 4

@@ -12,8 +12,9 @@ import struct
 from typing import Any
 
 from devmodel.iommu.api import MustWait
-from devmodel.iommufd.ioas import Ioas, check_map
+from devmodel.iommufd.ioas import Ioas
 from devmodel.iommufd.iovas import MAX_ALLOWED, Range, check_allowed
+from devmodel.iommufd.mapflags import check_map
 from vfsfuse.vfio.contextfile import ContextFops
 from vfsfuse.vfio.fops import Request, answers
 

@@ -26,6 +26,7 @@ from vfsfuse.vfio.options import OptionFops
 from vfsfuse.vfio.sharing import SharingFops
 
 _NUMBERS = {row.cmd & 0xFF for row in ROWS if row.checked}
+"""The low bytes of the request numbers of iommufd."""
 
 
 class IommufdFops(CompatFops, IoasFops, SharingFops, OptionFops, HwptFops):

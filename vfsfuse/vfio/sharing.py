@@ -11,7 +11,8 @@ import errno
 
 from devmodel.iommu.api import MustWait
 from devmodel.iommufd import sharing
-from devmodel.iommufd.ioas import Ioas, MapFlags, check_map
+from devmodel.iommufd.ioas import Ioas
+from devmodel.iommufd.mapflags import MapFlags, check_map
 from devmodel.iommufd.physical import check_get_pa, physical
 from ioctl_shim.client import CAP_SYS_RAWIO
 from vfsfuse.vfio.contextfile import ContextFops
