@@ -26,7 +26,7 @@ from devmodel.iommufd.mapflags import MapFlags, access_of, check_map
 _WRITE = int(Prot.WRITE)
 
 
-class Piece(NamedTuple):
+class SharedPiece(NamedTuple):
     """``size`` bytes at ``address`` of ``memory``, for a mapping of their own."""
 
     memory: SharedMemory
@@ -40,7 +40,7 @@ def check_copy(flags: int, length: int, dst_iova: int, src_iova: int) -> None:
     check_map(flags, 0, max(dst_iova, src_iova), length)
 
 
-def source(ioas: Ioas, iova: int, length: int, may_wait: bool = True) -> list[Piece]:
+def source(ioas: Ioas, iova: int, length: int, may_wait: bool = True) -> list[SharedPiece]:
     """The memory of a range, one piece for each mapping.
 
     Raises ``OSError``: EINVAL (no length), EOVERFLOW (wraps around), ENOENT (not all of it is mapped).
@@ -65,10 +65,10 @@ def source(ioas: Ioas, iova: int, length: int, may_wait: bool = True) -> list[Pi
             position = stop
         if position < end:
             raise OSError(errno.ENOENT, f"iova {position:#x} is not mapped")
-        return [Piece(space.locked.share(mapping), address, size) for mapping, address, size in pieces]
+        return [SharedPiece(space.locked.share(mapping), address, size) for mapping, address, size in pieces]
 
 
-def copy(ioas: Ioas, pieces: Sequence[Piece], flags: int, iova: int, may_wait: bool = True) -> int:
+def copy(ioas: Ioas, pieces: Sequence[SharedPiece], flags: int, iova: int, may_wait: bool = True) -> int:
     """Map ``pieces``, from :func:`source`, one after the other: IOAS_COPY. Returns the iova.
 
     Raises ``OSError``, with nothing mapped: as :meth:`Ioas.map`, and EPERM for writes to memory that was
@@ -105,7 +105,7 @@ def map_file(ioas: Ioas, memory: Memory, payer: Payer, flags: int, start: int, l
     """
     writable = bool(flags & MapFlags.WRITEABLE)
     shared = SharedMemory(memory, ioas.space.locked.lock, PayerOfFile(payer), writable, of_file=True)
-    return copy(ioas, [Piece(shared, start, length)], flags, iova)
+    return copy(ioas, [SharedPiece(shared, start, length)], flags, iova)
 
 
 def check_file(start: int, length: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.iommufd.client import Cdev, Iommufd
@@ -39,6 +40,19 @@ MSI_WINDOW = (0xFEE00000, 0xFEEFFFFF)
 def cdev_of(machine: MountedLab, function: str) -> Path:
     """The character device of a function that vfio-pci drives."""
     return machine.path / "dev/vfio/devices" / os.listdir(function_dir(machine, function) / "vfio-dev")[0]
+
+
+def in_another_process(call: Callable[[], object]) -> None:
+    """Make `call` in a forked process, which has ended then."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            call()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 class Copier(Cdev):

@@ -22,11 +22,11 @@ from tests.hostile.clients import Leaks
 from tests.iommufd.client import Cdev, Iommufd, IommufdContainer
 from tests.iommufd.devices import LAB, Copier, cdev_of
 from tests.lab import MountedLab, Vgpu, described, one_write, settled, wait_for
-from tests.vfio.client import PAGE, File, Group, Memory, fails
+from tests.vfio.client import PAGE, File, Memory, fails
 from tests.vfio.copiers import DONE, FAULT, GPU
 from tests.vfio.devices import MSIX, REQ, TRIGGER, bound, eventfd, function_dir, signals, silent
 from tests.vfio.gpu_client import StoppedMemory
-from tests.vfio.test_lifetimes import child, reap
+from tests.vfio.test_lifetimes import busy, child, reap
 
 IOVA = 0x10_0000
 DRAIN_SECONDS = 2
@@ -37,16 +37,6 @@ DRAIN_SECONDS = 2
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
     with described(tmp_path_factory.mktemp("lifetimes"), LAB) as mounted:
         yield mounted
-
-
-def busy(machine: MountedLab, vgpu: Vgpu) -> bool:
-    """Whether the device is bound: its group cannot be opened then."""
-    try:
-        Group(machine.path, vgpu.group).close()
-    except OSError as error:
-        assert error.errno == errno.EBUSY
-        return True
-    return False
 
 
 # ---- who keeps it ----

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tests import needs
 from tests.iommufd.client import ALL, MAP_READABLE, MAP_WRITEABLE, Cdev, Iommufd
-from tests.iommufd.devices import LAB, NEIGHBOUR, UNPROTECTED, Copier, Holder, cdev_of
+from tests.iommufd.devices import LAB, NEIGHBOUR, UNPROTECTED, Copier, Holder, cdev_of, in_another_process
 from tests.iommufd.functions import without_iommu
 from tests.lab import MountedLab, described
 from tests.vfio.client import PAGE, Memory, fails, unmapped_address
@@ -52,21 +51,6 @@ def neighbour(machine: MountedLab, iommufd: Iommufd) -> Iterator[Copier]:
     with bound(machine, NEIGHBOUR), Copier(cdev_of(machine, NEIGHBOUR)) as opened:
         opened.ready(iommufd)
         yield opened
-
-
-@contextlib.contextmanager
-def ended_process(call: Callable[[], None]) -> Iterator[None]:
-    """`call` is made in a process of its own, which has ended."""
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            call()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    yield
 
 
 def other_memory_at(memory: Memory) -> Memory:
@@ -126,14 +110,14 @@ def test_the_memory_of_a_process_ends_with_it(
     ioas = iommufd.ioas()
     copier.attach(ioas)
     holder.attach(ioas)
-    with ended_process(lambda: _map_two_pages(iommufd, ioas)):
-        assert copier.copy(IOVA, IOVA + PAGE, 4) == FAULT
-        assert holder.command(PIN, IOVA) == errno.EFAULT
-        fails(errno.EFAULT, gpu.attach, ioas)
-        other = iommufd.ioas()
-        iommufd.copy(other, ioas, IOVA, PAGE, 0)
-        fails(errno.EFAULT, gpu.attach, other)
-        assert iommufd.unmap(ioas) == 2 * PAGE
+    in_another_process(lambda: _map_two_pages(iommufd, ioas))
+    assert copier.copy(IOVA, IOVA + PAGE, 4) == FAULT
+    assert holder.command(PIN, IOVA) == errno.EFAULT
+    fails(errno.EFAULT, gpu.attach, ioas)
+    other = iommufd.ioas()
+    iommufd.copy(other, ioas, IOVA, PAGE, 0)
+    fails(errno.EFAULT, gpu.attach, other)
+    assert iommufd.unmap(ioas) == 2 * PAGE
 
 
 def _map_two_pages(iommufd: Iommufd, ioas: int) -> None:
@@ -259,12 +243,12 @@ def test_a_file_is_reached_after_its_process_has_ended(either: Copier, iommufd: 
     def map_it() -> None:
         iommufd.map_file(ioas, memfd, 0, 2 * PAGE, IOVA)
 
-    with ended_process(map_it):
-        os.pwrite(memfd, b"file", 0)
-        either.attach(ioas)
-        assert either.copy(IOVA, IOVA + PAGE, 4) == DONE and os.pread(memfd, 4, PAGE) == b"file"
-        iommufd.change_process()
-        assert either.copy(IOVA, IOVA + PAGE, 4) == DONE
+    in_another_process(map_it)
+    os.pwrite(memfd, b"file", 0)
+    either.attach(ioas)
+    assert either.copy(IOVA, IOVA + PAGE, 4) == DONE and os.pread(memfd, 4, PAGE) == b"file"
+    iommufd.change_process()
+    assert either.copy(IOVA, IOVA + PAGE, 4) == DONE
 
 
 def test_a_file_that_becomes_shorter_faults(either: Copier, iommufd: Iommufd, memfd: int) -> None:

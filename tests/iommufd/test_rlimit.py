@@ -43,6 +43,7 @@ PRELUDE = f"""
 import contextlib, ctypes, errno, os, resource, sys, time
 from pathlib import Path
 from tests.iommufd.client import *
+from tests.iommufd.devices import in_another_process
 from tests.iommufd.functions import FIRST, SECOND
 from tests.vfio.client import PAGE, Memory, fails
 from tests.vfio.devices import function_dir
@@ -69,17 +70,6 @@ def attached(iommufd, function):
     cdev, ioas = device(iommufd, function), iommufd.ioas()
     cdev.attach(ioas)
     return cdev, ioas
-
-def child(call):
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            call()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0
 
 def room(iommufd, ioas, at, pages):
     # another process that has ended gives its pages back in a moment
@@ -158,7 +148,7 @@ def another():
     limit(8)
     second.map(ioas, memory.address, PAGE, PAGE)
 
-child(another)
+in_another_process(another)
 room(first, ioas, 0x10000, 2)
 fails(errno.ENOMEM, first.map, ioas, memory.address, PAGE, 0x20000)
 cdev.close()
@@ -184,7 +174,7 @@ def another():
     cdev, ioas = attached(second, SECOND)
     second.map(ioas, memory.address, 8 * PAGE, 0)
 
-child(another)
+in_another_process(another)
 ctypes.CDLL(None).mlock(ctypes.c_void_p(memory.address), PAGE)
 fails(errno.ENOMEM, first.map, ioas, memory.address, 2 * PAGE, 0x10000)
 first.map(ioas, memory.address, PAGE, 0x10000)
@@ -213,7 +203,7 @@ def another():
     iommufd.map_file(ioas, file, 0, PAGE, 0x10000)
     fails(errno.ENOMEM, iommufd.map_file, ioas, file, 0, PAGE, 0x20000)
 
-child(another)
+in_another_process(another)
 iommufd.map_file(ioas, file, 0, 4 * PAGE, 0x20000)  # this process pays nothing any more
 cdev.close()
 """,
