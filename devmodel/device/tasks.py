@@ -171,7 +171,16 @@ class Tasks:
         """``call(*arguments)`` in a thread. A task that is stopped does not wait for the thread."""
         if self._limiter is None:
             self._limiter = trio.CapacityLimiter(DMA_THREADS)
-        return await trio.to_thread.run_sync(call, *arguments, abandon_on_cancel=True, limiter=self._limiter)
+        answer = await trio.to_thread.run_sync(
+            _called, call, arguments, abandon_on_cancel=True, limiter=self._limiter
+        )
+        error, result = answer.pop(), answer.pop()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # or it would keep this frame, and with it what the call has used
+        return result
 
     async def _until_done(self, function: Coroutine, arguments: tuple[Any, ...]) -> None:
         try:
@@ -181,3 +190,12 @@ class Tasks:
             with self._lock:
                 if task is not None:
                     self._running.discard(task)
+
+
+def _called(call: Callable[..., Any], arguments: tuple[object, ...]) -> list[Any]:
+    """The result of a call, and its error or None, to be taken out of the list. Frames of Trio that the error
+    refers to keep what a thread returns or raises: a circle, which would last until a collection."""
+    try:
+        return [call(*arguments), None]
+    except Exception as error:
+        return [None, error]

@@ -147,6 +147,21 @@ def test_an_unmap_that_fails_keeps_nothing_of_the_client(machine: MountedLab, ap
     leaks.check()
 
 
+def test_a_dma_that_fails_keeps_nothing_of_the_client(machine: MountedLab, vgpu: Vgpu) -> None:
+    def lose_the_memory() -> None:
+        iommufd, cdev, memory = Iommufd(machine.path), Copier(vgpu.cdev), Memory(2 * PAGE)
+        cdev.ready(iommufd)
+        cdev.attach(ioas := iommufd.ioas())
+        iommufd.map(ioas, memory.address, 2 * PAGE, IOVA)
+        memory.close()
+        assert cdev.copy(IOVA, IOVA + PAGE, 8) == FAULT
+
+    Cdev(vgpu.cdev).close()  # the device is made when it is first opened
+    leaks = Leaks(machine.pid)
+    reap(child(lose_the_memory))
+    leaks.check()
+
+
 # ---- SIGKILL ----
 
 
