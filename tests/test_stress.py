@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import ROOT, open_bound
+from tests.stress import campaign
 from tests.stress.bystander import Bystander
 from tests.stress.campaign import Run
 from tests.stress.churn import check_counts
@@ -112,6 +114,16 @@ def test_a_descriptor_that_stays_is_a_fault(run: Run) -> None:
     for fd in fds:
         os.close(fd)
     assert "descriptors, before it had" in run.report.faults[0] and "memfd" in run.report.faults[0]
+
+
+def test_a_process_that_stays_is_a_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "END_SECONDS", 0)
+    program = folder / "sleep"
+    shutil.copy("/bin/sleep", program)
+    with subprocess.Popen([program, "60"]) as left:
+        assert campaign.left_behind(folder) == [f"process {left.pid} of sleep is left behind"]
+        assert left.wait(10) == -signal.SIGKILL
+    assert campaign.left_behind(folder) == []
 
 
 def test_a_wrong_count_is_a_fault(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

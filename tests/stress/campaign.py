@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 from tests.stress.bystander import Bystander
@@ -15,6 +18,8 @@ from tests.stress.programs import Program, Report
 from tests.stress.setting import Setting
 
 LOOK_SECONDS = 0.03
+END_SECONDS = 5
+"""Seconds in which a program ends whose parent was killed."""
 SLOWEST_CALL = 0.005
 """Seconds a call may take on average before the campaign as a whole counts as hung."""
 MOST_FAULTS = 40
@@ -114,4 +119,25 @@ def execute(campaign: Campaign, setting: Setting) -> Run:
             run.fault(f"{type(error).__name__}: {error}")
         for text in lab.complaints():
             run.fault(text)
+    for text in left_behind(setting.folder):
+        run.fault(text)
     return run
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Programs of `folder` that still run when all have been ended, after a moment; they are killed then."""
+    deadline = time.monotonic() + END_SECONDS
+    while (found := list(_programs(folder))) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+    for pid, _ in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return [f"process {pid} of {name} is left behind" for pid, name in found]
+
+
+def _programs(folder: Path) -> Iterator[tuple[int, str]]:
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            program = Path(os.fsdecode(entry.read_bytes().split(b"\0")[0]))
+            if program.parent == folder:
+                yield int(entry.parent.name), program.name

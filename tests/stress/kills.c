@@ -90,7 +90,7 @@ static void hand_over(int channel, int fd)
 }
 
 /* Gets the iommufd, and maps memory of its own into it until its parent is killed. */
-static void partner(int channel)
+static void partner(int channel, pid_t parent)
 {
 	char byte, *memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct iovec data = {&byte, 1};
@@ -99,6 +99,8 @@ static void partner(int channel)
 	int iommufd;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent) /* it was killed before */
+		_exit(0);
 	if (recvmsg(channel, &message, MSG_CMSG_CLOEXEC) != 1 || message.msg_controllen < sizeof(control))
 		_exit(0);
 	memcpy(&iommufd, CMSG_DATA(&control.head), sizeof(iommufd));
@@ -118,11 +120,11 @@ static int start_partner(void)
 	int channel[2];
 
 	CHECK(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, channel));
-	pid_t child = fork();
+	pid_t parent = getpid(), child = fork();
 	CHECK(child >= 0);
 	if (!child) {
 		close(channel[0]);
-		partner(channel[1]);
+		partner(channel[1], parent);
 	}
 	close(channel[1]);
 	return channel[0];
@@ -220,11 +222,13 @@ static void kill_one(uint64_t *longest)
 {
 	uint64_t seed = random64();
 	unsigned wait = chance(50) ? below(3000) : below(25000);
-	pid_t child = fork();
+	pid_t parent = getpid(), child = fork();
 
 	CHECK(child >= 0);
 	if (!child) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getppid() != parent)
+			_exit(0);
 		random_state = seed;
 		live(chance(50));
 	}
