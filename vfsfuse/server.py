@@ -90,8 +90,6 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
         pyfuse3.close(unmount=True)
         lane.stop()
         view.close()
-        for number in ENDING:  # the interpreter restores the default at its end, which would kill it then
-            signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)
@@ -112,6 +110,9 @@ class _Server:
             nursery.start_soon(self._announce)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
+        # Python calls no handler well from here on: trio ends, and the interpreter restores the default.
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
         log.info("unmounted")
 
     async def _end_on_signal(self, early: list[int], scope: trio.CancelScope) -> None:
