@@ -92,15 +92,17 @@ class Model:
         return all(self.pages.get(page.mapping[0] + n) is page for n, page in enumerate(pages))
 
     def pin_error(self, first: int, count: int, prot: Prot) -> int:
-        """The errno of a pin now, 0 for none."""
-        found = [self.pages.get(number) for number in range(first, first + count)]
-        pages = [page for page in found if page is not None and page.prot]
+        """The errno of a pin now, 0 for none. The first page that cannot be pinned decides."""
         if not self.v2:
             return errno.EACCES
-        if len(pages) < count:
-            return errno.EINVAL
-        if any(prot & ~page.prot for page in pages):
-            return errno.EPERM
+        pages = []
+        for number in range(first, first + count):
+            page = self.pages.get(number)
+            if page is None or not page.prot:
+                return errno.EINVAL
+            if prot & ~page.prot:
+                return errno.EPERM
+            pages.append(page)
         return errno.ENOMEM if self.locked + sum(not page.charged for page in pages) > MEMLOCK else 0
 
     def pin(self, first: int, count: int) -> None:
