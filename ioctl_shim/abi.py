@@ -54,18 +54,17 @@ class Row:
     """The reason why it has no handler and returns ENOTTY; empty for an ioctl that works."""
     since: str = ""
     """The first Linux version whose header has it, for ioctls that are newer than 6.1."""
+    checked: bool = False
+    """Whether the struct is checked to its end, as all of iommufd's are: what the client gives beyond ours
+    must be zeros."""
     minsz: int = field(init=False, default=0)
     size: int = field(init=False, default=0)
     pointer: Any = field(init=False, default=None)
     """The cffi type of a pointer to the struct."""
-    checked: bool = field(init=False, default=False)
-    """Whether it is iommufd's: the struct begins with its size, and what the client gives beyond ours must be
-    zeros."""
 
     def __post_init__(self) -> None:
         pointer = ffi.typeof(self.struct + " *" if self.struct else "char[1]")
         object.__setattr__(self, "pointer", pointer)
-        object.__setattr__(self, "checked", self.nr >= _IOMMUFD_FIRST)
         if self.struct and self.last:
             object.__setattr__(self, "minsz", offsetofend(self.struct, self.last))
             object.__setattr__(self, "size", int(ffi.sizeof(self.struct)))
@@ -79,14 +78,10 @@ class Row:
         return ord(";") << 8 | (int(lib.VFIO_BASE) + self.nr)
 
 
-_IOMMUFD_FIRST: int = lib.IOMMUFD_CMD_BASE - lib.VFIO_BASE
-"""The number of iommufd's first ioctl above VFIO_BASE."""
-
-
 def _iommufd(nr: int, name: str, last: str, since: str, blocking: bool = False) -> Row:
     """The row of an ioctl that <linux/iommufd.h> numbers `nr`.  Its struct has its name."""
     struct = _STRUCTS.get(name, name.lower())
-    return Row(_I, nr - lib.VFIO_BASE, name, f"struct {struct}", last, blocking, since=since)
+    return Row(_I, nr - lib.VFIO_BASE, name, f"struct {struct}", last, blocking, since=since, checked=True)
 
 
 _C, _G, _D, _I = Kind.CONTAINER, Kind.GROUP, Kind.DEVICE, Kind.IOMMUFD
@@ -127,7 +122,7 @@ ROWS: tuple[Row, ...] = (
     Row(_D, 15, "VFIO_DEVICE_GET_GFX_DMABUF", refused=_DMABUF),
     Row(_D, 16, "VFIO_DEVICE_IOEVENTFD", "struct vfio_device_ioeventfd", "fd"),
     Row(_D, 17, "VFIO_DEVICE_FEATURE", "struct vfio_device_feature", "flags"),
-    Row(_D, 18, "VFIO_DEVICE_BIND_IOMMUFD", *_BIND, blocking=True, since="6.6"),
+    Row(_D, 18, "VFIO_DEVICE_BIND_IOMMUFD", *_BIND, blocking=True, since="6.6", checked=True),
     Row(_D, 19, "VFIO_DEVICE_ATTACH_IOMMUFD_PT", *_ATTACH, blocking=True, since="6.6"),
     Row(_D, 20, "VFIO_DEVICE_DETACH_IOMMUFD_PT", *_DETACH, blocking=True, since="6.6"),
     Row(Kind.MIGRATION, 21, "VFIO_MIG_GET_PRECOPY_INFO", refused=_MIGRATION, since="6.2"),
@@ -250,7 +245,7 @@ class Argument:
 
 
 def _read_checked(caller: Caller, arg: int, value: Any, row: Row) -> int:
-    """Read an iommufd struct at `arg` into `value`; returns the size that the client names.
+    """Read a struct that is checked to its end at `arg` into `value`; returns the size that the client names.
 
     A thread that may wait: a client may name 4 GiB, which take a second to look through.  Raises
     OSError(EFAULT, EINVAL, E2BIG)."""

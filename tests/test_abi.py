@@ -68,8 +68,8 @@ def named(topics: Iterable[Topic], rows: Iterable[abi.Row]) -> frozenset[str]:
     return frozenset({name for topic in topics for name in topic.names} | {row.name for row in rows})
 
 
-VFIO_ROWS = tuple(row for row in abi.ROWS if not row.checked)
-IOMMUFD_ROWS = tuple(row for row in abi.ROWS if row.checked)
+VFIO_ROWS = tuple(row for row in abi.ROWS if row.name.startswith("VFIO_"))
+IOMMUFD_ROWS = tuple(row for row in abi.ROWS if row.name.startswith("IOMMU_"))
 VFIO = Abi("vfio", named(names.TOPICS, VFIO_ROWS), VFIO_ROWS)
 IOMMUFD = Abi("iommufd", named(iommufd.TOPICS, IOMMUFD_ROWS), IOMMUFD_ROWS)
 

@@ -15,13 +15,6 @@ from devmodel.iommufd.ioas import Ioas
 from devmodel.iommufd.objects import ObjectTable
 
 
-def check_get_pa(flags: int, reserved: int) -> None:
-    """The checks of IOAS_NOIOMMU_GET_PA that come before its IOAS is looked for. Raises
-    ``OSError(EOPNOTSUPP)``."""
-    if flags or reserved:
-        raise OSError(errno.EOPNOTSUPP, f"flags {flags:#x} of IOAS_NOIOMMU_GET_PA")
-
-
 def physical(objects: ObjectTable, ioas: Ioas, iova: int, length: int) -> tuple[int, int]:
     """IOAS_NOIOMMU_GET_PA: the address of ``iova``, and the bytes that follow there without a gap, at most
     ``length`` unless that is 0.

@@ -18,11 +18,11 @@ from devmodel.vfio.cdev import CdevFile
 from devmodel.vfio.group import Assignable
 from ioctl_shim._native import lib
 from ioctl_shim.abi import Kind, row_of
-from ioctl_shim.client import CAP_SYS_RAWIO, Caller, ClientProcess
+from ioctl_shim.client import Caller, ClientProcess
 from ioctl_shim.lane import Opened, OpenRequest, Shut, SizedIoctl
 from vfsfuse.vfio.contextfile import ContextFops
 from vfsfuse.vfio.device import DeviceFops, check_bind, open_device
-from vfsfuse.vfio.fops import Request, Services, VfioFops, answers
+from vfsfuse.vfio.fops import Request, Services, VfioFops, answers, rawio
 from vfsfuse.vfio.port import Port
 
 _BIND_CMD = row_of(Kind.DEVICE, "VFIO_DEVICE_BIND_IOMMUFD").cmd
@@ -117,10 +117,9 @@ def cdev_opener(
 
     def opener(request: OpenRequest) -> Opened:
         client = ClientProcess(request.tid, request.leads)
-        rawio = device.group.noiommu and Caller(request.tid).capable(CAP_SYS_RAWIO)
 
         def make() -> CdevFile:
-            return CdevFile(device, client.ended, rawio)
+            return CdevFile(device, client.ended, rawio(device.group, request.tid))
 
         return open_device(make, CdevFops, port(), services, may_wait=not request.on_pump)
 

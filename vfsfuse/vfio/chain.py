@@ -35,6 +35,11 @@ RegionFacts = tuple[int, int, Sequence[InfoCap]]
 """Size in bytes, VFIO_REGION_INFO_FLAG_* and capabilities of a region."""
 
 
+def packed(kind: str, value: Any) -> bytes:
+    """The bytes of a new cffi object of this kind, a pointer to a struct or an array, with this value."""
+    return bytes(ffi.buffer(ffi.new(kind, value)))
+
+
 def build(start: int, caps: Sequence[InfoCap]) -> bytes:
     """The chain for offset `start` of a client's buffer. Every header is at a multiple of ALIGNMENT."""
     chain = b""
@@ -64,6 +69,18 @@ def reply(argument: Argument, caps_flag: int, caps: Sequence[InfoCap]) -> None:
     else:
         info.cap_offset = argument.row.size
         argument.reply(chain)
+
+
+def dma_avail(mappings: int) -> InfoCap:
+    """The capability of IOMMU_GET_INFO that says how many mappings can still be made."""
+    return InfoCap(lib.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, 1, mappings.to_bytes(4, "little"))
+
+
+def iova_range(ranges: Sequence[tuple[int, int]]) -> InfoCap:
+    """The capability of IOMMU_GET_INFO with the valid ranges, as (first, last) iova."""
+    count = packed("uint32_t[]", [len(ranges), 0])
+    body = packed("struct vfio_iova_range[]", [{"start": first, "end": last} for first, last in ranges])
+    return InfoCap(lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, count + body)
 
 
 def region_facts(info: RegionInfo) -> RegionFacts:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import Any
 
 from devmodel.iommu.api import Extension, MustWait
-from devmodel.iommufd.compat import DMA_AVAIL, CompatInfo, IoasOp
+from devmodel.iommufd.compat import DMA_AVAIL, IoasOp
 from devmodel.vfio.container import MAP_PROT
 from devmodel.vfio.flags import DmaUnmap
-from ioctl_shim._native import ffi, lib
+from ioctl_shim._native import lib
 from ioctl_shim.client import CAP_SYS_RAWIO
-from vfsfuse.vfio.chain import InfoCap, build
-from vfsfuse.vfio.contextfile import ContextFops
+from vfsfuse.vfio.chain import InfoCap, build, dma_avail, iova_range
+from vfsfuse.vfio.contextfile import ContextFops, check_flags
 from vfsfuse.vfio.fops import Request, answers
 
 
@@ -30,7 +29,8 @@ class CompatFops(ContextFops):
     @answers("IOMMU_VFIO_IOAS")
     def vfio_ioas(self, request: Request) -> int:
         asked = request.argument.value
-        if asked.reserved or asked.op > IoasOp.CLEAR:
+        check_flags(reserved=asked.reserved)
+        if asked.op > IoasOp.CLEAR:
             raise OSError(errno.EOPNOTSUPP, f"VFIO_IOAS operation {asked.op}")
         if asked.op == IoasOp.GET:
             asked.ioas_id = self.compat.ioas_id()
@@ -59,7 +59,8 @@ class CompatFops(ContextFops):
     def get_info(self, request: Request) -> int:
         argument = request.argument
         info, found = argument.value, self.compat.info()
-        needed = _write(request, _capabilities(found), argument.argsz)
+        capabilities = dma_avail(DMA_AVAIL), iova_range(found.iova_ranges)  # in the kernel's order
+        needed = _write(request, capabilities, argument.argsz)
         info.flags = lib.VFIO_IOMMU_INFO_PGSIZES | lib.VFIO_IOMMU_INFO_CAPS
         info.iova_pgsizes = found.pgsizes
         if argument.argsz < needed:
@@ -111,18 +112,3 @@ def _write(request: Request, capabilities: Sequence[InfoCap], room: int) -> int:
             request.caller.write(request.arg + at, chained[: one.size])
         at = behind
     return at
-
-
-def _capabilities(info: CompatInfo) -> list[InfoCap]:
-    """The capabilities of IOMMU_GET_INFO, in the kernel's order."""
-    ranges = info.iova_ranges
-    count = _bytes("uint32_t[]", [len(ranges), 0])
-    spans = _bytes("struct vfio_iova_range[]", [{"start": first, "end": last} for first, last in ranges])
-    return [
-        InfoCap(lib.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, 1, DMA_AVAIL.to_bytes(4, "little")),
-        InfoCap(lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, count + spans),
-    ]
-
-
-def _bytes(struct: str, value: Any) -> bytes:
-    return bytes(ffi.buffer(ffi.new(struct, value)))

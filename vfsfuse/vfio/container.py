@@ -29,7 +29,7 @@ from ioctl_shim.abi import Kind
 from ioctl_shim.client import CAP_SYS_RAWIO, Caller
 from ioctl_shim.lane import Opened, OpenRequest
 from ioctl_shim.processes import Processes
-from vfsfuse.vfio.chain import InfoCap, reply
+from vfsfuse.vfio.chain import InfoCap, dma_avail, iova_range, packed, reply
 from vfsfuse.vfio.fops import Request, VfioFops, answers
 
 USER_ADDRESSES = 2**47
@@ -157,20 +157,13 @@ def _dirty_range(request: Request) -> DirtyRange:
     return DirtyRange(wanted.iova, wanted.size, DirtyBitmap(request.caller, wanted.bitmap))
 
 
-def _bytes(struct: str, value: Any) -> bytes:
-    return bytes(ffi.buffer(ffi.new(struct, value)))
-
-
 def _capabilities(info: IommuInfo) -> list[InfoCap]:
     """The capabilities of IOMMU_GET_INFO, in the kernel's order."""
-    migration = _bytes("uint64_t[]", [info.dirty_pgsizes, info.max_dirty_bitmap])
+    migration = packed("uint64_t[]", [info.dirty_pgsizes, info.max_dirty_bitmap])
     found = [
         InfoCap(lib.VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, 1, bytes(8) + migration),
-        InfoCap(lib.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, 1, info.dma_avail.to_bytes(4, "little")),
+        dma_avail(info.dma_avail),
     ]
-    ranges = info.iova_ranges
-    if ranges:
-        count = _bytes("uint32_t[]", [len(ranges), 0])
-        body = _bytes("struct vfio_iova_range[]", [{"start": first, "end": last} for first, last in ranges])
-        found.append(InfoCap(lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, count + body))
+    if info.iova_ranges:
+        found.append(iova_range(info.iova_ranges))
     return found

@@ -7,6 +7,8 @@ Threads and errors: vfsfuse.vfio.fops.
 
 from __future__ import annotations
 
+import errno
+
 from devmodel.iommufd.compat import Compat
 from devmodel.iommufd.context import Context
 from ioctl_shim.abi import Kind
@@ -33,3 +35,10 @@ class ContextFops(VfioFops):
 
     def release(self) -> None:
         self.context.put()
+
+
+def check_flags(flags: int = 0, known: int = 0, reserved: int = 0) -> None:
+    """The first check of most ioctls of iommufd.  Raises OSError(EOPNOTSUPP) for a flag that is not `known`,
+    and for a reserved member that is not 0."""
+    if flags & ~known or reserved:
+        raise OSError(errno.EOPNOTSUPP, f"flags {flags:#x}, reserved member {reserved:#x}")

@@ -40,7 +40,6 @@ from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Kind
 from ioctl_shim.client import Caller
 from ioctl_shim.lane import WHOLE, Opened, Shut, SizedIoctl
-from ioctl_shim.longcalls import has_zeros
 from vfsfuse.vfio.chain import RegionFacts, region_facts, reply
 from vfsfuse.vfio.eventfds import borrow, lender
 from vfsfuse.vfio.fops import Request, Services, VfioFops, answers
@@ -48,7 +47,6 @@ from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.port import Port
 
 D = TypeVar("D", bound=DeviceFile)
-_BIND = ffi.typeof("struct vfio_device_bind_iommufd *")
 IRQ_FLAGS = {
     "eventfd": lib.VFIO_IRQ_INFO_EVENTFD,
     "maskable": lib.VFIO_IRQ_INFO_MASKABLE,
@@ -256,15 +254,8 @@ def open_device(
 
 
 def check_bind(request: Request) -> Any:
-    """The struct of BIND_IOMMUFD, all of it.
-
-    Raises OSError: EFAULT, EINVAL (argsz, flags, no descriptor), E2BIG (not only zeros beyond the struct)."""
-    argument, caller = request.argument, request.caller
-    asked: Any = ffi.new(_BIND)
-    size, whole = argument.argsz, request.row.size
-    if size > whole and not has_zeros(caller, request.arg + whole, size - whole):
-        raise OSError(errno.E2BIG, f"not all of the {size} bytes beyond {whole} are 0")
-    caller.read_into(request.arg, asked, min(size, whole))
+    """The struct of BIND_IOMMUFD.  Raises OSError: as `Request.argument`, EINVAL (flags, no descriptor)."""
+    asked = request.argument.value
     if asked.flags & ~lib.VFIO_DEVICE_BIND_FLAG_TOKEN or asked.iommufd < 0:
         raise OSError(errno.EINVAL, f"BIND flags {asked.flags:#x}, descriptor {asked.iommufd}")
     return asked

@@ -8,17 +8,17 @@ Threads and errors: vfsfuse.vfio.fops.
 from __future__ import annotations
 
 import errno
-from typing import Any
 
 from devmodel.iommu.api import ADDRESSES
 from devmodel.iommufd import viommu
 from devmodel.iommufd.dirty import check_dirty_range
 from devmodel.iommufd.hwinfo import HwInfo, IommuDevice, check_hw_info, hw_info
 from devmodel.iommufd.hwpt import Hwpt, Wish, allocated, tracked_space
-from ioctl_shim._native import ffi, lib
+from ioctl_shim._native import lib
 from ioctl_shim.client import Caller
 from ioctl_shim.longcalls import long_calls
-from vfsfuse.vfio.contextfile import ContextFops
+from vfsfuse.vfio.chain import packed
+from vfsfuse.vfio.contextfile import ContextFops, check_flags
 from vfsfuse.vfio.fops import Request, answers
 
 _AT_ONCE = 4096
@@ -77,7 +77,7 @@ class HwptFops(ContextFops):
     @answers("IOMMU_HWPT_SET_DIRTY_TRACKING")
     def set_dirty_tracking(self, request: Request) -> int:
         asked = request.argument.value
-        _check_flags(asked.flags, lib.IOMMU_HWPT_DIRTY_TRACKING_ENABLE)
+        check_flags(asked.flags, lib.IOMMU_HWPT_DIRTY_TRACKING_ENABLE)
         with self.context.objects.using(asked.hwpt_id, Hwpt) as hwpt:
             space = tracked_space(hwpt)
             (space.start if asked.flags else space.stop)()
@@ -86,7 +86,7 @@ class HwptFops(ContextFops):
     @answers("IOMMU_HWPT_GET_DIRTY_BITMAP")
     def get_dirty_bitmap(self, request: Request) -> int:
         asked = request.argument.value
-        _check_flags(asked.flags, lib.IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR, asked.reserved)
+        check_flags(asked.flags, lib.IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR, asked.reserved)
         with self.context.objects.using(asked.hwpt_id, Hwpt) as hwpt:
             last = check_dirty_range(asked.iova, asked.length, asked.page_size, hwpt.ioas.alignment)
             bits = ClientBits(request.caller, asked.data)
@@ -133,17 +133,12 @@ class HwptFops(ContextFops):
         )
 
 
-def _check_flags(flags: int, known: int, reserved: int = 0) -> None:
-    if flags & ~known or reserved:
-        raise OSError(errno.EOPNOTSUPP, f"flags {flags:#x}, or a reserved member is set")
-
-
 def _vtd_data(found: HwInfo) -> bytes:
     if found.vtd is None:
         return b""
     flags, capabilities, extended = found.vtd
-    fields: Any = {"flags": flags, "cap_reg": capabilities, "ecap_reg": extended}
-    return bytes(ffi.buffer(ffi.new("struct iommu_hw_info_vtd *", fields)))
+    fields = {"flags": flags, "cap_reg": capabilities, "ecap_reg": extended}
+    return packed("struct iommu_hw_info_vtd *", fields)
 
 
 def _fill(caller: Caller, address: int, data: bytes, room: int) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import Any
 
 from devmodel.iommu.api import MustWait
 from devmodel.iommufd.ioas import Ioas
 from devmodel.iommufd.iovas import MAX_ALLOWED, Range, check_allowed
 from devmodel.iommufd.mapflags import check_map
-from vfsfuse.vfio.contextfile import ContextFops
+from vfsfuse.vfio.contextfile import ContextFops, check_flags
 from vfsfuse.vfio.fops import Request, answers
 
 _RANGE = struct.Struct("=QQ")  # struct iommu_iova_range
@@ -31,8 +30,7 @@ class IoasFops(ContextFops):
     @answers("IOMMU_IOAS_ALLOC")
     def ioas_alloc(self, request: Request) -> int:
         argument, objects = request.argument, self.context.objects
-        if argument.value.flags:
-            raise OSError(errno.EOPNOTSUPP, f"flags {argument.value.flags:#x} of an IOAS")
+        check_flags(argument.value.flags)
         made = Ioas(self.context.locked, self.context.budget)
         objects.reserve(made)
         try:
@@ -83,7 +81,7 @@ class IoasFops(ContextFops):
     def iova_ranges(self, request: Request) -> int:
         argument = request.argument
         asked = argument.value
-        _check_reserved(asked)
+        check_flags(reserved=asked.reserved)
         with self.context.objects.using(asked.ioas_id, Ioas) as ioas:
             ranges, alignment = ioas.iova_ranges(), ioas.alignment
         room = asked.num_iovas
@@ -98,15 +96,10 @@ class IoasFops(ContextFops):
     @answers("IOMMU_IOAS_ALLOW_IOVAS")
     def allow_iovas(self, request: Request) -> int:
         asked = request.argument.value
-        _check_reserved(asked)
+        check_flags(reserved=asked.reserved)
         with self.context.objects.using(asked.ioas_id, Ioas) as ioas:
             ioas.allow(_allowed(request))
         return 0
-
-
-def _check_reserved(asked: Any) -> None:
-    if asked.reserved:
-        raise OSError(errno.EOPNOTSUPP, f"{asked.reserved:#x} in the reserved member")
 
 
 def _allowed(request: Request) -> list[Range]:

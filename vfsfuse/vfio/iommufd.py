@@ -13,7 +13,7 @@ from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import MustWait
 from devmodel.iommufd.context import Context
 from devmodel.vfio.module import VfioModule
-from ioctl_shim.abi import ROWS
+from ioctl_shim.abi import ROWS, Kind
 from ioctl_shim.client import Caller
 from ioctl_shim.lane import Opened, Opener, OpenRequest
 from ioctl_shim.processes import Processes
@@ -25,7 +25,7 @@ from vfsfuse.vfio.ioas import IoasFops
 from vfsfuse.vfio.options import OptionFops
 from vfsfuse.vfio.sharing import SharingFops
 
-_NUMBERS = {row.cmd & 0xFF for row in ROWS if row.checked}
+_NUMBERS = {row.cmd & 0xFF for row in ROWS if row.kind is Kind.IOMMUFD and row.checked}
 """The low bytes of the request numbers of iommufd."""
 
 

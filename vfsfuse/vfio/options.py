@@ -14,7 +14,7 @@ from devmodel.iommufd.ioas import Ioas
 from devmodel.iommufd.sharing import set_rlimit_mode
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.client import CAP_SYS_RESOURCE
-from vfsfuse.vfio.contextfile import ContextFops
+from vfsfuse.vfio.contextfile import ContextFops, check_flags
 from vfsfuse.vfio.fops import Request, answers
 
 _VALUE_AT = int(ffi.offsetof("struct iommu_option", "val64"))
@@ -28,8 +28,7 @@ class OptionFops(ContextFops):
     @answers("IOMMU_OPTION")
     def option(self, request: Request) -> int:
         asked = request.argument.value
-        if asked.reserved:
-            raise OSError(errno.EOPNOTSUPP, "the reserved member of an option is not 0")
+        check_flags(reserved=asked.reserved)
         if asked.option_id == lib.IOMMU_OPTION_RLIMIT_MODE:
             value = self._rlimit_mode(request, asked)
         elif asked.option_id == lib.IOMMU_OPTION_HUGE_PAGES:

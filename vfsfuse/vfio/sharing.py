@@ -13,9 +13,9 @@ from devmodel.iommu.api import MustWait
 from devmodel.iommufd import sharing
 from devmodel.iommufd.ioas import Ioas
 from devmodel.iommufd.mapflags import MapFlags, check_map
-from devmodel.iommufd.physical import check_get_pa, physical
+from devmodel.iommufd.physical import physical
 from ioctl_shim.client import CAP_SYS_RAWIO
-from vfsfuse.vfio.contextfile import ContextFops
+from vfsfuse.vfio.contextfile import ContextFops, check_flags
 from vfsfuse.vfio.fops import Request, answers
 
 
@@ -57,8 +57,7 @@ class SharingFops(ContextFops):
 
     @answers("IOMMU_IOAS_CHANGE_PROCESS")
     def ioas_change_process(self, request: Request) -> int | None:
-        if request.argument.value.reserved:
-            raise OSError(errno.EOPNOTSUPP, "the reserved member of CHANGE_PROCESS is not 0")
+        check_flags(reserved=request.argument.value.reserved)
         try:
             sharing.change_process(self.context, self.processes.of(request.tid), not request.on_pump)
         except MustWait:  # very many mappings
@@ -71,7 +70,7 @@ class SharingFops(ContextFops):
         if not request.caller.capable(CAP_SYS_RAWIO):
             raise OSError(errno.EPERM, "physical addresses are for a process with CAP_SYS_RAWIO")
         asked, objects = argument.value, self.context.objects
-        check_get_pa(asked.flags, asked.reserved)
+        check_flags(asked.flags, reserved=asked.reserved)
         with objects.using(asked.ioas_id, Ioas) as ioas:
             asked.out_phys, asked.length = physical(objects, ioas, asked.iova, asked.length)
         argument.reply()
