@@ -48,12 +48,13 @@ class _Expected:
 
 
 class _UnderWay:
-    """The block in which a device uses an address space. Entered before it looks which one that is."""
+    """The block in which a device uses an address space. Entered before it looks which one that is. Refused
+    accesses are counted if it ``counts``."""
 
-    __slots__ = ("_port",)
+    __slots__ = ("_counts", "_port")
 
-    def __init__(self, port: "DmaPort") -> None:
-        self._port = port
+    def __init__(self, port: "DmaPort", counts: bool = False) -> None:
+        self._port, self._counts = port, counts
 
     def __enter__(self) -> None:
         self._port.active.add(self)
@@ -65,21 +66,7 @@ class _UnderWay:
         port.active.discard(self)
         if port.waiting:
             port.wake()
-
-
-class _Counted(_UnderWay):
-    """It counts refused accesses, too."""
-
-    __slots__ = ()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        port = self._port
-        port.active.discard(self)
-        if port.waiting:
-            port.wake()
-        if kind is not None and issubclass(kind, DmaFault):
+        if kind is not None and self._counts and issubclass(kind, DmaFault):
             port.fault_count += 1
 
 
@@ -194,9 +181,9 @@ class DmaPort:
             else:
                 space.dma_rw(iova, data, write=True)
 
-    def counting(self) -> _Counted:
+    def counting(self) -> _UnderWay:
         """As :meth:`under_way`, and count refused accesses in the block."""
-        return _Counted(self)
+        return _UnderWay(self, counts=True)
 
     def under_way(self) -> _UnderWay:
         """The block for ``with``, around :meth:`space` and the use of what it gives, for models that use it

@@ -88,12 +88,22 @@ class DmaUser(Protocol):
         """Unpin all pinned pages of the range before returning. Called with no lock held."""
 
 
-class ClientBitmap(Protocol):
-    """A dirty bitmap to fill in a client's memory: one bit for each page of ``pgsize`` bytes.
+class Bitmap(Protocol):
+    """A bitmap in a client's memory.
 
     Offsets and sizes are bytes of the bitmap. Both calls raise ``OSError(EFAULT)``, and wait for the client's
     memory. So the lock of an address space is never held around them.
     """
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes of the bitmap as it is now."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store the whole of ``data``."""
+
+
+class ClientBitmap(Bitmap, Protocol):
+    """A dirty bitmap of a client to fill: one bit for each page of ``pgsize`` bytes."""
 
     @property
     def pgsize(self) -> int:
@@ -102,12 +112,6 @@ class ClientBitmap(Protocol):
     @property
     def size(self) -> int:
         """Bytes of the client's buffer."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes of the bitmap as it is now."""
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Store the whole of ``data``."""
 
 
 def check_range(size: int, *addresses: int, alignment: int = PAGE_SIZE) -> None:

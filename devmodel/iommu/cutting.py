@@ -6,27 +6,9 @@ State: under the lock of the :class:`devmodel.iommu.space.IoAddressSpace`, whose
 Documentation/userspace-api/iommufd.rst (VFIO compatibility).
 """
 
-from devmodel.client import Pages
 from devmodel.iommu.api import PAGE_SIZE
 from devmodel.iommu.mappings import Mapping, Mappings
-
-
-class PagesFrom(Pages):
-    """``pages`` without the first ``start`` bytes."""
-
-    __slots__ = ("pages", "start")
-
-    def __init__(self, pages: Pages, start: int) -> None:
-        self.pages, self.start = pages, start
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self.pages.read(self.start + offset, size)
-
-    def read_into(self, offset: int, view: memoryview) -> None:
-        self.pages.read_into(self.start + offset, view)
-
-    def write_from(self, offset: int, view: memoryview) -> None:
-        self.pages.write_from(self.start + offset, view)
+from devmodel.iommu.sharing import part_of
 
 
 def cut(mappings: Mappings, whole: Mapping, iova: int) -> None:
@@ -38,11 +20,8 @@ def cut(mappings: Mappings, whole: Mapping, iova: int) -> None:
     size = iova - whole.iova
     first = Mapping(whole.client, whole.iova, whole.vaddr, size, whole.allows)
     second = Mapping(whole.client, iova, whole.vaddr + size, whole.size - size, whole.allows)
-    pages = whole.pages
-    if isinstance(pages, PagesFrom):  # parts of parts are no deeper
-        first.pages, second.pages = pages, PagesFrom(pages.pages, pages.start + size)
-    elif pages is not None:
-        first.pages, second.pages = pages, PagesFrom(pages, size)
+    if whole.pages is not None:
+        first.pages, second.pages = whole.pages, part_of(whole.pages, size, second.size)
     if whole.charged:
         first.charged, second.charged = size // PAGE_SIZE, second.size // PAGE_SIZE
     mappings.remove(whole)

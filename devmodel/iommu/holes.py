@@ -23,7 +23,7 @@ KINDS = 8
 """The most kinds of searches of which something is remembered."""
 
 
-class Wanted(NamedTuple):
+class Room(NamedTuple):
     """What a search is for: ``length`` bytes whose address is a multiple of ``alignment``, a power of two,
     after which ``offset`` is or-ed to it."""
 
@@ -63,19 +63,19 @@ class Holes:
 
     def __init__(self, mappings: Mappings) -> None:
         self._mappings = mappings
-        self._known: dict[Wanted, _Known] = {}
+        self._known: dict[Room, _Known] = {}
         """By what was searched for. The last one was used last."""
 
     def forget(self) -> None:
         """The ranges in which searches look are others from now on."""
         self._known.clear()
 
-    def is_quick(self, wanted: Wanted) -> bool:
+    def is_quick(self, wanted: Room) -> bool:
         """Whether a search for ``wanted`` looks at a few holes only."""
         freed = self._mappings.freed
         return wanted in self._known and freed is not None and len(freed) < FREED
 
-    def find(self, wanted: Wanted, ranges: Sequence[tuple[int, int]]) -> int | None:
+    def find(self, wanted: Room, ranges: Sequence[tuple[int, int]]) -> int | None:
         """The lowest address for ``wanted`` that lies in one of ``ranges`` (first, last), which are in order,
         and in no mapping. None if there is none."""
         self._catch_up()
@@ -88,7 +88,7 @@ class Holes:
         known.start = ADDRESSES if behind is None else behind
         return found if found is not None and found < known.start else behind
 
-    def _knowledge(self, wanted: Wanted) -> _Known:
+    def _knowledge(self, wanted: Room) -> _Known:
         """What is known of a kind, by what its search has found and by what easier searches have.
 
         It is not remembered for an ``offset``: there a smaller hole may have a lower address than a larger
@@ -112,7 +112,7 @@ class Holes:
                 del known[next(iter(known))]
         return mine
 
-    def _in_freed(self, known: _Known, wanted: Wanted, ranges: Sequence[tuple[int, int]]) -> int | None:
+    def _in_freed(self, known: _Known, wanted: Room, ranges: Sequence[tuple[int, int]]) -> int | None:
         """The lowest address in a hole where a mapping was removed."""
         while known.freed:
             first, end = known.freed[0]
@@ -162,7 +162,7 @@ class Holes:
             return block[at] - 1
         return (mappings.firsts[index] if index < len(mappings.firsts) else ADDRESSES) - 1
 
-    def _between(self, low: int, high: int, wanted: Wanted, ranges: Sequence[tuple[int, int]]) -> int | None:
+    def _between(self, low: int, high: int, wanted: Room, ranges: Sequence[tuple[int, int]]) -> int | None:
         """The lowest address for ``wanted`` from ``low`` to ``high``."""
         for number in range(max(bisect_right(ranges, (low, ADDRESSES)) - 1, 0), len(ranges)):
             first, last = ranges[number]
@@ -173,7 +173,7 @@ class Holes:
                 return found
         return None
 
-    def _search(self, wanted: Wanted, first: int, last: int) -> int | None:
+    def _search(self, wanted: Room, first: int, last: int) -> int | None:
         """The lowest address for ``wanted`` from ``first`` to ``last``."""
         if not wanted.offset and wanted.fits(first, last) is None:
             return None
@@ -195,7 +195,7 @@ class Holes:
         return found
 
     def _search_block(
-        self, wanted: Wanted, index: int, at: int, first: int, last: int
+        self, wanted: Room, index: int, at: int, first: int, last: int
     ) -> tuple[int | None, int]:
         """The lowest address in the holes behind the mappings of a block, from number ``at`` on, and the size
         of the largest hole that it has seen, :data:`UNKNOWN` if it did not see all."""

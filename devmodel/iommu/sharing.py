@@ -161,7 +161,7 @@ class PayerOfFile:
 
 
 class SharedPages:
-    """Pinned pages of shared memory, as pieces (pages, offset, size) one after the other."""
+    """Pinned pages that others hold, too, as pieces (pages, offset, size) one after the other."""
 
     __slots__ = ("parts",)
 
@@ -169,20 +169,21 @@ class SharedPages:
         self.parts = [(pages, offset, size) for pages, offset, size in parts if pages is not None]
 
     def read(self, offset: int, size: int) -> bytes:
-        found = [pages.read(start, length) for pages, start, length in self._cut(offset, size)]
+        found = [pages.read(start, length) for pages, start, length in self.cut(offset, size)]
         return found[0] if len(found) == 1 else b"".join(found)
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        for pages, start, length in self._cut(offset, len(view)):
+        for pages, start, length in self.cut(offset, len(view)):
             pages.read_into(start, view[:length])
             view = view[length:]
 
     def write_from(self, offset: int, view: memoryview) -> None:
-        for pages, start, length in self._cut(offset, len(view)):
+        for pages, start, length in self.cut(offset, len(view)):
             pages.write_from(start, view[:length])
             view = view[length:]
 
-    def _cut(self, offset: int, size: int) -> list[tuple[Pages, int, int]]:
+    def cut(self, offset: int, size: int) -> list[tuple[Pages, int, int]]:
+        """The pieces of ``size`` bytes at ``offset``."""
         found, position = [], 0
         for pages, start, length in self.parts:
             low, high = max(offset, position), min(offset + size, position + length)
@@ -190,3 +191,8 @@ class SharedPages:
                 found.append((pages, start + low - position, high - low))
             position += length
         return found
+
+
+def part_of(pages: Pages, offset: int, size: int) -> SharedPages:
+    """``size`` bytes at ``offset`` of pinned pages, as pages of their own. Parts of parts are no deeper."""
+    return SharedPages(pages.cut(offset, size) if isinstance(pages, SharedPages) else [(pages, offset, size)])

@@ -11,6 +11,8 @@ Source: <linux/vfio.h>, <linux/iommufd.h> (IOMMU_VFIO_IOAS), Documentation/users
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from devmodel.client import Client
@@ -135,20 +137,14 @@ class Compat:
             return
         if self.noiommu or kind not in _KINDS:
             raise OSError(errno.EINVAL, f"no IOMMU of kind {kind}")
-        ioas = self._take()
-        try:
+        with self._using() as ioas:
             if kind == Extension.TYPE1:
                 ioas.set_huge_pages(0)
-        finally:
-            self.context.objects.put(ioas)
 
     def info(self) -> CompatInfo:
         """IOMMU_GET_INFO. Raises ``OSError(ENODEV)``."""
-        ioas = self._take()
-        try:
+        with self._using() as ioas:
             return CompatInfo(ioas.space.attachments.pgsizes, ioas.iova_ranges())
-        finally:
-            self.context.objects.put(ioas)
 
     def map_dma(
         self, client: Client, prot: int, iova: int, vaddr: int, size: int, may_wait: bool = True
@@ -158,11 +154,8 @@ class Compat:
         if not may_wait:  # a DESTROY meanwhile comes before or after it
             self._found().map(client, _FLAGS[prot], vaddr, size, iova, may_wait)
             return
-        ioas = self._take()
-        try:
+        with self._using() as ioas:
             ioas.map(client, _FLAGS[prot], vaddr, size, iova)
-        finally:
-            self.context.objects.put(ioas)
 
     def unmap_dma(
         self, iova: int, size: int, everything: bool = False, may_wait: bool = True
@@ -177,11 +170,8 @@ class Compat:
         """
         if not may_wait:  # as map_dma()
             return _unmap(self._found(), iova, size, everything, may_wait)
-        ioas = self._take()
-        try:
+        with self._using() as ioas:
             return _unmap(ioas, iova, size, everything, may_wait)
-        finally:
-            self.context.objects.put(ioas)
 
     # ---- under the lock, or by calls that look once ----
 
@@ -199,12 +189,16 @@ class Compat:
 
     # ---- without it ----
 
-    def _take(self) -> Ioas:
-        """The compat IOAS, for a call that ends with ``ObjectTable.put``."""
-        with self.context.objects.lock:
-            ioas = self._found()
-            ioas.calls += 1
-            return ioas
+    @contextmanager
+    def _using(self) -> Iterator[Ioas]:
+        """The compat IOAS, as :meth:`ObjectTable.using`."""
+        objects = self.context.objects
+        with objects.lock:
+            ioas = objects.take(self._found().id, Ioas)
+        try:
+            yield ioas
+        finally:
+            objects.put(ioas)
 
 
 def _unmap(ioas: Ioas, iova: int, size: int, everything: bool, may_wait: bool) -> tuple[int, OSError | None]:

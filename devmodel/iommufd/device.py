@@ -96,6 +96,15 @@ class BoundDevice(IommufdObject):
     def _end(self) -> None:
         """Detach, without waiting for DMA that has begun."""
 
+    def _settle(self, before: DmaSpace | None) -> None:
+        """Wait for the DMA that has begun through ``before``, where it goes again if that does not end:
+        ``OSError(EBUSY)``."""
+        try:
+            self.bindable.settle()
+        except OSError:
+            self.bindable.connect(before)
+            raise
+
     def unbind(self) -> None:
         """The device's file is closed, and no call on it is under way. Does not wait."""
         try:
@@ -152,11 +161,7 @@ class Access(BoundDevice):
             return
         self.bindable.connect(None)
         self.bindable.unpin_all()
-        try:
-            self.bindable.settle()
-        except OSError:
-            self.bindable.connect(ioas.space)
-            raise
+        self._settle(ioas.space)
         self.ioas = None
         self._drop(ioas)
 
@@ -215,24 +220,15 @@ class PhysicalDevice(BoundDevice, IommuDevice):
                 else:
                     hwpt = hwpt_for(ioas, self)
                 undo.callback(hwpt.leave, self)
-                if hwpt is not before:
-                    undo.pop_all()
-                    self._replace(hwpt, owner)
+                if hwpt is before:
+                    return hwpt.id
+                self.bindable.connect(hwpt.space)  # no DMA is refused meanwhile
+                self._settle(None if before is None else before.space)
+                undo.pop_all()
+            former, self.hwpt, self._reserved = self._reserved, hwpt, owner
+            if before is not None:
+                self._drop(before, former)
             return hwpt.id
-
-    def _replace(self, hwpt: Hwpt, owner: object) -> None:
-        """Go from one HWPT to another. No DMA is refused meanwhile."""
-        before = self.hwpt
-        self.bindable.connect(hwpt.space)
-        try:
-            self.bindable.settle()
-        except OSError:
-            self.bindable.connect(None if before is None else before.space)
-            self._drop(hwpt, owner)
-            raise
-        former, self.hwpt, self._reserved = self._reserved, hwpt, owner
-        if before is not None:
-            self._drop(before, former)
 
     def detach(self) -> None:
         with self.turn:
@@ -240,11 +236,7 @@ class PhysicalDevice(BoundDevice, IommuDevice):
             if hwpt is None:
                 return
             self.bindable.connect(None)
-            try:
-                self.bindable.settle()
-            except OSError:
-                self.bindable.connect(hwpt.space)
-                raise
+            self._settle(hwpt.space)
             self._end()
 
     def _end(self) -> None:

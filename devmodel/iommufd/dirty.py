@@ -13,9 +13,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from devmodel.iommu.api import ADDRESSES, PAGE_SIZE, Prot
+from devmodel.iommu.api import ADDRESSES, PAGE_SIZE, Bitmap, Prot
 from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin
 from devmodel.iommu.inflight import MAX_DMA, Find, Span
 from devmodel.iommu.mappings import Mapping as IovaMapping
@@ -29,17 +29,6 @@ PIECE = 4096
 _CHUNK_SIZE = CHUNK * PAGE_SIZE
 _WORD = 64
 _WRITE = int(Prot.WRITE)
-
-
-class Bitmap(Protocol):
-    """A bitmap in a client's memory. Offsets and sizes are bytes. Both calls raise ``OSError(EFAULT)``, and
-    wait for the client's memory, so no lock is held around them."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes of the bitmap as it is now."""
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Store the whole of ``data``."""
 
 
 class WrittenPages:

@@ -21,7 +21,7 @@ from functools import partial
 from devmodel.client import Client
 from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.api import ADDRESSES, PAGE_SIZE, DmaUser, IommuGroup, MustWait
-from devmodel.iommu.holes import Holes, Wanted
+from devmodel.iommu.holes import Holes, Room
 from devmodel.iommu.mappings import NO_ACCESS, Mapping, is_mapped
 from devmodel.iommu.space import IoAddressSpace, StillPinned
 from devmodel.iommufd.areas import LEAST, Budget
@@ -334,7 +334,7 @@ class Ioas(IommufdObject):
         alignment = min(1 << (length - 1).bit_length(), address & -address or HUGE_PAGE, HUGE_PAGE)
         if alignment < self.alignment:
             raise OSError(errno.EINVAL, f"an iova for address {address:#x} is not aligned enough")
-        wanted = Wanted(length, alignment, address % PAGE_SIZE)
+        wanted = Room(length, alignment, address % PAGE_SIZE)
         if not may_wait and len(self.space.mappings) > MANY and not self._holes.is_quick(wanted):
             raise MustWait
         found = self._holes.find(wanted, self.iovas.choices(wanted))

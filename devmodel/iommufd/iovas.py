@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from devmodel.iommu.api import ADDRESSES, PAGE_SIZE
-from devmodel.iommu.holes import Wanted
+from devmodel.iommu.holes import Room
 
 Range = tuple[int, int]
 """The first and the last address."""
@@ -68,7 +68,7 @@ class Iovas:
         self._allowed = merged(ordered)
         self._change()
 
-    def choices(self, wanted: Wanted) -> list[Range]:
+    def choices(self, wanted: Room) -> list[Range]:
         """The ranges where an iova may be chosen."""
         if not wanted.offset:
             return self._choices

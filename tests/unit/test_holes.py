@@ -5,12 +5,12 @@ import random
 
 import pytest
 
-from devmodel.iommu.holes import Holes, Wanted
+from devmodel.iommu.holes import Holes, Room
 from devmodel.iommu.mappings import Mapping, Mappings
 from tests.unit.fakes import FakeClient
 
 
-def lowest(mappings: Mappings, wanted: Wanted, ranges: list[tuple[int, int]]) -> int | None:
+def lowest(mappings: Mappings, wanted: Room, ranges: list[tuple[int, int]]) -> int | None:
     """The answer of :meth:`Holes.find`, by looking at every hole."""
     for first, last in ranges:
         start = first
@@ -32,9 +32,7 @@ def test_the_lowest_hole_whatever_was_removed(seed: int, monkeypatch: pytest.Mon
     mappings, client = Mappings(), FakeClient()
     holes, ranges = Holes(mappings), [(16, 900), (1000, 4000)]
     kinds = [
-        Wanted(size, align, offset)
-        for size in (1, 3, 8)
-        for align, offset in ((1, 0), (4, 0), (2, 6), (1, 5))
+        Room(size, align, offset) for size in (1, 3, 8) for align, offset in ((1, 0), (4, 0), (2, 6), (1, 5))
     ]
     rng.shuffle(kinds)
     del kinds[rng.randrange(2, len(kinds)) :]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from devmodel.iommu.api import PAGE_SIZE
-from devmodel.iommu.holes import Wanted
+from devmodel.iommu.holes import Room
 from devmodel.iommufd import ioas as ioas_module
 from devmodel.iommufd.ioas import Ioas
 from devmodel.iommufd.iovas import LAST
@@ -56,11 +56,11 @@ class Model:
         used = sorted([*self.reserved.values(), *mapped_ranges])
         for low, high in sorted(self.allowed) or [(0, LAST)]:
             last = min(high, LAST - PAGE_SIZE)
-            first = Wanted(length, align, offset).fits(max(low, PAGE_SIZE), last)
+            first = Room(length, align, offset).fits(max(low, PAGE_SIZE), last)
             if first is None:
                 continue
             for begin, end in [*used, (last + 1, last + 1)]:
-                found = Wanted(length, align, offset).fits(first, min(begin - 1, last))
+                found = Room(length, align, offset).fits(first, min(begin - 1, last))
                 if found is not None:
                     return found
                 first = max(first, end + 1)
