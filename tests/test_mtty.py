@@ -9,13 +9,12 @@ import os
 import select
 import stat
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, settled
+from tests.lab import MountedLab, Vgpu, settled, wait_for
 from tests.unit.fakes import fails
 from tests.vfio.client import DEVICE_RESET
 from tests.vfio.devices import (
@@ -87,15 +86,8 @@ class Serial:
                 received.append(self.get(DATA))
             return len(received) == size
 
-        until(complete)
+        wait_for(complete, SECONDS)
         return bytes(received)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for the condition; fail when it does not come true."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def rest_of(fd: int, size: int) -> bytes:
@@ -178,7 +170,7 @@ def test_a_terminal_goes_with_its_card(lab: MountedLab) -> None:
             assert len(os.listdir(descriptors)) >= before + 4
         assert all(os.path.exists(path) for path in paths)  # whether or not anybody has it open
     assert not any(os.path.exists(path) for path in paths)
-    until(lambda: len(os.listdir(descriptors)) <= before)
+    wait_for(lambda: len(os.listdir(descriptors)) <= before, SECONDS)
 
 
 # ---- interrupts ----
@@ -309,7 +301,7 @@ def test_the_transmitter_waits_for_a_terminal_that_nobody_reads(card: Vgpu, devi
         serial.put(IER, 0x02)
         assert serial.get(IIR) == 0xC1
         assert rest_of(fd, len(sent)) == sent
-        until(lambda: serial.get(IIR) == 0xC2)
+        wait_for(lambda: serial.get(IIR) == 0xC2, SECONDS)
         serial.put(DATA, 0x55)
         assert rest_of(fd, 1) == b"\x55"
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from devmodel.gpu.faults import EngineStopped
 from devmodel.gpu.scheduler import Scheduler, Turn, TurnState
 from devmodel.gpu.shares import EngineShare, FairQueue
+from tests.lab import wait_for
 
 SECOND = 10**9
 SECONDS = 20
@@ -90,13 +91,6 @@ def test_who_leaves_the_queue_is_passed_over() -> None:
 
 def never() -> None:
     raise AssertionError("no slice took too long")
-
-
-def wait_for(true: Callable[[], object]) -> None:
-    end = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.001)
 
 
 def in_thread(call: Callable[..., object], *arguments: object) -> threading.Thread:
