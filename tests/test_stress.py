@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, open_bound
+from tests.lab import ROOT, open_bound, wait_for
 from tests.stress import campaign
 from tests.stress.bystander import Bystander
 from tests.stress.campaign import Run
@@ -121,6 +121,7 @@ def test_a_process_that_stays_is_a_fault(folder: Path, monkeypatch: pytest.Monke
     program = folder / "sleep"
     shutil.copy("/bin/sleep", program)
     with subprocess.Popen([program, "60"]) as left:
+        wait_for(Path(f"/proc/{left.pid}/cmdline").read_bytes)  # set after Popen() returns
         assert campaign.left_behind(folder) == [f"process {left.pid} of sleep is left behind"]
         assert left.wait(10) == -signal.SIGKILL
     assert campaign.left_behind(folder) == []
