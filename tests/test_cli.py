@@ -129,6 +129,16 @@ def test_a_bad_lab_file_is_one_line_with_file_key_and_why(
     assert not (tmp_path / "mnt").exists()
 
 
+def test_all_errors_of_a_lab_file_are_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text(LAB.replace('kind = "gpu"\n', "").replace('vendor = "acme"', "vendor = 7"))
+    done = vfsfuse("mount", "--config", file, tmp_path / "mnt")
+    assert (done.returncode, done.stdout) == (1, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"vfsfuse: mount: {file}: vendor: 7 ")
+    assert second == f'vfsfuse: mount: {file}: parents."0000:03:00.0".kind: is missing (add it)'
+
+
 @pytest.mark.parametrize(
     ("content", "why"), [(None, "No such file"), (b"\xff\xfe", "UTF-8"), (b"", "parents")]
 )

@@ -15,10 +15,10 @@ from devmodel.lifecycle.spec import TypeSpec
 MAX_SIZE = 1 << 40
 """Largest size of anything in a lab, in bytes."""
 
-_SIZE = re.compile(r"([0-9]{1,15}) ?([KMGT]?)(?:iB|B)?", re.ASCII)
+SIZE = re.compile(r"([0-9]{1,15}) ?([KMGT]?)(?:iB|B)?", re.ASCII)
 _SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _COUNT = re.compile(r"[0-9]{1,10}", re.ASCII)
-_RESOLUTION = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
+RESOLUTION = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
 
 class Resolution(NamedTuple):
@@ -74,7 +74,7 @@ class Share:
 
 def parse_size(text: str) -> int:
     """Bytes with or without a unit: "268435456", "256M", "256 MiB"."""
-    match = _SIZE.fullmatch(text)
+    match = SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f'{text!r} is not a whole number (a number of bytes, or "256M")')
     size = int(match[1]) << _SHIFTS[match[2]]
@@ -85,7 +85,7 @@ def parse_size(text: str) -> int:
 
 def parse_resolution(text: str) -> Resolution:
     """Pixels as "1920x1080"."""
-    match = _RESOLUTION.fullmatch(text)
+    match = RESOLUTION.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a resolution (such as 1920x1080)")
     return Resolution(int(match[1]), int(match[2]))

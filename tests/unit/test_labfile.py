@@ -182,6 +182,7 @@ def test_sizes(write: Callable[[str], Path], value: object, size: int) -> None:
 
 
 CARD = '[parents.card]\nkind = "virtual"\ndriver = "mtty"\n'
+TYPES = 'slots = 1\ntypes.a = { description = "A" }\n'
 PORT = CARD + 'slots = 2\n[parents.card.types.a]\ndescription = "A"\n'
 GPU_PATH = 'parents."0000:01:00.0"'
 
@@ -215,10 +216,14 @@ GPU_PATH = 'parents."0000:01:00.0"'
         (GPU.replace('"gpu"', '"pci"'), f"{GPU_PATH}.kind", "not a kind of parent"),
         (GPU.replace('kind = "gpu"\n', ""), f"{GPU_PATH}.kind", "is missing"),
         (GPU.replace('"vgpu"', '"vfio-pci"'), f"{GPU_PATH}.driver", "a meaning of its own"),
-        (CARD.replace('"mtty"', '"vgpu"') + "types = {}\n", "parents.card.driver", "a meaning of its own"),
+        (
+            CARD.replace('"mtty"', '"vgpu"\nmodel = "mtty"') + TYPES,
+            "parents.card.driver",
+            "a meaning of its own",
+        ),
         (GPU.replace("0000:01:00.0", "card0"), "parents.card0", "PCI address"),
         (GPU.replace("0000:01:00.0", "0000:01:00.9"), 'parents."0000:01:00.9"', "PCI address"),
-        (CARD.replace("card", '"a b"') + "types = {}\n", 'parents."a b"', "cannot name a parent"),
+        (CARD.replace("card", '"a b"') + TYPES, 'parents."a b"', "cannot name a parent"),
         (GPU.replace('"16M"', '"16Q"'), f"{GPU_PATH}.memory", "not a whole number"),
         (GPU.replace('"16M"', '"16T"'), f"{GPU_PATH}.memory", "out of range"),
         (GPU.replace('"16M"', "0"), GPU_PATH, "video memory"),
@@ -235,13 +240,13 @@ GPU_PATH = 'parents."0000:01:00.0"'
         ),
         (GPU.replace(', description = "half"', ""), f"{GPU_PATH}.types.half.description", "is missing"),
         (CARD + "types = {}\n", "parents.card.types", "is empty"),
-        (CARD + "options = { a = 1 }\ntypes = {}\n", "parents.card.options", "give them to its types"),
-        (CARD.replace('"mtty"', '"tty"') + "types = {}\n", "parents.card.model", "there is no model 'tty'"),
+        (CARD + "options = { a = 1 }\n" + TYPES, "parents.card.options", "give them to its types"),
+        (CARD.replace('"mtty"', '"tty"') + TYPES, "parents.card.model", "there is no model 'tty'"),
         (CARD + 'types.a = { description = "A" }\n', "parents.card.types.a", "nothing bounds it"),
         (GPU + "numa_node = 1024\n", f"{GPU_PATH}.numa_node", "out of range"),
         (GPU + "numa_node = -2\n", f"{GPU_PATH}.numa_node", "out of range"),
         (GPU + 'numa_node = "0"\n', f"{GPU_PATH}.numa_node", "not a whole number"),
-        (CARD + "numa_node = 0\ntypes = {}\n", "parents.card.numa_node", 'only a "gpu"'),
+        (CARD + "numa_node = 0\n" + TYPES, "parents.card.numa_node", 'only a "gpu"'),
         (PORT + "slots = 3\n", "parents.card.types.a.slots", "more than the parent's 2"),
         (PORT + "instances = 0\n", "parents.card.types.a.instances", "out of range"),
         (PORT + "options = { ports = 3 }\n", "parents.card.types.a", "not in 1 to 2"),
@@ -259,6 +264,72 @@ def test_errors_are_one_line_with_file_key_and_why(
     assert message.startswith(f"{source}: {path}: ")
     assert why in message
     assert "\n" not in message and re.search(r"\(.+\)$", message)
+
+
+def test_all_errors_of_a_file_are_found_at_once(write: Callable[[str], Path]) -> None:
+    source = write(
+        """
+        vendor = "a/b"
+        flavour = 1
+        [models]
+        own = "none.py:Card"
+        [mount]
+        cache = -1
+        device_mode = 600
+        [iommu]
+        hw_info = 3
+        [parents."0000:01:00.0"]
+        memory = "16M"
+        [parents.a]
+        kind = "virtual"
+        model = "own"
+        iommu = false
+        driver = "net"
+        types.one = { weight = 0 }
+        types.two = { description = "two", options = { weight = 1 }, weight = 2 }
+        [parents."b c"]
+        kind = "virtual"
+        driver = "mtty"
+        memory = "1M"
+        types.half = { memory = "2M", description = "half" }
+        types.none = { description = "none" }
+        """
+    )
+    with pytest.raises(LabFileError) as caught:
+        load(source)
+    expected = [
+        ("vendor", "'a/b' cannot be a name"),
+        ("flavour", "there is no such key"),
+        ("models.own", "there is no file"),
+        ("mount.cache", "-1 is not a time"),
+        ("mount.device_mode", "600 is not a mode"),
+        ("iommu.hw_info", "3 is neither"),
+        (f"{GPU_PATH}.kind", "is missing"),
+        (f"{GPU_PATH}.driver", "is missing"),
+        (f"{GPU_PATH}.types", "is missing"),
+        ("parents.a.driver", "'net' has a meaning of its own"),
+        ("parents.a.iommu", 'only a "gpu"'),
+        ("parents.a.types.one.weight", "0 is out of range"),
+        ("parents.a.types.one.description", "is missing"),
+        ("parents.a.types.two.weight", "is among the options, too"),
+        ('parents."b c"', "cannot name a parent"),
+        ('parents."b c".types.half.memory', "is more than the parent's"),
+        ('parents."b c".types.none', "nothing bounds it"),
+    ]
+    found = list(caught.value.lines)
+    assert str(caught.value) == "\n".join(found)
+    assert [line.removeprefix(f"{source}: ").partition(": ")[0] for line in found] == [
+        key for key, _ in expected
+    ]
+    assert not [line for line, (_, why) in zip(found, expected, strict=True) if why not in line]
+
+
+def test_a_file_full_of_errors_shows_a_hundred(write: Callable[[str], Path]) -> None:
+    source = write("parents = {}\n" + "".join(f"k{number} = 1\n" for number in range(150)))
+    with pytest.raises(LabFileError) as caught:
+        load(source)
+    assert len(caught.value.lines) == 101
+    assert caught.value.lines[-1] == f"{source}: has 50 more errors (mend these first)"
 
 
 @pytest.mark.parametrize(

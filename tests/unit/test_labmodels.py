@@ -71,7 +71,7 @@ def test_a_path_begins_at_the_lab_file(write: Write, monkeypatch: pytest.MonkeyP
 
 
 def test_an_installed_package_adds_models_and_replaces_none(package: Path) -> None:
-    models = Models(package)
+    models = Models()
     assert models.find("card", MODELS).__module__ == "cardpackage"
     assert models.find("mtty", MODELS) is Mtty
 
@@ -89,7 +89,7 @@ def test_an_installed_package_adds_models_and_replaces_none(package: Path) -> No
 )
 def test_what_a_package_may_have_wrong(package: Path, name: str, why: str) -> None:
     with pytest.raises(ValueError) as caught:
-        Models(package).find(name, MODELS)
+        Models().find(name, MODELS)
     assert str(caught.value).startswith(why)
 
 

@@ -99,7 +99,9 @@ def _complain(error: Exception, path: str) -> int:
         return complain("mount", no_answer(path))
     if isinstance(error, OSError):
         return complain("mount", explained(error, path) + MENDING.get(error.errno or 0, ""))
-    return complain("mount", str(error))
+    for line in error.args:
+        complain("mount", line)
+    return 1
 
 
 def _say_there_is(found: Mountpoint) -> int:
@@ -256,7 +258,7 @@ def _prepare(start: Start) -> tuple[LabSpec, int | None]:
     try:
         spec = load(start.args.config)
     except LabFileError as error:
-        raise Refusal(str(error)) from None
+        raise Refusal(*error.lines) from None
     return spec, claim(start.path)
 
 

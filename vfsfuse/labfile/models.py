@@ -25,20 +25,20 @@ _PLACE = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]*)", re.
 
 
 class Models:
-    """The models that a lab file may name. Its relative paths begin at ``folder``."""
+    """The models that a lab file may name."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.own: dict[str, Model] = {}
 
-    def add(self, name: str, place: str) -> None:
-        """Add the class at ``place``, "file.py:Class", as a model of this lab file. Runs the file."""
+    def add(self, name: str, place: str, folder: Path) -> None:
+        """Add the class at ``place``, "file.py:Class", as a model of this lab file. Runs the file. A relative
+        path begins at ``folder``."""
         if name in MODELS or name in PHYSICAL:
             raise ValueError(f"{name!r} is a model of vfsfuse's own (choose another name)")
         found = _PLACE.fullmatch(place)
         if found is None:
             raise ValueError(f'{place!r} is not a place (write "file.py:Class")')
-        self.own[name] = _load(self.folder / found["file"], found["name"])
+        self.own[name] = _load(folder / found["file"], found["name"])
 
     def find(self, name: str, built_in: Mapping[str, Model]) -> Model:
         """The model ``name``. The search order is: built-in models, this lab file, installed packages."""

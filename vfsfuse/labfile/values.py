@@ -1,15 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of value in a lab file. Each is a function from a TOML value to a value for the lab.
+"""The kinds of value in a lab file: how each is read from TOML, and its JSON schema for editors.
 
-State: none. Each raises ValueError, whose text tells a person the mistake and the remedy.
+State: none. ``read`` of each raises ValueError, whose text tells a person the mistake and the remedy. The
+JSON schema (json-schema.org, draft 2020-12) accepts every value that ``read`` does.
 """
 
 import grp
 import pwd
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from devmodel.lifecycle.resources import MAX_SIZE, Resolution, parse_resolution, parse_size
+from devmodel.lifecycle.resources import (
+    MAX_SIZE,
+    RESOLUTION,
+    SIZE,
+    Resolution,
+    parse_resolution,
+    parse_size,
+)
 from devmodel.lifecycle.spec import PATH_NAME, RemovalPolicy
 
 MAX_CACHE_SECONDS = 86400
@@ -20,7 +30,24 @@ NAME_HINT = "use up to 255 letters, digits, '-', '_' and '.'"
 
 _MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
 
+T = TypeVar("T")
+Json = Mapping[str, Any]
 
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T]):
+    """A kind of value: ``read`` makes a value for the lab of one of TOML, ``json`` is its JSON schema."""
+
+    read: Callable[[object], T]
+    json: Json
+
+
+def kind(**json: Any) -> Callable[[Callable[[object], T]], Kind[T]]:
+    """Make a function that reads a value a kind with this JSON schema."""
+    return lambda read: Kind(read, json)
+
+
+@kind(type="string", minLength=1)
 def text(value: object) -> str:
     """A line of text, as an attribute can show it."""
     if not isinstance(value, str) or not value or not value.isprintable():
@@ -28,6 +55,7 @@ def text(value: object) -> str:
     return value
 
 
+@kind(type="string", pattern=f"^{PATH_NAME.pattern}$")
 def name(value: object) -> str:
     """Text that can name a directory."""
     if not isinstance(value, str) or PATH_NAME.fullmatch(value) is None:
@@ -35,6 +63,7 @@ def name(value: object) -> str:
     return value
 
 
+@kind(type="integer", minimum=1, maximum=2**31 - 1)
 def count(value: object) -> int:
     """A whole number from 1 to 2^31 - 1."""
     number = _whole(value)
@@ -43,6 +72,7 @@ def count(value: object) -> int:
     return number
 
 
+@kind(type="integer", minimum=-1, maximum=MAX_NODES - 1)
 def node(value: object) -> int:
     """The number of a NUMA node, or -1 for none."""
     number = _whole(value, " (the number of a NUMA node)")
@@ -51,6 +81,12 @@ def node(value: object) -> int:
     return number
 
 
+@kind(
+    anyOf=[
+        {"type": "integer", "minimum": 0, "maximum": MAX_SIZE},
+        {"type": "string", "pattern": f"^{SIZE.pattern}$"},
+    ]
+)
 def size(value: object) -> int:
     """Bytes, as a number or with a unit: 268435456, "256M", "256 MiB"."""
     if isinstance(value, str):
@@ -61,6 +97,7 @@ def size(value: object) -> int:
     return number
 
 
+@kind(type="string", pattern=f"^{RESOLUTION.pattern}$")
 def resolution(value: object) -> Resolution:
     """Pixels: "1920x1080"."""
     if not isinstance(value, str):
@@ -68,6 +105,15 @@ def resolution(value: object) -> Resolution:
     return parse_resolution(value)
 
 
+@kind(enum=["gpu", "virtual"])
+def parent_kind(value: object) -> str:
+    """The kind of a parent."""
+    if value not in ("gpu", "virtual"):
+        raise ValueError(f'{value!r} is not a kind of parent (give "gpu" or "virtual")')
+    return str(value)
+
+
+@kind(enum=[each.value for each in RemovalPolicy])
 def removal(value: object) -> RemovalPolicy:
     """The policy for removing a device in use."""
     if not isinstance(value, str) or value not in {each.value for each in RemovalPolicy}:
@@ -75,6 +121,7 @@ def removal(value: object) -> RemovalPolicy:
     return RemovalPolicy(value)
 
 
+@kind(enum=["vfio", "iommufd"])
 def container(value: object) -> bool:
     """What dev/vfio/vfio opens: whether that is an iommufd."""
     if value not in ("vfio", "iommufd"):
@@ -82,6 +129,7 @@ def container(value: object) -> bool:
     return value == "iommufd"
 
 
+@kind(enum=["none", "intel-vtd"])
 def hw_info(value: object) -> bool:
     """The type of IOMMU that GET_HW_INFO reports: whether it is VT-d."""
     if value not in ("none", "intel-vtd"):
@@ -89,6 +137,7 @@ def hw_info(value: object) -> bool:
     return value == "intel-vtd"
 
 
+@kind(type="number", minimum=0, maximum=MAX_CACHE_SECONDS)
 def seconds(value: object) -> float:
     """A time of up to a day."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_CACHE_SECONDS:
@@ -96,6 +145,7 @@ def seconds(value: object) -> float:
     return float(value)
 
 
+@kind(type="string", pattern=f"^{_MODE.pattern}$")
 def mode(value: object) -> int:
     """Permission bits as octal text. A TOML number is refused, because 600 and 0o600 look too much alike."""
     if not isinstance(value, str) or _MODE.fullmatch(value) is None:
@@ -103,6 +153,10 @@ def mode(value: object) -> int:
     return int(value, 8)
 
 
+_ID: Json = {"type": ["string", "integer"], "minimum": 0, "maximum": 2**32 - 2}
+
+
+@kind(**_ID)
 def user(value: object) -> int:
     """A user by name or number, as a uid."""
     if isinstance(value, str):
@@ -113,6 +167,7 @@ def user(value: object) -> int:
     return _id(value)
 
 
+@kind(**_ID)
 def group(value: object) -> int:
     """A group by name or number, as a gid."""
     if isinstance(value, str):
@@ -123,6 +178,7 @@ def group(value: object) -> int:
     return _id(value)
 
 
+@kind(type="boolean")
 def boolean(value: object) -> bool:
     """true or false."""
     if not isinstance(value, bool):
@@ -130,11 +186,13 @@ def boolean(value: object) -> bool:
     return value
 
 
+@kind(type="object", additionalProperties={"type": "integer"})
 def options(value: object) -> Mapping[str, int]:
     """A model's options: a table of whole numbers."""
-    return {key: _whole(number, f" (for option {key!r})") for key, number in table(value).items()}
+    return {key: _whole(number, f" (for option {key!r})") for key, number in table.read(value).items()}
 
 
+@kind(type="object")
 def table(value: object) -> dict[str, object]:
     """A TOML table."""
     if not isinstance(value, dict):

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a whole lab: the top of a lab file, ``[models]``, ``[mount]`` and ``[iommu]``.
+
+State: none. Errors: see :mod:`vfsfuse.labfile.reading`.
+"""
+
+from typing import Any
+
+from vfsfuse.labfile import values
+from vfsfuse.labfile.reading import Found, Reading, fields
+from vfsfuse.labfile.schema import IOMMU, LAB, MOUNT
+
+RESERVED_VENDORS = ("vgpu_start", "vgpu_shutdown")
+"""Files of sys/class/vgpu. The vendor's directory lies beside them, and must have another name."""
+
+
+def read_top(reading: Reading, top: Found) -> dict[str, Any]:
+    """Fields of the LabSpec that are settings. The lab file's own models can be found after this."""
+    if top.get("vendor") in RESERVED_VENDORS:
+        reading.note(("vendor",), f"{top['vendor']!r} is a file of sys/class/vgpu (choose another)")
+    for name, place in top.get("models", {}).items():
+        with reading.noted():
+            _own_model(reading, name, place)
+    mount = reading.attempt(reading.table, top.get("mount", {}), MOUNT, ("mount",)) or {}
+    return {**fields(top, LAB), **fields(mount, MOUNT)}
+
+
+def read_iommu(reading: Reading, content: object) -> dict[str, Any]:
+    """Fields of the IommuSpec."""
+    return fields(reading.attempt(reading.table, content, IOMMU, ("iommu",)) or {}, IOMMU)
+
+
+def _own_model(reading: Reading, name: str, place: object) -> None:
+    keys = ("models", name)
+    try:
+        reading.models.add(name, values.text.read(place), reading.folder(keys))
+    except ValueError as error:
+        reading.unusable.add(name)
+        reading.fail(keys, str(error))
