@@ -35,6 +35,7 @@ PICTURE: Mapping[str, str] = {
     "devmodel.region": "devmodel: callpoint",
     "devmodel.irq": "devmodel: callpoint",
     "devmodel.pci": "devmodel: callpoint region",
+    "devmodel.topology": "devmodel: pci",
     "devmodel.iommu": "devmodel: callpoint client",
     "devmodel.iommufd": "devmodel: client ida iommu",
     "devmodel.device": "devmodel: callpoint iommu irq pci region",
