@@ -49,7 +49,8 @@ def held_by(function: PciFunction) -> list[Assignable]:
     held: list[Assignable] = []
     if isinstance(function, PhysicalFunction):
         held += virtual_functions_held(function)
-        held += (mdev for mdev in function.parent.mdevs.values() if mdev.bound)
+        if function.parent is not None:
+            held += (mdev for mdev in function.parent.mdevs.values() if mdev.bound)
     if function.driver == VFIO_PCI:
         held.append(function)
     return held

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PCI functions that drivers bind: a physical GPU, its virtual functions, and the parent that the GPU is.
+"""PCI functions that drivers bind: physical ones, their virtual functions, and the parent of vGPUs that a
+physical one may be.
 
 State: the driver and its override are the lifecycle thread's, under ``Lab.lock``; whether a client holds a
 function is under its group's lock. Source: Documentation/PCI/pci-iov-howto.rst, the behaviour of vfio-pci.
@@ -18,8 +19,8 @@ from devmodel.device.tasks import TaskHost
 from devmodel.iommufd.hwinfo import UnitFacts
 from devmodel.lifecycle.iommuunit import DefaultDomain, Domain, DomainType
 from devmodel.lifecycle.mdev import Parent
-from devmodel.lifecycle.pcicore import DRIVER_DMA_BITS, PciCore
-from devmodel.lifecycle.spec import ParentSpec
+from devmodel.lifecycle.pcicore import DRIVER_DMA_BITS, NO_NODE, PciCore
+from devmodel.lifecycle.spec import FunctionSpec, ParentSpec
 from devmodel.lifecycle.vf import VfLayout, integrated_model, physical_model
 from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture
@@ -144,7 +145,7 @@ class PciFunction(VfioPciFunction):
 
 
 class PhysicalParent(Parent):
-    """A parent that is a physical GPU: the one of PCI function ``function``."""
+    """A parent that is PCI function ``function``."""
 
     __slots__ = ("function",)
 
@@ -167,18 +168,19 @@ class PhysicalParent(Parent):
 
 
 class PhysicalFunction(PciFunction):
-    """The PCI function of a physical GPU.
+    """A physical PCI function, such as a GPU or a network card.
 
-    ``layout`` describes its virtual functions, None without SR-IOV; ``vfs`` has those that are enabled.
-    A function with SR-IOV has a ``vf_token`` while it is bound to vfio-pci. ``autoprobe`` (the function's
-    sriov_drivers_autoprobe) is whether drivers may be bound to its virtual functions without an override.
+    ``parent`` shares it among vGPUs, None for a function that has none. ``layout`` describes its virtual
+    functions, None without SR-IOV; ``vfs`` has those that are enabled. A function with SR-IOV has a
+    ``vf_token`` while it is bound to vfio-pci. ``autoprobe`` (the function's sriov_drivers_autoprobe) is
+    whether drivers may be bound to its virtual functions without an override.
     """
 
-    __slots__ = ("_parent", "autoprobe", "host", "layout", "spec", "vf_token", "vfs")
+    __slots__ = ("autoprobe", "host", "layout", "parent", "spec", "vf_token", "vfs")
 
     def __init__(
         self,
-        spec: ParentSpec,
+        spec: FunctionSpec,
         group: Group,
         aperture: Aperture,
         bus: list[VfioPciFunction] | None = None,
@@ -190,7 +192,7 @@ class PhysicalFunction(PciFunction):
         if spec.model is None:
             raise ValueError(f"{spec.name} has no model")
         self.spec, self.host = spec, host
-        self.layout = VfLayout(spec, (offsets or {})[spec.name], aperture) if spec.vfs else None
+        self.layout = VfLayout(spec, (offsets or {})[spec.name], aperture) if spec.vf is not None else None
         model = spec.model if self.layout is None else physical_model(spec.model, self.layout)
         address = PciAddress.parse(spec.name)
         if not address.bus:
@@ -201,16 +203,12 @@ class PhysicalFunction(PciFunction):
         self.vf_token: VfToken | None = None
         self.autoprobe = True
         super().__init__(address, group, device, [] if bus is None else bus)
-        self.core.numa_node = spec.numa_node
-        self._parent = PhysicalParent(spec, self, host)
+        self.core.numa_node = NO_NODE if spec.numa_node is None else spec.numa_node
+        shared = spec.parent
+        self.parent = None if shared is None else PhysicalParent(shared, self, host)
 
     @property
-    def parent(self) -> PhysicalParent:
-        """The parent that it is."""
-        return self._parent
-
-    @property
-    def host_driver(self) -> str:
+    def host_driver(self) -> str | None:
         return self.spec.driver
 
     @property
@@ -249,13 +247,13 @@ class VirtualFunction(PciFunction):
         self.core.numa_node = physical.core.numa_node
 
     @property
-    def parent(self) -> PhysicalParent:
-        """The parent that it is a virtual function of."""
+    def parent(self) -> PhysicalParent | None:
+        """The parent that it is a virtual function of, None for those of a function that is no parent."""
         return self.physical.parent
 
     @property
-    def host_driver(self) -> None:
-        return None
+    def host_driver(self) -> str | None:
+        return None if self.physical.spec.vf is None else self.physical.spec.vf.driver
 
     @property
     def probed(self) -> bool:

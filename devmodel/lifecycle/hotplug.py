@@ -9,18 +9,19 @@ rescan), the order in which drivers/pci/remove.c and drivers/pci/probe.c of the 
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.bridge import Below
 from devmodel.device.tasks import TaskHost
 from devmodel.lifecycle.binding import DriverCore, held_by
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.functions import FunctionTable
 from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.pcicore import NO_NODE
 from devmodel.lifecycle.rootport import PortPlace, RootPort, place_ports
-from devmodel.lifecycle.spec import ParentSpec
+from devmodel.lifecycle.spec import FunctionSpec, LabSpec
 from devmodel.lifecycle.vf import place_vfs
 from devmodel.pci.address import PciAddress
 from devmodel.pci.config import Aperture, Assigned
@@ -45,7 +46,7 @@ class Hotplug:
         host: TaskHost,
     ) -> None:
         self._lock, self._drivers, self._table, self._host = lock, drivers, table, host
-        self._functions: dict[str, ParentSpec] = {}
+        self._functions: dict[str, FunctionSpec] = {}
         self._places: Mapping[str, PortPlace] = {}
         self._offsets: Mapping[str, int] = {}
         self._assigned: dict[str, Assigned] = {}
@@ -57,14 +58,17 @@ class Hotplug:
     def calls(self) -> CallPoint:
         return self._drivers.calls
 
-    def boot(self, specs: Sequence[ParentSpec]) -> None:
+    def boot(self, lab: LabSpec) -> None:
         """Make everything that a lab file describes, as firmware and kernel leave it: functions are bound to
         their host drivers. The observer is not told. Raises ValueError for what cannot be made."""
-        self._functions = {spec.name: spec for spec in specs if spec.bdf}
+        specs = lab.all_functions
+        self._functions = {spec.name: spec for spec in specs}
         self._offsets = place_vfs(specs)
         self._places = place_ports(specs, self._offsets)
         groups = {name: self._table.new_group(not spec.iommu) for name, spec in self._functions.items()}
-        made: dict[str, Parent] = {spec.name: Parent(spec, self._host) for spec in specs if not spec.bdf}
+        made: dict[str, Parent] = {
+            spec.name: Parent(spec, self._host) for spec in lab.parents if not spec.bdf
+        }
         aperture = Aperture()
         for bus, names in groupby(sorted(self._functions, key=_bus_of), _bus_of):
             aperture.fence()
@@ -72,11 +76,11 @@ class Hotplug:
             for name in names:
                 self._assigned[name] = Assigned(aperture)
                 below.append(self._make_function(self._functions[name], groups[name]))
-            made.update({function.name: function.parent for function in below})
+            made.update({each.name: each.parent for each in below if each.parent is not None})
             if bus in self._places:
                 devices = [function.device for function in below]
                 self._below[bus] = Below.around(self._places[bus].buses, devices)
-        self.parents.update({spec.name: made[spec.name] for spec in specs})
+        self.parents.update({spec.name: made[spec.name] for spec in lab.parents})
         for bus in self._places:
             self._make_port(bus)
         for function in self._drivers.functions.values():
@@ -149,7 +153,7 @@ class Hotplug:
         return bus in (None, own) or (port is not None and bus == port.address.bus_name)
 
     def _found(self, function: PciFunction) -> PciFunction:
-        if isinstance(function, PhysicalFunction):
+        if isinstance(function, PhysicalFunction) and function.parent is not None:
             self.parents[function.name] = function.parent
         self._table.show(function, self._leave)
         return function
@@ -159,7 +163,7 @@ class Hotplug:
         for bus in [bus for bus, port in self.ports.items() if port is function]:
             del self.ports[bus]
 
-    def _make_function(self, spec: ParentSpec, group: Group) -> PhysicalFunction:
+    def _make_function(self, spec: FunctionSpec, group: Group) -> PhysicalFunction:
         bus = self._drivers.bus(PciAddress.parse(spec.name))
         aperture = self._assigned[spec.name].again()
         function = PhysicalFunction(spec, group, aperture, bus, self._host, self._offsets)
@@ -172,11 +176,13 @@ class Hotplug:
         specs = [spec for name, spec in self._functions.items() if _bus_of(name) == bus]
         group = self._table.new_group(noiommu=not any(spec.iommu for spec in specs))
         functions = self._drivers.functions
-        port = RootPort(self._places[bus], group, self._below[bus], specs[0].numa_node, functions)
+        node = NO_NODE if specs[0].numa_node is None else specs[0].numa_node
+        port = RootPort(self._places[bus], group, self._below[bus], node, functions)
         self.ports[bus] = functions[port.name] = port
-        for parent in self.parents.values():
-            if isinstance(parent, PhysicalParent) and parent.function.address.bus_name == bus:
-                parent.function.upstream = port
+        for spec in specs:
+            below = functions.get(spec.name)
+            if below is not None:
+                below.upstream = port
         return port
 
 

@@ -73,7 +73,7 @@ class Lab:
         self.drivers.releases.append(self._unregister)
         self.hotplug = Hotplug(self.lock, self.drivers, table, self.tasks)
         self.parents, self.ports = self.hotplug.parents, self.hotplug.ports
-        self.hotplug.boot(spec.parents)
+        self.hotplug.boot(spec)
         behind = [each for each in self.drivers.functions.values() if not each.group.noiommu]
         segments = sorted({function.address.segment for function in behind})
         self.iommu_units = tuple(IommuUnit(*numbers, spec.iommu) for numbers in enumerate(segments))
@@ -251,8 +251,9 @@ class Lab:
 
     def _unregister(self, function: PhysicalFunction) -> None:
         """The host driver of a parent leaves: its vGPUs, of which no client holds one, go first."""
-        for mdev in tuple(function.parent.mdevs.values()):
-            self._remove(mdev)
+        if function.parent is not None:
+            for mdev in tuple(function.parent.mdevs.values()):
+                self._remove(mdev)
 
     def _give_numbers(self, mdev: Mdev) -> None:
         self._group_numbers.give(mdev.group.number)

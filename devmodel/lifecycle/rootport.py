@@ -17,7 +17,7 @@ from uuid import UUID
 from devmodel.device.bridge import Below, RootPortDevice
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.pcicore import DMA_BITS
-from devmodel.lifecycle.spec import ParentSpec
+from devmodel.lifecycle.spec import FunctionSpec
 from devmodel.lifecycle.vf import last_vf
 from devmodel.pci.address import PciAddress, bus_name
 from devmodel.pci.bridge import BusNumbers
@@ -35,7 +35,7 @@ class PortPlace(NamedTuple):
     multifunction: bool
 
 
-def place_ports(specs: Sequence[ParentSpec], offsets: Mapping[str, int]) -> Mapping[str, PortPlace]:
+def place_ports(specs: Sequence[FunctionSpec], offsets: Mapping[str, int]) -> Mapping[str, PortPlace]:
     """The root ports of a lab, by the name of the bus right below each, in the order of the addresses.
 
     ``offsets`` is what :func:`devmodel.lifecycle.vf.place_vfs` gives. Raises ValueError when bus 0 of a
@@ -43,9 +43,8 @@ def place_ports(specs: Sequence[ParentSpec], offsets: Mapping[str, int]) -> Mapp
     """
     last: dict[tuple[int, int], int] = {}
     taken: set[PciAddress] = set()
-    for spec in (spec for spec in specs if spec.bdf):
-        address = PciAddress.parse(spec.name)
-        end = last_vf(spec, offsets) if spec.vfs else address
+    for spec in specs:
+        address, end = PciAddress.parse(spec.name), last_vf(spec, offsets)
         taken.update(address.after(distance) for distance in range(end.rid - address.rid + 1))
         if address.bus:
             key = (address.segment, address.bus)

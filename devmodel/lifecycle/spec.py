@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The description of a lab as values: its parents, their types, and settings of the whole lab.
+"""The description of a lab as values: its PCI functions, its parents, their types, and settings of the whole
+lab.
 
 State: none, all are frozen. vfsfuse.labfile makes them from a lab file, checked and with defaults.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Mapping
@@ -16,6 +19,7 @@ PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 """A name that can be that of a directory (of NAME_MAX bytes), and a field of a ``vgpu_create`` line."""
 
 _NO_OPTIONS: Mapping[str, int] = MappingProxyType({})
+_NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 class RemovalPolicy(Enum):
@@ -47,6 +51,123 @@ class TypeSpec:
     pretty_name: str = ""
 
 
+class BridgeKind(Enum):
+    """What a bridge is, by its name in a lab file."""
+
+    ROOT_PORT = "root-port"
+    UPSTREAM = "switch-upstream"
+    DOWNSTREAM = "switch-downstream"
+    PCI = "pci"
+    """From PCI Express to conventional PCI."""
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSpec:
+    """A bridge: the number of the bus right below it, and that of the last bus below it (None: as far as the
+    functions of the lab need it)."""
+
+    kind: BridgeKind
+    secondary: int
+    subordinate: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VfSpec:
+    """The virtual functions that a function can have: at most ``count``, of ``model``.
+
+    Each has ``memory`` bytes of the function's memory (0: an equal share, rounded down to a power of two) and
+    is taken by host driver ``driver`` (None: by none). The first one is ``offset`` routing ids behind the
+    function (None: where there is room), the others ``stride`` apart. ``shares_group`` is whether they are in
+    the IOMMU group of the function. They appear ``delay`` seconds after the write that enables them; the host
+    driver fails to take those with an index in ``failing``. ``net`` are names of network interfaces by index.
+    """
+
+    count: int
+    model: type[PciDevice]
+    memory: int = 0
+    options: Mapping[str, int] = field(default_factory=lambda: _NO_OPTIONS)
+    texts: Mapping[str, str] = field(default_factory=lambda: _NO_TEXTS)
+    driver: str | None = None
+    offset: int | None = None
+    stride: int = 1
+    shares_group: bool = False
+    delay: float = 0.0
+    failing: frozenset[int] = frozenset()
+    net: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSpec:
+    """A physical PCI function at ``address``, which is also its name.
+
+    ``model`` is None for a ``bridge`` of the built-in model. ``driver`` is its host driver, None without one.
+    ``iommu`` is whether it is behind an IOMMU. ``numa_node`` is None for the node of what is above it, and -1
+    for none. ``acs`` is whether its ACS is on (None: as its kind has it). Functions with the same ``group``
+    are in one IOMMU group; a number is that of the group. ``slot`` names the physical slot that it is in, and
+    ``plugged`` is whether it is there from the start. ``serial`` is the device serial number, 64 bits.
+    ``net`` has the names of its network interfaces, ``mac`` the address of the first one. ``parent`` says how
+    it is shared among vGPUs, None for a function that is not.
+    """
+
+    address: str
+    model: type[PciDevice] | None
+    driver: str | None = None
+    memory: int = 0
+    options: Mapping[str, int] = field(default_factory=lambda: _NO_OPTIONS)
+    texts: Mapping[str, str] = field(default_factory=lambda: _NO_TEXTS)
+    iommu: bool = True
+    numa_node: int | None = None
+    acs: bool | None = None
+    group: str | int | None = None
+    slot: str | None = None
+    plugged: bool = True
+    serial: int | None = None
+    bridge: BridgeSpec | None = None
+    vf: VfSpec | None = None
+    net: tuple[str, ...] = ()
+    mac: bytes | None = None
+    parent: ParentSpec | None = None
+
+    @property
+    def name(self) -> str:
+        """Its address, as sysfs spells it."""
+        return self.address
+
+    @property
+    def drivers(self) -> tuple[str, ...]:
+        """The host drivers of the function and of its virtual functions."""
+        return tuple(filter(None, (self.driver, None if self.vf is None else self.vf.driver)))
+
+
+@dataclass(frozen=True, slots=True)
+class RootSpec:
+    """A root bus, such as "0000:80": what is right below a host bridge. ``numa_node`` is the node that it is
+    near to, -1 for none."""
+
+    bus: str
+    numa_node: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """A NUMA node of the lab's machine: its CPUs, ``memory`` in bytes, and its distances to all nodes in the
+    order of their numbers."""
+
+    number: int
+    cpus: frozenset[int] = frozenset()
+    memory: int = 0
+    distances: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSpec:
+    """An IOMMU unit ``name``, such as "dmar1". ``scope`` has root buses ("0000:80"), bridges and functions
+    (by address) that are behind it, with all that is below them. Without a scope all others are."""
+
+    name: str
+    scope: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class ParentSpec:
     """A device that vGPUs are made of.
@@ -74,6 +195,26 @@ class ParentSpec:
     vf_memory: int = 0
     numa_node: int = -1
 
+    @property
+    def function(self) -> FunctionSpec | None:
+        """The PCI function that it is, None for a virtual parent."""
+        if self.bdf is None:
+            return None
+        vf = None
+        if self.vfs and self.vf_model is not None:
+            vf = VfSpec(self.vfs, self.vf_model, self.vf_memory)
+        return FunctionSpec(
+            self.bdf,
+            self.model,
+            self.driver,
+            self.memory,
+            self.options,
+            iommu=self.iommu,
+            numa_node=self.numa_node,
+            vf=vf,
+            parent=self,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class IommuSpec:
@@ -87,6 +228,10 @@ class IommuSpec:
 @dataclass(frozen=True, slots=True)
 class LabSpec:
     """A whole lab. The kernel may cache names and attributes for ``cache`` seconds.
+
+    ``functions`` has the PCI functions that are no parents, :attr:`all_functions` has those of parents too.
+    ``roots``, ``nodes`` and ``units`` have the root buses, NUMA nodes and IOMMU units that the lab file
+    names.
 
     The device files belong to ``device_uid`` and ``device_gid`` (None: the user who mounted), with mode
     ``device_mode``. ``cdevs`` is whether devices have character devices of their own, as in a Linux with
@@ -105,3 +250,12 @@ class LabSpec:
     groups: bool = True
     iommufd_container: bool = False
     iommu: IommuSpec = field(default_factory=IommuSpec)
+    functions: tuple[FunctionSpec, ...] = ()
+    roots: tuple[RootSpec, ...] = ()
+    nodes: tuple[NodeSpec, ...] = ()
+    units: tuple[UnitSpec, ...] = ()
+
+    @property
+    def all_functions(self) -> tuple[FunctionSpec, ...]:
+        """The physical PCI functions of the lab, in the order of the lab file: parents first."""
+        return (*filter(None, (parent.function for parent in self.parents)), *self.functions)

@@ -85,7 +85,7 @@ class SriovCore:
 
     def _enable(self, function: PhysicalFunction, layout: VfLayout, count: int) -> None:
         share = Share.of(layout.type)
-        if function.parent.room_for(share) < count:
+        if function.parent is not None and function.parent.room_for(share) < count:
             raise OSError(errno.ENOSPC, f"{function.name} has no room for {count} virtual functions")
         with ExitStack() as undo:
             for index in range(count):
@@ -102,7 +102,8 @@ class SriovCore:
         with self._table.making(noiommu=function.group.noiommu) as group:
             bus = self._drivers.bus(layout.address(index))
             vf = VirtualFunction(function, layout, index, group, bus)
-            vf.parent.charge(Share.of(layout.type))
+            if vf.parent is not None:
+                vf.parent.charge(Share.of(layout.type))
             function.vfs.append(vf)
             self._table.functions[vf.name] = vf
         self._table.show(vf, self._leave)
@@ -110,7 +111,8 @@ class SriovCore:
 
     def _leave(self, vf: PciFunction) -> None:
         assert isinstance(vf, VirtualFunction)
-        vf.parent.refund(Share.of(layout_of(vf.physical).type))
+        if vf.parent is not None:
+            vf.parent.refund(Share.of(layout_of(vf.physical).type))
         vf.physical.vfs.remove(vf)
 
     def _show_count(self, function: PhysicalFunction, count: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from devmodel.device.pci import PciDevice, ResourceRow
-from devmodel.lifecycle.spec import ParentSpec, TypeSpec
+from devmodel.lifecycle.spec import FunctionSpec, TypeSpec, VfSpec
 from devmodel.pci import regs
 from devmodel.pci.address import PciAddress, bus_name
 from devmodel.pci.capability import (
@@ -34,48 +34,47 @@ VF_ROWS = 7
 """Line of sysfs ``resource``, from 0, that has the first VF BAR."""
 
 
-def vf_type(spec: ParentSpec) -> TypeSpec:
-    """A virtual function as a type: the share of the parent that each one takes.
+def vf_type(spec: FunctionSpec, vf: VfSpec) -> TypeSpec:
+    """A virtual function as a type: the share of the function's memory that each one takes.
 
-    Unless the lab file gives ``vf_memory``, that is an equal share of the memory, rounded down to a power of
-    two.
+    Unless ``vf`` says how much, that is an equal share of the memory, rounded down to a power of two.
     """
-    if spec.vf_model is None:
-        raise ValueError(f"{spec.name} has no model of virtual functions")
-    share = spec.memory // spec.vfs
-    memory = spec.vf_memory or (1 << share.bit_length() >> 1)
-    return TypeSpec("vf", f"virtual function of {spec.name}", spec.vf_model, memory=memory)
+    share = spec.memory // vf.count
+    memory = vf.memory or (1 << share.bit_length() >> 1)
+    return TypeSpec("vf", f"virtual function of {spec.name}", vf.model, memory=memory, options=vf.options)
 
 
-def place_vfs(specs: Sequence[ParentSpec]) -> Mapping[str, int]:
+def place_vfs(specs: Sequence[FunctionSpec]) -> Mapping[str, int]:
     """By name, how many routing ids behind each physical function with SR-IOV its virtual ones begin.
 
     No two functions of a lab have the same address. Virtual functions may lie on later buses, which then
     have no physical function: a bus is below one root port only. Raises ValueError when there is no room
     behind one.
     """
-    taken = {PciAddress.parse(spec.name) for spec in specs if spec.bdf}
+    taken = {PciAddress.parse(spec.name) for spec in specs}
     buses = {address.bus_name for address in taken}
     offsets: dict[str, int] = {}
-    for spec in (spec for spec in specs if spec.vfs):
+    for spec, vf in ((spec, spec.vf) for spec in specs if spec.vf is not None):
         physical = PciAddress.parse(spec.name)
         offset = FIRST_OFFSET
-        while not taken.isdisjoint(places := _places(physical, offset, spec.vfs)):
+        while not taken.isdisjoint(places := _places(physical, offset, vf.count)):
             offset += 1
         taken.update(places)
         offsets[spec.name] = offset
         for bus in range(physical.bus + 1, last_vf(spec, offsets).bus + 1):
             if bus_name(physical.segment, bus) in buses:
                 raise ValueError(
-                    f"no room for {spec.vfs} virtual functions behind {physical}: "
+                    f"no room for {vf.count} virtual functions behind {physical}: "
                     f"bus {bus:02x} is below another root port"
                 )
     return offsets
 
 
-def last_vf(spec: ParentSpec, offsets: Mapping[str, int]) -> PciAddress:
-    """The address of the last virtual function of a physical one; ``offsets`` is of :func:`place_vfs`."""
-    return PciAddress.parse(spec.name).after(offsets[spec.name] + (spec.vfs - 1) * STRIDE)
+def last_vf(spec: FunctionSpec, offsets: Mapping[str, int]) -> PciAddress:
+    """The address of the last virtual function of a physical one, its own for one without; ``offsets`` is of
+    :func:`place_vfs`."""
+    own = PciAddress.parse(spec.name)
+    return own if spec.vf is None else own.after(offsets[spec.name] + (spec.vf.count - 1) * STRIDE)
 
 
 def _places(physical: PciAddress, offset: int, count: int) -> list[PciAddress]:
@@ -91,10 +90,12 @@ class VfLayout:
 
     __slots__ = ("_model", "_physical", "offset", "places", "total", "type")
 
-    def __init__(self, spec: ParentSpec, offset: int, aperture: Aperture) -> None:
-        """Raises ValueError for a model that cannot be that of a virtual function."""
-        self.total, self.offset = spec.vfs, offset
-        self.type = vf_type(spec)
+    def __init__(self, spec: FunctionSpec, offset: int, aperture: Aperture) -> None:
+        """For a function that has virtual ones. Raises ValueError for a model that cannot be that of a
+        virtual function."""
+        assert spec.vf is not None
+        self.total, self.offset = spec.vf.count, offset
+        self.type = vf_type(spec, spec.vf)
         self._physical = PciAddress.parse(spec.name)
         self._model = virtual_model(self.type.model)
         self._check(spec)
@@ -131,7 +132,7 @@ class VfLayout:
         for index, (base, bar) in self.places.items():
             yield VF_ROWS + index, ResourceRow(base, base + self.total * bar.size - 1, bar.resource_flags)
 
-    def _check(self, spec: ParentSpec) -> None:
+    def _check(self, spec: FunctionSpec) -> None:
         if spec.model is not None and spec.model.identity.vendor != self._model.identity.vendor:
             raise ValueError(
                 f"virtual functions have their physical function's vendor {spec.model.identity.vendor:04x}, "

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the unit tests share: an assertion about errnos, and a client whose memory is a dictionary."""
+"""What the unit tests share: an assertion about errnos, a client whose memory is a dictionary, and short ways
+through a lab."""
 
 import errno
 from collections.abc import Callable, Hashable, Sequence
 
 import pytest
+
+from devmodel.lifecycle.function import PhysicalFunction, PhysicalParent
+from devmodel.lifecycle.spec import FunctionSpec, ParentSpec
 
 TOP = 2**64
 
@@ -82,3 +86,15 @@ class FakePages:
 
     def write_from(self, offset: int, view: memoryview) -> None:
         self.client.write(self.vaddr + offset, bytes(view))
+
+
+def parent_of(function: PhysicalFunction) -> PhysicalParent:
+    """The parent that a function is."""
+    assert function.parent is not None
+    return function.parent
+
+
+def function_spec(parent: ParentSpec) -> FunctionSpec:
+    """The function that a parent is, as a spec."""
+    assert parent.function is not None
+    return parent.function

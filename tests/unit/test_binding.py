@@ -15,7 +15,7 @@ from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.groupfile import open_group
-from tests.unit.fakes import fails
+from tests.unit.fakes import fails, parent_of
 from tests.unit.test_lab import BDF, MIB, Recorder
 
 GPU = ParentSpec(
@@ -75,15 +75,15 @@ def test_a_bound_function_is_not_bound_again(lab: Lab, gpu: PhysicalFunction) ->
 def test_a_function_loses_its_vgpus_with_its_driver(
     lab: Lab, gpu: PhysicalFunction, recorder: Refusing
 ) -> None:
-    mdev = lab.create(gpu.parent.types["vgpu-1"], UUID(int=1))
+    mdev = lab.create(parent_of(gpu).types["vgpu-1"], UUID(int=1))
     hold = DeviceFile(mdev)
     fails(errno.EBUSY, lab.drivers.unbind, gpu, "vgpu")
     assert (gpu.driver, mdev.gone, mdev.leaving) == ("vgpu", False, 0)
     hold.close()
     lab.drivers.unbind(gpu, "vgpu")
-    assert mdev.gone and not lab.mdevs and gpu.parent.memory_free == gpu.parent.spec.memory
+    assert mdev.gone and not lab.mdevs and parent_of(gpu).memory_free == parent_of(gpu).spec.memory
     assert recorder.seen[-2:] == [("removed", mdev.name), ("unbound", gpu.name)]
-    fails(errno.ENODEV, lab.create, gpu.parent.types["vgpu-1"], UUID(int=1))
+    fails(errno.ENODEV, lab.create, parent_of(gpu).types["vgpu-1"], UUID(int=1))
 
 
 def test_a_function_in_use_stays(lab: Lab, gpu: PhysicalFunction) -> None:
@@ -136,7 +136,7 @@ def test_a_virtual_parent_is_no_pci_function(lab: Lab) -> None:
 
 
 def test_a_vgpu_without_its_driver(lab: Lab, gpu: PhysicalFunction, recorder: Refusing) -> None:
-    mdev = lab.create(gpu.parent.types["vgpu-1"], UUID(int=1))
+    mdev = lab.create(parent_of(gpu).types["vgpu-1"], UUID(int=1))
     driver = lab.mdev_driver
     fails(errno.EBUSY, driver.bind, mdev)
     hold = DeviceFile(mdev)
@@ -158,7 +158,7 @@ def test_a_vgpu_without_its_driver(lab: Lab, gpu: PhysicalFunction, recorder: Re
 
 def test_an_unbound_vgpu_is_removed_before_its_model_is_made(lab: Lab, gpu: PhysicalFunction) -> None:
     lab.mdev_driver.autoprobe = False
-    mdev = lab.create(gpu.parent.types["vgpu-1"], UUID(int=1))
+    mdev = lab.create(parent_of(gpu).types["vgpu-1"], UUID(int=1))
     assert (mdev.bound, mdev.gone) == (False, True)
     lab.remove(mdev)
     with pytest.raises(OSError, match="is gone"):

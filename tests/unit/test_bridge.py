@@ -22,7 +22,7 @@ from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.pci.bridge import BridgeReg, Window, Windows
 from devmodel.pci.ids import parse_pci_id
 from devmodel.pci.regs import CapId, IoResource, Reg
-from tests.unit.fakes import fails
+from tests.unit.fakes import fails, function_spec
 from tests.unit.test_lab import MIB, Recorder
 from vfsfuse.labfile.reader import LabFileError, load
 
@@ -68,7 +68,8 @@ def port(lab: Lab) -> RootPort:
 
 
 def places(*specs: ParentSpec) -> dict[str, tuple[str, int, int, bool]]:
-    found = place_ports(specs, place_vfs(specs))
+    functions = [function_spec(spec) for spec in specs]
+    found = place_ports(functions, place_vfs(functions))
     return {bus: (str(each.address), *each.buses[1:], each.multifunction) for bus, each in found.items()}
 
 

@@ -21,7 +21,7 @@ from devmodel.pci.config import Aperture, Assigned
 from devmodel.pci.fields import Bar
 from devmodel.region.region import Memory
 from devmodel.vfio.devicefile import DeviceFile
-from tests.unit.fakes import fails
+from tests.unit.fakes import fails, parent_of
 from tests.unit.test_lab import BDF, MIB, Recorder
 
 NEIGHBOUR, PORT = "0000:86:00.1", "0000:00:01.0"
@@ -98,7 +98,7 @@ def test_what_is_found_again_is_new_in_its_old_place(lab: Lab, gpu: PhysicalFunc
     lab.hotplug.remove(gpu)  # nothing
     lab.hotplug.rescan(PCI)
     found = function_of(lab.parents[BDF])
-    assert found is not gpu and found.parent.memory_free == 4 * MIB
+    assert found is not gpu and parent_of(found).memory_free == 4 * MIB
     assert (found.driver, found.driver_override, found.group.number) == ("vgpu", None, 0)
     assert found.device.read(0, 0, 4) == bytes(4)
     assert found.device.resource_rows() == rows
@@ -109,10 +109,10 @@ def test_what_is_found_again_is_new_in_its_old_place(lab: Lab, gpu: PhysicalFunc
 
 def test_the_lowest_number_is_taken(lab: Lab, gpu: PhysicalFunction, port: RootPort) -> None:
     neighbour = function_of(lab.parents[NEIGHBOUR])
-    mdev = lab.create(neighbour.parent.types["vgpu-1"], UUID(int=1))
+    mdev = lab.create(parent_of(neighbour).types["vgpu-1"], UUID(int=1))
     assert [each.group.number for each in (gpu, neighbour, port, mdev)] == [0, 1, 2, 3]
     lab.hotplug.remove(gpu)
-    again = lab.create(neighbour.parent.types["vgpu-1"], UUID(int=2))
+    again = lab.create(parent_of(neighbour).types["vgpu-1"], UUID(int=2))
     lab.hotplug.rescan(PCI)
     assert (again.group.number, lab.drivers.find(BDF).group.number) == (0, 4)
     assert sorted(lab.groups) == [0, 1, 2, 3, 4]
@@ -147,7 +147,7 @@ def test_autoprobe_decides_whether_it_is_bound(lab: Lab, gpu: PhysicalFunction) 
 
 @pytest.mark.parametrize("what", ["vgpu", "function", "neighbour's"])
 def test_what_is_held_keeps_all(lab: Lab, gpu: PhysicalFunction, port: RootPort, what: str) -> None:
-    free = lab.create(gpu.parent.types["vgpu-1"], UUID(int=1))
+    free = lab.create(parent_of(gpu).types["vgpu-1"], UUID(int=1))
     if what == "function":
         gpu.driver_override = VFIO_PCI
         lab.drivers.unbind(gpu, "vgpu")

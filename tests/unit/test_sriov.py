@@ -18,7 +18,7 @@ from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.lab import Lab
-from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.spec import FunctionSpec, LabSpec, ParentSpec, TypeSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, VfLayout, as_hardware, lacks, place_vfs
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mdpy import Mdpy
@@ -30,7 +30,7 @@ from devmodel.pci.ids import ANY, PciId, parse_new_id, parse_pci_id
 from devmodel.pci.regs import Command, ExtCapId, Reg
 from devmodel.region.region import Memory, Rom
 from devmodel.vfio.devicefile import DeviceFile
-from tests.unit.fakes import fails
+from tests.unit.fakes import fails, function_spec, parent_of
 from tests.unit.test_lab import BDF, MIB, Recorder
 from vfsfuse.labfile.reader import LabFileError, load
 
@@ -58,8 +58,8 @@ def gpu(lab: Lab) -> PhysicalFunction:
     return function_of(lab.parents[BDF])
 
 
-def at(name: str, vfs: int = 0) -> ParentSpec:
-    return replace(GPU, name=name, bdf=name, vfs=vfs)
+def at(name: str, vfs: int = 0) -> FunctionSpec:
+    return function_spec(replace(GPU, name=name, bdf=name, vfs=vfs))
 
 
 def to_vfio(lab: Lab, gpu: PhysicalFunction) -> None:
@@ -89,13 +89,13 @@ def capability(gpu: PhysicalFunction) -> tuple[int, ...]:
         ([at("0000:86:1f.0", 8), at("0000:88:00.0"), at("0001:87:00.0")], {"0000:86:1f.0": 4}),
     ],
 )
-def test_virtual_functions_meet_nothing(parents: list[ParentSpec], offsets: Mapping[str, int]) -> None:
+def test_virtual_functions_meet_nothing(parents: list[FunctionSpec], offsets: Mapping[str, int]) -> None:
     assert place_vfs(parents) == offsets
     names = [parent.name for parent in parents]
     for parent in parents:
-        if parent.vfs:
+        if parent.vf is not None:
             layout = VfLayout(parent, offsets[parent.name], Aperture())
-            names += [str(layout.address(index)) for index in range(parent.vfs)]
+            names += [str(layout.address(index)) for index in range(parent.vf.count)]
     assert len(names) == len(set(names))
 
 
@@ -123,7 +123,7 @@ def test_a_bus_is_below_one_root_port(other: str) -> None:
     [(4, 0, 4), (3, 0, 4), (5, 0, 2), (16, 0, 1), (1, 0, 16), (4, 2 * MIB, 2)],
 )
 def test_an_equal_share_unless_the_lab_says_so(vfs: int, vf_memory: int, expected: int) -> None:
-    layout = VfLayout(replace(GPU, vfs=vfs, vf_memory=vf_memory), 4, Aperture())
+    layout = VfLayout(function_spec(replace(GPU, vfs=vfs, vf_memory=vf_memory)), 4, Aperture())
     assert layout.type.memory == expected * MIB
     (base, bar) = layout.places[0]
     assert bar.size == expected * MIB and base % bar.size == 0
@@ -151,14 +151,13 @@ class WithRom(WithBar):
         (replace(GPU, vf_model=Mdpy), "vendor 1234, not 1b36"),
         (replace(GPU, vf_model=WithBar), "no I/O BARs"),
         (replace(GPU, vf_model=WithRom), "no ROM"),
-        (replace(GPU, vf_model=None), "no model"),
         (replace(GPU, vf_memory=4096), "video memory is"),
         (replace(GPU, vf_memory=1 << 30), "no room at"),
     ],
 )
 def test_what_cannot_be_a_virtual_function(spec: ParentSpec, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        VfLayout(spec, FIRST_OFFSET, Aperture())
+        VfLayout(function_spec(spec), FIRST_OFFSET, Aperture())
 
 
 LAB_FILE = """
@@ -275,7 +274,7 @@ def test_the_capability_says_what_there_is(lab: Lab, gpu: PhysicalFunction) -> N
 
 
 def test_virtual_functions_take_what_vgpus_take(lab: Lab, gpu: PhysicalFunction, recorder: Recorder) -> None:
-    parent = gpu.parent
+    parent = parent_of(gpu)
     mdev = lab.create(parent.types["vgpu-4"], UUID(int=1))
     fails(errno.ENOSPC, lab.sriov.set_count, gpu, 4)
     lab.sriov.set_count(gpu, 3)
@@ -326,7 +325,7 @@ def test_all_or_none(lab: Lab, gpu: PhysicalFunction, recorder: Recorder) -> Non
         lab.sriov.set_count(gpu, 4)
     recorder.seen = seen
     assert (lab.groups, lab.drivers.functions, gpu.bus) == before
-    assert (gpu.vfs, gpu.parent.memory_free, gpu.parent.slots_free) == ([], 16 * MIB, 5)
+    assert (gpu.vfs, parent_of(gpu).memory_free, parent_of(gpu).slots_free) == ([], 16 * MIB, 5)
     assert capability(gpu)[3] == 0
     lab.sriov.set_count(gpu, 4)
     assert [vf.group.number for vf in gpu.vfs] == [2, 3, 4, 5]
@@ -354,7 +353,7 @@ def test_a_driver_that_leaves_takes_vgpus_and_virtual_functions_with_it(
     lab: Lab, gpu: PhysicalFunction, recorder: Recorder
 ) -> None:
     """All or nothing: one of either kind that is held keeps them all."""
-    mdev = lab.create(next(iter(gpu.parent.types.values())), UUID(int=1))
+    mdev = lab.create(next(iter(parent_of(gpu).types.values())), UUID(int=1))
     lab.sriov.set_count(gpu, 2)
     vfs = gpu.vfs.copy()
     vfs[0].driver_override = VFIO_PCI
@@ -373,15 +372,32 @@ def test_a_driver_that_leaves_takes_vgpus_and_virtual_functions_with_it(
         ("unbound", gpu.name),
     ]
     assert not lab.mdevs and not gpu.vfs and capability(gpu)[3] == 0
-    assert gpu.parent.memory_free == gpu.parent.spec.memory
+    assert parent_of(gpu).memory_free == parent_of(gpu).spec.memory
+
+
+def test_virtual_functions_of_a_function_that_is_no_parent() -> None:
+    spec = replace(at(BDF, 4), parent=None)
+    recorder = Recorder()
+    recorder.lab = lab = Lab(LabSpec((), functions=(spec,)), recorder)
+    function = lab.drivers.find(BDF)
+    assert isinstance(function, PhysicalFunction) and function.parent is None and not lab.parents
+    lab.sriov.set_count(function, 4)
+    assert [vf.name for vf in function.vfs] == [f"0000:86:00.{number}" for number in range(4, 8)]
+    lab.drivers.unbind(function, "vgpu")
+    assert not function.vfs and function.driver is None
+    lab.hotplug.remove(function)
+    lab.hotplug.rescan("pci")
+    assert lab.drivers.find(BDF).driver == "vgpu"
+    lab.close()
 
 
 def test_virtual_functions_of_one_bus_are_reset_together(lab: Lab, gpu: PhysicalFunction) -> None:
     lab.sriov.set_count(gpu, 2)
     assert gpu.bus == [gpu, *gpu.vfs] and gpu.vfs[0].bus is gpu.bus
     recorder = Recorder()
-    recorder.lab = other = Lab(LabSpec((at("0000:86:1f.4", 4),)), recorder)
-    physical = function_of(other.parents["0000:86:1f.4"])
+    recorder.lab = other = Lab(LabSpec((), functions=(at("0000:86:1f.4", 4),)), recorder)
+    physical = other.drivers.find("0000:86:1f.4")
+    assert isinstance(physical, PhysicalFunction)
     other.sriov.set_count(physical, 4)
     assert physical.bus == [physical]
     assert physical.vfs[0].bus == physical.vfs
@@ -579,7 +595,7 @@ class Machine(RuleBasedStateMachine):
     @rule(number=st.integers(1, 5))
     def create(self, number: int) -> None:
         try:
-            self.lab.create(self.gpu.parent.types["vgpu-4"], UUID(int=number))
+            self.lab.create(parent_of(self.gpu).types["vgpu-4"], UUID(int=number))
         except OSError as error:
             assert error.errno in (errno.EEXIST, errno.ENOSPC, errno.ENODEV)
 
@@ -623,7 +639,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        parent, vfs = self.gpu.parent, self.gpu.vfs
+        parent, vfs = parent_of(self.gpu), self.gpu.vfs
         used = len(parent.mdevs) + len(vfs)
         assert parent.memory_free == 16 * MIB - used * 4 * MIB >= 0
         assert parent.slots_free == 5 - used

@@ -104,8 +104,9 @@ def _check_vfs(reading: Reading, parent: ParentSpec, keys: Keys) -> None:
     if parent.vf_memory > parent.memory:
         reading.fail((*keys, "vf_memory"), f"is more than the parent's {parent.memory} bytes (give less)")
     try:
-        if parent.vfs:
-            VfLayout(parent, FIRST_OFFSET, reading.aperture)
+        function = parent.function
+        if function is not None and function.vf is not None:
+            VfLayout(function, FIRST_OFFSET, reading.aperture)
     except ValueError as error:
         reading.fail((*keys, "vfs"), f"{error} (see vf_model and vf_memory)")
 

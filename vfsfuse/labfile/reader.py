@@ -45,6 +45,7 @@ def _lab(reading: Reading) -> LabSpec:
 def _check_places(reading: Reading, parents: tuple[ParentSpec, ...]) -> None:
     """Whether all buses have room. This needs all parents."""
     try:
-        place_ports(parents, place_vfs(parents))
+        functions = tuple(filter(None, (parent.function for parent in parents)))
+        place_ports(functions, place_vfs(functions))
     except ValueError as error:
         reading.fail(("parents",), f"{error} (give fewer, or another address)")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directories of mdev parents: physical GPUs on the PCI bus, and parents that are no PCI device."""
+"""The directories of physical PCI functions, and of mdev parents: physical GPUs, and parents that are no PCI
+device."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from vfsfuse.sysfs.uevent import ClassDeviceDir
 from vfsfuse.sysfs.vgpu_resources import ParentResources
 
 
-def _has_host_driver(self: PhysicalFunctionDir) -> bool:
+def _has_host_driver(self: ParentFunctionDir) -> bool:
     return self.parent_device.has_host_driver
 
 
@@ -30,14 +31,26 @@ class VirtualParentDir(ClassDeviceDir, ParentResources):
         self.view, self.parent_device = view, parent
 
 
-class PhysicalFunctionDir(PciFunctionDir, EndpointAttributes, ParentResources):
+class PhysicalFunctionDir(PciFunctionDir, EndpointAttributes):
+    """<function>: a physical function that is no bridge."""
+
+    __slots__ = ()
+    assignable: PhysicalFunction
+
+    def __init__(self, view: View, function: PhysicalFunction) -> None:
+        super().__init__(view, function)
+
+
+class ParentFunctionDir(PhysicalFunctionDir, ParentResources):
     """<function>: a physical GPU, which is an mdev parent."""
 
     __slots__ = ("parent_device",)
 
-    def __init__(self, view: View, parent: Parent, function: PhysicalFunction) -> None:
+    def __init__(self, view: View, function: PhysicalFunction) -> None:
         super().__init__(view, function)
-        self.parent_device = parent
+        if function.parent is None:
+            raise ValueError(f"{function.name} is no parent")
+        self.parent_device = function.parent
 
     @property
     def lab(self) -> Lab:
@@ -70,5 +83,5 @@ class PhysicalFunctionDir(PciFunctionDir, EndpointAttributes, ParentResources):
         await remove(self.lab, mdev)
 
 
-ParentDir = VirtualParentDir | PhysicalFunctionDir
+ParentDir = VirtualParentDir | ParentFunctionDir
 """The directory of an mdev parent."""

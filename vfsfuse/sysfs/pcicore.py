@@ -100,7 +100,10 @@ class CoreAttributes(Kobject):
         """Sets it, for `local_cpus` and for programs. EINVAL for a node that neither the machine nor the lab
         file has."""
         node = parse_int(text)
-        known = numa.nodes().keys() | {NO_NODE, *(spec.numa_node for spec in self.view.lab.spec.parents)}
+        known = numa.nodes().keys() | {
+            NO_NODE,
+            *(spec.numa_node for spec in self.view.lab.spec.all_functions),
+        }
         if node not in known:
             raise OSError(errno.EINVAL, f"no NUMA node {node}")
         self.assignable.core.numa_node = node

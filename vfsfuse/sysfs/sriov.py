@@ -11,8 +11,7 @@ import errno
 
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.binding import virtual_functions_held
-from devmodel.lifecycle.function import PhysicalFunction, VirtualFunction
-from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.function import VirtualFunction
 from devmodel.lifecycle.removal import taking_away
 from devmodel.lifecycle.sriov import layout_of
 from devmodel.lifecycle.vf import STRIDE, as_hardware, lacks
@@ -24,7 +23,7 @@ from vfsfuse.sysfs.endpoint import EndpointAttributes
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.kstrtox import parse_bool, parse_number
 from vfsfuse.sysfs.lab import View
-from vfsfuse.sysfs.parent import PhysicalFunctionDir
+from vfsfuse.sysfs.parent import ParentFunctionDir, PhysicalFunctionDir
 from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, RegionFile
 
 MAX_COUNT = 0xFFFF
@@ -34,21 +33,17 @@ MAX_COUNT = 0xFFFF
 class SriovFunctionDir(PhysicalFunctionDir):
     """<function>: a physical function with SR-IOV."""
 
-    __slots__ = ("layout", "physical")
-
-    def __init__(self, view: View, parent: Parent, function: PhysicalFunction) -> None:
-        super().__init__(view, parent, function)
-        self.physical, self.layout = function, layout_of(function)
+    __slots__ = ()
 
     @attribute()
     def sriov_totalvfs(self) -> int:
         """The number of virtual functions that the function can have."""
-        return self.layout.total
+        return layout_of(self.assignable).total
 
     @waiting()
     def sriov_numvfs(self) -> int:
         """The number of virtual functions that are enabled."""
-        return len(self.physical.vfs)
+        return len(self.assignable.vfs)
 
     @sriov_numvfs.store
     async def _store_numvfs(self, text: str) -> None:
@@ -58,17 +53,17 @@ class SriovFunctionDir(PhysicalFunctionDir):
         count = parse_number(text)
         if count > MAX_COUNT:
             raise ValueError(f"{count} does not fit in 16 bits")
-        lab = self.view.lab
+        lab, physical = self.view.lab, self.assignable
         await taking_away(
             lab,
-            lambda: () if count else virtual_functions_held(self.physical),
-            lambda: lab.sriov.set_count(self.physical, count),
+            lambda: () if count else virtual_functions_held(physical),
+            lambda: lab.sriov.set_count(physical, count),
         )
 
     @attribute()
     def sriov_offset(self) -> int:
         """The distance from the routing id of the function to that of its first virtual function."""
-        return self.layout.offset
+        return layout_of(self.assignable).offset
 
     @attribute()
     def sriov_stride(self) -> int:
@@ -78,22 +73,28 @@ class SriovFunctionDir(PhysicalFunctionDir):
     @attribute()
     def sriov_vf_device(self) -> str:
         """The device id of the virtual functions, in hexadecimal."""
-        return f"{self.layout.device_id:x}"
+        return f"{layout_of(self.assignable).device_id:x}"
 
     @attribute(0o644)
     def sriov_drivers_autoprobe(self) -> int:
         """Whether new virtual functions are offered to drivers: 1 or 0."""
-        return int(self.physical.autoprobe)
+        return int(self.assignable.autoprobe)
 
     @sriov_drivers_autoprobe.store
     def _store_autoprobe(self, text: str) -> None:
         """Sets it. EINVAL: no truth value."""
-        self.physical.autoprobe = parse_bool(text)
+        self.assignable.autoprobe = parse_bool(text)
 
     @attribute()
     def sriov_vf_total_msix(self) -> int:
         """The number of vectors that can be shared out among virtual functions: 0."""
         return 0  # no driver here shares out vectors: each function has its own
+
+
+class SriovParentDir(SriovFunctionDir, ParentFunctionDir):
+    """<function>: a physical GPU with SR-IOV, which is an mdev parent."""
+
+    __slots__ = ()
 
 
 class VfConfigFile(RegionFile):

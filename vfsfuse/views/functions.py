@@ -15,8 +15,8 @@ from vfsfuse.sysfs.drivers import PciDriverDir
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.model import directory_class
-from vfsfuse.sysfs.parent import PhysicalFunctionDir
-from vfsfuse.sysfs.sriov import SriovFunctionDir, VirtualFunctionDir
+from vfsfuse.sysfs.parent import ParentFunctionDir, PhysicalFunctionDir
+from vfsfuse.sysfs.sriov import SriovFunctionDir, SriovParentDir, VirtualFunctionDir
 from vfsfuse.views.additions import Additions
 from vfsfuse.views.buses import BusViews
 from vfsfuse.views.iommus import IommuViews
@@ -80,13 +80,15 @@ class FunctionViews:
         added.undo.callback(self._buses.hide, port.bus_below)
 
     def _add_physical(self, function: PhysicalFunction, added: Additions) -> None:
-        parent = function.parent
-        kind = PhysicalFunctionDir if function.layout is None else SriovFunctionDir
-        directory = directory_class(kind, type(function.device))(self._view, parent, function)
-        self._make_drivers(parent.spec.driver, VFIO_PCI)
+        plain = PhysicalFunctionDir if function.layout is None else SriovFunctionDir
+        shared = ParentFunctionDir if function.layout is None else SriovParentDir
+        kind = plain if function.parent is None else shared
+        directory = directory_class(kind, type(function.device))(self._view, function)
+        self._make_drivers(*function.spec.drivers, VFIO_PCI)
         self._show(function, directory, added)
-        self._vgpus.add_parent(parent, directory)
-        added.undo.callback(self._vgpus.remove_parent, parent)
+        if isinstance(directory, ParentFunctionDir):
+            self._vgpus.add_parent(directory.parent_device, directory)
+            added.undo.callback(self._vgpus.remove_parent, directory.parent_device)
 
     def _add_virtual(self, function: VirtualFunction, added: Additions) -> None:
         kind = directory_class(VirtualFunctionDir, type(function.device))
@@ -100,8 +102,8 @@ class FunctionViews:
             added = Additions(self._tree, undo)
             if driver == VFIO_PCI:
                 self._show_vfio(function, added)
-            elif isinstance(function, PhysicalFunction):
-                self._vgpus.show_types(function.parent, directory, added)
+            elif isinstance(directory, ParentFunctionDir):
+                self._vgpus.show_types(directory.parent_device, directory, added)
             added.add(self._view.subsystems.pci_drivers[driver], Symlink(function.name, directory))
             self._bound[function] = undo.pop_all()
 

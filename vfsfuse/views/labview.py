@@ -67,8 +67,12 @@ class LabView:
         self.functions = FunctionViews(self, tree, self.nodes, self.vgpus, self.modules)
         for port in self.lab.ports.values():
             self._add_function(port)
+        for function in self.lab.drivers.functions.values():
+            if isinstance(function, PhysicalFunction):
+                self._add_physical(function)
         for parent in self.lab.parents.values():
-            self._add_parent(parent)
+            if not isinstance(parent, PhysicalParent):
+                self._add_virtual(parent)
         tree.take_changes()
 
     def mounted(self, lane: Lane, st_dev: int) -> None:
@@ -189,15 +193,15 @@ class LabView:
     def bound(self, function: PciFunction) -> None:
         self.functions.bound(function)
         own = self.functions.directory(function)
-        if function.vfio_minor is None and isinstance(function, PhysicalFunction):
+        if function.vfio_minor is None and _is_parent(function):
             self._announcer.offers_types(own)
         self._announcer.bound(own, function, function.vfio_minor)
 
     def unbound(self, function: PciFunction) -> None:
         own = self.functions.directory(function)
         self.functions.unbound(function)
-        if function.vfio_minor is None and isinstance(function, PhysicalFunction):
-            self._announcer.withdraws_types(own, function.spec.driver)
+        if function.vfio_minor is None and _is_parent(function):
+            self._announcer.withdraws_types(own, function.host_driver or "")
         self._announcer.unbound(own, function, function.vfio_minor)
 
     # ---- building ----
@@ -209,16 +213,28 @@ class LabView:
             if isinstance(what, Mapping):
                 self._grow(child, what)
 
-    def _add_parent(self, parent: Parent) -> None:
-        driver = parent.spec.driver
-        self.subsystems.classes[driver] = self.tree.make(f"sys/class/{driver}")
-        self.modules.host_driver(driver)
-        if isinstance(parent, PhysicalParent):
-            self._add_function(parent.function)
-        else:
-            self.vgpus.add_virtual(parent)
+    def _add_physical(self, function: PhysicalFunction) -> None:
+        for driver in function.spec.drivers:
+            self.modules.host_driver(driver)
+        if function.parent is not None:
+            self._add_class(function.parent)
+        self._add_function(function)
+
+    def _add_virtual(self, parent: Parent) -> None:
+        self._add_class(parent)
+        self.modules.host_driver(parent.spec.driver)
+        self.vgpus.add_virtual(parent)
+
+    def _add_class(self, parent: Parent) -> None:
+        """The host driver of a parent has a class."""
+        self.subsystems.classes[parent.spec.driver] = self.tree.make(f"sys/class/{parent.spec.driver}")
 
     def _add_function(self, function: PciFunction) -> None:
         """Show a function that is there from the start, with its driver."""
         self.functions.function_added(function)
-        self.functions.bound(function)
+        if function.driver is not None:
+            self.functions.bound(function)
+
+
+def _is_parent(function: PciFunction) -> bool:
+    return isinstance(function, PhysicalFunction) and function.parent is not None
