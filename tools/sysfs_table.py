@@ -53,7 +53,7 @@ def models() -> Iterator[str]:
     yield "\n## `<device>`: attributes of models\n\n"
     yield "| model | file | mode | reading | writing |\n| --- | --- | --- | --- | --- |\n"
     for row in of_models():
-        name = row.path.rsplit("/", 1)[1]
+        name = row.path.removeprefix("<device>/")
         yield f"| `{row.model}` | `{name}` | {row.kind} | {_cell(row.reading)} | {_cell(row.writing)} |\n"
 
 

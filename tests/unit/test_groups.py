@@ -183,10 +183,93 @@ def test_groups_of_a_bundles_directory_are_made_when_somebody_looks(inodes: Inod
     assert not tree.knows(front)
 
 
-def test_a_group_has_no_directories_in_it() -> None:
+class Gearbox(AttributeGroup):
+    """A group with groups in it, the second of which comes and goes."""
+
+    __slots__ = ()
+    first = Group("first", Gears)
+
+    @attribute()
+    def oil(self) -> str:
+        return str(self.path)
+
+    second = Group("second", Gears, when=lambda self: self.owner.turbo)
+
+
+class Chassis(AttributeGroup):
+    __slots__ = ()
+    gearbox = Group("gearbox", Gearbox)
+
+
+class Van(Kobject):
+    """A directory with groups three deep, before and behind other members."""
+
+    __slots__ = ("turbo",)
+
+    def __init__(self, turbo: bool) -> None:
+        super().__init__("van")
+        self.turbo = turbo
+
+    @attribute()
+    def seats(self) -> int:
+        return 3
+
+    chassis = Group("chassis", Chassis)
+
+    @attribute()
+    def wheels(self) -> int:
+        return 4
+
+
+SECOND = ["second", "second/boost", "second/gear"]
+BOX = ["first", "first/boost", "first/gear", "oil", *SECOND]
+
+
+def test_groups_are_in_one_another(inodes: Inodes) -> None:
+    van = inodes.tree.add(inodes.tree.root, Van(turbo=True))
+    seen = everything(inodes, van.inode)
+    inside = ["chassis", "chassis/gearbox", *(f"chassis/gearbox/{name}" for name in BOX)]
+    assert sorted(seen) == sorted([*inside, "seats", "wheels"])
+    assert len({*seen.values(), van.inode}) == len(seen) + 1
+    for path, inode in seen.items():
+        where, member = inodes.tree.locate(inode)
+        assert where.path == (f"van/{path}" if member is None else os.path.dirname(f"van/{path}"))
+        assert (inodes.stat(inode)[0], where.holder) == (inode, van)
+    links = {path: inodes.stat(seen[path])[2] for path in seen if stat.S_ISDIR(inodes.stat(seen[path])[1])}
+    assert links == {
+        "chassis": 3,
+        "chassis/gearbox": 4,
+        "chassis/gearbox/first": 2,
+        "chassis/gearbox/second": 2,
+    }
+    for path, count in links.items():  # a lookup says the same as a stat
+        above = seen.get(os.path.dirname(path), van.inode)
+        assert find(inodes, above, os.path.basename(path))[2] == count
+
+
+def test_a_group_in_a_group_comes_and_goes(inodes: Inodes) -> None:
+    van = inodes.tree.add(inodes.tree.root, Van(turbo=True))
+    box = find(inodes, van.inode, "chassis", "gearbox")[0]
+    second, gear = (find(inodes, box, *names)[0] for names in (["second"], ["second", "gear"]))
+    van.turbo = False
+    assert "second" not in everything(inodes, box) and inodes.stat(box)[2] == 3
+    fails(errno.ENOENT, inodes.lookup, box, b"second")
+    fails(errno.ENOENT, inodes.stat, second)
+    fails(errno.ENODEV, inodes.tree.locate, gear)
+
+
+def test_groups_a_hundred_deep_cost_a_hundred_numbers() -> None:
+    kind: type[AttributeGroup] = Gears
+    for depth in range(100):
+        kind = type(f"Deep{depth}", (AttributeGroup,), {"__slots__": (), "inner": Group("inner", kind)})
+    deep: type[Kobject] = type("Deep", (Kobject,), {"__slots__": (), "inner": Group("inner", kind)})
+    assert len(deep.numbered) == 103
+
+
+def test_a_group_has_no_entries_in_it() -> None:
     class Deep(AttributeGroup):
         __slots__ = ()
-        inner = Group("inner", Gears)
+        trailer = Below("trailer", lambda self: None)
 
-    with pytest.raises(TypeError, match="directories"):
+    with pytest.raises(TypeError, match="no groups"):
         Group("deep", Deep)

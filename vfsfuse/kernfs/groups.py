@@ -9,8 +9,9 @@
         power = Group("power", PowerGroup)
 
 A group costs nothing for each directory that has it: its inode numbers follow that of the group in the
-numbering of the class, and its object is made when somebody looks.  So a group keeps no state.  A directory
-with files that no class can declare is an entry of its own; `Below` puts it into a directory.
+numbering of the class, and its object is made when somebody looks.  So a group keeps no state.  A group may
+be in another one.  A directory with files that no class can declare is an entry of its own; `Below` puts it
+into a directory.
 
 Both lanes make groups.  Source: Documentation/filesystems/sysfs.rst, struct attribute_group.
 """
@@ -18,7 +19,7 @@ Both lanes make groups.  Source: Documentation/filesystems/sysfs.rst, struct att
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vfsfuse.kernfs.kobject import MEMBER_BITS, Entry, Kobject, Lookup, Member, Numbered, Stat
@@ -27,16 +28,23 @@ When = Callable[[Any], bool]
 
 
 class AttributeGroup(Kobject):
-    """A directory of attributes in the directory `owner`, whose number and times it has."""
+    """A directory of attributes below the directory `owner`, whose number and times it has.
+
+    Its `parent` is the directory that it is in: `owner`, or another group.
+    """
 
     __slots__ = ("owner", "place")
     owner: Any
 
-    def __init__(self, name: str, owner: Kobject, place: int) -> None:
-        """`place` is the group's number among the members of `owner`."""
+    def __init__(self, name: str, owner: Kobject, place: int, above: Kobject | None = None) -> None:
+        """`place` is the group's number among the members of `owner`, `above` the group that it is in."""
         super().__init__(name)
-        self.owner, self.place, self.parent = owner, place, owner
+        self.owner, self.place, self.parent = owner, place, above or owner
         self.number, self.ctime_ns = owner.number, owner.ctime_ns
+
+    @classmethod
+    def number_members(cls) -> None:
+        """Members of a group are numbered with those of the class that has the group."""
 
     @property
     def holder(self) -> Entry:
@@ -55,41 +63,49 @@ class Group(Member):
     directory = True
 
     def __init__(self, name: str, kind: type[AttributeGroup], when: When | None = None) -> None:
-        """`kind` declares no directories."""
+        """`kind` declares no directories but groups."""
         super().__init__(name)
-        if any(member.directory for member in kind.members):
-            raise TypeError(f"the group {name} has directories in it")
+        if any(member.directory and not isinstance(member, Group) for member in kind.members):
+            raise TypeError(f"the group {name} has directories in it that are no groups")
         self.kind, self._when, self.always = kind, when, when is None
         self.name_ns = 0  # who has the directory above open finds no such name once that is gone
 
-    def numbered(self, first: int) -> Iterator[Numbered]:
-        placed = _Placed(self, first)
-        yield Numbered(placed, None)
-        for member in self.kind.members:
-            yield Numbered(placed, member)
+    def numbered(self, first: int) -> Sequence[Numbered]:
+        return _Placed(self, first, None).numbered
 
     def present(self, owner: Any) -> bool:
         return self._when is None or self._when(owner)
 
     def stat(self, owner: Any) -> Stat:
-        return Stat(stat.S_IFDIR | 0o755, 0, 2)
+        return self.kind(self.name, owner.holder, 0, owner).stat()
 
 
 class _Placed:
-    """A group in the numbering of one class, `first` being its own number."""
+    """A group in the numbering of one class, `first` being its own number.  `above` is the group that it is
+    in, if it is in one."""
 
-    __slots__ = ("_first", "_group", "_kind")
+    __slots__ = ("_above", "_first", "_group", "_kind", "numbered")
 
-    def __init__(self, group: Group, first: int) -> None:
-        numbering = {member.name: first + index for index, member in enumerate(group.kind.members, start=1)}
-        self._group, self._first = group, first
+    def __init__(self, group: Group, first: int, above: _Placed | None) -> None:
+        self._group, self._first, self._above = group, first, above
+        self.numbered = [Numbered(self, None)]
+        numbering: dict[str, int] = {}
+        for member in group.kind.members:
+            number = numbering[member.name] = first + len(self.numbered)
+            if isinstance(member, Group):
+                self.numbered += _Placed(member, number, self).numbered
+            else:
+                self.numbered.append(Numbered(self, member))
         placed: type[AttributeGroup] = type(group.kind.__name__, (group.kind,), {"__slots__": ()})
         placed.numbering = numbering
         self._kind = placed
 
     def of(self, owner: Any) -> AttributeGroup | None:
-        """The group in `owner`, None while it is not present."""
-        return self._kind(self._group.name, owner, self._first) if self._group.present(owner) else None
+        """The group below `owner`, None while it is not present."""
+        above = owner if self._above is None else self._above.of(owner)
+        if above is None or not self._group.present(above):
+            return None
+        return self._kind(self._group.name, owner, self._first, above)
 
 
 class Below(Member):

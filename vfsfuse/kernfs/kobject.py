@@ -248,6 +248,11 @@ class Kobject(Entry):
         below = [member for member in cls.members if member.directory]
         cls._sometimes_below = tuple(member for member in below if not member.always)
         cls._always_below = len(below) - len(cls._sometimes_below)
+        cls.number_members()
+
+    @classmethod
+    def number_members(cls) -> None:
+        """Number what the class declares."""
         numbering, numbered = {}, list[Numbered]()
         for member in cls.members:
             numbering[member.name] = len(numbered) + 1

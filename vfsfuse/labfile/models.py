@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeGuard
 
+from devmodel.device.attribute import check_attributes
 from devmodel.device.pci import PciDevice
 from devmodel.models.registry import MODELS, PHYSICAL
 from vfsfuse.labfile.reasons import MODULE_PREFIX, reason
@@ -80,6 +81,7 @@ def _load(path: Path, name: str) -> Model:
 
 def _checked(found: object, place: str) -> Model:
     if isinstance(found, type) and PciDevice in type.mro(found) and _has_identity(found, place):
+        _check_attributes(found, place)
         return found
     raise ValueError(f"{place} is not a device model (derive it from devmodel.device.pci.PciDevice)")
 
@@ -89,3 +91,14 @@ def _has_identity(found: type, place: str) -> TypeGuard[Model]:
         return hasattr(found, "identity")
     except BaseException as error:  # a metaclass has code for that
         raise ValueError(f"{place} cannot be used: {reason(error)} (mend it)") from error
+
+
+def _check_attributes(found: Model, place: str) -> None:
+    try:
+        attributes = tuple(found.ATTRIBUTES)
+    except BaseException as error:  # a metaclass has code for that
+        raise ValueError(f"{place}: its ATTRIBUTES cannot be read: {reason(error)} (mend it)") from error
+    try:
+        check_attributes(attributes)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error

@@ -6,12 +6,14 @@ Trio thread.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.pci import PciDevice
-from vfsfuse.kernfs.kobject import Kobject
+from vfsfuse.kernfs.groups import AttributeGroup, Group
+from vfsfuse.kernfs.kobject import Kobject, Member
 from vfsfuse.kernfs.members import Attribute
 
 D = TypeVar("D", bound=Kobject)
@@ -20,7 +22,7 @@ D = TypeVar("D", bound=Kobject)
 def directory_class(base: type[D], model: type[PciDevice]) -> type[D]:
     """The subclass of `base`, a class of device directories, that has the attributes of `model` as well.
 
-    Raises TypeError when `base` has a member of the same name already.
+    Raises ValueError, with a remedy, when `base` has a member of the same name already.
     """
     if not model.ATTRIBUTES:
         return base
@@ -37,28 +39,72 @@ function."""
 
 
 def _made(base: type[Any], model: type[PciDevice]) -> type[Any]:
-    members = [_member(each) for each in model.ATTRIBUTES]
+    members = _members(model.ATTRIBUTES)
     taken = [member.name for member in members if member.name in base.by_name]
     if taken:
-        raise TypeError(f"{model.__name__} declares {taken[0]!r}, which every device has")
+        raise ValueError(
+            f"the model {model.__name__} declares the attribute {taken[0]!r}, but that is a name of every "
+            "device's directory (rename it)"
+        )
+    return _class(base, base.__name__, members)
+
+
+def _class(base: type[Any], name: str, members: Iterable[Member]) -> type[Any]:
     # no name of these is one that `base` uses for something else
     declared = {f"attribute {member.name}": member for member in members}
-    return type(base.__name__, (base,), {"__slots__": (), **declared})
+    return type(name, (base,), {"__slots__": (), **declared})
+
+
+def _members(attributes: Sequence[DeviceAttribute], depth: int = 0) -> list[Member]:
+    """The attributes, whose directories down to `depth` are the same, as members of that directory."""
+    below: dict[str, list[DeviceAttribute]] = {}
+    for each in attributes:
+        below.setdefault(each.path[depth], []).append(each)
+    return [
+        _member(inside[0]) if len(inside[0].path) == depth + 1 else _directory(name, inside, depth + 1)
+        for name, inside in below.items()
+    ]
+
+
+def _directory(name: str, attributes: Sequence[DeviceAttribute], depth: int) -> Group:
+    """The directory of some attributes. It is present while one of them is."""
+
+    def present(above: Kobject) -> bool:
+        options = _options_of(above)
+        return any(each.when is None or each.when(options) for each in attributes)
+
+    always = any(each.when is None for each in attributes)
+    kind = _class(AttributeGroup, name, _members(attributes, depth))
+    return Group(name, kind, None if always else present)
+
+
+def _options_of(directory: Kobject) -> Mapping[str, int]:
+    """The options of the device whose directory this is, or is above."""
+    holder: Any = directory.holder
+    options: Mapping[str, int] = holder.options
+    return options
+
+
+def _device_of(directory: Kobject) -> PciDevice:
+    """The device whose directory this is, or is above."""
+    holder: Any = directory.holder
+    device: PciDevice = holder.assignable.device
+    return device
 
 
 def _member(declared: DeviceAttribute) -> Attribute:
-    def show(self: Any) -> object:
-        return declared.show(self.assignable.device)
+    def show(directory: Kobject) -> object:
+        return declared.show(_device_of(directory))
 
-    def store(self: Any, text: str) -> None:
+    def store(directory: Kobject, text: str) -> None:
         if declared.store is not None:
-            declared.store(self.assignable.device, text)
+            declared.store(_device_of(directory), text)
 
-    def present(self: Any) -> bool:
-        return declared.when is None or declared.when(self.options)
+    def present(directory: Kobject) -> bool:
+        return declared.when is None or declared.when(_options_of(directory))
 
     return Attribute(
-        declared.name,
+        declared.path[-1],
         0o644 if declared.store else 0o444,
         show,
         store if declared.store else None,

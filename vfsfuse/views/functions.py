@@ -15,11 +15,12 @@ from vfsfuse.sysfs.drivers import PciDriverDir
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.model import directory_class
-from vfsfuse.sysfs.parent import ParentFunctionDir, PhysicalFunctionDir
-from vfsfuse.sysfs.sriov import SriovFunctionDir, SriovParentDir, VirtualFunctionDir
+from vfsfuse.sysfs.parent import ParentFunctionDir
+from vfsfuse.sysfs.sriov import VirtualFunctionDir
 from vfsfuse.views.additions import Additions
 from vfsfuse.views.buses import BusViews
 from vfsfuse.views.iommus import IommuViews
+from vfsfuse.views.models import physical_directory
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.vgpus import VgpuViews
@@ -80,9 +81,7 @@ class FunctionViews:
         added.undo.callback(self._buses.hide, port.bus_below)
 
     def _add_physical(self, function: PhysicalFunction, added: Additions) -> None:
-        plain = PhysicalFunctionDir if function.layout is None else SriovFunctionDir
-        shared = ParentFunctionDir if function.layout is None else SriovParentDir
-        kind = plain if function.parent is None else shared
+        kind = physical_directory(function.spec)
         directory = directory_class(kind, type(function.device))(self._view, function)
         self._make_drivers(*function.spec.drivers, VFIO_PCI)
         self._show(function, directory, added)

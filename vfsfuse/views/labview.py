@@ -33,6 +33,7 @@ from vfsfuse.vfio.listened import ListenedFile, listened
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
+from vfsfuse.views.models import check_models
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.uevents import UeventsFile
@@ -43,6 +44,8 @@ class LabView:
     """The tree of one lab; the directories in it know it as vfsfuse.sysfs.lab.View."""
 
     def __init__(self, spec: LabSpec, tree: Tree, calls: CallPoint) -> None:
+        """Raises ValueError for models that cannot be made, or shown."""
+        check_models(spec)
         self.spec, self.tree = spec, tree
         self.lab = Lab(spec, self, calls)
         self._lane: Lane | None = None
