@@ -2,7 +2,7 @@
 """All that a device model needs, in one place: docs/models.md explains it, examples/copier.py uses it."""
 
 from devmodel.device.attribute import DeviceAttribute
-from devmodel.device.pci import DeviceRegion, Option, PciDevice
+from devmodel.device.pci import DeviceRegion, Option, PciDevice, TextOption
 from devmodel.iommu.api import DmaFault, Prot
 from devmodel.iommu.dmaspace import Pin
 from devmodel.pci.capability import Capability, msi, msix, power_management, vendor
@@ -31,6 +31,7 @@ __all__ = [
     "Register",
     "Registers",
     "Rom",
+    "TextOption",
     "express",
     "msi",
     "msix",

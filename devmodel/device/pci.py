@@ -5,9 +5,11 @@ State: everything in a device is under ``Device.lock``. Source: <linux/vfio.h> (
 enumerations), the behaviour of vfio-pci.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 from devmodel.device.base import Device
@@ -59,12 +61,35 @@ class Option:
     most: int
 
 
+@dataclass(frozen=True, slots=True)
+class TextOption:
+    """An option of a model that is a line of text.
+
+    All of the text matches the regular expression ``pattern``; ``hint`` shows a right one in the error, such
+    as "write 00-11-22". A ``path`` names a file: one in a lab file begins at the lab file's folder, and the
+    model gets the whole path.
+    """
+
+    default: str = ""
+    pattern: str = ".*"
+    hint: str = ""
+    path: bool = False
+
+    def check(self, key: str, value: str) -> None:
+        """Raise ValueError when option ``key`` cannot be ``value``."""
+        if not value.isprintable() or re.fullmatch(self.pattern, value) is None:
+            raise ValueError(f"option {key!r} cannot be {value!r}" + (f" ({self.hint})" if self.hint else ""))
+
+
 class ResourceRow(NamedTuple):
     """A line of sysfs ``resource``: first and last address, and IORESOURCE_* flags. All are 0 for no BAR."""
 
     start: int
     end: int
     flags: int
+
+
+_NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 class _MessageBits(NamedTuple):
@@ -81,12 +106,15 @@ _MESSAGES = (
 
 
 class PciDevice(Device):
-    """A PCI function. A model declares :attr:`identity` and :attr:`OPTIONS`, and overrides :meth:`bars`.
+    """A PCI function. A model declares :attr:`identity`, :attr:`OPTIONS` and :attr:`TEXTS`, and overrides
+    :meth:`bars`.
 
     ``memory`` is the video or device memory in bytes that its type gives it; ``options`` are the type's, with
-    the defaults of :attr:`OPTIONS`. The BARs are decoded from the start. With an ``aperture`` they have
-    addresses and the device is bus master, as firmware and a host driver leave a physical function. Without
-    one they are at 0 and it is not bus master, like a mediated device of the kernel's samples.
+    the defaults of :attr:`OPTIONS`, and ``texts`` those that are texts, with the defaults of :attr:`TEXTS`.
+    A model without texts need not take that argument. The BARs are decoded from the start. With an
+    ``aperture`` they have addresses and the device is bus master, as firmware and a host driver leave a
+    physical function. Without one they are at 0 and it is not bus master, like a mediated device of the
+    kernel's samples.
     """
 
     __slots__ = (
@@ -102,10 +130,12 @@ class PciDevice(Device):
         "options",
         "own_regions",
         "power_state",
+        "texts",
     )
     is_pci: ClassVar[bool] = True
     identity: ClassVar[Identity]
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
+    TEXTS: ClassVar[Mapping[str, TextOption]] = {}
     DECODED: ClassVar[Command] = Command(0)
     """What is decoded, whatever the command register says."""
 
@@ -115,11 +145,16 @@ class PciDevice(Device):
         memory: int = 0,
         options: Mapping[str, int] | None = None,
         aperture: Aperture | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises ValueError when :meth:`validate` would."""
+        """Raises ValueError when :meth:`validate` or :meth:`validate_texts` would."""
         self.memory = memory
         self.options = self.with_defaults(options or {})
         self.validate(memory, self.options)
+        self.texts: Mapping[str, str] = _NO_TEXTS
+        if self.TEXTS or texts:
+            self.texts = {key: text.default for key, text in self.TEXTS.items()} | dict(texts or {})
+            self.validate_texts(texts or {})
         self.bar_map = dict(self.bars())
         self.caps = tuple(self.capabilities())
         self.own_regions = tuple(self.device_regions())
@@ -157,6 +192,17 @@ class PciDevice(Device):
                 raise ValueError(f"no option {key!r} (known: {', '.join(cls.OPTIONS) or 'none'})")
             if not option.least <= value <= option.most:
                 raise ValueError(f"option {key!r} is {value}, not in {option.least} to {option.most}")
+
+    @classmethod
+    def validate_texts(cls, texts: Mapping[str, str]) -> None:
+        """Raise ValueError with the reason when a function cannot have these options that are texts."""
+        for key, value in texts.items():
+            text = cls.TEXTS.get(key)
+            if text is None:
+                raise ValueError(
+                    f"no option {key!r} that is a text (known: {', '.join(cls.TEXTS) or 'none'})"
+                )
+            text.check(key, value)
 
     def bars(self) -> Mapping[int, Bar]:
         """For models: the BARs by index, 6 for the ROM. Called once, in ``__init__``."""

@@ -150,7 +150,7 @@ class _Places(Aperture):
         super().__init__()
         self._addresses = iter(addresses)
 
-    def take(self, bar: Bar, count: int = 1) -> int:
+    def take(self, bar: Bar, count: int = 1, wanted: int = 0) -> int:
         return next(self._addresses)
 
 

@@ -92,6 +92,27 @@ def alternative_routing() -> ExtendedCapability:
     return ExtendedCapability(regs.ExtCapId.ARI, bytes(4), bytes(4))
 
 
+def serial_number(serial: int) -> ExtendedCapability:
+    """The serial number of a device, 64 bits (ValueError otherwise)."""
+    if not 0 <= serial < 1 << 64:
+        raise ValueError(f"a serial number has 64 bits, {serial:#x} has more")
+    return ExtendedCapability(regs.ExtCapId.DSN, struct.pack("<Q", serial), bytes(8))
+
+
+def error_reporting() -> ExtendedCapability:
+    """AER, version 2, as after power-on: no error has happened."""
+    control = (0, 0, regs.AER_SEVERITY, 0, regs.AER_COR_MASK, 0)  # uncorrectable: status, mask, severity
+    writable = (0, regs.AER_UNCOR_BITS, regs.AER_UNCOR_BITS, 0, regs.AER_COR_BITS, 0)
+    log = bytes(regs.AER_SIZE - 28)
+    layout = struct.Struct("<6I")
+    return ExtendedCapability(regs.ExtCapId.AER, layout.pack(*control) + log, layout.pack(*writable) + log, 2)
+
+
+def vital_product_data() -> Capability:
+    """VPD: a register for the address and one for the data, which the device serves."""
+    return Capability(regs.CapId.VPD, bytes(6), b"\xff" * 6)
+
+
 def single_root_io(
     total: int, offset: int, stride: int, device: int, bars: Sequence[int]
 ) -> ExtendedCapability:

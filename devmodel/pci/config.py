@@ -6,6 +6,7 @@ lab and is touched on the lifecycle thread. Source: PCI 3.0 chapter 6, <linux/pc
 """
 
 import errno
+from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
@@ -25,6 +26,8 @@ from devmodel.pci.fields import (
 from devmodel.pci.regs import Command, Reg
 from devmodel.region.region import Region, StoredBytes
 
+_ADDRESSES = 1 << 64
+"""The first number that is no address."""
 Hook = Callable[[int], None]
 Mirror = Callable[[int, int], None]
 _BRIDGE_GRANULES = {"io": 1 << 12, "mem32": 1 << 20, "mem64": 1 << 20}
@@ -50,7 +53,8 @@ class ConfigSpace(Region):
     ) -> None:
         """Raises ValueError when the declarations contradict each other or do not fit."""
         super().__init__(size)
-        self._data, self._mask = bytearray(size), bytearray(size)
+        self._data = bytearray(size)
+        self._mask: bytes | bytearray = bytearray(size)
         self._bars = dict(bars)
         self._hooks: list[tuple[int, int, Hook]] = []
         self.mirror: Mirror | None = None
@@ -122,8 +126,9 @@ class ConfigSpace(Region):
     def freeze(self, offset: int, width: int, bits: int) -> None:
         """For the device itself, while it is made: these bits of a field are 0, and no write changes them."""
         self.preset(offset, width, self.value(offset, width) & ~bits)
-        mask = self.write_mask(offset, width) & ~bits
-        self._mask[offset : offset + width] = mask.to_bytes(width, "little")
+        mask = bytearray(self._mask)
+        mask[offset : offset + width] = (self.write_mask(offset, width) & ~bits).to_bytes(width, "little")
+        self._mask = mask
 
     def preset(self, offset: int, width: int, value: int) -> None:
         """For the device itself: store a field whatever its mask says. A reset sets the same value again."""
@@ -166,19 +171,23 @@ class ConfigSpace(Region):
     def _declare(self, field: Field) -> None:
         end = field.offset + field.width
         self._data[field.offset : end] = field.value.to_bytes(field.width, "little")
-        self._mask[field.offset : end] = field.mask.to_bytes(field.width, "little")
+        mask = bytearray(self._mask) if isinstance(self._mask, bytes) else self._mask
+        mask[field.offset : end] = field.mask.to_bytes(field.width, "little")
+        self._mask = mask
 
 
 class Aperture:
     """The host's address windows, in which firmware places the BARs of physical functions."""
 
-    __slots__ = ("_next",)
+    __slots__ = ("_claims", "_next")
+    STARTS: ClassVar[Mapping[str, int]] = {"io": 0x1000, "mem32": 0x8000_0000, "mem64": 0x38_0000_0000}
     ENDS: ClassVar[Mapping[str, int]] = {"io": 1 << 16, "mem32": 0xFEC0_0000, "mem64": 1 << 46}
     """The first address behind each window: of the I/O ports, of the room before the interrupt controllers,
     of what the processor addresses."""
 
     def __init__(self) -> None:
-        self._next = {"io": 0x1000, "mem32": 0x8000_0000, "mem64": 0x38_0000_0000}
+        self._next = dict(self.STARTS)
+        self._claims: Mapping[bool, list[tuple[int, int]]] = {False: [], True: []}
 
     def fence(self) -> None:
         """Whatever is placed from now on is below another bridge: no window of a bridge covers what is on
@@ -186,16 +195,39 @@ class Aperture:
         for window, granule in _BRIDGE_GRANULES.items():
             self._next[window] = -(-self._next[window] // granule) * granule
 
-    def take(self, bar: Bar, count: int = 1) -> int:
+    def take(self, bar: Bar, count: int = 1, wanted: int = 0) -> int:
         """A naturally aligned address for ``count`` BARs like ``bar``, one behind the other. No address is
-        given twice. Raises ValueError when there is no room."""
+        given twice. ``wanted`` is an address that is given if it is free; 0 is none. Raises ValueError when
+        there is no room."""
+        size = count * bar.size
+        if wanted and self._claim(bar.io, wanted, wanted + size):
+            return wanted
         window = "io" if bar.io else "mem64" if bar.mem64 else "mem32"
-        address = -(-self._next[window] // bar.size) * bar.size
-        end = address + count * bar.size
-        if end > self.ENDS[window]:
+        address = _aligned(self._next[window], bar.size)
+        while (behind := self._claimed(bar.io, address, address + size)) is not None:
+            address = _aligned(behind, bar.size)
+        if address + size > self.ENDS[window]:
             raise ValueError(f"no room at {address:#x} for {count} BARs of {bar.size} bytes")
-        self._next[window] = end
+        self._next[window] = address + size
         return address
+
+    def _claim(self, io: bool, start: int, end: int) -> bool:
+        windows = ("io",) if io else ("mem32", "mem64")
+        given = any(start < self._next[each] and self.STARTS[each] < end for each in windows)
+        if given or end > _ADDRESSES or self._claimed(io, start, end) is not None:
+            return False
+        insort(self._claims[io], (start, end))
+        return True
+
+    def _claimed(self, io: bool, start: int, end: int) -> int | None:
+        """The end of a claim that overlaps the range, None if there is none."""
+        claims = self._claims[io]
+        place = bisect_left(claims, (end,))
+        return claims[place - 1][1] if place and claims[place - 1][1] > start else None
+
+
+def _aligned(address: int, size: int) -> int:
+    return -(-address // size) * size
 
 
 class Assigned(Aperture):
@@ -216,8 +248,8 @@ class Assigned(Aperture):
         self._taken = 0
         return self
 
-    def take(self, bar: Bar, count: int = 1) -> int:
+    def take(self, bar: Bar, count: int = 1, wanted: int = 0) -> int:
         if self._taken == len(self._given):
-            self._given.append(self._aperture.take(bar, count))
+            self._given.append(self._aperture.take(bar, count, wanted))
         self._taken += 1
         return self._given[self._taken - 1]

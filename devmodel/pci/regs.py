@@ -44,10 +44,14 @@ MSIX_MASKALL, MSIX_ENABLE = 0x4000, 0x8000
 PM_PMC, PM_CAP_VER, PM_CAP_PME_MASK = 0x02, 0x0003, 0xF800
 PM_CTRL, PM_CTRL_STATE_MASK, PM_CTRL_NO_SOFT_RESET = 0x04, 0x0003, 0x0008
 PM_CTRL_STATE_D0, PM_CTRL_STATE_D3HOT, PM_CTRL_PME = 0x0000, 0x0003, 0x8100
+AER_SEVERITY, AER_COR_MASK, AER_SIZE = 0x0046_2030, 0x2000, 0x48
+AER_UNCOR_BITS, AER_COR_BITS = 0x07FF_F030, 0xF1C1
+VPD_ADDR, VPD_DATA, VPD_ADDR_F, VPD_ADDR_MASK = 0x02, 0x04, 0x8000, 0x7FFF
+HEADER_TYPE_MASK, HEADER_TYPE_MULTIFUNCTION = 0x7F, 0x80
 
 
 class Reg(IntEnum):
-    """Offsets in the type 0 header."""
+    """Offsets in the type 0 header; those up to the header type and of the capabilities are in every one."""
 
     VENDOR_ID = 0x00
     DEVICE_ID = 0x02
@@ -56,6 +60,7 @@ class Reg(IntEnum):
     CLASS_REVISION = 0x08
     CACHE_LINE_SIZE = 0x0C
     LATENCY_TIMER = 0x0D
+    HEADER_TYPE = 0x0E
     BASE_ADDRESS_0 = 0x10
     SUBSYSTEM_VENDOR_ID = 0x2C
     SUBSYSTEM_ID = 0x2E
@@ -88,8 +93,10 @@ class CapId(IntEnum):
     """Capability ids."""
 
     PM = 0x01
+    VPD = 0x03
     MSI = 0x05
     VNDR = 0x09
+    SSVID = 0x0D
     EXP = 0x10
     MSIX = 0x11
 
@@ -97,7 +104,10 @@ class CapId(IntEnum):
 class ExtCapId(IntEnum):
     """Extended capability ids."""
 
+    AER = 0x01
+    DSN = 0x03
     VNDR = 0x0B
+    ACS = 0x0D
     ARI = 0x0E
     SRIOV = 0x10
     DVSEC = 0x23

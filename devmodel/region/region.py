@@ -168,6 +168,25 @@ def _write_all(place: Place, data: memoryview) -> None:
         data, place = data[taken:], place.after(taken)
 
 
+class Storage(Region):
+    """Bytes that keep what is written and that a client cannot map: I/O ports, and BARs smaller than a page.
+    They survive a reset. Only the bytes up to the last one that was written take memory."""
+
+    __slots__ = ("_written",)
+
+    def __init__(self, size: int) -> None:
+        """``size`` in bytes."""
+        super().__init__(size)
+        self._written = b""
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._written[offset : offset + size].ljust(size, b"\0")
+
+    def write(self, offset: int, data: bytes) -> None:
+        before, behind = self._written[:offset], self._written[offset + len(data) :]
+        self._written = before.ljust(offset, b"\0") + bytes(data) + behind
+
+
 class Rom(Region):
     """A read-only image, padded with 0xff to ``size`` bytes."""
 
@@ -179,10 +198,10 @@ class Rom(Region):
         if len(image) > size:
             raise ValueError(f"an image of {len(image)} bytes does not fit in {size}")
         super().__init__(size)
-        self._image = image.ljust(size, b"\xff")
+        self._image = image
 
     def read(self, offset: int, size: int) -> bytes:
-        return self._image[offset : offset + size]
+        return self._image[offset : offset + size].ljust(size, b"\xff")
 
     def write(self, offset: int, data: bytes) -> None:
         raise OSError(errno.EINVAL, "a ROM cannot be written")

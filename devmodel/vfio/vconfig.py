@@ -14,6 +14,7 @@ from typing import NamedTuple
 from devmodel.device.pci import PciDevice
 from devmodel.irq.kinds import PciIrq
 from devmodel.pci import regs
+from devmodel.pci.capability import Capability
 from devmodel.pci.regs import CapId, Command, ExtCapId, Reg
 from devmodel.region.region import StoredBytes
 
@@ -51,15 +52,10 @@ CAPABILITIES: Mapping[int, Sequence[Permission]] = {
         Permission(regs.EXP_DEVCTL, 2, _OWN_CONTROL, ~regs.EXP_DEVCTL_PHANTOM, _OWN_CONTROL),
         Permission(regs.EXP_DEVCTL2, 2, 0, ~regs.EXP_DEVCTL2_ARI),
     ),
-    CapId.MSI: (
-        Permission(regs.MSI_FLAGS, 2, 0xFFFF & ~regs.MSI_ENABLE, regs.MSI_QSIZE),
-        Permission(regs.MSI_ADDRESS_LO, 8, ALL, ALL),
-        Permission(regs.MSI_DATA_64, 2, ALL, ALL),
-        Permission(regs.MSI_MASK_64, 4, 0, ALL),
-    ),
     CapId.MSIX: (),
 }
-"""Of each kind of capability. A vendor's can be written as the hardware allows, any other only be read."""
+"""Of each kind of capability but MSI, whose size varies. A vendor's can be written as the hardware allows,
+any other only be read."""
 RAW = (CapId.VNDR,)
 EXTENDED_RAW = (ExtCapId.VNDR, ExtCapId.DVSEC)
 
@@ -194,13 +190,31 @@ def _permissions(device: PciDevice) -> Iterator[Permission]:
     place = device.config.value(Reg.CAPABILITY_LIST, 1)
     for cap in device.caps:
         yield Permission(place + 1, 1, ALL)
-        fields = (Permission(2, len(cap.body), 0, ALL),) if cap.id in RAW else CAPABILITIES.get(cap.id, ())
-        for field in fields:
+        for field in _capability(cap):
             yield field._replace(offset=place + field.offset)
         place = device.config.value(place + 1, 1)
     for extended in device.extended_caps:
         if extended.id in EXTENDED_RAW:
             yield Permission(device.config.extended(extended.id) + 4, len(extended.body), 0, ALL)
+
+
+def _capability(cap: Capability) -> Sequence[Permission]:
+    if cap.id in RAW:
+        return (Permission(2, len(cap.body), 0, ALL),)
+    return _msi(cap) if cap.id == CapId.MSI else CAPABILITIES.get(cap.id, ())
+
+
+def _msi(cap: Capability) -> Sequence[Permission]:
+    """MSI has an address of 32 or 64 bits, and mask bits or none."""
+    control = int.from_bytes(cap.body[:2], "little")
+    wide = 4 if control & regs.MSI_64BIT else 0
+    fields = (
+        Permission(regs.MSI_FLAGS, 2, 0xFFFF & ~regs.MSI_ENABLE, regs.MSI_QSIZE),
+        Permission(regs.MSI_ADDRESS_LO, 4 + wide, ALL, ALL),
+        Permission(regs.MSI_DATA_64 - 4 + wide, 2, ALL, ALL),
+    )
+    masks = Permission(regs.MSI_MASK_64 - 4 + wide, 4, 0, ALL)
+    return (*fields, masks) if control & regs.MSI_MASKBIT else fields
 
 
 def _pieces(offset: int, size: int) -> Iterator[tuple[int, int]]:

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.function import PhysicalFunction, VirtualFunction
+from devmodel.models.plain import PlainSpec, plain_model
 from devmodel.pci import regs
 from devmodel.pci.regs import CapId, Command, Reg
 from devmodel.vfio.pciaccess import FunctionAccess
 from tests.unit.fakes import fails
 from tests.unit.test_express import functions, spec, with_vfs
+from tests.unit.test_plain import captured
 from tests.vfio.models.wired import TABLE, VECTORS, Wired
 
 CONFIG = PciRegion.CONFIG
@@ -156,3 +158,15 @@ def test_a_virtual_function_keeps_sizes_of_packets_for_its_client(vf: VirtualFun
     vf.access.write(CONFIG, place, b"\x2f\x50")
     assert vf.access.read(CONFIG, place, 2) == b"\x20\x50"
     assert vf.device.config.value(place, 2) == 0
+
+
+def test_msi_without_64_bits_ends_where_it_ends() -> None:
+    """What is behind a short MSI capability is the next capability, and no register of MSI's."""
+    image = captured()
+    (function,) = functions(spec("0000:86:00.0", plain_model(PlainSpec(config=bytes(image)))))
+    function.first_opened()
+    access, behind = function.access, bytes(image[0x5A:0x70])
+    access.write(CONFIG, 0x54, b"\xff" * 0x1C)
+    assert access.read(CONFIG, 0x54, 6) == b"\xfc" + b"\xff" * 5
+    assert access.read(CONFIG, 0x5A, 0x16) == behind[:9] + bytes([behind[9] & 0x7F]) + behind[10:]
+    function.last_closed()

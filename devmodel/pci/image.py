@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration space as it was captured from a real function: every byte is that of the image, and the
+registers that software writes are live.
+
+State: an Image is a value, made once for all functions that have it. An ImageSpace belongs to one device and
+is touched under that device's lock. Source: PCI 3.0 chapter 6, PCI-to-PCI Bridge Architecture 1.2 chapter
+3.2, PCI Express Base 4.0 chapters 7.5.3 and 7.8, <linux/pci_regs.h>.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from devmodel.pci import regs
+from devmodel.pci.bridge import (
+    IO_GRANULE,
+    MEMORY_GRANULE,
+    BridgeControl,
+    BridgeReg,
+    BusNumbers,
+    Window,
+    Windows,
+)
+from devmodel.pci.capability import Capability, ExtendedCapability
+from devmodel.pci.config import ConfigSpace
+from devmodel.pci.fields import (
+    Bar,
+    Identity,
+    bar_place,
+    base_addresses,
+    chain,
+    extended_chain,
+    extended_places,
+)
+from devmodel.pci.regs import BaseAddress, CapId, Command, ExtCapId, Reg
+from devmodel.region.region import Region
+
+SIZES = (regs.STD_HEADER_SIZEOF, regs.CFG_SPACE_SIZE, regs.CFG_SPACE_EXP_SIZE)
+"""Bytes that an image may have: the header, which is all that an ordinary user reads; conventional space; all
+that PCI Express has."""
+BRIDGE_BARS, BRIDGE_ROM = 2, 0x38
+"""How many BARs a bridge has, and where the register of its ROM is."""
+_ACS_CTRL, _SLTSTA, _SLTSTA_EVENTS, _LNKSTA_EVENTS = 0x06, 0x1A, 0x011F, 0xC000
+_DEVSTA, _DEVSTA_ERRORS, _LNKCTL, _SLTCTL, _RTCTL, _LNKCTL2 = 0x0A, 0x000F, 0x10, 0x18, 0x1C, 0x30
+_DEVCAP2 = 0x24
+_STATUS_ERRORS, _PM_PME_ENABLE, _PM_PME_STATUS = 0xF900, 0x0100, 0x8000
+_EXP_VERSION, _EXP_TYPE, _EXP_V1, _EXP_V2 = 0x000F, 0x00F0, 0x14, 0x3C
+_EXP_SLOT, _EXP_TYPES_WITH_SLOT, _EXP_TYPES_WITH_ROOT = 0x0100, (0x4, 0x6), (0x4, 0xA)
+_SIZES: Mapping[int, int] = MappingProxyType(
+    {CapId.PM: 8, CapId.VPD: 8, CapId.SSVID: 8, CapId.MSIX: 12, 0x02: 12, 0x07: 8, 0x12: 8, 0x13: 6}
+)
+"""Bytes of the capabilities whose size does not vary, by id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What was captured, and what follows from it. ``data`` has 64, 256 or 4096 bytes.
+
+    ``mask`` has the bits that a write changes and ``cleared`` those that a written 1 clears, in all but the
+    BARs. ``places`` has the offset of each extended capability by id.
+    """
+
+    data: bytes
+    mask: bytes
+    cleared: bytes
+    caps: tuple[Capability, ...]
+    offsets: Mapping[int, int]
+    extended: tuple[ExtendedCapability, ...]
+    places: Mapping[int, int]
+
+    @classmethod
+    def of(
+        cls, data: bytes, caps: Sequence[Capability] = (), extended: Sequence[ExtendedCapability] = ()
+    ) -> Image:
+        """Parse an image. One of 64 bytes does not say which capabilities there are: it gets ``caps`` and
+        ``extended``. The function is in D0. Raises ValueError for an image that no function has."""
+        if len(data) not in SIZES:
+            raise ValueError(f"a configuration space has 64, 256 or 4096 bytes, not {len(data)}")
+        if len(data) == regs.STD_HEADER_SIZEOF:
+            data = _with_capabilities(data, caps, extended)
+        if data[:4] == b"\xff" * 4 and data[8:64] == b"\xff" * 56:
+            raise ValueError("the configuration space is all ones: no function answered")
+        header = data[Reg.HEADER_TYPE] & regs.HEADER_TYPE_MASK
+        if header > 1:
+            raise ValueError(f"header type {header} is neither that of a device nor of a bridge")
+        offsets: dict[int, int] = {}
+        places: dict[int, int] = {}
+        listed: list[Capability] = []
+        behind: list[ExtendedCapability] = []
+        for offset in _chain(data):
+            cap = _capability(data, offset)
+            offsets.setdefault(cap.id, offset)
+            listed.append(cap)
+        for offset, cap_id, version, end in _extended_chain(data):
+            if cap_id not in places:
+                places[cap_id] = offset
+                body = data[offset + 4 : end]
+                behind.append(ExtendedCapability(cap_id, body, bytes(len(body)), version))
+        mask, cleared = _live(data, offsets, places)
+        return cls(_in_d0(data, offsets), mask, cleared, tuple(listed), offsets, tuple(behind), places)
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether it has the header of a bridge."""
+        return self.data[Reg.HEADER_TYPE] & regs.HEADER_TYPE_MASK == 1
+
+    @property
+    def bar_count(self) -> int:
+        """How many registers of BARs the header has."""
+        return BRIDGE_BARS if self.is_bridge else regs.STD_NUM_BARS
+
+    @property
+    def command(self) -> Command:
+        """The command register."""
+        return Command(self.value(Reg.COMMAND, 2))
+
+    def value(self, offset: int, width: int) -> int:
+        """The little-endian value of ``width`` bytes at ``offset``."""
+        return int.from_bytes(self.data[offset : offset + width], "little")
+
+    def bar(self, index: int) -> int:
+        """The register of BAR ``index`` (6 for the ROM), 64 bits wide for a BAR of 64 bits."""
+        offset = Reg.BASE_ADDRESS_0 + 4 * index
+        if index == regs.ROM_BAR:
+            offset = BRIDGE_ROM if self.is_bridge else Reg.ROM_ADDRESS
+        low = self.value(offset, 4)
+        wide = index != regs.ROM_BAR and low & 7 == BaseAddress.MEM_TYPE_64 and index + 1 < self.bar_count
+        return low | self.value(offset + 4, 4) << 32 if wide else low
+
+    def identity(self) -> Identity:
+        """The ids. Those of the subsystem of a bridge are in a capability."""
+        place = int(Reg.SUBSYSTEM_VENDOR_ID)
+        if self.is_bridge:
+            place = self.offsets.get(CapId.SSVID, -4) + 4
+        subsystem = (self.value(place, 2), self.value(place + 2, 2)) if place else (0, 0)
+        class_revision = self.value(Reg.CLASS_REVISION, 4)
+        pin = self.data[Reg.INTERRUPT_PIN]
+        return Identity(
+            self.value(Reg.VENDOR_ID, 2),
+            self.value(Reg.DEVICE_ID, 2),
+            *subsystem,
+            class_revision >> 8,
+            class_revision & 0xFF,
+            pin if pin <= 4 else 0,
+        )
+
+    def changed(self, offset: int, data: bytes) -> Image:
+        """The image with other bytes at ``offset``."""
+        return Image.of(self.data[:offset] + data + self.data[offset + len(data) :])
+
+    def buses(self) -> BusNumbers:
+        """The bus numbers of a bridge."""
+        return BusNumbers(*self.data[BridgeReg.PRIMARY_BUS : BridgeReg.SUBORDINATE_BUS + 1])
+
+    def windows(self) -> Windows:
+        """What a bridge forwards, as its registers say."""
+        return _windows(self.value)
+
+
+class ImageSpace(ConfigSpace):
+    """The configuration space of a function with an image: 256 or 4096 bytes. A reset brings back the
+    image, with the addresses that its BARs were given."""
+
+    __slots__ = ("_cleared", "_offsets")
+
+    def __init__(self, image: Image, bars: Mapping[int, Bar] = MappingProxyType({})) -> None:
+        """``bars`` are those that decode something, each of the kind that its register says; registers of
+        others cannot be written. Raises ValueError as :func:`devmodel.pci.fields.base_addresses`."""
+        Region.__init__(self, len(image.data))
+        self._data, self._reset_image = bytearray(image.data), image.data
+        self._bars, self._hooks, self.mirror = dict(bars), [], None
+        self._extended = dict(image.places)
+        self._offsets, self._cleared = image.offsets, image.cleared
+        mask = bytearray(image.mask)
+        for field in base_addresses(bars):
+            mask[field.offset : field.offset + field.width] = field.mask.to_bytes(field.width, "little")
+        decoding = sum({Command.IO if bar.io else Command.MEMORY for bar in bars.values()})
+        mask[Reg.COMMAND] |= decoding
+        self._mask = bytes(mask)
+
+    def write(self, offset: int, data: bytes) -> None:
+        for position, byte in enumerate(data, offset):
+            if byte & self._cleared[position]:
+                self._data[position] &= ~(byte & self._cleared[position])
+        super().write(offset, data)
+
+    def find(self, identity: int) -> int:
+        return self._offsets.get(identity, 0)
+
+    def place_bar(self, index: int, address: int) -> None:
+        """As :meth:`ConfigSpace.place_bar`. The ROM stays enabled or not, as it was captured."""
+        bar = self._bars[index]
+        place = bar_place(index, bar)
+        kept = self.value(*place) & regs.ROM_ADDRESS_ENABLE if index == regs.ROM_BAR else bar.flags
+        self.preset(*place, address | kept)
+
+
+def _with_capabilities(
+    header: bytes, caps: Sequence[Capability], extended: Sequence[ExtendedCapability]
+) -> bytes:
+    """Configuration space that begins with a header and has these capabilities."""
+    express = any(cap.id == CapId.EXP for cap in caps)
+    whole = bytearray(header.ljust(regs.CFG_SPACE_EXP_SIZE if express else regs.CFG_SPACE_SIZE, b"\0"))
+    whole[Reg.STATUS] = whole[Reg.STATUS] & ~regs.STATUS_CAP_LIST | (regs.STATUS_CAP_LIST if caps else 0)
+    whole[Reg.CAPABILITY_LIST] = regs.STD_HEADER_SIZEOF if caps else 0
+    places = extended_places(extended, len(whole))
+    for field in (*chain(caps), *extended_chain(extended, places)):
+        whole[field.offset : field.offset + field.width] = field.value.to_bytes(field.width, "little")
+    return bytes(whole)
+
+
+def _in_d0(data: bytes, offsets: Mapping[int, int]) -> bytes:
+    place = offsets.get(CapId.PM, 0) + regs.PM_CTRL
+    if CapId.PM not in offsets or not data[place] & regs.PM_CTRL_STATE_MASK:
+        return data
+    return data[:place] + bytes([data[place] & ~regs.PM_CTRL_STATE_MASK]) + data[place + 1 :]
+
+
+def _chain(data: bytes) -> Iterator[int]:
+    """The offsets of the capabilities. Raises ValueError for a list without an end."""
+    if not data[Reg.STATUS] & regs.STATUS_CAP_LIST:
+        return
+    offset, seen = data[Reg.CAPABILITY_LIST] & ~3, set[int]()
+    while offset >= regs.STD_HEADER_SIZEOF:
+        if offset in seen or data[offset] == 0xFF:
+            raise ValueError(f"the list of capabilities is broken at {offset:#x}")
+        seen.add(offset)
+        yield offset
+        offset = data[offset + 1] & ~3
+
+
+def _capability(data: bytes, offset: int) -> Capability:
+    identity, vectors = data[offset], 0
+    size = _SIZES.get(identity, 2)
+    control = int.from_bytes(data[offset + 2 : offset + 4], "little")
+    if identity == CapId.MSI:
+        vectors = 1 << min(control >> 1 & 7, 5)
+        size = _msi_size(control)
+    elif identity == CapId.MSIX:
+        vectors = (control & 0x7FF) + 1
+    elif identity == CapId.VNDR:
+        size = max(data[offset + 2], 3)
+    elif identity == CapId.EXP:
+        size = _EXP_V2 if control & _EXP_VERSION > 1 else _EXP_V1
+    body = data[offset + 2 : min(offset + size, regs.CFG_SPACE_SIZE)]
+    return Capability(identity, body, bytes(len(body)), vectors)
+
+
+def _msi_size(control: int) -> int:
+    """Bytes of an MSI capability: 10, 14, 20 or 24."""
+    wide, masks = bool(control & regs.MSI_64BIT), bool(control & regs.MSI_MASKBIT)
+    return 10 + 4 * wide + 10 * masks
+
+
+def _extended_chain(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Offset, id, version and end of each extended capability. The list ends where it is broken, as Linux
+    ends it."""
+    if len(data) < regs.CFG_SPACE_EXP_SIZE:
+        return
+    found: list[tuple[int, int, int]] = []
+    offset, seen = regs.CFG_SPACE_SIZE, set[int]()
+    while offset >= regs.CFG_SPACE_SIZE and offset not in seen:
+        seen.add(offset)
+        (header,) = struct.unpack_from("<I", data, offset)
+        if header in (0, 0xFFFFFFFF):
+            break
+        found.append((offset, header & 0xFFFF, header >> 16 & 0xF))
+        offset = header >> 20 & ~3
+    starts = sorted(each[0] for each in found)
+    for offset, identity, version in found:
+        behind = [start for start in starts if start > offset]
+        yield offset, identity, version, behind[0] if behind else regs.CFG_SPACE_EXP_SIZE
+
+
+def _live(data: bytes, offsets: Mapping[int, int], places: Mapping[int, int]) -> tuple[bytes, bytes]:
+    """The bits of an image that a write changes, and those that a written 1 clears; without BARs."""
+    mask, cleared = bytearray(len(data)), bytearray(len(data))
+
+    def live(offset: int, width: int, bits: int, ones: int = 0) -> None:
+        for position, (change, clear) in enumerate(
+            zip(bits.to_bytes(width, "little"), ones.to_bytes(width, "little"), strict=True), offset
+        ):
+            if position < len(data):
+                mask[position] |= change
+                cleared[position] |= clear
+
+    bridge = data[Reg.HEADER_TYPE] & regs.HEADER_TYPE_MASK == 1
+    command = Command.MASTER | Command.PARITY | Command.SERR
+    if data[Reg.INTERRUPT_PIN] or bridge:
+        command |= Command.INTX_DISABLE
+    live(Reg.COMMAND, 2, command | ((Command.IO | Command.MEMORY) if bridge else 0))
+    live(Reg.STATUS, 2, 0, _STATUS_ERRORS)
+    live(Reg.CACHE_LINE_SIZE, 1, 0xFF)
+    live(Reg.INTERRUPT_LINE, 1, 0xFF)
+    if CapId.EXP not in offsets:
+        live(Reg.LATENCY_TIMER, 1, 0xFF)
+    if bridge:
+        _live_bridge(data, live)
+    for identity, offset in offsets.items():
+        _live_capability(data, identity, offset, live)
+    if ExtCapId.ACS in places:
+        able = int.from_bytes(data[places[ExtCapId.ACS] + 4 :][:2], "little")
+        live(places[ExtCapId.ACS] + _ACS_CTRL, 2, able & 0x7F)
+    return bytes(mask), bytes(cleared)
+
+
+_Live = Callable[..., None]
+
+
+def _live_bridge(data: bytes, live: _Live) -> None:
+    """The registers of a bridge's header. A window that the bridge does not have reads 0, and stays so."""
+    live(BridgeReg.PRIMARY_BUS, 3, 0xFFFFFF)
+    live(BridgeReg.SEC_STATUS, 2, 0, _STATUS_ERRORS)
+    live(BridgeReg.BRIDGE_CONTROL, 2, sum(BridgeControl))
+    live(BridgeReg.MEMORY_BASE, 4, 0xFFF0FFF0)
+    io = int.from_bytes(data[BridgeReg.IO_BASE :][:2], "little")
+    if io:
+        live(BridgeReg.IO_BASE, 2, 0xF0F0)
+        if io & 1:
+            live(BridgeReg.IO_BASE_UPPER16, 4, 0xFFFFFFFF)
+    prefetch = int.from_bytes(data[BridgeReg.PREF_MEMORY_BASE :][:4], "little")
+    if prefetch:
+        live(BridgeReg.PREF_MEMORY_BASE, 4, 0xFFF0FFF0)
+        if prefetch & 1:
+            live(BridgeReg.PREF_BASE_UPPER32, 8, (1 << 64) - 1)
+
+
+def _live_capability(data: bytes, identity: int, offset: int, live: _Live) -> None:
+    control = int.from_bytes(data[offset + 2 : offset + 4], "little")
+    if identity == CapId.PM:
+        pme = bool(control & regs.PM_CAP_PME_MASK)
+        live(
+            offset + regs.PM_CTRL,
+            2,
+            regs.PM_CTRL_STATE_MASK | (_PM_PME_ENABLE if pme else 0),
+            _PM_PME_STATUS,
+        )
+    elif identity == CapId.MSI:
+        wide = bool(control & regs.MSI_64BIT)
+        live(offset + regs.MSI_FLAGS, 2, regs.MSI_ENABLE | regs.MSI_QSIZE)
+        live(offset + regs.MSI_ADDRESS_LO, 4, 0xFFFFFFFC)
+        if wide:
+            live(offset + regs.MSI_ADDRESS_LO + 4, 4, 0xFFFFFFFF)
+        live(offset + regs.MSI_DATA_64 - (0 if wide else 4), 2, 0xFFFF)
+        if control & regs.MSI_MASKBIT:
+            every = (1 << (1 << min(control >> 1 & 7, 5))) - 1
+            live(offset + regs.MSI_MASK_64 - (0 if wide else 4), 4, every)
+    elif identity == CapId.MSIX:
+        live(offset + regs.MSI_FLAGS, 2, regs.MSIX_ENABLE | regs.MSIX_MASKALL)
+    elif identity == CapId.VPD:
+        live(offset + regs.VPD_ADDR, 6, 0xFFFFFFFFFFFF)
+    elif identity == CapId.EXP:
+        _live_express(data, offset, control, live)
+
+
+def _live_express(data: bytes, offset: int, flags: int, live: _Live) -> None:
+    kind = (flags & _EXP_TYPE) >> 4
+    devcap = int.from_bytes(data[offset + regs.EXP_DEVCAP :][:4], "little")
+    flr = regs.EXP_DEVCTL_BCR_FLR if devcap & regs.EXP_DEVCAP_FLR else 0
+    live(offset + regs.EXP_DEVCTL, 2, regs.EXP_DEVCTL_WRITABLE | flr)
+    live(offset + _DEVSTA, 2, 0, _DEVSTA_ERRORS)
+    link = kind not in (regs.EXP_TYPE_RC_END, 0xA)
+    if link:
+        live(offset + _LNKCTL, 2, regs.EXP_LNKCTL_WRITABLE)
+        live(offset + regs.EXP_LNKSTA, 2, 0, _LNKSTA_EVENTS)
+    if kind in _EXP_TYPES_WITH_SLOT and flags & _EXP_SLOT:
+        live(offset + _SLTCTL, 2, 0x1FFF)
+        live(offset + _SLTSTA, 2, 0, _SLTSTA_EVENTS)
+    if kind in _EXP_TYPES_WITH_ROOT:
+        live(offset + _RTCTL, 2, 0x1F)
+    if flags & _EXP_VERSION > 1:
+        forwards = data[offset + _DEVCAP2] & regs.EXP_DEVCTL2_ARI
+        live(offset + regs.EXP_DEVCTL2, 2, regs.EXP_DEVCTL2_COMP_TMOUT | forwards)
+        if link:
+            live(offset + _LNKCTL2, 2, regs.EXP_LNKCTL2_TLS)
+
+
+def _windows(value: Callable[[int, int], int]) -> Windows:
+    """The windows that the registers of a bridge say; ``value(offset, width)`` reads them."""
+    io, upper = value(BridgeReg.IO_BASE, 2), value(BridgeReg.IO_BASE_UPPER16, 4)
+    wide = io & 0xF == 1
+    first = (io & 0xF0) << 8 | ((upper & 0xFFFF) << 16 if wide else 0)
+    last = (io & 0xF000) | ((upper >> 16) << 16 if wide else 0)
+    ports = _window(first, last, IO_GRANULE) if io else None
+    memory = value(BridgeReg.MEMORY_BASE, 4)
+    below = _window((memory & 0xFFF0) << 16, memory & 0xFFF00000, MEMORY_GRANULE)
+    register, high = value(BridgeReg.PREF_MEMORY_BASE, 4), value(BridgeReg.PREF_BASE_UPPER32, 8)
+    wide = register & 0xF == 1
+    first = (register & 0xFFF0) << 16 | ((high & 0xFFFFFFFF) << 32 if wide else 0)
+    last = register & 0xFFF00000 | ((high >> 32) << 32 if wide else 0)
+    prefetch = _window(first, last, MEMORY_GRANULE) if register else None
+    return Windows(ports, below, prefetch)
+
+
+def _window(first: int, last: int, granule: int) -> Window | None:
+    return Window(first, last | granule - 1) if first <= last else None
