@@ -41,6 +41,10 @@ models = {{ rom = "rom.py:Rom" }}
 [mount]
 device_mode = "0640"
 
+[nodes.0]
+cpus = "0-1"
+memory = "1G"
+
 [parents."{HOST}"]
 kind = "gpu"
 driver = "vgpu"

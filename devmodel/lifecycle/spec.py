@@ -150,13 +150,14 @@ class RootSpec:
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """A NUMA node of the lab's machine: its CPUs, ``memory`` in bytes, and its distances to all nodes in the
-    order of their numbers."""
+    """A NUMA node of the lab's machine: its CPUs, ``threads`` of them to a core, ``memory`` in bytes, and its
+    distances to all nodes in the order of their numbers, () for those that Linux takes without firmware."""
 
     number: int
     cpus: frozenset[int] = frozenset()
     memory: int = 0
     distances: tuple[int, ...] = ()
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,7 @@ class LabSpec:
 
     ``functions`` has the PCI functions that are no parents, :attr:`all_functions` has those of parents too.
     ``roots``, ``nodes`` and ``units`` have the root buses, NUMA nodes and IOMMU units that the lab file
-    names.
+    names; nodes in the order of their numbers, () for those of the machine that the lab is mounted on.
 
     The device files belong to ``device_uid`` and ``device_gid`` (None: the user who mounted), with mode
     ``device_mode``. ``cdevs`` is whether devices have character devices of their own, as in a Linux with

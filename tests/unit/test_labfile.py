@@ -15,7 +15,7 @@ from devmodel.lifecycle.spec import IommuSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from vfsfuse.labfile.reader import BUILT_IN, LabFileError, load
-from vfsfuse.labfile.schema import IOMMU, LAB, MOUNT, PARENT, TYPE, Schema
+from vfsfuse.labfile.schema import IOMMU, LAB, MOUNT, NODE, PARENT, TYPE, Schema
 
 MIB = 1 << 20
 DOCS = Path(__file__).parents[2] / "docs" / "lab.md"
@@ -193,7 +193,7 @@ GPU_PATH = 'parents."0000:01:00.0"'
         ("", "parents", "is missing"),
         ("parents = 3", "parents", "not a table"),
         (GPU + "[mounts]\n", "mounts", "did you mean 'mount'?"),
-        ("flavour = 1\n" + GPU, "flavour", "known are vendor, models, mount, iommu, parents"),
+        ("flavour = 1\n" + GPU, "flavour", "known are vendor, models, mount, iommu, nodes, parents"),
         ('vendor = "a/b"\n' + GPU, "vendor", "cannot be a name"),
         ('vendor = "vgpu_start"\n' + GPU, "vendor", "is a file of"),
         (GPU + "[mount]\ncache = -1\n", "mount.cache", "not a time"),
@@ -352,14 +352,17 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("schema", [LAB, MOUNT, IOMMU, PARENT, TYPE])
+@pytest.mark.parametrize("schema", [LAB, MOUNT, IOMMU, NODE, PARENT, TYPE])
 def test_every_key_is_documented(schema: Schema) -> None:
     documented = set(re.findall(r"^\| `(\w+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(schema) - {"mount", "iommu", "parents", "types"} <= documented
+    assert set(schema) - {"mount", "iommu", "nodes", "parents", "types"} <= documented
 
 
-def test_the_example_in_the_documentation_loads(write: Callable[[str], Path]) -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    spec = load(write(example))
+def test_the_examples_in_the_documentation_load(write: Callable[[str], Path]) -> None:
+    """The first one is a whole lab, the others are parts of one."""
+    whole, *parts = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    spec = load(write(whole))
     assert len(spec.parents) == 2
+    for part in parts:
+        assert load(write(whole + part)) != spec
     assert BUILT_IN.name in DOCS.read_text(encoding="utf-8")

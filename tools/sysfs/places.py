@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vfsfuse.views.machine import OF_THE_MACHINE
+
 DIRECTORY, LINK = "directory", "link"
 
 
@@ -39,7 +41,8 @@ WORDS = {
     "unit": Word("dmar<N>", "the name of an IOMMU unit"),
     "any": Word(
         "(?:<device>|<parent>|<bridge>|<bridge>/pci_bus/<domain>:<number>|<device>/vfio-dev/<cdev>"
-        "|sys/devices/virtual/iommu/<unit>|sys/devices/virtual/vfio/<group>)",
+        "|sys/devices/virtual/iommu/<unit>|sys/devices/virtual/vfio/<group>"
+        "|sys/devices/system/<system>|sys/devices/system/<system>/<system><N>)",
         "the directory of a device of any kind",
     ),
     "bdf": Word(
@@ -47,7 +50,8 @@ WORDS = {
     ),
     "domain": Word("[0-9a-f]{4}", "a PCI domain"),
     "number": Word("[0-9a-f]{2}", "a PCI bus"),
-    "bus": Word("(?:pci|mdev)", "a bus"),
+    "bus": Word("(?:pci|mdev|<system>)", "a bus"),
+    "system": Word("(?:cpu|node)", "what the lab's machine has, if the lab file describes its NUMA nodes"),
     "driver": Word(r"[\w.-]+", "the name of a driver"),
     "module": Word(r"\w+", "the name of a module: that of its driver, with underscores for dashes"),
     "class": Word(
@@ -122,6 +126,10 @@ PLACES = (
     Place("sys/dev/char/511:<N>", LINK, "To the character device of a group."),
     Place("sys/dev/char/510:<N>", LINK, "To the character device of a device."),
     Place("sys/devices/virtual/vgpu/<vendor>/vgpu<N>", LINK, "To the directory of the vGPU."),
+    Place("sys/bus/<system>/devices/<system><N>", LINK, "To the directory of the CPU or the node."),
+    Place("sys/devices/system/cpu/cpu<N>/node<N>", LINK, "To the node of the CPU."),
+    Place("sys/devices/system/node/node<N>/cpu<N>", LINK, "To a CPU of the node."),
+    *(Place(f"sys/devices/system/{name}", DIRECTORY, MACHINES) for name in OF_THE_MACHINE),
     Place("<bridge>/pci_bus", DIRECTORY, "The buses below the bridge."),
     Place("sys/class/pci_bus/<domain>:<number>", LINK, "To the directory of the bus."),
     Place("sys/kernel/iommu_groups/<N>/devices/<bdf>", LINK, "To a function of the group."),

@@ -13,6 +13,7 @@ from devmodel.lifecycle.spec import IommuSpec, LabSpec, ParentSpec
 from devmodel.lifecycle.vf import place_vfs
 from vfsfuse.labfile.faults import LabFileError
 from vfsfuse.labfile.mount import read_iommu, read_top
+from vfsfuse.labfile.nodes import check_near, read_nodes
 from vfsfuse.labfile.parents import read_parents
 from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.schema import LAB
@@ -36,10 +37,13 @@ def _lab(reading: Reading) -> LabSpec:
     top, _ = reading.partial(reading.source.content, LAB, ())
     settings = read_top(reading, top)
     iommu = IommuSpec(**read_iommu(reading, top.get("iommu", {})))
+    nodes = read_nodes(reading, top.get("nodes", {}))
     parents = read_parents(reading, top.get("parents", {}))
+    near = ((("parents", parent.name, "numa_node"), parent.numa_node) for parent in parents)
+    check_near(reading, nodes, near)
     reading.faults.check()
     _check_places(reading, parents)
-    return LabSpec(parents=parents, iommu=iommu, **settings)
+    return LabSpec(parents=parents, iommu=iommu, nodes=nodes, **settings)
 
 
 def _check_places(reading: Reading, parents: tuple[ParentSpec, ...]) -> None:

@@ -33,6 +33,7 @@ class Key:
 Schema = Mapping[str, Key]
 
 NAMES = f"^{PATH_NAME.pattern}$"
+NODE_NUMBERS = "^(0|[1-9][0-9]{0,3})$"
 
 MOUNT: Schema = {
     "cache": Key(values.seconds, "seconds that the kernel may cache names and attributes", "cache"),
@@ -76,10 +77,17 @@ PARENT: Schema = {
     "vf_memory": Key(values.size, "video memory of each virtual function", "vf_memory"),
     "types": Key(values.table, "types of vGPU, by name", required=True, each=TYPE, names=NAMES),
 }
+NODE: Schema = {
+    "cpus": Key(values.cpus, 'CPUs of the node, such as "0-15,32-47"', "cpus"),
+    "threads": Key(values.count, "threads of each core", "threads"),
+    "memory": Key(values.size, "memory of the node", "memory"),
+    "distances": Key(values.distances, "distances to all nodes in the order of their numbers", "distances"),
+}
 LAB: Schema = {
     "vendor": Key(values.name, "name of the directory sys/class/vgpu/<vendor>", "vendor"),
     "models": Key(values.table, 'device models of your own: name = "file.py:Class"'),
     "mount": Key(values.table, "settings of the mount", table=MOUNT),
     "iommu": Key(values.table, "what the IOMMUs can do", table=IOMMU),
+    "nodes": Key(values.table, "NUMA nodes of the machine, by number", each=NODE, names=NODE_NUMBERS),
     "parents": Key(values.table, "parents of vGPUs, by name", required=True, each=PARENT),
 }

@@ -26,8 +26,15 @@ MAX_CACHE_SECONDS = 86400
 MAX_NODES = 1024
 """NUMA nodes that Linux can tell apart."""
 
+MAX_CPUS = 8192
+"""CPUs that Linux can have on x86."""
+
+LOCAL_DISTANCE, MAX_DISTANCE = 10, 255
+"""The distance of a NUMA node to itself, and the largest, which means that there is no way."""
+
 NAME_HINT = "use up to 255 letters, digits, '-', '_' and '.'"
 
+_CPUS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 _MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
 
 T = TypeVar("T")
@@ -79,6 +86,40 @@ def node(value: object) -> int:
     if not -1 <= number < MAX_NODES:
         raise ValueError(f"{number} is out of range (give 0 to {MAX_NODES - 1}, or -1 for no node)")
     return number
+
+
+@kind(
+    anyOf=[
+        {"type": "integer", "minimum": 0, "maximum": MAX_CPUS - 1},
+        {"type": "string", "pattern": "^ *([0-9]{1,5}(-[0-9]{1,5})? *(, *|$))*$"},
+    ]
+)
+def cpus(value: object) -> frozenset[int]:
+    """CPUs as a list: "0-3,8", or the number of one."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str):
+        raise ValueError(f'{value!r} is not a list of CPUs (write "0-15,32-47")')
+    found: set[int] = set()
+    for part in filter(None, (each.strip(" ") for each in text.split(","))):
+        numbers = _CPUS.fullmatch(part)
+        if numbers is None:
+            raise ValueError(f'{part!r} is neither a CPU nor a range of CPUs (write "0-15,32-47")')
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if not first <= last < MAX_CPUS:
+            raise ValueError(f"{part!r} is out of range (CPUs have the numbers 0 to {MAX_CPUS - 1})")
+        found.update(range(first, last + 1))
+    return frozenset(found)
+
+
+@kind(type="array", items={"type": "integer", "minimum": LOCAL_DISTANCE, "maximum": MAX_DISTANCE})
+def distances(value: object) -> tuple[int, ...]:
+    """Distances to all nodes: [10, 21]."""
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is not a list of distances (write [10, 21])")
+    for each in value:
+        if isinstance(each, bool) or not isinstance(each, int) or not LOCAL_DISTANCE <= each <= MAX_DISTANCE:
+            raise ValueError(f"{each!r} is not a distance (give {LOCAL_DISTANCE} to {MAX_DISTANCE})")
+    return tuple(value)
 
 
 @kind(

@@ -25,6 +25,10 @@ EXIT_NOT_FOUND = 127
 ENVIRONMENT = {"SYSTEMD_DEVICE_VERIFY_SYSFS": "0"}
 """Set for CMD: without it, libudev refuses a /sys that is not of type sysfs."""
 
+OF_ANOTHER_MACHINE = {"HWLOC_ALLOW": "all", "HWLOC_COMPONENTS": "-x86"}
+"""Set for CMD if the lab has NUMA nodes and CPUs of its own, unless the caller has set them: without these,
+hwloc leaves out the CPUs that CMD may not run on, and asks the CPU that it runs on for its caches."""
+
 _BUSY_FILTER = (
     "there can be one: not inside another run, nor in a container whose engine watches system calls"
 )
@@ -48,15 +52,17 @@ def main(args: argparse.Namespace) -> int:
         return _complain("no command; usage: vfsfuse run [--mount MNT] -- CMD [ARG...]", EXIT_USAGE)
     _die_quietly_on_interrupt()
     _occupy_standard_fds()
-    from vfsfuse.run.namespace import SetupError
+    from vfsfuse.run import namespace
 
     try:
         _prepare(args)
-    except SetupError as error:
+    except namespace.SetupError as error:
         return _complain(str(error), EXIT_SETUP) if str(error) else EXIT_SETUP
     except OSError as error:
         return _complain(f"setting up: {error.strerror or error}", EXIT_SETUP)
     os.environ.update(ENVIRONMENT)
+    if namespace.describes_machine():
+        os.environ.update({**OF_ANOTHER_MACHINE, **os.environ})
     return _become(command)
 
 

@@ -21,6 +21,9 @@ from vfsfuse.run import syscalls
 
 GIVEN_BACK = (
     "devices/system",
+    "devices/system/clockevents",
+    "devices/system/clocksource",
+    "devices/system/cpu/vulnerabilities",
     "devices/virtual/net",
     "class/net",
     "kernel/mm",
@@ -31,8 +34,9 @@ GIVEN_BACK = (
 )
 """Directories under /sys that stay the machine's own.  The lab has an empty directory of that name.
 
-Each holds its own files, or links within this list.  /sys/block and /sys/dev are not here, because they would
-have only dangling links into devices/."""
+Each holds its own files, or links within this list.  A lab that describes its machine has nodes and CPUs of
+its own in devices/system, and a few empty directories there.  /sys/block and /sys/dev are not here, because
+they would have only dangling links into devices/."""
 
 DEVICE_NODES = ("vfio", "iommu")
 """The names under /dev that come from the lab. What it has not is not there: `[mount]` can switch off all of
@@ -146,6 +150,14 @@ def show(lab: str) -> None:
         _show_dev(nodes)
         with contextlib.suppress(OSError):
             os.chdir(os.getcwd())  # into the new mount, if the program starts in /sys or /dev
+
+
+def describes_machine() -> bool:
+    """Whether the NUMA nodes at /sys, where the lab is now, are the lab's own."""
+    try:
+        return os.stat(f"{PROCESSORS}/node").st_dev == os.stat("/sys").st_dev
+    except FileNotFoundError:
+        return False
 
 
 def _lab_nodes(lab: str) -> list[str]:

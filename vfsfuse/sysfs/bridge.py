@@ -9,33 +9,19 @@ from __future__ import annotations
 
 from devmodel.lifecycle.pcicore import NO_NODE
 from devmodel.lifecycle.rootport import RootPort
-from vfsfuse.kernfs.groups import Group
 from vfsfuse.kernfs.kobject import Entry, Kobject
 from vfsfuse.kernfs.members import attribute, link, store_only
-from vfsfuse.sysfs import cpus, numa
+from vfsfuse.sysfs.cpus import list_line
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.kstrtox import parse_number
 from vfsfuse.sysfs.lab import View
-from vfsfuse.sysfs.power import PowerGroup, RuntimePower
-from vfsfuse.sysfs.uevent import DeviceDir, check_synthetic
+from vfsfuse.sysfs.uevent import BareDeviceDir, DeviceDir
 
 
-class HostBridgeDir(Kobject):
+class HostBridgeDir(BareDeviceDir):
     """sys/devices/pci<domain>:<number>: the host bridge of a domain, and what is below it."""
 
     __slots__ = ()
-    power = Group("power", PowerGroup)
-    runtime_power: RuntimePower | None = None
-
-    @attribute(0o644)
-    def uevent(self) -> str:
-        """Empty: a device without bus and class has no events."""
-        return ""
-
-    @uevent.store
-    def _store_uevent(self, text: str) -> None:
-        """Takes an action, as other devices do, and emits nothing. EINVAL: another text."""
-        check_synthetic(text)
 
 
 class RootPortDir(PciFunctionDir):
@@ -78,17 +64,19 @@ class PciBusNodeDir(DeviceDir):
     @attribute()
     def cpuaffinity(self) -> str:
         """The CPUs that are near to the bus, as a mask in hexadecimal."""
-        return cpus.as_mask(self._near())
+        return self.view.numa.mask(self._near())
 
     @attribute()
     def cpulistaffinity(self) -> str:
         """The CPUs that are near to the bus, as a list."""
-        return cpus.as_list(self._near())
+        return list_line(self._near())
 
     def _near(self) -> frozenset[int]:
         """The CPUs of the bridge's NUMA node; a host bridge has none."""
         port = self.bridge
-        return numa.near(port.assignable.core.numa_node if isinstance(port, RootPortDir) else NO_NODE)
+        return self.view.numa.near(
+            port.assignable.core.numa_node if isinstance(port, RootPortDir) else NO_NODE
+        )
 
     @store_only()
     def rescan(self, text: str) -> None:

@@ -12,7 +12,6 @@ from devmodel.lifecycle.removal import taking_away
 from vfsfuse.kernfs.groups import Below
 from vfsfuse.kernfs.kobject import Entry
 from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link, store_only, waiting_store
-from vfsfuse.sysfs import numa
 from vfsfuse.sysfs.kstrtox import parse_number
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.msi import MsiIrqsDir, irq_of
@@ -53,7 +52,6 @@ class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
         self.view, self.assignable = view, function
         self.msi_directory = MsiIrqsDir(self, function)
         """It has a number of its own from the one who shows the function."""
-        numa.nodes()  # before the lab is mounted
 
     @property
     def runtime_power(self) -> RuntimePower:

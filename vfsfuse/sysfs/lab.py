@@ -14,6 +14,7 @@ from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import MdevType
 from devmodel.vfio.group import Assignable, Group
 from vfsfuse.kernfs.kobject import Entry, Kobject
+from vfsfuse.sysfs.numa import Numa
 from vfsfuse.vfio.port import Port
 
 
@@ -34,6 +35,7 @@ class View(Protocol):
 
     lab: Lab
     subsystems: Subsystems
+    numa: Numa
 
     def directory(self, device: Assignable) -> Kobject:
         """The directory of a device that is shown.  Any thread.  Raises LookupError when it is not."""

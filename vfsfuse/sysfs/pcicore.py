@@ -17,7 +17,7 @@ from devmodel.pci.regs import CapId
 from vfsfuse.kernfs.groups import AttributeGroup, Group
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.members import attribute
-from vfsfuse.sysfs import cpus, numa
+from vfsfuse.sysfs.cpus import list_line
 from vfsfuse.sysfs.kstrtox import parse_int, parse_number
 from vfsfuse.sysfs.lab import View
 
@@ -100,7 +100,7 @@ class CoreAttributes(Kobject):
         """Sets it, for `local_cpus` and for programs. EINVAL for a node that neither the machine nor the lab
         file has."""
         node = parse_int(text)
-        known = numa.nodes().keys() | {
+        known = self.view.numa.nodes.keys() | {
             NO_NODE,
             *(spec.numa_node for spec in self.view.lab.spec.all_functions),
         }
@@ -110,14 +110,17 @@ class CoreAttributes(Kobject):
 
     @attribute()
     def local_cpus(self) -> str:
-        """The CPUs of its NUMA node, as a mask in hexadecimal; without a node that the machine has, those
-        that are online."""
-        return cpus.as_mask(numa.near(self.assignable.core.numa_node))
+        """The CPUs of its NUMA node, as a mask in hexadecimal; without a node that there is, those that
+        are online."""
+        return self.view.numa.mask(self._near())
 
     @attribute()
     def local_cpulist(self) -> str:
         """The same as a list, such as `0-3,8`."""
-        return cpus.as_list(numa.near(self.assignable.core.numa_node))
+        return list_line(self._near())
+
+    def _near(self) -> frozenset[int]:
+        return self.view.numa.near(self.assignable.core.numa_node)
 
     @attribute()
     def dma_mask_bits(self) -> int:

@@ -107,6 +107,24 @@ class DeviceDir(UeventDir):
         self.synthesise(text)
 
 
+class BareDeviceDir(Kobject):
+    """A device without bus and class, such as a host bridge: it has no events."""
+
+    __slots__ = ()
+    power = Group("power", PowerGroup)
+    runtime_power: RuntimePower | None = None
+
+    @attribute(0o644)
+    def uevent(self) -> str:
+        """Empty: a device without bus and class has no events."""
+        return ""
+
+    @uevent.store
+    def _store_uevent(self, text: str) -> None:
+        """Takes an action, as other devices do, and emits nothing. EINVAL: another text."""
+        check_synthetic(text)
+
+
 class ClassDeviceDir(DeviceDir):
     """The directory of a device of a class, whose directory is `subsystem_dir`."""
 

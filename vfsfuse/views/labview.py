@@ -27,12 +27,14 @@ from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.waiting import StoreRunner
 from vfsfuse.sysfs.drivers import MdevDriverDir
 from vfsfuse.sysfs.lab import Subsystems
+from vfsfuse.sysfs.numa import numa_of
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.listened import ListenedFile, listened
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
+from vfsfuse.views.machine import show_machine
 from vfsfuse.views.models import check_models
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
@@ -53,7 +55,10 @@ class LabView:
         self.stores = StoreRunner(self.lab.tasks, tree.locate)
         self.services = Services(self.find_file, Watcher(), calls, CallThreads(), spec.cdevs)
         self._announcer = Announcer(tree.root.uevents, spec)
+        self.numa = numa_of(spec.nodes)
         self._grow(tree.root, SKELETON)
+        if spec.nodes:
+            show_machine(tree, self.lab, spec.nodes, self.numa)
         tree.add(tree.root, UeventsFile.node(tree.root.uevents))
         self.modules = ModuleViews(tree, self.lab)
         vfio_mdev = MdevDriverDir("vfio_mdev", self.lab, self.modules.of_driver("vfio_mdev"))
