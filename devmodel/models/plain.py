@@ -89,7 +89,8 @@ class PlainSpec:
 
     With a ``config`` (64, 256 or 4096 bytes of a real function's configuration space) the identity and the
     capabilities are the image's, and those here may be left out; the capabilities of an image of 64 bytes are
-    not known, and may be given. ``rom`` is the content of the ROM, ``rom_size`` its size; a size alone makes
+    not known, and may be given. The image of a virtual function has neither ids nor BARs, so those here
+    count. ``rom`` is the content of the ROM, ``rom_size`` its size; a size alone makes
     a ROM with an image that does nothing. ``serial`` is the number in the capability of that name. ``vpd``
     are the vital product data.
     """
@@ -205,14 +206,15 @@ def plain_model(spec: PlainSpec) -> type[PlainDevice]:
 
     Raises ValueError with the reason and the remedy for a description that no function can have.
     """
-    header = None if spec.config is None else Image.of(spec.config)
+    config = _own_ids(spec)
+    header = None if config is None else Image.of(config)
     bars = tuple(_with_kind(bar, header) for bar in spec.bars)
     _check_bars(bars, header)
     _check_rom(spec, header)
     if len(spec.vpd) > MAX_VPD:
         raise ValueError(f"VPD of {len(spec.vpd)} bytes is longer than {MAX_VPD} (make it shorter)")
     found = _capabilities(spec, bars)
-    image = None if spec.config is None else _image(spec.config, spec.serial, found)
+    image = None if config is None else _image(config, spec.serial, found)
     if image is not None:
         found = Capabilities(image.caps, image.extended)
     if spec.vpd and not any(cap.id == CapId.VPD for cap in found.caps):
@@ -253,6 +255,15 @@ def rom_image(identity: Identity, size: int) -> bytes:
     image = (header + struct.pack("<H", start)).ljust(start, b"\0") + data
     image = image.ljust(length * LENGTH_UNIT - 1, b"\0")
     return image + bytes([-sum(image) & 0xFF])
+
+
+def _own_ids(spec: PlainSpec) -> bytes | None:
+    """The image, with the ids of a virtual function, whose registers do not have them."""
+    config = spec.config
+    if config is None or config[:4] != b"\xff" * 4 or config[8:64] == b"\xff" * 56:
+        return config
+    identity = _identity(spec)
+    return struct.pack("<HH", identity.vendor, identity.device) + config[4:]
 
 
 def _image(config: bytes, serial: int | None, found: Capabilities) -> Image:
@@ -306,6 +317,8 @@ def _capabilities(spec: PlainSpec, bars: Sequence[PlainBar]) -> Capabilities:
 def _with_kind(bar: PlainBar, image: Image | None) -> PlainBar:
     if image is None or not 0 <= bar.index < image.bar_count:
         return replace(bar, kind=bar.kind or BarKind.MEM32)
+    if bar.kind is not None and not image.bar(bar.index):  # a virtual function has no such register
+        return bar
     kind = BarKind.of(image.bar(bar.index))
     if bar.kind not in (None, kind):
         raise ValueError(f"BAR {bar.index} is {kind.value} in the configuration space (leave its kind out)")

@@ -351,6 +351,18 @@ def test_a_serial_number_takes_the_place_of_the_captured_one() -> None:
     device.close()
 
 
+def test_the_image_of_a_virtual_function_takes_ids_and_bars_from_the_description() -> None:
+    data = captured()
+    data[:4], data[0x10:0x34] = b"\xff" * 4, bytes(0x24)
+    bars = (PlainBar(0, 16384, BarKind.MEM64_PREFETCH),)
+    device = make(PlainSpec(0x8086, 0x154C, config=bytes(data), bars=bars), Aperture())
+    assert device.read(CONFIG, 0, 4).hex() == "86804c15"
+    assert device.identity.vendor == 0x8086 and device.identity.class_code == 0x010802
+    start = device.resource_rows()[0].start
+    assert config(device, 0x10, 4) == start & 0xFFFFFFFF | 0xC and config(device, 0x14, 4) == start >> 32
+    device.close()
+
+
 @pytest.mark.parametrize(
     ("changes", "spec", "why"),
     [
