@@ -1,100 +1,162 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A PCI Express root port as a device: configuration space with a type 1 header, and no regions besides.
+"""A PCI bridge as a device: configuration space with a type 1 header, and what it says of the buses below.
+
+A root port, the ports of a switch and a bridge to conventional PCI differ in their PCI Express capability. A
+bridge of a lab file may have the identity and the capabilities of a model besides.
 
 State: as every device's, under ``Device.lock``. Source: devmodel.pci.bridge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from devmodel.device.pci import PciDevice, ResourceRow
+from devmodel.memo import memoized
 from devmodel.pci import regs
 from devmodel.pci.bridge import (
     EXP_LNKCAP_LINK,
-    HEADER_TYPE,
-    HEADER_TYPE_BRIDGE,
-    HEADER_TYPE_MULTIFUNCTION,
     BridgeControl,
     BridgeReg,
     BridgeSpace,
     BusNumbers,
+    PortType,
     Window,
     Windows,
-    access_control,
-    root_port_express,
+    port_express,
     subsystem,
 )
-from devmodel.pci.capability import Capability, ExtendedCapability, power_management
-from devmodel.pci.config import ConfigSpace
+from devmodel.pci.capability import (
+    Capability,
+    ExtendedCapability,
+    access_control,
+    power_management,
+    serial_number,
+)
+from devmodel.pci.config import Aperture, ConfigSpace
 from devmodel.pci.express import ExpressRegisters
 from devmodel.pci.fields import Identity
-from devmodel.pci.regs import Command, IoResource
+from devmodel.pci.image import Image
+from devmodel.pci.regs import CapId, Command, IoResource
 
 NO_LINK = ExpressRegisters(lnkcap=0x11, lnksta=0x11, lnkcap2=0x2, lnkctl2=0x1)
-"""One lane at 2.5 GT/s, for a port above no PCI Express function."""
+"""One lane at 2.5 GT/s, for a bridge above no PCI Express function."""
+BRIDGE_CLASS = 0x060400
+IDENTITIES: Mapping[PortType, Identity] = {
+    PortType.ROOT_PORT: Identity(0x1B36, 0x000C, 0x1AF4, 0x1100, BRIDGE_CLASS),
+    PortType.UPSTREAM: Identity(0x104C, 0x8232, 0x1AF4, 0x1100, BRIDGE_CLASS),
+    PortType.DOWNSTREAM: Identity(0x104C, 0x8233, 0x1AF4, 0x1100, BRIDGE_CLASS),
+    PortType.PCI_BRIDGE: Identity(0x1B36, 0x000E, 0x1AF4, 0x1100, BRIDGE_CLASS),
+}
+"""Those of bridges without a model: the bridges of virtual machines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """What is below a root port: its bus numbers, what it forwards, and the other end of its link."""
+    """What is below a bridge: its bus numbers, what it forwards, and a link that it has."""
 
     buses: BusNumbers
     windows: Windows
     link: ExpressRegisters
 
     @classmethod
-    def around(cls, buses: BusNumbers, devices: Iterable[PciDevice]) -> Below:
-        """For a port above ``devices``, which are placed."""
-        found = tuple(devices)
-        rows = [row for device in found for row in device.resource_rows() if row.flags]
-        placed = [row for row in rows if not row.flags & IoResource.UNSET]
+    def around(
+        cls, buses: BusNumbers, rows: Iterable[ResourceRow], links: Iterable[ExpressRegisters | None]
+    ) -> Below:
+        """For a bridge above functions that have these lines of ``resource`` and these ends of links."""
+        placed = [row for row in rows if row.flags and not row.flags & IoResource.UNSET]
         io = [Window(row.start, row.end) for row in placed if row.flags & IoResource.IO]
         memory = [Window(row.start, row.end) for row in placed if not row.flags & IoResource.IO]
-        ends = filter(None, (ExpressRegisters.of(cap) for device in found for cap in device.caps))
-        link = max(ends, key=lambda end: end.lnkcap & EXP_LNKCAP_LINK, default=NO_LINK)
+        link = max(filter(None, links), key=lambda end: end.lnkcap & EXP_LNKCAP_LINK, default=NO_LINK)
         return cls(buses, Windows.around(io, memory), link)
 
-
-class RootPortDevice(PciDevice):
-    """The root port called ``name``. It passes on what ``below`` says.
-
-    ``number`` is its port number, and ``multifunction`` is whether its device has other functions as well.
-    """
-
-    __slots__ = ("_number", "_resetting", "below", "bus_reset")
-    identity = Identity(0x1B36, 0x000C, 0x1AF4, 0x1100, 0x060400)
-    resettable: ClassVar[bool] = False
-
-    def __init__(self, name: str, below: Below, number: int, multifunction: bool) -> None:
-        self.below, self._number, self._resetting = below, number, False
-        self.bus_reset: Callable[[], None] | None = None
-        """Is called under :attr:`lock` when a client resets the secondary bus."""
-        super().__init__(name)
-        self.config.watch(BridgeReg.BRIDGE_CONTROL, 2, self._control_written)
-        if multifunction:
-            self.config.preset(HEADER_TYPE, 1, HEADER_TYPE_BRIDGE | HEADER_TYPE_MULTIFUNCTION)
-
-    def capabilities(self) -> Sequence[Capability]:
-        express = root_port_express(self._number, self.below.link)
-        return power_management(), express, subsystem(0x1AF4, 0x1100)
-
-    def extended_capabilities(self) -> Sequence[ExtendedCapability]:
-        return (access_control(),)
-
-    def resource_rows(self) -> list[ResourceRow]:
-        """The lines of sysfs ``resource``: the windows come behind those of other functions."""
-        windows = self.below.windows
+    @property
+    def rows(self) -> list[ResourceRow]:
+        """The lines of the windows in sysfs ``resource``."""
+        windows = self.windows
         kinds = (
             (windows.io, IoResource.IO | 1),
             (windows.memory, IoResource.MEM),
             (windows.prefetch, IoResource.MEM | IoResource.PREFETCH | IoResource.MEM_64 | 1),
             (None, 0),
         )
-        shown = [ResourceRow(*window, flags) if window else ResourceRow(0, 0, 0) for window, flags in kinds]
-        return [*super().resource_rows(), *shown]
+        return [ResourceRow(*window, flags) if window else ResourceRow(0, 0, 0) for window, flags in kinds]
+
+
+NOTHING = Below(BusNumbers(0, 0, 0), Windows(None, None, None), NO_LINK)
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What a bridge is: its ``kind``, what is ``below`` it, its port ``number``, whether its ACS is on, and
+    its serial number, None without one."""
+
+    kind: PortType = PortType.ROOT_PORT
+    below: Below = NOTHING
+    number: int = 0
+    acs: bool = False
+    serial: int | None = None
+
+
+class BridgeDevice(PciDevice):
+    """A bridge. It passes on what its ``wiring`` says."""
+
+    __slots__ = ("_resetting", "bus_reset", "wiring")
+    identity = IDENTITIES[PortType.ROOT_PORT]
+    CAPTURED: ClassVar[Image | None] = None
+    """The configuration space of a captured bridge, windows included."""
+    resettable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        name: str,
+        memory: int = 0,
+        options: Mapping[str, int] | None = None,
+        aperture: Aperture | None = None,
+        *,
+        wiring: Wiring | None = None,
+        **more: Any,
+    ) -> None:
+        """``more`` are other arguments of its model."""
+        self.wiring, self._resetting = wiring or Wiring(), False
+        self.bus_reset: Callable[[], None] | None = None
+        """Is called under :attr:`lock` when a client resets the secondary bus."""
+        super().__init__(name, memory, options, aperture, **more)
+        self.config.watch(BridgeReg.BRIDGE_CONTROL, 2, self._control_written)
+
+    @property
+    def below(self) -> Below:
+        """What is below it."""
+        below = self.wiring.below
+        return below if self.CAPTURED is None else replace(below, windows=self.CAPTURED.windows())
+
+    def capabilities(self) -> Sequence[Capability]:
+        if self.CAPTURED is not None:
+            return super().capabilities()
+        identity, ours = self.identity, (CapId.PM, CapId.EXP, CapId.SSVID)
+        ids = identity.subsystem_vendor, identity.subsystem_device
+        return (
+            power_management(),
+            port_express(self.wiring.kind, self.wiring.number, self.below.link),
+            *([subsystem(*ids)] if any(ids) else []),
+            *(cap for cap in super().capabilities() if cap.id not in ours),
+        )
+
+    def extended_capabilities(self) -> Sequence[ExtendedCapability]:
+        theirs = super().extended_capabilities()
+        if self.CAPTURED is not None:
+            return theirs
+        serial = self.wiring.serial
+        ours = [access_control()] if self.wiring.acs else []
+        ours += [serial_number(serial)] if serial is not None else []
+        known = {cap.id for cap in ours}
+        return *ours, *(cap for cap in theirs if cap.id not in known)
+
+    def resource_rows(self) -> list[ResourceRow]:
+        """The lines of sysfs ``resource``: the windows come behind those of other functions."""
+        return [*super().resource_rows(), *self.below.rows]
 
     def _control_written(self, value: int) -> None:
         before, self._resetting = self._resetting, bool(value & BridgeControl.BUS_RESET)
@@ -103,8 +165,27 @@ class RootPortDevice(PciDevice):
 
     def _config_space(self) -> ConfigSpace:
         below = self.below
-        return BridgeSpace(self.identity, self.caps, self.extended_caps, below.buses, below.windows)
+        if self.CAPTURED is None:
+            caps = self.caps, self.extended_caps
+            return BridgeSpace(self.identity, self.bar_map, *caps, below.buses, below.windows)
+        space = super()._config_space()
+        for offset, number in enumerate(below.buses, BridgeReg.PRIMARY_BUS):
+            space.preset(offset, 1, number)
+        return space
 
     def _enable_from_reset(self, command: int) -> None:
         """It always forwards, as firmware and pcieport leave it."""
         self.config.preset(regs.Reg.COMMAND, 2, Command.IO | Command.MEMORY | Command.MASTER)
+
+
+@memoized()
+def bridge_model(model: type[PciDevice] | None, kind: PortType) -> type[BridgeDevice]:
+    """A bridge that has the identity, BARs and further capabilities of ``model``; the built-in one of its
+    kind for None. Raises ValueError for a captured model that is no bridge."""
+    if model is None:
+        return type("BridgeDevice", (BridgeDevice,), {"__slots__": (), "identity": IDENTITIES[kind]})
+    captured = getattr(model, "IMAGE", None)
+    if captured is not None and not captured.is_bridge:
+        raise ValueError("its configuration space is not that of a bridge (leave `bridge` out)")
+    members = {"__slots__": (), "identity": model.identity, "CAPTURED": captured}
+    return type(model.__name__, (BridgeDevice, model), members)

@@ -19,6 +19,7 @@ from devmodel.pci import regs
 from devmodel.pci.capability import Capability, ExtendedCapability
 from devmodel.pci.config import Aperture, ConfigSpace
 from devmodel.pci.fields import Bar, Identity
+from devmodel.pci.image import ImageSpace
 from devmodel.pci.regs import CapId, Command, IoResource, Reg
 from devmodel.region.region import Region
 
@@ -384,6 +385,15 @@ class PciDevice(Device):
             IrqIndex(1, noresize=True) if CapId.EXP in vectors else None,  # only PCI Express reports errors
             IrqIndex(1, noresize=True),
         ]
+
+
+def show_multifunction(device: PciDevice) -> None:
+    """Have the header of a device, which was just made, say that it has other functions as well. A captured
+    header stays as it is."""
+    if isinstance(device.config, ImageSpace):
+        return
+    kind = device.config.value(Reg.HEADER_TYPE, 1)
+    device.config.preset(Reg.HEADER_TYPE, 1, kind | regs.HEADER_TYPE_MULTIFUNCTION)
 
 
 def _undecoded_bars(bars: Mapping[int, Bar]) -> Mapping[tuple[bool, bool], frozenset[int]]:

@@ -15,9 +15,9 @@ from typing import Protocol
 
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.ida import Ida
+from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, PhysicalParent
 from devmodel.lifecycle.mdev import Mdev, Parent
-from devmodel.lifecycle.rootport import RootPort
 from devmodel.pci.address import PciAddress
 from devmodel.pci.ids import PciId
 from devmodel.vfio.group import Assignable, retire_all
@@ -209,7 +209,7 @@ class DriverCore:
         self._free_minor(function)
 
     def _give_to_vfio(self, function: PciFunction, undo: ExitStack) -> None:
-        if isinstance(function, RootPort):
+        if isinstance(function, Bridge):
             raise OSError(errno.EINVAL, f"{function.name} is a bridge")
         if function.group.noiommu and not self.vfio.enable_unsafe_noiommu_mode:
             raise OSError(errno.EINVAL, f"{function.name} has no IOMMU, and noiommu mode is not enabled")

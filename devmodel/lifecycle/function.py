@@ -14,17 +14,19 @@ from collections.abc import Mapping
 from typing import ClassVar
 from uuid import UUID
 
-from devmodel.device.pci import PciDevice
+from devmodel.device.pci import PciDevice, show_multifunction
 from devmodel.device.tasks import TaskHost
 from devmodel.iommufd.hwinfo import UnitFacts
 from devmodel.lifecycle.iommuunit import DefaultDomain, Domain, DomainType
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.pcicore import DRIVER_DMA_BITS, NO_NODE, PciCore
 from devmodel.lifecycle.spec import FunctionSpec, ParentSpec
-from devmodel.lifecycle.vf import VfLayout, integrated_model, physical_model
+from devmodel.lifecycle.vf import VfLayout, extended_model, integrated_model, physical_model
 from devmodel.pci.address import PciAddress
+from devmodel.pci.capability import ExtendedCapability, access_control, serial_number
 from devmodel.pci.config import Aperture
 from devmodel.pci.regs import ExtCapId
+from devmodel.topology.placement import Placement
 from devmodel.vfio.group import Group
 from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
@@ -35,7 +37,8 @@ VFIO_PCI = "vfio-pci"
 class PciFunction(VfioPciFunction):
     """A PCI function that drivers bind: its host driver, vfio-pci, or none.
 
-    ``core`` is what the host's PCI core keeps of it. ``upstream`` is the root port above it, None on bus 0.
+    ``core`` is what the host's PCI core keeps of it. ``upstream`` is the bridge above it, None on a
+    root bus.
     ``default_domain`` is the domain in which its host driver does DMA; a function without an IOMMU has no
     use for it. ``unit`` is the IOMMU unit that it is behind, None without one.
     """
@@ -114,6 +117,10 @@ class PciFunction(VfioPciFunction):
         return self.below_port and first is not None and first.device.config.has_extended(ExtCapId.ARI)
 
     @property
+    def below_port(self) -> bool:
+        return self.upstream is not None
+
+    @property
     @abstractmethod
     def host_driver(self) -> str | None:
         """The driver that takes it without a driver_override, None when there is none."""
@@ -186,18 +193,25 @@ class PhysicalFunction(PciFunction):
         bus: list[VfioPciFunction] | None = None,
         host: TaskHost | None = None,
         offsets: Mapping[str, int] | None = None,
+        buses: Placement | None = None,
     ) -> None:
-        """``offsets`` is what :func:`devmodel.lifecycle.vf.place_vfs` gives. Raises ValueError when the model
-        cannot be what the spec asks for."""
+        """``offsets`` is what :func:`devmodel.lifecycle.vf.place_vfs` gives, ``buses`` are those of the lab
+        (None: bus 0 is a root bus). Raises ValueError when the model cannot be what the spec asks for."""
         if spec.model is None:
             raise ValueError(f"{spec.name} has no model")
         self.spec, self.host = spec, host
         self.layout = VfLayout(spec, (offsets or {})[spec.name], aperture) if spec.vf is not None else None
         model = spec.model if self.layout is None else physical_model(spec.model, self.layout)
         address = PciAddress.parse(spec.name)
-        if not address.bus:
+        extended = _extended(spec)
+        if extended:
+            model = extended_model(model, extended)
+        if not address.bus if buses is None else buses.above(address) is None:
             model = integrated_model(model)
-        device = model(spec.name, spec.memory, spec.options, aperture)
+        texts = {"texts": spec.texts} if spec.texts else {}
+        device = model(spec.name, spec.memory, spec.options, aperture, **texts)
+        if buses is not None and buses.multifunction(address):
+            show_multifunction(device)
         device.tasks.host = host
         self.vfs: list[VirtualFunction] = []
         self.vf_token: VfToken | None = None
@@ -220,6 +234,14 @@ class PhysicalFunction(PciFunction):
             self.vf_token.check(token)
         elif token is not None:
             raise OSError(errno.EINVAL, "a VF token, but the function has no SR-IOV")
+
+
+def _extended(spec: FunctionSpec) -> tuple[ExtendedCapability, ...]:
+    """The extended capabilities that a spec asks for, besides those of the model."""
+    found = [access_control()] if spec.acs else []
+    if spec.serial is not None:
+        found.append(serial_number(spec.serial))
+    return tuple(found)
 
 
 class VirtualFunction(PciFunction):
@@ -267,7 +289,7 @@ class VirtualFunction(PciFunction):
 
     @property
     def below_port(self) -> bool:
-        return self.physical.below_port and self.address.bus == self.physical.address.bus
+        return super().below_port and self.address.bus == self.physical.address.bus
 
     def check_token(self, token: UUID | None) -> None:
         if self.token is not None:

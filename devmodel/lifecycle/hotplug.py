@@ -10,32 +10,40 @@ rescan), the order in which drivers/pci/remove.c and drivers/pci/probe.c of the 
 
 import threading
 from collections.abc import Iterator, Mapping
-from itertools import groupby
 
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.bridge import Below
 from devmodel.device.tasks import TaskHost
 from devmodel.lifecycle.binding import DriverCore, held_by
+from devmodel.lifecycle.bridge import (
+    Bridge,
+    Places,
+    automatic_ports,
+    numa_nodes,
+    place_functions,
+)
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.functions import FunctionTable
 from devmodel.lifecycle.mdev import Parent
-from devmodel.lifecycle.pcicore import NO_NODE
-from devmodel.lifecycle.rootport import PortPlace, RootPort, place_ports
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec
-from devmodel.lifecycle.vf import place_vfs
-from devmodel.pci.address import PciAddress
+from devmodel.pci.address import PciAddress, bus_name
 from devmodel.pci.config import Aperture, Assigned
+from devmodel.pci.express import ExpressRegisters
+from devmodel.topology.placement import Placement
 from devmodel.vfio.group import Assignable, Group, retire_all
 
 PCI = "pci"
 """The name of the bus type."""
+_NO_GROUP = Group(-1)
+"""Of functions that are not there."""
 
 
 class Hotplug:
-    """Makes and removes the physical functions and root ports of a lab.
+    """Makes and removes the physical functions and bridges of a lab.
 
-    ``parents`` and ``ports`` have what is there now: parents by name, root ports by the name of the bus right
-    below each. Parents that are no PCI functions always are.
+    ``parents`` and ``ports`` have what is there now: parents by name, bridges by the name of the bus right
+    below each, those above before those below. Parents that are no PCI functions always are. ``unplugged``
+    has the names of functions that no scan finds.
     """
 
     def __init__(
@@ -47,53 +55,52 @@ class Hotplug:
     ) -> None:
         self._lock, self._drivers, self._table, self._host = lock, drivers, table, host
         self._functions: dict[str, FunctionSpec] = {}
-        self._places: Mapping[str, PortPlace] = {}
-        self._offsets: Mapping[str, int] = {}
+        self._on_bus: dict[str, list[str]] = {}
+        self._places = Places({}, Placement((), {}, {}))
+        self._nodes: Mapping[str, int] = {}
         self._assigned: dict[str, Assigned] = {}
         self._below: dict[str, Below] = {}
         self.parents: dict[str, Parent] = {}
-        self.ports: dict[str, RootPort] = {}
+        self.ports: dict[str, Bridge] = {}
+        self.unplugged: set[str] = set()
 
     @property
     def calls(self) -> CallPoint:
         return self._drivers.calls
 
+    @property
+    def buses(self) -> Placement:
+        """The buses and bridges of the lab, whether they are there now or not."""
+        return self._places.buses
+
     def boot(self, lab: LabSpec) -> None:
         """Make everything that a lab file describes, as firmware and kernel leave it: functions are bound to
         their host drivers. The observer is not told. Raises ValueError for what cannot be made."""
-        specs = lab.all_functions
+        named = lab.all_functions
+        self._places = place_functions(named, lab.roots)
+        specs = (*named, *automatic_ports(named, self.buses))
         self._functions = {spec.name: spec for spec in specs}
-        self._offsets = place_vfs(specs)
-        self._places = place_ports(specs, self._offsets)
-        groups = {name: self._table.new_group(not spec.iommu) for name, spec in self._functions.items()}
-        made: dict[str, Parent] = {
-            spec.name: Parent(spec, self._host) for spec in lab.parents if not spec.bdf
-        }
-        aperture = Aperture()
-        for bus, names in groupby(sorted(self._functions, key=_bus_of), _bus_of):
-            aperture.fence()
-            below = []
-            for name in names:
-                self._assigned[name] = Assigned(aperture)
-                below.append(self._make_function(self._functions[name], groups[name]))
-            made.update({each.name: each.parent for each in below if each.parent is not None})
-            if bus in self._places:
-                devices = [function.device for function in below]
-                self._below[bus] = Below.around(self._places[bus].buses, devices)
-        self.parents.update({spec.name: made[spec.name] for spec in lab.parents})
-        for bus in self._places:
-            self._make_port(bus)
+        self.unplugged = {spec.name for spec in specs if not spec.plugged}
+        self._nodes = numa_nodes(specs, self.buses, lab.roots)
+        for address, name in sorted((PciAddress.parse(name), name) for name in self._functions):
+            self._on_bus.setdefault(address.bus_name, []).append(name)
+        self._power_on({spec.name: self._table.new_group(not spec.iommu) for spec in specs if spec.plugged})
+        for spec in lab.parents:
+            function = self._drivers.functions.get(spec.bdf or "")
+            if isinstance(function, PhysicalFunction) and function.parent is not None:
+                self.parents[spec.name] = function.parent
+            elif spec.bdf is None:
+                self.parents[spec.name] = Parent(spec, self._host)
         for function in self._drivers.functions.values():
             function.driver = function.host_driver
 
     def going(self, function: PciFunction) -> list[PciFunction]:
-        """What goes when the function is removed, in that order: the functions below a root port, the last
-        first, and the function itself."""
-        if not isinstance(function, RootPort):
+        """What goes when the function is removed, in that order: the functions below a bridge, the last
+        first and each after what is below it, and the function itself."""
+        if not isinstance(function, Bridge):
             return [function]
-        names = (name for name in self._functions if self._drivers.functions.get(name) is not None)
-        found = (self._drivers.functions[name] for name in sorted(names, reverse=True))
-        return [*(each for each in found if each.upstream is function), function]
+        found = map(self._drivers.functions.get, reversed(self._on_bus.get(function.bus_below, ())))
+        return [*(each for below in found if below is not None for each in self.going(below)), function]
 
     def held(self, function: PciFunction) -> list[Assignable]:
         """What clients may hold and what goes with the function. Under ``Lab.lock``."""
@@ -120,8 +127,9 @@ class Hotplug:
         found: list[PciFunction] = []
         with self._lock:
             try:
-                for function in self._scan(None if bus == PCI else bus):
-                    found.append(function)
+                for root in self.buses.roots if bus == PCI else [bus]:
+                    for function in self._scan(root):
+                        found.append(function)
             finally:  # also if the observer cannot show another one
                 for function in found:
                     self._drivers.appeared(function)
@@ -131,60 +139,95 @@ class Hotplug:
         for function in self._drivers.functions.values():
             function.device.close()
 
-    def _scan(self, bus: str | None) -> Iterator[PciFunction]:
-        """Functions on bus 0 come first, as they are found first. Those below an absent port cannot be
-        found."""
-        for below, place in self._places.items():
-            if below not in self.ports and bus in (None, place.address.bus_name):
-                yield self._found(self._make_port(below))
-        for name in sorted(self._functions):
-            if name not in self._drivers.functions and self._reached(name, bus):
+    def _scan(self, bus: str) -> Iterator[PciFunction]:
+        """Make the absent functions of a bus, and then those below each of its bridges. Nothing is found on a
+        bus below an absent bridge."""
+        present = self._drivers.functions
+        there = bus not in self.buses.bridges or bus in self.ports
+        names = self._on_bus.get(bus, ()) if there else ()
+        for name in names:
+            if name not in present and name not in self.unplugged:
                 spec = self._functions[name]
                 with self._table.making(noiommu=not spec.iommu) as group:
-                    function = self._make_function(spec, group)
-                yield self._found(function)
-
-    def _reached(self, name: str, bus: str | None) -> bool:
-        """Whether a scan that begins on ``bus`` finds the function of this name."""
-        own = _bus_of(name)
-        port = self.ports.get(own)
-        if own in self._places and port is None:
-            return False
-        return bus in (None, own) or (port is not None and bus == port.address.bus_name)
-
-    def _found(self, function: PciFunction) -> PciFunction:
-        if isinstance(function, PhysicalFunction) and function.parent is not None:
-            self.parents[function.name] = function.parent
-        self._table.show(function, self._leave)
-        return function
+                    function = self._make(spec, group)
+                if isinstance(function, PhysicalFunction) and function.parent is not None:
+                    self.parents[name] = function.parent
+                self._table.show(function, self._leave)
+                yield function
+        for name in names:
+            bridge = present.get(name)
+            if isinstance(bridge, Bridge):
+                yield from self._scan(bridge.bus_below)
 
     def _leave(self, function: PciFunction) -> None:
         self.parents.pop(function.name, None)
-        for bus in [bus for bus, port in self.ports.items() if port is function]:
-            del self.ports[bus]
+        if isinstance(function, Bridge):
+            self.ports.pop(function.bus_below, None)
 
-    def _make_function(self, spec: FunctionSpec, group: Group) -> PhysicalFunction:
-        bus = self._drivers.bus(PciAddress.parse(spec.name))
-        aperture = self._assigned[spec.name].again()
-        function = PhysicalFunction(spec, group, aperture, bus, self._host, self._offsets)
-        function.upstream = self.ports.get(function.address.bus_name)
-        self._drivers.functions[function.name] = function
+    def _power_on(self, groups: Mapping[str, Group]) -> None:
+        """Make all functions. BARs are placed bus by bus, so that those below a bridge are next to each
+        other. Then the bridges are made, those that are below others first: their windows cover what is
+        below."""
+        aperture = Aperture()
+        for names in self._by_bus():
+            aperture.fence()
+            for name in names:
+                spec = self._functions[name]
+                self._assigned[name] = Assigned(aperture)
+                if spec.bridge is None:
+                    self._make(spec, groups.get(name) or _NO_GROUP)
+        for bus, place in reversed(tuple(self.buses.bridges.items())):
+            below = [self._drivers.functions[name].device for name in self._on_bus.get(bus, ())]
+            rows = (row for device in below for row in device.resource_rows())
+            links = (ExpressRegisters.of(cap) for device in below for cap in device.caps)
+            self._below[bus] = Below.around(place.buses, rows, links)
+            name = str(place.address)
+            self._make(self._functions[name], groups.get(name) or _NO_GROUP)
+        for name in self.unplugged:
+            self._drop(self._drivers.functions[name])
+        bridges = tuple(self.ports.items())
+        self.ports.clear()
+        self.ports.update(reversed(bridges))
+        for function in self._drivers.functions.values():
+            function.upstream = self.ports.get(function.address.bus_name)
+            if isinstance(function, Bridge):
+                function.bus.sort(key=lambda each: each.address)
+
+    def _drop(self, function: PciFunction) -> None:
+        """Take away a function that was made only to have room."""
+        function.device.close()
+        function.bus.remove(function)
+        del self._drivers.functions[function.name]
+        self._leave(function)
+
+    def _by_bus(self) -> Iterator[list[str]]:
+        """The names of functions, bus by bus in ascending order."""
+        order = sorted(self._on_bus.items(), key=lambda each: PciAddress.parse(each[1][0]))
+        return (names for _, names in order)
+
+    def _make(self, spec: FunctionSpec, group: Group) -> PciFunction:
+        """Make a function, which is on its bus then."""
+        address = PciAddress.parse(spec.name)
+        bus, aperture = self._drivers.bus(address), self._assigned[spec.name].again()
+        function: PciFunction
+        if spec.bridge is None:
+            offsets = self._places.offsets
+            function = PhysicalFunction(spec, group, aperture, bus, self._host, offsets, self.buses)
+        else:
+            function = self._make_bridge(spec, group, aperture)
+        function.core.numa_node = self._nodes[spec.name]
+        function.upstream = self.ports.get(address.bus_name)
+        self._drivers.functions[spec.name] = function
         return function
 
-    def _make_port(self, bus: str) -> RootPort:
-        """A port is behind the IOMMU when a function below it is."""
-        specs = [spec for name, spec in self._functions.items() if _bus_of(name) == bus]
-        group = self._table.new_group(noiommu=not any(spec.iommu for spec in specs))
-        functions = self._drivers.functions
-        node = NO_NODE if specs[0].numa_node is None else specs[0].numa_node
-        port = RootPort(self._places[bus], group, self._below[bus], node, functions)
-        self.ports[bus] = functions[port.name] = port
-        for spec in specs:
-            below = functions.get(spec.name)
-            if below is not None:
-                below.upstream = port
-        return port
-
-
-def _bus_of(name: str) -> str:
-    return PciAddress.parse(name).bus_name
+    def _make_bridge(self, spec: FunctionSpec, group: Group, aperture: Aperture) -> Bridge:
+        assert spec.bridge is not None
+        address = PciAddress.parse(spec.name)
+        bus = bus_name(address.segment, spec.bridge.secondary)
+        place, below = self.buses.bridges[bus], self._below[bus]
+        beside = self._drivers.bus(address)
+        bus_below = self._drivers.bus(address._replace(bus=place.buses.secondary))
+        multifunction = self.buses.multifunction(address)
+        bridge = Bridge(spec, place, group, below, aperture, beside, bus_below, multifunction)
+        self.ports[bus] = bridge
+        return bridge

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from devmodel.device.pci import PciDevice, ResourceRow
 from devmodel.lifecycle.spec import FunctionSpec, TypeSpec, VfSpec
+from devmodel.memo import memoized
 from devmodel.pci import regs
 from devmodel.pci.address import PciAddress, bus_name
 from devmodel.pci.capability import (
@@ -48,7 +49,7 @@ def place_vfs(specs: Sequence[FunctionSpec]) -> Mapping[str, int]:
     """By name, how many routing ids behind each physical function with SR-IOV its virtual ones begin.
 
     No two functions of a lab have the same address. Virtual functions may lie on later buses, which then
-    have no physical function: a bus is below one root port only. Raises ValueError when there is no room
+    have no physical function: a bus is below one bridge only. Raises ValueError when there is no room
     behind one.
     """
     taken = {PciAddress.parse(spec.name) for spec in specs}
@@ -65,7 +66,7 @@ def place_vfs(specs: Sequence[FunctionSpec]) -> Mapping[str, int]:
             if bus_name(physical.segment, bus) in buses:
                 raise ValueError(
                     f"no room for {vf.count} virtual functions behind {physical}: "
-                    f"bus {bus:02x} is below another root port"
+                    f"bus {bus:02x} is below another bridge"
                 )
     return offsets
 
@@ -168,6 +169,17 @@ class ExpressFunction(PciDevice):
         return (*super().extended_capabilities(), *self.EXTENDED)
 
 
+class FunctionWithMore(ExpressFunction):
+    """Mixed into a model: a function with capabilities that its model may have as well."""
+
+    __slots__ = ()
+
+    def extended_capabilities(self) -> Sequence[ExtendedCapability]:
+        theirs = super(ExpressFunction, self).extended_capabilities()
+        known = {cap.id for cap in theirs}
+        return *theirs, *(cap for cap in self.EXTENDED if cap.id not in known)
+
+
 class FunctionWithVfs(ExpressFunction):
     """Mixed into a model: a physical function that has virtual functions."""
 
@@ -224,11 +236,20 @@ def physical_model(model: type[PciDevice], layout: VfLayout) -> type[PciDevice]:
     return _mixed(FunctionWithVfs, model, {"EXTENDED": extended, "LAYOUT_OF_VFS": layout})
 
 
+@memoized()
+def extended_model(model: type[PciDevice], extended: tuple[ExtendedCapability, ...]) -> type[PciDevice]:
+    """``model`` as a PCI Express function that has these extended capabilities too, as far as it has none of
+    the same ids. A captured model has its own only."""
+    return _mixed(FunctionWithMore, model, {"EXTENDED": extended})
+
+
+@memoized()
 def integrated_model(model: type[PciDevice]) -> type[PciDevice]:
     """``model`` as an endpoint in the root complex."""
     return _mixed(IntegratedFunction, model, {})
 
 
+@memoized()
 def virtual_model(model: type[PciDevice]) -> type[PciDevice]:
     """``model`` as a virtual function, which has no INTx."""
     return _mixed(VirtualFunctionModel, model, {"identity": replace(model.identity, irq_pin=0)})

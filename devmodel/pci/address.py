@@ -13,7 +13,9 @@ from typing import NamedTuple
 MAX_RID = 0xFFFF
 """The last routing id of a segment."""
 
-_NAME = re.compile(r"([0-9a-f]{4}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])")
+_DOMAIN = r"([0-9a-f]{4}|[1-9a-f][0-9a-f]{4,7})"
+_NAME = re.compile(_DOMAIN + r":([0-9a-f]{2}):([01][0-9a-f])\.([0-7])")
+_BUS_NAME = re.compile(_DOMAIN + r":([0-9a-f]{2})")
 
 
 class PciAddress(NamedTuple):
@@ -52,6 +54,15 @@ class PciAddress(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.bus_name}:{self.devfn >> 3:02x}.{self.devfn & 7}"
+
+
+def parse_bus(name: str) -> tuple[int, int]:
+    """The segment and the number of a bus that sysfs spells ``name``, such as "0000:80". Raises ValueError
+    for any other spelling."""
+    found = _BUS_NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f'{name!r} is not a PCI bus (such as "0000:80")')
+    return int(found[1], 16), int(found[2], 16)
 
 
 def bus_name(segment: int, bus: int) -> str:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration space of a PCI-to-PCI bridge (a type 1 header), and the capabilities of a root port.
+"""Configuration space of a PCI-to-PCI bridge (a type 1 header), and the capabilities of its kinds.
 
 State: a BridgeSpace belongs to one device and is touched under that device's lock. All else are values.
-Source: PCI-to-PCI Bridge Architecture 1.2 chapter 3.2, PCI Express Base 4.0 chapters 7.5.3 and 7.7.7 (ACS),
+Source: PCI-to-PCI Bridge Architecture 1.2 chapter 3.2, PCI Express Base 4.0 chapter 7.5.3,
 <linux/pci_regs.h>.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
@@ -17,11 +17,12 @@ from devmodel.pci import regs
 from devmodel.pci.capability import Capability, ExtendedCapability
 from devmodel.pci.config import ConfigSpace
 from devmodel.pci.express import ExpressRegisters
-from devmodel.pci.fields import Field, Identity
+from devmodel.pci.fields import Bar, Field, Identity
 from devmodel.pci.regs import CapId, Command
 
-HEADER_TYPE, HEADER_TYPE_BRIDGE, HEADER_TYPE_MULTIFUNCTION = 0x0E, 0x01, 0x80
-CAP_ID_SSVID, EXT_CAP_ID_ACS = 0x0D, 0x0D
+HEADER_TYPE_BRIDGE = 0x01
+BRIDGE_BARS = 2
+"""A type 1 header has room for so many BARs."""
 IO_GRANULE, MEMORY_GRANULE = 1 << 12, 1 << 20
 """Windows begin and end at multiples of so many bytes."""
 _ABOVE_4G = 1 << 32
@@ -53,16 +54,6 @@ class BridgeControl(IntFlag):
     VGA = 0x08
     MASTER_ABORT = 0x20
     BUS_RESET = 0x40
-
-
-class Acs(IntFlag):
-    """Bits of the ACS capability and control registers."""
-
-    SOURCE_VALIDATION = 0x01
-    TRANSLATION_BLOCKING = 0x02
-    REQUEST_REDIRECT = 0x04
-    COMPLETION_REDIRECT = 0x08
-    UPSTREAM_FORWARDING = 0x10
 
 
 EXP_DEVCAP_PAYLOAD, EXP_RTCTL_WRITABLE, EXP_ARI_FORWARDING = 0x0007, 0x001F, 0x0020
@@ -105,50 +96,72 @@ class BusNumbers(NamedTuple):
 
 
 class BridgeSpace(ConfigSpace):
-    """4096 bytes with a type 1 header. It has no BARs and no ROM."""
+    """4096 bytes with a type 1 header. It has two BARs at most, and no ROM."""
 
     __slots__ = ()
 
     def __init__(
         self,
         identity: Identity,
+        bars: Mapping[int, Bar],
         capabilities: Sequence[Capability],
         extended: Sequence[ExtendedCapability],
         buses: BusNumbers,
         windows: Windows,
     ) -> None:
-        super().__init__(identity, {}, capabilities, regs.CFG_SPACE_EXP_SIZE, extended)
+        """Raises ValueError for BARs that a bridge cannot have."""
+        for index, bar in bars.items():
+            if index + bar.mem64 >= BRIDGE_BARS:
+                raise ValueError(f"a bridge has no BAR {index} of this kind: BARs 0 and 1, or one of 64 bits")
+        super().__init__(identity, bars, capabilities, regs.CFG_SPACE_EXP_SIZE, extended)
         for field in (*_type1(buses), *_window_fields(windows)):
             self._declare(field)
         self._reset_image = bytes(self._data)
 
 
-def root_port_express(port: int, below: ExpressRegisters) -> Capability:
-    """The PCI Express capability of root port number ``port`` (0 to 255), with ARI forwarding.
+class PortType(IntEnum):
+    """Kinds of bridges, as the PCI Express capability numbers them."""
 
-    ``below`` are the registers of a function at the other end of the link: the port has the same speed, width
-    and payload.
+    ROOT_PORT = regs.EXP_TYPE_ROOT_PORT
+    UPSTREAM = regs.EXP_TYPE_UPSTREAM
+    DOWNSTREAM = regs.EXP_TYPE_DOWNSTREAM
+    PCI_BRIDGE = regs.EXP_TYPE_PCI_BRIDGE
+
+    @property
+    def downstream(self) -> bool:
+        """Whether the bridge is at the upper end of a link: it knows whether the link is up, and forwards
+        ARI."""
+        return self in (PortType.ROOT_PORT, PortType.DOWNSTREAM)
+
+
+def port_express(kind: PortType, port: int, link: ExpressRegisters) -> Capability:
+    """The PCI Express capability of port number ``port`` (0 to 255).
+
+    ``link`` are the registers of a function whose link has the speed, width and payload of the port: of that
+    at the other end of a link that goes down, otherwise of one below the port.
     """
-    speed_and_width, running = below.lnkcap & EXP_LNKCAP_LINK, below.lnksta & EXP_LNKCAP_LINK
-    devcap = regs.EXP_DEVCAP_RBER | regs.EXP_DEVCAP_EXT_TAG | below.devcap & EXP_DEVCAP_PAYLOAD
+    speed_and_width, running = link.lnkcap & EXP_LNKCAP_LINK, link.lnksta & EXP_LNKCAP_LINK
+    devcap = regs.EXP_DEVCAP_RBER | regs.EXP_DEVCAP_EXT_TAG | link.devcap & EXP_DEVCAP_PAYLOAD
+    ari = EXP_ARI_FORWARDING if kind.downstream else 0
+    reports, up = (EXP_LNKCAP_DLLLARC, EXP_LNKSTA_DLLLA) if kind.downstream else (0, 0)
     values = ExpressRegisters(
-        flags=regs.EXP_FLAGS_VERS_2 | regs.EXP_TYPE_ROOT_PORT << 4,
+        flags=regs.EXP_FLAGS_VERS_2 | kind << 4,
         devcap=devcap,
         devctl=regs.EXP_DEVCTL_AS_LEFT,
-        lnkcap=speed_and_width | EXP_LNKCAP_DLLLARC | regs.EXP_LNKCAP_ASPM_OPT | port << 24,
+        lnkcap=speed_and_width | reports | regs.EXP_LNKCAP_ASPM_OPT | port << 24,
         lnkctl=regs.EXP_LNKCTL_CCC,
-        lnksta=running | regs.EXP_LNKSTA_SLC | EXP_LNKSTA_DLLLA,
-        devcap2=EXP_ARI_FORWARDING,
-        devctl2=EXP_ARI_FORWARDING,
-        lnkcap2=below.lnkcap2,
-        lnkctl2=below.lnkctl2,
-        lnksta2=below.lnksta2,
+        lnksta=running | regs.EXP_LNKSTA_SLC | up,
+        devcap2=ari,
+        devctl2=ari,
+        lnkcap2=link.lnkcap2,
+        lnkctl2=link.lnkctl2,
+        lnksta2=link.lnksta2,
     )
     writable = ExpressRegisters(
         devctl=regs.EXP_DEVCTL_WRITABLE,
         lnkctl=regs.EXP_LNKCTL_WRITABLE,
-        rtctl=EXP_RTCTL_WRITABLE,
-        devctl2=EXP_ARI_FORWARDING,
+        rtctl=EXP_RTCTL_WRITABLE if kind is PortType.ROOT_PORT else 0,
+        devctl2=ari,
         lnkctl2=regs.EXP_LNKCTL2_TLS,
     )
     return Capability(CapId.EXP, values.pack(), writable.pack())
@@ -157,15 +170,7 @@ def root_port_express(port: int, below: ExpressRegisters) -> Capability:
 def subsystem(vendor: int, device: int) -> Capability:
     """The subsystem ids of a bridge, which its header has no room for."""
     body = struct.pack("<xxHH", vendor, device)
-    return Capability(CAP_ID_SSVID, body, bytes(len(body)))
-
-
-def access_control() -> ExtendedCapability:
-    """ACS as Linux enables it: requests go up to the IOMMU, so that each port has a group of its own."""
-    able = Acs.SOURCE_VALIDATION | Acs.TRANSLATION_BLOCKING | Acs.REQUEST_REDIRECT
-    able |= Acs.COMPLETION_REDIRECT | Acs.UPSTREAM_FORWARDING
-    body = struct.pack("<HH", able, able & ~Acs.TRANSLATION_BLOCKING)
-    return ExtendedCapability(EXT_CAP_ID_ACS, body, struct.pack("<HH", 0, able))
+    return Capability(CapId.SSVID, body, bytes(len(body)))
 
 
 def _cover(ranges: Iterable[Window], granule: int) -> Window | None:
@@ -180,7 +185,7 @@ def _type1(buses: BusNumbers) -> Iterator[Field]:
     """The fields of the header that are not windows."""
     command = Command.IO | Command.MEMORY | Command.MASTER
     yield Field(regs.Reg.COMMAND, 2, 0, command | Command.PARITY | Command.SERR | Command.INTX_DISABLE)
-    yield Field(HEADER_TYPE, 1, HEADER_TYPE_BRIDGE)
+    yield Field(regs.Reg.HEADER_TYPE, 1, HEADER_TYPE_BRIDGE)
     for offset, number in enumerate(buses, BridgeReg.PRIMARY_BUS):
         yield Field(offset, 1, number, 0xFF)
     yield Field(BridgeReg.SEC_STATUS, 2)

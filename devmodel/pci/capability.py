@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """PCI capabilities as values: an id, the bytes behind the header, and which bits of them are writable.
 
-State: none; capabilities are values. Source: PCI 3.0 chapter 6.8 (MSI, MSI-X), PCI PM 1.2, SR-IOV 1.1,
-<linux/pci_regs.h>.
+State: none; capabilities are values. Source: PCI 3.0 chapter 6.8 (MSI, MSI-X), PCI PM 1.2, SR-IOV 1.1, PCI
+Express Base 4.0 chapters 7.7.7 (ACS) and 7.9.3 (serial number), <linux/pci_regs.h>.
 """
 
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntFlag
 
 from devmodel.pci import regs
 
 MAX_MSI_VECTORS = 32
 MAX_MSIX_VECTORS = 2048
+
+
+class Acs(IntFlag):
+    """Bits of the ACS capability and control registers."""
+
+    SOURCE_VALIDATION = 0x01
+    TRANSLATION_BLOCKING = 0x02
+    REQUEST_REDIRECT = 0x04
+    COMPLETION_REDIRECT = 0x08
+    UPSTREAM_FORWARDING = 0x10
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +122,14 @@ def error_reporting() -> ExtendedCapability:
 def vital_product_data() -> Capability:
     """VPD: a register for the address and one for the data, which the device serves."""
     return Capability(regs.CapId.VPD, bytes(6), b"\xff" * 6)
+
+
+def access_control() -> ExtendedCapability:
+    """ACS as Linux enables it: requests go up to the IOMMU, so that peers do not reach each other."""
+    able = Acs.SOURCE_VALIDATION | Acs.TRANSLATION_BLOCKING | Acs.REQUEST_REDIRECT
+    able |= Acs.COMPLETION_REDIRECT | Acs.UPSTREAM_FORWARDING
+    body = struct.pack("<HH", able, able & ~Acs.TRANSLATION_BLOCKING)
+    return ExtendedCapability(regs.ExtCapId.ACS, body, struct.pack("<HH", 0, able))
 
 
 def single_root_io(

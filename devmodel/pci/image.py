@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from devmodel.pci import regs
 from devmodel.pci.bridge import (
+    BRIDGE_BARS,
     IO_GRANULE,
     MEMORY_GRANULE,
     BridgeControl,
@@ -41,8 +42,8 @@ from devmodel.region.region import Region
 SIZES = (regs.STD_HEADER_SIZEOF, regs.CFG_SPACE_SIZE, regs.CFG_SPACE_EXP_SIZE)
 """Bytes that an image may have: the header, which is all that an ordinary user reads; conventional space; all
 that PCI Express has."""
-BRIDGE_BARS, BRIDGE_ROM = 2, 0x38
-"""How many BARs a bridge has, and where the register of its ROM is."""
+BRIDGE_ROM = 0x38
+"""Where the register of the ROM of a bridge is."""
 _ACS_CTRL, _SLTSTA, _SLTSTA_EVENTS, _LNKSTA_EVENTS = 0x06, 0x1A, 0x011F, 0xC000
 _DEVSTA, _DEVSTA_ERRORS, _LNKCTL, _SLTCTL, _RTCTL, _LNKCTL2 = 0x0A, 0x000F, 0x10, 0x18, 0x1C, 0x30
 _DEVCAP2 = 0x24

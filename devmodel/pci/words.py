@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from devmodel.pci import regs
-from devmodel.pci.bridge import access_control
 from devmodel.pci.capability import (
     Capability,
     ExtendedCapability,
+    access_control,
     alternative_routing,
     error_reporting,
     msi,

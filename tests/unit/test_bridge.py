@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from devmodel.device.bridge import RootPortDevice
-from devmodel.device.pci import PciRegion
+from devmodel.device.bridge import BridgeDevice
+from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.lifecycle.binding import function_of
+from devmodel.lifecycle.bridge import PCIEPORT, Bridge, place_functions
 from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction
 from devmodel.lifecycle.lab import Lab
-from devmodel.lifecycle.rootport import PCIEPORT, RootPort, place_ports
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
-from devmodel.lifecycle.vf import place_vfs
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.pci.bridge import BridgeReg, Window, Windows
 from devmodel.pci.ids import parse_pci_id
@@ -63,14 +62,16 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def port(lab: Lab) -> RootPort:
+def port(lab: Lab) -> Bridge:
     return lab.ports["0000:86"]
 
 
 def places(*specs: ParentSpec) -> dict[str, tuple[str, int, int, bool]]:
-    functions = [function_spec(spec) for spec in specs]
-    found = place_ports(functions, place_vfs(functions))
-    return {bus: (str(each.address), *each.buses[1:], each.multifunction) for bus, each in found.items()}
+    buses = place_functions([function_spec(spec) for spec in specs]).buses
+    return {
+        bus: (str(each.address), *each.buses[1:], buses.multifunction(each.address))
+        for bus, each in buses.bridges.items()
+    }
 
 
 # ---- places ----
@@ -139,7 +140,7 @@ def test_windows_are_the_narrowest_that_cover_everything() -> None:
     )
 
 
-def decoded(device: RootPortDevice) -> Windows:
+def decoded(device: PciDevice) -> Windows:
     """The windows as a client computes them from the registers."""
     value = device.config.value
     io, io_limit = value(BridgeReg.IO_BASE, 1) & 0xF0, value(BridgeReg.IO_BASE + 1, 1) & 0xF0
@@ -159,7 +160,7 @@ def test_a_port_forwards_the_bars_below_it_and_no_others(lab: Lab) -> None:
     taken: list[range] = []
     for bus, port in lab.ports.items():
         device = port.device
-        assert isinstance(device, RootPortDevice)
+        assert isinstance(device, BridgeDevice)
         windows = decoded(device)
         assert windows == device.below.windows and windows.io is None
         ranges = [range(window.first, window.last + 1) for window in windows if window]
@@ -172,7 +173,7 @@ def test_a_port_forwards_the_bars_below_it_and_no_others(lab: Lab) -> None:
                 assert not row.flags or inside == (function.address.bus_name == bus)
 
 
-def test_header_of_a_bridge(port: RootPort) -> None:
+def test_header_of_a_bridge(port: Bridge) -> None:
     config = port.device.config
     assert config.size == 4096 and config.value(0x0E, 1) == 1
     assert [config.value(0x18 + index, 1) for index in range(4)] == [0, 0x86, 0x86, 0]
@@ -183,7 +184,7 @@ def test_header_of_a_bridge(port: RootPort) -> None:
     assert config.read(0, 4096) == before
 
 
-def test_writable_bits_of_a_bridge(port: RootPort) -> None:
+def test_writable_bits_of_a_bridge(port: Bridge) -> None:
     for offset, width, expected in (
         *((0x04, 2, 0x0547), (0x0E, 1, 0x01), (0x10, 8, 0), (0x18, 4, 0x00FFFFFF), (0x1C, 2, 0xF1F1)),
         *((0x1E, 2, 0), (0x20, 4, 0xFFF0FFF0), (0x24, 4, 0xFFF1FFF1), (0x28, 8, (1 << 64) - 1)),
@@ -201,13 +202,13 @@ def test_a_port_of_several_in_one_device_says_so() -> None:
     lab.close()
 
 
-def test_lines_of_resource(port: RootPort) -> None:
+def test_lines_of_resource(port: Bridge) -> None:
     rows = port.device.resource_rows()
     assert len(rows) == 17 and rows[:14] == [EMPTY] * 14 and rows[16] == EMPTY
     assert [row.flags for row in rows[14:16]] == [0x200, 0x102201]
 
 
-def capability(function: PhysicalFunction | RootPort, offset: int, width: int) -> int:
+def capability(function: PhysicalFunction | Bridge, offset: int, width: int) -> int:
     """A register of the PCI Express capability."""
     config = function.device.config
     place = config.value(Reg.CAPABILITY_LIST, 1)
@@ -216,14 +217,14 @@ def capability(function: PhysicalFunction | RootPort, offset: int, width: int) -
     return config.value(place + offset, width)
 
 
-def test_both_ends_of_the_link_say_the_same(lab: Lab, port: RootPort) -> None:
+def test_both_ends_of_the_link_say_the_same(lab: Lab, port: Bridge) -> None:
     gpu = function_of(lab.parents["0000:86:00.0"])
     assert capability(port, 0x02, 2) == 0x42  # a root port, version 2
     assert capability(port, 0x0C, 4) & 0x3FF == capability(gpu, 0x0C, 4) & 0x3FF
     assert capability(port, 0x12, 2) & 0x3FF == capability(gpu, 0x12, 2) & 0x3FF
 
 
-def test_a_bus_reset_resets_what_is_below_once(lab: Lab, port: RootPort) -> None:
+def test_a_bus_reset_resets_what_is_below_once(lab: Lab, port: Bridge) -> None:
     below = [function_of(lab.parents[name]).device for name in ("0000:86:00.0", "0000:86:00.1")]
     other = function_of(lab.parents["0000:03:00.0"]).device
     line = Reg.INTERRUPT_LINE
@@ -270,11 +271,11 @@ def test_functions_know_the_port_above_them(lab: Lab) -> None:
     assert {vf.upstream for vf in edge.vfs} == {edge.upstream}
 
 
-def driver(port: RootPort) -> str | None:
+def driver(port: Bridge) -> str | None:
     return port.driver
 
 
-def test_vfio_pci_takes_no_bridge(lab: Lab, port: RootPort) -> None:
+def test_vfio_pci_takes_no_bridge(lab: Lab, port: Bridge) -> None:
     assert driver(port) == PCIEPORT
     port.driver_override = VFIO_PCI
     lab.drivers.unbind(port, PCIEPORT)
@@ -295,7 +296,7 @@ def test_a_lab_without_pci_functions_has_no_ports() -> None:
     assert Lab(LabSpec((mtty,)), Recorder()).ports == {}
 
 
-def test_windows_of_a_port_have_the_flags_of_resources(port: RootPort) -> None:
+def test_windows_of_a_port_have_the_flags_of_resources(port: Bridge) -> None:
     memory, prefetch = port.device.resource_rows()[14:16]
     assert not memory.flags & IoResource.PREFETCH and memory.end < 1 << 32
     assert prefetch.flags & IoResource.PREFETCH and prefetch.start >= 1 << 32

@@ -11,10 +11,10 @@ from uuid import UUID
 import pytest
 
 from devmodel.lifecycle.binding import function_of
+from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction
 from devmodel.lifecycle.hotplug import PCI
 from devmodel.lifecycle.lab import Lab
-from devmodel.lifecycle.rootport import RootPort
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.pci.config import Aperture, Assigned
@@ -69,7 +69,7 @@ def gpu(lab: Lab) -> PhysicalFunction:
 
 
 @pytest.fixture
-def port(lab: Lab) -> RootPort:
+def port(lab: Lab) -> Bridge:
     return lab.ports["0000:86"]
 
 
@@ -107,7 +107,7 @@ def test_what_is_found_again_is_new_in_its_old_place(lab: Lab, gpu: PhysicalFunc
     assert found.bus == [*found.bus[:1], found, *found.vfs] and found.upstream is lab.ports["0000:86"]
 
 
-def test_the_lowest_number_is_taken(lab: Lab, gpu: PhysicalFunction, port: RootPort) -> None:
+def test_the_lowest_number_is_taken(lab: Lab, gpu: PhysicalFunction, port: Bridge) -> None:
     neighbour = function_of(lab.parents[NEIGHBOUR])
     mdev = lab.create(parent_of(neighbour).types["vgpu-1"], UUID(int=1))
     assert [each.group.number for each in (gpu, neighbour, port, mdev)] == [0, 1, 2, 3]
@@ -118,7 +118,7 @@ def test_the_lowest_number_is_taken(lab: Lab, gpu: PhysicalFunction, port: RootP
     assert sorted(lab.groups) == [0, 1, 2, 3, 4]
 
 
-def test_a_root_port_goes_last_and_comes_first(lab: Lab, port: RootPort, recorder: Refusing) -> None:
+def test_a_root_port_goes_last_and_comes_first(lab: Lab, port: Bridge, recorder: Refusing) -> None:
     windows = port.device.resource_rows()
     lab.hotplug.remove(port)
     assert not lab.ports and not lab.parents and not lab.groups and not lab.drivers.functions
@@ -146,7 +146,7 @@ def test_autoprobe_decides_whether_it_is_bound(lab: Lab, gpu: PhysicalFunction) 
 
 
 @pytest.mark.parametrize("what", ["vgpu", "function", "neighbour's"])
-def test_what_is_held_keeps_all(lab: Lab, gpu: PhysicalFunction, port: RootPort, what: str) -> None:
+def test_what_is_held_keeps_all(lab: Lab, gpu: PhysicalFunction, port: Bridge, what: str) -> None:
     free = lab.create(parent_of(gpu).types["vgpu-1"], UUID(int=1))
     if what == "function":
         gpu.driver_override = VFIO_PCI
@@ -167,9 +167,7 @@ def test_what_is_held_keeps_all(lab: Lab, gpu: PhysicalFunction, port: RootPort,
 
 
 @pytest.mark.parametrize("refused", [PORT, BDF, NEIGHBOUR])
-def test_what_cannot_be_shown_is_not_there(
-    lab: Lab, port: RootPort, recorder: Refusing, refused: str
-) -> None:
+def test_what_cannot_be_shown_is_not_there(lab: Lab, port: Bridge, recorder: Refusing, refused: str) -> None:
     lab.hotplug.remove(port)
     recorder.refused = refused
     with pytest.raises(RuntimeError, match="no room"):

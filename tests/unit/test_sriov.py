@@ -18,7 +18,7 @@ from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.lab import Lab
-from devmodel.lifecycle.spec import FunctionSpec, LabSpec, ParentSpec, TypeSpec, VfSpec
+from devmodel.lifecycle.spec import FunctionSpec, LabSpec, ParentSpec, TypeSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, VfLayout, as_hardware, lacks, place_vfs
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mdpy import Mdpy
@@ -114,7 +114,7 @@ def test_there_is_an_end_of_the_last_bus() -> None:
 
 @pytest.mark.parametrize("other", ["0000:87:00.0", "0000:87:1f.7"])
 def test_a_bus_is_below_one_root_port(other: str) -> None:
-    with pytest.raises(ValueError, match="bus 87 is below another root port"):
+    with pytest.raises(ValueError, match="bus 87 is below another bridge"):
         place_vfs([at("0000:86:1f.0", 8), at(other)])
 
 
@@ -176,11 +176,10 @@ def test_keys_of_a_lab_file(tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_text(LAB_FILE.format(keys='vfs = 3\nvf_memory = "2M"'))
     (parent,) = load(path).parents
-    assert parent.function is not None
-    assert parent.function.vf == VfSpec(3, Vgpu, 2 * MIB)
+    assert (parent.vfs, parent.vf_model, parent.vf_memory) == (3, Vgpu, 2 * MIB)
     path.write_text(LAB_FILE.format(keys=""))
     (parent,) = load(path).parents
-    assert parent.function is not None and parent.function.vf is None
+    assert (parent.vfs, parent.vf_model) == (0, None)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ WORDS = {
     "device": Word("(?:<function>|<parent>/<vgpu>)", "the directory of a PCI function or of a vGPU"),
     "bridge": Word(
         "(?:sys/devices/pci<domain>:<number>|<function>)",
-        "the directory of a host bridge or of a root port",
+        "the directory of a host bridge or of another bridge",
     ),
     "unit": Word("dmar<N>", "the name of an IOMMU unit"),
     "any": Word(

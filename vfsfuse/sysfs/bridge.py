@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is above the functions in sysfs: host bridges, root ports, and the buses below them.
+"""What is above the functions in sysfs: host bridges, other bridges, and the buses below them.
 
 No state but what devmodel has. Source: Documentation/ABI/testing/sysfs-bus-pci, and the behaviour of
 drivers/pci/probe.c.
@@ -7,9 +7,8 @@ drivers/pci/probe.c.
 
 from __future__ import annotations
 
-from devmodel.lifecycle.pcicore import NO_NODE
-from devmodel.lifecycle.rootport import RootPort
-from vfsfuse.kernfs.kobject import Entry, Kobject
+from devmodel.lifecycle.bridge import Bridge
+from vfsfuse.kernfs.kobject import Entry
 from vfsfuse.kernfs.members import attribute, link, store_only
 from vfsfuse.sysfs.cpus import list_line
 from vfsfuse.sysfs.function import PciFunctionDir
@@ -19,29 +18,34 @@ from vfsfuse.sysfs.uevent import BareDeviceDir, DeviceDir
 
 
 class HostBridgeDir(BareDeviceDir):
-    """sys/devices/pci<domain>:<number>: the host bridge of a domain, and what is below it."""
+    """sys/devices/pci<domain>:<number>: a host bridge, and what is below its root bus."""
 
-    __slots__ = ()
+    __slots__ = ("numa_node",)
+
+    def __init__(self, name: str, numa_node: int) -> None:
+        """`numa_node` is the node that it is near to."""
+        super().__init__(name)
+        self.numa_node = numa_node
 
 
-class RootPortDir(PciFunctionDir):
-    """<function>: a root port, with the functions below it."""
+class BridgeDir(PciFunctionDir):
+    """<function>: a bridge, with the functions below it."""
 
     __slots__ = ("bridge",)
 
-    def __init__(self, view: View, port: RootPort) -> None:
-        super().__init__(view, port)
-        self.bridge = port
+    def __init__(self, view: View, bridge: Bridge) -> None:
+        super().__init__(view, bridge)
+        self.bridge = bridge
 
     @attribute()
     def secondary_bus_number(self) -> int:
         """The number of the bus right below the bridge, in decimal digits."""
-        return self.bridge.buses.secondary
+        return self.bridge.secondary
 
     @attribute()
     def subordinate_bus_number(self) -> int:
         """The number of the last bus below the bridge, in decimal digits."""
-        return self.bridge.buses.subordinate
+        return self.bridge.subordinate
 
     @store_only()
     def reset_subordinate(self, text: str) -> None:
@@ -57,7 +61,7 @@ class PciBusNodeDir(DeviceDir):
     __slots__ = ("bridge", "view")
     uevent_subsystem = "pci_bus"
 
-    def __init__(self, name: str, view: View, bridge: Kobject) -> None:
+    def __init__(self, name: str, view: View, bridge: BridgeDir | HostBridgeDir) -> None:
         super().__init__(name)
         self.view, self.bridge = view, bridge
 
@@ -72,11 +76,10 @@ class PciBusNodeDir(DeviceDir):
         return list_line(self._near())
 
     def _near(self) -> frozenset[int]:
-        """The CPUs of the bridge's NUMA node; a host bridge has none."""
-        port = self.bridge
-        return self.view.numa.near(
-            port.assignable.core.numa_node if isinstance(port, RootPortDir) else NO_NODE
-        )
+        """The CPUs of the bridge's NUMA node."""
+        above = self.bridge
+        node = above.numa_node if isinstance(above, HostBridgeDir) else above.bridge.core.numa_node
+        return self.view.numa.near(node)
 
     @store_only()
     def rescan(self, text: str) -> None:

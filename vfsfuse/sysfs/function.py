@@ -101,7 +101,7 @@ class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
 
     @waiting_store(mode=0o220, when=_is_physical)
     async def remove(self, text: str) -> None:
-        """1 removes the function, and below a root port all others: drivers leave, and vGPUs and virtual
+        """1 removes the function, and all others below a bridge: drivers leave, and vGPUs and virtual
         functions go with them. EINVAL: no number; EBUSY: a client holds one of them, or with
         `remove = "wait"` the write waits for the client. A virtual function has no such file."""
         if parse_number(text):

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from devmodel.lifecycle.bridge import PCIEPORT
 from devmodel.lifecycle.lab import Lab
-from devmodel.lifecycle.rootport import PCIEPORT
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.members import Attribute, attribute
 from vfsfuse.sysfs.kstrtox import parse_bool, parse_uint

@@ -10,10 +10,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from devmodel.lifecycle.function import PciFunction
-from devmodel.pci.address import bus_name
+from devmodel.lifecycle.pcicore import NO_NODE
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
-from vfsfuse.sysfs.bridge import HostBridgeDir, PciBusNodeDir
+from vfsfuse.sysfs.bridge import BridgeDir, HostBridgeDir, PciBusNodeDir
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.uevent import emit
 from vfsfuse.views.additions import Additions
@@ -25,20 +25,20 @@ class BusViews:
     def __init__(self, view: View, tree: Tree) -> None:
         self._view, self._tree = view, tree
         self._class = view.subsystems.classes["pci_bus"] = tree.make("sys/class/pci_bus")
-        self._hosts: dict[int, HostBridgeDir] = {}
+        self._hosts: dict[str, HostBridgeDir] = {}
         self._shown: dict[str, ExitStack] = {}
         self._functions: dict[str, set[str]] = {}
 
-    def host(self, segment: int) -> HostBridgeDir:
-        """The host bridge of a domain, which is made with its bus 0 on first use."""
-        if segment not in self._hosts:
-            name = bus_name(segment, 0)
-            made = self._tree.add(self._tree.make("sys/devices"), HostBridgeDir(f"pci{name}"))
-            self._hosts[segment] = made
-            self.show(name, made)
-        return self._hosts[segment]
+    def host(self, bus: str) -> HostBridgeDir:
+        """The host bridge above a root bus, which is made with the bus on first use."""
+        if bus not in self._hosts:
+            nodes = {root.bus: root.numa_node for root in self._view.lab.spec.roots}
+            directory = HostBridgeDir(f"pci{bus}", nodes.get(bus, NO_NODE))
+            self._hosts[bus] = self._tree.add(self._tree.make("sys/devices"), directory)
+            self.show(bus, directory)
+        return self._hosts[bus]
 
-    def show(self, name: str, bridge: Kobject) -> PciBusNodeDir:
+    def show(self, name: str, bridge: BridgeDir | HostBridgeDir) -> PciBusNodeDir:
         """Show the bus called `name` below a bridge."""
         with ExitStack() as undo:
             added = Additions(self._tree, undo)
@@ -60,7 +60,7 @@ class BusViews:
         target = found.target if isinstance(found, Symlink) else None
         return target if isinstance(target, PciBusNodeDir) else None
 
-    def entered(self, function: PciFunction, bridge: Kobject) -> None:
+    def entered(self, function: PciFunction, bridge: BridgeDir | HostBridgeDir) -> None:
         """A function has appeared below `bridge`, maybe on a bus that no other function is on."""
         name = function.address.bus_name
         if name in self._shown and name not in self._functions:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
-from devmodel.lifecycle.rootport import PCIEPORT, RootPort
 from vfsfuse.kernfs.bundle import Bundle, Plan
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
-from vfsfuse.sysfs.bridge import RootPortDir
+from vfsfuse.sysfs.bridge import BridgeDir, HostBridgeDir
 from vfsfuse.sysfs.drivers import PciDriverDir
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import View
@@ -41,6 +41,8 @@ class FunctionViews:
         for path in ("devices", "drivers", "slots"):
             tree.make(f"sys/bus/pci/{path}")
         self._buses, self.iommus = BusViews(view, tree), IommuViews(view, tree)
+        for root in view.lab.hotplug.buses.roots:
+            self._buses.host(root)
 
     def directory(self, function: PciFunction) -> PciFunctionDir:
         """The directory of a function that is shown.  Raises LookupError when it is not."""
@@ -55,8 +57,8 @@ class FunctionViews:
                 self._add_virtual(function, added)
             elif isinstance(function, PhysicalFunction):
                 self._add_physical(function, added)
-            elif isinstance(function, RootPort):
-                self._add_port(function, added)
+            elif isinstance(function, Bridge):
+                self._add_bridge(function, added)
             self._shown[function] = undo.pop_all()
             failed.pop_all()
 
@@ -65,20 +67,20 @@ class FunctionViews:
         self._shown.pop(function).close()
 
     def bus_below(self, function: PciFunction) -> Kobject | None:
-        """The directory of the bus below a root port that is shown; None for another function."""
-        return self._buses.node(function.bus_below) if isinstance(function, RootPort) else None
+        """The directory of the bus below a bridge that is shown; None for another function."""
+        return self._buses.node(function.bus_below) if isinstance(function, Bridge) else None
 
     def drop_empty_buses(self) -> None:
         """After the events of functions that were removed."""
         self._buses.drop_empty()
 
-    def _add_port(self, port: RootPort, added: Additions) -> None:
-        """A root port, and the bus below it."""
-        directory = RootPortDir(self._view, port)
-        self._make_drivers(PCIEPORT)
-        self._show(port, directory, added)
-        self._buses.show(port.bus_below, directory)
-        added.undo.callback(self._buses.hide, port.bus_below)
+    def _add_bridge(self, bridge: Bridge, added: Additions) -> None:
+        """A bridge, and the bus below it."""
+        directory = BridgeDir(self._view, bridge)
+        self._make_drivers(*bridge.spec.drivers)
+        self._show(bridge, directory, added)
+        self._buses.show(bridge.bus_below, directory)
+        added.undo.callback(self._buses.hide, bridge.bus_below)
 
     def _add_physical(self, function: PhysicalFunction, added: Additions) -> None:
         kind = physical_directory(function.spec)
@@ -119,11 +121,14 @@ class FunctionViews:
             drivers[name] = self._tree.add(self._tree.make("sys/bus/pci/drivers"), made)
             self._modules.registered("pci", made)
 
-    def _above(self, function: PciFunction) -> Kobject:
-        """The directory that a function is in: that of the root port above it, or of the host bridge."""
-        if function.upstream is not None:
-            return self._directories[function.upstream]
-        return self._buses.host(function.address.segment)
+    def _above(self, function: PciFunction) -> BridgeDir | HostBridgeDir:
+        """The directory that a function is in: that of the bridge above it, or of the host bridge."""
+        if function.upstream is None:
+            own = function.physical if isinstance(function, VirtualFunction) else function
+            return self._buses.host(own.address.bus_name)
+        above = self._directories[function.upstream]
+        assert isinstance(above, BridgeDir)
+        return above
 
     def _show(self, function: PciFunction, directory: PciFunctionDir, added: Additions) -> PciFunctionDir:
         """Show everything of a function, except what its driver adds."""

@@ -73,8 +73,10 @@ class LabView:
         self.nodes.add_misc(self.lab.vfio, lambda: self._st_dev)
         self.vgpus = VgpuViews(self, tree, self.nodes, spec.vendor)
         self.functions = FunctionViews(self, tree, self.nodes, self.vgpus, self.modules)
-        for port in self.lab.ports.values():
-            self._add_function(port)
+        for bridge in self.lab.ports.values():
+            for driver in bridge.spec.drivers:
+                self.modules.host_driver(driver)
+            self._add_function(bridge)
         for function in self.lab.drivers.functions.values():
             if isinstance(function, PhysicalFunction):
                 self._add_physical(function)
