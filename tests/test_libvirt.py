@@ -1,36 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libvirt's node devices, unmodified, under `vfsfuse run`: libvirtd finds the lab with libudev, virsh asks.
-
-Only its driver for node devices is loaded; the others want users and programs that are none of our business.
-"""
+"""libvirt's node devices, unmodified, under `vfsfuse run`: libvirtd finds a lab with libudev, virsh asks."""
 
 from __future__ import annotations
 
-import glob
-import shutil
 from xml.etree import ElementTree
 
 import pytest
 
-from tests import needs
-from tests.lab import VFSFUSE, run
+from tests import virsh
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
 NAME = f"mdev_{UUID.replace('-', '_')}_0000_86_00_0"
-MARK = "<<end>>"
-DRIVER = "/usr/lib/*/libvirt/connection-driver/libvirt_driver_nodedev.so"
+CREATE = f"echo {UUID} >/sys/class/mdev_bus/0000:86:00.0/mdev_supported_types/vgpu-4/create\n"
 SCRIPT = f"""
-set -e
-echo {UUID} >/sys/class/mdev_bus/0000:86:00.0/mdev_supported_types/vgpu-4/create
-mkdir -p /run/udev/data /run/libvirt "$HOME/drivers"
-mount -t tmpfs tmpfs /run/libvirt  # no other libvirtd's locks and sockets
-ln -s {DRIVER} "$HOME/drivers/"
-printf 'unix_sock_dir = "%s"\\nauth_unix_rw = "none"\\n' "$HOME" >"$HOME/conf"
-export LIBVIRT_DRIVER_DIR="$HOME/drivers"
-setpriv --pdeathsig TERM libvirtd -f "$HOME/conf" -p "$HOME/pid" 2>"$HOME/log" &
-trap 'kill $! && wait $! || true' EXIT
-for _ in $(seq 200); do [ ! -S "$HOME/libvirt-sock" ] || break; sleep 0.05; done
-ask() {{ virsh -q -c "nodedev:///system?socket=$HOME/libvirt-sock" "$@" && echo '{MARK}'; }}
 ask nodedev-list --cap mdev
 ask nodedev-list --cap mdev_types
 ask nodedev-dumpxml {NAME}
@@ -45,15 +27,7 @@ ls /sys/bus/mdev/devices
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What virsh printed, one text for each question."""
-    needs.be_root("libvirtd's system instance is root's")
-    if not all(map(shutil.which, ("libvirtd", "virsh", "mdevctl"))) or not glob.glob(DRIVER):
-        pytest.skip(
-            "needs mdevctl, libvirt-daemon, libvirt-clients and, on Debian 13, libvirt-daemon-driver-nodedev"
-        )
-    home = tmp_path_factory.mktemp("libvirt")
-    done = run([*VFSFUSE, "run", "--", "sh", "-c", SCRIPT], HOME=str(home))
-    assert not done.returncode, done.stderr + (home / "log").read_text()
-    return [text.strip() for text in done.stdout.split(MARK)]
+    return virsh.answers(tmp_path_factory.mktemp("libvirt"), [], SCRIPT, before=CREATE)
 
 
 def test_the_vgpu_is_listed(answers: list[str]) -> None:
