@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 
@@ -178,7 +178,9 @@ class ParentSpec:
     ``memory`` bytes and ``slots`` (None: without limit). A function with ``iommu`` False has no IOMMU:
     vfio-pci takes it only in noiommu mode. With SR-IOV it has up to ``vfs`` virtual functions of
     ``vf_model``, each with ``vf_memory`` bytes of the memory (0: an equal share). ``numa_node`` is the node
-    that a function is near to, None for that of what is above it, -1 for none.
+    that a function is near to, None for that of what is above it, -1 for none. ``hardware`` says more of the
+    function; then it counts and not ``iommu``, ``options``, ``vfs``, ``vf_model``, ``vf_memory`` and
+    ``numa_node``.
     """
 
     name: str
@@ -195,10 +197,13 @@ class ParentSpec:
     vf_model: type[PciDevice] | None = None
     vf_memory: int = 0
     numa_node: int | None = None
+    hardware: FunctionSpec | None = None
 
     @property
     def function(self) -> FunctionSpec | None:
         """The PCI function that it is, None for a virtual parent."""
+        if self.hardware is not None:
+            return replace(self.hardware, parent=self)
         if self.bdf is None:
             return None
         vf = None

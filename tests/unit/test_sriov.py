@@ -18,7 +18,7 @@ from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.lab import Lab
-from devmodel.lifecycle.spec import FunctionSpec, LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.spec import FunctionSpec, LabSpec, ParentSpec, TypeSpec, VfSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, VfLayout, as_hardware, lacks, place_vfs
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mdpy import Mdpy
@@ -176,10 +176,11 @@ def test_keys_of_a_lab_file(tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_text(LAB_FILE.format(keys='vfs = 3\nvf_memory = "2M"'))
     (parent,) = load(path).parents
-    assert (parent.vfs, parent.vf_model, parent.vf_memory) == (3, Vgpu, 2 * MIB)
+    assert parent.function is not None
+    assert parent.function.vf == VfSpec(3, Vgpu, 2 * MIB)
     path.write_text(LAB_FILE.format(keys=""))
     (parent,) = load(path).parents
-    assert (parent.vfs, parent.vf_model) == (0, None)
+    assert parent.function is not None and parent.function.vf is None
 
 
 @pytest.mark.parametrize(

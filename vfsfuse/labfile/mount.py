@@ -6,7 +6,9 @@ State: none. Errors: see :mod:`vfsfuse.labfile.reading`.
 
 from typing import Any
 
+from devmodel.lifecycle.spec import IommuSpec, UnitSpec
 from vfsfuse.labfile import values
+from vfsfuse.labfile.machine import read_units
 from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.schema import IOMMU, LAB, MOUNT
 
@@ -25,9 +27,10 @@ def read_top(reading: Reading, top: Found) -> dict[str, Any]:
     return {**fields(top, LAB), **fields(mount, MOUNT)}
 
 
-def read_iommu(reading: Reading, content: object) -> dict[str, Any]:
-    """Fields of the IommuSpec."""
-    return fields(reading.attempt(reading.table, content, IOMMU, ("iommu",)) or {}, IOMMU)
+def read_iommu(reading: Reading, content: object) -> tuple[IommuSpec, tuple[UnitSpec, ...]]:
+    """What the IOMMUs can do, and which units there are."""
+    found = reading.attempt(reading.table, content, IOMMU, ("iommu",)) or {}
+    return IommuSpec(**fields(found, IOMMU)), read_units(reading, found.get("units", {}))
 
 
 def _own_model(reading: Reading, name: str, place: object) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from devmodel.lifecycle.pcicore import NO_NODE
 from devmodel.lifecycle.spec import NodeSpec
+from vfsfuse.labfile.include import NOTHING_THERE, is_absent
 from vfsfuse.labfile.reading import Reading, fields
 from vfsfuse.labfile.schema import NODE, NODE_NUMBERS
 from vfsfuse.labfile.values import LOCAL_DISTANCE, MAX_NODES
@@ -37,6 +38,8 @@ def check_near(
 
 def _node(reading: Reading, name: str, content: object) -> NodeSpec:
     keys = ("nodes", name)
+    if is_absent(content):
+        reading.fail((*keys, "absent"), NOTHING_THERE)
     if re.fullmatch(NODE_NUMBERS, name, re.ASCII) is None or int(name) >= MAX_NODES:
         reading.fail(keys, f"is not the number of a node (give 0 to {MAX_NODES - 1})")
     spec = NodeSpec(int(name), **fields(reading.table(content, NODE, keys), NODE))

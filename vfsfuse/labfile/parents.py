@@ -9,17 +9,22 @@ from typing import Any
 
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.resources import Resolution, resolution_options
-from devmodel.lifecycle.spec import PATH_NAME, ParentSpec, TypeSpec
-from devmodel.lifecycle.vf import FIRST_OFFSET, MAX_VFS, VfLayout
+from devmodel.lifecycle.spec import PATH_NAME, FunctionSpec, ParentSpec, TypeSpec
 from devmodel.models.registry import MODELS, PHYSICAL
 from devmodel.pci.address import PciAddress
 from vfsfuse.labfile import values
 from vfsfuse.labfile.faults import Fault, Keys
+from vfsfuse.labfile.hardware import (
+    RESERVED_DRIVERS,
+    Fields,
+    check_vfs,
+    complete,
+    own_fields,
+    read_model,
+)
+from vfsfuse.labfile.include import NOTHING_THERE, is_absent
 from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.schema import PARENT, TYPE
-
-RESERVED_DRIVERS = ("iommu", "mdev_bus", "net", "pci_bus", "pcieport", "vfio", "vfio-dev", "vfio-pci")
-"""Directories of sys/class, and the PCI driver vfio-pci. A host driver must have another name."""
 
 VF_KEYS = ("vfs", "vf_model", "vf_memory")
 """Keys of a parent that describe its virtual functions."""
@@ -29,7 +34,10 @@ OF_GPUS = {
     "numa_node": 'only a "gpu" is near to a node (leave the key out)',
     "options": 'a parent of kind "virtual" has none (give them to its types)',
 }
-"""Keys of a "gpu", and why a parent of kind "virtual" has none of them."""
+"""Keys of a "gpu", and why a parent of kind "virtual" has none of them. Others are for functions."""
+
+NO_VFS = 'is for a "gpu" with "vfs" (give it those, or leave the key out)'
+OF_BOTH = ("absent", "kind", "driver", "model", "memory", "slots", "types")
 
 
 def read_parents(reading: Reading, tables: Mapping[str, object]) -> tuple[ParentSpec, ...]:
@@ -40,75 +48,82 @@ def read_parents(reading: Reading, tables: Mapping[str, object]) -> tuple[Parent
 
 def _parent(reading: Reading, name: str, content: object) -> ParentSpec:
     keys = ("parents", name)
+    if is_absent(content):
+        reading.fail((*keys, "absent"), NOTHING_THERE)
     found, complete = reading.partial(content, PARENT, keys)
     kind = found.get("kind", "")
+    if kind == "gpu":
+        _check_address(reading, name, keys)
+    elif kind and PATH_NAME.fullmatch(name) is None:
+        reading.note(keys, f"cannot name a parent ({values.NAME_HINT})")
+    before = len(reading.faults.lines)
+    members: Fields | None = None
     if kind:
-        with reading.noted():
-            _check_name(reading, name, kind, keys)
-    faults = len(reading.faults.lines)
-    with reading.noted():
-        _read_model(reading, found, kind, keys)
-        if complete and kind == "gpu":
-            reading.validate(found["model"], found.get("memory", 0), found.get("options", {}), keys)
-    types = _types(reading, found, kind, keys)
-    if not complete or len(reading.faults.lines) > faults:
+        read = _gpu if kind == "gpu" else _virtual
+        members = reading.attempt(read, reading, found, keys, complete)
+    types = _types(reading, found, kind, keys, None if members is None else members["model"])
+    if members is None or not complete or len(reading.faults.lines) > before:
         raise Fault
-    spec = ParentSpec(name=name, types=types, bdf=name if kind == "gpu" else None, **fields(found, PARENT))
+    if kind == "gpu":
+        spec = _of_function(name, found, members, types)
+        check_vfs(reading, spec.function or FunctionSpec(name, None), keys)
+    else:
+        own = fields({key: found[key] for key in found if key in OF_BOTH}, PARENT)
+        spec = ParentSpec(name=name, types=types, model=members["model"], **own)
     _check_limits(reading, spec, keys)
-    with reading.noted():
-        _check_vfs(reading, spec, keys)
     return spec
 
 
-def _check_name(reading: Reading, name: str, kind: str, keys: Keys) -> None:
-    if kind == "gpu":
-        try:
-            PciAddress.parse(name)
-        except ValueError:
-            reading.fail(keys, 'the name of a "gpu" is its PCI address (such as "0000:86:00.0")')
-    elif PATH_NAME.fullmatch(name) is None:
-        reading.fail(keys, f"cannot name a parent ({values.NAME_HINT})")
+def _of_function(name: str, found: Found, members: Fields, types: tuple[TypeSpec, ...]) -> ParentSpec:
+    """The parent that is a PCI function with these fields."""
+    return ParentSpec(
+        name=name,
+        kind="gpu",
+        driver=found["driver"],
+        types=types,
+        model=members["model"],
+        bdf=name,
+        memory=members.get("memory", 0),
+        slots=found.get("slots"),
+        hardware=FunctionSpec(name, **members),
+    )
 
 
-def _read_model(reading: Reading, found: Found, kind: str, keys: Keys) -> None:
-    """Replace the names of models by the models, and check the keys that depend on the kind."""
-    if not kind:
-        return
-    is_gpu = kind == "gpu"
-    driver = found.get("driver")
-    if driver in RESERVED_DRIVERS or (driver == "vgpu" and not is_gpu):
-        reading.note((*keys, "driver"), f"{driver!r} has a meaning of its own (choose another)")
-    for key, why in OF_GPUS.items():
-        if not is_gpu and key in found and found[key] is not True:
-            reading.note((*keys, key), why)
-    with reading.noted():
-        _read_vf_model(reading, found, is_gpu, keys)
-    named = found.pop("model", "gpu" if is_gpu else driver)
-    if named is not None:
-        found["model"] = reading.model(named, PHYSICAL if is_gpu else MODELS, (*keys, "model"))
-
-
-def _read_vf_model(reading: Reading, found: Found, is_gpu: bool, keys: Keys) -> None:
-    """Replace the name of the virtual functions' model by the model."""
-    for key in VF_KEYS:
-        if key in found and not (is_gpu and "vfs" in found):
-            reading.note((*keys, key), 'is for a "gpu" with "vfs" (give it those, or leave the key out)')
-    named = found.pop("vf_model", "vgpu")
-    if "vfs" in found:
-        found["vf_model"] = reading.model(named, MODELS, (*keys, "vf_model"))
-
-
-def _check_vfs(reading: Reading, parent: ParentSpec, keys: Keys) -> None:
-    if parent.vfs > MAX_VFS:
-        reading.fail((*keys, "vfs"), f"is more than {MAX_VFS} (give fewer)")
-    if parent.vf_memory > parent.memory:
-        reading.fail((*keys, "vf_memory"), f"is more than the parent's {parent.memory} bytes (give less)")
+def _check_address(reading: Reading, name: str, keys: Keys) -> None:
     try:
-        function = parent.function
-        if function is not None and function.vf is not None:
-            VfLayout(function, FIRST_OFFSET, reading.aperture)
-    except ValueError as error:
-        reading.fail((*keys, "vfs"), f"{error} (see vf_model and vf_memory)")
+        PciAddress.parse(name)
+    except ValueError:
+        reading.fail(keys, 'the name of a "gpu" is its PCI address (such as "0000:86:00.0")')
+
+
+def _gpu(reading: Reading, found: Found, keys: Keys, usable: bool) -> Fields:
+    """The fields of the function that a "gpu" is. ``usable`` is whether all values could be read."""
+    if found.get("driver") in RESERVED_DRIVERS:
+        reading.note((*keys, "driver"), f"{found['driver']!r} has a meaning of its own (choose another)")
+    for key in VF_KEYS:
+        if key in found and "vfs" not in found:
+            reading.note((*keys, key), NO_VFS)
+    members = own_fields(found)
+    members["model"] = read_model(reading, found, keys, "gpu", PHYSICAL)
+    if usable:
+        complete(reading, members, found, keys)
+    return members
+
+
+def _virtual(reading: Reading, found: Found, keys: Keys, usable: bool) -> Fields:
+    """The model of a "virtual" parent, and a look at keys that it cannot have."""
+    driver = found.get("driver")
+    if driver in RESERVED_DRIVERS or driver == "vgpu":
+        reading.note((*keys, "driver"), f"{driver!r} has a meaning of its own (choose another)")
+    for key in found:
+        if key in VF_KEYS:
+            reading.note((*keys, key), NO_VFS)
+        elif key not in OF_BOTH and not (key == "iommu" and found[key]):
+            reading.note((*keys, key), OF_GPUS.get(key, 'is for a "gpu", a PCI function (leave the key out)'))
+    named = found.get("model", driver)
+    if named is None:
+        raise Fault
+    return {"model": reading.model(named, MODELS, (*keys, "model"))}
 
 
 def _check_limits(reading: Reading, parent: ParentSpec, keys: Keys) -> None:
@@ -126,12 +141,14 @@ def _check_limits(reading: Reading, parent: ParentSpec, keys: Keys) -> None:
 # ---- types ----
 
 
-def _types(reading: Reading, found: Found, kind: str, keys: Keys) -> tuple[TypeSpec, ...]:
-    """The types of a parent that can be read."""
+def _types(
+    reading: Reading, found: Found, kind: str, keys: Keys, own: type[PciDevice] | None
+) -> tuple[TypeSpec, ...]:
+    """The types that can be read of a parent whose model is ``own``, None if that cannot be read."""
     tables = found.pop("types", None)
     if tables == {}:
         reading.note((*keys, "types"), "is empty (a parent offers at least one type)")
-    model = MODELS["vgpu"] if kind == "gpu" else found.get("model")
+    model = MODELS["vgpu"] if kind == "gpu" else own
     specs = [
         reading.attempt(_type, reading, name, table, (*keys, "types", name), model)
         for name, table in (tables or {}).items()
@@ -143,6 +160,8 @@ def _type(
     reading: Reading, name: str, content: object, keys: Keys, model: type[PciDevice] | None
 ) -> TypeSpec:
     """One type. ``model`` is that of a type which names none, None if the parent's cannot be read."""
+    if is_absent(content):
+        reading.fail((*keys, "absent"), NOTHING_THERE)
     if PATH_NAME.fullmatch(name) is None:
         reading.note(keys, f"cannot name a type ({values.NAME_HINT})")
     found = reading.table(content, TYPE, keys)

@@ -8,15 +8,17 @@ docs/lab.md documents every key. Each part of a lab file has a module of its own
 import os
 from pathlib import Path
 
-from devmodel.lifecycle.bridge import place_functions
-from devmodel.lifecycle.spec import IommuSpec, LabSpec, ParentSpec
+from devmodel.lifecycle.spec import LabSpec
+from vfsfuse.labfile.checks import check_lab
 from vfsfuse.labfile.faults import LabFileError
+from vfsfuse.labfile.functions import read_functions
+from vfsfuse.labfile.include import read_with_includes
+from vfsfuse.labfile.machine import read_roots
 from vfsfuse.labfile.mount import read_iommu, read_top
-from vfsfuse.labfile.nodes import check_near, read_nodes
+from vfsfuse.labfile.nodes import read_nodes
 from vfsfuse.labfile.parents import read_parents
 from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.schema import LAB
-from vfsfuse.labfile.source import read_source
 
 __all__ = ["BUILT_IN", "LabFileError", "load"]
 
@@ -25,7 +27,7 @@ BUILT_IN = Path(__file__).with_name("lab.toml")
 
 def load(path: str | os.PathLike[str] | None = None) -> LabSpec:
     """Read the lab file at ``path``, or the built-in one. Raises :class:`LabFileError` with all errors."""
-    reading = Reading(read_source(BUILT_IN if path is None else Path(path)))
+    reading = Reading(read_with_includes(BUILT_IN if path is None else Path(path)))
     spec = reading.attempt(_lab, reading)
     reading.faults.check()
     assert spec is not None  # a part that was left has noted why
@@ -35,19 +37,14 @@ def load(path: str | os.PathLike[str] | None = None) -> LabSpec:
 def _lab(reading: Reading) -> LabSpec:
     top, _ = reading.partial(reading.source.content, LAB, ())
     settings = read_top(reading, top)
-    iommu = IommuSpec(**read_iommu(reading, top.get("iommu", {})))
+    iommu, units = read_iommu(reading, top.get("iommu", {}))
     nodes = read_nodes(reading, top.get("nodes", {}))
+    roots = read_roots(reading, top.get("roots", {}))
+    functions = read_functions(reading, top.get("functions", {}))
     parents = read_parents(reading, top.get("parents", {}))
-    near = ((("parents", parent.name, "numa_node"), parent.numa_node) for parent in parents)
-    check_near(reading, nodes, near)
     reading.faults.check()
-    _check_places(reading, parents)
-    return LabSpec(parents=parents, iommu=iommu, nodes=nodes, **settings)
-
-
-def _check_places(reading: Reading, parents: tuple[ParentSpec, ...]) -> None:
-    """Whether all buses have room. This needs all parents."""
-    try:
-        place_functions(tuple(filter(None, (parent.function for parent in parents))))
-    except ValueError as error:
-        reading.fail(("parents",), f"{error} (give fewer, or another address)")
+    spec = LabSpec(
+        parents, iommu=iommu, functions=functions, roots=roots, nodes=nodes, units=units, **settings
+    )
+    check_lab(reading, spec)
+    return spec

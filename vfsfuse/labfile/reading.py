@@ -11,6 +11,7 @@ part: what comes behind it is read all the same, so that all errors of a file ar
 import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from devmodel.device.pci import PciDevice
@@ -26,6 +27,7 @@ Found = dict[str, Any]
 """The values of a table by key, read as the schema says."""
 
 T = TypeVar("T")
+_NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 class Reading:
@@ -109,10 +111,19 @@ class Reading:
         except ValueError as error:
             self.fail(keys, str(error))
 
-    def validate(self, model: type[PciDevice], memory: int, options: Mapping[str, int], keys: Keys) -> None:
+    def validate(
+        self,
+        model: type[PciDevice],
+        memory: int,
+        options: Mapping[str, int],
+        keys: Keys,
+        texts: Mapping[str, str] = _NO_TEXTS,
+    ) -> None:
         """Have the model check its memory and options, because only the model knows them."""
         try:
             model.validate(memory, options)
+            if texts:
+                model.validate_texts(texts)
         except ValueError as error:
             self.fail(keys, f"{_line(error)} (as model {model.__name__.lower()!r} needs it)")
         except BaseException as error:  # also SystemExit: the code may be anybody's

@@ -34,6 +34,9 @@ Schema = Mapping[str, Key]
 
 NAMES = f"^{PATH_NAME.pattern}$"
 NODE_NUMBERS = "^(0|[1-9][0-9]{0,3})$"
+ROOT_NAMES = "^[0-9a-f]{4}:[0-9a-f]{2}$"
+
+ABSENT = Key(values.boolean, "true takes away what an included file has of this name")
 
 MOUNT: Schema = {
     "cache": Key(values.seconds, "seconds that the kernel may cache names and attributes", "cache"),
@@ -45,13 +48,14 @@ MOUNT: Schema = {
     "cdevs": Key(values.boolean, "whether there are files in dev/vfio/devices (VFIO_DEVICE_CDEV)", "cdevs"),
     "groups": Key(values.boolean, "whether there are group files and containers (VFIO_GROUP)", "groups"),
 }
-IOMMU: Schema = {
+IOMMU_SETTINGS: Schema = {
     "dirty_tracking": Key(
         values.boolean, "whether IOMMUs mark the pages that devices write", "dirty_tracking"
     ),
     "hw_info": Key(values.hw_info, "type of data that IOMMU_GET_HW_INFO gives", "vtd_info"),
 }
 TYPE: Schema = {
+    "absent": ABSENT,
     "model": Key(values.name, "model of the vGPUs", "model"),
     "pretty_name": Key(values.text, "text of the attribute name", "pretty_name"),
     "description": Key(values.text, "text of the attribute description", "description", required=True),
@@ -63,31 +67,111 @@ TYPE: Schema = {
     "max_resolution": Key(values.resolution, "largest picture (options max_width and max_height)"),
     "options": Key(values.options, "options of the model", "options"),
 }
+BAR: Schema = {
+    "size": Key(values.size, "bytes, a power of two", "size", required=True),
+    "kind": Key(values.bar_kind, "kind of BAR, mem32 unless given", "kind"),
+    "address": Key(values.bus_address, "where the host sees the BAR", "address"),
+}
+PLAIN: Schema = {
+    "vendor": Key(values.word, "vendor id, such as 0x8086", "vendor"),
+    "device": Key(values.word, "device id", "device"),
+    "subsystem_vendor": Key(values.word, "subsystem vendor id", "subsystem_vendor"),
+    "subsystem_device": Key(values.word, "subsystem device id", "subsystem_device"),
+    "class": Key(values.class_code, "class, subclass and programming interface: 0x020000", "class_code"),
+    "revision": Key(values.revision, "revision", "revision"),
+    "interrupt_pin": Key(values.interrupt_pin, "1 for INTA to 4 for INTD, 0 for none", "interrupt_pin"),
+    "bars": Key(values.table, "BARs by index, 0 to 5", each=BAR, names="^[0-5]$"),
+    "rom": Key(values.content, "file with the content of the ROM, or rows of bytes"),
+    "rom_size": Key(values.size, "bytes of the ROM, a power of two", "rom_size"),
+    "capabilities": Key(values.words, 'capabilities: ["pm", "msi:4", "msix:32", "express"]', "capabilities"),
+    "config": Key(values.content, "file with a configuration space, or rows of bytes as of lspci -xxxx"),
+    "serial": Key(values.serial, "device serial number: 00-11-22-33-44-55-66-77", "serial"),
+    "vpd": Key(values.content, "file with the vital product data, or rows of bytes"),
+}
+"""Keys of functions of the plain model."""
+
+VF: Schema = {
+    "model": Key(values.name, "model of the virtual functions", "model"),
+    "device": Key(values.word, "device id of plain virtual functions", "device"),
+    "subsystem_device": Key(
+        values.word, "subsystem device id of plain virtual functions", "subsystem_device"
+    ),
+    "bars": Key(values.table, "BARs of plain virtual functions", each=BAR, names="^[0-5]$"),
+    "capabilities": Key(values.words, "capabilities of plain virtual functions", "capabilities"),
+    "driver": Key(values.name, "host driver of the virtual functions, none without it", "driver"),
+    "memory": Key(values.size, "memory of each virtual function", "memory"),
+    "options": Key(values.all_options, "options of the model"),
+    "offset": Key(values.routing_ids, "routing ids from the function to its first virtual one", "offset"),
+    "stride": Key(values.routing_ids, "routing ids from each virtual function to the next", "stride"),
+    "group": Key(values.vf_group, "IOMMU group: of their own, or of the physical function", "shares_group"),
+    "delay": Key(values.seconds, "seconds until they appear after the write to sriov_numvfs", "delay"),
+    "failing": Key(values.indexes, "indexes of those that the host driver fails to take", "failing"),
+    "net": Key(values.interfaces, "names of network interfaces, by index", "net"),
+}
+HARDWARE: Schema = {
+    "model": Key(values.name, "model, plain unless given"),
+    "driver": Key(values.name, "host driver, none without it", "driver"),
+    "memory": Key(values.size, "device memory", "memory"),
+    "options": Key(values.all_options, "options of the model: numbers and texts"),
+    "iommu": Key(values.boolean, "whether it is behind an IOMMU", "iommu"),
+    "numa_node": Key(values.node, "NUMA node that it is near to, -1 for none", "numa_node"),
+    "acs": Key(values.boolean, "whether its access control services are on", "acs"),
+    "group": Key(values.iommu_group, "IOMMU group, by name or number", "group"),
+    "slot": Key(values.slot, "physical slot that it is in", "slot"),
+    "plugged": Key(values.boolean, "whether it is in the slot from the start", "plugged"),
+    "vfs": Key(values.count, "virtual functions that it can have"),
+    "vf": Key(values.table, "its virtual functions", table=VF),
+    "net": Key(values.interfaces, "names of its network interfaces", "net"),
+    "mac": Key(values.mac, "Ethernet address of the first interface", "mac"),
+}
+"""Keys of every function, those of parents too."""
+
+BRIDGE: Schema = {
+    "bridge": Key(values.bridge_kind, "kind of bridge that it is"),
+    "secondary": Key(values.bus_number, "bus right below the bridge"),
+    "subordinate": Key(values.bus_number, "last bus below the bridge"),
+}
+FUNCTION: Schema = {"absent": ABSENT, **HARDWARE, **PLAIN, **BRIDGE}
+ROOT: Schema = {
+    "absent": ABSENT,
+    "numa_node": Key(values.node, "NUMA node that the root bus is near to, -1 for none", "numa_node"),
+}
+UNIT: Schema = {
+    "absent": ABSENT,
+    "scope": Key(values.scope, "root buses, bridges and functions behind the unit", "scope"),
+}
+IOMMU: Schema = {
+    **IOMMU_SETTINGS,
+    "units": Key(values.table, "IOMMU units by name", each=UNIT, names=NAMES),
+}
 PARENT: Schema = {
+    "absent": ABSENT,
     "kind": Key(values.parent_kind, "a physical GPU, or a device without hardware", "kind", required=True),
+    **HARDWARE,
+    **PLAIN,
     "driver": Key(values.name, "name of its host driver", "driver", required=True),
-    "model": Key(values.name, "model of a gpu, or of the types of a virtual parent", "model"),
+    "model": Key(values.name, "model of a gpu, or of the types of a virtual parent"),
     "memory": Key(values.size, "video memory", "memory"),
     "slots": Key(values.count, "slots that its vGPUs share", "slots"),
-    "options": Key(values.options, "options of the model of a gpu", "options"),
-    "iommu": Key(values.boolean, "whether a gpu is behind an IOMMU", "iommu"),
-    "numa_node": Key(values.node, "NUMA node that a gpu is near to, -1 for none", "numa_node"),
-    "vfs": Key(values.count, "virtual functions that a gpu can have", "vfs"),
-    "vf_model": Key(values.name, "model of the virtual functions", "vf_model"),
-    "vf_memory": Key(values.size, "video memory of each virtual function", "vf_memory"),
+    "vf_model": Key(values.name, "model of the virtual functions"),
+    "vf_memory": Key(values.size, "video memory of each virtual function"),
     "types": Key(values.table, "types of vGPU, by name", required=True, each=TYPE, names=NAMES),
 }
 NODE: Schema = {
+    "absent": ABSENT,
     "cpus": Key(values.cpus, 'CPUs of the node, such as "0-15,32-47"', "cpus"),
     "threads": Key(values.count, "threads of each core", "threads"),
     "memory": Key(values.size, "memory of the node", "memory"),
     "distances": Key(values.distances, "distances to all nodes in the order of their numbers", "distances"),
 }
 LAB: Schema = {
+    "include": Key(values.includes, "lab files that this one builds on, with paths relative to it"),
     "vendor": Key(values.name, "name of the directory sys/class/vgpu/<vendor>", "vendor"),
     "models": Key(values.table, 'device models of your own: name = "file.py:Class"'),
     "mount": Key(values.table, "settings of the mount", table=MOUNT),
     "iommu": Key(values.table, "what the IOMMUs can do", table=IOMMU),
     "nodes": Key(values.table, "NUMA nodes of the machine, by number", each=NODE, names=NODE_NUMBERS),
-    "parents": Key(values.table, "parents of vGPUs, by name", required=True, each=PARENT),
+    "roots": Key(values.table, "root buses, such as 0000:80", each=ROOT, names=ROOT_NAMES),
+    "functions": Key(values.table, "PCI functions, by address", each=FUNCTION),
+    "parents": Key(values.table, "parents of vGPUs, by name", each=PARENT),
 }

@@ -10,6 +10,7 @@ import pwd
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from devmodel.lifecycle.resources import (
@@ -20,9 +21,11 @@ from devmodel.lifecycle.resources import (
     parse_resolution,
     parse_size,
 )
-from devmodel.lifecycle.spec import PATH_NAME, RemovalPolicy
+from devmodel.lifecycle.spec import PATH_NAME, BridgeKind, RemovalPolicy
+from devmodel.models.plain import BarKind
 
 MAX_CACHE_SECONDS = 86400
+MAX_INCLUDES = 64
 MAX_NODES = 1024
 """NUMA nodes that Linux can tell apart."""
 
@@ -38,6 +41,7 @@ _CPUS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 _MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Enum)
 Json = Mapping[str, Any]
 
 
@@ -60,6 +64,18 @@ def text(value: object) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
         raise ValueError(f"{value!r} is not a line of text (write it in quotes)")
     return value
+
+
+@kind(anyOf=[{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}}])
+def includes(value: object) -> tuple[str, ...]:
+    """Paths of lab files: one, or an array of them."""
+    paths = value if isinstance(value, list) else [value]
+    if len(paths) > MAX_INCLUDES:
+        raise ValueError(f"has {len(paths)} files (give {MAX_INCLUDES} at most)")
+    for path in paths:
+        if not isinstance(path, str) or not path or not path.isprintable():
+            raise ValueError(f'{path!r} is not the path of a lab file (write "base.toml")')
+    return tuple(paths)
 
 
 @kind(type="string", pattern=f"^{PATH_NAME.pattern}$")
@@ -252,3 +268,184 @@ def _id(value: object) -> int:
     if not 0 <= number < 2**32 - 1:
         raise ValueError(f"{number} is not an id of a user or group (0 to 4294967294)")
     return number
+
+
+# ---- the machine ----
+
+PAIRS = r"[0-9A-Fa-f]{2}"
+_ROOT = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}", re.ASCII)
+_ADDRESS = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
+_SCOPE = re.compile(f"{_ROOT.pattern}|{_ADDRESS}", re.ASCII)
+_SERIAL = re.compile(f"{PAIRS}(?:-{PAIRS}){{7}}", re.ASCII)
+_MAC = re.compile(f"{PAIRS}(?::{PAIRS}){{5}}", re.ASCII)
+_INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", re.ASCII)
+_HEX = re.compile(r"0x[0-9A-Fa-f]{1,16}", re.ASCII)
+_SLOT = re.compile(r"0|[1-9][0-9]{0,3}", re.ASCII)
+MAX_SLOT = 8191
+"""Physical slot numbers have 13 bits."""
+MAX_WORDS = 64
+"""Names in an array, such as capabilities or interfaces of a function."""
+
+
+def _number(most: int, what: str, least: int = 0) -> Kind[int]:
+    """Whole numbers from ``least`` to ``most``, called ``what`` in errors."""
+    shown = f"{most:#x}" if not least and most > 255 else str(most)
+
+    def read(value: object) -> int:
+        number = _whole(value, f" ({what})")
+        if not least <= number <= most:
+            raise ValueError(f"{number} is out of range ({what}: give {least} to {shown})")
+        return number
+
+    return Kind(read, {"type": "integer", "minimum": least, "maximum": most})
+
+
+word = _number(0xFFFF, "an id of 16 bits, such as 0x10de")
+class_code = _number(0xFFFFFF, "a class of 24 bits, such as 0x020000")
+revision = _number(0xFF, "a revision of 8 bits")
+interrupt_pin = _number(4, "1 for INTA to 4 for INTD, or 0 for none")
+bus_number = _number(0xFF, "the number of a bus")
+routing_ids = _number(0xFFFF, "routing ids", least=1)
+
+
+def _choice(type_: type[E], what: str) -> Kind[E]:
+    """The values of an enumeration."""
+    named = {each.value: each for each in type_}
+    listed = ", ".join(f'"{name}"' for name in named)
+
+    def read(value: object) -> E:
+        if not isinstance(value, str) or value not in named:
+            raise ValueError(f"{value!r} is not {what} (give one of {listed})")
+        return named[value]
+
+    return Kind(read, {"enum": list(named)})
+
+
+bridge_kind = _choice(BridgeKind, "a kind of bridge")
+bar_kind = _choice(BarKind, "a kind of BAR")
+
+
+@kind(enum=["own", "physical"])
+def vf_group(value: object) -> bool:
+    """The IOMMU group of virtual functions: whether it is that of their physical function."""
+    if value not in ("own", "physical"):
+        raise ValueError(f'{value!r} is neither "own" nor "physical" (give one of them)')
+    return value == "physical"
+
+
+@kind(
+    anyOf=[
+        {"type": "string", "pattern": f"^({_SLOT.pattern})$"},
+        {"type": "integer", "minimum": 0, "maximum": MAX_SLOT},
+    ]
+)
+def slot(value: object) -> str:
+    """A physical slot, by its number."""
+    found = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(found, str) or _SLOT.fullmatch(found) is None or int(found) > MAX_SLOT:
+        raise ValueError(f'{value!r} is not the number of a slot (give "0" to "{MAX_SLOT}")')
+    return found
+
+
+@kind(anyOf=[name.json, {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}])
+def iommu_group(value: object) -> str | int:
+    """An IOMMU group by name or number."""
+    if isinstance(value, str):
+        return name.read(value)
+    number = _whole(value, " (nor a name)")
+    if not 0 <= number < 2**31:
+        raise ValueError(f"{number} is not the number of a group (give 0 or more, or a name)")
+    return number
+
+
+@kind(type="string", pattern=f"^{_SERIAL.pattern}$")
+def serial(value: object) -> int:
+    """A device serial number: eight bytes as lspci shows them, the highest first."""
+    if not isinstance(value, str) or _SERIAL.fullmatch(value) is None:
+        raise ValueError(f'{value!r} is not a serial number (write "00-11-22-33-44-55-66-77")')
+    return int(value.replace("-", ""), 16)
+
+
+@kind(type="string", pattern=f"^{_MAC.pattern}$")
+def mac(value: object) -> bytes:
+    """An Ethernet address."""
+    if not isinstance(value, str) or _MAC.fullmatch(value) is None:
+        raise ValueError(f'{value!r} is not an Ethernet address (write "52:54:00:12:34:56")')
+    return bytes.fromhex(value.replace(":", ""))
+
+
+@kind(
+    anyOf=[
+        {"type": "string", "pattern": f"^{_INTERFACE.pattern}$"},
+        {"type": "array", "items": {"type": "string", "pattern": f"^{_INTERFACE.pattern}$"}},
+    ]
+)
+def interfaces(value: object) -> tuple[str, ...]:
+    """Names of network interfaces: one, or an array."""
+    names = value if isinstance(value, list) else [value]
+    for each in names:
+        if not isinstance(each, str) or _INTERFACE.fullmatch(each) is None:
+            raise ValueError(f"{each!r} is not the name of an interface (up to 15 letters, digits, '_.-')")
+    if len(set(names)) < len(names):
+        raise ValueError("has a name twice (leave one out)")
+    return tuple(names)
+
+
+@kind(type="array", items={"type": "string"}, maxItems=MAX_WORDS)
+def words(value: object) -> tuple[str, ...]:
+    """An array of words, such as capabilities."""
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f'{value!r} is not an array of words (write ["pm", "msi:4"])')
+    if len(value) > MAX_WORDS:
+        raise ValueError(f"has {len(value)} words (give {MAX_WORDS} at most)")
+    return tuple(value)
+
+
+@kind(type="array", items={"type": "integer", "minimum": 0, "maximum": 255})
+def indexes(value: object) -> frozenset[int]:
+    """Indexes of virtual functions."""
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is not an array of numbers (write [2])")
+    for number in value:
+        if not 0 <= _whole(number) <= 255:
+            raise ValueError(f"{number} is not the index of a virtual function (give 0 to 255)")
+    return frozenset(value)
+
+
+@kind(type="array", items={"type": "string", "pattern": f"^(?:{_SCOPE.pattern})$"})
+def scope(value: object) -> tuple[str, ...]:
+    """Root buses, bridges and functions behind an IOMMU unit."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f'{value!r} is not a scope (write ["0000:80", "0000:00:02.0"], or leave it out)')
+    for each in value:
+        if not isinstance(each, str) or _SCOPE.fullmatch(each) is None:
+            raise ValueError(f'{each!r} is neither a root bus ("0000:80") nor an address ("0000:00:02.0")')
+    return tuple(value)
+
+
+@kind(anyOf=[{"type": "string", "pattern": f"^{_HEX.pattern}$"}, {"type": "integer", "minimum": 0}])
+def bus_address(value: object) -> int:
+    """An address on the bus: a number, or text for those of 64 bits."""
+    if isinstance(value, str) and _HEX.fullmatch(value):
+        return int(value, 16)
+    number = _whole(value, ' (an address, such as "0xe0000000")')
+    if number < 0:
+        raise ValueError(f'{number} is not an address (write "0xe0000000")')
+    return number
+
+
+@kind(type="object", additionalProperties={"type": ["integer", "string"]})
+def all_options(value: object) -> Mapping[str, int | str]:
+    """A model's options: a table of whole numbers and texts."""
+    found: dict[str, int | str] = {}
+    for key, each in table.read(value).items():
+        found[key] = each if isinstance(each, str) else _whole(each, f" (for option {key!r}, nor a text)")
+    return found
+
+
+@kind(type="string", minLength=1)
+def content(value: object) -> str:
+    """The path of a file, or its content as rows of hexadecimal bytes."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is neither a path nor rows of bytes (write it in quotes)")
+    return value

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a lab as a whole: what its parts may not have twice, and whether all buses have room.
+
+State: none. Errors: see :mod:`vfsfuse.labfile.reading`. Every part of the lab has been read without error.
+"""
+
+from devmodel.lifecycle.bridge import place_functions
+from devmodel.lifecycle.spec import FunctionSpec, LabSpec
+from vfsfuse.labfile.faults import Keys
+from vfsfuse.labfile.nodes import check_near
+from vfsfuse.labfile.reading import Reading
+
+
+def check_lab(reading: Reading, lab: LabSpec) -> None:
+    """Note what the parts of a lab cannot have together."""
+    if not lab.parents and not lab.functions and "parents" not in reading.source.content:
+        reading.note(("parents",), "is missing (add it)")
+    _check_addresses(reading, lab)
+    _check_nodes(reading, lab)
+    _check_interfaces(reading, lab)
+    reading.faults.check()
+    _check_places(reading, lab)
+
+
+def _table(spec: FunctionSpec) -> Keys:
+    """Where a function stands, as far as a pattern does not hide it."""
+    return ("functions" if spec.parent is None else "parents", spec.address)
+
+
+def _check_addresses(reading: Reading, lab: LabSpec) -> None:
+    parents = {parent.name for parent in lab.parents if parent.bdf is not None}
+    for spec in lab.functions:
+        if spec.address in parents:
+            reading.note(_table(spec), "is a parent, too (leave one of them out)")
+
+
+def _check_nodes(reading: Reading, lab: LabSpec) -> None:
+    functions = (((*_table(spec), "numa_node"), spec.numa_node) for spec in lab.all_functions)
+    roots = ((("roots", root.bus, "numa_node"), root.numa_node) for root in lab.roots)
+    check_near(reading, lab.nodes, (*functions, *roots))
+
+
+def _check_interfaces(reading: Reading, lab: LabSpec) -> None:
+    owner: dict[str, str] = {}
+    for spec in lab.all_functions:
+        for keys, names in ((("net",), spec.net), (("vf", "net"), () if spec.vf is None else spec.vf.net)):
+            for name in names:
+                if name in owner:
+                    why = f"{name!r} is an interface of {owner[name]}, too (name it otherwise)"
+                    reading.note((*_table(spec), *keys), why)
+                owner[name] = spec.address
+
+
+def _check_places(reading: Reading, lab: LabSpec) -> None:
+    """Whether all buses have room."""
+    try:
+        place_functions(lab.all_functions, lab.roots)
+    except ValueError as error:
+        why = str(error) if str(error).endswith(")") else f"{error} (give fewer, or another address)"
+        reading.fail(("parents",) if lab.parents else ("functions",), why)

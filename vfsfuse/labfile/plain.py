@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of the plain model: the keys of a lab file that say what such a function is, and its model.
+
+State: none. Errors: see :mod:`vfsfuse.labfile.reading`.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from devmodel.device.pci import PciDevice
+from devmodel.models.plain import PlainBar, PlainSpec, plain_model
+from vfsfuse.labfile.content import read_config, read_content
+from vfsfuse.labfile.faults import Keys
+from vfsfuse.labfile.reading import Found, Reading, fields
+from vfsfuse.labfile.schema import BAR, PLAIN
+
+NAME = "plain"
+"""The name of the model in a lab file."""
+
+
+def is_plain(found: Mapping[str, Any]) -> bool:
+    """Whether a table has a key that only functions of the plain model have."""
+    return any(key in found for key in PLAIN)
+
+
+def plain(reading: Reading, found: Found, keys: Keys) -> type[PciDevice]:
+    """The model that the plain keys of a function describe."""
+    members: dict[str, Any] = fields({key: found[key] for key in PLAIN if key in found}, PLAIN)
+    members["bars"] = read_bars(reading, found.get("bars", {}), (*keys, "bars"))
+    for key, read in (("rom", read_content), ("vpd", read_content), ("config", read_config)):
+        if key in found:
+            folder = reading.folder((*keys, key))
+            members[key] = reading.value(partial(read, folder=folder), found[key], (*keys, key))
+    return made(reading, PlainSpec(**members), keys)
+
+
+def made(reading: Reading, spec: PlainSpec, keys: Keys) -> type[PciDevice]:
+    """The model of a description."""
+    try:
+        return plain_model(spec)
+    except ValueError as error:
+        why = str(error)
+        reading.fail(keys, why if why.endswith(")") else f"{why} (as the plain model needs it)")
+
+
+def read_bars(reading: Reading, tables: Mapping[str, object], keys: Keys) -> tuple[PlainBar, ...]:
+    """BARs by index."""
+    bars = []
+    for index, content in tables.items():
+        found = reading.table(content, BAR, (*keys, index))
+        if index not in ("0", "1", "2", "3", "4", "5"):
+            reading.fail((*keys, index), "there is no such BAR (give 0 to 5)")
+        bars.append(PlainBar(int(index), **fields(found, BAR)))
+    return tuple(bars)
