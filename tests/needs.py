@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,9 @@ def be_root(why: str) -> None:
 def capability(name: str) -> pytest.MarkDecorator:
     """The capability, by its name, in the initial user namespace."""
     return _unless("" if has_capability(name) else f"it takes {name} in the initial user namespace")
+
+
+def module(name: str) -> None:
+    """Skip the test unless this module of the extra `test` is installed."""
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed: run ./tools/setup.sh test")

@@ -80,6 +80,7 @@ class VfSpec:
     function (None: where there is room), the others ``stride`` apart. ``shares_group`` is whether they are in
     the IOMMU group of the function. They appear ``delay`` seconds after the write that enables them; the host
     driver fails to take those with an index in ``failing``. ``net`` are names of network interfaces by index.
+    ``enabled`` is how many of them there are from the start.
     """
 
     count: int
@@ -94,6 +95,7 @@ class VfSpec:
     delay: float = 0.0
     failing: frozenset[int] = frozenset()
     net: tuple[str, ...] = ()
+    enabled: int = 0
 
 
 @dataclass(frozen=True, slots=True)

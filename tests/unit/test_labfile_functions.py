@@ -60,7 +60,8 @@ def test_every_key_of_a_function_arrives(load_text: Load) -> None:
         bars.5 = { size = 128, kind = "io", address = 0x4000 }
         vfs = 8
         vf = { model = "vgpu", driver = "iavf", memory = "1M", options = { vectors = 2 }, offset = 16, \
-stride = 2, group = "physical", delay = 1.5, failing = [2, 3], net = "eth0" }
+stride = 2, group = "physical", delay = 1.5, failing = [2, 3], net = "eth0", \
+enabled = 4, revision = 9 }
         """.replace('model = "vgpu", ', "").replace(", options = { vectors = 2 }", "")
     ).functions
     assert (function.address, function.name, function.driver) == ("0000:65:00.1", "0000:65:00.1", "ice")
@@ -88,6 +89,7 @@ stride = 2, group = "physical", delay = 1.5, failing = [2, 3], net = "eth0" }
     assert vf is not None
     assert (vf.count, vf.driver, vf.memory, vf.offset, vf.stride) == (8, "iavf", 1 << 20, 16, 2)
     assert (vf.shares_group, vf.delay, vf.failing, vf.net) == (True, 1.5, frozenset({2, 3}), ("eth0",))
+    assert (vf.enabled, vf.model.identity.revision) == (4, 9)
     assert (vf.model.identity.vendor, vf.model.identity.device) == (0x8086, 0x1592)
 
 
@@ -211,9 +213,12 @@ def test_a_config_space_is_a_file(load_text: Load, tmp_path: Path, content: byte
 
 def test_contents_are_in_the_lab_file(load_text: Load) -> None:
     (function,) = load_text(
-        f"[functions.\"0000:65:00.0\"]\nconfig = '''\n{ROWS}\n'''\nrom = '''\n55 aa\n00 01\n'''"
+        f"[functions.\"0000:65:00.0\"]\nconfig = '''\n{ROWS}\n'''\nrom = '''\n00: 55 aa\n10: 01\n'''"
     ).functions
-    assert (plain_of(function).config, plain_of(function).rom) == (CONFIG, b"\x55\xaa\0\1")
+    assert (plain_of(function).config, plain_of(function).rom) == (
+        CONFIG,
+        b"\x55\xaa".ljust(16, b"\0") + b"\1",
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,11 +227,13 @@ def test_contents_are_in_the_lab_file(load_text: Load) -> None:
         ("none", "none cannot be read: No such file or directory (paths begin at the lab file)"),
         (".", "cannot be read: Is a directory"),
         ("a\\u0000b", "cannot be a path"),
-        ("00: 12 34\\n03: 56", "row 03 follows 2 bytes (give all rows, in their order)"),
-        ("00: 12\\nno row", "'no row' is not a row of bytes"),
+        ("00: 12 34\\n03: 56", "no row can begin at 0x3 there (sort the rows)"),
+        ("00: 12\\nno row", 'line 2 is no row such as "10: 04 00" (take it out)'),
+        ("short", 'short: has no row such as "00: 86 80 ..."'),
     ],
 )
-def test_contents_that_cannot_be(load_text: Load, config: str, why: str) -> None:
+def test_contents_that_cannot_be(load_text: Load, tmp_path: Path, config: str, why: str) -> None:
+    (tmp_path / "short").write_text("nothing")
     with pytest.raises(LabFileError) as caught:
         load_text(f'[functions."0000:65:00.0"]\nconfig = "{config}"')
     assert 'functions."0000:65:00.0".config: ' in str(caught.value) and why in str(caught.value)
@@ -339,6 +346,7 @@ HERE = 'functions."0000:65:00.0"'
         ("vf = {}", "vf", "describes virtual functions, of which it has none (give vfs)"),
         ("vfs = 257", "vfs", "is more than 256"),
         ('vfs = 1\nvf.group = "other"', "vf.group", 'neither "own" nor "physical"'),
+        ("vfs = 1\nvf.enabled = 2", "vf.enabled", "is more than vfs, 1 (give it or fewer)"),
         ("vfs = 1\nvf.failing = 1", "vf.failing", "is not an array of numbers"),
         ("vfs = 1\nvf.failing = [256]", "vf.failing", "is not the index of a virtual function"),
         ('vfs = 1\nvf.driver = "vfio-pci"', "vf.driver", "a meaning of its own"),
@@ -361,7 +369,11 @@ def test_errors_of_a_function(load_text: Load, keys: str, key: str, why: str) ->
     ("text", "key", "why"),
     [
         ('functions."65:00.0" = {}', 'functions."65:00.0"', "is not a PCI address"),
-        ('functions."0000:65:00.{0-8}" = {}', 'functions."0000:65:00.{0-8}"', "{0-8} is no range of 0 to 7"),
+        (
+            'functions."0000:65:00.{0-8}" = {}',
+            'functions."0000:65:00.{0-8}"',
+            "is not a pattern of addresses",
+        ),
         ('functions."0000:65:{1-2}.0" = {}', 'functions."0000:65:{1-2}.0"', "is not a pattern of addresses"),
         ('functions."0000:65:{1f-00}.0" = {}', 'functions."0000:65:{1f-00}.0"', "the lower one first"),
         (

@@ -11,11 +11,11 @@ from typing import Any
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.spec import BridgeSpec, FunctionSpec, VfSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, MAX_VFS, VfLayout
-from devmodel.models.plain import PlainSpec
+from devmodel.models.plain import PlainDevice
 from devmodel.models.registry import MODELS, PHYSICAL
 from vfsfuse.labfile.faults import Fault, Keys
 from vfsfuse.labfile.plain import NAME as PLAIN_NAME
-from vfsfuse.labfile.plain import made, plain, read_bars
+from vfsfuse.labfile.plain import plain
 from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.schema import BRIDGE, HARDWARE, PLAIN, VF
 
@@ -145,6 +145,8 @@ def _virtual(reading: Reading, found: Found, model: type[PciDevice] | None, keys
         members["memory"] = found["vf_memory"]
     if "options" in table:
         members["options"], members["texts"] = read_options(reading, table["options"], members["model"], here)
+    if table.get("enabled", 0) > found["vfs"]:
+        reading.note((*here, "enabled"), f"is more than vfs, {found['vfs']} (give it or fewer)")
     return VfSpec(count=found["vfs"], **members)
 
 
@@ -154,25 +156,14 @@ def _virtual_model(
     """The model of virtual functions: by name, or plain ones that look like the physical function, or for a
     model that is not plain the model "vgpu"."""
     where = (*keys, "vf_model") if "vf_model" in found else (*keys, "vf", "model")
-    is_plain = any(key in table for key in PLAIN) or (model is not None and hasattr(model, "SPEC"))
+    is_plain = any(key in table for key in PLAIN) or (model is not None and issubclass(model, PlainDevice))
     named: str = table.get("model") or found.get("vf_model") or (PLAIN_NAME if is_plain else "vgpu")
     if named != PLAIN_NAME:
         _check_not_plain(reading, table, (*keys, "vf"))
         return reading.model(named, MODELS, where)
     if model is None:
         raise Fault
-    own = model.identity
-    spec = PlainSpec(
-        own.vendor,
-        table.get("device", own.device),
-        own.subsystem_vendor,
-        table.get("subsystem_device", own.subsystem_device),
-        own.class_code,
-        own.revision,
-        bars=read_bars(reading, table.get("bars", {}), (*keys, "vf", "bars")),
-        capabilities=table.get("capabilities", ()),
-    )
-    return made(reading, spec, (*keys, "vf"))
+    return plain(reading, table, (*keys, "vf"), model.identity)
 
 
 def _check_not_plain(reading: Reading, found: Found, keys: Keys) -> None:

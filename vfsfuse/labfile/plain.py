@@ -10,6 +10,7 @@ from typing import Any
 
 from devmodel.device.pci import PciDevice
 from devmodel.models.plain import PlainBar, PlainSpec, plain_model
+from devmodel.pci.fields import Identity
 from vfsfuse.labfile.content import read_config, read_content
 from vfsfuse.labfile.faults import Keys
 from vfsfuse.labfile.reading import Found, Reading, fields
@@ -19,29 +20,32 @@ NAME = "plain"
 """The name of the model in a lab file."""
 
 
-def is_plain(found: Mapping[str, Any]) -> bool:
-    """Whether a table has a key that only functions of the plain model have."""
-    return any(key in found for key in PLAIN)
-
-
-def plain(reading: Reading, found: Found, keys: Keys) -> type[PciDevice]:
-    """The model that the plain keys of a function describe."""
-    members: dict[str, Any] = fields({key: found[key] for key in PLAIN if key in found}, PLAIN)
+def plain(reading: Reading, found: Found, keys: Keys, physical: Identity | None = None) -> type[PciDevice]:
+    """The model that the plain keys of a function describe. A virtual function is like its ``physical``
+    function where nothing else is said."""
+    members: dict[str, Any] = {} if physical is None else _like(physical)
+    members |= fields({key: found[key] for key in PLAIN if key in found}, PLAIN)
     members["bars"] = read_bars(reading, found.get("bars", {}), (*keys, "bars"))
     for key, read in (("rom", read_content), ("vpd", read_content), ("config", read_config)):
         if key in found:
             folder = reading.folder((*keys, key))
             members[key] = reading.value(partial(read, folder=folder), found[key], (*keys, key))
-    return made(reading, PlainSpec(**members), keys)
-
-
-def made(reading: Reading, spec: PlainSpec, keys: Keys) -> type[PciDevice]:
-    """The model of a description."""
     try:
-        return plain_model(spec)
+        return plain_model(PlainSpec(**members))
     except ValueError as error:
         why = str(error)
         reading.fail(keys, why if why.endswith(")") else f"{why} (as the plain model needs it)")
+
+
+def _like(identity: Identity) -> dict[str, int]:
+    return {
+        "vendor": identity.vendor,
+        "device": identity.device,
+        "subsystem_vendor": identity.subsystem_vendor,
+        "subsystem_device": identity.subsystem_device,
+        "class_code": identity.class_code,
+        "revision": identity.revision,
+    }
 
 
 def read_bars(reading: Reading, tables: Mapping[str, object], keys: Keys) -> tuple[PlainBar, ...]:

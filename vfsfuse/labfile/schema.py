@@ -10,6 +10,7 @@ from typing import Any
 
 from devmodel.lifecycle.spec import PATH_NAME
 from vfsfuse.labfile import values
+from vfsfuse.labfile.addresses import PATTERN
 from vfsfuse.labfile.values import Kind
 
 
@@ -33,6 +34,8 @@ class Key:
 Schema = Mapping[str, Key]
 
 NAMES = f"^{PATH_NAME.pattern}$"
+ADDRESSES = f"^{PATTERN.pattern}$"
+PARENT_NAMES = f"^({PATH_NAME.pattern}|{values.ADDRESS})$"
 NODE_NUMBERS = "^(0|[1-9][0-9]{0,3})$"
 ROOT_NAMES = "^[0-9a-f]{4}:[0-9a-f]{2}$"
 
@@ -90,14 +93,13 @@ PLAIN: Schema = {
 }
 """Keys of functions of the plain model."""
 
+NOT_OF_VFS = {"interrupt_pin", "rom", "rom_size", "vpd"}
+"""Keys of plain functions that virtual functions do not have."""
+
 VF: Schema = {
     "model": Key(values.name, "model of the virtual functions", "model"),
-    "device": Key(values.word, "device id of plain virtual functions", "device"),
-    "subsystem_device": Key(
-        values.word, "subsystem device id of plain virtual functions", "subsystem_device"
-    ),
-    "bars": Key(values.table, "BARs of plain virtual functions", each=BAR, names="^[0-5]$"),
-    "capabilities": Key(values.words, "capabilities of plain virtual functions", "capabilities"),
+    **{key: PLAIN[key] for key in PLAIN if key not in NOT_OF_VFS},
+    "enabled": Key(values.count, "virtual functions that are enabled from the start", "enabled"),
     "driver": Key(values.name, "host driver of the virtual functions, none without it", "driver"),
     "memory": Key(values.size, "memory of each virtual function", "memory"),
     "options": Key(values.all_options, "options of the model"),
@@ -172,6 +174,6 @@ LAB: Schema = {
     "iommu": Key(values.table, "what the IOMMUs can do", table=IOMMU),
     "nodes": Key(values.table, "NUMA nodes of the machine, by number", each=NODE, names=NODE_NUMBERS),
     "roots": Key(values.table, "root buses, such as 0000:80", each=ROOT, names=ROOT_NAMES),
-    "functions": Key(values.table, "PCI functions, by address", each=FUNCTION),
-    "parents": Key(values.table, "parents of vGPUs, by name", each=PARENT),
+    "functions": Key(values.table, "PCI functions, by address", each=FUNCTION, names=ADDRESSES),
+    "parents": Key(values.table, "parents of vGPUs, by name", each=PARENT, names=PARENT_NAMES),
 }
