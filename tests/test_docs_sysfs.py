@@ -73,6 +73,10 @@ model = "rom"
 memory = "64M"
 types.small = {{ memory = "16M", description = "a small one" }}
 
+[functions."0000:8a:00.0"]
+capabilities = ["vpd"]
+vpd = "82 01 00 41\\n78"
+
 [parents.mtty]
 kind = "virtual"
 driver = "mtty"

@@ -44,7 +44,7 @@ MODES = {
     **dict.fromkeys((f"resource{index}_wc" for index in range(6)), 0o600),
     **{"reset_method": 0o644, "reset": 0o200, "reset_subordinate": 0o200},
     **dict.fromkeys(("nointxmask", "disable_idle_d3", "type"), 0o644),
-    **dict.fromkeys((*(f"resource{index}" for index in range(6)), "rom"), 0o600),
+    **dict.fromkeys((*(f"resource{index}" for index in range(6)), "rom", "vpd"), 0o600),
 }
 """Modes of files in sys/ by name, but for the uevent of what is no device and remove of a PCI function; every
 other one is 0444."""

@@ -221,6 +221,11 @@ class PciDevice(Device):
         """For models: regions from index 9 on. Called once, in ``__init__``."""
         return ()
 
+    @property
+    def vpd(self) -> bytes | None:
+        """For models: the vital product data, None without that capability. Any thread."""
+        return None
+
     def attach_parent(self, parent: "PciDevice | None") -> None:
         """For models of vGPUs: ``parent`` is the physical function that this is a vGPU of, None for a virtual
         parent. Called once, before a client can reach the device."""

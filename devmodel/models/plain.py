@@ -135,9 +135,8 @@ class PlainDevice(PciDevice):
             self.config.watch(place + regs.VPD_ADDR, 2, self._vpd_address_written)
 
     @property
-    def vpd(self) -> bytes:
-        """The vital product data. Any thread."""
-        return self.SPEC.vpd
+    def vpd(self) -> bytes | None:
+        return self.SPEC.vpd if self.config.find(CapId.VPD) else None
 
     def bars(self) -> Mapping[int, Bar]:
         bars = {bar.index: _bar(bar) for bar in self.BARS}
@@ -195,7 +194,7 @@ class PlainDevice(PciDevice):
             self.config.store(place + regs.VPD_ADDR, 2, value & ~regs.VPD_ADDR_F)
             return
         offset = value & regs.VPD_ADDR_MASK & ~3
-        data = self.vpd[offset : offset + 4].ljust(4, b"\0")
+        data = self.SPEC.vpd[offset : offset + 4].ljust(4, b"\0")
         self.config.store(place + regs.VPD_DATA, 4, int.from_bytes(data, "little"))
         self.config.store(place + regs.VPD_ADDR, 2, value | regs.VPD_ADDR_F)
 

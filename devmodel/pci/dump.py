@@ -16,6 +16,7 @@ ROW = 16
 MAX_DUMP = 1 << 16
 """Most bytes that rows may have."""
 _ROW = re.compile(r"\s*([0-9a-fA-F]{2,4}):((?:\s+[0-9a-fA-F]{2}){1,16})\s*")
+_BARE_ROW = re.compile(r"\s*[0-9a-fA-F]{2}(?:\s+[0-9a-fA-F]{2})*\s*")
 _ADDRESS_LINE = re.compile(r"([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7](\s.*)?")
 
 
@@ -26,7 +27,8 @@ def row_of(line: str) -> tuple[int, bytes] | None:
 
 
 def rows_of(text: str) -> bytes:
-    """The bytes of a text of rows, as many as up to the last row. A row that is not there is zeros.
+    """The bytes of a text of rows, as many as up to the last row. A row that is not there is zeros. A row
+    without an offset follows the one before.
 
     Lines before the first row, and empty lines, do not count. Raises ValueError with the number of a line
     that is no row, or that is not behind the row before.
@@ -34,13 +36,15 @@ def rows_of(text: str) -> bytes:
     data = bytearray()
     for number, line in enumerate(text.splitlines(), 1):
         row = row_of(line)
+        if row is None and _BARE_ROW.fullmatch(line):
+            row = len(data), bytes.fromhex(line)
         if row is None:
             if data and line.strip():
                 other = ": a second function" if _ADDRESS_LINE.fullmatch(line) else ""
                 raise ValueError(f'line {number} is no row such as "10: 04 00"{other} (take it out)')
             continue
         offset, found = row
-        if offset < len(data) or offset % ROW or offset + len(found) > MAX_DUMP:
+        if offset < len(data) or (offset != len(data) and offset % ROW) or offset + len(found) > MAX_DUMP:
             raise ValueError(f"line {number}: no row can begin at {offset:#x} there (sort the rows)")
         data.extend(bytes(offset - len(data)) + found)
     if not data:

@@ -29,6 +29,7 @@ def test_bytes_are_taken_as_they_are() -> None:
 
 def test_rows_of_zeros_may_be_left_out() -> None:
     assert config_space(b"00: 86 80\n40: 01\n") == b"\x86\x80".ljust(64, b"\0") + b"\1" + bytes(191)
+    assert rows_of("55 aa\n00 01\n10: 07") == b"\x55\xaa\0\1".ljust(16, b"\0") + b"\7"
     assert list(rows(bytes(64))) == ["00:" + " 00" * 16, "30:" + " 00" * 16]
 
 
@@ -42,6 +43,7 @@ def test_rows_of_zeros_may_be_left_out() -> None:
         (b"00: 86 80\n00: 86\n", "line 2: no row can begin at 0x0"),
         (b"01: 86\n", "line 1: no row can begin at 0x1"),
         (b"00: 86 80 8", "has no row"),
+        (b"00: 86 80\n86 8\n", "line 2 is no row"),
         (b"1000: 01\n", "has 4097 bytes"),
         (b"fff0:" + b" 00" * 16 + b"\n", "65536 bytes"),
         (b"\xff" * 100, "has 100 bytes and no text"),

@@ -50,6 +50,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.asking": "",
     "vfsfuse.sticky": "",
     "vfsfuse.scheduling": "",
+    "vfsfuse.capture": "devmodel: pci | vfsfuse: asking",
     "vfsfuse.run": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci uuids",
     "vfsfuse.kernfs": "ioctl_shim "
@@ -64,7 +65,7 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: kernfs sysfs vfio",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: kernfs scheduling views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
-    "| vfsfuse: asking kernfs.xattr labfile run server sticky",
+    "| vfsfuse: asking capture kernfs.xattr labfile run server sticky",
     "vfsfuse.__main__": "vfsfuse: cli",
 }
 """By room: the rooms that it may import, or single modules of one."""

@@ -36,6 +36,7 @@ SUBCOMMANDS = {
     "surprise-remove": Subcommand(
         "cli.surprise_remove", "take a vGPU away from whoever has it, for tests of its users"
     ),
+    "capture": Subcommand("cli.capture", "write the lab file of a real machine"),
     "screenshot": Subcommand("cli.screenshot", "save the picture that a vGPU shows as a PNG"),
 }
 

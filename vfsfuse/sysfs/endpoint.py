@@ -13,7 +13,7 @@ import errno
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.function import PciFunction
 from devmodel.pci.rom import image_size
-from ioctl_shim.lane import Opened, OpenRequest
+from ioctl_shim.lane import Opened, OpenRequest, PlainFile
 from vfsfuse.kernfs.members import BinaryMember, attribute, binary, store_only
 from vfsfuse.sysfs.kstrtox import parse_number
 from vfsfuse.sysfs.pci import BARS, ROM, PciAttributes
@@ -21,6 +21,7 @@ from vfsfuse.vfio.port import RegionFile, open_region
 
 DISPLAY_VGA = 0x0300
 PORT_SIZES = (1, 2, 4)
+VPD_UNIT = 4
 WC_DOC = """\
 The same as `resource<N>`, for a mapping that combines writes; present for prefetchable memory.
 
@@ -50,6 +51,35 @@ class RomFile(RegionFile):
         self._function.device.check_present()
         self._function.core.rom_enabled = offset > 0 or data not in (b"0", b"0\n")
         return len(data)
+
+
+class VpdFile(PlainFile):
+    """An open `vpd` of a function: the vital product data."""
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: PciDevice) -> None:
+        self._device = device
+
+    @property
+    def subject(self) -> str:
+        return self._device.name
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = self._data()
+        return data[offset : offset + size]
+
+    def write(self, offset: int, data: bytes) -> int:
+        if offset % VPD_UNIT or len(data) % VPD_UNIT or offset + len(data) > len(self._data()):
+            raise OSError(errno.EINVAL, "not whole words of the vital product data")
+        return len(data)  # the function does not take it
+
+    def _data(self) -> bytes:
+        self._device.check_present()
+        data = self._device.vpd
+        if not data:
+            raise OSError(errno.EIO, "the vital product data have no end")
+        return data
 
 
 class PortsFile(RegionFile):
@@ -89,6 +119,10 @@ def _wc_file(index: int) -> BinaryMember:
 def _rom_size(self: EndpointAttributes) -> int | None:
     bar = self.assignable.device.bar_map.get(ROM)
     return None if bar is None else bar.size
+
+
+def _vpd_size(self: EndpointAttributes) -> int | None:
+    return None if self.assignable.device.vpd is None else 0
 
 
 def _can_be_reset(self: EndpointAttributes) -> bool:
@@ -143,6 +177,14 @@ class EndpointAttributes(PciAttributes):
         `0` disables reading (on Linux, only with a newline), anything else enables it.
         """
         return Opened(RomFile(self.assignable))
+
+    @binary(0o600, _vpd_size)
+    def vpd(self, request: OpenRequest) -> Opened:
+        """The vital product data, EIO if there are none. Present where the function has that capability.
+
+        Has no effect: they cannot be written. EINVAL for bytes that are not whole words of the data.
+        """
+        return Opened(VpdFile(self.assignable.device))
 
     resource0_wc, resource1_wc, resource2_wc, resource3_wc, resource4_wc, resource5_wc = map(
         _wc_file, range(BARS)

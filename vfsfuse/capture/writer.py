@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab file of a captured machine. It has the keys of docs/lab.md and nothing else.
+
+State: none. Source: docs/lab.md, toml.io.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from devmodel.pci import regs
+from devmodel.pci.dump import rows
+from devmodel.pci.fields import MIN_ROM
+from devmodel.pci.image import Image
+from devmodel.pci.regs import CapId
+from vfsfuse.capture.machine import (
+    HEADER_SIZE,
+    FoundBar,
+    FoundFunction,
+    FoundVfs,
+    Machine,
+)
+from vfsfuse.capture.spaces import Space
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+"""A name that a lab file can have."""
+LAB_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+"""An address that a lab can have."""
+NOT_HOST_DRIVERS = ("vfio-pci", "iommu", "mdev_bus", "net", "pci_bus", "vfio", "vfio-dev")
+"""What a lab file cannot have as a host driver."""
+PCIEPORT = "pcieport"
+MAX_VFS, MAX_NODES, MAX_SLOT, MAX_BAR, MAX_ROM = 256, 1024, 8191, 1 << 40, 16 << 20
+_WIDE = ("mem64", "mem64-prefetch")
+_CARDBUS = 2
+
+
+class Written:
+    """The text of a lab file, and ``notes`` about what it does not have."""
+
+    __slots__ = ("notes", "text")
+
+    def __init__(self, machine: Machine, roms: Path | None = None) -> None:
+        """``roms`` is the folder, as the lab file names it, with the contents of ROMs."""
+        writer = _Writer(machine, roms)
+        body = "\n".join(writer.lines())
+        self.notes = (*machine.notes, *writer.notes)
+        head = [
+            "# A lab file, written by `vfsfuse capture`: docs/capture.md. Each function is as it was found."
+        ]
+        for note in self.notes:
+            head += textwrap.wrap(_plain(note, 1000), 100, initial_indent="# - ", subsequent_indent="#   ")
+        self.text = "\n".join(head) + "\n\n" + body + "\n"
+
+
+def rom_name(function: FoundFunction) -> str:
+    """The name of the file with the content of a function's ROM."""
+    return f"{function.address}.rom"
+
+
+class _Writer:
+    """Writes one machine."""
+
+    def __init__(self, machine: Machine, roms: Path | None) -> None:
+        self.machine, self.roms = machine, roms
+        self.notes: list[str] = []
+
+    def lines(self) -> Iterator[str]:
+        functions = [each for each in self.machine.functions.values() if self.can_be(each)]
+        yield from self.nodes()
+        yield from self.roots()
+        yield from self.units(functions)
+        for each in functions:
+            if each.physical is None or each.physical not in self.machine.functions:
+                yield from self.function(each)
+
+    def can_be(self, function: FoundFunction) -> bool:
+        """Whether a lab can have it."""
+        space = Space(function.config)
+        if not LAB_ADDRESS.fullmatch(function.address):
+            self.notes.append(f"{function.address} is left out: a lab has domains of 16 bits")
+            return False
+        if space.header_type >= _CARDBUS:
+            self.notes.append(f"{function.address} is left out: it is a CardBus bridge")
+            return False
+        return True
+
+    def nodes(self) -> Iterator[str]:
+        for node in self.machine.nodes:
+            if node.number >= MAX_NODES:
+                continue
+            yield f"[nodes.{node.number}]"
+            if re.fullmatch(r"[0-9,-]+", node.cpus):
+                yield f'cpus = "{node.cpus}"'
+            if node.memory_kb:
+                yield f"memory = {_size(node.memory_kb << 10)}"
+            if len(node.distances) == len(self.machine.nodes):
+                yield f"distances = [{', '.join(map(str, node.distances))}]"
+            yield ""
+
+    def roots(self) -> Iterator[str]:
+        for bus, node in self.machine.roots.items():
+            known = node is not None and 0 <= node < MAX_NODES
+            if not re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{2}", bus) or (bus.endswith(":00") and not known):
+                continue
+            yield f'[roots."{bus}"]'
+            if known:
+                yield f"numa_node = {node}"
+            yield ""
+
+    def units(self, functions: Sequence[FoundFunction]) -> Iterator[str]:
+        """The IOMMU units, each with the fewest names that say which functions are behind it."""
+        for name, scope in scopes(functions, self.machine.roots).items():
+            if NAME.fullmatch(name) is None:
+                self.notes.append(f"IOMMU unit {_plain(name)!r} cannot be named so in a lab; it is left out")
+                continue
+            yield f"[iommu.units.{name if re.fullmatch('[A-Za-z0-9_-]+', name) else _text(name)}]"
+            yield f"scope = [{', '.join(map(_text, scope))}]"
+            yield ""
+
+    def function(self, function: FoundFunction) -> Iterator[str]:
+        config = self.config(function)
+        if function.description:
+            yield f"# {_plain(function.description)}"
+        yield f'[functions."{function.address}"]'
+        yield from self.identity(function, config)
+        yield from self.bridge(function)
+        yield from self.surroundings(function)
+        yield from self.bars(function, config)
+        if config:
+            yield from _rows("config", config)
+        if function.vpd and CapId.VPD in _offsets(config):
+            yield from _rows("vpd", function.vpd)
+        if function.vfs is not None and not function.is_bridge:
+            yield from self.vfs(function, function.vfs)
+        yield ""
+
+    def config(self, function: FoundFunction) -> bytes:
+        """The configuration space that the lab file gets; none if it cannot be used."""
+        if not function.config:
+            return b""
+        try:
+            Image.of(function.config)
+        except ValueError as error:
+            self.notes.append(f"{function.address}: its configuration space is left out: {error}")
+            return b""
+        return function.config
+
+    def identity(self, function: FoundFunction, config: bytes) -> Iterator[str]:
+        """Ids that a configuration space does not say, and capabilities where it is not known."""
+        if not config:
+            yield f"vendor = {function.vendor:#06x}"
+            yield f"device = {function.device:#06x}"
+            if function.subsystem_vendor or function.subsystem_device:
+                yield f"subsystem_vendor = {function.subsystem_vendor:#06x}"
+                yield f"subsystem_device = {function.subsystem_device:#06x}"
+            yield f"class = {function.class_code:#08x}"
+            if function.revision:
+                yield f"revision = {function.revision:#04x}"
+            if function.interrupt_pin:
+                yield f"interrupt_pin = {function.interrupt_pin}"
+        if len(config) <= HEADER_SIZE and not function.is_bridge:
+            words = [word for word in function.words if self.fits(word, function)]
+            if words:
+                yield f"capabilities = [{', '.join(map(_text, words))}]"
+            if function.serial is not None and any(word.startswith("express") for word in words):
+                digits = f"{function.serial:016x}"
+                yield f"serial = {_text('-'.join(digits[at : at + 2] for at in range(0, 16, 2)))}"
+
+    def fits(self, word: str, function: FoundFunction) -> bool:
+        """Whether a function can have a capability by word. MSI-X needs a BAR that has room."""
+        name, _, count = word.partition(":")
+        if name in ("aer", "acs", "ari"):
+            return any(each.startswith("express") for each in function.words)
+        if name != "msix":
+            return True
+        room = max((bar.size for bar in function.bars if bar.kind != "io"), default=0)
+        return count.isdecimal() and 0 < int(count) <= 2048 and room >= 17 * int(count) + 8
+
+    def bridge(self, function: FoundFunction) -> Iterator[str]:
+        if function.secondary is None:
+            return
+        yield f'bridge = "{self.kind(function)}"'
+        yield f"secondary = {function.secondary:#04x}"
+        yield f"subordinate = {function.subordinate:#04x}"
+        space = Space(function.config)
+        isolated = space.isolated if space.is_express else None
+        if isolated is not None:
+            yield f"acs = {'true' if isolated else 'false'}"
+
+    def kind(self, function: FoundFunction) -> str:
+        """The kind of a bridge. Without its capabilities, the place tells: below the root are root ports,
+        below those switches."""
+        kind = Space(function.config).bridge_kind
+        if kind is not None:
+            return kind
+        if function.words and not any(word.startswith("express") for word in function.words):
+            return "pci"
+        above = self.machine.functions.get(function.above or "")
+        if above is None:
+            return "root-port"
+        return "switch-downstream" if self.kind(above) == "switch-upstream" else "switch-upstream"
+
+    def surroundings(self, function: FoundFunction) -> Iterator[str]:
+        """What is not of the function itself: driver, group, node, slot, interfaces."""
+        driver = function.driver
+        if driver == "vfio-pci":
+            yield "# bound to vfio-pci when it was captured"
+        elif driver is not None and self.is_host_driver(driver, function):
+            yield f"driver = {_text(driver)}"
+        if function.group is not None:
+            yield f"group = {function.group}"
+        elif function.groups_known:
+            yield "iommu = false"
+        node = function.numa_node
+        if node is not None and 0 <= node < MAX_NODES and node != self.machine.roots.get(function.bus):
+            yield f"numa_node = {node}"
+        if function.slot is not None:
+            if re.fullmatch(r"[0-9]{1,4}", function.slot) and int(function.slot) <= MAX_SLOT:
+                yield f"slot = {_text(function.slot)}"
+            else:
+                self.notes.append(f"{function.address}: a lab cannot name its slot {_plain(function.slot)!r}")
+        net = [each for each in function.net if _is_interface(each.name)]
+        if net:
+            yield f"net = [{', '.join(_text(each.name) for each in net)}]"
+            mac = net[0].mac
+            if mac is not None and not mac[0] & 1:
+                yield f"mac = {_text(mac.hex(':'))}"
+
+    def is_host_driver(self, driver: str, function: FoundFunction) -> bool:
+        if driver in NOT_HOST_DRIVERS or NAME.fullmatch(driver) is None:
+            self.notes.append(f"{function.address}: a lab cannot have its driver {_plain(driver)!r}")
+            return False
+        return driver != PCIEPORT or function.is_bridge
+
+    def bars(self, function: FoundFunction, config: bytes) -> Iterator[str]:
+        image = Image.of(config) if config else None
+        count = 2 if image is not None and image.is_bridge else 6
+        taken: set[int] = set()
+        for bar in function.bars:
+            wide = bar.kind in _WIDE
+            indexes = {bar.index, bar.index + 1} if wide else {bar.index}
+            if not _is_possible(bar) or indexes & taken or max(indexes) >= count:
+                self.notes.append(f"{function.address}: its BAR {bar.index} of {bar.size} bytes is left out")
+                continue
+            taken |= indexes
+            yield f"bars.{bar.index} = {{ {', '.join(_bar(bar, image))} }}"
+        size = function.rom_size
+        if size and not function.is_bridge:
+            if size & (size - 1) or not MIN_ROM <= size <= MAX_ROM:
+                self.notes.append(f"{function.address}: its ROM of {size} bytes is left out")
+                return
+            if function.rom and self.roms is not None:
+                yield f"rom = {_text(str(self.roms / rom_name(function)))}"
+            yield f"rom_size = {_size(size)}"
+
+    def vfs(self, function: FoundFunction, vfs: FoundVfs) -> Iterator[str]:
+        """Its virtual functions, described by those that are enabled."""
+        bars = [bar for bar in vfs.bars if _is_possible(bar) and bar.kind != "io"]
+        if not 0 < vfs.total <= MAX_VFS or len(bars) < len(vfs.bars):
+            self.notes.append(f"{function.address}: its {vfs.total} virtual functions are left out")
+            return
+        yield f"vfs = {vfs.total}"
+        virtual = [each for each in self.machine.functions.values() if each.physical == function.address]
+        yield f'[functions."{function.address}".vf]'
+        sample = virtual[0] if virtual else None
+        device = vfs.device if vfs.device is not None else sample.device if sample else None
+        if device is not None:
+            yield f"device = {device:#06x}"
+        if sample is not None and sample.subsystem_device != function.subsystem_device:
+            yield f"subsystem_device = {sample.subsystem_device:#06x}"
+        for bar in bars:
+            yield f"bars.{bar.index} = {{ size = {_size(bar.size)}, kind = {_text(bar.kind)} }}"
+        if vfs.offset and vfs.stride:
+            yield f"offset = {vfs.offset}"
+            yield f"stride = {vfs.stride}"
+        drivers = {each.driver for each in virtual} - {None, "vfio-pci"}
+        if len(drivers) == 1 and self.is_host_driver(driver := str(*drivers), function):
+            yield f"driver = {_text(driver)}"
+        if sample is not None and sample.group is not None and sample.group == function.group:
+            yield 'group = "physical"'
+        names = [each.net[0].name for each in virtual if each.net and _is_interface(each.net[0].name)]
+        if virtual and len(names) == len(virtual):
+            yield f"net = [{', '.join(map(_text, names))}]"
+        if virtual:
+            self.notes.append(
+                f"{function.address}: {len(virtual)} virtual functions were enabled; write that to its "
+                "sriov_numvfs to have them"
+            )
+
+
+def scopes(
+    functions: Sequence[FoundFunction], roots: Mapping[str, int | None]
+) -> Mapping[str, Sequence[str]]:
+    """By the name of an IOMMU unit, the root buses, bridges and functions that it is above."""
+    found: dict[str, list[str]] = {}
+    below: dict[str, list[FoundFunction]] = {}
+    for each in functions:
+        if each.physical is None:
+            below.setdefault(each.above or each.bus, []).append(each)
+    units: dict[str, set[str | None]] = {}
+
+    def gather(name: str, depth: int = 0) -> set[str | None]:
+        if name not in units and depth < MAX_VFS:
+            units[name] = set()
+            for each in below.get(name, ()):
+                units[name] |= {each.unit} | (gather(each.address, depth + 1) if each.is_bridge else set())
+        return units.get(name, set())
+
+    def place(name: str, own: set[str | None]) -> None:
+        whole = own | gather(name)
+        unit = next(iter(whole)) if len(whole) == 1 else None
+        if unit is not None:
+            found.setdefault(unit, []).append(name)
+            return
+        if len(own) == 1 and (unit := next(iter(own))) is not None and not below.get(name):
+            found.setdefault(unit, []).append(name)
+        for each in below.get(name, ()):
+            place(each.address, {each.unit})
+
+    for bus in roots:
+        place(bus, set())
+    return {name: found[name] for name in sorted(found)}
+
+
+def _bar(bar: FoundBar, image: Image | None) -> Iterator[str]:
+    """The keys of a BAR; what the configuration space says is left out."""
+    yield f"size = {_size(bar.size)}"
+    register = 0 if image is None else image.bar(bar.index)
+    if not register and bar.kind != "mem32":
+        yield f"kind = {_text(bar.kind)}"
+    captured = register & (~3 if register & 1 else ~0xF)
+    if bar.address and bar.address != captured and not bar.address % bar.size and bar.address < 1 << 63:
+        yield f"address = {bar.address:#x}"
+
+
+def _is_possible(bar: FoundBar) -> bool:
+    least, most = (4, 1 << 16) if bar.kind == "io" else (16, MAX_BAR if bar.kind in _WIDE else 1 << 31)
+    return least <= bar.size <= most and not bar.size & (bar.size - 1)
+
+
+def _is_interface(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", name) is not None
+
+
+def _offsets(config: bytes) -> Mapping[int, int]:
+    return Image.of(config).offsets if len(config) > regs.STD_HEADER_SIZEOF else {}
+
+
+def _rows(key: str, data: bytes) -> Iterator[str]:
+    yield f'{key} = """'
+    yield from rows(data)
+    yield '"""'
+
+
+def _size(size: int) -> str:
+    """Bytes as a lab file writes them: 128, "16M"."""
+    for unit, shift in (("T", 40), ("G", 30), ("M", 20), ("K", 10)):
+        if size and not size % (1 << shift):
+            return f'"{size >> shift}{unit}"'
+    return str(size)
+
+
+def _text(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _plain(text: str, most: int = 200) -> str:
+    """A text from anywhere, for a comment or a message: one line that can be printed."""
+    return "".join(each if each.isprintable() else "?" for each in text)[:most]
