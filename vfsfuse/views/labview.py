@@ -205,14 +205,16 @@ class LabView:
         own = self.functions.directory(function)
         if function.vfio_minor is None and _is_parent(function):
             self._announcer.offers_types(own)
-        self._announcer.bound(own, function, function.vfio_minor)
+        first = function.group.noiommu or self.nodes.groups.drivers(function.group) == 1
+        self._announcer.bound(own, function, function.vfio_minor, first)
 
     def unbound(self, function: PciFunction) -> None:
         own = self.functions.directory(function)
         self.functions.unbound(function)
         if function.vfio_minor is None and _is_parent(function):
             self._announcer.withdraws_types(own, function.host_driver or "")
-        self._announcer.unbound(own, function, function.vfio_minor)
+        last = not self.nodes.groups.drivers(function.group)
+        self._announcer.unbound(own, function, function.vfio_minor, last)
 
     # ---- building ----
 
