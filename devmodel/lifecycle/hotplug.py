@@ -170,19 +170,17 @@ class Hotplug:
         """The groups of the functions that are there from the start, by name. They are numbered in this
         order: those of parents as the lab file has them, of other functions as Linux finds them, and of root
         ports that the file does not name."""
-        by_name = self._table.bridges
-        for bus, place in self.buses.bridges.items():
-            by_name[bus] = self._place(self._functions[str(place.address)]).node
-        ports = {str(place.address) for place in self.buses.bridges.values() if place.automatic}
-        others = [spec for spec in specs if spec.parent is None and spec.name not in ports]
-        order = {self._place(spec).node: spec for spec in others if spec.plugged}
-        ordered = [
-            *(spec for spec in specs if spec.parent is not None),
-            *(order[node] for node in found_order(order)),
-            *(spec for spec in specs if spec.name in ports),
-        ]
-        fixed = [spec.group for spec in specs if isinstance(spec.group, int)]
-        found = self._table.boot([self._place(spec) for spec in ordered if spec.plugged], fixed)
+        for bus, bridge in self.buses.bridges.items():
+            self._table.bridges[bus] = self._place(self._functions[str(bridge.address)]).node
+        ports = {str(bridge.address) for bridge in self.buses.bridges.values() if bridge.automatic}
+        parents, named, automatic = list[Place](), list[Place](), list[Place]()
+        for spec in specs:
+            if spec.plugged:
+                kind = automatic if spec.name in ports else named if spec.parent is None else parents
+                kind.append(self._place(spec))
+        behind = {place.node: place for place in named}
+        ordered = [*parents, *map(behind.__getitem__, found_order(behind)), *automatic]
+        found = self._table.boot(ordered, {spec.group for spec in specs if isinstance(spec.group, int)})
         return {str(address): group for address, group in found.items()}
 
     def _place(self, spec: FunctionSpec) -> Place:
