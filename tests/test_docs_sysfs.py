@@ -34,7 +34,7 @@ class Rom(PciDevice):
     def capabilities(self):
         return (power_management(),)
 '''
-HOST, VFIO, NOIOMMU, ROM = (f"0000:{bus}:00.0" for bus in ("86", "87", "88", "89"))
+HOST, VFIO, NOIOMMU, ROM, NIC = (f"0000:{bus}:00.0" for bus in ("86", "87", "88", "89", "8a"))
 LAB = f"""
 models = {{ rom = "rom.py:Rom" }}
 
@@ -73,7 +73,9 @@ model = "rom"
 memory = "64M"
 types.small = {{ memory = "16M", description = "a small one" }}
 
-[functions."0000:8a:00.0"]
+[functions."{NIC}"]
+driver = "nic"
+net = "enp138s0"
 capabilities = ["vpd"]
 vpd = "82 01 00 41\\n78"
 
@@ -100,6 +102,7 @@ WORD_TEXTS = {
     "vgpu": ("6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01", "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01-3"),
     "device": ("sys/devices/virtual/mtty/mtty/6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01",),
     "group": ("0", "noiommu-12"),
+    "interface": ("sys/devices/pci0000:86/0000:86:00.0/net/eth0", "sys/devices/virtual/net/lo"),
 }
 
 

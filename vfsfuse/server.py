@@ -71,7 +71,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     calls = CallPoint()
     operations = Operations(inodes, calls)
     view = LabView(spec, tree, calls)
-    view.stores.publish = operations.publish
+    view.stores.publish = view.lab.later.publish = operations.publish
     lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads)
     try:
         pyfuse3.init(operations, mountpoint, mount_options())

@@ -62,7 +62,6 @@ class Device:
         "dma",
         "ioeventfds",
         "irq",
-        "irqs",
         "lock",
         "name",
         "regions",
@@ -84,8 +83,7 @@ class Device:
         self._hide: Hide | None = None
         self.name = name
         self.regions = tuple(regions)
-        self.irqs = tuple(irqs)
-        self.irq = Irqs(self.irqs)
+        self.irq = Irqs(irqs)
         self.ioeventfds = IoEventfds(self.write)
         self.tasks = Tasks()
         self.dma = DmaPort(self.tasks, self.may_dma)
@@ -97,6 +95,11 @@ class Device:
         self._backing = Backing({index: region.backed for index, region in memory.items()})
         for index, region in memory.items():
             region.bind(self._backing, index)
+
+    @property
+    def irqs(self) -> tuple[IrqIndex | None, ...]:
+        """What the interrupt indexes are. Any thread."""
+        return self.irq.indexes
 
     @property
     def calls(self) -> CallPoint:

@@ -7,7 +7,7 @@ enumerations), the behaviour of vfio-pci.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
@@ -238,6 +238,26 @@ class PciDevice(Device):
                 place = int.from_bytes(cap.body[2:6], "little")
                 return MsixTable(place & 7, place & ~7, cap.vectors * regs.MSIX_ENTRY_SIZE)
         return None
+
+    @property
+    def msix_vectors(self) -> int:
+        """How many entries the MSI-X table has, 0 without MSI-X."""
+        return self.irq.count(PciIrq.MSIX)
+
+    def size_msix(self, vectors: int) -> None:
+        """Give the MSI-X table this many entries, at most as many as the model has declared; a reset keeps
+        it. For a function that no client has open. Takes :attr:`lock`."""
+        with self.lock:
+            place = self.config.find(CapId.MSIX) + regs.MSI_FLAGS
+            control = self.config.value(place, 2) & ~regs.MSIX_QSIZE | vectors - 1
+            self.config.preset(place, 2, control)
+            self.caps = tuple(
+                replace(cap, body=control.to_bytes(2, "little") + cap.body[2:], vectors=vectors)
+                if cap.id == CapId.MSIX
+                else cap
+                for cap in self.caps
+            )
+            self.irq.resize(PciIrq.MSIX, vectors)
 
     @property
     def has_flr(self) -> bool:

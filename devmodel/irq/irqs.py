@@ -8,7 +8,7 @@ Source: <linux/vfio.h> (VFIO_DEVICE_SET_IRQS), the behaviour of vfio-pci's inter
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -81,6 +81,19 @@ class Irqs(ActiveIrq):
         """Vectors of ``index``, 0 when the device has no such index."""
         found = self._indexes[index] if 0 <= index < len(self._indexes) else None
         return 0 if found is None else found.count
+
+    def resize(self, index: PciIrq, count: int) -> None:
+        """Give ``index`` another number of vectors. No client has the device open."""
+        indexes = list(self._indexes)
+        found = indexes[index]
+        assert found is not None
+        indexes[index] = replace(found, count=count)
+        self._indexes = tuple(indexes)
+
+    @property
+    def indexes(self) -> tuple[IrqIndex | None, ...]:
+        """The interrupt indexes, None for one that the device has not."""
+        return self._indexes
 
     def set(self, index: int, action: Action, start: int, count: int, data: Data) -> None:
         """SET_IRQS on ``count`` vectors from ``start``. The caller has checked them against :meth:`count`.

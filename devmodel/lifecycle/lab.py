@@ -23,7 +23,9 @@ from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.functions import FunctionObserver, FunctionTable
 from devmodel.lifecycle.hotplug import Hotplug
 from devmodel.lifecycle.iommuunit import IommuUnit
+from devmodel.lifecycle.later import Later
 from devmodel.lifecycle.mdev import Mdev, MdevType
+from devmodel.lifecycle.netdev import NetCore, check_names
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import LabSpec
 from devmodel.lifecycle.sriov import SriovCore
@@ -69,10 +71,12 @@ class Lab:
         self.mdev_driver = MdevDriver(self.lock, observer, self.calls)
         self.tasks = TaskHost(self.calls)
         table = FunctionTable(observer, self.drivers.functions, self._group_numbers, self.groups)
-        self.sriov = SriovCore(self.lock, self.drivers, table)
+        self.later, self.net = Later(self.tasks), NetCore()
+        self.sriov = SriovCore(self.lock, self.drivers, table, self.later)
         self.drivers.releases.append(self._unregister)
         self.hotplug = Hotplug(self.lock, self.drivers, table, self.tasks)
         self.parents, self.ports = self.hotplug.parents, self.hotplug.ports
+        check_names(spec.all_functions)
         self.hotplug.boot(spec)
         behind = [each for each in self.drivers.functions.values() if not each.group.noiommu]
         segments = sorted({function.address.segment for function in behind})

@@ -81,6 +81,8 @@ class VfSpec:
     the IOMMU group of the function. They appear ``delay`` seconds after the write that enables them; the host
     driver fails to take those with an index in ``failing``. ``net`` are names of network interfaces by index.
     ``enabled`` is how many of them there are from the start.
+    ``vectors`` is how many MSI-X vectors the function's host driver shares out among them, 0 for a driver
+    that cannot.
     """
 
     count: int
@@ -96,6 +98,7 @@ class VfSpec:
     failing: frozenset[int] = frozenset()
     net: tuple[str, ...] = ()
     enabled: int = 0
+    vectors: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SR-IOV: the driver of a physical function enables its virtual functions, and disables them all.
+"""SR-IOV: the driver of a physical function enables its virtual functions, disables them all, and shares out
+MSI-X vectors among them. Those of a function with a delay come by themselves, later.
 
 State: the lifecycle thread's, under ``Lab.lock``; whether a client holds a function is under its group's
 lock. Source: Documentation/ABI/testing/sysfs-bus-pci (sriov_numvfs and the other sriov_ attributes),
@@ -9,59 +10,115 @@ Documentation/PCI/pci-iov-howto.rst, the behaviour of vfio-pci.
 import errno
 import threading
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.lifecycle.binding import DriverCore, virtual_functions_held
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.functions import FunctionTable
-from devmodel.lifecycle.grouped import Place
+from devmodel.lifecycle.later import Later, Timer
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.vf import VfLayout
 from devmodel.pci import regs
 from devmodel.pci.regs import ExtCapId
-from devmodel.topology.grouping import Kind, Node
 from devmodel.vfio.group import retire_all
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """Virtual functions that are enabled and have not appeared yet: how many, and what lets them appear."""
+
+    count: int
+    timer: Timer
 
 
 class SriovCore:
     """Enables and disables the virtual functions of a lab."""
 
     def __init__(
-        self,
-        lock: threading.RLock,
-        drivers: DriverCore,
-        table: FunctionTable,
+        self, lock: threading.RLock, drivers: DriverCore, table: FunctionTable, later: Later
     ) -> None:
-        self._lock, self._drivers, self._table = lock, drivers, table
+        self._lock, self._drivers, self._table, self._later = lock, drivers, table, later
+        self._coming: dict[PhysicalFunction, _Coming] = {}
         drivers.releases.append(self._disable)
 
     @property
     def calls(self) -> CallPoint:
         return self._drivers.calls
 
+    def count_of(self, function: PhysicalFunction) -> int:
+        """How many virtual functions are enabled, those that are to come too. Under ``Lab.lock``."""
+        coming = self._coming.get(function)
+        return len(function.vfs) if coming is None else coming.count
+
     @lifecycle_change
     def set_count(self, function: PhysicalFunction, count: int) -> None:
         """Enable ``count`` virtual functions, or with 0 disable them all, as a write to sriov_numvfs does.
 
-        Raises ``OSError``: ERANGE for more than the function can have; ENOENT when it has no driver, one that
-        is about to leave, or vfio-pci while that module's enable_sriov is off; EBUSY when another number of
-        them is enabled; :class:`InUse` as :meth:`disable`; ENOSPC when the function has not enough left for
-        all of them.
+        Those of a function with a delay are enabled at once, and appear later; to disable them before that is
+        to have them not appear. Raises ``OSError``: ERANGE for more than the function can have; ENOENT when
+        it has no driver, one that is about to leave, or vfio-pci while that module's enable_sriov is off;
+        EBUSY when another number of them is enabled; :class:`InUse` as :meth:`disable`; ENOSPC when the
+        function has not enough left for all of them; ENODEV for a delay in a lab that ends.
         """
         with self._lock:
-            layout = layout_of(function)
+            layout, enabled = layout_of(function), self.count_of(function)
             if count > layout.total:
                 raise OSError(errno.ERANGE, f"{function.name} has {layout.total} virtual functions at most")
-            if count == len(function.vfs):
+            if count == enabled:
                 return
             if not self._configures(function) or (count and function.leaving):
                 raise OSError(errno.ENOENT, f"{function.name} has no driver that configures SR-IOV")
             if not count:
                 self.disable(function)
-            elif function.vfs:
-                raise OSError(errno.EBUSY, f"{len(function.vfs)} are enabled: disable them first")
+            elif enabled:
+                raise OSError(errno.EBUSY, f"{enabled} are enabled: disable them first")
+            elif layout.spec.delay:
+                self._enable_later(function, layout, count)
             else:
+                self._check_room(function, layout, count)
                 self._enable(function, layout, count)
+
+    @lifecycle_change
+    def appear(self, function: PhysicalFunction) -> None:
+        """Let those appear that are to come. If one cannot be shown, none of them is there, and they are
+        disabled."""
+        with self._lock:
+            coming = self._take_coming(function)
+            if coming is not None:
+                self._enable(function, layout_of(function), coming.count)
+
+    @lifecycle_change
+    def set_vectors(self, vf: VirtualFunction, vectors: int) -> None:
+        """Give a virtual function an MSI-X table of this size, or with 0 that which it was enabled with, as a
+        write to sriov_vf_msix_count does.
+
+        Raises ``OSError``: EINVAL for a negative number; EOPNOTSUPP when no driver of the physical function
+        shares out vectors; EBUSY while the virtual function has a driver; EOVERFLOW for more than its table
+        has room for; ENOSPC for more than the others leave.
+        """
+        if vectors < 0:
+            raise OSError(errno.EINVAL, f"{vectors} vectors")
+        with self._lock:
+            physical, layout = vf.physical, layout_of(vf.physical)
+            pool = self.pool_of(physical)
+            if not pool:
+                raise OSError(errno.EOPNOTSUPP, f"the driver of {physical.name} does not share out vectors")
+            if vf.driver is not None:
+                raise OSError(errno.EBUSY, f"{vf.name} is bound to {vf.driver}")
+            wanted = vectors or self._default_vectors(layout, len(physical.vfs))
+            if wanted > layout.vectors:
+                raise OSError(errno.EOVERFLOW, f"{vf.name} has room for {layout.vectors} vectors")
+            if sum(each.vectors for each in physical.vfs) - vf.vectors + wanted > pool:
+                raise OSError(errno.ENOSPC, f"{physical.name} has {pool} vectors for all")
+            vf.vectors = wanted
+            vf.device.size_msix(wanted)
+
+    def pool_of(self, function: PhysicalFunction) -> int:
+        """How many MSI-X vectors its host driver shares out among its virtual functions; 0 without such a
+        driver. Any thread."""
+        bound = function.driver is not None and function.driver == function.host_driver
+        return 0 if not bound or function.layout is None else function.layout.spec.vectors
 
     def disable(self, function: PhysicalFunction) -> None:
         """Disable all virtual functions. Raises :class:`InUse` while clients hold some: then each of those
@@ -78,6 +135,10 @@ class SriovCore:
 
     def _disable(self, function: PhysicalFunction) -> None:
         """Disable all virtual functions, of which no client holds one."""
+        coming = self._take_coming(function)
+        if coming is not None:
+            coming.timer.cancel()
+            self._show_count(function, 0)
         if not function.vfs:
             return
         self._show_count(function, 0)
@@ -85,13 +146,38 @@ class SriovCore:
             self._drivers.vanishes(vf)
             self._table.remove(vf, self._leave)
 
-    def _enable(self, function: PhysicalFunction, layout: VfLayout, count: int) -> None:
+    def _check_room(self, function: PhysicalFunction, layout: VfLayout, count: int) -> None:
         share = Share.of(layout.type)
         if function.parent is not None and function.parent.room_for(share) < count:
             raise OSError(errno.ENOSPC, f"{function.name} has no room for {count} virtual functions")
+
+    def _enable_later(self, function: PhysicalFunction, layout: VfLayout, count: int) -> None:
+        """Enable them, so that the capability says so and their share is taken, and have them appear."""
+        self._check_room(function, layout, count)
+        timer = self._later.after(layout.spec.delay, lambda: self.appear(function))
+        self._coming[function] = _Coming(count, timer)
+        if function.parent is not None:
+            for _ in range(count):
+                function.parent.charge(Share.of(layout.type))
+        self._show_count(function, count)
+
+    def _take_coming(self, function: PhysicalFunction) -> _Coming | None:
+        """Those that are to come, which come no more; their share is given back."""
+        coming = self._coming.pop(function, None)
+        if coming is not None and function.parent is not None:
+            for _ in range(coming.count):
+                function.parent.refund(Share.of(layout_of(function).type))
+        return coming
+
+    def _default_vectors(self, layout: VfLayout, count: int) -> int:
+        """The size of the MSI-X table of each of ``count`` virtual functions, until somebody says more."""
+        return max(1, min(layout.vectors, layout.spec.vectors // count))
+
+    def _enable(self, function: PhysicalFunction, layout: VfLayout, count: int) -> None:
         with ExitStack() as undo:
+            undo.callback(self._show_count, function, 0)
             for index in range(count):
-                undo.callback(self._table.remove, self._add(function, layout, index), self._leave)
+                undo.callback(self._table.remove, self._add(function, layout, index, count), self._leave)
             self._show_count(function, count)
             undo.pop_all()
         for vf in function.vfs:
@@ -100,18 +186,17 @@ class SriovCore:
             self._drivers.appeared(vf)
         self._table.observer.vfs_enabled(function)
 
-    def _add(self, function: PhysicalFunction, layout: VfLayout, index: int) -> VirtualFunction:
-        address = layout.address(index)
-        node = Node(address, Kind.VIRTUAL, self._table.bridges.get(function.address.bus_name))
-        shared = function.spec.vf is not None and function.spec.vf.shares_group
-        place = Place(node, not function.group.noiommu)
-        with self._table.making(place, function.group if shared else None) as group:
-            bus = self._drivers.bus(address)
+    def _add(self, function: PhysicalFunction, layout: VfLayout, index: int, count: int) -> VirtualFunction:
+        with self._table.making(noiommu=function.group.noiommu) as group:
+            bus = self._drivers.bus(layout.address(index))
             vf = VirtualFunction(function, layout, index, group, bus)
+            if layout.spec.vectors:
+                vf.vectors = self._default_vectors(layout, count)
+                vf.device.size_msix(vf.vectors)
             if vf.parent is not None:
                 vf.parent.charge(Share.of(layout.type))
             function.vfs.append(vf)
-            self._table.enter(vf)
+            self._table.functions[vf.name] = vf
         self._table.show(vf, self._leave)
         return vf
 

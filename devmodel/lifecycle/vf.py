@@ -25,12 +25,19 @@ from devmodel.pci.capability import (
 from devmodel.pci.config import Aperture, ConfigSpace
 from devmodel.pci.express import as_integrated, as_virtual, express
 from devmodel.pci.fields import Bar
-from devmodel.pci.regs import CapId, Command, Reg
+from devmodel.pci.regs import CapId, Command, ExtCapId, Reg
 
-FIRST_OFFSET, STRIDE = 4, 1
-"""Fewest routing ids from a physical function to its first virtual one, and those from each virtual function
-to the next."""
-MAX_VFS = 256
+FIRST_OFFSET = 4
+"""Fewest routing ids from a physical function to its first virtual one, unless its spec gives them."""
+MAX_VFS = 1024
+"""Most virtual functions of one function of a lab. SR-IOV has 16 bits for the number."""
+_OF_LAYOUT = (
+    *((offset, 2) for offset in (regs.SRIOV_CTRL, regs.SRIOV_INITIAL_VF, regs.SRIOV_TOTAL_VF)),
+    *((offset, 2) for offset in (regs.SRIOV_NUM_VF, regs.SRIOV_VF_OFFSET, regs.SRIOV_VF_STRIDE)),
+    (regs.SRIOV_VF_DID, 2),
+    *((regs.SRIOV_BAR + 4 * index, 4) for index in range(regs.STD_NUM_BARS)),
+)
+"""Registers of the SR-IOV capability that say what a layout says: offset and bytes."""
 VF_ROWS = 7
 """Line of sysfs ``resource``, from 0, that has the first VF BAR."""
 
@@ -48,17 +55,21 @@ def vf_type(spec: FunctionSpec, vf: VfSpec) -> TypeSpec:
 def place_vfs(specs: Sequence[FunctionSpec]) -> Mapping[str, int]:
     """By name, how many routing ids behind each physical function with SR-IOV its virtual ones begin.
 
-    No two functions of a lab have the same address. Virtual functions may lie on later buses, which then
-    have no physical function: a bus is below one bridge only. Raises ValueError when there is no room
-    behind one.
+    That is the offset of its spec, or without one the first with room. No two functions of a lab have the
+    same address. Virtual functions may lie on later buses, which then have no physical function: a bus is
+    below one bridge only. Raises ValueError when there is no room behind one.
     """
     taken = {PciAddress.parse(spec.name) for spec in specs}
     buses = {address.bus_name for address in taken}
     offsets: dict[str, int] = {}
-    for spec, vf in ((spec, spec.vf) for spec in specs if spec.vf is not None):
+    chosen = [(spec, spec.vf) for spec in specs if spec.vf is not None]
+    for spec, vf in sorted(chosen, key=lambda each: each[1].offset is None):  # given ones first
         physical = PciAddress.parse(spec.name)
-        offset = FIRST_OFFSET
-        while not taken.isdisjoint(places := _places(physical, offset, vf.count)):
+        offset = FIRST_OFFSET if vf.offset is None else vf.offset
+        while not taken.isdisjoint(places := _places(physical, offset, vf)):
+            if vf.offset is not None:
+                met = min(taken.intersection(places))
+                raise ValueError(f"a virtual function of {physical} meets another function at {met}")
             offset += 1
         taken.update(places)
         offsets[spec.name] = offset
@@ -75,34 +86,45 @@ def last_vf(spec: FunctionSpec, offsets: Mapping[str, int]) -> PciAddress:
     """The address of the last virtual function of a physical one, its own for one without; ``offsets`` is of
     :func:`place_vfs`."""
     own = PciAddress.parse(spec.name)
-    return own if spec.vf is None else own.after(offsets[spec.name] + (spec.vf.count - 1) * STRIDE)
+    return own if spec.vf is None else own.after(offsets[spec.name] + (spec.vf.count - 1) * spec.vf.stride)
 
 
-def _places(physical: PciAddress, offset: int, count: int) -> list[PciAddress]:
+def _places(physical: PciAddress, offset: int, vf: VfSpec) -> list[PciAddress]:
     try:
-        return [physical.after(offset + index * STRIDE) for index in range(count)]
+        return [physical.after(offset + index * vf.stride) for index in range(vf.count)]
     except ValueError as error:
-        raise ValueError(f"no room for {count} virtual functions behind {physical}") from error
+        raise ValueError(f"no room for {vf.count} virtual functions behind {physical}") from error
 
 
 class VfLayout:
     """The virtual functions of one physical function: ``total`` of type ``type``, the first ``offset``
-    routing ids behind it."""
+    routing ids behind it, the others ``stride`` apart.
 
-    __slots__ = ("_model", "_physical", "offset", "places", "total", "type")
+    ``vectors`` is the size of the MSI-X table that each can have, 0 without MSI-X.
+    """
+
+    __slots__ = ("_model", "_physical", "offset", "places", "spec", "total", "type", "vectors")
 
     def __init__(self, spec: FunctionSpec, offset: int, aperture: Aperture) -> None:
         """For a function that has virtual ones. Raises ValueError for a model that cannot be that of a
         virtual function."""
         assert spec.vf is not None
-        self.total, self.offset = spec.vf.count, offset
+        self.spec, self.total, self.offset = spec.vf, spec.vf.count, offset
         self.type = vf_type(spec, spec.vf)
         self._physical = PciAddress.parse(spec.name)
         self._model = virtual_model(self.type.model)
         self._check(spec)
-        sample = self._model(spec.name, self.type.memory, self.type.options)
+        sample = self._device(spec.name, None)
         self.places = {index: (aperture.take(bar, self.total), bar) for index, bar in sample.bar_map.items()}
+        self.vectors = sample.msix_vectors
         sample.close()
+        if self.spec.vectors and not self.vectors:
+            raise ValueError("vectors are shared out among functions with MSI-X, and this model has none")
+
+    @property
+    def stride(self) -> int:
+        """Routing ids from each to the next."""
+        return self.spec.stride
 
     @property
     def device_id(self) -> int:
@@ -111,13 +133,13 @@ class VfLayout:
 
     def address(self, index: int) -> PciAddress:
         """Where virtual function ``index`` is."""
-        return self._physical.after(self.offset + index * STRIDE)
+        return self._physical.after(self.offset + index * self.stride)
 
     def make(self, name: str, index: int) -> PciDevice:
         """The device of virtual function ``index``, which is called ``name``, with its BARs at their
         addresses."""
         places = [base + index * bar.size for base, bar in self.places.values()]
-        return self._model(name, self.type.memory, self.type.options, _Places(places))
+        return self._device(name, _Places(places))
 
     def capability(self) -> ExtendedCapability:
         """The SR-IOV capability of the physical function."""
@@ -126,12 +148,18 @@ class VfLayout:
             bars[index] |= base & 0xFFFFFFFF | bar.flags
             if bar.mem64:
                 bars[index + 1] = base >> 32
-        return single_root_io(self.total, self.offset, STRIDE, self.device_id, bars)
+        return single_root_io(self.total, self.offset, self.stride, self.device_id, bars)
 
     def rows(self) -> Iterator[tuple[int, ResourceRow]]:
         """The lines of the VF BARs in the physical function's ``resource``, each with its number from 0."""
         for index, (base, bar) in self.places.items():
             yield VF_ROWS + index, ResourceRow(base, base + self.total * bar.size - 1, bar.resource_flags)
+
+    def _device(self, name: str, aperture: Aperture | None) -> PciDevice:
+        memory, options, texts = self.type.memory, self.type.options, self.spec.texts
+        if texts:
+            return self._model(name, memory, options, aperture, texts)
+        return self._model(name, memory, options, aperture)  # a model without texts need not take them
 
     def _check(self, spec: FunctionSpec) -> None:
         if spec.model is not None and spec.model.identity.vendor != self._model.identity.vendor:
@@ -140,6 +168,7 @@ class VfLayout:
                 f"not {self._model.identity.vendor:04x}"
             )
         self._model.validate(self.type.memory, self.type.options)
+        self._model.validate_texts(self.spec.texts)
 
 
 class _Places(Aperture):
@@ -156,17 +185,22 @@ class _Places(Aperture):
 
 
 class ExpressFunction(PciDevice):
-    """Mixed into a model: a PCI Express function, which has :attr:`EXTENDED` capabilities too."""
+    """Mixed into a model: a PCI Express function. It has the :attr:`EXTENDED` capabilities of all its classes
+    too, as far as its model has none with the same id."""
 
     __slots__ = ()
-    EXTENDED: ClassVar[Sequence[ExtendedCapability]] = (alternative_routing(),)
+    EXTENDED: ClassVar[Sequence[ExtendedCapability]] = ()
 
     def capabilities(self) -> Sequence[Capability]:
         caps = tuple(super().capabilities())
         return caps if any(cap.id == CapId.EXP for cap in caps) else (*caps, express())
 
     def extended_capabilities(self) -> Sequence[ExtendedCapability]:
-        return (*super().extended_capabilities(), *self.EXTENDED)
+        found = {cap.id: cap for cap in super().extended_capabilities()}
+        for each in reversed(type(self).__mro__):
+            for cap in vars(each).get("EXTENDED", ()):
+                found.setdefault(cap.id, cap)
+        return tuple(found.values())
 
 
 class FunctionWithMore(ExpressFunction):
@@ -174,17 +208,23 @@ class FunctionWithMore(ExpressFunction):
 
     __slots__ = ()
 
-    def extended_capabilities(self) -> Sequence[ExtendedCapability]:
-        theirs = super(ExpressFunction, self).extended_capabilities()
-        known = {cap.id for cap in theirs}
-        return *theirs, *(cap for cap in self.EXTENDED if cap.id not in known)
-
 
 class FunctionWithVfs(ExpressFunction):
     """Mixed into a model: a physical function that has virtual functions."""
 
     __slots__ = ()
+    EXTENDED = (alternative_routing(),)
     LAYOUT_OF_VFS: ClassVar[VfLayout]
+
+    def _config_space(self) -> ConfigSpace:
+        """One that was captured has an SR-IOV capability already, which is made to fit."""
+        space = super()._config_space()
+        if not space.has_extended(ExtCapId.SRIOV):
+            raise ValueError("the configuration space has no SR-IOV capability (leave vfs out)")
+        place, body = space.extended(ExtCapId.SRIOV), self.LAYOUT_OF_VFS.capability().body
+        for offset, width in _OF_LAYOUT:
+            space.preset(place + offset, width, int.from_bytes(body[offset - 4 :][:width], "little"))
+        return space
 
     def resource_rows(self) -> list[ResourceRow]:
         rows = super().resource_rows()
@@ -201,6 +241,7 @@ class VirtualFunctionModel(ExpressFunction):
     """
 
     __slots__ = ()
+    EXTENDED = (alternative_routing(),)
     DECODED = Command.MEMORY
 
     def _config_space(self) -> ConfigSpace:

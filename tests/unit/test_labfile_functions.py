@@ -119,15 +119,10 @@ def test_any_model_may_be_a_function(load_text: Load) -> None:
 def test_a_bridge(load_text: Load) -> None:
     port, switch = load_text(
         """
-        functions."0000:00:1c.0" = { bridge = "root-port", secondary = 0x65, \
-serial = "00-11-22-33-44-55-66-77" }
-        functions."0000:65:00.0" = { bridge = "pci", secondary = 0x66, subordinate = 0x6f, \
-vendor = 1, serial = "00-00-00-00-00-00-00-01" }
+        functions."0000:00:1c.0" = { bridge = "root-port", secondary = 0x65, driver = "pcieport" }
+        functions."0000:65:00.0" = { bridge = "pci", secondary = 0x66, subordinate = 0x6f, vendor = 1 }
         """
     ).functions
-    assert (port.driver, switch.driver) == ("pcieport", None)
-    assert (port.serial, switch.serial) == (0x0011223344556677, 1)
-    assert plain_of(switch).serial is None
     assert port.bridge == BridgeSpec(BridgeKind.ROOT_PORT, 0x65) and port.model is None
     assert switch.bridge == BridgeSpec(BridgeKind.PCI, 0x66, 0x6F) and plain_of(switch).vendor == 1
 
@@ -349,11 +344,29 @@ HERE = 'functions."0000:65:00.0"'
         ('bridge = "pci"\nsecondary = 256', "secondary", "is out of range"),
         ('bridge = "pci"\nsecondary = 9\nvfs = 1', "vfs", "is for functions that are no bridges"),
         ("vf = {}", "vf", "describes virtual functions, of which it has none (give vfs)"),
-        ("vfs = 257", "vfs", "is more than 256"),
+        ('net = "eth0"', "net", "is what a host driver registers (name it with driver)"),
+        ('driver = "nic"\nnet = "lo"', "net", "'lo' is an interface of the machine itself, too"),
+        ("vfs = 1025", "vfs", "is more than 1024"),
         ('vfs = 1\nvf.group = "other"', "vf.group", 'neither "own" nor "physical"'),
         ("vfs = 1\nvf.enabled = 2", "vf.enabled", "is more than vfs, 1 (give it or fewer)"),
         ("vfs = 1\nvf.failing = 1", "vf.failing", "is not an array of numbers"),
-        ("vfs = 1\nvf.failing = [256]", "vf.failing", "is not the index of a virtual function"),
+        ("vfs = 1\nvf.failing = [1024]", "vf.failing", "is not the index of a virtual function"),
+        ('vfs = 1\nvf = { driver = "a", failing = [1] }', "vf.failing", "1 is no index of 1 virtual"),
+        ("vfs = 1\nvf.failing = [0]", "vf.failing", "is for functions with a host driver"),
+        ('vfs = 1\nvf.net = "a"', "vf.net", "is for functions with a host driver (name it with driver)"),
+        ('vfs = 1\nvf = { driver = "a", net = ["a", "b"] }', "vf.net", "has more names than the 1 virtual"),
+        ("vfs = 1\nvf.vectors = 8", "vfs", "vectors are shared out among functions with MSI-X"),
+        ("vfs = 1\nvf.vectors = 0", "vf.vectors", "is out of range"),
+        (
+            'driver = "a"\nnet = "a_name_of_15chr"\nvfs = 1\nvf.driver = "a"',
+            "vf.net",
+            "'a_name_of_15chrv0' of a virtual function is longer than 15 characters (give names)",
+        ),
+        (
+            'driver = "a"\nnet = ["a", "av1"]\nvfs = 2\nvf.driver = "a"',
+            "vf.net",
+            "'av1' is an interface of 0000:65:00.0, too",
+        ),
         ('vfs = 1\nvf.driver = "vfio-pci"', "vf.driver", "a meaning of its own"),
         ('vfs = 1\nvf = { model = "vgpu", device = 1 }', "vf.device", 'is for the model "plain"'),
         ("vfs = 1\nvf.stride = 0", "vf.stride", "is out of range (routing ids: give 1 to"),
@@ -402,7 +415,8 @@ def test_errors_of_a_function(load_text: Load, keys: str, key: str, why: str) ->
             "0000:80 is behind a, too",
         ),
         (
-            'functions = { "0000:01:00.0" = { net = "a" }, "0000:02:00.0" = { net = "a" } }',
+            'functions = { "0000:01:00.0" = { driver = "d", net = "a" }, '
+            '"0000:02:00.0" = { driver = "d", net = "a" } }',
             'functions."0000:02:00.0".net',
             "'a' is an interface of 0000:01:00.0, too",
         ),

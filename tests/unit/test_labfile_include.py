@@ -20,6 +20,7 @@ memory = "16M"
 types.half = { memory = "8M", description = "half" }
 types.all = { memory = "16M", description = "all" }
 [functions."0000:01:00.0"]
+driver = "igb"
 net = ["a", "b"]
 [functions."0000:02:00.{0-3}"]
 [roots."0000:80"]

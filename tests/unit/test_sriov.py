@@ -187,7 +187,7 @@ def test_keys_of_a_lab_file(tmp_path: Path) -> None:
     ("keys", "where", "why"),
     [
         ("vfs = 0", "vfs", "is out of range"),
-        ("vfs = 257", "vfs", "is more than 256"),
+        ("vfs = 1025", "vfs", "is more than 1024"),
         ("vfs = 17", "vfs", "video memory is"),
         ('vfs = 2\nvf_model = "mdpy"', "vfs", "vendor 1234, not 1b36"),
         ('vfs = 2\nvf_model = "mtty"', "vfs", "vendor 1234, not 4348"),

@@ -38,10 +38,15 @@ WORDS = {
         "(?:sys/devices/pci<domain>:<number>|<function>)",
         "the directory of a host bridge or of another bridge",
     ),
+    "interface": Word(
+        "(?:<function>/net/<ifname>|sys/devices/virtual/net/lo)",
+        "the directory of a network interface. `sys/class/net/<ifname>` is a link to it",
+    ),
+    "ifname": Word(r"[\w.-]{1,15}", "the name of a network interface"),
     "unit": Word("dmar<N>", "the name of an IOMMU unit"),
     "any": Word(
         "(?:<device>|<parent>|<bridge>|<bridge>/pci_bus/<domain>:<number>|<device>/vfio-dev/<cdev>"
-        "|sys/devices/virtual/iommu/<unit>|sys/devices/virtual/vfio/<group>"
+        "|sys/devices/virtual/iommu/<unit>|sys/devices/virtual/vfio/<group>|<interface>"
         "|sys/devices/system/<system>|sys/devices/system/<system>/<system><N>)",
         "the directory of a device of any kind",
     ),
@@ -85,6 +90,13 @@ class Place:
 
 MACHINES = "Empty. `vfsfuse run` mounts the machine's own directory here."
 """What a directory of the machine is."""
+OF_A_LAB_WITH_INTERFACES = {
+    "sys/class/net": "The network interfaces of a lab that has some. Otherwise it is empty, and `vfsfuse run`"
+    " mounts the machine's own directory here.",
+    "sys/devices/virtual/net": "The loopback of a lab that has network interfaces. Otherwise it is empty, and"
+    " `vfsfuse run` mounts the machine's own directory here.",
+}
+"""Directories that are the machine's own only where a lab has no network interfaces."""
 
 PLACES = (
     Place(
@@ -117,6 +129,8 @@ PLACES = (
     Place("sys/class/misc/vfio", LINK, "To the character device of containers."),
     Place("sys/class/mdev_bus/<name>", LINK, "To the parent, while it has its host driver."),
     Place("sys/class/<class>/<name>", LINK, "To a parent that is no PCI function."),
+    Place("sys/class/net/<ifname>", LINK, "To the directory of the network interface."),
+    Place("<function>/net", DIRECTORY, "The network interfaces that the host driver has registered."),
     Place("sys/class/vfio/<group>", LINK, "To the character device of the group."),
     Place("sys/class/vfio-dev/<cdev>", LINK, "To the character device of the device."),
     Place("sys/class/vgpu/<vendor>", LINK, "To `sys/devices/virtual/vgpu/<vendor>`."),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from devmodel.models.registry import MODELS, PHYSICAL
-from tools.sysfs.places import DIRECTORY, LINK, MACHINES, PLACES, WORDS
+from tools.sysfs.places import DIRECTORY, LINK, MACHINES, OF_A_LAB_WITH_INTERFACES, PLACES, WORDS
 from vfsfuse.kernfs.kobject import Kobject, Member
 from vfsfuse.kernfs.members import Attribute, BinaryMember, LinkMember, SnapshotMember, WaitingStore
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
@@ -136,7 +136,8 @@ def of_the_machine(skeleton: Skeleton = SKELETON, above: str = "") -> Iterator[R
     """The directories that `vfsfuse run` fills."""
     for name, what in skeleton.items():
         if what is ...:
-            yield Row(f"{above}{name}", DIRECTORY, MACHINES)
+            path = f"{above}{name}"
+            yield Row(path, DIRECTORY, OF_A_LAB_WITH_INTERFACES.get(path, MACHINES))
         elif isinstance(what, Mapping):
             yield from of_the_machine(what, f"{above}{name}/")
 

@@ -197,6 +197,14 @@ class Tree:
         self._changes.lingers = True
         self._leave(parent, entry.name, isinstance(entry, Kobject))
 
+    def drop(self, directory: Kobject) -> None:
+        """Take an unlisted directory out of the tree, and everything below it."""
+        if directory.parent is not None:
+            change = NameChange(directory.parent, directory.name, False, directory.number)
+            self._changes.names.append(change)
+        self._disown(directory)
+        self._changes.lingers = True
+
     def tell(self, directory: Kobject) -> None:
         """The kernel is told names that are in `directory`, which it may cache."""
         found = self._blocks.get(directory.block)

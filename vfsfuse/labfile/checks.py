@@ -5,6 +5,7 @@ State: none. Errors: see :mod:`vfsfuse.labfile.reading`. Every part of the lab h
 """
 
 from devmodel.lifecycle.bridge import place_functions
+from devmodel.lifecycle.netdev import LOOPBACK, MAX_NAME, NAME, all_names
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec
 from vfsfuse.labfile.faults import Keys
 from vfsfuse.labfile.nodes import check_near
@@ -41,14 +42,18 @@ def _check_nodes(reading: Reading, lab: LabSpec) -> None:
 
 
 def _check_interfaces(reading: Reading, lab: LabSpec) -> None:
-    owner: dict[str, str] = {}
+    owner = {LOOPBACK: "the machine itself"}
     for spec in lab.all_functions:
-        for keys, names in ((("net",), spec.net), (("vf", "net"), () if spec.vf is None else spec.vf.net)):
-            for name in names:
-                if name in owner:
-                    why = f"{name!r} is an interface of {owner[name]}, too (name it otherwise)"
-                    reading.note((*_table(spec), *keys), why)
-                owner[name] = spec.address
+        for virtual, name in all_names(spec):
+            keys = ("vf", "net") if virtual else ("net",)
+            if NAME.fullmatch(name) is None:
+                why = f"{name!r} of a virtual function is longer than {MAX_NAME} characters (give names)"
+                reading.note((*_table(spec), *keys), why)
+                break
+            if name in owner:
+                why = f"{name!r} is an interface of {owner[name]}, too (name it otherwise)"
+                reading.note((*_table(spec), *keys), why)
+            owner[name] = spec.address
 
 
 def _check_places(reading: Reading, lab: LabSpec) -> None:

@@ -22,6 +22,7 @@ from devmodel.lifecycle.resources import (
     parse_size,
 )
 from devmodel.lifecycle.spec import PATH_NAME, BridgeKind, RemovalPolicy
+from devmodel.lifecycle.vf import MAX_VFS
 from devmodel.models.plain import BarKind
 
 MAX_CACHE_SECONDS = 86400
@@ -273,8 +274,8 @@ def _id(value: object) -> int:
 # ---- the machine ----
 
 PAIRS = r"[0-9A-Fa-f]{2}"
-_ROOT = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}", re.ASCII)
-ADDRESS = r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
+_ROOT = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}", re.ASCII)
+ADDRESS = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
 _SCOPE = re.compile(f"{_ROOT.pattern}|{ADDRESS}", re.ASCII)
 _SERIAL = re.compile(f"{PAIRS}(?:-{PAIRS}){{7}}", re.ASCII)
 _MAC = re.compile(f"{PAIRS}(?::{PAIRS}){{5}}", re.ASCII)
@@ -401,14 +402,14 @@ def words(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-@kind(type="array", items={"type": "integer", "minimum": 0, "maximum": 255})
+@kind(type="array", items={"type": "integer", "minimum": 0, "maximum": MAX_VFS - 1})
 def indexes(value: object) -> frozenset[int]:
     """Indexes of virtual functions."""
     if not isinstance(value, list):
         raise ValueError(f"{value!r} is not an array of numbers (write [2])")
     for number in value:
-        if not 0 <= _whole(number) <= 255:
-            raise ValueError(f"{number} is not the index of a virtual function (give 0 to 255)")
+        if not 0 <= _whole(number) < MAX_VFS:
+            raise ValueError(f"{number} is not the index of a virtual function (give 0 to {MAX_VFS - 1})")
     return frozenset(value)
 
 

@@ -49,8 +49,7 @@ class BusDir(LabDir, UeventStoreDir):
 
     @store_only()
     def drivers_probe(self, text: str) -> None:
-        """Offers the device of this name to the drivers of the bus. It is no error if they refuse it. ENODEV:
-        there is no such device; EINVAL: a client has the IOMMU group that a host driver would need."""
+        """Offers the device of this name to the drivers of the bus. ENODEV: there is no such device."""
         self.probe(text.strip())
 
     @abstractmethod
@@ -79,7 +78,7 @@ class DriverDir(LabDir, UeventStoreDir):
     @store_only()
     def bind(self, text: str) -> None:
         """Binds the device of this name to the driver. ENODEV: there is no such device, or the driver does
-        not take it; EBUSY: it has a driver, or a client has the IOMMU group that a host driver would need."""
+        not take it; EBUSY: it has a driver."""
         self.bind_device(text.strip())
 
     @waiting_store()

@@ -44,6 +44,7 @@ class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
     msi_irqs = Below(
         "msi_irqs", lambda self: self.msi_directory if self.assignable.device.irq.messages_used else None
     )
+    net = Below("net", lambda self: self.view.net_dir(self.assignable))
 
     assignable: PciFunction
 

@@ -23,6 +23,15 @@ def parse_number(text: str) -> int:
     return value
 
 
+def parse_ulong(text: str) -> int:
+    """A number of 64 bits, as kstrtoul() takes it with base 0.  Raises ValueError, and OSError(ERANGE) for a
+    larger number."""
+    value = _value(text)
+    if value >> 64:
+        raise OSError(errno.ERANGE, f"{text} has more than 64 bits")
+    return value
+
+
 def parse_uint(text: str) -> int:
     """A number of 32 bits, as kstrtouint() takes it with base 0.  Raises ValueError, and OSError(ERANGE) for
     a larger number."""

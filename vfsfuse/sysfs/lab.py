@@ -46,6 +46,10 @@ class View(Protocol):
     def iommu_dir(self, function: PciFunction) -> Entry | None:
         """The directory of the IOMMU unit that a function is behind, None without one."""
 
+    def net_dir(self, function: PciFunction) -> Kobject | None:
+        """The directory of a function's network interfaces, while its host driver has registered some.  Any
+        thread."""
+
     def type_dir(self, type_: MdevType) -> Entry | None:
         """The directory of a type, while its parent has its host driver."""
 

@@ -7,14 +7,12 @@ Documentation/PCI/pci-iov-howto.rst.
 
 from __future__ import annotations
 
-import errno
-
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.binding import virtual_functions_held
 from devmodel.lifecycle.function import VirtualFunction
 from devmodel.lifecycle.removal import taking_away
 from devmodel.lifecycle.sriov import layout_of
-from devmodel.lifecycle.vf import STRIDE, as_hardware, lacks
+from devmodel.lifecycle.vf import as_hardware, lacks
 from devmodel.pci.regs import CFG_SPACE_EXP_SIZE
 from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.kernfs.kobject import Entry
@@ -26,6 +24,7 @@ from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.parent import ParentFunctionDir, PhysicalFunctionDir
 from vfsfuse.vfio.port import OWNER_ONLY_ABOVE, RegionFile
 
+MAX_INT = 2**31 - 1
 MAX_COUNT = 0xFFFF
 """The kernel parses the number of virtual functions as one of 16 bits: a larger one is EINVAL."""
 
@@ -42,8 +41,9 @@ class SriovFunctionDir(PhysicalFunctionDir):
 
     @waiting()
     def sriov_numvfs(self) -> int:
-        """The number of virtual functions that are enabled."""
-        return len(self.assignable.vfs)
+        """The number of virtual functions that are enabled, also before those of a function with a `delay`
+        have appeared."""
+        return self.view.lab.sriov.count_of(self.assignable)
 
     @sriov_numvfs.store
     async def _store_numvfs(self, text: str) -> None:
@@ -68,7 +68,7 @@ class SriovFunctionDir(PhysicalFunctionDir):
     @attribute()
     def sriov_stride(self) -> int:
         """The distance between the routing ids of virtual functions."""
-        return STRIDE
+        return layout_of(self.assignable).stride
 
     @attribute()
     def sriov_vf_device(self) -> str:
@@ -87,8 +87,9 @@ class SriovFunctionDir(PhysicalFunctionDir):
 
     @attribute()
     def sriov_vf_total_msix(self) -> int:
-        """The number of vectors that can be shared out among virtual functions: 0."""
-        return 0  # no driver here shares out vectors: each function has its own
+        """The number of MSI-X vectors that its driver shares out among virtual functions (the lab file's
+        `vectors`); 0 without a driver that does so."""
+        return self.view.lab.sriov.pool_of(self.assignable)
 
 
 class SriovParentDir(SriovFunctionDir, ParentFunctionDir):
@@ -140,6 +141,11 @@ class VirtualFunctionDir(PciFunctionDir, EndpointAttributes):
 
     @store_only()
     def sriov_vf_msix_count(self, text: str) -> None:
-        """EOPNOTSUPP: the driver of the physical function shares out no vectors. EINVAL: no number."""
-        parse_number(text)
-        raise OSError(errno.EOPNOTSUPP, "the physical function's driver does not share out vectors")
+        """Sets the number of vectors in the MSI-X table, 0 for that which it was enabled with. EINVAL: no
+        number, or a negative one; EOPNOTSUPP: the driver of the physical function shares out no vectors;
+        EBUSY: the function has a driver; EOVERFLOW: more than its table has room for; ENOSPC: more than is
+        left."""
+        count = parse_number(text)
+        if count > MAX_INT:
+            raise ValueError(f"{count} does not fit an int")
+        self.view.lab.sriov.set_vectors(self.virtual, count)

@@ -22,6 +22,7 @@ from vfsfuse.views.buses import BusViews
 from vfsfuse.views.iommus import IommuViews
 from vfsfuse.views.models import physical_directory
 from vfsfuse.views.modules import ModuleViews
+from vfsfuse.views.netdevs import NetViews
 from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.vgpus import VgpuViews
 
@@ -36,13 +37,14 @@ class FunctionViews:
         self._directories: dict[PciFunction, PciFunctionDir] = {}
         self._shown: dict[PciFunction, ExitStack] = {}
         self._bound: dict[PciFunction, ExitStack] = {}
-        self._vfio_plan = Plan(*nodes.of_vfio)
-        self._fake_group_plan = Plan(*nodes.of_fake_group, *nodes.of_vfio_group)
+        self._group_plan, self._vfio_plan = Plan(*nodes.of_group), Plan(*nodes.of_vfio)
+        self._fake_group_plan = Plan(*nodes.of_fake_group)
         for path in ("devices", "drivers", "slots"):
             tree.make(f"sys/bus/pci/{path}")
         self._buses, self.iommus = BusViews(view, tree), IommuViews(view, tree)
         for root in view.lab.hotplug.buses.roots:
             self._buses.host(root)
+        self.net = NetViews(view.lab.spec, view.lab.net, tree)
 
     def directory(self, function: PciFunction) -> PciFunctionDir:
         """The directory of a function that is shown.  Raises LookupError when it is not."""
@@ -103,8 +105,10 @@ class FunctionViews:
             added = Additions(self._tree, undo)
             if driver == VFIO_PCI:
                 self._show_vfio(function, added)
-            elif isinstance(directory, ParentFunctionDir):
-                self._vgpus.show_types(directory.parent_device, directory, added)
+            else:
+                self.net.show(function, directory, added)
+                if isinstance(directory, ParentFunctionDir):
+                    self._vgpus.show_types(directory.parent_device, directory, added)
             added.add(self._view.subsystems.pci_drivers[driver], Symlink(function.name, directory))
             self._bound[function] = undo.pop_all()
 
@@ -145,12 +149,10 @@ class FunctionViews:
         added.add(self._tree.make("sys/bus/pci/devices"), Symlink(function.name, directory))
         self.iommus.show(function, directory, added)
         if not function.group.noiommu:
-            self._nodes.groups.enter(function, added)
+            added.show(Bundle(function, self._group_plan))
         return directory
 
     def _show_vfio(self, function: PciFunction, added: Additions) -> None:
         if function.group.noiommu:  # without an IOMMU, VFIO makes the group when it takes the function
             added.show(Bundle(function, self._fake_group_plan))
-        else:
-            self._nodes.groups.bound(function, added)
         added.show(Bundle(function, self._vfio_plan))

@@ -112,6 +112,9 @@ class LabView:
     def iommu_dir(self, function: PciFunction) -> Entry | None:
         return self.functions.iommus.unit_dir(function)
 
+    def net_dir(self, function: PciFunction) -> Kobject | None:
+        return self.functions.net.directory(function)
+
     def type_dir(self, type_: MdevType) -> Entry | None:
         return self.vgpus.type_dir(type_)
 
@@ -205,16 +208,18 @@ class LabView:
         own = self.functions.directory(function)
         if function.vfio_minor is None and _is_parent(function):
             self._announcer.offers_types(own)
-        first = function.group.noiommu or self.nodes.groups.drivers(function.group) == 1
-        self._announcer.bound(own, function, function.vfio_minor, first)
+        for interface in self.functions.net.of(function):
+            self._announcer.added(interface)
+        self._announcer.bound(own, function, function.vfio_minor)
 
     def unbound(self, function: PciFunction) -> None:
-        own = self.functions.directory(function)
+        own, interfaces = self.functions.directory(function), self.functions.net.of(function)
         self.functions.unbound(function)
         if function.vfio_minor is None and _is_parent(function):
             self._announcer.withdraws_types(own, function.host_driver or "")
-        last = not self.nodes.groups.drivers(function.group)
-        self._announcer.unbound(own, function, function.vfio_minor, last)
+        for interface in interfaces:
+            self._announcer.removed(interface)
+        self._announcer.unbound(own, function, function.vfio_minor)
 
     # ---- building ----
 
