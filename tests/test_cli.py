@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import ROOT, VFSFUSE, MountedLab, run, vfsfuse
 
-COMMANDS = ("mount", "umount", "run", "tree", "surprise-remove", "capture", "screenshot")
+COMMANDS = ("mount", "umount", "run", "check", "tree", "surprise-remove", "capture", "screenshot")
 
 LAB = """\
 vendor = "acme"

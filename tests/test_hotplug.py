@@ -22,7 +22,7 @@ from tests.test_uevents import hear, listening
 from tests.vfio.client import Group, fails
 from tests.vfio.devices import REQ, TRIGGER, eventfd, function_dir, opened, signals, vfio_pci
 
-GPU, NEIGHBOUR, OTHER, ROOT_BUS = "0000:86:00.0", "0000:86:00.1", "0000:87:00.0", "0000:00:1f.0"
+GPU, NEIGHBOUR, OTHER, ROOT_BUS = "0000:86:00.0", "0000:86:01.0", "0000:87:00.0", "0000:00:1f.0"
 VF = "0000:86:00.4"
 GROUP_NUMBER = re.compile(r"groups/\d+")
 LAB = f"""\

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from devmodel.iommu.accounts import ContextMemory, LockedMemory
 from devmodel.iommufd.areas import Budget
+from devmodel.iommufd.devicegroup import DeviceGroups
 from devmodel.iommufd.objects import ObjectTable
 
 Later = Callable[[Callable[[], None]], None]
@@ -25,9 +26,9 @@ def at_once(end: Callable[[], None]) -> None:
 
 class Context:
     """One open of /dev/iommu. ``locked`` accounts for the memory that is pinned for it, ``budget`` for the
-    mappings of all of its IOASes."""
+    mappings of all of its IOASes. ``groups`` are the IOMMU groups of the functions that are bound to it."""
 
-    __slots__ = ("_holders", "_later", "budget", "locked", "objects")
+    __slots__ = ("_holders", "_later", "budget", "groups", "locked", "objects")
 
     def __init__(
         self, locked: LockedMemory | None = None, by_user: bool = True, later: Later = at_once
@@ -38,6 +39,7 @@ class Context:
         self.objects = ObjectTable()
         self.locked = ContextMemory(locked or LockedMemory(), by_user)
         self.budget = Budget()
+        self.groups = DeviceGroups()
         self._holders = 1
         self._later = later
 

@@ -3,10 +3,12 @@
 object, as the kernel has it.
 
 A physical function attaches to an HWPT, or to an IOAS, which gives it an automatic HWPT. A mediated device
-attaches to an IOAS. Another attach replaces the first; when it fails, the first one stays.
+attaches to an IOAS. Another attach replaces the first; when it fails, the first one stays. All functions of
+an IOMMU group attach to the same HWPT (:mod:`devmodel.iommufd.devicegroup`).
 
-State: what a device is attached to changes under the device's turn, which only threads that may wait take,
-and at the end, when no call on the device's file is under way. Ids and references are under
+State: what a device is attached to changes under the device's turn, that of its group for a function, which
+only threads that may wait take, and at the end, when no call on the device's file is under way. Ids and
+references are under
 ``ObjectTable.lock``. Source: <linux/vfio.h> (VFIO_DEVICE_BIND_IOMMUFD, VFIO_DEVICE_ATTACH_IOMMUFD_PT),
 <linux/iommufd.h>, Documentation/userspace-api/iommufd.rst.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import errno
 import threading
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -23,6 +26,7 @@ from devmodel.iommu.api import DmaUser
 from devmodel.iommu.backend import PinningBackend
 from devmodel.iommu.dmaspace import DmaSpace
 from devmodel.iommufd.context import Context
+from devmodel.iommufd.devicegroup import DeviceGroup, Translation
 from devmodel.iommufd.hwinfo import IommuDevice, UnitFacts
 from devmodel.iommufd.hwpt import Hwpt, hwpt_for
 from devmodel.iommufd.ioas import Ioas
@@ -37,6 +41,10 @@ class Bindable(Protocol):
     """A device that can be bound, as iommufd sees it."""
 
     name: str
+
+    @property
+    def group(self) -> object:
+        """Its IOMMU group."""
 
     @property
     def emulated_iommu(self) -> bool:
@@ -63,13 +71,12 @@ class Bindable(Protocol):
 class BoundDevice(IommufdObject):
     """A device that is bound to ``context``, until :meth:`unbind`. DESTROY of it is EBUSY."""
 
-    __slots__ = ("bindable", "context", "turn")
+    __slots__ = ("bindable", "context")
 
     def __init__(self, context: Context, bindable: Bindable) -> None:
         """For :func:`bind`."""
         super().__init__()
         self.context, self.bindable = context, bindable
-        self.turn = threading.Lock()
         self.users = 1
 
     @property
@@ -92,18 +99,13 @@ class BoundDevice(IommufdObject):
         """DETACH: do no DMA from now on. Without an attachment it does nothing. May wait for DMA under way.
         Raises ``OSError(EBUSY)`` when one does not end; then the device is attached as before."""
 
+    def begin(self) -> None:
+        """It is an object of the context now. For :func:`bind`."""
+        return
+
     @abstractmethod
     def _end(self) -> None:
         """Detach, without waiting for DMA that has begun."""
-
-    def _settle(self, before: DmaSpace | None) -> None:
-        """Wait for the DMA that has begun through ``before``, where it goes again if that does not end:
-        ``OSError(EBUSY)``."""
-        try:
-            self.bindable.settle()
-        except OSError:
-            self.bindable.connect(before)
-            raise
 
     def unbind(self) -> None:
         """The device's file is closed, and no call on it is under way. Does not wait."""
@@ -121,12 +123,13 @@ class Access(BoundDevice):
     """A mediated device that is bound. ``ioas`` is what it is attached to; to that it is an
     :class:`devmodel.iommu.api.IommuGroup`."""
 
-    __slots__ = ("ioas",)
+    __slots__ = ("ioas", "turn")
     type = ObjectType.ACCESS
     emulated = True
 
     def __init__(self, context: Context, bindable: Bindable) -> None:
         super().__init__(context, bindable)
+        self.turn = threading.Lock()
         self.ioas: Ioas | None = None
 
     @property
@@ -161,7 +164,11 @@ class Access(BoundDevice):
             return
         self.bindable.connect(None)
         self.bindable.unpin_all()
-        self._settle(ioas.space)
+        try:
+            self.bindable.settle()
+        except OSError:
+            self.bindable.connect(ioas.space)
+            raise
         self.ioas = None
         self._drop(ioas)
 
@@ -178,9 +185,10 @@ class Access(BoundDevice):
 
 
 class PhysicalDevice(BoundDevice, IommuDevice):
-    """A physical function that is bound. ``hwpt`` is what it is attached to."""
+    """A physical function that is bound. ``hwpt`` is what it is attached to itself; it does DMA where its
+    group does."""
 
-    __slots__ = ("_reserved", "hwpt")
+    __slots__ = ("_group", "_reserved", "hwpt")
     type = ObjectType.DEVICE
 
     def __init__(self, context: Context, bindable: Bindable) -> None:
@@ -188,14 +196,18 @@ class PhysicalDevice(BoundDevice, IommuDevice):
         self.hwpt: Hwpt | None = None
         self._reserved: object = None
         """In whose name the IOAS of the HWPT keeps the iovas that the device cannot use."""
+        self._group = DeviceGroup()
+
+    def begin(self) -> None:
+        self._group = self.context.groups.enter(self.bindable.group, self.bindable)
 
     @property
     def unit(self) -> UnitFacts | None:
         return self.bindable.unit
 
     @property
-    def domain(self) -> Hwpt | None:
-        return self.hwpt
+    def domain(self) -> object:
+        return self._group.hwpt
 
     @property
     def reserved_iovas(self) -> tuple[tuple[int, int], ...]:
@@ -203,47 +215,119 @@ class PhysicalDevice(BoundDevice, IommuDevice):
         return () if self.unit is None else MSI_WINDOW
 
     def attach(self, pt_id: int) -> int:
-        with self.turn, self.context.objects.using(pt_id, IommufdObject) as found:
-            if isinstance(found, Ioas):
-                ioas = found
-            elif isinstance(found, Hwpt):
-                ioas = found.ioas
-            else:
-                raise OSError(errno.EINVAL, f"object {pt_id} is a {found.type.value}: nothing to attach to")
-            before, owner = self.hwpt, object()
+        """As :meth:`BoundDevice.attach`, and EINVAL when another device of the group is attached to something
+        else. A device that is attached takes the others that are attached along."""
+        group = self._group
+        with group.turn, self.context.objects.using(pt_id, IommufdObject) as found:
+            ioas = self._ioas_of(found)
+            with group.lock:
+                before = group.hwpt
+                moving = [each for each in group.attached if isinstance(each, PhysicalDevice)]
+            if self not in moving:
+                self._check_shared(found, before)
+                moving = [self]
             with ExitStack() as undo:
-                ioas.reserve(owner, self.reserved_iovas)
-                undo.callback(ioas.unreserve, owner)
-                if isinstance(found, Hwpt):
-                    hwpt = found
-                    hwpt.join(self)
-                else:
-                    hwpt = hwpt_for(ioas, self)
-                undo.callback(hwpt.leave, self)
-                if hwpt is before:
+                owners = [each._reserve(ioas, undo) for each in moving]
+                hwpt = self._joined(found, undo)
+                for each in moving:
+                    if each is not self:
+                        hwpt.join(each)
+                        undo.callback(hwpt.leave, each)
+                if hwpt is self.hwpt:
                     return hwpt.id
-                self.bindable.connect(hwpt.space)  # no DMA is refused meanwhile
-                self._settle(None if before is None else before.space)
+                self._move(hwpt, before)
                 undo.pop_all()
-            former, self.hwpt, self._reserved = self._reserved, hwpt, owner
-            if before is not None:
-                self._drop(before, former)
+            self._enter(hwpt, moving, owners)
             return hwpt.id
 
     def detach(self) -> None:
-        with self.turn:
+        """As :meth:`BoundDevice.detach`. The device goes on doing DMA while another one of the group is
+        attached."""
+        group = self._group
+        with group.turn:
             hwpt = self.hwpt
             if hwpt is None:
                 return
-            self.bindable.connect(None)
-            self._settle(hwpt.space)
+            with group.lock:
+                alone = group.attached == {self}
+            if alone:
+                self._move(None, hwpt)
             self._end()
 
+    def unbind(self) -> None:
+        try:
+            super().unbind()
+        finally:
+            self.context.groups.leave(self.bindable.group, self.bindable)
+
     def _end(self) -> None:
-        hwpt, self.hwpt = self.hwpt, None
+        group = self._group
+        with group.lock:
+            hwpt, self.hwpt = self.hwpt, None
+            group.attached.discard(self)
+            if not group.attached:
+                group.move(None)
         if hwpt is not None:
-            self.bindable.connect(None)
             self._drop(hwpt, self._reserved)
+
+    # ---- with the group's turn ----
+
+    def _ioas_of(self, found: IommufdObject) -> Ioas:
+        if isinstance(found, Ioas):
+            return found
+        if isinstance(found, Hwpt):
+            return found.ioas
+        raise OSError(errno.EINVAL, f"object {found.id} is a {found.type.value}: nothing to attach to")
+
+    def _check_shared(self, found: IommufdObject, hwpt: object) -> None:
+        """Raise ``OSError(EINVAL)`` unless the device attaches to the HWPT that others of its group have."""
+        if isinstance(hwpt, Hwpt) and found is not hwpt and not (hwpt.auto and found is hwpt.ioas):
+            raise OSError(errno.EINVAL, "another device of the group is attached to something else")
+
+    def _reserve(self, ioas: Ioas, undo: ExitStack) -> object:
+        owner = object()
+        ioas.reserve(owner, self.reserved_iovas)
+        undo.callback(ioas.unreserve, owner)
+        return owner
+
+    def _joined(self, found: IommufdObject, undo: ExitStack) -> Hwpt:
+        if isinstance(found, Hwpt):
+            hwpt = found
+            hwpt.join(self)
+        else:
+            hwpt = hwpt_for(self._ioas_of(found), self)
+        undo.callback(hwpt.leave, self)
+        return hwpt
+
+    def _move(self, hwpt: Hwpt | None, before: Translation | None) -> None:
+        """Have the group do DMA through ``hwpt``, and wait for what has begun. When some does not end, the
+        group stays where it was: ``OSError(EBUSY)``."""
+        group = self._group
+        with group.lock:
+            group.move(hwpt)  # no DMA is refused meanwhile
+        try:
+            group.settle()
+        except OSError:
+            with group.lock:
+                group.move(before if group.attached else None)
+            raise
+
+    def _enter(self, hwpt: Hwpt, moving: Sequence[PhysicalDevice], owners: Sequence[object]) -> None:
+        """The devices are attached to ``hwpt``, unless one of them has ended meanwhile."""
+        group, former = self._group, list[tuple[PhysicalDevice, Hwpt | None, object]]()
+        with group.lock:
+            for each, owner in zip(moving, owners, strict=True):
+                if each is self or each in group.attached:
+                    former.append((each, each.hwpt, each._reserved))
+                    each.hwpt, each._reserved = hwpt, owner
+                    group.attached.add(each)
+                else:
+                    former.append((each, hwpt, owner))
+            if group.hwpt is not hwpt:
+                group.move(hwpt)  # the last of the others has ended
+        for each, left, owner in former:
+            if left is not None:
+                each._drop(left, owner)
 
     def _drop(self, hwpt: Hwpt, owner: object) -> None:
         ioas = hwpt.ioas
@@ -263,4 +347,5 @@ def bind(context: Context, bindable: Bindable) -> BoundDevice:
     except BaseException:
         context.put()
         raise
+    made.begin()
     return made

@@ -20,14 +20,10 @@ from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction,
 from devmodel.lifecycle.mdev import Mdev, Parent
 from devmodel.pci.address import PciAddress
 from devmodel.pci.ids import PciId
-from devmodel.vfio.group import Assignable, retire_all
+from devmodel.vfio.group import Assignable, DmaOwned, retire_all
 from devmodel.vfio.module import VfioModule
 from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
-
-
-class ProbeFailedError(OSError):
-    """The host driver has begun to take a function, and failed."""
 
 
 class BindingObserver(Protocol):
@@ -126,9 +122,9 @@ class DriverCore:
     def bind(self, function: PciFunction, driver: str) -> None:
         """Bind the function to ``driver``.
 
-        Raises ``OSError``: ENODEV when the driver does not take it, EBUSY when it has a driver, EINVAL for
-        vfio-pci and a bridge, or a function without IOMMU while noiommu mode is off; EIO when the host driver
-        fails (:class:`ProbeFailedError`).
+        Raises ``OSError``: ENODEV when the driver does not take it; EBUSY when it has a driver, and for a
+        host driver that does DMA while a client has the IOMMU group (:class:`DmaOwned`); EINVAL for vfio-pci
+        and a bridge, or a function without IOMMU while noiommu mode is off; EIO when the host driver fails.
         """
         with self._lock:
             if not self.matches(function, driver):
@@ -138,7 +134,7 @@ class DriverCore:
             if driver not in (VFIO_PCI, function.host_driver) or not function.probed:
                 raise OSError(errno.ENODEV, f"{driver} does not take {function.name}")
             if driver == function.host_driver and function.probe_fails:
-                raise ProbeFailedError(errno.EIO, f"probe of {function.name} by {driver} failed")
+                raise OSError(errno.EIO, f"probe of {function.name} by {driver} failed")
             with ExitStack() as undo:
                 if driver == VFIO_PCI:
                     self._give_to_vfio(function, undo)
@@ -161,11 +157,16 @@ class DriverCore:
             self.release(function)
 
     def probe(self, function: PciFunction) -> None:
-        """Bind a function that has no driver to the one that takes it, if there is one."""
+        """Bind a function that has no driver to the one that takes it, if there is one. It is no error if a
+        driver refuses the function, as in Linux. Raises ``OSError(EINVAL)`` when a client has its group: no
+        host driver may even try then."""
         with self._lock:
             for driver in (function.host_driver, *self._ids, function.driver_override):
                 if driver is not None and function.driver is None:
-                    self._try(function, driver, errno.ENODEV)
+                    try:
+                        self._try(function, driver)
+                    except DmaOwned as error:
+                        raise OSError(errno.EINVAL, error.strerror) from error
 
     def add_id(self, driver: str, identity: PciId) -> None:
         """Have ``driver`` take functions that match ``identity``, and bind it to those without a driver.
@@ -179,7 +180,8 @@ class DriverCore:
             known.append(identity)
             for function in list(self.functions.values()):
                 if function.driver is None and self.matches(function, driver):
-                    self._try(function, driver)
+                    with suppress(DmaOwned):
+                        self._try(function, driver)
 
     def remove_id(self, driver: str, identity: PciId) -> None:
         """Have ``driver`` take them no more. ``OSError(ENODEV)`` for an id that it was not given."""
@@ -233,16 +235,14 @@ class DriverCore:
             self._vfio_minors.give(function.vfio_minor)
             function.vfio_minor = None
 
-    def _try(self, function: PciFunction, driver: str, harmless: int | None = None) -> None:
-        """Bind the function. A failure is no error, or with ``harmless`` only the one with this errno and
-        that of a host driver that fails."""
+    def _try(self, function: PciFunction, driver: str) -> None:
+        """Bind the function. It is no error if the driver refuses it. Raises :class:`DmaOwned`."""
         try:
             self.bind(function, driver)
-        except ProbeFailedError:
+        except DmaOwned:
+            raise
+        except OSError:
             return
-        except OSError as error:
-            if harmless not in (None, error.errno):
-                raise
 
 
 class MdevDriver:

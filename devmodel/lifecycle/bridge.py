@@ -16,24 +16,18 @@ from uuid import UUID
 from devmodel.device.bridge import Below, Wiring, bridge_model
 from devmodel.device.pci import show_multifunction
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.grouped import KINDS, has_acs
 from devmodel.lifecycle.pcicore import DMA_BITS, NO_NODE
 from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, RootSpec
 from devmodel.lifecycle.vf import last_vf, place_vfs
 from devmodel.pci.address import PciAddress, bus_name, parse_bus
 from devmodel.pci.bridge import PortType
 from devmodel.pci.config import Aperture
-from devmodel.topology.grouping import Kind
 from devmodel.topology.placement import BridgePlace, Placement, Site, place
 from devmodel.vfio.group import Group
 from devmodel.vfio.vfio_pci import VfioPciFunction
 
 PCIEPORT = "pcieport"
-KINDS: Mapping[BridgeKind, Kind] = {
-    BridgeKind.ROOT_PORT: Kind.ROOT_PORT,
-    BridgeKind.UPSTREAM: Kind.UPSTREAM,
-    BridgeKind.DOWNSTREAM: Kind.DOWNSTREAM,
-    BridgeKind.PCI: Kind.PCI_BRIDGE,
-}
 _TYPES: Mapping[BridgeKind, PortType] = {
     BridgeKind.ROOT_PORT: PortType.ROOT_PORT,
     BridgeKind.UPSTREAM: PortType.UPSTREAM,
@@ -88,20 +82,12 @@ def _port_spec(port: BridgePlace, below: Sequence[FunctionSpec]) -> FunctionSpec
     )
 
 
-def has_acs(spec: FunctionSpec) -> bool:
-    """Whether a function has ACS, and it is on: as the lab file says, and otherwise only ports at the upper
-    end of a link have."""
-    if spec.acs is not None:
-        return spec.acs
-    return spec.bridge is not None and _TYPES[spec.bridge.kind].downstream
-
-
 class Bridge(PciFunction):
     """A bridge. ``place`` has its bus numbers. Its host driver is pcieport, as a rule; vfio-pci refuses
     it."""
 
     __slots__ = ("_bus_below", "place", "spec")
-    driver_dma_bits, host_driver_claims = DMA_BITS, False  # pcieport does no DMA
+    driver_dma_bits = DMA_BITS
 
     def __init__(
         self,
@@ -146,6 +132,10 @@ class Bridge(PciFunction):
     def bus_below(self) -> str:
         """The name of the bus right below it."""
         return self.place.bus_below
+
+    @property
+    def right_below(self) -> Sequence[VfioPciFunction]:
+        return tuple(self._bus_below)
 
     @property
     def functions(self) -> Iterator[PciFunction]:

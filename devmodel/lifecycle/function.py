@@ -17,7 +17,8 @@ from uuid import UUID
 from devmodel.device.pci import PciDevice, show_multifunction
 from devmodel.device.tasks import TaskHost
 from devmodel.iommufd.hwinfo import UnitFacts
-from devmodel.lifecycle.iommuunit import DefaultDomain, Domain, DomainType
+from devmodel.lifecycle.grouped import IommuGroup
+from devmodel.lifecycle.iommuunit import Domain, DomainType
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.pcicore import DRIVER_DMA_BITS, NO_NODE, PciCore
 from devmodel.lifecycle.spec import FunctionSpec, ParentSpec
@@ -32,22 +33,20 @@ from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
 
 VFIO_PCI = "vfio-pci"
+_DO_NO_DMA = frozenset({VFIO_PCI, "pcieport", "pci-stub"})
+"""Drivers that leave the DMA of a function to its clients, or do none."""
 
 
 class PciFunction(VfioPciFunction):
     """A PCI function that drivers bind: its host driver, vfio-pci, or none.
 
     ``core`` is what the host's PCI core keeps of it. ``upstream`` is the bridge above it, None on a
-    root bus.
-    ``default_domain`` is the domain in which its host driver does DMA; a function without an IOMMU has no
-    use for it. ``unit`` is the IOMMU unit that it is behind, None without one.
+    root bus. ``unit`` is the IOMMU unit that it is behind, None without one.
     """
 
-    __slots__ = ("_driver", "core", "default_domain", "driver_override", "unit", "upstream", "vfio_minor")
+    __slots__ = ("_driver", "core", "driver_override", "unit", "upstream", "vfio_minor")
     driver_dma_bits: ClassVar[int] = DRIVER_DMA_BITS
     """The DMA mask that its host driver sets."""
-    host_driver_claims: ClassVar[bool] = True
-    """Whether the host driver does DMA."""
 
     def __init__(
         self, address: PciAddress, group: Group, device: PciDevice, bus: list[VfioPciFunction]
@@ -58,7 +57,6 @@ class PciFunction(VfioPciFunction):
         self.driver_override: str | None = None
         self.vfio_minor: int | None = None
         self.upstream: PciFunction | None = None
-        self.default_domain = DefaultDomain()
         self.unit: UnitFacts | None = None
         super().__init__(address, group, device, bus)
 
@@ -69,7 +67,14 @@ class PciFunction(VfioPciFunction):
 
     @driver.setter
     def driver(self, name: str | None) -> None:
-        before, self._driver = self._driver, name
+        """Raises :class:`DmaOwned`, with nothing changed, for a host driver that does DMA, while a client has
+        the IOMMU group."""
+        before = self._driver
+        if self.does_dma(name) and not self.does_dma(before):
+            self.group.begin_host_use()
+        elif self.does_dma(before) and not self.does_dma(name):
+            self.group.end_host_use()
+        self._driver = name
         if name == VFIO_PCI:
             self.core.vfio_came()
         elif name is not None:
@@ -130,30 +135,28 @@ class PciFunction(VfioPciFunction):
         """Whether drivers may be bound to it now."""
         return True
 
+    def does_dma(self, driver: str | None) -> bool:
+        """Whether a driver does DMA for itself, so that no client can have the IOMMU group."""
+        return driver is not None and driver not in _DO_NO_DMA
+
     @property
     def probe_fails(self) -> bool:
         """Whether the host driver cannot take it."""
         return False
 
     @property
-    def claimed(self) -> bool:
-        """Whether its host driver, a container or an iommufd uses its IOMMU group. Any thread."""
-        by_host = self.driver is not None and self.driver != VFIO_PCI and self.host_driver_claims
-        with self.group.lock:
-            return by_host or self.group.domain is not None
-
-    @property
     def domain(self) -> Domain | None:
-        """The domain of the IOMMU that it is in now. None for a function that is bound to an iommufd and
-        attached to nothing: its DMA is blocked. Any thread."""
-        with self.group.lock:
-            bound, by_vfio = self.bound_device, self.group.domain
+        """The domain of the IOMMU that it is in now, with all of its group. None when the group is bound to
+        an iommufd and attached to nothing: its DMA is blocked. Any thread."""
+        group = self.group
+        with group.lock:
+            bound, by_vfio = group.bound_device, group.domain
         if bound is not None:
             return None if bound.domain is None else Domain(False, bound.domain)
         if by_vfio is not None:
             return Domain(False, by_vfio)
-        identity = self.default_domain.type is DomainType.IDENTITY
-        return Domain(identity, None if identity else self.group)
+        translated = isinstance(group, IommuGroup) and group.default_domain.type is not DomainType.IDENTITY
+        return Domain(False, group) if translated else Domain(True, None)
 
 
 class PhysicalParent(Parent):

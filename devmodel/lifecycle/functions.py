@@ -5,14 +5,19 @@ them, whether a scan or SR-IOV has found it.
 State: the lifecycle thread's, under ``Lab.lock``. Source: Documentation/driver-api/vfio.rst (groups).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from devmodel.ida import Ida
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.grouped import IommuGroup, Place
 from devmodel.lifecycle.iommuunit import IommuUnit
+from devmodel.pci.address import PciAddress
+from devmodel.topology.grouping import Grouping, Node, partition
 from devmodel.vfio.group import Group
+
+G = TypeVar("G", bound=Group)
 
 
 class FunctionObserver(Protocol):
@@ -34,7 +39,10 @@ def _no_unit(function: PciFunction) -> None:
 
 
 class FunctionTable:
-    """The functions of a lab by name, and the groups by number, which are the lab's."""
+    """The functions of a lab by name, and the groups by number, which are the lab's.
+
+    A group is made for its first function, and goes with the last one.
+    """
 
     def __init__(
         self,
@@ -46,30 +54,68 @@ class FunctionTable:
         self.observer, self.functions = observer, functions
         self.unit_of: Callable[[PciFunction], IommuUnit | None] = _no_unit
         """Gives the IOMMU unit of a function. The lab sets it when it has units."""
+        self.bridges: dict[str, Node] = {}
+        """The bridges of the lab, whether they are there now or not, by the name of the bus right below
+        each."""
         self._group_numbers, self._groups = group_numbers, groups
+        self._fixed: Collection[int] = frozenset()
+        self._grouping = Grouping[IommuGroup]()
 
-    def new_group(self, noiommu: bool) -> Group:
-        """A group for a function that is about to be made."""
-        group = Group(self._group_numbers.take(), noiommu=noiommu)
-        self._groups[group.number] = group
-        return group
+    def boot(self, places: Sequence[Place], fixed: Collection[int] = ()) -> dict[PciAddress, Group]:
+        """The groups of the functions that are there from the start. They are numbered in the order of
+        ``places``. ``fixed`` has the numbers that the lab file gives to groups, also of functions that come
+        later."""
+        self._fixed = frozenset(fixed)
+        self._group_numbers.keep(self._fixed)
+        first = partition([place.node for place in places if place.iommu])
+        fixed_at = {
+            first[node.address]: node.named for node, iommu in places if iommu and node.named in self._fixed
+        }
+        leaders: dict[PciAddress, IommuGroup] = {}
+        found: dict[PciAddress, Group] = {}
+        for node, iommu in places:
+            if not iommu:
+                found[node.address] = self._new(Group(self._group_numbers.take(), noiommu=True))
+                continue
+            leader = first[node.address]
+            if leader not in leaders:
+                leaders[leader] = self._new(IommuGroup(self._number(fixed_at.get(leader))))
+            group = found[node.address] = leaders[leader]
+            self._grouping.enter(node, group)
+        return found
 
     @contextmanager
-    def making(self, noiommu: bool) -> Iterator[Group]:
-        """A new group for a function that is made within. There is no such group if that fails."""
-        group = self.new_group(noiommu)
+    def making(self, place: Place, joins: Group | None = None) -> Iterator[Group]:
+        """The group of a function that is made and entered within: one that has functions already, or a new
+        one. ``joins`` is the group that it is to be in, None for the one that follows from its place. Nothing
+        is left if that fails."""
+        node = place.node
+        group: Group
+        if not place.iommu:
+            group = self._new(Group(self._group_numbers.take(), noiommu=True))
+        else:
+            found = joins if isinstance(joins, IommuGroup) else self._grouping.joins(node)
+            group = found or self._new(IommuGroup(self._number(node.named)))
+            self._grouping.enter(node, group)
         try:
             yield group
         except BaseException:  # whatever its model does
-            del self._groups[group.number]
-            self._group_numbers.give(group.number)
+            self._grouping.leave(node.address)
+            if self._end_if_empty(group):
+                self._give_number(group)
             raise
+
+    def enter(self, function: PciFunction) -> None:
+        """The function is complete, and in its group."""
+        self.functions[function.name] = function
+        group = function.group
+        if isinstance(group, IommuGroup):
+            group.members += (function,)
 
     def show(self, function: PciFunction, leave: Callable[[PciFunction], None]) -> None:
         """Tell the observer of a new function. If the observer raises, the function is removed."""
         function.unit = self.unit_of(function)
         with ExitStack() as undo:
-            undo.callback(self._group_numbers.give, function.group.number)
             undo.callback(self._forget, function, leave)
             self.observer.function_added(function)
             undo.pop_all()
@@ -77,14 +123,45 @@ class FunctionTable:
     def remove(self, function: PciFunction, leave: Callable[[PciFunction], None]) -> None:
         """Remove a function. ``leave`` takes it out of the caller's tables. Its numbers are free when the
         observer has hidden it."""
-        self._forget(function, leave)
-        with ExitStack() as after:
-            after.callback(self._group_numbers.give, function.group.number)
+        with self._forgotten(function, leave):
             self.observer.function_removed(function)
 
     def _forget(self, function: PciFunction, leave: Callable[[PciFunction], None]) -> None:
+        with self._forgotten(function, leave):
+            pass
+
+    @contextmanager
+    def _forgotten(self, function: PciFunction, leave: Callable[[PciFunction], None]) -> Iterator[None]:
+        """The function is gone in the block, and nobody gets its numbers."""
         function.device.close()
         function.bus.remove(function)
         del self.functions[function.name]
-        del self._groups[function.group.number]
+        group = function.group
+        self._grouping.leave(function.address)
+        if isinstance(group, IommuGroup):
+            group.members = tuple(each for each in group.members if each is not function)
+        ended = self._end_if_empty(group)
         leave(function)
+        try:
+            yield
+        finally:
+            if ended:
+                self._give_number(group)
+
+    def _new(self, group: G) -> G:
+        self._groups[group.number] = group
+        return group
+
+    def _end_if_empty(self, group: Group) -> bool:
+        """The group is no more if it has no member."""
+        ended = not (isinstance(group, IommuGroup) and group.members)
+        if ended:
+            del self._groups[group.number]
+        return ended
+
+    def _number(self, named: str | int | None) -> int:
+        return named if isinstance(named, int) else self._group_numbers.take()
+
+    def _give_number(self, group: Group) -> None:
+        if group.number not in self._fixed:
+            self._group_numbers.give(group.number)

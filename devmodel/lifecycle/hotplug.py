@@ -9,7 +9,7 @@ rescan), the order in which drivers/pci/remove.c and drivers/pci/probe.c of the 
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.bridge import Below
@@ -24,11 +24,13 @@ from devmodel.lifecycle.bridge import (
 )
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.functions import FunctionTable
+from devmodel.lifecycle.grouped import Place, node_of
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec
 from devmodel.pci.address import PciAddress, bus_name
 from devmodel.pci.config import Aperture, Assigned
 from devmodel.pci.express import ExpressRegisters
+from devmodel.topology.grouping import found_order
 from devmodel.topology.placement import Placement
 from devmodel.vfio.group import Assignable, Group, retire_all
 
@@ -84,7 +86,7 @@ class Hotplug:
         self._nodes = numa_nodes(specs, self.buses, lab.roots)
         for address, name in sorted((PciAddress.parse(name), name) for name in self._functions):
             self._on_bus.setdefault(address.bus_name, []).append(name)
-        self._power_on({spec.name: self._table.new_group(not spec.iommu) for spec in specs if spec.plugged})
+        self._power_on(self._form_groups(specs))
         for spec in lab.parents:
             function = self._drivers.functions.get(spec.bdf or "")
             if isinstance(function, PhysicalFunction) and function.parent is not None:
@@ -148,7 +150,7 @@ class Hotplug:
         for name in names:
             if name not in present and name not in self.unplugged:
                 spec = self._functions[name]
-                with self._table.making(noiommu=not spec.iommu) as group:
+                with self._table.making(self._place(spec)) as group:
                     function = self._make(spec, group)
                 if isinstance(function, PhysicalFunction) and function.parent is not None:
                     self.parents[name] = function.parent
@@ -163,6 +165,28 @@ class Hotplug:
         self.parents.pop(function.name, None)
         if isinstance(function, Bridge):
             self.ports.pop(function.bus_below, None)
+
+    def _form_groups(self, specs: Sequence[FunctionSpec]) -> Mapping[str, Group]:
+        """The groups of the functions that are there from the start, by name. They are numbered in this
+        order: those of parents as the lab file has them, of other functions as Linux finds them, and of root
+        ports that the file does not name."""
+        for bus, bridge in self.buses.bridges.items():
+            self._table.bridges[bus] = self._place(self._functions[str(bridge.address)]).node
+        ports = {str(bridge.address) for bridge in self.buses.bridges.values() if bridge.automatic}
+        parents, named, automatic = list[Place](), list[Place](), list[Place]()
+        for spec in specs:
+            if spec.plugged:
+                kind = automatic if spec.name in ports else named if spec.parent is None else parents
+                kind.append(self._place(spec))
+        behind = {place.node: place for place in named}
+        ordered = [*parents, *map(behind.__getitem__, found_order(behind)), *automatic]
+        found = self._table.boot(ordered, {spec.group for spec in specs if isinstance(spec.group, int)})
+        return {str(address): group for address, group in found.items()}
+
+    def _place(self, spec: FunctionSpec) -> Place:
+        address = PciAddress.parse(spec.name)
+        above = self._table.bridges.get(address.bus_name)
+        return Place(node_of(spec, above, self.buses.multifunction(address)), spec.iommu)
 
     def _power_on(self, groups: Mapping[str, Group]) -> None:
         """Make all functions. BARs are placed bus by bus, so that those below a bridge are next to each
@@ -217,7 +241,7 @@ class Hotplug:
             function = self._make_bridge(spec, group, aperture)
         function.core.numa_node = self._nodes[spec.name]
         function.upstream = self.ports.get(address.bus_name)
-        self._drivers.functions[spec.name] = function
+        self._table.enter(function)
         return function
 
     def _make_bridge(self, spec: FunctionSpec, group: Group, aperture: Aperture) -> Bridge:

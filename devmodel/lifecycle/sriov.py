@@ -16,11 +16,13 @@ from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.lifecycle.binding import DriverCore, virtual_functions_held
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.functions import FunctionTable
+from devmodel.lifecycle.grouped import Place
 from devmodel.lifecycle.later import Later, Timer
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.vf import VfLayout
 from devmodel.pci import regs
 from devmodel.pci.regs import ExtCapId
+from devmodel.topology.grouping import Kind, Node
 from devmodel.vfio.group import retire_all
 
 
@@ -187,8 +189,12 @@ class SriovCore:
         self._table.observer.vfs_enabled(function)
 
     def _add(self, function: PhysicalFunction, layout: VfLayout, index: int, count: int) -> VirtualFunction:
-        with self._table.making(noiommu=function.group.noiommu) as group:
-            bus = self._drivers.bus(layout.address(index))
+        address = layout.address(index)
+        node = Node(address, Kind.VIRTUAL, self._table.bridges.get(function.address.bus_name))
+        shared = function.spec.vf is not None and function.spec.vf.shares_group
+        place = Place(node, not function.group.noiommu)
+        with self._table.making(place, function.group if shared else None) as group:
+            bus = self._drivers.bus(address)
             vf = VirtualFunction(function, layout, index, group, bus)
             if layout.spec.vectors:
                 vf.vectors = self._default_vectors(layout, count)
@@ -196,7 +202,7 @@ class SriovCore:
             if vf.parent is not None:
                 vf.parent.charge(Share.of(layout.type))
             function.vfs.append(vf)
-            self._table.functions[vf.name] = vf
+            self._table.enter(vf)
         self._table.show(vf, self._leave)
         return vf
 

@@ -10,7 +10,7 @@ vfio.rst (groups), PCI Express Base 4.0 chapter 6.12 (ACS), the behaviour of pci
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import count
 from typing import Generic, NamedTuple, TypeVar
@@ -68,7 +68,12 @@ class Node(NamedTuple):
     @property
     def slot(self) -> Slot:
         """The device that it is a function of."""
-        return self.address.segment, self.address.bus, self.address.devfn >> 3
+        return slot_of(self.address)
+
+
+def slot_of(address: PciAddress) -> Slot:
+    """The device that a function is of."""
+    return address.segment, address.bus, address.devfn >> 3
 
 
 def bridges_above(node: Node) -> Iterator[Node]:
@@ -82,20 +87,20 @@ def bridges_above(node: Node) -> Iterator[Node]:
 class Grouping(Generic[G]):
     """The groups of the functions that are there now. ``G`` is what stands for a group."""
 
-    __slots__ = ("_bridges", "_members", "_names", "_open")
+    __slots__ = ("_bridges", "_named", "_names", "_open")
 
     def __init__(self) -> None:
         self._bridges: dict[PciAddress, G] = {}
         self._open: dict[Slot, dict[PciAddress, G]] = {}
         """Of each device, its functions that are not isolated from one another, if it has such."""
-        self._names: dict[str | int, G] = {}
-        self._members: dict[str | int, int] = {}
-        """How many functions are in each group that has a name."""
+        self._names: dict[str | int, tuple[G, set[PciAddress]]] = {}
+        """The groups that have names, with the functions that are in them by name."""
+        self._named: dict[PciAddress, str | int] = {}
 
     def joins(self, node: Node) -> G | None:
         """The group that a function joins, None if it begins one."""
         if node.named is not None:
-            return self._names.get(node.named)
+            return self._names[node.named][0] if node.named in self._names else None
         requester = node
         for bridge in bridges_above(node):  # those that put their own requester id on what passes them
             if bridge.kind is Kind.PCI_BRIDGE or not bridge.express:
@@ -115,24 +120,28 @@ class Grouping(Generic[G]):
 
     def enter(self, node: Node, group: G) -> None:
         """The function is in this group from now on."""
+        address = node.address
         if node.kind not in (Kind.ENDPOINT, Kind.VIRTUAL):
-            self._bridges[node.address] = group
+            self._bridges[address] = group
         if not node.isolated:
-            self._open.setdefault(node.slot, {})[node.address] = group
+            self._open.setdefault(node.slot, {})[address] = group
         if node.named is not None:
-            self._names[node.named] = group
-            self._members[node.named] = self._members.get(node.named, 0) + 1
+            self._names.setdefault(node.named, (group, set()))[1].add(address)
+            self._named[address] = node.named
 
-    def leave(self, node: Node) -> None:
-        """The opposite of :meth:`enter`."""
-        self._bridges.pop(node.address, None)
-        functions = self._open.get(node.slot)
-        if functions is not None and functions.pop(node.address, None) is not None and not functions:
-            del self._open[node.slot]
-        if node.named is not None:
-            self._members[node.named] -= 1
-            if not self._members[node.named]:
-                del self._members[node.named], self._names[node.named]
+    def leave(self, address: PciAddress) -> None:
+        """The function at this address is gone, if it was there."""
+        self._bridges.pop(address, None)
+        slot = slot_of(address)
+        functions = self._open.get(slot)
+        if functions is not None and functions.pop(address, None) is not None and not functions:
+            del self._open[slot]
+        name = self._named.pop(address, None)
+        if name is not None:
+            members = self._names[name][1]
+            members.discard(address)
+            if not members:
+                del self._names[name]
 
     def _beside(self, node: Node) -> G | None:
         """The group of another function of the same device, if nothing keeps the two apart."""
@@ -141,18 +150,31 @@ class Grouping(Generic[G]):
         return next(iter(self._open.get(node.slot, {}).values()), None)
 
 
+def partition(nodes: Sequence[Node]) -> Mapping[PciAddress, PciAddress]:
+    """The groups of a machine: for each function behind an IOMMU the first one of its group in the order of
+    :func:`found_order`."""
+    grouping = Grouping[PciAddress]()
+    first: dict[PciAddress, PciAddress] = {}
+    for node in found_order(nodes):
+        joined = grouping.joins(node)
+        first[node.address] = found = node.address if joined is None else joined
+        grouping.enter(node, found)
+    return first
+
+
 def iommu_groups(nodes: Sequence[Node]) -> list[tuple[int, list[Node]]]:
-    """The groups of a machine, by their numbers: ``nodes`` has its functions behind an IOMMU in the order of
-    :func:`found_order`. A group whose name is a number has that number, the others the lowest free one."""
-    grouping = Grouping[int]()
-    numbers = free_numbers(node.named for node in nodes)
+    """The groups of a machine by their numbers. They are numbered in the order of ``nodes``, which has all
+    functions behind an IOMMU: a group whose name is a number has that number, the others the lowest free
+    one."""
+    first, free = partition(nodes), free_numbers(node.named for node in nodes)
+    named = {first[node.address]: node.named for node in nodes if isinstance(node.named, int)}
+    numbers: dict[PciAddress, int] = {}
     members: dict[int, list[Node]] = {}
     for node in nodes:
-        group = grouping.joins(node)
-        if group is None:
-            group = node.named if isinstance(node.named, int) else next(numbers)
-        grouping.enter(node, group)
-        members.setdefault(group, []).append(node)
+        group = first[node.address]
+        if group not in numbers:
+            numbers[group] = named[group] if group in named else next(free)
+        members.setdefault(numbers[group], []).append(node)
     return sorted(members.items())
 
 
@@ -164,18 +186,21 @@ def free_numbers(named: Iterable[str | int | None]) -> Iterator[int]:
 
 def found_order(nodes: Iterable[Node]) -> list[Node]:
     """The order in which Linux finds functions: those on a root bus, then below each of its bridges, one
-    after the other. Virtual functions, which come later, are last."""
-    below: dict[PciAddress | None, list[Node]] = {}
+    after the other. Virtual functions, which come later, are last. What is below a bridge that is not among
+    ``nodes`` counts as on a root bus."""
+    there = sorted(nodes, key=lambda each: each.address)
+    addresses = {node.address for node in there}
+    below: dict[PciAddress, list[Node]] = {}
+    roots: dict[str, list[Node]] = {}
     late = []
-    for node in sorted(nodes, key=lambda each: each.address):
+    for node in there:
         if node.kind is Kind.VIRTUAL:
             late.append(node)
+        elif node.above is not None and node.above.address in addresses:
+            below.setdefault(node.above.address, []).append(node)
         else:
-            below.setdefault(node.above.address if node.above is not None else None, []).append(node)
+            roots.setdefault(node.address.bus_name, []).append(node)
     found: list[Node] = []
-    roots: dict[tuple[int, int], list[Node]] = {}
-    for node in below.get(None, ()):
-        roots.setdefault((node.address.segment, node.address.bus), []).append(node)
     for functions in roots.values():
         pending = [functions]
         while pending:

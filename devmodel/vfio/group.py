@@ -4,6 +4,8 @@
 A client that has a device open keeps it. One that has only its group open does not: when the last device
 leaves the group, the open file is revoked, and a device that joins later has a group file of its own.
 
+A group has one owner at a time: the host drivers of its members that do DMA, a container, or an iommufd.
+
 Threads: the device lane opens and closes; the trio thread removes devices. State is under ``Group.lock``.
 Source: <linux/vfio.h>, Documentation/driver-api/vfio.rst.
 """
@@ -84,23 +86,29 @@ class OpenGroup(ABC):
         """Leave the container, and answer ENODEV from then on. Under the group's lock."""
 
 
-class Group(Held):
-    """An IOMMU group. It is not viable while one of its devices belongs to a host driver.
+class DmaOwned(OSError):
+    """EBUSY because a client has the IOMMU group of a function that a host driver is about to take."""
 
+
+class Group(Held):
+    """An IOMMU group. Its ``devices`` are those members that VFIO drives.
+
+    ``host_users`` counts the members whose host driver does DMA: with one of those the group is not viable.
+    ``joining`` is the container of a SET_CONTAINER that is under way, which keeps the devices as an open
+    device does. ``holders`` counts the holders of all its devices, also of those that have left.
     A ``noiommu`` group stands for a device without an IOMMU. Its users need CAP_SYS_RAWIO.
     """
 
-    __slots__ = ("devices", "joining", "noiommu", "number", "opened", "viable")
+    __slots__ = ("devices", "holders", "host_users", "joining", "noiommu", "number", "opened")
 
-    def __init__(self, number: int, viable: bool = True, noiommu: bool = False) -> None:
+    def __init__(self, number: int, noiommu: bool = False) -> None:
         super().__init__()
         self.number = number
         self.noiommu = noiommu
-        self.viable = viable
         self.devices: tuple[Assignable, ...] = ()
+        self.holders = self.host_users = 0
         self.opened: OpenGroup | None = None
-        self.joining = False
-        """Whether a SET_CONTAINER is under way, which keeps the devices as an open device does."""
+        self.joining: GroupContainer | None = None
 
     def __str__(self) -> str:
         return f"group {self.number}"
@@ -120,13 +128,46 @@ class Group(Held):
         """Whether it has no device, or only devices that are being removed."""
         return all(device.leaving for device in self.devices)
 
-    def revoke(self) -> None:
-        """Revoke the open file of the group, if there is one: the last device has left, and no client holds
-        it. Under :attr:`lock`."""
+    @property
+    def held(self) -> bool:
+        """Whether a client holds one of its devices, or is about to put it into a container. Under
+        :attr:`lock`."""
+        return bool(self.holders) or self.joining is not None
+
+    def end_if_gone(self) -> None:
+        """Revoke the open file of the group if the last device has left, and no client holds one. Under
+        :attr:`lock`."""
+        if not self.gone or self.held:
+            return
         file, self.opened = self.opened, None
         if file is not None:
             file.revoke()
             self.let_go()
+
+    # ---- host drivers ----
+
+    @property
+    def viable(self) -> bool:
+        """Whether no host driver of a member does DMA."""
+        return not self.host_users
+
+    @property
+    def claimed(self) -> bool:
+        """Whether host drivers, a container or an iommufd use its IOMMU. Under :attr:`lock`."""
+        return bool(self.host_users) or self.domain is not None
+
+    def begin_host_use(self) -> None:
+        """A host driver that does DMA is about to take a member. Raises :class:`DmaOwned` while a container
+        or an iommufd has the group."""
+        with self.lock:
+            if self.domain is not None:
+                raise DmaOwned(errno.EBUSY, f"a client has {self}")
+            self.host_users += 1
+
+    def end_host_use(self) -> None:
+        """Such a driver has left a member."""
+        with self.lock:
+            self.host_users -= 1
 
     def check_rawio(self, rawio: bool) -> None:
         """``OSError(EPERM)`` for a noiommu group and a client without CAP_SYS_RAWIO."""
@@ -141,17 +182,24 @@ class Group(Held):
         return next((each.binding for each in self.devices if each.binding is not None), None)
 
     @property
+    def bound_device(self) -> BoundDevice | None:
+        """What one of its devices is in the context that the group belongs to."""
+        bound = (each.bound_device for each in self.devices)
+        return next((each for each in bound if each is not None), None)
+
+    @property
     def owner(self) -> Context | None:
         """The context that devices of the group are bound to."""
-        bound = (each.bound_device for each in self.devices)
-        return next((each.context for each in bound if each is not None), None)
+        bound = self.bound_device
+        return None if bound is None else bound.context
 
     @property
     def domain(self) -> object:
         """What translates the DMA of its devices: a container or a context. None when VFIO does not use
         it."""
-        opened = self.opened
-        container = None if opened is None else opened.container
+        opened, container = self.opened, self.joining
+        if opened is not None and container is None:
+            container = opened.container
         return container if container is not None and container.claims else self.owner
 
     def check_owner(self, context: Context) -> None:
@@ -222,20 +270,22 @@ class Assignable(BindableDevice):
             if self.gone or self.leaving:
                 raise OSError(errno.ENODEV, f"{self.name} is gone")
             self.open_count += 1
+            self.group.holders += 1
 
     def drop(self) -> None:
         """The opposite of :meth:`hold`."""
         with self.group.lock:
             self.open_count -= 1
+            self.group.holders -= 1
             if not self.open_count:
-                self._end_group()
+                self.group.end_if_gone()
                 self.group.let_go()
 
     @property
     def held(self) -> bool:
         """Whether a client has it open, or is about to put its group into a container. Under the group's
         lock."""
-        return bool(self.open_count) or self.group.joining
+        return bool(self.open_count) or self.group.joining is not None
 
     def first_opened(self) -> None:
         """A hook for subclasses: the first client uses the device from now on."""
@@ -295,12 +345,7 @@ class Assignable(BindableDevice):
             self.group.devices = (
                 () if devices == (self,) else tuple(each for each in devices if each is not self)
             )
-            self._end_group()
-
-    def _end_group(self) -> None:
-        """Revoke the group's open file if this was the last device and no client holds it."""
-        if self.group.gone and not self.held:
-            self.group.revoke()
+            self.group.end_if_gone()
 
 
 def retire_all(devices: Sequence[Assignable]) -> None:

@@ -49,16 +49,15 @@ class GroupFile(OpenGroup):
     @property
     def devices(self) -> int:
         """How many device files there are. Under the group's lock."""
-        return self._users - (not self._closed) - self.group.joining
+        return self._users - (not self._closed) - (self.group.joining is not None)
 
     def status(self) -> GroupStatus:
         """Whether the group can be used, and whether it has a container. ``OSError(ENODEV)`` once it is
         :attr:`revoked`."""
         with self.group.lock:
             self._check_group()
-            container = self.container
-            claimed = container is None or container.claims
-            return GroupStatus(self._viable if claimed else True, container is not None)
+            in_container = self.container is not None
+            return GroupStatus(in_container or self._viable, in_container)
 
     def set_container(self, container: GroupContainer | None, rawio: bool = False) -> None:
         """Join ``container``; None stands for a file that is neither a container nor an iommufd. It may wait
@@ -70,7 +69,7 @@ class GroupFile(OpenGroup):
         :meth:`Group.check_rawio`. Otherwise as :meth:`GroupContainer.attach`.
         """
         with self.group.lock:
-            if self.container is not None or self.group.joining:
+            if self.container is not None or self.group.joining is not None:
                 raise OSError(errno.EINVAL, "the group has a container already")
             self._check_group()
             if self.group.leaving:
@@ -81,7 +80,7 @@ class GroupFile(OpenGroup):
                 self.group.check_rawio(rawio)
                 if not self._viable:
                     raise OSError(errno.EPERM, f"group {self.group.number} is in use")
-            self.group.joining = True
+            self.group.joining = container
             self.get()
         joined: GroupContainer | None = None
         try:
@@ -89,9 +88,8 @@ class GroupFile(OpenGroup):
             joined = container
         finally:
             with self.group.lock:
-                self.container, self.group.joining = joined, False
-                if self.group.gone and not self.devices:
-                    self.group.revoke()
+                self.container, self.group.joining = joined, None
+                self.group.end_if_gone()
                 self.put()  # the file may have been closed meanwhile
                 self.group.let_go()
 
@@ -102,7 +100,7 @@ class GroupFile(OpenGroup):
 
         def attempt() -> None:
             container = self.container
-            if container is None and not self.group.joining:
+            if container is None and self.group.joining is None:
                 raise OSError(errno.EINVAL, "the group has no container")
             if self._users > 1 and (container is None or container.claims):
                 self.client.check()

@@ -34,9 +34,9 @@ MAX_RESETS = 7
 
 
 class VfioPciFunction(Assignable):
-    """A PCI function with a group of its own. It is in the group while vfio-pci drives it.
+    """A PCI function. It is one of the devices of its group while vfio-pci drives it.
 
-    ``bus`` has all functions of its bus, itself included. A hot reset resets them together.
+    ``bus`` has all functions of its bus, itself included.
     """
 
     __slots__ = ("_access", "_chosen_resets", "_device", "_reset_worked", "address", "bus")
@@ -96,6 +96,22 @@ class VfioPciFunction(Assignable):
         return self.address.bus != 0
 
     @property
+    def right_below(self) -> Sequence[VfioPciFunction]:
+        """The functions on the bus right below a bridge; none for other functions. Any thread."""
+        return ()
+
+    def reset_together(self) -> list[VfioPciFunction]:
+        """The functions that a hot reset resets: those of the bus, and all below the bridges there. Any
+        thread."""
+        found: list[VfioPciFunction] = []
+        pending = list(reversed(tuple(self.bus)))  # the trio thread adds and removes functions
+        while pending:
+            function = pending.pop()
+            found.append(function)
+            pending += reversed(function.right_below)
+        return found
+
+    @property
     def supported_resets(self) -> tuple[str, ...]:
         """The ways in which the function can be reset, by their names in sysfs ``reset_method``, the best
         first: ``flr``; ``bus`` for the only physical function below a root port. Any thread."""
@@ -149,9 +165,9 @@ class VfioPciFunction(Assignable):
             self.access.stop()
 
     def hot_reset(self, owned: Callable[[VfioPciFunction], bool]) -> None:
-        """Reset the bus, as the root port above it does. Raises ``OSError(EINVAL)`` unless vfio-pci drives
-        all its functions and each is ``owned``."""
-        functions = tuple(self.bus)
+        """Reset the bus, as the port above it does, and all that is below. Raises ``OSError(EINVAL)`` unless
+        vfio-pci drives all those functions, so that there is no bridge, and each is ``owned``."""
+        functions = self.reset_together()
         for function in functions:
             if function.gone or not owned(function):
                 raise OSError(errno.EINVAL, f"{function.name} is on the bus, and not the client's")
@@ -246,13 +262,16 @@ def driven(opened: DeviceFile) -> VfioPciFunction:
 
 def hot_reset_info(opened: DeviceFile) -> HotResetInfo:
     """The functions that a hot reset of the device resets.  Raises ``OSError``: ENOTTY for a mediated device,
-    ENODEV for a function on a root bus."""
+    ENODEV for a function on a root bus, EPERM when one of them has no group because it has no IOMMU and
+    vfio-pci does not drive it."""
     function = driven(opened)
     function.check_bus_reset()
-    bus = tuple(function.bus)  # the trio thread adds and removes virtual functions
+    found = function.reset_together()
     if not opened.by_cdev:
-        return HotResetInfo(False, False, [Dependent(each.address, each.group.number) for each in bus])
-    functions = [Dependent(each.address, _owner(opened, each)) for each in bus]
+        if any(each.group.noiommu and each.gone for each in found):
+            raise OSError(errno.EPERM, "a function of the bus has no group")
+        return HotResetInfo(False, False, [Dependent(each.address, each.group.number) for each in found])
+    functions = [Dependent(each.address, _owner(opened, each)) for each in found]
     return HotResetInfo(True, all(each.owner != NOT_OWNED for each in functions), functions)
 
 
@@ -262,6 +281,8 @@ def _owner(opened: DeviceFile, function: VfioPciFunction) -> int:
     if context is None:
         return OWNED if function is opened.assignable else NOT_OWNED
     with function.group.lock:
+        if function.gone:
+            return NOT_OWNED
         bound = function.bound_device
         if bound is not None and bound.context is context:
             return bound.id
@@ -281,8 +302,9 @@ def hot_reset(opened: DeviceFile, flags: int, count: int, groups: Callable[[int]
     if bool(count) is opened.by_cdev:
         raise OSError(errno.EINVAL, "groups of a device opened without one, or none of one opened by them")
     function.check_bus_reset()
-    if count > len(function.bus):
-        raise OSError(errno.EINVAL, f"{count} groups for {len(function.bus)} devices")
+    most = len(function.reset_together())
+    if count > most:
+        raise OSError(errno.EINVAL, f"{count} groups for {most} devices")
     if opened.by_cdev:
         function.hot_reset(lambda each: _owner(opened, each) != NOT_OWNED)
     else:

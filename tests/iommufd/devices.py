@@ -18,7 +18,7 @@ from tests.vfio.devices import function_dir
 LAB = (
     ONE_OF_EACH
     + """
-[parents."0000:86:00.1"]
+[parents."0000:86:01.0"]
 kind = "gpu"
 driver = "copier"
 model = "copier"
@@ -32,7 +32,7 @@ iommu = false
 types.none = { description = "none", model = "mtty", instances = 1 }
 """
 )
-NEIGHBOUR, UNPROTECTED = "0000:86:00.1", "0000:87:00.0"
+NEIGHBOUR, UNPROTECTED = "0000:86:01.0", "0000:87:00.0"
 MSI_WINDOW = (0xFEE00000, 0xFEEFFFFF)
 """The iovas that a function with an IOMMU cannot use."""
 

@@ -247,11 +247,12 @@ def test_a_bus_reset_resets_what_is_below_once(lab: Lab, port: Bridge) -> None:
 
 
 def test_groups_of_parents_come_first(lab: Lab) -> None:
-    assert [function_of(parent).group.number for parent in lab.parents.values()] == [0, 1, 2, 3, 4]
+    """Two of them are functions of one device, without ACS."""
+    assert [function_of(parent).group.number for parent in lab.parents.values()] == [0, 1, 2, 0, 3]
     assert [(str(port.address), port.group.number, port.group.noiommu) for port in lab.ports.values()] == [
-        ("0000:00:02.0", 5, False),
-        ("0000:00:03.0", 6, False),
-        ("0001:00:01.0", 7, True),
+        ("0000:00:02.0", 4, False),
+        ("0000:00:03.0", 5, False),
+        ("0001:00:01.0", 6, True),
     ]
     assert list(lab.parents) == [spec.name for spec in SPECS]
 
@@ -281,7 +282,7 @@ def test_vfio_pci_takes_no_bridge(lab: Lab, port: Bridge) -> None:
     lab.drivers.unbind(port, PCIEPORT)
     fails(errno.ENODEV, lab.drivers.bind, port, PCIEPORT)
     fails(errno.EINVAL, lab.drivers.bind, port, VFIO_PCI)
-    fails(errno.EINVAL, lab.drivers.probe, port)
+    lab.drivers.probe(port)  # a driver that refuses it is no error
     assert driver(port) is None and port.vfio_minor is None and not port.group.devices
     port.driver_override = None
     lab.drivers.add_id(VFIO_PCI, parse_pci_id("1b36 000c"))

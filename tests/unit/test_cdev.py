@@ -84,9 +84,13 @@ def test_mediated_devices_of_a_group_may_have_several_contexts(context: Context)
 
 
 def test_a_host_driver_keeps_a_group(context: Context) -> None:
-    group = Group(1, viable=False)
+    group, mediated = Group(1), Group(2)
+    for each in (group, mediated):
+        each.begin_host_use()
     fails(errno.EPERM, bound, Function("function", group), context)
-    bound(Toy("mediated", Group(2, viable=False)), context).close()
+    bound(Toy("mediated", mediated), context).close()
+    group.end_host_use()
+    bound(Function("function", group), context).close()
 
 
 def test_a_group_without_an_iommu_takes_rawio(context: Context) -> None:

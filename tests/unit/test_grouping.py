@@ -141,6 +141,13 @@ def test_functions_of_devices_on_a_root_bus_are_apart() -> None:
     ]
 
 
+def test_what_is_below_a_bridge_without_an_iommu_is_found_as_well() -> None:
+    port = node("00:01.0", PORT)
+    below = [node("01:00.0", above=port), node("01:01.0", above=port)]
+    assert found_order([*below, node("00:02.0")]) == [node("00:02.0"), *below]
+    assert [names(members) for _, members in iommu_groups(below)] == [["01:00.0"], ["01:01.0"]]
+
+
 # ---- names ----
 
 
@@ -161,6 +168,14 @@ def test_a_number_is_the_groups() -> None:
     assert grouped(*nodes) == {0: ["00:02.0"], 1: ["00:01.0", "00:04.0"], 2: ["00:03.0"]}
 
 
+def test_numbers_follow_the_order_that_is_given() -> None:
+    """Whoever numbers functions in another order than they are found has the same groups."""
+    port = node("00:01.0", PORT)
+    nodes = [node("01:00.0", above=port), node("00:02.0"), port]
+    groups = {number: names(members) for number, members in iommu_groups(nodes)}
+    assert groups == {0: ["01:00.0", "00:01.0"], 1: ["00:02.0"]}
+
+
 def test_what_follows_a_named_function_is_in_its_group() -> None:
     port = node("00:01.0", PORT, named=7)
     functions = [node(f"01:00.{function}", above=port, multi=True) for function in (0, 1)]
@@ -177,9 +192,9 @@ def test_a_group_is_found_by_what_is_left_of_it() -> None:
     grouping.enter(gpu, "a")
     assert grouping.joins(audio) == "a"
     grouping.enter(audio, "a")
-    grouping.leave(gpu)
+    grouping.leave(gpu.address)
     assert grouping.joins(gpu) == grouping.joins(third) == "a"
-    grouping.leave(audio)
+    grouping.leave(audio.address)
     assert grouping.joins(gpu) is None
 
 
@@ -189,7 +204,7 @@ def test_a_bridge_that_has_gone_takes_its_group_along() -> None:
     grouping.enter(port, "a")
     below = node("01:00.0", above=port)
     assert grouping.joins(below) == "a"
-    grouping.leave(port)
+    grouping.leave(port.address)
     assert grouping.joins(below) is None, "a port that is not behind the IOMMU has no group to join"
 
 
@@ -198,9 +213,9 @@ def test_a_name_is_known_until_its_last_function_has_gone() -> None:
     first, second = node("00:05.0", named="x"), node("00:06.0", named="x")
     grouping.enter(first, "a")
     grouping.enter(second, "a")
-    grouping.leave(first)
+    grouping.leave(first.address)
     assert grouping.joins(first) == "a"
-    grouping.leave(second)
+    grouping.leave(second.address)
     assert grouping.joins(first) is None
 
 
@@ -293,7 +308,7 @@ def test_a_function_that_is_found_again_is_in_the_same_group(nodes: list[Node]) 
         grouping.enter(each, numbers[each])
     for each in order:
         if each.kind is Kind.ENDPOINT:
-            grouping.leave(each)
+            grouping.leave(each.address)
             alone = list(numbers.values()).count(numbers[each]) == 1
             assert grouping.joins(each) == (None if alone else numbers[each])
             grouping.enter(each, numbers[each])

@@ -24,7 +24,7 @@ from devmodel.vfio.devicefile import DeviceFile
 from tests.unit.fakes import fails, parent_of
 from tests.unit.test_lab import BDF, MIB, Recorder
 
-NEIGHBOUR, PORT = "0000:86:00.1", "0000:00:01.0"
+NEIGHBOUR, PORT = "0000:86:01.0", "0000:00:01.0"
 GPU = ParentSpec(
     BDF,
     "gpu",

@@ -14,6 +14,7 @@ from devmodel.lifecycle.mdev import Mdev
 from devmodel.lifecycle.spec import IommuSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
+from vfsfuse.labfile.outline import outline
 from vfsfuse.labfile.reader import BUILT_IN, LabFileError, load
 from vfsfuse.labfile.schema import LAB, Schema
 
@@ -379,3 +380,11 @@ def test_the_examples_in_the_documentation_load(write: Callable[[str], Path]) ->
     for part in parts:
         assert load(write(whole + part)) != spec
     assert BUILT_IN.name in DOCS.read_text(encoding="utf-8")
+
+
+def test_the_outline_in_the_documentation_is_that_of_its_example(write: Callable[[str], Path]) -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    shown = re.search(r"    \$ vfsfuse check my.toml\n((?:    .*\n)+)", text)
+    example = re.search(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert shown is not None and example is not None
+    assert list(outline(load(write(example[1])))) == [line[4:] for line in shown[1].splitlines()]

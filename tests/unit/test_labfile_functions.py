@@ -119,10 +119,15 @@ def test_any_model_may_be_a_function(load_text: Load) -> None:
 def test_a_bridge(load_text: Load) -> None:
     port, switch = load_text(
         """
-        functions."0000:00:1c.0" = { bridge = "root-port", secondary = 0x65, driver = "pcieport" }
-        functions."0000:65:00.0" = { bridge = "pci", secondary = 0x66, subordinate = 0x6f, vendor = 1 }
+        functions."0000:00:1c.0" = { bridge = "root-port", secondary = 0x65, \
+serial = "00-11-22-33-44-55-66-77" }
+        functions."0000:65:00.0" = { bridge = "pci", secondary = 0x66, subordinate = 0x6f, \
+vendor = 1, serial = "00-00-00-00-00-00-00-01" }
         """
     ).functions
+    assert (port.driver, switch.driver) == ("pcieport", None)
+    assert (port.serial, switch.serial) == (0x0011223344556677, 1)
+    assert plain_of(switch).serial is None
     assert port.bridge == BridgeSpec(BridgeKind.ROOT_PORT, 0x65) and port.model is None
     assert switch.bridge == BridgeSpec(BridgeKind.PCI, 0x66, 0x6F) and plain_of(switch).vendor == 1
 

@@ -226,8 +226,9 @@ def test_a_closed_container_takes_no_group(group: Group, container: Container) -
 
 
 def test_a_group_with_a_host_driver_is_not_viable(container: Container) -> None:
-    group = Group(0, viable=False)
+    group = Group(0)
     Toy("pf", group)
+    group.begin_host_use()
     file = open_group(group)
     assert file.status() == (False, False)
     fails(errno.EPERM, file.set_container, container)

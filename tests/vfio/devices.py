@@ -35,7 +35,7 @@ memory = "16M"
 options = { vectors = 2048 }
 types.own = { memory = "1M", description = "of the first function" }
 
-[parents."0000:86:00.1"]
+[parents."0000:86:01.0"]
 kind = "gpu"
 driver = "vgpu"
 memory = "1M"
@@ -61,7 +61,7 @@ driver = "mtty"
 slots = 8
 types.mtty-2 = { description = "a serial card", options = { ports = 2 }, slots = 2 }
 """
-GPU, NEIGHBOUR, UNPROTECTED = "0000:86:00.0", "0000:86:00.1", "0000:87:00.0"
+GPU, NEIGHBOUR, UNPROTECTED = "0000:86:00.0", "0000:86:01.0", "0000:87:00.0"
 
 INTX, MSI, MSIX, ERR, REQ = range(5)
 NONE, BOOL, EVENTFD, MASK, UNMASK, TRIGGER = 1, 2, 4, 8, 16, 32

@@ -275,9 +275,7 @@ def group_number(machine: MountedLab, name: str) -> int:
 
 
 def test_hot_reset_info(machine: MountedLab, gpu: Opened) -> None:
-    expected = [
-        (group_number(machine, name), 0, 0x86, function) for function, name in enumerate((GPU, NEIGHBOUR))
-    ]
+    expected = [(group_number(machine, name), 0, 0x86, devfn) for name, devfn in ((GPU, 0), (NEIGHBOUR, 8))]
     assert hot_reset_info(gpu.device, 2) == (0, 2, expected)
     call = ctypes.create_string_buffer(struct.pack("=III", 12, 0, 0), 64)  # as QEMU asks first
     fails(errno.ENOSPC, gpu.device.ioctl, DEVICE_PCI_HOT_RESET_INFO, call)

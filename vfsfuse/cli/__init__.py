@@ -32,6 +32,7 @@ SUBCOMMANDS = {
     "mount": Subcommand("cli.mount", "mount a lab, in the background unless --foreground"),
     "umount": Subcommand("cli.umount", "unmount a lab and end its server"),
     "run": Subcommand("run.command", "run a program that finds a lab at /sys and /dev/vfio"),
+    "check": Subcommand("cli.check", "say what a lab file makes, without a mount"),
     "tree": Subcommand("cli.tree", "print the tree of a mounted lab"),
     "surprise-remove": Subcommand(
         "cli.surprise_remove", "take a vGPU away from whoever has it, for tests of its users"

@@ -13,7 +13,7 @@ from devmodel.pci.address import PciAddress
 MAX_ADDRESSES = 1 << 16
 """Addresses that one pattern stands for: those of a domain."""
 
-_PARTS = ("[0-9a-f]{4}", "[0-9a-f]{2}", "[01][0-9a-f]", "[0-7]")
+_PARTS = ("[0-9a-f]{4,8}", "[0-9a-f]{2}", "[01][0-9a-f]", "[0-7]")
 """Domain, bus, device and function."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from devmodel.device.pci import PciDevice
-from devmodel.lifecycle.spec import BridgeSpec, FunctionSpec, VfSpec
+from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, VfSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, MAX_VFS, VfLayout
 from devmodel.models.plain import PlainDevice
 from devmodel.models.registry import MODELS, PHYSICAL
@@ -38,12 +38,15 @@ def read_function(reading: Reading, found: Found, keys: Keys) -> Fields:
         reading.fail((*keys, "driver"), f"{driver!r} has a meaning of its own (choose another)")
     if bridge is not None:
         members["bridge"] = bridge
+        if bridge.kind is not BridgeKind.PCI:  # pcieport does not take these
+            members.setdefault("driver", PCIEPORT)
         if "vfs" in found:
             reading.fail((*keys, "vfs"), "is for functions that are no bridges (leave it out)")
     if bridge is None or "model" in found or any(key in found for key in PLAIN):
         members["model"] = read_model(reading, found, keys, PLAIN_NAME, ANY_MODEL)
     else:
         members["model"] = None
+    take_serial(members, found)
     complete(reading, members, found, keys)
     return members
 
@@ -55,12 +58,22 @@ def own_fields(found: Found) -> Fields:
     }
 
 
+def take_serial(members: Fields, found: Found) -> None:
+    """Leave the serial number to the model of a plain function. A bridge without a captured configuration
+    space has it from its own model."""
+    model = members["model"]
+    if model is not None and issubclass(model, PlainDevice) and ("bridge" not in found or "config" in found):
+        members.pop("serial", None)
+
+
 def read_model(
     reading: Reading, found: Found, keys: Keys, default: str, known: Mapping[str, type[PciDevice]]
 ) -> type[PciDevice]:
     """The model of a function, ``default`` unless it is named."""
     named = found.get("model", default)
     if named == PLAIN_NAME:
+        if "bridge" in found and "config" not in found:
+            found = {key: found[key] for key in found if key != "serial"}
         return plain(reading, found, keys)
     _check_not_plain(reading, found, keys)
     return reading.model(named, known, (*keys, "model"))
@@ -141,7 +154,7 @@ def _virtual(reading: Reading, found: Found, model: type[PciDevice] | None, keys
             reading.fail((*here, inner), f"is {key}, too (leave one out)")
     if table.get("driver") in RESERVED_DRIVERS:
         reading.fail((*here, "driver"), f"{table['driver']!r} has a meaning of its own (choose another)")
-    members = fields({key: value for key, value in table.items() if key not in PLAIN}, VF)
+    members = fields({key: table[key] for key in table if key not in PLAIN and key != "serial"}, VF)
     members["model"] = _virtual_model(reading, found, table, model, keys)
     if "vf_memory" in found:
         members["memory"] = found["vf_memory"]

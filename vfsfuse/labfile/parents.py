@@ -21,6 +21,7 @@ from vfsfuse.labfile.hardware import (
     complete,
     own_fields,
     read_model,
+    take_serial,
 )
 from vfsfuse.labfile.include import NOTHING_THERE, is_absent
 from vfsfuse.labfile.reading import Found, Reading, fields
@@ -105,6 +106,7 @@ def _gpu(reading: Reading, found: Found, keys: Keys, usable: bool) -> Fields:
             reading.note((*keys, key), NO_VFS)
     members = own_fields(found)
     members["model"] = read_model(reading, found, keys, "gpu", PHYSICAL)
+    take_serial(members, found)
     if usable:
         complete(reading, members, found, keys)
     return members

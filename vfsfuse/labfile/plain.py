@@ -25,6 +25,8 @@ def plain(reading: Reading, found: Found, keys: Keys, physical: Identity | None 
     function where nothing else is said."""
     members: dict[str, Any] = {} if physical is None else _like(physical)
     members |= fields({key: found[key] for key in PLAIN if key in found}, PLAIN)
+    if "serial" in found:
+        members["serial"] = found["serial"]
     members["bars"] = read_bars(reading, found.get("bars", {}), (*keys, "bars"))
     for key, read in (("rom", read_content), ("vpd", read_content), ("config", read_config)):
         if key in found:

@@ -23,6 +23,8 @@ from vfsfuse.labfile.schema import LAB
 __all__ = ["BUILT_IN", "LabFileError", "load"]
 
 BUILT_IN = Path(__file__).with_name("lab.toml")
+SCHEMA = Path(__file__).with_name("lab.schema.json")
+"""The JSON schema of lab files, which tools/lab_schema.py writes."""
 
 
 def load(path: str | os.PathLike[str] | None = None) -> LabSpec:

@@ -37,7 +37,7 @@ NAMES = f"^{PATH_NAME.pattern}$"
 ADDRESSES = f"^{PATTERN.pattern}$"
 PARENT_NAMES = f"^({PATH_NAME.pattern}|{values.ADDRESS})$"
 NODE_NUMBERS = "^(0|[1-9][0-9]{0,3})$"
-ROOT_NAMES = "^[0-9a-f]{4}:[0-9a-f]{2}$"
+ROOT_NAMES = "^[0-9a-f]{4,8}:[0-9a-f]{2}$"
 
 ABSENT = Key(values.boolean, "true takes away what an included file has of this name")
 
@@ -75,6 +75,7 @@ BAR: Schema = {
     "kind": Key(values.bar_kind, "kind of BAR, mem32 unless given", "kind"),
     "address": Key(values.bus_address, "where the host sees the BAR", "address"),
 }
+SERIAL = Key(values.serial, "device serial number: 00-11-22-33-44-55-66-77", "serial")
 PLAIN: Schema = {
     "vendor": Key(values.word, "vendor id, such as 0x8086", "vendor"),
     "device": Key(values.word, "device id", "device"),
@@ -88,7 +89,6 @@ PLAIN: Schema = {
     "rom_size": Key(values.size, "bytes of the ROM, a power of two", "rom_size"),
     "capabilities": Key(values.words, 'capabilities: ["pm", "msi:4", "msix:32", "express"]', "capabilities"),
     "config": Key(values.content, "file with a configuration space, or rows of bytes as of lspci -xxxx"),
-    "serial": Key(values.serial, "device serial number: 00-11-22-33-44-55-66-77", "serial"),
     "vpd": Key(values.content, "file with the vital product data, or rows of bytes"),
 }
 """Keys of functions of the plain model."""
@@ -99,6 +99,7 @@ NOT_OF_VFS = {"interrupt_pin", "rom", "rom_size", "vpd"}
 VF: Schema = {
     "model": Key(values.name, "model of the virtual functions", "model"),
     **{key: PLAIN[key] for key in PLAIN if key not in NOT_OF_VFS},
+    "serial": SERIAL,
     "enabled": Key(values.count, "virtual functions that are enabled from the start", "enabled"),
     "driver": Key(values.name, "host driver of the virtual functions, none without it", "driver"),
     "memory": Key(values.size, "memory of each virtual function", "memory"),
@@ -120,6 +121,7 @@ HARDWARE: Schema = {
     "numa_node": Key(values.node, "NUMA node that it is near to, -1 for none", "numa_node"),
     "acs": Key(values.boolean, "whether its access control services are on", "acs"),
     "group": Key(values.iommu_group, "IOMMU group, by name or number", "group"),
+    "serial": SERIAL,
     "slot": Key(values.slot, "physical slot that it is in", "slot"),
     "plugged": Key(values.boolean, "whether it is in the slot from the start", "plugged"),
     "vfs": Key(values.count, "virtual functions that it can have"),

@@ -274,8 +274,8 @@ def _id(value: object) -> int:
 # ---- the machine ----
 
 PAIRS = r"[0-9A-Fa-f]{2}"
-_ROOT = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}", re.ASCII)
-ADDRESS = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
+_ROOT = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}", re.ASCII)
+ADDRESS = r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
 _SCOPE = re.compile(f"{_ROOT.pattern}|{ADDRESS}", re.ASCII)
 _SERIAL = re.compile(f"{PAIRS}(?:-{PAIRS}){{7}}", re.ASCII)
 _MAC = re.compile(f"{PAIRS}(?::{PAIRS}){{5}}", re.ASCII)

@@ -49,7 +49,8 @@ class BusDir(LabDir, UeventStoreDir):
 
     @store_only()
     def drivers_probe(self, text: str) -> None:
-        """Offers the device of this name to the drivers of the bus. ENODEV: there is no such device."""
+        """Offers the device of this name to the drivers of the bus. It is no error if they refuse it. ENODEV:
+        there is no such device; EINVAL: a client has the IOMMU group that a host driver would need."""
         self.probe(text.strip())
 
     @abstractmethod
@@ -78,7 +79,7 @@ class DriverDir(LabDir, UeventStoreDir):
     @store_only()
     def bind(self, text: str) -> None:
         """Binds the device of this name to the driver. ENODEV: there is no such device, or the driver does
-        not take it; EBUSY: it has a driver."""
+        not take it; EBUSY: it has a driver, or a client has the IOMMU group that a host driver would need."""
         self.bind_device(text.strip())
 
     @waiting_store()

@@ -11,10 +11,10 @@ import errno
 from itertools import pairwise
 
 from devmodel.iommu.backend import PinningBackend
-from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.grouped import IommuGroup
 from devmodel.lifecycle.iommuunit import IommuUnit
 from devmodel.lifecycle.lab import Lab
-from devmodel.vfio.group import Assignable
+from devmodel.vfio.group import Group as VfioGroup
 from vfsfuse.kernfs.groups import AttributeGroup, Group
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.members import attribute
@@ -78,24 +78,22 @@ class IommuUnitDir(ClassDeviceDir):
 
 
 def _has_no_domain(self: IommuGroupDir) -> bool:
-    return self.function is None
+    return self.translated is None
 
 
 class IommuGroupDir(Kobject):
     """sys/kernel/iommu_groups/<N>: an IOMMU group."""
 
-    __slots__ = ("assignable",)
+    __slots__ = ("group",)
 
-    def __init__(self, assignable: Assignable) -> None:
-        """`assignable` is the only device in the group."""
-        super().__init__(str(assignable.group.number))
-        self.assignable = assignable
+    def __init__(self, group: VfioGroup) -> None:
+        super().__init__(str(group.number))
+        self.group = group
 
     @property
-    def function(self) -> PciFunction | None:
-        """The function, None for a device that is not behind an IOMMU."""
-        found = self.assignable
-        return found if isinstance(found, PciFunction) and not found.group.noiommu else None
+    def translated(self) -> IommuGroup | None:
+        """The group, None for one whose devices are not behind an IOMMU."""
+        return self.group if isinstance(self.group, IommuGroup) else None
 
     @attribute(name="name", when=_has_no_domain)
     def vfio_name(self) -> str:
@@ -104,8 +102,8 @@ class IommuGroupDir(Kobject):
 
     @attribute()
     def reserved_regions(self) -> str:
-        """The iovas that cannot be mapped, a range and its type in each line."""
-        ranges = PinningBackend.iova_ranges if self.function is not None else ()
+        """The iovas that cannot be mapped for one of the members, a range and its type in each line."""
+        ranges = PinningBackend.iova_ranges if self.translated is not None else ()
         return "\n".join(
             f"{last + 1:#018x} {first - 1:#018x} msi" for (_, last), (first, _) in pairwise(ranges)
         )
@@ -114,12 +112,16 @@ class IommuGroupDir(Kobject):
     def domain_type(self) -> str:
         """The type of the default domain: `DMA-FQ`, `DMA` or `identity`; `unknown` for a group that VFIO has
         made."""
-        return self.function.default_domain.type.value if self.function is not None else "unknown"
+        found = self.translated
+        return "unknown" if found is None else found.default_domain.type.value
 
     @domain_type.store
     def _store_type(self, text: str) -> None:
-        """Sets it; `auto` is `DMA-FQ`. EINVAL: another text, or a group that VFIO has made; EPERM: a host
-        driver is bound, or a container or an iommufd has the group. `DMA` can always become `DMA-FQ`."""
-        if self.function is None:
+        """Sets it; `auto` is `DMA-FQ`. EINVAL: another text, or a group that VFIO has made; EPERM: the host
+        driver of a member is bound, or a container or an iommufd has the group. `DMA` can always become
+        `DMA-FQ`."""
+        found = self.translated
+        if found is None:
             raise OSError(errno.EINVAL, f"group {self.name} has no default domain")
-        self.function.default_domain.choose(text, self.function.claimed)
+        with found.lock:
+            found.default_domain.choose(text, found.claimed)

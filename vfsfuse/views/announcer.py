@@ -43,16 +43,18 @@ class Announcer:
         """A device was changed."""
         emit(own, action)
 
-    def bound(self, own: Kobject, device: Assignable, vfio_minor: int | None) -> None:
-        """A device has a driver now; with a minor, it is a driver of VFIO."""
+    def bound(self, own: Kobject, device: Assignable, vfio_minor: int | None, first: bool = True) -> None:
+        """A device has a driver now; with a minor, it is a driver of VFIO. `first` is whether it is the first
+        one of its group that VFIO drives."""
         if vfio_minor is not None:
-            self._vfio("add", own, device, vfio_minor)
+            self._vfio("add", own, device, vfio_minor, first)
         emit(own, "bind")
 
-    def unbound(self, own: Kobject, device: Assignable, vfio_minor: int | None) -> None:
-        """A device has lost its driver; with a minor, it was a driver of VFIO."""
+    def unbound(self, own: Kobject, device: Assignable, vfio_minor: int | None, last: bool = True) -> None:
+        """A device has lost its driver; with a minor, it was a driver of VFIO. `last` is whether VFIO drives
+        none of its group any more."""
         if vfio_minor is not None:
-            self._vfio("remove", own, device, vfio_minor)
+            self._vfio("remove", own, device, vfio_minor, last)
         emit(own, "unbind")
 
     def offers_types(self, own: Kobject) -> None:
@@ -64,13 +66,13 @@ class Announcer:
         driver."""
         emit(own, "change", {MDEV_STATE: "unregistered", "DRIVER": driver})
 
-    def _vfio(self, action: str, own: Kobject, device: Assignable, minor: int) -> None:
+    def _vfio(self, action: str, own: Kobject, device: Assignable, minor: int, with_group: bool) -> None:
         group, above = device.group, own.path.removeprefix("sys")
         name = vfio_dev_name(group, minor)
         events: list[tuple[str, str, Mapping[str, str]]] = [
             (f"{above}/vfio-dev/{name}", "vfio-dev", vfio_dev_variables(group, minor, self._spec.cdevs))
         ]
-        if self._spec.groups:
+        if self._spec.groups and with_group:
             events.insert(0, (f"{GROUPS}/{vfio_group_name(group)}", "vfio", vfio_group_variables(group)))
         for devpath, subsystem, variables in events if action == "add" else reversed(events):
             self._hub.emit(action, devpath, subsystem, variables)

@@ -37,8 +37,8 @@ class FunctionViews:
         self._directories: dict[PciFunction, PciFunctionDir] = {}
         self._shown: dict[PciFunction, ExitStack] = {}
         self._bound: dict[PciFunction, ExitStack] = {}
-        self._group_plan, self._vfio_plan = Plan(*nodes.of_group), Plan(*nodes.of_vfio)
-        self._fake_group_plan = Plan(*nodes.of_fake_group)
+        self._vfio_plan = Plan(*nodes.of_vfio)
+        self._fake_group_plan = Plan(*nodes.of_fake_group, *nodes.of_vfio_group)
         for path in ("devices", "drivers", "slots"):
             tree.make(f"sys/bus/pci/{path}")
         self._buses, self.iommus = BusViews(view, tree), IommuViews(view, tree)
@@ -149,10 +149,12 @@ class FunctionViews:
         added.add(self._tree.make("sys/bus/pci/devices"), Symlink(function.name, directory))
         self.iommus.show(function, directory, added)
         if not function.group.noiommu:
-            added.show(Bundle(function, self._group_plan))
+            self._nodes.groups.enter(function, added)
         return directory
 
     def _show_vfio(self, function: PciFunction, added: Additions) -> None:
         if function.group.noiommu:  # without an IOMMU, VFIO makes the group when it takes the function
             added.show(Bundle(function, self._fake_group_plan))
+        else:
+            self._nodes.groups.bound(function, added)
         added.show(Bundle(function, self._vfio_plan))

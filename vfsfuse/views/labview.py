@@ -210,7 +210,8 @@ class LabView:
             self._announcer.offers_types(own)
         for interface in self.functions.net.of(function):
             self._announcer.added(interface)
-        self._announcer.bound(own, function, function.vfio_minor)
+        first = function.group.noiommu or self.nodes.groups.drivers(function.group) == 1
+        self._announcer.bound(own, function, function.vfio_minor, first)
 
     def unbound(self, function: PciFunction) -> None:
         own, interfaces = self.functions.directory(function), self.functions.net.of(function)
@@ -219,7 +220,8 @@ class LabView:
             self._announcer.withdraws_types(own, function.host_driver or "")
         for interface in interfaces:
             self._announcer.removed(interface)
-        self._announcer.unbound(own, function, function.vfio_minor)
+        last = not self.nodes.groups.drivers(function.group)
+        self._announcer.unbound(own, function, function.vfio_minor, last)
 
     # ---- building ----
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFIO in the tree: dev/vfio and dev/iommu, IOMMU groups, and the entries of a device that VFIO drives.
+"""VFIO in the tree: dev/vfio and dev/iommu, groups, and the entries of a device that VFIO drives.
 
 Owner is the trio thread.  The device lane makes entries of devices too (vfsfuse.kernfs.bundle), and it makes,
 opens and forgets the unlisted files of vfsfuse.vfio.handover.  Ports are under a lock of their own.
@@ -45,6 +45,7 @@ from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.handover import Take, Withdraw
 from vfsfuse.vfio.iommufd import openers
 from vfsfuse.vfio.port import Port
+from vfsfuse.views.groups import GroupViews
 
 VFIO_DEV = "vfio-dev"
 N = TypeVar("N", bound=DeviceNode)
@@ -81,9 +82,9 @@ class CdevsDir(Kobject):
 class VfioNodes:
     """The files of dev/vfio, and the groups in sys/kernel/iommu_groups.
 
-    `own` gives the directory of a device.  A plan has the parts `of_group` for a device in an IOMMU group,
-    `of_fake_group` for one in a group that VFIO has made because there is no IOMMU, and `of_vfio` for a
-    device that VFIO drives.
+    `own` gives the directory of a device.  A plan has the parts `of_vfio` for a device that VFIO drives. One
+    that is not behind an IOMMU is alone in a group that VFIO has made; it has the parts `of_fake_group` and
+    `of_vfio_group` as well. Other groups are those of `groups`.
     """
 
     def __init__(
@@ -104,8 +105,10 @@ class VfioNodes:
             tree.add(self._vfio, self._cdevs)
         self._groups = tree.make("sys/kernel/iommu_groups")
         self._char = tree.make("sys/dev/char")
-        self.of_group, self.of_vfio = self._group_parts(), self._vfio_parts()
-        self.of_fake_group = self.of_group if spec.groups else ()
+        self.of_vfio = self._vfio_parts()
+        self.of_vfio_group = self._vfio_group_parts() if spec.groups else ()
+        self.of_fake_group = self._group_parts() if spec.groups else ()
+        self.groups = GroupViews(tree, self._groups, own, self.of_vfio_group)
 
     def add_misc(self, vfio: VfioModule, st_dev: Callable[[], int]) -> None:
         """Add dev/vfio/vfio and dev/iommu, and their devices of the class misc.  `st_dev` gives that of the
@@ -152,47 +155,43 @@ class VfioNodes:
             port.close()
 
     def _group_parts(self) -> tuple[Part, ...]:
-        """The entries of a device's IOMMU group, in which the device is alone."""
+        """The entries of a device's group, in which the device is alone."""
         group = Part(
             self._groups,
             lambda device: str(device.group.number),
-            lambda bundle: IommuGroupDir(bundle.device),
+            lambda bundle: IommuGroupDir(bundle.device.group),
             directory=True,
         )
         devices = Part(group, lambda device: "devices", lambda bundle: Kobject("devices"), directory=True)
         return group, devices, symlink_part(devices, lambda device: str(device.name), self._own)
 
     def _vfio_parts(self) -> tuple[Part, ...]:
-        """The entries that a device has while VFIO drives it."""
+        """The entries that a device has while VFIO drives it, besides those of its group."""
         devices = self.tree.make("sys/class/vfio-dev")
         above = Part(self._own, lambda device: VFIO_DEV, lambda bundle: Kobject(VFIO_DEV), directory=True)
         own = Part(above, _name, partial(self._vfio_dev, devices), directory=True)
         names = [above, own, symlink_part(devices, _name, own)]
         if self.spec.cdevs:
             major = self._char_major(VFIO_MAJOR, devices, "vfio", f"{NOIOMMU}vfio")
-            names += [symlink_part(major, _dev_number, own)]
-        if self.spec.groups:
-            names += self._vfio_group_parts()
-        if self.spec.cdevs:
-            names += [Part(self._cdevs, _name, self._cdev)]
+            names += [symlink_part(major, _dev_number, own), Part(self._cdevs, _name, self._cdev)]
         return tuple(names)
 
-    def _vfio_group_parts(self) -> list[Part]:
-        """The entries of the character device of a device's group."""
+    def _vfio_group_parts(self) -> tuple[Part, ...]:
+        """The entries of the character device of a group, or of that of a device's group."""
         groups = self.tree.make("sys/class/vfio")
         group = Part(
             self.tree.make("sys/devices/virtual/vfio"),
             _group_name,
-            lambda bundle: VfioGroupDir(bundle.device.group, groups),
+            lambda bundle: VfioGroupDir(_group_of(bundle.device), groups),
             directory=True,
         )
         major = self._char_major(GROUP_MAJOR, groups, "", NOIOMMU)
-        return [
+        return (
             group,
             symlink_part(groups, _group_name, group),
             symlink_part(major, _group_dev_number, group),
             Part(self._vfio, _group_name, self._group_node),
-        ]
+        )
 
     def _vfio_dev(self, devices: Kobject, bundle: Bundle) -> VfioDevDir:
         device = bundle.device
@@ -206,7 +205,7 @@ class VfioNodes:
         return char.add(number, devices, *prefixes)
 
     def _group_node(self, bundle: Bundle) -> DeviceNode:
-        group = bundle.device.group
+        group = _group_of(bundle.device)
         opener = GroupFops.opener(group, self.services, self._offer)
         return self._owned(DeviceNode(vfio_group_name(group), self.spec.device_mode, opener))
 
@@ -262,9 +261,13 @@ def _dev_number(device: Assignable) -> str:
     return f"{VFIO_MAJOR}:{device.vfio_minor}"
 
 
-def _group_dev_number(device: Assignable) -> str:
-    return f"{GROUP_MAJOR}:{device.group.number}"
+def _group_of(shown: Assignable | Group) -> Group:
+    return shown if isinstance(shown, Group) else shown.group
 
 
-def _group_name(device: Assignable) -> str:
-    return vfio_group_name(device.group)
+def _group_dev_number(shown: Assignable | Group) -> str:
+    return f"{GROUP_MAJOR}:{_group_of(shown).number}"
+
+
+def _group_name(shown: Assignable | Group) -> str:
+    return vfio_group_name(_group_of(shown))

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IOMMU groups of PCI functions: where a function of a lab file is among the bridges, and the group with all
+its members, whatever driver they have.
+
+State: the members are the lifecycle thread's, under ``Lab.lock``; the rest is as the group's. Source:
+Documentation/driver-api/vfio.rst, Documentation/ABI/testing/sysfs-kernel-iommu_groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from devmodel.lifecycle.iommuunit import DefaultDomain
+from devmodel.lifecycle.spec import BridgeKind, FunctionSpec
+from devmodel.pci.address import PciAddress
+from devmodel.topology.grouping import Kind, Node
+from devmodel.vfio.group import Assignable, Group
+
+KINDS: Mapping[BridgeKind, Kind] = {
+    BridgeKind.ROOT_PORT: Kind.ROOT_PORT,
+    BridgeKind.UPSTREAM: Kind.UPSTREAM,
+    BridgeKind.DOWNSTREAM: Kind.DOWNSTREAM,
+    BridgeKind.PCI: Kind.PCI_BRIDGE,
+}
+_WITH_ACS = frozenset({BridgeKind.ROOT_PORT, BridgeKind.DOWNSTREAM})
+
+
+class Place(NamedTuple):
+    """A function that is to have a group. ``iommu`` is whether it is behind an IOMMU."""
+
+    node: Node
+    iommu: bool
+
+
+class IommuGroup(Group):
+    """A group of functions behind an IOMMU. ``members`` are all of them, ``default_domain`` is the domain in
+    which their host drivers do DMA."""
+
+    __slots__ = ("default_domain", "members")
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.members: tuple[Assignable, ...] = ()
+        self.default_domain = DefaultDomain()
+
+
+def has_acs(spec: FunctionSpec) -> bool:
+    """Whether a function has ACS, and it is on: as the lab file says, and otherwise only ports at the upper
+    end of a link have."""
+    if spec.acs is not None:
+        return spec.acs
+    return spec.bridge is not None and spec.bridge.kind in _WITH_ACS
+
+
+def node_of(spec: FunctionSpec, above: Node | None, multifunction: bool) -> Node:
+    """Where a function is: below the bridge ``above``, None on a root bus. ``multifunction`` is whether its
+    device has other functions."""
+    bridge = spec.bridge
+    return Node(
+        PciAddress.parse(spec.address),
+        Kind.ENDPOINT if bridge is None else KINDS[bridge.kind],
+        above,
+        has_acs(spec),
+        multifunction,
+        express=above is None or above.kind is not Kind.PCI_BRIDGE,
+        named=spec.group,
+    )

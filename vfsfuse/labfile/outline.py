@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outline of a lab, without a mount: what a lab file makes, as lines of a tree.
+
+State: none; the lab lives as long as :func:`outline` runs, on the calling thread.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from devmodel.lifecycle.bridge import Bridge
+from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.lab import Lab, Observer
+from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.spec import LabSpec, NodeSpec
+from devmodel.pci import regs
+from devmodel.pci.fields import Bar
+
+
+@dataclass(slots=True)
+class Branch:
+    """A line of the tree, and what is below it."""
+
+    text: str
+    below: list[Branch] = field(default_factory=list)
+
+
+class _Nobody:
+    """An observer that does not care."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+def outline(spec: LabSpec) -> Iterator[str]:
+    """The lines about a lab. Raises ValueError for one that cannot be made."""
+    lab = Lab(spec, cast(Observer, _Nobody()))
+    try:
+        for branch in _branches(lab):
+            yield branch.text
+            yield from _lines(branch.below, "")
+    finally:
+        lab.close()
+
+
+def size_of(number: int) -> str:
+    """Bytes with the largest unit that leaves no rest: 64K."""
+    units = "KMGT"
+    place = 0
+    while place < len(units) and number and not number % 1024:
+        number //= 1024
+        place += 1
+    return f"{number}{units[place - 1] if place else ''}"
+
+
+def numbers_of(found: Iterable[int]) -> str:
+    """Numbers as Linux lists them: 0-3,8."""
+    ranges: list[list[int]] = []
+    for number in sorted(found):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+def _lines(branches: list[Branch], indent: str) -> Iterator[str]:
+    for number, branch in enumerate(branches, 1):
+        last = number == len(branches)
+        yield f"{indent}{'└── ' if last else '├── '}{branch.text}"
+        yield from _lines(branch.below, indent + ("    " if last else "│   "))
+
+
+def _branches(lab: Lab) -> Iterator[Branch]:
+    yield from _buses(lab)
+    others = [parent for parent in lab.parents.values() if parent.spec.bdf is None]
+    if others:
+        yield Branch("parents without hardware", [_parent(parent) for parent in others])
+    if lab.mdevs:
+        yield Branch("vGPUs", [Branch(_vgpu_text(mdev)) for mdev in lab.mdevs.values()])
+    members = defaultdict(list)
+    for function in lab.drivers.functions.values():
+        members[function.group].append(function.name)
+    for mdev in lab.mdevs.values():
+        members[mdev.group].append(mdev.name)
+    groups = sorted(members, key=lambda group: group.number)
+    if groups:
+        lines = [Branch(f"{group.number}: {', '.join(members[group])}") for group in groups]
+        yield Branch("IOMMU groups", lines)
+    if lab.spec.nodes:
+        yield Branch("NUMA nodes", [Branch(_node_text(node)) for node in lab.spec.nodes])
+
+
+# ---- functions ----
+
+
+def _buses(lab: Lab) -> Iterator[Branch]:
+    """The root buses, with all that is below them."""
+    functions = sorted(lab.drivers.functions.values(), key=lambda function: function.address)
+    branches = {function: Branch(_function_text(function)) for function in functions}
+    nodes = {root.bus: root.numa_node for root in lab.spec.roots}
+    roots = {bus: Branch(_root_text(bus, nodes.get(bus, -1))) for bus in lab.hotplug.buses.roots}
+    for function, branch in branches.items():
+        if isinstance(function, PhysicalFunction) and function.parent is not None:
+            branch.below += _types(function.parent)
+        above = function.upstream
+        if above is not None:
+            branches[above].below.append(branch)
+        else:
+            roots.setdefault(function.address.bus_name, Branch(function.address.bus_name)).below.append(
+                branch
+            )
+    yield from roots.values()
+
+
+def _root_text(bus: str, node: int) -> str:
+    return f"{bus} root bus" + (f", NUMA node {node}" if node >= 0 else "")
+
+
+def _function_text(function: PciFunction) -> str:
+    """The line about a function."""
+    identity = function.device.identity
+    known = f"{function.name} [{identity.class_code >> 8:04x}] {identity.vendor:04x}:{identity.device:04x}"
+    parts = [known, *_facts(function)]
+    if isinstance(function, Bridge):
+        parts.insert(
+            1,
+            f"{function.spec.bridge.kind.value} to bus {_below(function)}"
+            if function.spec.bridge
+            else "bridge",
+        )
+    bars = [_bar_text(index, bar) for index, bar in sorted(function.device.bar_map.items())]
+    if bars:
+        parts.append(f"BARs {' '.join(bars)}")
+    if isinstance(function, PhysicalFunction) and function.layout is not None:
+        layout = function.layout
+        parts.append(f"up to {layout.total} VFs {identity.vendor:04x}:{layout.device_id:04x}")
+    return ", ".join(parts)
+
+
+def _facts(function: PciFunction) -> Iterator[str]:
+    """What drivers, the IOMMU and the machine say of a function."""
+    yield f"driver {function.driver}" if function.driver else "no driver"
+    group = function.group
+    yield f"group {group.number}" + (" (no IOMMU)" if group.noiommu else "")
+    if function.core.numa_node >= 0:
+        yield f"node {function.core.numa_node}"
+    spec = getattr(function, "spec", None)
+    if spec is not None and spec.slot is not None:
+        yield f"slot {spec.slot}"
+    if spec is not None and spec.net:
+        yield f"net {' '.join(spec.net)}"
+
+
+def _below(bridge: Bridge) -> str:
+    first, last = bridge.secondary, bridge.subordinate
+    return f"{first:02x}" if first == last else f"{first:02x}-{last:02x}"
+
+
+def _bar_text(index: int, bar: Bar) -> str:
+    if index == regs.ROM_BAR:
+        return f"ROM={size_of(bar.size)}"
+    kind = "io" if bar.io else ("mem64" if bar.mem64 else "mem32") + ("-prefetch" if bar.prefetch else "")
+    return f"{index}={size_of(bar.size)}({kind})"
+
+
+# ---- vGPUs ----
+
+
+def _parent(parent: Parent) -> Branch:
+    return Branch(f"{parent.name}, driver {parent.spec.driver}", list(_types(parent)))
+
+
+def _types(parent: Parent) -> Iterator[Branch]:
+    for type_ in parent.types.values():
+        yield Branch(f"{type_.name}: {type_.description}, room for {type_.available_instances}")
+
+
+def _vgpu_text(mdev: Any) -> str:
+    return f"{mdev.name}, {mdev.type.name} of {mdev.parent.name}, group {mdev.group.number}"
+
+
+def _node_text(node: NodeSpec) -> str:
+    memory = f", memory {size_of(node.memory)}" if node.memory else ""
+    return f"{node.number}: CPUs {numbers_of(node.cpus) or 'none'}{memory}"
