@@ -34,7 +34,7 @@ class Rom(PciDevice):
     def capabilities(self):
         return (power_management(),)
 '''
-HOST, VFIO, NOIOMMU, ROM, NIC = (f"0000:{bus}:00.0" for bus in ("86", "87", "88", "89", "8a"))
+HOST, VFIO, NOIOMMU, ROM, NIC, VENDOR = (f"0000:{bus}:00.0" for bus in ("86", "87", "88", "89", "8a", "8b"))
 LAB = f"""
 models = {{ rom = "rom.py:Rom" }}
 
@@ -78,6 +78,14 @@ driver = "nic"
 net = "enp138s0"
 capabilities = ["vpd"]
 vpd = "82 01 00 41\\n78"
+
+[parents."{VENDOR}"]
+kind = "gpu"
+driver = "nvidia"
+framework = "nvidia"
+memory = "64M"
+vfs = 2
+types.small-1 = {{ memory = "16M", description = "a small one" }}
 
 [parents.mtty]
 kind = "virtual"
@@ -132,6 +140,8 @@ def fill(lab: MountedLab) -> None:
     functions = lab.path / "sys/bus/pci/devices"
     (lab.path / "sys/module/vfio/parameters/enable_unsafe_noiommu_mode").write_text("Y")
     (functions / HOST / "sriov_numvfs").write_text("2")
+    (functions / VENDOR / "sriov_numvfs").write_text("2")
+    (functions / VENDOR / "virtfn1/nvidia/current_vgpu_type").write_text("1")
     for name in (VFIO, NOIOMMU, os.readlink(functions / HOST / "virtfn0").rsplit("/", 1)[1]):
         take(functions / name)
     for parent, type_ in ((HOST, "small"), ("mtty", "two"), ("mdpy", "vga"), ("mbochs", "small")):

@@ -44,21 +44,21 @@ def function_of(parent: Parent) -> PhysicalFunction:
 
 
 def held_by(function: PciFunction) -> list[Assignable]:
-    """What clients may hold and what goes when the function loses its driver: its virtual functions and the
-    function itself, as far as vfio-pci drives them, and its vGPUs. Under ``Lab.lock``."""
+    """What clients may hold and what goes when the function loses its driver: what they can open of its
+    virtual functions and of the function itself, and its vGPUs. Under ``Lab.lock``."""
     held: list[Assignable] = []
     if isinstance(function, PhysicalFunction):
         held += virtual_functions_held(function)
         if function.parent is not None:
             held += (mdev for mdev in function.parent.mdevs.values() if mdev.bound)
-    if function.driver == VFIO_PCI:
-        held.append(function)
+    if function.assigned is not None:
+        held.append(function.assigned)
     return held
 
 
 def virtual_functions_held(function: PhysicalFunction) -> list[Assignable]:
-    """Those of its virtual functions that clients may hold. Under ``Lab.lock``."""
-    return [vf for vf in function.vfs if vf.driver == VFIO_PCI]
+    """What clients may hold of its virtual functions. Under ``Lab.lock``."""
+    return [vf.assigned for vf in function.vfs if vf.assigned is not None]
 
 
 class MdevObserver(Protocol):
@@ -96,6 +96,11 @@ class DriverCore:
         self.releases: list[Callable[[PhysicalFunction], None]] = []
         """What a driver does before it leaves a physical function, in this order: it disables the virtual
         functions (devmodel.lifecycle.sriov) and removes the vGPUs (devmodel.lifecycle.lab)."""
+        self.host_probes: list[Callable[[PciFunction, str, ExitStack], None]] = []
+        """What a host driver does as it takes a function: it gets the function, its own name, and what takes
+        everything back. An ``OSError`` refuses the function."""
+        self.host_removes: list[Callable[[PciFunction], None]] = []
+        """What a driver does when it has left a function and the observer has been told."""
 
     def bus(self, address: PciAddress) -> list[VfioPciFunction]:
         """The functions on the bus of ``address``. A function enters itself, and leaves with its removal."""
@@ -138,6 +143,8 @@ class DriverCore:
             with ExitStack() as undo:
                 if driver == VFIO_PCI:
                     self._give_to_vfio(function, undo)
+                for probe in self.host_probes if driver != VFIO_PCI else ():
+                    probe(function, driver, undo)
                 function.driver = driver
                 undo.callback(setattr, function, "driver", None)
                 self._observer.bound(function)
@@ -215,22 +222,29 @@ class DriverCore:
     def _taken_away(self, function: PciFunction) -> None:
         function.driver = None
         self._observer.unbound(function)
-        self._free_minor(function)
+        for remove in self.host_removes:
+            remove(function)
+        self.free_minor(function)
 
     def _give_to_vfio(self, function: PciFunction, undo: ExitStack) -> None:
         if isinstance(function, Bridge):
             raise OSError(errno.EINVAL, f"{function.name} is a bridge")
-        if function.group.noiommu and not self.vfio.enable_unsafe_noiommu_mode:
-            raise OSError(errno.EINVAL, f"{function.name} has no IOMMU, and noiommu mode is not enabled")
+        self.check_iommu(function)
         if isinstance(function, PhysicalFunction) and function.layout is not None:
             function.vf_token = VfToken()
             undo.callback(setattr, function, "vf_token", None)
         function.vfio_minor = self._vfio_minors.take()
-        undo.callback(self._free_minor, function)
+        undo.callback(self.free_minor, function)
         function.join()
         undo.callback(function.withdraw)
 
-    def _free_minor(self, function: PciFunction) -> None:
+    def check_iommu(self, function: PciFunction) -> None:
+        """Raise ``OSError(EINVAL)`` for a function that VFIO cannot take, because it has no IOMMU."""
+        if function.group.noiommu and not self.vfio.enable_unsafe_noiommu_mode:
+            raise OSError(errno.EINVAL, f"{function.name} has no IOMMU, and noiommu mode is not enabled")
+
+    def free_minor(self, function: PciFunction) -> None:
+        """Give back its number in vfio<N>, if it has one."""
         if function.vfio_minor is not None:
             self._vfio_minors.give(function.vfio_minor)
             function.vfio_minor = None

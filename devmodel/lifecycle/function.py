@@ -21,14 +21,15 @@ from devmodel.lifecycle.grouped import IommuGroup
 from devmodel.lifecycle.iommuunit import Domain, DomainType
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.pcicore import DRIVER_DMA_BITS, NO_NODE, PciCore
-from devmodel.lifecycle.spec import FunctionSpec, ParentSpec
+from devmodel.lifecycle.spec import Framework, FunctionSpec, ParentSpec
 from devmodel.lifecycle.vf import VfLayout, extended_model, integrated_model, physical_model
+from devmodel.lifecycle.vgpuplaces import VgpuPlaces
 from devmodel.pci.address import PciAddress
 from devmodel.pci.capability import ExtendedCapability, access_control, serial_number
 from devmodel.pci.config import Aperture
 from devmodel.pci.regs import ExtCapId
 from devmodel.topology.placement import Placement
-from devmodel.vfio.group import Group
+from devmodel.vfio.group import Assignable, Group
 from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
 
@@ -145,6 +146,12 @@ class PciFunction(VfioPciFunction):
         return False
 
     @property
+    def assigned(self) -> Assignable | None:
+        """What clients may open of it: itself while vfio-pci drives it, or the vGPU that its host driver
+        makes of it. Under ``Lab.lock``."""
+        return self if self.driver == VFIO_PCI else None
+
+    @property
     def domain(self) -> Domain | None:
         """The domain of the IOMMU that it is in now, with all of its group. None when the group is bound to
         an iommufd and attached to nothing: its DMA is blocked. Any thread."""
@@ -162,12 +169,23 @@ class PciFunction(VfioPciFunction):
 class PhysicalParent(Parent):
     """A parent that is PCI function ``function``."""
 
-    __slots__ = ("function",)
+    """A parent that is a physical GPU: the one of PCI function ``function``.
+
+    ``places`` has the places of its vGPUs, None for those that are mediated devices.
+    """
+
+    __slots__ = ("function", "places")
 
     def __init__(self, spec: ParentSpec, function: PhysicalFunction, host: TaskHost | None) -> None:
         """For :class:`PhysicalFunction`."""
         super().__init__(spec, host)
         self.function = function
+        vendor = spec.framework is Framework.NVIDIA
+        self.places = VgpuPlaces(spec.nvidia.placement, spec.slots) if vendor else None
+
+    @property
+    def vgpus(self) -> int:
+        return super().vgpus if self.places is None else len(self.places)
 
     @property
     def device(self) -> PciDevice:
@@ -253,10 +271,13 @@ def _extended(spec: FunctionSpec) -> tuple[ExtendedCapability, ...]:
 
 
 class VirtualFunction(PciFunction):
-    """Virtual function ``index`` of a physical one. ``vectors`` is the size of its MSI-X table if the driver
-    of the physical one shares vectors out, else 0."""
+    """Virtual function ``index`` of a physical one.
 
-    __slots__ = ("index", "physical", "vectors")
+    ``vectors`` is the size of its MSI-X table if the driver of the physical one shares vectors out, else 0.
+    ``vgpu`` is what clients open of it while its host driver keeps it for them (devmodel.lifecycle.vendor).
+    """
+
+    __slots__ = ("index", "physical", "vectors", "vgpu")
     is_virtual = True
 
     def __init__(
@@ -268,6 +289,7 @@ class VirtualFunction(PciFunction):
         bus: list[VfioPciFunction],
     ) -> None:
         self.physical, self.index, self.vectors = physical, index, 0
+        self.vgpu: Assignable | None = None
         address = layout.address(index)
         device = layout.make(str(address), index)
         device.tasks.host = physical.host
@@ -289,6 +311,13 @@ class VirtualFunction(PciFunction):
     @property
     def probed(self) -> bool:
         return self.physical.autoprobe or self.driver_override is not None
+
+    def does_dma(self, driver: str | None) -> bool:
+        return self.vgpu is None and super().does_dma(driver)
+
+    @property
+    def assigned(self) -> Assignable | None:
+        return super().assigned if self.vgpu is None else self.vgpu
 
     @property
     def probe_fails(self) -> bool:

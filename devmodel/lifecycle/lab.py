@@ -29,6 +29,7 @@ from devmodel.lifecycle.netdev import NetCore, check_names
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import LabSpec
 from devmodel.lifecycle.sriov import SriovCore
+from devmodel.lifecycle.vendor import VendorFramework
 from devmodel.vfio.group import Group
 from devmodel.vfio.module import VfioModule
 
@@ -69,6 +70,7 @@ class Lab:
         self.vfio = VfioModule()
         self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio, self.calls)
         self.mdev_driver = MdevDriver(self.lock, observer, self.calls)
+        self.vendor = VendorFramework(self.lock, self.drivers, self._vfio_minors)
         self.tasks = TaskHost(self.calls)
         table = FunctionTable(observer, self.drivers.functions, self._group_numbers, self.groups)
         self.later, self.net = Later(self.tasks), NetCore()
@@ -185,6 +187,7 @@ class Lab:
         with self.lock:
             for mdev in (*self.mdevs.values(), *self._departed):
                 mdev.dispose()
+            self.vendor.close()
             self.hotplug.close()
 
     def _set_online(self, uuid: UUID, online: bool) -> None:

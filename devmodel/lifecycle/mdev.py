@@ -52,6 +52,11 @@ class Parent:
         return None
 
     @property
+    def vgpus(self) -> int:
+        """How many vGPUs there are."""
+        return len(self.mdevs)
+
+    @property
     def has_host_driver(self) -> bool:
         """Whether the driver that shares it among vGPUs is bound; a virtual parent's always is."""
         return True

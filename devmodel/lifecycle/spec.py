@@ -31,13 +31,46 @@ class RemovalPolicy(Enum):
     """It waits until the client has let go, as VFIO does in Linux."""
 
 
+class Framework(Enum):
+    """How the host driver of a parent gives its vGPUs to VFIO."""
+
+    MDEV = "mdev"
+    """As mediated devices."""
+    NVIDIA = "nvidia"
+    """As virtual functions that the host driver keeps: files in their directory ``nvidia`` make them
+    vGPUs."""
+
+
+class PlacementMode(Enum):
+    """Which vGPUs can be on one GPU at the same time."""
+
+    HOMOGENEOUS = "homogeneous"
+    """Those with the same video memory."""
+    HETEROGENEOUS = "heterogeneous"
+    """All, as long as there is a place for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class NvidiaSpec:
+    """What a parent with the framework :attr:`Framework.NVIDIA` does.
+
+    ``files`` is how many files the directory ``nvidia`` has: 6, or the 2 of the first drivers. With
+    ``physical_catalogue`` the physical function has a catalogue, too. ``placement`` is the mode at the start.
+    """
+
+    placement: PlacementMode = PlacementMode.HOMOGENEOUS
+    files: int = 6
+    physical_catalogue: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class TypeSpec:
     """A type of vGPU that a parent offers.
 
     Each vGPU takes ``memory`` bytes and ``slots`` of its parent. ``instances`` is how many of this type there
     may be at once, None without limit. The type's ``name`` attribute shows ``pretty_name``, or ``name``
-    without one.
+    without one. ``number`` is its id in the framework of NVIDIA. ``starts`` has the slots at which a vGPU may
+    begin there, None for the usual ones.
     """
 
     name: str
@@ -49,6 +82,8 @@ class TypeSpec:
     instances: int | None = None
     options: Mapping[str, int] = field(default_factory=lambda: _NO_OPTIONS)
     pretty_name: str = ""
+    number: int = 0
+    starts: tuple[int, ...] | None = None
 
 
 class BridgeKind(Enum):
@@ -75,19 +110,19 @@ class BridgeSpec:
 class VfSpec:
     """The virtual functions that a function can have: at most ``count``, of ``model``.
 
-    Each has ``memory`` bytes of the function's memory (0: an equal share, rounded down to a power of two) and
-    is taken by host driver ``driver`` (None: by none). The first one is ``offset`` routing ids behind the
-    function (None: where there is room), the others ``stride`` apart. ``shares_group`` is whether they are in
-    the IOMMU group of the function. They appear ``delay`` seconds after the write that enables them; the host
-    driver fails to take those with an index in ``failing``. ``net`` are names of network interfaces by index.
-    ``enabled`` is how many of them there are from the start.
-    ``vectors`` is how many MSI-X vectors the function's host driver shares out among them, 0 for a driver
-    that cannot.
+    Each has ``memory`` bytes of the function's memory (0: an equal share, rounded down to a power of two;
+    None: nothing, because its vGPU has that) and is taken by host driver ``driver`` (None: by none). The
+    first one is ``offset`` routing ids behind the function (None: where there is room), the others ``stride``
+    apart. ``shares_group`` is whether they are in the IOMMU group of the function. They appear ``delay``
+    seconds after the write that enables them; the host driver fails to take those with an index in
+    ``failing``. ``net`` are names of network interfaces by index. ``enabled`` is how many of them there are
+    from the start. ``vectors`` is how many MSI-X vectors the function's host driver shares out among them, 0
+    for a driver that cannot.
     """
 
     count: int
     model: type[PciDevice]
-    memory: int = 0
+    memory: int | None = 0
     options: Mapping[str, int] = field(default_factory=lambda: _NO_OPTIONS)
     texts: Mapping[str, str] = field(default_factory=lambda: _NO_TEXTS)
     driver: str | None = None
@@ -186,6 +221,7 @@ class ParentSpec:
     that a function is near to, None for that of what is above it, -1 for none. ``hardware`` says more of the
     function; then it counts and not ``iommu``, ``options``, ``vfs``, ``vf_model``, ``vf_memory`` and
     ``numa_node``.
+    ``framework`` is how its vGPUs are given to VFIO.
     """
 
     name: str
@@ -203,6 +239,8 @@ class ParentSpec:
     vf_memory: int = 0
     numa_node: int | None = None
     hardware: FunctionSpec | None = None
+    framework: Framework = Framework.MDEV
+    nvidia: NvidiaSpec = field(default_factory=NvidiaSpec)
 
     @property
     def function(self) -> FunctionSpec | None:
@@ -214,6 +252,8 @@ class ParentSpec:
         vf = None
         if self.vfs and self.vf_model is not None:
             vf = VfSpec(self.vfs, self.vf_model, self.vf_memory)
+            if self.framework is Framework.NVIDIA:
+                vf = VfSpec(self.vfs, self.vf_model, None, driver=self.driver)
         return FunctionSpec(
             self.bdf,
             self.model,

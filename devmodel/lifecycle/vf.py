@@ -47,6 +47,8 @@ def vf_type(spec: FunctionSpec, vf: VfSpec) -> TypeSpec:
 
     Unless ``vf`` says how much, that is an equal share of the memory, rounded down to a power of two.
     """
+    if vf.memory is None:
+        return TypeSpec("vf", f"virtual function of {spec.name}", vf.model, slots=0, options=vf.options)
     share = spec.memory // vf.count
     memory = vf.memory or (1 << share.bit_length() >> 1)
     return TypeSpec("vf", f"virtual function of {spec.name}", vf.model, memory=memory, options=vf.options)

@@ -320,7 +320,7 @@ HERE = 'functions."0000:65:00.0"'
         ("interrupt_pin = 5", "interrupt_pin", "give 0 to 4"),
         ('kind = "gpu"', "kind", "there is no such key"),
         ('model = "none"', "model", "there is no model 'none' (there is gpu, vgpu, "),
-        ('model = "gpu"\nvendor = 1', "vendor", 'is for the model "plain" (leave it out)'),
+        ('model = "gpu"\nrom_size = "4K"', "rom_size", 'is for the model "plain" (leave it out)'),
         ('model = "gpu"', "", "video memory"),
         ('driver = "vfio-pci"', "driver", "a meaning of its own"),
         ('driver = "pcieport"', "driver", "a meaning of its own"),

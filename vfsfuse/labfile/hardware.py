@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from devmodel.device.identity import with_ids
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, VfSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, MAX_VFS, VfLayout
@@ -22,6 +23,9 @@ from vfsfuse.labfile.schema import BRIDGE, HARDWARE, PLAIN, VF
 PCIEPORT = "pcieport"
 RESERVED_DRIVERS = ("iommu", "mdev_bus", "net", "pci_bus", PCIEPORT, "vfio", "vfio-dev", "vfio-pci")
 """Directories of sys/class, and the PCI driver vfio-pci. A host driver must have another name."""
+
+IDS = ("vendor", "device", "subsystem_vendor", "subsystem_device", "class", "revision")
+"""Keys of a function that every model can have."""
 
 ANY_MODEL: Mapping[str, type[PciDevice]] = {**PHYSICAL, **MODELS}
 
@@ -75,8 +79,13 @@ def read_model(
         if "bridge" in found and "config" not in found:
             found = {key: found[key] for key in found if key != "serial"}
         return plain(reading, found, keys)
-    _check_not_plain(reading, found, keys)
-    return reading.model(named, known, (*keys, "model"))
+    _check_not_plain(reading, {key: found[key] for key in found if key not in IDS}, keys)
+    return with_ids(reading.model(named, known, (*keys, "model")), read_ids(found))
+
+
+def read_ids(found: Found) -> dict[str, int]:
+    """The ids that a model gets from a table."""
+    return {PLAIN[key].field: found[key] for key in IDS if key in found}
 
 
 def complete(reading: Reading, members: Fields, found: Found, keys: Keys) -> None:
@@ -120,7 +129,7 @@ def check_vfs(reading: Reading, spec: FunctionSpec, keys: Keys) -> None:
     """Whether the function can have such virtual functions. Its places are checked with those of all."""
     if spec.vf is None:
         return
-    if spec.vf.memory > spec.memory:
+    if (spec.vf.memory or 0) > spec.memory:
         why = f"is more than the parent's {spec.memory} bytes (give less)"
         reading.fail((*keys, "vf_memory"), why)
     try:

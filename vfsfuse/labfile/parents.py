@@ -7,9 +7,10 @@ State: none. Errors: see :mod:`vfsfuse.labfile.reading`.
 from collections.abc import Mapping
 from typing import Any
 
+from devmodel.device.identity import with_ids
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.resources import Resolution, resolution_options
-from devmodel.lifecycle.spec import PATH_NAME, FunctionSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.spec import PATH_NAME, Framework, FunctionSpec, ParentSpec, TypeSpec
 from devmodel.models.registry import MODELS, PHYSICAL
 from devmodel.pci.address import PciAddress
 from vfsfuse.labfile import values
@@ -20,10 +21,12 @@ from vfsfuse.labfile.hardware import (
     check_vfs,
     complete,
     own_fields,
+    read_ids,
     read_model,
     take_serial,
 )
 from vfsfuse.labfile.include import NOTHING_THERE, is_absent
+from vfsfuse.labfile.nvidia import check_types, read_framework, type_number, usual_ids, vendor_vf
 from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.schema import PARENT, TYPE
 
@@ -62,21 +65,26 @@ def _parent(reading: Reading, name: str, content: object) -> ParentSpec:
     if kind:
         read = _gpu if kind == "gpu" else _virtual
         members = reading.attempt(read, reading, found, keys, complete)
-    types = _types(reading, found, kind, keys, None if members is None else members["model"])
+    own = None if members is None else members["model"]
+    vendor = own if found.get("framework") is Framework.NVIDIA else None
+    types = _types(reading, found, kind, keys, own, vendor)
     if members is None or not complete or len(reading.faults.lines) > before:
         raise Fault
     if kind == "gpu":
         spec = _of_function(name, found, members, types)
+        if spec.framework is Framework.NVIDIA:
+            check_types(reading, spec, keys)
         check_vfs(reading, spec.function or FunctionSpec(name, None), keys)
     else:
-        own = fields({key: found[key] for key in found if key in OF_BOTH}, PARENT)
-        spec = ParentSpec(name=name, types=types, model=members["model"], **own)
+        given = fields({key: found[key] for key in found if key in OF_BOTH}, PARENT)
+        spec = ParentSpec(name=name, types=types, model=members["model"], **given)
     _check_limits(reading, spec, keys)
     return spec
 
 
 def _of_function(name: str, found: Found, members: Fields, types: tuple[TypeSpec, ...]) -> ParentSpec:
     """The parent that is a PCI function with these fields."""
+    framework, nvidia = members.pop("framework")
     return ParentSpec(
         name=name,
         kind="gpu",
@@ -87,6 +95,8 @@ def _of_function(name: str, found: Found, members: Fields, types: tuple[TypeSpec
         memory=members.get("memory", 0),
         slots=found.get("slots"),
         hardware=FunctionSpec(name, **members),
+        framework=framework,
+        nvidia=nvidia,
     )
 
 
@@ -107,8 +117,13 @@ def _gpu(reading: Reading, found: Found, keys: Keys, usable: bool) -> Fields:
     members = own_fields(found)
     members["model"] = read_model(reading, found, keys, "gpu", PHYSICAL)
     take_serial(members, found)
+    framework, nvidia = read_framework(reading, found, keys)
     if usable:
         complete(reading, members, found, keys)
+        if framework is Framework.NVIDIA and "vf" in members:
+            named = "vf_model" in found or "model" in found.get("vf", {})
+            members["vf"] = vendor_vf(members["vf"], found["driver"], members["model"], named)
+    members["framework"] = framework, nvidia
     return members
 
 
@@ -144,24 +159,36 @@ def _check_limits(reading: Reading, parent: ParentSpec, keys: Keys) -> None:
 
 
 def _types(
-    reading: Reading, found: Found, kind: str, keys: Keys, own: type[PciDevice] | None
+    reading: Reading,
+    found: Found,
+    kind: str,
+    keys: Keys,
+    own: type[PciDevice] | None,
+    vendor: type[PciDevice] | None,
 ) -> tuple[TypeSpec, ...]:
-    """The types that can be read of a parent whose model is ``own``, None if that cannot be read."""
+    """The types that can be read of a parent whose model is ``own``, None if that cannot be read.
+    ``vendor`` is as for :func:`_type`."""
     tables = found.pop("types", None)
     if tables == {}:
         reading.note((*keys, "types"), "is empty (a parent offers at least one type)")
     model = MODELS["vgpu"] if kind == "gpu" else own
     specs = [
-        reading.attempt(_type, reading, name, table, (*keys, "types", name), model)
+        reading.attempt(_type, reading, name, table, (*keys, "types", name), model, vendor)
         for name, table in (tables or {}).items()
     ]
     return tuple(spec for spec in specs if spec is not None)
 
 
 def _type(
-    reading: Reading, name: str, content: object, keys: Keys, model: type[PciDevice] | None
+    reading: Reading,
+    name: str,
+    content: object,
+    keys: Keys,
+    model: type[PciDevice] | None,
+    vendor: type[PciDevice] | None,
 ) -> TypeSpec:
-    """One type. ``model`` is that of a type which names none, None if the parent's cannot be read."""
+    """One type. ``model`` is that of a type which names none, None if the parent's cannot be read.
+    ``vendor`` is the model of a parent with NVIDIA's framework."""
     if is_absent(content):
         reading.fail((*keys, "absent"), NOTHING_THERE)
     if PATH_NAME.fullmatch(name) is None:
@@ -174,7 +201,11 @@ def _type(
     if model is None:
         raise Fault
     reading.validate(model, found.get("memory", 0), found["options"], keys)
-    return TypeSpec(name=name, model=model, **fields(found, TYPE))
+    number, ids = 0, read_ids(found)
+    if vendor is not None:
+        number = type_number(reading, name, found, keys)
+        ids = usual_ids(vendor, number) | ids
+    return TypeSpec(name=name, model=with_ids(model, ids), number=number, **fields(found, TYPE))
 
 
 def _type_options(reading: Reading, found: Mapping[str, Any], keys: Keys) -> dict[str, int]:

@@ -69,6 +69,19 @@ TYPE: Schema = {
     "frame_rate": Key(values.count, "refresh rate of the monitor in Hz (option frame_rate)"),
     "max_resolution": Key(values.resolution, "largest picture (options max_width and max_height)"),
     "options": Key(values.options, "options of the model", "options"),
+    "vendor": Key(values.word, "vendor id of the vGPUs"),
+    "device": Key(values.word, "device id of the vGPUs"),
+    "subsystem_vendor": Key(values.word, "subsystem vendor id of the vGPUs"),
+    "subsystem_device": Key(values.word, "subsystem device id of the vGPUs"),
+    "id": Key(values.count, "id of the type in NVIDIA's framework: the number that its name ends in"),
+    "starts": Key(values.slots, "slots at which a vGPU may begin in NVIDIA's framework", "starts"),
+}
+NVIDIA: Schema = {
+    "placement": Key(values.placement, "which vGPUs can be on the GPU at the same time", "placement"),
+    "files": Key(values.nvidia_files, "files in the directory nvidia: 6, or 2 as at first", "files"),
+    "physical_catalogue": Key(
+        values.boolean, "whether the physical function has a catalogue, too", "physical_catalogue"
+    ),
 }
 BAR: Schema = {
     "size": Key(values.size, "bytes, a power of two", "size", required=True),
@@ -161,6 +174,8 @@ PARENT: Schema = {
     "vf_model": Key(values.name, "model of the virtual functions"),
     "vf_memory": Key(values.size, "video memory of each virtual function"),
     "types": Key(values.table, "types of vGPU, by name", required=True, each=TYPE, names=NAMES),
+    "framework": Key(values.framework, "how its vGPUs are given to VFIO"),
+    "nvidia": Key(values.table, "settings of NVIDIA's framework", table=NVIDIA),
 }
 NODE: Schema = {
     "absent": ABSENT,

@@ -21,7 +21,7 @@ from devmodel.lifecycle.resources import (
     parse_resolution,
     parse_size,
 )
-from devmodel.lifecycle.spec import PATH_NAME, BridgeKind, RemovalPolicy
+from devmodel.lifecycle.spec import PATH_NAME, BridgeKind, Framework, PlacementMode, RemovalPolicy
 from devmodel.lifecycle.vf import MAX_VFS
 from devmodel.models.plain import BarKind
 
@@ -236,6 +236,25 @@ def group(value: object) -> int:
     return _id(value)
 
 
+@kind(enum=[2, 6])
+def nvidia_files(value: object) -> int:
+    """How many files a directory nvidia has."""
+    if value not in (2, 6) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither 2, as with the first drivers, nor 6 (give one of them)")
+    return 2 if value == 2 else 6
+
+
+@kind(type="array", items={"type": "integer", "minimum": 0, "maximum": 2**31 - 1})
+def slots(value: object) -> tuple[int, ...]:
+    """Slots of a GPU."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{value!r} is not an array of slots (write [0, 16], or leave it out)")
+    for number in value:
+        if not 0 <= _whole(number) < 2**31:
+            raise ValueError(f"{number} is not the number of a slot (give 0 or more)")
+    return tuple(sorted(set(value)))
+
+
 @kind(type="boolean")
 def boolean(value: object) -> bool:
     """true or false."""
@@ -324,6 +343,8 @@ def _choice(type_: type[E], what: str) -> Kind[E]:
 
 bridge_kind = _choice(BridgeKind, "a kind of bridge")
 bar_kind = _choice(BarKind, "a kind of BAR")
+framework = _choice(Framework, "a framework of vGPUs")
+placement = _choice(PlacementMode, "a way to place vGPUs")
 
 
 @kind(enum=["own", "physical"])

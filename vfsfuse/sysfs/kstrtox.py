@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers and truth values written to attributes.
 
-State: none. Source: Documentation/core-api/kernel-api.rst, kstrtoul(), kstrtouint(), kstrtoint() and
-kstrtobool().
+State: none. Source: Documentation/core-api/kernel-api.rst, kstrtoul(), kstrtouint(), kstrtoint(), kstrtol()
+and kstrtobool().
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 
 NUMBER = re.compile(r"\+?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", re.ASCII)
 """A number in C's notation: decimal, hexadecimal or octal."""
+
+DECIMAL = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
 
 def parse_number(text: str) -> int:
@@ -47,6 +49,19 @@ def parse_int(text: str) -> int:
     value = -_value(text[1:]) if text.startswith("-") else _value(text)
     if not -(2**31) <= value < 2**31:
         raise OSError(errno.ERANGE, f"{text} does not fit an int")
+    return value
+
+
+def parse_decimal(text: str) -> int:
+    """A whole number that may be negative, as kstrtol() takes it with base 10.  Raises ValueError, and
+    OSError(ERANGE) for a number of more than 64 bits."""
+    if DECIMAL.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is not a decimal number")
+    digits = text.lstrip("+-")
+    value = int(digits) if len(digits.lstrip("0")) < 20 else 2**64
+    value = -value if text.startswith("-") else value
+    if not -(2**63) <= value < 2**63:
+        raise OSError(errno.ERANGE, f"{text[:32]} does not fit a long")
     return value
 
 

@@ -109,4 +109,4 @@ class ParentResources(Kobject):
     @attribute()
     def vgpus(self) -> int:
         """The number of vGPUs."""
-        return len(self.parent_device.mdevs)
+        return self.parent_device.vgpus

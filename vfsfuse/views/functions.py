@@ -7,6 +7,8 @@ from contextlib import ExitStack
 
 from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.vendor import vgpu_of
+from devmodel.vfio.group import Assignable
 from vfsfuse.kernfs.bundle import Bundle, Plan
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
@@ -16,11 +18,10 @@ from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.model import directory_class
 from vfsfuse.sysfs.parent import ParentFunctionDir
-from vfsfuse.sysfs.sriov import VirtualFunctionDir
 from vfsfuse.views.additions import Additions
 from vfsfuse.views.buses import BusViews
 from vfsfuse.views.iommus import IommuViews
-from vfsfuse.views.models import physical_directory
+from vfsfuse.views.models import physical_directory, virtual_directory
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.netdevs import NetViews
 from vfsfuse.views.nodes import VfioNodes
@@ -94,7 +95,7 @@ class FunctionViews:
             added.undo.callback(self._vgpus.remove_parent, directory.parent_device)
 
     def _add_virtual(self, function: VirtualFunction, added: Additions) -> None:
-        kind = directory_class(VirtualFunctionDir, type(function.device))
+        kind = directory_class(virtual_directory(function.physical.spec), type(function.device))
         directory = self._show(function, kind(self._view, function), added)
         added.add(self._directories[function.physical], Symlink(f"virtfn{function.index}", directory))
 
@@ -103,8 +104,12 @@ class FunctionViews:
         directory, driver = self._directories[function], function.driver or ""
         with ExitStack() as undo:
             added = Additions(self._tree, undo)
-            if driver == VFIO_PCI:
-                self._show_vfio(function, added)
+            vgpu = vgpu_of(function)
+            if vgpu is not None:
+                self._nodes.open_port(vgpu)
+                undo.callback(self._nodes.close_port, vgpu)
+            if function.assigned is not None:
+                self._show_vfio(function, function.assigned, added)
             else:
                 self.net.show(function, directory, added)
                 if isinstance(directory, ParentFunctionDir):
@@ -152,9 +157,10 @@ class FunctionViews:
             self._nodes.groups.enter(function, added)
         return directory
 
-    def _show_vfio(self, function: PciFunction, added: Additions) -> None:
+    def _show_vfio(self, function: PciFunction, device: Assignable, added: Additions) -> None:
+        """Show what VFIO adds to a function: clients open `device`."""
         if function.group.noiommu:  # without an IOMMU, VFIO makes the group when it takes the function
             added.show(Bundle(function, self._fake_group_plan))
         else:
             self._nodes.groups.bound(function, added)
-        added.show(Bundle(function, self._vfio_plan))
+        added.show(Bundle(device, self._vfio_plan))

@@ -16,7 +16,8 @@ from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
-from devmodel.lifecycle.spec import LabSpec
+from devmodel.lifecycle.spec import Framework, LabSpec
+from devmodel.lifecycle.vendor import VendorVgpu
 from devmodel.vfio.group import Assignable, Group
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.client import Caller
@@ -70,6 +71,7 @@ class LabView:
         self.modules.registered("mdev", vfio_mdev)
         tree.make("sys/bus/mdev/devices")
         self.nodes = VfioNodes(spec, tree, self.services, self.directory)
+        self.lab.vendor.retyped = self.nodes.renew_port
         self.nodes.add_misc(self.lab.vfio, lambda: self._st_dev)
         self.vgpus = VgpuViews(self, tree, self.nodes, spec.vendor)
         self.functions = FunctionViews(self, tree, self.nodes, self.vgpus, self.modules)
@@ -102,6 +104,8 @@ class LabView:
     def directory(self, device: Assignable) -> Kobject:
         if isinstance(device, Mdev):
             return self.vgpus.directory(device)
+        if isinstance(device, VendorVgpu):
+            return self.functions.directory(device.function)
         if isinstance(device, PciFunction):
             return self.functions.directory(device)
         raise LookupError(device.name)
@@ -256,4 +260,6 @@ class LabView:
 
 
 def _is_parent(function: PciFunction) -> bool:
-    return isinstance(function, PhysicalFunction) and function.parent is not None
+    """Whether it is a parent of mediated devices."""
+    parent = function.parent if isinstance(function, PhysicalFunction) else None
+    return parent is not None and parent.spec.framework is Framework.MDEV

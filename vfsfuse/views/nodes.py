@@ -154,6 +154,11 @@ class VfioNodes:
         if port is not None:
             port.close()
 
+    def renew_port(self, device: Assignable) -> None:
+        """A device is another one now: who opens it from now on gets that."""
+        self.close_port(device)
+        self.open_port(device)
+
     def _group_parts(self) -> tuple[Part, ...]:
         """The entries of a device's group, in which the device is alone."""
         group = Part(

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parents with NVIDIA's framework: the table ``[parents.<name>.nvidia]``, their virtual functions and types.
+
+State: none. Errors: see :mod:`vfsfuse.labfile.reading`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from devmodel.device.identity import IDS, with_ids
+from devmodel.device.pci import PciDevice
+from devmodel.lifecycle.spec import Framework, NvidiaSpec, ParentSpec, PlacementMode, TypeSpec, VfSpec
+from devmodel.models.vendorvf import VendorVf
+from vfsfuse.labfile.faults import Keys
+from vfsfuse.labfile.reading import Found, Reading, fields
+from vfsfuse.labfile.schema import NVIDIA
+
+MOST_CATALOGUE = 4096
+"""Bytes of a catalogue, with its header of 18: an attribute is a page."""
+_NUMBER = re.compile(r"[0-9]{1,9}$", re.ASCII)
+
+
+def read_framework(reading: Reading, found: Found, keys: Keys) -> tuple[Framework, NvidiaSpec]:
+    """The framework of a parent of kind "gpu", and its settings."""
+    framework: Framework = found.get("framework", Framework.MDEV)
+    if framework is not Framework.NVIDIA:
+        if "nvidia" in found:
+            reading.note((*keys, "nvidia"), 'is for framework = "nvidia" (give it that, or leave it out)')
+        return framework, NvidiaSpec()
+    if "vfs" not in found:
+        reading.note((*keys, "vfs"), "is missing: virtual functions are what becomes vGPUs (add it)")
+    if "vf_memory" in found:
+        why = "is for other frameworks: a virtual function gets its memory with a type (leave it out)"
+        reading.note((*keys, "vf_memory"), why)
+    settings = NvidiaSpec(**fields(reading.table(found.get("nvidia", {}), NVIDIA, (*keys, "nvidia")), NVIDIA))
+    if settings.placement is PlacementMode.HETEROGENEOUS and "slots" not in found:
+        reading.note((*keys, "slots"), "is missing: places are counted in slots (add it)")
+    return framework, settings
+
+
+def vendor_vf(vf: VfSpec, driver: str, physical: type[PciDevice], named: bool) -> VfSpec:
+    """The virtual functions of such a parent: the host driver takes them, and each has its memory with its
+    type. Unless a model is ``named``, they look like the physical function."""
+    model = vf.model
+    if not named:
+        ids = {key: getattr(physical.identity, key) for key in IDS}
+        model = with_ids(VendorVf, ids)
+    return replace(vf, model=model, memory=None, driver=vf.driver or driver)
+
+
+def type_number(reading: Reading, name: str, found: Mapping[str, Any], keys: Keys) -> int:
+    """The id of a type: its key ``id``, or the number at the end of its name."""
+    if "id" in found:
+        return int(found["id"])
+    ending = _NUMBER.search(name)
+    if ending is None or not int(ending[0]):
+        reading.fail((*keys, "id"), f"is missing, and {name!r} does not end in a number (add it)")
+    return int(ending[0])
+
+
+def usual_ids(physical: type[PciDevice], number: int) -> dict[str, int]:
+    """The ids by which a client knows the type of a vGPU: the GPU's vendor, and the type's number."""
+    return {"subsystem_vendor": physical.identity.vendor, "subsystem_device": number & 0xFFFF}
+
+
+def check_types(reading: Reading, parent: ParentSpec, keys: Keys) -> None:
+    """Whether the types of such a parent can be told apart, and can be placed."""
+    seen: dict[int, str] = {}
+    for spec in parent.types:
+        here = (*keys, "types", spec.name)
+        if spec.number in seen:
+            why = f"is {spec.number}, that of {seen[spec.number]!r} too (give another)"
+            reading.note((*here, "id"), why)
+        seen[spec.number] = spec.name
+        room = (parent.slots or 0) - spec.slots
+        if spec.starts is not None and any(start > room for start in spec.starts):
+            why = f"has a place that ends behind the parent's slots (begin at {room} at most)"
+            reading.note((*here, "starts"), why)
+    if _size_of(parent.types) > MOST_CATALOGUE:
+        why = f"give a catalogue of more than {MOST_CATALOGUE} bytes, a page (give fewer, or shorter names)"
+        reading.note((*keys, "types"), why)
+
+
+def _size_of(types: Sequence[TypeSpec]) -> int:
+    lines = (f"{each.number:<5} : {each.pretty_name or each.name}\n" for each in types)
+    return 18 + sum(len(line.encode()) for line in lines)
