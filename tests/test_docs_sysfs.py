@@ -41,6 +41,10 @@ models = {{ rom = "rom.py:Rom" }}
 [mount]
 device_mode = "0640"
 
+[iommu.units]
+dmar0 = {{}}
+ivhd1 = {{ scope = ["0000:8a:00.0"] }}
+
 [nodes.0]
 cpus = "0-1"
 memory = "1G"

@@ -16,9 +16,8 @@ from uuid import UUID
 
 from devmodel.device.pci import PciDevice, show_multifunction
 from devmodel.device.tasks import TaskHost
-from devmodel.iommufd.hwinfo import UnitFacts
 from devmodel.lifecycle.grouped import IommuGroup
-from devmodel.lifecycle.iommuunit import Domain, DomainType
+from devmodel.lifecycle.iommuunit import Domain, DomainType, IommuUnit
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.pcicore import DRIVER_DMA_BITS, NO_NODE, PciCore
 from devmodel.lifecycle.spec import Framework, FunctionSpec, ParentSpec
@@ -58,7 +57,7 @@ class PciFunction(VfioPciFunction):
         self.driver_override: str | None = None
         self.vfio_minor: int | None = None
         self.upstream: PciFunction | None = None
-        self.unit: UnitFacts | None = None
+        self.unit: IommuUnit | None = None
         super().__init__(address, group, device, bus)
 
     @property

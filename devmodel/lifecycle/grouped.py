@@ -15,6 +15,7 @@ from devmodel.lifecycle.iommuunit import DefaultDomain
 from devmodel.lifecycle.spec import BridgeKind, FunctionSpec
 from devmodel.pci.address import PciAddress
 from devmodel.topology.grouping import Kind, Node
+from devmodel.topology.placement import Placement
 from devmodel.vfio.group import Assignable, Group
 
 KINDS: Mapping[BridgeKind, Kind] = {
@@ -53,16 +54,25 @@ def has_acs(spec: FunctionSpec) -> bool:
     return spec.bridge is not None and spec.bridge.kind in _WITH_ACS
 
 
-def node_of(spec: FunctionSpec, above: Node | None, multifunction: bool) -> Node:
-    """Where a function is: below the bridge ``above``, None on a root bus. ``multifunction`` is whether its
-    device has other functions."""
-    bridge = spec.bridge
+def bridge_nodes(specs: Mapping[str, FunctionSpec], buses: Placement) -> dict[str, Node]:
+    """The bridges of a lab by the name of the bus right below each. ``specs`` has all functions by name, with
+    the root ports that the lab file does not name."""
+    found: dict[str, Node] = {}
+    for bus, bridge in buses.bridges.items():  # those above others come first
+        found[bus] = node_of(specs[str(bridge.address)], buses, found)
+    return found
+
+
+def node_of(spec: FunctionSpec, buses: Placement, bridges: Mapping[str, Node]) -> Node:
+    """Where a function is among the ``bridges``, which are those of :func:`bridge_nodes`."""
+    bridge, address = spec.bridge, PciAddress.parse(spec.address)
+    above = bridges.get(address.bus_name)
     return Node(
-        PciAddress.parse(spec.address),
+        address,
         Kind.ENDPOINT if bridge is None else KINDS[bridge.kind],
         above,
         has_acs(spec),
-        multifunction,
+        buses.multifunction(address),
         express=above is None or above.kind is not Kind.PCI_BRIDGE,
         named=spec.group,
     )

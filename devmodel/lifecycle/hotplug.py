@@ -24,7 +24,7 @@ from devmodel.lifecycle.bridge import (
 )
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.functions import FunctionTable
-from devmodel.lifecycle.grouped import Place, node_of
+from devmodel.lifecycle.grouped import Place, bridge_nodes, node_of
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec
 from devmodel.pci.address import PciAddress, bus_name
@@ -170,8 +170,7 @@ class Hotplug:
         """The groups of the functions that are there from the start, by name. They are numbered in this
         order: those of parents as the lab file has them, of other functions as Linux finds them, and of root
         ports that the file does not name."""
-        for bus, bridge in self.buses.bridges.items():
-            self._table.bridges[bus] = self._place(self._functions[str(bridge.address)]).node
+        self._table.bridges.update(bridge_nodes(self._functions, self.buses))
         ports = {str(bridge.address) for bridge in self.buses.bridges.values() if bridge.automatic}
         parents, named, automatic = list[Place](), list[Place](), list[Place]()
         for spec in specs:
@@ -184,9 +183,7 @@ class Hotplug:
         return {str(address): group for address, group in found.items()}
 
     def _place(self, spec: FunctionSpec) -> Place:
-        address = PciAddress.parse(spec.name)
-        above = self._table.bridges.get(address.bus_name)
-        return Place(node_of(spec, above, self.buses.multifunction(address)), spec.iommu)
+        return Place(node_of(spec, self.buses, self._table.bridges), spec.iommu)
 
     def _power_on(self, groups: Mapping[str, Group]) -> None:
         """Make all functions. BARs are placed bus by bus, so that those below a bridge are next to each

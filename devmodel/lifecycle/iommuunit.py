@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """IOMMU units as the host has them, and the default domain of a function behind one.
 
-A unit serves a PCI domain; its registers say what PinningBackend does. A function's host driver does DMA in
-the function's default domain. A container or an iommufd takes the function out of that domain.
+The registers of a unit say what PinningBackend does. The host drivers of a group do DMA in the default domain
+of the group. A container or an iommufd takes the group out of that domain.
 
 State: the lifecycle thread's, under ``Lab.lock``. Source: Intel Virtualization Technology for Directed I/O
-4.1 chapter 11.4 (capability registers), Documentation/ABI/testing/sysfs-kernel-iommu_groups.
+4.1 chapter 11.4 (capability registers), AMD I/O Virtualization Technology 3.08 chapters 3.2 and 3.4.9
+(capability header, extended features), Documentation/ABI/testing/sysfs-kernel-iommu_groups.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _ND_65536, _FRO, _MAMV, _PSI, _DWD_DRD = 6, 0x20 << 24, 9 << 48, 1 << 39, 3 << 5
 _COHERENT, _QUEUED, _INTERRUPTS, _X2APIC, _PASS_THROUGH, _SNOOP = 1, 1 << 1, 1 << 3, 1 << 4, 1 << 6, 1 << 7
 _IRO, _MHMV = 0x50 << 8, 0xF << 20
 _SCALABLE, _MARKS_DIRTY, _SECOND_STAGE = 1 << 43, 1 << 45, 1 << 46
+_AMD_CAPABILITY, _AMD_IOMMU, _AMD_REVISION, _AMD_EXTENDED_FEATURES = 0x0F, 3 << 16, 1 << 19, 1 << 27
+_INVALIDATE_ALL, _MARKS_ACCESS, _MARKS_WRITES = 1 << 6, 1 << 49, 1 << 52
 
 
 class DomainType(Enum):
@@ -77,16 +80,33 @@ class Translated(Protocol):
 
 
 class IommuUnit(NamedTuple):
-    """DMA remapping unit ``number``, which serves PCI domain ``segment`` and can do what ``spec`` says."""
+    """DMA remapping unit ``number``, which can do what ``spec`` says. ``given`` is the name that the lab file
+    gives to it, empty without one."""
 
     number: int
-    segment: int
     spec: IommuSpec = IommuSpec()
+    given: str = ""
 
     @property
     def name(self) -> str:
         """Its name in sysfs."""
-        return f"dmar{self.number}"
+        return self.given or f"dmar{self.number}"
+
+    @property
+    def is_amd(self) -> bool:
+        """Whether it is one of AMD's, by its name. Others are VT-d's."""
+        return self.name.startswith("ivhd")
+
+    @property
+    def amd_header(self) -> int:
+        """The capability header of AMD's units."""
+        return _AMD_CAPABILITY | _AMD_IOMMU | _AMD_REVISION | _AMD_EXTENDED_FEATURES
+
+    @property
+    def amd_features(self) -> tuple[int, int]:
+        """The extended features of AMD's units, both registers: four levels of page tables, and whether the
+        pages that devices write are marked."""
+        return _INVALIDATE_ALL | (_MARKS_ACCESS | _MARKS_WRITES if self.dirty_tracking else 0), 0
 
     @property
     def version(self) -> tuple[int, int]:
@@ -122,7 +142,7 @@ class IommuUnit(NamedTuple):
     @property
     def vtd_info(self) -> bool:
         """Whether GET_HW_INFO says that it is VT-d, with its registers."""
-        return self.spec.vtd_info
+        return self.spec.vtd_info and not self.is_amd
 
     @property
     def domains_supported(self) -> int:

@@ -29,6 +29,7 @@ from devmodel.lifecycle.netdev import NetCore, check_names
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import LabSpec
 from devmodel.lifecycle.sriov import SriovCore
+from devmodel.lifecycle.units import Units
 from devmodel.lifecycle.vendor import VendorFramework
 from devmodel.vfio.group import Group
 from devmodel.vfio.module import VfioModule
@@ -80,13 +81,11 @@ class Lab:
         self.parents, self.ports = self.hotplug.parents, self.hotplug.ports
         check_names(spec.all_functions)
         self.hotplug.boot(spec)
-        behind = [each for each in self.drivers.functions.values() if not each.group.noiommu]
-        segments = sorted({function.address.segment for function in behind})
-        self.iommu_units = tuple(IommuUnit(*numbers, spec.iommu) for numbers in enumerate(segments))
-        """The IOMMU units: one for each PCI domain that has a function behind an IOMMU."""
-        for function in behind:
-            function.unit = self.unit_of(function)
-        table.unit_of = self.unit_of
+        units = Units(spec, self.hotplug.buses, self.drivers.functions.values())
+        self.iommu_units = units.all
+        for function in self.drivers.functions.values():
+            function.unit = units.unit_of(function)
+        table.unit_of = units.unit_of
 
     @lifecycle_change
     def create(
@@ -146,15 +145,9 @@ class Lab:
                 after.callback(self._settle, mdev)  # at once, if no client holds it or the last has let go
                 self.observer.removed(mdev)
 
-    def unit_of(self, function: PciFunction) -> IommuUnit | None:
-        """The IOMMU unit that a function is behind, None without one. Any thread."""
-        segment = function.address.segment
-        units = () if function.group.noiommu else self.iommu_units
-        return next((unit for unit in units if unit.segment == segment), None)
-
     def behind(self, unit: IommuUnit) -> Iterator[PciFunction]:
         """The functions behind an IOMMU unit. Under :attr:`lock`."""
-        return (each for each in self.drivers.functions.values() if self.unit_of(each) is unit)
+        return (each for each in self.drivers.functions.values() if each.unit is unit)
 
     def find(self, uuid: UUID, instance: int = 0) -> Mdev:
         """The vGPU with this UUID and instance; ``OSError(ENODEV)`` when there is none. Any thread."""

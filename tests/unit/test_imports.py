@@ -52,7 +52,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.scheduling": "",
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking",
     "vfsfuse.run": "ioctl_shim | vfsfuse: asking",
-    "vfsfuse.labfile": "devmodel: device lifecycle models pci uuids",
+    "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids",
     "vfsfuse.kernfs": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks",
     "vfsfuse.vfio": "ioctl_shim "

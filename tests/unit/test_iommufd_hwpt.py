@@ -26,7 +26,7 @@ NEST, DIRTY, FAULT, PASID, UNKNOWN = 1, 2, 4, 8, 16
 IOVA = 0x10000
 NO_ATS = HwCapability.PCI_ATS_NOT_SUPPORTED
 TRACKING = HwCapability.DIRTY_TRACKING | NO_ATS
-FULL, BARE = IommuUnit(0, 0), IommuUnit(1, 1, IommuSpec(dirty_tracking=False))
+FULL, BARE = IommuUnit(0), IommuUnit(1, IommuSpec(dirty_tracking=False))
 
 
 class Function(IommuDevice):
@@ -83,7 +83,7 @@ def ids(context: Context) -> set[int]:
 def test_functions_share_the_automatic_one_and_it_goes_with_the_last(
     context: Context, ioas: Ioas, function: Function
 ) -> None:
-    other = Function(context, IommuUnit(7, 3))  # another unit of the same kind
+    other = Function(context, IommuUnit(7))  # another unit of the same kind
     first = hwpt_for(ioas, function)
     assert hwpt_for(ioas, other) is first and first.auto and first.space is ioas.space
     fails(errno.EBUSY, context.objects.destroy, first.id)
@@ -290,14 +290,14 @@ def test_dma_through_a_tracked_hwpt_is_that_of_the_ioas(
     ],
 )
 def test_an_iommu_that_tells_nothing(context: Context, spec: IommuSpec, expected: HwInfo) -> None:
-    function = Function(context, IommuUnit(0, 0, spec))
+    function = Function(context, IommuUnit(0, spec))
     for flags, wanted in ((0, 0), (0, 2), (1, 0), (1, 2)):
         assert hw_info(function, flags, wanted) == expected
     assert hw_info(Function(context, None), 0, 0) == HwInfo(HwInfoType.NONE, None, NO_ATS)
 
 
 def test_vtd_tells_its_registers(context: Context) -> None:
-    unit = IommuUnit(0, 0, IommuSpec(vtd_info=True))
+    unit = IommuUnit(0, IommuSpec(vtd_info=True))
     function = Function(context, unit)
     registers = (0, unit.capabilities, unit.extended_capabilities)
     for flags, wanted in ((0, 0), (0, 2), (1, 0), (1, 1)):

@@ -41,7 +41,6 @@ def test_every_key_of_a_function_arrives(load_text: Load) -> None:
         iommu = false
         numa_node = 2
         acs = true
-        group = "card"
         slot = "3"
         plugged = false
         net = ["enp1s0f0", "enp1s0f1"]
@@ -66,7 +65,7 @@ enabled = 4, revision = 9 }
     ).functions
     assert (function.address, function.name, function.driver) == ("0000:65:00.1", "0000:65:00.1", "ice")
     assert (function.memory, function.iommu, function.numa_node) == (4 << 20, False, 2)
-    assert (function.acs, function.group, function.slot, function.plugged) == (True, "card", "3", False)
+    assert (function.acs, function.slot, function.plugged) == (True, "3", False)
     assert (function.net, function.mac) == (("enp1s0f0", "enp1s0f1"), bytes.fromhex("525400123456"))
     assert (function.bridge, function.parent) == (None, None)
     assert plain_of(function) == PlainSpec(
@@ -135,7 +134,7 @@ vendor = 1, serial = "00-00-00-00-00-00-00-01" }
 def test_root_buses_and_iommu_units(load_text: Load) -> None:
     lab = load_text(
         """
-        functions = {}
+        functions."0000:00:02.0" = {}
         [roots]
         "0000:80" = { numa_node = 1 }
         "0001:00" = {}

@@ -4,12 +4,13 @@
 State: none. Errors: see :mod:`vfsfuse.labfile.reading`. Every part of the lab has been read without error.
 """
 
-from devmodel.lifecycle.bridge import place_functions
+from devmodel.lifecycle.bridge import Places, place_functions
 from devmodel.lifecycle.netdev import LOOPBACK, MAX_NAME, NAME, all_names
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec
 from vfsfuse.labfile.faults import Keys
 from vfsfuse.labfile.nodes import check_near
 from vfsfuse.labfile.reading import Reading
+from vfsfuse.labfile.units import check_units
 
 
 def check_lab(reading: Reading, lab: LabSpec) -> None:
@@ -19,8 +20,10 @@ def check_lab(reading: Reading, lab: LabSpec) -> None:
     _check_addresses(reading, lab)
     _check_nodes(reading, lab)
     _check_interfaces(reading, lab)
+    _check_groups(reading, lab)
     reading.faults.check()
-    _check_places(reading, lab)
+    places = _check_places(reading, lab)
+    check_units(reading, lab, places.buses)
 
 
 def _table(spec: FunctionSpec) -> Keys:
@@ -56,10 +59,17 @@ def _check_interfaces(reading: Reading, lab: LabSpec) -> None:
             owner[name] = spec.address
 
 
-def _check_places(reading: Reading, lab: LabSpec) -> None:
+def _check_groups(reading: Reading, lab: LabSpec) -> None:
+    for spec in lab.all_functions:
+        if spec.group is not None and not spec.iommu:
+            why = "is for functions behind an IOMMU (leave it out, or `iommu = false`)"
+            reading.note((*_table(spec), "group"), why)
+
+
+def _check_places(reading: Reading, lab: LabSpec) -> Places:
     """Whether all buses have room."""
     try:
-        place_functions(lab.all_functions, lab.roots)
+        return place_functions(lab.all_functions, lab.roots)
     except ValueError as error:
         why = str(error) if str(error).endswith(")") else f"{error} (give fewer, or another address)"
         reading.fail(("parents",) if lab.parents else ("functions",), why)

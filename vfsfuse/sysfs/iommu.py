@@ -66,11 +66,31 @@ class IntelIommuGroup(AttributeGroup):
         return self.unit.domains_used(lab.behind(self.unit))
 
 
+class AmdIommuGroup(AttributeGroup):
+    """sys/devices/virtual/iommu/<unit>/amd-iommu: what the unit can do, for one that is called `ivhd<N>`."""
+
+    __slots__ = ()
+
+    @attribute()
+    def cap(self) -> str:
+        """The capability header, in hexadecimal digits."""
+        unit: IommuUnit = self.owner.unit
+        return f"{unit.amd_header:x}"
+
+    @attribute()
+    def features(self) -> str:
+        """The two registers of extended features, in hexadecimal digits: `first:second`."""
+        unit: IommuUnit = self.owner.unit
+        first, second = unit.amd_features
+        return f"{first:x}:{second:x}"
+
+
 class IommuUnitDir(ClassDeviceDir):
     """sys/devices/virtual/iommu/<unit>: an IOMMU unit."""
 
     __slots__ = ("lab", "unit")
-    intel_iommu = Group("intel-iommu", IntelIommuGroup)
+    intel_iommu = Group("intel-iommu", IntelIommuGroup, when=lambda own: not own.unit.is_amd)
+    amd_iommu = Group("amd-iommu", AmdIommuGroup, when=lambda own: own.unit.is_amd)
 
     def __init__(self, unit: IommuUnit, lab: Lab, subsystem_dir: Kobject) -> None:
         super().__init__(unit.name, subsystem_dir)

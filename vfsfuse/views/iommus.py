@@ -28,11 +28,11 @@ class IommuViews:
 
     def unit_dir(self, function: PciFunction) -> IommuUnitDir | None:
         """The directory of the unit that the function is behind, None without one.  Any thread."""
-        unit = self._view.lab.unit_of(function)
+        unit = function.unit
         return None if unit is None else self._units[unit]
 
     def show(self, function: PciFunction, directory: Kobject, added: Additions) -> None:
         """A function has appeared."""
-        unit = self._view.lab.unit_of(function)
+        unit = function.unit
         if unit is not None:
             added.add(self._devices[unit], Symlink(function.name, directory))
