@@ -43,7 +43,7 @@ WORDS = {
         "the directory of a network interface. `sys/class/net/<ifname>` is a link to it",
     ),
     "ifname": Word(r"[\w.-]{1,15}", "the name of a network interface"),
-    "unit": Word("dmar<N>", "the name of an IOMMU unit"),
+    "unit": Word("(?:dmar|ivhd)<N>", "the name of an IOMMU unit, `dmar<N>` unless the lab file names it"),
     "any": Word(
         "(?:<device>|<parent>|<bridge>|<bridge>/pci_bus/<domain>:<number>|<device>/vfio-dev/<cdev>"
         "|sys/devices/virtual/iommu/<unit>|sys/devices/virtual/vfio/<group>|<interface>"
