@@ -99,6 +99,10 @@ class Wiring:
     acs: bool = False
     serial: int | None = None
 
+    def express(self) -> Capability:
+        """The PCI Express capability."""
+        return port_express(self.kind, self.number, self.below.link)
+
 
 class BridgeDevice(PciDevice):
     """A bridge. It passes on what its ``wiring`` says."""
@@ -126,11 +130,15 @@ class BridgeDevice(PciDevice):
         super().__init__(name, memory, options, aperture, **more)
         self.config.watch(BridgeReg.BRIDGE_CONTROL, 2, self._control_written)
 
+    @classmethod
+    def shown(cls, below: Below) -> Below:
+        """What a bridge says to be below it: a captured one has the windows that it had then."""
+        return below if cls.CAPTURED is None else replace(below, windows=cls.CAPTURED.windows())
+
     @property
     def below(self) -> Below:
         """What is below it."""
-        below = self.wiring.below
-        return below if self.CAPTURED is None else replace(below, windows=self.CAPTURED.windows())
+        return self.wiring.below
 
     def capabilities(self) -> Sequence[Capability]:
         if self.CAPTURED is not None:
@@ -139,7 +147,7 @@ class BridgeDevice(PciDevice):
         ids = identity.subsystem_vendor, identity.subsystem_device
         return (
             power_management(),
-            port_express(self.wiring.kind, self.wiring.number, self.below.link),
+            self.wiring.express(),
             *([subsystem(*ids)] if any(ids) else []),
             *(cap for cap in super().capabilities() if cap.id not in ours),
         )

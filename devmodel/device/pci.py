@@ -379,9 +379,13 @@ class PciDevice(Device):
         size = regs.CFG_SPACE_EXP_SIZE if express else regs.CFG_SPACE_SIZE
         return ConfigSpace(self.identity, self.bar_map, self.caps, size, self.extended_caps)
 
+    def wanted_address(self, index: int) -> int:
+        """For models: where BAR ``index`` is to be if nothing else is there, 0 for anywhere."""
+        return 0
+
     def _place_bars(self, aperture: Aperture) -> None:
         for index, bar in self.bar_map.items():
-            self._places[index] = aperture.take(bar)
+            self._places[index] = aperture.take(bar, 1, self.wanted_address(index))
             self.config.place_bar(index, self._places[index])
 
     def _enable_from_reset(self, command: int) -> None:

@@ -118,7 +118,7 @@ class DriverCore:
         the host driver, and each driver that was given a matching id."""
         if function.driver_override is not None:
             return driver == function.driver_override
-        identity = function.device.identity
+        identity = function.identity
         return driver == function.host_driver or any(
             each.matches(identity) for each in self._ids.get(driver, ())
         )

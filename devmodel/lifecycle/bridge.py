@@ -13,8 +13,9 @@ from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
-from devmodel.device.bridge import Below, Wiring, bridge_model
-from devmodel.device.pci import show_multifunction
+from devmodel.device.bridge import Below, BridgeDevice, Wiring, bridge_model
+from devmodel.device.pci import PciDevice, ResourceRow, show_multifunction
+from devmodel.device.traits import make_device, traits_of
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.grouped import KINDS, has_acs
 from devmodel.lifecycle.pcicore import DMA_BITS, NO_NODE
@@ -22,7 +23,8 @@ from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, RootSp
 from devmodel.lifecycle.vf import last_vf, place_vfs
 from devmodel.pci.address import PciAddress, bus_name, parse_bus
 from devmodel.pci.bridge import PortType
-from devmodel.pci.config import Aperture
+from devmodel.pci.config import Aperture, Decided
+from devmodel.pci.express import ExpressRegisters
 from devmodel.topology.placement import BridgePlace, Placement, Site, place
 from devmodel.vfio.group import Group
 from devmodel.vfio.vfio_pci import VfioPciFunction
@@ -86,7 +88,7 @@ class Bridge(PciFunction):
     """A bridge. ``place`` has its bus numbers. Its host driver is pcieport, as a rule; vfio-pci refuses
     it."""
 
-    __slots__ = ("_bus_below", "place", "spec")
+    __slots__ = ("_bus_below", "_multifunction", "_places", "_wiring", "place", "spec")
     driver_dma_bits = DMA_BITS
 
     def __init__(
@@ -105,14 +107,31 @@ class Bridge(PciFunction):
         assert spec.bridge is not None
         self.spec, self.place, self._bus_below = spec, place, bus_below
         kind, address = _TYPES[spec.bridge.kind], place.address
-        wiring = Wiring(kind, below, address.devfn, has_acs(spec), spec.serial)
         model = bridge_model(spec.model, kind)
-        texts = {"texts": spec.texts} if spec.texts else {}
-        device = model(spec.name, spec.memory, spec.options, aperture, wiring=wiring, **texts)
-        if multifunction:
+        self._wiring = Wiring(kind, model.shown(below), address.devfn, has_acs(spec), spec.serial)
+        traits = traits_of(model, spec.memory, spec.options, spec.texts)
+        self._places, self._multifunction = traits.place(aperture), multifunction
+        super().__init__(address, group, model, traits, bus)
+
+    def _make(self) -> PciDevice:
+        spec, places = self.spec, Decided(self._places)
+        wiring = self._wiring
+        device = make_device(
+            self.model, spec.name, spec.memory, spec.options, spec.texts, places, wiring=wiring
+        )
+        assert isinstance(device, BridgeDevice)
+        if self._multifunction:
             show_multifunction(device)
         device.bus_reset = self._reset_bus
-        super().__init__(address, group, device, bus)
+        return device
+
+    def rows(self) -> Iterator[ResourceRow]:
+        yield from self.traits.rows(self._places)
+        yield from self._wiring.below.rows
+
+    @property
+    def link(self) -> ExpressRegisters | None:
+        return ExpressRegisters.of(self._wiring.express())
 
     @property
     def host_driver(self) -> str | None:
@@ -152,8 +171,9 @@ class Bridge(PciFunction):
         """Reset the functions below, their configuration space too. A lock of theirs is taken under the
         bridge's, never before it."""
         for function in self.functions:
-            with suppress(OSError):  # it goes at this moment
-                function.reset_whole()
+            if function.made is not None:
+                with suppress(OSError):  # it goes at this moment
+                    function.reset_whole()
 
     def check_token(self, token: UUID | None) -> None:
         """Nobody opens it: vfio-pci does not take it."""

@@ -9,13 +9,15 @@ function is under its group's lock. Source: Documentation/PCI/pci-iov-howto.rst,
 from __future__ import annotations
 
 import errno
+import threading
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 from uuid import UUID
 
-from devmodel.device.pci import PciDevice, show_multifunction
+from devmodel.device.pci import PciDevice, ResourceRow, show_multifunction
 from devmodel.device.tasks import TaskHost
+from devmodel.device.traits import Traits, make_device, traits_of
 from devmodel.lifecycle.grouped import IommuGroup
 from devmodel.lifecycle.iommuunit import Domain, DomainType, IommuUnit
 from devmodel.lifecycle.mdev import Parent
@@ -25,8 +27,9 @@ from devmodel.lifecycle.vf import VfLayout, extended_model, integrated_model, ph
 from devmodel.lifecycle.vgpuplaces import VgpuPlaces
 from devmodel.pci.address import PciAddress
 from devmodel.pci.capability import ExtendedCapability, access_control, serial_number
-from devmodel.pci.config import Aperture
-from devmodel.pci.regs import ExtCapId
+from devmodel.pci.config import Aperture, Decided
+from devmodel.pci.express import ExpressRegisters
+from devmodel.pci.fields import Identity
 from devmodel.topology.placement import Placement
 from devmodel.vfio.group import Assignable, Group
 from devmodel.vfio.vfio_pci import VfioPciFunction
@@ -44,21 +47,82 @@ class PciFunction(VfioPciFunction):
     root bus. ``unit`` is the IOMMU unit that it is behind, None without one.
     """
 
-    __slots__ = ("_driver", "core", "driver_override", "unit", "upstream", "vfio_minor")
+    __slots__ = (
+        "_closed",
+        "_device",
+        "_driver",
+        "_making",
+        "core",
+        "driver_override",
+        "unit",
+        "upstream",
+        "vfio_minor",
+    )
     driver_dma_bits: ClassVar[int] = DRIVER_DMA_BITS
     """The DMA mask that its host driver sets."""
 
     def __init__(
-        self, address: PciAddress, group: Group, device: PciDevice, bus: list[VfioPciFunction]
+        self,
+        address: PciAddress,
+        group: Group,
+        model: type[PciDevice],
+        traits: Traits,
+        bus: list[VfioPciFunction],
     ) -> None:
         """The function adds itself to ``bus``."""
+        self._device: PciDevice | None = None
+        self._closed = False
+        self._making = threading.Lock()
         self._driver: str | None = None
-        self.core = PciCore(device)
+        self.core = PciCore(self, traits.power_management)
         self.driver_override: str | None = None
         self.vfio_minor: int | None = None
         self.upstream: PciFunction | None = None
         self.unit: IommuUnit | None = None
-        super().__init__(address, group, device, bus)
+        super().__init__(address, group, model, traits, bus)
+
+    @property
+    def device(self) -> PciDevice:
+        device = self._device
+        return device if device is not None else self._make_device()
+
+    @property
+    def made(self) -> PciDevice | None:
+        return self._device
+
+    @property
+    def identity(self) -> Identity:
+        """Its ids. Any thread."""
+        device = self._device
+        return self.model.identity if device is None else device.identity
+
+    def tell(self, change: Callable[[PciDevice], None]) -> None:
+        """Have ``change`` change the device, if it is made; it is not made meanwhile. Lifecycle thread."""
+        with self._making:
+            if self._device is not None:
+                change(self._device)
+
+    def close(self) -> None:
+        """The function is gone: close its device, if it is made. It is not made any more."""
+        with self._making:
+            self._closed = True
+            device = self._device
+        if device is not None:
+            device.close()
+
+    @abstractmethod
+    def _make(self) -> PciDevice:
+        """A new device, as firmware leaves it, with its host. Any thread."""
+
+    def _make_device(self) -> PciDevice:
+        with self._making:
+            if self._device is None:
+                if self._closed:
+                    raise OSError(errno.ENODEV, f"{self.name} is gone")
+                device = self._make()
+                self.core.device_made(device)
+                self._device = device
+            return self._device
 
     @property
     def driver(self) -> str | None:
@@ -81,7 +145,6 @@ class PciFunction(VfioPciFunction):
             self.core.host_driver_came(self.driver_dma_bits)
         elif before is not None:
             self.core.driver_left(before == VFIO_PCI)
-            self.device.irq.forget_messages()
 
     @property
     def enable_count(self) -> int:
@@ -119,7 +182,16 @@ class PciFunction(VfioPciFunction):
     def ari_enabled(self) -> bool:
         """Whether the port above numbers the functions of the bus with 8 bits: function 0 has ARI then."""
         first = next((each for each in tuple(self.bus) if not each.address.devfn), None)
-        return self.below_port and first is not None and first.device.config.has_extended(ExtCapId.ARI)
+        return self.below_port and first is not None and first.traits.ari
+
+    @abstractmethod
+    def rows(self) -> Iterator[ResourceRow]:
+        """The addresses that it decodes, or forwards, as lines of sysfs ``resource``."""
+
+    @property
+    def link(self) -> ExpressRegisters | None:
+        """The registers of its PCI Express capability at its upper end, None without one."""
+        return self.traits.express
 
     @property
     def below_port(self) -> bool:
@@ -208,7 +280,17 @@ class PhysicalFunction(PciFunction):
     whether drivers may be bound to its virtual functions without an override.
     """
 
-    __slots__ = ("autoprobe", "host", "layout", "parent", "spec", "vf_token", "vfs")
+    __slots__ = (
+        "_multifunction",
+        "_places",
+        "autoprobe",
+        "host",
+        "layout",
+        "parent",
+        "spec",
+        "vf_token",
+        "vfs",
+    )
 
     def __init__(
         self,
@@ -233,18 +315,30 @@ class PhysicalFunction(PciFunction):
             model = extended_model(model, extended)
         if not address.bus if buses is None else buses.above(address) is None:
             model = integrated_model(model)
-        texts = {"texts": spec.texts} if spec.texts else {}
-        device = model(spec.name, spec.memory, spec.options, aperture, **texts)
-        if buses is not None and buses.multifunction(address):
-            show_multifunction(device)
-        device.tasks.host = host
+        self._multifunction = buses is not None and buses.multifunction(address)
+        traits = traits_of(model, spec.memory, spec.options, spec.texts)
+        self._places = traits.place(aperture)
         self.vfs: list[VirtualFunction] = []
         self.vf_token: VfToken | None = None
         self.autoprobe = True
-        super().__init__(address, group, device, [] if bus is None else bus)
+        super().__init__(address, group, model, traits, [] if bus is None else bus)
         self.core.numa_node = NO_NODE if spec.numa_node is None else spec.numa_node
         shared = spec.parent
         self.parent = None if shared is None else PhysicalParent(shared, self, host)
+
+    def _make(self) -> PciDevice:
+        spec = self.spec
+        places = Decided(self._places)
+        device = make_device(self.model, spec.name, spec.memory, spec.options, spec.texts, places)
+        device.tasks.host = self.host
+        if self._multifunction:
+            show_multifunction(device)
+        return device
+
+    def rows(self) -> Iterator[ResourceRow]:
+        yield from self.traits.rows(self._places)
+        if self.layout is not None:
+            yield from (row for _, row in self.layout.rows())
 
     @property
     def host_driver(self) -> str | None:
@@ -289,14 +383,23 @@ class VirtualFunction(PciFunction):
     ) -> None:
         self.physical, self.index, self.vectors = physical, index, 0
         self.vgpu: Assignable | None = None
-        address = layout.address(index)
-        device = layout.make(str(address), index)
-        device.tasks.host = physical.host
-        device.attach_parent(physical.device)
-        device.clear_master()
-        super().__init__(address, group, device, bus)
+        super().__init__(layout.address(index), group, layout.model, layout.traits, bus)
+        self.core.no_master()
         self.upstream = physical.upstream
         self.core.numa_node = physical.core.numa_node
+
+    def rows(self) -> Iterator[ResourceRow]:
+        layout = self.physical.layout
+        assert layout is not None
+        return self.traits.rows(layout.places_of(self.index))
+
+    def _make(self) -> PciDevice:
+        layout = self.physical.layout
+        assert layout is not None
+        device = layout.make(self.name, self.index)
+        device.tasks.host = self.physical.host
+        device.attach_parent(self.physical.device)
+        return device
 
     @property
     def parent(self) -> PhysicalParent | None:

@@ -133,7 +133,7 @@ class FunctionTable:
     @contextmanager
     def _forgotten(self, function: PciFunction, leave: Callable[[PciFunction], None]) -> Iterator[None]:
         """The function is gone in the block, and nobody gets its numbers."""
-        function.device.close()
+        function.close()
         function.bus.remove(function)
         del self.functions[function.name]
         group = function.group

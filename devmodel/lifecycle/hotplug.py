@@ -29,7 +29,6 @@ from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec
 from devmodel.pci.address import PciAddress, bus_name
 from devmodel.pci.config import Aperture, Assigned
-from devmodel.pci.express import ExpressRegisters
 from devmodel.topology.grouping import found_order
 from devmodel.topology.placement import Placement
 from devmodel.vfio.group import Assignable, Group, retire_all
@@ -139,7 +138,7 @@ class Hotplug:
     def close(self) -> None:
         """Close the model of each function, held or not. For the end of the process."""
         for function in self._drivers.functions.values():
-            function.device.close()
+            function.close()
 
     def _scan(self, bus: str) -> Iterator[PciFunction]:
         """Make the absent functions of a bus, and then those below each of its bridges. Nothing is found on a
@@ -198,9 +197,9 @@ class Hotplug:
                 if spec.bridge is None:
                     self._make(spec, groups.get(name) or _NO_GROUP)
         for bus, place in reversed(tuple(self.buses.bridges.items())):
-            below = [self._drivers.functions[name].device for name in self._on_bus.get(bus, ())]
-            rows = (row for device in below for row in device.resource_rows())
-            links = (ExpressRegisters.of(cap) for device in below for cap in device.caps)
+            below = [self._drivers.functions[name] for name in self._on_bus.get(bus, ())]
+            rows = (row for function in below for row in function.rows())
+            links = (function.link for function in below)
             self._below[bus] = Below.around(place.buses, rows, links)
             name = str(place.address)
             self._make(self._functions[name], groups.get(name) or _NO_GROUP)
@@ -216,7 +215,7 @@ class Hotplug:
 
     def _drop(self, function: PciFunction) -> None:
         """Take away a function that was made only to have room."""
-        function.device.close()
+        function.close()
         function.bus.remove(function)
         del self._drivers.functions[function.name]
         self._leave(function)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from devmodel.device.pci import PciDevice, ResourceRow
+from devmodel.device.traits import make_device, traits_of
 from devmodel.lifecycle.spec import FunctionSpec, TypeSpec, VfSpec
 from devmodel.memo import memoized
 from devmodel.pci import regs
@@ -22,7 +23,7 @@ from devmodel.pci.capability import (
     alternative_routing,
     single_root_io,
 )
-from devmodel.pci.config import Aperture, ConfigSpace
+from devmodel.pci.config import Aperture, ConfigSpace, Decided
 from devmodel.pci.express import as_integrated, as_virtual, express
 from devmodel.pci.fields import Bar
 from devmodel.pci.regs import CapId, Command, ExtCapId, Reg
@@ -38,6 +39,8 @@ _OF_LAYOUT = (
     *((regs.SRIOV_BAR + 4 * index, 4) for index in range(regs.STD_NUM_BARS)),
 )
 """Registers of the SR-IOV capability that say what a layout says: offset and bytes."""
+MOST_MODELS = 1024
+"""Classes of models that are kept, of each kind."""
 VF_ROWS = 7
 """Line of sysfs ``resource``, from 0, that has the first VF BAR."""
 
@@ -105,7 +108,7 @@ class VfLayout:
     ``vectors`` is the size of the MSI-X table that each can have, 0 without MSI-X.
     """
 
-    __slots__ = ("_model", "_physical", "offset", "places", "spec", "total", "type", "vectors")
+    __slots__ = ("_model", "_physical", "offset", "places", "spec", "total", "traits", "type")
 
     def __init__(self, spec: FunctionSpec, offset: int, aperture: Aperture) -> None:
         """For a function that has virtual ones. Raises ValueError for a model that cannot be that of a
@@ -116,17 +119,26 @@ class VfLayout:
         self._physical = PciAddress.parse(spec.name)
         self._model = virtual_model(self.type.model)
         self._check(spec)
-        sample = self._device(spec.name, None)
-        self.places = {index: (aperture.take(bar, self.total), bar) for index, bar in sample.bar_map.items()}
-        self.vectors = sample.msix_vectors
-        sample.close()
+        self.traits = traits_of(self._model, self.type.memory, self.type.options, self.spec.texts)
+        bars = self.traits.bars
+        self.places = {index: (aperture.take(bar, self.total), bar) for index, bar in bars.items()}
         if self.spec.vectors and not self.vectors:
             raise ValueError("vectors are shared out among functions with MSI-X, and this model has none")
+
+    @property
+    def vectors(self) -> int:
+        """The size of the MSI-X table that each can have, 0 without MSI-X."""
+        return self.traits.msix_vectors
 
     @property
     def stride(self) -> int:
         """Routing ids from each to the next."""
         return self.spec.stride
+
+    @property
+    def model(self) -> type[PciDevice]:
+        """The model of each."""
+        return self._model
 
     @property
     def device_id(self) -> int:
@@ -140,8 +152,12 @@ class VfLayout:
     def make(self, name: str, index: int) -> PciDevice:
         """The device of virtual function ``index``, which is called ``name``, with its BARs at their
         addresses."""
-        places = [base + index * bar.size for base, bar in self.places.values()]
-        return self._device(name, _Places(places))
+        type_, places = self.type, Decided(self.places_of(index))
+        return make_device(self._model, name, type_.memory, type_.options, self.spec.texts, places)
+
+    def places_of(self, index: int) -> list[int]:
+        """The addresses of the BARs of virtual function ``index``, in their order."""
+        return [base + index * bar.size for base, bar in self.places.values()]
 
     def capability(self) -> ExtendedCapability:
         """The SR-IOV capability of the physical function."""
@@ -157,12 +173,6 @@ class VfLayout:
         for index, (base, bar) in self.places.items():
             yield VF_ROWS + index, ResourceRow(base, base + self.total * bar.size - 1, bar.resource_flags)
 
-    def _device(self, name: str, aperture: Aperture | None) -> PciDevice:
-        memory, options, texts = self.type.memory, self.type.options, self.spec.texts
-        if texts:
-            return self._model(name, memory, options, aperture, texts)
-        return self._model(name, memory, options, aperture)  # a model without texts need not take them
-
     def _check(self, spec: FunctionSpec) -> None:
         if spec.model is not None and spec.model.identity.vendor != self._model.identity.vendor:
             raise ValueError(
@@ -171,19 +181,6 @@ class VfLayout:
             )
         self._model.validate(self.type.memory, self.type.options)
         self._model.validate_texts(self.spec.texts)
-
-
-class _Places(Aperture):
-    """Addresses that the layout has given already, in the order of the BARs."""
-
-    __slots__ = ("_addresses",)
-
-    def __init__(self, addresses: Sequence[int]) -> None:
-        super().__init__()
-        self._addresses = iter(addresses)
-
-    def take(self, bar: Bar, count: int = 1, wanted: int = 0) -> int:
-        return next(self._addresses)
 
 
 class ExpressFunction(PciDevice):
@@ -279,20 +276,20 @@ def physical_model(model: type[PciDevice], layout: VfLayout) -> type[PciDevice]:
     return _mixed(FunctionWithVfs, model, {"EXTENDED": extended, "LAYOUT_OF_VFS": layout})
 
 
-@memoized()
+@memoized(MOST_MODELS)
 def extended_model(model: type[PciDevice], extended: tuple[ExtendedCapability, ...]) -> type[PciDevice]:
     """``model`` as a PCI Express function that has these extended capabilities too, as far as it has none of
     the same ids. A captured model has its own only."""
     return _mixed(FunctionWithMore, model, {"EXTENDED": extended})
 
 
-@memoized()
+@memoized(MOST_MODELS)
 def integrated_model(model: type[PciDevice]) -> type[PciDevice]:
     """``model`` as an endpoint in the root complex."""
     return _mixed(IntegratedFunction, model, {})
 
 
-@memoized()
+@memoized(MOST_MODELS)
 def virtual_model(model: type[PciDevice]) -> type[PciDevice]:
     """``model`` as a virtual function, which has no INTx."""
     return _mixed(VirtualFunctionModel, model, {"identity": replace(model.identity, irq_pin=0)})

@@ -178,11 +178,15 @@ class PlainDevice(PciDevice):
         if self.IMAGE is None:
             super()._enable_from_reset(command)
 
+    def wanted_address(self, index: int) -> int:
+        """Where the BAR is wanted, or was captured."""
+        described = next((each.address for each in self.BARS if each.index == index), 0)
+        return described or _captured_address(self.IMAGE, index, self.bar_map[index])
+
     def _place_bars(self, aperture: Aperture) -> None:
-        """Where they were captured or are wanted, if nothing else is there."""
         for index, bar in self.bar_map.items():
             captured = _captured_address(self.IMAGE, index, bar)
-            wanted = next((each.address for each in self.BARS if each.index == index), 0) or captured
+            wanted = self.wanted_address(index)
             self._places[index] = aperture.take(bar, wanted=wanted)
             if self._places[index] != wanted or not captured:
                 self.config.place_bar(index, self._places[index])

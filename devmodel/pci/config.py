@@ -7,7 +7,7 @@ lab and is touched on the lifecycle thread. Source: PCI 3.0 chapter 6, <linux/pc
 
 import errno
 from bisect import bisect_left, insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from devmodel.pci import regs
@@ -237,8 +237,7 @@ class Assigned(Aperture):
     __slots__ = ("_aperture", "_given", "_taken")
 
     def __init__(self, aperture: Aperture) -> None:
-        """``aperture`` gives them at first."""
-        super().__init__()
+        """``aperture`` gives them at first. It has no windows of its own: a lab has one for each function."""
         self._aperture = aperture
         self._given: list[int] = []
         self._taken = 0
@@ -253,3 +252,15 @@ class Assigned(Aperture):
             self._given.append(self._aperture.take(bar, count, wanted))
         self._taken += 1
         return self._given[self._taken - 1]
+
+
+class Decided(Aperture):
+    """Addresses that were decided before, in the order of the BARs."""
+
+    __slots__ = ("_addresses",)
+
+    def __init__(self, addresses: Iterable[int]) -> None:
+        self._addresses = iter(addresses)
+
+    def take(self, bar: Bar, count: int = 1, wanted: int = 0) -> int:
+        return next(self._addresses)

@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 from uuid import UUID
 
 from devmodel.device.pci import MsixTable, PciDevice, PciRegion
+from devmodel.device.traits import Traits
 from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.ioeventfd import IoWrite
 from devmodel.pci.address import PciAddress
@@ -36,21 +37,26 @@ MAX_RESETS = 7
 class VfioPciFunction(Assignable):
     """A PCI function. It is one of the devices of its group while vfio-pci drives it.
 
+    Its device, of class ``model``, is made on first use; ``traits`` say what is known before.
     ``bus`` has all functions of its bus, itself included.
     """
 
-    __slots__ = ("_access", "_chosen_resets", "_device", "_reset_worked", "address", "bus")
+    __slots__ = ("_access", "_chosen_resets", "_reset_worked", "address", "bus", "model", "traits")
     emulated_iommu = False
     takes_tokens = True
     is_virtual: ClassVar[bool] = False
     """Whether it is a virtual function of another one."""
 
     def __init__(
-        self, address: PciAddress, group: Group, device: PciDevice, bus: list[VfioPciFunction]
+        self,
+        address: PciAddress,
+        group: Group,
+        model: type[PciDevice],
+        traits: Traits,
+        bus: list[VfioPciFunction],
     ) -> None:
         """The function adds itself to ``bus``."""
-        self.address = address
-        self._device = device
+        self.address, self.model, self.traits = address, model, traits
         self._chosen_resets: tuple[str, ...] | None = None
         self._reset_worked = False
         self._access: FunctionAccess | None = None
@@ -59,16 +65,23 @@ class VfioPciFunction(Assignable):
         super().__init__(str(address), group, joined=False)
 
     @property
+    @abstractmethod
     def device(self) -> PciDevice:
-        """The function's configuration space and BARs."""
-        return self._device
+        """The function's configuration space and BARs, made at the first call. ``OSError(ENODEV)`` when it is
+        gone."""
+
+    @property
+    @abstractmethod
+    def made(self) -> PciDevice | None:
+        """The same, None if nothing has used it yet. Any thread."""
 
     @property
     def access(self) -> FunctionAccess:
         found = self._access
         if found is None:
-            with self._device.lock:
-                found = self._access or FunctionAccess(self._device, self._function_level_reset)
+            device = self.device
+            with device.lock:
+                found = self._access or FunctionAccess(device, self._function_level_reset)
                 self._access = found
         return found
 
@@ -115,10 +128,10 @@ class VfioPciFunction(Assignable):
     def supported_resets(self) -> tuple[str, ...]:
         """The ways in which the function can be reset, by their names in sysfs ``reset_method``, the best
         first: ``flr``; ``bus`` for the only physical function below a root port. Any thread."""
-        if not self._device.resettable:
+        if not self.model.resettable:
             return ()
         alone = not self.is_virtual and all(each is self or each.is_virtual for each in tuple(self.bus))
-        return ("flr",) * self._device.has_flr + ("bus",) * (alone and self.below_port)
+        return ("flr",) * self.traits.flr + ("bus",) * (alone and self.below_port)
 
     @property
     def reset_methods(self) -> tuple[str, ...]:
@@ -150,10 +163,11 @@ class VfioPciFunction(Assignable):
         with suppress(OSError):
             self.reset()
             self._reset_worked = True
-        with self._device.lock:
-            self._device.power_up()
-        self._device.enable_for_host()
-        self._device.clear_master()
+        device = self.device
+        with device.lock:
+            device.power_up()
+        device.enable_for_host()
+        device.clear_master()
         self.access.start(own_bars=not self.is_virtual)
 
     def last_closed(self) -> None:
@@ -192,17 +206,19 @@ class VfioPciFunction(Assignable):
     def reset_kept(self) -> None:
         """Reset the function, whether it has a reset of its own or not. Afterwards it is in D0, and the rest
         of its configuration space is as before. ``OSError(ENODEV)`` once the function is gone."""
-        with self._device.lock:
-            self._device.check_present()
+        device = self.device
+        with device.lock:
+            device.check_present()
             self._reset_now()
 
     def reset_whole(self) -> None:
         """Reset the function as its bus does: all of its configuration space is as firmware left it.
         ``OSError(ENODEV)`` once the function is gone."""
-        with self._device.lock:
-            self._device.check_present()
-            self._device.power_up()
-            self._device.reset_now()
+        device = self.device
+        with device.lock:
+            device.check_present()
+            device.power_up()
+            device.reset_now()
 
     @property
     def _has_working_reset(self) -> bool:
@@ -215,8 +231,9 @@ class VfioPciFunction(Assignable):
             self._reset_now()
 
     def _reset_now(self) -> None:
-        self._device.power_up()
-        self._device.reset_now(kept=self._device.config)
+        device = self.device
+        device.power_up()
+        device.reset_now(kept=device.config)
 
 
 class Dependent(NamedTuple):

@@ -346,7 +346,7 @@ def test_a_virtual_function_in_use_keeps_them_all(lab: Lab, gpu: PhysicalFunctio
     lab.sriov.set_count(gpu, 0)
     assert [vf.gone for vf in vfs] == [True] * 3 and gpu.vfs == []
     for vf in vfs:
-        fails(errno.ENODEV, vf.device.read, 0, 0, 1)
+        fails(errno.ENODEV, lambda vf=vf: vf.device.read(0, 0, 1))
     fails(errno.ENODEV, DeviceFile, vfs[1])
 
 

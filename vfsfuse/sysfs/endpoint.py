@@ -107,7 +107,7 @@ def _wc_file(index: int) -> BinaryMember:
     """`resource<N>_wc`."""
 
     def size(self: PciAttributes) -> int | None:
-        bar = self.function.bar_map.get(index) if self.function is not None else None
+        bar = self.bar(index)
         return bar.size if bar is not None and bar.prefetch and not bar.io else None
 
     def opener(self: PciAttributes, request: OpenRequest) -> Opened:
@@ -117,12 +117,12 @@ def _wc_file(index: int) -> BinaryMember:
 
 
 def _rom_size(self: EndpointAttributes) -> int | None:
-    bar = self.assignable.device.bar_map.get(ROM)
+    bar = self.bar(ROM)
     return None if bar is None else bar.size
 
 
 def _vpd_size(self: EndpointAttributes) -> int | None:
-    return None if self.assignable.device.vpd is None else 0
+    return 0 if self.assignable.traits.has_vpd else None
 
 
 def _can_be_reset(self: EndpointAttributes) -> bool:
@@ -130,7 +130,7 @@ def _can_be_reset(self: EndpointAttributes) -> bool:
 
 
 def _is_display(self: EndpointAttributes) -> bool:
-    return _shows_vga(self.assignable.device)
+    return _shows_vga(self.assignable)
 
 
 class EndpointAttributes(PciAttributes):
@@ -165,7 +165,7 @@ class EndpointAttributes(PciAttributes):
         """1 for the display that the machine booted with, the one with the lowest address, else 0; present
         for VGA displays."""
         functions = self.view.lab.drivers.functions.values()
-        displays = [each for each in tuple(functions) if not each.is_virtual and _shows_vga(each.device)]
+        displays = [each for each in tuple(functions) if not each.is_virtual and _shows_vga(each)]
         return int(self.assignable is min(displays, key=lambda each: each.address, default=None))
 
     @binary(0o600, _rom_size)
@@ -197,5 +197,5 @@ class EndpointAttributes(PciAttributes):
         return super().open_resource(index, request)
 
 
-def _shows_vga(device: PciDevice) -> bool:
-    return device.identity.class_code >> 8 == DISPLAY_VGA
+def _shows_vga(function: PciFunction) -> bool:
+    return function.identity.class_code >> 8 == DISPLAY_VGA

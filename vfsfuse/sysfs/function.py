@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.function import PciFunction, VirtualFunction
 from devmodel.lifecycle.removal import taking_away
+from devmodel.pci.fields import Bar, Identity
 from vfsfuse.kernfs.groups import Below
 from vfsfuse.kernfs.kobject import Entry
 from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link, store_only, waiting_store
@@ -21,14 +21,18 @@ from vfsfuse.sysfs.power import RuntimePower
 from vfsfuse.sysfs.uevent import DeviceDir
 
 
-def modalias_of(device: PciDevice) -> str:
+def modalias_of(identity: Identity) -> str:
     """As pci_uevent() writes it: pci:v…d…sv…sd…bc…sc…i…."""
-    identity = device.identity
     code = identity.class_code
     return (
         f"pci:v{identity.vendor:08X}d{identity.device:08X}sv{identity.subsystem_vendor:08X}"
         f"sd{identity.subsystem_device:08X}bc{code >> 16:02X}sc{code >> 8 & 0xFF:02X}i{code & 0xFF:02X}"
     )
+
+
+def _uses_messages(function: PciFunction) -> bool:
+    device = function.made
+    return device is not None and device.irq.messages_used
 
 
 def _is_physical(self: PciFunctionDir) -> bool:
@@ -41,9 +45,7 @@ class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
     __slots__ = ("assignable", "msi_directory", "view")
     uevent_subsystem = "pci"
     stat_ns = 0  # msi_irqs/ comes and goes unasked
-    msi_irqs = Below(
-        "msi_irqs", lambda self: self.msi_directory if self.assignable.device.irq.messages_used else None
-    )
+    msi_irqs = Below("msi_irqs", lambda self: self.msi_directory if _uses_messages(self.assignable) else None)
     net = Below("net", lambda self: self.view.net_dir(self.assignable))
 
     assignable: PciFunction
@@ -59,33 +61,44 @@ class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
         return self.assignable
 
     @property
+    def identity(self) -> Identity:
+        return self.assignable.identity
+
+    @property
+    def config_size(self) -> int:
+        return self.assignable.traits.config_size
+
+    def bar(self, index: int) -> Bar | None:
+        return self.assignable.traits.bars.get(index)
+
+    @property
     def options(self) -> Mapping[str, int]:
         """The options of its model."""
-        return self.assignable.device.options
+        return self.assignable.traits.options
 
     def uevent_variables(self) -> dict[str, str]:
-        device = self.assignable.device
-        identity, driver = device.identity, self.assignable.driver
+        identity, driver = self.identity, self.assignable.driver
         return {
             **({"DRIVER": driver} if driver else {}),
             "PCI_CLASS": f"{identity.class_code:04X}",
             "PCI_ID": f"{identity.vendor:04X}:{identity.device:04X}",
             "PCI_SUBSYS_ID": f"{identity.subsystem_vendor:04X}:{identity.subsystem_device:04X}",
             "PCI_SLOT_NAME": self.name,
-            "MODALIAS": modalias_of(device),
+            "MODALIAS": modalias_of(identity),
         }
 
     @attribute()
     def irq(self) -> int:
         """The first interrupt of MSI while that is set up (`msi_irqs` has all), else 0: INTx of a function
         is no interrupt of the host."""
-        messages = self.assignable.device.messages
+        device = self.assignable.made
+        messages = None if device is None else device.messages
         return 0 if messages is None or messages.msix else irq_of(self.assignable, 0)
 
     @attribute()
     def modalias(self) -> str:
         """The text by which the kernel finds modules: `pci:v...d...sv...sd...bc...sc...i...`."""
-        return modalias_of(self.assignable.device)
+        return modalias_of(self.identity)
 
     @attribute(0o644)
     def driver_override(self) -> str:

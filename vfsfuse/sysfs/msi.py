@@ -67,7 +67,8 @@ class MsiIrqsDir(Kobject):
 
     def vectors(self) -> Sequence[int]:
         """The vectors that the driver has now."""
-        messages = self.function.device.messages
+        device = self.function.made
+        messages = None if device is None else device.messages
         return () if messages is None else messages.vectors
 
     def find(self, name: str) -> Member | None:
@@ -81,5 +82,6 @@ class MsiIrqsDir(Kobject):
 
 def _kind(directory: MsiIrqsDir) -> str:
     """`msi` or `msix`."""
-    messages = directory.function.device.messages
+    device = directory.function.made
+    messages = None if device is None else device.messages
     return "msix" if messages is not None and messages.msix else "msi"

@@ -11,6 +11,7 @@ import errno
 from abc import abstractmethod
 
 from devmodel.device.pci import PciDevice, PciRegion
+from devmodel.pci.fields import Bar, Identity
 from devmodel.vfio.group import Assignable
 from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.kernfs.kobject import Kobject
@@ -36,14 +37,14 @@ Has no effect.
 
 
 def _config_size(self: PciAttributes) -> int | None:
-    return self.function.config.size if self.function is not None else None
+    return self.config_size
 
 
 def _region_file(index: int) -> BinaryMember:
     """`resource<N>` or `rom`: a region that the function has, of its size."""
 
     def size(self: PciAttributes) -> int | None:
-        bar = self.function.bar_map.get(index) if self.function is not None else None
+        bar = self.bar(index)
         return None if bar is None else bar.size
 
     def opener(self: PciAttributes, request: OpenRequest) -> Opened:
@@ -90,6 +91,20 @@ class PciAttributes(Kobject):
             raise OSError(errno.ENODEV, "not a PCI device")
         return function
 
+    @property
+    def identity(self) -> Identity:
+        """The ids of the device.  Raises OSError(ENODEV) when it is no PCI device."""
+        return self.pci_function().identity
+
+    @property
+    def config_size(self) -> int | None:
+        """Bytes of configuration space, None when it is no PCI device."""
+        return None if self.function is None else self.function.config.size
+
+    def bar(self, index: int) -> Bar | None:
+        """BAR `index`, or 6 for the ROM; None when there is none."""
+        return None if self.function is None else self.function.bar_map.get(index)
+
     def open_resource(self, index: int, request: OpenRequest) -> Opened:
         """Open the file of BAR `index`, or 6 for the ROM.  Device lane."""
         return open_region(self.port, index, request)
@@ -97,32 +112,32 @@ class PciAttributes(Kobject):
     @attribute()
     def vendor(self) -> str:
         """The vendor id, in hexadecimal."""
-        return f"{self.pci_function().identity.vendor:#06x}"
+        return f"{self.identity.vendor:#06x}"
 
     @attribute()
     def device(self) -> str:
         """The device id, in hexadecimal."""
-        return f"{self.pci_function().identity.device:#06x}"
+        return f"{self.identity.device:#06x}"
 
     @attribute()
     def subsystem_vendor(self) -> str:
         """The subsystem vendor id, in hexadecimal."""
-        return f"{self.pci_function().identity.subsystem_vendor:#06x}"
+        return f"{self.identity.subsystem_vendor:#06x}"
 
     @attribute()
     def subsystem_device(self) -> str:
         """The subsystem device id, in hexadecimal."""
-        return f"{self.pci_function().identity.subsystem_device:#06x}"
+        return f"{self.identity.subsystem_device:#06x}"
 
     @attribute(name="class")
     def class_code(self) -> str:
         """The class code, in hexadecimal."""
-        return f"{self.pci_function().identity.class_code:#08x}"
+        return f"{self.identity.class_code:#08x}"
 
     @attribute()
     def revision(self) -> str:
         """The revision id, in hexadecimal."""
-        return f"{self.pci_function().identity.revision:#04x}"
+        return f"{self.identity.revision:#04x}"
 
     @attribute()
     def resource(self) -> str:

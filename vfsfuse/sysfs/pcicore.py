@@ -152,7 +152,7 @@ class LinkAttributes(Kobject):
 
     def is_express(self) -> bool:
         """Whether it is a PCI Express function."""
-        return bool(self.assignable.device.config.find(CapId.EXP))
+        return self.assignable.traits.is_express
 
     @attribute(when=is_express)
     def max_link_speed(self) -> str:

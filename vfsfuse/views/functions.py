@@ -87,7 +87,7 @@ class FunctionViews:
 
     def _add_physical(self, function: PhysicalFunction, added: Additions) -> None:
         kind = physical_directory(function.spec)
-        directory = directory_class(kind, type(function.device))(self._view, function)
+        directory = directory_class(kind, function.model)(self._view, function)
         self._make_drivers(*function.spec.drivers, VFIO_PCI)
         self._show(function, directory, added)
         if isinstance(directory, ParentFunctionDir):
@@ -95,7 +95,7 @@ class FunctionViews:
             added.undo.callback(self._vgpus.remove_parent, directory.parent_device)
 
     def _add_virtual(self, function: VirtualFunction, added: Additions) -> None:
-        kind = directory_class(virtual_directory(function.physical.spec), type(function.device))
+        kind = directory_class(virtual_directory(function.physical.spec), function.model)
         directory = self._show(function, kind(self._view, function), added)
         added.add(self._directories[function.physical], Symlink(f"virtfn{function.index}", directory))
 
