@@ -19,7 +19,7 @@ from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, PhysicalParent
 from devmodel.lifecycle.mdev import Mdev, Parent
 from devmodel.pci.address import PciAddress
-from devmodel.pci.ids import PciId
+from devmodel.pci.ids import PciId, parse_module_ids
 from devmodel.vfio.group import Assignable, DmaOwned, retire_all
 from devmodel.vfio.module import VfioModule
 from devmodel.vfio.vfio_pci import VfioPciFunction
@@ -87,6 +87,10 @@ class DriverCore:
         self._observer = observer
         self._vfio_minors = vfio_minors
         self._ids: dict[str, list[PciId]] = {}
+        self._first = VFIO_PCI if vfio.ids else None
+        """The driver that was loaded before all others: vfio-pci if its module was given ids."""
+        if vfio.ids:
+            self._ids[VFIO_PCI] = list(parse_module_ids(vfio.ids))
         self._buses: dict[str, list[VfioPciFunction]] = {}
         self.functions: dict[str, PciFunction] = {}
         self.autoprobe = True
@@ -168,12 +172,23 @@ class DriverCore:
         driver refuses the function, as in Linux. Raises ``OSError(EINVAL)`` when a client has its group: no
         host driver may even try then."""
         with self._lock:
-            for driver in (function.host_driver, *self._ids, function.driver_override):
+            for driver in (self._first, function.host_driver, *self._ids, function.driver_override):
                 if driver is not None and function.driver is None:
                     try:
                         self._try(function, driver)
                     except DmaOwned as error:
                         raise OSError(errno.EINVAL, error.strerror) from error
+
+    def boot(self, function: PciFunction) -> None:
+        """Bind a function at the start of the lab, of which no observer is told: to vfio-pci if that was
+        loaded first and takes it, else to its host driver."""
+        if self._first is not None and self.matches(function, self._first):
+            with suppress(OSError), ExitStack() as undo:
+                self._give_to_vfio(function, undo)
+                function.driver = VFIO_PCI
+                undo.pop_all()
+                return
+        function.driver = function.host_driver
 
     def add_id(self, driver: str, identity: PciId) -> None:
         """Have ``driver`` take functions that match ``identity``, and bind it to those without a driver.

@@ -93,7 +93,7 @@ class Hotplug:
             elif spec.bdf is None:
                 self.parents[spec.name] = Parent(spec, self._host)
         for function in self._drivers.functions.values():
-            function.driver = function.host_driver
+            self._drivers.boot(function)
 
     def going(self, function: PciFunction) -> list[PciFunction]:
         """What goes when the function is removed, in that order: the functions below a bridge, the last

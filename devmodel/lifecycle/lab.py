@@ -68,7 +68,7 @@ class Lab:
         self._departed: set[Mdev] = set()
         self._instances: dict[UUID, dict[int, Mdev]] = {}
         self._group_numbers, self._minors, self._vfio_minors = Ida(), Ida(), Ida()
-        self.vfio = VfioModule()
+        self.vfio = VfioModule(**dict(spec.modules))  # type: ignore[arg-type] # checked by the reader
         self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio, self.calls)
         self.mdev_driver = MdevDriver(self.lock, observer, self.calls)
         self.vendor = VendorFramework(self.lock, self.drivers, self._vfio_minors)

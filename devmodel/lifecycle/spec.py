@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
+from uuid import UUID
 
 from devmodel.device.pci import PciDevice
 
@@ -20,6 +21,11 @@ PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 
 _NO_OPTIONS: Mapping[str, int] = MappingProxyType({})
 _NO_TEXTS: Mapping[str, str] = MappingProxyType({})
+
+
+class SpecError(Exception):
+    """A lab cannot be made as its lab file says. The text is a line for a person: file, key, reason,
+    remedy."""
 
 
 class RemovalPolicy(Enum):
@@ -220,8 +226,8 @@ class ParentSpec:
     ``vf_model``, each with ``vf_memory`` bytes of the memory (0: an equal share). ``numa_node`` is the node
     that a function is near to, None for that of what is above it, -1 for none. ``hardware`` says more of the
     function; then it counts and not ``iommu``, ``options``, ``vfs``, ``vf_model``, ``vf_memory`` and
-    ``numa_node``.
-    ``framework`` is how its vGPUs are given to VFIO.
+    ``numa_node``. ``framework`` is how its vGPUs are given to VFIO. ``type_names`` is whether its types have
+    the attribute ``name``.
     """
 
     name: str
@@ -241,6 +247,7 @@ class ParentSpec:
     hardware: FunctionSpec | None = None
     framework: Framework = Framework.MDEV
     nvidia: NvidiaSpec = field(default_factory=NvidiaSpec)
+    type_names: bool = True
 
     @property
     def function(self) -> FunctionSpec | None:
@@ -268,6 +275,25 @@ class ParentSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class VgpuSpec:
+    """A vGPU that exists from the start, of type ``type``.
+
+    A mediated device is as a line of ``vgpu_create`` asks for it, with ``overrides`` of what the type gives;
+    ``name`` is that of its directory. With the framework of NVIDIA it is virtual function ``vf``, by its
+    index. ``place`` is where the lab file says so, for errors.
+    """
+
+    parent: str
+    type: str
+    uuid: UUID | None = None
+    instance: int = 0
+    name: str = ""
+    vf: int | None = None
+    overrides: Mapping[str, str] = field(default_factory=lambda: _NO_TEXTS)
+    place: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class IommuSpec:
     """What the IOMMUs of a lab can do: ``dirty_tracking`` is whether they mark the pages that devices write.
     ``vtd_info`` is whether GET_HW_INFO of iommufd says that they are VT-d, with their registers."""
@@ -287,7 +313,10 @@ class LabSpec:
     The device files belong to ``device_uid`` and ``device_gid`` (None: the user who mounted), with mode
     ``device_mode``. ``cdevs`` is whether devices have character devices of their own, as in a Linux with
     VFIO_DEVICE_CDEV; ``groups`` is whether there are those of groups and containers (VFIO_GROUP). With
-    ``iommufd_container`` dev/vfio/vfio opens iommufds.
+    ``iommufd_container`` dev/vfio/vfio opens iommufds. ``mdev`` is whether there is the bus of mediated
+    devices. ``modules`` are parameters of modules as they are loaded, by the names of
+    :class:`devmodel.vfio.module.VfioModule`. ``vgpus`` exist from the start.
+    ``source`` is the path of the lab file, for errors.
     """
 
     parents: tuple[ParentSpec, ...]
@@ -305,6 +334,10 @@ class LabSpec:
     roots: tuple[RootSpec, ...] = ()
     nodes: tuple[NodeSpec, ...] = ()
     units: tuple[UnitSpec, ...] = ()
+    mdev: bool = True
+    modules: Mapping[str, bool | int | str] = field(default_factory=lambda: MappingProxyType({}))
+    vgpus: tuple[VgpuSpec, ...] = ()
+    source: str = ""
 
     @property
     def all_functions(self) -> tuple[FunctionSpec, ...]:

@@ -122,6 +122,15 @@ class SriovCore:
         bound = function.driver is not None and function.driver == function.host_driver
         return 0 if not bound or function.layout is None else function.layout.spec.vectors
 
+    @lifecycle_change
+    def start(self, function: PhysicalFunction, count: int) -> None:
+        """Enable ``count`` virtual functions before the lab is used: at once, and without a driver too.
+        Raises ``OSError(ENOSPC)`` when the function has not enough left for all of them."""
+        with self._lock:
+            layout = layout_of(function)
+            self._check_room(function, layout, count)
+            self._enable(function, layout, count)
+
     def disable(self, function: PhysicalFunction) -> None:
         """Disable all virtual functions. Raises :class:`InUse` while clients hold some: then each of those
         clients is asked to let go, and all functions stay."""

@@ -69,6 +69,19 @@ def parse_new_id(text: str) -> PciId:
     return PciId(*numbers[:FIELDS])
 
 
+def parse_module_ids(text: str) -> tuple[PciId, ...]:
+    """The ids of vfio-pci's module parameter of that name: "8086:1592,10de:2204:1458:4015". Each has vendor
+    and device, then perhaps subvendor, subdevice, class and class mask. Raises ValueError for any other
+    text."""
+    found = []
+    for part in filter(None, text.split(",")):
+        words = part.split(":")
+        if not 2 <= len(words) <= FIELDS or not all(map(_NUMBER.fullmatch, words)):
+            raise ValueError(f"{part!r} is no id (write vendor:device, such as 8086:1592)")
+        found.append(PciId(*(int(word, 16) for word in words)))
+    return tuple(found)
+
+
 def _numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for word in text.split()[: FIELDS + 1]:

@@ -15,7 +15,8 @@ class VfioModule:
     """The parameters by their names; changed on the lifecycle thread, read by any.
 
     ``dma_entry_limit`` is the most mappings of a container whose IOMMU is set from now on,
-    ``iommufd_unsafe_interrupts`` iommufd's own ``allow_unsafe_interrupts``.
+    ``iommufd_unsafe_interrupts`` iommufd's own ``allow_unsafe_interrupts``. ``ids`` are the functions that
+    vfio-pci takes from when it is loaded (:func:`devmodel.pci.ids.parse_module_ids`).
     """
 
     enable_unsafe_noiommu_mode: bool = False
@@ -27,4 +28,5 @@ class VfioModule:
     disable_idle_d3: bool = False
     disable_vga: bool = False
     disable_denylist: bool = False
+    ids: str = ""
     dma_entry_limit: int = DMA_ENTRY_LIMIT

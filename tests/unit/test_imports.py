@@ -52,7 +52,6 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.scheduling": "",
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking",
     "vfsfuse.run": "ioctl_shim | vfsfuse: asking",
-    "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids",
     "vfsfuse.kernfs": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks",
     "vfsfuse.vfio": "ioctl_shim "
@@ -63,6 +62,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs sysfs vfio",
+    "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids | vfsfuse: sysfs.kstrtox",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: kernfs scheduling views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
     "| vfsfuse: asking capture kernfs.xattr labfile run server sticky",

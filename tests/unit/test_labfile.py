@@ -368,7 +368,8 @@ def schemas(top: Schema) -> Iterator[Schema]:
 def test_every_key_is_documented() -> None:
     rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
     documented = {key for row in rows for key in re.findall(r"\w+", row)}
-    tables = {"mount", "iommu", "nvidia", "units", "nodes", "roots", "functions", "parents", "types"}
+    tables = {"mount", "iommu", "units", "nodes", "roots", "functions", "parents", "types", "vgpus"}
+    tables |= {"modules", "iommufd", "vfio", "vfio_iommu_type1", "vfio_pci", "nvidia"}
     assert {key for schema in schemas(LAB) for key in schema} - tables <= documented
 
 

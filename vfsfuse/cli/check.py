@@ -25,6 +25,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _check(lab: str | None) -> int:
+    from devmodel.lifecycle.spec import SpecError
     from vfsfuse.labfile.outline import outline
     from vfsfuse.labfile.reader import BUILT_IN, LabFileError, load
     from vfsfuse.labfile.reasons import reason
@@ -35,6 +36,8 @@ def _check(lab: str | None) -> int:
         for line in error.lines:
             complain("check", line)
         return 1
+    except SpecError as error:
+        return complain("check", str(error))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # of a model's code, which may also exit

@@ -264,10 +264,14 @@ def _prepare(start: Start) -> tuple[LabSpec, int | None]:
 
 def _complain_of_code(error: BaseException, path: str) -> None:
     """Say on stderr which code has failed while the lab was made.  The traceback is for the log."""
+    from devmodel.lifecycle.spec import SpecError
     from vfsfuse.labfile.reasons import reason
     from vfsfuse.server import MountError
 
     logging.debug("the lab cannot be made", exc_info=error)
+    if isinstance(error, SpecError):
+        complain("mount", str(error))
+        return
     why = str(error) if isinstance(error, MountError) else f"the lab cannot be made: {reason(error)}"
     complain("mount", f"{path}: {why}")
 

@@ -54,7 +54,7 @@ def paths_of(lab: str, name: str) -> Iterator[str]:
         if os.path.isdir(f"{classes}/{vendor}/{name}"):
             yield f"{classes}/{vendor}/{name}"
     devices = f"{lab}/sys/bus/mdev/devices"
-    for device in os.listdir(devices):
+    for device in os.listdir(devices) if os.path.isdir(devices) else ():  # a lab may have no such bus
         if name.lower() in (device, uuid_of(f"{devices}/{device}")):
             yield f"{devices}/{device}"
 

@@ -6,7 +6,7 @@ State: none. Errors: see :mod:`vfsfuse.labfile.reading`. Every part of the lab h
 
 from devmodel.lifecycle.bridge import Places, place_functions
 from devmodel.lifecycle.netdev import LOOPBACK, MAX_NAME, NAME, all_names
-from devmodel.lifecycle.spec import FunctionSpec, LabSpec
+from devmodel.lifecycle.spec import Framework, FunctionSpec, LabSpec
 from vfsfuse.labfile.faults import Keys
 from vfsfuse.labfile.nodes import check_near
 from vfsfuse.labfile.reading import Reading
@@ -21,6 +21,7 @@ def check_lab(reading: Reading, lab: LabSpec) -> None:
     _check_nodes(reading, lab)
     _check_interfaces(reading, lab)
     _check_groups(reading, lab)
+    _check_frameworks(reading, lab)
     reading.faults.check()
     places = _check_places(reading, lab)
     check_units(reading, lab, places.buses)
@@ -64,6 +65,17 @@ def _check_groups(reading: Reading, lab: LabSpec) -> None:
         if spec.group is not None and not spec.iommu:
             why = "is for functions behind an IOMMU (leave it out, or `iommu = false`)"
             reading.note((*_table(spec), "group"), why)
+
+
+def _check_frameworks(reading: Reading, lab: LabSpec) -> None:
+    """Whether the lab has the bus that its parents need."""
+    if lab.mdev:
+        return
+    for parent in lab.parents:
+        if parent.framework is Framework.MDEV:
+            why = "makes mediated devices, which this lab has no bus for"
+            remedy = 'give it framework = "nvidia"' if parent.bdf is not None else "take it out"
+            reading.note(("parents", parent.name), f"{why} ({remedy}, or mdev = false out of [mount])")
 
 
 def _check_places(reading: Reading, lab: LabSpec) -> Places:

@@ -63,7 +63,12 @@ class Faults:
 
 def line(source: Path, keys: Keys, why: str) -> str:
     """The line about an error."""
-    return f"{source}: {'.'.join(map(quoted, keys)) or 'the file'}: {why}"
+    return f"{place_of(source, keys)}: {why}"
+
+
+def place_of(source: Path, keys: Keys) -> str:
+    """A place in a file, as errors name it."""
+    return f"{source}: {'.'.join(map(quoted, keys)) or 'the file'}"
 
 
 def quoted(key: str) -> str:

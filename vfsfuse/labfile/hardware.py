@@ -42,7 +42,7 @@ def read_function(reading: Reading, found: Found, keys: Keys) -> Fields:
         reading.fail((*keys, "driver"), f"{driver!r} has a meaning of its own (choose another)")
     if bridge is not None:
         members["bridge"] = bridge
-        if bridge.kind is not BridgeKind.PCI:  # pcieport does not take these
+        if bridge.kind is not BridgeKind.PCI and "config" not in found:  # a captured one has what it had
             members.setdefault("driver", PCIEPORT)
         if "vfs" in found:
             reading.fail((*keys, "vfs"), "is for functions that are no bridges (leave it out)")

@@ -10,7 +10,7 @@ from devmodel.lifecycle.spec import IommuSpec, UnitSpec
 from vfsfuse.labfile import values
 from vfsfuse.labfile.machine import read_units
 from vfsfuse.labfile.reading import Found, Reading, fields
-from vfsfuse.labfile.schema import IOMMU, LAB, MOUNT
+from vfsfuse.labfile.schema import IOMMU, LAB, MODULES, MOUNT
 
 RESERVED_VENDORS = ("vgpu_start", "vgpu_shutdown")
 """Files of sys/class/vgpu. The vendor's directory lies beside them, and must have another name."""
@@ -25,6 +25,17 @@ def read_top(reading: Reading, top: Found) -> dict[str, Any]:
             _own_model(reading, name, place)
     mount = reading.attempt(reading.table, top.get("mount", {}), MOUNT, ("mount",)) or {}
     return {**fields(top, LAB), **fields(mount, MOUNT)}
+
+
+def read_modules(reading: Reading, content: object) -> dict[str, Any]:
+    """Parameters of modules, by their names in VfioModule."""
+    tables = reading.attempt(reading.table, content, MODULES, ("modules",)) or {}
+    values: dict[str, Any] = {}
+    for module, table in tables.items():
+        schema = MODULES[module].table or {}
+        found = reading.attempt(reading.table, table, schema, ("modules", module)) or {}
+        values |= fields(found, schema)
+    return values
 
 
 def read_iommu(reading: Reading, content: object) -> tuple[IommuSpec, tuple[UnitSpec, ...]]:

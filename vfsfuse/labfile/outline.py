@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.initial import populate
 from devmodel.lifecycle.lab import Lab, Observer
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.spec import LabSpec, NodeSpec
@@ -36,9 +37,10 @@ class _Nobody:
 
 
 def outline(spec: LabSpec) -> Iterator[str]:
-    """The lines about a lab. Raises ValueError for one that cannot be made."""
+    """The lines about a lab. Raises SpecError and ValueError for one that cannot be made."""
     lab = Lab(spec, cast(Observer, _Nobody()))
     try:
+        populate(lab)
         for branch in _branches(lab):
             yield branch.text
             yield from _lines(branch.below, "")
@@ -176,7 +178,8 @@ def _parent(parent: Parent) -> Branch:
 
 def _types(parent: Parent) -> Iterator[Branch]:
     for type_ in parent.types.values():
-        yield Branch(f"{type_.name}: {type_.description}, room for {type_.available_instances}")
+        known = f"{type_.name} (id {type_.spec.number})" if type_.spec.number else type_.name
+        yield Branch(f"{known}: {type_.description}, room for {type_.available_instances}")
 
 
 def _vgpu_text(mdev: Any) -> str:

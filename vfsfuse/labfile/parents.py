@@ -41,7 +41,7 @@ OF_GPUS = {
 """Keys of a "gpu", and why a parent of kind "virtual" has none of them. Others are for functions."""
 
 NO_VFS = 'is for a "gpu" with "vfs" (give it those, or leave the key out)'
-OF_BOTH = ("absent", "kind", "driver", "model", "memory", "slots", "types")
+OF_BOTH = ("absent", "kind", "driver", "model", "memory", "slots", "type_names", "types")
 
 
 def read_parents(reading: Reading, tables: Mapping[str, object]) -> tuple[ParentSpec, ...]:
@@ -97,6 +97,7 @@ def _of_function(name: str, found: Found, members: Fields, types: tuple[TypeSpec
         hardware=FunctionSpec(name, **members),
         framework=framework,
         nvidia=nvidia,
+        type_names=found.get("type_names", True),
     )
 
 

@@ -14,11 +14,12 @@ from vfsfuse.labfile.faults import LabFileError
 from vfsfuse.labfile.functions import read_functions
 from vfsfuse.labfile.include import read_with_includes
 from vfsfuse.labfile.machine import read_roots
-from vfsfuse.labfile.mount import read_iommu, read_top
+from vfsfuse.labfile.mount import read_iommu, read_modules, read_top
 from vfsfuse.labfile.nodes import read_nodes
 from vfsfuse.labfile.parents import read_parents
 from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.schema import LAB
+from vfsfuse.labfile.vgpus import read_vgpus
 
 __all__ = ["BUILT_IN", "LabFileError", "load"]
 
@@ -44,9 +45,20 @@ def _lab(reading: Reading) -> LabSpec:
     roots = read_roots(reading, top.get("roots", {}))
     functions = read_functions(reading, top.get("functions", {}))
     parents = read_parents(reading, top.get("parents", {}))
+    modules = read_modules(reading, top.get("modules", {}))
+    vgpus = read_vgpus(reading, top.get("vgpus", []), parents, top.get("parents", {}))
     reading.faults.check()
     spec = LabSpec(
-        parents, iommu=iommu, functions=functions, roots=roots, nodes=nodes, units=units, **settings
+        parents,
+        iommu=iommu,
+        functions=functions,
+        roots=roots,
+        nodes=nodes,
+        units=units,
+        modules=modules,
+        vgpus=vgpus,
+        source=str(reading.source.path),
+        **settings,
     )
     check_lab(reading, spec)
     return spec

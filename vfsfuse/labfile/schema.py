@@ -50,6 +50,52 @@ MOUNT: Schema = {
     "remove": Key(values.removal, "effect of taking away a device in use", "removal"),
     "cdevs": Key(values.boolean, "whether there are files in dev/vfio/devices (VFIO_DEVICE_CDEV)", "cdevs"),
     "groups": Key(values.boolean, "whether there are group files and containers (VFIO_GROUP)", "groups"),
+    "mdev": Key(values.boolean, "whether there is the bus of mediated devices", "mdev"),
+}
+_UNSAFE = "whether functions whose interrupts are not isolated may be used"
+IOMMUFD_MODULE: Schema = {
+    "allow_unsafe_interrupts": Key(values.truth, _UNSAFE, "iommufd_unsafe_interrupts"),
+}
+VFIO_MODULE: Schema = {
+    "enable_unsafe_noiommu_mode": Key(
+        values.truth, "whether VFIO takes functions without an IOMMU", "enable_unsafe_noiommu_mode"
+    ),
+}
+TYPE1_MODULE: Schema = {
+    "allow_unsafe_interrupts": Key(values.truth, _UNSAFE, "allow_unsafe_interrupts"),
+    "disable_hugepages": Key(values.truth, "whether the IOMMU uses no huge pages", "disable_hugepages"),
+    "dma_entry_limit": Key(values.unsigned, "mappings that a container may have", "dma_entry_limit"),
+}
+VFIO_PCI_MODULE: Schema = {
+    "ids": Key(values.module_ids, "functions that vfio-pci takes: 8086:1592,10de:2204", "ids"),
+    "enable_sriov": Key(values.truth, "whether functions of vfio-pci may have VFs", "enable_sriov"),
+    "nointxmask": Key(values.truth, "whether INTx is masked outside the function", "nointxmask"),
+    "disable_idle_d3": Key(values.truth, "whether unused functions stay in D0", "disable_idle_d3"),
+    "disable_vga": Key(values.truth, "whether there is no VGA region", "disable_vga"),
+    "disable_denylist": Key(values.truth, "whether functions with errata are taken", "disable_denylist"),
+}
+MODULES: Schema = {
+    "iommufd": Key(values.table, "parameters of iommufd", table=IOMMUFD_MODULE),
+    "vfio": Key(values.table, "parameters of vfio", table=VFIO_MODULE),
+    "vfio_iommu_type1": Key(values.table, "parameters of vfio_iommu_type1", table=TYPE1_MODULE),
+    "vfio_pci": Key(values.table, "parameters of vfio_pci", table=VFIO_PCI_MODULE),
+}
+OVERRIDES: Schema = {
+    "vram": Key(values.as_text(values.size), "video memory, if not that of the type"),
+    "weight": Key(values.as_text(values.count), "share of the engine"),
+    "frame_rate": Key(values.as_text(values.count), "refresh rate of the monitor in Hz"),
+    "max_resolution": Key(values.as_text(values.resolution), "largest picture"),
+}
+"""What a line of vgpu_create may say besides."""
+
+VGPU: Schema = {
+    "parent": Key(values.text, "parent that it is made of", "parent", required=True),
+    "type": Key(values.type_name, "type of the vGPU, by name or id", "type", required=True),
+    "vf": Key(values.vf_index, "virtual function that it is, with the framework nvidia", "vf"),
+    "uuid": Key(values.uuid, "UUID of a mediated device", "uuid"),
+    "instance": Key(values.instance, "number that tells the vGPUs of one UUID apart", "instance"),
+    "name": Key(values.name, "name of its directory, the UUID unless given", "name"),
+    **OVERRIDES,
 }
 IOMMU_SETTINGS: Schema = {
     "dirty_tracking": Key(
@@ -171,6 +217,7 @@ PARENT: Schema = {
     "model": Key(values.name, "model of a gpu, or of the types of a virtual parent"),
     "memory": Key(values.size, "video memory", "memory"),
     "slots": Key(values.count, "slots that its vGPUs share", "slots"),
+    "type_names": Key(values.boolean, "whether types have the attribute name", "type_names"),
     "vf_model": Key(values.name, "model of the virtual functions"),
     "vf_memory": Key(values.size, "video memory of each virtual function"),
     "types": Key(values.table, "types of vGPU, by name", required=True, each=TYPE, names=NAMES),
@@ -190,6 +237,8 @@ LAB: Schema = {
     "models": Key(values.table, 'device models of your own: name = "file.py:Class"'),
     "mount": Key(values.table, "settings of the mount", table=MOUNT),
     "iommu": Key(values.table, "what the IOMMUs can do", table=IOMMU),
+    "modules": Key(values.table, "starting values of module parameters", table=MODULES),
+    "vgpus": Key(values.tables, "vGPUs that exist from the start", each=VGPU),
     "nodes": Key(values.table, "NUMA nodes of the machine, by number", each=NODE, names=NODE_NUMBERS),
     "roots": Key(values.table, "root buses, such as 0000:80", each=ROOT, names=ROOT_NAMES),
     "functions": Key(values.table, "PCI functions, by address", each=FUNCTION, names=ADDRESSES),

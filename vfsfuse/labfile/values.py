@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
+from uuid import UUID
 
+from devmodel.lifecycle.requests import MAX_INSTANCE
 from devmodel.lifecycle.resources import (
     MAX_SIZE,
     RESOLUTION,
@@ -24,6 +26,9 @@ from devmodel.lifecycle.resources import (
 from devmodel.lifecycle.spec import PATH_NAME, BridgeKind, Framework, PlacementMode, RemovalPolicy
 from devmodel.lifecycle.vf import MAX_VFS
 from devmodel.models.plain import BarKind
+from devmodel.pci.ids import parse_module_ids
+from devmodel.uuids import parse_uuid_field
+from vfsfuse.sysfs.kstrtox import NUMBER, parse_bool, parse_uint
 
 MAX_CACHE_SECONDS = 86400
 MAX_INCLUDES = 64
@@ -471,3 +476,86 @@ def content(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} is neither a path nor rows of bytes (write it in quotes)")
     return value
+
+
+# ---- modules and vGPUs ----
+
+
+@kind(
+    anyOf=[
+        {"type": "boolean"},
+        {"type": "integer", "enum": [0, 1]},
+        {"type": "string", "pattern": "^([yYtT1nNfF0]|[oO][nNfF])"},
+    ]
+)
+def truth(value: object) -> bool:
+    """A truth value, also as a module parameter takes it: "Y", "off", 1."""
+    if isinstance(value, bool):
+        return value
+    text_ = str(value) if value in (0, 1) else value
+    if not isinstance(text_, str):
+        raise ValueError(f"{value!r} is neither true nor false (give one of them)")
+    try:
+        return parse_bool(text_)
+    except ValueError as error:
+        raise ValueError(f"{error} (give true or false)") from None
+
+
+@kind(
+    anyOf=[
+        {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+        {"type": "string", "pattern": f"^({NUMBER.pattern})$"},
+    ]
+)
+def unsigned(value: object) -> int:
+    """A number of 32 bits, also as a module parameter takes it: "0x1000"."""
+    try:
+        return parse_uint(value if isinstance(value, str) else str(_whole(value)))
+    except (ValueError, OSError):
+        raise ValueError(f"{value!r} is not a number of 32 bits (give 0 to 4294967295)") from None
+
+
+@kind(type="string")
+def module_ids(value: object) -> str:
+    """Ids of functions as vfio-pci's module parameter has them."""
+    if not isinstance(value, str):
+        raise ValueError(f'{value!r} is not a list of ids (write "8086:1592,10de:2204")')
+    parse_module_ids(value)
+    return value
+
+
+@kind(type="array", items={"type": "object"})
+def tables(value: object) -> list[object]:
+    """An array of tables."""
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise ValueError(f"{value!r} is not an array of tables (write [[vgpus]])")
+    return value
+
+
+@kind(type="string", pattern="^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")
+def uuid(value: object) -> UUID:
+    """A UUID."""
+    try:
+        return parse_uuid_field(value if isinstance(value, str) else str(value))
+    except ValueError as error:
+        raise ValueError(f"{error} (write 8-4-4-4-12 hexadecimal digits)") from None
+
+
+@kind(anyOf=[name.json, {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}])
+def type_name(value: object) -> str:
+    """A type of vGPU by its name, or by its id."""
+    return name.read(value) if isinstance(value, str) else str(count.read(value))
+
+
+vf_index = _number(1023, "the index of a virtual function")
+instance = _number(MAX_INSTANCE, "an instance")
+
+
+def as_text(original: Kind[Any]) -> Kind[str]:
+    """A kind whose values are kept as texts."""
+
+    def read(value: object) -> str:
+        original.read(value)
+        return str(value).replace(" ", "")
+
+    return Kind(read, original.json)

@@ -21,11 +21,11 @@ from vfsfuse.vfio.port import Port
 @dataclass(slots=True)
 class Subsystems:
     """The directories of buses, drivers and classes, which links of devices point at.  `pci_drivers` and
-    `classes` are by name."""
+    `classes` are by name.  A lab may have no bus of mediated devices, and no driver of it."""
 
-    mdev_bus: Kobject
-    vfio_mdev: Kobject
     pci_bus: Kobject
+    mdev_bus: Kobject | None = None
+    vfio_mdev: Kobject | None = None
     pci_drivers: dict[str, Kobject] = field(default_factory=dict)
     classes: dict[str, Kobject] = field(default_factory=dict)
 

@@ -62,9 +62,9 @@ class TypeDir(TypeResources):
         """The API of its vGPUs: `vfio-pci`."""
         return self.type.device_api
 
-    @attribute(name="name")
+    @attribute(name="name", when=lambda self: self.type.parent.spec.type_names)
     def pretty_name(self) -> str:
-        """The name of the type for people."""
+        """The name of the type for people, unless the parent has `type_names = false` in the lab file."""
         return self.type.pretty_name
 
 

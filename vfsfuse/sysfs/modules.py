@@ -102,9 +102,9 @@ class VfioPciParameters(LabDir):
 
     @attribute()
     def ids(self) -> str:
-        """An empty line: the module was loaded without ids. `new_id` of the driver adds some. Linux has
-        the parameter without this file."""
-        return "\n"
+        """The ids with which the module was loaded, an empty line without. `new_id` of the driver adds some.
+        Linux has the parameter without this file."""
+        return f"{self.lab.vfio.ids}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,10 @@ MODULES: Mapping[str, Module] = {
     "vfio_pci_core": Module(uses=("vfio",)),
 }
 """The modules of every lab, but for :data:`TYPE1`.  The host driver of each parent has a module, too."""
-HOST_DRIVER = Module(uses=("mdev",))
+OF_MDEV = ("mdev", "vfio_mdev")
+"""Modules that are not there in a lab without the bus of mediated devices."""
+HOST_DRIVER, OF_PARENT = Module(), Module(uses=("mdev",))
+"""The module of a host driver, and that of one whose parents make mediated devices."""
 
 
 def module_name(driver: str) -> str:

@@ -15,7 +15,7 @@ from devmodel.uuids import parse_uuid
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.members import store_only
 from vfsfuse.sysfs.chardev import CharDir
-from vfsfuse.sysfs.drivers import MdevBusDir, PciBusDir
+from vfsfuse.sysfs.drivers import PciBusDir
 from vfsfuse.sysfs.lab import LabDir
 
 Skeleton = Mapping[str, Union["Skeleton", EllipsisType, Callable[[str, Lab], Kobject]]]
@@ -40,13 +40,9 @@ class VgpuClass(LabDir):
 SKELETON: Skeleton = {
     "sys": {
         "block": ...,
-        "bus": {
-            "mdev": MdevBusDir,
-            "pci": PciBusDir,
-        },
+        "bus": {"pci": PciBusDir},
         "class": {
             "iommu": {},
-            "mdev_bus": {},
             "misc": {},
             "net": ...,
             "vfio-dev": {},

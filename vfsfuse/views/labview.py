@@ -14,6 +14,7 @@ from devmodel.callpoint import CallPoint
 from devmodel.iommu.api import MustWait
 from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent, VirtualFunction
+from devmodel.lifecycle.initial import populate
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
 from devmodel.lifecycle.spec import Framework, LabSpec
@@ -26,7 +27,7 @@ from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject
 from vfsfuse.kernfs.members import BinaryMember, WaitingStore
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.waiting import StoreRunner
-from vfsfuse.sysfs.drivers import MdevDriverDir
+from vfsfuse.sysfs.drivers import MdevBusDir, MdevDriverDir
 from vfsfuse.sysfs.lab import Subsystems
 from vfsfuse.sysfs.numa import numa_of
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
@@ -62,14 +63,9 @@ class LabView:
             show_machine(tree, self.lab, spec.nodes, self.numa)
         tree.add(tree.root, UeventsFile.node(tree.root.uevents))
         self.modules = ModuleViews(tree, self.lab)
-        vfio_mdev = MdevDriverDir("vfio_mdev", self.lab, self.modules.of_driver("vfio_mdev"))
-        self.subsystems = Subsystems(
-            mdev_bus=tree.make("sys/bus/mdev"),
-            vfio_mdev=tree.add(tree.make("sys/bus/mdev/drivers"), vfio_mdev),
-            pci_bus=tree.make("sys/bus/pci"),
-        )
-        self.modules.registered("mdev", vfio_mdev)
-        tree.make("sys/bus/mdev/devices")
+        self.subsystems = Subsystems(tree.make("sys/bus/pci"))
+        if spec.mdev:
+            self._add_mdev_bus()
         self.nodes = VfioNodes(spec, tree, self.services, self.directory)
         self.lab.vendor.retyped = self.nodes.renew_port
         self.nodes.add_misc(self.lab.vfio, lambda: self._st_dev)
@@ -85,6 +81,7 @@ class LabView:
         for parent in self.lab.parents.values():
             if not isinstance(parent, PhysicalParent):
                 self._add_virtual(parent)
+        populate(self.lab)
         tree.take_changes()
 
     def mounted(self, lane: Lane, st_dev: int) -> None:
@@ -242,6 +239,16 @@ class LabView:
         if function.parent is not None:
             self._add_class(function.parent)
         self._add_function(function)
+
+    def _add_mdev_bus(self) -> None:
+        """The bus of mediated devices, its only driver, and the class of its parents."""
+        bus = self.tree.add(self.tree.make("sys/bus"), MdevBusDir("mdev", self.lab))
+        driver = MdevDriverDir("vfio_mdev", self.lab, self.modules.of_driver("vfio_mdev"))
+        self.subsystems.mdev_bus = bus
+        self.subsystems.vfio_mdev = self.tree.add(self.tree.make("sys/bus/mdev/drivers"), driver)
+        self.modules.registered("mdev", driver)
+        self.tree.make("sys/bus/mdev/devices")
+        self.tree.make("sys/class/mdev_bus")
 
     def _add_virtual(self, parent: Parent) -> None:
         self._add_class(parent)

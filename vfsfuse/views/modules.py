@@ -7,9 +7,20 @@ Trio thread; nothing in it changes while the lab lives.
 from __future__ import annotations
 
 from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.spec import Framework
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
-from vfsfuse.sysfs.modules import HOST_DRIVER, MODULES, TYPE1, LoadedModuleDir, Module, ModuleDir, module_name
+from vfsfuse.sysfs.modules import (
+    HOST_DRIVER,
+    MODULES,
+    OF_MDEV,
+    OF_PARENT,
+    TYPE1,
+    LoadedModuleDir,
+    Module,
+    ModuleDir,
+    module_name,
+)
 
 
 class ModuleViews:
@@ -19,13 +30,16 @@ class ModuleViews:
         self._tree, self._lab = tree, lab
         self._top = tree.make("sys/module")
         self._modules: dict[str, ModuleDir] = {}
+        absent = () if lab.spec.mdev else OF_MDEV
+        mdev = (parent for parent in lab.spec.parents if parent.framework is Framework.MDEV)
+        self._parents = {parent.driver for parent in mdev}
         for name in MODULES:
-            if name != TYPE1 or (lab.spec.groups and not lab.spec.iommufd_container):
+            if name not in absent and (name != TYPE1 or (lab.spec.groups and not lab.spec.iommufd_container)):
                 self._add(name)
 
     def host_driver(self, driver: str) -> ModuleDir:
-        """The module of the host driver of a parent, which is added if it is not there."""
-        return self._add(module_name(driver), HOST_DRIVER)
+        """The module of a host driver, which is added if it is not there."""
+        return self._add(module_name(driver), OF_PARENT if driver in self._parents else HOST_DRIVER)
 
     def of_driver(self, driver: str) -> ModuleDir:
         """The module of a driver.  Raises LookupError without one."""

@@ -28,9 +28,12 @@ class VgpuViews:
         self._shown: dict[Mdev, Bundle] = {}
         self._bound: dict[Mdev, Bundle] = {}
         self._own = Part(lambda mdev: self._parents[mdev.parent], _name, self._make_own, directory=True)
-        self._plan = self._make_plan(self._vendor_dir(vendor))
-        driver_link = symlink_part(view.subsystems.vfio_mdev, _name, self.directory)
-        self._bound_plan = Plan(*nodes.of_fake_group, driver_link, *nodes.of_vfio_group, *nodes.of_vfio)
+        vendor_dir = self._vendor_dir(vendor)
+        vfio_mdev = view.subsystems.vfio_mdev
+        if vfio_mdev is not None:  # without the driver there is no vGPU to show
+            self._plan = self._make_plan(vendor_dir)
+            driver_link = symlink_part(vfio_mdev, _name, self.directory)
+            self._bound_plan = Plan(*nodes.of_fake_group, driver_link, *nodes.of_vfio_group, *nodes.of_vfio)
 
     def directory(self, mdev: Mdev) -> Kobject:
         """The directory of a vGPU that is shown.  Any thread.  Raises LookupError when it is not."""

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a lab has from the start besides its functions and parents: virtual functions that are enabled, and
+vGPUs.
+
+State: none; called once, on the thread that makes the lab, when the lab's observer can show them.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from devmodel.lifecycle.function import PhysicalFunction
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.spec import SpecError, VgpuSpec
+from devmodel.lifecycle.vendor import VendorVgpu, vgpu_of
+
+_REMEDIES = {
+    errno.EEXIST: "give it another instance or name",
+    errno.ENODEV: "have the parent bound to its host driver, and its virtual functions enabled",
+    errno.ENOSPC: "give the parent more, or take one out",
+}
+
+
+def populate(lab: Lab) -> None:
+    """Make all of it. Raises :class:`SpecError` for the first that cannot be."""
+    for function in list(lab.drivers.functions.values()):
+        vf = function.spec.vf if isinstance(function, PhysicalFunction) else None
+        if vf is not None and vf.enabled and isinstance(function, PhysicalFunction):
+            _enable(lab, function, vf.enabled)
+    for spec in lab.spec.vgpus:
+        _create(lab, spec)
+
+
+def _enable(lab: Lab, function: PhysicalFunction, count: int) -> None:
+    try:
+        lab.sriov.start(function, count)
+    except OSError as error:
+        raise SpecError(
+            f'{lab.spec.source}: functions."{function.name}".vf.enabled: {error.strerror} (give fewer)'
+        ) from error
+
+
+def _create(lab: Lab, spec: VgpuSpec) -> None:
+    try:
+        type_ = lab.parents[spec.parent].types[spec.type]
+        if spec.uuid is not None:
+            lab.create(type_, spec.uuid, spec.instance, spec.name, spec.overrides)
+        else:
+            lab.vendor.set_type(_vgpu(lab, spec), type_.spec.number)
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "take it out")
+        raise SpecError(f"{spec.place}: vGPU {spec.name}: {error.strerror} ({remedy})") from error
+    except ValueError as error:
+        raise SpecError(f"{spec.place}: vGPU {spec.name}: {error} (take it out, or change it)") from error
+
+
+def _vgpu(lab: Lab, spec: VgpuSpec) -> VendorVgpu:
+    """The virtual function that is to be the vGPU. Raises ``OSError(ENODEV)`` when it cannot be one."""
+    function = lab.drivers.find(spec.parent)
+    vfs = function.vfs if isinstance(function, PhysicalFunction) else []
+    vgpu = vgpu_of(vfs[spec.vf]) if spec.vf is not None and spec.vf < len(vfs) else None
+    if vgpu is None:
+        raise OSError(errno.ENODEV, f"virtual function {spec.vf} is not enabled, or has no host driver")
+    return vgpu
