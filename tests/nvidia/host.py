@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.lab import MountedLab, described, one_write
+from tests.lab import MountedLab, described, one_write, wait_for
 
 PF = "0000:86:00.0"
 SLOTS, SLOT = 16, 4 << 20
@@ -139,6 +139,20 @@ class Vf:
             yield self
         finally:
             self.set(0)
+
+
+def is_used(vf: Vf) -> bool:
+    """Whether a client uses it: it refuses what is refused only then."""
+    try:
+        vf.write("vgpu_params", " ")
+    except PermissionError:
+        return True
+    return False
+
+
+def wait_until_free(vf: Vf) -> None:
+    """The server hears of a close a moment later."""
+    wait_for(lambda: not is_used(vf))
 
 
 @contextlib.contextmanager

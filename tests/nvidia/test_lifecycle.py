@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.inotify import watching
-from tests.lab import one_write, settled, wait_for
-from tests.nvidia.host import ALL, SLOT, SLOTS, VFS, Host, Vf, catalogue, host_of
+from tests.lab import one_write, open_bound, settled, wait_for
+from tests.nvidia.host import ALL, LAB, SLOT, SLOTS, VFS, Host, Vf, catalogue, host_of, wait_until_free
 from tests.test_uevents import hear, listening
 from tests.vfio.client import Container, Group, fails
 from tests.vfio.devices import REQ, TRIGGER, Opened, eventfd, group_device, opened, signals, vfio_pci
@@ -224,3 +224,38 @@ def test_watchers_and_listeners_hear_of_it(host: Host, vfs: list[Vf]) -> None:
             if not said["DEVPATH"].startswith("/module")
         ]
         assert events == [*leaving, coming[1], coming[0], coming[2]]
+
+
+KERNELS = {
+    "no files of devices": ("cdevs = false", False, True),
+    "no files of groups": ("groups = false", True, False),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_that_lack_one_kind_of_file(tmp_path: Path, kernel: str) -> None:
+    setting, has_cdevs, has_groups = KERNELS[kernel]
+    with host_of(tmp_path, f"[mount]\n{setting}\n", count=2) as host:
+        vf = host.vf(0)
+        vf.set(14)
+        assert vf.vfio == "vfio0" and (vf.path / "vfio-dev/vfio0/dev").exists() is has_cdevs
+        assert (host.lab.path / "dev/vfio" / vf.group).exists() is has_groups
+        assert (host.lab.path / "dev/vfio/devices").exists() is has_cdevs
+        if has_groups:
+            with client(vf):
+                fails(errno.EBUSY, vf.set, 0)
+        else:
+            os.close(open_bound(vf.cdev))
+        wait_until_free(vf)
+        vf.set(0)
+
+
+def test_without_an_iommu_the_driver_registers_nothing(tmp_path: Path) -> None:
+    text = LAB.replace("vfs = ", "iommu = false\nvfs = ")
+    with host_of(tmp_path, text=text, count=2) as host:
+        vf = host.vf(0)
+        assert not (vf.path / "driver").exists() and not vf.nvidia.exists()
+        (host.lab.path / "sys/module/vfio/parameters/enable_unsafe_noiommu_mode").write_text("Y")
+        host.bind(vf.name)
+        vf.set(14)
+        assert vf.cdev.name.startswith("noiommu-vfio") and vf.creatable == catalogue()

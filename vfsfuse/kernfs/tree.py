@@ -185,6 +185,19 @@ class Tree:
             here = _directory(child if child is not None else self.add(here, Kobject(name)))
         return here
 
+    def renumber(self, bundle: Bundle) -> None:
+        """Give the entries of a bundle without directories other inode numbers.  A file that is open keeps
+        the old one, which stands for nothing any more."""
+        old, bundle.block = bundle.block, next(self._numbers)
+        moved = (bundle.block - old) << BLOCK_SHIFT
+        ours = {inode for inode in self.iattrs if ((inode & NUMBER_MASK) - 1) >> BLOCK_SHIFT == old}
+        kept = {inode + moved: self.iattrs[inode] for inode in ours}
+        self._blocks[bundle.block] = bundle
+        self._changes.lingers |= bundle.lingers
+        self._drop_block(old)
+        self.iattrs.update(kept)
+        self._made.clear()
+
     def remove(self, entry: Entry) -> None:
         """Take `entry` and everything below it out of the tree.  Symlinks to them stay: whoever added those
         removes them.  The `name_ns` of an entry that is to be removed is `LINGER_NS` at most."""

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
-from devmodel.lifecycle.vendor import vgpu_of
+from devmodel.lifecycle.vendor import VendorVgpu, vgpu_of
 from devmodel.vfio.group import Assignable
 from vfsfuse.kernfs.bundle import Bundle, Plan
 from vfsfuse.kernfs.kobject import Kobject, Symlink
@@ -39,6 +39,8 @@ class FunctionViews:
         self._shown: dict[PciFunction, ExitStack] = {}
         self._bound: dict[PciFunction, ExitStack] = {}
         self._vfio_plan = Plan(*nodes.of_vfio)
+        self._device_plan, self._cdev_plan = Plan(*nodes.of_device), Plan(*nodes.of_cdev)
+        self._own_files: dict[Assignable, Bundle] = {}
         self._fake_group_plan = Plan(*nodes.of_fake_group, *nodes.of_vfio_group)
         for path in ("devices", "drivers", "slots"):
             tree.make(f"sys/bus/pci/{path}")
@@ -106,10 +108,9 @@ class FunctionViews:
             added = Additions(self._tree, undo)
             vgpu = vgpu_of(function)
             if vgpu is not None:
-                self._nodes.open_port(vgpu)
-                undo.callback(self._nodes.close_port, vgpu)
-            if function.assigned is not None:
-                self._show_vfio(function, function.assigned, added)
+                self._show_vgpu(vgpu, added)
+            elif driver == VFIO_PCI:
+                self._show_vfio(function, added)
             else:
                 self.net.show(function, directory, added)
                 if isinstance(directory, ParentFunctionDir):
@@ -157,10 +158,31 @@ class FunctionViews:
             self._nodes.groups.enter(function, added)
         return directory
 
-    def _show_vfio(self, function: PciFunction, device: Assignable, added: Additions) -> None:
-        """Show what VFIO adds to a function: clients open `device`."""
+    def _show_vgpu(self, vgpu: VendorVgpu, added: Additions) -> None:
+        """Show what VFIO adds to a virtual function that its host driver keeps.  The vGPU's own file is a
+        bundle of its own, see `retyped`."""
+        self._nodes.open_port(vgpu)
+        added.undo.callback(self._nodes.close_port, vgpu)
+        self._show_group(vgpu.function, added)
+        added.show(Bundle(vgpu, self._device_plan))
+        own_file = self._own_files[vgpu] = Bundle(vgpu, self._cdev_plan)
+        added.undo.callback(self._own_files.pop, vgpu)
+        added.show(own_file)
+
+    def retyped(self, vgpu: VendorVgpu) -> None:
+        """The vGPU has another model: who opens it from now on gets that.  Its own file is another inode,
+        because the kernel lets no two opens of one have different memory."""
+        self._nodes.close_port(vgpu)
+        self._nodes.open_port(vgpu)
+        self._tree.renumber(self._own_files[vgpu])
+
+    def _show_vfio(self, function: PciFunction, added: Additions) -> None:
+        self._show_group(function, added)
+        added.show(Bundle(function, self._vfio_plan))
+
+    def _show_group(self, function: PciFunction, added: Additions) -> None:
+        """Show the character device of the function's group."""
         if function.group.noiommu:  # without an IOMMU, VFIO makes the group when it takes the function
             added.show(Bundle(function, self._fake_group_plan))
         else:
             self._nodes.groups.bound(function, added)
-        added.show(Bundle(device, self._vfio_plan))

@@ -67,10 +67,10 @@ class LabView:
         if spec.mdev:
             self._add_mdev_bus()
         self.nodes = VfioNodes(spec, tree, self.services, self.directory)
-        self.lab.vendor.retyped = self.nodes.renew_port
         self.nodes.add_misc(self.lab.vfio, lambda: self._st_dev)
         self.vgpus = VgpuViews(self, tree, self.nodes, spec.vendor)
         self.functions = FunctionViews(self, tree, self.nodes, self.vgpus, self.modules)
+        self.lab.vendor.retyped = self.functions.retyped
         for bridge in self.lab.ports.values():
             for driver in bridge.spec.drivers:
                 self.modules.host_driver(driver)

@@ -82,9 +82,10 @@ class CdevsDir(Kobject):
 class VfioNodes:
     """The files of dev/vfio, and the groups in sys/kernel/iommu_groups.
 
-    `own` gives the directory of a device.  A plan has the parts `of_vfio` for a device that VFIO drives. One
-    that is not behind an IOMMU is alone in a group that VFIO has made; it has the parts `of_fake_group` and
-    `of_vfio_group` as well. Other groups are those of `groups`.
+    `own` gives the directory of a device.  A plan has the parts `of_vfio` for a device that VFIO drives:
+    `of_device`, and `of_cdev` for the device's own file.  One that is not behind an IOMMU is alone in a group
+    that VFIO has made; it has the parts `of_fake_group` and `of_vfio_group` as well. Other groups are those
+    of `groups`.
     """
 
     def __init__(
@@ -105,7 +106,8 @@ class VfioNodes:
             tree.add(self._vfio, self._cdevs)
         self._groups = tree.make("sys/kernel/iommu_groups")
         self._char = tree.make("sys/dev/char")
-        self.of_vfio = self._vfio_parts()
+        self.of_device, self.of_cdev = self._device_parts(), self._cdev_parts()
+        self.of_vfio = (*self.of_device, *self.of_cdev)
         self.of_vfio_group = self._vfio_group_parts() if spec.groups else ()
         self.of_fake_group = self._group_parts() if spec.groups else ()
         self.groups = GroupViews(tree, self._groups, own, self.of_vfio_group)
@@ -154,11 +156,6 @@ class VfioNodes:
         if port is not None:
             port.close()
 
-    def renew_port(self, device: Assignable) -> None:
-        """A device is another one now: who opens it from now on gets that."""
-        self.close_port(device)
-        self.open_port(device)
-
     def _group_parts(self) -> tuple[Part, ...]:
         """The entries of a device's group, in which the device is alone."""
         group = Part(
@@ -170,16 +167,20 @@ class VfioNodes:
         devices = Part(group, lambda device: "devices", lambda bundle: Kobject("devices"), directory=True)
         return group, devices, symlink_part(devices, lambda device: str(device.name), self._own)
 
-    def _vfio_parts(self) -> tuple[Part, ...]:
-        """The entries that a device has while VFIO drives it, besides those of its group."""
+    def _device_parts(self) -> tuple[Part, ...]:
+        """The entries that a device has while VFIO drives it, besides those of its group and its own file."""
         devices = self.tree.make("sys/class/vfio-dev")
         above = Part(self._own, lambda device: VFIO_DEV, lambda bundle: Kobject(VFIO_DEV), directory=True)
         own = Part(above, _name, partial(self._vfio_dev, devices), directory=True)
         names = [above, own, symlink_part(devices, _name, own)]
         if self.spec.cdevs:
             major = self._char_major(VFIO_MAJOR, devices, "vfio", f"{NOIOMMU}vfio")
-            names += [symlink_part(major, _dev_number, own), Part(self._cdevs, _name, self._cdev)]
+            names.append(symlink_part(major, _dev_number, own))
         return tuple(names)
+
+    def _cdev_parts(self) -> tuple[Part, ...]:
+        """The device's own file."""
+        return (Part(self._cdevs, _name, self._cdev),) if self.spec.cdevs else ()
 
     def _vfio_group_parts(self) -> tuple[Part, ...]:
         """The entries of the character device of a group, or of that of a device's group."""
