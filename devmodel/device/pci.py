@@ -137,6 +137,12 @@ class PciDevice(Device):
     identity: ClassVar[Identity]
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
     TEXTS: ClassVar[Mapping[str, TextOption]] = {}
+    vpd: ClassVar[bytes | None] = None
+    """For models: the vital product data, None without that capability."""
+    interrupt_line: ClassVar[int] = 0
+    """For models: the interrupt of the host that INTx of a captured function led to."""
+    vf_addresses: ClassVar[Mapping[int, int]] = MappingProxyType({})
+    """For models: where the BARs of a captured function's first virtual function are to be, by index."""
     DECODED: ClassVar[Command] = Command(0)
     """What is decoded, whatever the command register says."""
 
@@ -220,11 +226,6 @@ class PciDevice(Device):
     def device_regions(self) -> Sequence[DeviceRegion]:
         """For models: regions from index 9 on. Called once, in ``__init__``."""
         return ()
-
-    @property
-    def vpd(self) -> bytes | None:
-        """For models: the vital product data, None without that capability. Any thread."""
-        return None
 
     def attach_parent(self, parent: "PciDevice | None") -> None:
         """For models of vGPUs: ``parent`` is the physical function that this is a vGPU of, None for a virtual

@@ -120,8 +120,11 @@ class VfLayout:
         self._model = virtual_model(self.type.model)
         self._check(spec)
         self.traits = traits_of(self._model, self.type.memory, self.type.options, self.spec.texts)
-        bars = self.traits.bars
-        self.places = {index: (aperture.take(bar, self.total), bar) for index, bar in bars.items()}
+        wanted = {} if spec.model is None else spec.model.vf_addresses
+        self.places = {
+            index: (aperture.take(bar, self.total, wanted.get(index, 0)), bar)
+            for index, bar in self.traits.bars.items()
+        }
         if self.spec.vectors and not self.vectors:
             raise ValueError("vectors are shared out among functions with MSI-X, and this model has none")
 
@@ -222,6 +225,8 @@ class FunctionWithVfs(ExpressFunction):
             raise ValueError("the configuration space has no SR-IOV capability (leave vfs out)")
         place, body = space.extended(ExtCapId.SRIOV), self.LAYOUT_OF_VFS.capability().body
         for offset, width in _OF_LAYOUT:
+            if offset >= regs.SRIOV_BAR and not self.LAYOUT_OF_VFS.places:
+                continue  # a text of lspci does not say how large they are
             space.preset(place + offset, width, int.from_bytes(body[offset - 4 :][:width], "little"))
         return space
 

@@ -24,7 +24,7 @@ from devmodel.pci import regs
 from devmodel.pci.capability import Capability, ExtendedCapability, serial_number
 from devmodel.pci.config import Aperture, ConfigSpace
 from devmodel.pci.fields import MIN_IO_BAR, MIN_MEMORY_BAR, MIN_ROM, Bar, Identity
-from devmodel.pci.image import Image, ImageSpace
+from devmodel.pci.image import Image, ImageSpace, with_virtual_functions
 from devmodel.pci.regs import BaseAddress, CapId, Command, ExtCapId
 from devmodel.pci.rom import DATA_SIZE, HEADER_SIZE, LAST_IMAGE, LENGTH_UNIT
 from devmodel.pci.words import Capabilities, MemoryBar, capabilities_of
@@ -134,10 +134,6 @@ class PlainDevice(PciDevice):
         if place:
             self.config.watch(place + regs.VPD_ADDR, 2, self._vpd_address_written)
 
-    @property
-    def vpd(self) -> bytes | None:
-        return self.SPEC.vpd if self.config.find(CapId.VPD) else None
-
     def bars(self) -> Mapping[int, Bar]:
         bars = {bar.index: _bar(bar) for bar in self.BARS}
         rom = _rom(self.SPEC, self.identity)
@@ -153,7 +149,8 @@ class PlainDevice(PciDevice):
         """As :meth:`PciDevice.enable_for_host`. A driver sets up a captured function as it was when it was
         captured, if a driver had it then."""
         image = self.IMAGE
-        if image is None or not command & Command.MASTER & image.command:
+        driven = image is not None and image.command & (Command.IO | Command.MEMORY)
+        if image is None or not driven or not command & Command.MASTER:
             super().enable_for_host(command)
             return
         with self.lock:
@@ -171,8 +168,10 @@ class PlainDevice(PciDevice):
             self._show_messages()
 
     def _config_space(self) -> ConfigSpace:
-        image = self.IMAGE
-        return super()._config_space() if image is None else ImageSpace(image, self.bar_map)
+        if self.IMAGE is None:
+            return super()._config_space()
+        added = [cap for cap in self.extended_caps if cap not in self.IMAGE.extended]
+        return ImageSpace(with_virtual_functions(self.IMAGE, added), self.bar_map)
 
     def _enable_from_reset(self, command: int) -> None:
         if self.IMAGE is None:
@@ -229,6 +228,9 @@ def plain_model(spec: PlainSpec) -> type[PlainDevice]:
         "IMAGE": image,
         "BARS": bars,
         "CAPABILITIES": found,
+        "vpd": spec.vpd if any(cap.id == CapId.VPD for cap in found.caps) else None,
+        "interrupt_line": 0 if image is None or not image.identity().irq_pin else image.interrupt_line,
+        "vf_addresses": {} if image is None else image.vf_addresses(),
         "identity": _identity(spec) if image is None else image.identity(),
     }
     return type("Plain", (PlainDevice,), members)

@@ -118,6 +118,11 @@ class Image:
         """The command register."""
         return Command(self.value(Reg.COMMAND, 2))
 
+    @property
+    def interrupt_line(self) -> int:
+        """The interrupt line register."""
+        return self.data[Reg.INTERRUPT_LINE]
+
     def value(self, offset: int, width: int) -> int:
         """The little-endian value of ``width`` bytes at ``offset``."""
         return int.from_bytes(self.data[offset : offset + width], "little")
@@ -130,6 +135,19 @@ class Image:
         low = self.value(offset, 4)
         wide = index != regs.ROM_BAR and low & 7 == BaseAddress.MEM_TYPE_64 and index + 1 < self.bar_count
         return low | self.value(offset + 4, 4) << 32 if wide else low
+
+    def vf_addresses(self) -> Mapping[int, int]:
+        """Where the BARs of the first virtual function were captured, by index."""
+        place = self.places.get(ExtCapId.SRIOV)
+        found: dict[int, int] = {}
+        index = 0
+        while place is not None and index < regs.STD_NUM_BARS:
+            low = self.value(place + regs.SRIOV_BAR + 4 * index, 4)
+            wide = low & 7 == BaseAddress.MEM_TYPE_64 and index + 1 < regs.STD_NUM_BARS
+            high = self.value(place + regs.SRIOV_BAR + 4 * index + 4, 4) if wide else 0
+            found[index] = (low | high << 32) & ~0xF
+            index += 1 + wide
+        return found
 
     def identity(self) -> Identity:
         """The ids. Those of the subsystem of a bridge are in a capability."""
@@ -197,6 +215,30 @@ class ImageSpace(ConfigSpace):
         place = bar_place(index, bar)
         kept = self.value(*place) & regs.ROM_ADDRESS_ENABLE if index == regs.ROM_BAR else bar.flags
         self.preset(*place, address | kept)
+
+
+def with_virtual_functions(image: Image, added: Sequence[ExtendedCapability]) -> Image:
+    """The image of a physical function whose lab gives it virtual ones, with the extended capabilities
+    ``added``; the one that has an SR-IOV capability already. Raises ValueError if there is no room."""
+    if ExtCapId.SRIOV in image.places or not any(cap.id == ExtCapId.SRIOV for cap in added):
+        return image
+    return _appended(image, [cap for cap in added if cap.id not in image.places])
+
+
+def _appended(image: Image, added: Sequence[ExtendedCapability]) -> Image:
+    """The image with more extended capabilities, each where zeros are left behind all others."""
+    data = bytearray(image.data.ljust(regs.CFG_SPACE_EXP_SIZE, b"\0"))
+    last = max(image.places.values(), default=0)
+    place = -(-max(len(data.rstrip(b"\0")), regs.CFG_SPACE_SIZE) // 16) * 16
+    for cap in added:
+        if place + cap.size > len(data):
+            raise ValueError("the configuration space has no room for virtual functions (leave them out)")
+        if last:
+            data[last + 2 : last + 4] = struct.pack("<H", data[last + 2] & 0xF | place << 4)
+        struct.pack_into("<I", data, place, cap.id | cap.version << 16)
+        data[place + 4 : place + cap.size] = cap.body
+        last, place = place, place + -(-cap.size // 16) * 16
+    return Image.of(bytes(data))
 
 
 def _with_capabilities(

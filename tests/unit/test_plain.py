@@ -5,7 +5,7 @@ space."""
 import mmap
 import struct
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from devmodel.device.pci import PciDevice, PciRegion, TextOption
 from devmodel.models.plain import BarKind, PlainBar, PlainSpec, plain_model, rom_image
 from devmodel.pci import regs
+from devmodel.pci.capability import ExtendedCapability, alternative_routing, single_root_io
 from devmodel.pci.config import Aperture
 from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.image import Image
@@ -300,6 +301,16 @@ def test_a_driver_finds_the_function_as_it_was_captured() -> None:
     device.clear_master()
     device.enable_for_host()
     assert device.config.command == Command.IO | Command.MEMORY
+    assert device.interrupt_line == 11
+    device.close()
+
+
+def test_a_driver_that_needs_no_bus_master_has_none() -> None:
+    data = captured()
+    data[4:6] = b"\3\0"
+    device = make(PlainSpec(config=bytes(data), bars=BARS), Aperture())
+    device.enable_for_host(Command.MASTER)
+    assert device.config.command == Command.IO | Command.MEMORY
     device.close()
 
 
@@ -361,6 +372,53 @@ def test_the_image_of_a_virtual_function_takes_ids_and_bars_from_the_description
     start = device.resource_rows()[0].start
     assert config(device, 0x10, 4) == start & 0xFFFFFFFF | 0xC and config(device, 0x14, 4) == start >> 32
     device.close()
+
+
+class WithVfs(PciDevice):
+    """Mixed into a model: virtual functions."""
+
+    __slots__ = ()
+
+    def extended_capabilities(self) -> Sequence[ExtendedCapability]:
+        sriov = single_root_io(8, 16, 2, 0x154C, [0xF000000C, 1, 0, 0, 0, 0])
+        return (*super().extended_capabilities(), alternative_routing(), sriov)
+
+
+def test_an_image_is_given_virtual_functions() -> None:
+    data = captured()
+    device = type("Physical", (WithVfs, plain_model(PlainSpec(config=bytes(data)))), {"__slots__": ()})("it")
+    assert list(extended(device)) == [ExtCapId.AER, ExtCapId.DSN, ExtCapId.ACS, ExtCapId.ARI, ExtCapId.SRIOV]
+    at = device.config.extended(ExtCapId.SRIOV)
+    assert [config(device, at + register, 2) for register in (0x0E, 0x14, 0x16)] == [8, 16, 2]
+    now = device.read(CONFIG, 0, 4096)
+    data[0x44] = 8
+    data[0x15A:0x15C] = struct.pack("<H", at - 0x10 << 4 | 1)
+    assert now[: at - 0x10] == data[: at - 0x10]
+    device.close()
+
+
+def test_an_image_keeps_its_virtual_functions() -> None:
+    data = captured()
+    struct.pack_into("<I", data, 0x158, 0x2001000D)
+    bars = [4, 5] * 3
+    sriov = struct.pack(
+        "<IIHHHHHBBHHHHII6II", 0x10010, 2, 0, 7, 7, 7, 0, 0, 0, 1, 1, 0, 0x1520, 9, 1, *bars, 0
+    )
+    data[0x200 : 0x200 + len(sriov)] = sriov
+    model = plain_model(PlainSpec(config=bytes(data)))
+    assert model.vf_addresses == {0: 0x500000000, 2: 0x500000000, 4: 0x500000000}
+    device = type("Physical", (WithVfs, model), {"__slots__": ()})("it")
+    data[0x44] = 8
+    assert device.read(CONFIG, 0, 4096) == data
+    device.close()
+
+
+def test_an_image_without_room_for_virtual_functions_is_an_error() -> None:
+    data = captured()
+    data[0xFFF] = 1
+    model = plain_model(PlainSpec(config=bytes(data)))
+    with pytest.raises(ValueError, match="no room for virtual functions"):
+        type("Physical", (WithVfs, model), {"__slots__": ()})("it")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from devmodel.pci import regs
+from devmodel.pci.address import PciAddress
 from devmodel.pci.dump import rows
 from devmodel.pci.fields import MIN_ROM
 from devmodel.pci.image import Image
@@ -27,8 +28,6 @@ from vfsfuse.capture.spaces import Space
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 """A name that a lab file can have."""
-LAB_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
-"""An address that a lab can have."""
 NOT_HOST_DRIVERS = ("vfio-pci", "iommu", "mdev_bus", "net", "pci_bus", "vfio", "vfio-dev")
 """What a lab file cannot have as a host driver."""
 PCIEPORT = "pcieport"
@@ -79,8 +78,10 @@ class _Writer:
     def can_be(self, function: FoundFunction) -> bool:
         """Whether a lab can have it."""
         space = Space(function.config)
-        if not LAB_ADDRESS.fullmatch(function.address):
-            self.notes.append(f"{function.address} is left out: a lab has domains of 16 bits")
+        try:
+            PciAddress.parse(function.address)
+        except ValueError as error:
+            self.notes.append(f"{function.address} is left out: {error}")
             return False
         if space.header_type >= _CARDBUS:
             self.notes.append(f"{function.address} is left out: it is a CardBus bridge")
@@ -103,7 +104,7 @@ class _Writer:
     def roots(self) -> Iterator[str]:
         for bus, node in self.machine.roots.items():
             known = node is not None and 0 <= node < MAX_NODES
-            if not re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{2}", bus) or (bus.endswith(":00") and not known):
+            if bus.endswith(":00") and not known:
                 continue
             yield f'[roots."{bus}"]'
             if known:
@@ -201,7 +202,10 @@ class _Writer:
         above = self.machine.functions.get(function.above or "")
         if above is None:
             return "root-port"
-        return "switch-downstream" if self.kind(above) == "switch-upstream" else "switch-upstream"
+        if self.kind(above) == "switch-upstream":
+            return "switch-downstream"
+        below = [each for each in self.machine.functions.values() if each.above == function.address]
+        return "switch-upstream" if below and all(each.is_bridge for each in below) else "pci"
 
     def surroundings(self, function: FoundFunction) -> Iterator[str]:
         """What is not of the function itself: driver, group, node, slot, interfaces."""
@@ -284,11 +288,8 @@ class _Writer:
         names = [each.net[0].name for each in virtual if each.net and _is_interface(each.net[0].name)]
         if virtual and len(names) == len(virtual):
             yield f"net = [{', '.join(map(_text, names))}]"
-        if virtual:
-            self.notes.append(
-                f"{function.address}: {len(virtual)} virtual functions were enabled; write that to its "
-                "sriov_numvfs to have them"
-            )
+        if vfs.enabled:
+            yield f"enabled = {min(vfs.enabled, vfs.total)}"
 
 
 def scopes(

@@ -115,10 +115,13 @@ def _written(machine: Machine, keep_serials: bool, roms: Path | None) -> tuple[s
 def _read(path: str) -> bytes:
     """The content of a file, of a pipe, or of standard input, up to a byte more than may be."""
     fd = os.dup(0) if path == "-" else sticky.open_file(path, os.O_RDONLY)
-    with os.fdopen(fd, "rb") as file:
-        if stat.S_ISFIFO(os.fstat(fd).st_mode):
-            os.set_blocking(fd, True)  # whoever writes into it may take time
-        return file.read(MAX_TEXT + 1)
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.set_blocking(fd, True)  # whoever writes into it may take time
+    try:
+        with os.fdopen(fd, "rb") as file:
+            return file.read(MAX_TEXT + 1)
+    except OSError as error:  # which names the descriptor
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _save(folder: Path, roms: list[tuple[str, bytes]]) -> None:

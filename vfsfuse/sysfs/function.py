@@ -89,11 +89,13 @@ class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
 
     @attribute()
     def irq(self) -> int:
-        """The first interrupt of MSI while that is set up (`msi_irqs` has all), else 0: INTx of a function
-        is no interrupt of the host."""
+        """The first interrupt of MSI while that is set up (`msi_irqs` has all), else that of INTx: 0, because
+        it is no interrupt of the host, or for a captured function the one that it was."""
         device = self.assignable.made
         messages = None if device is None else device.messages
-        return 0 if messages is None or messages.msix else irq_of(self.assignable, 0)
+        if messages is None or messages.msix:
+            return self.assignable.model.interrupt_line
+        return irq_of(self.assignable, 0)
 
     @attribute()
     def modalias(self) -> str:
