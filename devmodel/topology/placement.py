@@ -73,7 +73,8 @@ class Placement:
         return self.bridges.get(address.bus_name)
 
     def multifunction(self, address: PciAddress) -> bool:
-        """Whether the device of a function has others as well."""
+        """Whether the device of a function has others as well. Virtual functions do not count: a card with one
+        port has the header of a single function, though it has SR-IOV."""
         return self._functions[_slot(address)] > 1
 
 
@@ -99,7 +100,7 @@ def place(sites: Sequence[Site], roots: Iterable[Bus] = ()) -> Placement:
         shown = declared.get(segment, set()) | (domain.roots & used)
         found_roots += [bus_name(segment, bus) for bus in sorted(shown)]
     automatic = (each.address for each in bridges.values() if each.automatic)
-    functions = Counter(_slot(address) for address in (*_taken(sites), *automatic))
+    functions = Counter(map(_slot, (*(site.address for site in sites), *automatic)))
     return Placement(tuple(found_roots), bridges, functions)
 
 
