@@ -73,8 +73,8 @@ class Placement:
         return self.bridges.get(address.bus_name)
 
     def multifunction(self, address: PciAddress) -> bool:
-        """Whether the device of a function has others as well. Virtual functions do not count: a card with one
-        port has the header of a single function, though it has SR-IOV."""
+        """Whether the device of a function has others as well. Virtual functions do not count: a card with a
+        single port has the header of a single function, though it has SR-IOV."""
         return self._functions[_slot(address)] > 1
 
 

@@ -6,9 +6,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from tests import needs
 from tests.lab import ROOT, MountedLab, vfsfuse
 from tests.tool import NO_MODULES, need
 
+can_pin = pytest.mark.skipif(
+    not needs.has_capability("CAP_IPC_LOCK"),
+    reason="a function pins all of the guest's memory, which takes CAP_IPC_LOCK",
+)
 EXAMPLES = ROOT / "examples"
 GROUPS = r"""
 for g in $(find /sys/kernel/iommu_groups/* -maxdepth 0 -type d | sort -V); do

@@ -109,8 +109,13 @@ def _rgb(pixels: bytes) -> bytes:
 
 def assert_shows(vgpu: Vgpu, expected: Picture) -> None:
     """Wait for the vGPU's screen.png to be `expected`, pixel by pixel."""
+    assert_picture(vgpu.path / "screen.png", expected)
+
+
+def assert_picture(screen: Path, expected: Picture) -> None:
+    """The same of the screen.png at `screen`."""
     deadline = time.monotonic() + PICTURE_SECONDS
-    while (shown := Picture.load(vgpu.path / "screen.png")) != expected:
+    while (shown := Picture.load(screen)) != expected:
         assert time.monotonic() < deadline, difference(shown, expected)
         time.sleep(0.2)
 
