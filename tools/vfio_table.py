@@ -23,7 +23,9 @@ there, which is how a Linux refuses it that lacks it.
 
 ## Ioctls
 """
-_BELOW_PORTS = "works on functions below a root port, ENODEV on bus 0; a mediated device refuses with ENOTTY"
+_BELOW_PORTS = (
+    "works on functions below a bridge, ENODEV on a root bus; a mediated device refuses with ENOTTY"
+)
 _FUNCTIONS = "works on physical functions; a mediated device refuses with ENOTTY"
 _BOUND = "works on a device that is bound; ENOTTY for a device of a group's file"
 BY_MOUNT = {

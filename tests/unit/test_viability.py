@@ -5,6 +5,8 @@ order that a search finds."""
 from __future__ import annotations
 
 import errno
+import threading
+import time
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -245,3 +247,50 @@ class Viability(RuleBasedStateMachine):
 
 TestViability = Viability.TestCase
 TestViability.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+
+
+def test_a_driver_and_a_client_never_both_have_a_group() -> None:
+    """A driver that binds and a client that joins race for it."""
+    model, recorder = plain_model(PlainSpec()), Recorder()
+    specs = tuple(FunctionSpec(name, model, driver) for name, driver in HOSTS.items())
+    recorder.lab = lab = Lab(LabSpec((), functions=specs), recorder)
+    gpu, audio = (lab.drivers.functions[name] for name in tuple(HOSTS)[:2])
+    group, container = gpu.group, Container()
+    for function in (gpu, audio):
+        lab.drivers.unbind(function, HOSTS[function.name])
+    gpu.driver_override = VFIO_PCI
+    lab.drivers.bind(gpu, VFIO_PCI)
+    file, ended = open_group(group), threading.Event()
+    won, wrong = {"driver": 0, "client": 0}, list[str]()
+
+    def client() -> None:
+        while not ended.is_set():
+            try:
+                file.set_container(container)
+            except OSError as error:
+                if error.errno != errno.EPERM:
+                    wrong.append(str(error))
+                continue
+            won["client"] += 1
+            if group.host_users:
+                wrong.append("a driver has it, too")
+            file.unset_container()
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        try:
+            lab.drivers.bind(audio, "snd")
+        except OSError as error:
+            assert error.errno == errno.EBUSY
+            continue
+        won["driver"] += 1
+        with group.lock:
+            assert group.domain is None
+        lab.drivers.unbind(audio, "snd")
+    ended.set()
+    thread.join()
+    file.close()
+    lab.close()
+    assert not wrong and all(won.values())
