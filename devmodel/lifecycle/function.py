@@ -399,6 +399,8 @@ class VirtualFunction(PciFunction):
         device = layout.make(self.name, self.index)
         device.tasks.host = self.physical.host
         device.attach_parent(self.physical.device)
+        if self.vectors:
+            device.size_msix(self.vectors)
         return device
 
     @property

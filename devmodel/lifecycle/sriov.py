@@ -114,7 +114,7 @@ class SriovCore:
             if sum(each.vectors for each in physical.vfs) - vf.vectors + wanted > pool:
                 raise OSError(errno.ENOSPC, f"{physical.name} has {pool} vectors for all")
             vf.vectors = wanted
-            vf.device.size_msix(wanted)
+            vf.tell(lambda device: device.size_msix(wanted))
 
     def pool_of(self, function: PhysicalFunction) -> int:
         """How many MSI-X vectors its host driver shares out among its virtual functions; 0 without such a
@@ -205,9 +205,8 @@ class SriovCore:
         with self._table.making(place, function.group if shared else None) as group:
             bus = self._drivers.bus(address)
             vf = VirtualFunction(function, layout, index, group, bus)
-            if layout.spec.vectors:
+            if self.pool_of(function):
                 vf.vectors = self._default_vectors(layout, count)
-                vf.device.size_msix(vf.vectors)
             if vf.parent is not None:
                 vf.parent.charge(Share.of(layout.type))
             function.vfs.append(vf)

@@ -254,8 +254,9 @@ class NetDeviceDir(ClassDeviceDir):
 
     @attribute(0o644)
     def tx_queue_len(self) -> int:
-        """The most packets that wait to be sent."""
-        return self.interface.queue_length
+        """The most packets that wait to be sent. From 2^31 on it is shown as a negative number, as in
+        Linux."""
+        return _as_int(self.interface.queue_length)
 
     @tx_queue_len.store
     def _store_tx_queue_len(self, text: str) -> None:

@@ -83,6 +83,7 @@ class LabView:
                 self._add_virtual(parent)
         populate(self.lab)
         tree.take_changes()
+        tree.root.uevents.take()  # of what is there from the start: nobody can have listened
 
     def mounted(self, lane: Lane, st_dev: int) -> None:
         """The mount is there: `lane` serves it, and its files have this st_dev."""
