@@ -10,19 +10,19 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import nic
-from tests.lab import MountedLab, described, one_write, run, settled, vfsfuse, wait_for
+from tests.lab import MountedLab, described, one_write, open_bound, run, settled, vfsfuse, wait_for
 from tests.nic import CARD, DELAY, LATE, driver_of, enable, function, interfaces, virtual
 from tests.snapshot import snapshot
 from tests.test_uevents import hear, listening
 from tests.tool import Tool, need
-from tests.vfio.client import DEVICE_GET_IRQ_INFO, IrqInfo, fails, ioctl
-from tests.vfio.devices import MSIX, opened
+from tests.vfio.client import DEVICE_GET_IRQ_INFO, Container, Group, IrqInfo, fails, ioctl
+from tests.vfio.devices import MSIX, group_device, opened
 
 PLACES = ["0000:65:1f.2", "0000:65:1f.4", "0000:65:1f.6", "0000:66:00.0", "0000:66:00.2"]
 
@@ -391,3 +391,129 @@ def test_dpdk_devbind_shows_interfaces_and_binds(lab: MountedLab) -> None:
     assert not (vf / "net").exists()
     assert tool.quiet("-b", "iavf", vf.name) == "" and driver_of(vf) == "iavf"
     assert (vf / "net/enp101s0f0v0").exists()
+
+
+# ---- functions that have some from the start, or share their group, or were captured ----
+
+TOKEN = "e2d8f9a4-6a51-4b7e-9c05-3d1f0b8a7c66"
+SMALL = """
+[functions."0000:65:00.0"]
+vendor = 0x8086
+driver = "{driver}"
+net = "eth0"
+capabilities = ["pm", "express"]
+bars = {{ 0 = {{ size = "1M" }} }}
+vfs = 4
+{more}
+vf = {{ device = 2, driver = "igbvf", bars = {{ 0 = {{ size = "4K" }} }}, {vf} }}
+"""
+
+
+def small(folder: Path, vf: str, more: str = "", driver: str = "igb") -> MountedLab:
+    folder.mkdir(exist_ok=True)
+    return described(folder, SMALL.format(vf=vf, more=more, driver=driver))
+
+
+def test_some_are_there_from_the_start(tmp_path: Path) -> None:
+    with (
+        small(tmp_path, "enabled = 2, delay = 60, failing = [1]") as own,
+        listening(own, os.O_NONBLOCK) as events,
+    ):
+        card, vfs = function(own, CARD), virtual(own)
+        assert [driver_of(vf) for vf in vfs] == ["igbvf", None]
+        assert (card / "sriov_numvfs").read_text() == "2\n" and number_of_vfs(card) == 2
+        assert interfaces(own) == {"lo", "eth0", "eth0v0"} and hear(events) == []
+        groups = [(each / "iommu_group").readlink().name for each in (card, *vfs)]
+        assert groups == ["0", "2", "3"]
+        enable(own, 0)
+        assert virtual(own) == [] and interfaces(own) == {"lo", "eth0"}
+
+
+def test_a_group_with_the_physical_function(tmp_path: Path) -> None:
+    """It is viable for clients once vfio-pci has them all."""
+    with small(tmp_path, 'group = "physical"') as own:
+        card = function(own, CARD)
+        (vf,) = enable(own, 1)
+        number = (card / "iommu_group").readlink().name
+        assert (vf / "iommu_group").readlink().name == number
+        assert {each.name for each in (card / "iommu_group/devices").iterdir()} == {card.name, vf.name}
+        nic.to_vfio(own, vf)
+        with Container(own.path) as container, Group(own.path, number) as group:
+            fails(errno.EPERM, group.set_container, container)
+        enable(own, 0)
+        (own.path / "sys/module/vfio_pci/parameters/enable_sriov").write_text("1")
+        nic.to_vfio(own, card)
+        (vf,) = enable(own, 1)
+        assert driver_of(vf) == "vfio-pci" and (vf / "iommu_group").readlink().name == number
+        with Container(own.path) as container, Group(own.path, number) as group:
+            group.set_container(container)
+            container.set_iommu()
+            names = [f"{each.name} vf_token={TOKEN}" for each in (card, vf)]
+            devices = [group_device(own.path, group, name) for name in names]
+            for index, device in enumerate(devices):
+                os.pwrite(device, b"of %d" % index, 0)
+            for index, device in enumerate(devices):
+                assert os.pread(device, 4, 0) == b"of %d" % index
+                os.close(device)
+        wait_for(lambda: succeeds(lambda: nic.give_back(own, card)))
+        assert virtual(own) == [] and driver_of(card) == "igb"
+
+
+def test_a_captured_configuration_space_keeps_its_capability(tmp_path: Path) -> None:
+    with small(tmp_path / "one", "offset = 16, stride = 2") as own:
+        image = (function(own, CARD) / "config").read_bytes()
+    assert len(image) == 4096
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/card.bin").write_bytes(image)
+    (tmp_path / "two/none.bin").write_bytes(image[:256])
+    text = SMALL.format(driver="igb", more='config = "card.bin"', vf="offset = 8").replace(
+        "vendor = 0x8086\n", ""
+    )
+    text = text.replace('capabilities = ["pm", "express"]\n', "").replace("vfs = 4", "vfs = 3")
+    with described(tmp_path / "two", text) as own:
+        card = function(own, CARD)
+        assert [vf.name for vf in enable(own, 3)] == ["0000:65:01.0", "0000:65:01.1", "0000:65:01.2"]
+        said = struct.unpack_from("<HHHBxHHxxH", nic.sriov(card), 12)
+        assert said == (3, 3, 3, 0, 8, 1, 2)
+        changed = (card / "config").read_bytes()
+        place = image.index(nic.sriov(card)[:4], 0x100)
+        assert (changed[:4], changed[0x40:place]) == (image[:4], image[0x40:place])
+    (tmp_path / "two/lab.toml").write_text(text.replace("card.bin", "none.bin"))
+    done = vfsfuse("mount", "--config", tmp_path / "two/lab.toml", tmp_path / "two/mnt")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert f'functions."{CARD}".vfs: the configuration space has no SR-IOV capability (leave' in done.stderr
+
+
+# ---- clients ----
+
+
+def test_clients_use_one_by_its_group_and_by_its_own_file(lab: MountedLab) -> None:
+    vfs = enable(lab, 2)
+    groups = [nic.to_vfio(lab, vf) for vf in vfs]
+    assert groups[0] != groups[1]
+    with opened(lab, groups[0], vfs[0].name) as client:
+        assert client.device.config(0) == 0x8086 and client.device.config(2) == 0x1889
+        assert client.device.config(0x3D, 1) == 0  # no INTx
+        os.pwrite(client.device.fd, b"of the group", 3 << 40)
+        fails(errno.EBUSY, enable, lab, 0)
+        (cdev,) = os.listdir(vfs[1] / "vfio-dev")
+        device = open_bound(lab.path / "dev/vfio/devices" / cdev)
+        try:
+            assert os.pread(device, 4, 7 << 40) == bytes.fromhex("86808918")
+            os.pwrite(device, b"of its own", 3 << 40)
+            assert os.pread(device, 10, 3 << 40) == b"of its own"
+            assert os.pread(client.device.fd, 12, 3 << 40) == b"of the group"
+            fails(errno.EBUSY, one_write, vfs[1] / "driver/unbind", vfs[1].name)
+        finally:
+            os.close(device)
+    wait_for(lambda: succeeds(lambda: enable(lab, 0)))
+
+
+def succeeds(call: Callable[[], object]) -> bool:
+    """Whether the call does; the server is told of a close a moment later."""
+    try:
+        call()
+    except OSError as error:
+        assert error.errno == errno.EBUSY
+        return False
+    return True

@@ -10,11 +10,14 @@ from typing import ClassVar
 from uuid import UUID
 
 import pytest
+import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from trio.testing import MockClock
 
 from devmodel.device.pci import PciDevice, PciRegion
+from devmodel.device.tasks import Task, TaskHost
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.lab import Lab
@@ -97,6 +100,46 @@ def test_virtual_functions_meet_nothing(parents: list[FunctionSpec], offsets: Ma
             layout = VfLayout(parent, offsets[parent.name], Aperture())
             names += [str(layout.address(index)) for index in range(parent.vf.count)]
     assert len(names) == len(set(names))
+
+
+def vfs_at(name: str, count: int, offset: int | None = None, stride: int = 1) -> FunctionSpec:
+    spec = at(name, count)
+    assert spec.vf is not None
+    return replace(spec, vf=replace(spec.vf, offset=offset, stride=stride))
+
+
+def test_given_places_come_before_chosen_ones() -> None:
+    chosen, given = at(BDF, 4), vfs_at("0000:86:00.1", 3, offset=4, stride=2)
+    assert place_vfs([chosen, given]) == {BDF: 10, "0000:86:00.1": 4}
+    layout = VfLayout(given, 4, Aperture())
+    assert [str(layout.address(index)) for index in range(3)] == [
+        "0000:86:00.5",
+        "0000:86:00.7",
+        "0000:86:01.1",
+    ]
+    assert (layout.offset, layout.stride) == (4, 2)
+    across = vfs_at("0000:86:00.0", 3, offset=128, stride=100)
+    assert [str(VfLayout(across, 128, Aperture()).address(index)) for index in range(3)] == [
+        *("0000:86:10.0", "0000:86:1c.4", "0000:87:09.0"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("specs", "why"),
+    [
+        ([vfs_at(BDF, 2, offset=1), at("0000:86:00.2")], "meets another function at 0000:86:00.2"),
+        ([vfs_at(BDF, 3, offset=2, stride=3), at("0000:86:01.0")], "meets another function at 0000:86:01.0"),
+        (
+            [vfs_at(BDF, 2, offset=8), vfs_at("0000:86:00.1", 2, offset=8)],
+            "meets another function at 0000:86:01.1",
+        ),
+        ([vfs_at("0000:ff:00.0", 2, offset=128, stride=128)], "no room for 2 virtual functions"),
+        ([vfs_at(BDF, 2, offset=250, stride=6), at("0000:87:1f.0")], "bus 87 is below another"),
+    ],
+)
+def test_given_places_that_are_taken(specs: list[FunctionSpec], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        place_vfs(specs)
 
 
 def test_names_of_virtual_functions() -> None:
@@ -572,26 +615,73 @@ def test_what_an_id_means(identity: PciId, matches: bool) -> None:
 # ---- any order ----
 
 
+class Clock:
+    """In place of a served lab: tasks that have begun, each of which runs when the clock is told to."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def begin(self, task: Task) -> None:
+        self.tasks.append(task)
+
+    def end(self, task: Task) -> None:
+        assert task.stopped and task in self.tasks
+        self.tasks.remove(task)
+
+    def strike(self) -> None:
+        """The time of the oldest has come."""
+        if self.tasks:
+            trio.run(self.tasks.pop(0).serve, clock=MockClock(autojump_threshold=0))
+
+
 class Machine(RuleBasedStateMachine):
     """vGPUs, virtual functions and drivers of one GPU in any order: nothing is lost, nothing is twice."""
 
-    @initialize()
-    def start(self) -> None:
-        recorder = Recorder()
-        recorder.lab = self.lab = Lab(LabSpec((GPU,)), recorder)
+    @initialize(
+        delay=st.sampled_from([0.0, 2.5]),
+        driver=st.sampled_from([None, "vf"]),
+        failing=st.sampled_from([frozenset(), frozenset({1, 2})]),
+    )
+    def start(self, delay: float, driver: str | None, failing: frozenset[int]) -> None:
+        recorder, function = Recorder(), function_spec(GPU)
+        assert function.vf is not None
+        vf = replace(function.vf, delay=delay, driver=driver, failing=failing)
+        spec = replace(GPU, hardware=replace(function, vf=vf))
+        recorder.lab = self.lab = Lab(LabSpec((spec,)), recorder)
         self.gpu = function_of(self.lab.parents[BDF])
         self.holds: list[DeviceFile] = []
+        self.clock = Clock()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(TaskHost, "begin", lambda host, task: self.clock.begin(task))
+        self.patch.setattr(TaskHost, "end", lambda host, task: self.clock.end(task))
 
     @rule(count=st.integers(0, 5))
     def count(self, count: int) -> None:
-        before = len(self.gpu.vfs)
+        before, there = self.lab.sriov.count_of(self.gpu), list(self.gpu.vfs)
         try:
             self.lab.sriov.set_count(self.gpu, count)
         except OSError as error:
             assert error.errno in (errno.ERANGE, errno.ENOENT, errno.EBUSY, errno.ENOSPC)
-            assert len(self.gpu.vfs) == before
+            assert (self.lab.sriov.count_of(self.gpu), self.gpu.vfs) == (before, there)
         else:
-            assert len(self.gpu.vfs) == count
+            assert self.lab.sriov.count_of(self.gpu) == count
+            assert len(self.gpu.vfs) == (0 if self.clock.tasks else count)
+
+    @rule()
+    def time_passes(self) -> None:
+        count = self.lab.sriov.count_of(self.gpu)
+        self.clock.strike()
+        assert len(self.gpu.vfs) == self.lab.sriov.count_of(self.gpu) == count
+
+    @rule()
+    def removed_and_found(self) -> None:
+        """Whatever was to come does not, and nothing of it is left."""
+        if self.holds:
+            return
+        self.lab.hotplug.remove(self.gpu)
+        assert not self.clock.tasks
+        self.lab.hotplug.rescan("pci")
+        self.gpu = function_of(self.lab.parents[BDF])
 
     @rule(number=st.integers(1, 5))
     def create(self, number: int) -> None:
@@ -641,13 +731,17 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self) -> None:
         parent, vfs = parent_of(self.gpu), self.gpu.vfs
-        used = len(parent.mdevs) + len(vfs)
+        count = self.lab.sriov.count_of(self.gpu)
+        assert len(vfs) == (0 if self.clock.tasks else count) and len(self.clock.tasks) <= 1
+        assert capability(self.gpu)[3] == count
+        used = len(parent.mdevs) + count
         assert parent.memory_free == 16 * MIB - used * 4 * MIB >= 0
         assert parent.slots_free == 5 - used
         functions = [self.gpu, *vfs]
         port = self.lab.ports["0000:86"]
         assert functions == self.gpu.bus
-        assert list(self.lab.drivers.functions.values()) == [self.gpu, port, *self.gpu.vfs]
+        assert set(self.lab.drivers.functions.values()) == {self.gpu, port, *vfs}
+        assert all(not vf.probe_fails or vf.driver in (None, VFIO_PCI) for vf in vfs)
         groups = [each.group for each in (*functions, port, *parent.mdevs.values())]
         assert sorted(self.lab.groups) == sorted(group.number for group in groups)
         minors = [each.vfio_minor for each in functions if each.driver == VFIO_PCI]
@@ -656,7 +750,9 @@ class Machine(RuleBasedStateMachine):
         assert (self.gpu.vf_token is not None) is (self.gpu.driver == VFIO_PCI)
 
     def teardown(self) -> None:
-        self.lab.close()
+        if hasattr(self, "patch"):
+            self.patch.undo()
+            self.lab.close()
 
 
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

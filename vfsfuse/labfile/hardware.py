@@ -14,6 +14,7 @@ from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, VfSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, MAX_VFS, VfLayout
 from devmodel.models.plain import PlainDevice
 from devmodel.models.registry import MODELS, PHYSICAL
+from devmodel.pci.regs import ExtCapId
 from vfsfuse.labfile.faults import Fault, Keys
 from vfsfuse.labfile.plain import NAME as PLAIN_NAME
 from vfsfuse.labfile.plain import plain
@@ -132,6 +133,10 @@ def check_vfs(reading: Reading, spec: FunctionSpec, keys: Keys) -> None:
     if (spec.vf.memory or 0) > spec.memory:
         why = f"is more than the parent's {spec.memory} bytes (give less)"
         reading.fail((*keys, "vf_memory"), why)
+    image = getattr(spec.model, "IMAGE", None)
+    if image is not None and ExtCapId.SRIOV not in image.places:
+        why = "the configuration space has no SR-IOV capability (leave it out)"
+        reading.fail((*keys, "vfs"), why)
     try:
         VfLayout(spec, FIRST_OFFSET, reading.aperture)
     except ValueError as error:
