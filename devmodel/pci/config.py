@@ -137,6 +137,10 @@ class ConfigSpace(Region):
         image[offset : offset + width] = value.to_bytes(width, "little")
         self._reset_image = bytes(image)
 
+    def renew(self, offset: int, width: int) -> None:
+        """For the device itself: give a field the value that a reset sets."""
+        self.store(offset, width, int.from_bytes(self._reset_image[offset : offset + width], "little"))
+
     @property
     def command(self) -> Command:
         """The command register."""

@@ -10,9 +10,10 @@ State: under the device's lock. Source: <linux/vfio.h>, the behaviour of vfio-pc
 import errno
 from collections.abc import Callable
 
-from devmodel.device.pci import PciDevice, PciRegion
+from devmodel.device.pci import MsixTable, PciDevice, PciRegion
 from devmodel.pci import regs
 from devmodel.pci.fields import bar_place
+from devmodel.pci.regs import ExtCapId
 from devmodel.region.region import Region, StoredBytes
 from devmodel.vfio.vconfig import VirtualConfig
 
@@ -27,14 +28,14 @@ class FunctionAccess:
         """``flr`` is as for :class:`VirtualConfig`."""
         self._device = device
         self._config = VirtualConfig(device, flr)
-        table = device.msix_table
-        self._table = None if table is None else (table.bar, table.offset, table.offset + table.size)
+        self._table = _place_of(device.msix_table)
         self._saved = b""
 
     def start(self, own_bars: bool) -> None:
         """The first client opens the function. ``own_bars`` is whether the hardware has the registers of the
         BARs; those of a virtual function are its physical function's."""
         device = self._device
+        self._table = _place_of(device.msix_table)  # which may have another size than before
         with device.lock:
             self._saved = device.config.save()
             bars = {} if own_bars else dict(self._unplaced())
@@ -46,6 +47,10 @@ class FunctionAccess:
         with device.lock:
             self._config.stop()
             device.config.restore(self._saved)
+            if device.config.has_extended(ExtCapId.SRIOV):  # the host may have enabled functions meanwhile
+                place = device.config.extended(ExtCapId.SRIOV)
+                for register in (regs.SRIOV_CTRL, regs.SRIOV_NUM_VF):
+                    device.config.renew(place + register, 2)
             device.sync_intx()
 
     def read(self, index: int, offset: int, size: int) -> bytes:
@@ -125,3 +130,8 @@ class FunctionAccess:
         for index, bar in self._device.bar_map.items():
             found[bar_place(index, bar)[0]] = bar.flags
         return dict(found)
+
+
+def _place_of(table: MsixTable | None) -> tuple[int, int, int] | None:
+    """Where an MSI-X table is: its BAR, its first offset and its end. None without one."""
+    return None if table is None else (table.bar, table.offset, table.offset + table.size)

@@ -317,6 +317,20 @@ def test_the_capability_says_what_there_is(lab: Lab, gpu: PhysicalFunction) -> N
     assert capability(gpu) == (ari, 4, 4, 0, 4, 1, 0x1111)
 
 
+def test_a_client_that_closes_leaves_the_capability_alone(lab: Lab, gpu: PhysicalFunction) -> None:
+    """Its other registers are those of before the open; this one is the host's, who has changed it since."""
+    to_vfio(lab, gpu)
+    lab.vfio.enable_sriov = True
+    hold = DeviceFile(gpu)
+    lab.sriov.set_count(gpu, 3)
+    hold.close()
+    assert capability(gpu)[3] == 3
+    hold = DeviceFile(gpu)
+    lab.sriov.set_count(gpu, 0)
+    hold.close()
+    assert capability(gpu)[3] == 0
+
+
 def test_virtual_functions_take_what_vgpus_take(lab: Lab, gpu: PhysicalFunction, recorder: Recorder) -> None:
     parent = parent_of(gpu)
     mdev = lab.create(parent.types["vgpu-4"], UUID(int=1))
