@@ -36,6 +36,8 @@ from tests.qemu.iommufd import Opened
 from tests.qemu.machine import Machine, in_lab
 from tests.tool import Tool, need
 from tests.vfio.client import Container, Group, fails
+from tests.vfio.devices import Device, group_device, opened
+from tests.vfio.test_device import hot_reset, hot_reset_info
 
 HOST, SLOT, GPU, AUDIO = "0000:00:00.0", "0000:00:01.0", "0000:01:00.0", "0000:01:00.1"
 NIC, DISK = "0000:02:00.0", "0000:03:00.0"
@@ -216,6 +218,21 @@ def test_a_host_driver_cannot_take_a_function_of_a_group_in_use(desktop: Mounted
         assert driver_of(desktop, AUDIO) == ""
     host.write_text(AUDIO)
     assert driver_of(desktop, AUDIO) == "snd_hda_intel"
+
+
+def test_both_functions_are_opened_through_one_file_and_reset_together(desktop: MountedLab) -> None:
+    """The reset is of the bus, so the port above is not part of it, though it is in the group."""
+    for name in (GPU, AUDIO):
+        override(desktop, name)
+    number = group_of(desktop, GPU)
+    with opened(desktop, number, GPU) as gpu:
+        with Device(group_device(desktop.path, gpu.group, AUDIO)) as audio:
+            fails(errno.EBUSY, Group, desktop.path, number)
+            functions = [(int(number), 0, 1, function) for function in (0, 1)]
+            assert hot_reset_info(audio, 2) == (0, 2, functions)
+            hot_reset(gpu.device, gpu.group.fd)
+        (function_dir(desktop, AUDIO) / "driver/unbind").write_text(AUDIO)
+        fails(errno.EINVAL, hot_reset, gpu.device, gpu.group.fd)
 
 
 @pytest.mark.qemu

@@ -4,11 +4,9 @@ virtual functions."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -29,8 +27,9 @@ from tests.machines.machine import (
     shell,
 )
 from tests.tool import Tool, need
-from tests.vfio.client import DEVICE_PCI_HOT_RESET, DEVICE_PCI_HOT_RESET_INFO, fails
-from tests.vfio.devices import Device, bound, opened
+from tests.vfio.client import fails
+from tests.vfio.devices import bound, opened
+from tests.vfio.test_device import hot_reset, hot_reset_info
 
 ACCELERATORS = ("0000:03:00.0", "0000:04:00.0", "0000:83:00.0", "0000:84:00.0")
 NIC = "0000:85:00.0"
@@ -215,6 +214,28 @@ def test_udevadm_names_the_interface_as_the_lab_file_does(server: MountedLab, vf
         assert f"ID_NET_NAME_PATH={interface}\n" in done.stdout, done.stdout + done.stderr
 
 
+def test_libvirt_lists_virtual_functions_and_interfaces(
+    server: MountedLab, vfs: list[str], tmp_path: Path
+) -> None:
+    asked = ("nodedev-dumpxml pci_0000_85_00_0", "nodedev-dumpxml pci_0000_85_00_5", "nodedev-list --tree")
+    script = "".join(f"ask {question}\n" for question in asked)
+    physical, virtual, tree, _ = virsh.answers(tmp_path, ["--mount", str(server.path)], script)
+    listed = ElementTree.fromstring(physical).find("capability/capability[@type='virt_functions']")
+    assert listed is not None and listed.get("maxCount") == str(VFS)
+    assert [address_of(each) for each in listed.findall("address")] == vfs
+    owner = ElementTree.fromstring(virtual).find("capability/capability[@type='phys_function']/address")
+    assert owner is not None and address_of(owner) == NIC
+    assert re.search(r"\+- pci_0000_85_00_5\n.*\|\n.*\+- net_enp133s0v1_", tree), tree
+
+
+def address_of(element: ElementTree.Element) -> str:
+    """The PCI address in an element of libvirt's."""
+    domain, bus, slot, number = (
+        int(element.get(name, ""), 16) for name in ("domain", "bus", "slot", "function")
+    )
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.{number}"
+
+
 # ---- hot reset ----
 
 
@@ -222,23 +243,8 @@ def test_a_hot_reset_is_of_the_bus_below_the_switch_port(server: MountedLab) -> 
     """Linux gives the function its configuration back afterwards. Without its group there is no reset."""
     name = ACCELERATORS[0]
     with bound(server, name) as (group,), opened(server, group, name) as client:
-        assert reset_set(client.device) == [(int(group), 0, 0x03, 0)]
+        assert hot_reset_info(client.device, 1) == (0, 1, [(int(group), 0, 0x03, 0)])
         client.device.set_config(4, 2)
         hot_reset(client.device, client.group.fd)
         assert client.device.config(4) == 2
         fails(errno.EINVAL, hot_reset, client.device)
-
-
-def reset_set(device: Device) -> list[tuple[int, int, int, int]]:
-    """What GET_PCI_HOT_RESET_INFO lists: group, domain, bus, and device with function."""
-    head, row = struct.Struct("=III"), struct.Struct("=IHBB")
-    room = 64
-    call = ctypes.create_string_buffer(head.pack(head.size + room * row.size, 0, 0) + bytes(room * row.size))
-    device.ioctl(DEVICE_PCI_HOT_RESET_INFO, call)
-    count = head.unpack_from(call.raw)[2]
-    return [row.unpack_from(call.raw, head.size + index * row.size) for index in range(count)]
-
-
-def hot_reset(device: Device, *groups: int) -> None:
-    call = struct.pack(f"=III{len(groups)}i", 12 + 4 * len(groups), 0, len(groups), *groups)
-    device.ioctl(DEVICE_PCI_HOT_RESET, ctypes.create_string_buffer(call))

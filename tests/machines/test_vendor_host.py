@@ -11,9 +11,8 @@ import pytest
 
 from tests.lab import MountedLab
 from tests.machines.machine import can_pin, example, function_dir, lspci, shell
-from tests.qemu import drivers, programs
+from tests.qemu import drivers
 from tests.qemu.guest import build
-from tests.qemu.iommufd import Opened
 from tests.qemu.machine import Machine, in_lab
 from tests.tool import need
 
@@ -115,13 +114,13 @@ def test_the_card_is_full_after_as_many_as_it_has_room_for(host: MountedLab) -> 
 
 @can_pin
 @pytest.mark.qemu
-@pytest.mark.parametrize("suite", ["", *programs.NEWER])
-def test_a_guest_draws_on_such_a_vgpu(host: MountedLab, suite: str) -> None:
+def test_a_guest_draws_on_such_a_vgpu(host: MountedLab) -> None:
     """QEMU boots with the virtual function as its host driver has it, and the guest's own driver draws on it.
     Meanwhile its type stays; afterwards it is cleared."""
     file(host, 2, "current_vgpu_type").write_text("1304")
     name = virtual(host, 2)
-    with guest(host, name, suite) as machine:
+    device = ["-device", f"vfio-pci,host={name},addr={SLOT:#x}"]
+    with Machine(in_lab(host), device, build(), SMALL) as machine:
         machine.console.wait_up()
         found = f"/sys/bus/pci/devices/0000:00:{SLOT:02x}.0"
         ids = machine.console.check(
@@ -139,13 +138,3 @@ def test_a_guest_draws_on_such_a_vgpu(host: MountedLab, suite: str) -> None:
         drivers.assert_healthy(machine.console)
         machine.kill()
     file(host, 2, "current_vgpu_type").write_text("0")
-
-
-def guest(host: MountedLab, name: str, suite: str) -> Machine:
-    """A guest that has the function at 00:05.0."""
-    if not suite:
-        device = ["-device", f"vfio-pci,host={name},addr={SLOT:#x}"]
-        return Machine(in_lab(host), device, build(), SMALL)
-    program, opened = programs.of_suite(suite), Opened(host)
-    options = opened.iommu() + opened.physical(name, SLOT)
-    return Machine([], options, build(), SMALL, program=program, descriptors=opened.descriptors)
