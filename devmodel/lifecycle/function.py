@@ -24,7 +24,6 @@ from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.pcicore import DRIVER_DMA_BITS, NO_NODE, PciCore
 from devmodel.lifecycle.spec import Framework, FunctionSpec, ParentSpec
 from devmodel.lifecycle.vf import VfLayout, extended_model, integrated_model, physical_model
-from devmodel.lifecycle.vgpuplaces import VgpuPlaces
 from devmodel.pci.address import PciAddress
 from devmodel.pci.capability import ExtendedCapability, access_control, serial_number
 from devmodel.pci.config import Aperture, Decided
@@ -240,23 +239,20 @@ class PciFunction(VfioPciFunction):
 class PhysicalParent(Parent):
     """A parent that is PCI function ``function``."""
 
-    """A parent that is a physical GPU: the one of PCI function ``function``.
+    """A parent that is a physical GPU: the one of PCI function ``function``."""
 
-    ``places`` has the places of its vGPUs, None for those that are mediated devices.
-    """
-
-    __slots__ = ("function", "places")
+    __slots__ = ("function",)
 
     def __init__(self, spec: ParentSpec, function: PhysicalFunction, host: TaskHost | None) -> None:
         """For :class:`PhysicalFunction`."""
         super().__init__(spec, host)
         self.function = function
-        vendor = spec.framework is Framework.NVIDIA
-        self.places = VgpuPlaces(spec.nvidia.placement, spec.slots) if vendor else None
 
     @property
     def vgpus(self) -> int:
-        return super().vgpus if self.places is None else len(self.places)
+        if self.spec.framework is Framework.NVIDIA and self.places is not None:
+            return len(self.places)
+        return super().vgpus
 
     @property
     def device(self) -> PciDevice:

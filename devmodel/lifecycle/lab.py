@@ -211,7 +211,7 @@ class Lab:
         return number
 
     def _enter(self, mdev: Mdev) -> None:
-        mdev.type.charge(mdev.share)
+        mdev.type.charge(mdev)
         self.mdevs[mdev.uuid, mdev.instance] = self.by_name[mdev.name] = mdev
         self._instances.setdefault(mdev.uuid, {})[mdev.instance] = mdev
         self.groups[mdev.group.number] = mdev.group
@@ -219,7 +219,7 @@ class Lab:
 
     def _leave(self, mdev: Mdev) -> None:
         self._forget(mdev)
-        mdev.type.refund(mdev.share)
+        mdev.type.refund(mdev)
 
     def _settle(self, mdev: Mdev) -> None:
         """Take back the share and numbers of a vGPU that was removed by surprise, unless a client holds
@@ -230,7 +230,7 @@ class Lab:
             if not held and mdev in self._departed:
                 self._departed.discard(mdev)
                 mdev.dispose()
-                mdev.type.refund(mdev.share)
+                mdev.type.refund(mdev)
                 self._give_numbers(mdev)
 
     def _forget(self, mdev: Mdev) -> None:

@@ -21,6 +21,7 @@ from devmodel.device.pci import PciDevice
 from devmodel.device.tasks import TaskHost
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import ParentSpec, TypeSpec
+from devmodel.lifecycle.vgpuplaces import VgpuPlaces
 from devmodel.vfio.group import Assignable, Group
 
 MANY_INSTANCES = 2**31 - 1
@@ -28,9 +29,12 @@ MANY_INSTANCES = 2**31 - 1
 
 
 class Parent:
-    """A device that mediated devices are made of."""
+    """A device that mediated devices are made of.
 
-    __slots__ = ("host", "mdevs", "memory_free", "name", "slots_free", "spec", "types")
+    ``places`` has the places of its vGPUs, None if they have none.
+    """
+
+    __slots__ = ("host", "mdevs", "memory_free", "name", "places", "slots_free", "spec", "types")
 
     def __init__(self, spec: ParentSpec, host: TaskHost | None = None) -> None:
         """``host`` runs the tasks of its devices."""
@@ -45,6 +49,7 @@ class Parent:
             {type_.name: MdevType(type_, self) for type_ in spec.types}
         )
         self.mdevs: dict[str, Mdev] = {}
+        self.places = None if spec.placement is None else VgpuPlaces(spec.placement, spec.slots)
 
     @property
     def device(self) -> PciDevice | None:
@@ -133,17 +138,24 @@ class MdevType:
     def room_for(self, share: Share) -> int:
         """How many more devices of this type, each with ``share``, could be created now, exactly."""
         room = self.parent.room_for(share)
+        if self.parent.places is not None:
+            room = min(room, self.parent.places.room_for(self.spec))
         return room if self.spec.instances is None else min(room, self.spec.instances - self.taken)
 
-    def charge(self, share: Share) -> None:
-        """Take the share of one device from the parent. The caller has checked :meth:`room_for`."""
+    def charge(self, mdev: Mdev) -> None:
+        """Take the share of a device, and its place, from the parent. The caller has checked
+        :meth:`room_for`."""
         self.taken += 1
-        self.parent.charge(share)
+        self.parent.charge(mdev.share)
+        if self.parent.places is not None:
+            self.parent.places.take(mdev, self.spec)
 
-    def refund(self, share: Share) -> None:
-        """Give the share of one device back to the parent."""
+    def refund(self, mdev: Mdev) -> None:
+        """Give the share and the place of a device back to the parent."""
         self.taken -= 1
-        self.parent.refund(share)
+        self.parent.refund(mdev.share)
+        if self.parent.places is not None:
+            self.parent.places.give(mdev)
 
 
 class Mdev(Assignable):

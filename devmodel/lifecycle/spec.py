@@ -61,10 +61,9 @@ class NvidiaSpec:
     """What a parent with the framework :attr:`Framework.NVIDIA` does.
 
     ``files`` is how many files the directory ``nvidia`` has: 6, or the 2 of the first drivers. With
-    ``physical_catalogue`` the physical function has a catalogue, too. ``placement`` is the mode at the start.
+    ``physical_catalogue`` the physical function has a catalogue, too.
     """
 
-    placement: PlacementMode = PlacementMode.HOMOGENEOUS
     files: int = 6
     physical_catalogue: bool = False
 
@@ -226,8 +225,9 @@ class ParentSpec:
     ``vf_model``, each with ``vf_memory`` bytes of the memory (0: an equal share). ``numa_node`` is the node
     that a function is near to, None for that of what is above it, -1 for none. ``hardware`` says more of the
     function; then it counts and not ``iommu``, ``options``, ``vfs``, ``vf_model``, ``vf_memory`` and
-    ``numa_node``. ``framework`` is how its vGPUs are given to VFIO. ``type_names`` is whether its types have
-    the attribute ``name``.
+    ``numa_node``. ``framework`` is how its vGPUs are given to VFIO. ``placement`` is which vGPUs can be
+    beside one another at first, None for all that there is memory for. ``type_names`` is whether its types
+    have the attribute ``name``.
     """
 
     name: str
@@ -247,6 +247,7 @@ class ParentSpec:
     hardware: FunctionSpec | None = None
     framework: Framework = Framework.MDEV
     nvidia: NvidiaSpec = field(default_factory=NvidiaSpec)
+    placement: PlacementMode | None = None
     type_names: bool = True
 
     @property

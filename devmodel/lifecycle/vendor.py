@@ -277,7 +277,7 @@ def places_of(parent: PhysicalParent) -> VgpuPlaces:
 
 def has_room(parent: PhysicalParent, spec: TypeSpec) -> bool:
     """Whether the GPU has room for another vGPU of this type."""
-    return parent.room_for(Share.of(spec)) > 0 and places_of(parent).has_room(spec)
+    return parent.room_for(Share.of(spec)) > 0 and places_of(parent).room_for(spec) > 0
 
 
 def check_typed(vgpu: VendorVgpu) -> TypeSpec:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 from devmodel.lifecycle.spec import PlacementMode, TypeSpec
 
+UNBOUNDED = 2**31 - 1
+"""What :meth:`VgpuPlaces.room_for` says when there is no bound."""
 MOST_PARTS = 16
 """A GPU's slots are halved at most so often that there are so many parts."""
 
@@ -82,14 +84,23 @@ class VgpuPlaces:
             raise OSError(errno.EINVAL, "the GPU has no slots")
         self._mode = mode
 
-    def has_room(self, spec: TypeSpec) -> bool:
-        """Whether there is a place for another vGPU of this type."""
+    def room_for(self, spec: TypeSpec) -> int:
+        """How many more vGPUs of this type there are places for, as far as places bound them."""
         if self._mode is PlacementMode.HETEROGENEOUS:
-            return next(self.free_starts(spec), None) is not None
+            return self._fitting(spec)
         first = next(iter(self._places.values()), None)
         if first is not None and first.spec.memory != spec.memory:
-            return False
-        return spec.instances is None or len(self) < spec.instances
+            return 0
+        return UNBOUNDED if spec.instances is None else spec.instances - len(self)
+
+    def _fitting(self, spec: TypeSpec) -> int:
+        """How many fit beside one another. To begin as early as possible leaves most room, because all are of
+        one size."""
+        count, end = 0, 0
+        for start in self.free_starts(spec):
+            if start >= end:
+                count, end = count + 1, start + spec.slots
+        return count
 
     def starts(self, spec: TypeSpec) -> Sequence[int]:
         """The slots at which a vGPU of this type may begin."""
@@ -106,7 +117,7 @@ class VgpuPlaces:
                 yield start
 
     def take(self, owner: Hashable, spec: TypeSpec) -> None:
-        """Give ``owner`` a place for a vGPU of this type; :meth:`has_room` was true."""
+        """Give ``owner`` a place for a vGPU of this type; :meth:`room_for` said that there is one."""
         start = None
         if self._mode is PlacementMode.HETEROGENEOUS:
             start = next(self.free_starts(spec))

@@ -127,4 +127,11 @@ def test_the_mdev_form_is_not_taken_for_this_one(tmp_path: Path) -> None:
         shown = {name: (types / name / "name").read_text().strip() for name in os.listdir(types)}
         assert len(shown) == 16 and shown["nvidia-1306"] == "NVIDIA LABA48-8Q"
         with lab.create("nvidia-1306"):
-            assert (types / "nvidia-1306/available_instances").read_text() == "5\n"
+            left = {name: int((types / name / "available_instances").read_text()) for name in shown}
+            assert {name: count for name, count in left.items() if count} == {
+                "nvidia-1306": 5,
+                "nvidia-1346": 5,
+                "nvidia-1356": 5,
+            }
+            with pytest.raises(OSError, match="No space left"):
+                lab.create("nvidia-1301")

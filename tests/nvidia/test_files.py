@@ -180,7 +180,7 @@ def test_the_host_sees_the_same_function_whatever_its_type(vfs: list[Vf]) -> Non
 
 
 def test_places_of_different_sizes(tmp_path: Path) -> None:
-    with host_of(tmp_path, text=f'{LAB}nvidia.placement = "heterogeneous"\n') as host:
+    with host_of(tmp_path, text=f'{LAB}placement = "heterogeneous"\n') as host:
         vfs = [host.vf(index) for index in range(8)]
         vfs[0].set(18)
         assert vfs[1].creatable == catalogue(11, 14, 24, 18)

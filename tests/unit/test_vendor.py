@@ -171,9 +171,9 @@ def test_with_vfio_pci_on_the_gpu_there_are_no_vgpus(lab: Lab, gpu: PhysicalFunc
 
 def test_the_lab_file_is_read(load_text: Load) -> None:
     text = TEXT + 'types.all = { description = "all", id = 9, memory = "64M", slots = 16, starts = [0] }\n'
-    (parent,) = load_text(f'{text}nvidia = {{ placement = "heterogeneous", files = 2 }}\n').parents
+    (parent,) = load_text(f'{text}placement = "heterogeneous"\nnvidia.files = 2\n').parents
     assert parent.framework is Framework.NVIDIA
-    assert (parent.nvidia.placement, parent.nvidia.files) == (PlacementMode.HETEROGENEOUS, 2)
+    assert (parent.placement, parent.nvidia.files) == (PlacementMode.HETEROGENEOUS, 2)
     assert [(each.number, each.starts) for each in parent.types] == [(4, None), (8, None), (9, (0,))]
     ids = [
         (each.model.identity.subsystem_vendor, each.model.identity.subsystem_device) for each in parent.types
@@ -201,8 +201,8 @@ def test_the_lab_file_is_read(load_text: Load) -> None:
             "gets its memory with a type (leave it out)",
         ),
         ('framework = "nvidia"', 'framework = "amd"', "framework", 'give one of "mdev", "nvidia"'),
-        ("slots = 16", 'nvidia.placement = "heterogeneous"', "slots", "places are counted in slots (add it)"),
-        ("slots = 16", 'slots = 16\nnvidia.placement = "mixed"', "nvidia.placement", '"heterogeneous"'),
+        ("slots = 16", 'placement = "heterogeneous"', "slots", "places are counted in slots (add it)"),
+        ("slots = 16", 'slots = 16\nplacement = "mixed"', "placement", '"heterogeneous"'),
         ("slots = 16", "slots = 16\nnvidia.files = 3", "nvidia.files", "is neither 2"),
         ("slots = 16", "slots = 16\nnvidia.size = 3", "nvidia.size", "there is no such key"),
         ('framework = "nvidia"', "nvidia.files = 2", "nvidia", 'is for framework = "nvidia"'),

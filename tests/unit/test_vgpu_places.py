@@ -44,7 +44,7 @@ def fresh(mode: PlacementMode) -> VgpuPlaces:
 
 
 def names(placement: VgpuPlaces) -> set[str]:
-    return {each.name for each in TYPES if placement.has_room(each)}
+    return {each.name for each in TYPES if placement.room_for(each) > 0}
 
 
 @pytest.mark.parametrize("size", STARTS)
@@ -121,7 +121,7 @@ def test_a_type_may_say_where_its_vgpus_begin() -> None:
     for number, start in enumerate((5, 30)):
         placement.take(number, own)
         assert placement.start_of(number) == start
-    assert not placement.has_room(own)
+    assert placement.room_for(own) == 0
 
 
 @given(
@@ -130,7 +130,7 @@ def test_a_type_may_say_where_its_vgpus_begin() -> None:
 def test_no_two_vgpus_are_in_one_place(steps: list[tuple[bool, TypeSpec]], mode: PlacementMode) -> None:
     placement, there = fresh(mode), dict[int, TypeSpec]()
     for number, (coming, wanted) in enumerate(steps):
-        if coming and placement.has_room(wanted):
+        if coming and placement.room_for(wanted) > 0:
             placement.take(number, wanted)
             there[number] = wanted
         elif not coming and there:
@@ -150,3 +150,18 @@ def test_no_two_vgpus_are_in_one_place(steps: list[tuple[bool, TypeSpec]], mode:
         ]
         assert len(taken) == len(set(taken)) == sum(each.slots for each in there.values())
         assert not taken or (min(taken) >= 0 and max(taken) < SLOTS)
+
+
+@given(st.lists(st.sampled_from(TYPES), max_size=20), st.sampled_from(TYPES), st.sampled_from(PlacementMode))
+def test_there_is_room_for_exactly_as_many(
+    before: list[TypeSpec], wanted: TypeSpec, mode: PlacementMode
+) -> None:
+    placement = fresh(mode)
+    for number, each in enumerate(before):
+        if placement.room_for(each) > 0:
+            placement.take(number, each)
+    room = placement.room_for(wanted)
+    for number in range(room):
+        assert placement.room_for(wanted) == room - number
+        placement.take(f"new {number}", wanted)
+    assert placement.room_for(wanted) == 0

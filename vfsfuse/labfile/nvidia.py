@@ -14,6 +14,7 @@ from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.spec import Framework, NvidiaSpec, ParentSpec, PlacementMode, TypeSpec, VfSpec
 from devmodel.models.vendorvf import VendorVf
 from vfsfuse.labfile.faults import Keys
+from vfsfuse.labfile.hardware import Fields
 from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.schema import NVIDIA
 
@@ -22,22 +23,24 @@ MOST_CATALOGUE = 4096
 _NUMBER = re.compile(r"[0-9]{1,9}$", re.ASCII)
 
 
-def read_framework(reading: Reading, found: Found, keys: Keys) -> tuple[Framework, NvidiaSpec]:
-    """The framework of a parent of kind "gpu", and its settings."""
+def read_framework(reading: Reading, found: Found, keys: Keys) -> Fields:
+    """The fields of a parent of kind "gpu" that say how it gives its vGPUs to VFIO."""
     framework: Framework = found.get("framework", Framework.MDEV)
+    members: Fields = {"framework": framework, "placement": found.get("placement")}
+    if members["placement"] is PlacementMode.HETEROGENEOUS and "slots" not in found:
+        reading.note((*keys, "slots"), "is missing: places are counted in slots (add it)")
     if framework is not Framework.NVIDIA:
         if "nvidia" in found:
             reading.note((*keys, "nvidia"), 'is for framework = "nvidia" (give it that, or leave it out)')
-        return framework, NvidiaSpec()
+        return members
+    members["placement"] = found.get("placement", PlacementMode.HOMOGENEOUS)
     if "vfs" not in found:
         reading.note((*keys, "vfs"), "is missing: virtual functions are what becomes vGPUs (add it)")
     if "vf_memory" in found:
         why = "is for other frameworks: a virtual function gets its memory with a type (leave it out)"
         reading.note((*keys, "vf_memory"), why)
-    settings = NvidiaSpec(**fields(reading.table(found.get("nvidia", {}), NVIDIA, (*keys, "nvidia")), NVIDIA))
-    if settings.placement is PlacementMode.HETEROGENEOUS and "slots" not in found:
-        reading.note((*keys, "slots"), "is missing: places are counted in slots (add it)")
-    return framework, settings
+    settings = reading.table(found.get("nvidia", {}), NVIDIA, (*keys, "nvidia"))
+    return {**members, "nvidia": NvidiaSpec(**fields(settings, NVIDIA))}
 
 
 def vendor_vf(vf: VfSpec, driver: str, physical: type[PciDevice], named: bool) -> VfSpec:
@@ -66,11 +69,12 @@ def usual_ids(physical: type[PciDevice], number: int) -> dict[str, int]:
 
 
 def check_types(reading: Reading, parent: ParentSpec, keys: Keys) -> None:
-    """Whether the types of such a parent can be told apart, and can be placed."""
+    """Whether the types of a parent can be told apart by their ids, and can be placed."""
+    vendor = parent.framework is Framework.NVIDIA
     seen: dict[int, str] = {}
     for spec in parent.types:
         here = (*keys, "types", spec.name)
-        if spec.number in seen:
+        if vendor and spec.number in seen:
             why = f"is {spec.number}, that of {seen[spec.number]!r} too (give another)"
             reading.note((*here, "id"), why)
         seen[spec.number] = spec.name
@@ -78,7 +82,7 @@ def check_types(reading: Reading, parent: ParentSpec, keys: Keys) -> None:
         if spec.starts is not None and any(start > room for start in spec.starts):
             why = f"has a place that ends behind the parent's slots (begin at {room} at most)"
             reading.note((*here, "starts"), why)
-    if _size_of(parent.types) > MOST_CATALOGUE:
+    if vendor and _size_of(parent.types) > MOST_CATALOGUE:
         why = f"give a catalogue of more than {MOST_CATALOGUE} bytes, a page (give fewer, or shorter names)"
         reading.note((*keys, "types"), why)
 

@@ -72,8 +72,7 @@ def _parent(reading: Reading, name: str, content: object) -> ParentSpec:
         raise Fault
     if kind == "gpu":
         spec = _of_function(name, found, members, types)
-        if spec.framework is Framework.NVIDIA:
-            check_types(reading, spec, keys)
+        check_types(reading, spec, keys)
         check_vfs(reading, spec.function or FunctionSpec(name, None), keys)
     else:
         given = fields({key: found[key] for key in found if key in OF_BOTH}, PARENT)
@@ -84,7 +83,7 @@ def _parent(reading: Reading, name: str, content: object) -> ParentSpec:
 
 def _of_function(name: str, found: Found, members: Fields, types: tuple[TypeSpec, ...]) -> ParentSpec:
     """The parent that is a PCI function with these fields."""
-    framework, nvidia = members.pop("framework")
+    shared = members.pop("shared")
     return ParentSpec(
         name=name,
         kind="gpu",
@@ -95,9 +94,8 @@ def _of_function(name: str, found: Found, members: Fields, types: tuple[TypeSpec
         memory=members.get("memory", 0),
         slots=found.get("slots"),
         hardware=FunctionSpec(name, **members),
-        framework=framework,
-        nvidia=nvidia,
         type_names=found.get("type_names", True),
+        **shared,
     )
 
 
@@ -109,7 +107,8 @@ def _check_address(reading: Reading, name: str, keys: Keys) -> None:
 
 
 def _gpu(reading: Reading, found: Found, keys: Keys, usable: bool) -> Fields:
-    """The fields of the function that a "gpu" is. ``usable`` is whether all values could be read."""
+    """The fields of the function that a "gpu" is, and in "shared" those of the parent. ``usable`` is whether
+    all values could be read."""
     if found.get("driver") in RESERVED_DRIVERS:
         reading.note((*keys, "driver"), f"{found['driver']!r} has a meaning of its own (choose another)")
     for key in VF_KEYS:
@@ -118,13 +117,12 @@ def _gpu(reading: Reading, found: Found, keys: Keys, usable: bool) -> Fields:
     members = own_fields(found)
     members["model"] = read_model(reading, found, keys, "gpu", PHYSICAL)
     take_serial(members, found)
-    framework, nvidia = read_framework(reading, found, keys)
+    members["shared"] = shared = read_framework(reading, found, keys)
     if usable:
         complete(reading, members, found, keys)
-        if framework is Framework.NVIDIA and "vf" in members:
+        if shared["framework"] is Framework.NVIDIA and "vf" in members:
             named = "vf_model" in found or "model" in found.get("vf", {})
             members["vf"] = vendor_vf(members["vf"], found["driver"], members["model"], named)
-    members["framework"] = framework, nvidia
     return members
 
 

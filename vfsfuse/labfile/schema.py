@@ -123,7 +123,6 @@ TYPE: Schema = {
     "starts": Key(values.slots, "slots at which a vGPU may begin in NVIDIA's framework", "starts"),
 }
 NVIDIA: Schema = {
-    "placement": Key(values.placement, "which vGPUs can be on the GPU at the same time", "placement"),
     "files": Key(values.nvidia_files, "files in the directory nvidia: 6, or 2 as at first", "files"),
     "physical_catalogue": Key(
         values.boolean, "whether the physical function has a catalogue, too", "physical_catalogue"
@@ -222,6 +221,7 @@ PARENT: Schema = {
     "vf_memory": Key(values.size, "video memory of each virtual function"),
     "types": Key(values.table, "types of vGPU, by name", required=True, each=TYPE, names=NAMES),
     "framework": Key(values.framework, "how its vGPUs are given to VFIO"),
+    "placement": Key(values.placement, "which vGPUs can be on a gpu at the same time"),
     "nvidia": Key(values.table, "settings of NVIDIA's framework", table=NVIDIA),
 }
 NODE: Schema = {
