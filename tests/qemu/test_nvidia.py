@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU boots a guest with a vGPU of NVIDIA's framework: a virtual function that the host driver keeps."""
+"""QEMU and a vGPU of NVIDIA's framework, by the directory of its virtual function.
+
+tests/machines/test_vendor_host.py has the other ways.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ import pytest
 from tests import needs
 from tests.lab import ROOT, MountedLab
 from tests.nvidia.host import Host, Vf, wait_until_free
-from tests.qemu import drivers, programs
+from tests.qemu import drivers
 from tests.qemu.guest import Guest
-from tests.qemu.iommufd import Opened
 from tests.qemu.machine import Machine, in_lab
 from tests.vfio.client import fails
 
@@ -51,13 +53,12 @@ def check_guest(machine: Machine, vf: Vf) -> None:
     drivers.assert_healthy(console)
 
 
-@pytest.mark.parametrize("by", ["host", "sysfsdev"])
-def test_a_guest_boots_with_it_by_its_group(host: Host, guest: Guest, by: str) -> None:
+def test_a_guest_boots_with_it_by_its_directory(host: Host, guest: Guest) -> None:
     vf = host.vf(0)
-    where = f"host={vf.name}" if by == "host" else f"sysfsdev=/sys/bus/pci/devices/{vf.name}"
-    options = ["-device", f"vfio-pci,{where},addr={SLOT:#x},id=dev{SLOT}"]
+    where = f"sysfsdev=/sys/bus/pci/devices/{vf.name}"
     mode = "" if not needs.NO_PASSTHROUGH else "video=640x480"
     with vf.typed(TYPE):
+        options = ["-device", f"vfio-pci,{where},addr={SLOT:#x},id=dev{SLOT}"]
         with Machine(in_lab(host.lab), options, guest, mode) as machine:
             check_guest(machine, vf)
         wait_until_free(vf)
@@ -69,15 +70,3 @@ def test_without_a_type_qemu_does_not_start(host: Host, guest: Guest) -> None:
     with pytest.raises(Exception, match="No such device"), machine:
         pass
     assert vf.type == 0
-
-
-@pytest.mark.parametrize("suite", programs.NEWER)
-def test_a_guest_boots_with_it_by_iommufd(host: Host, guest: Guest, suite: str) -> None:
-    program, vf = programs.of_suite(suite), host.vf(2)
-    mode = "" if not needs.NO_PASSTHROUGH else "video=640x480"
-    with vf.typed(TYPE):
-        opened = Opened(host.lab)
-        options = [*opened.iommu(), *opened.physical(vf.name, SLOT)]
-        with Machine([], options, guest, mode, program=program, descriptors=opened.descriptors) as machine:
-            check_guest(machine, vf)
-        wait_until_free(vf)
