@@ -42,6 +42,7 @@ from tests.vfio.test_device import hot_reset, hot_reset_info
 HOST, SLOT, GPU, AUDIO = "0000:00:00.0", "0000:00:01.0", "0000:01:00.0", "0000:01:00.1"
 NIC, DISK = "0000:02:00.0", "0000:03:00.0"
 OTHER_PORTS = "0000:00:1c.0", "0000:00:1d.0"
+HOST_DRIVERS = {GPU: "nouveau", AUDIO: "snd_hda_intel"}
 VIABLE, CONTAINER_SET = 1, 2
 GRAPHICS = 5
 """The card's slot in a guest."""
@@ -85,9 +86,10 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
 def desktop(mounted: MountedLab) -> Iterator[MountedLab]:
     """The desktop; in the end its host drivers have their functions again."""
     yield mounted
-    for name in (GPU, AUDIO):
-        if driver_of(mounted, name) == "vfio-pci":
+    for name, driver in HOST_DRIVERS.items():
+        if driver_of(mounted, name) != driver:
             reset(mounted, name)
+        assert driver_of(mounted, name) == driver
 
 
 # ---- what programs see ----
