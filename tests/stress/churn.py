@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Campaign `churn`: 16 processes create, remove, pull out, rebind and open vGPUs and VFs by all interfaces.
+"""Campaign `churn`: 16 processes create, remove, pull out, rebind and open vGPUs and VFs by all interfaces,
+and quarrel with drivers about a group of two functions.
 
 Between two rounds nobody changes the lab, and all counts must be right. At the end the lab is as it was.
 """
@@ -7,10 +8,13 @@ Between two rounds nobody changes the lab, and all counts must be right. At the 
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
+import struct
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
@@ -19,7 +23,8 @@ from uuid import UUID
 from tests.lab import open_bound
 from tests.snapshot import snapshot
 from tests.stress.campaign import Campaign, Run
-from tests.stress.lab import APART, GPUS, POPULATION
+from tests.stress.lab import APART, GPUS, POPULATION, SHARED
+from tests.vfio.client import GROUP_SET_CONTAINER
 
 DOCUMENTED_CHANGES = 50_000
 PROCESSES = 16
@@ -56,6 +61,8 @@ class Churner:
                 self._hold,
                 self._numvfs,
                 self._power,
+                self._drive,
+                self._join,
             ),
         ]
         for _ in range(changes):
@@ -153,6 +160,33 @@ class Churner:
         count = self._random.choice([0, 0, 1, VFS])
         self._write(f"sys/bus/pci/devices/{GPUS[0]}/sriov_numvfs", str(count))
 
+    def _drive(self) -> None:
+        """Give a function of the shared group to vfio-pci, or to its host driver."""
+        name, driver = self._random.choice(SHARED), self._random.choice(["vfio-pci", "host"])
+        function = f"sys/bus/pci/devices/{name}"
+        self._write(f"{function}/driver_override", driver)
+        with suppress(OSError):
+            self._write(f"{function}/driver/unbind", name)
+        self._write(f"sys/bus/pci/drivers/{driver}/bind", name)
+
+    def _join(self) -> None:
+        """Put the shared group into a container: no host driver has a member of it then."""
+        functions = self._top / "sys/bus/pci/devices"
+        number = os.path.basename(os.readlink(functions / SHARED[0] / "iommu_group"))
+        with (
+            open(self._top / "dev/vfio" / number, "r+b", buffering=0) as group,
+            open(self._top / "dev/vfio/vfio", "r+b", buffering=0) as container,
+        ):
+            try:
+                fcntl.ioctl(group, GROUP_SET_CONTAINER, struct.pack("=i", container.fileno()))
+            except PermissionError:  # the group is not viable
+                return
+            self.counts["joined"] += 1
+            for name in SHARED:
+                with suppress(FileNotFoundError):
+                    if os.readlink(functions / name / "driver").endswith("/host"):
+                        self.faults.append(f"a client and the driver of {name} have their group")
+
     def _power(self) -> None:
         verb = self._random.choice(["start", "shutdown"])
         self._write(f"sys/class/vgpu/vgpu_{verb}", self._present()[:36])
@@ -240,8 +274,10 @@ def churn(run: Run) -> None:
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
         run.fault(f"the lab is not what it was: {', '.join(changed[:5])}")
-    done = f"{counts.total():,} changes by {PROCESSES} processes in {rounds} rounds"
+    done = f"{counts['good'] + counts['refused']:,} changes by {PROCESSES} processes in {rounds} rounds"
     run.figures = f"{done}, {counts['good']:,} of them carried out"
+    if not counts["joined"]:
+        run.fault("nobody has had the group of two functions")
     if f"/{APART}/" not in os.path.realpath(run.lab.path / "sys/bus/mdev/devices" / run.protected):
         run.fault("the bystander's vGPU is gone")
 

@@ -22,6 +22,8 @@ from tests.stress.setting import Setting
 VIDEO = 4 << 20
 APART = "apart"
 """The parent of the bystander's vGPU. The campaigns leave it alone."""
+SHARED = ("0000:88:00.0", "0000:88:00.1")
+"""Two functions of one IOMMU group."""
 LAB = f"""\
 [mount]
 device_mode = "0666"
@@ -39,6 +41,12 @@ kind = "gpu"
 driver = "vgpu"
 memory = "16M"
 types.small = {{ memory = "{VIDEO}", description = "a vGPU of the other GPU" }}
+
+[functions."{SHARED[0]}"]
+driver = "host"
+
+[functions."{SHARED[1]}"]
+driver = "host"
 
 [parents.mtty]
 kind = "virtual"
