@@ -626,6 +626,43 @@ def test_what_an_id_means(identity: PciId, matches: bool) -> None:
     assert identity.covers(exact) is matches
 
 
+# ---- late ones ----
+
+
+def test_late_ones_that_cannot_be_shown_are_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All or none of them come, as when they come at once; what was kept for them is given back."""
+    clock, recorder, function = Clock(), Recorder(), function_spec(GPU)
+    monkeypatch.setattr(TaskHost, "begin", lambda host, task: clock.begin(task))
+    monkeypatch.setattr(TaskHost, "end", lambda host, task: clock.end(task))
+    assert function.vf is not None
+    spec = replace(GPU, hardware=replace(function, vf=replace(function.vf, delay=1)))
+    recorder.lab = lab = Lab(LabSpec((spec,)), recorder)
+    gpu = function_of(lab.parents[BDF])
+    lab.sriov.set_count(gpu, 3)
+    assert (parent_of(gpu).memory_free, parent_of(gpu).slots_free) == (4 * MIB, 2)
+    fails(errno.ENOSPC, lab.create, parent_of(gpu).types["vgpu-4"], UUID(int=1), overrides={"vram": "8M"})
+    recorder.fail = True
+    clock.strike()
+    assert (gpu.vfs, lab.sriov.count_of(gpu), capability(gpu)[3]) == ([], 0, 0)
+    assert (parent_of(gpu).memory_free, parent_of(gpu).slots_free) == (16 * MIB, 5)
+    recorder.fail = False
+    lab.sriov.set_count(gpu, 2)
+    clock.strike()
+    assert len(gpu.vfs) == 2
+    lab.close()
+
+
+def test_a_lab_that_is_not_served_has_no_late_ones() -> None:
+    recorder, function = Recorder(), function_spec(GPU)
+    assert function.vf is not None
+    spec = replace(GPU, hardware=replace(function, vf=replace(function.vf, delay=1)))
+    recorder.lab = lab = Lab(LabSpec((spec,)), recorder)
+    gpu = function_of(lab.parents[BDF])
+    fails(errno.ENODEV, lab.sriov.set_count, gpu, 1)
+    assert (lab.sriov.count_of(gpu), parent_of(gpu).memory_free) == (0, 16 * MIB)
+    lab.close()
+
+
 # ---- any order ----
 
 
