@@ -41,7 +41,8 @@ scope = ["0000:00"]
 scope = ["0000:80"]
 
 [nodes.0]
-cpus = "0-3"
+cpus = "0-3,8-11"
+threads = 2
 memory = "4G"
 distances = [10, 21]
 
@@ -68,7 +69,10 @@ vpd = "{VITAL.hex(" ")}\\n"
 vfs = 8
 net = "enp101s0f0"
 mac = "{MAC}"
-vf = {{ device = 0x154c, bars = {{ 0 = {{ size = "64K", kind = "mem64-prefetch" }} }}, driver = "iavf" }}
+vf.device = 0x154c
+vf.bars = {{ 0 = {{ size = "64K", kind = "mem64-prefetch" }}, 3 = {{ size = "16K", kind = "mem64" }} }}
+vf.capabilities = ["msix:5@3", "express:8GT,x8"]
+vf.driver = "iavf"
 
 [functions."0000:65:00.1"]
 vendor = 0x8086
@@ -172,12 +176,17 @@ def test_a_captured_lab_is_the_same_machine(lab: MountedLab, again: MountedLab) 
 def test_what_lspci_cannot_tell_comes_from_sysfs(lab: MountedLab, tmp_path: Path) -> None:
     text = capture("--sys", lab.path / "sys", "--keep-serials").stdout
     found = tomllib.loads(text)
-    assert found["iommu"]["units"]["dmar0"]["scope"][0] == "0000:00"
-    assert found["nodes"]["1"] == {"cpus": "4-7", "memory": "4G", "distances": [21, 10]}
+    assert found["iommu"] == {"units": {"dmar0": {"scope": ["0000:00"]}, "dmar1": {"scope": ["0000:80"]}}}
+    nodes = found["nodes"]
+    assert nodes["0"] == {"cpus": "0-3,8-11", "threads": 2, "memory": "4G", "distances": [10, 21]}
+    assert nodes["1"] == {"cpus": "4-7", "memory": "4G", "distances": [21, 10]}
     assert found["roots"]["0000:80"] == {"numa_node": 1}
     nic = found["functions"]["0000:65:00.0"]
     assert (nic["net"], nic["mac"], nic["vfs"]) == (["enp101s0f0"], MAC, 8)
-    assert nic["vf"]["bars"] == {"0": {"size": "64K", "kind": "mem64-prefetch"}}
+    assert nic["vf"]["bars"] == {
+        "0": {"size": "64K", "kind": "mem64-prefetch"},
+        "3": {"size": "16K", "kind": "mem64"},
+    }
     with described(tmp_path, text) as mounted:
         assert links(mounted.path / "sys", "iommu") == links(lab.path / "sys", "iommu")
         address = mounted.path / "sys/class/net/enp101s0f0/address"
@@ -216,7 +225,6 @@ def test_virtual_functions_that_are_enabled_are_captured(tmp_path: Path, way: st
     assert before["-nn"].count("[8086:154c]") == 2
     with described(tmp_path, captured) as mounted:
         sys = mounted.path / "sys"
-        (sys / "bus/pci/devices/0000:65:00.0/sriov_numvfs").write_text("2")
         assert {**views(sys), "groups": groups(sys)} == {**before, "groups": before_groups}
 
 

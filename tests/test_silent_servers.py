@@ -178,6 +178,7 @@ def test_each_command_that_asks_a_silent_server_says_so_in_time(bed: MountedLab,
             ["mount", bed.path],
             ["mount", "--foreground", bed.path],
             ["tree", bed.path],
+            ["capture", "--sys", bed.path / "sys"],
             ["screenshot", "--mount", bed.path, "vgpu0", bed.path.parent / "out.png"],
             ["surprise-remove", "--mount", bed.path, "vgpu0"],
         ]

@@ -121,12 +121,15 @@ class FoundFunction:
 
 @dataclass(frozen=True, slots=True)
 class FoundNode:
-    """A NUMA node: its CPUs as sysfs lists them, its memory in kilobytes, and its distances to all nodes."""
+    """A NUMA node: its CPUs as sysfs lists them, its memory in kilobytes, and its distances to all nodes.
+    ``threads`` are those of each core, if the first CPUs are the first threads of the cores and so on, else
+    0."""
 
     number: int
     cpus: str
     memory_kb: int
     distances: tuple[int, ...]
+    threads: int = 0
 
 
 @dataclass(frozen=True, slots=True)

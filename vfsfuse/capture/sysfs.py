@@ -34,6 +34,7 @@ from vfsfuse.capture.machine import (
 
 MAX_TEXT, MAX_ROM, MAX_VPD = 1 << 16, 16 << 20, 1 << 15
 """Most bytes that are read of an attribute, of a ROM, of vital product data."""
+MAX_CPUS = 8192
 _ROM_SHADOW = 0x2
 _MAC_SIZE = 6
 VFIO_PCI = "vfio-pci"
@@ -104,7 +105,7 @@ class _Reader:
         rows = self.resource(folder)
         bars = tuple(_bars(rows[:BARS], 0))
         rom, rom_size = self.rom(folder, rows)
-        real = folder.resolve()
+        driver = _link(folder / "driver")
         secondary, subordinate = self.buses(folder, config)
         return FoundFunction(
             name,
@@ -121,16 +122,16 @@ class _Reader:
             rom_size=rom_size,
             rom=rom,
             vpd=self.bytes(folder / "vpd", MAX_VPD),
-            driver=_link(folder / "driver"),
+            driver=driver,
             group=_number(_link(folder / "iommu_group")),
             numa_node=self.number(folder / "numa_node"),
             slot=slots.get(name.rsplit(".", 1)[0]),
             secondary=secondary,
             subordinate=subordinate,
-            above=real.parent.name if ADDRESS.fullmatch(real.parent.name) else None,
+            above=_above(folder),
             physical=_link(folder / "physfn"),
             vfs=self.vfs(folder, rows),
-            net=tuple(self.nets(folder)),
+            net=tuple(self.nets(folder, driver)),
             unit=_link(folder / "iommu"),
             words=self.words(folder) if len(config) <= HEADER_SIZE else (),
         )
@@ -197,9 +198,10 @@ class _Reader:
             tuple(_bars(rows[IOV_ROW : IOV_ROW + BARS], total)),
         )
 
-    def nets(self, folder: Path) -> Iterator[FoundNet]:
+    def nets(self, folder: Path, driver: str | None) -> Iterator[FoundNet]:
         """The network interfaces of the function, also those of a virtio device on it."""
-        places = [folder / "net", *sorted(folder.glob("virtio*/net"))]
+        virtio = sorted(folder.glob("virtio*/net")) if (driver or "").startswith("virtio") else []
+        places = [folder / "net", *virtio]
         for place in places:
             for name in _names(place):
                 text = self.text(place / name / "address") or ""
@@ -250,12 +252,25 @@ class _Reader:
             memory = [line.split() for line in (self.text(place / "meminfo") or "").splitlines()]
             total = [int(words[-2]) for words in memory if "MemTotal:" in words and words[-2].isdecimal()]
             distances = (self.text(place / "distance") or "").split()
+            cpus = self.text(place / "cpulist") or ""
             yield FoundNode(
                 number,
-                self.text(place / "cpulist") or "",
+                cpus,
                 total[0] if total else 0,
                 tuple(int(each) for each in distances if each.isdecimal()),
+                self.threads(cpus_of(cpus)),
             )
+
+    def threads(self, cpus: Sequence[int]) -> int:
+        """The threads of each core of a node, 0 if the CPUs of its cores do not follow one another."""
+        folder = self.root / "devices/system/cpu"
+        names = {cpu: self.text(folder / f"cpu{cpu}/topology/thread_siblings_list") or "" for cpu in cpus}
+        count = len(cpus_of(names[cpus[0]])) if cpus else 0
+        if not count or len(cpus) % count:
+            return 0
+        cores = len(cpus) // count
+        siblings = {cpu: [*cpus[place % cores :: cores]] for place, cpu in enumerate(cpus)}
+        return count if all(cpus_of(names[cpu]) == siblings[cpu] for cpu in cpus) else 0
 
     def root_node(self, bus: str, functions: Sequence[FoundFunction]) -> int | None:
         """The node of a root bus: that of all functions below it, None if they differ."""
@@ -310,6 +325,17 @@ class _Reader:
         return _number(self.text(path), 16)
 
 
+def cpus_of(text: str) -> list[int]:
+    """The numbers in a list of CPUs, such as 0-3,8; none for another text or too many."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)) or len(first + last) > 10:
+            return []
+        found += range(int(first), min(int(last or first), int(first) + MAX_CPUS) + 1)
+    return found if len(found) <= MAX_CPUS else []
+
+
 def _bars(rows: Sequence[tuple[int, int, int]], shared: int) -> Iterator[FoundBar]:
     """The BARs in rows of ``resource``. ``shared`` is among how many functions each is divided, 0 for
     none."""
@@ -329,6 +355,15 @@ def _link(path: Path) -> str | None:
         return os.path.basename(os.readlink(path)) or None
     except OSError:
         return None
+
+
+def _above(folder: Path) -> str | None:
+    """The function that the device of the link ``folder`` is below, None for a root bus."""
+    try:
+        above = os.path.basename(os.path.dirname(os.readlink(folder)))
+    except OSError:
+        return None
+    return above if ADDRESS.fullmatch(above) else None
 
 
 def _names(folder: Path) -> list[str]:

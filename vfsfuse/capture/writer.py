@@ -95,6 +95,8 @@ class _Writer:
             yield f"[nodes.{node.number}]"
             if re.fullmatch(r"[0-9,-]+", node.cpus):
                 yield f'cpus = "{node.cpus}"'
+            if node.threads > 1:
+                yield f"threads = {node.threads}"
             if node.memory_kb:
                 yield f"memory = {_size(node.memory_kb << 10)}"
             if len(node.distances) == len(self.machine.nodes):
@@ -273,8 +275,9 @@ class _Writer:
         device = vfs.device if vfs.device is not None else sample.device if sample else None
         if device is not None:
             yield f"device = {device:#06x}"
-        if sample is not None and sample.subsystem_device != function.subsystem_device:
-            yield f"subsystem_device = {sample.subsystem_device:#06x}"
+        config = b"" if sample is None else self.config(sample)
+        if sample is not None and not config:
+            yield from _virtual_identity(sample, function)
         for bar in bars:
             yield f"bars.{bar.index} = {{ size = {_size(bar.size)}, kind = {_text(bar.kind)} }}"
         if vfs.offset and vfs.stride:
@@ -288,8 +291,20 @@ class _Writer:
         names = [each.net[0].name for each in virtual if each.net and _is_interface(each.net[0].name)]
         if virtual and len(names) == len(virtual):
             yield f"net = [{', '.join(map(_text, names))}]"
+        if len(config) > HEADER_SIZE:
+            yield from _rows("config", config)
         if vfs.enabled:
             yield f"enabled = {min(vfs.enabled, vfs.total)}"
+
+
+def _virtual_identity(function: FoundFunction, physical: FoundFunction) -> Iterator[str]:
+    """What tells a virtual function from its physical one, if its configuration space is not known."""
+    if function.subsystem_device != physical.subsystem_device:
+        yield f"subsystem_device = {function.subsystem_device:#06x}"
+    if function.class_code != physical.class_code:
+        yield f"class = {function.class_code:#08x}"
+    if function.revision != physical.revision:
+        yield f"revision = {function.revision:#04x}"
 
 
 def scopes(

@@ -12,10 +12,12 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from vfsfuse import sticky
 from vfsfuse.asking import NoAnswer, Patience, Refusal
+from vfsfuse.cli.mountpoint import no_answer
 from vfsfuse.cli.output import complain, discard_stdout, explained
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 MAX_TEXT = 256 << 20
 """Most bytes that are read of a text."""
 
+_TICK_SECONDS = 0.5
 Captured = tuple[str, list[str], list[tuple[str, bytes]]]
 """A lab file, notes about it, and the files of ROMs by name."""
 
@@ -58,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
     except NoAnswer:
-        return complain("capture", f"{args.sys}: does not answer (its server is stopped or hung)")
+        return complain("capture", no_answer(args.sys))
     except Refusal as error:
         return complain("capture", str(error))
     except BrokenPipeError:
@@ -88,8 +91,14 @@ def _from_sysfs(args: argparse.Namespace) -> Iterator[Captured | None]:
             yield None
             continue
         contents = [(rom_name(each), each.rom) for each in machine.functions.values() if each.rom]
-        text, notes = _written(machine, args.keep_serials, roms)
-        yield text, notes, contents
+        written: list[tuple[str, list[str]]] = []
+        writing = Thread(target=_written, args=(machine, args.keep_serials, roms, written))
+        writing.start()
+        while writing.is_alive():  # a large machine takes longer than a silent server is given
+            writing.join(_TICK_SECONDS)
+            yield None
+        for text, notes in written:
+            yield text, notes, contents
 
 
 def _from_text(args: argparse.Namespace) -> Iterator[Captured | None]:
@@ -100,16 +109,21 @@ def _from_text(args: argparse.Namespace) -> Iterator[Captured | None]:
     if len(content) > MAX_TEXT:
         raise Refusal(f"{name}: is larger than {MAX_TEXT} bytes (is it a text of lspci?)")
     machine = read_lspci(content.decode("utf-8", "replace"), name)
-    text, notes = _written(machine, args.keep_serials, None)
-    yield text, notes, []
+    written: list[tuple[str, list[str]]] = []
+    _written(machine, args.keep_serials, None, written)
+    for text, notes in written:
+        yield text, notes, []
 
 
-def _written(machine: Machine, keep_serials: bool, roms: Path | None) -> tuple[str, list[str]]:
+def _written(
+    machine: Machine, keep_serials: bool, roms: Path | None, result: list[tuple[str, list[str]]]
+) -> None:
+    """Put the lab file and the notes about it into ``result``."""
     from vfsfuse.capture.serials import without_serials
     from vfsfuse.capture.writer import Written
 
     written = Written(machine if keep_serials else without_serials(machine), roms)
-    return written.text, list(written.notes)
+    result.append((written.text, list(written.notes)))
 
 
 def _read(path: str) -> bytes:
