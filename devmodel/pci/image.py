@@ -220,6 +220,8 @@ class ImageSpace(ConfigSpace):
 def with_virtual_functions(image: Image, added: Sequence[ExtendedCapability]) -> Image:
     """The image of a physical function whose lab gives it virtual ones, with the extended capabilities
     ``added``; the one that has an SR-IOV capability already. Raises ValueError if there is no room."""
+    if CapId.EXP not in image.offsets and any(cap.id == ExtCapId.SRIOV for cap in added):
+        raise ValueError("virtual functions are those of a PCI Express function (leave vfs out)")
     if ExtCapId.SRIOV in image.places or not any(cap.id == ExtCapId.SRIOV for cap in added):
         return image
     return _appended(image, [cap for cap in added if cap.id not in image.places])
@@ -232,7 +234,7 @@ def _appended(image: Image, added: Sequence[ExtendedCapability]) -> Image:
     place = -(-max(len(data.rstrip(b"\0")), regs.CFG_SPACE_SIZE) // 16) * 16
     for cap in added:
         if place + cap.size > len(data):
-            raise ValueError("the configuration space has no room for virtual functions (leave them out)")
+            raise ValueError("the configuration space has no room for an SR-IOV capability (leave vfs out)")
         if last:
             data[last + 2 : last + 4] = struct.pack("<H", data[last + 2] & 0xF | place << 4)
         struct.pack_into("<I", data, place, cap.id | cap.version << 16)

@@ -417,7 +417,7 @@ def test_an_image_without_room_for_virtual_functions_is_an_error() -> None:
     data = captured()
     data[0xFFF] = 1
     model = plain_model(PlainSpec(config=bytes(data)))
-    with pytest.raises(ValueError, match="no room for virtual functions"):
+    with pytest.raises(ValueError, match="no room for an SR-IOV capability"):
         type("Physical", (WithVfs, model), {"__slots__": ()})("it")
 
 

@@ -14,7 +14,8 @@ from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, VfSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, MAX_VFS, VfLayout
 from devmodel.models.plain import PlainDevice
 from devmodel.models.registry import MODELS, PHYSICAL
-from devmodel.pci.regs import ExtCapId
+from devmodel.pci.capability import alternative_routing
+from devmodel.pci.image import with_virtual_functions
 from vfsfuse.labfile.faults import Fault, Keys
 from vfsfuse.labfile.plain import NAME as PLAIN_NAME
 from vfsfuse.labfile.plain import plain
@@ -133,14 +134,16 @@ def check_vfs(reading: Reading, spec: FunctionSpec, keys: Keys) -> None:
     if (spec.vf.memory or 0) > spec.memory:
         why = f"is more than the parent's {spec.memory} bytes (give less)"
         reading.fail((*keys, "vf_memory"), why)
-    image = getattr(spec.model, "IMAGE", None)
-    if image is not None and ExtCapId.SRIOV not in image.places:
-        why = "the configuration space has no SR-IOV capability (leave it out)"
-        reading.fail((*keys, "vfs"), why)
     try:
-        VfLayout(spec, FIRST_OFFSET, reading.aperture)
+        layout = VfLayout(spec, FIRST_OFFSET, reading.aperture)
     except ValueError as error:
         reading.fail((*keys, "vfs"), f"{error} (see vf_model and vf_memory)")
+    image = getattr(spec.model, "IMAGE", None)
+    if image is not None:
+        try:
+            with_virtual_functions(image, (alternative_routing(), layout.capability()))
+        except ValueError as error:
+            reading.fail((*keys, "vfs"), str(error))
 
 
 def _bridge(reading: Reading, found: Found, keys: Keys) -> BridgeSpec | None:
