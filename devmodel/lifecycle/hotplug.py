@@ -26,9 +26,9 @@ from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.functions import FunctionTable
 from devmodel.lifecycle.grouped import Place, bridge_nodes, node_of
 from devmodel.lifecycle.mdev import Parent
-from devmodel.lifecycle.spec import FunctionSpec, LabSpec
+from devmodel.lifecycle.spec import FunctionSpec, LabSpec, SpecError
 from devmodel.pci.address import PciAddress, bus_name
-from devmodel.pci.config import Aperture, Assigned
+from devmodel.pci.config import Aperture, Assigned, NoRoom
 from devmodel.topology.grouping import found_order
 from devmodel.topology.placement import Placement
 from devmodel.vfio.group import Assignable, Group, retire_all
@@ -76,11 +76,13 @@ class Hotplug:
 
     def boot(self, lab: LabSpec) -> None:
         """Make everything that a lab file describes, as firmware and kernel leave it: functions are bound to
-        their host drivers. The observer is not told. Raises ValueError for what cannot be made."""
+        their host drivers. The observer is not told. Raises ValueError for what cannot be made, and
+        :class:`SpecError` when BARs have no room."""
         named = lab.all_functions
         self._places = place_functions(named, lab.roots)
         specs = (*named, *automatic_ports(named, self.buses))
         self._functions = {spec.name: spec for spec in specs}
+        self._source = lab.source
         self.unplugged = {spec.name for spec in specs if not spec.plugged}
         self._nodes = numa_nodes(specs, self.buses, lab.roots)
         for address, name in sorted((PciAddress.parse(name), name) for name in self._functions):
@@ -195,14 +197,14 @@ class Hotplug:
                 spec = self._functions[name]
                 self._assigned[name] = Assigned(aperture)
                 if spec.bridge is None:
-                    self._make(spec, groups.get(name) or _NO_GROUP)
+                    self._make_first(spec, groups.get(name) or _NO_GROUP)
         for bus, place in reversed(tuple(self.buses.bridges.items())):
             below = [self._drivers.functions[name] for name in self._on_bus.get(bus, ())]
             rows = (row for function in below for row in function.rows())
             links = (function.link for function in below)
             self._below[bus] = Below.around(place.buses, rows, links)
             name = str(place.address)
-            self._make(self._functions[name], groups.get(name) or _NO_GROUP)
+            self._make_first(self._functions[name], groups.get(name) or _NO_GROUP)
         for name in self.unplugged:
             self._drop(self._drivers.functions[name])
         bridges = tuple(self.ports.items())
@@ -224,6 +226,15 @@ class Hotplug:
         """The names of functions, bus by bus in ascending order."""
         order = sorted(self._on_bus.items(), key=lambda each: PciAddress.parse(each[1][0]))
         return (names for _, names in order)
+
+    def _make_first(self, spec: FunctionSpec, group: Group) -> None:
+        """Make a function for the first time. Raises :class:`SpecError` when its BARs have no room."""
+        try:
+            self._make(spec, group)
+        except NoRoom as error:
+            table = "functions" if spec.parent is None else "parents"
+            remedy = 'make its BARs smaller, or their kind "mem64"'
+            raise SpecError(f'{self._source}: {table}."{spec.name}": {error} ({remedy})') from error
 
     def _make(self, spec: FunctionSpec, group: Group) -> PciFunction:
         """Make a function, which is on its bus then."""

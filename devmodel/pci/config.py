@@ -180,6 +180,10 @@ class ConfigSpace(Region):
         self._mask = mask
 
 
+class NoRoom(ValueError):
+    """There is no room for a BAR among the addresses of its kind."""
+
+
 class Aperture:
     """The host's address windows, in which firmware places the BARs of physical functions."""
 
@@ -211,7 +215,7 @@ class Aperture:
         while (behind := self._claimed(bar.io, address, address + size)) is not None:
             address = _aligned(behind, bar.size)
         if address + size > self.ENDS[window]:
-            raise ValueError(f"no room at {address:#x} for {count} BARs of {bar.size} bytes")
+            raise NoRoom(f"no room at {address:#x} for {count} BARs of {bar.size} bytes")
         self._next[window] = address + size
         return address
 

@@ -1,16 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """PCI functions in a lab file: every key arrives in its spec, patterns of addresses, and what cannot be."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, LabSpec, RootSpec, UnitSpec, VfSpec
+from devmodel.lifecycle.spec import (
+    BridgeKind,
+    BridgeSpec,
+    FunctionSpec,
+    LabSpec,
+    RootSpec,
+    SpecError,
+    UnitSpec,
+    VfSpec,
+)
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.models.plain import BarKind, PlainBar, PlainDevice, PlainSpec
+from vfsfuse.labfile.outline import outline
 from vfsfuse.labfile.reader import LabFileError, load
 
 Load = Callable[[str], LabSpec]
@@ -329,10 +340,14 @@ HERE = 'functions."0000:65:00.0"'
         ('bars.0 = { size = 4096, kind = "mem16" }', "bars.0.kind", "is not a kind of BAR (give one of"),
         ('bars.0 = { size = 4096, address = "e000" }', "bars.0.address", "is not a whole number (an address"),
         ("bars.0 = { size = 4096, address = -1 }", "bars.0.address", "is not an address"),
-        ("bars.0.size = 5000", "", "not a power of two"),
+        ("bars.0.size = 5000", "bars.0.size", "5000 is not a power of two"),
+        ('bars.0.size = "3K"', "bars.0.size", "'3K' is not a power of two"),
+        ("bars.0.size = 8", "", "not a power of two of 16"),
         ('serial = "1234"', "serial", "is not a serial number"),
         ('capabilities = "pm"', "capabilities", "is not an array of words"),
-        ('capabilities = ["pn"]', "", "pn"),
+        ('capabilities = ["pn"]', "capabilities", "'pn' is no capability"),
+        ('capabilities = ["msi:3"]', "capabilities", "MSI cannot have 3 vectors"),
+        ('capabilities = ["aer"]', "", 'add "express"'),
         ('mac = "52:54"', "mac", "is not an Ethernet address"),
         ('mac = "52:54:00:12:34:56"', "mac", "is that of an interface (name it with net)"),
         ('net = "a name"', "net", "is not the name of an interface"),
@@ -385,6 +400,53 @@ def test_errors_of_a_function(load_text: Load, keys: str, key: str, why: str) ->
     (line,) = caught.value.lines
     assert f": {HERE}.{key}: " in line if key else f": {HERE}: " in line
     assert why in line and line.endswith(")")
+
+
+def test_errors_in_all_tables_of_a_function_are_found_at_once(load_text: Load) -> None:
+    with pytest.raises(LabFileError) as caught:
+        load_text(
+            """
+            [functions."0000:65:00.0"]
+            flavour = 1
+            vendor = -1
+            capabilities = ["bla"]
+            bars = { 0 = { size = "3K" }, 1 = { kind = "io" }, 7 = { size = 16 } }
+            vfs = 2
+            vf = { offset = 0, bars.0.size = 3 }
+            """
+        )
+    assert [line.partition(f"{HERE}.")[2].partition(": ")[0] for line in caught.value.lines] == [
+        "flavour",
+        "vendor",
+        "capabilities",
+        "bars.0.size",
+        "bars.1.size",
+        "bars.7",
+        "vf.offset",
+        "vf.bars.0.size",
+    ]
+
+
+def test_bridges_that_cannot_be_are_errors_of_one_of_them(load_text: Load) -> None:
+    port = 'functions."0000:00:0{}.0" = {{ bridge = "root-port", secondary = 0x01 }}\n'
+    with pytest.raises(LabFileError) as caught:
+        load_text(port.format(1) + port.format(2))
+    (line,) = caught.value.lines
+    assert line.partition("/my.toml: ")[2] == (
+        'functions."0000:00:01.0": bus 01 is below two bridges, 0000:00:01.0 and 0000:00:02.0 '
+        "(give one of them another `secondary`)"
+    )
+
+
+def test_bars_without_room_are_errors_of_their_function(load_text: Load) -> None:
+    lab = load_text('[functions."0000:65:{00-0f}.0"]\nbars.0.size = "1G"\n')
+    with pytest.raises(SpecError) as caught:
+        list(outline(lab))
+    assert re.fullmatch(
+        rf'{lab.source}: functions."0000:65:0\w.0": no room at 0x\w+ for 1 BARs of 1073741824 bytes '
+        r'\(make its BARs smaller, or their kind "mem64"\)',
+        str(caught.value),
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,19 @@
 State: none. Errors: see :mod:`vfsfuse.labfile.reading`. Every part of the lab has been read without error.
 """
 
+import re
+
 from devmodel.lifecycle.bridge import Places, place_functions
 from devmodel.lifecycle.netdev import LOOPBACK, MAX_NAME, NAME, all_names
 from devmodel.lifecycle.spec import Framework, FunctionSpec, LabSpec
+from vfsfuse.labfile import values
 from vfsfuse.labfile.faults import Keys
 from vfsfuse.labfile.nodes import check_near
 from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.units import check_units
+
+_ADDRESS = re.compile(values.ADDRESS)
+_REMEDY = re.compile(r"[:.] ((?:[Gg]ive|change) .*)$")
 
 
 def check_lab(reading: Reading, lab: LabSpec) -> None:
@@ -83,5 +89,17 @@ def _check_places(reading: Reading, lab: LabSpec) -> Places:
     try:
         return place_functions(lab.all_functions, lab.roots)
     except ValueError as error:
-        why = str(error) if str(error).endswith(")") else f"{error} (give fewer, or another address)"
-        reading.fail(("parents",) if lab.parents else ("functions",), why)
+        reading.fail(*_placed(lab, str(error)))
+
+
+def _placed(lab: LabSpec, why: str) -> tuple[Keys, str]:
+    """The place in the lab file, and the text, of an error of the placing of functions. It names addresses,
+    and the remedy behind a colon or in a sentence of its own."""
+    tables = {spec.address: _table(spec) for spec in lab.all_functions}
+    named = next((each for each in _ADDRESS.findall(why) if each in tables), "")
+    keys = tables.get(named, ("parents",) if lab.parents else ("functions",))
+    found = _REMEDY.search(why)
+    if found is None:
+        return keys, f"{why} (give fewer, or another address)"
+    remedy = found[1][0].lower() + found[1][1:]
+    return keys, f"{why[: found.start()]} ({remedy})"

@@ -124,17 +124,12 @@ def _root_text(bus: str, node: int) -> str:
 
 def _function_text(function: PciFunction) -> str:
     """The line about a function."""
-    identity = function.device.identity
+    identity = function.identity
     known = f"{function.name} [{identity.class_code >> 8:04x}] {identity.vendor:04x}:{identity.device:04x}"
     parts = [known, *_facts(function)]
-    if isinstance(function, Bridge):
-        parts.insert(
-            1,
-            f"{function.spec.bridge.kind.value} to bus {_below(function)}"
-            if function.spec.bridge
-            else "bridge",
-        )
-    bars = [_bar_text(index, bar) for index, bar in sorted(function.device.bar_map.items())]
+    if isinstance(function, Bridge) and function.spec.bridge is not None:
+        parts.insert(1, f"{function.spec.bridge.kind.value} to bus {_below(function)}")
+    bars = [_bar_text(index, bar) for index, bar in sorted(function.traits.bars.items())]
     if bars:
         parts.append(f"BARs {' '.join(bars)}")
     if isinstance(function, PhysicalFunction) and function.layout is not None:

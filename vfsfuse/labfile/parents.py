@@ -62,6 +62,8 @@ def _parent(reading: Reading, name: str, content: object) -> ParentSpec:
         reading.note(keys, f"cannot name a parent ({values.NAME_HINT})")
     before = len(reading.faults.lines)
     members: Fields | None = None
+    if not complete:
+        reading.note_below(found, PARENT, keys, without=("types", "bars"))
     if kind:
         read = _gpu if kind == "gpu" else _virtual
         members = reading.attempt(read, reading, found, keys, complete)

@@ -14,7 +14,7 @@ from devmodel.pci.fields import Identity
 from vfsfuse.labfile.content import read_config, read_content
 from vfsfuse.labfile.faults import Keys
 from vfsfuse.labfile.reading import Found, Reading, fields
-from vfsfuse.labfile.schema import BAR, PLAIN
+from vfsfuse.labfile.schema import BAR, NO_SUCH_BAR, PLAIN
 
 NAME = "plain"
 """The name of the model in a lab file."""
@@ -56,6 +56,6 @@ def read_bars(reading: Reading, tables: Mapping[str, object], keys: Keys) -> tup
     for index, content in tables.items():
         found = reading.table(content, BAR, (*keys, index))
         if index not in ("0", "1", "2", "3", "4", "5"):
-            reading.fail((*keys, index), "there is no such BAR (give 0 to 5)")
+            reading.fail((*keys, index), NO_SUCH_BAR)
         bars.append(PlainBar(int(index), **fields(found, BAR)))
     return tuple(bars)

@@ -9,7 +9,8 @@ part: what comes behind it is read all the same, so that all errors of a file ar
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
@@ -63,8 +64,23 @@ class Reading:
         the table is left."""
         found, complete = self.partial(content, schema, keys)
         if not complete:
+            self.note_below(found, schema, keys)
             raise Fault
         return found
+
+    def note_below(self, found: Found, schema: Schema, keys: Keys, without: Container[str] = ()) -> None:
+        """Note the errors in the tables of a table that is about to be left."""
+        for key, value in found.items():
+            below = schema[key].table
+            if key in without:
+                continue
+            if below is not None:
+                self.attempt(self.table, value, below, (*keys, key))
+            each = schema[key].each
+            for name, inner in _named(value) if each is not None else ():
+                self.attempt(self.table, inner, each, (*keys, key, name))
+                if schema[key].misnamed and re.search(schema[key].names, name) is None:
+                    self.note((*keys, key, name), schema[key].misnamed)
 
     def partial(self, content: object, schema: Schema, keys: Keys) -> tuple[Found, bool]:
         """The values of a table that can be used, and whether those are all. The errors are noted."""
@@ -128,6 +144,13 @@ class Reading:
             self.fail(keys, f"{_line(error)} (as model {model.__name__.lower()!r} needs it)")
         except BaseException as error:  # also SystemExit: the code may be anybody's
             self.fail(keys, f"the model's validate() failed: {reason(error)} (mend the model)")
+
+
+def _named(tables: object) -> Iterable[tuple[str, object]]:
+    """Tables by name, those of an array by number."""
+    if isinstance(tables, dict):
+        return tables.items()
+    return ((str(number), each) for number, each in enumerate(tables)) if isinstance(tables, list) else ()
 
 
 def fields(found: Mapping[str, Any], schema: Schema) -> dict[str, Any]:

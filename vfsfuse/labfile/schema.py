@@ -19,7 +19,8 @@ class Key:
     """A key of a table: its kind of value, and the field of the spec that it fills ("" for none).
 
     ``table`` has the keys of a value that is a table; ``each`` has those of every table in a value that is a
-    table of named tables or an array of tables. ``names`` is a pattern for the names.
+    table of named tables or an array of tables. ``names`` is a pattern for the names, ``misnamed`` the error
+    of another name.
     """
 
     kind: Kind[Any]
@@ -29,6 +30,7 @@ class Key:
     table: "Schema | None" = None
     each: "Schema | None" = None
     names: str = ""
+    misnamed: str = ""
 
 
 Schema = Mapping[str, Key]
@@ -128,8 +130,9 @@ NVIDIA: Schema = {
         values.boolean, "whether the physical function has a catalogue, too", "physical_catalogue"
     ),
 }
+NO_SUCH_BAR = "there is no such BAR (give 0 to 5)"
 BAR: Schema = {
-    "size": Key(values.size, "bytes, a power of two", "size", required=True),
+    "size": Key(values.bar_size, "bytes, a power of two", "size", required=True),
     "kind": Key(values.bar_kind, "kind of BAR, mem32 unless given", "kind"),
     "address": Key(values.bus_address, "where the host sees the BAR", "address"),
 }
@@ -142,10 +145,12 @@ PLAIN: Schema = {
     "class": Key(values.class_code, "class, subclass and programming interface: 0x020000", "class_code"),
     "revision": Key(values.revision, "revision", "revision"),
     "interrupt_pin": Key(values.interrupt_pin, "1 for INTA to 4 for INTD, 0 for none", "interrupt_pin"),
-    "bars": Key(values.table, "BARs by index, 0 to 5", each=BAR, names="^[0-5]$"),
+    "bars": Key(values.table, "BARs by index, 0 to 5", each=BAR, names="^[0-5]$", misnamed=NO_SUCH_BAR),
     "rom": Key(values.content, "file with the content of the ROM, or rows of bytes"),
-    "rom_size": Key(values.size, "bytes of the ROM, a power of two", "rom_size"),
-    "capabilities": Key(values.words, 'capabilities: ["pm", "msi:4", "msix:32", "express"]', "capabilities"),
+    "rom_size": Key(values.bar_size, "bytes of the ROM, a power of two", "rom_size"),
+    "capabilities": Key(
+        values.capabilities, 'capabilities: ["pm", "msi:4", "msix:32", "express"]', "capabilities"
+    ),
     "config": Key(values.content, "file with a configuration space, or rows of bytes as of lspci -xxxx"),
     "vpd": Key(values.content, "file with the vital product data, or rows of bytes"),
 }

@@ -27,6 +27,7 @@ from devmodel.lifecycle.spec import PATH_NAME, BridgeKind, Framework, PlacementM
 from devmodel.lifecycle.vf import MAX_VFS
 from devmodel.models.plain import BarKind
 from devmodel.pci.ids import parse_module_ids
+from devmodel.pci.words import MemoryBar, capabilities_of
 from devmodel.uuids import parse_uuid_field
 from vfsfuse.sysfs.kstrtox import NUMBER, parse_bool, parse_uint
 
@@ -157,6 +158,15 @@ def size(value: object) -> int:
     number = _whole(value, ' (a number of bytes, or "256M")')
     if not 0 <= number <= MAX_SIZE:
         raise ValueError(f"{value!r} is out of range (at most 1T)")
+    return number
+
+
+@kind(**size.json)
+def bar_size(value: object) -> int:
+    """The size of a BAR or a ROM."""
+    number = size.read(value)
+    if number & (number - 1) or not number:
+        raise ValueError(f'{value!r} is not a power of two (give one, such as "16K")')
     return number
 
 
@@ -418,13 +428,23 @@ def interfaces(value: object) -> tuple[str, ...]:
     return tuple(names)
 
 
+_ANY_BARS = [MemoryBar(index, 1 << 31) for index in range(6)]
+
+
 @kind(type="array", items={"type": "string"}, maxItems=MAX_WORDS)
-def words(value: object) -> tuple[str, ...]:
-    """An array of words, such as capabilities."""
+def capabilities(value: object) -> tuple[str, ...]:
+    """Words for capabilities. Whether they go together is up to the model."""
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise ValueError(f'{value!r} is not an array of words (write ["pm", "msi:4"])')
     if len(value) > MAX_WORDS:
         raise ValueError(f"has {len(value)} words (give {MAX_WORDS} at most)")
+    for word_ in value:
+        name_ = word_.partition(":")[0]
+        try:
+            capabilities_of([word_] if name_ == "express" else ["express", word_], _ANY_BARS)
+        except ValueError as error:
+            why = str(error)
+            raise ValueError(why if why.endswith(")") else f"{why} (change {word_!r})") from None
     return tuple(value)
 
 
