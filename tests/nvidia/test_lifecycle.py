@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -259,3 +260,36 @@ def test_without_an_iommu_the_driver_registers_nothing(tmp_path: Path) -> None:
         host.bind(vf.name)
         vf.set(14)
         assert vf.cdev.name.startswith("noiommu-vfio") and vf.creatable == catalogue()
+
+
+def test_virtual_functions_that_come_late_or_fail(tmp_path: Path) -> None:
+    """The count is ahead of the functions for a while, and one of them never has a directory nvidia."""
+    text = LAB.replace("vfs = ", "vf = { delay = 0.5, failing = [1] }\nvfs = ")
+    with host_of(tmp_path, text=text, count=0) as host:
+        one_write(host.pf / "sriov_numvfs", "3")
+        assert (host.pf / "sriov_numvfs").read_text() == "3\n" and not (host.pf / "virtfn0").exists()
+        wait_for((host.pf / "virtfn2/nvidia/current_vgpu_type").exists)
+        states = [host.vf(index).nvidia.is_dir() for index in range(3)]
+        assert states == [True, False, True] and not (host.vf(1).path / "driver").exists()
+        fails(errno.EIO, host.bind, host.vf(1).name)
+        host.vf(2).set(14)
+        assert host.vf(0).creatable == catalogue(14, 24)
+
+
+def test_threads_that_want_the_last_place(vfs: list[Vf]) -> None:
+    """Each place goes to one of those who write at the same time."""
+    for vf in vfs[:3]:
+        vf.set(14)
+    won: list[int] = []
+
+    def work(vf: Vf) -> None:
+        with contextlib.suppress(OSError):
+            vf.set(14)
+            won.append(vf.index)
+
+    threads = [threading.Thread(target=work, args=(vf,)) for vf in vfs[3:]]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert [vf.index for vf in vfs[3:] if vf.type] == won and len(won) == 1

@@ -43,14 +43,14 @@ def read_framework(reading: Reading, found: Found, keys: Keys) -> Fields:
     return {**members, "nvidia": NvidiaSpec(**fields(settings, NVIDIA))}
 
 
-def vendor_vf(vf: VfSpec, driver: str, physical: type[PciDevice], named: bool) -> VfSpec:
-    """The virtual functions of such a parent: the host driver takes them, and each has its memory with its
-    type. Unless a model is ``named``, they look like the physical function."""
+def vendor_vf(vf: VfSpec, physical: type[PciDevice], named: bool) -> VfSpec:
+    """The virtual functions of such a parent: each has its memory with its type. Unless a model is ``named``,
+    they look like the physical function."""
     model = vf.model
     if not named:
         ids = {key: getattr(physical.identity, key) for key in IDS}
         model = with_ids(VendorVf, ids)
-    return replace(vf, model=model, memory=None, driver=vf.driver or driver)
+    return replace(vf, model=model, memory=None)
 
 
 def type_number(reading: Reading, name: str, found: Mapping[str, Any], keys: Keys) -> int:

@@ -120,11 +120,14 @@ def _gpu(reading: Reading, found: Found, keys: Keys, usable: bool) -> Fields:
     members["model"] = read_model(reading, found, keys, "gpu", PHYSICAL)
     take_serial(members, found)
     members["shared"] = shared = read_framework(reading, found, keys)
+    vendor = shared["framework"] is Framework.NVIDIA
+    if usable and vendor and "vfs" in found:
+        found["vf"] = {"driver": found["driver"], **found.get("vf", {})}
     if usable:
         complete(reading, members, found, keys)
-        if shared["framework"] is Framework.NVIDIA and "vf" in members:
-            named = "vf_model" in found or "model" in found.get("vf", {})
-            members["vf"] = vendor_vf(members["vf"], found["driver"], members["model"], named)
+        if vendor and "vf" in members:
+            named = "vf_model" in found or "model" in found["vf"]
+            members["vf"] = vendor_vf(members["vf"], members["model"], named)
     return members
 
 
