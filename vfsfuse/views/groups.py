@@ -42,11 +42,25 @@ class GroupViews:
 
     def enter(self, member: Assignable, added: Additions) -> None:
         """A member has appeared.  Its directory is there."""
-        shown = self._shown.get(member.group) or self._show(member.group)
-        link = Symlink(member.name, self._own(member))
-        link.name_ns = LINGER_NS
-        self._tree.add(shown.devices, link)
-        added.undo.callback(self._leave, member.group, link)
+        self.add(member)
+        added.undo.callback(self.drop, member)
+        added.add(self.devices_of(member), Symlink(member.name, self._own(member)))
+
+    def add(self, member: Assignable) -> None:
+        """A member is about to have its link in the directory of `devices_of`."""
+        if member.group not in self._shown:
+            self._show(member.group)
+
+    def drop(self, member: Assignable) -> None:
+        """The link of a member is gone.  Does nothing when the whole group is."""
+        shown = self._shown.get(member.group)
+        if shown is not None and not shown.devices.children:
+            self._tree.remove(shown.directory)
+            del self._shown[member.group]
+
+    def devices_of(self, member: Assignable) -> Kobject:
+        """The directory that has the links of the members of a group."""
+        return self._shown[member.group].devices
 
     def bound(self, member: Assignable, added: Additions) -> None:
         """VFIO drives a member from now on."""
@@ -63,19 +77,11 @@ class GroupViews:
         shown = self._shown.get(group)
         return 0 if shown is None else shown.drivers
 
-    def _show(self, group: Group) -> _Shown:
+    def _show(self, group: Group) -> None:
         directory = IommuGroupDir(group)
         directory.name_ns = LINGER_NS
         self._tree.add(self._groups, directory)
-        shown = self._shown[group] = _Shown(directory, self._tree.add(directory, Kobject("devices")))
-        return shown
-
-    def _leave(self, group: Group, link: Symlink) -> None:
-        shown = self._shown[group]
-        self._tree.remove(link)
-        if not shown.devices.children:
-            self._tree.remove(shown.directory)
-            del self._shown[group]
+        self._shown[group] = _Shown(directory, self._tree.add(directory, Kobject("devices")))
 
     def _unbound(self, shown: _Shown) -> None:
         shown.drivers -= 1
