@@ -12,12 +12,14 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import virsh
-from tests.lab import MountedLab, vfsfuse
+from tests.lab import MountedLab, described, vfsfuse
 from tests.machines.machine import (
+    EXAMPLES,
     GROUPS,
     can_pin,
     driver_of,
@@ -190,6 +192,21 @@ def test_libvirt_draws_the_tree_and_tells_of_the_group(
 def test_a_group_of_ports_and_endpoints(desktop: MountedLab) -> None:
     alone = [[name] for name in (*OTHER_PORTS, NIC, DISK)]
     assert partition(desktop) == [[HOST], [SLOT, GPU, AUDIO], *alone]
+
+
+@pytest.mark.parametrize(
+    ("isolated", "card"),
+    [([SLOT], [[GPU, AUDIO]]), ([SLOT, GPU, AUDIO], [[GPU], [AUDIO]]), ([GPU, AUDIO], [])],
+)
+def test_another_lab_file_gives_functions_acs(
+    tmp_path: Path, isolated: list[str], card: list[list[str]]
+) -> None:
+    """A function keeps apart from others in its device if it has ACS. That of the port alone decides whether
+    the card is apart from it."""
+    tables = "".join(f'[functions."{name}"]\nacs = true\n' for name in isolated)
+    with described(tmp_path, f'include = "{EXAMPLES / "desktop.toml"}"\n{tables}') as lab:
+        groups = [group for group in partition(lab) if {SLOT, GPU, AUDIO} & {*group}]
+        assert groups == ([[SLOT], *card] if SLOT in isolated else [[SLOT, GPU, AUDIO]])
 
 
 def test_a_group_is_viable_when_no_host_driver_has_a_function(desktop: MountedLab) -> None:
