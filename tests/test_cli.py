@@ -12,7 +12,10 @@ import pytest
 
 from tests.lab import ROOT, VFSFUSE, MountedLab, run, vfsfuse
 
-COMMANDS = ("mount", "umount", "run", "check", "tree", "surprise-remove", "capture", "screenshot")
+COMMANDS = (
+    *("mount", "umount", "run", "check", "tree", "surprise-remove", "capture", "plug", "unplug"),
+    "screenshot",
+)
 
 LAB = """\
 vendor = "acme"

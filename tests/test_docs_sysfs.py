@@ -60,6 +60,7 @@ types.small = {{ memory = "16M", instances = 8, max_resolution = "1024x768", des
 [parents."{VFIO}"]
 kind = "gpu"
 driver = "vgpu"
+slot = "1"
 memory = "64M"
 types.small = {{ memory = "16M", description = "a small one" }}
 

@@ -40,6 +40,7 @@ from devmodel.pci.express import ExpressRegisters
 from devmodel.pci.fields import Identity
 from devmodel.pci.image import Image
 from devmodel.pci.regs import CapId, Command, IoResource
+from devmodel.pci.slot import with_slot
 
 NO_LINK = ExpressRegisters(lnkcap=0x11, lnksta=0x11, lnkcap2=0x2, lnkctl2=0x1)
 """One lane at 2.5 GT/s, for a bridge above no PCI Express function."""
@@ -90,18 +91,20 @@ NOTHING = Below(BusNumbers(0, 0, 0), Windows(None, None, None), NO_LINK)
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """What a bridge is: its ``kind``, what is ``below`` it, its port ``number``, whether its ACS is on, and
-    its serial number, None without one."""
+    """What a bridge is: its ``kind``, what is ``below`` it, its port ``number``, whether its ACS is on, its
+    serial number, and the physical number of its slot, None without one."""
 
     kind: PortType = PortType.ROOT_PORT
     below: Below = NOTHING
     number: int = 0
     acs: bool = False
     serial: int | None = None
+    slot: int | None = None
 
     def express(self) -> Capability:
         """The PCI Express capability."""
-        return port_express(self.kind, self.number, self.below.link)
+        express = port_express(self.kind, self.number, self.below.link)
+        return express if self.slot is None else with_slot(express, self.slot)
 
 
 class BridgeDevice(PciDevice):

@@ -56,6 +56,18 @@ def held_by(function: PciFunction) -> list[Assignable]:
     return held
 
 
+def depending_on(function: PciFunction) -> list[Assignable]:
+    """The function itself, its virtual functions and its vGPUs, whatever drivers they have. Under
+    ``Lab.lock``."""
+    found: list[Assignable] = []
+    if isinstance(function, PhysicalFunction):
+        for vf in function.vfs:
+            found += [vf] if vf.assigned in (None, vf) else [vf.assigned, vf]
+        if function.parent is not None:
+            found += function.parent.mdevs.values()
+    return [*found, function]
+
+
 def virtual_functions_held(function: PhysicalFunction) -> list[Assignable]:
     """What clients may hold of its virtual functions. Under ``Lab.lock``."""
     return [vf.assigned for vf in function.vfs if vf.assigned is not None]
@@ -239,7 +251,8 @@ class DriverCore:
         self._observer.unbound(function)
         for remove in self.host_removes:
             remove(function)
-        self.free_minor(function)
+        if not function.vanished:
+            self.free_minor(function)
 
     def _give_to_vfio(self, function: PciFunction, undo: ExitStack) -> None:
         if isinstance(function, Bridge):

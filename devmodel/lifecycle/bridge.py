@@ -19,6 +19,7 @@ from devmodel.device.traits import make_device, traits_of
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.grouped import KINDS, has_acs
 from devmodel.lifecycle.pcicore import DMA_BITS, NO_NODE
+from devmodel.lifecycle.slots import Slot
 from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, RootSpec
 from devmodel.lifecycle.vf import last_vf, place_vfs
 from devmodel.pci.address import PciAddress, bus_name, parse_bus
@@ -88,7 +89,7 @@ class Bridge(PciFunction):
     """A bridge. ``place`` has its bus numbers. Its host driver is pcieport, as a rule; vfio-pci refuses
     it."""
 
-    __slots__ = ("_bus_below", "_multifunction", "_places", "_wiring", "place", "spec")
+    __slots__ = ("_bus_below", "_multifunction", "_places", "_wiring", "place", "slot", "spec")
     driver_dma_bits = DMA_BITS
 
     def __init__(
@@ -101,14 +102,18 @@ class Bridge(PciFunction):
         bus: list[VfioPciFunction],
         bus_below: list[VfioPciFunction],
         multifunction: bool = False,
+        slot: Slot | None = None,
     ) -> None:
         """``aperture`` gives the addresses of its BARs. ``bus_below`` has all functions on the bus right
-        below it. Raises ValueError for a model that no bridge can have."""
+        below it. ``slot`` is its slot, None without one. Raises ValueError for a model that no
+        bridge can have."""
         assert spec.bridge is not None
         self.spec, self.place, self._bus_below = spec, place, bus_below
         kind, address = _TYPES[spec.bridge.kind], place.address
         model = bridge_model(spec.model, kind)
-        self._wiring = Wiring(kind, model.shown(below), address.devfn, has_acs(spec), spec.serial)
+        self.slot, number = slot, None if slot is None else slot.number
+        shown = model.shown(below)
+        self._wiring = Wiring(kind, shown, address.devfn, has_acs(spec), spec.serial, number)
         traits = traits_of(model, spec.memory, spec.options, spec.texts)
         self._places, self._multifunction = traits.place(aperture), multifunction
         super().__init__(address, group, model, traits, bus)
@@ -123,6 +128,8 @@ class Bridge(PciFunction):
         if self._multifunction:
             show_multifunction(device)
         device.bus_reset = self._reset_bus
+        if self.slot is not None:
+            self.slot.shown_by(device)
         return device
 
     def rows(self) -> Iterator[ResourceRow]:

@@ -109,6 +109,22 @@ class PciFunction(VfioPciFunction):
         if device is not None:
             device.close()
 
+    def vanish(self) -> None:
+        with self.group.lock:
+            self.withdraw()
+            self.group.let_go()  # who waits for its removal need not wait any longer
+        with self._making:
+            device = self._device
+            self._closed |= device is None
+        if device is not None:
+            device.vanish()
+
+    @property
+    def vanished(self) -> bool:
+        """Whether it is gone by surprise; also once it is closed, if it was never made. Any thread."""
+        device = self._device
+        return self._closed if device is None else device.vanished
+
     @abstractmethod
     def _make(self) -> PciDevice:
         """A new device, as firmware leaves it, with its host. Any thread."""

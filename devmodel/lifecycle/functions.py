@@ -7,9 +7,11 @@ State: the lifecycle thread's, under ``Lab.lock``. Source: Documentation/driver-
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Protocol, TypeVar
 
 from devmodel.ida import Ida
+from devmodel.lifecycle.departed import Departed
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.grouped import IommuGroup, Place
 from devmodel.lifecycle.iommuunit import IommuUnit
@@ -50,13 +52,16 @@ class FunctionTable:
         functions: dict[str, PciFunction],
         group_numbers: Ida,
         groups: dict[int, Group],
+        departed: Departed,
     ) -> None:
-        self.observer, self.functions = observer, functions
+        self.observer, self.functions, self._departed = observer, functions, departed
         self.unit_of: Callable[[PciFunction], IommuUnit | None] = _no_unit
         """Gives the IOMMU unit of a function. The lab sets it when it has units."""
         self.bridges: dict[str, Node] = {}
         """The bridges of the lab, whether they are there now or not, by the name of the bus right below
         each."""
+        self.released: Callable[[PciFunction], object] = _no_unit
+        """Is told when the last client of a function that has vanished has let go. The lab sets it."""
         self._group_numbers, self._groups = group_numbers, groups
         self._fixed: Collection[int] = frozenset()
         self._grouping = Grouping[IommuGroup]()
@@ -122,7 +127,7 @@ class FunctionTable:
 
     def remove(self, function: PciFunction, leave: Callable[[PciFunction], None]) -> None:
         """Remove a function. ``leave`` takes it out of the caller's tables. Its numbers are free when the
-        observer has hidden it."""
+        observer has hidden it, or if it has vanished, when the last client has let go."""
         with self._forgotten(function, leave):
             self.observer.function_removed(function)
 
@@ -133,7 +138,9 @@ class FunctionTable:
     @contextmanager
     def _forgotten(self, function: PciFunction, leave: Callable[[PciFunction], None]) -> Iterator[None]:
         """The function is gone in the block, and nobody gets its numbers."""
-        function.close()
+        vanished = function.vanished
+        if not vanished:
+            function.close()
         function.bus.remove(function)
         del self.functions[function.name]
         group = function.group
@@ -145,8 +152,16 @@ class FunctionTable:
         try:
             yield
         finally:
-            if ended:
+            if vanished:
+                self._departed.add(function, partial(self._end, function))
+            if ended and vanished:
+                self._departed.add_group(group, partial(self._give_number, group))
+            elif ended:
                 self._give_number(group)
+
+    def _end(self, function: PciFunction) -> None:
+        function.close()
+        self.released(function)
 
     def _new(self, group: G) -> G:
         self._groups[group.number] = group

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.bridge import Below
 from devmodel.device.tasks import TaskHost
-from devmodel.lifecycle.binding import DriverCore, held_by
+from devmodel.lifecycle.binding import DriverCore, depending_on, held_by
 from devmodel.lifecycle.bridge import (
     Bridge,
     Places,
@@ -26,6 +26,7 @@ from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.functions import FunctionTable
 from devmodel.lifecycle.grouped import Place, bridge_nodes, node_of
 from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.slots import Slots, absent_at_first, slot_ports
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec, SpecError
 from devmodel.pci.address import PciAddress, bus_name
 from devmodel.pci.config import Aperture, Assigned, NoRoom
@@ -43,8 +44,8 @@ class Hotplug:
     """Makes and removes the physical functions and bridges of a lab.
 
     ``parents`` and ``ports`` have what is there now: parents by name, bridges by the name of the bus right
-    below each, those above before those below. Parents that are no PCI functions always are. ``unplugged``
-    has the names of functions that no scan finds.
+    below each, those above before those below. Parents that are no PCI functions always are. ``slots`` are
+    those of its ports: no scan finds a card in one without power.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Hotplug:
         self._below: dict[str, Below] = {}
         self.parents: dict[str, Parent] = {}
         self.ports: dict[str, Bridge] = {}
-        self.unplugged: set[str] = set()
+        self.slots = Slots()
 
     @property
     def calls(self) -> CallPoint:
@@ -83,11 +84,14 @@ class Hotplug:
         specs = (*named, *automatic_ports(named, self.buses))
         self._functions = {spec.name: spec for spec in specs}
         self._source = lab.source
-        self.unplugged = {spec.name for spec in specs if not spec.plugged}
+        self.slots.boot(specs, slot_ports(self.buses))
+        absent = absent_at_first(specs)
         self._nodes = numa_nodes(specs, self.buses, lab.roots)
         for address, name in sorted((PciAddress.parse(name), name) for name in self._functions):
             self._on_bus.setdefault(address.bus_name, []).append(name)
-        self._power_on(self._form_groups(specs))
+        self._power_on(self._form_groups([spec for spec in specs if spec.name not in absent]))
+        for name in absent:
+            self._drop(self._drivers.functions[name])
         for spec in lab.parents:
             function = self._drivers.functions.get(spec.bdf or "")
             if isinstance(function, PhysicalFunction) and function.parent is not None:
@@ -114,14 +118,31 @@ class Hotplug:
         """Remove a function: its driver leaves, and it is gone from everywhere. Nothing happens if it is gone
         already. Raises :class:`InUse` while a client holds one of :meth:`held`."""
         with self._lock:
-            if self._drivers.functions.get(function.name) is not function:
-                return
-            going = self.going(function)
-            retire_all([device for each in going for device in held_by(each)])
-            for each in going:
-                self._drivers.release(each)
-            for each in going:
-                self._table.remove(each, self._leave)
+            if self._drivers.functions.get(function.name) is function:
+                self.remove_all((function,))
+
+    def remove_all(self, functions: Sequence[PciFunction]) -> None:
+        """Remove functions that are there, one after the other with what is below it, or none: raises
+        :class:`InUse` while a client holds one of :meth:`held`. Under ``Lab.lock``."""
+        retire_all([device for each in functions for gone in self.going(each) for device in held_by(gone)])
+        for function in functions:
+            self._take_away(self.going(function))
+
+    def vanish_all(self, functions: Sequence[PciFunction]) -> None:
+        """Remove functions by surprise, although clients may hold one of :meth:`held`. Under ``Lab.lock``."""
+        for function in functions:
+            for gone in self.going(function):
+                for device in depending_on(gone):
+                    device.vanish()
+        for function in functions:
+            self._take_away(self.going(function))
+
+    def _take_away(self, going: Sequence[PciFunction]) -> None:
+        """All drivers leave first. No client holds a function, or it has vanished."""
+        for each in going:
+            self._drivers.release(each)
+        for each in going:
+            self._table.remove(each, self._leave)
 
     @lifecycle_change
     def rescan(self, bus: str) -> None:
@@ -146,10 +167,10 @@ class Hotplug:
         """Make the absent functions of a bus, and then those below each of its bridges. Nothing is found on a
         bus below an absent bridge."""
         present = self._drivers.functions
-        there = bus not in self.buses.bridges or bus in self.ports
+        there = (bus not in self.buses.bridges or bus in self.ports) and not self.slots.hides(bus)
         names = self._on_bus.get(bus, ()) if there else ()
         for name in names:
-            if name not in present and name not in self.unplugged:
+            if name not in present:
                 spec = self._functions[name]
                 with self._table.making(self._place(spec)) as group:
                     function = self._make(spec, group)
@@ -175,12 +196,13 @@ class Hotplug:
         ports = {str(bridge.address) for bridge in self.buses.bridges.values() if bridge.automatic}
         parents, named, automatic = list[Place](), list[Place](), list[Place]()
         for spec in specs:
-            if spec.plugged:
-                kind = automatic if spec.name in ports else named if spec.parent is None else parents
-                kind.append(self._place(spec))
+            kind = automatic if spec.name in ports else named if spec.parent is None else parents
+            kind.append(self._place(spec))
         behind = {place.node: place for place in named}
         ordered = [*parents, *map(behind.__getitem__, found_order(behind)), *automatic]
-        found = self._table.boot(ordered, {spec.group for spec in specs if isinstance(spec.group, int)})
+        found = self._table.boot(
+            ordered, {each.group for each in self._functions.values() if isinstance(each.group, int)}
+        )
         return {str(address): group for address, group in found.items()}
 
     def _place(self, spec: FunctionSpec) -> Place:
@@ -205,8 +227,6 @@ class Hotplug:
             self._below[bus] = Below.around(place.buses, rows, links)
             name = str(place.address)
             self._make_first(self._functions[name], groups.get(name) or _NO_GROUP)
-        for name in self.unplugged:
-            self._drop(self._drivers.functions[name])
         bridges = tuple(self.ports.items())
         self.ports.clear()
         self.ports.update(reversed(bridges))
@@ -259,6 +279,7 @@ class Hotplug:
         beside = self._drivers.bus(address)
         bus_below = self._drivers.bus(address._replace(bus=place.buses.secondary))
         multifunction = self.buses.multifunction(address)
-        bridge = Bridge(spec, place, group, below, aperture, beside, bus_below, multifunction)
+        slot = self.slots.by_bus.get(bus)
+        bridge = Bridge(spec, place, group, below, aperture, beside, bus_below, multifunction, slot)
         self.ports[bus] = bridge
         return bridge

@@ -19,6 +19,8 @@ from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.tasks import TaskHost
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import BindingObserver, DriverCore, MdevDriver, MdevObserver
+from devmodel.lifecycle.cards import Cards
+from devmodel.lifecycle.departed import Departed
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.functions import FunctionObserver, FunctionTable
 from devmodel.lifecycle.hotplug import Hotplug
@@ -65,19 +67,22 @@ class Lab:
         self.groups: dict[int, Group] = {}
         self.mdevs: dict[tuple[UUID, int], Mdev] = {}
         self.by_name: dict[str, Mdev] = {}
-        self._departed: set[Mdev] = set()
         self._instances: dict[UUID, dict[int, Mdev]] = {}
         self._group_numbers, self._minors, self._vfio_minors = Ida(), Ida(), Ida()
         self.vfio = VfioModule(**dict(spec.modules))  # type: ignore[arg-type] # checked by the reader
         self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio, self.calls)
         self.mdev_driver = MdevDriver(self.lock, observer, self.calls)
-        self.vendor = VendorFramework(self.lock, self.drivers, self._vfio_minors)
         self.tasks = TaskHost(self.calls)
-        table = FunctionTable(observer, self.drivers.functions, self._group_numbers, self.groups)
+        self._departed = Departed(self.lock, self.tasks)
+        self.vendor = VendorFramework(self.lock, self.drivers, self._vfio_minors, self._departed)
+        numbers = self._group_numbers
+        table = FunctionTable(observer, self.drivers.functions, numbers, self.groups, self._departed)
+        table.released = self.drivers.free_minor
         self.later, self.net = Later(self.tasks), NetCore()
         self.sriov = SriovCore(self.lock, self.drivers, table, self.later)
         self.drivers.releases.append(self._unregister)
         self.hotplug = Hotplug(self.lock, self.drivers, table, self.tasks)
+        self.cards = Cards(self.lock, self.drivers, self.hotplug)
         self.parents, self.ports = self.hotplug.parents, self.hotplug.ports
         check_names(spec.all_functions)
         self.hotplug.boot(spec)
@@ -137,13 +142,7 @@ class Lab:
         """
         with self.lock:
             mdev.vanish()
-            self._forget(mdev)
-            self._departed.add(mdev)
-            with mdev.group.lock:
-                mdev.group.watch(partial(self.tasks.soon, self._settle, mdev))
-            with ExitStack() as after:
-                after.callback(self._settle, mdev)  # at once, if no client holds it or the last has let go
-                self.observer.removed(mdev)
+            self._remove(mdev)
 
     def behind(self, unit: IommuUnit) -> Iterator[PciFunction]:
         """The functions behind an IOMMU unit. Under :attr:`lock`."""
@@ -178,9 +177,10 @@ class Lab:
     def close(self) -> None:
         """Close every device, held or not. For the end of the process."""
         with self.lock:
-            for mdev in (*self.mdevs.values(), *self._departed):
+            for mdev in self.mdevs.values():
                 mdev.dispose()
             self.vendor.close()
+            self._departed.close()
             self.hotplug.close()
 
     def _set_online(self, uuid: UUID, online: bool) -> None:
@@ -221,17 +221,11 @@ class Lab:
         self._forget(mdev)
         mdev.type.refund(mdev)
 
-    def _settle(self, mdev: Mdev) -> None:
-        """Take back the share and numbers of a vGPU that was removed by surprise, unless a client holds
-        it."""
-        with self.lock:
-            with mdev.group.lock:
-                held = mdev.held
-            if not held and mdev in self._departed:
-                self._departed.discard(mdev)
-                mdev.dispose()
-                mdev.type.refund(mdev)
-                self._give_numbers(mdev)
+    def _end(self, mdev: Mdev) -> None:
+        """Take back the share and numbers of a vGPU that was removed by surprise: no client holds it."""
+        mdev.dispose()
+        mdev.type.refund(mdev)
+        self._give_numbers(mdev)
 
     def _forget(self, mdev: Mdev) -> None:
         del self.mdevs[mdev.uuid, mdev.instance], self.by_name[mdev.name]
@@ -242,11 +236,15 @@ class Lab:
         del mdev.parent.mdevs[mdev.name], mdev.type.mdevs[mdev.name]
 
     def _remove(self, mdev: Mdev) -> None:
-        """Remove a vGPU that no client holds."""
-        mdev.dispose()
-        self._leave(mdev)
+        """Remove a vGPU that no client holds, or that has vanished."""
         with ExitStack() as after:
-            after.callback(self._give_numbers, mdev)
+            if mdev.vanished:
+                self._forget(mdev)
+                after.callback(self._departed.add, mdev, partial(self._end, mdev))
+            else:
+                mdev.dispose()
+                self._leave(mdev)
+                after.callback(self._give_numbers, mdev)
             self.observer.removed(mdev)
 
     def _unregister(self, function: PhysicalFunction) -> None:

@@ -249,6 +249,11 @@ class Mdev(Assignable):
         if self._device is not None:
             self._device.vanish()
 
+    @property
+    def vanished(self) -> bool:
+        """Whether it is gone by surprise, or its model is closed."""
+        return self._disposed
+
     def dispose(self) -> None:
         """Close the model, if it was made. For a device that is retired or has vanished."""
         with self.group.lock:

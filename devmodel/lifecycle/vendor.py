@@ -22,6 +22,7 @@ from devmodel.device.base import Device
 from devmodel.ida import Ida
 from devmodel.iommufd.hwinfo import UnitFacts
 from devmodel.lifecycle.binding import DriverCore
+from devmodel.lifecycle.departed import Departed
 from devmodel.lifecycle.function import PciFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import Framework, PlacementMode, TypeSpec
@@ -110,8 +111,8 @@ class VendorVgpu(Assignable):
 class VendorFramework:
     """The vGPUs of a lab whose GPUs have this framework."""
 
-    def __init__(self, lock: threading.RLock, drivers: DriverCore, minors: Ida) -> None:
-        self._lock, self._drivers, self._minors = lock, drivers, minors
+    def __init__(self, lock: threading.RLock, drivers: DriverCore, minors: Ida, departed: Departed) -> None:
+        self._lock, self._drivers, self._minors, self._departed = lock, drivers, minors, departed
         self.retyped: Callable[[VendorVgpu], None] = _nobody_told
         """Is told that a vGPU has another model, or none. No client can open it meanwhile. An exception
         undoes the change to a type. Lifecycle thread, under ``Lab.lock``. Set by whoever shows the lab."""
@@ -211,10 +212,13 @@ class VendorFramework:
         undo.callback(vgpu.withdraw)
 
     def _remove(self, function: PciFunction) -> None:
-        """The host driver has left a function, which no client uses."""
+        """The host driver has left a function. No client uses it, or it has vanished."""
         vgpu = vgpu_of(function)
         if vgpu is not None:
             vgpu.function.vgpu = None
+            if vgpu.made is not None and vgpu.made.vanished:
+                self._departed.add(vgpu, lambda: _close(self._take_back(vgpu)))
+                return
             if not vgpu.gone:
                 vgpu.withdraw()
             _close(self._take_back(vgpu))

@@ -347,6 +347,13 @@ class Assignable(BindableDevice):
             )
             self.group.end_if_gone()
 
+    def vanish(self) -> None:
+        """Be gone at once, although clients may hold it (:meth:`Device.vanish` says what they see)."""
+        with self.group.lock:
+            self.withdraw()
+            self.group.let_go()  # who waits for its removal need not wait any longer
+        self.device.vanish()
+
 
 def retire_all(devices: Sequence[Assignable]) -> None:
     """Have all devices leave their groups, or none.

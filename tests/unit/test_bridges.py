@@ -167,7 +167,7 @@ def test_removal_goes_down_and_a_rescan_comes_up(lab: Lab) -> None:
 
 def test_what_is_not_plugged_is_not_found() -> None:
     recorder = Recorder()
-    absent = FunctionSpec("0000:05:00.0", CARD, "card", plugged=False)
+    absent = FunctionSpec("0000:05:00.0", CARD, "card", slot="7", plugged=False)
     recorder.lab = lab = Lab(
         LabSpec((), functions=(bridge("0000:00:01.0", "root-port", 5), absent)), recorder
     )
@@ -176,7 +176,7 @@ def test_what_is_not_plugged_is_not_found() -> None:
     assert list(lab.drivers.functions) == ["0000:00:01.0"]
     window = decoded(lab.ports["0000:05"].device).prefetch
     assert window is not None and window.last - window.first >= 64 * GIB - 1
-    lab.hotplug.unplugged.discard(absent.name)
-    lab.hotplug.rescan(PCI)
+    (slot,) = lab.hotplug.slots.by_bus.values()
+    lab.cards.plug(slot)
     assert lab.drivers.find(absent.name).driver == "card"
     lab.close()

@@ -58,6 +58,9 @@ WORDS = {
     "bus": Word("(?:pci|mdev|<system>)", "a bus"),
     "system": Word("(?:cpu|node)", "what the lab's machine has, if the lab file describes its NUMA nodes"),
     "driver": Word(r"[\w.-]+", "the name of a driver"),
+    "slot": Word(
+        "[0-9]+(?:-[0-9]+)?", "the name of a physical slot: its number, with `-1` and so on for others of it"
+    ),
     "module": Word(r"\w+", "the name of a module: that of its driver, with underscores for dashes"),
     "class": Word(
         r"(?!(?:iommu|mdev_bus|misc|net|pci_bus|vfio|vfio-dev|vgpu)/)[\w.-]+",
@@ -120,7 +123,7 @@ PLACES = (
     ),
     Place("sys/bus/pci/devices/<bdf>", LINK, "To the directory of the function."),
     Place("sys/bus/pci/drivers/<driver>/<bdf>", LINK, "To a function that is bound to the driver."),
-    Place("sys/bus/pci/slots", DIRECTORY, "Empty: no slot can be hot-plugged."),
+    Place("sys/bus/pci/slots", DIRECTORY, "The physical slots of the machine."),
     Place("sys/bus/mdev/devices/<vgpu>", LINK, "To the directory of the vGPU."),
     Place("sys/bus/mdev/drivers/vfio_mdev/<vgpu>", LINK, "To a vGPU that is bound to the driver."),
     Place("sys/class/iommu/<unit>", LINK, "To the directory of the IOMMU unit."),

@@ -38,6 +38,8 @@ SUBCOMMANDS = {
         "cli.surprise_remove", "take a vGPU away from whoever has it, for tests of its users"
     ),
     "capture": Subcommand("cli.capture", "write the lab file of a real machine"),
+    "plug": Subcommand("cli.plug", "put a card into its PCI slot"),
+    "unplug": Subcommand("cli.unplug", "take a card out of its PCI slot, also from whoever has it"),
     "screenshot": Subcommand("cli.screenshot", "save the picture that a vGPU shows as a PNG"),
 }
 

@@ -158,6 +158,11 @@ def inspect(path: str, patience: Patience) -> Mountpoint:
     return found
 
 
+def answers(lab: str, seconds: float) -> bool:
+    """Whether the server of a lab answers in time, so that only what it was asked for takes its time."""
+    return inspect(lab, Patience(seconds)).state is State.LIVE
+
+
 def labs() -> list[str]:
     """The mountpoints of labs of this user and of root, in mount order, without the parts of a lab that
     `vfsfuse run` shows, and without labs whose server is gone.  This asks no server.

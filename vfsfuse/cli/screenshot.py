@@ -12,7 +12,7 @@ import os
 import sys
 
 from vfsfuse.asking import SECONDS, NoAnswer, Patience, Refusal
-from vfsfuse.cli.mountpoint import State, inspect, no_answer
+from vfsfuse.cli.mountpoint import answers, no_answer
 from vfsfuse.cli.output import complain, discard_stdout, explained
 from vfsfuse.cli.targets import add_vgpu_arguments, find, only_lab
 from vfsfuse.sticky import open_file
@@ -31,7 +31,10 @@ def main(args: argparse.Namespace) -> int:
     try:
         lab = os.path.join(os.getcwd(), lab or only_lab())
         patience = Patience(SECONDS / 2)
-        write(args.file, patience.ask(lambda: read(find(lab, args.vgpu), args.vgpu), lambda: answers(lab)))
+        write(
+            args.file,
+            patience.ask(lambda: read(find(lab, args.vgpu), args.vgpu), lambda: answers(lab, SECONDS / 2)),
+        )
     except NoAnswer:
         return complain("screenshot", no_answer(lab))
     except Refusal as error:
@@ -41,11 +44,6 @@ def main(args: argparse.Namespace) -> int:
     except OSError as error:
         return complain("screenshot", explained(error, args.file))
     return 0
-
-
-def answers(lab: str) -> bool:
-    """Whether the server answers, so that only the picture takes its time."""
-    return inspect(lab, Patience(SECONDS / 2)).state is State.LIVE
 
 
 def read(directory: str, name: str) -> bytes:

@@ -17,6 +17,11 @@ from vfsfuse.cli.mountpoint import labs
 def add_vgpu_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of a command that acts on one vGPU: VGPU and --mount."""
     parser.add_argument("vgpu", metavar="VGPU", help="vgpu<N>, a UUID, or the name of its directory")
+    add_mount(parser)
+
+
+def add_mount(parser: argparse.ArgumentParser) -> None:
+    """Declare the argument that names the lab: --mount."""
     parser.add_argument(
         "--mount", metavar="MNT", help="the lab mounted there (default: the only one there is)"
     )
@@ -61,8 +66,13 @@ def paths_of(lab: str, name: str) -> Iterator[str]:
 
 def uuid_of(directory: str) -> str:
     """The UUID of a vGPU, empty while it is being removed."""
+    return text_of(f"{directory}/vgpu_uuid")
+
+
+def text_of(path: str) -> str:
+    """The text of an attribute, empty while its device is being removed."""
     try:
-        with open(f"{directory}/vgpu_uuid", encoding="ascii") as file:
+        with open(path, encoding="ascii") as file:
             return file.read().strip()
     except OSError:
         return ""

@@ -8,6 +8,7 @@ import re
 
 from devmodel.lifecycle.bridge import Places, place_functions
 from devmodel.lifecycle.netdev import LOOPBACK, MAX_NAME, NAME, all_names
+from devmodel.lifecycle.slots import slot_ports, slot_problems
 from devmodel.lifecycle.spec import Framework, FunctionSpec, LabSpec
 from vfsfuse.labfile import values
 from vfsfuse.labfile.faults import Keys
@@ -87,9 +88,13 @@ def _check_frameworks(reading: Reading, lab: LabSpec) -> None:
 def _check_places(reading: Reading, lab: LabSpec) -> Places:
     """Whether all buses have room."""
     try:
-        return place_functions(lab.all_functions, lab.roots)
+        places = place_functions(lab.all_functions, lab.roots)
     except ValueError as error:
         reading.fail(*_placed(lab, str(error)))
+    tables = {spec.address: _table(spec) for spec in lab.all_functions}
+    for address, why in slot_problems(lab.all_functions, slot_ports(places.buses)):
+        reading.note((*tables[address], "slot"), why)
+    return places
 
 
 def _placed(lab: LabSpec, why: str) -> tuple[Keys, str]:

@@ -53,6 +53,9 @@ class View(Protocol):
     def type_dir(self, type_: MdevType) -> Entry | None:
         """The directory of a type, while its parent has its host driver."""
 
+    def module_dir(self, name: str) -> Entry | None:
+        """The directory of a module, while it is shown."""
+
     def port(self, device: Assignable) -> Port:
         """The port by which clients reach a device.  Any thread.  Raises OSError(ENODEV) for a device that is
         gone."""

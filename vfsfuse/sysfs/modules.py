@@ -119,9 +119,12 @@ class Module:
 
 TYPE1 = "vfio_iommu_type1"
 """It is not there when dev/vfio/vfio opens iommufds, or there are no groups."""
+PCIEHP = "pciehp"
+"""It is there when the machine has slots."""
 MODULES: Mapping[str, Module] = {
     "iommufd": Module(parameters=IommufdParameters),
     "mdev": Module(),
+    PCIEHP: Module(built_in=True),
     "pcieportdrv": Module(built_in=True),
     "vfio": Module(uses=("iommufd",), parameters=VfioParameters),
     TYPE1: Module(uses=("vfio",), parameters=Type1Parameters),
@@ -129,7 +132,8 @@ MODULES: Mapping[str, Module] = {
     "vfio_pci": Module(uses=("vfio_pci_core",), parameters=VfioPciParameters),
     "vfio_pci_core": Module(uses=("vfio",)),
 }
-"""The modules of every lab, but for :data:`TYPE1`.  The host driver of each parent has a module, too."""
+"""The modules of every lab, but for :data:`TYPE1` and :data:`PCIEHP`.  The host driver of each parent has a
+module, too."""
 OF_MDEV = ("mdev", "vfio_mdev")
 """Modules that are not there in a lab without the bus of mediated devices."""
 HOST_DRIVER, OF_PARENT = Module(), Module(uses=("mdev",))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 
+from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.pcicore import NO_NODE
 from devmodel.pci import regs
@@ -21,7 +22,8 @@ from vfsfuse.sysfs.cpus import list_line
 from vfsfuse.sysfs.kstrtox import parse_int, parse_number
 from vfsfuse.sysfs.lab import View
 
-SPEEDS = ("Unknown", *(f"{speed} GT/s PCIe" for speed in ("2.5", "5.0", "8.0", "16.0", "32.0", "64.0")))
+UNKNOWN = "Unknown"
+SPEEDS = (UNKNOWN, *(f"{speed} GT/s PCIe" for speed in ("2.5", "5.0", "8.0", "16.0", "32.0", "64.0")))
 """The speeds of links, by their numbers in link capability and link status."""
 UNKNOWN_WIDTH = 0xFF
 
@@ -144,12 +146,6 @@ class LinkAttributes(Kobject):
     __slots__ = ()
     assignable: PciFunction
 
-    def express_register(self, register: int, width: int) -> int:
-        """A register of the PCI Express capability; 0 for one that the function does not have."""
-        config = self.assignable.device.config
-        place = config.find(CapId.EXP)
-        return config.value(place + register, width) if place else 0
-
     def is_express(self) -> bool:
         """Whether it is a PCI Express function."""
         return self.assignable.traits.is_express
@@ -158,27 +154,43 @@ class LinkAttributes(Kobject):
     def max_link_speed(self) -> str:
         """The fastest speed of its link, such as `16.0 GT/s PCIe`, `Unknown` without a link; present for PCI
         Express."""
-        vector = self.express_register(regs.EXP_LNKCAP2, 4) & regs.EXP_LNKCAP2_SLS
-        if vector:
-            return _speed(vector.bit_length() - 1)
-        return _speed(self.express_register(regs.EXP_LNKCAP, 4) & regs.EXP_LNKCAP_SLS)
+        return max_link_speed(self.assignable.device)
 
     @attribute(when=is_express)
     def max_link_width(self) -> int:
         """The most lanes of its link, 255 without a link; present for PCI Express."""
-        register = self.express_register(regs.EXP_LNKCAP, 4)
+        register = _express_register(self.assignable.device, regs.EXP_LNKCAP, 4)
         return (register & regs.EXP_LNKCAP_MLW) >> 4 if register else UNKNOWN_WIDTH
 
     @attribute(when=is_express)
     def current_link_speed(self) -> str:
         """The speed of its link, `Unknown` without one and for a virtual function; present for PCI
         Express."""
-        return _speed(self.express_register(regs.EXP_LNKSTA, 2) & regs.EXP_LNKSTA_CLS)
+        return current_link_speed(self.assignable.device)
 
     @attribute(when=is_express)
     def current_link_width(self) -> int:
         """The lanes of its link, 0 without one and for a virtual function; present for PCI Express."""
-        return (self.express_register(regs.EXP_LNKSTA, 2) & regs.EXP_LNKSTA_NLW) >> 4
+        return (_express_register(self.assignable.device, regs.EXP_LNKSTA, 2) & regs.EXP_LNKSTA_NLW) >> 4
+
+
+def max_link_speed(device: PciDevice) -> str:
+    """The fastest speed of a function's link, `Unknown` without one."""
+    vector = _express_register(device, regs.EXP_LNKCAP2, 4) & regs.EXP_LNKCAP2_SLS
+    if vector:
+        return _speed(vector.bit_length() - 1)
+    return _speed(_express_register(device, regs.EXP_LNKCAP, 4) & regs.EXP_LNKCAP_SLS)
+
+
+def current_link_speed(device: PciDevice) -> str:
+    """The speed of a function's link, `Unknown` without one."""
+    return _speed(_express_register(device, regs.EXP_LNKSTA, 2) & regs.EXP_LNKSTA_CLS)
+
+
+def _express_register(device: PciDevice, register: int, width: int) -> int:
+    """A register of the PCI Express capability; 0 for one that the function does not have."""
+    place = device.config.find(CapId.EXP)
+    return device.config.value(place + register, width) if place else 0
 
 
 def _speed(code: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from devmodel.lifecycle.bridge import Bridge
+from devmodel.lifecycle.bridge import PCIEPORT, Bridge
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.vendor import VendorVgpu, vgpu_of
 from devmodel.vfio.group import Assignable
@@ -18,6 +18,7 @@ from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.model import directory_class
 from vfsfuse.sysfs.parent import ParentFunctionDir
+from vfsfuse.sysfs.slots import HotplugSlotDir, SlotDir
 from vfsfuse.views.additions import Additions
 from vfsfuse.views.buses import BusViews
 from vfsfuse.views.iommus import IommuViews
@@ -44,6 +45,8 @@ class FunctionViews:
         self._fake_group_plan = Plan(*nodes.of_fake_group, *nodes.of_vfio_group)
         for path in ("devices", "drivers", "slots"):
             tree.make(f"sys/bus/pci/{path}")
+        for slot in view.lab.hotplug.slots.fixed:
+            tree.add(tree.make("sys/bus/pci/slots"), SlotDir(slot.name, slot.address))
         self._buses, self.iommus = BusViews(view, tree), IommuViews(view, tree)
         for root in view.lab.hotplug.buses.roots:
             self._buses.host(root)
@@ -82,7 +85,7 @@ class FunctionViews:
     def _add_bridge(self, bridge: Bridge, added: Additions) -> None:
         """A bridge, and the bus below it."""
         directory = BridgeDir(self._view, bridge)
-        self._make_drivers(*bridge.spec.drivers)
+        self.make_drivers(*bridge.spec.drivers)
         self._show(bridge, directory, added)
         self._buses.show(bridge.bus_below, directory)
         added.undo.callback(self._buses.hide, bridge.bus_below)
@@ -90,7 +93,7 @@ class FunctionViews:
     def _add_physical(self, function: PhysicalFunction, added: Additions) -> None:
         kind = physical_directory(function.spec)
         directory = directory_class(kind, function.model)(self._view, function)
-        self._make_drivers(*function.spec.drivers, VFIO_PCI)
+        self.make_drivers(VFIO_PCI)
         self._show(function, directory, added)
         if isinstance(directory, ParentFunctionDir):
             self._vgpus.add_parent(directory.parent_device, directory)
@@ -111,6 +114,8 @@ class FunctionViews:
                 self._show_vgpu(vgpu, added)
             elif driver == VFIO_PCI:
                 self._show_vfio(function, added)
+            elif driver == PCIEPORT:
+                self._show_slot(function, added)
             else:
                 self.net.show(function, directory, added)
                 if isinstance(directory, ParentFunctionDir):
@@ -123,7 +128,13 @@ class FunctionViews:
         self._bound.pop(function).close()
         self._tree.driver_left(self._directories[function])
 
-    def _make_drivers(self, *names: str) -> None:
+    def _show_slot(self, port: PciFunction, added: Additions) -> None:
+        """The slot of a port, if it has one: pciehp drives it."""
+        slot = self._view.lab.cards.slot_of(port)
+        if slot is not None:
+            added.add(self._tree.make("sys/bus/pci/slots"), HotplugSlotDir(self._view, slot, port))
+
+    def make_drivers(self, *names: str) -> None:
         """Add the directories of drivers, as far as they are not there."""
         drivers = self._view.subsystems.pci_drivers
         for name in set(names) - drivers.keys():

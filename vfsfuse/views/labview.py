@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from devmodel.callpoint import CallPoint
 from devmodel.iommu.api import MustWait
 from devmodel.irq.eventfd import Watcher
+from devmodel.lifecycle.bridge import PCIEPORT
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.initial import populate
 from devmodel.lifecycle.lab import Lab
-from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
+from devmodel.lifecycle.mdev import Mdev, MdevType
 from devmodel.lifecycle.spec import Framework, LabSpec
 from devmodel.lifecycle.vendor import VendorVgpu
 from devmodel.vfio.group import Assignable, Group
@@ -71,16 +72,15 @@ class LabView:
         self.vgpus = VgpuViews(self, tree, self.nodes, spec.vendor)
         self.functions = FunctionViews(self, tree, self.nodes, self.vgpus, self.modules)
         self.lab.vendor.retyped = self.functions.retyped
+        self._load_drivers()
         for bridge in self.lab.ports.values():
-            for driver in bridge.spec.drivers:
-                self.modules.host_driver(driver)
             self._add_function(bridge)
         for function in self.lab.drivers.functions.values():
             if isinstance(function, PhysicalFunction):
-                self._add_physical(function)
+                self._add_function(function)
         for parent in self.lab.parents.values():
             if not isinstance(parent, PhysicalParent):
-                self._add_virtual(parent)
+                self.vgpus.add_virtual(parent)
         populate(self.lab)
         tree.take_changes()
         tree.root.uevents.take()  # of what is there from the start: nobody can have listened
@@ -119,6 +119,9 @@ class LabView:
 
     def type_dir(self, type_: MdevType) -> Entry | None:
         return self.vgpus.type_dir(type_)
+
+    def module_dir(self, name: str) -> Entry | None:
+        return self.modules.find(name)
 
     def port(self, device: Assignable) -> Port:
         return self.nodes.port(device)
@@ -214,6 +217,8 @@ class LabView:
             self._announcer.added(interface)
         first = function.group.noiommu or self.nodes.groups.drivers(function.group) == 1
         self._announcer.bound(own, function, function.vfio_minor, first)
+        if function.driver == PCIEPORT:
+            self.lab.cards.port_bound(function)
 
     def unbound(self, function: PciFunction) -> None:
         own, interfaces = self.functions.directory(function), self.functions.net.of(function)
@@ -234,13 +239,6 @@ class LabView:
             if isinstance(what, Mapping):
                 self._grow(child, what)
 
-    def _add_physical(self, function: PhysicalFunction) -> None:
-        for driver in function.spec.drivers:
-            self.modules.host_driver(driver)
-        if function.parent is not None:
-            self._add_class(function.parent)
-        self._add_function(function)
-
     def _add_mdev_bus(self) -> None:
         """The bus of mediated devices, its only driver, and the class of its parents."""
         bus = self.tree.add(self.tree.make("sys/bus"), MdevBusDir("mdev", self.lab))
@@ -251,14 +249,16 @@ class LabView:
         self.tree.make("sys/bus/mdev/devices")
         self.tree.make("sys/class/mdev_bus")
 
-    def _add_virtual(self, parent: Parent) -> None:
-        self._add_class(parent)
-        self.modules.host_driver(parent.spec.driver)
-        self.vgpus.add_virtual(parent)
-
-    def _add_class(self, parent: Parent) -> None:
-        """The host driver of a parent has a class."""
-        self.subsystems.classes[parent.spec.driver] = self.tree.make(f"sys/class/{parent.spec.driver}")
+    def _load_drivers(self) -> None:
+        """The host drivers of all functions and parents, also of those that are not plugged in.  That of a
+        parent has a class."""
+        for function in self.spec.all_functions:
+            for driver in function.drivers:
+                self.modules.host_driver(driver)
+            self.functions.make_drivers(*function.drivers)
+        for parent in self.spec.parents:
+            self.modules.host_driver(parent.driver)
+            self.subsystems.classes[parent.driver] = self.tree.make(f"sys/class/{parent.driver}")
 
     def _add_function(self, function: PciFunction) -> None:
         """Show a function that is there from the start, with its driver."""

@@ -15,6 +15,7 @@ from vfsfuse.sysfs.modules import (
     MODULES,
     OF_MDEV,
     OF_PARENT,
+    PCIEHP,
     TYPE1,
     LoadedModuleDir,
     Module,
@@ -34,12 +35,22 @@ class ModuleViews:
         mdev = (parent for parent in lab.spec.parents if parent.framework is Framework.MDEV)
         self._parents = {parent.driver for parent in mdev}
         for name in MODULES:
-            if name not in absent and (name != TYPE1 or (lab.spec.groups and not lab.spec.iommufd_container)):
+            if name not in absent and self._is_loaded(name):
                 self._add(name)
 
     def host_driver(self, driver: str) -> ModuleDir:
         """The module of a host driver, which is added if it is not there."""
         return self._add(module_name(driver), OF_PARENT if driver in self._parents else HOST_DRIVER)
+
+    def find(self, name: str) -> ModuleDir | None:
+        """A module by its name, None without one."""
+        return self._modules.get(name)
+
+    def _is_loaded(self, name: str) -> bool:
+        spec = self._lab.spec
+        if name == TYPE1:
+            return spec.groups and not spec.iommufd_container
+        return name != PCIEHP or bool(self._lab.hotplug.slots.by_bus)
 
     def of_driver(self, driver: str) -> ModuleDir:
         """The module of a driver.  Raises LookupError without one."""
