@@ -33,6 +33,13 @@ vf.device = 0x1889
 slot = 3
 [functions."0000:80:02.0"]
 iommu = false
+[functions."0000:00:03.0"]
+bridge = "root-port"
+secondary = 0x20
+slot = 4
+[functions."0000:20:00.0"]
+slot = 4
+plugged = false
 [parents.mtty]
 kind = "virtual"
 driver = "mtty"
@@ -41,18 +48,24 @@ types.one = { description = "one port" }
 """
 TREE = """\
 0000:00 root bus
-└── 0000:00:02.0 [0604] 1b36:000c, root-port to bus 10, driver pcieport, group 0
-    └── 0000:10:00.0 [0200] 8086:1592, driver ice, group 1, slot 3, BARs 0=32M(mem64-prefetch) \
+├── 0000:00:02.0 [0604] 1b36:000c, root-port to bus 10, driver pcieport, group 0
+│   └── 0000:10:00.0 [0200] 8086:1592, driver ice, group 2, slot 3, BARs 0=32M(mem64-prefetch) \
 2=32(io) ROM=64K, up to 8 VFs 8086:1889
+└── 0000:00:03.0 [0604] 1b36:000c, root-port to bus 20, driver pcieport, group 1, slot 4
 0000:80 root bus, NUMA node 1
-└── 0000:80:02.0 [ff00] 1b36:0005, no driver, group 2 (no IOMMU), node 1
+└── 0000:80:02.0 [ff00] 1b36:0005, no driver, group 3 (no IOMMU), node 1
 parents without hardware
 └── mtty, driver mtty
     └── one: one port, room for 2
 IOMMU groups
 ├── 0: 0000:00:02.0
-├── 1: 0000:10:00.0
-└── 2: 0000:80:02.0
+├── 1: 0000:00:03.0
+├── 2: 0000:10:00.0
+└── 3: 0000:80:02.0
+IOMMU units
+└── dmar0: 3 functions
+not plugged in
+└── 0000:20:00.0, slot 4
 NUMA nodes
 ├── 0: CPUs 0-3,8, memory 4G
 └── 1: CPUs 4-7, memory 1536M

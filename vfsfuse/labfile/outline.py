@@ -14,9 +14,11 @@ from typing import Any, cast
 from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.initial import populate
+from devmodel.lifecycle.iommuunit import IommuUnit
 from devmodel.lifecycle.lab import Lab, Observer
 from devmodel.lifecycle.mdev import Parent
-from devmodel.lifecycle.spec import LabSpec, NodeSpec
+from devmodel.lifecycle.spec import FunctionSpec, LabSpec, NodeSpec
+from devmodel.lifecycle.vendor import vgpu_of
 from devmodel.pci import regs
 from devmodel.pci.fields import Bar
 
@@ -92,6 +94,11 @@ def _branches(lab: Lab) -> Iterator[Branch]:
     if groups:
         lines = [Branch(f"{group.number}: {', '.join(members[group])}") for group in groups]
         yield Branch("IOMMU groups", lines)
+    if lab.iommu_units:
+        yield Branch("IOMMU units", [Branch(_unit_text(lab, unit)) for unit in lab.iommu_units])
+    unplugged = [spec for spec in lab.spec.all_functions if not spec.plugged]
+    if unplugged:
+        yield Branch("not plugged in", [Branch(_unplugged_text(spec)) for spec in unplugged])
     if lab.spec.nodes:
         yield Branch("NUMA nodes", [Branch(_node_text(node)) for node in lab.spec.nodes])
 
@@ -145,6 +152,9 @@ def _facts(function: PciFunction) -> Iterator[str]:
     yield f"group {group.number}" + (" (no IOMMU)" if group.noiommu else "")
     if function.core.numa_node >= 0:
         yield f"node {function.core.numa_node}"
+    vgpu = vgpu_of(function)
+    if vgpu is not None and vgpu.type is not None:
+        yield f"vGPU {vgpu.type.name}"
     spec = getattr(function, "spec", None)
     if spec is not None and spec.slot is not None:
         yield f"slot {spec.slot}"
@@ -162,6 +172,15 @@ def _bar_text(index: int, bar: Bar) -> str:
         return f"ROM={size_of(bar.size)}"
     kind = "io" if bar.io else ("mem64" if bar.mem64 else "mem32") + ("-prefetch" if bar.prefetch else "")
     return f"{index}={size_of(bar.size)}({kind})"
+
+
+def _unit_text(lab: Lab, unit: IommuUnit) -> str:
+    count = sum(1 for _ in lab.behind(unit))
+    return f"{unit.name}: {count} function{'s' if count != 1 else ''}"
+
+
+def _unplugged_text(spec: FunctionSpec) -> str:
+    return spec.address + (f", slot {spec.slot}" if spec.slot is not None else "")
 
 
 # ---- vGPUs ----
