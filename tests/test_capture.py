@@ -251,6 +251,21 @@ def test_contents_of_roms_are_files(lab: MountedLab, tmp_path: Path) -> None:
         assert rom.read_bytes().startswith(b"\x55\xaa")
 
 
+@pytest.mark.parametrize("example", ["desktop", "server", "vendor_host"])
+@pytest.mark.parametrize("way", ["sysfs", "lspci"])
+def test_the_machines_of_the_examples_come_back(tmp_path: Path, example: str, way: str) -> None:
+    with MountedLab(tmp_path, "--config", str(ROOT / f"examples/{example}.toml")) as mounted:
+        sys = mounted.path / "sys"
+        before = {**views(sys), "groups": groups(sys), "drivers": links(sys, "driver")}
+        text = tmp_path / "machine.txt"
+        text.write_text(lspci(sys, "-nnvvvxxxx", "-D"))
+        options = ("--sys", sys) if way == "sysfs" else ("--lspci", text)
+        captured = capture("--keep-serials", *options).stdout
+    with described(tmp_path, captured) as mounted:
+        sys = mounted.path / "sys"
+        assert {**views(sys), "groups": groups(sys), "drivers": links(sys, "driver")} == before
+
+
 # ---- other machines, by what lspci printed there ----
 
 

@@ -216,7 +216,9 @@ def plain_model(spec: PlainSpec) -> type[PlainDevice]:
     if len(spec.vpd) > MAX_VPD:
         raise ValueError(f"VPD of {len(spec.vpd)} bytes is longer than {MAX_VPD} (make it shorter)")
     found = _capabilities(spec, bars)
-    image = None if config is None else _image(config, spec.serial, found)
+    image = header
+    if config is not None and (len(config) == regs.STD_HEADER_SIZEOF or spec.serial is not None):
+        image = _image(config, spec.serial, found)
     if image is not None:
         found = Capabilities(image.caps, image.extended)
     if spec.vpd and not any(cap.id == CapId.VPD for cap in found.caps):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 from devmodel.pci import regs
@@ -50,6 +51,9 @@ _DEVCAP2 = 0x24
 _STATUS_ERRORS, _PM_PME_ENABLE, _PM_PME_STATUS = 0xF900, 0x0100, 0x8000
 _EXP_VERSION, _EXP_TYPE, _EXP_V1, _EXP_V2 = 0x000F, 0x00F0, 0x14, 0x3C
 _EXP_SLOT, _EXP_TYPES_WITH_SLOT, _EXP_TYPES_WITH_ROOT = 0x0100, (0x4, 0x6), (0x4, 0xA)
+_MOST_EXTENDED = 0x60
+"""Bytes of an extended capability that are known as its own, of all but a vendor's, which has its size in
+it."""
 _SIZES: Mapping[int, int] = MappingProxyType(
     {CapId.PM: 8, CapId.VPD: 8, CapId.SSVID: 8, CapId.MSIX: 12, 0x02: 12, 0x07: 8, 0x12: 8, 0x13: 6}
 )
@@ -316,8 +320,11 @@ def _extended_chain(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         offset = header >> 20 & ~3
     starts = sorted(each[0] for each in found)
     for offset, identity, version in found:
+        size = _MOST_EXTENDED
+        if identity in (ExtCapId.VNDR, ExtCapId.DVSEC):
+            size = max(int.from_bytes(data[offset + 4 : offset + 8], "little") >> 20, 8)
         behind = [start for start in starts if start > offset]
-        yield offset, identity, version, behind[0] if behind else regs.CFG_SPACE_EXP_SIZE
+        yield offset, identity, version, min(offset + size, *behind[:1], regs.CFG_SPACE_EXP_SIZE)
 
 
 def _live(data: bytes, offsets: Mapping[int, int], places: Mapping[int, int]) -> tuple[bytes, bytes]:
@@ -349,7 +356,13 @@ def _live(data: bytes, offsets: Mapping[int, int], places: Mapping[int, int]) ->
     if ExtCapId.ACS in places:
         able = int.from_bytes(data[places[ExtCapId.ACS] + 4 :][:2], "little")
         live(places[ExtCapId.ACS] + _ACS_CTRL, 2, able & 0x7F)
-    return bytes(mask), bytes(cleared)
+    return _shared(bytes(mask)), _shared(bytes(cleared))
+
+
+@lru_cache(256)
+def _shared(data: bytes) -> bytes:
+    """The same object for the same bytes: functions of one kind differ in what was captured alone."""
+    return data
 
 
 _Live = Callable[..., None]
