@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import needs, nic
+from tests import needs, nic, virsh
 from tests.lab import MountedLab, described, run, vfsfuse
 from tests.nic import CARD, LATE, enable, function, interfaces
 from tests.tool import Tool, need
@@ -369,6 +369,64 @@ def test_a_device_plugin_finds_what_it_hands_out(lab: MountedLab) -> None:
         f"{third} 8086 1889  {CARD} ['{NAME}'] [] True -1 True False",
         f"{LATE} 15b3 101d mlx5_core {LATE} ['ens1'] ['ens1'] True -1 True False",
     ]
+
+
+def test_libvirt_finds_them_below_their_functions(lab: MountedLab, tmp_path: Path) -> None:
+    vfs = enable(lab, 2)
+    nic.to_vfio(lab, vfs[1])
+    name, address = f"{NAME}v0", "02:00:00:65:fa:00"
+    try:
+        listed, card, interface = virsh.answers(
+            tmp_path,
+            ["--mount", str(lab.path)],
+            "ask nodedev-list --cap net; ask nodedev-dumpxml pci_0000_65_00_0;"
+            f" ask nodedev-dumpxml net_{name}_{address.replace(':', '_')}",
+        )[:3]
+    finally:
+        enable(lab, 0)
+    assert {each.split("_")[1] for each in listed.split()} == interfaces(lab) | {name}
+    assert "<capability type='virt_functions' maxCount='8'>" in card
+    assert card.count("<address domain='0x0000' bus='0x65' slot='0x1f'") == 2
+    for line in (
+        "<parent>pci_0000_65_1f_2</parent>",
+        f"<interface>{name}</interface>",
+        f"<address>{address}</address>",
+        "<link speed='25000' state='up'/>",
+    ):
+        assert line in interface
+
+
+PLUGIN = """
+import os, sys
+
+uplink, index, device = sys.argv[1:]
+functions = f"/sys/class/net/{uplink}/device"
+assert int(open(f"{functions}/sriov_numvfs").read()) > int(index)
+address = os.path.basename(os.readlink(f"{functions}/virtfn{index}"))
+assert address == device
+own = f"/sys/bus/pci/devices/{device}"
+assert os.listdir(f"{own}/physfn/net") == [uplink]
+found = [int(name[6:]) for name in os.listdir(f"{own}/physfn/") if name.startswith("virtfn")
+         and os.path.basename(os.readlink(f"{own}/physfn/{name}")) == device]
+assert found == [int(index)]
+driver = os.path.basename(os.readlink(f"{own}/driver"))
+if driver == "vfio-pci":
+    print(driver, os.path.basename(os.readlink(f"{own}/iommu_group")), os.path.exists(f"{own}/net"))
+else:
+    print(driver, *os.listdir(f"{own}/net"))
+"""
+"""What sriov-cni reads as it gives a virtual function to a pod, in the same files."""
+
+
+def test_a_network_plugin_finds_the_function_of_an_uplink(lab: MountedLab) -> None:
+    vfs = enable(lab, 2)
+    group = nic.to_vfio(lab, vfs[1])
+    said = [
+        Tool(lab, "/usr/bin/python3").quiet("-c", PLUGIN, NAME, str(index), vf.name)
+        for index, vf in enumerate(vfs)
+    ]
+    enable(lab, 0)
+    assert said == [f"iavf {NAME}v0\n", f"vfio-pci {group} False\n"]
 
 
 def test_a_directory_that_is_open_is_empty_when_the_interface_is_gone(lab: MountedLab) -> None:
