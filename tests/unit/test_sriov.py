@@ -251,7 +251,7 @@ def test_keys_that_cannot_be(tmp_path: Path, keys: str, where: str, why: str) ->
 @pytest.mark.parametrize(
     ("place", "text", "where"),
     [
-        ("0000:ff:1f.0", "vfs = 8", 'parents."0000:ff:1f.0": no room for 8 virtual functions behind 0000:ff:1f.0'),
+        ("0000:ff:1f.0", "vfs = 8", 'parents."0000:ff:1f.0": no room for 8 virtual functions'),
         ("pool", "vfs = 8", 'parents.pool.vfs: is for a "gpu"'),
     ],
 )
