@@ -35,9 +35,9 @@ def _enable(lab: Lab, function: PhysicalFunction, count: int) -> None:
     try:
         lab.sriov.start(function, count)
     except OSError as error:
-        raise SpecError(
-            f'{lab.spec.source}: functions."{function.name}".vf.enabled: {error.strerror} (give fewer)'
-        ) from error
+        table = "functions" if function.spec.parent is None else "parents"
+        place = f'{lab.spec.source}: {table}."{function.name}".vf.enabled'
+        raise SpecError(f"{place}: {error.strerror} (give fewer)") from error
 
 
 def _create(lab: Lab, spec: VgpuSpec) -> None:

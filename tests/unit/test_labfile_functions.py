@@ -312,6 +312,13 @@ def test_ten_thousand_functions_are_read_quickly(load_text: Load) -> None:
     assert len(load_text(rows).functions) == 10000 and time.process_time() - start < 2
 
 
+def test_patterns_have_an_end(load_text: Load) -> None:
+    pattern = '[functions."{domain:04x}:{{00-ff}}:{{00-1f}}.{{0-7}}"]\n'
+    with pytest.raises(LabFileError, match="comes to more than 262144 addresses") as caught:
+        load_text("".join(pattern.format(domain=domain) for domain in range(100)))
+    assert len(caught.value.lines) == 1
+
+
 # ---- what cannot be ----
 
 HERE = 'functions."0000:65:00.0"'

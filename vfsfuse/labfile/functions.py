@@ -15,6 +15,9 @@ from vfsfuse.labfile.include import NOTHING_THERE, is_absent
 from vfsfuse.labfile.reading import Found, Reading
 from vfsfuse.labfile.schema import FUNCTION
 
+MAX_FUNCTIONS = 1 << 18
+"""Addresses that the tables of a lab file stand for, so that patterns cannot fill the memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
@@ -58,6 +61,7 @@ def _entries(
     """The tables of functions, and the addresses that tables take away."""
     entries: list[_Entry] = []
     removed: list[tuple[Keys, list[str]]] = []
+    count = 0
     for name, content in tables.items():
         keys = ("functions", name)
         try:
@@ -66,6 +70,11 @@ def _entries(
             why = str(error)
             reading.note(keys, why if "(" in why else f"{why} (such as 0000:65:00.1)")
             continue
+        count += len(names)
+        if count > MAX_FUNCTIONS:
+            reading.fail(
+                keys, f"comes to more than {MAX_FUNCTIONS} addresses with those before (take it out)"
+            )
         found = reading.attempt(reading.table, content, FUNCTION, keys)
         if is_absent(content):
             removed.append((keys, names))
