@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests import virsh
-from tests.lab import MountedLab
+from tests.lab import MountedLab, vfsfuse
 from tests.machines.machine import (
     driver_of,
     example,
@@ -234,6 +234,25 @@ def address_of(element: ElementTree.Element) -> str:
         int(element.get(name, ""), 16) for name in ("domain", "bus", "slot", "function")
     )
     return f"{domain:04x}:{bus:02x}:{slot:02x}.{number}"
+
+
+# ---- slots ----
+
+
+def test_an_accelerator_is_pulled_and_put_back(server: MountedLab) -> None:
+    """Programs see it go and come. While a client has it open, it stays."""
+    name = ACCELERATORS[2]
+    assert "Physical Slot: 3\n" in lspci(server, "-v", "-s", name)
+    with bound(server, name) as (group,), opened(server, group, name):
+        refused = vfsfuse("unplug", "--mount", server.path, name)
+        assert refused.returncode == 1 and "a program has one of its functions open" in refused.stderr
+    for command, there in (("unplug", False), ("plug", True)):
+        done = vfsfuse(command, "--mount", server.path, name)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert (server.path / "sys/bus/pci/slots/3/adapter").read_text() == f"{int(there)}\n"
+        assert (lspci(server, "-n", "-s", name) != "") is there
+        assert function_dir(server, name).exists() is there
+    assert driver_of(server, name) == "nvidia"
 
 
 # ---- hot reset ----
