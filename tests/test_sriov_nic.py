@@ -22,7 +22,7 @@ from tests.snapshot import snapshot
 from tests.test_uevents import hear, listening
 from tests.tool import Tool, need
 from tests.vfio.client import DEVICE_GET_IRQ_INFO, Container, Group, IrqInfo, fails, ioctl
-from tests.vfio.devices import MSIX, group_device, opened
+from tests.vfio.devices import MSIX, TRIGGER, eventfd, group_device, opened
 
 PLACES = ["0000:65:1f.2", "0000:65:1f.4", "0000:65:1f.6", "0000:66:00.0", "0000:66:00.2"]
 
@@ -282,7 +282,8 @@ def test_a_device_that_a_client_waits_for(lab: MountedLab) -> None:
 
 
 def vectors(lab: MountedLab, vf: Path) -> tuple[int, int]:
-    """The size of the MSI-X table, as the capability says and as a client of vfio-pci is told."""
+    """The size of the MSI-X table, as the capability says and as a client of vfio-pci is told, who can set up
+    so many vectors and no more."""
     config = (vf / "config").read_bytes()
     place = config[0x34]
     while config[place] != 0x11:
@@ -292,6 +293,10 @@ def vectors(lab: MountedLab, vf: Path) -> tuple[int, int]:
         info = IrqInfo(index=MSIX)
         ioctl(client.device.fd, DEVICE_GET_IRQ_INFO, info)
         table = client.device.config(place + 2)
+        with eventfd() as fd:
+            client.device.eventfds(MSIX, TRIGGER, 0, *[fd] * info.count)
+            client.device.tear_down(MSIX)
+            fails(errno.EINVAL, client.device.eventfds, MSIX, TRIGGER, 0, *[fd] * (info.count + 1))
     nic.give_back(lab, vf)
     said = (struct.unpack_from("<H", config, place + 2)[0] & 0x7FF) + 1
     assert (table & 0x7FF) + 1 == said
@@ -517,3 +522,37 @@ def succeeds(call: Callable[[], object]) -> bool:
         assert error.errno == errno.EBUSY
         return False
     return True
+
+
+# ---- slots ----
+
+
+def pull(lab: MountedLab, *options: str) -> None:
+    done = vfsfuse("unplug", "--mount", lab.path, *options, "7")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def plug(lab: MountedLab) -> None:
+    done = vfsfuse("plug", "--mount", lab.path, "7")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("options", [(), ("--surprise",)])
+def test_a_card_that_is_pulled_takes_all_with_it(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Its interfaces, its virtual functions, and those that have not come yet; a card that is put back has
+    the same names."""
+    with small(tmp_path, "delay = 0.2", 'slot = "7"') as own:
+        before = interfaces(own)
+        enable(own, 2)
+        wait_for(lambda: len(virtual(own)) == 2 and interfaces(own) == before | {"eth0v0", "eth0v1"})
+        pull(own, *options)
+        assert interfaces(own) == {"lo"}
+        plug(own)
+        assert interfaces(own) == before and virtual(own) == []
+        enable(own, 2)
+        pull(own, *options)
+        with listening(own, os.O_NONBLOCK) as events:
+            time.sleep(0.5)
+            assert hear(events) == []
+        plug(own)
+        assert interfaces(own) == before and (function(own, CARD) / "sriov_numvfs").read_text() == "0\n"
