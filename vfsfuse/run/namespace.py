@@ -32,7 +32,8 @@ GIVEN_BACK = (
     "firmware",
     "power",
 )
-"""Directories under /sys that stay the machine's own.  The lab has an empty directory of that name.
+"""Directories under /sys that stay the machine's own where the lab has an empty directory of that name.  A
+lab with network interfaces has its own class/net and devices/virtual/net, which are never empty.
 
 Each holds its own files, or links within this list.  A lab that describes its machine has nodes and CPUs of
 its own in devices/system, and a few empty directories there.  /sys/block and /sys/dev are not here, because
