@@ -190,7 +190,9 @@ def test_a_name_that_devices_have_is_refused_when_the_lab_is_mounted(tmp_path: P
     done = vfsfuse("mount", "--config", tmp_path / "lab.toml", tmp_path / "mnt")
     first = taken.partition("/")[0]
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert f"the model Card declares the attribute '{first}', but that is a name of every" in done.stderr
+    why = f"the model Card declares the attribute '{first}', but that is a name of every"
+    place = 'parents."0000:40:00.0"' if first == "msi_irqs" else "parents.box.types.flat"
+    assert f"/lab.toml: {place}: {why}" in done.stderr
     assert "(rename it)" in done.stderr
 
 

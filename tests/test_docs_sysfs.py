@@ -90,7 +90,7 @@ driver = "nvidia"
 framework = "nvidia"
 memory = "64M"
 vfs = 2
-types.small-1 = {{ memory = "16M", description = "a small one" }}
+types.small-1 = {{ memory = "16M", max_resolution = "1024x768", description = "a small one" }}
 
 [parents.mtty]
 kind = "virtual"

@@ -60,6 +60,11 @@ class VendorVgpu(Assignable):
         return made if made is not None else self._make()
 
     @property
+    def share(self) -> Share:
+        """What it has of the GPU. Raises ``OSError(ENXIO)`` without a type. Any thread."""
+        return Share.of(check_typed(self))
+
+    @property
     def made(self) -> Device | None:
         """The model, None if nothing has used it yet. Any thread."""
         return self._device

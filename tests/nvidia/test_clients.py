@@ -62,6 +62,37 @@ def test_the_engine_works_and_is_shared(host: Host, vfs: list[Vf]) -> None:
     assert int((host.pf / "engine_time_us").read_text()) > used
 
 
+def test_what_the_lab_shows_of_a_vgpu(vfs: list[Vf]) -> None:
+    vf = vfs[0]
+    own = vf.path / "vgpu"
+    assert not own.exists() and not (vf.path / "screen.png").exists()
+    with vf.typed(24):
+        shown = {
+            name: (own / name).read_text() for name in ("vram_size", "engine_weight", "vram_used", "faults")
+        }
+        assert shown == {
+            "vram_size": f"{4 * SLOT}\n",
+            "engine_weight": "48\n",
+            "vram_used": "0\n",
+            "faults": "0\n",
+        }
+        (own / "engine_timeout_ms").write_text("50")
+        folder = os.open(own, os.O_RDONLY)
+        with gpu(vf) as one:
+            one.finish(fill(0, PAGE, 1))
+            assert int((own / "vram_used").read_text()) == PAGE
+        wait_until_free(vf)
+        vf.set(0)
+        assert os.listdir(folder) == [] and not own.exists()
+        fails(errno.ENOENT, os.stat, "faults", dir_fd=folder)
+        os.close(folder)
+        vf.set(11)
+        assert (own / "vram_size").read_text() == f"{SLOT}\n" and (
+            own / "engine_timeout_ms"
+        ).read_text() == "2000\n"
+        assert (vf.path / "screen.png").is_file()
+
+
 def test_a_client_that_hangs_the_engine_is_taken_off_it(vfs: list[Vf]) -> None:
     with vfs[0].typed(14):
         with gpu(vfs[0]) as one:

@@ -33,7 +33,9 @@ WORDS = {
     "vgpu": Word(
         "<uuid>(?:-<N>)?", "the name of a vGPU. `sys/bus/mdev/devices/<vgpu>` is a link to its directory"
     ),
-    "device": Word("(?:<function>|<parent>/<vgpu>)", "the directory of a PCI function or of a vGPU"),
+    "device": Word(
+        "(?:<function>(?:/vgpu)?|<parent>/<vgpu>)", "the directory of a PCI function or of a vGPU"
+    ),
     "bridge": Word(
         "(?:sys/devices/pci<domain>:<number>|<function>)",
         "the directory of a host bridge or of another bridge",

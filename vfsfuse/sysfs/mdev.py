@@ -21,7 +21,7 @@ from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.pci import PciAttributes
 from vfsfuse.sysfs.screen import picture
 from vfsfuse.sysfs.uevent import DeviceDir
-from vfsfuse.sysfs.vgpu_resources import MdevResources, TypeResources
+from vfsfuse.sysfs.vgpu_resources import TypeResources, VgpuResources
 
 
 class TypeDir(TypeResources):
@@ -68,7 +68,7 @@ class TypeDir(TypeResources):
         return self.type.pretty_name
 
 
-class MdevDir(DeviceDir, PciAttributes, MdevResources):
+class MdevDir(DeviceDir, PciAttributes, VgpuResources):
     """<parent>/<vgpu>: a vGPU, called `<uuid>` (made through mdev) or `<uuid>-<instance>` (made through
     vgpu_create)."""
 
@@ -81,6 +81,10 @@ class MdevDir(DeviceDir, PciAttributes, MdevResources):
 
     @property
     def assignable(self) -> Mdev:
+        return self.mdev
+
+    @property
+    def vgpu(self) -> Mdev:
         return self.mdev
 
     @property

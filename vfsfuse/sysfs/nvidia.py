@@ -9,10 +9,11 @@ machines, and the programs that read and write the files; docs/frameworks.md say
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from devmodel.device.display import Display
 from devmodel.lifecycle.function import PhysicalFunction, PhysicalParent, VirtualFunction
+from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import PlacementMode, TypeSpec
 from devmodel.lifecycle.vendor import (
     NOT_APPLICABLE,
@@ -28,8 +29,10 @@ from vfsfuse.sysfs.kstrtox import parse_decimal
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.screen import picture
 from vfsfuse.sysfs.sriov import SriovFunctionDir, VirtualFunctionDir
-from vfsfuse.sysfs.vgpu_resources import ParentResources
+from vfsfuse.sysfs.vgpu_resources import ParentResources, VgpuResources
 
+VGPU_DIR = "vgpu"
+"""The directory of a virtual function that has what vfsfuse knows of its vGPU."""
 HEADER = "ID    : vGPU Name\n"
 
 
@@ -165,6 +168,30 @@ class VendorVfDir(VirtualFunctionDir):
         return picture(self.vgpu.device)
 
     screen.name_ns = 0  # it comes and goes with the type
+
+
+class VendorVgpuDir(VgpuResources):
+    """<function>/vgpu: what a virtual function has as a vGPU, in a GPU with the framework of NVIDIA. It is
+    present while it has a type, and a directory of vfsfuse's own."""
+
+    __slots__ = ("assignable",)
+
+    def __init__(self, vgpu: VendorVgpu) -> None:
+        super().__init__(VGPU_DIR)
+        self.assignable = vgpu
+
+    @property
+    def vgpu(self) -> VendorVgpu:
+        return self.assignable
+
+    @property
+    def share(self) -> Share:
+        return self.assignable.share
+
+    @property
+    def options(self) -> Mapping[str, int]:
+        """The options of its model."""
+        return self.share.options
 
 
 class PhysicalCatalogue(AttributeGroup):

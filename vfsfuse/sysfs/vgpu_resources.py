@@ -8,8 +8,10 @@ lane; it makes no model and allocates nothing.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Protocol
 
-from devmodel.lifecycle.mdev import Mdev, MdevType, Parent
+from devmodel.device.base import Device
+from devmodel.lifecycle.mdev import MdevType, Parent
 from devmodel.lifecycle.resources import Resolution, Share
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.members import attribute
@@ -61,28 +63,41 @@ class TypeResources(ShareAttributes):
         return self.type.spec.instances
 
 
-class MdevResources(ShareAttributes):
+class SharedDevice(Protocol):
+    """A vGPU: what it has, and its model, None if nothing has used it yet."""
+
+    @property
+    def share(self) -> Share: ...
+    @property
+    def made(self) -> Device | None: ...
+
+
+class VgpuResources(ShareAttributes):
     """What a vGPU has, and how much of it the vGPU uses."""
 
     __slots__ = ()
-    mdev: Mdev
 
-    @attribute(when=lambda self: self.mdev.share.memory > 0)
+    @property
+    @abstractmethod
+    def vgpu(self) -> SharedDevice:
+        """The vGPU."""
+
+    @attribute(when=lambda self: self.vgpu.share.memory > 0)
     def vram_used(self) -> int:
         """Bytes of video memory that were touched; present where the type has memory."""
-        made = self.mdev.made
+        made = self.vgpu.made
         return 0 if made is None else made.backing.allocated
 
     @attribute()
     def pinned_pages(self) -> int:
         """The number of pages of the client that the vGPU holds pinned."""
-        made = self.mdev.made
+        made = self.vgpu.made
         return 0 if made is None else made.dma.pinned_pages
 
     @attribute()
     def dma_faults(self) -> int:
         """The number of DMA accesses that failed."""
-        made = self.mdev.made
+        made = self.vgpu.made
         return 0 if made is None else made.dma.fault_count
 
 

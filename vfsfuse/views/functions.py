@@ -7,8 +7,7 @@ from contextlib import ExitStack
 
 from devmodel.lifecycle.bridge import PCIEPORT, Bridge
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
-from devmodel.lifecycle.vendor import VendorVgpu, vgpu_of
-from devmodel.vfio.group import Assignable
+from devmodel.lifecycle.vendor import vgpu_of
 from vfsfuse.kernfs.bundle import Bundle, Plan
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
@@ -26,6 +25,7 @@ from vfsfuse.views.models import physical_directory, virtual_directory
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.netdevs import NetViews
 from vfsfuse.views.nodes import VfioNodes
+from vfsfuse.views.vendor import VendorViews
 from vfsfuse.views.vgpus import VgpuViews
 
 
@@ -40,8 +40,6 @@ class FunctionViews:
         self._shown: dict[PciFunction, ExitStack] = {}
         self._bound: dict[PciFunction, ExitStack] = {}
         self._vfio_plan = Plan(*nodes.of_vfio)
-        self._device_plan, self._cdev_plan = Plan(*nodes.of_device), Plan(*nodes.of_cdev)
-        self._own_files: dict[Assignable, Bundle] = {}
         self._fake_group_plan = Plan(*nodes.of_fake_group, *nodes.of_vfio_group)
         for path in ("devices", "drivers", "slots"):
             tree.make(f"sys/bus/pci/{path}")
@@ -50,6 +48,7 @@ class FunctionViews:
         self._buses, self.iommus = BusViews(view, tree), IommuViews(view, tree)
         for root in view.lab.hotplug.buses.roots:
             self._buses.host(root)
+        self.vendor = VendorViews(view, tree, nodes)
         self.net = NetViews(view.lab.spec, view.lab.net, tree)
 
     def directory(self, function: PciFunction) -> PciFunctionDir:
@@ -111,7 +110,8 @@ class FunctionViews:
             added = Additions(self._tree, undo)
             vgpu = vgpu_of(function)
             if vgpu is not None:
-                self._show_vgpu(vgpu, added)
+                self._show_group(function, added)
+                self.vendor.show(vgpu, added)
             elif driver == VFIO_PCI:
                 self._show_vfio(function, added)
             elif driver == PCIEPORT:
@@ -168,24 +168,6 @@ class FunctionViews:
         if not function.group.noiommu:
             self._nodes.groups.enter(function, added)
         return directory
-
-    def _show_vgpu(self, vgpu: VendorVgpu, added: Additions) -> None:
-        """Show what VFIO adds to a virtual function that its host driver keeps.  The vGPU's own file is a
-        bundle of its own, see `retyped`."""
-        self._nodes.open_port(vgpu)
-        added.undo.callback(self._nodes.close_port, vgpu)
-        self._show_group(vgpu.function, added)
-        added.show(Bundle(vgpu, self._device_plan))
-        own_file = self._own_files[vgpu] = Bundle(vgpu, self._cdev_plan)
-        added.undo.callback(self._own_files.pop, vgpu)
-        added.show(own_file)
-
-    def retyped(self, vgpu: VendorVgpu) -> None:
-        """The vGPU has another model: who opens it from now on gets that.  Its own file is another inode,
-        because the kernel lets no two opens of one have different memory."""
-        self._nodes.close_port(vgpu)
-        self._nodes.open_port(vgpu)
-        self._tree.renumber(self._own_files[vgpu])
 
     def _show_vfio(self, function: PciFunction, added: Additions) -> None:
         self._show_group(function, added)

@@ -71,7 +71,7 @@ class LabView:
         self.nodes.add_misc(self.lab.vfio, lambda: self._st_dev)
         self.vgpus = VgpuViews(self, tree, self.nodes, spec.vendor)
         self.functions = FunctionViews(self, tree, self.nodes, self.vgpus, self.modules)
-        self.lab.vendor.retyped = self.functions.retyped
+        self.lab.vendor.retyped = self.functions.vendor.retyped
         self._load_drivers()
         for bridge in self.lab.ports.values():
             self._add_function(bridge)

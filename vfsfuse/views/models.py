@@ -3,34 +3,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from devmodel.device.pci import PciDevice
-from devmodel.lifecycle.spec import Framework, FunctionSpec, LabSpec
+from devmodel.lifecycle.spec import Framework, FunctionSpec, LabSpec, SpecError
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.sysfs.mdev import MdevDir
 from vfsfuse.sysfs.model import directory_class
-from vfsfuse.sysfs.nvidia import VendorFunctionDir, VendorVfDir
+from vfsfuse.sysfs.nvidia import VendorFunctionDir, VendorVfDir, VendorVgpuDir
 from vfsfuse.sysfs.parent import ParentFunctionDir, PhysicalFunctionDir
 from vfsfuse.sysfs.sriov import SriovFunctionDir, SriovParentDir, VirtualFunctionDir
 
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
 
 def check_models(spec: LabSpec) -> None:
-    """Raise ValueError, with a remedy, when a model declares an attribute whose name is taken in the
-    directory of its devices: otherwise that would be found when somebody looks at one."""
-    for directory, model in _directories(spec):
-        directory_class(directory, model)
+    """Raise SpecError when a model declares an attribute whose name is taken in the directory of its devices:
+    otherwise that would be found when somebody looks at one."""
+    for place, directory, model in _directories(spec):
+        try:
+            directory_class(directory, model)
+        except ValueError as error:
+            raise SpecError(f"{spec.source}: {place}: {error}") from error
 
 
-def _directories(spec: LabSpec) -> Iterator[tuple[type[Kobject], type[PciDevice]]]:
-    """The kinds of directories that devices of the lab have, each with the model of the device."""
-    for type_ in (type_ for parent in spec.parents for type_ in parent.types):
-        yield MdevDir, type_.model
+def _directories(spec: LabSpec) -> Iterator[tuple[str, type[Kobject], type[PciDevice]]]:
+    """The kinds of directories that devices of the lab have, each with its place in the lab file and the
+    model of the device."""
+    for parent in spec.parents:
+        own = MdevDir if parent.framework is Framework.MDEV else VendorVgpuDir
+        for type_ in parent.types:
+            yield f"parents.{_quoted(parent.name)}.types.{_quoted(type_.name)}", own, type_.model
     for function in spec.all_functions:
+        table = "functions" if function.parent is None else "parents"
+        place = f"{table}.{_quoted(function.name)}"
         if function.model is not None:
-            yield physical_directory(function), function.model
+            yield place, physical_directory(function), function.model
         if function.vf is not None:
-            yield virtual_directory(function), function.vf.model
+            yield f"{place}.vf", virtual_directory(function), function.vf.model
+
+
+def _quoted(name: str) -> str:
+    """A name as TOML spells it in a dotted path: it has no quotes in it."""
+    return name if _BARE_KEY.fullmatch(name) else f'"{name}"'
 
 
 def physical_directory(spec: FunctionSpec) -> type[PhysicalFunctionDir]:
