@@ -415,8 +415,8 @@ def test_a_root_port_takes_all_that_is_below_it(lab: MountedLab) -> None:
             ("unbind", NEIGHBOUR),
             ("unbind", GPU),
             ("unbind", port),
-            ("remove", NEIGHBOUR),
             ("remove", GPU),
+            ("remove", NEIGHBOUR),
             ("remove", "0000:86"),
             ("remove", port),
         ]

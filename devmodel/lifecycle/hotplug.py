@@ -10,6 +10,7 @@ rescan), the order in which drivers/pci/remove.c and drivers/pci/probe.c of the 
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.bridge import Below
@@ -101,13 +102,16 @@ class Hotplug:
         for function in self._drivers.functions.values():
             self._drivers.boot(function)
 
-    def going(self, function: PciFunction) -> list[PciFunction]:
-        """What goes when the function is removed, in that order: the functions below a bridge, the last
-        first and each after what is below it, and the function itself."""
+    def going(self, function: PciFunction, last_first: bool = True) -> list[PciFunction]:
+        """What goes when the function is removed: the functions below a bridge, each after what is below it,
+        and the function itself. Drivers leave the last functions of a bus first, the functions themselves
+        go in the order of their addresses."""
         if not isinstance(function, Bridge):
             return [function]
-        found = map(self._drivers.functions.get, reversed(self._on_bus.get(function.bus_below, ())))
-        return [*(each for below in found if below is not None for each in self.going(below)), function]
+        names = self._on_bus.get(function.bus_below, [])
+        found = map(self._drivers.functions.get, reversed(names) if last_first else names)
+        below = (self.going(each, last_first) for each in found if each is not None)
+        return [*chain.from_iterable(below), function]
 
     def held(self, function: PciFunction) -> list[Assignable]:
         """What clients may hold and what goes with the function. Under ``Lab.lock``."""
@@ -126,7 +130,7 @@ class Hotplug:
         :class:`InUse` while a client holds one of :meth:`held`. Under ``Lab.lock``."""
         retire_all([device for each in functions for gone in self.going(each) for device in held_by(gone)])
         for function in functions:
-            self._take_away(self.going(function))
+            self._take_away(function)
 
     def vanish_all(self, functions: Sequence[PciFunction]) -> None:
         """Remove functions by surprise, although clients may hold one of :meth:`held`. Under ``Lab.lock``."""
@@ -135,13 +139,13 @@ class Hotplug:
                 for device in depending_on(gone):
                     device.vanish()
         for function in functions:
-            self._take_away(self.going(function))
+            self._take_away(function)
 
-    def _take_away(self, going: Sequence[PciFunction]) -> None:
-        """All drivers leave first. No client holds a function, or it has vanished."""
-        for each in going:
+    def _take_away(self, function: PciFunction) -> None:
+        """All drivers leave first. No client holds what goes, or it has vanished."""
+        for each in self.going(function):
             self._drivers.release(each)
-        for each in going:
+        for each in self.going(function, last_first=False):
             self._table.remove(each, self._leave)
 
     @lifecycle_change

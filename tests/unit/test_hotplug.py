@@ -128,7 +128,7 @@ def test_a_root_port_goes_last_and_comes_first(lab: Lab, port: Bridge, recorder:
     names = (PORT, BDF, NEIGHBOUR)
     assert recorder.seen == [
         *(("unbound", name) for name in reversed(names)),
-        *(("removed", name) for name in reversed(names)),
+        *(("removed", name) for name in (BDF, NEIGHBOUR, PORT)),
         *(("added", name) for name in names),
         *(("bound", name) for name in names),
     ]

@@ -135,3 +135,24 @@ def test_a_lab_file_says_where_the_mistake_is(tmp_path: Path) -> None:
         'parents."0000:06:00.0".slot',
     ]
     assert all(line.endswith(")") for line in caught.value.lines)
+
+
+def test_a_vgpu_of_a_card_that_is_not_there(tmp_path: Path) -> None:
+    source = tmp_path / "lab.toml"
+    source.write_text(
+        """
+        [parents."0000:06:00.0"]
+        kind = "gpu"
+        driver = "vgpu"
+        memory = "16M"
+        slot = "1"
+        plugged = false
+        types.all = { memory = "16M", description = "all" }
+        [[vgpus]]
+        parent = "0000:06:00.0"
+        type = "all"
+        uuid = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
+        """
+    )
+    with pytest.raises(LabFileError, match=r"vgpus\.0\.parent: 0000:06:00\.0 is not plugged in"):
+        load(source)

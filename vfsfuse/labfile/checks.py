@@ -8,7 +8,7 @@ import re
 
 from devmodel.lifecycle.bridge import Places, place_functions
 from devmodel.lifecycle.netdev import LOOPBACK, MAX_NAME, NAME, all_names
-from devmodel.lifecycle.slots import slot_ports, slot_problems
+from devmodel.lifecycle.slots import absent_at_first, slot_ports, slot_problems
 from devmodel.lifecycle.spec import Framework, FunctionSpec, LabSpec
 from vfsfuse.labfile import values
 from vfsfuse.labfile.faults import Keys
@@ -94,6 +94,11 @@ def _check_places(reading: Reading, lab: LabSpec) -> Places:
     tables = {spec.address: _table(spec) for spec in lab.all_functions}
     for address, why in slot_problems(lab.all_functions, slot_ports(places.buses)):
         reading.note((*tables[address], "slot"), why)
+    absent = absent_at_first(lab.all_functions)
+    for number, vgpu in enumerate(lab.vgpus):
+        if vgpu.parent in absent:
+            why = f"{vgpu.parent} is not plugged in at the start (plug it in, or take the vGPU out)"
+            reading.note(("vgpus", str(number), "parent"), why)
     return places
 
 
