@@ -218,32 +218,19 @@ class UnitSpec:
 class ParentSpec:
     """A device that vGPUs are made of.
 
-    ``kind`` is "gpu" for a physical PCI function, of model ``model`` and at the address ``bdf``, which is
-    also its name; or "virtual" for a device under sys/devices/virtual/<driver>/<name>. Its vGPUs share
-    ``memory`` bytes and ``slots`` (None: without limit). A function with ``iommu`` False has no IOMMU:
-    vfio-pci takes it only in noiommu mode. With SR-IOV it has up to ``vfs`` virtual functions of
-    ``vf_model``, each with ``vf_memory`` bytes of the memory (0: an equal share). ``numa_node`` is the node
-    that a function is near to, None for that of what is above it, -1 for none. ``hardware`` says more of the
-    function; then it counts and not ``iommu``, ``options``, ``vfs``, ``vf_model``, ``vf_memory`` and
-    ``numa_node``. ``framework`` is how its vGPUs are given to VFIO. ``placement`` is which vGPUs can be
-    beside one another at first, None for all that there is memory for. ``type_names`` is whether its types
-    have the attribute ``name``.
+    ``kind`` is "gpu" for a physical PCI function, which ``hardware`` describes and whose address is its name;
+    or "virtual" for a device under sys/devices/virtual/<driver>/<name>. Its vGPUs share ``memory`` bytes and
+    ``slots`` (None: without limit). ``framework`` is how its vGPUs are given to VFIO. ``placement`` is which
+    vGPUs can be beside one another at first, None for all that there is memory for. ``type_names`` is whether
+    its types have the attribute ``name``.
     """
 
     name: str
     kind: str
     driver: str
     types: tuple[TypeSpec, ...]
-    model: type[PciDevice] | None = None
-    bdf: str | None = None
-    iommu: bool = True
     memory: int = 0
     slots: int | None = None
-    options: Mapping[str, int] = field(default_factory=lambda: _NO_OPTIONS)
-    vfs: int = 0
-    vf_model: type[PciDevice] | None = None
-    vf_memory: int = 0
-    numa_node: int | None = None
     hardware: FunctionSpec | None = None
     framework: Framework = Framework.MDEV
     nvidia: NvidiaSpec = field(default_factory=NvidiaSpec)
@@ -251,28 +238,14 @@ class ParentSpec:
     type_names: bool = True
 
     @property
+    def bdf(self) -> str | None:
+        """The address of the PCI function that it is, None for a virtual parent."""
+        return None if self.hardware is None else self.hardware.address
+
+    @property
     def function(self) -> FunctionSpec | None:
-        """The PCI function that it is, None for a virtual parent."""
-        if self.hardware is not None:
-            return replace(self.hardware, parent=self)
-        if self.bdf is None:
-            return None
-        vf = None
-        if self.vfs and self.vf_model is not None:
-            vf = VfSpec(self.vfs, self.vf_model, self.vf_memory)
-            if self.framework is Framework.NVIDIA:
-                vf = VfSpec(self.vfs, self.vf_model, None, driver=self.driver)
-        return FunctionSpec(
-            self.bdf,
-            self.model,
-            self.driver,
-            self.memory,
-            self.options,
-            iommu=self.iommu,
-            numa_node=self.numa_node,
-            vf=vf,
-            parent=self,
-        )
+        """The PCI function that it is, with this as its parent. None for a virtual parent."""
+        return None if self.hardware is None else replace(self.hardware, parent=self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 
+from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.function import PhysicalFunction, PhysicalParent
-from devmodel.lifecycle.spec import FunctionSpec, ParentSpec
+from devmodel.lifecycle.spec import FunctionSpec, ParentSpec, TypeSpec, VfSpec
+from devmodel.models.gpu import PhysicalGpu
 
 TOP = 2**64
 
@@ -86,6 +88,21 @@ class FakePages:
 
     def write_from(self, offset: int, view: memoryview) -> None:
         self.client.write(self.vaddr + offset, bytes(view))
+
+
+def gpu_parent(
+    name: str,
+    types: tuple[TypeSpec, ...],
+    memory: int,
+    *,
+    model: type[PciDevice] = PhysicalGpu,
+    slots: int | None = None,
+    vf: VfSpec | None = None,
+    iommu: bool = True,
+) -> ParentSpec:
+    """A parent that is a GPU at this address, bound to the driver vgpu."""
+    hardware = FunctionSpec(name, model, "vgpu", memory, iommu=iommu, vf=vf)
+    return ParentSpec(name, "gpu", "vgpu", types, memory, slots, hardware)
 
 
 def parent_of(function: PhysicalFunction) -> PhysicalParent:

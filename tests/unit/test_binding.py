@@ -11,16 +11,14 @@ from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
-from devmodel.models.gpu import PhysicalGpu, Vgpu
+from devmodel.models.gpu import Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.groupfile import open_group
-from tests.unit.fakes import fails, parent_of
+from tests.unit.fakes import fails, gpu_parent, parent_of
 from tests.unit.test_lab import BDF, MIB, Recorder
 
-GPU = ParentSpec(
-    BDF, "gpu", "vgpu", (TypeSpec("vgpu-1", "all", Vgpu, memory=2 * MIB),), PhysicalGpu, BDF, memory=2 * MIB
-)
+GPU = gpu_parent(BDF, (TypeSpec("vgpu-1", "all", Vgpu, memory=2 * MIB),), 2 * MIB)
 MTTY = ParentSpec("mtty", "virtual", "mtty", (TypeSpec("mtty-1", "a port", Mtty),), slots=2)
 
 

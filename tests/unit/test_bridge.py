@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,12 @@ from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.bridge import PCIEPORT, Bridge, place_functions
 from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction
 from devmodel.lifecycle.lab import Lab
-from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
-from devmodel.models.gpu import PhysicalGpu, Vgpu
+from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec, VfSpec
+from devmodel.models.gpu import Vgpu
 from devmodel.pci.bridge import BridgeReg, Window, Windows
 from devmodel.pci.ids import parse_pci_id
 from devmodel.pci.regs import CapId, IoResource, Reg
-from tests.unit.fakes import fails, function_spec
+from tests.unit.fakes import fails, function_spec, gpu_parent
 from tests.unit.test_lab import MIB, Recorder
 from vfsfuse.labfile.reader import LabFileError, load
 
@@ -30,18 +29,8 @@ EMPTY = (0, 0, 0)
 
 
 def at(name: str, vfs: int = 0, iommu: bool = True) -> ParentSpec:
-    return ParentSpec(
-        name,
-        "gpu",
-        "vgpu",
-        TYPES,
-        PhysicalGpu,
-        name,
-        memory=16 * MIB,
-        vfs=vfs,
-        vf_model=Vgpu if vfs else None,
-        iommu=iommu,
-    )
+    vf = VfSpec(vfs, Vgpu) if vfs else None
+    return gpu_parent(name, TYPES, 16 * MIB, vf=vf, iommu=iommu)
 
 
 SPECS = (
@@ -293,7 +282,7 @@ def test_vfio_pci_takes_no_bridge(lab: Lab, port: Bridge) -> None:
 
 
 def test_a_lab_without_pci_functions_has_no_ports() -> None:
-    mtty = replace(at("mtty"), kind="virtual", driver="mtty", model=None, bdf=None)
+    mtty = ParentSpec("mtty", "virtual", "mtty", TYPES, 16 * MIB)
     assert Lab(LabSpec((mtty,)), Recorder()).ports == {}
 
 

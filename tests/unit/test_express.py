@@ -3,7 +3,6 @@
 
 import errno
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -20,7 +19,7 @@ from devmodel.pci.express import LinkSpeed, as_integrated, express
 from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.regs import CapId
 from devmodel.region.region import Memory
-from tests.unit.fakes import fails
+from tests.unit.fakes import fails, gpu_parent
 from tests.unit.test_lab import Recorder
 from tests.unit.test_sriov import GPU
 
@@ -48,7 +47,7 @@ class Slow(Plain):
 
 
 def spec(name: str, model: type[PciDevice] = PhysicalGpu) -> ParentSpec:
-    return replace(GPU, name=name, bdf=name, vfs=0, model=model, vf_model=None)
+    return gpu_parent(name, GPU.types, GPU.memory, model=model)
 
 
 def functions(*specs: ParentSpec) -> list[PhysicalFunction]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -15,28 +14,18 @@ from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction
 from devmodel.lifecycle.hotplug import PCI
 from devmodel.lifecycle.lab import Lab
-from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.spec import LabSpec, TypeSpec, VfSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.pci.config import Aperture, Assigned
 from devmodel.pci.fields import Bar
 from devmodel.region.region import Memory
 from devmodel.vfio.devicefile import DeviceFile
-from tests.unit.fakes import fails, parent_of
+from tests.unit.fakes import fails, gpu_parent, parent_of
 from tests.unit.test_lab import BDF, MIB, Recorder
 
 NEIGHBOUR, PORT = "0000:86:01.0", "0000:00:01.0"
-GPU = ParentSpec(
-    BDF,
-    "gpu",
-    "vgpu",
-    (TypeSpec("vgpu-1", "a quarter", Vgpu, memory=MIB),),
-    PhysicalGpu,
-    BDF,
-    memory=4 * MIB,
-    vfs=2,
-    vf_model=Vgpu,
-    vf_memory=MIB,
-)
+TYPES = (TypeSpec("vgpu-1", "a quarter", Vgpu, memory=MIB),)
+GPU = gpu_parent(BDF, TYPES, 4 * MIB, vf=VfSpec(2, Vgpu, MIB))
 
 
 class Refusing(Recorder):
@@ -57,7 +46,7 @@ def recorder() -> Refusing:
 
 @pytest.fixture
 def lab(recorder: Refusing) -> Iterator[Lab]:
-    neighbour = replace(GPU, name=NEIGHBOUR, bdf=NEIGHBOUR, vfs=0, vf_model=None, vf_memory=0)
+    neighbour = gpu_parent(NEIGHBOUR, TYPES, 4 * MIB)
     recorder.lab = made = Lab(LabSpec((GPU, neighbour)), recorder)
     yield made
     made.close()

@@ -17,11 +17,11 @@ from devmodel.lifecycle.function import PciFunction, PhysicalFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, Parent
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
-from devmodel.models.gpu import PhysicalGpu, Vgpu
+from devmodel.models.gpu import Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.groupfile import open_group
-from tests.unit.fakes import fails
+from tests.unit.fakes import fails, gpu_parent
 
 MIB = 1 << 20
 BDF = "0000:86:00.0"
@@ -39,17 +39,13 @@ SPEC = LabSpec(
             ),
             slots=5,
         ),
-        ParentSpec(
+        gpu_parent(
             BDF,
-            "gpu",
-            "vgpu",
             (
                 TypeSpec("vgpu-2", "half", Vgpu, memory=8 * MIB, pretty_name="Half"),
                 TypeSpec("vgpu-8", "an eighth", Vgpu, memory=2 * MIB, instances=3),
             ),
-            model=PhysicalGpu,
-            bdf=BDF,
-            memory=16 * MIB,
+            16 * MIB,
         ),
     )
 )

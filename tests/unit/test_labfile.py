@@ -154,7 +154,7 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
     assert spec.iommufd_container and not spec.cdevs and not spec.groups
     assert spec.iommu == IommuSpec(dirty_tracking=False, vtd_info=True)
     (card,) = spec.parents
-    assert (card.name, card.kind, card.driver, card.model, card.bdf) == (
+    assert (card.name, card.kind, card.driver, card.types[0].model, card.bdf) == (
         "card",
         "virtual",
         "serial",
@@ -171,7 +171,8 @@ def test_defaults_follow_the_kind(write: Callable[[str], Path]) -> None:
     spec = load(write(GPU))
     assert spec.iommu == IommuSpec(dirty_tracking=True, vtd_info=False)
     (parent,) = spec.parents
-    assert (parent.model, parent.bdf, parent.types[0].model) == (PhysicalGpu, "0000:01:00.0", Vgpu)
+    assert parent.function is not None and parent.function.model is PhysicalGpu
+    assert (parent.bdf, parent.types[0].model) == ("0000:01:00.0", Vgpu)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_path_begins_at_the_lab_file(write: Write, monkeypatch: pytest.MonkeyP
     lab = write("lab.toml", '[models]\ncard = "model.py:Card"\n' + LAB)
     monkeypatch.chdir("/")
     (parent,) = load(lab).parents
-    assert parent.model is parent.types[0].model is not None and parent.model.identity.device == 2
+    assert parent.types[0].model.identity.device == 2
 
 
 def test_an_installed_package_adds_models_and_replaces_none(package: Path) -> None:

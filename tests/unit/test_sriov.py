@@ -23,7 +23,7 @@ from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction, VirtualFunct
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec, ParentSpec, TypeSpec, VfSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, VfLayout, as_hardware, lacks, place_vfs
-from devmodel.models.gpu import PhysicalGpu, Vgpu
+from devmodel.models.gpu import Vgpu
 from devmodel.models.mdpy import Mdpy
 from devmodel.pci import regs
 from devmodel.pci.capability import ExtendedCapability, alternative_routing
@@ -33,14 +33,22 @@ from devmodel.pci.ids import ANY, PciId, parse_new_id, parse_pci_id
 from devmodel.pci.regs import Command, ExtCapId, Reg
 from devmodel.region.region import Memory, Rom
 from devmodel.vfio.devicefile import DeviceFile
-from tests.unit.fakes import fails, function_spec, parent_of
+from tests.unit.fakes import fails, function_spec, gpu_parent, parent_of
 from tests.unit.test_lab import BDF, MIB, Recorder
 from vfsfuse.labfile.reader import LabFileError, load
 
 TYPES = (TypeSpec("vgpu-4", "a quarter", Vgpu, memory=4 * MIB),)
-GPU = ParentSpec(
-    BDF, "gpu", "vgpu", TYPES, PhysicalGpu, BDF, memory=16 * MIB, slots=5, vfs=4, vf_model=Vgpu
-)  # fmt: skip
+
+
+def with_vfs(
+    vfs: int = 4, name: str = BDF, model: type[PciDevice] = Vgpu, memory: int = 0, iommu: bool = True
+) -> ParentSpec:
+    """A GPU with such virtual functions, none with 0."""
+    vf = VfSpec(vfs, model, memory) if vfs else None
+    return gpu_parent(name, TYPES, 16 * MIB, slots=5, vf=vf, iommu=iommu)
+
+
+GPU = with_vfs()
 MODEL = Identity(0x1234, 0x4321, 0x1AF4, 0x1100, class_code=0x120000, irq_pin=1)
 
 
@@ -62,7 +70,7 @@ def gpu(lab: Lab) -> PhysicalFunction:
 
 
 def at(name: str, vfs: int = 0) -> FunctionSpec:
-    return function_spec(replace(GPU, name=name, bdf=name, vfs=vfs))
+    return function_spec(with_vfs(vfs, name))
 
 
 def to_vfio(lab: Lab, gpu: PhysicalFunction) -> None:
@@ -166,7 +174,7 @@ def test_a_bus_is_below_one_root_port(other: str) -> None:
     [(4, 0, 4), (3, 0, 4), (5, 0, 2), (16, 0, 1), (1, 0, 16), (4, 2 * MIB, 2)],
 )
 def test_an_equal_share_unless_the_lab_says_so(vfs: int, vf_memory: int, expected: int) -> None:
-    layout = VfLayout(function_spec(replace(GPU, vfs=vfs, vf_memory=vf_memory)), 4, Aperture())
+    layout = VfLayout(function_spec(with_vfs(vfs, memory=vf_memory)), 4, Aperture())
     assert layout.type.memory == expected * MIB
     (base, bar) = layout.places[0]
     assert bar.size == expected * MIB and base % bar.size == 0
@@ -191,11 +199,11 @@ class WithRom(WithBar):
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        (replace(GPU, vf_model=Mdpy), "vendor 1234, not 1b36"),
-        (replace(GPU, vf_model=WithBar), "no I/O BARs"),
-        (replace(GPU, vf_model=WithRom), "no ROM"),
-        (replace(GPU, vf_memory=4096), "video memory is"),
-        (replace(GPU, vf_memory=1 << 30), "no room at"),
+        (with_vfs(model=Mdpy), "vendor 1234, not 1b36"),
+        (with_vfs(model=WithBar), "no I/O BARs"),
+        (with_vfs(model=WithRom), "no ROM"),
+        (with_vfs(memory=4096), "video memory is"),
+        (with_vfs(memory=1 << 30), "no room at"),
     ],
 )
 def test_what_cannot_be_a_virtual_function(spec: ParentSpec, why: str) -> None:
@@ -362,7 +370,7 @@ def test_counts_that_are_refused(lab: Lab, gpu: PhysicalFunction) -> None:
 
 
 def test_a_function_without_sriov_has_none() -> None:
-    spec = replace(GPU, vfs=0)
+    spec = with_vfs(0)
     lab = Lab(LabSpec((spec,)), Recorder())
     fails(errno.ENODEV, lab.sriov.set_count, function_of(lab.parents[BDF]), 1)
     lab.close()
@@ -547,7 +555,7 @@ def test_without_autoprobe_only_an_override_binds(lab: Lab, gpu: PhysicalFunctio
 
 
 def test_without_iommu_there_is_none_for_virtual_functions(recorder: Recorder) -> None:
-    recorder.lab = lab = Lab(LabSpec((replace(GPU, iommu=False),)), recorder)
+    recorder.lab = lab = Lab(LabSpec((with_vfs(iommu=False),)), recorder)
     gpu = function_of(lab.parents[BDF])
     lab.drivers.add_id(VFIO_PCI, PciId(0x1234, 0x1111))
     lab.sriov.set_count(gpu, 2)

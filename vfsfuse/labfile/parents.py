@@ -78,7 +78,7 @@ def _parent(reading: Reading, name: str, content: object) -> ParentSpec:
         check_vfs(reading, spec.function or FunctionSpec(name, None), keys)
     else:
         given = fields({key: found[key] for key in found if key in OF_BOTH}, PARENT)
-        spec = ParentSpec(name=name, types=types, model=members["model"], **given)
+        spec = ParentSpec(name=name, types=types, **given)
     _check_limits(reading, spec, keys)
     return spec
 
@@ -91,8 +91,6 @@ def _of_function(name: str, found: Found, members: Fields, types: tuple[TypeSpec
         kind="gpu",
         driver=found["driver"],
         types=types,
-        model=members["model"],
-        bdf=name,
         memory=members.get("memory", 0),
         slots=found.get("slots"),
         hardware=FunctionSpec(name, **members),
