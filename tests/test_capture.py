@@ -55,11 +55,17 @@ distances = [21, 10]
 bridge = "root-port"
 secondary = 0x65
 
+[functions."0000:00:02.0"]
+bridge = "root-port"
+secondary = 0x70
+slot = "12"
+
 [functions."0000:65:00.0"]
 vendor = 0x8086
 device = 0x1572
 class = 0x020000
 interrupt_pin = 1
+slot = "4"
 driver = "i40e"
 bars = {{ 0 = {{ size = "8M", kind = "mem64-prefetch" }}, 3 = {{ size = "32K", kind = "mem64" }} }}
 rom_size = "64K"
@@ -177,6 +183,7 @@ def test_what_lspci_cannot_tell_comes_from_sysfs(lab: MountedLab, tmp_path: Path
     text = capture("--sys", lab.path / "sys", "--keep-serials").stdout
     found = tomllib.loads(text)
     assert found["iommu"] == {"units": {"dmar0": {"scope": ["0000:00"]}, "dmar1": {"scope": ["0000:80"]}}}
+    assert found["functions"]["0000:00:02.0"]["slot"] == "12"
     nodes = found["nodes"]
     assert nodes["0"] == {"cpus": "0-3,8-11", "threads": 2, "memory": "4G", "distances": [10, 21]}
     assert nodes["1"] == {"cpus": "4-7", "memory": "4G", "distances": [21, 10]}
@@ -275,7 +282,7 @@ def blocks(text: str) -> Mapping[str, list[str]]:
     return {lines[0].split(" ")[0]: [line.strip() for line in lines[1:]] for lines in found}
 
 
-PENDING = re.compile("Physical Slot:|Kernel modules:")
+PENDING = re.compile("Kernel modules:")
 
 
 def differences(before: list[str], after: list[str]) -> list[str]:

@@ -187,7 +187,7 @@ class ImageSpace(ConfigSpace):
     """The configuration space of a function with an image: 256 or 4096 bytes. A reset brings back the
     image, with the addresses that its BARs were given."""
 
-    __slots__ = ("_cleared", "_offsets")
+    __slots__ = ("_captured", "_cleared", "_offsets")
 
     def __init__(self, image: Image, bars: Mapping[int, Bar] = MappingProxyType({})) -> None:
         """``bars`` are those that decode something, each of the kind that its register says; registers of
@@ -196,7 +196,7 @@ class ImageSpace(ConfigSpace):
         self._data, self._reset_image = bytearray(image.data), image.data
         self._bars, self._hooks, self.mirror = dict(bars), [], None
         self._extended = dict(image.places)
-        self._offsets, self._cleared = image.offsets, image.cleared
+        self._captured, self._offsets, self._cleared = image.data, image.offsets, image.cleared
         mask = bytearray(image.mask)
         for field in base_addresses(bars):
             mask[field.offset : field.offset + field.width] = field.mask.to_bytes(field.width, "little")
@@ -212,6 +212,10 @@ class ImageSpace(ConfigSpace):
 
     def find(self, identity: int) -> int:
         return self._offsets.get(identity, 0)
+
+    def captured(self, offset: int, width: int) -> int:
+        """The value that a field had when it was captured."""
+        return int.from_bytes(self._captured[offset : offset + width], "little")
 
     def place_bar(self, index: int, address: int) -> None:
         """As :meth:`ConfigSpace.place_bar`. The ROM stays enabled or not, as it was captured."""

@@ -14,6 +14,7 @@ from devmodel.pci.bridge import EXP_LNKSTA_DLLLA
 from devmodel.pci.capability import Capability
 from devmodel.pci.config import ConfigSpace
 from devmodel.pci.express import ExpressRegisters
+from devmodel.pci.image import ImageSpace
 from devmodel.pci.regs import EXP_LNKSTA, CapId
 
 EXP_FLAGS_SLOT, EXP_SLTCTL, EXP_SLTSTA = 0x0100, 0x18, 0x1A
@@ -85,9 +86,14 @@ def with_slot(express: Capability, number: int) -> Capability:
 
 def show_slot(config: ConfigSpace, occupied: bool, powered: bool, attention: Indicator) -> None:
     """Have the registers of a port say how its slot is, also after a reset. Under the port's lock. A client
-    cannot change them. Nothing happens to a port without such registers."""
+    cannot change them. Nothing happens to a port without such registers. One that was captured shows what it
+    showed then while its slot is in use."""
     place = config.find(CapId.EXP)
     if not place:
+        return
+    if isinstance(config, ImageSpace) and occupied and powered and attention is Indicator.OFF:
+        for register in (EXP_SLTCTL, EXP_SLTSTA, EXP_LNKSTA):
+            config.preset(place + register, 2, config.captured(place + register, 2))
         return
     power = SlotControl.POWER_INDICATOR_ON
     if not powered:

@@ -64,7 +64,8 @@ class FoundFunction:
     ``config`` has what was read of configuration space, ``config_size`` how much there is. ``above`` is the
     bridge that it is below, ``physical`` the physical function of a virtual one. ``groups_known`` is whether
     the reader could tell its group; then None is none. ``words`` are capabilities that are known although the
-    configuration space is not. ``line`` is where a text describes it, 0 elsewhere.
+    configuration space is not. ``slot`` is the slot that it is in, ``empty_slot`` the one that a port has
+    without a card. ``line`` is where a text describes it, 0 elsewhere.
     """
 
     address: str
@@ -87,6 +88,7 @@ class FoundFunction:
     groups_known: bool = True
     numa_node: int | None = None
     slot: str | None = None
+    empty_slot: str | None = None
     secondary: int | None = None
     subordinate: int | None = None
     above: str | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from devmodel.pci.regs import IoResource
@@ -74,6 +75,8 @@ class _Reader:
             found = self.function(folder / name, slots)
             functions += [] if found is None else [found]
             yield None
+        used = {each.bus for each in functions}
+        functions = [_with_empty_slot(each, slots, used) for each in functions]
         functions.sort(key=lambda each: each.place)
         self.tell_short()
         if not any(each.group is not None for each in functions):
@@ -323,6 +326,15 @@ class _Reader:
 
     def hexadecimal(self, path: Path) -> int | None:
         return _number(self.text(path), 16)
+
+
+def _with_empty_slot(function: FoundFunction, slots: dict[str, str], used: set[str]) -> FoundFunction:
+    """A port with the name of its slot, if no card is in it."""
+    if function.secondary is None:
+        return function
+    bus = f"{function.domain}:{function.secondary:02x}"
+    name = None if bus in used else slots.get(f"{bus}:00", slots.get(bus))
+    return replace(function, empty_slot=name) if name else function
 
 
 def cpus_of(text: str) -> list[int]:

@@ -31,6 +31,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 NOT_HOST_DRIVERS = ("vfio-pci", "iommu", "mdev_bus", "net", "pci_bus", "vfio", "vfio-dev")
 """What a lab file cannot have as a host driver."""
 PCIEPORT = "pcieport"
+PORTS = ("root-port", "switch-downstream")
+"""Kinds of bridges that a slot may be below."""
 MAX_VFS, MAX_NODES, MAX_SLOT, MAX_BAR, MAX_ROM = 256, 1024, 8191, 1 << 40, 16 << 20
 _WIDE = ("mem64", "mem64-prefetch")
 _CARDBUS = 2
@@ -223,11 +225,13 @@ class _Writer:
         node = function.numa_node
         if node is not None and 0 <= node < MAX_NODES and node != self.machine.roots.get(function.bus):
             yield f"numa_node = {node}"
-        if function.slot is not None:
-            if re.fullmatch(r"[0-9]{1,4}", function.slot) and int(function.slot) <= MAX_SLOT:
-                yield f"slot = {_text(function.slot)}"
+        is_port = function.is_bridge and self.kind(function) in PORTS
+        slot = function.empty_slot if is_port else function.slot
+        if slot is not None:
+            if re.fullmatch(r"0|[1-9][0-9]{0,3}", slot) and int(slot) <= MAX_SLOT:
+                yield f"slot = {_text(slot)}"
             else:
-                self.notes.append(f"{function.address}: a lab cannot name its slot {_plain(function.slot)!r}")
+                self.notes.append(f"{function.address}: a lab cannot name its slot {_plain(slot)!r}")
         net = [each for each in function.net if _is_interface(each.name)]
         if net:
             yield f"net = [{', '.join(_text(each.name) for each in net)}]"
