@@ -48,7 +48,6 @@ PARAMETERS = {
         "disable_idle_d3": (0o644, "N"),
         "disable_vga": (0o444, "N"),
         "enable_sriov": (0o644, "N"),
-        "ids": (0o444, ""),
         "nointxmask": (0o644, "N"),
     },
 }

@@ -257,8 +257,7 @@ class Hotplug:
             self._make(spec, group)
         except NoRoom as error:
             table = "functions" if spec.parent is None else "parents"
-            remedy = 'make its BARs smaller, or their kind "mem64"'
-            raise SpecError(f'{self._source}: {table}."{spec.name}": {error} ({remedy})') from error
+            raise SpecError(f'{self._source}: {table}."{spec.name}": {error} ({error.remedy})') from error
 
     def _make(self, spec: FunctionSpec, group: Group) -> PciFunction:
         """Make a function, which is on its bus then."""

@@ -181,7 +181,12 @@ class ConfigSpace(Region):
 
 
 class NoRoom(ValueError):
-    """There is no room for a BAR among the addresses of its kind."""
+    """There is no room for a BAR among the addresses of its kind. ``remedy`` is for the writer of a lab
+    file."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why)
+        self.remedy = remedy
 
 
 class Aperture:
@@ -215,7 +220,8 @@ class Aperture:
         while (behind := self._claimed(bar.io, address, address + size)) is not None:
             address = _aligned(behind, bar.size)
         if address + size > self.ENDS[window]:
-            raise NoRoom(f"no room at {address:#x} for {count} BARs of {bar.size} bytes")
+            remedy = "make it smaller" if bar.mem64 else 'make it smaller, or its kind "mem64"'
+            raise NoRoom(f"no room at {address:#x} for {count} BARs of {bar.size} bytes", remedy)
         self._next[window] = address + size
         return address
 

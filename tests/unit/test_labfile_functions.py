@@ -254,6 +254,13 @@ def test_contents_that_cannot_be(load_text: Load, tmp_path: Path, config: str, w
     assert 'functions."0000:65:00.0".config: ' in str(caught.value) and why in str(caught.value)
 
 
+def test_all_contents_that_cannot_be_are_told(load_text: Load) -> None:
+    with pytest.raises(LabFileError) as caught:
+        load_text('[functions."0000:65:00.0"]\nrom = "none"\nconfig = "none"\nvpd = "none"')
+    keys = [line.partition(f"{HERE}.")[2].partition(": ")[0] for line in caught.value.lines]
+    assert keys == ["rom", "vpd", "config"]
+
+
 # ---- patterns ----
 
 
@@ -451,7 +458,7 @@ def test_bars_without_room_are_errors_of_their_function(load_text: Load) -> None
         list(outline(lab))
     assert re.fullmatch(
         rf'{lab.source}: functions."0000:65:0\w.0": no room at 0x\w+ for 1 BARs of 1073741824 bytes '
-        r'\(make its BARs smaller, or their kind "mem64"\)',
+        r'\(make it smaller, or its kind "mem64"\)',
         str(caught.value),
     )
 

@@ -80,7 +80,7 @@ class Type1Parameters(LabDir):
 
 
 class VfioPciParameters(LabDir):
-    """sys/module/vfio_pci/parameters: parameters of vfio-pci.
+    """sys/module/vfio_pci/parameters: parameters of vfio-pci, but `ids`, which Linux does not show.
 
     vfio-pci reads most of them when it is loaded, so that a write has no effect until it is loaded again.
     """
@@ -99,12 +99,6 @@ class VfioPciParameters(LabDir):
     disable_denylist = _parameter(
         "disable_denylist", 0o444, "Whether functions with known errata are taken; no model is one"
     )
-
-    @attribute()
-    def ids(self) -> str:
-        """The ids with which the module was loaded, an empty line without. `new_id` of the driver adds some.
-        Linux has the parameter without this file."""
-        return f"{self.lab.vfio.ids}\n"
 
 
 @dataclass(frozen=True, slots=True)
