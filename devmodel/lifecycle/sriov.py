@@ -82,13 +82,11 @@ class SriovCore:
                 self._enable(function, layout, count)
 
     @lifecycle_change
-    def appear(self, function: PhysicalFunction) -> None:
-        """Let those appear that are to come. If one cannot be shown, none of them is there, and they are
-        disabled."""
+    def appear(self, function: PhysicalFunction, count: int) -> None:
+        """Let ``count`` virtual functions appear whose time has come. If one cannot be shown, none of them is
+        there, and they are disabled."""
         with self._lock:
-            coming = self._take_coming(function)
-            if coming is not None:
-                self._enable(function, layout_of(function), coming.count)
+            self._enable(function, layout_of(function), count)
 
     @lifecycle_change
     def set_vectors(self, vf: VirtualFunction, vectors: int) -> None:
@@ -165,12 +163,21 @@ class SriovCore:
     def _enable_later(self, function: PhysicalFunction, layout: VfLayout, count: int) -> None:
         """Enable them, so that the capability says so and their share is taken, and have them appear."""
         self._check_room(function, layout, count)
-        timer = self._later.after(layout.spec.delay, lambda: self.appear(function))
+        timer = self._later.after(layout.spec.delay, lambda: self._come(function))
         self._coming[function] = _Coming(count, timer)
         if function.parent is not None:
             for _ in range(count):
                 function.parent.charge(Share.of(layout.type))
         self._show_count(function, count)
+
+    def _come(self, function: PhysicalFunction) -> None:
+        """Have those appear that are to come. They are disabled if they do not, also if a listener refuses
+        it."""
+        with self._lock:
+            coming = self._take_coming(function)
+            if coming is not None:
+                self._show_count(function, 0)
+                self.appear(function, coming.count)
 
     def _take_coming(self, function: PhysicalFunction) -> _Coming | None:
         """Those that are to come, which come no more; their share is given back."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from trio.testing import MockClock
 
+from devmodel.callpoint import Call
 from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.device.tasks import Task, TaskHost
 from devmodel.lifecycle.binding import function_of
@@ -637,14 +638,21 @@ def test_what_an_id_means(identity: PciId, matches: bool) -> None:
 # ---- late ones ----
 
 
-def test_late_ones_that_cannot_be_shown_are_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All or none of them come, as when they come at once; what was kept for them is given back."""
-    clock, recorder, function = Clock(), Recorder(), function_spec(GPU)
-    monkeypatch.setattr(TaskHost, "begin", lambda host, task: clock.begin(task))
-    monkeypatch.setattr(TaskHost, "end", lambda host, task: clock.end(task))
+def late_lab(recorder: Recorder | None = None) -> Lab:
+    """A lab of one GPU, whose virtual functions come late."""
+    recorder, function = recorder or Recorder(), function_spec(GPU)
     assert function.vf is not None
     spec = replace(GPU, hardware=replace(function, vf=replace(function.vf, delay=1)))
-    recorder.lab = lab = Lab(LabSpec((spec,)), recorder)
+    recorder.lab = made = Lab(LabSpec((spec,)), recorder)
+    return made
+
+
+def test_late_ones_that_cannot_be_shown_are_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All or none of them come, as when they come at once; what was kept for them is given back."""
+    clock, recorder = Clock(), Recorder()
+    monkeypatch.setattr(TaskHost, "begin", lambda host, task: clock.begin(task))
+    monkeypatch.setattr(TaskHost, "end", lambda host, task: clock.end(task))
+    lab = late_lab(recorder)
     gpu = function_of(lab.parents[BDF])
     lab.sriov.set_count(gpu, 3)
     assert (parent_of(gpu).memory_free, parent_of(gpu).slots_free) == (4 * MIB, 2)
@@ -660,11 +668,43 @@ def test_late_ones_that_cannot_be_shown_are_disabled(monkeypatch: pytest.MonkeyP
     lab.close()
 
 
+def test_a_listener_hears_of_late_ones_and_may_refuse_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, listener = Clock(), Refusing()
+    monkeypatch.setattr(TaskHost, "begin", lambda host, task: clock.begin(task))
+    monkeypatch.setattr(TaskHost, "end", lambda host, task: clock.end(task))
+    lab = late_lab()
+    gpu = function_of(lab.parents[BDF])
+    lab.calls.listener = listener
+    for refused, count in ((True, 0), (False, 2)):
+        listener.refused = refused
+        lab.sriov.set_count(gpu, 2)
+        clock.strike()
+        assert (len(gpu.vfs), lab.sriov.count_of(gpu), capability(gpu)[3]) == (count, count, count)
+    assert [call for call in listener.heard if call[0] != "bind"] == [
+        *(("set_count", BDF), ("appear", BDF)) * 2,
+    ]
+    lab.close()
+
+
+class Refusing:
+    """A listener that may refuse virtual functions as they appear."""
+
+    def __init__(self) -> None:
+        self.refused = False
+        self.heard: list[tuple[str, str]] = []
+
+    def begin(self, call: Call) -> float:
+        self.heard.append((call.name, call.subject))
+        if self.refused and call.name == "appear":
+            raise OSError(errno.EIO, "refused")
+        return 0
+
+    def end(self, call: Call) -> None:
+        """Nothing is to be done."""
+
+
 def test_a_lab_that_is_not_served_has_no_late_ones() -> None:
-    recorder, function = Recorder(), function_spec(GPU)
-    assert function.vf is not None
-    spec = replace(GPU, hardware=replace(function, vf=replace(function.vf, delay=1)))
-    recorder.lab = lab = Lab(LabSpec((spec,)), recorder)
+    lab = late_lab()
     gpu = function_of(lab.parents[BDF])
     fails(errno.ENODEV, lab.sriov.set_count, gpu, 1)
     assert (lab.sriov.count_of(gpu), parent_of(gpu).memory_free) == (0, 16 * MIB)
