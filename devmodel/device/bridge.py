@@ -191,12 +191,15 @@ class BridgeDevice(PciDevice):
 
 @memoized()
 def bridge_model(model: type[PciDevice] | None, kind: PortType) -> type[BridgeDevice]:
-    """A bridge that has the identity, BARs and further capabilities of ``model``; the built-in one of its
-    kind for None. Raises ValueError for a captured model that is no bridge."""
+    """A bridge that has the identity, BARs and further capabilities of ``model``, but the class of bridges;
+    the built-in one of its kind for None. Raises ValueError for a captured model that is no bridge."""
     if model is None:
         return type("BridgeDevice", (BridgeDevice,), {"__slots__": (), "identity": IDENTITIES[kind]})
     captured = getattr(model, "IMAGE", None)
     if captured is not None and not captured.is_bridge:
         raise ValueError("its configuration space is not that of a bridge (leave `bridge` out)")
-    members = {"__slots__": (), "identity": model.identity, "CAPTURED": captured}
+    identity = model.identity
+    if captured is None and identity.class_code >> 8 != BRIDGE_CLASS >> 8:
+        identity = replace(identity, class_code=BRIDGE_CLASS)
+    members = {"__slots__": (), "identity": identity, "CAPTURED": captured}
     return type(model.__name__, (BridgeDevice, model), members)

@@ -27,12 +27,15 @@ MOST_KINDS = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Traits:
-    """Of a function of one kind: its ``bars`` by index, whose regions are closed, and where those are
-    ``wanted``; the registers of its PCI Express capability, None without one; whether it has power
-    management, ARI, and a function level reset; how many bytes of configuration space, and entries of
-    MSI-X; whether it has vital product data."""
+    """Of a function of one kind.
+
+    ``bars`` are by index, with regions that are closed. ``lines`` has the size of each and its flags in sysfs
+    ``resource``, and ``wanted`` where it is to be (0: anywhere). ``options`` are all of them. ``express`` are
+    the registers of the PCI Express capability, None without one or for its old version.
+    """
 
     bars: Mapping[int, Bar]
+    lines: tuple[tuple[int, int], ...]
     wanted: Mapping[int, int]
     options: Mapping[str, int]
     express: ExpressRegisters | None
@@ -50,6 +53,7 @@ class Traits:
         config = device.config
         return cls(
             device.bar_map,
+            tuple(_line(*each) for each in device.bar_map.items()),
             {index: device.wanted_address(index) for index in device.bar_map},
             device.options,
             next(filter(None, map(ExpressRegisters.of, device.caps)), None),
@@ -68,9 +72,13 @@ class Traits:
 
     def rows(self, places: Sequence[int]) -> Iterator[ResourceRow]:
         """The lines of sysfs ``resource`` that its BARs have at ``places``."""
-        for (index, bar), start in zip(self.bars.items(), places, strict=True):
-            readonly = IoResource.READONLY if index == regs.ROM_BAR else 0
-            yield ResourceRow(start, start + bar.size - 1, bar.resource_flags | readonly)
+        for (size, flags), start in zip(self.lines, places, strict=True):
+            yield ResourceRow(start, start + size - 1, flags)
+
+
+def _line(index: int, bar: Bar) -> tuple[int, int]:
+    """Size and flags of a BAR in sysfs ``resource``."""
+    return bar.size, bar.resource_flags | (IoResource.READONLY if index == regs.ROM_BAR else 0)
 
 
 def make_device(

@@ -8,6 +8,7 @@ Express Base 2.0 chapter 2.2.4.2 (routing ids).
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 MAX_RID = 0xFFFF
@@ -29,11 +30,7 @@ class PciAddress(NamedTuple):
     def parse(cls, name: str) -> PciAddress:
         """The address that sysfs spells ``name``, such as "0000:86:00.0". Raises ValueError for any other
         spelling."""
-        found = _NAME.fullmatch(name)
-        if found is None:
-            raise ValueError(f'{name!r} is not a PCI address (such as "0000:86:00.0")')
-        segment, bus, device, function = (int(digits, 16) for digits in found.groups())
-        return cls(segment, bus, device << 3 | function)
+        return _parsed(name)
 
     @property
     def rid(self) -> int:
@@ -54,6 +51,15 @@ class PciAddress(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.bus_name}:{self.devfn >> 3:02x}.{self.devfn & 7}"
+
+
+@lru_cache(1 << 14)
+def _parsed(name: str) -> PciAddress:
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f'{name!r} is not a PCI address (such as "0000:86:00.0")')
+    device, function = int(found[3], 16), int(found[4])
+    return PciAddress(int(found[1], 16), int(found[2], 16), device << 3 | function)
 
 
 def parse_bus(name: str) -> tuple[int, int]:

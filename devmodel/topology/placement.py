@@ -127,8 +127,8 @@ class _Domain:
             self._check_reached(bus, places)
         places += self._ports(lonely, needed)
         places.sort(key=lambda each: each.buses.secondary)
-        self._check_nesting(places)
         self._check_virtual({*self.roots, *(each.buses.secondary for each in places)})
+        self._check_nesting(places)
         return places
 
     def root_of(self, bus: int) -> int:
@@ -139,22 +139,23 @@ class _Domain:
         """A bridge leads to the bus `below`."""
         if below in self.named:
             raise ValueError(
-                f"bus {below:02x} is below two bridges, {self.named[below].address} and {site.address}: "
-                "give one of them another `secondary`"
+                f"bus {below:02x} is below two bridges, {self.named[below].address} and {site.address} "
+                "(give one of them another secondary)"
             )
         if below in self.roots:
             raise ValueError(
-                f"bus {below:02x} below {site.address} is a root bus: give the bridge another `secondary`"
+                f"bus {below:02x} is a root bus, not one below {site.address} (give the bridge another "
+                "secondary, or leave the root bus out)"
             )
         if below <= site.address.bus:
             raise ValueError(
-                f"{site.address} is on bus {site.address.bus:02x}, and bus {below:02x} cannot be below it: "
-                f"give it a `secondary` of {site.address.bus + 1:#04x} or more"
+                f"{site.address} is on bus {site.address.bus:02x}, so bus {below:02x} cannot be below it "
+                f"(give it a secondary of {site.address.bus + 1:#04x} or more)"
             )
         if site.subordinate is not None and site.subordinate < below:
             raise ValueError(
                 f"the last bus below {site.address}, {site.subordinate:02x}, comes before its first, "
-                f"{below:02x}: give it a higher `subordinate`, or none"
+                f"{below:02x} (give it a higher subordinate, or none)"
             )
         self.named[below] = site
 
@@ -178,8 +179,8 @@ class _Domain:
         last = needed[site.secondary]
         if site.subordinate is not None and site.subordinate < last:
             raise ValueError(
-                f"bus {last:02x} is below {site.address}, whose last bus is {site.subordinate:02x}: "
-                f"give it a `subordinate` of {last:#04x} or more, or none"
+                f"bus {last:02x} is below {site.address}, whose last bus is {site.subordinate:02x} "
+                f"(give it a subordinate of {last:#04x} or more, or none)"
             )
         return BusNumbers(site.address.bus, site.secondary, site.subordinate or last)
 
@@ -209,8 +210,8 @@ class _Domain:
                 function = min(site.address for site in self.sites if site.address.bus == bus)
                 raise ValueError(
                     f"nothing reaches {function}: its bus is one of those below {place.address} "
-                    f"({first:02x} to {last:02x}), but right below no bridge there. Give a bridge below "
-                    f"{place.address} `secondary = {bus:#04x}`"
+                    f"({first:02x} to {last:02x}), but right below no bridge (put a bridge with secondary = "
+                    f"{bus:#04x} on a bus below {place.address}, or give the function another address)"
                 )
 
     def _check_nesting(self, places: Sequence[BridgePlace]) -> None:
@@ -224,7 +225,7 @@ class _Domain:
             if before is not None and before.buses.subordinate >= first:
                 raise ValueError(
                     f"the buses below {before.address} ({_span(before)}) and {place.address} "
-                    f"({_span(place)}) overlap: change `secondary` or `subordinate` of one of them"
+                    f"({_span(place)}) overlap (change secondary or subordinate of one of them)"
                 )
             last[primary] = place
             above = below.get(primary)
@@ -232,13 +233,13 @@ class _Domain:
                 limit = next((root for root in roots if root > primary), LAST_BUS + 1)
                 if end >= limit:
                     raise ValueError(
-                        f"the buses below {place.address} ({_span(place)}) reach root bus {limit:02x}: give "
-                        "the bridge buses with lower numbers, or the root bus a higher one"
+                        f"the buses below {place.address} ({_span(place)}) reach root bus {limit:02x} "
+                        "(give the bridge buses with lower numbers, or the root bus a higher one)"
                     )
             elif end > above.buses.subordinate:  # for ports that nobody named there is no such bridge
                 raise ValueError(
                     f"the buses below {place.address} ({_span(place)}) are not all among those below "
-                    f"{above.address} ({_span(above)}): give that one a higher `subordinate`"
+                    f"{above.address} ({_span(above)}) (give that one a higher subordinate)"
                 )
 
     def _check_virtual(self, reached: set[int]) -> None:
@@ -248,7 +249,7 @@ class _Domain:
                 if bus in reached:
                     raise ValueError(
                         f"no room for the virtual functions of {site.address}: bus {bus:02x} is below "
-                        "another bridge. Give that bus a higher number"
+                        "another bridge (give that bus a higher number)"
                     )
 
 

@@ -448,7 +448,7 @@ def test_bridges_that_cannot_be_are_errors_of_one_of_them(load_text: Load) -> No
     (line,) = caught.value.lines
     assert line.partition("/my.toml: ")[2] == (
         'functions."0000:00:01.0": bus 01 is below two bridges, 0000:00:01.0 and 0000:00:02.0 '
-        "(give one of them another `secondary`)"
+        "(give one of them another secondary)"
     )
 
 

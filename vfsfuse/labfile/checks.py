@@ -17,7 +17,6 @@ from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.units import check_units
 
 _ADDRESS = re.compile(values.ADDRESS)
-_REMEDY = re.compile(r"[:.] ((?:[Gg]ive|change) .*)$")
 
 
 def check_lab(reading: Reading, lab: LabSpec) -> None:
@@ -104,12 +103,8 @@ def _check_places(reading: Reading, lab: LabSpec) -> Places:
 
 def _placed(lab: LabSpec, why: str) -> tuple[Keys, str]:
     """The place in the lab file, and the text, of an error of the placing of functions. It names addresses,
-    and the remedy behind a colon or in a sentence of its own."""
+    and most name the remedy."""
     tables = {spec.address: _table(spec) for spec in lab.all_functions}
     named = next((each for each in _ADDRESS.findall(why) if each in tables), "")
     keys = tables.get(named, ("parents",) if lab.parents else ("functions",))
-    found = _REMEDY.search(why)
-    if found is None:
-        return keys, f"{why} (give fewer, or another address)"
-    remedy = found[1][0].lower() + found[1][1:]
-    return keys, f"{why[: found.start()]} ({remedy})"
+    return keys, why if why.endswith(")") else f"{why} (give fewer, or another address)"

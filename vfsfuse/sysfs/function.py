@@ -14,7 +14,7 @@ from vfsfuse.kernfs.kobject import Entry
 from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link, store_only, waiting_store
 from vfsfuse.sysfs.kstrtox import parse_number
 from vfsfuse.sysfs.lab import View
-from vfsfuse.sysfs.msi import MsiIrqsDir, irq_of
+from vfsfuse.sysfs.msi import irq_of
 from vfsfuse.sysfs.pci import PciAttributes
 from vfsfuse.sysfs.pcicore import CoreAttributes, LinkAttributes
 from vfsfuse.sysfs.power import RuntimePower
@@ -42,10 +42,12 @@ def _is_physical(self: PciFunctionDir) -> bool:
 class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
     """<function>: a PCI function that drivers can be bound to."""
 
-    __slots__ = ("assignable", "msi_directory", "view")
+    __slots__ = ("assignable", "view")
     uevent_subsystem = "pci"
     stat_ns = 0  # msi_irqs/ comes and goes unasked
-    msi_irqs = Below("msi_irqs", lambda self: self.msi_directory if _uses_messages(self.assignable) else None)
+    msi_irqs = Below(
+        "msi_irqs", lambda self: self.view.msi_dir(self) if _uses_messages(self.assignable) else None
+    )
     net = Below("net", lambda self: self.view.net_dir(self.assignable))
 
     assignable: PciFunction
@@ -53,8 +55,6 @@ class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
     def __init__(self, view: View, function: PciFunction) -> None:
         super().__init__(function.name)
         self.view, self.assignable = view, function
-        self.msi_directory = MsiIrqsDir(self, function)
-        """It has a number of its own from the one who shows the function."""
 
     @property
     def runtime_power(self) -> RuntimePower:

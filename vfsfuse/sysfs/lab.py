@@ -7,7 +7,7 @@ Everything here belongs to the trio thread, except where a method says otherwise
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.lab import Lab
@@ -49,6 +49,10 @@ class View(Protocol):
     def net_dir(self, function: PciFunction) -> Kobject | None:
         """The directory of a function's network interfaces, while its host driver has registered some.  Any
         thread."""
+
+    def msi_dir(self, directory: Any) -> Kobject:
+        """The directory of the interrupts by message of the function whose directory (PciFunctionDir) is
+        `directory`.  Any thread."""
 
     def type_dir(self, type_: MdevType) -> Entry | None:
         """The directory of a type, while its parent has its host driver."""

@@ -16,10 +16,12 @@ from vfsfuse.sysfs.drivers import PciDriverDir
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.model import directory_class
+from vfsfuse.sysfs.msi import MsiIrqsDir
 from vfsfuse.sysfs.parent import ParentFunctionDir
 from vfsfuse.sysfs.slots import HotplugSlotDir, SlotDir
 from vfsfuse.views.additions import Additions
 from vfsfuse.views.buses import BusViews
+from vfsfuse.views.endpoints import EndpointViews
 from vfsfuse.views.iommus import IommuViews
 from vfsfuse.views.models import physical_directory, virtual_directory
 from vfsfuse.views.modules import ModuleViews
@@ -50,13 +52,35 @@ class FunctionViews:
             self._buses.host(root)
         self.vendor = VendorViews(view, tree, nodes)
         self.net = NetViews(view.lab.spec, view.lab.net, tree)
+        self._endpoints = EndpointViews(
+            view, tree, nodes.groups, self.iommus, self._above, self._physical_directory
+        )
+        self._msi: dict[PciFunction, MsiIrqsDir] = {}
 
     def directory(self, function: PciFunction) -> PciFunctionDir:
-        """The directory of a function that is shown.  Raises LookupError when it is not."""
-        return self._directories[function]
+        """The directory of a function that is shown.  Any thread.  Raises LookupError when it is not."""
+        found = self._directories.get(function)
+        return self._endpoints.directory(function) if found is None else found
+
+    def msi_dir(self, directory: PciFunctionDir) -> MsiIrqsDir:
+        """The directory of the interrupts by message below that of a function, made at the first call.  Any
+        thread."""
+        function = directory.assignable
+        found = self._msi.get(function)
+        if found is None:
+            made = MsiIrqsDir(directory, function)
+            self._tree.adopt(made)
+            found = self._msi.setdefault(function, made)
+            if found is not made:
+                self._tree.forget(made)
+        found.parent = directory
+        return found
 
     def function_added(self, function: PciFunction) -> None:
         """The lab's observer."""
+        if EndpointViews.takes(function):
+            self._add_endpoint(function)
+            return
         with ExitStack() as failed, ExitStack() as undo:
             failed.callback(self._buses.drop_empty)
             added = Additions(self._tree, undo)
@@ -71,7 +95,15 @@ class FunctionViews:
 
     def function_removed(self, function: PciFunction) -> None:
         """The lab's observer."""
-        self._shown.pop(function).close()
+        msi = self._msi.pop(function, None)
+        if msi is not None:
+            self._tree.forget(msi)
+        if function in self._endpoints:
+            self._nodes.close_port(function)
+            self._endpoints.hide(function)
+            self._buses.left(function)
+        else:
+            self._shown.pop(function).close()
 
     def bus_below(self, function: PciFunction) -> Kobject | None:
         """The directory of the bus below a bridge that is shown; None for another function."""
@@ -80,6 +112,18 @@ class FunctionViews:
     def drop_empty_buses(self) -> None:
         """After the events of functions that were removed."""
         self._buses.drop_empty()
+
+    def _add_endpoint(self, function: PciFunction) -> None:
+        if isinstance(function, PhysicalFunction):
+            self.make_drivers(VFIO_PCI)
+        self._buses.entered(function, self._above(function))
+        try:
+            self._endpoints.show(function)
+        except BaseException:
+            self._buses.left(function)
+            self._buses.drop_empty()
+            raise
+        self._nodes.open_port(function)
 
     def _add_bridge(self, bridge: Bridge, added: Additions) -> None:
         """A bridge, and the bus below it."""
@@ -100,33 +144,55 @@ class FunctionViews:
 
     def _add_virtual(self, function: VirtualFunction, added: Additions) -> None:
         kind = directory_class(virtual_directory(function.physical.spec), function.model)
-        directory = self._show(function, kind(self._view, function), added)
-        added.add(self._directories[function.physical], Symlink(f"virtfn{function.index}", directory))
+        directory = kind(self._view, function)
+        self._show(function, directory, added)
+        link = Symlink(f"virtfn{function.index}", directory)
+        added.add(self._physical_directory(function), link)
 
     def bound(self, function: PciFunction) -> None:
         """The lab's observer."""
-        directory, driver = self._directories[function], function.driver or ""
+        if function in self._endpoints and function.assigned is None and not self.net.has(function):
+            self._endpoints.bound(function, function.driver or "")
+            return
         with ExitStack() as undo:
             added = Additions(self._tree, undo)
             vgpu = vgpu_of(function)
             if vgpu is not None:
                 self._show_group(function, added)
                 self.vendor.show(vgpu, added)
-            elif driver == VFIO_PCI:
+            elif function.driver == VFIO_PCI:
                 self._show_vfio(function, added)
-            elif driver == PCIEPORT:
+            elif function.driver == PCIEPORT:
                 self._show_slot(function, added)
             else:
-                self.net.show(function, directory, added)
-                if isinstance(directory, ParentFunctionDir):
-                    self._vgpus.show_types(directory.parent_device, directory, added)
-            added.add(self._view.subsystems.pci_drivers[driver], Symlink(function.name, directory))
+                self._show_host(function, added)
+            self._show_driver(function, function.driver or "", added)
             self._bound[function] = undo.pop_all()
 
     def unbound(self, function: PciFunction) -> None:
         """The lab's observer."""
-        self._bound.pop(function).close()
-        self._tree.driver_left(self._directories[function])
+        shown = self._bound.pop(function, None)
+        if shown is None:
+            self._endpoints.unbound(function)
+        else:
+            shown.close()
+        self._tree.driver_left(self.directory(function))
+
+    def _show_host(self, function: PciFunction, added: Additions) -> None:
+        """Show what the host driver of a function adds."""
+        directory = self.directory(function)
+        self.net.show(function, directory, added)
+        if isinstance(directory, ParentFunctionDir):
+            self._vgpus.show_types(directory.parent_device, directory, added)
+
+    def _show_driver(self, function: PciFunction, driver: str, added: Additions) -> None:
+        """Show the link of a driver to a function."""
+        if function in self._endpoints:
+            self._endpoints.bound(function, driver)
+            added.undo.callback(self._endpoints.unbound, function)
+        else:
+            link = Symlink(function.name, self.directory(function))
+            added.add(self._view.subsystems.pci_drivers[driver], link)
 
     def _show_slot(self, port: PciFunction, added: Additions) -> None:
         """The slot of a port, if it has one: pciehp drives it."""
@@ -151,14 +217,17 @@ class FunctionViews:
         assert isinstance(above, BridgeDir)
         return above
 
-    def _show(self, function: PciFunction, directory: PciFunctionDir, added: Additions) -> PciFunctionDir:
+    def _physical_directory(self, function: PciFunction) -> PciFunctionDir:
+        """That of the physical function of a virtual one."""
+        assert isinstance(function, VirtualFunction)
+        return self._directories[function.physical]
+
+    def _show(self, function: PciFunction, directory: PciFunctionDir, added: Additions) -> None:
         """Show everything of a function, except what its driver adds."""
         above = self._above(function)
         self._buses.entered(function, above)
         added.undo.callback(self._buses.left, function)
         added.add(above, directory)
-        self._tree.adopt(directory.msi_directory)
-        added.undo.callback(self._tree.forget, directory.msi_directory)
         self._directories[function] = directory
         added.undo.callback(self._directories.pop, function)
         self._nodes.open_port(function)
@@ -167,11 +236,17 @@ class FunctionViews:
         self.iommus.show(function, directory, added)
         if not function.group.noiommu:
             self._nodes.groups.enter(function, added)
-        return directory
 
     def _show_vfio(self, function: PciFunction, added: Additions) -> None:
         self._show_group(function, added)
-        added.show(Bundle(function, self._vfio_plan))
+        self._show_device(function, Bundle(function, self._vfio_plan), added)
+
+    def _show_device(self, function: PciFunction, vfio: Bundle, added: Additions) -> None:
+        """Show the device of VFIO below a function."""
+        if function in self._endpoints:
+            self._endpoints.vfio_came(function, vfio)
+            added.undo.callback(self._endpoints.vfio_left, function)
+        added.show(vfio)
 
     def _show_group(self, function: PciFunction, added: Additions) -> None:
         """Show the character device of the function's group."""

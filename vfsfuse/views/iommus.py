@@ -31,6 +31,12 @@ class IommuViews:
         unit = function.unit
         return None if unit is None else self._units[unit]
 
+    def devices_of(self, function: PciFunction) -> Kobject:
+        """The directory that has the functions behind the unit of a function, which has one."""
+        if function.unit is None:
+            raise LookupError(function.name)
+        return self._devices[function.unit]
+
     def show(self, function: PciFunction, directory: Kobject, added: Additions) -> None:
         """A function has appeared."""
         unit = function.unit

@@ -29,6 +29,7 @@ from vfsfuse.kernfs.members import BinaryMember, WaitingStore
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.waiting import StoreRunner
 from vfsfuse.sysfs.drivers import MdevBusDir, MdevDriverDir
+from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import Subsystems
 from vfsfuse.sysfs.numa import numa_of
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
@@ -116,6 +117,9 @@ class LabView:
 
     def net_dir(self, function: PciFunction) -> Kobject | None:
         return self.functions.net.directory(function)
+
+    def msi_dir(self, directory: PciFunctionDir) -> Kobject:
+        return self.functions.msi_dir(directory)
 
     def type_dir(self, type_: MdevType) -> Entry | None:
         return self.vgpus.type_dir(type_)

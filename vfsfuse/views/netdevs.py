@@ -8,7 +8,7 @@ the lab's own, and does not cover it by the machine's.  Trio thread.
 from __future__ import annotations
 
 from devmodel.lifecycle.function import PciFunction
-from devmodel.lifecycle.netdev import NetCore, NetDevice, has_interfaces
+from devmodel.lifecycle.netdev import NetCore, NetDevice, has_interfaces, interface_names
 from devmodel.lifecycle.spec import LabSpec
 from vfsfuse.kernfs.kobject import Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
@@ -33,6 +33,10 @@ class NetViews:
     def directory(self, function: PciFunction) -> Kobject | None:
         """The directory of a function's interfaces, None while it has none.  Any thread."""
         return self._shown.get(function)
+
+    def has(self, function: PciFunction) -> bool:
+        """Whether a function has interfaces while its host driver drives it."""
+        return bool(interface_names(function))
 
     def show(self, function: PciFunction, directory: Kobject, added: Additions) -> None:
         """The function has its host driver, which registers its interfaces."""
