@@ -64,6 +64,7 @@ class FunctionTable:
         """Is told when the last client of a function that has vanished has let go. The lab sets it."""
         self._group_numbers, self._groups = group_numbers, groups
         self._fixed: Collection[int] = frozenset()
+        self._fixed_taken: set[int] = set()
         self._grouping = Grouping[IommuGroup]()
 
     def boot(self, places: Sequence[Place], fixed: Collection[int] = ()) -> dict[PciAddress, Group]:
@@ -175,8 +176,15 @@ class FunctionTable:
         return ended
 
     def _number(self, named: str | int | None) -> int:
-        return named if isinstance(named, int) else self._group_numbers.take()
+        """The number of a new group: the one that the lab file gives to it, unless clients still hold devices
+        of the group that had it before."""
+        if not isinstance(named, int) or named in self._fixed_taken:
+            return self._group_numbers.take()
+        self._fixed_taken.add(named)
+        return named
 
     def _give_number(self, group: Group) -> None:
-        if group.number not in self._fixed:
+        if group.number in self._fixed:
+            self._fixed_taken.discard(group.number)
+        else:
             self._group_numbers.give(group.number)
