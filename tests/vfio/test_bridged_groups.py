@@ -15,11 +15,12 @@ from tests.lab import MountedLab, described
 from tests.vfio.client import Container, Group, fails
 from tests.vfio.devices import Device, function_dir, give_back, group_device, vfio_pci
 from tests.vfio.test_device import hot_reset, hot_reset_info
-from tests.vfio.test_shared_groups import members, number_of, unbind
+from tests.vfio.test_shared_groups import driver, members, number_of, unbind
 
 DESKTOP, SOUND, CARD, SLOT = "0000:01:00.0", "0000:01:00.1", "0000:06:01.0", "0000:06:02.0"
 PORT, UP, DOWN, BELOW, BRIDGE = "0000:00:01.0", "0000:02:00.0", "0000:03:00.0", "0000:04:00.0", "0000:05:00.0"
 NIC, DISK, FAR = "0000:08:00.0", "0000:00:05.0", "0000:81:00.0"
+FIRST, SECOND = "0000:0a:00.0", "0000:0b:00.0"
 LAB = f"""
 roots."0000:80" = {{}}
 [functions]
@@ -38,6 +39,8 @@ roots."0000:80" = {{}}
 "{NIC}" = {{ driver = "ice", vfs = 2, vf = {{ group = "physical" }}, group = 40 }}
 "{DISK}" = {{ driver = "ahci", group = 3 }}
 "{FAR}" = {{ driver = "ice", group = 3 }}
+"{FIRST}" = {{ driver = "nvme", group = "pair", slot = "5" }}
+"{SECOND}" = {{ driver = "nvme", group = "pair", slot = "6", plugged = false }}
 
 [iommu.units]
 ivhd0 = {{ scope = ["0000:00:02.0", "0000:00:03.0"] }}
@@ -71,8 +74,9 @@ def test_groups_follow_from_bridges_and_names(machine: MountedLab) -> None:
         "5": [UP],
         "6": [DOWN, BELOW],
         "7": [BRIDGE, CARD, SLOT],
-        "8": ["0000:00:04.0"],
-        "9": ["0000:80:01.0"],
+        "8": [FIRST],
+        **{str(9 + index): [name] for index, name in enumerate(("0000:00:04.0", "0000:00:06.0"))},
+        **{str(11 + index): [name] for index, name in enumerate(("0000:00:07.0", "0000:80:01.0"))},
         "40": [NIC],
     }
 
@@ -170,6 +174,44 @@ def test_virtual_functions_come_to_a_group_that_a_client_has(machine: MountedLab
         assert members(machine, number) == [NIC] and group.flags == 3
     parameter.write_text("N")
     give_back(machine, NIC)
+
+
+# ---- cards that come and go ----
+
+
+def plug(machine: MountedLab, what: str, slot: str) -> None:
+    (machine.path / "sys/bus/pci/slots" / slot / what).write_text("1")
+
+
+def test_a_card_comes_to_a_group_that_a_client_has(machine: MountedLab) -> None:
+    number = vfio_pci(machine, FIRST)
+    with ExitStack() as stack:
+        container = stack.enter_context(Container(machine.path))
+        group = stack.enter_context(Group(machine.path, number))
+        group.set_container(container)
+        container.set_iommu()
+        device = stack.enter_context(Device(group_device(machine.path, group, FIRST)))
+        plug(machine, "plug", "6")
+        assert members(machine, number) == [FIRST, SECOND] and group.flags == 3
+        assert driver(machine, SECOND) is None, "its host driver may not even try"
+        fails(errno.EBUSY, (machine.path / "sys/bus/pci/drivers/nvme/bind").write_text, SECOND)
+        fails(errno.ENODEV, group.device_fd, SECOND)
+        (function_dir(machine, SECOND) / "driver_override").write_text("vfio-pci")
+        (machine.path / "sys/bus/pci/drivers_probe").write_text(SECOND)
+        with Device(group_device(machine.path, group, SECOND)) as second:
+            assert second.config(0) == device.config(0)
+            fails(errno.EBUSY, plug, machine, "unplug", "6")
+        plug(machine, "unplug", "6")
+        assert members(machine, number) == [FIRST] and device.config(0) != 0xFFFF
+        plug(machine, "plug", "6")
+        (function_dir(machine, SECOND) / "driver_override").write_text("vfio-pci")
+        (machine.path / "sys/bus/pci/drivers_probe").write_text(SECOND)
+        pulled = stack.enter_context(Device(group_device(machine.path, group, SECOND)))
+        plug(machine, "surprise_unplug", "6")
+        assert pulled.config(0) == 0xFFFF and device.config(0) != 0xFFFF, "the other one goes on"
+        assert group.flags == 3
+    give_back(machine, FIRST)
+    assert driver(machine, FIRST) == "nvme"
 
 
 # ---- units ----
