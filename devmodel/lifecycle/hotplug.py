@@ -204,9 +204,9 @@ class Hotplug:
             kind.append(self._place(spec))
         behind = {place.node: place for place in named}
         ordered = [*parents, *map(behind.__getitem__, found_order(behind)), *automatic]
-        found = self._table.boot(
-            ordered, {each.group for each in self._functions.values() if isinstance(each.group, int)}
-        )
+        fixed = {each.group for each in self._functions.values() if isinstance(each.group, int)}
+        fixed.update(number for each in specs if each.vf is not None for number in each.vf.groups)
+        found = self._table.boot(ordered, fixed)
         return {str(address): group for address, group in found.items()}
 
     def _place(self, spec: FunctionSpec) -> Place:

@@ -120,7 +120,8 @@ class VfSpec:
     first one is ``offset`` routing ids behind the function (None: where there is room), the others ``stride``
     apart. ``shares_group`` is whether they are in the IOMMU group of the function. They appear ``delay``
     seconds after the write that enables them; the host driver fails to take those with an index in
-    ``failing``. ``net`` are names of network interfaces by index. ``enabled`` is how many of them there are
+    ``failing``. ``groups`` are the numbers of their IOMMU groups by index, ``net`` the
+    names of network interfaces. ``enabled`` is how many of them there are
     from the start. ``vectors`` is how many MSI-X vectors the function's host driver shares out among them, 0
     for a driver that cannot.
     """
@@ -136,6 +137,7 @@ class VfSpec:
     shares_group: bool = False
     delay: float = 0.0
     failing: frozenset[int] = frozenset()
+    groups: tuple[int, ...] = ()
     net: tuple[str, ...] = ()
     enabled: int = 0
     vectors: int = 0

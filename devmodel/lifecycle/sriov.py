@@ -206,7 +206,8 @@ class SriovCore:
 
     def _add(self, function: PhysicalFunction, layout: VfLayout, index: int, count: int) -> VirtualFunction:
         address = layout.address(index)
-        node = Node(address, Kind.VIRTUAL, self._table.bridges.get(function.address.bus_name))
+        named = dict(enumerate(layout.spec.groups)).get(index)
+        node = Node(address, Kind.VIRTUAL, self._table.bridges.get(function.address.bus_name), named=named)
         shared = function.spec.vf is not None and function.spec.vf.shares_group
         place = Place(node, not function.group.noiommu)
         with self._table.making(place, function.group if shared else None) as group:

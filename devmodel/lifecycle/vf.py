@@ -120,7 +120,7 @@ class VfLayout:
         self._model = virtual_model(self.type.model)
         self._check(spec)
         self.traits = traits_of(self._model, self.type.memory, self.type.options, self.spec.texts)
-        wanted = {} if spec.model is None else spec.model.vf_addresses
+        wanted = {**self.traits.wanted, **({} if spec.model is None else spec.model.vf_addresses)}
         self.places = {
             index: (aperture.take(bar, self.total, wanted.get(index, 0)), bar)
             for index, bar in self.traits.bars.items()

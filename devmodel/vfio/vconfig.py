@@ -52,6 +52,7 @@ CAPABILITIES: Mapping[int, Sequence[Permission]] = {
         Permission(regs.EXP_DEVCTL, 2, _OWN_CONTROL, ~regs.EXP_DEVCTL_PHANTOM, _OWN_CONTROL),
         Permission(regs.EXP_DEVCTL2, 2, 0, ~regs.EXP_DEVCTL2_ARI),
     ),
+    CapId.VPD: (Permission(regs.VPD_ADDR, 2, 0, ALL), Permission(regs.VPD_DATA, 4, 0, ALL)),
     CapId.MSIX: (),
 }
 """Of each kind of capability but MSI, whose size varies. A vendor's can be written as the hardware allows,

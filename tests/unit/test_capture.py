@@ -189,6 +189,7 @@ def test_virtual_functions_are_those_of_their_physical_one(tmp_path: Path) -> No
         "offset": 16,
         "stride": 1,
         "driver": "made_up_vf",
+        "groups": [30, 31],
         "config": "00: ff ff ff ff" + " 00" * 12 + "\nf0:" + " 00" * 16 + "\n",
         "enabled": 2,
     }

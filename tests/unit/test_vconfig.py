@@ -170,3 +170,13 @@ def test_msi_without_64_bits_ends_where_it_ends() -> None:
     assert access.read(CONFIG, 0x54, 6) == b"\xfc" + b"\xff" * 5
     assert access.read(CONFIG, 0x5A, 0x16) == behind[:9] + bytes([behind[9] & 0x7F]) + behind[10:]
     function.last_closed()
+
+
+def test_a_client_reads_vital_product_data() -> None:
+    model = plain_model(PlainSpec(capabilities=("vpd",), vpd=b"\x82\x04\0NAME\x78"))
+    (function,) = functions(spec("0000:86:00.0", model))
+    function.first_opened()
+    place = function.device.config.find(CapId.VPD)
+    function.access.write(CONFIG, place + regs.VPD_ADDR, b"\4\0")
+    assert function.access.read(CONFIG, place + regs.VPD_ADDR, 6) == b"\4\x80" + b"AME\x78"
+    function.last_closed()

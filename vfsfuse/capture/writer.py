@@ -282,8 +282,10 @@ class _Writer:
         config = b"" if sample is None else self.config(sample)
         if sample is not None and not config:
             yield from _virtual_identity(sample, function)
+        placed = Space(function.config).sriov is None
         for bar in bars:
-            yield f"bars.{bar.index} = {{ size = {_size(bar.size)}, kind = {_text(bar.kind)} }}"
+            address = f", address = {bar.address:#x}" if placed and 0 < bar.address < 1 << 63 else ""
+            yield f"bars.{bar.index} = {{ size = {_size(bar.size)}, kind = {_text(bar.kind)}{address} }}"
         if vfs.offset and vfs.stride:
             yield f"offset = {vfs.offset}"
             yield f"stride = {vfs.stride}"
@@ -292,6 +294,8 @@ class _Writer:
             yield f"driver = {_text(driver)}"
         if sample is not None and sample.group is not None and sample.group == function.group:
             yield 'group = "physical"'
+        elif virtual and all(each.group is not None for each in virtual):
+            yield f"groups = [{', '.join(str(each.group) for each in virtual)}]"
         names = [each.net[0].name for each in virtual if each.net and _is_interface(each.net[0].name)]
         if virtual and len(names) == len(virtual):
             yield f"net = [{', '.join(map(_text, names))}]"

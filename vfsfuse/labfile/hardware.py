@@ -190,6 +190,10 @@ def _check_indexes(reading: Reading, count: int, table: Found, keys: Keys) -> No
         reading.note((*keys, "failing"), f"{high} is no index of {count} virtual functions (leave it out)")
     if len(table.get("net", ())) > count:
         reading.note((*keys, "net"), f"has more names than the {count} virtual functions (give fewer)")
+    if len(table.get("groups", ())) > count:
+        reading.note((*keys, "groups"), f"has more numbers than the {count} virtual functions (give fewer)")
+    if "groups" in table and table.get("group"):
+        reading.note((*keys, "groups"), "is for functions in groups of their own (leave group out)")
     for key in ("failing", "net"):
         if key in table and "driver" not in table:
             reading.note((*keys, key), "is for functions with a host driver (name it with driver)")

@@ -170,6 +170,7 @@ VF: Schema = {
     "offset": Key(values.routing_ids, "routing ids from the function to its first virtual one", "offset"),
     "stride": Key(values.routing_ids, "routing ids from each virtual function to the next", "stride"),
     "group": Key(values.vf_group, "IOMMU group: of their own, or of the physical function", "shares_group"),
+    "groups": Key(values.group_numbers, "numbers of their IOMMU groups, by index", "groups"),
     "delay": Key(values.seconds, "seconds until they appear after the write to sriov_numvfs", "delay"),
     "failing": Key(values.indexes, "indexes of those that the host driver fails to take", "failing"),
     "net": Key(values.interfaces, "names of network interfaces, by index", "net"),

@@ -395,6 +395,17 @@ def iommu_group(value: object) -> str | int:
     return number
 
 
+@kind(type="array", items={"type": "integer", "minimum": 0, "maximum": 2**31 - 1})
+def group_numbers(value: object) -> tuple[int, ...]:
+    """Numbers of IOMMU groups."""
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is not an array of numbers (write [40, 41])")
+    for number in value:
+        if not 0 <= _whole(number) < 2**31:
+            raise ValueError(f"{number} is not the number of a group (give 0 or more)")
+    return tuple(value)
+
+
 @kind(type="string", pattern=f"^{_SERIAL.pattern}$")
 def serial(value: object) -> int:
     """A device serial number: eight bytes as lspci shows them, the highest first."""
