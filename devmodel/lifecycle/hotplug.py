@@ -37,6 +37,7 @@ from devmodel.vfio.group import Assignable, Group, retire_all
 
 PCI = "pci"
 """The name of the bus type."""
+CLASS_DISPLAY_VGA = 0x0300
 _NO_GROUP = Group(-1)
 """Of functions that are not there."""
 
@@ -63,6 +64,8 @@ class Hotplug:
         self._nodes: Mapping[str, int] = {}
         self._assigned: dict[str, Assigned] = {}
         self._below: dict[str, Below] = {}
+        self._displays: list[str] = []
+        """The VGA displays of the lab, in the order of their addresses."""
         self.parents: dict[str, Parent] = {}
         self.ports: dict[str, Bridge] = {}
         self.slots = Slots()
@@ -90,6 +93,9 @@ class Hotplug:
         self._nodes = numa_nodes(specs, self.buses, lab.roots)
         for address, name in sorted((PciAddress.parse(name), name) for name in self._functions):
             self._on_bus.setdefault(address.bus_name, []).append(name)
+        self._displays = [
+            name for names in self._by_bus() for name in names if _is_display(self._functions[name])
+        ]
         self._power_on(self._form_groups([spec for spec in specs if spec.name not in absent]))
         for name in absent:
             self._drop(self._drivers.functions[name])
@@ -101,6 +107,13 @@ class Hotplug:
                 self.parents[spec.name] = Parent(spec, self._host)
         for function in self._drivers.functions.values():
             self._drivers.boot(function)
+
+    @property
+    def boot_display(self) -> PciFunction | None:
+        """The display that the machine has booted with: that with the lowest address which is there. Any
+        thread."""
+        found = map(self._drivers.functions.get, self._displays)
+        return next(filter(None, found), None)
 
     def going(self, function: PciFunction, last_first: bool = True) -> list[PciFunction]:
         """What goes when the function is removed: the functions below a bridge, each after what is below it,
@@ -286,3 +299,7 @@ class Hotplug:
         bridge = Bridge(spec, place, group, below, aperture, beside, bus_below, multifunction, slot)
         self.ports[bus] = bridge
         return bridge
+
+
+def _is_display(spec: FunctionSpec) -> bool:
+    return spec.model is not None and spec.model.identity.class_code >> 8 == CLASS_DISPLAY_VGA

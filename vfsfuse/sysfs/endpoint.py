@@ -12,6 +12,7 @@ import errno
 
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.hotplug import CLASS_DISPLAY_VGA
 from devmodel.pci.rom import image_size
 from ioctl_shim.lane import Opened, OpenRequest, PlainFile
 from vfsfuse.kernfs.members import BinaryMember, attribute, binary, store_only
@@ -19,7 +20,6 @@ from vfsfuse.sysfs.kstrtox import parse_number
 from vfsfuse.sysfs.pci import BARS, ROM, PciAttributes
 from vfsfuse.vfio.port import RegionFile, open_region
 
-DISPLAY_VGA = 0x0300
 PORT_SIZES = (1, 2, 4)
 VPD_UNIT = 4
 WC_DOC = """\
@@ -130,7 +130,7 @@ def _can_be_reset(self: EndpointAttributes) -> bool:
 
 
 def _is_display(self: EndpointAttributes) -> bool:
-    return _shows_vga(self.assignable)
+    return self.assignable.identity.class_code >> 8 == CLASS_DISPLAY_VGA
 
 
 class EndpointAttributes(PciAttributes):
@@ -164,9 +164,7 @@ class EndpointAttributes(PciAttributes):
     def boot_vga(self) -> int:
         """1 for the display that the machine booted with, the one with the lowest address, else 0; present
         for VGA displays."""
-        functions = self.view.lab.drivers.functions.values()
-        displays = [each for each in tuple(functions) if not each.is_virtual and _shows_vga(each)]
-        return int(self.assignable is min(displays, key=lambda each: each.address, default=None))
+        return int(self.assignable is self.view.lab.hotplug.boot_display)
 
     @binary(0o600, _rom_size)
     def rom(self, request: OpenRequest) -> Opened:
@@ -195,7 +193,3 @@ class EndpointAttributes(PciAttributes):
         if device.bar_map[index].io:
             return Opened(PortsFile(device, index, device.region(index).size))
         return super().open_resource(index, request)
-
-
-def _shows_vga(function: PciFunction) -> bool:
-    return function.identity.class_code >> 8 == DISPLAY_VGA
