@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import IntEnum, IntFlag
 
-from devmodel.pci.bridge import EXP_LNKSTA_DLLLA
+from devmodel.pci.bridge import EXP_LNKCAP_DLLLARC, EXP_LNKSTA_DLLLA
 from devmodel.pci.capability import Capability
 from devmodel.pci.config import ConfigSpace
 from devmodel.pci.express import ExpressRegisters
-from devmodel.pci.image import ImageSpace
-from devmodel.pci.regs import EXP_LNKSTA, CapId
+from devmodel.pci.regs import EXP_LNKCAP, EXP_LNKSTA, CapId
 
-EXP_FLAGS_SLOT, EXP_SLTCTL, EXP_SLTSTA = 0x0100, 0x18, 0x1A
+EXP_FLAGS, EXP_FLAGS_SLOT = 0x02, 0x0100
+EXP_SLTCAP, EXP_SLTCTL, EXP_SLTSTA = 0x14, 0x18, 0x1A
 MAX_SLOT_NUMBER = (1 << 13) - 1
 """The largest physical slot number that the capability has room for."""
 _PSN_SHIFT = 19
@@ -65,6 +65,7 @@ class Indicator(IntEnum):
 
 
 _ATTENTION = {Indicator.OFF: 0xC0, Indicator.ON: 0x40, Indicator.BLINK: 0x80}
+_ATTENTION_MASK = 0xC0
 _ABLE = SlotCap(sum(SlotCap))
 _NOTICES = (
     SlotControl.ATTENTION_BUTTON
@@ -80,26 +81,36 @@ def with_slot(express: Capability, number: int) -> Capability:
     registers = ExpressRegisters.of(express)
     if registers is None:
         raise ValueError("a slot needs the second version of the PCI Express capability")
-    able = registers._replace(flags=registers.flags | EXP_FLAGS_SLOT, sltcap=_ABLE | number << _PSN_SHIFT)
+    able = registers._replace(
+        flags=registers.flags | EXP_FLAGS_SLOT, sltcap=_ABLE | number << _PSN_SHIFT, sltctl=_NOTICES
+    )
     return replace(express, body=able.pack())
 
 
 def show_slot(config: ConfigSpace, occupied: bool, powered: bool, attention: Indicator) -> None:
     """Have the registers of a port say how its slot is, also after a reset. Under the port's lock. A client
-    cannot change them. Nothing happens to a port without such registers. One that was captured shows what it
-    showed then while its slot is in use."""
+    cannot change them. What the slot does not have stays as it is; a port without a slot in its registers
+    does not change."""
     place = config.find(CapId.EXP)
-    if not place:
+    if not place or not config.value(place + EXP_FLAGS, 2) & EXP_FLAGS_SLOT:
         return
-    if isinstance(config, ImageSpace) and occupied and powered and attention is Indicator.OFF:
-        for register in (EXP_SLTCTL, EXP_SLTSTA, EXP_LNKSTA):
-            config.preset(place + register, 2, config.captured(place + register, 2))
-        return
-    power = SlotControl.POWER_INDICATOR_ON
-    if not powered:
-        power = SlotControl.POWER_INDICATOR_OFF | SlotControl.POWER_OFF
-    status = SlotStatus.CARD_PRESENT if occupied else SlotStatus.LATCH_OPEN
-    config.preset(place + EXP_SLTCTL, 2, _NOTICES | power | _ATTENTION[attention])
-    config.preset(place + EXP_SLTSTA, 2, status)
-    link = config.value(place + EXP_LNKSTA, 2) & ~EXP_LNKSTA_DLLLA
-    config.preset(place + EXP_LNKSTA, 2, link | (EXP_LNKSTA_DLLLA if occupied and powered else 0))
+    able = config.value(place + EXP_SLTCAP, 4)
+    power = SlotControl.POWER_INDICATOR_ON if powered else SlotControl.POWER_INDICATOR_OFF
+    control = (
+        (SlotCap.ATTENTION_INDICATOR, _ATTENTION_MASK, _ATTENTION[attention]),
+        (SlotCap.POWER_INDICATOR, SlotControl.POWER_INDICATOR_OFF, power),
+        (SlotCap.POWER_CONTROLLER, SlotControl.POWER_OFF, 0 if powered else SlotControl.POWER_OFF),
+    )
+    status = (
+        (SlotCap.HOTPLUG, SlotStatus.CARD_PRESENT, SlotStatus.CARD_PRESENT if occupied else 0),
+        (SlotCap.MRL_SENSOR, SlotStatus.LATCH_OPEN, 0 if occupied else SlotStatus.LATCH_OPEN),
+    )
+    for register, bits in ((EXP_SLTCTL, control), (EXP_SLTSTA, status)):
+        value = config.value(place + register, 2)
+        for needed, mask, shown in bits:
+            if able & needed:
+                value = value & ~mask | shown
+        config.preset(place + register, 2, value)
+    if config.value(place + EXP_LNKCAP, 4) & EXP_LNKCAP_DLLLARC:
+        link = config.value(place + EXP_LNKSTA, 2) & ~EXP_LNKSTA_DLLLA
+        config.preset(place + EXP_LNKSTA, 2, link | (EXP_LNKSTA_DLLLA if occupied and powered else 0))
