@@ -93,6 +93,18 @@ def test_what_the_lab_shows_of_a_vgpu(vfs: list[Vf]) -> None:
         assert (vf.path / "screen.png").is_file()
 
 
+def test_a_screenshot_by_the_address_of_the_function(vfs: list[Vf]) -> None:
+    vf, mount = vfs[0], ("--mount", str(vfs[0].host.lab.path))
+    for command, *more in (("screenshot", "-"), ("surprise-remove",)):
+        done = vfsfuse(command, *mount, vf.name, *more)
+        assert done.returncode == 1 and f"{vf.name}: there is no such vGPU" in done.stderr
+    with vf.typed(14):
+        done = vfsfuse("screenshot", *mount, vf.name, "-")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "shows nothing" in done.stderr
+        done = vfsfuse("surprise-remove", *mount, vf.name)
+        assert done.returncode == 1 and "there is no such vGPU" in done.stderr
+
+
 def test_a_client_that_hangs_the_engine_is_taken_off_it(vfs: list[Vf]) -> None:
     with vfs[0].typed(14):
         with gpu(vfs[0]) as one:

@@ -33,7 +33,10 @@ def main(args: argparse.Namespace) -> int:
         patience = Patience(SECONDS / 2)
         write(
             args.file,
-            patience.ask(lambda: read(find(lab, args.vgpu), args.vgpu), lambda: answers(lab, SECONDS / 2)),
+            patience.ask(
+                lambda: read(find(lab, args.vgpu, functions=True), args.vgpu),
+                lambda: answers(lab, SECONDS / 2),
+            ),
         )
     except NoAnswer:
         return complain("screenshot", no_answer(lab))

@@ -37,11 +37,15 @@ def only_lab() -> str:
     return found[0]
 
 
-def find(lab: str, name: str) -> str:
-    """The directory of the vGPU that has this name.  Raises Refusal unless exactly one has it."""
+def find(lab: str, name: str, functions: bool = False) -> str:
+    """The directory of the vGPU that has this name: with `functions` also the address of a virtual function
+    that is one.  Raises Refusal unless exactly one has it."""
     if not os.path.isdir(f"{lab}/sys/class/vgpu"):
         raise Refusal(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
-    found = sorted({os.path.realpath(path) for path in paths_of(lab, name)})
+    paths = list(paths_of(lab, name))
+    if functions:
+        paths += functions_of(lab, name)
+    found = sorted({os.path.realpath(path) for path in paths})
     if len(found) > 1:
         names = ", ".join(map(os.path.basename, found))
         raise Refusal(f"{name}: there are {names} (name one of them)")
@@ -62,6 +66,13 @@ def paths_of(lab: str, name: str) -> Iterator[str]:
     for device in os.listdir(devices) if os.path.isdir(devices) else ():  # a lab may have no such bus
         if name.lower() in (device, uuid_of(f"{devices}/{device}")):
             yield f"{devices}/{device}"
+
+
+def functions_of(lab: str, name: str) -> Iterator[str]:
+    """The path of the virtual function at the address `name` if it is a vGPU."""
+    function = f"{lab}/sys/bus/pci/devices/{name}"
+    if "/" not in name and os.path.isdir(f"{function}/nvidia") and os.path.isdir(f"{function}/vgpu"):
+        yield function
 
 
 def uuid_of(directory: str) -> str:

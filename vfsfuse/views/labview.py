@@ -255,13 +255,14 @@ class LabView:
 
     def _load_drivers(self) -> None:
         """The host drivers of all functions and parents, also of those that are not plugged in.  That of a
-        parent has a class."""
+        parent of mediated devices has a class."""
         for driver in {driver for spec in self.spec.all_functions for driver in spec.drivers}:
             self.modules.host_driver(driver)
             self.functions.make_drivers(driver)
         for parent in self.spec.parents:
             self.modules.host_driver(parent.driver)
-            self.subsystems.classes[parent.driver] = self.tree.make(f"sys/class/{parent.driver}")
+            if parent.framework is Framework.MDEV:
+                self.subsystems.classes[parent.driver] = self.tree.make(f"sys/class/{parent.driver}")
 
     def _add_function(self, function: PciFunction) -> None:
         """Show a function that is there from the start, with its driver."""
