@@ -38,7 +38,7 @@ class Departed:
 
     def add_group(self, group: Group, end: Callable[[], None]) -> None:
         """Call ``end`` when no client holds any device of a group whose last member is gone."""
-        self._add(group, group, lambda: bool(group.holders) or group.joining is not None, end)
+        self._add(group, group, lambda: group.held, end)
 
     def close(self) -> None:
         """End all of them, held or not. For the end of the process."""
