@@ -218,7 +218,8 @@ class Hotplug:
         behind = {place.node: place for place in named}
         ordered = [*parents, *map(behind.__getitem__, found_order(behind)), *automatic]
         fixed = {each.group for each in self._functions.values() if isinstance(each.group, int)}
-        fixed.update(number for each in specs if each.vf is not None for number in each.vf.groups)
+        shared = (each.vf.groups for each in self._functions.values() if each.vf is not None)
+        fixed.update(number for numbers in shared for number in numbers)
         found = self._table.boot(ordered, fixed)
         return {str(address): group for address, group in found.items()}
 
