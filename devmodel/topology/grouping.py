@@ -191,7 +191,7 @@ def found_order(nodes: Iterable[Node]) -> list[Node]:
     there = sorted(nodes, key=lambda each: each.address)
     addresses = {node.address for node in there}
     below: dict[PciAddress, list[Node]] = {}
-    roots: dict[str, list[Node]] = {}
+    roots: dict[tuple[int, int], list[Node]] = {}
     late = []
     for node in there:
         if node.kind is Kind.VIRTUAL:
@@ -199,7 +199,7 @@ def found_order(nodes: Iterable[Node]) -> list[Node]:
         elif node.above is not None and node.above.address in addresses:
             below.setdefault(node.above.address, []).append(node)
         else:
-            roots.setdefault(node.address.bus_name, []).append(node)
+            roots.setdefault(node.address[:2], []).append(node)
     found: list[Node] = []
     for functions in roots.values():
         pending = [functions]
