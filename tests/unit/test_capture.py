@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_plain import captured
@@ -195,6 +195,17 @@ def test_virtual_functions_are_those_of_their_physical_one(tmp_path: Path) -> No
     }
 
 
+def test_a_virtual_function_of_nobody_is_a_function(tmp_path: Path) -> None:
+    header = b"\xff" * 4 + bytes(4) + b"\1\0\0\2" + bytes(52)
+    region = "\tRegion 0: Memory at f0000000 (64-bit, prefetchable) [virtual] [size=64K]\n"
+    lab = made(tmp_path, read(f"{HEAD}\n{region}{rows(header)}\n"))
+    function = lab["functions"]["0000:65:00.0"]  # type: ignore[index]
+    assert (function["vendor"], function["device"]) == (0x1234, 0x5678)
+    assert function["bars"] == {"0": {"size": "64K", "kind": "mem64-prefetch", "address": 0xF0000000}}
+    model = load(tmp_path / "lab.toml").functions[0].model
+    assert model is not None and model.identity.vendor == 0x1234
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -277,6 +288,51 @@ def test_bars_that_no_function_has_are_left_out(tmp_path: Path) -> None:
     lab = made(tmp_path, machine)
     assert lab["functions"]["0000:65:00.0"]["bars"] == {"0": {"size": "4K", "kind": "mem64"}}  # type: ignore[index]
     assert len([note for note in Written(machine).notes if "is left out" in note]) == 6
+
+
+KNOWN = (0x01, 0x03, 0x05, 0x09, 0x0D, 0x10, 0x11)
+CHAINS = st.lists(st.tuples(st.sampled_from(KNOWN), st.integers(0, 0xFFFF)), max_size=6)
+SPACES = st.tuples(
+    st.sampled_from((64, 256, 4096)),
+    st.lists(st.tuples(st.integers(0, 0x17F), st.integers(0, 255)), max_size=40),
+    CHAINS,
+)
+
+
+def space(size: int, spots: list[tuple[int, int]], chain: list[tuple[int, int]]) -> bytes:
+    """Configuration space with bytes at any places, and a list of capabilities with any registers."""
+    data = bytearray(4096)
+    for offset, value in spots:
+        data[offset] = value
+    data[0x06] |= 0x10 if chain else 0
+    data[0x0E] &= 0x80
+    data[0x34] = 0x40 if chain else 0
+    for place, (identity, control) in enumerate(chain):
+        following = 0x40 + 0x1C * (place + 1) if place + 1 < len(chain) else 0
+        struct.pack_into("<BBH", data, 0x40 + 0x1C * place, identity, following, control)
+    return bytes(data[:size])
+
+
+SOME_BARS = st.lists(
+    st.builds(
+        FoundBar,
+        st.integers(0, 5),
+        st.integers(0, 44).map(lambda shift: 1 << shift),
+        st.sampled_from(("io", "mem32", "mem32-prefetch", "mem64", "mem64-prefetch")),
+        st.integers(0, 1 << 64),
+    ),
+    max_size=6,
+    unique_by=lambda bar: bar.index,
+)
+
+
+@given(SPACES.map(lambda parts: space(*parts)), SOME_BARS, st.integers(0, 1 << 24), st.binary(max_size=64))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_function_of_any_bytes_is_a_function_of_a_lab(
+    tmp_path: Path, config: bytes, bars: list[FoundBar], rom_size: int, vital: bytes
+) -> None:
+    function = found(config=config, bars=tuple(bars), rom_size=rom_size, vpd=vital, group=3)
+    made(tmp_path, without_serials(machine_of(function)))
 
 
 def test_units_are_above_as_few_names_as_tell_them() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from devmodel.pci import regs
@@ -24,7 +25,7 @@ from vfsfuse.capture.machine import (
     FoundVfs,
     Machine,
 )
-from vfsfuse.capture.spaces import Space
+from vfsfuse.capture.spaces import Space, bar_kind
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 """A name that a lab file can have."""
@@ -35,7 +36,7 @@ PORTS = ("root-port", "switch-downstream")
 """Kinds of bridges that a slot may be below."""
 MAX_VFS, MAX_NODES, MAX_SLOT, MAX_BAR, MAX_ROM = 256, 1024, 8191, 1 << 40, 16 << 20
 _WIDE = ("mem64", "mem64-prefetch")
-_CARDBUS = 2
+_CARDBUS, _NO_IDS = 2, b"\xff" * 4
 
 
 class Written:
@@ -154,10 +155,12 @@ class _Writer:
         return function.config
 
     def identity(self, function: FoundFunction, config: bytes) -> Iterator[str]:
-        """Ids that a configuration space does not say, and capabilities where it is not known."""
-        if not config:
+        """Ids that a configuration space does not say, and capabilities where it is not known. A virtual
+        function has no ids in it."""
+        if not config or config.startswith(_NO_IDS):
             yield f"vendor = {function.vendor:#06x}"
             yield f"device = {function.device:#06x}"
+        if not config:
             if function.subsystem_vendor or function.subsystem_device:
                 yield f"subsystem_vendor = {function.subsystem_vendor:#06x}"
                 yield f"subsystem_device = {function.subsystem_device:#06x}"
@@ -249,7 +252,8 @@ class _Writer:
         image = Image.of(config) if config else None
         count = 2 if image is not None and image.is_bridge else 6
         taken: set[int] = set()
-        for bar in function.bars:
+        for each in function.bars:
+            bar = _as_registered(each, image)
             wide = bar.kind in _WIDE
             indexes = {bar.index, bar.index + 1} if wide else {bar.index}
             if not _is_possible(bar) or indexes & taken or max(indexes) >= count:
@@ -279,7 +283,7 @@ class _Writer:
         device = vfs.device if vfs.device is not None else sample.device if sample else None
         if device is not None:
             yield f"device = {device:#06x}"
-        config = b"" if sample is None else self.config(sample)
+        config = b"" if sample is None or len(sample.config) <= HEADER_SIZE else self.config(sample)
         if sample is not None and not config:
             yield from _virtual_identity(sample, function)
         placed = Space(function.config).sriov is None
@@ -299,7 +303,7 @@ class _Writer:
         names = [each.net[0].name for each in virtual if each.net and _is_interface(each.net[0].name)]
         if virtual and len(names) == len(virtual):
             yield f"net = [{', '.join(map(_text, names))}]"
-        if len(config) > HEADER_SIZE:
+        if config:
             yield from _rows("config", config)
         if vfs.enabled:
             yield f"enabled = {min(vfs.enabled, vfs.total)}"
@@ -358,6 +362,12 @@ def _bar(bar: FoundBar, image: Image | None) -> Iterator[str]:
     captured = register & (~3 if register & 1 else ~0xF)
     if bar.address and bar.address != captured and not bar.address % bar.size and bar.address < 1 << 63:
         yield f"address = {bar.address:#x}"
+
+
+def _as_registered(bar: FoundBar, image: Image | None) -> FoundBar:
+    """The BAR of the kind that its register says, if it says one."""
+    register = 0 if image is None or not 0 <= bar.index < image.bar_count else image.bar(bar.index)
+    return replace(bar, kind=bar_kind(register)) if register else bar
 
 
 def _is_possible(bar: FoundBar) -> bool:
