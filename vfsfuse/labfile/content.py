@@ -4,10 +4,13 @@
 State: none. Source: lspci(8) (the rows).
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from devmodel.pci.dump import config_space, rows_of
 
+T = TypeVar("T")
 MAX_BYTES = 16 << 20
 """Bytes of a file: the largest ROM."""
 
@@ -15,18 +18,27 @@ MAX_BYTES = 16 << 20
 def read_content(text: str, folder: Path) -> bytes:
     """The bytes of ``text``: of its rows if it has a line break, else of the file at that path, which begins
     at ``folder``. Raises ValueError with the reason and the remedy."""
-    return rows_of(text) if "\n" in text else _file(text, folder)
+    return _remedied(rows_of, text) if "\n" in text else _file(text, folder)
 
 
 def read_config(text: str, folder: Path) -> bytes:
     """A configuration space: as :func:`read_content`, or a file with such rows."""
     if "\n" in text:
-        return config_space(text.encode("ascii", "replace"))
+        return _remedied(config_space, text.encode("ascii", "replace"))
     data = _file(text, folder)
     try:
-        return config_space(data)
+        return _remedied(config_space, data)
     except ValueError as error:
         raise ValueError(f"{folder / text}: {error}") from error
+
+
+def _remedied(read: Callable[[T], bytes], given: T) -> bytes:
+    """What ``read`` gives. Its errors get a remedy if they have none."""
+    try:
+        return read(given)
+    except ValueError as error:
+        why = str(error)
+        raise ValueError(why if why.endswith(")") else f"{why} (write rows as lspci -xxxx does)") from error
 
 
 def _file(name: str, folder: Path) -> bytes:

@@ -19,6 +19,7 @@ from vfsfuse.labfile.nodes import read_nodes
 from vfsfuse.labfile.parents import read_parents
 from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.schema import LAB
+from vfsfuse.labfile.source import Source
 from vfsfuse.labfile.vgpus import read_vgpus
 
 __all__ = ["BUILT_IN", "LabFileError", "load"]
@@ -30,7 +31,12 @@ SCHEMA = Path(__file__).with_name("lab.schema.json")
 
 def load(path: str | os.PathLike[str] | None = None) -> LabSpec:
     """Read the lab file at ``path``, or the built-in one. Raises :class:`LabFileError` with all errors."""
-    reading = Reading(read_with_includes(BUILT_IN if path is None else Path(path)))
+    return read(read_with_includes(BUILT_IN if path is None else Path(path)))
+
+
+def read(source: Source) -> LabSpec:
+    """Read what a lab file says. Raises :class:`LabFileError` with all errors."""
+    reading = Reading(source)
     spec = reading.attempt(_lab, reading)
     reading.faults.check()
     assert spec is not None  # a part that was left has noted why

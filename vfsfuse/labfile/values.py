@@ -292,7 +292,7 @@ def table(value: object) -> dict[str, object]:
     return value
 
 
-def _whole(value: object, hint: str = "") -> int:
+def _whole(value: object, hint: str = " (give one, such as 4)") -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{value!r} is not a whole number{hint}")
     return value
