@@ -187,7 +187,8 @@ def test_a_name_that_devices_have_is_refused_when_the_lab_is_mounted(tmp_path: P
     (tmp_path / "card.py").write_text(MODEL.replace('"plain", lambda', f'"{taken}", lambda'))
     (tmp_path / "lab.toml").write_text(LAB)
     (tmp_path / "mnt").mkdir()
-    done = vfsfuse("mount", "--config", tmp_path / "lab.toml", tmp_path / "mnt")
+    logged = ("--log-file", tmp_path / "log")
+    done = vfsfuse("mount", *logged, "--config", tmp_path / "lab.toml", tmp_path / "mnt")
     first = taken.partition("/")[0]
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     why = f"the model Card declares the attribute '{first}', but that is a name of every"
@@ -200,6 +201,7 @@ def test_a_name_that_cannot_be_is_refused_with_its_place(tmp_path: Path) -> None
     (tmp_path / "card.py").write_text(MODEL.replace('"stats/reads"', '"stats/engine"'))
     (tmp_path / "lab.toml").write_text(LAB)
     (tmp_path / "mnt").mkdir()
-    done = vfsfuse("mount", "--config", tmp_path / "lab.toml", tmp_path / "mnt")
+    logged = ("--log-file", tmp_path / "log")
+    done = vfsfuse("mount", *logged, "--config", tmp_path / "lab.toml", tmp_path / "mnt")
     why = "the attribute 'stats/engine' is a file, and the directory of 'stats/engine/"
     assert done.returncode == 1 and f"models.card: {tmp_path}/card.py:Card: {why}" in done.stderr

@@ -145,6 +145,7 @@ def test_an_own_file_that_was_opened_before_the_type(vfs: list[Vf]) -> None:
                 wait_until_free(vf)
 
 
+@needs.root("only root gives a file to another user")
 def test_the_owner_of_a_file_stays_with_every_type(vfs: list[Vf]) -> None:
     vf = vfs[0]
     os.chmod(vf.cdev, 0o640)
