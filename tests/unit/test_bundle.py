@@ -137,6 +137,16 @@ def test_names_that_are_looked_up_again_and_again_are_cached_for_a_moment(box: B
     assert box.tree.take_changes().lingers
 
 
+def test_names_of_devices_that_hardly_ever_go_are_cached_from_the_first_lookup_on(box: Box) -> None:
+    box.plan.rare = True
+    bundle = box.add("bear")
+    inodes = Inodes(box.tree, 60.0, 0, 0, waits=False)
+    assert not bundle.lingers
+    assert inodes.lookup(box.box.inode, b"bear").name_ns == LINGER_NS
+    box.tree.withdraw(bundle)
+    assert box.tree.take_changes().lingers
+
+
 def test_a_directory_that_is_looked_around_in_is_kept_until_something_changes(box: Box) -> None:
     bear, duck = box.add("bear"), box.add("duck")
     inode = box.at("box/bear").inode

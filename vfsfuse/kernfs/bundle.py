@@ -53,16 +53,17 @@ def symlink_part(where: Where, name: Callable[[Any], str], target: Part | Callab
 class Plan:
     """The parts of one kind of device, in the order in which they appear.  They vanish in the opposite order.
 
-    No directory has two of them.  `inside` gives, by the index of a part, the part that is in it.
+    No directory has two of them.  `inside` gives, by the index of a part, the part that is in it.  `rare` is
+    for devices that hardly ever go: the kernel caches their names for a moment from the first lookup on.
     """
 
-    __slots__ = ("fixed", "inside", "parts", "varying")
+    __slots__ = ("fixed", "inside", "parts", "rare", "varying")
 
-    def __init__(self, *parts: Part) -> None:
+    def __init__(self, *parts: Part, rare: bool = False) -> None:
         places = [part.where for part in parts]
         if len(parts) > 1 << PART_BITS or len(set(places)) < len(places):
             raise TypeError("too many parts, or two in one directory")
-        self.parts = parts
+        self.parts, self.rare = parts, rare
         self.inside = tuple(next((each for each in parts if each.where is part), None) for part in parts)
         self.fixed = {part.where: part for part in parts if isinstance(part.where, Kobject)}
         self.varying = tuple(part for part in parts if callable(part.where))
@@ -84,14 +85,14 @@ class Bundle:
     def looked_up(self) -> int:
         """Somebody looks up a name of the device: how many nanoseconds the kernel may cache it.
 
-        Usually 0, so that the device can be removed at once.  A device that is looked up again and again is
-        not about to be removed, and would be slower without a cache.
+        Usually 0, so that the device can be removed at once.  A device that is looked up again and again, or
+        that is `rare`, is not about to be removed, and would be slower without a cache.
         """
         now = time.monotonic_ns()
         if now - self._since > LINGER_NS:
             self._since, self._looks = now, 0
         self._looks += 1
-        if self._looks <= COLD_LOOKS:
+        if self._looks <= COLD_LOOKS and not self.plan.rare:
             return 0
         self._cached_until = now + LINGER_NS
         return LINGER_NS

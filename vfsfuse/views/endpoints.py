@@ -88,7 +88,7 @@ class EndpointViews:
         plan = self._driver_plans.get(driver)
         if plan is None:
             link = symlink_part(self._view.subsystems.pci_drivers[driver], _name, self.directory)
-            plan = self._driver_plans[driver] = Plan(link)
+            plan = self._driver_plans[driver] = Plan(link, rare=True)
         bundle = Bundle(function, plan)
         self._tree.show(bundle)
         self._bound[function] = bundle
@@ -116,7 +116,7 @@ class EndpointViews:
                 (unit, self._unit_link),
                 (iommu, self._group_link),
             )
-            plan = Plan(self._own, *(part for wanted, part in links if wanted))
+            plan = Plan(self._own, *(part for wanted, part in links if wanted), rare=True)
             self._plans[virtual, iommu, unit] = plan
         return plan
 
