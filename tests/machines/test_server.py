@@ -200,8 +200,8 @@ def test_dpdk_binds_a_virtual_function(server: MountedLab, vfs: list[str]) -> No
     devbind = Tool(server, "dpdk-devbind.py")
     devbind("--bind", "vfio-pci", vfs[0])
     shown = devbind("--status-dev", "net")
-    assert re.search(rf"{vfs[0]} '.*' drv=vfio-pci unused=", shown), shown
-    assert re.search(rf"{vfs[1]} '.*' if=enp133s0v1 drv=iavf unused=vfio-pci", shown), shown
+    assert re.search(rf"{vfs[0]} '.*' .*drv=vfio-pci unused=", shown), shown
+    assert re.search(rf"{vfs[1]} '.*' .*if=enp133s0v1 drv=iavf unused=vfio-pci", shown), shown
     devbind("--bind", "iavf", vfs[0])
     assert driver_of(server, vfs[0]) == "iavf"
 
