@@ -39,7 +39,7 @@ class VendorVgpu(Assignable):
     """What clients open of a virtual function that the host driver keeps: a vGPU of ``type``, None before it
     has one. ``parent`` is the GPU that it takes its share from."""
 
-    __slots__ = ("_device", "function", "params", "parent", "type", "vfio_minor", "warm_update")
+    __slots__ = ("_device", "changing", "function", "params", "parent", "type", "vfio_minor", "warm_update")
     emulated_iommu = False
 
     def __init__(self, function: VirtualFunction, parent: PhysicalParent, minor: int) -> None:
@@ -50,6 +50,8 @@ class VendorVgpu(Assignable):
         self.params = ""
         """What was written to ``vgpu_params``: for the vGPU's driver, which does not read it here."""
         self.warm_update = False
+        self.changing = False
+        """Whether its type is about to change. Nobody can open it meanwhile. Under the group's lock."""
         self._device: Device | None = None
         super().__init__(function.name, function.group, joined=False)
 
@@ -72,6 +74,12 @@ class VendorVgpu(Assignable):
     @property
     def unit(self) -> UnitFacts | None:
         return self.function.unit
+
+    def hold(self) -> None:
+        with self.group.lock:
+            if self.changing:
+                raise OSError(errno.ENODEV, f"the type of {self.name} is about to change")
+            super().hold()
 
     def first_opened(self) -> None:
         if self.type is None:
@@ -152,14 +160,14 @@ class VendorFramework:
                 vgpu.check_idle()
                 if bool(number) is (vgpu.type is not None):
                     raise OSError(errno.EPERM, f"{vgpu.name} has {'a' if number else 'no'} type")
-                vgpu.leaving += 1
+                vgpu.changing = True
             try:
                 if number:
                     self._give(vgpu, self._find(vgpu.parent, number))
                 else:
                     self._clear(vgpu)
             finally:
-                vgpu.stay()
+                vgpu.changing = False
 
     def set_params(self, vgpu: VendorVgpu, text: str) -> None:
         """Keep parameters of a vGPU, whatever they are. Blanks clear them.

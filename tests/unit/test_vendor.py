@@ -74,7 +74,7 @@ def state(gpu: PhysicalFunction) -> object:
         parent.slots_free,
         parent.vgpus,
         [(vf.driver, vf.vfio_minor, vf.vgpu, vf.group.devices, vf.group.viable) for vf in gpu.vfs],
-        [(vgpu.type, vgpu.made, vgpu.params, vgpu.leaving) for vgpu in vgpus(gpu)],
+        [(vgpu.type, vgpu.made, vgpu.params, vgpu.changing) for vgpu in vgpus(gpu)],
     )
 
 
@@ -105,7 +105,7 @@ def test_a_tree_that_cannot_show_it_undoes_a_type(lab: Lab, gpu: PhysicalFunctio
     before = state(gpu)
 
     def no_room(_: VendorVgpu) -> None:
-        assert vgpu.type is not None and vgpu.leaving
+        assert vgpu.type is not None and vgpu.changing and not vgpu.group.leaving
         fails(errno.ENODEV, vgpu.hold)
         raise OSError(errno.ENOMEM, "no room")
 
@@ -113,7 +113,7 @@ def test_a_tree_that_cannot_show_it_undoes_a_type(lab: Lab, gpu: PhysicalFunctio
     fails(errno.ENOMEM, lab.vendor.set_type, vgpu, 4)
     after = state(gpu)
     assert before[:4] == after[:4]  # type: ignore[index]
-    assert (vgpu.type, vgpu.leaving) == (None, 0)
+    assert (vgpu.type, vgpu.changing) == (None, False)
     fails(errno.ENODEV, vgpu.device.check_present)
     fails(errno.ENODEV, blank.check_present)
     lab.vendor.retyped = lambda vgpu: None
