@@ -12,7 +12,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
 
 from devmodel.pci import regs
@@ -20,7 +19,6 @@ from devmodel.pci.bridge import (
     BRIDGE_BARS,
     IO_GRANULE,
     MEMORY_GRANULE,
-    BridgeControl,
     BridgeReg,
     BusNumbers,
     Window,
@@ -37,6 +35,7 @@ from devmodel.pci.fields import (
     extended_chain,
     extended_places,
 )
+from devmodel.pci.live import live_bits
 from devmodel.pci.regs import BaseAddress, CapId, Command, ExtCapId, Reg
 from devmodel.region.region import Region
 
@@ -45,12 +44,7 @@ SIZES = (regs.STD_HEADER_SIZEOF, regs.CFG_SPACE_SIZE, regs.CFG_SPACE_EXP_SIZE)
 that PCI Express has."""
 BRIDGE_ROM = 0x38
 """Where the register of the ROM of a bridge is."""
-_ACS_CTRL, _SLTSTA, _SLTSTA_EVENTS, _LNKSTA_EVENTS = 0x06, 0x1A, 0x011F, 0xC000
-_DEVSTA, _DEVSTA_ERRORS, _LNKCTL, _SLTCTL, _RTCTL, _LNKCTL2 = 0x0A, 0x000F, 0x10, 0x18, 0x1C, 0x30
-_DEVCAP2 = 0x24
-_STATUS_ERRORS, _PM_PME_ENABLE, _PM_PME_STATUS = 0xF900, 0x0100, 0x8000
-_EXP_VERSION, _EXP_TYPE, _EXP_V1, _EXP_V2 = 0x000F, 0x00F0, 0x14, 0x3C
-_EXP_SLOT, _EXP_TYPES_WITH_SLOT, _EXP_TYPES_WITH_ROOT = 0x0100, (0x4, 0x6), (0x4, 0xA)
+_EXP_VERSION, _EXP_V1, _EXP_V2 = 0x000F, 0x14, 0x3C
 _MOST_EXTENDED = 0x60
 """Bytes of an extended capability that are known as its own, of all but a vendor's, which has its size in
 it."""
@@ -104,7 +98,7 @@ class Image:
                 places[cap_id] = offset
                 body = data[offset + 4 : end]
                 behind.append(ExtendedCapability(cap_id, body, bytes(len(body)), version))
-        mask, cleared = _live(data, offsets, places)
+        mask, cleared = live_bits(data, offsets, places)
         return cls(_in_d0(data, offsets), mask, cleared, tuple(listed), offsets, tuple(behind), places)
 
     @property
@@ -329,115 +323,6 @@ def _extended_chain(data: bytes) -> Iterator[tuple[int, int, int, int]]:
             size = max(int.from_bytes(data[offset + 4 : offset + 8], "little") >> 20, 8)
         behind = [start for start in starts if start > offset]
         yield offset, identity, version, min(offset + size, *behind[:1], regs.CFG_SPACE_EXP_SIZE)
-
-
-def _live(data: bytes, offsets: Mapping[int, int], places: Mapping[int, int]) -> tuple[bytes, bytes]:
-    """The bits of an image that a write changes, and those that a written 1 clears; without BARs."""
-    mask, cleared = bytearray(len(data)), bytearray(len(data))
-
-    def live(offset: int, width: int, bits: int, ones: int = 0) -> None:
-        for position, (change, clear) in enumerate(
-            zip(bits.to_bytes(width, "little"), ones.to_bytes(width, "little"), strict=True), offset
-        ):
-            if position < len(data):
-                mask[position] |= change
-                cleared[position] |= clear
-
-    bridge = data[Reg.HEADER_TYPE] & regs.HEADER_TYPE_MASK == 1
-    command = Command.MASTER | Command.PARITY | Command.SERR
-    if data[Reg.INTERRUPT_PIN] or bridge:
-        command |= Command.INTX_DISABLE
-    live(Reg.COMMAND, 2, command | ((Command.IO | Command.MEMORY) if bridge else 0))
-    live(Reg.STATUS, 2, 0, _STATUS_ERRORS)
-    live(Reg.CACHE_LINE_SIZE, 1, 0xFF)
-    live(Reg.INTERRUPT_LINE, 1, 0xFF)
-    if CapId.EXP not in offsets:
-        live(Reg.LATENCY_TIMER, 1, 0xFF)
-    if bridge:
-        _live_bridge(data, live)
-    for identity, offset in offsets.items():
-        _live_capability(data, identity, offset, live)
-    if ExtCapId.ACS in places:
-        able = int.from_bytes(data[places[ExtCapId.ACS] + 4 :][:2], "little")
-        live(places[ExtCapId.ACS] + _ACS_CTRL, 2, able & 0x7F)
-    return _shared(bytes(mask)), _shared(bytes(cleared))
-
-
-@lru_cache(256)
-def _shared(data: bytes) -> bytes:
-    """The same object for the same bytes: functions of one kind differ in what was captured alone."""
-    return data
-
-
-_Live = Callable[..., None]
-
-
-def _live_bridge(data: bytes, live: _Live) -> None:
-    """The registers of a bridge's header. A window that the bridge does not have reads 0, and stays so."""
-    live(BridgeReg.PRIMARY_BUS, 3, 0xFFFFFF)
-    live(BridgeReg.SEC_STATUS, 2, 0, _STATUS_ERRORS)
-    live(BridgeReg.BRIDGE_CONTROL, 2, sum(BridgeControl))
-    live(BridgeReg.MEMORY_BASE, 4, 0xFFF0FFF0)
-    io = int.from_bytes(data[BridgeReg.IO_BASE :][:2], "little")
-    if io:
-        live(BridgeReg.IO_BASE, 2, 0xF0F0)
-        if io & 1:
-            live(BridgeReg.IO_BASE_UPPER16, 4, 0xFFFFFFFF)
-    prefetch = int.from_bytes(data[BridgeReg.PREF_MEMORY_BASE :][:4], "little")
-    if prefetch:
-        live(BridgeReg.PREF_MEMORY_BASE, 4, 0xFFF0FFF0)
-        if prefetch & 1:
-            live(BridgeReg.PREF_BASE_UPPER32, 8, (1 << 64) - 1)
-
-
-def _live_capability(data: bytes, identity: int, offset: int, live: _Live) -> None:
-    control = int.from_bytes(data[offset + 2 : offset + 4], "little")
-    if identity == CapId.PM:
-        pme = bool(control & regs.PM_CAP_PME_MASK)
-        live(
-            offset + regs.PM_CTRL,
-            2,
-            regs.PM_CTRL_STATE_MASK | (_PM_PME_ENABLE if pme else 0),
-            _PM_PME_STATUS,
-        )
-    elif identity == CapId.MSI:
-        wide = bool(control & regs.MSI_64BIT)
-        live(offset + regs.MSI_FLAGS, 2, regs.MSI_ENABLE | regs.MSI_QSIZE)
-        live(offset + regs.MSI_ADDRESS_LO, 4, 0xFFFFFFFC)
-        if wide:
-            live(offset + regs.MSI_ADDRESS_LO + 4, 4, 0xFFFFFFFF)
-        live(offset + regs.MSI_DATA_64 - (0 if wide else 4), 2, 0xFFFF)
-        if control & regs.MSI_MASKBIT:
-            every = (1 << (1 << min(control >> 1 & 7, 5))) - 1
-            live(offset + regs.MSI_MASK_64 - (0 if wide else 4), 4, every)
-    elif identity == CapId.MSIX:
-        live(offset + regs.MSI_FLAGS, 2, regs.MSIX_ENABLE | regs.MSIX_MASKALL)
-    elif identity == CapId.VPD:
-        live(offset + regs.VPD_ADDR, 6, 0xFFFFFFFFFFFF)
-    elif identity == CapId.EXP:
-        _live_express(data, offset, control, live)
-
-
-def _live_express(data: bytes, offset: int, flags: int, live: _Live) -> None:
-    kind = (flags & _EXP_TYPE) >> 4
-    devcap = int.from_bytes(data[offset + regs.EXP_DEVCAP :][:4], "little")
-    flr = regs.EXP_DEVCTL_BCR_FLR if devcap & regs.EXP_DEVCAP_FLR else 0
-    live(offset + regs.EXP_DEVCTL, 2, regs.EXP_DEVCTL_WRITABLE | flr)
-    live(offset + _DEVSTA, 2, 0, _DEVSTA_ERRORS)
-    link = kind not in (regs.EXP_TYPE_RC_END, 0xA)
-    if link:
-        live(offset + _LNKCTL, 2, regs.EXP_LNKCTL_WRITABLE)
-        live(offset + regs.EXP_LNKSTA, 2, 0, _LNKSTA_EVENTS)
-    if kind in _EXP_TYPES_WITH_SLOT and flags & _EXP_SLOT:
-        live(offset + _SLTCTL, 2, 0x1FFF)
-        live(offset + _SLTSTA, 2, 0, _SLTSTA_EVENTS)
-    if kind in _EXP_TYPES_WITH_ROOT:
-        live(offset + _RTCTL, 2, 0x1F)
-    if flags & _EXP_VERSION > 1:
-        forwards = data[offset + _DEVCAP2] & regs.EXP_DEVCTL2_ARI
-        live(offset + regs.EXP_DEVCTL2, 2, regs.EXP_DEVCTL2_COMP_TMOUT | forwards)
-        if link:
-            live(offset + _LNKCTL2, 2, regs.EXP_LNKCTL2_TLS)
 
 
 def _windows(value: Callable[[int, int], int]) -> Windows:
