@@ -180,3 +180,76 @@ def test_what_is_not_plugged_is_not_found() -> None:
     lab.cards.plug(slot)
     assert lab.drivers.find(absent.name).driver == "card"
     lab.close()
+
+
+def test_a_bridge_with_ids_and_bars_of_its_own() -> None:
+    model = plain_model(
+        PlainSpec(
+            vendor=0x1000,
+            device=0xC010,
+            subsystem_vendor=0,
+            subsystem_device=0,
+            bars=(PlainBar(0, 1 << 18),),
+            capabilities=("pm", "msi:1", "express", "aer"),
+        )
+    )
+    spec = FunctionSpec(
+        "0000:10:00.0", model, PCIEPORT, bridge=BridgeSpec(BridgeKind.UPSTREAM, 0x11), serial=7
+    )
+    recorder = Recorder()
+    recorder.lab = lab = Lab(LabSpec((), functions=(spec, FunctionSpec("0000:11:00.0", CARD))), recorder)
+    device = lab.ports["0000:11"].device
+    config = device.config
+    assert config.read(0, 4) == b"\0\x10\x10\xc0" and config.value(Reg.CLASS_REVISION, 4) >> 8 == 0x060400
+    assert config.value(config.find(CapId.EXP) + 2, 2) >> 4 & 0xF == 5
+    assert [cap.id for cap in device.caps].count(CapId.EXP) == 1 and config.find(CapId.MSI)
+    assert not config.find(CapId.SSVID) and config.has_extended(ExtCapId.AER)
+    assert config.value(config.extended(ExtCapId.DSN) + 4, 8) == 7
+    row = device.resource_rows()[0]
+    above = decoded(lab.ports["0000:10"].device).memory
+    assert above is not None and above.first <= row.start and row.end <= above.last
+    assert config.value(Reg.BASE_ADDRESS_0, 4) == row.start
+    config.write(Reg.BASE_ADDRESS_0, b"\xff" * 4)
+    assert config.value(Reg.BASE_ADDRESS_0, 4) == 0x1_0000_0000 - (1 << 18)
+    lab.close()
+
+
+def test_a_captured_bridge_is_as_it_was_but_for_its_place() -> None:
+    recorder = Recorder()
+    old = FunctionSpec("0000:11:01.0", OLD, "old")
+    recorder.lab = lab = Lab(
+        LabSpec((), functions=(bridge("0000:00:03.0", "root-port", 0x11), old)), recorder
+    )
+    image = lab.ports["0000:11"].device.config.read(0, 4096)
+    lab.close()
+    model = plain_model(PlainSpec(config=image))
+    spec = FunctionSpec("0000:00:01.0", model, PCIEPORT, bridge=BridgeSpec(BridgeKind.ROOT_PORT, 0x20, 0x2F))
+    recorder.lab = lab = Lab(LabSpec((), functions=(spec,)), recorder)
+    device = lab.ports["0000:20"].device
+    shown = device.config.read(0, 4096)
+    assert shown[0x18:0x1B] == b"\0\x20\x2f"
+    assert shown[:0x18] + shown[0x1B:] == image[:0x18] + image[0x1B:]
+    windows = decoded(device)
+    assert windows.memory is not None and windows.io is not None
+    assert [row[:2] for row in device.resource_rows()[13:15]] == [windows.io, windows.memory]
+    device.config.write(BridgeReg.MEMORY_BASE, b"\xf0\xff\0\0")
+    assert decoded(device).memory is None
+    device.config.reset()
+    assert device.config.read(0, 4096) == shown
+    lab.close()
+
+
+def test_a_captured_endpoint_is_no_bridge() -> None:
+    model = plain_model(PlainSpec(config=bytes(range(1, 15)) + bytes(242)))
+    spec = FunctionSpec("0000:00:01.0", model, bridge=BridgeSpec(BridgeKind.ROOT_PORT, 0x20))
+    with pytest.raises(ValueError, match=r"not that of a bridge \(leave `bridge` out\)"):
+        Lab(LabSpec((), functions=(spec,)), Recorder())
+
+
+def test_a_bridge_has_room_for_two_bars() -> None:
+    model = plain_model(PlainSpec(bars=(PlainBar(2, 4096),)))
+    spec = FunctionSpec("0000:00:01.0", model, bridge=BridgeSpec(BridgeKind.ROOT_PORT, 0x20))
+    with pytest.raises(
+        ValueError, match="a bridge has no BAR 2 of this kind: BARs 0 and 1, or one of 64 bits"
+    ):
+        Lab(LabSpec((), functions=(spec,)), Recorder())
