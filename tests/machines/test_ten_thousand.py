@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +76,24 @@ def test_one_of_them_comes_and_goes(many: MountedLab) -> None:
     assert len([each for each in os.listdir(many.path / "sys/bus/pci/devices") if each[5:7] != "00"]) == 9_999
     (many.path / "sys/bus/pci/rescan").write_text("1")
     assert (function_dir(many, name) / "device").read_text() == "0x18fe\n"
+
+
+def test_it_mounts_in_two_seconds_and_costs_little(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The time is that of a processor, so that other programs do not count."""
+    with described(tmp_path_factory.mktemp("fast"), LAB) as lab:
+        seconds, kib = spent(lab), resident(lab)
+    with described(tmp_path_factory.mktemp("small"), LAB.split("\n\n")[1]) as lab:
+        few = resident(lab)
+    assert seconds < 2 and (kib - few) / len(NICS) < 4
+
+
+def spent(lab: MountedLab) -> float:
+    """Seconds of a processor that the server has had."""
+    user, system = Path(f"/proc/{lab.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(lab: MountedLab) -> int:
+    """KiB of memory of the server."""
+    lines = Path(f"/proc/{lab.pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:")))
