@@ -52,7 +52,8 @@ class BridgeDir(PciFunctionDir):
         """A number other than 0 resets all functions below the bridge; their configuration space stays."""
         if parse_number(text):
             for function in self.bridge.functions:
-                function.reset_kept()
+                if function.made is not None:  # an idle one is as after a reset
+                    function.reset_kept()
 
 
 class PciBusNodeDir(DeviceDir):
