@@ -16,8 +16,9 @@ from typing import Protocol
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.ida import Ida
 from devmodel.lifecycle.bridge import Bridge
-from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, PhysicalParent
+from devmodel.lifecycle.function import VFIO_PCI, PciFunction
 from devmodel.lifecycle.mdev import Mdev, Parent
+from devmodel.lifecycle.physical import PhysicalFunction, PhysicalParent
 from devmodel.pci.address import PciAddress
 from devmodel.pci.ids import PciId, parse_module_ids
 from devmodel.vfio.group import Assignable, DmaOwned, retire_all

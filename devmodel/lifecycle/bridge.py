@@ -16,9 +16,10 @@ from uuid import UUID
 from devmodel.device.bridge import Below, BridgeDevice, Wiring, bridge_model
 from devmodel.device.pci import PciDevice, ResourceRow, show_multifunction
 from devmodel.device.traits import make_device, traits_of
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.grouped import KINDS, has_acs
 from devmodel.lifecycle.pcicore import DMA_BITS, NO_NODE
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.slots import Slot
 from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, RootSpec
 from devmodel.lifecycle.vf import last_vf, place_vfs

@@ -12,9 +12,10 @@ from typing import Protocol, TypeVar
 
 from devmodel.ida import Ida
 from devmodel.lifecycle.departed import Departed
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.grouped import IommuGroup, Place
 from devmodel.lifecycle.iommuunit import IommuUnit
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.pci.address import PciAddress
 from devmodel.topology.grouping import Grouping, Node, partition
 from devmodel.vfio.group import Group

@@ -23,10 +23,11 @@ from devmodel.lifecycle.bridge import (
     numa_nodes,
     place_functions,
 )
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.functions import FunctionTable
 from devmodel.lifecycle.grouped import Place, bridge_nodes, node_of
 from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.slots import Slots, absent_at_first, slot_ports
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec, SpecError
 from devmodel.pci.address import PciAddress, bus_name

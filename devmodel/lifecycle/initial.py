@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 
-from devmodel.lifecycle.function import PhysicalFunction
 from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import SpecError, VgpuSpec
 from devmodel.lifecycle.vendor import VendorVgpu, vgpu_of
 

@@ -21,13 +21,14 @@ from devmodel.ida import Ida
 from devmodel.lifecycle.binding import BindingObserver, DriverCore, MdevDriver, MdevObserver
 from devmodel.lifecycle.cards import Cards
 from devmodel.lifecycle.departed import Departed
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.functions import FunctionObserver, FunctionTable
 from devmodel.lifecycle.hotplug import Hotplug
 from devmodel.lifecycle.iommuunit import IommuUnit
 from devmodel.lifecycle.later import Later
 from devmodel.lifecycle.mdev import Mdev, MdevType
 from devmodel.lifecycle.netdev import NetCore, check_names
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import LabSpec
 from devmodel.lifecycle.sriov import SriovCore

@@ -2,7 +2,7 @@
 """Mediated devices, the types they are created from, and the parents that offer those types.
 
 A parent has memory and slots; each device takes a share of them. A parent of this module is virtual; one that
-is a PCI function is a :class:`devmodel.lifecycle.function.PhysicalParent`.
+is a PCI function is a :class:`devmodel.lifecycle.physical.PhysicalParent`.
 
 State: the lifecycle thread's, under ``Lab.lock``. Two things are under the lock of a device's group instead:
 whether a client holds the device, and the making of its model. Source: <linux/mdev.h> (struct mdev_parent,

@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterable, Iterator
 from enum import IntFlag
 
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.physical import PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.spec import FunctionSpec, VfSpec
 from devmodel.pci.address import PciAddress
 

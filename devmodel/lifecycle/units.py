@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from devmodel.lifecycle.function import PciFunction, VirtualFunction
+from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.iommuunit import IommuUnit
+from devmodel.lifecycle.physical import VirtualFunction
 from devmodel.lifecycle.spec import LabSpec
 from devmodel.topology.placement import Placement
 from devmodel.topology.scopes import Scopes

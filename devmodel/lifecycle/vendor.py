@@ -23,7 +23,8 @@ from devmodel.ida import Ida
 from devmodel.iommufd.hwinfo import UnitFacts
 from devmodel.lifecycle.binding import DriverCore
 from devmodel.lifecycle.departed import Departed
-from devmodel.lifecycle.function import PciFunction, PhysicalParent, VirtualFunction
+from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.physical import PhysicalParent, VirtualFunction
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import Framework, PlacementMode, TypeSpec
 from devmodel.lifecycle.vgpuplaces import VgpuPlaces

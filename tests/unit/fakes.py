@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 import pytest
 
 from devmodel.device.pci import PciDevice
-from devmodel.lifecycle.function import PhysicalFunction, PhysicalParent
+from devmodel.lifecycle.physical import PhysicalFunction, PhysicalParent
 from devmodel.lifecycle.spec import FunctionSpec, ParentSpec, TypeSpec, VfSpec
 from devmodel.models.gpu import PhysicalGpu
 

@@ -8,8 +8,9 @@ from uuid import UUID
 import pytest
 
 from devmodel.lifecycle.binding import function_of
-from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction
+from devmodel.lifecycle.function import VFIO_PCI, PciFunction
 from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import Vgpu
 from devmodel.models.mtty import Mtty

@@ -13,8 +13,9 @@ from devmodel.device.bridge import BridgeDevice
 from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.bridge import PCIEPORT, Bridge, place_functions
-from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction
+from devmodel.lifecycle.function import VFIO_PCI
 from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec, VfSpec
 from devmodel.models.gpu import Vgpu
 from devmodel.pci.bridge import BridgeReg, Window, Windows

@@ -8,8 +8,8 @@ import pytest
 
 from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.lifecycle.binding import function_of
-from devmodel.lifecycle.function import PhysicalFunction
 from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import LabSpec, ParentSpec
 from devmodel.models.gpu import PhysicalGpu
 from devmodel.pci import regs

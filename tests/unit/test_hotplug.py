@@ -11,9 +11,10 @@ import pytest
 
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.bridge import Bridge
-from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction
+from devmodel.lifecycle.function import VFIO_PCI, PciFunction
 from devmodel.lifecycle.hotplug import PCI
 from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import LabSpec, TypeSpec, VfSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.pci.config import Aperture, Assigned

@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import pytest
 
-from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction
+from devmodel.lifecycle.function import VFIO_PCI, PciFunction
 from devmodel.lifecycle.hotplug import PCI
 from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec, VfSpec
 from devmodel.models.gpu import Vgpu
 from devmodel.models.plain import BarKind, PlainBar, PlainDevice, PlainSpec, plain_model

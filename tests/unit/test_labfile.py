@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import IommuSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from devmodel.lifecycle.function import PhysicalFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.netdev import NetDevice, all_names, check_names, has_interfaces, made_address, vf_name
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec, VfSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.pci.address import PciAddress

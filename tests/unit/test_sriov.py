@@ -20,8 +20,9 @@ from devmodel.callpoint import Call
 from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.device.tasks import Task, TaskHost
 from devmodel.lifecycle.binding import function_of
-from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.function import VFIO_PCI
 from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.physical import PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec, ParentSpec, TypeSpec, VfSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, VfLayout, as_hardware, lacks, place_vfs
 from devmodel.models.gpu import Vgpu

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devmodel.device.pci import PciRegion
-from devmodel.lifecycle.function import PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.physical import PhysicalFunction, VirtualFunction
 from devmodel.models.plain import PlainSpec, plain_model
 from devmodel.pci import regs
 from devmodel.pci.regs import CapId, Command, Reg

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from devmodel.lifecycle.function import VFIO_PCI, PhysicalFunction
+from devmodel.lifecycle.function import VFIO_PCI
 from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import Framework, LabSpec, PlacementMode
 from devmodel.lifecycle.vendor import VendorVgpu, vgpu_of
 from devmodel.vfio.devicefile import DeviceFile

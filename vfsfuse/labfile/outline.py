@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from devmodel.lifecycle.bridge import Bridge
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction
+from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.initial import populate
 from devmodel.lifecycle.iommuunit import IommuUnit
 from devmodel.lifecycle.lab import Lab, Observer
 from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec, NodeSpec
 from devmodel.lifecycle.vendor import vgpu_of
 from devmodel.pci import regs

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from devmodel.lifecycle.function import PciFunction, VirtualFunction
+from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.physical import VirtualFunction
 from devmodel.lifecycle.removal import taking_away
 from devmodel.pci.fields import Bar, Identity
 from vfsfuse.kernfs.groups import Below

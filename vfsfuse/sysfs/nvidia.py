@@ -12,7 +12,7 @@ import errno
 from collections.abc import Iterable, Mapping
 
 from devmodel.device.display import Display
-from devmodel.lifecycle.function import PhysicalFunction, PhysicalParent, VirtualFunction
+from devmodel.lifecycle.physical import PhysicalFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import PlacementMode, TypeSpec
 from devmodel.lifecycle.vendor import (

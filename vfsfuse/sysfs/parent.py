@@ -4,9 +4,9 @@ device."""
 
 from __future__ import annotations
 
-from devmodel.lifecycle.function import PhysicalFunction
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Parent
+from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.removal import remove
 from devmodel.lifecycle.requests import parse_create_line, parse_destroy_line
 from vfsfuse.kernfs.members import attribute, store_only, waiting_store

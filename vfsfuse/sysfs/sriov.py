@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.binding import virtual_functions_held
-from devmodel.lifecycle.function import VirtualFunction
+from devmodel.lifecycle.physical import VirtualFunction
 from devmodel.lifecycle.removal import taking_away
 from devmodel.lifecycle.sriov import layout_of
 from devmodel.lifecycle.vf import as_hardware, lacks

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.physical import PhysicalFunction, VirtualFunction
 from vfsfuse.kernfs.bundle import Bundle, Part, Plan, symlink_part
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.tree import Tree

@@ -6,7 +6,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from devmodel.lifecycle.bridge import PCIEPORT, Bridge
-from devmodel.lifecycle.function import VFIO_PCI, PciFunction, PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.function import VFIO_PCI, PciFunction
+from devmodel.lifecycle.physical import PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.vendor import vgpu_of
 from vfsfuse.kernfs.bundle import Bundle, Plan
 from vfsfuse.kernfs.kobject import Kobject, Symlink

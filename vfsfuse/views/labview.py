@@ -14,10 +14,11 @@ from devmodel.callpoint import CallPoint
 from devmodel.iommu.api import MustWait
 from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.bridge import PCIEPORT
-from devmodel.lifecycle.function import PciFunction, PhysicalFunction, PhysicalParent, VirtualFunction
+from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.initial import populate
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, MdevType
+from devmodel.lifecycle.physical import PhysicalFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.spec import Framework, LabSpec
 from devmodel.lifecycle.vendor import VendorVgpu
 from devmodel.vfio.group import Assignable, Group
