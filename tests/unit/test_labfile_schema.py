@@ -13,13 +13,13 @@ import pytest
 from tests import needs
 from tests.lab import ROOT
 from tools import lab_schema
-from vfsfuse.labfile import values
+from vfsfuse.labfile import hwvalues, values
+from vfsfuse.labfile.kinds import Kind
 from vfsfuse.labfile.reader import BUILT_IN
-from vfsfuse.labfile.values import Kind
 
 EXAMPLES = [BUILT_IN, *sorted((ROOT / "examples").glob("*.toml"))]
 BLOCKS = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/lab.md").read_text(encoding="utf-8"), re.DOTALL)
-KINDS = {name: kind for name, kind in vars(values).items() if isinstance(kind, Kind)}
+KINDS = {name: kind for name, kind in {**vars(values), **vars(hwvalues)}.items() if isinstance(kind, Kind)}
 SAMPLES: list[object] = [
     *(None, True, False, 0, 1, -1, 4, 5, 10, 255, 256, 0xFFFF, 1 << 24, 1 << 31, 1 << 41, 0.5, -0.5, 1e9),
     *("", "a", "a b", "a\nb", "é", "root", "gpu", "virtual", "busy", "wait", "vfio", "iommufd", "none"),

@@ -10,13 +10,13 @@ from devmodel.lifecycle.bridge import Places, place_functions
 from devmodel.lifecycle.netdev import LOOPBACK, MAX_NAME, NAME, all_names
 from devmodel.lifecycle.slots import absent_at_first, slot_ports, slot_problems
 from devmodel.lifecycle.spec import Framework, FunctionSpec, LabSpec
-from vfsfuse.labfile import values
+from vfsfuse.labfile import hwvalues
 from vfsfuse.labfile.faults import Keys
 from vfsfuse.labfile.nodes import check_near
 from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.units import check_units
 
-_ADDRESS = re.compile(values.ADDRESS)
+_ADDRESS = re.compile(hwvalues.ADDRESS)
 
 
 def check_lab(reading: Reading, lab: LabSpec) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from devmodel.lifecycle.pcicore import NO_NODE
 from devmodel.lifecycle.spec import NodeSpec
+from vfsfuse.labfile.hwvalues import LOCAL_DISTANCE, MAX_NODES
 from vfsfuse.labfile.include import NOTHING_THERE, is_absent
 from vfsfuse.labfile.reading import Reading, fields
 from vfsfuse.labfile.schema import NODE, NODE_NUMBERS
-from vfsfuse.labfile.values import LOCAL_DISTANCE, MAX_NODES
 
 
 def read_nodes(reading: Reading, tables: Mapping[str, object]) -> tuple[NodeSpec, ...]:

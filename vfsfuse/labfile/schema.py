@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from devmodel.lifecycle.spec import PATH_NAME
-from vfsfuse.labfile import values
+from vfsfuse.labfile import hwvalues, values
 from vfsfuse.labfile.addresses import PATTERN
-from vfsfuse.labfile.values import Kind
+from vfsfuse.labfile.kinds import Kind, as_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ Schema = Mapping[str, Key]
 
 NAMES = f"^{PATH_NAME.pattern}$"
 ADDRESSES = f"^{PATTERN.pattern}$"
-PARENT_NAMES = f"^({PATH_NAME.pattern}|{values.ADDRESS})$"
+PARENT_NAMES = f"^({PATH_NAME.pattern}|{hwvalues.ADDRESS})$"
 NODE_NUMBERS = "^(0|[1-9][0-9]{0,3})$"
 ROOT_NAMES = "^[0-9a-f]{4,8}:[0-9a-f]{2}$"
 
@@ -83,17 +83,17 @@ MODULES: Schema = {
     "vfio_pci": Key(values.table, "parameters of vfio_pci", table=VFIO_PCI_MODULE),
 }
 OVERRIDES: Schema = {
-    "vram": Key(values.as_text(values.size), "video memory, if not that of the type"),
-    "weight": Key(values.as_text(values.count), "share of the engine"),
-    "frame_rate": Key(values.as_text(values.count), "refresh rate of the monitor in Hz"),
-    "max_resolution": Key(values.as_text(values.resolution), "largest picture"),
+    "vram": Key(as_text(values.size), "video memory, if not that of the type"),
+    "weight": Key(as_text(values.count), "share of the engine"),
+    "frame_rate": Key(as_text(values.count), "refresh rate of the monitor in Hz"),
+    "max_resolution": Key(as_text(values.resolution), "largest picture"),
 }
 """What a line of vgpu_create may say besides."""
 
 VGPU: Schema = {
     "parent": Key(values.text, "parent that it is made of", "parent", required=True),
     "type": Key(values.type_name, "type of the vGPU, by name or id", "type", required=True),
-    "vf": Key(values.vf_index, "virtual function that it is, with the framework nvidia", "vf"),
+    "vf": Key(hwvalues.vf_index, "virtual function that it is, with the framework nvidia", "vf"),
     "uuid": Key(values.uuid, "UUID of a mediated device", "uuid"),
     "instance": Key(values.instance, "number that tells the vGPUs of one UUID apart", "instance"),
     "name": Key(values.name, "name of its directory, the UUID unless given", "name"),
@@ -103,7 +103,7 @@ IOMMU_SETTINGS: Schema = {
     "dirty_tracking": Key(
         values.boolean, "whether IOMMUs mark the pages that devices write", "dirty_tracking"
     ),
-    "hw_info": Key(values.hw_info, "type of data that IOMMU_GET_HW_INFO gives", "vtd_info"),
+    "hw_info": Key(hwvalues.hw_info, "type of data that IOMMU_GET_HW_INFO gives", "vtd_info"),
 }
 TYPE: Schema = {
     "absent": ABSENT,
@@ -117,10 +117,10 @@ TYPE: Schema = {
     "frame_rate": Key(values.count, "refresh rate of the monitor in Hz (option frame_rate)"),
     "max_resolution": Key(values.resolution, "largest picture (options max_width and max_height)"),
     "options": Key(values.options, "options of the model", "options"),
-    "vendor": Key(values.word, "vendor id of the vGPUs"),
-    "device": Key(values.word, "device id of the vGPUs"),
-    "subsystem_vendor": Key(values.word, "subsystem vendor id of the vGPUs"),
-    "subsystem_device": Key(values.word, "subsystem device id of the vGPUs"),
+    "vendor": Key(hwvalues.word, "vendor id of the vGPUs"),
+    "device": Key(hwvalues.word, "device id of the vGPUs"),
+    "subsystem_vendor": Key(hwvalues.word, "subsystem vendor id of the vGPUs"),
+    "subsystem_device": Key(hwvalues.word, "subsystem device id of the vGPUs"),
     "id": Key(values.count, "id of the type in NVIDIA's framework: the number that its name ends in"),
     "starts": Key(values.slots, "slots at which a vGPU may begin in NVIDIA's framework", "starts"),
 }
@@ -132,27 +132,27 @@ NVIDIA: Schema = {
 }
 NO_SUCH_BAR = "there is no such BAR (give 0 to 5)"
 BAR: Schema = {
-    "size": Key(values.bar_size, "bytes, a power of two", "size", required=True),
-    "kind": Key(values.bar_kind, "kind of BAR, mem32 unless given", "kind"),
-    "address": Key(values.bus_address, "where the host sees the BAR", "address"),
+    "size": Key(hwvalues.bar_size, "bytes, a power of two", "size", required=True),
+    "kind": Key(hwvalues.bar_kind, "kind of BAR, mem32 unless given", "kind"),
+    "address": Key(hwvalues.bus_address, "where the host sees the BAR", "address"),
 }
-SERIAL = Key(values.serial, "device serial number: 00-11-22-33-44-55-66-77", "serial")
+SERIAL = Key(hwvalues.serial, "device serial number: 00-11-22-33-44-55-66-77", "serial")
 PLAIN: Schema = {
-    "vendor": Key(values.word, "vendor id, such as 0x8086", "vendor"),
-    "device": Key(values.word, "device id", "device"),
-    "subsystem_vendor": Key(values.word, "subsystem vendor id", "subsystem_vendor"),
-    "subsystem_device": Key(values.word, "subsystem device id", "subsystem_device"),
-    "class": Key(values.class_code, "class, subclass and programming interface: 0x020000", "class_code"),
-    "revision": Key(values.revision, "revision", "revision"),
-    "interrupt_pin": Key(values.interrupt_pin, "1 for INTA to 4 for INTD, 0 for none", "interrupt_pin"),
+    "vendor": Key(hwvalues.word, "vendor id, such as 0x8086", "vendor"),
+    "device": Key(hwvalues.word, "device id", "device"),
+    "subsystem_vendor": Key(hwvalues.word, "subsystem vendor id", "subsystem_vendor"),
+    "subsystem_device": Key(hwvalues.word, "subsystem device id", "subsystem_device"),
+    "class": Key(hwvalues.class_code, "class, subclass and programming interface: 0x020000", "class_code"),
+    "revision": Key(hwvalues.revision, "revision", "revision"),
+    "interrupt_pin": Key(hwvalues.interrupt_pin, "1 for INTA to 4 for INTD, 0 for none", "interrupt_pin"),
     "bars": Key(values.table, "BARs by index, 0 to 5", each=BAR, names="^[0-5]$", misnamed=NO_SUCH_BAR),
-    "rom": Key(values.content, "file with the content of the ROM, or rows of bytes"),
-    "rom_size": Key(values.bar_size, "bytes of the ROM, a power of two", "rom_size"),
+    "rom": Key(hwvalues.content, "file with the content of the ROM, or rows of bytes"),
+    "rom_size": Key(hwvalues.bar_size, "bytes of the ROM, a power of two", "rom_size"),
     "capabilities": Key(
-        values.capabilities, 'capabilities: ["pm", "msi:4", "msix:32", "express"]', "capabilities"
+        hwvalues.capabilities, 'capabilities: ["pm", "msi:4", "msix:32", "express"]', "capabilities"
     ),
-    "config": Key(values.content, "file with a configuration space, or rows of bytes as of lspci -xxxx"),
-    "vpd": Key(values.content, "file with the vital product data, or rows of bytes"),
+    "config": Key(hwvalues.content, "file with a configuration space, or rows of bytes as of lspci -xxxx"),
+    "vpd": Key(hwvalues.content, "file with the vital product data, or rows of bytes"),
 }
 """Keys of functions of the plain model."""
 
@@ -167,13 +167,13 @@ VF: Schema = {
     "driver": Key(values.name, "host driver of the virtual functions, none without it", "driver"),
     "memory": Key(values.size, "memory of each virtual function", "memory"),
     "options": Key(values.all_options, "options of the model"),
-    "offset": Key(values.routing_ids, "routing ids from the function to its first virtual one", "offset"),
-    "stride": Key(values.routing_ids, "routing ids from each virtual function to the next", "stride"),
-    "group": Key(values.vf_group, "IOMMU group: of their own, or of the physical function", "shares_group"),
-    "groups": Key(values.group_numbers, "numbers of their IOMMU groups, by index", "groups"),
+    "offset": Key(hwvalues.routing_ids, "routing ids from the function to its first virtual one", "offset"),
+    "stride": Key(hwvalues.routing_ids, "routing ids from each virtual function to the next", "stride"),
+    "group": Key(hwvalues.vf_group, "IOMMU group: of their own, or of the physical function", "shares_group"),
+    "groups": Key(hwvalues.group_numbers, "numbers of their IOMMU groups, by index", "groups"),
     "delay": Key(values.seconds, "seconds until they appear after the write to sriov_numvfs", "delay"),
-    "failing": Key(values.indexes, "indexes of those that the host driver fails to take", "failing"),
-    "net": Key(values.interfaces, "names of network interfaces, by index", "net"),
+    "failing": Key(hwvalues.indexes, "indexes of those that the host driver fails to take", "failing"),
+    "net": Key(hwvalues.interfaces, "names of network interfaces, by index", "net"),
     "vectors": Key(values.count, "MSI-X vectors that the driver shares out among them", "vectors"),
 }
 HARDWARE: Schema = {
@@ -182,32 +182,32 @@ HARDWARE: Schema = {
     "memory": Key(values.size, "device memory", "memory"),
     "options": Key(values.all_options, "options of the model: numbers and texts"),
     "iommu": Key(values.boolean, "whether it is behind an IOMMU", "iommu"),
-    "numa_node": Key(values.node, "NUMA node that it is near to, -1 for none", "numa_node"),
+    "numa_node": Key(hwvalues.node, "NUMA node that it is near to, -1 for none", "numa_node"),
     "acs": Key(values.boolean, "whether its access control services are on", "acs"),
-    "group": Key(values.iommu_group, "IOMMU group, by name or number", "group"),
+    "group": Key(hwvalues.iommu_group, "IOMMU group, by name or number", "group"),
     "serial": SERIAL,
-    "slot": Key(values.slot, "physical slot that it is in", "slot"),
+    "slot": Key(hwvalues.slot, "physical slot that it is in", "slot"),
     "plugged": Key(values.boolean, "whether it is in the slot from the start", "plugged"),
     "vfs": Key(values.count, "virtual functions that it can have"),
     "vf": Key(values.table, "its virtual functions", table=VF),
-    "net": Key(values.interfaces, "names of its network interfaces", "net"),
-    "mac": Key(values.mac, "Ethernet address of the first interface", "mac"),
+    "net": Key(hwvalues.interfaces, "names of its network interfaces", "net"),
+    "mac": Key(hwvalues.mac, "Ethernet address of the first interface", "mac"),
 }
 """Keys of every function, those of parents too."""
 
 BRIDGE: Schema = {
-    "bridge": Key(values.bridge_kind, "kind of bridge that it is"),
-    "secondary": Key(values.bus_number, "bus right below the bridge"),
-    "subordinate": Key(values.bus_number, "last bus below the bridge"),
+    "bridge": Key(hwvalues.bridge_kind, "kind of bridge that it is"),
+    "secondary": Key(hwvalues.bus_number, "bus right below the bridge"),
+    "subordinate": Key(hwvalues.bus_number, "last bus below the bridge"),
 }
 FUNCTION: Schema = {"absent": ABSENT, **HARDWARE, **PLAIN, **BRIDGE}
 ROOT: Schema = {
     "absent": ABSENT,
-    "numa_node": Key(values.node, "NUMA node that the root bus is near to, -1 for none", "numa_node"),
+    "numa_node": Key(hwvalues.node, "NUMA node that the root bus is near to, -1 for none", "numa_node"),
 }
 UNIT: Schema = {
     "absent": ABSENT,
-    "scope": Key(values.scope, "root buses, bridges and functions behind the unit", "scope"),
+    "scope": Key(hwvalues.scope, "root buses, bridges and functions behind the unit", "scope"),
 }
 IOMMU: Schema = {
     **IOMMU_SETTINGS,
@@ -232,10 +232,10 @@ PARENT: Schema = {
 }
 NODE: Schema = {
     "absent": ABSENT,
-    "cpus": Key(values.cpus, 'CPUs of the node, such as "0-15,32-47"', "cpus"),
+    "cpus": Key(hwvalues.cpus, 'CPUs of the node, such as "0-15,32-47"', "cpus"),
     "threads": Key(values.count, "threads of each core", "threads"),
     "memory": Key(values.size, "memory of the node", "memory"),
-    "distances": Key(values.distances, "distances to all nodes in the order of their numbers", "distances"),
+    "distances": Key(hwvalues.distances, "distances to all nodes in the order of their numbers", "distances"),
 }
 LAB: Schema = {
     "include": Key(values.includes, "lab files that this one builds on, with paths relative to it"),
