@@ -2,7 +2,8 @@
 """All that a device model needs, in one place: docs/models.md explains it, examples/copier.py uses it."""
 
 from devmodel.device.attribute import DeviceAttribute
-from devmodel.device.pci import DeviceRegion, Option, PciDevice, TextOption
+from devmodel.device.options import Option, TextOption
+from devmodel.device.pci import DeviceRegion, PciDevice
 from devmodel.iommu.api import DmaFault, Prot
 from devmodel.iommu.dmaspace import Pin
 from devmodel.pci.capability import Capability, msi, msix, power_management, vendor

@@ -5,14 +5,14 @@ State: everything in a device is under ``Device.lock``. Source: <linux/vfio.h> (
 enumerations), the behaviour of vfio-pci.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 from devmodel.device.base import Device
+from devmodel.device.options import Option, TextOption
 from devmodel.irq.irqs import IrqIndex, MessageVectors
 from devmodel.irq.kinds import PciIrq
 from devmodel.pci import regs
@@ -51,35 +51,6 @@ class MsixTable(NamedTuple):
     bar: int
     offset: int
     size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """An option of a model, a whole number that a lab file may set: its default and inclusive bounds."""
-
-    default: int
-    least: int
-    most: int
-
-
-@dataclass(frozen=True, slots=True)
-class TextOption:
-    """An option of a model that is a line of text.
-
-    All of the text matches the regular expression ``pattern``; ``hint`` shows a right one in the error, such
-    as "write 00-11-22". A ``path`` names a file: one in a lab file begins at the lab file's folder, and the
-    model gets the whole path.
-    """
-
-    default: str = ""
-    pattern: str = ".*"
-    hint: str = ""
-    path: bool = False
-
-    def check(self, key: str, value: str) -> None:
-        """Raise ValueError when option ``key`` cannot be ``value``."""
-        if not value.isprintable() or re.fullmatch(self.pattern, value) is None:
-            raise ValueError(f"option {key!r} cannot be {value!r}" + (f" ({self.hint})" if self.hint else ""))
 
 
 class ResourceRow(NamedTuple):

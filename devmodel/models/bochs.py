@@ -12,7 +12,8 @@ from enum import IntFlag
 from typing import ClassVar
 
 from devmodel.device.display import MAX_EXTENT, Display, Fourcc, Plane
-from devmodel.device.pci import Option, PciDevice, PciRegion
+from devmodel.device.options import Option
+from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.models import edid
 from devmodel.pci.config import Aperture
 from devmodel.pci.fields import Bar, Identity

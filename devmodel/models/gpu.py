@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from devmodel.device.attribute import DeviceAttribute
-from devmodel.device.pci import Option, PciDevice
+from devmodel.device.options import Option
+from devmodel.device.pci import PciDevice
 from devmodel.gpu.engine import Engine
 from devmodel.gpu.gtt import Gtt
 from devmodel.gpu.registers import ENGINE, REGISTERS_SIZE

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from devmodel.device.display import Display, Fourcc, Plane
-from devmodel.device.pci import Option, PciDevice, PciRegion
+from devmodel.device.options import Option
+from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.pci.capability import Capability, vendor
 from devmodel.pci.fields import Bar, Identity
 from devmodel.region.region import Memory

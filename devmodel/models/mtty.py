@@ -13,7 +13,8 @@ from typing import ClassVar
 import trio
 
 from devmodel.device.attribute import DeviceAttribute
-from devmodel.device.pci import Option, PciDevice
+from devmodel.device.options import Option
+from devmodel.device.pci import PciDevice
 from devmodel.models.uart import Uart
 from devmodel.models.uart_line import LoopbackPlug, SerialLine
 from devmodel.models.uart_pty import PtyLine

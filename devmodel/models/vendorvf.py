@@ -8,7 +8,8 @@ State: none of its own. Through vfio-pci it is memory without behaviour.
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from devmodel.device.pci import Option, PciDevice
+from devmodel.device.options import Option
+from devmodel.device.pci import PciDevice
 from devmodel.pci.capability import Capability, power_management
 from devmodel.pci.express import express
 from devmodel.pci.fields import Bar, Identity

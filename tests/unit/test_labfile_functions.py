@@ -192,7 +192,7 @@ def test_a_parent_has_the_keys_of_a_function(load_text: Load) -> None:
 
 TEXTS = """
 from devmodel.sdk import Identity, PciDevice
-from devmodel.device.pci import Option, TextOption
+from devmodel.device.options import Option, TextOption
 class Card(PciDevice):
     identity = Identity(1, 2, 3, 4, 0)
     OPTIONS = {"ports": Option(1, 1, 2)}

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import pytest
 
-from devmodel.device.pci import PciDevice, PciRegion, TextOption
+from devmodel.device.options import TextOption
+from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.models.plain import BarKind, PlainBar, PlainSpec, plain_model, rom_image
 from devmodel.pci import regs
 from devmodel.pci.capability import ExtendedCapability, alternative_routing, single_root_io
