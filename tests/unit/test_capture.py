@@ -17,9 +17,10 @@ from tests.unit.test_plain import captured
 from vfsfuse.capture import vpd
 from vfsfuse.capture.lspci import read_lspci
 from vfsfuse.capture.machine import CaptureError, FoundBar, FoundFunction, FoundNet, FoundVfs, Machine
+from vfsfuse.capture.scopes import scopes
 from vfsfuse.capture.serials import Replacements, without_serials
 from vfsfuse.capture.spaces import Space
-from vfsfuse.capture.writer import Written, scopes
+from vfsfuse.capture.writer import Written
 from vfsfuse.labfile.reader import load
 
 HEAD = "0000:65:00.0 Ethernet controller [0200]: Made Up [Network] Card [1234:5678] (rev 02)"
