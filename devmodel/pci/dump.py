@@ -16,7 +16,8 @@ ROW = 16
 MAX_DUMP = 1 << 16
 """Most bytes that rows may have."""
 _ROW = re.compile(r"\s*([0-9a-fA-F]{2,4}):((?:\s+[0-9a-fA-F]{2}){1,16})\s*")
-_BARE_ROW = re.compile(r"\s*[0-9a-fA-F]{2}(?:\s+[0-9a-fA-F]{2})*\s*")
+BARE_ROW = re.compile(r"\s*[0-9a-fA-F]{2}(?:\s+[0-9a-fA-F]{2})*\s*")
+"""Bytes without an offset."""
 _ADDRESS_LINE = re.compile(r"([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7](\s.*)?")
 
 
@@ -36,7 +37,7 @@ def rows_of(text: str) -> bytes:
     data = bytearray()
     for number, line in enumerate(text.splitlines(), 1):
         row = row_of(line)
-        if row is None and _BARE_ROW.fullmatch(line):
+        if row is None and BARE_ROW.fullmatch(line):
             row = len(data), bytes.fromhex(line)
         if row is None:
             if data and line.strip():

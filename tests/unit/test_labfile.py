@@ -193,7 +193,7 @@ GPU_PATH = 'parents."0000:01:00.0"'
 @pytest.mark.parametrize(
     ("text", "path", "why"),
     [
-        ("", "parents", "is missing"),
+        ("", "the file", "has no functions"),
         ("parents = 3", "parents", "not a table"),
         (GPU + "[mounts]\n", "mounts", "did you mean 'mount'?"),
         (

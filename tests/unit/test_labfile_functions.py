@@ -210,6 +210,9 @@ def test_options_are_numbers_and_texts_and_paths_begin_at_the_file(load_text: Lo
         ('label = "ABC"', "option 'label' cannot be 'ABC' (write abc)"),
         ('other = "abc"', "'abc' for option 'other' is a text (options that are: disk, label)"),
         ("label = 3", "no option 'label'"),
+        ('label = "A", ports = 9, other = "a"', "option 'label' cannot be 'A'"),
+        ('label = "A", ports = 9, other = "a"', "option 'ports' is 9, not in 1 to 2"),
+        ('label = "A", ports = 9, other = "a"', "'a' for option 'other' is a text"),
     ):
         with pytest.raises(LabFileError) as caught:
             load_text(top + f"options = {{ {wrong} }}")
@@ -236,9 +239,19 @@ def test_contents_are_in_the_lab_file(load_text: Load) -> None:
     )
 
 
+@pytest.mark.parametrize("row", ['"00: 55 aa"', '"""\n00: 55 aa"""', '"""\n00: 55 aa\n"""', '"\\n55 aa"'])
+def test_one_row_is_content(load_text: Load, row: str) -> None:
+    (function,) = load_text(f'[functions."0000:65:00.0"]\nrom = {row}').functions
+    assert plain_of(function).rom == b"\x55\xaa"
+
+
 @pytest.mark.parametrize(
     ("config", "why"),
     [
+        (
+            "55 aa",
+            "55 aa cannot be read: No such file or directory (write the offset of a row, as in 00: 55 aa)",
+        ),
         ("none", "none cannot be read: No such file or directory (paths begin at the lab file)"),
         (".", "cannot be read: Is a directory"),
         ("a\\u0000b", "cannot be a path"),

@@ -22,7 +22,9 @@ _ADDRESS = re.compile(hwvalues.ADDRESS)
 def check_lab(reading: Reading, lab: LabSpec) -> None:
     """Note what the parts of a lab cannot have together."""
     if not lab.parents and not lab.functions and "parents" not in reading.source.content:
-        reading.note(("parents",), "is missing (add it)")
+        reading.note(
+            (), 'has no functions (add [functions."0000:01:00.0"], or [parents] for an empty machine)'
+        )
     _check_addresses(reading, lab)
     _check_nodes(reading, lab)
     _check_interfaces(reading, lab)

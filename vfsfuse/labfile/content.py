@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from devmodel.pci.dump import config_space, rows_of
+from devmodel.pci.dump import BARE_ROW, config_space, row_of, rows_of
 
 T = TypeVar("T")
 MAX_BYTES = 16 << 20
@@ -16,20 +16,26 @@ MAX_BYTES = 16 << 20
 
 
 def read_content(text: str, folder: Path) -> bytes:
-    """The bytes of ``text``: of its rows if it has a line break, else of the file at that path, which begins
-    at ``folder``. Raises ValueError with the reason and the remedy."""
-    return _remedied(rows_of, text) if "\n" in text else _file(text, folder)
+    """The bytes of ``text``: of its rows if it has some, else of the file at that path, which begins at
+    ``folder``. Raises ValueError with the reason and the remedy."""
+    return _remedied(rows_of, text) if _is_content(text) else _file(text, folder)
 
 
 def read_config(text: str, folder: Path) -> bytes:
     """A configuration space: as :func:`read_content`, or a file with such rows."""
-    if "\n" in text:
+    if _is_content(text):
         return _remedied(config_space, text.encode("ascii", "replace"))
     data = _file(text, folder)
     try:
         return _remedied(config_space, data)
     except ValueError as error:
         raise ValueError(f"{folder / text}: {error}") from error
+
+
+def _is_content(text: str) -> bool:
+    """Whether the text is content and no path: several lines, or one row with its offset. TOML drops a line
+    break that opens a text, so a single row often has none."""
+    return "\n" in text or row_of(text) is not None
 
 
 def _remedied(read: Callable[[T], bytes], given: T) -> bytes:
@@ -47,7 +53,9 @@ def _file(name: str, folder: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror} (paths begin at the lab file)") from error
+        is_row = BARE_ROW.fullmatch(name) is not None
+        hint = "write the offset of a row, as in 00: 55 aa" if is_row else "paths begin at the lab file"
+        raise ValueError(f"{path} cannot be read: {error.strerror} ({hint})") from error
     except ValueError as error:
         raise ValueError(f"{name!r} cannot be a path (name a file)") from error
     if len(data) > MAX_BYTES:

@@ -41,7 +41,7 @@ def read_function(reading: Reading, found: Found, keys: Keys) -> Fields:
     members = own_fields(found)
     driver = members.get("driver")
     if driver in RESERVED_DRIVERS and not (bridge is not None and driver == PCIEPORT):
-        reading.fail((*keys, "driver"), f"{driver!r} has a meaning of its own (choose another)")
+        reading.note((*keys, "driver"), f"{driver!r} has a meaning of its own (choose another)")
     if bridge is not None:
         members["bridge"] = bridge
         if bridge.kind is not BridgeKind.PCI and "config" not in found:  # a captured one has what it had
@@ -93,11 +93,14 @@ def read_ids(found: Found) -> dict[str, int]:
 def complete(reading: Reading, members: Fields, found: Found, keys: Keys) -> None:
     """Add the fields that depend on the model: options, and virtual functions."""
     model = members["model"]
+    before = len(reading.faults.lines)
     if "options" in found:
         members["options"], members["texts"] = read_options(reading, found["options"], model, keys)
     if model is not None:
         texts = members.get("texts", {})
-        reading.validate(model, members.get("memory", 0), members.get("options", {}), keys, texts)
+        with reading.noted():
+            reading.validate(model, members.get("memory", 0), members.get("options", {}), keys, texts)
+    are_options_wrong = len(reading.faults.lines) > before
     if "mac" in found and "net" not in found:
         reading.note((*keys, "mac"), "is that of an interface (name it with net)")
     if "net" in found and "driver" not in found:
@@ -106,6 +109,8 @@ def complete(reading: Reading, members: Fields, found: Found, keys: Keys) -> Non
         members["vf"] = _virtual(reading, found, model, keys)
     elif "vf" in found:
         reading.note((*keys, "vf"), "describes virtual functions, of which it has none (give vfs)")
+    if are_options_wrong:
+        raise Fault
 
 
 def read_options(
@@ -115,14 +120,14 @@ def read_options(
     file that it is written in."""
     numbers = {key: value for key, value in table.items() if isinstance(value, int)}
     texts = {key: value for key, value in table.items() if isinstance(value, str)}
-    for key, value in texts.items():
+    for key, value in list(texts.items()):
         option = None if model is None else model.TEXTS.get(key)
         if option is None:
             has = ", ".join(model.TEXTS) if model is not None and model.TEXTS else "none"
-            reading.fail(
-                (*keys, "options"), f"{value!r} for option {key!r} is a text (options that are: {has})"
-            )
-        if option.path and value:
+            why = f"{value!r} for option {key!r} is a text (options that are: {has})"
+            reading.note((*keys, "options"), why)
+            del texts[key]
+        elif option.path and value:
             texts[key] = os.path.join(reading.folder((*keys, "options", key)).absolute(), value)
     return numbers, texts
 

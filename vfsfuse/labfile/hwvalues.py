@@ -175,7 +175,17 @@ def interfaces(value: object) -> tuple[str, ...]:
 _ANY_BARS = [MemoryBar(index, 1 << 31) for index in range(6)]
 
 
-@kind(type="array", items={"type": "string"}, maxItems=MAX_WORDS)
+_CAPABILITY = "|".join(
+    (
+        "^(pm|vpd|aer|acs|ari|msi|express):?$",
+        "^msi:[0-9]{1,4}$",
+        "^msix:[0-9]{1,4}(@[0-9]{1,4})?$",
+        "^express:[0-9a-zA-Z.,-]+$",
+    )
+)
+
+
+@kind(type="array", items={"type": "string", "pattern": _CAPABILITY}, maxItems=MAX_WORDS)
 def capabilities(value: object) -> tuple[str, ...]:
     """Words for capabilities. Whether they go together is up to the model."""
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):

@@ -11,6 +11,7 @@ part: what comes behind it is read all the same, so that all errors of a file ar
 import difflib
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
@@ -135,11 +136,22 @@ class Reading:
         keys: Keys,
         texts: Mapping[str, str] = _NO_TEXTS,
     ) -> None:
-        """Have the model check its memory and options, because only the model knows them."""
+        """Have the model check its memory and options, because only the model knows them. Notes what is wrong
+        with either kind of options, and then raises Fault."""
+        before = len(self.faults.lines)
+        checks: tuple[Callable[[], None], ...] = (partial(model.validate, memory, options),)
+        if texts:
+            checks += (partial(model.validate_texts, texts),)
+        for check in checks:
+            with self.noted():
+                self._checked(model, check, keys)
+        if len(self.faults.lines) > before:
+            raise Fault
+
+    def _checked(self, model: type[PciDevice], check: Callable[[], None], keys: Keys) -> None:
+        """Run one check of a model. Raises Fault, with the error noted, if it fails."""
         try:
-            model.validate(memory, options)
-            if texts:
-                model.validate_texts(texts)
+            check()
         except ValueError as error:
             self.fail(keys, f"{_line(error)} (as model {model.__name__.lower()!r} needs it)")
         except BaseException as error:  # also SystemExit: the code may be anybody's
