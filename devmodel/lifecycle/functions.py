@@ -37,7 +37,7 @@ class FunctionObserver(Protocol):
         """The function has its virtual functions, all of them."""
 
 
-def _no_unit(function: PciFunction) -> None:
+def _nothing(function: PciFunction) -> None:
     return None
 
 
@@ -56,12 +56,12 @@ class FunctionTable:
         departed: Departed,
     ) -> None:
         self.observer, self.functions, self._departed = observer, functions, departed
-        self.unit_of: Callable[[PciFunction], IommuUnit | None] = _no_unit
+        self.unit_of: Callable[[PciFunction], IommuUnit | None] = _nothing
         """Gives the IOMMU unit of a function. The lab sets it when it has units."""
         self.bridges: dict[str, Node] = {}
         """The bridges of the lab, whether they are there now or not, by the name of the bus right below
         each."""
-        self.released: Callable[[PciFunction], object] = _no_unit
+        self.released: Callable[[PciFunction], object] = _nothing
         """Is told when the last client of a function that has vanished has let go. The lab sets it."""
         self._group_numbers, self._groups = group_numbers, groups
         self._fixed: Collection[int] = frozenset()

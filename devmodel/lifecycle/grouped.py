@@ -24,7 +24,6 @@ KINDS: Mapping[BridgeKind, Kind] = {
     BridgeKind.DOWNSTREAM: Kind.DOWNSTREAM,
     BridgeKind.PCI: Kind.PCI_BRIDGE,
 }
-_WITH_ACS = frozenset({BridgeKind.ROOT_PORT, BridgeKind.DOWNSTREAM})
 
 
 class Place(NamedTuple):
@@ -47,11 +46,11 @@ class IommuGroup(Group):
 
 
 def has_acs(spec: FunctionSpec) -> bool:
-    """Whether a function has ACS, and it is on: as the lab file says, and otherwise only ports at the upper
-    end of a link have."""
+    """Whether a function has ACS that is on: as the lab file says, or else if it is a port at the upper end
+    of a link."""
     if spec.acs is not None:
         return spec.acs
-    return spec.bridge is not None and spec.bridge.kind in _WITH_ACS
+    return spec.bridge is not None and spec.bridge.kind.is_downstream_port
 
 
 def bridge_nodes(specs: Mapping[str, FunctionSpec], buses: Placement) -> dict[str, Node]:

@@ -24,14 +24,15 @@ _REMEDIES = {
 def populate(lab: Lab) -> None:
     """Make all of it. Raises :class:`SpecError` for the first that cannot be."""
     for function in list(lab.drivers.functions.values()):
-        vf = function.spec.vf if isinstance(function, PhysicalFunction) else None
-        if vf is not None and vf.enabled and isinstance(function, PhysicalFunction):
-            _enable(lab, function, vf.enabled)
+        if isinstance(function, PhysicalFunction) and function.spec.vf is not None:
+            _enable(lab, function, function.spec.vf.enabled)
     for spec in lab.spec.vgpus:
         _create(lab, spec)
 
 
 def _enable(lab: Lab, function: PhysicalFunction, count: int) -> None:
+    if not count:
+        return
     try:
         lab.sriov.start(function, count)
     except OSError as error:

@@ -15,14 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from devmodel.device.pci import PciDevice
-from devmodel.lifecycle.spec import BridgeKind, FunctionSpec
+from devmodel.lifecycle.spec import FunctionSpec
 from devmodel.pci.address import PciAddress
 from devmodel.pci.slot import Indicator, show_slot
-from devmodel.topology.grouping import Kind
 from devmodel.topology.placement import Placement
-
-PORTS = (BridgeKind.ROOT_PORT, BridgeKind.DOWNSTREAM)
-"""Bridges that have a slot below them; others are cards, or parts of one."""
 
 
 class Slot:
@@ -69,7 +65,7 @@ class Slots:
     def boot(self, functions: Sequence[FunctionSpec], ports: Mapping[str, str]) -> None:
         """Find the slots. ``ports`` has the address of the port above each bus. Raises ValueError for what
         :func:`slot_problems` finds."""
-        if not _speak_of_slots(functions):
+        if not _mention_slots(functions):
             return
         for address, why in slot_problems(functions, ports):
             raise ValueError(f"{address}: {why}")
@@ -92,13 +88,12 @@ class Slots:
 
 def slot_ports(buses: Placement) -> Mapping[str, str]:
     """The ports that can have a slot: by the name of the bus right below each, its address."""
-    kinds = (Kind.ROOT_PORT, Kind.DOWNSTREAM)
-    return {bus: str(place.address) for bus, place in buses.bridges.items() if place.kind in kinds}
+    return {bus: str(place.address) for bus, place in buses.bridges.items() if place.kind.is_downstream_port}
 
 
 def slot_problems(functions: Sequence[FunctionSpec], ports: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """What is wrong with ``slot`` and ``plugged`` of functions: the address of each, and why."""
-    if not _speak_of_slots(functions):
+    if not _mention_slots(functions):
         return
     named, fixed = _named(functions, ports), _fixed(functions, ports)
     for spec in functions:
@@ -131,8 +126,8 @@ def absent_at_first(functions: Sequence[FunctionSpec]) -> set[str]:
     return found
 
 
-def _speak_of_slots(functions: Sequence[FunctionSpec]) -> bool:
-    """Whether a function has a slot, or is not plugged in. Of 10,000 functions often none."""
+def _mention_slots(functions: Sequence[FunctionSpec]) -> bool:
+    """Whether a function has a slot, or is not plugged in. A lab of 10,000 functions often has none."""
     return any(spec.slot is not None or not spec.plugged for spec in functions)
 
 
@@ -163,8 +158,8 @@ def _cards(functions: Sequence[FunctionSpec]) -> dict[str, list[FunctionSpec]]:
 
 
 def _has_slot(spec: FunctionSpec) -> bool:
-    """Whether the function is a port, which has a slot; any other is in one."""
-    return spec.bridge is not None and spec.bridge.kind in PORTS
+    """Whether the function is a port that can have a slot below it; any other is in a slot."""
+    return spec.bridge is not None and spec.bridge.kind.is_downstream_port
 
 
 def _slot_bus(spec: FunctionSpec) -> str:

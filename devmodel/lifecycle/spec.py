@@ -100,6 +100,12 @@ class BridgeKind(Enum):
     PCI = "pci"
     """From PCI Express to conventional PCI."""
 
+    @property
+    def is_downstream_port(self) -> bool:
+        """Whether it is a port at the upper end of a link: it has ACS unless the lab file says otherwise, and
+        may have a slot."""
+        return self in (BridgeKind.ROOT_PORT, BridgeKind.DOWNSTREAM)
+
 
 @dataclass(frozen=True, slots=True)
 class BridgeSpec:

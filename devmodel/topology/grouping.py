@@ -18,8 +18,8 @@ from typing import Generic, NamedTuple, TypeVar
 from devmodel.pci.address import PciAddress
 
 G = TypeVar("G", bound=Hashable)
-Slot = tuple[int, int, int]
-"""Segment, bus and device number."""
+DeviceAddress = tuple[int, int, int]
+"""Segment, bus and device number: what the functions of a device have in common."""
 
 
 class Kind(Enum):
@@ -32,6 +32,11 @@ class Kind(Enum):
     UPSTREAM = "upstream port of a switch"
     DOWNSTREAM = "downstream port of a switch"
     PCI_BRIDGE = "bridge to conventional PCI"
+
+    @property
+    def is_downstream_port(self) -> bool:
+        """Whether it is a port at the upper end of a link."""
+        return self in (Kind.ROOT_PORT, Kind.DOWNSTREAM)
 
 
 class Node(NamedTuple):
@@ -56,7 +61,7 @@ class Node(NamedTuple):
         """Whether no peer of the function reaches it, nor it a peer, without passing the IOMMU."""
         if not self.express or self.kind is Kind.PCI_BRIDGE:
             return False
-        if self.kind in (Kind.ROOT_PORT, Kind.DOWNSTREAM):
+        if self.kind.is_downstream_port:
             return self.acs
         return self.acs or not self.multifunction or self.kind is Kind.VIRTUAL
 
@@ -66,12 +71,12 @@ class Node(NamedTuple):
         return self.isolated and all(bridge.isolated for bridge in bridges_above(self))
 
     @property
-    def slot(self) -> Slot:
+    def device(self) -> DeviceAddress:
         """The device that it is a function of."""
-        return slot_of(self.address)
+        return device_of(self.address)
 
 
-def slot_of(address: PciAddress) -> Slot:
+def device_of(address: PciAddress) -> DeviceAddress:
     """The device that a function is of."""
     return address.segment, address.bus, address.devfn >> 3
 
@@ -91,7 +96,7 @@ class Grouping(Generic[G]):
 
     def __init__(self) -> None:
         self._bridges: dict[PciAddress, G] = {}
-        self._open: dict[Slot, dict[PciAddress, G]] = {}
+        self._open: dict[DeviceAddress, dict[PciAddress, G]] = {}
         """Of each device, its functions that are not isolated from one another, if it has such."""
         self._names: dict[str | int, tuple[G, set[PciAddress]]] = {}
         """The groups that have names, with the functions that are in them by name."""
@@ -124,7 +129,7 @@ class Grouping(Generic[G]):
         if node.kind not in (Kind.ENDPOINT, Kind.VIRTUAL):
             self._bridges[address] = group
         if not node.isolated:
-            self._open.setdefault(node.slot, {})[address] = group
+            self._open.setdefault(node.device, {})[address] = group
         if node.named is not None:
             self._names.setdefault(node.named, (group, set()))[1].add(address)
             self._named[address] = node.named
@@ -132,10 +137,10 @@ class Grouping(Generic[G]):
     def leave(self, address: PciAddress) -> None:
         """The function at this address is gone, if it was there."""
         self._bridges.pop(address, None)
-        slot = slot_of(address)
-        functions = self._open.get(slot)
+        device = device_of(address)
+        functions = self._open.get(device)
         if functions is not None and functions.pop(address, None) is not None and not functions:
-            del self._open[slot]
+            del self._open[device]
         name = self._named.pop(address, None)
         if name is not None:
             members = self._names[name][1]
@@ -147,7 +152,7 @@ class Grouping(Generic[G]):
         """The group of another function of the same device, if nothing keeps the two apart."""
         if not node.multifunction or node.isolated:
             return None
-        return next(iter(self._open.get(node.slot, {}).values()), None)
+        return next(iter(self._open.get(node.device, {}).values()), None)
 
 
 def partition(nodes: Sequence[Node]) -> Mapping[PciAddress, PciAddress]:

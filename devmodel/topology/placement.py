@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from devmodel.pci.address import PciAddress, bus_name
 from devmodel.pci.bridge import BusNumbers
-from devmodel.topology.grouping import Kind, Slot
+from devmodel.topology.grouping import DeviceAddress, Kind, device_of
 
 DEVICES, FUNCTIONS, LAST_BUS = 32, 8, 0xFF
 Bus = tuple[int, int]
@@ -66,7 +66,7 @@ class Placement:
 
     roots: tuple[str, ...]
     bridges: Mapping[str, BridgePlace]
-    _functions: Mapping[Slot, int]
+    _functions: Mapping[DeviceAddress, int]
 
     def above(self, address: PciAddress) -> BridgePlace | None:
         """The bridge above a physical function, None on a root bus."""
@@ -75,7 +75,7 @@ class Placement:
     def multifunction(self, address: PciAddress) -> bool:
         """Whether the device of a function has others as well. Virtual functions do not count: a card with a
         single port has the header of a single function, though it has SR-IOV."""
-        return self._functions[_slot(address)] > 1
+        return self._functions[device_of(address)] > 1
 
 
 def place(sites: Sequence[Site], roots: Iterable[Bus] = ()) -> Placement:
@@ -100,7 +100,7 @@ def place(sites: Sequence[Site], roots: Iterable[Bus] = ()) -> Placement:
         shown = declared.get(segment, set()) | (domain.roots & used)
         found_roots += [bus_name(segment, bus) for bus in sorted(shown)]
     automatic = (each.address for each in bridges.values() if each.automatic)
-    functions = Counter(map(_slot, (*(site.address for site in sites), *automatic)))
+    functions = Counter(map(device_of, (*(site.address for site in sites), *automatic)))
     return Placement(tuple(found_roots), bridges, functions)
 
 
@@ -255,11 +255,6 @@ class _Domain:
 
 def _span(place: BridgePlace) -> str:
     return f"{place.buses.secondary:02x} to {place.buses.subordinate:02x}"
-
-
-def _slot(address: PciAddress) -> Slot:
-    """What tells the device of a function from others."""
-    return address.segment, address.bus, address.devfn >> 3
 
 
 def _taken(sites: Iterable[Site]) -> Iterator[PciAddress]:

@@ -269,7 +269,7 @@ def by_rules(nodes: Sequence[Node]) -> set[frozenset[Node]]:
             leader[find(each)] = find(above)
         else:
             for other in nodes:
-                if other.slot == each.slot and not other.isolated and not each.isolated:
+                if other.device == each.device and not other.isolated and not each.isolated:
                     leader[find(each)] = find(other)
     groups: dict[Node, set[Node]] = {}
     for each in nodes:
