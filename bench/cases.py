@@ -24,6 +24,9 @@ MAPPINGS = 65_535
 CROWD = 10_000
 """Idle vGPUs, and entries of the floor's directory."""
 
+FUNCTIONS = 10_240
+"""PCI functions of bench/functions.toml."""
+
 LOOKUPS = 1200
 """Look-ups in a run, each of a name that is not cached. All runs together have only CROWD names."""
 
@@ -33,6 +36,7 @@ DEEP = "d/d/d/d/d/d/d"
 
 UMOCKDEV_NAME = "/sys/devices/pci0000:00/input/event0/name"
 MOUNT = "{python} -m bench.drive mount {calls}6 {folder}"
+MOUNT_FUNCTIONS = "{python} -m bench.drive mount-functions {calls}4 {folder}"
 MOUNT_SH = "{python} -m bench.drive mount.sh {calls}4 {folder}"
 CREATE = "{python} -m bench.drive create {calls}300 {lab}"
 DMA_SIZES = (4096, 65536, MIB, 16 * MIB)
@@ -162,12 +166,24 @@ CASES: tuple[Case, ...] = (
         },
     ),
     Case(
+        "lookup-function",
+        f"lookup of one of {FUNCTIONS:,} PCI functions, cold",
+        {OURS: _client("lookup", LOOKUPS, "{functions} {functions-names}")},
+        None,
+    ),
+    Case(
         "readdir",
         f"listing of {CROWD:,} entries",
         {
             OURS: _client("readdir", 11, f"{{crowd-parent}} {CROWD}"),
             FLOOR: _client("readdir", 11, f"{{floor}}/many {CROWD}"),
         },
+    ),
+    Case(
+        "readdir-functions",
+        f"listing of {FUNCTIONS:,} PCI functions and the ports above them",
+        {OURS: _client("readdir", 11, f"{{functions}} {FUNCTIONS}")},
+        None,
     ),
     _mapping("load", "4-byte load from a mapped BAR", 3000, per=1000),
     _mapping("store", "4-byte store to a mapped BAR", 3000, per=1000),
@@ -192,6 +208,13 @@ CASES: tuple[Case, ...] = (
     _iommu("ioas-unmap-few", "IOAS_UNMAP, beside 16 areas", "unmap-few", 20000, IOAS),
     Case("create", "create and remove a vGPU", {OURS: CREATE}, None),
     Case("mount", "vfsfuse mount, until the tree answers", {OURS: MOUNT}, None, pinned=False),
+    Case(
+        "mount-functions",
+        f"vfsfuse mount of {FUNCTIONS:,} PCI functions, until the tree answers",
+        {OURS: MOUNT_FUNCTIONS},
+        None,
+        pinned=False,
+    ),
     Case("mount.sh", "./mount.sh, until it returns", {OURS: MOUNT_SH}, None, pinned=False),
 )
 BY_KEY: Mapping[str, Case] = {case.key: case for case in CASES}

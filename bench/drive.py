@@ -3,6 +3,7 @@
 
     python -m bench.drive create CALLS LAB      create and remove a vGPU
     python -m bench.drive mount CALLS FOLDER    from the start of `vfsfuse mount` until the tree answers
+    python -m bench.drive mount-functions CALLS FOLDER  the same for a lab of 10,240 PCI functions
     python -m bench.drive mount.sh CALLS FOLDER the same through ./mount.sh, until it returns
 
 The command prints nanoseconds as bench/client.c does.
@@ -20,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.samples import show, timed
-from bench.servers import ROOT, start_lab
+from bench.servers import FUNCTIONS, ROOT, start_lab
 
 
 def create(calls: int, place: str) -> None:
@@ -35,11 +36,11 @@ def create_and_remove(file: Path, devices: Path) -> None:
     (devices / name / "remove").write_text("1")
 
 
-def mount(calls: int, place: str) -> None:
+def mount(calls: int, place: str, *options: str | Path) -> None:
     spent = []
     for _ in range(calls):
         start = time.perf_counter_ns()
-        server = start_lab(Path(place) / "mounted")
+        server = start_lab(Path(place) / "mounted", *options)
         spent.append(time.perf_counter_ns() - start)
         server.stop()
     show(spent[1:])
@@ -57,7 +58,16 @@ def mount_sh(calls: int, place: str) -> None:
     show(spent[1:])
 
 
-DRIVERS: Mapping[str, Callable[[int, str], None]] = {"create": create, "mount": mount, "mount.sh": mount_sh}
+def mount_functions(calls: int, place: str) -> None:
+    mount(calls, place, "--config", FUNCTIONS)
+
+
+DRIVERS: Mapping[str, Callable[[int, str], None]] = {
+    "create": create,
+    "mount": mount,
+    "mount-functions": mount_functions,
+    "mount.sh": mount_sh,
+}
 
 
 def main() -> None:

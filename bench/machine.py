@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.cases import CROWD
-from bench.servers import LAB, Server, create_idle, lab_places, say, start_lab, start_mounted
+from bench.cases import FUNCTIONS as FUNCTION_COUNT
+from bench.servers import FUNCTIONS, LAB, Server, create_idle, lab_places, say, start_lab, start_mounted
 
 CALLS = "calls"
 EMPTY, CROWDED = "resident memory, empty lab", "resident memory, 10,000 idle vGPUs"
 EACH = "resident memory of each idle vGPU"
+EACH_FUNCTION = "resident memory of each idle PCI function"
 
 
 @dataclass
@@ -97,6 +99,22 @@ def _start_crowd(machine: Machine) -> None:
     }
 
 
+def _start_functions(machine: Machine) -> None:
+    """Start a lab with 10,240 PCI functions, and note their cost."""
+    empty = start_lab(machine.folder / "no-functions")
+    before = empty.resident
+    empty.stop()
+    server = machine.keep(start_lab(machine.folder / "functions", "--config", FUNCTIONS))
+    used = server.resident
+    buses = range(0x10, 0x10 + FUNCTION_COUNT // 256)
+    names = [f"0000:{bus:02x}:{devfn >> 3:02x}.{devfn & 7}" for bus in buses for devfn in range(256)]
+    machine.facts[EACH_FUNCTION] = (used - before) / len(names)
+    machine.places |= {
+        "functions": str(server.mountpoint / "sys/bus/pci/devices"),
+        "functions-names": _names(machine, "functions", names),
+    }
+
+
 def _start_lxcfs(machine: Machine) -> None:
     if shutil.which("lxcfs") is None or os.geteuid():
         say("lxcfs is not here or not ours to start: going on without it")
@@ -132,6 +150,7 @@ STARTS: Mapping[str, Callable[[Machine], None]] = {
     "umockdev": _start_umockdev,
     "lab": _start_lab,
     "crowd": _start_crowd,
+    "functions": _start_functions,
 }
 """The functions that start servers, by a place that each makes. A function may make other places too."""
 

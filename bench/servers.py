@@ -17,7 +17,7 @@ from bench.cases import DEVICES
 from tests.lab import open_bound
 
 ROOT = Path(__file__).parent.parent
-LAB = ROOT / "bench/lab.toml"
+LAB, FUNCTIONS = ROOT / "bench/lab.toml", ROOT / "bench/functions.toml"
 READY_SECONDS = 30
 VFSFUSE = [sys.executable, "-m", "vfsfuse"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench.cases import ALONE, AMONG, BY_KEY, DMA_SIZES, OURS
-from bench.machine import EACH, EMPTY
+from bench.machine import EACH, EACH_FUNCTION, EMPTY
 from bench.measure import PINNED, UNPINNED
 from bench.samples import Key, Results
 
@@ -138,8 +138,15 @@ TARGETS: tuple[Target, ...] = (
         shown="{:.2f} us",
     ),
     Target("mount to ready, warm", 0.35, _seconds("mount"), shown="{:.3f} s"),
+    Target("mount to ready of 10,240 PCI functions", 2, _seconds("mount-functions"), shown="{:.2f} s"),
     Target("resident memory, empty lab", 60, _fact(EMPTY, MIB), shown="{:.1f} MiB"),
     Target("resident memory of each of 10,000 idle vGPUs", 4, _fact(EACH, KIB), shown="{:.2f} KiB"),
+    Target(
+        "resident memory of each of 10,240 idle PCI functions",
+        4,
+        _fact(EACH_FUNCTION, KIB),
+        shown="{:.2f} KiB",
+    ),
     Target("p99 of one quiet device with 7 busy neighbours, relative to alone", 3, neighbours),
 )
 

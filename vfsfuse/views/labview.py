@@ -257,7 +257,7 @@ class LabView:
     def _load_drivers(self) -> None:
         """The host drivers of all functions and parents, also of those that are not plugged in.  That of a
         parent of mediated devices has a class."""
-        for driver in {driver for spec in self.spec.all_functions for driver in spec.drivers}:
+        for driver in dict.fromkeys(driver for spec in self.spec.all_functions for driver in spec.drivers):
             self.modules.host_driver(driver)
             self.functions.make_drivers(driver)
         for parent in self.spec.parents:
