@@ -129,7 +129,7 @@ def test_a_model_that_fails_while_the_lab_is_made(folder: Path, option: str, met
         )
     )
     line = error_of(mount(folder, PHYSICAL, option))
-    assert f"at {folder}/card.py:" in line, line
+    assert f"{folder}/lab.toml: " in line and f"at {folder}/card.py:" in line, line
 
 
 def test_an_interrupted_mount_ends_its_server(folder: Path) -> None:

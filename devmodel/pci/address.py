@@ -57,9 +57,17 @@ class PciAddress(NamedTuple):
 def _parsed(name: str) -> PciAddress:
     found = _NAME.fullmatch(name)
     if found is None:
-        raise ValueError(f'{name!r} is not a PCI address (such as "0000:86:00.0")')
+        raise ValueError(f"{name!r} is not a PCI address ({_likely(name)})")
     device, function = int(found[3], 16), int(found[4])
     return PciAddress(int(found[1], 16), int(found[2], 16), device << 3 | function)
+
+
+def _likely(name: str) -> str:
+    """What to write in place of a name that is no address."""
+    for guess in (name.lower(), f"0000:{name.lower()}"):
+        if _NAME.fullmatch(guess):
+            return f'write "{guess}"'
+    return 'such as "0000:86:00.0"'
 
 
 def parse_bus(name: str) -> tuple[int, int]:

@@ -341,7 +341,12 @@ def test_a_file_full_of_errors_shows_a_hundred(write: Callable[[str], Path]) -> 
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"vendor = ", "not TOML"), (b"\xff\xfe", "not UTF-8"), (b"a = 1\na = 2", "not TOML")],
+    [
+        (b"[functions.0000:01:00.0]", "not TOML"),
+        (b"vendor = ", "are in quotes"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"a = 1\na = 2", "not TOML"),
+    ],
 )
 def test_what_is_not_toml_says_so(tmp_path: Path, content: bytes, why: str) -> None:
     source = tmp_path / "my.toml"

@@ -483,7 +483,13 @@ def test_bars_without_room_are_errors_of_their_function(load_text: Load) -> None
 @pytest.mark.parametrize(
     ("text", "key", "why"),
     [
-        ('functions."65:00.0" = {}', 'functions."65:00.0"', "is not a PCI address"),
+        (
+            'functions."65:00.0" = {}',
+            'functions."65:00.0"',
+            "'65:00.0' is not a PCI address (write \"0000:65:00.0\")",
+        ),
+        ('functions."0000:0A:00.0" = {}', 'functions."0000:0A:00.0"', '(write "0000:0a:00.0")'),
+        ('functions."0000:65:20.0" = {}', 'functions."0000:65:20.0"', '(such as "0000:86:00.0")'),
         (
             'functions."0000:65:00.{0-8}" = {}',
             'functions."0000:65:00.{0-8}"',

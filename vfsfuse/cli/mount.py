@@ -246,7 +246,7 @@ def _serve(start: Start, ready: Callable[[LabSpec], None]) -> bytes:
     except BaseException as error:
         if is_ready:
             raise
-        _complain_of_code(error, start.path)
+        _complain_of_code(error, start)
         return EXPLAINED
     return b""
 
@@ -262,9 +262,13 @@ def _prepare(start: Start) -> tuple[LabSpec, int | None]:
     return spec, claim(start.path)
 
 
-def _complain_of_code(error: BaseException, path: str) -> None:
-    """Say on stderr which code has failed while the lab was made.  The traceback is for the log."""
+def _complain_of_code(error: BaseException, start: Start) -> None:
+    """Say on stderr which code has failed while the lab was made, and for which lab file.
+
+    The traceback is for the log.
+    """
     from devmodel.lifecycle.spec import SpecError
+    from vfsfuse.labfile.reader import BUILT_IN
     from vfsfuse.labfile.reasons import reason
     from vfsfuse.server import MountError
 
@@ -272,8 +276,10 @@ def _complain_of_code(error: BaseException, path: str) -> None:
     if isinstance(error, SpecError):
         complain("mount", str(error))
         return
-    why = str(error) if isinstance(error, MountError) else f"the lab cannot be made: {reason(error)}"
-    complain("mount", f"{path}: {why}")
+    if isinstance(error, MountError):
+        complain("mount", f"{start.path}: {error}")
+    else:
+        complain("mount", f"{start.args.config or BUILT_IN}: the lab cannot be made: {reason(error)}")
 
 
 # ---- what both say ----

@@ -69,6 +69,7 @@ def _entries(
         except ValueError as error:
             why = str(error)
             reading.note(keys, why if "(" in why else f"{why} (such as 0000:65:00.1)")
+            reading.attempt(reading.table, content, FUNCTION, keys)
             continue
         count += len(names)
         if count > MAX_FUNCTIONS:

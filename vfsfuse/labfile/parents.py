@@ -102,8 +102,8 @@ def _of_function(name: str, found: Found, members: Fields, types: tuple[TypeSpec
 def _check_address(reading: Reading, name: str, keys: Keys) -> None:
     try:
         PciAddress.parse(name)
-    except ValueError:
-        reading.fail(keys, 'the name of a "gpu" is its PCI address (such as "0000:86:00.0")')
+    except ValueError as error:
+        reading.fail(keys, f'the name of a "gpu" is its PCI address: {error}')
 
 
 def _gpu(reading: Reading, found: Found, keys: Keys, usable: bool) -> Fields:

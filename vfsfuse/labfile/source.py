@@ -14,6 +14,11 @@ from vfsfuse.labfile.faults import Keys, LabFileError, line
 MAX_BYTES = 16 << 20
 """Bytes that are read of a lab file, so that a device such as /dev/zero comes to an end."""
 
+_SYNTAX = (
+    "mend the syntax there: addresses and texts are in quotes, hexadecimal numbers begin with 0x, and "
+    "a table in braces is on one line"
+)
+
 MAX_DEPTH = 32
 """Tables and arrays within one another; a lab needs six."""
 
@@ -52,7 +57,7 @@ def _parse(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise LabFileError(f"{path}: is not UTF-8 text (byte {error.start}) (is it a TOML file?)") from error
     except tomllib.TOMLDecodeError as error:
-        raise LabFileError(f"{path}: not TOML: {error} (mend the syntax there)") from error
+        raise LabFileError(f"{path}: not TOML: {error} ({_SYNTAX})") from error
     except RecursionError as error:
         raise LabFileError(f"{path}: too many brackets in one another (write it flat)") from error
     except ValueError as error:  # a number of more digits than Python reads
