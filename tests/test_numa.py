@@ -166,9 +166,9 @@ def test_which_cpus_there_are(lab: MountedLab) -> None:
 
 def test_a_node_with_cpus_is_a_package(lab: MountedLab) -> None:
     topology = system(lab) / "cpu/cpu37/topology"
-    ids = {"physical_package_id": "1\n", "die_id": "0\n", "core_id": "1\n"}
-    core = {"thread_siblings": "20,00000020\n", "core_cpus": "20,00000020\n"}
-    cores = {"thread_siblings_list": "5,37\n", "core_cpus_list": "5,37\n"}
+    ids = {"physical_package_id": "1\n", "die_id": "0\n", "core_id": "1\n", "cluster_id": "65535\n"}
+    core = dict.fromkeys(("thread_siblings", "core_cpus", "cluster_cpus"), "20,00000020\n")
+    cores = dict.fromkeys(("thread_siblings_list", "core_cpus_list", "cluster_cpus_list"), "5,37\n")
     package = dict.fromkeys(("core_siblings", "package_cpus", "die_cpus"), "f0,000000f0\n")
     lists = dict.fromkeys(("core_siblings_list", "package_cpus_list", "die_cpus_list"), "4-7,36-39\n")
     expected = {**ids, **core, **cores, **package, **lists}

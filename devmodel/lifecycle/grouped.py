@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from devmodel.device.traits import traits_of
 from devmodel.lifecycle.iommuunit import DefaultDomain
 from devmodel.lifecycle.spec import BridgeKind, FunctionSpec
 from devmodel.pci.address import PciAddress
@@ -24,6 +25,7 @@ KINDS: Mapping[BridgeKind, Kind] = {
     BridgeKind.DOWNSTREAM: Kind.DOWNSTREAM,
     BridgeKind.PCI: Kind.PCI_BRIDGE,
 }
+_INTEL = 0x8086
 
 
 class Place(NamedTuple):
@@ -53,6 +55,14 @@ def has_acs(spec: FunctionSpec) -> bool:
     return spec.bridge is not None and spec.bridge.kind.is_downstream_port
 
 
+def _of_root_complex(spec: FunctionSpec) -> bool:
+    """Whether Linux knows of a function on a root bus that nothing reaches its peers around the IOMMU, though
+    no ACS says so: those of Intel that have a PCI Express capability."""
+    if spec.model is None or spec.bridge is not None or spec.model.identity.vendor != _INTEL:
+        return False
+    return traits_of(spec.model, spec.memory, spec.options, spec.texts).is_express
+
+
 def bridge_nodes(specs: Mapping[str, FunctionSpec], buses: Placement) -> dict[str, Node]:
     """The bridges of a lab by the name of the bus right below each. ``specs`` has all functions by name, with
     the root ports that the lab file does not name."""
@@ -66,12 +76,16 @@ def node_of(spec: FunctionSpec, buses: Placement, bridges: Mapping[str, Node]) -
     """Where a function is among the ``bridges``, which are those of :func:`bridge_nodes`."""
     bridge, address = spec.bridge, PciAddress.parse(spec.address)
     above = bridges.get(address.bus_name)
+    multifunction = buses.multifunction(address)
+    acs = has_acs(spec)
+    if multifunction and above is None and spec.acs is None:
+        acs = acs or _of_root_complex(spec)
     return Node(
         address,
         Kind.ENDPOINT if bridge is None else KINDS[bridge.kind],
         above,
-        has_acs(spec),
-        buses.multifunction(address),
+        acs,
+        multifunction,
         express=above is None or above.kind is not Kind.PCI_BRIDGE,
         named=spec.group,
     )

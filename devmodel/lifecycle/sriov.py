@@ -152,7 +152,7 @@ class SriovCore:
         if not function.vfs:
             return
         self._show_count(function, 0)
-        for vf in reversed(function.vfs.copy()):
+        for vf in function.vfs.copy():
             self._drivers.vanishes(vf)
             self._table.remove(vf, self._leave)
 

@@ -96,7 +96,8 @@ def _number(word: str, digits: str) -> int:
 
 def _msix(vectors: int, wanted: int | None, bars: Sequence[MemoryBar]) -> Capability:
     """MSI-X with its table in the second half of the BAR if there is room, else at its beginning; the pending
-    bits come behind the table. The last BAR with room is chosen."""
+    bits come behind the table. The last BAR with room is chosen. The table of a large BAR is at 2 GiB: its
+    offset has 32 bits."""
     table = vectors * regs.MSIX_ENTRY_SIZE
     size = table + -(-vectors // 64) * 8
     fitting = [bar for bar in bars if bar.size >= size and wanted in (None, bar.index)]
@@ -104,7 +105,7 @@ def _msix(vectors: int, wanted: int | None, bars: Sequence[MemoryBar]) -> Capabi
         which = "a memory BAR" if wanted is None else f"memory BAR {wanted}"
         raise ValueError(f"MSI-X with {vectors} vectors needs {which} of at least {size} bytes (give it one)")
     bar = fitting[-1]
-    start = bar.size // 2 if bar.size // 2 >= size else 0
+    start = min(bar.size // 2, 1 << 31) if bar.size // 2 >= size else 0
     return msix(vectors, (bar.index, start), (bar.index, start + table))
 
 

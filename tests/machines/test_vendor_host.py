@@ -51,6 +51,9 @@ def file(host: MountedLab, index: int, name: str) -> Path:
 def test_programs_find_no_mdev(host: MountedLab) -> None:
     """Several decide by this which of the two frameworks a host has."""
     assert shell(host, "ls /sys/class/mdev_bus 2>/dev/null | wc -l") == "0\n"
+    modules = shell(host, "ls /sys/module").split()
+    assert "vfio_pci" in modules and not {"mdev", "vfio_mdev"} & set(modules)
+    assert shell(host, "[ -e /sys/bus/mdev ] || echo none") == "none\n"
     assert shell(host, f"ls -d /sys/bus/pci/devices/{GPU}/mdev_supported_types 2>&1 || true").endswith(
         "No such file or directory\n"
     )

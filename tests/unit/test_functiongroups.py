@@ -83,6 +83,29 @@ def test_a_group_ends_with_its_last_member() -> None:
         assert members(found) == [gpu.name, audio.name]
 
 
+@pytest.mark.parametrize(
+    ("vendor", "words", "acs", "apart"),
+    [
+        (0x8086, ("express",), None, True),
+        (0x8086, ("express",), False, False),
+        (0x8086, (), None, False),
+        (0x1022, ("express",), None, False),
+        (0x1022, ("express",), True, True),
+    ],
+)
+def test_integrated_functions_of_intel_are_apart(
+    vendor: int, words: tuple[str, ...], acs: bool | None, apart: bool
+) -> None:
+    """As Linux knows of them; functions of Intel below a port need ACS."""
+    model = plain_model(PlainSpec(vendor=vendor, capabilities=words))
+    names = ("0000:00:1f.0", "0000:00:1f.3", "0000:01:00.0", "0000:01:00.3")
+    functions = [FunctionSpec(name, model, acs=acs) for name in names]
+    with lab_of(PORT, *functions) as lab:
+        first, second, *below = (lab.drivers.functions[spec.name].group for spec in functions)
+        assert (first is not second) == apart
+        assert (below[0] is not below[1]) == bool(acs)
+
+
 @pytest.mark.parametrize("group", [None, 7])
 def test_a_number_that_a_client_still_holds_is_not_given(group: int | None) -> None:
     """Its card was pulled out under it, and comes back."""

@@ -138,6 +138,16 @@ def test_capabilities_come_in_the_order_of_their_words() -> None:
     device.close()
 
 
+@pytest.mark.parametrize(("size", "offset"), [(4 * GIB, 2 * GIB), (64 * GIB, 2 * GIB), (2 * GIB, GIB)])
+def test_the_table_of_a_large_bar_is_where_its_offset_reaches(size: int, offset: int) -> None:
+    device = make(PlainSpec(bars=(PlainBar(0, size, BarKind.MEM64_PREFETCH),), capabilities=("msix:2048",)))
+    table = device.msix_table
+    assert table is not None and (table.bar, table.offset, table.size) == (0, offset, 2048 * 16)
+    place = device.config.find(CapId.MSIX)
+    assert config(device, place + 4, 4) == offset and config(device, place + 8, 4) == offset + 2048 * 16
+    device.close()
+
+
 def test_vital_product_data_are_read_through_their_registers() -> None:
     data = b"\x82\x04\0NAME\x78"
     device = make(PlainSpec(capabilities=("vpd",), vpd=data))

@@ -354,7 +354,7 @@ def test_virtual_functions_take_what_vgpus_take(lab: Lab, gpu: PhysicalFunction,
     names = ["0000:86:00.4", "0000:86:00.5", "0000:86:00.6"]
     assert [what for what in recorder.seen if what[1] in names] == [
         *(("added", name) for name in names),
-        *(("removed", name) for name in reversed(names)),
+        *(("removed", name) for name in names),
     ]
 
 
@@ -433,9 +433,9 @@ def test_a_driver_that_leaves_takes_vgpus_and_virtual_functions_with_it(
         held.close()
     lab.drivers.unbind(gpu, "vgpu")
     assert recorder.seen[seen:] == [
-        ("removed", vfs[1].name),
         ("unbound", vfs[0].name),
         ("removed", vfs[0].name),
+        ("removed", vfs[1].name),
         ("removed", mdev.name),
         ("unbound", gpu.name),
     ]

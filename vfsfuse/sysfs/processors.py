@@ -21,6 +21,7 @@ from vfsfuse.sysfs.numa import Numa
 from vfsfuse.sysfs.uevent import BareDeviceDir, DeviceDir
 
 MAX_CPUS = 8192
+NO_CLUSTER = 0xFFFF
 """CPUs that a kernel for x86 can have."""
 
 
@@ -183,6 +184,21 @@ class TopologyGroup(AttributeGroup):
     def die_cpus_list(self) -> str:
         """As `core_siblings_list`."""
         return list_line(self.owner.cpu.siblings)
+
+    @attribute()
+    def cluster_id(self) -> int:
+        """The number of the cluster of cores in the package: 65535, none, because there are no clusters."""
+        return NO_CLUSTER
+
+    @attribute()
+    def cluster_cpus(self) -> str:
+        """As `core_cpus`."""
+        return self._mask(self.owner.cpu.threads)
+
+    @attribute()
+    def cluster_cpus_list(self) -> str:
+        """As `core_cpus_list`."""
+        return list_line(self.owner.cpu.threads)
 
     def _mask(self, cpus: tuple[int, ...]) -> str:
         return self.owner.numa.mask(cpus)
