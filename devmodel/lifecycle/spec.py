@@ -201,6 +201,12 @@ class RootSpec:
     numa_node: int = -1
 
 
+MAX_NODES, MAX_CPUS = 1024, 8192
+"""NUMA nodes that Linux can tell apart, and CPUs that it can have on x86."""
+LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
+"""What Linux takes for the distance of a NUMA node to itself and to another, when firmware says nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
     """A NUMA node of the lab's machine: its CPUs, ``threads`` of them to a core, ``memory`` in bytes, and its

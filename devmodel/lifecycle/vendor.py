@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 from devmodel.callpoint import CallPoint, lifecycle_change
@@ -34,6 +34,8 @@ from devmodel.vfio.lingering import InUse, check_clients
 NOT_APPLICABLE = "Not Applicable"
 MOST_PARAMS = 1024
 """Bytes of ``vgpu_params``."""
+_HEADER = "ID    : vGPU Name\n"
+"""The first line of a catalogue."""
 
 
 class VendorVgpu(Assignable):
@@ -272,6 +274,12 @@ class VendorFramework:
             vgpu.parent.refund(Share.of(vgpu.type))
         vgpu.params, vgpu.warm_update = "", False
         return vgpu.retype(None)
+
+
+def catalogue(types: Iterable[TypeSpec]) -> str:
+    """The text of ``creatable_vgpu_types``: a header, and a line for each type."""
+    lines = (f"{each.number:<5} : {each.pretty_name or each.name}\n" for each in types)
+    return "".join([_HEADER, *lines])
 
 
 def vendor_parent(function: PciFunction) -> PhysicalParent | None:

@@ -25,7 +25,9 @@ from vfsfuse.capture.machine import (
     FoundVfs,
     Machine,
     bridge_above,
+    node_of_root,
     roots_of,
+    some,
 )
 from vfsfuse.capture.spaces import Space
 from vfsfuse.capture.vpdtext import VpdText
@@ -110,7 +112,7 @@ class _Reader:
             for each in _with_vfs(ordered)
         }
         self.tell(blocks, known)
-        roots = {bus: _node_of(bus, ordered) for bus in roots_of(list(found.values()))}
+        roots = {bus: node_of_root(bus, ordered) for bus in roots_of(list(found.values()))}
         return Machine(self.source, found, (), tuple(self.notes), roots)
 
     def tell(self, blocks: Sequence[_Block], known: bool) -> None:
@@ -118,12 +120,10 @@ class _Reader:
         bare = [block.address for block in blocks if not block.rows]
         if denied:
             self.notes.append(
-                f"{_some(denied)}: lspci did not run as root, so capabilities are missing (run it as root)"
+                f"{some(denied)}: lspci did not run as root, so capabilities are missing (run it as root)"
             )
         if bare:
-            self.notes.append(
-                f"{_some(bare)}: the text has no bytes of configuration space (run lspci -xxxx)"
-            )
+            self.notes.append(f"{some(bare)}: the text has no bytes of configuration space (run lspci -xxxx)")
         if not known:
             self.notes.append(
                 "the text has no IOMMU groups, so the lab's follow from its topology (lspci 3.6 has them)"
@@ -378,15 +378,6 @@ def _address(text: str) -> int:
 
 def _number(text: str | None) -> int | None:
     return None if text is None else int(text)
-
-
-def _node_of(bus: str, functions: Sequence[FoundFunction]) -> int | None:
-    nodes = {each.numa_node for each in functions if each.bus == bus}
-    return next(iter(nodes)) if len(nodes) == 1 else None
-
-
-def _some(names: Sequence[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _shown(line: str) -> str:

@@ -172,6 +172,17 @@ def roots_of(functions: Sequence[FoundFunction]) -> Iterator[str]:
             yield bus
 
 
+def node_of_root(bus: str, functions: Sequence[FoundFunction]) -> int | None:
+    """The NUMA node of a root bus: that of all functions on it, None if they differ."""
+    nodes = {each.numa_node for each in functions if each.bus == bus}
+    return next(iter(nodes)) if len(nodes) == 1 else None
+
+
+def some(names: Sequence[str]) -> str:
+    """Names for a message: the first, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
 def bridge_above(bus: str, functions: Sequence[FoundFunction]) -> str | None:
     """The bridge above a bus: the one that has it as its secondary bus, or else the nearest one whose range
     it is in. None for a root bus."""

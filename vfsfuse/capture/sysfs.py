@@ -30,7 +30,9 @@ from vfsfuse.capture.machine import (
     FoundNode,
     FoundVfs,
     Machine,
+    node_of_root,
     roots_of,
+    some,
 )
 
 MAX_TEXT, MAX_ROM, MAX_VPD = 1 << 16, 16 << 20, 1 << 15
@@ -85,15 +87,14 @@ class _Reader:
                 "for a lab with an IOMMU)"
             )
         nodes = tuple(self.nodes())
-        roots = {bus: self.root_node(bus, functions) for bus in roots_of(functions)}
+        roots = {bus: node_of_root(bus, functions) for bus in roots_of(functions)}
         by_address = {each.address: each for each in functions}
         yield Machine(str(self.root), by_address, nodes, tuple(self.notes), roots)
 
     def tell_short(self) -> None:
         if self.short:
-            more = f" and {len(self.short) - 1} more" if len(self.short) > 1 else ""
             self.notes.append(
-                f"{self.short[0]}{more}: only the first {HEADER_SIZE} bytes of configuration space may be "
+                f"{some(self.short)}: only the first {HEADER_SIZE} bytes of configuration space may be "
                 "read, so capabilities are missing (capture as root)"
             )
 
@@ -274,11 +275,6 @@ class _Reader:
         cores = len(cpus) // count
         siblings = {cpu: [*cpus[place % cores :: cores]] for place, cpu in enumerate(cpus)}
         return count if all(cpus_of(names[cpu]) == siblings[cpu] for cpu in cpus) else 0
-
-    def root_node(self, bus: str, functions: Sequence[FoundFunction]) -> int | None:
-        """The node of a root bus: that of all functions below it, None if they differ."""
-        real = {each.numa_node for each in functions if each.bus == bus}
-        return next(iter(real)) if len(real) == 1 else None
 
     # ---- files ----
 

@@ -11,7 +11,7 @@ from devmodel.lifecycle.netdev import LOOPBACK, MAX_NAME, NAME, all_names
 from devmodel.lifecycle.slots import absent_at_first, slot_ports, slot_problems
 from devmodel.lifecycle.spec import Framework, FunctionSpec, LabSpec
 from vfsfuse.labfile import hwvalues
-from vfsfuse.labfile.faults import Keys
+from vfsfuse.labfile.faults import Keys, with_remedy
 from vfsfuse.labfile.nodes import check_near
 from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.units import check_units
@@ -109,4 +109,4 @@ def _placed(lab: LabSpec, why: str) -> tuple[Keys, str]:
     tables = {spec.address: _table(spec) for spec in lab.all_functions}
     named = next((each for each in _ADDRESS.findall(why) if each in tables), "")
     keys = tables.get(named, ("parents",) if lab.parents else ("functions",))
-    return keys, why if why.endswith(")") else f"{why} (give fewer, or another address)"
+    return keys, with_remedy(why, "give fewer, or another address")

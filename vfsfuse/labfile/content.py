@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from devmodel.pci.dump import BARE_ROW, config_space, row_of, rows_of
+from vfsfuse.labfile.faults import with_remedy
 
 T = TypeVar("T")
 MAX_BYTES = 16 << 20
@@ -43,8 +44,7 @@ def _remedied(read: Callable[[T], bytes], given: T) -> bytes:
     try:
         return read(given)
     except ValueError as error:
-        why = str(error)
-        raise ValueError(why if why.endswith(")") else f"{why} (write rows as lspci -xxxx does)") from error
+        raise ValueError(with_remedy(str(error), "write rows as lspci -xxxx does")) from error
 
 
 def _file(name: str, folder: Path) -> bytes:

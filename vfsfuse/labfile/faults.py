@@ -61,6 +61,11 @@ class Faults:
             raise LabFileError(*self.lines[:MAX_SHOWN], *more)
 
 
+def with_remedy(why: str, remedy: str) -> str:
+    """A reason with a remedy in parentheses, if it does not end with one already."""
+    return why if why.endswith(")") else f"{why} ({remedy})"
+
+
 def line(source: Path, keys: Keys, why: str) -> str:
     """The line about an error."""
     return f"{place_of(source, keys)}: {why}"

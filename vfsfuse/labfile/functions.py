@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from devmodel.lifecycle.spec import FunctionSpec
 from vfsfuse.labfile.addresses import addresses
-from vfsfuse.labfile.faults import Keys
+from vfsfuse.labfile.faults import Keys, with_remedy
 from vfsfuse.labfile.hardware import Fields, check_vfs, read_function
 from vfsfuse.labfile.include import NOTHING_THERE, is_absent
 from vfsfuse.labfile.reading import Found, Reading
@@ -67,8 +67,7 @@ def _entries(
         try:
             names = addresses(name)
         except ValueError as error:
-            why = str(error)
-            reading.note(keys, why if "(" in why else f"{why} (such as 0000:65:00.1)")
+            reading.note(keys, with_remedy(str(error), "such as 0000:65:00.1"))
             reading.attempt(reading.table, content, FUNCTION, keys)
             continue
         count += len(names)

@@ -10,6 +10,7 @@ from typing import Any
 
 from devmodel.device.identity import with_ids
 from devmodel.device.pci import PciDevice
+from devmodel.lifecycle.bridge import PCIEPORT
 from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, VfSpec
 from devmodel.lifecycle.vf import FIRST_OFFSET, MAX_VFS, VfLayout
 from devmodel.models.plain import PlainDevice
@@ -22,7 +23,6 @@ from vfsfuse.labfile.plain import plain
 from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.schema import BRIDGE, HARDWARE, PLAIN, VF
 
-PCIEPORT = "pcieport"
 RESERVED_DRIVERS = ("iommu", "mdev_bus", "net", "pci_bus", PCIEPORT, "vfio", "vfio-dev", "vfio-pci")
 """Directories of sys/class, and the PCI driver vfio-pci. A host driver must have another name."""
 

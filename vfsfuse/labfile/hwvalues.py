@@ -6,19 +6,16 @@ State: none. vfsfuse.labfile.kinds says what a kind is.
 
 import re
 
-from devmodel.lifecycle.spec import BridgeKind
+from devmodel.lifecycle.spec import LOCAL_DISTANCE, MAX_CPUS, MAX_NODES, BridgeKind
 from devmodel.lifecycle.vf import MAX_VFS
 from devmodel.models.plain import BarKind
 from devmodel.pci.words import MemoryBar, capabilities_of
+from vfsfuse.labfile.faults import with_remedy
 from vfsfuse.labfile.kinds import choice, either, kind, number_of, whole
 from vfsfuse.labfile.values import name, size
 
-MAX_NODES = 1024
-"""NUMA nodes that Linux can tell apart."""
-MAX_CPUS = 8192
-"""CPUs that Linux can have on x86."""
-LOCAL_DISTANCE, MAX_DISTANCE = 10, 255
-"""The distance of a NUMA node to itself, and the largest, which means that there is no way."""
+MAX_DISTANCE = 255
+"""The largest distance between NUMA nodes, which means that there is no way."""
 _CPUS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
@@ -197,8 +194,7 @@ def capabilities(value: object) -> tuple[str, ...]:
         try:
             capabilities_of([word_] if name_ == "express" else ["express", word_], _ANY_BARS)
         except ValueError as error:
-            why = str(error)
-            raise ValueError(why if why.endswith(")") else f"{why} (change {word_!r})") from None
+            raise ValueError(with_remedy(str(error), f"change {word_!r}")) from None
     return tuple(value)
 
 
@@ -243,4 +239,4 @@ def content(value: object) -> str:
     return value
 
 
-vf_index = number_of(1023, "the index of a virtual function")
+vf_index = number_of(MAX_VFS - 1, "the index of a virtual function")

@@ -9,8 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from devmodel.lifecycle.pcicore import NO_NODE
-from devmodel.lifecycle.spec import NodeSpec
-from vfsfuse.labfile.hwvalues import LOCAL_DISTANCE, MAX_NODES
+from devmodel.lifecycle.spec import LOCAL_DISTANCE, MAX_NODES, NodeSpec
 from vfsfuse.labfile.include import NOTHING_THERE, is_absent
 from vfsfuse.labfile.reading import Reading, fields
 from vfsfuse.labfile.schema import NODE, NODE_NUMBERS

@@ -5,13 +5,14 @@ State: none. Errors: see :mod:`vfsfuse.labfile.reading`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from devmodel.device.identity import IDS, with_ids
 from devmodel.device.pci import PciDevice
-from devmodel.lifecycle.spec import Framework, NvidiaSpec, ParentSpec, PlacementMode, TypeSpec, VfSpec
+from devmodel.lifecycle.spec import Framework, NvidiaSpec, ParentSpec, PlacementMode, VfSpec
+from devmodel.lifecycle.vendor import catalogue
 from devmodel.models.vendorvf import VendorVf
 from vfsfuse.labfile.faults import Keys
 from vfsfuse.labfile.hardware import Fields
@@ -19,7 +20,7 @@ from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.schema import NVIDIA
 
 MOST_CATALOGUE = 4096
-"""Bytes of a catalogue, with its header of 18: an attribute is a page."""
+"""Bytes of a catalogue with its header: an attribute is a page."""
 _NUMBER = re.compile(r"[0-9]{1,9}$", re.ASCII)
 
 
@@ -82,11 +83,6 @@ def check_types(reading: Reading, parent: ParentSpec, keys: Keys) -> None:
         if spec.starts is not None and any(start > room for start in spec.starts):
             why = f"has a place that ends behind the parent's slots (begin at {room} at most)"
             reading.note((*here, "starts"), why)
-    if vendor and _size_of(parent.types) > MOST_CATALOGUE:
+    if vendor and len(catalogue(parent.types).encode()) > MOST_CATALOGUE:
         why = f"give a catalogue of more than {MOST_CATALOGUE} bytes, a page (give fewer, or shorter names)"
         reading.note((*keys, "types"), why)
-
-
-def _size_of(types: Sequence[TypeSpec]) -> int:
-    lines = (f"{each.number:<5} : {each.pretty_name or each.name}\n" for each in types)
-    return 18 + sum(len(line.encode()) for line in lines)

@@ -12,7 +12,7 @@ from devmodel.device.pci import PciDevice
 from devmodel.models.plain import PlainBar, PlainSpec, plain_model
 from devmodel.pci.fields import Identity
 from vfsfuse.labfile.content import read_config, read_content
-from vfsfuse.labfile.faults import Fault, Keys
+from vfsfuse.labfile.faults import Fault, Keys, with_remedy
 from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.schema import BAR, NO_SUCH_BAR, PLAIN
 
@@ -39,8 +39,7 @@ def plain(reading: Reading, found: Found, keys: Keys, physical: Identity | None 
     try:
         return plain_model(PlainSpec(**members))
     except ValueError as error:
-        why = str(error)
-        reading.fail(keys, why if why.endswith(")") else f"{why} (as the plain model needs it)")
+        reading.fail(keys, with_remedy(str(error), "as the plain model needs it"))
 
 
 def _like(identity: Identity) -> dict[str, int]:

@@ -89,6 +89,14 @@ class NetDeviceDir(ClassDeviceDir):
         if not self.interface.up:
             raise OSError(errno.EINVAL, f"{self.interface.name} is down")
 
+    def link_speed(self) -> int:
+        """Megabits per second. Raises OSError(EINVAL) without a link: while it is down, and for the
+        loopback."""
+        self.check_up()
+        if self.interface.speed is None:
+            raise OSError(errno.EINVAL, "there is no link")
+        return self.interface.speed
+
     @link()
     def device(self) -> Entry | None:
         """To the function. The loopback has none."""
@@ -210,17 +218,12 @@ class NetDeviceDir(ClassDeviceDir):
     @attribute()
     def speed(self) -> int:
         """Megabits per second. EINVAL while the interface is down, and for the loopback."""
-        self.check_up()
-        if self.interface.speed is None:
-            raise OSError(errno.EINVAL, "there is no link")
-        return self.interface.speed
+        return self.link_speed()
 
     @attribute()
     def duplex(self) -> str:
         """`full`. EINVAL while the interface is down, and for the loopback."""
-        self.check_up()
-        if self.interface.speed is None:
-            raise OSError(errno.EINVAL, "there is no link")
+        self.link_speed()
         return "full"
 
     @attribute()

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from devmodel.lifecycle.spec import NodeSpec
+from devmodel.lifecycle.spec import LOCAL_DISTANCE, REMOTE_DISTANCE, NodeSpec
 from vfsfuse.kernfs.kobject import Entry, Kobject
 from vfsfuse.kernfs.members import PAGE_SIZE, attribute, link
 from vfsfuse.sysfs.cpus import list_line
 from vfsfuse.sysfs.numa import Numa
 from vfsfuse.sysfs.uevent import BareDeviceDir, DeviceDir
-
-LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
-"""What the kernel takes for the distance to a node itself and to another, when firmware says nothing."""
 
 _NUMASTAT = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
 _MEMINFO = (

@@ -9,16 +9,17 @@ machines, and the programs that read and write the files; docs/frameworks.md say
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from devmodel.device.display import Display
 from devmodel.lifecycle.physical import PhysicalFunction, PhysicalParent, VirtualFunction
 from devmodel.lifecycle.resources import Share
-from devmodel.lifecycle.spec import PlacementMode, TypeSpec
+from devmodel.lifecycle.spec import PlacementMode
 from devmodel.lifecycle.vendor import (
     NOT_APPLICABLE,
     VendorFramework,
     VendorVgpu,
+    catalogue,
     check_typed,
     places_of,
     vgpu_of,
@@ -33,13 +34,6 @@ from vfsfuse.sysfs.vgpu_resources import ParentResources, VgpuResources
 
 VGPU_DIR = "vgpu"
 """The directory of a virtual function that has what vfsfuse knows of its vGPU."""
-HEADER = "ID    : vGPU Name\n"
-
-
-def catalogue(types: Iterable[TypeSpec]) -> str:
-    """The text of `creatable_vgpu_types`: a header, and a line for each type."""
-    lines = (f"{each.number:<5} : {each.pretty_name or each.name}\n" for each in types)
-    return "".join([HEADER, *lines])
 
 
 def _all_files(group: NvidiaFiles) -> bool:

@@ -8,21 +8,20 @@ Source: Documentation/ABI/testing/sysfs-devices-system-cpu, Documentation/admin-
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from devmodel.lifecycle.spec import NodeSpec
+from devmodel.lifecycle.spec import MAX_CPUS, NodeSpec
 from vfsfuse.kernfs.groups import AttributeGroup, Group
 from vfsfuse.kernfs.kobject import Entry, Kobject
-from vfsfuse.kernfs.members import attribute, link
+from vfsfuse.kernfs.members import Attribute, attribute, link
 from vfsfuse.sysfs.cpus import list_line
 from vfsfuse.sysfs.numa import Numa
 from vfsfuse.sysfs.uevent import BareDeviceDir, DeviceDir
 
-MAX_CPUS = 8192
 NO_CLUSTER = 0xFFFF
-"""CPUs that a kernel for x86 can have."""
+"""The number of the cluster of a CPU that is in none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +112,29 @@ class CpusDir(BareDeviceDir):
         return MAX_CPUS - 1
 
 
+def _threads(cpu: Cpu) -> tuple[int, ...]:
+    return cpu.threads
+
+
+def _siblings(cpu: Cpu) -> tuple[int, ...]:
+    return cpu.siblings
+
+
+def _cpus(name: str, of: Callable[[Cpu], tuple[int, ...]], whose: str) -> tuple[Attribute, Attribute]:
+    """The attributes `name` and `name`_list of :class:`TopologyGroup`: CPUs as a mask, and as a list."""
+
+    def mask(group: TopologyGroup) -> str:
+        return group.owner.numa.mask(of(group.owner.cpu))
+
+    def listed(group: TopologyGroup) -> str:
+        return list_line(of(group.owner.cpu))
+
+    return (
+        Attribute(name, 0o444, mask, doc=f"The CPUs {whose}, as a mask in hexadecimal."),
+        Attribute(f"{name}_list", 0o444, listed, doc=f"The CPUs {whose}, as a list."),
+    )
+
+
 class TopologyGroup(AttributeGroup):
     """sys/devices/system/cpu/cpu<N>/topology: the core and the package of a CPU."""
 
@@ -135,73 +157,18 @@ class TopologyGroup(AttributeGroup):
         """The number of the core in the package."""
         return self.owner.cpu.core
 
-    @attribute()
-    def thread_siblings(self) -> str:
-        """The CPUs of the core, as a mask in hexadecimal."""
-        return self._mask(self.owner.cpu.threads)
-
-    @attribute()
-    def thread_siblings_list(self) -> str:
-        """The CPUs of the core, as a list."""
-        return list_line(self.owner.cpu.threads)
-
-    @attribute()
-    def core_cpus(self) -> str:
-        """As `thread_siblings`."""
-        return self._mask(self.owner.cpu.threads)
-
-    @attribute()
-    def core_cpus_list(self) -> str:
-        """As `thread_siblings_list`."""
-        return list_line(self.owner.cpu.threads)
-
-    @attribute()
-    def core_siblings(self) -> str:
-        """The CPUs of the package, as a mask in hexadecimal."""
-        return self._mask(self.owner.cpu.siblings)
-
-    @attribute()
-    def core_siblings_list(self) -> str:
-        """The CPUs of the package, as a list."""
-        return list_line(self.owner.cpu.siblings)
-
-    @attribute()
-    def package_cpus(self) -> str:
-        """As `core_siblings`."""
-        return self._mask(self.owner.cpu.siblings)
-
-    @attribute()
-    def package_cpus_list(self) -> str:
-        """As `core_siblings_list`."""
-        return list_line(self.owner.cpu.siblings)
-
-    @attribute()
-    def die_cpus(self) -> str:
-        """As `core_siblings`."""
-        return self._mask(self.owner.cpu.siblings)
-
-    @attribute()
-    def die_cpus_list(self) -> str:
-        """As `core_siblings_list`."""
-        return list_line(self.owner.cpu.siblings)
+    thread_siblings, thread_siblings_list = _cpus("thread_siblings", _threads, "of the core")
+    core_cpus, core_cpus_list = _cpus("core_cpus", _threads, "of the core")
+    core_siblings, core_siblings_list = _cpus("core_siblings", _siblings, "of the package")
+    package_cpus, package_cpus_list = _cpus("package_cpus", _siblings, "of the package")
+    die_cpus, die_cpus_list = _cpus("die_cpus", _siblings, "of the die, which are those of the package")
 
     @attribute()
     def cluster_id(self) -> int:
         """The number of the cluster of cores in the package: 65535, none, because there are no clusters."""
         return NO_CLUSTER
 
-    @attribute()
-    def cluster_cpus(self) -> str:
-        """As `core_cpus`."""
-        return self._mask(self.owner.cpu.threads)
-
-    @attribute()
-    def cluster_cpus_list(self) -> str:
-        """As `core_cpus_list`."""
-        return list_line(self.owner.cpu.threads)
-
-    def _mask(self, cpus: tuple[int, ...]) -> str:
-        return self.owner.numa.mask(cpus)
+    cluster_cpus, cluster_cpus_list = _cpus("cluster_cpus", _threads, "of the core, which is in no cluster")
 
 
 class CpuDir(DeviceDir):
