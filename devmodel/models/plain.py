@@ -15,58 +15,23 @@ import mmap
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cache
 from typing import ClassVar
 
 from devmodel.device.pci import PciDevice
 from devmodel.pci import regs
+from devmodel.pci.barkind import BarKind
 from devmodel.pci.capability import Capability, ExtendedCapability, serial_number
 from devmodel.pci.config import Aperture, ConfigSpace
 from devmodel.pci.fields import MIN_IO_BAR, MIN_MEMORY_BAR, MIN_ROM, Bar, Identity
 from devmodel.pci.image import Image, ImageSpace, with_virtual_functions
-from devmodel.pci.regs import BaseAddress, CapId, Command, ExtCapId
+from devmodel.pci.regs import CapId, Command, ExtCapId
 from devmodel.pci.rom import DATA_SIZE, HEADER_SIZE, LAST_IMAGE, LENGTH_UNIT
 from devmodel.pci.words import Capabilities, MemoryBar, capabilities_of
 from devmodel.region.region import Memory, Region, Rom, Storage
 
 MAX_BAR, MAX_IO, MAX_ROM, MAX_VPD = 1 << 40, 1 << 16, 16 << 20, 1 << 15
 """Most bytes of a memory BAR (the room between regions in VFIO's file offsets), of ports, a ROM and VPD."""
-
-
-class BarKind(Enum):
-    """The kinds of BARs, as a lab file names them."""
-
-    MEM32 = "mem32"
-    MEM32_PREFETCH = "mem32-prefetch"
-    MEM64 = "mem64"
-    MEM64_PREFETCH = "mem64-prefetch"
-    IO = "io"
-
-    @property
-    def io(self) -> bool:
-        """Whether it decodes ports."""
-        return self is BarKind.IO
-
-    @property
-    def wide(self) -> bool:
-        """Whether it takes two registers."""
-        return self in (BarKind.MEM64, BarKind.MEM64_PREFETCH)
-
-    @property
-    def prefetch(self) -> bool:
-        """Whether it is prefetchable."""
-        return self in (BarKind.MEM32_PREFETCH, BarKind.MEM64_PREFETCH)
-
-    @classmethod
-    def of(cls, register: int) -> BarKind:
-        """That of a BAR with such a value."""
-        if register & BaseAddress.SPACE_IO:
-            return cls.IO
-        wide, prefetch = register & BaseAddress.MEM_TYPE_64, register & BaseAddress.MEM_PREFETCH
-        if wide:
-            return cls.MEM64_PREFETCH if prefetch else cls.MEM64
-        return cls.MEM32_PREFETCH if prefetch else cls.MEM32
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ class PortType(IntEnum):
     PCI_BRIDGE = regs.EXP_TYPE_PCI_BRIDGE
 
     @property
-    def downstream(self) -> bool:
+    def is_downstream_port(self) -> bool:
         """Whether the bridge is at the upper end of a link: it knows whether the link is up, and forwards
         ARI."""
         return self in (PortType.ROOT_PORT, PortType.DOWNSTREAM)
@@ -142,8 +142,8 @@ def port_express(kind: PortType, port: int, link: ExpressRegisters) -> Capabilit
     """
     speed_and_width, running = link.lnkcap & EXP_LNKCAP_LINK, link.lnksta & EXP_LNKCAP_LINK
     devcap = regs.EXP_DEVCAP_RBER | regs.EXP_DEVCAP_EXT_TAG | link.devcap & EXP_DEVCAP_PAYLOAD
-    ari = EXP_ARI_FORWARDING if kind.downstream else 0
-    reports, up = (EXP_LNKCAP_DLLLARC, EXP_LNKSTA_DLLLA) if kind.downstream else (0, 0)
+    ari = EXP_ARI_FORWARDING if kind.is_downstream_port else 0
+    reports, up = (EXP_LNKCAP_DLLLARC, EXP_LNKSTA_DLLLA) if kind.is_downstream_port else (0, 0)
     values = ExpressRegisters(
         flags=regs.EXP_FLAGS_VERS_2 | kind << 4,
         devcap=devcap,

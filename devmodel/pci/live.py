@@ -13,12 +13,14 @@ from functools import lru_cache
 from devmodel.pci import regs
 from devmodel.pci.bridge import BridgeControl, BridgeReg
 from devmodel.pci.regs import CapId, Command, ExtCapId, Reg
+from devmodel.pci.slot import EXP_FLAGS_SLOT, EXP_SLTCTL, EXP_SLTSTA
 
-_ACS_CTRL, _SLTSTA, _SLTSTA_EVENTS, _LNKSTA_EVENTS = 0x06, 0x1A, 0x011F, 0xC000
-_DEVSTA, _DEVSTA_ERRORS, _LNKCTL, _SLTCTL, _RTCTL, _LNKCTL2 = 0x0A, 0x000F, 0x10, 0x18, 0x1C, 0x30
+_ACS_CTRL, _SLTSTA_EVENTS, _LNKSTA_EVENTS = 0x06, 0x011F, 0xC000
+_DEVSTA, _DEVSTA_ERRORS, _LNKCTL, _RTCTL, _LNKCTL2 = 0x0A, 0x000F, 0x10, 0x1C, 0x30
 _DEVCAP2 = 0x24
 _STATUS_ERRORS, _PM_PME_ENABLE, _PM_PME_STATUS = 0xF900, 0x0100, 0x8000
-_EXP_SLOT, _EXP_TYPES_WITH_SLOT, _EXP_TYPES_WITH_ROOT = 0x0100, (0x4, 0x6), (0x4, 0xA)
+_TYPES_WITH_SLOT = (regs.EXP_TYPE_ROOT_PORT, regs.EXP_TYPE_DOWNSTREAM)
+_TYPES_WITH_ROOT = (regs.EXP_TYPE_ROOT_PORT, regs.EXP_TYPE_RC_EC)
 _EXP_VERSION, _EXP_TYPE = 0x000F, 0x00F0
 
 
@@ -115,14 +117,14 @@ def _live_express(data: bytes, offset: int, flags: int, live: _Live) -> None:
     flr = regs.EXP_DEVCTL_BCR_FLR if devcap & regs.EXP_DEVCAP_FLR else 0
     live(offset + regs.EXP_DEVCTL, 2, regs.EXP_DEVCTL_WRITABLE | flr)
     live(offset + _DEVSTA, 2, 0, _DEVSTA_ERRORS)
-    link = kind not in (regs.EXP_TYPE_RC_END, 0xA)
+    link = kind not in (regs.EXP_TYPE_RC_END, regs.EXP_TYPE_RC_EC)
     if link:
         live(offset + _LNKCTL, 2, regs.EXP_LNKCTL_WRITABLE)
         live(offset + regs.EXP_LNKSTA, 2, 0, _LNKSTA_EVENTS)
-    if kind in _EXP_TYPES_WITH_SLOT and flags & _EXP_SLOT:
-        live(offset + _SLTCTL, 2, 0x1FFF)
-        live(offset + _SLTSTA, 2, 0, _SLTSTA_EVENTS)
-    if kind in _EXP_TYPES_WITH_ROOT:
+    if kind in _TYPES_WITH_SLOT and flags & EXP_FLAGS_SLOT:
+        live(offset + EXP_SLTCTL, 2, 0x1FFF)
+        live(offset + EXP_SLTSTA, 2, 0, _SLTSTA_EVENTS)
+    if kind in _TYPES_WITH_ROOT:
         live(offset + _RTCTL, 2, 0x1F)
     if flags & _EXP_VERSION > 1:
         forwards = data[offset + _DEVCAP2] & regs.EXP_DEVCTL2_ARI

@@ -11,7 +11,8 @@ from devmodel.lifecycle.bridge import PCIEPORT, Bridge
 from devmodel.lifecycle.hotplug import PCI
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, LabSpec, RootSpec
-from devmodel.models.plain import BarKind, PlainBar, PlainSpec, plain_model
+from devmodel.models.plain import PlainBar, PlainSpec, plain_model
+from devmodel.pci.barkind import BarKind
 from devmodel.pci.bridge import BridgeReg, Window
 from devmodel.pci.regs import CapId, ExtCapId, Reg
 from tests.unit.test_bridge import decoded

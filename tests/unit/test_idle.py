@@ -16,7 +16,8 @@ from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec, VfSpec
 from devmodel.models.gpu import Vgpu
-from devmodel.models.plain import BarKind, PlainBar, PlainDevice, PlainSpec, plain_model
+from devmodel.models.plain import PlainBar, PlainDevice, PlainSpec, plain_model
+from devmodel.pci.barkind import BarKind
 from devmodel.pci.regs import Command, ExtCapId
 from tests.unit.fakes import fails
 from tests.unit.test_bridges import MACHINE, ROOTS

@@ -20,7 +20,8 @@ from devmodel.lifecycle.spec import (
 )
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
-from devmodel.models.plain import BarKind, PlainBar, PlainDevice, PlainSpec
+from devmodel.models.plain import PlainBar, PlainDevice, PlainSpec
+from devmodel.pci.barkind import BarKind
 from vfsfuse.labfile.outline import outline
 from vfsfuse.labfile.reader import LabFileError, load
 

@@ -12,8 +12,9 @@ import pytest
 
 from devmodel.device.options import TextOption
 from devmodel.device.pci import PciDevice, PciRegion
-from devmodel.models.plain import BarKind, PlainBar, PlainSpec, plain_model, rom_image
+from devmodel.models.plain import PlainBar, PlainSpec, plain_model, rom_image
 from devmodel.pci import regs
+from devmodel.pci.barkind import BarKind
 from devmodel.pci.capability import ExtendedCapability, alternative_routing, single_root_io
 from devmodel.pci.config import Aperture
 from devmodel.pci.fields import Bar, Identity

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
+from devmodel.pci.barkind import BarKind
 from devmodel.pci.dump import row_of
 from devmodel.pci.image import SIZES
 from vfsfuse.capture.machine import (
@@ -211,10 +212,8 @@ class _Reader:
         size = _size(found["rest"])
         if not size:
             return
-        kind = "io"
-        if found["what"] == "Memory":
-            kind = "mem64" if "64-bit" in found["rest"] else "mem32"
-            kind += "-prefetch" if ", prefetchable" in found["rest"] else ""
+        wide, prefetch = "64-bit" in found["rest"], ", prefetchable" in found["rest"]
+        kind = BarKind.made_of(found["what"] != "Memory", wide, prefetch).value
         index = int(found["index"])
         if any(bar.index == index for bar in block.bars):
             self.fail(number, f"region {index} is there twice (remove one)")

@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 from devmodel.pci import regs
 from devmodel.pci.image import Image
-from devmodel.pci.regs import BaseAddress, CapId, ExtCapId
+from devmodel.pci.regs import CapId, ExtCapId
 
-_EXP_TYPE, _ROOT_PORT, _UPSTREAM, _DOWNSTREAM = 0xF0, 0x4, 0x5, 0x6
+_EXP_TYPE = 0xF0
 _ACS_WANTED, _ACS_EGRESS = 0x1D, 0x20
 KINDS: Mapping[int, str] = {
-    _ROOT_PORT: "root-port",
-    _UPSTREAM: "switch-upstream",
-    _DOWNSTREAM: "switch-downstream",
+    regs.EXP_TYPE_ROOT_PORT: "root-port",
+    regs.EXP_TYPE_UPSTREAM: "switch-upstream",
+    regs.EXP_TYPE_DOWNSTREAM: "switch-downstream",
 }
 """Kinds of bridges in a lab file, by the type in the PCI Express capability. All others are "pci"."""
 
@@ -137,11 +137,3 @@ class Space:
 def serial_bytes(serial: int) -> bytes:
     """A serial number as its registers have it."""
     return struct.pack("<Q", serial)
-
-
-def bar_kind(register: int) -> str:
-    """The kind of a BAR with such a value, as in a lab file."""
-    if register & BaseAddress.SPACE_IO:
-        return "io"
-    kind = "mem64" if register & BaseAddress.MEM_TYPE_64 else "mem32"
-    return kind + ("-prefetch" if register & BaseAddress.MEM_PREFETCH else "")

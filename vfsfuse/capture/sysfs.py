@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from devmodel.pci.barkind import BarKind
 from devmodel.pci.regs import IoResource
 from vfsfuse.capture.machine import (
     ADDRESS,
@@ -351,8 +352,10 @@ def _bars(rows: Sequence[tuple[int, int, int]], shared: int) -> Iterator[FoundBa
         size = end - start + 1
         if not flags & (IoResource.MEM | IoResource.IO) or end < start:
             continue
-        kind = "mem64" if flags & IoResource.MEM_64 else "mem32"
-        kind = "io" if flags & IoResource.IO else kind + ("-prefetch" if flags & IoResource.PREFETCH else "")
+        is_io, wide, prefetch = (
+            bool(flags & bit) for bit in (IoResource.IO, IoResource.MEM_64, IoResource.PREFETCH)
+        )
+        kind = BarKind.made_of(is_io, wide, prefetch).value
         placed = start if not flags & IoResource.UNSET else 0
         yield FoundBar(index, size // (shared or 1), kind, placed)
 

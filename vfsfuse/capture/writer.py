@@ -14,6 +14,7 @@ from pathlib import Path
 
 from devmodel.pci import regs
 from devmodel.pci.address import PciAddress
+from devmodel.pci.barkind import BarKind
 from devmodel.pci.dump import rows
 from devmodel.pci.fields import MIN_ROM
 from devmodel.pci.image import Image
@@ -26,7 +27,7 @@ from vfsfuse.capture.machine import (
     Machine,
 )
 from vfsfuse.capture.scopes import scopes
-from vfsfuse.capture.spaces import Space, bar_kind
+from vfsfuse.capture.spaces import Space
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 """A name that a lab file can have."""
@@ -334,7 +335,7 @@ def _bar(bar: FoundBar, image: Image | None) -> Iterator[str]:
 def _as_registered(bar: FoundBar, image: Image | None) -> FoundBar:
     """The BAR of the kind that its register says, if it says one."""
     register = 0 if image is None or not 0 <= bar.index < image.bar_count else image.bar(bar.index)
-    return replace(bar, kind=bar_kind(register)) if register else bar
+    return replace(bar, kind=BarKind.of(register).value) if register else bar
 
 
 def _is_possible(bar: FoundBar) -> bool:

@@ -8,7 +8,7 @@ import re
 
 from devmodel.lifecycle.spec import LOCAL_DISTANCE, MAX_CPUS, MAX_NODES, BridgeKind
 from devmodel.lifecycle.vf import MAX_VFS
-from devmodel.models.plain import BarKind
+from devmodel.pci.barkind import BarKind
 from devmodel.pci.words import MemoryBar, capabilities_of
 from vfsfuse.labfile.faults import with_remedy
 from vfsfuse.labfile.kinds import choice, either, kind, number_of, whole
