@@ -61,7 +61,7 @@ IOMMU groups
 ├── 0: 0000:00:02.0
 ├── 1: 0000:00:03.0
 ├── 2: 0000:10:00.0
-└── 3: 0000:80:02.0
+└── 3 (no IOMMU): 0000:80:02.0
 IOMMU units
 └── dmar0: 3 functions
 not plugged in

@@ -149,7 +149,12 @@ def mac(value: object) -> bytes:
     """An Ethernet address."""
     if not isinstance(value, str) or _MAC.fullmatch(value) is None:
         raise ValueError(f'{value!r} is not an Ethernet address (write "52:54:00:12:34:56")')
-    return bytes.fromhex(value.replace(":", ""))
+    address = bytes.fromhex(value.replace(":", ""))
+    if address[0] & 1 or not any(address):
+        raise ValueError(
+            f"{value!r} is the address of no single interface (make its first byte even, not all zeros)"
+        )
+    return address
 
 
 @kind(

@@ -93,7 +93,10 @@ def _branches(lab: Lab) -> Iterator[Branch]:
         members[mdev.group].append(mdev.name)
     groups = sorted(members, key=lambda group: group.number)
     if groups:
-        lines = [Branch(f"{group.number}: {', '.join(members[group])}") for group in groups]
+        lines = [
+            Branch(f"{_group_text(group.number, group.noiommu)}: {', '.join(members[group])}")
+            for group in groups
+        ]
         yield Branch("IOMMU groups", lines)
     if lab.iommu_units:
         yield Branch("IOMMU units", [Branch(_unit_text(lab, unit)) for unit in lab.iommu_units])
@@ -149,8 +152,7 @@ def _function_text(function: PciFunction) -> str:
 def _facts(function: PciFunction) -> Iterator[str]:
     """What drivers, the IOMMU and the machine say of a function."""
     yield f"driver {function.driver}" if function.driver else "no driver"
-    group = function.group
-    yield f"group {group.number}" + (" (no IOMMU)" if group.noiommu else "")
+    yield f"group {_group_text(function.group.number, function.group.noiommu)}"
     if function.core.numa_node >= 0:
         yield f"node {function.core.numa_node}"
     vgpu = vgpu_of(function)
@@ -159,8 +161,13 @@ def _facts(function: PciFunction) -> Iterator[str]:
     spec = getattr(function, "spec", None)
     if spec is not None and spec.slot is not None:
         yield f"slot {spec.slot}"
-    if spec is not None and spec.net:
+    if spec is not None and spec.net and function.driver == spec.driver:
         yield f"net {' '.join(spec.net)}"
+
+
+def _group_text(number: int, noiommu: bool) -> str:
+    """The number of a group, and whether sysfs shows it only once vfio-pci has a member."""
+    return f"{number}" + (" (no IOMMU)" if noiommu else "")
 
 
 def _below(bridge: Bridge) -> str:
