@@ -62,7 +62,8 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs sysfs vfio",
-    "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids | vfsfuse: sysfs.kstrtox",
+    "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids "
+    "| vfsfuse: sysfs.cpus sysfs.kstrtox",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: kernfs scheduling views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
     "| vfsfuse: asking capture kernfs.xattr labfile run server sticky",

@@ -7,7 +7,7 @@ State: none; the lab lives as long as :func:`outline` runs, on the calling threa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,7 +21,9 @@ from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec, NodeSpec
 from devmodel.lifecycle.vendor import vgpu_of
 from devmodel.pci import regs
+from devmodel.pci.barkind import BarKind
 from devmodel.pci.fields import Bar
+from vfsfuse.sysfs.cpus import as_list
 
 
 @dataclass(slots=True)
@@ -59,17 +61,6 @@ def size_of(number: int) -> str:
         number //= 1024
         place += 1
     return f"{number}{units[place - 1] if place else ''}"
-
-
-def numbers_of(found: Iterable[int]) -> str:
-    """Numbers as Linux lists them: 0-3,8."""
-    ranges: list[list[int]] = []
-    for number in sorted(found):
-        if ranges and ranges[-1][1] == number - 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def _lines(branches: list[Branch], indent: str) -> Iterator[str]:
@@ -178,8 +169,8 @@ def _below(bridge: Bridge) -> str:
 def _bar_text(index: int, bar: Bar) -> str:
     if index == regs.ROM_BAR:
         return f"ROM={size_of(bar.size)}"
-    kind = "io" if bar.io else ("mem64" if bar.mem64 else "mem32") + ("-prefetch" if bar.prefetch else "")
-    return f"{index}={size_of(bar.size)}({kind})"
+    kind = BarKind.made_of(bar.io, bar.mem64, bar.prefetch)
+    return f"{index}={size_of(bar.size)}({kind.value})"
 
 
 def _unit_text(lab: Lab, unit: IommuUnit) -> str:
@@ -210,4 +201,4 @@ def _vgpu_text(mdev: Any) -> str:
 
 def _node_text(node: NodeSpec) -> str:
     memory = f", memory {size_of(node.memory)}" if node.memory else ""
-    return f"{node.number}: CPUs {numbers_of(node.cpus) or 'none'}{memory}"
+    return f"{node.number}: CPUs {as_list(node.cpus) or 'none'}{memory}"
