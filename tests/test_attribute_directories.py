@@ -195,6 +195,10 @@ def test_a_name_that_devices_have_is_refused_when_the_lab_is_mounted(tmp_path: P
     place = 'parents."0000:40:00.0"' if first == "msi_irqs" else "parents.box.types.flat"
     assert f"/lab.toml: {place}: {why}" in done.stderr
     assert "(rename it)" in done.stderr
+    checked = vfsfuse("check", tmp_path / "lab.toml")
+    assert checked.returncode == 1 and checked.stderr == done.stderr.replace(
+        "vfsfuse: mount", "vfsfuse: check"
+    )
 
 
 def test_a_name_that_cannot_be_is_refused_with_its_place(tmp_path: Path) -> None:

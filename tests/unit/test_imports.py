@@ -66,7 +66,7 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: sysfs.cpus sysfs.kstrtox",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: kernfs scheduling views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
-    "| vfsfuse: asking capture kernfs.xattr labfile run server sticky",
+    "| vfsfuse: asking capture kernfs.xattr labfile run server sticky views.models",
     "vfsfuse.__main__": "vfsfuse: cli",
 }
 """By room: the rooms that it may import, or single modules of one."""

@@ -29,9 +29,12 @@ def _check(lab: str | None) -> int:
     from vfsfuse.labfile.outline import outline
     from vfsfuse.labfile.reader import BUILT_IN, LabFileError, load
     from vfsfuse.labfile.reasons import reason
+    from vfsfuse.views.models import check_models
 
     try:
-        lines = list(outline(load(lab)))
+        spec = load(lab)
+        lines = list(outline(spec))
+        check_models(spec)
     except LabFileError as error:
         for line in error.lines:
             complain("check", line)
