@@ -8,6 +8,7 @@ the registers that a virtual function lacks), Documentation/PCI/pci-iov-howto.rs
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import ClassVar
 
@@ -70,12 +71,11 @@ def place_vfs(specs: Sequence[FunctionSpec]) -> Mapping[str, int]:
     chosen = [(spec, spec.vf) for spec in specs if spec.vf is not None]
     for spec, vf in sorted(chosen, key=lambda each: each[1].offset is None):  # given ones first
         physical = PciAddress.parse(spec.name)
-        offset = FIRST_OFFSET if vf.offset is None else vf.offset
-        while not taken.isdisjoint(places := _places(physical, offset, vf)):
-            if vf.offset is not None:
-                met = min(taken.intersection(places))
-                raise ValueError(f"a virtual function of {physical} meets another function at {met}")
-            offset += 1
+        offset = _first_offset(physical, vf, taken) if vf.offset is None else vf.offset
+        places = _places(physical, offset, vf)
+        if not taken.isdisjoint(places):
+            met = min(taken.intersection(places))
+            raise ValueError(f"a virtual function of {physical} meets another function at {met}")
         taken.update(places)
         offsets[spec.name] = offset
         for bus in range(physical.bus + 1, last_vf(spec, offsets).bus + 1):
@@ -94,6 +94,18 @@ def last_vf(spec: FunctionSpec, offsets: Mapping[str, int]) -> PciAddress:
     return own if spec.vf is None else own.after(offsets[spec.name] + (spec.vf.count - 1) * spec.vf.stride)
 
 
+def _first_offset(physical: PciAddress, vf: VfSpec, taken: AbstractSet[PciAddress]) -> int:
+    """The first offset with room for the virtual functions of a physical one. Raises ValueError when there is
+    none."""
+    offset = FIRST_OFFSET
+    while True:
+        places = _places(physical, offset, vf)
+        met = next((index for index in reversed(range(vf.count)) if places[index] in taken), None)
+        if met is None:
+            return offset
+        offset += met + 1 if vf.stride == 1 else 1  # others of stride 1 would meet it, too
+
+
 def _places(physical: PciAddress, offset: int, vf: VfSpec) -> list[PciAddress]:
     try:
         return [physical.after(offset + index * vf.stride) for index in range(vf.count)]
@@ -105,7 +117,8 @@ class VfLayout:
     """The virtual functions of one physical function: ``total`` of type ``type``, the first ``offset``
     routing ids behind it, the others ``stride`` apart.
 
-    ``vectors`` is the size of the MSI-X table that each can have, 0 without MSI-X.
+    ``vectors`` is the size of the MSI-X table that each can have, 0 without MSI-X. Layouts are equal if the
+    physical function is the same with both.
     """
 
     __slots__ = ("_model", "_physical", "offset", "places", "spec", "total", "traits", "type")
@@ -127,6 +140,18 @@ class VfLayout:
         }
         if self.spec.vectors and not self.vectors:
             raise ValueError("vectors are shared out among functions with MSI-X, and this model has none")
+
+    @property
+    def _shown(self) -> tuple[object, ...]:
+        """What the physical function shows of it."""
+        places = ((index, base, bar.size, bar.flags) for index, (base, bar) in self.places.items())
+        return self.total, self.offset, self.stride, self.device_id, *places
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VfLayout) and self._shown == other._shown
+
+    def __hash__(self) -> int:
+        return hash(self._shown)
 
     @property
     def vectors(self) -> int:
@@ -273,8 +298,9 @@ class IntegratedFunction(PciDevice):
         return [as_integrated(cap) for cap in super().capabilities()]
 
 
+@memoized(MOST_MODELS)
 def physical_model(model: type[PciDevice], layout: VfLayout) -> type[PciDevice]:
-    """``model`` with SR-IOV."""
+    """``model`` with SR-IOV: the same class for a function that is removed and found again."""
     extended = (*FunctionWithVfs.EXTENDED, layout.capability())
     return _mixed(FunctionWithVfs, model, {"EXTENDED": extended, "LAYOUT_OF_VFS": layout})
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from devmodel.lifecycle import physical
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction
@@ -16,7 +17,7 @@ from devmodel.lifecycle.hotplug import PCI
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import LabSpec, TypeSpec, VfSpec
-from devmodel.models.gpu import PhysicalGpu, Vgpu
+from devmodel.models.gpu import Vgpu
 from devmodel.pci.config import Aperture, Assigned
 from devmodel.pci.fields import Bar
 from devmodel.region.region import Memory
@@ -73,6 +74,15 @@ def test_addresses_are_given_again() -> None:
     again = first.again()
     assert [again.take(small), again.take(large, 4)] == given
     assert again.take(small) not in (*given, *others)
+
+
+def test_a_function_that_is_found_again_has_the_same_class(lab: Lab, gpu: PhysicalFunction) -> None:
+    """Classes of models are kept, with a sample of each: a new class every time would fill the memory."""
+    lab.hotplug.remove(gpu)
+    lab.hotplug.rescan(PCI)
+    again = function_of(lab.parents[BDF])
+    assert again is not gpu and again.layout is not gpu.layout
+    assert again.model is gpu.model and again.traits is gpu.traits
 
 
 def test_what_is_found_again_is_new_in_its_old_place(lab: Lab, gpu: PhysicalFunction) -> None:
@@ -169,10 +179,10 @@ def test_what_cannot_be_shown_is_not_there(lab: Lab, port: Bridge, recorder: Ref
 
 
 def test_what_cannot_be_made_again_leaves_no_group(lab: Lab, gpu: PhysicalFunction) -> None:
-    """A model may fail at its second start, although the first one went well."""
+    """A model may fail later, although it was made before."""
     lab.hotplug.remove(gpu)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PhysicalGpu, "validate", classmethod(_fails))
+        patch.setattr(physical, "traits_of", _fails)
         for _ in range(2):
             with pytest.raises(ValueError, match="today"):
                 lab.hotplug.rescan(PCI)

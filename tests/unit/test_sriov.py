@@ -3,6 +3,7 @@
 
 import errno
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from uuid import UUID
 
 import pytest
 import trio
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from trio.testing import MockClock
@@ -28,6 +29,7 @@ from devmodel.lifecycle.vf import FIRST_OFFSET, VfLayout, as_hardware, lacks, pl
 from devmodel.models.gpu import Vgpu
 from devmodel.models.mdpy import Mdpy
 from devmodel.pci import regs
+from devmodel.pci.address import PciAddress
 from devmodel.pci.capability import ExtendedCapability, alternative_routing
 from devmodel.pci.config import Aperture, ConfigSpace
 from devmodel.pci.fields import Bar, Identity
@@ -150,6 +152,43 @@ def test_given_places_come_before_chosen_ones() -> None:
 def test_given_places_that_are_taken(specs: list[FunctionSpec], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         place_vfs(specs)
+
+
+def by_trial(specs: list[FunctionSpec]) -> dict[str, int]:
+    """Where virtual functions begin, found by trying one offset after the other."""
+    taken = {PciAddress.parse(spec.name).rid for spec in specs}
+    offsets: dict[str, int] = {}
+    for spec in specs:
+        if spec.vf is not None:
+            steps, first = [spec.vf.stride * index for index in range(spec.vf.count)], FIRST_OFFSET
+            own = PciAddress.parse(spec.name).rid
+            while not taken.isdisjoint(own + first + step for step in steps):
+                first += 1
+            taken.update(own + first + step for step in steps)
+            offsets[spec.name] = first
+    return offsets
+
+
+@given(
+    wanted=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 4)), min_size=1, max_size=8),
+    gap=st.integers(1, 9),
+)
+def test_virtual_functions_begin_at_the_first_place_with_room(
+    wanted: list[tuple[int, int]], gap: int
+) -> None:
+    names = [str(PciAddress(0, 0x86, index * gap)) for index in range(len(wanted))]
+    specs = [
+        vfs_at(name, count, stride=stride) if count else at(name)
+        for name, (count, stride) in zip(names, wanted, strict=True)
+    ]
+    assert place_vfs(specs) == by_trial(specs)
+
+
+def test_places_of_many_virtual_functions_are_found_at_once() -> None:
+    specs = [at(f"0000:60:00.{function}", 1024) for function in range(8)]
+    began = time.process_time()
+    assert place_vfs(specs) == {each.name: 8 + 1023 * index for index, each in enumerate(specs)}
+    assert time.process_time() - began < 2
 
 
 def test_names_of_virtual_functions() -> None:

@@ -34,8 +34,7 @@ def directory_class(base: type[D], model: type[PciDevice]) -> type[D]:
 
 
 _classes: WeakKeyDictionary[type[PciDevice], dict[type[Any], type[Any]]] = WeakKeyDictionary()
-"""Each is made once. The model of a function with virtual ones is a class of its own, which goes with the
-function."""
+"""Each is made once, and goes with its model."""
 
 
 def _made(base: type[Any], model: type[PciDevice]) -> type[Any]:

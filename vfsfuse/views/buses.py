@@ -28,12 +28,12 @@ class BusViews:
         self._hosts: dict[str, HostBridgeDir] = {}
         self._shown: dict[str, ExitStack] = {}
         self._functions: dict[str, set[str]] = {}
+        self._numa_nodes = {root.bus: root.numa_node for root in view.lab.spec.roots}
 
     def host(self, bus: str) -> HostBridgeDir:
         """The host bridge above a root bus, which is made with the bus on first use."""
         if bus not in self._hosts:
-            nodes = {root.bus: root.numa_node for root in self._view.lab.spec.roots}
-            directory = HostBridgeDir(f"pci{bus}", nodes.get(bus, NO_NODE))
+            directory = HostBridgeDir(f"pci{bus}", self._numa_nodes.get(bus, NO_NODE))
             self._hosts[bus] = self._tree.add(self._tree.make("sys/devices"), directory)
             self.show(bus, directory)
         return self._hosts[bus]
