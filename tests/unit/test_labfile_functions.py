@@ -3,7 +3,6 @@
 
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from devmodel.lifecycle.spec import (
     BridgeKind,
     BridgeSpec,
     FunctionSpec,
-    LabSpec,
     RootSpec,
     SpecError,
     UnitSpec,
@@ -22,21 +20,12 @@ from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.models.plain import PlainBar, PlainDevice, PlainSpec
 from devmodel.pci.barkind import BarKind
+from tests.unit.labtexts import Load, check_error, errors_of
 from vfsfuse.labfile.outline import outline
-from vfsfuse.labfile.reader import LabFileError, load
+from vfsfuse.labfile.reader import LabFileError
 
-Load = Callable[[str], LabSpec]
 CONFIG = bytes.fromhex("86801a89") + bytes(4) + bytes.fromhex("01000002") + bytes(244)
 ROWS = "\n".join(f"{row:02x}: {CONFIG[row : row + 16].hex(' ')}" for row in range(0, 256, 16))
-
-
-@pytest.fixture
-def load_text(tmp_path: Path) -> Load:
-    def load_text(text: str) -> LabSpec:
-        (tmp_path / "my.toml").write_text(text, encoding="utf-8")
-        return load(tmp_path / "my.toml")
-
-    return load_text
 
 
 def plain_of(function: FunctionSpec) -> PlainSpec:
@@ -429,9 +418,7 @@ HERE = 'functions."0000:65:00.0"'
     ],
 )
 def test_errors_of_a_function(load_text: Load, keys: str, key: str, why: str) -> None:
-    with pytest.raises(LabFileError) as caught:
-        load_text(f'[functions."0000:65:00.0"]\n{keys}')
-    (line,) = caught.value.lines
+    (line,) = errors_of(load_text, f'[functions."0000:65:00.0"]\n{keys}')
     assert f": {HERE}.{key}: " in line if key else f": {HERE}: " in line
     assert why in line and line.endswith(")")
 
@@ -463,9 +450,7 @@ def test_errors_in_all_tables_of_a_function_are_found_at_once(load_text: Load) -
 
 def test_bridges_that_cannot_be_are_errors_of_one_of_them(load_text: Load) -> None:
     port = 'functions."0000:00:0{}.0" = {{ bridge = "root-port", secondary = 0x01 }}\n'
-    with pytest.raises(LabFileError) as caught:
-        load_text(port.format(1) + port.format(2))
-    (line,) = caught.value.lines
+    (line,) = errors_of(load_text, port.format(1) + port.format(2))
     assert line.partition("/my.toml: ")[2] == (
         'functions."0000:00:01.0": bus 01 is below two bridges, 0000:00:01.0 and 0000:00:02.0 '
         "(give one of them another secondary)"
@@ -537,9 +522,7 @@ def test_bars_without_room_are_errors_of_their_function(load_text: Load) -> None
     ],
 )
 def test_errors_of_a_machine(load_text: Load, text: str, key: str, why: str) -> None:
-    with pytest.raises(LabFileError) as caught:
-        load_text("parents = {}\n" + text)
-    assert f"/my.toml: {key}: " in caught.value.lines[0] and why in caught.value.lines[0]
+    check_error(load_text, "parents = {}\n" + text, key, why)
 
 
 def test_a_parent_is_no_function_twice(load_text: Load) -> None:

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """[[vgpus]], [modules] and what else a lab file says of the start: each key arrives, and what cannot be."""
 
-from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from devmodel.lifecycle.spec import LabSpec, VgpuSpec
+from devmodel.lifecycle.spec import VgpuSpec
 from devmodel.pci.ids import ANY, PciId, parse_module_ids
 from devmodel.vfio.module import VfioModule
+from tests.unit.labtexts import Load, check_error
 from vfsfuse.labfile.reader import LabFileError, load
 
-Load = Callable[[str], LabSpec]
 PARENT = """
 [parents.tty]
 kind = "virtual"
@@ -26,13 +25,9 @@ GIVEN = f'parent = "tty"\ntype = "one"\nuuid = "{TEXT}"\n'
 
 
 @pytest.fixture
-def load_text(tmp_path: Path) -> Load:
-    def load_text(text: str) -> LabSpec:
-        whole = PARENT + text if text.lstrip().startswith("[") else text + "\n" + PARENT
-        (tmp_path / "my.toml").write_text(whole, encoding="utf-8")
-        return load(tmp_path / "my.toml")
-
-    return load_text
+def load_text(load_text: Load) -> Load:
+    """Reads a text and the table of a parent."""
+    return lambda text: load_text(PARENT + text if text.lstrip().startswith("[") else text + "\n" + PARENT)
 
 
 def test_every_key_of_a_vgpu_arrives(load_text: Load, tmp_path: Path) -> None:
@@ -176,6 +171,4 @@ def test_ids_are_those_of_the_module() -> None:
     ],
 )
 def test_errors(load_text: Load, text: str, key: str, why: str) -> None:
-    with pytest.raises(LabFileError) as caught:
-        load_text(text)
-    assert f"/my.toml: {key}: " in caught.value.lines[0] and why in caught.value.lines[0]
+    check_error(load_text, text, key, why)

@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.spec import LabSpec
+from tests.unit.labtexts import Load, errors_of
 from tests.unit.test_lab import Recorder
-from vfsfuse.labfile.reader import LabFileError, load
+from vfsfuse.labfile.reader import LabFileError
 
-Load = Callable[[str], LabSpec]
 MACHINE = """
 roots."0000:80" = {}
 functions."0000:00:02.0" = { driver = "i915" }
@@ -27,15 +24,6 @@ functions."0000:81:00.0" = { driver = "ice" }
 functions."0000:83:00.0" = { driver = "ice", iommu = false }
 """
 PORT_81, PORT_83 = "0000:80:01.0", "0000:80:02.0"
-
-
-@pytest.fixture
-def load_text(tmp_path: Path) -> Load:
-    def load_text(text: str) -> LabSpec:
-        (tmp_path / "my.toml").write_text(text, encoding="utf-8")
-        return load(tmp_path / "my.toml")
-
-    return load_text
 
 
 def behind(spec: LabSpec) -> dict[str, list[str]]:
@@ -98,9 +86,7 @@ def test_the_nearest_scope_decides(load_text: Load) -> None:
     ],
 )
 def test_scopes_that_cannot_be(load_text: Load, units: str, key: str, why: str) -> None:
-    with pytest.raises(LabFileError) as caught:
-        load_text(f"{MACHINE}[iommu.units]\n{units}")
-    (line,) = caught.value.lines
+    (line,) = errors_of(load_text, f"{MACHINE}[iommu.units]\n{units}")
     assert f": {key}: {why}" in line and line.endswith(")")
 
 
