@@ -50,7 +50,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
         ("[nodes.01]\ncpus = 0", "nodes.01", "not the number of a node"),
         ("[nodes.0]\ncpus = true", "nodes.0.cpus", "not a list of CPUs"),
         ('[nodes.0]\ncpus = "0-x"', "nodes.0.cpus", "neither a CPU nor a range"),
-        ('[nodes.0]\ncpus = "3-1"', "nodes.0.cpus", "out of range"),
+        ('[nodes.0]\ncpus = "3-1"', "nodes.0.cpus", "is no range (give the lower number first)"),
         ("[nodes.0]\ncpus = 8192", "nodes.0.cpus", "out of range"),
         ("[nodes.0]\ncpus = -1", "nodes.0.cpus", "neither a CPU"),
         ("[nodes.0]\ncores = 3", "nodes.0.cores", "there is no such key"),

@@ -77,7 +77,7 @@ def test_the_nearest_scope_decides(load_text: Load) -> None:
             "0000:03 is not there (name a root bus",
         ),
         ('a = { scope = ["0000:09:00.0"] }\nb = {}', "iommu.units.a.scope", "0000:09:00.0 is not there"),
-        ('a = { scope = ["0000:00"] }', "iommu.units", "leave out 0000:81:00.0 and 1 more functions (add"),
+        ('a = { scope = ["0000:00"] }', "iommu.units", "leave out 0000:81:00.0 and 1 more (add"),
         (
             'a = { scope = ["0000:04:00.1"] }\nb = {}',
             "iommu.units",
@@ -93,6 +93,6 @@ def test_scopes_that_cannot_be(load_text: Load, units: str, key: str, why: str) 
 def test_a_group_is_for_functions_behind_an_iommu(load_text: Load) -> None:
     with pytest.raises(LabFileError) as caught:
         load_text('functions."0000:03:00.0" = { iommu = false, group = 3 }')
-    assert 'functions."0000:03:00.0".group: is for functions behind an IOMMU (leave it out' in str(
+    assert 'functions."0000:03:00.0".group: is for functions behind an IOMMU (leave out one' in str(
         caught.value
     )

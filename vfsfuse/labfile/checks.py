@@ -71,7 +71,7 @@ def _check_interfaces(reading: Reading, lab: LabSpec) -> None:
 def _check_groups(reading: Reading, lab: LabSpec) -> None:
     for spec in lab.all_functions:
         if spec.group is not None and not spec.iommu:
-            why = "is for functions behind an IOMMU (leave it out, or `iommu = false`)"
+            why = "is for functions behind an IOMMU (leave out one of the two)"
             reading.note((*_table(spec), "group"), why)
 
 

@@ -142,7 +142,7 @@ def check_vfs(reading: Reading, spec: FunctionSpec, keys: Keys) -> None:
     try:
         layout = VfLayout(spec, FIRST_OFFSET, reading.aperture)
     except ValueError as error:
-        reading.fail((*keys, "vfs"), f"{error} (see the keys model and memory of vf)")
+        reading.fail((*keys, "vfs"), f"{error} (change what vf says)")
     image = getattr(spec.model, "IMAGE", None)
     if image is not None:
         try:

@@ -45,7 +45,9 @@ def cpus(value: object) -> frozenset[int]:
         if numbers is None:
             raise ValueError(f'{part!r} is neither a CPU nor a range of CPUs (write "0-15,32-47")')
         first, last = int(numbers[1]), int(numbers[2] or numbers[1])
-        if not first <= last < MAX_CPUS:
+        if first > last:
+            raise ValueError(f"{part!r} is no range (give the lower number first)")
+        if last >= MAX_CPUS:
             raise ValueError(f"{part!r} is out of range (CPUs have the numbers 0 to {MAX_CPUS - 1})")
         found.update(range(first, last + 1))
     return frozenset(found)

@@ -32,7 +32,7 @@ def check_units(reading: Reading, lab: LabSpec, buses: Placement) -> None:
     units = {name: scopes.unit_of(addresses[name]) for name, spec in specs.items() if spec.iommu}
     outside = [name for name, unit in units.items() if unit is None]
     if outside:
-        more = f" and {len(outside) - 1} more functions" if len(outside) > 1 else ""
+        more = f" and {len(outside) - 1} more" if len(outside) > 1 else ""
         reading.note(UNITS, f"leave out {outside[0]}{more} (add a unit without `scope`, or `iommu = false`)")
         return
     bridges = bridge_nodes(specs, buses)
