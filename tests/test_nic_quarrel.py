@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests import nic
-from tests.lab import MountedLab, described
+from tests.lab import MountedLab, described, one_write
 from tests.nic import CARD, LATE, function
 from tests.snapshot import snapshot, walk
 
@@ -47,7 +47,7 @@ class Quarrel:
                 self.wrong.append(repr(error))
 
     def store(self, path: Path, text: str) -> None:
-        self.attempt(lambda: path.write_text(text))
+        self.attempt(lambda: one_write(path, text))
 
     def enables(self, name: str, most: int) -> None:
         self.store(function(self.lab, name) / "sriov_numvfs", str(random.choice([0, 0, 1, 2, most])))
