@@ -126,10 +126,9 @@ class VfSpec:
     first one is ``offset`` routing ids behind the function (None: where there is room), the others ``stride``
     apart. ``shares_group`` is whether they are in the IOMMU group of the function. They appear ``delay``
     seconds after the write that enables them; the host driver fails to take those with an index in
-    ``failing``. ``groups`` are the numbers of their IOMMU groups by index, ``net`` the
-    names of network interfaces. ``enabled`` is how many of them there are
-    from the start. ``vectors`` is how many MSI-X vectors the function's host driver shares out among them, 0
-    for a driver that cannot.
+    ``failing``. ``groups`` has the numbers of their IOMMU groups by index, ``net`` the names of their network
+    interfaces. ``enabled`` is how many of them there are from the start. ``vectors`` is how many MSI-X
+    vectors the function's host driver shares out among them, 0 for a driver that cannot.
     """
 
     count: int
