@@ -80,11 +80,11 @@ class VendorVgpu(Assignable):
 
     def hold(self) -> None:
         with self.group.lock:
-            if self.changing:
-                raise OSError(errno.ENODEV, f"the type of {self.name} is about to change")
+            self._check_unchanging()
             super().hold()
 
     def first_opened(self) -> None:
+        self._check_unchanging()  # a file that was open before may be bound only now
         if self.type is None:
             raise OSError(errno.ENODEV, f"{self.name} has no type of vGPU")
 
@@ -97,6 +97,10 @@ class VendorVgpu(Assignable):
         clients = [each.client for each in self.cdevs]
         check_clients(self.group, clients if file is None else [*clients, file.client])
         raise InUse(errno.EBUSY, f"{self.name} is in use")
+
+    def _check_unchanging(self) -> None:
+        if self.changing:
+            raise OSError(errno.ENODEV, f"the type of {self.name} is about to change")
 
     def retype(self, type_: TypeSpec | None) -> Device | None:
         """Have another type, or none. The caller has made sure that no client opens it. Returns the model

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from devmodel.iommufd.context import Context
 from devmodel.lifecycle.function import VFIO_PCI
 from devmodel.lifecycle.lab import Lab
-from devmodel.lifecycle.physical import PhysicalFunction
+from devmodel.lifecycle.physical import PhysicalFunction, PhysicalParent
+from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import Framework, LabSpec, PlacementMode
 from devmodel.lifecycle.vendor import VendorVgpu, vgpu_of
+from devmodel.vfio.cdev import CdevFile
 from devmodel.vfio.devicefile import DeviceFile
 from tests.unit.fakes import fails, parent_of
 from tests.unit.test_lab import Recorder
@@ -137,6 +140,26 @@ def test_an_open_vgpu_keeps_its_type(lab: Lab, gpu: PhysicalFunction) -> None:
     file.close()
     lab.vendor.set_type(vgpu, 0)
     fails(errno.ENODEV, device.check_present)
+
+
+def test_a_file_is_not_bound_while_the_type_changes(
+    lab: Lab, gpu: PhysicalFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device lane binds a file that was open before, while the type goes."""
+    vgpu = vgpus(gpu)[0]
+    lab.vendor.set_type(vgpu, 4)
+    context, parent = Context(), parent_of(gpu)
+    file, refund = CdevFile(vgpu), parent.refund
+
+    def bind_and_refund(share: Share) -> None:
+        fails(errno.ENODEV, file.bind, None, lambda: context)
+        refund(share)
+
+    monkeypatch.setattr(PhysicalParent, "refund", lambda _, share: bind_and_refund(share))
+    lab.vendor.set_type(vgpu, 0)
+    assert (vgpu.users, vgpu.binding, vgpu.type) == (0, None, None)
+    file.close()
+    context.put()
 
 
 def test_everything_is_given_back_with_the_driver(lab: Lab, gpu: PhysicalFunction) -> None:
