@@ -168,9 +168,14 @@ class ConfigSpace(Region):
         return self.value(*bar_place(index, self._bars[index]))
 
     def place_bar(self, index: int, address: int) -> None:
-        """Give BAR ``index`` the address that firmware chose. A reset keeps it."""
-        bar = self._bars[index]
-        self.preset(*bar_place(index, bar), address | bar.flags)
+        """Give BAR ``index`` the address that firmware chose. A reset keeps it. A register of 32 bits has the
+        lower half: some machines have such BARs above 4 GiB."""
+        offset, width = bar_place(index, self._bars[index])
+        self.preset(offset, width, address & (1 << 8 * width) - 1 | self._beside_address(index))
+
+    def _beside_address(self, index: int) -> int:
+        """The bits of a BAR's register that are no address."""
+        return self._bars[index].flags
 
     def _declare(self, field: Field) -> None:
         end = field.offset + field.width

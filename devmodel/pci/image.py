@@ -29,7 +29,6 @@ from devmodel.pci.config import ConfigSpace
 from devmodel.pci.fields import (
     Bar,
     Identity,
-    bar_place,
     base_addresses,
     chain,
     extended_chain,
@@ -211,12 +210,10 @@ class ImageSpace(ConfigSpace):
         """The value that a field had when it was captured."""
         return int.from_bytes(self._captured[offset : offset + width], "little")
 
-    def place_bar(self, index: int, address: int) -> None:
-        """As :meth:`ConfigSpace.place_bar`. The ROM stays enabled or not, as it was captured."""
-        bar = self._bars[index]
-        place = bar_place(index, bar)
-        kept = self.value(*place) & regs.ROM_ADDRESS_ENABLE if index == regs.ROM_BAR else bar.flags
-        self.preset(*place, address | kept)
+    def _beside_address(self, index: int) -> int:
+        """The ROM stays enabled or not, as it was captured."""
+        flags = super()._beside_address(index)
+        return self.bar_value(index) & regs.ROM_ADDRESS_ENABLE if index == regs.ROM_BAR else flags
 
 
 def with_virtual_functions(image: Image, added: Sequence[ExtendedCapability]) -> Image:

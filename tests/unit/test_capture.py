@@ -208,6 +208,28 @@ def test_a_virtual_function_of_nobody_is_a_function(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("head", "names"),
+    [
+        (
+            "65:00.0 Ethernet controller: A [Network] Card (rev 02)",
+            "Ethernet controller: A [Network] Card (rev 02)",
+        ),
+        ("0000:65:00.0 0200: 1234:5678 (rev 02)", "0200: 1234:5678 (rev 02)"),
+        ("65:00.0", ""),
+    ],
+)
+def test_without_nn_the_bytes_have_the_ids(head: str, names: str) -> None:
+    """As `lspci -vvvxxxx`, `lspci -n` and `lspci -F` have it."""
+    image = captured()
+    found = function(f"{head}\n{rows(bytes(image))}")
+    vendor, device = struct.unpack_from("<HH", image)
+    assert (found.vendor, found.device, found.class_code) == (vendor, device, Space(bytes(image)).class_code)
+    assert found.description == names
+    with pytest.raises(CaptureError, match="line 1: the function has no ids"):
+        read(f"{head}\n{rows(bytes([255] * 4 + [0] * 60))}")
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("", "describes no PCI function"),
@@ -289,6 +311,17 @@ def test_bars_that_no_function_has_are_left_out(tmp_path: Path) -> None:
     lab = made(tmp_path, machine)
     assert lab["functions"]["0000:65:00.0"]["bars"] == {"0": {"size": "4K", "kind": "mem64"}}  # type: ignore[index]
     assert len([note for note in Written(machine).notes if "is left out" in note]) == 6
+
+
+@pytest.mark.parametrize("last", [0x66, 0x69])
+def test_what_is_below_a_cardbus_bridge_is_left_out_with_it(tmp_path: Path, last: int) -> None:
+    header = bytes(14) + b"\2" + bytes(10) + bytes([0x66, last]) + bytes(37)
+    bridge = found(config=header, config_size=64)
+    cards = [replace(found(), address=f"0000:{bus:02x}:00.0") for bus in (0x66, 0x69, 0x6A)]
+    roots = dict.fromkeys(("0000:65", "0000:69", "0000:6a"))
+    written = Written(machine_of(bridge, *cards, roots=roots))
+    left = [note.split()[0] for note in written.notes if "is left out" in note]
+    assert left == [bridge.address, *(card.address for card in cards[:2] if int(card.bus[-2:], 16) <= last)]
 
 
 KNOWN = (0x01, 0x03, 0x05, 0x09, 0x0D, 0x10, 0x11)

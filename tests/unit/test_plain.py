@@ -343,6 +343,16 @@ def test_captured_addresses_are_kept_if_they_are_free() -> None:
         device.close()
 
 
+def test_a_bar_of_32_bits_may_be_above_them_for_the_host() -> None:
+    """As on Arm servers, and with Enhanced Allocation. The register has the lower half."""
+    bar = PlainBar(2, 1 << 20, address=0x8430_0010_0000)
+    for spec in (PlainSpec(bars=(bar,)), PlainSpec(bars=(bar,), config=bytes(256))):
+        device = make(spec, Aperture())
+        assert device.resource_rows()[2].start == bar.address
+        assert config(device, 0x18, 4) == 0x0010_0000
+        device.close()
+
+
 def test_given_addresses_and_chosen_ones_do_not_overlap() -> None:
     aperture = Aperture()
     bar = Bar(Memory(1 << 20))

@@ -11,6 +11,7 @@ State: none. Source: lspci(8), and the text of lspci 3.9.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
@@ -36,10 +37,9 @@ from vfsfuse.capture.vpdtext import VpdText
 MAX_LINES, MAX_FUNCTIONS, MAX_LINE = 1 << 22, 1 << 16, 1 << 16
 """The most lines and functions of a text, and characters of a line."""
 _HEAD = re.compile(
-    r"(?P<address>(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7])\s+"
-    r"(?P<rest>(?P<class>.*?)\s*\[(?P<code>[0-9a-fA-F]{4})\]:\s.*)"
+    r"(?P<address>(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7])(?:\s+(?P<rest>.*))?"
 )
-_PLAIN_HEAD = re.compile(r"(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7](\s.*)?")
+_CLASS = re.compile(r"(?P<class>.*?)\s*\[(?P<code>[0-9a-fA-F]{4})\]:\s")
 _ID = re.compile(r"\[([0-9a-fA-F]{4}):([0-9a-fA-F]{4})\]")
 _REVISION, _INTERFACE = re.compile(r"\(rev ([0-9a-fA-F]{2})\)"), re.compile(r"\(prog-if ([0-9a-fA-F]{2})")
 _REGION = re.compile(
@@ -58,11 +58,11 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 @dataclass(slots=True)
 class _Block:
-    """The lines of one function, as they are read."""
+    """The lines of one function, as they are read. ``head`` is what the first has after the address."""
 
     line: int
     address: str
-    head: re.Match[str]
+    head: str
     rows: dict[int, bytes] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     bars: list[FoundBar] = field(default_factory=list)
@@ -140,10 +140,12 @@ class _Reader:
             row = row_of(line)
             if row is not None:
                 self.row(block, number, *row)
-            elif _PLAIN_HEAD.fullmatch(line):
+            elif head := _HEAD.fullmatch(line):
                 if block is not None:
                     yield block
-                block = self.head(number, line)
+                address = head["address"].lower()
+                known = address if address.count(":") > 1 else f"0000:{address}"
+                block = _Block(number, known, head["rest"] or "")
             elif block is None or not line[:1].isspace():
                 self.fail(
                     number, f"{_shown(line)} is no line of lspci (write the text with lspci -nnvvvxxxx -D)"
@@ -152,15 +154,6 @@ class _Reader:
                 self.detail(block, number, line.strip())
         if block is not None:
             yield block
-
-    def head(self, number: int, line: str) -> _Block:
-        found = _HEAD.fullmatch(line)
-        if found is None or not _ID.search(found["rest"]):
-            self.fail(number, "the function has no ids such as [0200] and [8086:1572] (run lspci with -nn)")
-        address = found["address"].lower()
-        if address.count(":") == 1:
-            address = f"0000:{address}"
-        return _Block(number, address, found)
 
     def row(self, block: _Block | None, number: int, offset: int, data: bytes) -> None:
         if block is None:
@@ -258,24 +251,23 @@ class _Reader:
                 f"{block.address}: all its bytes are ff, so it did not answer; they are left out"
             )
             config = b""
-        head, space = block.head, Space(config)
-        *_, ids = _ID.finditer(head["rest"])
-        revision = _REVISION.search(head["rest"])
-        interface = _INTERFACE.search(head["rest"])
-        class_code = int(head["code"], 16) << 8 | (int(interface[1], 16) if interface else 0)
+        space = Space(config)
+        revision, interface = _REVISION.search(block.head), _INTERFACE.search(block.head)
+        code, vendor, device = self.ids(block, config)
+        class_code = code << 8 | (int(interface[1], 16) if interface else 0)
         subsystem = _ID.search(block.facts.get("Subsystem", ""))
         secondary, subordinate = block.buses or space.buses or (None, None)
         pin = block.facts.get("pin", "?")
         return FoundFunction(
             block.address,
-            int(ids[1], 16),
-            int(ids[2], 16),
+            vendor,
+            device,
             space.class_code if config else class_code,
             revision=space.revision if config else int(revision[1], 16) if revision else 0,
             subsystem_vendor=int(subsystem[1], 16) if subsystem else 0,
             subsystem_device=int(subsystem[2], 16) if subsystem else 0,
             interrupt_pin=space.pin if config else " ABCD".index(pin) if pin in "ABCD" else 0,
-            description=_description(head, ids),
+            description=_description(block.head),
             config=config,
             config_size=len(config),
             bars=tuple(sorted(block.bars, key=lambda bar: bar.index)),
@@ -292,6 +284,19 @@ class _Reader:
             serial=block.serial if len(config) <= HEADER_SIZE else None,
             line=block.line,
         )
+
+    def ids(self, block: _Block, config: bytes) -> tuple[int, int, int]:
+        """Class and subclass, vendor and device: as lspci writes them with -nn, else as the bytes say."""
+        code, ids = _CLASS.match(block.head), list(_ID.finditer(block.head))
+        if code is not None and ids:
+            return int(code["code"], 16), int(ids[-1][1], 16), int(ids[-1][2], 16)
+        vendor, device = struct.unpack_from("<HH", config) if config else (0xFFFF, 0xFFFF)
+        if vendor == 0xFFFF:  # there are no bytes, or those of a virtual function, which has no ids in them
+            self.fail(
+                block.line,
+                "the function has no ids such as [0200] and [8086:1572] (run lspci with -nn)",
+            )
+        return Space(config).class_code >> 8, vendor, device
 
     def fail(self, number: int, why: str) -> NoReturn:
         raise CaptureError(f"{self.source}: line {number}: {why}")
@@ -358,11 +363,12 @@ def _word(name: str) -> str | None:
     return None
 
 
-def _description(head: re.Match[str], ids: re.Match[str]) -> str:
+def _description(head: str) -> str:
     """The names that lspci gives a function, without its ids."""
-    rest = head["rest"]
-    begin = rest.index("]: ") + 3 if "]: " in rest else 0
-    return f"{head['class']}: {rest[begin : ids.start()].strip()}"
+    code, ids = _CLASS.match(head), list(_ID.finditer(head))
+    if code is None or not ids:
+        return head.strip()
+    return f"{code['class']}: {head[code.end() : ids[-1].start()].strip()}"
 
 
 def _size(text: str) -> int:

@@ -81,6 +81,12 @@ class Space:
         return self.value(0x19, 1), self.value(0x1A, 1)
 
     @property
+    def cardbus(self) -> range:
+        """The numbers of the buses below a CardBus bridge."""
+        first, last = self.value(0x19, 1), self.value(0x1A, 1)
+        return range(first, last + 1) if self.header_type == 2 and first else range(0)
+
+    @property
     def bridge_kind(self) -> str | None:
         """The kind of a bridge, None if its capabilities are not known."""
         if self.image is None:

@@ -70,6 +70,11 @@ class _Writer:
     def __init__(self, machine: Machine, roms: Path | None) -> None:
         self.machine, self.roms = machine, roms
         self.notes: list[str] = []
+        self.cardbus = {
+            f"{each.domain}:{bus:02x}"
+            for each in machine.functions.values()
+            for bus in Space(each.config).cardbus
+        }
 
     def lines(self) -> Iterator[str]:
         functions = [each for each in self.machine.functions.values() if self.can_be(each)]
@@ -90,6 +95,9 @@ class _Writer:
             return False
         if space.header_type >= _CARDBUS:
             self.notes.append(f"{function.address} is left out: it is a CardBus bridge")
+            return False
+        if function.bus in self.cardbus:
+            self.notes.append(f"{function.address} is left out: it is a CardBus card")
             return False
         return True
 
