@@ -158,6 +158,9 @@ def test_a_bridge_and_what_is_below() -> None:
     assert (port.secondary, port.subordinate, port.above) == (0x65, 0x66, None)
     assert machine.functions["0000:65:00.0"].above == "0000:00:01.0"
     assert list(machine.roots) == ["0000:00"]
+    assert not [note for note in machine.notes if "no bridge" in note]
+    (note,) = [note for note in read(TEXT).notes if "no bridge" in note]
+    assert note.startswith("0000:65:00.0: the text has no bridge above")
     assert 'bridge = "root-port"\nsecondary = 0x65\nsubordinate = 0x66' in Written(machine).text
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -49,6 +49,8 @@ _ROM = re.compile(r"(?:\[virtual\] )?Expansion ROM at (?P<at>\S+)(?P<rest>.*)")
 _SIZE = re.compile(r"\[size=([0-9]+)([KMGT]?)\]")
 _BUSES = re.compile(r"Bus: primary=[0-9a-f]{2}, secondary=([0-9a-f]{2}), subordinate=([0-9a-f]{2})")
 _CAPABILITY = re.compile(r"Capabilities: \[([0-9a-f]{2,3})(?: v([0-9]+))?\] (.*)")
+_ENDPOINT = re.compile(r"Express (\(v[0-9]\) )?(Legacy )?Endpoint")
+"""The capability of a function that is below a port."""
 _IRQ = re.compile(r"Interrupts?: pin ([A-D?])")
 _VF_LINE = re.compile(r"VF offset: ([0-9]+), stride: ([0-9]+), Device ID: ([0-9a-f]{4})")
 _VF_COUNT = re.compile(r"Initial VFs: [0-9]+, Total VFs: ([0-9]+), Number of VFs: ([0-9]+)")
@@ -70,6 +72,7 @@ class _Block:
     buses: tuple[int, int] | None = None
     words: list[str] = field(default_factory=list)
     denied: bool = False
+    endpoint: bool = False
     vf_place: tuple[int, int, int] | None = None
     vf_count: tuple[int, int] | None = None
     serial: int | None = None
@@ -112,9 +115,20 @@ class _Reader:
             each.address: replace(each, groups_known=known, above=above[each.bus])
             for each in _with_vfs(ordered)
         }
-        self.tell(blocks, known)
         roots = {bus: node_of_root(bus, ordered) for bus in roots_of(list(found.values()))}
+        self.tell(blocks, known)
+        self.tell_of_bridges(blocks, roots)
         return Machine(self.source, found, (), tuple(self.notes), roots)
+
+    def tell_of_bridges(self, blocks: Sequence[_Block], roots: Collection[str]) -> None:
+        """Tell of endpoints whose bridge the text leaves out: an excerpt, as `lspci -s` prints it."""
+        beyond = {bus for bus in roots if not bus.endswith(":00")}
+        alone = [each.address for each in blocks if each.endpoint and each.address[:-5] in beyond]
+        if alone:
+            self.notes.append(
+                f"{some(alone)}: the text has no bridge above, so the lab has a root bus there (run lspci "
+                "without -s)"
+            )
 
     def tell(self, blocks: Sequence[_Block], known: bool) -> None:
         denied = [block.address for block in blocks if block.denied]
@@ -233,6 +247,7 @@ class _Reader:
             block.serial = int(serial[1].replace("-", ""), 16)
         elif "SR-IOV" in name or "Single Root I/O Virtualization" in name:
             block.vf_count = block.vf_count or (0, 0)
+        block.endpoint |= _ENDPOINT.match(name) is not None
         word = _word(name)
         if word and word.split(":")[0] not in {each.split(":")[0] for each in block.words}:
             block.words.append(word)
