@@ -14,10 +14,11 @@ from devmodel.device.pci import PciDevice, ResourceRow, show_multifunction
 from devmodel.device.tasks import TaskHost
 from devmodel.device.traits import make_device, traits_of
 from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.functionmodels import extended_model, integrated_model
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.pcicore import NO_NODE
 from devmodel.lifecycle.spec import Framework, FunctionSpec, ParentSpec
-from devmodel.lifecycle.vf import VfLayout, extended_model, integrated_model, physical_model
+from devmodel.lifecycle.vf import VfLayout, physical_model
 from devmodel.pci.address import PciAddress
 from devmodel.pci.capability import ExtendedCapability, access_control, serial_number
 from devmodel.pci.config import Aperture, Decided

@@ -1,33 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout of the virtual functions of a physical one: how many, where, with which BARs, of which model.
 
-State: none that changes; used on the lifecycle thread. Source: PCI SR-IOV 1.1 chapter 3 (the capability, and
-the registers that a virtual function lacks), Documentation/PCI/pci-iov-howto.rst.
+State: none that changes; used on the lifecycle thread. Source: PCI SR-IOV 1.1 chapter 3 (the
+capability), Documentation/PCI/pci-iov-howto.rst.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
 from typing import ClassVar
 
 from devmodel.device.pci import PciDevice, ResourceRow
 from devmodel.device.traits import make_device, traits_of
+from devmodel.lifecycle.functionmodels import MOST_MODELS, ExpressFunction, mixed, virtual_model
 from devmodel.lifecycle.spec import FunctionSpec, TypeSpec, VfSpec
 from devmodel.memo import memoized
 from devmodel.pci import regs
 from devmodel.pci.address import PciAddress, bus_name
 from devmodel.pci.capability import (
-    Capability,
     ExtendedCapability,
     alternative_routing,
     single_root_io,
 )
 from devmodel.pci.config import Aperture, ConfigSpace, Decided
-from devmodel.pci.express import as_integrated, as_virtual, express
-from devmodel.pci.fields import Bar
-from devmodel.pci.regs import CapId, Command, ExtCapId, Reg
+from devmodel.pci.regs import ExtCapId
 
 FIRST_OFFSET = 4
 """Fewest routing ids from a physical function to its first virtual one, unless its spec gives them."""
@@ -40,8 +37,6 @@ _OF_LAYOUT = (
     *((regs.SRIOV_BAR + 4 * index, 4) for index in range(regs.STD_NUM_BARS)),
 )
 """Registers of the SR-IOV capability that say what a layout says: offset and bytes."""
-MOST_MODELS = 1024
-"""Classes of models that are kept, of each kind."""
 VF_ROWS = 7
 """Line of sysfs ``resource``, from 0, that has the first VF BAR."""
 
@@ -211,31 +206,6 @@ class VfLayout:
         self._model.validate_texts(self.spec.texts)
 
 
-class ExpressFunction(PciDevice):
-    """Mixed into a model: a PCI Express function. It has the :attr:`EXTENDED` capabilities of all its classes
-    too, as far as its model has none with the same id."""
-
-    __slots__ = ()
-    EXTENDED: ClassVar[Sequence[ExtendedCapability]] = ()
-
-    def capabilities(self) -> Sequence[Capability]:
-        caps = tuple(super().capabilities())
-        return caps if any(cap.id == CapId.EXP for cap in caps) else (*caps, express())
-
-    def extended_capabilities(self) -> Sequence[ExtendedCapability]:
-        found = {cap.id: cap for cap in super().extended_capabilities()}
-        for each in reversed(type(self).__mro__):
-            for cap in vars(each).get("EXTENDED", ()):
-                found.setdefault(cap.id, cap)
-        return tuple(found.values())
-
-
-class FunctionWithMore(ExpressFunction):
-    """Mixed into a model: a function with capabilities that its model may have as well."""
-
-    __slots__ = ()
-
-
 class FunctionWithVfs(ExpressFunction):
     """Mixed into a model: a physical function that has virtual functions."""
 
@@ -260,92 +230,8 @@ class FunctionWithVfs(ExpressFunction):
         return rows
 
 
-class VirtualFunctionModel(ExpressFunction):
-    """Mixed into a model: a virtual function. Its memory is always decoded, by its physical function; its own
-    command register has no bit for that.
-
-    Raises ValueError for a model with I/O BARs or a ROM.
-    """
-
-    __slots__ = ()
-    EXTENDED = (alternative_routing(),)
-    DECODED = Command.MEMORY
-
-    def _config_space(self) -> ConfigSpace:
-        space = super()._config_space()
-        space.freeze(Reg.COMMAND, 2, self.DECODED)
-        return space
-
-    def _with_decoding(self, command: int) -> int:
-        return command
-
-    def capabilities(self) -> Sequence[Capability]:
-        return [as_virtual(cap) for cap in super().capabilities()]
-
-    def bars(self) -> Mapping[int, Bar]:
-        bars = super().bars()
-        if any(bar.io or index == regs.ROM_BAR for index, bar in bars.items()):
-            raise ValueError("virtual functions have no I/O BARs and no ROM")
-        return bars
-
-
-class IntegratedFunction(PciDevice):
-    """Mixed into a model: a function on bus 0, which has no link."""
-
-    __slots__ = ()
-
-    def capabilities(self) -> Sequence[Capability]:
-        return [as_integrated(cap) for cap in super().capabilities()]
-
-
 @memoized(MOST_MODELS)
 def physical_model(model: type[PciDevice], layout: VfLayout) -> type[PciDevice]:
     """``model`` with SR-IOV: the same class for a function that is removed and found again."""
     extended = (*FunctionWithVfs.EXTENDED, layout.capability())
-    return _mixed(FunctionWithVfs, model, {"EXTENDED": extended, "LAYOUT_OF_VFS": layout})
-
-
-@memoized(MOST_MODELS)
-def extended_model(model: type[PciDevice], extended: tuple[ExtendedCapability, ...]) -> type[PciDevice]:
-    """``model`` as a PCI Express function that has these extended capabilities too, as far as it has none of
-    the same ids. A captured model has its own only."""
-    return _mixed(FunctionWithMore, model, {"EXTENDED": extended})
-
-
-@memoized(MOST_MODELS)
-def integrated_model(model: type[PciDevice]) -> type[PciDevice]:
-    """``model`` as an endpoint in the root complex."""
-    return _mixed(IntegratedFunction, model, {})
-
-
-@memoized(MOST_MODELS)
-def virtual_model(model: type[PciDevice]) -> type[PciDevice]:
-    """``model`` as a virtual function, which has no INTx."""
-    return _mixed(VirtualFunctionModel, model, {"identity": replace(model.identity, irq_pin=0)})
-
-
-def _mixed(mixin: type[PciDevice], model: type[PciDevice], members: Mapping[str, object]) -> type[PciDevice]:
-    return type(model.__name__, (mixin, model), {"__slots__": (), **members})
-
-
-def as_hardware(offset: int, data: bytes) -> bytes:
-    """``data``, read at ``offset`` of a virtual function's configuration space, as the hardware answers.
-
-    A virtual function has no ids and BARs of its own there; vfio-pci adds them for its clients.
-    """
-    shown = bytearray(data)
-    for first, end, value in _NOT_THERE:
-        for position in range(max(first, offset), min(end, offset + len(data))):
-            shown[position - offset] = value
-    return bytes(shown)
-
-
-def lacks(offset: int) -> bool:
-    """Whether a virtual function has no byte at ``offset`` of its configuration space in hardware."""
-    return any(first <= offset < end for first, end, _ in _NOT_THERE)
-
-
-_NOT_THERE = (
-    (Reg.VENDOR_ID, Reg.COMMAND, 0xFF),
-    (Reg.BASE_ADDRESS_0, Reg.BASE_ADDRESS_0 + 4 * regs.STD_NUM_BARS, 0),
-)
+    return mixed(FunctionWithVfs, model, {"EXTENDED": extended, "LAYOUT_OF_VFS": layout})

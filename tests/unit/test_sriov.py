@@ -19,10 +19,10 @@ from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.device.tasks import Task, TaskHost
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.function import VFIO_PCI
+from devmodel.lifecycle.functionmodels import as_hardware, lacks
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.physical import PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec, ParentSpec, TypeSpec, VfSpec
-from devmodel.lifecycle.vf import as_hardware, lacks
 from devmodel.models.gpu import Vgpu
 from devmodel.pci import regs
 from devmodel.pci.capability import ExtendedCapability, alternative_routing

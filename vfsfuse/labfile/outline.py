@@ -35,7 +35,7 @@ class Branch:
 
 
 class _Nobody:
-    """An observer that does not care."""
+    """An observer that does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.binding import virtual_functions_held
+from devmodel.lifecycle.functionmodels import as_hardware, lacks
 from devmodel.lifecycle.physical import VirtualFunction
 from devmodel.lifecycle.removal import taking_away
 from devmodel.lifecycle.sriov import layout_of
-from devmodel.lifecycle.vf import as_hardware, lacks
 from devmodel.pci.regs import CFG_SPACE_EXP_SIZE
 from ioctl_shim.lane import Opened, OpenRequest
 from vfsfuse.kernfs.kobject import Entry
