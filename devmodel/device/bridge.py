@@ -185,8 +185,9 @@ class BridgeDevice(PciDevice):
         return space
 
     def _enable_from_reset(self, command: int) -> None:
-        """It always forwards, as firmware and pcieport leave it."""
-        self.config.preset(regs.Reg.COMMAND, 2, Command.IO | Command.MEMORY | Command.MASTER)
+        """It always forwards, as firmware and pcieport leave it; a captured one says what it said then."""
+        if self.CAPTURED is None:
+            self.config.preset(regs.Reg.COMMAND, 2, Command.IO | Command.MEMORY | Command.MASTER)
 
 
 @memoized()

@@ -14,7 +14,7 @@ from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, LabSpe
 from devmodel.models.plain import PlainBar, PlainSpec, plain_model
 from devmodel.pci.barkind import BarKind
 from devmodel.pci.bridge import BridgeReg, Window
-from devmodel.pci.regs import CapId, ExtCapId, Reg
+from devmodel.pci.regs import CapId, Command, ExtCapId, Reg
 from tests.unit.test_bridge import decoded
 from tests.unit.test_lab import Recorder
 
@@ -215,7 +215,11 @@ def test_a_bridge_with_ids_and_bars_of_its_own() -> None:
     lab.close()
 
 
-def test_a_captured_bridge_is_as_it_was_but_for_its_place() -> None:
+@pytest.mark.parametrize(
+    ("command", "driver"),
+    [(0, None), (Command.MASTER | Command.SERR, None), (0x7 | Command.INTX_DISABLE, PCIEPORT)],
+)
+def test_a_captured_bridge_is_as_it_was_but_for_its_place(command: int, driver: str | None) -> None:
     recorder = Recorder()
     old = FunctionSpec("0000:11:01.0", OLD, "old")
     recorder.lab = lab = Lab(
@@ -223,8 +227,9 @@ def test_a_captured_bridge_is_as_it_was_but_for_its_place() -> None:
     )
     image = lab.ports["0000:11"].device.config.read(0, 4096)
     lab.close()
+    image = image[: Reg.COMMAND] + command.to_bytes(2, "little") + image[Reg.COMMAND + 2 :]
     model = plain_model(PlainSpec(config=image))
-    spec = FunctionSpec("0000:00:01.0", model, PCIEPORT, bridge=BridgeSpec(BridgeKind.ROOT_PORT, 0x20, 0x2F))
+    spec = FunctionSpec("0000:00:01.0", model, driver, bridge=BridgeSpec(BridgeKind.ROOT_PORT, 0x20, 0x2F))
     recorder.lab = lab = Lab(LabSpec((), functions=(spec,)), recorder)
     device = lab.ports["0000:20"].device
     shown = device.config.read(0, 4096)
