@@ -15,7 +15,7 @@ from typing import Protocol
 from devmodel.iommu.dmaspace import DmaSpace
 
 
-class Doer(Protocol):
+class DmaDevice(Protocol):
     """A device that does DMA."""
 
     def connect(self, space: DmaSpace | None) -> None:
@@ -39,7 +39,7 @@ class DeviceGroup:
     def __init__(self) -> None:
         self.lock, self.turn = threading.RLock(), threading.Lock()
         self.hwpt: Translation | None = None
-        self.bound: tuple[Doer, ...] = ()
+        self.bound: tuple[DmaDevice, ...] = ()
         self.attached: set[object] = set()
         self.users = 0
         """How many devices are bound, or about to be. Under the lock of :class:`DeviceGroups`."""
@@ -66,7 +66,7 @@ class DeviceGroups:
         self._lock = threading.Lock()
         self._found: dict[object, DeviceGroup] = {}
 
-    def enter(self, group: object, device: Doer) -> DeviceGroup:
+    def enter(self, group: object, device: DmaDevice) -> DeviceGroup:
         """``device`` of ``group`` is bound. It does DMA where the others do from now on. Does not wait. Any
         thread."""
         with self._lock:
@@ -77,7 +77,7 @@ class DeviceGroups:
             device.connect(None if found.hwpt is None else found.hwpt.space)
         return found
 
-    def leave(self, group: object, device: Doer) -> None:
+    def leave(self, group: object, device: DmaDevice) -> None:
         """The opposite of :meth:`enter`, for a device that is not attached."""
         found = self._found[group]
         with found.lock:

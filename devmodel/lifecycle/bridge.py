@@ -17,7 +17,7 @@ from devmodel.device.bridge import Below, BridgeDevice, Wiring, bridge_model
 from devmodel.device.pci import PciDevice, ResourceRow, show_multifunction
 from devmodel.device.traits import make_device, traits_of
 from devmodel.lifecycle.function import PciFunction
-from devmodel.lifecycle.grouped import KINDS, has_acs
+from devmodel.lifecycle.iommugroup import KINDS, has_acs
 from devmodel.lifecycle.pcicore import DMA_BITS, NO_NODE
 from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.slots import Slot

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from devmodel.device.pci import PciDevice, ResourceRow
 from devmodel.device.traits import Traits
-from devmodel.lifecycle.grouped import IommuGroup
+from devmodel.lifecycle.iommugroup import IommuGroup
 from devmodel.lifecycle.iommuunit import Domain, DomainType, IommuUnit
 from devmodel.lifecycle.pcicore import DRIVER_DMA_BITS, PciCore
 from devmodel.pci.address import PciAddress

@@ -24,8 +24,8 @@ from devmodel.lifecycle.bridge import (
     place_functions,
 )
 from devmodel.lifecycle.function import PciFunction
-from devmodel.lifecycle.functions import FunctionTable
-from devmodel.lifecycle.grouped import Place, bridge_nodes, node_of
+from devmodel.lifecycle.functiontable import FunctionTable
+from devmodel.lifecycle.iommugroup import Place, bridge_nodes, node_of
 from devmodel.lifecycle.mdev import Parent
 from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.slots import Slots, absent_at_first, slot_ports

@@ -22,7 +22,7 @@ from devmodel.lifecycle.binding import BindingObserver, DriverCore, MdevDriver, 
 from devmodel.lifecycle.cards import Cards
 from devmodel.lifecycle.departed import Departed
 from devmodel.lifecycle.function import PciFunction
-from devmodel.lifecycle.functions import FunctionObserver, FunctionTable
+from devmodel.lifecycle.functiontable import FunctionObserver, FunctionTable
 from devmodel.lifecycle.hotplug import Hotplug
 from devmodel.lifecycle.iommuunit import IommuUnit
 from devmodel.lifecycle.later import Later

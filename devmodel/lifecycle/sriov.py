@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.lifecycle.binding import DriverCore, virtual_functions_held
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction
-from devmodel.lifecycle.functions import FunctionTable
-from devmodel.lifecycle.grouped import Place
+from devmodel.lifecycle.functiontable import FunctionTable
+from devmodel.lifecycle.iommugroup import Place
 from devmodel.lifecycle.later import Later, Timer
 from devmodel.lifecycle.physical import PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.resources import Share

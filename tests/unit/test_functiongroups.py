@@ -10,7 +10,7 @@ import pytest
 
 from devmodel.ida import Ida
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction
-from devmodel.lifecycle.grouped import IommuGroup
+from devmodel.lifecycle.iommugroup import IommuGroup
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.spec import BridgeKind, BridgeSpec, FunctionSpec, LabSpec
 from devmodel.models.plain import PlainSpec, plain_model

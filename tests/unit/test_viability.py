@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from devmodel.iommu.api import Extension
 from devmodel.iommufd.context import Context
 from devmodel.lifecycle.function import VFIO_PCI
-from devmodel.lifecycle.grouped import IommuGroup
+from devmodel.lifecycle.iommugroup import IommuGroup
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.spec import FunctionSpec, LabSpec
 from devmodel.models.plain import PlainSpec, plain_model

@@ -7,7 +7,7 @@ State: none. Errors: see :mod:`vfsfuse.labfile.reading`.
 from collections.abc import Mapping
 
 from devmodel.lifecycle.bridge import automatic_ports
-from devmodel.lifecycle.grouped import bridge_nodes, node_of
+from devmodel.lifecycle.iommugroup import bridge_nodes, node_of
 from devmodel.lifecycle.spec import LabSpec
 from devmodel.pci.address import PciAddress
 from devmodel.topology.grouping import partition

@@ -11,7 +11,7 @@ import errno
 from itertools import pairwise
 
 from devmodel.iommu.backend import PinningBackend
-from devmodel.lifecycle.grouped import IommuGroup
+from devmodel.lifecycle.iommugroup import IommuGroup
 from devmodel.lifecycle.iommuunit import IommuUnit
 from devmodel.lifecycle.lab import Lab
 from devmodel.vfio.group import Group as VfioGroup

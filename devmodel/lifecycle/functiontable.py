@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from devmodel.ida import Ida
 from devmodel.lifecycle.departed import Departed
 from devmodel.lifecycle.function import PciFunction
-from devmodel.lifecycle.grouped import IommuGroup, Place
+from devmodel.lifecycle.iommugroup import IommuGroup, Place
 from devmodel.lifecycle.iommuunit import IommuUnit
 from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.pci.address import PciAddress
