@@ -258,7 +258,10 @@ def _with_capabilities(
 
 def _in_d0(data: bytes, offsets: Mapping[int, int]) -> bytes:
     place = offsets.get(CapId.PM, 0) + regs.PM_CTRL
-    if CapId.PM not in offsets or not data[place] & regs.PM_CTRL_STATE_MASK:
+    if (
+        CapId.PM not in offsets
+        or not int.from_bytes(data[place : place + 1], "little") & regs.PM_CTRL_STATE_MASK
+    ):
         return data
     return data[:place] + bytes([data[place] & ~regs.PM_CTRL_STATE_MASK]) + data[place + 1 :]
 

@@ -127,7 +127,8 @@ def _live_express(data: bytes, offset: int, flags: int, live: _Live) -> None:
     if kind in _TYPES_WITH_ROOT:
         live(offset + _RTCTL, 2, 0x1F)
     if flags & _EXP_VERSION > 1:
-        forwards = data[offset + _DEVCAP2] & regs.EXP_DEVCTL2_ARI
+        able = int.from_bytes(data[offset + _DEVCAP2 :][:4], "little")  # 0 beyond the end of the space
+        forwards = able & regs.EXP_DEVCTL2_ARI
         live(offset + regs.EXP_DEVCTL2, 2, regs.EXP_DEVCTL2_COMP_TMOUT | forwards)
         if link:
             live(offset + _LNKCTL2, 2, regs.EXP_LNKCTL2_TLS)

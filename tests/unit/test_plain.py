@@ -470,6 +470,19 @@ def test_an_image_of_another_size_is_an_error() -> None:
         plain_model(PlainSpec(config=bytes(100)))
 
 
+@pytest.mark.parametrize("capability", [CapId.PM, CapId.VPD, CapId.MSI, CapId.EXP, CapId.MSIX])
+@pytest.mark.parametrize("place", [0xF0, 0xFC])
+def test_a_capability_that_the_space_ends_in_is_kept(capability: int, place: int) -> None:
+    data = captured()[:256]
+    data[0x34], data[place : place + 4] = place, bytes([capability, 0, 2, 0xFF])
+    device = plain_model(PlainSpec(config=bytes(data)))("it")
+    assert device.config.find(capability) == place
+    assert device.read(PciRegion.CONFIG, place, 4)[0] == capability
+    device.write(PciRegion.CONFIG, 0xFC, b"\xff" * 4)
+    device.reset()
+    device.close()
+
+
 def test_a_broken_list_of_extended_capabilities_ends() -> None:
     data = captured()
     struct.pack_into("<I", data, 0x158, 0x1001000D)
