@@ -11,7 +11,7 @@ from devmodel.lifecycle.vf import MAX_VFS
 from devmodel.pci.barkind import BarKind
 from devmodel.pci.words import MemoryBar, capabilities_of
 from vfsfuse.labfile.faults import with_remedy
-from vfsfuse.labfile.kinds import choice, either, kind, number_of, whole
+from vfsfuse.labfile.kinds import array_of, choice, either, kind, number_of, whole
 from vfsfuse.labfile.values import name, size
 
 MAX_DISTANCE = 255
@@ -127,15 +127,8 @@ def iommu_group(value: object) -> str | int:
     return number
 
 
-@kind(type="array", items={"type": "integer", "minimum": 0, "maximum": 2**31 - 1})
-def group_numbers(value: object) -> tuple[int, ...]:
-    """Numbers of IOMMU groups."""
-    if not isinstance(value, list):
-        raise ValueError(f"{value!r} is not an array of numbers (write [40, 41])")
-    for number in value:
-        if not 0 <= whole(number) < 2**31:
-            raise ValueError(f"{number} is not the number of a group (give 0 or more)")
-    return tuple(value)
+group_numbers = array_of("numbers", "number of a group", "[40, 41]")
+_INDEXES = array_of("numbers", "index of a virtual function", "[2]", MAX_VFS - 1)
 
 
 @kind(type="string", pattern=f"^{_SERIAL.pattern}$")
@@ -205,15 +198,10 @@ def capabilities(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-@kind(type="array", items={"type": "integer", "minimum": 0, "maximum": MAX_VFS - 1})
+@kind(**_INDEXES.json)
 def indexes(value: object) -> frozenset[int]:
     """Indexes of virtual functions."""
-    if not isinstance(value, list):
-        raise ValueError(f"{value!r} is not an array of numbers (write [2])")
-    for number in value:
-        if not 0 <= whole(number) < MAX_VFS:
-            raise ValueError(f"{number} is not the index of a virtual function (give 0 to {MAX_VFS - 1})")
-    return frozenset(value)
+    return frozenset(_INDEXES.read(value))
 
 
 @kind(type="array", items={"type": "string", "pattern": f"^(?:{_SCOPE.pattern})$"})

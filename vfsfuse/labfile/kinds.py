@@ -50,6 +50,28 @@ def number_of(most: int, what: str, least: int = 0) -> Kind[int]:
     return Kind(read, {"type": "integer", "minimum": least, "maximum": most})
 
 
+MAX_NUMBER = 2**31 - 1
+"""The highest number of a group or a slot."""
+
+
+def array_of(
+    of: str, what: str, example: str, most: int = MAX_NUMBER, empty: bool = True
+) -> Kind[tuple[int, ...]]:
+    """Arrays of whole numbers from 0 to ``most``. ``of`` says in errors what they are, ``what`` what each is,
+    ``example`` is one. ``empty`` is whether an array may have none."""
+    shown = "or more" if most == MAX_NUMBER else f"to {most}"
+
+    def read(value: object) -> tuple[int, ...]:
+        if not isinstance(value, list) or not (value or empty):
+            raise ValueError(f"{value!r} is not an array of {of} (write {example})")
+        for number in value:
+            if not 0 <= whole(number) <= most:
+                raise ValueError(f"{number} is not the {what} (give 0 {shown})")
+        return tuple(value)
+
+    return Kind(read, {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": most}})
+
+
 def choice(type_: type[E], what: str) -> Kind[E]:
     """The values of an enumeration."""
     named = {each.value: each for each in type_}

@@ -22,7 +22,7 @@ from devmodel.lifecycle.resources import (
 from devmodel.lifecycle.spec import PATH_NAME, Framework, PlacementMode, RemovalPolicy
 from devmodel.pci.ids import parse_module_ids
 from devmodel.uuids import parse_uuid_field
-from vfsfuse.labfile.kinds import Json, choice, either, kind, number_of, whole
+from vfsfuse.labfile.kinds import Json, array_of, choice, either, kind, number_of, whole
 from vfsfuse.sysfs.kstrtox import NUMBER, parse_bool, parse_uint
 
 MAX_CACHE_SECONDS = 86400
@@ -161,15 +161,13 @@ def nvidia_files(value: object) -> int:
     return 2 if value == 2 else 6
 
 
-@kind(type="array", items={"type": "integer", "minimum": 0, "maximum": 2**31 - 1})
+_SLOTS = array_of("slots", "number of a slot", "[0, 16], or leave it out", empty=False)
+
+
+@kind(**_SLOTS.json)
 def slots(value: object) -> tuple[int, ...]:
-    """Slots of a GPU."""
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{value!r} is not an array of slots (write [0, 16], or leave it out)")
-    for number in value:
-        if not 0 <= whole(number) < 2**31:
-            raise ValueError(f"{number} is not the number of a slot (give 0 or more)")
-    return tuple(sorted(set(value)))
+    """Slots of a GPU, at least one."""
+    return tuple(sorted(set(_SLOTS.read(value))))
 
 
 @kind(type="boolean")
