@@ -175,8 +175,8 @@ def test_its_driver_leaves_and_takes_what_it_has_made(lab: MountedLab) -> None:
         ends = [head for head in heard if head.endswith((own, vgpu.name, VF, VF[:-1] + "5"))]
         above = os.path.dirname(own)
         assert ends == [
-            f"remove@{above}/{VF[:-1]}5",
             f"remove@{above}/{VF}",
+            f"remove@{above}/{VF[:-1]}5",
             f"unbind@{own}/{vgpu.name}",
             f"remove@{own}/{vgpu.name}",
             f"change@{own}",
