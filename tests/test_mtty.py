@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, settled, wait_for
+from tests.lab import MountedLab, Vgpu, open_files, settled, wait_for
 from tests.unit.fakes import fails
 from tests.vfio.client import DEVICE_RESET
 from tests.vfio.devices import (
@@ -162,15 +162,14 @@ def test_nothing_else_can_be_plugged_in(card: Vgpu, text: str) -> None:
 
 
 def test_a_terminal_goes_with_its_card(lab: MountedLab) -> None:
-    descriptors = f"/proc/{lab.pid}/fd"
-    before = settled(lambda: len(os.listdir(descriptors)))
+    before = settled(lambda: open_files(lab.pid))
     with lab.create("mtty-2", "mtty") as vgpu:
         with terminal(vgpu, 0) as one, terminal(vgpu, 1) as other, opened(lab, vgpu.group, vgpu.name):
             paths = [os.ttyname(one), os.ttyname(other)]
-            assert len(os.listdir(descriptors)) >= before + 4
+            assert open_files(lab.pid) >= before + 4
         assert all(os.path.exists(path) for path in paths)  # whether or not anybody has it open
     assert not any(os.path.exists(path) for path in paths)
-    wait_for(lambda: len(os.listdir(descriptors)) <= before, SECONDS)
+    wait_for(lambda: open_files(lab.pid) <= before, SECONDS)
 
 
 # ---- interrupts ----

@@ -21,7 +21,7 @@ from tests import needs
 from tests.hostile.clients import Leaks
 from tests.iommufd.client import Cdev, Iommufd, IommufdContainer
 from tests.iommufd.devices import LAB, Copier, cdev_of
-from tests.lab import MountedLab, Vgpu, described, one_write, settled, wait_for
+from tests.lab import MountedLab, Vgpu, described, one_write, open_files, settled, wait_for
 from tests.vfio.client import PAGE, File, Memory, fails
 from tests.vfio.copiers import DONE, FAULT, GPU
 from tests.vfio.devices import MSIX, REQ, TRIGGER, bound, eventfd, function_dir, signals, silent
@@ -193,11 +193,10 @@ def test_sigkill_in_the_middle_of_anything(machine: MountedLab, vgpu: Vgpu) -> N
     """Whatever a client was doing, the next one gets its devices at once, and no object, mapping or eventfd
     of the dead is left."""
     moments = random.Random(14)
-    descriptors = f"/proc/{machine.pid}/fd"
     with bound(machine, GPU):
         paths = [vgpu.cdev, cdev_of(machine, GPU)]
         ready, go = os.pipe()
-        before = settled(lambda: len(os.listdir(descriptors)))
+        before = settled(lambda: open_files(machine.pid))
         for _ in range(30):
             pid = child(lambda: work(machine, paths, go))
             assert os.read(ready, 2) == b"go"
@@ -210,7 +209,7 @@ def test_sigkill_in_the_middle_of_anything(machine: MountedLab, vgpu: Vgpu) -> N
                         assert device.ready(iommufd) == 1
                         fails(errno.EINVAL, device.irqs, REQ, 1 | TRIGGER, 0, 1)
                         assert device.copy(0, PAGE, 8) == FAULT
-        assert settled(lambda: len(os.listdir(descriptors))) <= before + 4
+        assert settled(lambda: open_files(machine.pid)) <= before + 4
         os.close(ready)
         os.close(go)
     assert not busy(machine, vgpu)

@@ -56,9 +56,12 @@ def interrupts_of_transfer(console: Console, slot: int, size: int = SERIAL_BYTES
 
     Returns how many interrupts the guest counted for that port meanwhile.
     """
-    # Since Linux 6.5 there are two devices of the serial bus between a PCI function and its tty.
+    # Since Linux 6.5 there are two devices of the serial bus between a PCI function and its tty. The driver
+    # makes the tty a moment after the link `driver` is there.
     function = f"/sys/bus/pci/devices/0000:00:{slot:02x}.0/"
-    name = console.check(f"basename $(find {function} -path '*/tty/ttyS*' -prune)").strip()
+    ports = f"find {function} -path '*/tty/ttyS*' -prune"
+    console.check(f"until {ports} 2>/dev/null | grep -q .; do sleep 0.1; done")
+    name = console.check(f"basename $({ports})").strip()
     script = SERIAL_SCRIPT.format(port=f"/dev/{name}", name=name, size=size, kib=size >> 10)
     before, after, sent, _, received, _ = console.check(script, SERIAL_SECONDS).split()
     assert sent == received, f"{size} bytes came back changed"

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.lab import ROOT, MountedLab, Vgpu
+from tests.lab import ROOT, MountedLab, Vgpu, open_files, settled
 from tests.vfio.client import PAGE, TYPE1V2, Container, File, Group, Memory, fails
 from tests.vfio.devices import MSIX, REQ, TRIGGER, Device, eventfd, group_device, opened
 
@@ -204,8 +204,7 @@ def test_sigkill_in_the_middle_of_anything(machine: MountedLab, vgpu: Vgpu) -> N
     """Whatever a client was doing, the next one gets the group, with no mapping, pin or eventfd of the
     dead."""
     moments = random.Random(3)
-    descriptors = f"/proc/{machine.pid}/fd"
-    before = len(os.listdir(descriptors))
+    before = settled(lambda: open_files(machine.pid))
     for _ in range(15):
         command = [sys.executable, "-c", VICTIM, str(machine.path), vgpu.group, vgpu.name]
         with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as victim:
@@ -218,7 +217,7 @@ def test_sigkill_in_the_middle_of_anything(machine: MountedLab, vgpu: Vgpu) -> N
             fails(errno.EINVAL, found.device.irqs, MSIX, 1 | TRIGGER, 0, 1)
             fails(errno.EINVAL, found.device.irqs, REQ, 1 | TRIGGER, 0, 1)
     assert not busy(machine, vgpu)
-    assert len(os.listdir(descriptors)) <= before + 4
+    assert settled(lambda: open_files(machine.pid)) <= before + 4
 
 
 def test_one_process_of_two_dies(machine: MountedLab, vgpu: Vgpu) -> None:
