@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -188,14 +188,17 @@ def settled(measure: Callable[[], T]) -> T:
     return last
 
 
+def descriptors(pid: int) -> Iterator[str]:
+    """What the descriptors of a process lead to, as /proc/<pid>/fd shows it."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            yield os.readlink(entry)
+
+
 def open_files(pid: int) -> int:
     """How many descriptors a server has, without those of its pumps: of these there are more while many
     clients call."""
-    links = []
-    for descriptor in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            links.append(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
-    return sum(link != "/dev/fuse" for link in links)
+    return sum(link != "/dev/fuse" for link in descriptors(pid))
 
 
 def one_write(path: Path, text: str) -> None:

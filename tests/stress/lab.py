@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab import descriptors
 from tests.stress.setting import Setting
 
 VIDEO = 4 << 20
@@ -182,10 +183,7 @@ class Lab:
         process = Path("/proc") / str(self.server.pid)
         status = dict(re.findall(r"^(\w+):\s+(\d+)", (process / "status").read_text(), re.MULTILINE))
         mappings = (process / "maps").read_text().count("\n")
-        files: Counter[str] = Counter()
-        for entry in (process / "fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                files[re.sub(r"\d+", "N", os.readlink(entry))] += 1
+        files = Counter(re.sub(r"\d+", "N", link) for link in descriptors(self.server.pid))
         return Figures(int(status["RssAnon"]) << 10, files, int(status["Threads"]), mappings)
 
     def complaints(self) -> Iterator[str]:
