@@ -52,6 +52,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.scheduling": "",
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking",
     "vfsfuse.run": "ioctl_shim | vfsfuse: asking",
+    "vfsfuse.trace": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.kernfs": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks",
     "vfsfuse.vfio": "ioctl_shim "
@@ -59,14 +60,18 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.sysfs": "ioctl_shim "
     "| devmodel: callpoint device iommu lifecycle pci region uuids vfio "
     "| vfsfuse: kernfs vfio",
+    "vfsfuse.observe": "ioctl_shim | devmodel: callpoint device pci region | vfsfuse: kernfs trace",
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
-    "| vfsfuse: kernfs sysfs vfio",
+    "| vfsfuse: kernfs observe sysfs vfio",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids "
     "| vfsfuse: sysfs.cpus sysfs.kstrtox",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: kernfs scheduling views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
-    "| vfsfuse: asking capture kernfs.xattr labfile run server sticky views.models",
+    "| vfsfuse: asking capture kernfs.xattr labfile run server sticky trace views.models",
+    "vfsfuse.api": "ioctl_shim | vfsfuse: asking cli trace",
+    "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq models pci region sdk vfio "
+    "| vfsfuse: api trace",
     "vfsfuse.__main__": "vfsfuse: cli",
 }
 """By room: the rooms that it may import, or single modules of one."""
