@@ -13,6 +13,7 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import sys
 from typing import NoReturn
 
@@ -45,9 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("argv", metavar="CMD", nargs=argparse.REMAINDER, help="the program and its arguments")
 
 
-def main(args: argparse.Namespace) -> int:
-    """Become CMD.  Returns only on failure, with the exit status, after one line on stderr."""
-    command: list[str] = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
+def main(args: argparse.Namespace, tracer: socket.socket | None = None) -> int:
+    """Become CMD.  Returns only on failure, with the exit status, after one line on stderr.
+
+    `tracer` is the supervisor's end of a pair that leads to the tracer (vfsfuse.run.traced)."""
+    command = program_of(args)
     if not command:
         return _complain("no command; usage: vfsfuse run [--mount MNT] -- CMD [ARG...]", EXIT_USAGE)
     _die_quietly_on_interrupt()
@@ -55,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
     from vfsfuse.run import namespace
 
     try:
-        _prepare(args)
+        _prepare(args, tracer)
     except namespace.SetupError as error:
         return _complain(str(error), EXIT_SETUP) if str(error) else EXIT_SETUP
     except OSError as error:
@@ -64,6 +67,12 @@ def main(args: argparse.Namespace) -> int:
     if namespace.describes_machine():
         os.environ.update({**OF_ANOTHER_MACHINE, **os.environ})
     return _become(command)
+
+
+def program_of(args: argparse.Namespace) -> list[str]:
+    """CMD and its arguments, empty when the command line has none."""
+    argv: list[str] = args.argv
+    return argv[1:] if argv[:1] == ["--"] else argv
 
 
 def _complain(message: str, status: int) -> int:
@@ -83,7 +92,7 @@ def _occupy_standard_fds() -> None:
     os.close(fd)
 
 
-def _prepare(args: argparse.Namespace) -> None:
+def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     """Do everything before the exec: namespaces, supervisor, lab, filter."""
     from ioctl_shim import seccomp
     from ioctl_shim.abi import Kind, row_of
@@ -99,7 +108,7 @@ def _prepare(args: argparse.Namespace) -> None:
     namespace.enter()
     if not plan.lab:
         namespace.stage()
-    supervisor = Supervisor(plan)
+    supervisor = Supervisor(plan, tracer)
     supervisor.wait_ready()
     namespace.show(plan.root)
     with namespace.explained("installing the seccomp filter", _BUSY_FILTER):

@@ -10,6 +10,7 @@ reason if it was not reported yet.  `run` sends FILTER with the listener, the su
 `run` execs.  If `run` dies on the way, the socket hangs up, and the supervisor ends.
 
 A supervisor that fails says why, in one line: before ARMED by FAILED, and later on the program's stderr.
+A program that is traced has a tracer besides (vfsfuse.run.traced).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from vfsfuse.run.calls import CallTakers
 from vfsfuse.run.devicefd import Broker
 from vfsfuse.run.lastwords import LastWords
 from vfsfuse.run.privatelab import PrivateLab
+from vfsfuse.run.traced import TracerLink
 
 READY = b"ready"
 FAILED = b"failed"
@@ -66,16 +68,20 @@ class RunPlan:
 class Supervisor:
     """`run`'s end of the talk with its supervisor.  Every method raises namespace.SetupError."""
 
-    def __init__(self, plan: RunPlan) -> None:
-        """Start the supervisor in the namespaces of the calling thread, the only one."""
+    def __init__(self, plan: RunPlan, tracer: socket.socket | None = None) -> None:
+        """Start the supervisor in the namespaces of the calling thread, the only one.  `tracer` leads to the
+        tracer, and is closed here."""
         with namespace.explained("starting the supervisor"):
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             words = LastWords(os.getpid())
             child = os.fork()
         if child == 0:
-            keep = (2, theirs.fileno(), words.fd)
-            _be_daemon(lambda: _supervise(plan, theirs, words), keep)
+            keep = {2, theirs.fileno(), words.fd, tracer.fileno() if tracer else 2}
+            link = TracerLink(tracer) if tracer else None
+            _be_daemon(lambda: _supervise(plan, theirs, words, link), keep)
         theirs.close()
+        if tracer:
+            tracer.close()
         os.close(words.fd)
         with contextlib.suppress(ChildProcessError):  # with SIGCHLD ignored there is no child to wait for
             os.waitpid(child, 0)
@@ -137,7 +143,7 @@ def _redirect(path: str, flags: int, targets: Iterable[int]) -> None:
     os.close(fd)
 
 
-def _supervise(plan: RunPlan, talk: socket.socket, words: LastWords) -> None:
+def _supervise(plan: RunPlan, talk: socket.socket, words: LastWords, tracer: TracerLink | None) -> None:
     """Be the supervisor.  Whatever ends it early is told to the caller in one line."""
     lab: PrivateLab | None = None
     try:
@@ -146,7 +152,9 @@ def _supervise(plan: RunPlan, talk: socket.socket, words: LastWords) -> None:
         if lab and not lab.wait_ready(talk.fileno()):
             talk.send(FAILED + lab.last_words().encode())
         else:
-            _serve_run(plan, talk, lab, words)
+            _serve_run(plan, talk, lab, words, tracer)
+    except namespace.SetupError as error:
+        talk.send(FAILED + str(error).encode())
     except ConnectionError:  # `run` has died, or has failed and reported it
         pass
     except BaseException as error:
@@ -168,8 +176,12 @@ def _report(error: BaseException, talk: socket.socket, words: LastWords) -> None
     words.say(f"the supervisor has died ({why}): VFIO_GROUP_GET_DEVICE_FD fails with ENOSYS from now on")
 
 
-def _serve_run(plan: RunPlan, talk: socket.socket, lab: PrivateLab | None, words: LastWords) -> None:
+def _serve_run(
+    plan: RunPlan, talk: socket.socket, lab: PrivateLab | None, words: LastWords, tracer: TracerLink | None
+) -> None:
     root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if tracer:
+        tracer.offer(root)
     talk.send(READY)
     message, fds, _, _ = socket.recv_fds(talk, _MESSAGE_BYTES, 1)
     if message != FILTER:
@@ -183,6 +195,8 @@ def _serve_run(plan: RunPlan, talk: socket.socket, lab: PrivateLab | None, words
     talk.close()
     try:
         _watch(listener, calls, lab, words)
+        if tracer:
+            tracer.drain(lab)
     finally:
         listener.close()
 
