@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A record as one line of text, as strace(1) would show it: docs/trace.md says how to read a line.
+
+    12:00:00.000125 qemu[1234] vgpu0 VFIO_DEVICE_RESET = 0 <0.000021>
+
+`line` has no state.  An object of `Lines` belongs to the thread that reads the trace.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+
+from vfsfuse.trace.colours import BY_KIND, ERROR, coloured
+from vfsfuse.trace.escaping import word
+from vfsfuse.trace.record import Record
+from vfsfuse.trace.telling import failure, tell
+
+_REMEMBERED = 10_000
+"""Unfinished calls that `Lines` remembers.  The end of an older one looks like any other call."""
+
+
+def _clock(seconds: float) -> str:
+    """A time of the day, local, with microseconds.  Question marks for a time that cannot be."""
+    try:
+        whole, part = divmod(int(seconds * 1_000_000), 1_000_000)
+        return f"{time.strftime('%H:%M:%S', time.localtime(whole))}.{part:06d}"
+    except (ValueError, OverflowError, OSError):
+        return "??:??:??.??????"
+
+
+def _process(record: Record) -> str:
+    """comm[pid], or comm[pid/tid] for a thread that is not the first of its process; "-" for nobody."""
+    if not record.pid and not record.tid:
+        return "-"
+    thread = f"/{record.tid}" if record.tid not in (0, record.pid) else ""
+    return f"{word(record.comm) if record.comm else ''}[{record.pid}{thread}]"
+
+
+def line(record: Record, colours: bool = False, resumed: bool = False) -> str:
+    """The line of a record, without a line break.
+
+    `colours` puts escape sequences around what was done and around a failure.  `resumed` says that a line
+    of this call has told before that it is under way; then the time is that of its end.  Nothing in a
+    record makes this raise, and nothing of a record reaches a terminal unescaped."""
+    told, failed = tell(record), failure(record)
+    begun = record.time + (record.duration or 0.0) if resumed else record.time
+    what = coloured(told.what, BY_KIND.get(record.kind) if colours else None)
+    if record.kind == "lost":
+        return f"{_clock(begun)} {what} {told.details}"
+    notice = record.kind == "mmap"  # no call, so it takes no time
+    columns = [_clock(begun), _process(record), word(record.subject)]
+    columns += ["<... resumed>"] if resumed else []
+    columns += filter(None, (what, told.details))
+    if record.duration is None and not notice:
+        return " ".join([*columns, "<unfinished ...>"])
+    if failed:
+        columns.append(f"= {coloured(failed, ERROR if colours else None)}")
+    elif told.result:
+        columns.append(f"= {told.result}")
+    if record.duration is not None and not notice:
+        columns.append(f"<{record.duration:.6f}>")
+    return " ".join(columns)
+
+
+class Lines:
+    """The lines of a trace in their order.  The end of a call that was told as unfinished is told as
+    "<... resumed>"."""
+
+    def __init__(self, colours: bool = False) -> None:
+        self.colours = colours
+        self._unfinished: OrderedDict[int, None] = OrderedDict()
+
+    def line(self, record: Record) -> str:
+        """The line of the next record."""
+        resumed = record.number in self._unfinished and record.duration is not None
+        if resumed:
+            del self._unfinished[record.number]
+        elif record.duration is None and record.kind not in ("lost", "mmap"):
+            self._unfinished[record.number] = None
+            if len(self._unfinished) > _REMEMBERED:
+                self._unfinished.popitem(last=False)
+        return line(record, self.colours, resumed)
