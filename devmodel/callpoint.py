@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The point that every call on a lab passes: ioctls, region accesses, DMA, interrupts, stores, lifecycle.
+"""The point that every call on a lab passes: opens, ioctls, region accesses, DMA, interrupts, resets, stores,
+lifecycle.
 
-A listener sees each call before and after it, and may delay or refuse it: a trace, a fault rule, a recorder.
-Whether calls pass the point is chosen when a file is opened, and when a client's IOMMU or eventfd is
-connected to a device.  So a call that nobody listens to runs the code that it would run without a point.
-To add a listener or a call: CONTRIBUTING.md, "Listening to calls".
+Observers see each call before and after it: a trace, counters.  They come and go at any time, also while
+files are open.  One listener may delay or refuse calls as well: a fault rule, a recorder.  Whether a file's
+calls pass the listener is chosen when the file is opened.  A call that nobody attends to runs the code that
+it would run without a point.  To add an observer, a listener or a call: CONTRIBUTING.md, "Listening to
+calls".
 
-Threads: the main thread sets the listener.  Its methods run on whichever thread makes the call, several at
-once, and under that caller's locks; so a listener takes no lock of the lab.
+Threads: the main thread sets the listener, any thread adds and removes observers.  Their methods run on
+whichever thread makes the call, several at once, and under that caller's locks; so they take no lock of the
+lab.  ``CallPoint.lock`` guards who observes, and what has to know that.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ class CallKind(Enum):
     INTERRUPT = "interrupt"
     STORE = "store"
     LIFECYCLE = "lifecycle"
+    OPEN = "open"
+    RESET = "reset"
 
 
 @dataclass(slots=True, eq=False)
@@ -49,8 +54,30 @@ class Call:
     """One call.  ``subject`` is the device, group, container or directory that it is on; ``name`` is what is
     done: an ioctl's name, "read", "write", "create", an attribute's name.
 
-    ``tid`` is the thread of the client that waits for it, 0 where none does or it is not known.  Once it is
-    over, ``error`` says why it failed, or else ``result`` what it gave.
+    ``tid`` is the thread of the client that waits for it, 0 where none does or it is not known.  ``begun`` is
+    when it began, as time.monotonic() says.  ``device`` is the :class:`devmodel.device.base.Device` that it
+    is on, if it is on one.
+
+    Once it is over, ``error`` says why it failed, or else ``result`` what it gave; ``after`` is the struct of
+    an ioctl as the client finds it then.  ``error`` is None again when those who attend have been told: an
+    exception keeps all that its frames use.
+
+    ============= ========================= ========================================================
+    kind          name                      arguments; result
+    ============= ========================= ========================================================
+    IOCTL         the ioctl's               "arg" (the number or pointer), "before" (bytes of the struct
+                                            behind it: empty for none, and while nobody attends); an int
+    REGION        "read", "write"           "region" (index), "offset", "size", for a write "data"; the
+                                            bytes read, or the number of bytes written
+    DMA           "read", "write"           "iova", "size", for a write "data" (the first 64 bytes); the
+                                            bytes read (the first 64 of those read to a buffer), or None
+    DMA           "pin"                     "iova", "count"; the pin
+    INTERRUPT     that of the index (MSIX)  "vector"; None
+    STORE         the attribute's           "data"; the number of bytes taken
+    LIFECYCLE     the method's              "arguments"; what the method gives
+    OPEN          "open", "close"           "path" in the mount; None
+    RESET         "reset"                   none; None
+    ============= ========================= ========================================================
     """
 
     kind: CallKind
@@ -58,8 +85,27 @@ class Call:
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     tid: int = 0
+    device: Any = None
+    begun: float = 0.0
     result: Any = None
     error: BaseException | None = None
+    after: bytes = b""
+
+
+class Observer(Protocol):
+    """Who sees calls.  Its methods run on any thread, the device lane included, and under the caller's locks:
+    they are short, wait for nothing, and take no lock of the lab.  An exception is logged, once a kind, and
+    the call goes on."""
+
+    def began(self, call: Call) -> None:
+        """The call is about to be made."""
+
+    def ended(self, call: Call) -> None:
+        """The call is over.  Comes once after each :meth:`began`, also when the observer has been removed
+        meanwhile."""
+
+
+Observers = tuple[Observer, ...]
 
 
 class Listener(Protocol):
@@ -77,20 +123,94 @@ class Listener(Protocol):
 
 
 class CallPoint:
-    """The point of one lab.  ``listener`` is None while nobody listens."""
+    """The point of one lab.  ``listener`` is None while nobody listens, ``observers`` are those that
+    :meth:`observe` has added."""
 
-    __slots__ = ("_late", "listener")
+    __slots__ = ("_late", "_switches", "listener", "lock", "observers")
 
     def __init__(self) -> None:
         self.listener: Listener | None = None
+        self.observers: Observers = ()
+        self.lock = threading.RLock()
+        """Held while an observer comes or goes, and while something new passes the point.  It is taken after
+        a device's lock and before that of its interrupts."""
+        self._switches: set[Callable[[], None]] = set()
         self._late = LateCalls()
+
+    @property
+    def attended(self) -> bool:
+        """Whether somebody listens or observes. Any thread."""
+        return self.listener is not None or bool(self.observers)
+
+    def observe(self, observer: Observer) -> None:
+        """Tell ``observer`` of each call from now on, also on files that are open.  Any thread; it waits for
+        no client and no model."""
+        with self.lock:
+            self.observers += (observer,)
+            self._switch()
+
+    def unobserve(self, observer: Observer) -> None:
+        """The opposite.  Calls under way may still end for the observer.  Any thread."""
+        with self.lock:
+            self.observers = tuple(each for each in self.observers if each is not observer)
+            self._switch()
+
+    def join(self, switch: Callable[[], None]) -> None:
+        """Call ``switch`` now, and whenever an observer comes or goes.  It sees to it that calls pass the
+        point while the point is :attr:`attended`.  It runs under :attr:`lock`, on any thread, and waits for
+        nothing."""
+        with self.lock:
+            self._switches.add(switch)
+            switch()
+
+    def leave(self, switch: Callable[[], None]) -> None:
+        """The opposite."""
+        with self.lock:
+            self._switches.discard(switch)
+
+    def _switch(self) -> None:
+        for switch in tuple(self._switches):
+            switch()
+
+    def begin(self, call: Call) -> Observers:
+        """Tell the observers that the call begins, for callers that make it in parts.  The result is for
+        :meth:`end`."""
+        call.begun = time.monotonic()
+        observers = self.observers
+        for observer in observers:
+            try:
+                observer.began(call)
+            except Exception as error:
+                _complain(observer, error, call)
+        return observers
+
+    def end(self, observers: Observers, call: Call) -> None:
+        """Tell those that were told of its begin that the call is over."""
+        for observer in observers:
+            try:
+                observer.ended(call)
+            except Exception as error:
+                _complain(observer, error, call)
+        call.error = None
+
+    def tell(self, call: Call, function: Callable[[], T]) -> T:
+        """Make a call that nobody delays or refuses.  Any thread; also a pump, and under locks."""
+        observers = self.begin(call)
+        try:
+            call.result = result = function()
+        except BaseException as error:
+            call.error = error
+            raise
+        finally:
+            self.end(observers, call)
+        return result
 
     def run(self, call: Call, function: Callable[[], T], wait: Callable[[float], object] = time.sleep) -> T:
         """Make the call on a thread that may wait; ``wait`` waits for so many seconds."""
         listener = self.listener
         if listener is None:
-            return function()
-        with _told(listener, call):
+            return self.tell(call, function) if self.observers else function()
+        with self._told(listener, call):
             delay = _begin(listener, call)
             if delay > 0:
                 wait(delay)
@@ -105,10 +225,8 @@ class CallPoint:
     ) -> T:
         """Make the call on the trio thread, which goes on with other tasks meanwhile."""
         listener = self.listener
-        if listener is None:
-            return await function()
-        with _told(listener, call):
-            delay = _begin(listener, call)
+        with self._told(listener, call):
+            delay = 0.0 if listener is None else _begin(listener, call)
             if delay > 0:
                 await wait(delay)
             call.result = result = await function()
@@ -125,18 +243,47 @@ class CallPoint:
         """Send an interrupt from any thread, which does not wait: another thread sends a delayed one."""
         listener = self.listener
         if listener is None:
-            function()
+            self.tell(call, function)
             return
+        observers = self.begin(call)
         try:
             delay = _begin(listener, call)
         except OSError as error:
             call.error = error
-            _end(listener, call)
+            self._end(listener, observers, call)
             return
         if delay > 0:
-            self._late.add(delay, lambda: _signal(listener, call, function))
+            self._late.add(delay, lambda: self._signal(listener, observers, call, function))
         else:
-            _signal(listener, call, function)
+            self._signal(listener, observers, call, function)
+
+    def _signal(
+        self, listener: Listener, observers: Observers, call: Call, function: Callable[[], object]
+    ) -> None:
+        try:
+            function()
+        except BaseException as error:
+            call.error = error
+            raise
+        finally:
+            self._end(listener, observers, call)
+
+    @contextlib.contextmanager
+    def _told(self, listener: Listener | None, call: Call) -> Iterator[None]:
+        """Tell observers of the call in the block, and the listener of its end, with its error."""
+        observers = self.begin(call)
+        try:
+            yield
+        except BaseException as error:
+            call.error = error
+            raise
+        finally:
+            self._end(listener, observers, call)
+
+    def _end(self, listener: Listener | None, observers: Observers, call: Call) -> None:
+        if listener is not None:
+            _end(listener, call)
+        self.end(observers, call)
 
 
 class Debt:
@@ -225,7 +372,7 @@ def lifecycle_change(
     @functools.wraps(function)
     def change(self: S, changed: A, /, *arguments: P.args, **named: P.kwargs) -> T:
         calls = self.calls
-        if calls.listener is None:
+        if not calls.attended:
             return function(self, changed, *arguments, **named)
         subject = str(getattr(changed, "name", changed))
         said = [*map(str, arguments), *(f"{key}={value}" for key, value in named.items())]
@@ -235,21 +382,15 @@ def lifecycle_change(
     return change
 
 
-def _signal(listener: Listener, call: Call, function: Callable[[], object]) -> None:
-    with _told(listener, call):
-        function()
+_complained: set[tuple[type, type]] = set()
 
 
-@contextlib.contextmanager
-def _told(listener: Listener, call: Call) -> Iterator[None]:
-    """Tell the listener of the end of a call, with its error."""
-    try:
-        yield
-    except BaseException as error:
-        call.error = error
-        raise
-    finally:
-        _end(listener, call)
+def _complain(observer: Observer, error: Exception, call: Call) -> None:
+    """Log an observer's failure. It fails at each call as a rule, so each kind is logged once."""
+    kind = type(observer), type(error)
+    if kind not in _complained:
+        _complained.add(kind)
+        log.error("an observer failed at %s", call.name, exc_info=error)
 
 
 def _begin(listener: Listener, call: Call) -> float:

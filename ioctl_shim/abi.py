@@ -192,6 +192,37 @@ _VALUES: tuple[dict[str, Any], ...] = tuple(
 )
 
 
+class Fetched:
+    """The struct that the pump of `slot` has fetched for the ioctl that it answers now.  On that pump."""
+
+    __slots__ = ("_native",)
+
+    def __init__(self, slot: int) -> None:
+        self._native: Any = _FETCHED[slot]
+
+    def head(self, row: Row) -> bytes:
+        """What was read of the client's struct, which is `row.minsz` bytes or more.  Empty if that failed."""
+        native = self._native
+        if native.error:
+            return b""
+        data = bytes(ffi.buffer(native.data, row.size))
+        read = row.minsz
+        if row.checked:
+            read = max(read, min(int.from_bytes(data[:4], "little"), row.size))
+        return data[:read]
+
+    def send(self, tid: int, arg: int) -> bytes:
+        """Write the handler's reply to the client now, instead of after the call.  Returns it.  Raises
+        OSError(EFAULT, ESRCH, EPERM)."""
+        native = self._native
+        size = native.reply
+        if not size:
+            return b""
+        native.reply = 0
+        Caller(tid).write_from(arg, native.data, size)
+        return bytes(ffi.buffer(native.data, size))
+
+
 class Argument:
     """The struct an ioctl's `arg` points at, read from the client under the handshake of VFIO or iommufd.
 

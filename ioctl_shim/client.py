@@ -30,6 +30,14 @@ def _check(result: int, what: str) -> None:
         raise OSError(-result, f"{what}: {os.strerror(-result)}")
 
 
+def peek(tid: int, vaddr: int, size: int) -> bytes:
+    """`size` bytes at `vaddr` of thread `tid`; empty if not all of them can be read."""
+    buffer = bytearray(size)
+    if not size or lib.shim_peek(tid, vaddr, ffi.from_buffer(buffer), size):
+        return b""
+    return bytes(buffer)
+
+
 class ClientProcess:
     """The process of thread `tid`, which waits for an answer now: whether it has ended is asked later.
 

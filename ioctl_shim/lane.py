@@ -29,6 +29,7 @@ from ioctl_shim.lanefile import (
     DeferringFile,
     InodeOperations,
     LaneFile,
+    Observed,
     PendingRequest,
     PlainFile,
     RegionAccess,
@@ -179,20 +180,34 @@ class _OpenFile:
     """The Python objects that an open file's `struct lane_file` points at; it keeps them until the
     release."""
 
-    file: LaneFile
-    memory: pumped.PumpRegions | None
+    opened: Opened
+    nodeid: int
     called: tuple[Callable[..., object], ...]
     submit: Submit
-    sized_submit: Submit | None
-    """Runs ioctls that have a size; None is the pump."""
+
+
+Observing = Callable[[Opened, int], Observed | None]
+"""Gives the calls of an open file, with the number of its inode, for those who observe it.  None for a file
+of which nothing is told."""
 
 
 class Lane:
     """The callbacks of the pump, which run on its thread.  `threads` make the calls that may wait."""
 
-    def __init__(self, opener: Opener, names: InodeOperations, threads: CallThreads) -> None:
-        self._opener, self._threads = opener, threads
-        self._called = (_errno_of, names.show, names.lookup, names.stat, names.readlink)
+    def __init__(
+        self, opener: Opener, names: InodeOperations, threads: CallThreads, observing: Observing
+    ) -> None:
+        """While somebody observes (`observe`), calls on open files are those of what `observing` gives."""
+        self._opener, self._threads, self._observing = opener, threads, observing
+        self._called = (
+            *(_errno_of, names.show, names.lookup, names.stat, names.readlink),
+            *(self._observed_read, self._observed_write, self._observed_ioctl),
+        )
+        self._observed: dict[int, Observed | None] = {}
+        """By token, for files with calls that were observed."""
+        self._is_observed = False
+        self._left: dict[int, Callable[[], int]] = {}
+        """By the pump's thread, the ioctl that it has begun and is about to leave to another one."""
         self._files: dict[int, _OpenFile] = {}
         self._tokens = itertools.count(1)
         self._pending: dict[int, PendingRequest] = {}
@@ -216,11 +231,17 @@ class Lane:
         if lib.lane_stop():
             log.warning("device lane: a call into Python does not return")
 
+    def observe(self, on: bool) -> None:
+        """Whether somebody observes from now on.  Calls under way are made as they were begun.  Any
+        thread."""
+        self._is_observed = on
+        lib.lane_observe(on)
+
     def file_of(self, fd: int) -> LaneFile | None:
         """The lane's open file behind `fd`, which must be a descriptor on this mount.  Not on a pump, because
         the lookup is an ioctl that the pump answers."""
         found = self._files.get(lib.lane_identify(fd))
-        return None if found is None else found.file
+        return None if found is None else found.opened.file
 
     def _on_open(self, request: Any) -> int:
         client = request.tid, request.uid, request.gid, bool(request.leads)
@@ -229,13 +250,10 @@ class Lane:
         )
         if opened is None:
             return self._open_later(request)
-        if request.flags & os.O_DIRECT:  # the kernel, too, opens a character device before it says so
-            opened.file.release()
-            raise OSError(errno.EINVAL, "no direct I/O")
         request.token = token = next(self._tokens)
         called = self._callable(opened, request)
         submit = opened.submit or self._threads.submit
-        self._files[token] = _OpenFile(opened.file, opened.memory, called, submit, opened.submit)
+        self._files[token] = _OpenFile(opened, request.nodeid, called, submit)
         request.region = opened.region
         request.backing_id = opened.backing_id
         request.stream = opened.stream
@@ -268,7 +286,7 @@ class Lane:
         return called
 
     def _waiting(self, token: int) -> DeferringFile:
-        file = self._files[token].file
+        file = self._files[token].opened.file
         assert isinstance(file, DeferringFile)
         return file
 
@@ -299,21 +317,57 @@ class Lane:
             pending.close()
         return result
 
-    def _on_ioctl(self, native: Any) -> int:
-        opened = self._files[native.token]
-        if native.data_size or native.out_size:
-            return self._sized_ioctl(opened, native)
-        # The pump has asked the file, which left it to a thread that may wait.
-        call = (native.cmd, native.arg, native.tid)
-        return self._defer(native, opened.submit, partial(_finish_ioctl, opened.file, call))
+    # ---- calls on files while somebody observes: native/call.c ----
 
-    def _sized_ioctl(self, opened: _OpenFile, native: Any) -> int:
+    def _observed_of(self, token: int) -> Observed | None:
+        """The calls of an open file to observe; None for a file of which nothing is told."""
+        try:
+            return self._observed[token]
+        except KeyError:
+            found = self._files[token]
+            return self._observed.setdefault(token, self._observing(found.opened, found.nodeid))
+
+    def _observed_read(self, token: int, offset: int, size: int, tid: int) -> bytes | None:
+        """None leaves it to the pump."""
+        observed = self._observed_of(token)
+        return None if observed is None else observed.read(offset, size, tid)
+
+    def _observed_write(self, token: int, offset: int, tid: int, data: bytes) -> int | None:
+        """None leaves it to the pump."""
+        observed = self._observed_of(token)
+        return None if observed is None else observed.write(offset, data, tid)
+
+    def _observed_ioctl(self, token: int, cmd: int, arg: int, tid: int, slot: int) -> int | None:
+        """As LaneFile.ioctl on a pump."""
+        observed = self._observed_of(token)
+        if observed is None:
+            return self._files[token].opened.file.ioctl(cmd, arg, tid, slot)
+        result = observed.begin_ioctl(cmd, arg, tid, slot)
+        if callable(result):  # the pump calls _on_ioctl next
+            self._left[threading.get_ident()] = result
+            return None
+        return result
+
+    def _on_ioctl(self, native: Any) -> int:
+        found = self._files[native.token]
+        observed = self._observed_of(native.token) if self._is_observed else None
+        if native.data_size or native.out_size:
+            return self._sized_ioctl(found.opened, observed or found.opened.file, native)
+        # The pump has asked the file, which left it to a thread that may wait.
+        call = native.cmd, native.arg, native.tid
+        finish = self._left.pop(threading.get_ident(), None)
+        if finish is None and observed is not None:
+            finish = partial(observed.ioctl, *call)
+        elif finish is None:
+            finish = partial(_ioctl, found.opened.file, *call)
+        return self._defer(native, found.submit, partial(_finish_ioctl, finish))
+
+    def _sized_ioctl(self, opened: Opened, file: LaneFile | Observed, native: Any) -> int:
         data = ffi.buffer(native.data, native.data_size)[:] if native.data_size else b""
         call = SizedIoctl(native.cmd, native.tid, data)
-        if opened.sized_submit is not None:
-            finish = partial(_finish_sized, opened.file, call, native.out_size)
-            return self._defer(native, opened.sized_submit, finish)
-        result = opened.file.sized_ioctl(call)
+        if opened.submit is not None:
+            return self._defer(native, opened.submit, partial(_finish_sized, file, call, native.out_size))
+        result = file.sized_ioctl(call)
         reply = call.reply[: native.out_size]
         ffi.memmove(native.out, reply, len(reply))
         native.out_size = len(reply)
@@ -343,7 +397,7 @@ class Lane:
         return int(lib.LANE_DEFERRED)
 
     def _on_poll(self, token: int, handle: int) -> int:
-        file = self._files[token].file
+        file = self._files[token].opened.file
         return file.begin_poll(handle) if isinstance(file, DeferringFile) else file.poll()
 
     def _on_interrupt(self, unique: int, client: int) -> None:
@@ -355,7 +409,10 @@ class Lane:
             _end_if_killed(unique, tid)
 
     def _on_release(self, token: int) -> None:
-        self._files.pop(token).file.release()
+        observed = self._observed_of(token) if self._is_observed else None
+        found = self._files.pop(token)
+        self._observed.pop(token, None)
+        (observed or found.opened.file).release()
 
 
 def _failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> int:
@@ -394,7 +451,7 @@ def _end_if_killed(unique: int, tid: int) -> None:
     again.start()
 
 
-def _finish_sized(file: LaneFile, call: SizedIoctl, room: int) -> tuple[int, bytes]:
+def _finish_sized(file: LaneFile | Observed, call: SizedIoctl, room: int) -> tuple[int, bytes]:
     """The answer to an ioctl that has a size.  Any thread but the pump's."""
     try:
         result = file.sized_ioctl(call)
@@ -403,12 +460,20 @@ def _finish_sized(file: LaneFile, call: SizedIoctl, room: int) -> tuple[int, byt
     return result, call.reply[:room]
 
 
-def _finish_ioctl(file: LaneFile, call: tuple[int, int, int]) -> tuple[int, bytes]:
+def _ioctl(file: LaneFile, cmd: int, arg: int, tid: int) -> int:
+    """An ioctl on a thread that may wait."""
+    result = file.ioctl(cmd, arg, tid, on_pump=0)
+    if result is None:
+        raise RuntimeError(f"ioctl {cmd:#x} is left to a thread by a thread that may wait")
+    return result
+
+
+def _finish_ioctl(make: Callable[[], int]) -> tuple[int, bytes]:
     """The answer to an ioctl that its file left to a thread that may wait.  Any thread except the pump's."""
     try:
-        result = file.ioctl(*call, on_pump=0)
-        if result is None or result >> 31:
-            raise RuntimeError(f"ioctl {call[0]:#x} returned {result} to a thread that may wait")
+        result = make()
+        if result >> 31:
+            raise RuntimeError(f"an ioctl returned {result}")
     except BaseException as error:  # the client waits for an answer, whatever a model raises
         result = _errno_of(error)
     return result, b""

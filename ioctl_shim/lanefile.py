@@ -70,6 +70,24 @@ class LaneFile(Protocol):
     def release(self) -> None: ...
 
 
+class Observed(Protocol):
+    """The calls of one open file while somebody observes them.  It makes the calls of the file itself, on the
+    thread that would make them otherwise, and tells of them.  Errors as those of LaneFile."""
+
+    def read(self, offset: int, size: int, tid: int) -> bytes: ...
+    def write(self, offset: int, data: bytes, tid: int) -> int: ...
+
+    def begin_ioctl(self, cmd: int, arg: int, tid: int, slot: int) -> int | Callable[[], int] | None:
+        """An ioctl without a size, on the pump of `slot`.  Returns the result, or what a thread that may wait
+        is to call to finish it.  None: that thread calls `ioctl`."""
+
+    def ioctl(self, cmd: int, arg: int, tid: int) -> int:
+        """An ioctl without a size, on a thread that may wait."""
+
+    def sized_ioctl(self, sized: SizedIoctl) -> int: ...
+    def release(self) -> None: ...
+
+
 class RegionAccess(Protocol):
     """Reads and writes by region, for a file whose regions are at offset index << LANE_REGION_SHIFT.
 

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vfsfuse`, with a listener at the call point: it writes each call to a file, and follows rules.
+"""`vfsfuse`, with a listener or observers at the call point, which write each call to a file.
 
-The file is named by LISTENER_LOG: a line of JSON for each call, when it is over.  LISTENER_RULES has rules as
-JSON: a list of objects with `name` and, if wanted, `delay` in seconds and `errno`.
+The file is named by LISTENER_LOG: a line of JSON for each call, when it is over.  A listener follows rules:
+LISTENER_RULES has them as JSON, a list of objects with `name` and, if wanted, `delay` in seconds and `errno`.
+OBSERVERS is the number of observers that are there from the start, all of which write to the file.  SIGUSR1
+adds one more, SIGUSR2 removes the last one.
 """
 
 import errno
 import itertools
 import json
 import os
+import signal
 import sys
 import threading
 from typing import Any
@@ -21,29 +24,39 @@ from vfsfuse.cli import main
 class Recorder:
     """Numbers calls as they begin, and writes them as they end.  Any thread."""
 
-    def __init__(self, path: str, rules: list[dict[str, Any]]) -> None:
+    def __init__(self, path: str, rules: list[dict[str, Any]], number: int = 0) -> None:
+        self._number = number
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._rules = {rule["name"]: rule for rule in rules}
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._begun: dict[int, int] = {}
 
-    def begin(self, call: Call) -> float:
+    def began(self, call: Call) -> None:
         with self._lock:
             self._begun[id(call)] = next(self._numbers)
+
+    def begin(self, call: Call) -> float:
+        self.began(call)
         rule = self._rules.get(call.name, {})
         if "errno" in rule:
             raise OSError(getattr(errno, rule["errno"]), "the test refuses it")
         return float(rule.get("delay", 0))
 
     def end(self, call: Call) -> None:
+        self.ended(call)
+
+    def ended(self, call: Call) -> None:
         line = {
+            "of": self._number,
             "number": self._begun.pop(id(call)),
             "kind": call.kind.value,
             "subject": call.subject,
             "name": call.name,
             "arguments": {key: _plain(value) for key, value in call.arguments.items()},
             "tid": call.tid,
+            "device": getattr(call.device, "name", None),
+            "after": call.after.hex(),
             "result": _plain(call.result),
             "errno": errno.errorcode[call.error.errno or 0] if isinstance(call.error, OSError) else None,
         }
@@ -55,12 +68,23 @@ def _plain(value: object) -> object:
 
 
 if __name__ == "__main__":
-    recorder = Recorder(os.environ["LISTENER_LOG"], json.loads(os.environ.get("LISTENER_RULES", "[]")))
+    path, rules = os.environ["LISTENER_LOG"], json.loads(os.environ.get("LISTENER_RULES", "[]"))
+    recorder = Recorder(path, rules)
+    observers: list[Recorder] = []
     made = Lab.__init__
+
+    def observe(lab: Lab) -> None:
+        observers.append(Recorder(path, [], len(observers) + 1))
+        lab.calls.observe(observers[-1])
 
     def listening(lab: Lab, *arguments: Any) -> None:
         made(lab, *arguments)
-        lab.calls.listener = recorder
+        if "LISTENER_RULES" in os.environ:
+            lab.calls.listener = recorder
+        for _ in range(int(os.environ.get("OBSERVERS", "0"))):
+            observe(lab)
+        signal.signal(signal.SIGUSR1, lambda *_: observe(lab))
+        signal.signal(signal.SIGUSR2, lambda *_: lab.calls.unobserve(observers.pop()))
 
     Lab.__init__ = listening  # type: ignore[method-assign, assignment]
     sys.exit(main())

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A listener on a mounted lab: it sees a C client's whole dialogue, and may delay or refuse any of it."""
+"""A listener and observers on a mounted lab: they see a C client's whole dialogue, and the listener may delay
+or refuse any of it."""
 
 from __future__ import annotations
 
@@ -39,10 +40,10 @@ class ListenedLab:
         self.lab, self._account, self._client = lab, account, client
         self.name = str(uuid.uuid4())
 
-    def lines(self) -> list[Line]:
-        """Every call that is over, in the order in which they began."""
+    def lines(self, of: int = 0) -> list[Line]:
+        """Every call that is over, in the order in which they began, as told to listener or observer `of`."""
         found = [json.loads(line) for line in self._account.read_text().splitlines()]
-        return sorted(found, key=lambda line: line["number"])
+        return sorted((line for line in found if line["of"] == of), key=lambda line: line["number"])
 
     def create(self) -> None:
         types = self.lab.path / "sys/class/mdev_bus/copiers/mdev_supported_types"
@@ -65,9 +66,12 @@ def listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequenc
     client = tmp_path / "client"
     subprocess.run([compiler, "-Wall", "-Wextra", "-Werror", "-o", client, CLIENT], check=True)
 
-    def mount(rules: Sequence[Line] = ()) -> ListenedLab:
+    def mount(rules: Sequence[Line] | None = (), observers: int = 0) -> ListenedLab:
+        """Without rules (None) there is no listener."""
         monkeypatch.setenv("LISTENER_LOG", str(tmp_path / "calls"))
-        monkeypatch.setenv("LISTENER_RULES", json.dumps(list(rules)))
+        monkeypatch.setenv("OBSERVERS", str(observers))
+        if rules is not None:
+            monkeypatch.setenv("LISTENER_RULES", json.dumps(list(rules)))
         monkeypatch.setattr(tests.lab, "VFSFUSE", [sys.executable, "-m", "tests.listening_server"])
         lab = MountedLab(tmp_path, "--config", str(ROOT / "examples/copier.toml"))
         return ListenedLab(lab, tmp_path / "calls", client)
@@ -77,7 +81,9 @@ def listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequenc
 
 def told(line: Line) -> tuple[object, ...]:
     """What is compared of a line: everything but numbers and threads."""
-    arguments = {key: value for key, value in line["arguments"].items() if key != "arg"}
+    arguments = {key: value for key, value in line["arguments"].items() if key not in ("arg", "before")}
+    if "path" in arguments:
+        arguments["path"] = arguments["path"].rstrip("0123456789")
     outcome = line["errno"] or line["result"]
     return line["kind"], line["subject"], line["name"], arguments, outcome
 
@@ -138,16 +144,62 @@ def test_a_dialogue_by_iommufd_is_told(listen: Callable[..., ListenedLab]) -> No
     memory.close()
 
 
+@pytest.mark.parametrize(
+    ("rules", "observers"), [((), 0), (None, 2), ((), 1)], ids=["listener", "observers", "both"]
+)
 def test_a_whole_dialogue_is_told_once_in_order_with_its_results(
-    listen: Callable[..., ListenedLab],
+    listen: Callable[..., ListenedLab], rules: Sequence[Line] | None, observers: int
 ) -> None:
-    listened = listen()
+    listened = listen(rules, observers)
     with listened.lab:
         listened.create()
         done = listened.drive()
         listened.remove()
     assert done.stdout == "status 1\nok\n", done.stderr
-    name, parent = listened.name, "copiers"
+    if rules is not None:
+        assert [told(line) for line in listened.lines()] == dialogue(listened.name)
+    for observer in range(1, observers + 1):
+        lines = listened.lines(observer)
+        assert [told(line) for line in lines if line["kind"] not in OBSERVED_ONLY] == dialogue(listened.name)
+        closed = {line["subject"] for line in lines if line["name"] == "close"}
+        assert closed == {"container", "group 0", listened.name}
+        opened = [told(line) for line in lines if line["name"] != "close"]
+        assert opened == observed_dialogue(listened.name)
+        client = {line["tid"] for line in lines if line["kind"] in ("ioctl", "region")}
+        assert len(client) == 1 and 0 not in client
+        on_device = {line["device"] for line in lines if line["subject"] == listened.name}
+        assert on_device <= {listened.name, None}
+        assert all(
+            line["device"] for line in lines if line["kind"] in ("region", "dma", "interrupt", "reset")
+        )
+
+
+OBSERVED_ONLY = ("open", "reset")
+
+
+def observed_dialogue(name: str) -> list[tuple[object, ...]]:
+    """What observers are told of the client's dialogue."""
+    found = dialogue(name)
+
+    def place(kind: str, what: str) -> int:
+        return next(i for i, line in enumerate(found) if line[0] == kind and line[2] == what)
+
+    def file(subject: str, what: str, path: str) -> tuple[object, ...]:
+        return "open", subject, what, {"path": path}, None
+
+    container, group = "dev/vfio/vfio", "dev/vfio/"
+    opened = place("ioctl", "VFIO_GET_API_VERSION")
+    found[opened:opened] = [file("container", "open", container), file("group 0", "open", group)]
+    device = place("ioctl", "VFIO_DEVICE_GET_INFO")
+    found[device:device] = [file(name, "open", "dev/vfio/.device-")]
+    reset = place("ioctl", "VFIO_DEVICE_RESET")
+    found.insert(reset + 1, ("reset", name, "reset", {}, None))
+    return found
+
+
+def dialogue(name: str) -> list[tuple[object, ...]]:
+    """What is told of a copier's creation, the client's dialogue, and the removal."""
+    parent = "copiers"
 
     def region(what: str, offset: int, size: int, outcome: object, **data: str) -> tuple[object, ...]:
         return "region", name, what, {"region": 0, "offset": offset, "size": size, **data}, outcome
@@ -155,12 +207,12 @@ def test_a_whole_dialogue_is_told_once_in_order_with_its_results(
     def put(offset: int, value: int, size: int) -> tuple[object, ...]:
         return region("write", offset, size, size, data=little(value, size))
 
-    def dma(what: str, iova: int, outcome: object) -> tuple[object, ...]:
-        return "dma", name, what, {"iova": iova, "size": SIZE}, outcome
+    def dma(what: str, iova: int, outcome: object, **data: str) -> tuple[object, ...]:
+        return "dma", name, what, {"iova": iova, "size": SIZE, **data}, outcome
 
     directory = f"sys/devices/virtual/copier/{parent}"
     types = f"{directory}/mdev_supported_types/copier-1"
-    expected = [
+    return [
         ("store", types, "create", {"data": name.encode().hex()}, len(name)),
         ("lifecycle", "copier-1", "create", {"arguments": None}, None),
         ioctl("container", "GET_API_VERSION"),
@@ -176,7 +228,7 @@ def test_a_whole_dialogue_is_told_once_in_order_with_its_results(
         put(0x10, SIZE, 4),
         put(0x14, 1, 4),
         dma("read", IOVA, (b"\7" * SIZE).hex()),
-        dma("write", IOVA + PAGE, None),
+        dma("write", IOVA + PAGE, None, data=(b"\7" * 64).hex()),
         ("interrupt", name, "MSIX", {"vector": 0}, None),
         region("read", 0x18, 4, little(1, 4)),
         put(0x18, 1, 4),
@@ -185,9 +237,6 @@ def test_a_whole_dialogue_is_told_once_in_order_with_its_results(
         ("store", f"{directory}/{name}", "remove", {"data": b"1".hex()}, None),
         ("lifecycle", name, "remove", {"arguments": None}, None),
     ]
-    assert [told(line) for line in listened.lines()] == expected
-    client = {line["tid"] for line in listened.lines() if line["kind"] in ("ioctl", "region")}
-    assert len(client) == 1 and 0 not in client
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
     operations = Operations(inodes, calls)
     view = LabView(spec, tree, calls)
     view.stores.publish = view.lab.later.publish = operations.publish
-    lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads)
+    lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads, view.observing)
+    calls.join(lambda: lane.observe(bool(calls.observers)))
     try:
         pyfuse3.init(operations, mountpoint, mount_options())
     except RuntimeError as error:

@@ -11,17 +11,19 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import ClassVar, Protocol
 
-from devmodel.callpoint import CallPoint
+from devmodel.callpoint import Call, CallKind, CallPoint
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.dma import DmaPort
-from devmodel.device.listened import ListenedDma
+from devmodel.device.listened import ListenedDma, interrupt_point
 from devmodel.device.tasks import Coroutine, Tasks, check_current
 from devmodel.iommu.api import DmaUser
 from devmodel.iommu.dmaspace import DmaSpace
 from devmodel.iommu.driver import Iommu
 from devmodel.iommu.space import IoAddressSpace
+from devmodel.irq.eventfd import Eventfd
 from devmodel.irq.ioeventfd import IoEventfds
 from devmodel.irq.irqs import IrqIndex, Irqs
 from devmodel.irq.kinds import PciIrq
@@ -177,6 +179,15 @@ class Device:
 
     def reset_now(self, kept: Region | None = None) -> None:
         """As :meth:`reset`, under :attr:`lock`, also for a device that is not resettable."""
+        calls = self.calls
+        if calls.observers:
+            calls.tell(
+                Call(CallKind.RESET, self.name, "reset", device=self), partial(self._reset_regions, kept)
+            )
+        else:
+            self._reset_regions(kept)
+
+    def _reset_regions(self, kept: Region | None) -> None:
         self.tasks.stop()
         self.stopped()
         for region in self.regions:
@@ -190,6 +201,8 @@ class Device:
     def opened(self, iommu: Iommu | None) -> None:
         """A client has opened the device. ``iommu`` is that of its group's container, None without one."""
         with self.lock:
+            if not self._in_use:
+                self.calls.join(self._attend)
             if self._space is None and iommu is not None:
                 self._space = iommu.space
                 self._connect(self._space)
@@ -217,6 +230,12 @@ class Device:
         if self._unpins:
             self._tell(self.dma_unmap, 0, 2**64)
 
+    def route_interrupt(self, index: PciIrq, vector: int, eventfd: Eventfd) -> None:
+        """Have the interrupts that ``eventfd`` signals pass the lab's call point, if somebody attends to that
+        now. Under ``irq.lock``."""
+        point = interrupt_point(self, index, vector) if self.calls.attended else None
+        eventfd.send_through(point, self.irq.lock)
+
     def sync_intx(self) -> None:
         """After a reset, under :attr:`lock`: bring the interrupt line to what the registers say."""
 
@@ -230,6 +249,7 @@ class Device:
             self.tasks.stop()
             self._tell(self.stopped)
             space, self._space, self._in_use = self._space, None, False
+            self.calls.leave(self._attend)
             self.dma.connect(None)
             self.dma.abandon()
         if space is not None and self._unpins:
@@ -353,11 +373,20 @@ class Device:
         return type(self).dma_unmap is not Device.dma_unmap
 
     def _connect(self, space: DmaSpace | None) -> None:
-        """Use ``space``, by the call point if somebody listens there now."""
-        if space is None or self.calls.listener is None:
+        """Use ``space``, by the call point if somebody attends to it now."""
+        calls = self.calls
+        with calls.lock:
+            if space is not None and calls.attended:
+                space = ListenedDma(space, calls, self.name, self)
             self.dma.connect(space)
-        else:
-            self.dma.connect(ListenedDma(space, self.calls, self.name))
+
+    def _attend(self) -> None:
+        """An observer has come or gone (:meth:`CallPoint.join`): DMA and interrupts that are set up pass the
+        call point, or pass it no longer. Without :attr:`lock`, which a model may hold for long."""
+        space = self.dma.connected
+        if space is not None:
+            self._connect(space.plain)
+        self.irq.each_eventfd(self.route_interrupt)
 
     def _run(self) -> None:
         if type(self).run is not Device.run and self.tasks.served:

@@ -90,6 +90,11 @@ class DmaPort:
         """How many accesses of this device were refused."""
 
     @property
+    def connected(self) -> DmaSpace | None:
+        """The addresses that it is connected to, whether it may use them now or not. Any thread."""
+        return self._space
+
+    @property
     def pinned_pages(self) -> int:
         """Pages that the device holds now. Any thread."""
         return sum(pin.size for pin in tuple(self._pins) if not pin.released) // PAGE_SIZE

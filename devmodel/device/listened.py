@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DMA of a device that somebody listens to: each access passes the lab's call point.
+"""DMA and interrupts of a device while somebody attends to them: each one passes the lab's call point.
 
 Threads: as :class:`devmodel.iommu.dmaspace.DmaSpace`; a delayed access keeps its thread waiting.
 """
@@ -8,41 +8,70 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from devmodel.callpoint import Call, CallKind, CallPoint
 from devmodel.iommu.api import DmaFault, Fault, Prot
 from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin
 from devmodel.iommu.mappings import Mapping
+from devmodel.irq.eventfd import Point
+from devmodel.irq.kinds import PciIrq
 
 T = TypeVar("T")
+TOLD_BYTES = 64
+"""Bytes of a DMA from or to a buffer that are told."""
+
+
+def interrupt_point(device: Interrupting, index: PciIrq, vector: int) -> Point:
+    """What sends interrupt ``vector`` of ``index`` through the call point of the device's lab."""
+    calls, name, kind = device.calls, device.name, index.name
+
+    def interrupt(send: Callable[[], None]) -> None:
+        calls.signal(Call(CallKind.INTERRUPT, name, kind, {"vector": vector}, device=device), send)
+
+    return interrupt
+
+
+class Interrupting(Protocol):
+    """A device that interrupts."""
+
+    name: str
+
+    @property
+    def calls(self) -> CallPoint:
+        """The call point of its lab."""
 
 
 class ListenedDma(DmaSpace):
     """``space``, for the device called ``name``. A refused access is a :class:`DmaFault` for the device."""
 
-    __slots__ = ("_calls", "_name", "_space")
+    __slots__ = ("_calls", "_device", "_name", "_space")
 
-    def __init__(self, space: DmaSpace, calls: CallPoint, name: str) -> None:
-        self._space, self._calls, self._name = space, calls, name
+    def __init__(self, space: DmaSpace, calls: CallPoint, name: str, device: object = None) -> None:
+        """``device`` is for those who are told (:attr:`Call.device`)."""
+        self._space, self._calls, self._name, self._device = space, calls, name, device
+
+    @property
+    def plain(self) -> DmaSpace:
+        return self._space
 
     def dma_read(self, iova: int, size: int) -> bytes:
-        return self._access(iova, size, False, lambda: self._space.dma_read(iova, size))
+        call = self._call("read", {"iova": iova, "size": size})
+        return self._access(call, False, lambda: self._space.dma_read(iova, size))
 
     def dma_write(self, iova: int, data: bytes) -> None:
-        self._access(iova, len(data), True, lambda: self._space.dma_write(iova, data))
+        call = self._call("write", {"iova": iova, "size": len(data), "data": data[:TOLD_BYTES]})
+        self._access(call, True, lambda: self._space.dma_write(iova, data))
 
     def dma_rw(self, iova: int, buffer: bytes | bytearray | memoryview, write: bool) -> None:
-        size = memoryview(buffer).nbytes
-        self._access(iova, size, write, lambda: self._space.dma_rw(iova, buffer, write))
+        self._move(iova, buffer, write, lambda: self._space.dma_rw(iova, buffer, write))
 
     def mapping_at(self, iova: int, write: bool) -> Mapping:
         return self._space.mapping_at(iova, write)  # a look-up: the access is dma_pieces()
 
     def dma_pieces(self, pieces: Sequence[Piece], buffer: bytearray | memoryview, write: bool) -> None:
-        size = memoryview(buffer).nbytes
         iova = pieces[0].mapping.iova + pieces[0].offset if pieces else 0
-        self._access(iova, size, write, lambda: self._space.dma_pieces(pieces, buffer, write))
+        self._move(iova, buffer, write, lambda: self._space.dma_pieces(pieces, buffer, write))
 
     def pin_pages(self, iova: int, count: int, prot: Prot) -> Pin:
         call = self._call("pin", {"iova": iova, "count": count})
@@ -53,23 +82,43 @@ class ListenedDma(DmaSpace):
         self._space.unpin_pages(iova, count)  # nobody may hold up an unmap that waits for it
 
     def read_pinned(self, pin: Pin, offset: int, size: int) -> bytes:
-        return self._access(
-            pin.iova + offset, size, False, lambda: self._space.read_pinned(pin, offset, size)
-        )
+        call = self._call("read", {"iova": pin.iova + offset, "size": size})
+        return self._access(call, False, lambda: self._space.read_pinned(pin, offset, size))
 
     def write_pinned(self, pin: Pin, offset: int, data: bytes) -> None:
+        told = {"iova": pin.iova + offset, "size": len(data), "data": data[:TOLD_BYTES]}
         write = self._space.write_pinned
-        self._access(pin.iova + offset, len(data), True, lambda: write(pin, offset, data))
+        self._access(self._call("write", told), True, lambda: write(pin, offset, data))
 
-    def _access(self, iova: int, size: int, write: bool, function: Callable[[], T]) -> T:
-        call = self._call("write" if write else "read", {"iova": iova, "size": size})
+    def _move(
+        self,
+        iova: int,
+        buffer: bytes | bytearray | memoryview,
+        write: bool,
+        function: Callable[[], None],
+    ) -> None:
+        view = memoryview(buffer).cast("B")
+        told: dict[str, Any] = {"iova": iova, "size": len(view)}
+        if write:
+            told["data"] = bytes(view[:TOLD_BYTES])
+            self._access(self._call("write", told), True, function)
+            return
+
+        def read() -> bytes:
+            function()
+            return bytes(view[:TOLD_BYTES])
+
+        self._access(self._call("read", told), False, read)
+
+    def _access(self, call: Call, write: bool, function: Callable[[], T]) -> T:
         try:
             return self._calls.run(call, function)
         except DmaFault:
             raise
         except OSError as error:
+            iova, size = call.arguments["iova"], call.arguments["size"]
             reason = error.strerror or errno.errorcode.get(error.errno or 0, "refused")
             raise DmaFault(Fault(iova, size, write, reason)) from error
 
-    def _call(self, name: str, arguments: dict[str, object]) -> Call:
-        return Call(CallKind.DMA, self._name, name, arguments)
+    def _call(self, name: str, arguments: dict[str, Any]) -> Call:
+        return Call(CallKind.DMA, self._name, name, arguments, device=self._device)

@@ -97,10 +97,11 @@ class Shadow:
 
         Workers only. Raises :class:`EngineFault`.
         """
+        plain = space.plain
         for _ in range(ATTEMPTS):
             pieces: list[Piece] = []
             for address, size in ranges:
-                self._find(space, address, size, write, pieces)
+                self._find(plain, address, size, write, pieces)
             try:
                 space.dma_pieces(pieces, buffer, write)
                 return

@@ -37,6 +37,12 @@ class DmaSpace(ABC):
 
     __slots__ = ()
 
+    @property
+    def plain(self) -> "DmaSpace":
+        """The address space itself, of a wrapper that only watches its calls. A device that remembers
+        translations remembers them of that."""
+        return self
+
     @abstractmethod
     def dma_read(self, iova: int, size: int) -> bytes:
         """``size`` bytes from ``iova``. Raises :class:`DmaFault`."""

@@ -17,6 +17,8 @@ from functools import partial
 
 _LINK = "anon_inode:[eventfd]"
 _COUNTER_BYTES = 8
+Point = Callable[[Callable[[], None]], object]
+"""Is called with what signals an eventfd: it does that at once, later or not at all."""
 
 
 class Eventfd:
@@ -26,7 +28,7 @@ class Eventfd:
     eventfd_signal().
     """
 
-    __slots__ = ("fd", "signal")
+    __slots__ = ("_send", "fd", "signal")
 
     def __init__(self, fd: int, signal: Callable[[int], object]) -> None:
         """Takes ``fd`` over. ``signal(fd)`` is to add 1 to the counter of ``fd`` without a wait: a write(2)
@@ -39,6 +41,7 @@ class Eventfd:
             raise OSError(errno.EINVAL, f"descriptor {fd} is not an eventfd")
         self.fd = fd
         self.signal: Callable[[], object] = partial(signal, fd)
+        self._send = self.signal
 
     def take(self) -> int:
         """The counter, which is 0 afterwards (a semaphore's is 1 less, and 1 is returned). Never waits."""
@@ -50,12 +53,18 @@ class Eventfd:
             return 0
         return int.from_bytes(buffer, "little")
 
-    def send_through(self, point: Callable[[Callable[[], None]], object], lock: threading.RLock) -> None:
-        """From now on ``signal()`` calls ``point`` with what signals: at once, later or not at all.
+    def send_through(self, point: Point | None, lock: threading.RLock) -> None:
+        """From now on ``signal()`` calls ``point`` with what signals. With None it signals by itself.
 
-        ``lock`` is the one that this is closed under. A signal that comes after the close is lost.
+        ``lock`` is the one that this is closed under, and it is held. A signal that comes after the close is
+        lost.
         """
-        send = self.signal
+        if self.fd < 0:
+            return
+        if point is None:
+            self.signal = self._send
+            return
+        send = self._send
 
         def signal() -> None:
             with lock:  # another file may have the number of a closed descriptor

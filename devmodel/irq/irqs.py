@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
+from devmodel.irq.eventfd import Eventfd
 from devmodel.irq.kinds import ActiveIrq, Data, Intx, IrqKind, Messages, Notice, PciIrq
 
 
@@ -148,6 +149,14 @@ class Irqs(ActiveIrq):
         """The command register's INTX_DISABLE was written, with or without a change."""
         with self.lock:
             self.intx.disable_by_command(disabled)
+
+    def each_eventfd(self, call: Callable[[PciIrq, int, Eventfd], None]) -> None:
+        """Call ``call`` with the index and the vector of each interrupt that is set up, and with its eventfd.
+        Any thread; under :attr:`lock`."""
+        with self.lock:
+            for index, kind in self._kinds.items():
+                for vector, eventfd in kind.eventfds():
+                    call(index, vector, eventfd)
 
     def release(self) -> None:
         """The last client has closed the device: nothing is set up any more."""

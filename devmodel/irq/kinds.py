@@ -10,7 +10,7 @@ State: under ``Irqs.lock``. Source: <linux/vfio.h> (VFIO_DEVICE_SET_IRQS), the b
 import errno
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -40,7 +40,7 @@ class ClientFds:
     borrow: Callable[[int], Eventfd]
     watcher: Watcher
     listen: Callable[[int, Eventfd], None] | None = None
-    """Puts a listener before the eventfd of the vector at a position of ``numbers``, if there is one."""
+    """Is told of the eventfd that is borrowed for the vector at a position of ``numbers``."""
 
     def at(self, position: int) -> Eventfd | None:
         """The eventfd by which the vector at ``position`` interrupts, None for a number below 0. ``OSError``
@@ -102,6 +102,10 @@ class IrqKind(ABC):
     @abstractmethod
     def tear_down(self) -> None:
         """Close all eventfds: nothing is set up any more."""
+
+    @abstractmethod
+    def eventfds(self) -> Iterable[tuple[int, Eventfd]]:
+        """The eventfds by which it interrupts, each with its vector."""
 
 
 class Intx(IrqKind):
@@ -177,6 +181,9 @@ class Intx(IrqKind):
         self.masked = False
         if self._on:
             self._irqs.activate(None)
+
+    def eventfds(self) -> Iterable[tuple[int, Eventfd]]:
+        return () if self._eventfd is None else ((0, self._eventfd),)
 
     @property
     def _on(self) -> bool:
@@ -271,6 +278,9 @@ class Messages(IrqKind):
         if self._irqs.active is self._index:
             self._irqs.activate(None)
 
+    def eventfds(self) -> Iterable[tuple[int, Eventfd]]:
+        return self.vectors.items()
+
     def _set_up(self, start: int, count: int, data: ClientFds, first: bool) -> None:
         if first:
             if not start + count:
@@ -335,6 +345,9 @@ class Notice(IrqKind):
 
     def tear_down(self) -> None:
         self._replace(None)
+
+    def eventfds(self) -> Iterable[tuple[int, Eventfd]]:
+        return () if self._eventfd is None else ((0, self._eventfd),)
 
     def _replace(self, eventfd: Eventfd | None) -> None:
         if self._eventfd is not None:

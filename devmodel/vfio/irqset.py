@@ -9,9 +9,9 @@ import errno
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from devmodel.callpoint import Call, CallKind
 from devmodel.device.base import Device
 from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.irqs import Action
@@ -67,7 +67,7 @@ def set_irqs(device: Device, request: IrqRequest, data: IrqData, lending: Lendin
         raise OSError(errno.ENOTTY, f"SET_IRQS flags {request.flags:#x}")
     where = (request.index, action, request.start, request.count)
     if kind == IrqSet.DATA_EVENTFD:
-        listen = _listener(device, request) if action is Action.TRIGGER else None
+        listen = partial(_route, device, request) if action is Action.TRIGGER else None
         with lending() as borrow:
             device.irq.set(*where, ClientFds(numbers, borrow, watcher, listen))
     else:
@@ -76,22 +76,8 @@ def set_irqs(device: Device, request: IrqRequest, data: IrqData, lending: Lendin
         device.irqs_set()
 
 
-def _listener(device: Device, request: IrqRequest) -> Callable[[int, Eventfd], None] | None:
-    """A function that makes the eventfds of the request pass the lab's call point. None without a
-    listener."""
-    calls = device.calls
-    if calls.listener is None:
-        return None
-
-    def listen(position: int, eventfd: Eventfd) -> None:
-        name, vector = PciIrq(request.index).name, request.start + position
-
-        def interrupt(send: Callable[[], None]) -> None:
-            calls.signal(Call(CallKind.INTERRUPT, device.name, name, {"vector": vector}), send)
-
-        eventfd.send_through(interrupt, device.irq.lock)
-
-    return listen
+def _route(device: Device, request: IrqRequest, position: int, eventfd: Eventfd) -> None:
+    device.route_interrupt(PciIrq(request.index), request.start + position, eventfd)
 
 
 def _checked_kind(device: Device, request: IrqRequest, room: int) -> int:

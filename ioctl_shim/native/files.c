@@ -109,6 +109,12 @@ void on_read(const struct request *r)
 	uint32_t size = in->size > MAX_DATA ? MAX_DATA : in->size;
 	uint64_t value = 0;
 
+	if (is_observed() && file->read) {
+		int64_t told = call_observed_read(file, in->offset, size, r->header->pid, r->out);
+
+		if (told != LANE_DEFERRED)
+			return send_read(r, told);
+	}
 	if (is_shut(file))
 		return send_error(r->header->unique, -EINVAL);
 	const char *memory = find_memory(file, in->offset, size);
@@ -152,6 +158,12 @@ static int64_t take_write(const struct request *r, const struct fuse_write_in *i
 
 	if (in->size > r->size - sizeof(*in))
 		return -EIO;
+	if (is_observed() && file->write) {
+		int64_t told = call_observed_write(file, in->offset, r->header->pid, data, in->size);
+
+		if (told != LANE_DEFERRED)
+			return told;
+	}
 	if (is_shut(file))
 		return -EINVAL;
 	char *memory = find_memory(file, in->offset, in->size);

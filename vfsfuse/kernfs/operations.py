@@ -241,6 +241,8 @@ class Operations(Refusals):
         with errors("store"):
             if self._calls.listener is not None:
                 return await self._listened_write(fh, buf)
+            if self._calls.observers:
+                return await self._observed_write(fh, buf)
             try:
                 return await self._store(fh, buf)
             finally:
@@ -261,6 +263,14 @@ class Operations(Refusals):
                     await wait(debt.seconds)
         finally:
             self._listened -= 1
+
+    async def _observed_write(self, fh: int, data: bytes) -> int:
+        entry, member = self._attribute(fh)
+        call = Call(CallKind.STORE, entry.path, member.name, {"data": data})
+        try:
+            return await self._calls.run_async(call, lambda: self._store(fh, data))
+        finally:
+            await self.publish()
 
     async def _store(self, fh: int, data: bytes) -> int:
         """A store.  If it was delayed, or waits, its directory may be gone by now."""

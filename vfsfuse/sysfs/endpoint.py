@@ -95,7 +95,7 @@ class PortsFile(RegionFile):
 
     def _check(self, offset: int, size: int) -> bool:
         """Whether there are ports at `offset`.  Raises OSError(EINVAL) for an access that is none."""
-        end = self._device.region(self.index).size
+        end = self.device.region(self.index).size
         if offset >= end:
             return False
         if size not in PORT_SIZES or offset + size > end:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open VFIO files that have a listener: each ioctl and each access of a region passes the call point.
+"""Open files of VFIO and of regions whose calls pass the call point.
 
-The pump answers no request on such a file by itself.  Every call runs on a thread of its own, so a delay
-holds up only its caller.  Everything else is as without a listener.
-Threads: the pump begins calls; threads of `CallThreads` make them.  Source: devmodel.callpoint.
+An ObservedFile makes the calls of a file while somebody observes it, on the thread that would make them
+otherwise, so nobody waits longer.  It is made when the first of its calls is to be told.  A ListenedFile is
+chosen when the file is opened, because a listener may hold up calls: the pump answers no request on such a
+file by itself, and every call runs on a thread of its own.  Everything else is as without either.
+Threads: the pump begins calls; threads of `CallThreads` make those that may wait.  Source:
+devmodel.callpoint.
 """
 
 from __future__ import annotations
@@ -12,66 +15,126 @@ import errno
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
-from devmodel.callpoint import Call, CallKind, CallPoint
-from devmodel.region.backing import REGION_SHIFT
+from devmodel.callpoint import Call, CallPoint, Observers
+from ioctl_shim.abi import Fetched
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.lane import DeferringFile, Opened, PendingRequest, SizedIoctl
 from ioctl_shim.lanefile import errno_of
 from vfsfuse.vfio.fops import VfioFops
-from vfsfuse.vfio.group import GroupFops
-from vfsfuse.vfio.handover import DeviceRequest
 from vfsfuse.vfio.port import RegionFile
+from vfsfuse.vfio.told import ToldFile, struct_after, struct_before
 
 T = TypeVar("T")
-_IN_REGION = (1 << REGION_SHIFT) - 1
+
+
+class ObservedFile:
+    """One open file while somebody observes: `ioctl_shim.lanefile.Observed`.
+
+    `path` gives the file's path in the mount, empty when it has none any more."""
+
+    __slots__ = ("_calls", "_path", "_told")
+
+    def __init__(self, told: ToldFile, calls: CallPoint, path: Callable[[], str]) -> None:
+        self._told, self._calls, self._path = told, calls, path
+
+    def read(self, offset: int, size: int, tid: int) -> bytes:
+        told = self._told
+        return self._calls.tell(told.read_call(offset, size, tid), lambda: told.read(offset, size))
+
+    def write(self, offset: int, data: bytes, tid: int) -> int:
+        told = self._told
+        return self._calls.tell(told.write_call(offset, data, tid), lambda: told.write(offset, data))
+
+    def begin_ioctl(self, cmd: int, arg: int, tid: int, slot: int) -> int | Callable[[], int] | None:
+        told, calls = self._told, self._calls
+        row = told.row(cmd)
+        if row is not None and row.blocking:
+            return None
+        fetched = Fetched(slot)
+        before, reply = struct_before(row, arg, tid, fetched), b""
+        call = told.ioctl_call(row, cmd, arg, tid, before)
+        observers = calls.begin(call)
+        try:
+            try:
+                result = told.file.ioctl(cmd, arg, tid, slot)
+            finally:  # an error has an answer, too
+                reply = fetched.send(tid, arg)
+        except BaseException as error:
+            call.error, call.after = error, struct_after(before, arg, tid, reply)
+            calls.end(observers, call)
+            raise
+        if result is None:
+            return partial(self._finish, call, observers, cmd)
+        call.result, call.after = result, struct_after(before, arg, tid, reply)
+        calls.end(observers, call)
+        return result
+
+    def ioctl(self, cmd: int, arg: int, tid: int) -> int:
+        row = self._told.row(cmd)
+        call = self._told.ioctl_call(row, cmd, arg, tid, struct_before(row, arg, tid, None))
+        return self._calls.tell(call, lambda: self._told.ioctl(call, cmd))
+
+    def sized_ioctl(self, sized: SizedIoctl) -> int:
+        call, results = self._told.sized_call(sized), list[int]()  # it is no result that a client gets
+        self._calls.tell(call, lambda: results.append(self._told.sized_ioctl(call, sized)))
+        return results[0]
+
+    def release(self) -> None:
+        self._calls.tell(self._told.close_call(self._path()), self._told.file.release)
+
+    def _finish(self, call: Call, observers: Observers, cmd: int) -> int:
+        """Make an ioctl that its handler has left to a thread that may wait.  It began on the pump."""
+        try:
+            call.result = result = self._told.ioctl(call, cmd)
+        except BaseException as error:
+            call.error = error
+            raise
+        finally:
+            self._calls.end(observers, call)
+        return result
 
 
 class ListenedFile(DeferringFile):
     """One open of `file`. Its calls pass the call point `calls`."""
 
-    __slots__ = ("_calls", "_regions", "_threads", "file")
+    __slots__ = ("_calls", "_path", "_threads", "file", "told")
 
-    def __init__(self, opened: Opened, file: VfioFops | RegionFile, calls: CallPoint, threads: CallThreads):
-        self.file, self._regions = file, opened.regions
+    def __init__(
+        self, told: ToldFile, calls: CallPoint, threads: CallThreads, path: Callable[[], str]
+    ) -> None:
+        self.file, self.told, self._path = told.file, told, path
         self._calls, self._threads = calls, threads
 
     def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
         if on_pump:
             return None
-        call = Call(CallKind.IOCTL, self.file.subject, self._name(cmd), {"arg": arg}, tid)
-        return self._calls.run(call, lambda: self.file.ioctl(cmd, arg, tid, on_pump=0))
+        row = self.told.row(cmd)
+        call = self.told.ioctl_call(row, cmd, arg, tid, struct_before(row, arg, tid, None))
+        return self._calls.run(call, lambda: self.told.ioctl(call, cmd))
 
-    def sized_ioctl(self, call: SizedIoctl) -> int:
-        results: list[int] = []  # it is no result that a client gets
-        self._calls.run(self._told(call), lambda: results.append(self.file.sized_ioctl(call)))
+    def sized_ioctl(self, sized: SizedIoctl) -> int:
+        call, results = self.told.sized_call(sized), list[int]()  # it is no result that a client gets
+        self._calls.run(call, lambda: results.append(self.told.sized_ioctl(call, sized)))
         return results[0]
 
-    def _told(self, call: SizedIoctl) -> Call:
-        """What listeners are told of an ioctl that has a size.  PREPARE_DEVICE is a client's
-        GROUP_GET_DEVICE_FD."""
-        asked = DeviceRequest.decode(call) if isinstance(self.file, GroupFops) else None
-        if asked is None:
-            return Call(CallKind.IOCTL, self.file.subject, f"{call.cmd:#x}", {"data": call.data}, call.tid)
-        name = "VFIO_GROUP_GET_DEVICE_FD"
-        return Call(CallKind.IOCTL, self.file.subject, name, {"name": asked.name}, asked.client)
-
     def begin_read(self, pending: PendingRequest) -> None:
-        arguments = self._place(pending)
-        call = Call(CallKind.REGION, self.file.subject, "read", arguments, pending.tid)
-        self._start(pending, call, lambda: self._read(pending), pending.read)
+        offset, size = pending.offset, pending.size
+        call = self.told.read_call(offset, size, pending.tid)
+        self._start(pending, call, lambda: self.told.read(offset, size), pending.read)
 
     def begin_write(self, pending: PendingRequest, data: bytes) -> None:
-        arguments = {**self._place(pending), "data": data}
-        call = Call(CallKind.REGION, self.file.subject, "write", arguments, pending.tid)
-        self._start(pending, call, lambda: self._write(pending, data), pending.written)
+        offset = pending.offset
+        call = self.told.write_call(offset, data, pending.tid)
+        self._start(pending, call, lambda: self.told.write(offset, data), pending.written)
 
     def begin_poll(self, handle: int) -> int:
         return self.file.poll()
 
     def release(self) -> None:
-        self.file.release()
+        self._calls.tell(self.told.close_call(self._path()), self.file.release)
 
     def _start(
         self,
@@ -95,32 +158,18 @@ class ListenedFile(DeferringFile):
 
         self._threads.submit(answer, pending.tid)
 
-    def _read(self, pending: PendingRequest) -> bytes:
-        if self._regions is None:
-            return self.file.read(pending.offset, pending.size)
-        return self._regions.read(pending.offset >> REGION_SHIFT, pending.offset & _IN_REGION, pending.size)
 
-    def _write(self, pending: PendingRequest, data: bytes) -> int:
-        if self._regions is None:
-            return self.file.write(pending.offset, data)
-        return self._regions.write(pending.offset >> REGION_SHIFT, pending.offset & _IN_REGION, data)
-
-    def _place(self, pending: PendingRequest) -> dict[str, object]:
-        index, offset = self.file.index, pending.offset
-        if index is None:
-            index, offset = offset >> REGION_SHIFT, offset & _IN_REGION
-        return {"region": index, "offset": offset, "size": pending.size}
-
-    def _name(self, cmd: int) -> str:
-        found = self.file.handlers.get(cmd) if isinstance(self.file, VfioFops) else None
-        return f"{cmd:#x}" if found is None else found[0].name
-
-
-def listened(opened: Opened, calls: CallPoint, threads: CallThreads) -> Opened:
-    """A copy of `opened` whose calls all pass the call point.  `opened` itself if it is not a file of VFIO or
-    of a region."""
+def told_file(opened: Opened) -> ToldFile | None:
+    """What is told of an open file; None for one that is not of VFIO or of a region."""
     file = opened.file
-    if not isinstance(file, VfioFops | RegionFile):
+    return ToldFile(opened, file) if isinstance(file, VfioFops | RegionFile) else None
+
+
+def listened(opened: Opened, calls: CallPoint, threads: CallThreads, path: Callable[[], str]) -> Opened:
+    """A copy of `opened` whose calls all pass the call point, where a listener may hold them up.  `opened`
+    itself if nothing is told of it."""
+    told = told_file(opened)
+    if told is None:
         return opened
-    wrapped = ListenedFile(opened, file, calls, threads)
-    return replace(opened, file=wrapped, memory=None, regions=None, submit=threads.submit)
+    wrapped = ListenedFile(told, calls, threads, path)
+    return replace(opened, file=wrapped, memory=None, regions=None, shut=None, submit=threads.submit)

@@ -161,13 +161,13 @@ class RegionFile(PlainFile):
     """An open `config` or `resource<N>`: one region from offset 0.  The rules at its end are those of
     sysfs."""
 
-    __slots__ = ("_device", "_limit", "_released", "index")
+    __slots__ = ("_limit", "_released", "device", "index")
 
     def __init__(
         self, device: Device, index: int, limit: int, released: Callable[[], None] | None = None
     ) -> None:
         """`released` is called when the last descriptor of the file is closed."""
-        self._device, self.index, self._limit, self._released = device, index, limit, released
+        self.device, self.index, self._limit, self._released = device, index, limit, released
 
     def release(self) -> None:
         if self._released is not None:
@@ -176,20 +176,20 @@ class RegionFile(PlainFile):
     @property
     def subject(self) -> str:
         """The device of the file's calls, by the name that listeners get."""
-        return self._device.name
+        return self.device.name
 
     def read(self, offset: int, size: int) -> bytes:
-        self._device.check_present()
+        self.device.check_present()
         if offset >= self._limit:
-            return self._device.read(self.index, 0, 0)  # end of file, or ENODEV
-        return self._device.read(self.index, offset, min(size, self._limit - offset))
+            return self.device.read(self.index, 0, 0)  # end of file, or ENODEV
+        return self.device.read(self.index, offset, min(size, self._limit - offset))
 
     def write(self, offset: int, data: bytes) -> int:
-        self._device.check_present()
-        size = self._device.region(self.index).size
+        self.device.check_present()
+        size = self.device.region(self.index).size
         if offset >= size:
             raise OSError(errno.EFBIG, "beyond the region's end")
-        return self._device.write(self.index, offset, data[: size - offset])
+        return self.device.write(self.index, offset, data[: size - offset])
 
 
 def open_region(port: Port, index: int, request: OpenRequest, limit: int | None = None) -> Opened:

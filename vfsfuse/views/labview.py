@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from functools import partial
 
-from devmodel.callpoint import CallPoint
+from devmodel.callpoint import Call, CallKind, CallPoint
 from devmodel.iommu.api import MustWait
 from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.bridge import PCIEPORT
@@ -25,7 +26,7 @@ from devmodel.vfio.group import Assignable, Group
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.client import Caller
 from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
-from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject
+from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Member
 from vfsfuse.kernfs.members import BinaryMember, WaitingStore
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.waiting import StoreRunner
@@ -35,7 +36,7 @@ from vfsfuse.sysfs.lab import Subsystems
 from vfsfuse.sysfs.numa import numa_of
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.vfio.fops import Services
-from vfsfuse.vfio.listened import ListenedFile, listened
+from vfsfuse.vfio.listened import ListenedFile, ObservedFile, listened, told_file
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
@@ -136,16 +137,55 @@ class LabView:
     def open(self, request: OpenRequest) -> Opened | None:
         """Open an inode of the device lane (ioctl_shim.lane.Opener).
 
-        This is where the file's calls begin to pass the call point, if somebody listens there.
+        This is where the file's calls begin to pass the listener of the call point, if there is one.
         """
         try:
-            opened = self._open(request)
+            return self._observed_open(request) if self.lab.calls.observers else self._listened_open(request)
         except MustWait:  # another thread opens it
             return None
-        calls = self.lab.calls
-        if opened is None or calls.listener is None:
+
+    def observing(self, opened: Opened, nodeid: int) -> ObservedFile | None:
+        """The calls of an open file for observers; None for a file of which nothing is told.  Any thread
+        (ioctl_shim.lane.Observing)."""
+        told = told_file(opened)
+        return None if told is None else ObservedFile(told, self.lab.calls, partial(self._path, nodeid))
+
+    def _observed_open(self, request: OpenRequest) -> Opened | None:
+        entry, member = self.tree.named(request.nodeid)
+        if not is_told(entry, member):
+            return self._listened_open(request)
+        if request.on_pump:  # where it might have to be begun again
+            return None
+        path, calls = _path(entry, member), self.lab.calls
+        call = Call(CallKind.OPEN, path, "open", {"path": path}, request.tid)
+
+        def opening() -> Opened | None:
+            opened = self._listened_open(request)
+            if opened is not None:
+                file = opened.file
+                told = file.told if isinstance(file, ListenedFile) else told_file(opened)
+                if told is not None:
+                    call.subject, call.device = told.subject, told.device
             return opened
-        return listened(opened, calls, self.services.threads)
+
+        return calls.tell(call, opening)
+
+    def _listened_open(self, request: OpenRequest) -> Opened | None:
+        opened = self._open(request)
+        if opened is None:
+            return None
+        if request.flags & os.O_DIRECT:  # the kernel, too, opens a character device before it says so
+            opened.file.release()
+            raise OSError(errno.EINVAL, "no direct I/O")
+        if self.lab.calls.listener is None:
+            return opened
+        return listened(opened, self.lab.calls, self.services.threads, partial(self._path, request.nodeid))
+
+    def _path(self, inode: int) -> str:
+        try:
+            return _path(*self.tree.locate(inode))
+        except OSError:  # it is gone
+            return ""
 
     def _open(self, request: OpenRequest) -> Opened | None:
         entry, member = self.tree.named(request.nodeid)
@@ -270,6 +310,20 @@ class LabView:
         self.functions.function_added(function)
         if function.driver is not None:
             self.functions.bound(function)
+
+
+def is_told(entry: Entry, member: Member | None) -> bool:
+    """Whether the calls on a device file are told at the call point: those of VFIO, `config` and
+    `resource<N>`."""
+    if member is None:
+        return entry.parent is None or bool(entry.parent.path)  # no file of the root
+    return isinstance(member, BinaryMember) and member.name.startswith(("config", "resource"))
+
+
+def _path(entry: Entry, member: Member | None) -> str:
+    if member is not None:
+        return f"{entry.path}/{member.name}"
+    return entry.path or f"dev/vfio/{entry.name}"  # one of the unlisted files there
 
 
 def _is_parent(function: PciFunction) -> bool:

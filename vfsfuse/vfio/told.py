@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What those who attend to the call point are told of the calls on one open file.
+
+The structs of ioctls are read from the client once more for that.  Reading them is a touch of the client's
+memory, which it may hold up, so no lock is held (docs/architecture.md, "What a client gives").
+Threads: pumps, and threads that may wait.  State: none.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from devmodel.callpoint import Call, CallKind
+from devmodel.region.backing import REGION_SHIFT
+from ioctl_shim.abi import Fetched, Row
+from ioctl_shim.client import peek
+from ioctl_shim.lane import Opened, RegionAccess, SizedIoctl
+from vfsfuse.vfio.fops import VfioFops
+from vfsfuse.vfio.group import GroupFops
+from vfsfuse.vfio.handover import DeviceRequest
+from vfsfuse.vfio.port import RegionFile
+
+MOST_TOLD = 1024
+"""Bytes of an ioctl's struct, with what lies behind it, that are told."""
+IN_REGION = (1 << REGION_SHIFT) - 1
+_DESCRIPTOR = {"VFIO_GROUP_SET_CONTAINER": 4}
+"""Bytes behind the pointer of ioctls that take no struct."""
+
+
+class ToldFile:
+    """The calls on one open of `file`: what is told of them, and the accesses of its regions."""
+
+    __slots__ = ("_index", "_regions", "_shut", "device", "file", "subject")
+
+    def __init__(self, opened: Opened, file: VfioFops | RegionFile) -> None:
+        self.file, self._regions = file, opened.regions
+        self._shut = None if opened.shut is None else opened.shut.native
+        self._index: int | None = file.index
+        self.subject = file.subject
+        self.device: Any = getattr(file, "device", None)
+
+    def read_call(self, offset: int, size: int, tid: int) -> Call:
+        index = self._index
+        if index is None:
+            index, offset = offset >> REGION_SHIFT, offset & IN_REGION
+        return self._call(CallKind.REGION, "read", {"region": index, "offset": offset, "size": size}, tid)
+
+    def write_call(self, offset: int, data: bytes, tid: int) -> Call:
+        index = self._index
+        if index is None:
+            index, offset = offset >> REGION_SHIFT, offset & IN_REGION
+        arguments = {"region": index, "offset": offset, "size": len(data), "data": data}
+        return self._call(CallKind.REGION, "write", arguments, tid)
+
+    def row(self, cmd: int) -> Row | None:
+        """The ioctl with this number, None for one that the file does not have."""
+        found = self.file.handlers.get(cmd) if isinstance(self.file, VfioFops) else None
+        return None if found is None else found[0]
+
+    def ioctl_call(self, row: Row | None, cmd: int, arg: int, tid: int, before: bytes) -> Call:
+        name = f"{cmd:#x}" if row is None else row.name
+        return self._call(CallKind.IOCTL, name, {"arg": arg, "before": before}, tid)
+
+    def sized_call(self, call: SizedIoctl) -> Call:
+        """An ioctl that has a size.  PREPARE_DEVICE is a client's GROUP_GET_DEVICE_FD."""
+        asked = DeviceRequest.decode(call) if isinstance(self.file, GroupFops) else None
+        if asked is None:
+            return self._call(CallKind.IOCTL, f"{call.cmd:#x}", {"before": call.data}, call.tid)
+        return self._call(CallKind.IOCTL, "VFIO_GROUP_GET_DEVICE_FD", {"name": asked.name}, asked.client)
+
+    def close_call(self, path: str) -> Call:
+        return self._call(CallKind.OPEN, "close", {"path": path}, 0)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """As the pump does it.  Raises OSError as read(2)."""
+        self._check_open()
+        regions: RegionAccess | None = self._regions
+        if regions is None:
+            return self.file.read(offset, size)
+        return regions.read(offset >> REGION_SHIFT, offset & IN_REGION, size)
+
+    def write(self, offset: int, data: bytes) -> int:
+        """As the pump does it.  Raises OSError as write(2)."""
+        self._check_open()
+        regions = self._regions
+        if regions is None:
+            return self.file.write(offset, data)
+        return regions.write(offset >> REGION_SHIFT, offset & IN_REGION, data)
+
+    def ioctl(self, call: Call, cmd: int) -> int:
+        """Make an ioctl on a thread that may wait.  Raises OSError as ioctl(2)."""
+        arg, before = call.arguments["arg"], call.arguments["before"]
+        try:
+            result = self.file.ioctl(cmd, arg, call.tid, on_pump=0)
+            if result is None:
+                raise RuntimeError(f"{call.name} is left to a thread by a thread that may wait")
+            return result
+        finally:
+            call.after = struct_after(before, arg, call.tid, b"")
+
+    def sized_ioctl(self, call: Call, sized: SizedIoctl) -> int:
+        """Make an ioctl that has a size.  Raises OSError as ioctl(2)."""
+        result = self.file.sized_ioctl(sized)
+        call.after = sized.reply
+        return result
+
+    def _call(self, kind: CallKind, name: str, arguments: dict[str, Any], tid: int) -> Call:
+        return Call(kind, self.subject, name, arguments, tid, self.device)
+
+    def _check_open(self) -> None:
+        if self._shut is not None and self._shut[0]:
+            raise OSError(errno.EINVAL, "the device is not bound to an iommufd")
+
+
+def struct_before(row: Row | None, arg: int, tid: int, fetched: Fetched | None) -> bytes:
+    """The struct that `arg` points at, with what its size says is behind it: at most MOST_TOLD bytes, none if
+    it cannot be read.  A pump has `fetched` the beginning."""
+    if row is None or not arg:
+        return b""
+    if not row.struct:
+        return peek(tid, arg, _DESCRIPTOR.get(row.name, 0))
+    head = peek(tid, arg, row.minsz) if fetched is None else fetched.head(row)
+    if len(head) < row.minsz:
+        return b""
+    size = min(int.from_bytes(head[:4], "little"), MOST_TOLD)
+    if size <= row.minsz:
+        return head[: row.minsz]
+    return head[:size] if size <= len(head) else head + peek(tid, arg + len(head), size - len(head))
+
+
+def struct_after(before: bytes, arg: int, tid: int, reply: bytes) -> bytes:
+    """The same bytes once the call is over.  `reply` is what a pump has written of them."""
+    if reply:
+        return reply + before[len(reply) :]
+    return peek(tid, arg, len(before)) if before else b""
