@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from vfsfuse.trace.decode import ioctl_name, number_of, text_of
 from vfsfuse.trace.escaping import printable, word
 from vfsfuse.trace.record import Record
-from vfsfuse.trace.telling import region_name, tell
+from vfsfuse.trace.telling import region_name, seconds, tell
 
 _MOST_ROWS = 10_000
 """Rows of a table that are kept.  Everything beyond is counted in one more row."""
@@ -127,8 +127,8 @@ class Summary:
         row, device = self.calls.of(call_name(record)), self.devices.of(record.subject)
         row.calls, device.calls = row.calls + 1, device.calls + 1
         row.errors, device.errors = row.errors + failed, device.errors + failed
-        seconds = record.duration or 0.0
-        row.seconds += seconds if math.isfinite(seconds) else 0.0
+        took = seconds(record.duration)
+        row.seconds += took if math.isfinite(took) else 0.0
         if (count := _COUNTS.get(record.kind)) is not None:
             count(self, record, device)
 

@@ -8,6 +8,7 @@ another user's server: each text is escaped, and a value of the wrong type is le
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -161,6 +162,14 @@ def tell(record: Record) -> Told:
     """What a record says.  A kind that is not known, as a newer server may have, is told by its name."""
     teller = TELLERS.get(record.kind)
     return teller(record) if teller else Told(word(record.kind), word(record.name), _result(record))
+
+
+def seconds(value: float | None) -> float:
+    """A time of a record as a float: infinity for a whole number that is none, 0 for no time."""
+    try:
+        return float(value or 0.0)
+    except OverflowError:
+        return math.inf
 
 
 def failure(record: Record) -> str:

@@ -14,16 +14,16 @@ from collections import OrderedDict
 from vfsfuse.trace.colours import BY_KIND, ERROR, coloured
 from vfsfuse.trace.escaping import word
 from vfsfuse.trace.record import Record
-from vfsfuse.trace.telling import failure, tell
+from vfsfuse.trace.telling import failure, seconds, tell
 
 _REMEMBERED = 10_000
 """Unfinished calls that `Lines` remembers.  The end of an older one looks like any other call."""
 
 
-def _clock(seconds: float) -> str:
+def _clock(when: float) -> str:
     """A time of the day, local, with microseconds.  Question marks for a time that cannot be."""
     try:
-        whole, part = divmod(int(seconds * 1_000_000), 1_000_000)
+        whole, part = divmod(round(when * 1_000_000), 1_000_000)
         return f"{time.strftime('%H:%M:%S', time.localtime(whole))}.{part:06d}"
     except (ValueError, OverflowError, OSError):
         return "??:??:??.??????"
@@ -44,7 +44,7 @@ def line(record: Record, colours: bool = False, resumed: bool = False) -> str:
     of this call has told before that it is under way; then the time is that of its end.  Nothing in a
     record makes this raise, and nothing of a record reaches a terminal unescaped."""
     told, failed = tell(record), failure(record)
-    begun = record.time + (record.duration or 0.0) if resumed else record.time
+    begun = seconds(record.time) + (seconds(record.duration) if resumed else 0.0)
     what = coloured(told.what, BY_KIND.get(record.kind) if colours else None)
     if record.kind == "lost":
         return f"{_clock(begun)} {what} {told.details}"
@@ -59,7 +59,7 @@ def line(record: Record, colours: bool = False, resumed: bool = False) -> str:
     elif told.result:
         columns.append(f"= {told.result}")
     if record.duration is not None and not notice:
-        columns.append(f"<{record.duration:.6f}>")
+        columns.append(f"<{seconds(record.duration):.6f}>")
     return " ".join(columns)
 
 
