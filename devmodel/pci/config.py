@@ -23,7 +23,9 @@ from devmodel.pci.fields import (
     extended_places,
     header,
 )
+from devmodel.pci.names import names_of
 from devmodel.pci.regs import Command, Reg
+from devmodel.region.names import RegisterNames
 from devmodel.region.region import Region, StoredBytes
 
 _ADDRESSES = 1 << 64
@@ -41,7 +43,7 @@ class ConfigSpace(Region):
     ``mirror`` is called with offset and width after each change of the bytes, and before any hook.
     """
 
-    __slots__ = ("_bars", "_data", "_extended", "_hooks", "_mask", "_reset_image", "mirror")
+    __slots__ = ("_bars", "_data", "_extended", "_hooks", "_mask", "_names", "_reset_image", "mirror")
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class ConfigSpace(Region):
         self._mask: bytes | bytearray = bytearray(size)
         self._bars = dict(bars)
         self._hooks: list[tuple[int, int, Hook]] = []
+        self._names: RegisterNames | None = None
         self.mirror: Mirror | None = None
         self._extended = extended_places(extended, size)
         for field in (
@@ -78,6 +81,12 @@ class ConfigSpace(Region):
     @property
     def stored(self) -> StoredBytes | None:
         return StoredBytes(self._data, b"\1" * self.size) if type(self).read is ConfigSpace.read else None
+
+    @property
+    def names(self) -> RegisterNames | None:
+        if self._names is None:  # two threads at once find the same names
+            self._names = names_of(self._reset_image)
+        return self._names
 
     def read(self, offset: int, size: int) -> bytes:
         return bytes(self._data[offset : offset + size])

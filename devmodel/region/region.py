@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from devmodel.region.backing import Backing
 from devmodel.region.moving import Place
+from devmodel.region.names import RegisterNames
 
 
 def clip(limit: int, offset: int, size: int) -> int:
@@ -73,6 +74,11 @@ class Region:
     @property
     def stored(self) -> StoredBytes | None:
         """What a front end may access without calling :meth:`read` and :meth:`write`; None for nothing."""
+        return None
+
+    @property
+    def names(self) -> RegisterNames | None:
+        """The names of its registers; None for a region that has none. Any thread."""
         return None
 
     def __init__(self, size: int) -> None:

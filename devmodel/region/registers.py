@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from devmodel.region.names import RegisterNames
 from devmodel.region.region import Region, StoredBytes, WholeAccess
 
 
@@ -47,7 +48,7 @@ class Register:
 class Layout:
     """The registers of a region. A model declares them once, for all its devices."""
 
-    __slots__ = ("_starts", "by_name", "image", "native", "plain", "registers", "size", "wholes")
+    __slots__ = ("_starts", "by_name", "image", "names", "native", "plain", "registers", "size", "wholes")
 
     def __init__(self, size: int, registers: Iterable[Register]) -> None:
         """``size`` is in bytes. Raises ValueError for registers that overlap or lie outside."""
@@ -55,6 +56,7 @@ class Layout:
         self.registers: Sequence[Register] = sorted(registers, key=lambda register: register.offset)
         self.by_name = {register.name: register for register in self.registers}
         self._starts = [register.offset for register in self.registers]
+        self.names = RegisterNames(self.registers)
         self.image = self._power_on()
         self.plain = self._without_hook()
         """One byte for each of the region's: 1 where a read gives what is stored."""
@@ -110,6 +112,10 @@ class Registers(Region):
             return None
         wholes = layout.native if own.write is Registers.write else ()
         return StoredBytes(self._bytes, layout.plain, wholes, self._owner)
+
+    @property
+    def names(self) -> RegisterNames | None:
+        return self._layout.names
 
     def __getitem__(self, name: str) -> int:
         register = self._layout.by_name[name]

@@ -110,6 +110,14 @@ PLACES = (
         "Waits for the next event and reads it whole, as from a netlink socket (poll works).",
     ),
     Place(
+        "trace",
+        "0600",
+        "Waits for calls on the lab and reads them, each as one line of JSON (poll works)."
+        " [docs/trace.md](trace.md) describes them.",
+        "A line of JSON before the first read says what is wanted. EINVAL: anything else; EBUSY: it has been"
+        " read.",
+    ),
+    Place(
         "dev/iommu",
         "device_mode",
         "An iommufd: open(2) makes one. [docs/iommufd.md](iommufd.md) has its ioctls.",

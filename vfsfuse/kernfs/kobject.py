@@ -134,15 +134,16 @@ class Symlink(Entry):
 
 
 class DeviceNode(Entry):
-    """A file under dev/: the device lane answers every open, by `opener`, and every ioctl, read and write."""
+    """A file under dev/: the device lane answers every open, by `opener`, and every ioctl, read and write.
+    `device` is the name of the device whose regions the file has, empty for any other file."""
 
-    __slots__ = ("gid", "mode", "opener", "size", "uid")
+    __slots__ = ("device", "gid", "mode", "opener", "size", "uid")
 
     lane_bits = DEVICE_BIT
 
-    def __init__(self, name: str, mode: int, opener: Opener, size: int = 0) -> None:
+    def __init__(self, name: str, mode: int, opener: Opener, size: int = 0, device: str = "") -> None:
         super().__init__(name)
-        self.mode, self.opener, self.size = mode, opener, size
+        self.mode, self.opener, self.size, self.device = mode, opener, size, device
         self.uid: int | None = None
         self.gid: int | None = None
 

@@ -30,6 +30,9 @@ from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Member
 from vfsfuse.kernfs.members import BinaryMember, WaitingStore
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.waiting import StoreRunner
+from vfsfuse.observe.mappings import Mappings
+from vfsfuse.observe.tracefile import TraceReaders
+from vfsfuse.observe.tracer import Tracer
 from vfsfuse.sysfs.drivers import MdevBusDir, MdevDriverDir
 from vfsfuse.sysfs.function import PciFunctionDir
 from vfsfuse.sysfs.lab import Subsystems
@@ -39,6 +42,7 @@ from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.listened import ListenedFile, ObservedFile, listened, told_file
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
+from vfsfuse.views.files import TreeFiles
 from vfsfuse.views.functions import FunctionViews
 from vfsfuse.views.machine import show_machine
 from vfsfuse.views.models import check_models
@@ -66,6 +70,10 @@ class LabView:
         if spec.nodes:
             show_machine(tree, self.lab, spec.nodes, self.numa)
         tree.add(tree.root, UeventsFile.node(tree.root.uevents))
+        self.trace = TraceReaders(
+            Tracer(calls, Mappings(TreeFiles(tree, self.lab.lock, lambda: self._st_dev)))
+        )
+        tree.add(tree.root, self.trace.node())
         self.modules = ModuleViews(tree, self.lab)
         self.subsystems = Subsystems(tree.make("sys/bus/pci"))
         if spec.mdev:
@@ -94,6 +102,7 @@ class LabView:
 
     def close(self) -> None:
         """The end of the mount."""
+        self.trace.close()
         self.lab.close()
         self.services.watcher.close()
 

@@ -218,7 +218,7 @@ class VfioNodes:
     def _cdev(self, bundle: Bundle) -> DeviceNode:
         device: Assignable = bundle.device
         opener = cdev_opener(device, lambda: self.port(device), self.services)
-        return self._owned(DeviceNode(_name(device), self.spec.device_mode, opener, DEVICE_SIZE))
+        return self._owned(DeviceNode(_name(device), self.spec.device_mode, opener, DEVICE_SIZE, device.name))
 
     def _offer(self, name: str, device: Assignable, take: Take) -> Withdraw:
         """Make an unlisted file in dev/vfio (vfsfuse.vfio.handover.Offer).  Anybody may open it as far as its
@@ -249,7 +249,7 @@ class VfioNodes:
             self._vfio.unlisted.pop(name, None)
             forget()
 
-        node = DeviceNode(name, 0o666, opener, DEVICE_SIZE)
+        node = DeviceNode(name, 0o666, opener, DEVICE_SIZE, device.name)
         self.tree.adopt(node)
         self._vfio.unlisted[name] = node.inode
         return withdraw

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call as the trace keeps it until somebody reads it, and the making of a record from that.
+
+`tell` runs on whichever thread makes the call, so it cuts data and formats errors, and does nothing else.
+`record_of` runs on the thread of the trace.  Both are functions of their arguments.
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+import os
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+from devmodel.callpoint import Call, CallKind
+from devmodel.region.names import RegisterNames
+from vfsfuse.observe.clients import Client
+from vfsfuse.trace.record import Record
+
+MOST_DATA = 64
+"""Bytes of an access that are kept."""
+MOST_STRUCT = 1024
+"""Bytes of an ioctl's struct, or of a store, that are kept."""
+_MOST_TEXT = 400
+_OVERHEAD = 800
+"""Bytes of memory that a call takes besides its data: its tuple, its arguments, its place in a queue."""
+_PAGE = 4096
+"""Bytes of a page as devices pin them."""
+_ACCESSES = (CallKind.REGION, CallKind.DMA)
+_KINDS = {kind: kind.value for kind in CallKind}
+_FRAMEWORK = ("devmodel", "ioctl_shim", "vfsfuse")
+_MODELS = ("devmodel.models", "devmodel.gpu")
+_LIBRARY = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib"))
+
+
+class Told(NamedTuple):
+    """One call.  `begun` and `ended` are times of time.monotonic(), `ended` is None while it is under way.
+
+    `data` has the first bytes of an access or a store, `size` is the memory that the call takes.  `names` are
+    those of the registers of the region."""
+
+    number: int
+    kind: str
+    subject: str
+    name: str
+    client: Client
+    begun: float
+    ended: float | None
+    arguments: Mapping[str, Any]
+    before: bytes
+    after: bytes
+    data: bytes | None
+    result: int | str | None
+    errno: int
+    error: str
+    names: RegisterNames | None
+    size: int
+
+
+class _Regions(Protocol):
+    @property
+    def regions(self) -> Sequence[Any]: ...
+
+
+def tell(number: int, call: Call, client: Client, ended: float | None) -> Told:
+    """What is kept of a call that is over, or that is under way (`ended` is None)."""
+    arguments, result, kind = call.arguments, call.result, call.kind
+    before = after = b""
+    data: bytes | None = None
+    names = None
+    if kind in _ACCESSES:
+        moved = result if isinstance(result, bytes) else arguments.get("data")
+        if moved is not None:
+            data = bytes(moved[:MOST_DATA])
+        result = len(result) if isinstance(result, bytes) and kind is CallKind.REGION else result
+        names = _names(call) if kind is CallKind.REGION else None
+    elif kind is CallKind.IOCTL:
+        before, after = arguments.get("before", b"")[:MOST_STRUCT], call.after[:MOST_STRUCT]
+    elif kind is CallKind.STORE:
+        data = bytes(arguments.get("data", b"")[:MOST_STRUCT])
+    errno, error = (0, "") if call.error is None else _failure(call.error)
+    if "data" in arguments or "before" in arguments:
+        arguments = {key: value for key, value in arguments.items() if key not in ("before", "data")}
+    size = _OVERHEAD + len(before) + len(after) + (len(data) if data else 0) + len(error)
+    told = result if isinstance(result, int | str) and call.error is None else None
+    what = (number, _KINDS[kind], call.subject, call.name, client, call.begun, ended)
+    return Told(*what, arguments, before, after, data, told, errno, error, names, size)
+
+
+def tell_mapping(number: int, device: str, client: Client, region: int, size: int) -> Told:
+    """What is kept of a mapping of `size` bytes of a region, which was noticed now."""
+    now, arguments = time.monotonic(), {"region": region, "size": size}
+    what = (number, "mmap", device, "mmap", client, now, now)
+    return Told(*what, arguments, b"", b"", None, None, 0, "", None, _OVERHEAD)
+
+
+def record_of(told: Told, epoch: float) -> Record:
+    """The record of a call.  `epoch` is the time since the epoch at which time.monotonic() was 0."""
+    arguments: dict[str, Any] = {key: _plain(value) for key, value in told.arguments.items()}
+    if told.name == "pin" and "count" in arguments:
+        arguments["size"] = arguments.pop("count") * _PAGE
+    for key in ("before", "after", "data"):
+        value = getattr(told, key)
+        if value or (key == "data" and value is not None):
+            arguments[key] = value
+    if told.names is not None:
+        register = told.names.describe(arguments["offset"], arguments["size"])
+        if register:
+            arguments["register"] = register
+    client = told.client
+    return Record(
+        *(told.number, told.begun + epoch, told.kind, told.subject, told.name, arguments),
+        None if told.ended is None else max(0.0, told.ended - told.begun),
+        *(client.pid, client.tid, client.comm, told.result, told.errno, told.error),
+    )
+
+
+def _plain(value: object) -> object:
+    """A value that JSON has."""
+    if value is None or isinstance(value, int | str | bytes):
+        return value
+    if isinstance(value, list | tuple):
+        return [str(each)[:_MOST_TEXT] for each in value]
+    return str(value)[:_MOST_TEXT]
+
+
+def _names(call: Call) -> RegisterNames | None:
+    """The names of the registers of an access: a region's class or its shape has them, not the device, so
+    that a record keeps no device in memory."""
+    device: _Regions | None = call.device
+    index = call.arguments["region"]
+    if device is None or not 0 <= index < len(device.regions):
+        return None
+    region = device.regions[index]
+    names: RegisterNames | None = None if region is None else region.names
+    return names
+
+
+def _failure(error: BaseException) -> tuple[int, str]:
+    """The errno of a failure, and what there is to say besides.  An exception that is no OSError is a
+    model's mistake; its client gets EIO."""
+    if not isinstance(error, OSError):
+        return errnos.EIO, f"{type(error).__name__}: {error}"[:_MOST_TEXT] + _place(error.__traceback__)
+    number = error.errno or errnos.EIO
+    fault = getattr(error, "fault", None)
+    said = error.strerror if fault is None else fault.reason
+    return number, "" if not said or said == os.strerror(number) else str(said)[:_MOST_TEXT]
+
+
+def _place(trace: TracebackType | None) -> str:
+    """File and line of the innermost frame in a model, as " (copier.py:31)"."""
+    found = None
+    while trace is not None:
+        if found is None or _is_model(trace):
+            found = trace
+        trace = trace.tb_next
+    return "" if found is None else f" ({_file(found).rpartition(os.sep)[2]}:{found.tb_lineno})"
+
+
+def _is_model(trace: TracebackType) -> bool:
+    """Whether a frame is a model's: a built-in one's, or neither ours nor a library's."""
+    module = str(trace.tb_frame.f_globals.get("__name__", ""))
+    if module.startswith(_MODELS):
+        return True
+    return module.partition(".")[0] not in _FRAMEWORK and not _file(trace).startswith(_LIBRARY)
+
+
+def _file(trace: TracebackType) -> str:
+    return trace.tb_frame.f_code.co_filename
