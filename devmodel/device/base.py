@@ -7,7 +7,6 @@ Source: <linux/vfio.h> (VFIO_DEVICE_GET_INFO and what follows it).
 """
 
 import errno
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from devmodel.callpoint import Call, CallKind, CallPoint
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.dma import DmaPort
 from devmodel.device.listened import ListenedDma, interrupt_point
-from devmodel.device.tasks import Coroutine, Tasks, check_current
+from devmodel.device.tasks import CODE_FAILED, Coroutine, Tasks, check_current, log_failure
 from devmodel.iommu.api import DmaUser
 from devmodel.iommu.dmaspace import DmaSpace
 from devmodel.iommu.driver import Iommu
@@ -30,7 +29,6 @@ from devmodel.irq.kinds import PciIrq
 from devmodel.region.backing import Backing
 from devmodel.region.region import Memory, Region, StoredBytes
 
-log = logging.getLogger(__name__)
 Hide = Callable[[frozenset[int]], None]
 _NONE: frozenset[int] = frozenset()
 NO_LAB = CallPoint()
@@ -305,8 +303,9 @@ class Device:
         its device nor the client's group."""
         try:
             hook(*arguments)
-        except (Exception, SystemExit):
-            log.exception("%s: %s() failed", self.name, hook.__name__)
+        except CODE_FAILED as error:
+            failed = log_failure if self.tasks.host is None else self.tasks.host.failed
+            failed(f"{self.name}: {hook.__name__}() failed", error)
 
     # ---- address decoding (PCI 3.0, 6.2.2: Memory Space and I/O Space of the command register) ----
 

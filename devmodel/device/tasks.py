@@ -31,6 +31,15 @@ class TaskStopped(BaseException):
     """Ends a task whose device was reset, released or removed. A model must not catch it."""
 
 
+Report = Callable[[str, BaseException], None]
+"""Tells of a failure of a model's code that no client is told of: what has failed, and the exception."""
+
+
+def log_failure(what: str, error: BaseException) -> None:
+    """The :data:`Report` of a lab: a traceback in the log. Any thread."""
+    log.error(what, exc_info=error)
+
+
 class Task:
     """One run of a model's coroutine. Who ends it sets ``stopped``, under the device's lock."""
 
@@ -41,8 +50,9 @@ class Task:
         self._scope: trio.CancelScope | None = None
         self.stopped = False
 
-    async def serve(self) -> None:
-        """Run it to its end, on the trio thread. An exception of it is logged, and ends nothing else."""
+    async def serve(self, failed: Report = log_failure) -> None:
+        """Run it to its end, on the trio thread. An exception of it goes to ``failed``, and ends nothing
+        else."""
         if self.stopped:
             return
         _current.set(self)
@@ -56,9 +66,9 @@ class Task:
             if rest is not None and rest.split(CODE_FAILED)[1] is not None:
                 raise rest from None
             if rest is not None:
-                log.error("a task of a device failed", exc_info=rest)
-        except CODE_FAILED:
-            log.exception("a task of a device failed")
+                failed("a task of a device failed", rest)
+        except CODE_FAILED as error:
+            failed("a task of a device failed", error)
 
     def cancel(self) -> None:
         """Cancel its run. Trio thread."""
@@ -78,13 +88,14 @@ def check_current() -> None:
 
 class TaskHost:
     """What the devices of a lab share: it runs their tasks for as long as :meth:`serve` runs, and has the
-    lab's call point."""
+    lab's call point. ``failed`` is told of the failures of their models, on any thread."""
 
-    __slots__ = ("_nursery", "_token", "calls")
+    __slots__ = ("_nursery", "_token", "calls", "failed")
 
     def __init__(self, calls: CallPoint | None = None) -> None:
         """``calls`` is the lab's call point; a host without one has a point where nobody listens."""
         self.calls = calls or CallPoint()
+        self.failed: Report = log_failure
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
 
@@ -115,7 +126,7 @@ class TaskHost:
 
     def _begin(self, task: Task) -> None:
         if self._nursery is not None and self.serving:
-            self._nursery.start_soon(task.serve)
+            self._nursery.start_soon(task.serve, self.failed)
 
     def soon(self, call: Callable[..., object], *arguments: object) -> None:
         """Call ``call`` on the trio thread soon. Any thread. Does nothing when no lab is being served."""
