@@ -70,8 +70,8 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
     "| vfsfuse: asking capture kernfs.xattr labfile run server sticky trace views.models",
     "vfsfuse.api": "ioctl_shim | vfsfuse: asking cli trace",
-    "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq models pci region sdk vfio "
-    "| vfsfuse: api trace",
+    "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
+    "| vfsfuse: api sysfs.screen trace",
     "vfsfuse.__main__": "vfsfuse: cli",
 }
 """By room: the rooms that it may import, or single modules of one."""
