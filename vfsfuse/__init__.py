@@ -9,5 +9,38 @@
 - A lookup, or a read of an attribute, comes to the device lane (ioctl_shim), which asks the same tree.
 - An open, ioctl, read or write of a device file comes to the device lane, where `vfio` calls devmodel.
 
-`vfsfuse run` (`run`) is a process of its own, which reaches the lab through the mount.
+`vfsfuse run` (`run`) is a process of its own, which reaches the lab through the mount.  So does the Python
+API (`api`), whose names are here.  Importing this package imports nothing else, also nothing of the standard
+library: every command does it first.  A name of the API is imported when it is used (PEP 562).
 """
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from vfsfuse.api.errors import LabError
+    from vfsfuse.api.lab import Lab
+    from vfsfuse.api.parents import Parent, VgpuType
+    from vfsfuse.api.vgpus import Vgpu
+else:
+    _MODULES = {
+        "Lab": "lab",
+        "LabError": "errors",
+        "Parent": "parents",
+        "Vgpu": "vgpus",
+        "VgpuType": "parents",
+    }
+
+    def __getattr__(name):
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(f"vfsfuse.api.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return [*globals(), *_MODULES]
+
+
+__all__ = ["Lab", "LabError", "Parent", "Vgpu", "VgpuType"]

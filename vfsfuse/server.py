@@ -22,6 +22,7 @@ from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
+from vfsfuse import ending
 from vfsfuse.kernfs.inodes import Inodes, LaneInodes
 from vfsfuse.kernfs.operations import Operations
 from vfsfuse.kernfs.tree import Tree
@@ -54,8 +55,9 @@ def _allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
-    """Mount the lab at `mountpoint` and serve it until it is unmounted or a signal of ENDING comes.
+def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None], end_fd: int | None = None) -> None:
+    """Mount the lab at `mountpoint` and serve it until it is unmounted, a signal of ENDING comes, or `end_fd`
+    can be read.
 
     `ready` is called on the trio thread when the tree answers through the kernel.  Raises MountError when
     mounting fails.
@@ -86,6 +88,8 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None]) -> None:
         # Called after the lane has started, so that the pump does not get it: the pump should serve other
         # clients before the one that it has just answered.
         lengthen_time_slice()
+        if end_fd is not None:
+            ending.end_with(end_fd, mountpoint)
         trio.run(_Server(operations, view, lane, mountpoint, ready).run, early)
     finally:
         pyfuse3.close(unmount=True)

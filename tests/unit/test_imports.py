@@ -46,12 +46,14 @@ PICTURE: Mapping[str, str] = {
     "devmodel.models": "devmodel: callpoint device gpu pci region",
     "devmodel.sdk": "devmodel: device gpu iommu irq models pci region",
     # the mount, from bottom to top
-    "vfsfuse": "",
+    "vfsfuse": "vfsfuse: api",
     "vfsfuse.asking": "",
     "vfsfuse.sticky": "",
+    "vfsfuse.toml": "",
     "vfsfuse.scheduling": "",
-    "vfsfuse.capture": "devmodel: pci | vfsfuse: asking",
+    "vfsfuse.capture": "devmodel: pci | vfsfuse: asking toml",
     "vfsfuse.run": "ioctl_shim | vfsfuse: asking",
+    "vfsfuse.ending": "vfsfuse: run.syscalls",
     "vfsfuse.trace": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.kernfs": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks",
@@ -66,10 +68,10 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: kernfs observe sysfs vfio",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids "
     "| vfsfuse: sysfs.cpus sysfs.kstrtox",
-    "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: kernfs scheduling views",
+    "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: ending kernfs scheduling views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
     "| vfsfuse: asking capture kernfs.xattr labfile run server sticky trace views.models",
-    "vfsfuse.api": "ioctl_shim | vfsfuse: asking cli trace",
+    "vfsfuse.api": "vfsfuse: kernfs.xattr sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
     "| vfsfuse: api sysfs.screen trace",
     "vfsfuse.__main__": "vfsfuse: cli",

@@ -28,6 +28,7 @@ from vfsfuse.capture.machine import (
 )
 from vfsfuse.capture.scopes import scopes
 from vfsfuse.capture.spaces import Space
+from vfsfuse.toml import quoted
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 """A name that a lab file can have."""
@@ -132,8 +133,8 @@ class _Writer:
             if NAME.fullmatch(name) is None:
                 self.notes.append(f"IOMMU unit {_plain(name)!r} cannot be named so in a lab; it is left out")
                 continue
-            yield f"[iommu.units.{name if re.fullmatch('[A-Za-z0-9_-]+', name) else _text(name)}]"
-            yield f"scope = [{', '.join(map(_text, scope))}]"
+            yield f"[iommu.units.{name if re.fullmatch('[A-Za-z0-9_-]+', name) else quoted(name)}]"
+            yield f"scope = [{', '.join(map(quoted, scope))}]"
             yield ""
 
     def function(self, function: FoundFunction) -> Iterator[str]:
@@ -182,10 +183,10 @@ class _Writer:
         if len(config) <= HEADER_SIZE and not function.is_bridge:
             words = [word for word in function.words if self.fits(word, function)]
             if words:
-                yield f"capabilities = [{', '.join(map(_text, words))}]"
+                yield f"capabilities = [{', '.join(map(quoted, words))}]"
             if function.serial is not None and any(word.startswith("express") for word in words):
                 digits = f"{function.serial:016x}"
-                yield f"serial = {_text('-'.join(digits[at : at + 2] for at in range(0, 16, 2)))}"
+                yield f"serial = {quoted('-'.join(digits[at : at + 2] for at in range(0, 16, 2)))}"
 
     def fits(self, word: str, function: FoundFunction) -> bool:
         """Whether a function can have a capability by word. MSI-X needs a BAR that has room."""
@@ -230,7 +231,7 @@ class _Writer:
         if driver == "vfio-pci":
             yield "# bound to vfio-pci when it was captured"
         elif driver is not None and self.is_host_driver(driver, function):
-            yield f"driver = {_text(driver)}"
+            yield f"driver = {quoted(driver)}"
         if function.group is not None:
             yield f"group = {function.group}"
         elif function.groups_known:
@@ -242,15 +243,15 @@ class _Writer:
         slot = function.empty_slot if is_port else function.slot
         if slot is not None:
             if re.fullmatch(r"0|[1-9][0-9]{0,3}", slot) and int(slot) <= MAX_SLOT:
-                yield f"slot = {_text(slot)}"
+                yield f"slot = {quoted(slot)}"
             else:
                 self.notes.append(f"{function.address}: a lab cannot name its slot {_plain(slot)!r}")
         net = [each for each in function.net if _is_interface(each.name)]
         if net:
-            yield f"net = [{', '.join(_text(each.name) for each in net)}]"
+            yield f"net = [{', '.join(quoted(each.name) for each in net)}]"
             mac = net[0].mac
             if mac is not None and not mac[0] & 1:
-                yield f"mac = {_text(mac.hex(':'))}"
+                yield f"mac = {quoted(mac.hex(':'))}"
 
     def is_host_driver(self, driver: str, function: FoundFunction) -> bool:
         if driver in NOT_HOST_DRIVERS or NAME.fullmatch(driver) is None:
@@ -277,7 +278,7 @@ class _Writer:
                 self.notes.append(f"{function.address}: its ROM of {size} bytes is left out")
                 return
             if function.rom and self.roms is not None:
-                yield f"rom = {_text(str(self.roms / rom_name(function)))}"
+                yield f"rom = {quoted(str(self.roms / rom_name(function)))}"
             yield f"rom_size = {_size(size)}"
 
     def vfs(self, function: FoundFunction, vfs: FoundVfs) -> Iterator[str]:
@@ -299,20 +300,20 @@ class _Writer:
         placed = Space(function.config).sriov is None
         for bar in bars:
             address = f", address = {bar.address:#x}" if placed and 0 < bar.address < 1 << 63 else ""
-            yield f"bars.{bar.index} = {{ size = {_size(bar.size)}, kind = {_text(bar.kind)}{address} }}"
+            yield f"bars.{bar.index} = {{ size = {_size(bar.size)}, kind = {quoted(bar.kind)}{address} }}"
         if vfs.offset and vfs.stride:
             yield f"offset = {vfs.offset}"
             yield f"stride = {vfs.stride}"
         drivers = {each.driver for each in virtual} - {None, "vfio-pci"}
         if len(drivers) == 1 and self.is_host_driver(driver := str(*drivers), function):
-            yield f"driver = {_text(driver)}"
+            yield f"driver = {quoted(driver)}"
         if sample is not None and sample.group is not None and sample.group == function.group:
             yield 'group = "physical"'
         elif virtual and all(each.group is not None for each in virtual):
             yield f"groups = [{', '.join(str(each.group) for each in virtual)}]"
         names = [each.net[0].name for each in virtual if each.net and _is_interface(each.net[0].name)]
         if virtual and len(names) == len(virtual):
-            yield f"net = [{', '.join(map(_text, names))}]"
+            yield f"net = [{', '.join(map(quoted, names))}]"
         if config:
             yield from _rows("config", config)
         if vfs.enabled:
@@ -334,7 +335,7 @@ def _bar(bar: FoundBar, image: Image | None) -> Iterator[str]:
     yield f"size = {_size(bar.size)}"
     register = 0 if image is None else image.bar(bar.index)
     if not register and bar.kind != "mem32":
-        yield f"kind = {_text(bar.kind)}"
+        yield f"kind = {quoted(bar.kind)}"
     captured = register & (~3 if register & 1 else ~0xF)
     if bar.address and bar.address != captured and not bar.address % bar.size and bar.address < 1 << 63:
         yield f"address = {bar.address:#x}"
@@ -371,10 +372,6 @@ def _size(size: int) -> str:
         if size and not size % (1 << shift):
             return f'"{size >> shift}{unit}"'
     return str(size)
-
-
-def _text(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _plain(text: str, most: int = 200) -> str:

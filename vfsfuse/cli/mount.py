@@ -50,11 +50,16 @@ Try, as pasted:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("mountpoint", nargs="?", default="mnt", metavar="MOUNTPOINT", help="default: ./mnt")
-    parser.add_argument("--config", metavar="LAB.toml", help="the lab to mount (default: the built-in one)")
+    parser.add_argument(
+        "--config", metavar="LAB.toml", help="the lab to mount, - for stdin (default: the built-in one)"
+    )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay, and log to stderr")
     parser.add_argument("--log-level", choices=LEVELS, default="info", help="default: %(default)s")
     parser.add_argument("--log-file", metavar="FILE", help="where a server in the background logs to")
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="write a line there once the tree answers")
+    parser.add_argument(
+        "--end-fd", type=int, metavar="FD", help="unmount once it can be read, as a pidfd of an ended process"
+    )
 
 
 class Start(NamedTuple):
@@ -68,6 +73,7 @@ def main(args: argparse.Namespace) -> int:
     gc.disable()  # until a server serves: the modules that are imported before then stay
     try:
         _check_ready_fd(args.ready_fd)
+        _check_end_fd(args.end_fd)
         found = inspect(args.mountpoint, Patience())
         if found.state is State.SILENT:
             raise Refusal(f"{found.path}: a lab is mounted there already, but {found.silence}")
@@ -91,6 +97,15 @@ def _check_ready_fd(fd: int | None) -> None:
             f"--ready-fd {fd}: no such descriptor is open (a shell opens it by {fd}>FILE)"
         ) from None
     raise Refusal(f"--ready-fd {fd}: it is open for reading only (open it for writing)")
+
+
+def _check_end_fd(fd: int | None) -> None:
+    """Raise Refusal unless `fd` is open.  Called before any file is opened here."""
+    try:
+        if fd is not None:
+            os.fstat(fd)
+    except (OSError, OverflowError):
+        raise Refusal(f"--end-fd {fd}: no such descriptor is open (a shell opens it by {fd}<FIFO)") from None
 
 
 def _complain(error: Exception, path: str) -> int:
@@ -180,13 +195,15 @@ def _become_server(start: Start, log: int, log_path: str, writer: int) -> NoRetu
     """Serve in a session of its own, in the child of `_in_background`."""
     try:
         os.setsid()
-        _close_inherited(log, writer)
+        _close_inherited(log, writer, start.args.end_fd)
         log_to_file(start.args.log_level, log, log_path)
         null = os.open("/dev/null", os.O_RDWR)
-        os.dup2(null, 0)
+        if start.args.config != "-":
+            os.dup2(null, 0)
 
         def detach(spec: LabSpec) -> None:
             hints = os.fsencode(_hints(spec, start.path))
+            os.dup2(null, 0)
             os.dup2(null, 1)
             os.dup2(null, 2)  # until now errors went to the terminal
             os.chdir("/")
@@ -203,10 +220,10 @@ def _become_server(start: Start, log: int, log_path: str, writer: int) -> NoRetu
         os._exit(0)
 
 
-def _close_inherited(*keep: int) -> None:
+def _close_inherited(*keep: int | None) -> None:
     """Close the descriptors of the caller, such as a lock or a pipe.  Standard streams stay open."""
     first = 3
-    for fd in (*sorted(keep), os.sysconf("SC_OPEN_MAX")):
+    for fd in (*sorted(fd for fd in keep if fd is not None and fd >= first), os.sysconf("SC_OPEN_MAX")):
         os.closerange(first, fd)
         first = fd + 1
 
@@ -237,7 +254,7 @@ def _serve(start: Start, ready: Callable[[LabSpec], None]) -> bytes:
 
         from vfsfuse.server import serve
 
-        serve(spec, start.path, announce)
+        serve(spec, start.path, announce, start.args.end_fd)
     except (Refusal, NoAnswer, OSError) as error:
         if is_ready:
             raise

@@ -19,19 +19,24 @@ from vfsfuse.labfile.nodes import read_nodes
 from vfsfuse.labfile.parents import read_parents
 from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.schema import LAB
-from vfsfuse.labfile.source import Source
+from vfsfuse.labfile.source import STDIN, Source
 from vfsfuse.labfile.vgpus import read_vgpus
 
 __all__ = ["BUILT_IN", "LabFileError", "load"]
 
 BUILT_IN = Path(__file__).with_name("lab.toml")
+FROM_STDIN = "-"
+"""The path by which a command line names standard input as its lab file."""
 SCHEMA = Path(__file__).with_name("lab.schema.json")
 """The JSON schema of lab files, which tools/lab_schema.py writes."""
 
 
 def load(path: str | os.PathLike[str] | None = None) -> LabSpec:
-    """Read the lab file at ``path``, or the built-in one. Raises :class:`LabFileError` with all errors."""
-    return read(read_with_includes(BUILT_IN if path is None else Path(path)))
+    """Read the lab file at ``path``, "-" for standard input, or the built-in one. Raises
+    :class:`LabFileError` with all errors."""
+    if path is None:
+        return read(read_with_includes(BUILT_IN))
+    return read(read_with_includes(STDIN if path == FROM_STDIN else Path(path)))
 
 
 def read(source: Source) -> LabSpec:

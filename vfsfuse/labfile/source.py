@@ -4,6 +4,7 @@
 State: none; a :class:`Source` is a value.
 """
 
+import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,10 @@ from vfsfuse.labfile.faults import Keys, LabFileError, line
 
 MAX_BYTES = 16 << 20
 """Bytes that are read of a lab file, so that a device such as /dev/zero comes to an end."""
+
+STDIN = Path("<stdin>")
+"""The path of a lab file that is read from standard input. Relative paths in it begin at the current folder.
+It is this object: any other path, whatever its text, is that of a file."""
 
 _SYNTAX = (
     "mend the syntax there: addresses and texts are in quotes, hexadecimal numbers begin with 0x, and "
@@ -65,8 +70,11 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
+    if path is STDIN:
+        content = sys.stdin.buffer.read(MAX_BYTES + 1)
+    else:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise LabFileError(f"{path}: is larger than {MAX_BYTES} bytes (is it a TOML file?)")
     return content.decode().replace("\r\n", "\n")

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python API: labs, the objects in them, and the VFIO client."""

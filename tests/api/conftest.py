@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures: labs that a module shares. Each test takes away what it creates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.nvidia.host import LAB as VENDOR
+from vfsfuse import Lab
+
+
+@pytest.fixture(scope="module")
+def builtin() -> Iterator[Lab]:
+    """The built-in lab."""
+    with Lab(strict=True) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def vendor() -> Iterator[Lab]:
+    """A lab whose GPU has NVIDIA's framework."""
+    with Lab(VENDOR, strict=True) as lab:
+        yield lab

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vfsfuse.Lab`: a lab that this process mounts or joins, with objects for what is in it.
+
+A Lab is for one thread at a time, as its objects are.  Its server is a process of its own
+(vfsfuse/api/server.py).  docs/python.md is the guide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vfsfuse import sticky
+from vfsfuse.api.directory import Named
+from vfsfuse.api.errors import LabError
+from vfsfuse.api.files import Files
+from vfsfuse.api.parents import Parent, parents
+from vfsfuse.api.server import Server, command
+from vfsfuse.api.vgpus import Vgpu, vgpus
+from vfsfuse.kernfs.xattr import XATTR_PID
+from vfsfuse.toml import document
+
+Config = str | os.PathLike[str] | Mapping[str, object]
+"""A lab: the path of a lab file, its text (which has a line break), or its tables."""
+
+Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+READING = "-"
+
+
+class Lab:
+    """A mounted lab, for the time of a `with`.
+
+    `config` is None for the built-in lab, the path of a lab file, its text (a str with a line break), or its
+    tables as a mapping.  Relative paths in a text or a mapping begin at `folder`, by default the current
+    directory.
+
+    `at` is the mountpoint.  Without one it is a temporary directory, which goes away at the end.  If a lab is
+    mounted there already, this joins it, and leaves it mounted at the end.
+
+    `log_path` is the file for the server's log; without one the log is in `log` alone.  `log_level` is
+    "debug", "info", "warning" or "error".  `options` are further options of `vfsfuse mount`.
+
+    With `strict`, leaving the context raises LabError if the server ended with another status than 0 or has
+    logged a traceback.  With `umount=False` leaving it waits until the server has ended for another reason.
+    An exception that leaves the context is never replaced by these.
+
+    The server ends with this process, also when that is killed."""
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        at: str | os.PathLike[str] | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        log_path: str | os.PathLike[str] | None = None,
+        log_level: str = "info",
+        options: Sequence[str] = (),
+        umount: bool = True,
+        strict: bool = False,
+    ) -> None:
+        self._folder = None if folder is None else Path(folder)
+        self._text, self._options = _described(config)
+        self._options += ["--log-level", log_level, *options]
+        self._has_config = config is not None
+        self._at = None if at is None else os.fspath(at)
+        self.log_path = None if log_path is None else Path(log_path)
+        self.umount_at_end = umount
+        """Whether leaving the context ends the server."""
+        self.strict = strict
+        self._server: Server | None = None
+        self._files: Files | None = None
+        self._owner = 0
+        self._made_directory = False
+        self._pid = 0
+
+    # ---- its life ----
+
+    def start(self) -> None:
+        """Mount or join the lab.  Raises LabError with the server's lines, such as all errors of the lab
+        file, or if the server of a lab that is there does not answer, or if a `config` is given and a lab is
+        there already."""
+        if self._files is not None:
+            raise LabError(f"{self.path}: this lab is mounted already")
+        path = (
+            Path(tempfile.mkdtemp(prefix="vfsfuse-")) if self._at is None else Path(sticky.resolve(self._at))
+        )
+        self._made_directory = self._at is None or not os.path.lexists(path)
+        server = Server(path, self.log_path)
+        try:
+            mounted = server.start(self._options, self._text, self._folder)
+            if not mounted and self._has_config:
+                raise LabError(f"{path}: a lab is mounted there already (leave `config` out to join it)")
+        except BaseException:
+            self._remove_directory(path)
+            raise
+        self._server = server if mounted else None
+        self._owner = os.getpid()
+        self._files = Files(path, server.ending if mounted else lambda gone: None)
+        self._pid = server.pid if mounted else int(os.getxattr(path, XATTR_PID))
+
+    def close(self) -> None:
+        """End the lab, if this has mounted it.  Raises LabError as leaving a context does.  A lab that is
+        closed does nothing more than tell its `log`."""
+        self._close(check=True)
+
+    def _close(self, check: bool) -> None:
+        files, self._files = self._files, None
+        if files is None or self._server is None or self._owner != os.getpid():
+            return  # not open, joined, or of a process that has forked this one
+        try:
+            status = self._server.end() if self.umount_at_end else self._server.wait()
+        finally:
+            self._remove_directory(files.root)
+        if check and self.strict and (status != 0 or "Traceback" in self.log):
+            raise LabError(f"{files.root}: the server ended with {status}:\n{self.log}", self.log)
+
+    def _remove_directory(self, path: Path) -> None:
+        if self._made_directory:
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                os.rmdir(path)
+
+    def __enter__(self) -> Lab:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            return self.close()
+        with contextlib.suppress(LabError):
+            self._close(check=False)
+
+    def __repr__(self) -> str:
+        return f"<Lab {self._files.root}>" if self._files is not None else "<Lab, not mounted>"
+
+    # ---- the mount and its server ----
+
+    @property
+    def files(self) -> Files:
+        """The files of the mount.  Raises LabError while it is not mounted."""
+        if self._files is None:
+            raise LabError("this lab is not mounted (use it in a `with`, or call start())")
+        return self._files
+
+    @property
+    def path(self) -> Path:
+        """Where the lab is mounted."""
+        return self.files.root
+
+    @property
+    def pid(self) -> int:
+        """The pid of the server."""
+        return self._pid
+
+    @property
+    def log(self) -> str:
+        """What the server has logged so far, also after the end; empty for a lab that was joined."""
+        return "" if self._server is None else self._server.log
+
+    # ---- what is in it ----
+
+    @property
+    def parents(self) -> Named[Parent]:
+        """The parents of vGPUs, by name."""
+        return parents(self.files)
+
+    @property
+    def vgpus(self) -> Named[Vgpu]:
+        """All vGPUs, by the names of their directories."""
+        return vgpus(self.files)
+
+    def create(
+        self,
+        type: str,
+        parent: str | None = None,
+        uuid: str | None = None,
+        *,
+        instance: int | None = None,
+        **resources: str | int,
+    ) -> Vgpu:
+        """Create a vGPU on `parent`, or on the first parent that has the type.  The rest is as of
+        `Parent.create`."""
+        if parent is not None:
+            found = self.parents[parent]
+        else:
+            all_parents = list(self.parents.values())
+            having = [each for each in all_parents if type in each.types]
+            if not having:
+                types = ", ".join(name for each in all_parents for name in each.types) or "none"
+                raise KeyError(f"no parent has the type {type} (there is {types})")
+            found = having[0]
+        return found.create(type, uuid, instance=instance, **resources)
+
+    # ---- programs ----
+
+    def run(
+        self, argv: Sequence[Argument] | Argument, *, check: bool = False, **more: Any
+    ) -> subprocess.CompletedProcess[Any]:
+        """Run a program that finds this lab at /sys and /dev (`vfsfuse run`), and wait for it.
+
+        `check` and `more` are arguments of subprocess.run, which raises what it raises there.  If the lab
+        cannot be shown to the program, the exit status is 125, and stderr says why."""
+        return subprocess.run(self._run(argv), check=check, **more)
+
+    def popen(self, argv: Sequence[Argument] | Argument, **more: Any) -> subprocess.Popen[Any]:
+        """Start a program as `run` does.  The process is the program itself; `more` are arguments of
+        subprocess.Popen."""
+        return subprocess.Popen(self._run(argv), **more)
+
+    def _run(self, argv: Sequence[Argument] | Argument) -> list[Argument]:
+        single = isinstance(argv, str | bytes | os.PathLike)
+        program: list[Argument] = [argv] if single else list(argv)  # type: ignore[list-item, arg-type]
+        return [*command("run", "--mount", str(self.path), "--"), *program]
+
+
+def _described(config: Config | None) -> tuple[str | None, list[str]]:
+    """The text for the server's standard input, and the options that name the lab."""
+    if config is None:
+        return None, []
+    if isinstance(config, Mapping):
+        return document(config), ["--config", READING]
+    if isinstance(config, str) and "\n" in config:
+        return config, ["--config", READING]
+    return None, ["--config", os.path.abspath(config)]
