@@ -100,7 +100,7 @@ CASES = (
     Case("VFIO_IOMMU_DISABLE", "", arg=0),
     Case("VFIO_GROUP_UNSET_CONTAINER", "", arg=0),
     Case("VFIO_DEVICE_RESET", "", arg=0),
-    Case("VFIO_DEVICE_RESET", "0x5", arg=5),
+    Case("VFIO_DEVICE_RESET", "", arg=0x64),
     Case("VFIO_GROUP_SET_CONTAINER", "[-1]", b"\xff\xff\xff\xff"),
     Case("VFIO_GROUP_SET_CONTAINER", "0x7ffe1000"),
     Case("VFIO_GROUP_GET_DEVICE_FD", '"0000:86:00.0"', b"0000:86:00.0\0\7\7"),

@@ -41,10 +41,10 @@ def _alone(name: str, shown: Shown) -> Explained:
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """An ioctl without an argument. One that is not 0 is shown."""
+    """An ioctl without an argument.  A client that gives none leaves any number in its place."""
 
     def explain(self, arg: int, before: bytes, after: bytes, succeeded: bool) -> Explained:
-        return _alone("arg", pointer(arg)) if arg else Explained()
+        return Explained()
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,4 +178,5 @@ def failure(record: Record) -> str:
         return f"failed: {printable(record.error)}" if record.error else ""
     name = errno.errorcode.get(record.errno)
     said = f"{name} ({os.strerror(record.errno)})" if name else f"errno {record.errno}"
-    return f"-1 {said}" + (f": {printable(record.error)}" if record.error else "")
+    why = record.error.removeprefix(f"{record.name}: ")  # an error of ours begins with the ioctl's name
+    return f"-1 {said}" + (f": {printable(why)}" if why else "")

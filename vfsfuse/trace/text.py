@@ -49,7 +49,7 @@ def line(record: Record, colours: bool = False, resumed: bool = False) -> str:
     if record.kind == "lost":
         return f"{_clock(begun)} {what} {told.details}"
     notice = record.kind == "mmap"  # no call, so it takes no time
-    columns = [_clock(begun), _process(record), word(record.subject)]
+    columns = [_clock(begun), _process(record), word(record.subject.replace(" ", "-"))]
     columns += ["<... resumed>"] if resumed else []
     columns += filter(None, (what, told.details))
     if record.duration is None and not notice:
