@@ -92,20 +92,20 @@ def test_a_closed_standard_descriptor_stays_closed() -> None:
     assert (done.stdout.split(), done.stderr) == (["0", "1", "2"], "")  # 0: the directory itself
 
 
-def in_terminal(argv: list[str], typed: bytes, after: bytes) -> tuple[str, int]:
-    """What `argv` shows on a terminal of its own, `typed` being entered when `after` is shown; its status."""
+def in_terminal(argv: list[str], *entered: tuple[bytes, bytes]) -> tuple[str, int]:
+    """What `argv` shows on a terminal of its own, and its status.  Of each pair in turn, the second is
+    entered when the first is shown."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.execvp(argv[0], argv)
-    shown = b""
+    shown, steps = b"", list(entered)
     while select.select([terminal], [], [], 30)[0]:
         try:
             shown += os.read(terminal, 4096)
         except OSError:  # EIO: the last user of the terminal has ended
             break
-        if typed and after in shown:
-            os.write(terminal, typed)
-            typed = b""
+        if steps and steps[0][0] in shown:
+            os.write(terminal, steps.pop(0)[1])
     os.close(terminal)
     return shown.decode(), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -114,7 +114,7 @@ def test_the_terminal_is_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name, a ^C that reaches it as SIGINT, and job control: it is the foreground process group."""
     monkeypatch.chdir(ROOT)
     command = "tty; ps -o pgid=,tpgid= $$; echo waiting; exec sleep 60"
-    shown, status = in_terminal([*RUN, "--", "sh", "-c", command], b"\x03", b"waiting")
+    shown, status = in_terminal([*RUN, "--", "sh", "-c", command], (b"waiting", b"\x03"))
     assert status == -signal.SIGINT
     assert re.search(r"/dev/pts/\d+\r\n\s*(\d+)\s+\1\r\n", shown), shown
 

@@ -25,13 +25,16 @@ class Subcommand(NamedTuple):
 
     module: str
     summary: str
+    takes_program: bool = False
+    """Whether what follows `--` is a program: `program`, None without `--`."""
 
 
 # To add a command: CONTRIBUTING.md, "Adding a command"
 SUBCOMMANDS = {
     "mount": Subcommand("cli.mount", "mount a lab, in the background unless --foreground"),
     "umount": Subcommand("cli.umount", "unmount a lab and end its server"),
-    "run": Subcommand("run.command", "run a program that finds a lab at /sys and /dev/vfio"),
+    "run": Subcommand("cli.run", "run a program that finds a lab at /sys and /dev/vfio"),
+    "trace": Subcommand("cli.trace", "print what programs do with a lab, call by call", takes_program=True),
     "check": Subcommand("cli.check", "say what a lab file makes, without a mount"),
     "tree": Subcommand("cli.tree", "print the tree of a mounted lab"),
     "surprise-remove": Subcommand(
@@ -109,8 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _occupy_standard_streams()
     arguments = sys.argv[1:] if argv is None else list(argv)
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
-    args = build_parser(chosen).parse_args(arguments)
-    if args.command != "run":  # whose program inherits it
+    program = None
+    if chosen in SUBCOMMANDS and SUBCOMMANDS[chosen].takes_program and "--" in arguments:
+        end = arguments.index("--")
+        arguments, program = arguments[:end], arguments[end + 1 :]
+    args = build_parser(chosen).parse_args(arguments, argparse.Namespace(program=program))
+    if args.command not in ("run", "trace"):  # whose program inherits it
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, children would leave no status
     status: int = args.main(args)
     return status

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows the trace of a lab: one that is mounted, until a signal comes, or that of a program, until it ends.
+
+Single-threaded.  The records that have come are told in batches, so that a busy lab is read by few calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from vfsfuse.cli.account import Account
+from vfsfuse.cli.output import complain
+from vfsfuse.run.traced import TracedCommand, end_as
+from vfsfuse.trace.reader import TraceReader
+from vfsfuse.trace.record import Record, TraceError
+
+BATCH_SECONDS = 0.02
+"""How long records may wait for others before they are told."""
+
+QUIET_SECONDS = 0.05
+"""A trace without a record for that long, after the last call, has no more of them."""
+
+FINISH_SECONDS = 2.0
+"""The time for the last records where others use the lab, too."""
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end the trace of a mounted lab, as they end the attachment of a debugger."""
+
+
+class Follower:
+    """Tells the records of `reader` to `account`.  `open` is False once there will be no more of them."""
+
+    def __init__(self, reader: TraceReader, account: Account) -> None:
+        self._reader, self._account = reader, account
+        self.open = True
+        self.failure = ""
+        """Why the trace is not read any more, one line; empty when the lab has ended."""
+
+    def until(self, fds: Collection[int]) -> set[int]:
+        """Tell records as they come, until some of `fds` are readable.  Returns those: none when the trace is
+        over before."""
+        while self.open:
+            trace = self._reader.fileno()
+            ready = _readable([*fds, trace])
+            if trace in ready:
+                self._tell(self._come())
+            if found := _readable(fds, 0.0 if ready & set(fds) else BATCH_SECONDS):
+                return found
+        return set()
+
+    def finish(self) -> None:
+        """Tell the records of all calls that have been made, then the summary."""
+        end = time.monotonic() + FINISH_SECONDS
+        if self.open:
+            self._tell(self._reader.drain())
+        while self.open and time.monotonic() < end and _readable([self._reader.fileno()], QUIET_SECONDS):
+            self._tell(self._come())
+        self._reader.close()
+        self._account.end()
+
+    def _come(self) -> Iterator[Record]:
+        """The records that have come.  It does not wait."""
+        while (record := self._reader.next(0)) is not None:
+            yield record
+
+    def _tell(self, records: Iterable[Record]) -> None:
+        try:
+            self._account.add(records)
+        except TraceError as error:
+            self.open, self.failure = False, str(error)
+        else:
+            self.open = self._account.failure is None and not self._reader.ended
+
+
+def _readable(fds: Collection[int], seconds: float | None = None) -> set[int]:
+    """Which of `fds` are readable or hung up, after waiting until some are."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
+
+
+def follow_lab(lab: str, reader: TraceReader, account: Account) -> int:
+    """Tell the dialogue of the lab mounted at `lab` until a signal comes or the lab ends.  Returns the exit
+    status."""
+    wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def end(number: int, frame: object) -> None:
+        os.write(waker, b"\0")
+        signal.signal(number, signal.SIG_DFL)  # the second one ends a trace that nobody reads
+
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+    _say(f"following {lab} (Ctrl-C ends it)")
+    follower = Follower(reader, account)
+    follower.until([wake])
+    follower.finish()
+    return 1 if complained(follower, account) else 0
+
+
+def follow_command(
+    become: Callable[[socket.socket], int], read: Callable[[int], TraceReader], account: Account
+) -> int:
+    """Run a program (`become`, see TracedCommand) and tell its dialogue.  `read` makes the reader of an open
+    file `trace`.  Returns its exit status, or dies by its signal."""
+    command = TracedCommand(become)
+    file = command.trace()
+    if file is None:
+        return end_as(command.reap())
+    try:
+        follower = Follower(read(file), account)
+    except TraceError as error:
+        _say(f"{error}: the program runs without a trace")
+        command.close()
+        return end_as(command.reap())
+    command.attached()
+    _follow(command, follower)
+    follower.finish()
+    command.close()
+    complained(follower, account)
+    return end_as(command.reap())
+
+
+def _follow(command: TracedCommand, follower: Follower) -> None:
+    """Follow until the last process of the program has ended, or, after its first one, a signal comes."""
+    waiting = {command.pid_fd, command.link_fd}
+    while waiting:
+        fds = waiting | {command.wake_fd}
+        ready = follower.until(fds) or _readable(fds)
+        if command.pid_fd in ready:
+            command.reap()
+        if command.wake_fd in ready:
+            return
+        waiting -= ready
+
+
+def complained(follower: Follower, account: Account) -> bool:
+    """Say on stderr what is missing in the account.  Returns whether that is a failure."""
+    failure = follower.failure or account.failure or ""
+    if account.lost:
+        what = "1 record is" if account.lost == 1 else f"{account.lost} records are"
+        mend = "filter more, use -o, or keep more with --buffer"
+        _say(f"{what} missing: they came faster than this reader took them ({mend})")
+    if failure:
+        _say(failure)
+    return bool(failure)
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):
+        complain("trace", message)
+        sys.stderr.flush()
