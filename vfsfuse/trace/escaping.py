@@ -21,6 +21,8 @@ def _escape(character: str) -> str:
 def printable(text: str) -> str:
     """`text` with an escape such as \\x1b for each character that is not printable, and \\\\ for a
     backslash."""
+    if text.isprintable() and "\\" not in text:
+        return text
     return "".join("\\\\" if each == "\\" else each if each.isprintable() else _escape(each) for each in text)
 
 
@@ -31,6 +33,8 @@ def word(text: str) -> str:
 
 def quoted(text: str) -> str:
     """`text` in double quotes, cut off after 64 characters."""
+    if len(text) <= _LONGEST and text.isprintable() and "\\" not in text and '"' not in text:
+        return f'"{text}"'
     shown = "".join(_QUOTED.get(ord(each)) or printable(each) for each in text[:_LONGEST])
     return f'"{shown}"' + ("..." if len(text) > _LONGEST else "")
 

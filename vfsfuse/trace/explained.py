@@ -118,21 +118,22 @@ class Struct:
             return _alone("arg", pointer(arg))
         values = self.layout.values(before)
         given = self._given(before, values)
-        returned = self._returned(before, after, succeeded and self.answers(values))
+        returned = self._returned(before, after, values, succeeded and self.answers(values))
         texts = fields(given, complete=there >= min(size, self.layout.size)), fields(returned)
         return Explained(texts[0].text, texts[1].text if returned else "", texts[0].json, texts[1].json)
 
     def _given(self, data: bytes, values: Mapping[str, int]) -> dict[str, Shown]:
-        shown = self.layout.shown(data)
-        client = {each.name for each in self.layout.members if Way.GIVEN in each.way}
-        return {**{name: shown[name] for name in shown if name in client}, **self.given(data, values)}
+        return {**self.layout.shown(data, way=Way.GIVEN), **self.given(data, values)}
 
-    def _returned(self, before: bytes, after: bytes, answered: bool) -> dict[str, Shown]:
-        shown, old, new = self.layout.shown(after), self.layout.values(before), self.layout.values(after)
-        said = {
-            each.name: shown[each.name]
-            for each in self.layout.members
-            if each.name in shown
-            and ((answered and Way.RETURNED in each.way) or old.get(each.name) != new[each.name])
-        }
-        return {**said, **(self.returned(after, {**new}) if answered else {})}
+    def _returned(
+        self, before: bytes, after: bytes, values: Mapping[str, int], answered: bool
+    ) -> dict[str, Shown]:
+        said = self.layout.shown(after, way=Way.RETURNED) if answered else {}
+        if after == before:
+            new = values
+        else:
+            new = self.layout.values(after)
+            changed = {name for name in new if values.get(name) != new[name]}
+            shown = self.layout.shown(after)
+            said = {name: each for name, each in shown.items() if name in said or name in changed}
+        return {**said, **(self.returned(after, new) if answered else {})}

@@ -35,5 +35,9 @@ def value_names(*prefixes: str, suffix: str = "", without: tuple[str, ...] = ())
 
 def split_bits(value: int, names: Mapping[int, str]) -> tuple[list[str], int]:
     """The names of the bits of `value`, in the order of the bits, and the bits that have no name."""
-    known = [name for bit, name in names.items() if value & bit]
-    return known, value & ~sum(names)
+    known, rest = [], value
+    for bit, name in names.items():
+        if value & bit:
+            known.append(name)
+            rest ^= bit
+    return known, rest

@@ -87,9 +87,9 @@ class Layout:
         found = ((each.name, each.value(data, at)) for each in self.members)
         return {name: value for name, value in found if value is not None}
 
-    def shown(self, data: bytes, at: int = 0) -> dict[str, Shown]:
-        """What is shown of the members that the data has whole."""
-        found = ((each.name, each.show(data, at)) for each in self.members)
+    def shown(self, data: bytes, at: int = 0, way: Way = Way.GIVEN | Way.RETURNED) -> dict[str, Shown]:
+        """What is shown of the members that the data has whole, and that are set in one of these ways."""
+        found = ((each.name, each.show(data, at)) for each in self.members if each.way & way)
         return {name: shown for name, shown in found if shown is not None}
 
     def show(self, data: bytes, at: int = 0) -> Shown:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from vfsfuse.trace.decode import ioctl_name, number_of, text_of
 from vfsfuse.trace.escaping import printable, word
 from vfsfuse.trace.record import Record
-from vfsfuse.trace.telling import region_name, seconds, tell
+from vfsfuse.trace.telling import access_name, region_name, seconds, tell
 
 _MOST_ROWS = 10_000
 """Rows of a table that are kept.  Everything beyond is counted in one more row."""
@@ -94,6 +94,8 @@ def call_name(record: Record) -> str:
         return ioctl_name(record.name)
     if record.kind in ("store", "interrupt"):
         return f"{record.kind} {word(record.name)}"
+    if record.kind in ("region", "dma"):
+        return access_name(record)
     return tell(record).what
 
 

@@ -80,22 +80,27 @@ def _ioctl(record: Record) -> Told:
     return Told(ioctl_name(record.name), arrow, _result(record))
 
 
+def access_name(record: Record) -> str:
+    """What an access does: "BAR0 read", "DMA write"."""
+    where = "DMA" if record.kind == "dma" else region_name(number_of(record, "region"))
+    return f"{where} {word(record.name)}"
+
+
 def _region(record: Record) -> Told:
-    what = f"{region_name(number_of(record, 'region'))} {word(record.name)}"
     offset, register = _hex(record, "offset"), text_of(record, "register")
     place = (
         f"{printable(register)} ({offset}, {_size(record)})" if register else f"{offset} ({_size(record)})"
     )
-    return _moved(record, what, place)
+    return _moved(record, place)
 
 
 def _dma(record: Record) -> Told:
-    place = f"{_size(record)} at {_hex(record, 'iova')}"
-    return _moved(record, f"DMA {word(record.name)}", place)
+    return _moved(record, f"{_size(record)} at {_hex(record, 'iova')}")
 
 
-def _moved(record: Record, what: str, place: str) -> Told:
+def _moved(record: Record, place: str) -> Told:
     """An access that moves data: a read has them as its result, a write always."""
+    what = access_name(record)
     data = _shown_data(record) if _data(record) else ""
     if record.name == "write":
         return Told(what, f"{place} = {data}" if data else place)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import OrderedDict
 
@@ -20,11 +21,16 @@ _REMEMBERED = 10_000
 """Unfinished calls that `Lines` remembers.  The end of an older one looks like any other call."""
 
 
+@functools.lru_cache(maxsize=1)
+def _second(when: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(when))
+
+
 def _clock(when: float) -> str:
     """A time of the day, local, with microseconds.  Question marks for a time that cannot be."""
     try:
         whole, part = divmod(round(when * 1_000_000), 1_000_000)
-        return f"{time.strftime('%H:%M:%S', time.localtime(whole))}.{part:06d}"
+        return f"{_second(whole)}.{part:06d}"
     except (ValueError, OverflowError, OSError):
         return "??:??:??.??????"
 
