@@ -5,7 +5,7 @@ State: none. Many devices share one object, which knows no device.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 
@@ -36,6 +36,10 @@ class RegisterNames:
     def __init__(self, registers: Iterable[Named]) -> None:
         self._registers = tuple(sorted(registers, key=lambda register: register.offset))
         self._starts = [register.offset for register in self._registers]
+
+    def __iter__(self) -> Iterator[Named]:
+        """The registers, in the order of their offsets. Any thread."""
+        return iter(self._registers)
 
     def describe(self, offset: int, size: int) -> str:
         """What an access of ``size`` bytes at ``offset`` touches. Any thread.

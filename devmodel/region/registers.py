@@ -106,11 +106,6 @@ class Registers(Region):
         self._bytes = bytearray(layout.image)
 
     @property
-    def layout(self) -> Layout:
-        """The registers, with their names."""
-        return self._layout
-
-    @property
     def stored(self) -> StoredBytes | None:
         layout, own = self._layout, type(self)
         if own.read is not Registers.read:

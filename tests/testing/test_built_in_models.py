@@ -15,7 +15,6 @@ from devmodel.models.mdpy import Mdpy
 from devmodel.models.mtty import Mtty
 from devmodel.models.registry import MODELS, PHYSICAL
 from devmodel.models.vendorvf import VendorVf
-from devmodel.pci.regs import CapId
 from devmodel.sdk import PciDevice
 from examples.copier import COPY, DONE, Copier
 from tests.testing.toys import Timer
@@ -102,10 +101,9 @@ def test_the_physical_gpu_by_vfio_pci() -> None:
         bench["CONFIG.COMMAND"] = 6
         bench.reset()
         assert bench["SCRATCH"] == 0
-        control = bench.device.config.find(CapId.PM) + 4
-        bench.write(7, control, b"\3\0")  # D3hot
+        bench["PM_CTRL"] = 3  # D3hot
         fails(5, bench.read, 2, 0, 4)
-        bench.write(7, control, b"\0\0")
+        bench["PM_CTRL"] = 0
         assert bench["MAGIC"] == GPU_MAGIC
 
 

@@ -37,8 +37,9 @@ from vfsfuse.testing.calls import Calls
 from vfsfuse.testing.clock import VirtualClock
 from vfsfuse.testing.errors import BenchError, BenchTimeout
 from vfsfuse.testing.interrupts import Interrupt, Interrupts
+from vfsfuse.testing.ioeventfds import Doorbell
 from vfsfuse.testing.memory import BenchMemory
-from vfsfuse.testing.names import RegisterNames
+from vfsfuse.testing.names import NamedRegisters
 from vfsfuse.testing.rig import (
     NO_OPTIONS,
     Kind,
@@ -68,7 +69,7 @@ class Bench(Generic[M]):
     tasks run only within :meth:`settle`, :meth:`advance`, :meth:`wait` and :meth:`wait_interrupt`, in virtual
     time, so the same calls always have the same results. Between two calls nothing happens.
 
-    - ``bench["STATUS"]`` reads a register, ``bench["STATUS"] = 1`` writes it; see :class:`RegisterNames`.
+    - ``bench["STATUS"]`` reads a register, ``bench["STATUS"] = 1`` writes it; see :class:`NamedRegisters`.
     - :attr:`memory` is what the device reaches by DMA, :attr:`interrupts` is what it has sent.
     - An exception of a hook is raised by the call that runs the hook. That of a task is the cause of a
       :class:`ModelFailed`, which the call raises in which the task runs.
@@ -106,9 +107,9 @@ class Bench(Generic[M]):
         numbers, more = split_options(model, options)
         self._wanted = Wanted(model, memory, numbers, {**more, **texts}, kind, parent, vf)
         self._bus_master, self._carrier = bus_master, interrupts
-        self.patience = patience
         self._closed = False
         self._opened: DeviceFile | None = None
+        self._doorbells: list[Doorbell] = []
         self._clock = VirtualClock()
         self._lab = make_lab(self._wanted)
         self._calls = Calls(model, self._lab.tasks, self._clock, patience)
@@ -119,7 +120,7 @@ class Bench(Generic[M]):
             self.interrupts = Interrupts(lambda: self._clock.now, self._calls.on_lane)
             self.memory = BenchMemory(self._container.type1, self._calls.on_lane, lambda: self.device)
             self.open_device()
-            self._names = RegisterNames(self.device)
+            self._names = NamedRegisters(self.device)
         except BaseException:
             self._end()
             raise
@@ -130,6 +131,15 @@ class Bench(Generic[M]):
     def device(self) -> M:
         """The device itself, to look at. What a client does, it does by the methods of the bench."""
         return cast(M, self._assignable.device)
+
+    @property
+    def patience(self) -> float:
+        """Real seconds that one call of a model's code may take, from the next call on."""
+        return self._calls.patience
+
+    @patience.setter
+    def patience(self, seconds: float) -> None:
+        self._calls.patience = seconds
 
     @property
     def time(self) -> float:
@@ -271,6 +281,16 @@ class Bench(Generic[M]):
 
         return Image.open(io.BytesIO(self._calls.on_lane(lambda: screen.picture(self.device))))
 
+    def ioeventfd(self, name: str, value: int) -> Doorbell:
+        """Have the register ``name`` be written with ``value`` whenever the doorbell is signalled, as
+        VFIO_DEVICE_IOEVENTFD does. Raises ``OSError`` as that: ENOTTY for a mediated device, EINVAL for a
+        place outside the BARs, EEXIST for one that is there already."""
+        place = self._names.find(name)
+        failed = self._lab.tasks.failed
+        made = self._calls.on_lane(lambda: Doorbell(self._file(), place, value, self._calls.on_lane, failed))
+        self._doorbells.append(made)
+        return made
+
     # ---- its end ----
 
     def close(self) -> None:
@@ -296,7 +316,7 @@ class Bench(Generic[M]):
 
     def _end(self) -> None:
         self._closed = True
-        self._calls.end(self._close_device, self._lab.close)
+        self._calls.end(self._close_all, self._lab.close)
 
     # ---- on the lane ----
 
@@ -314,6 +334,11 @@ class Bench(Generic[M]):
             command = int.from_bytes(access.read(PciRegion.CONFIG, Reg.COMMAND, 2), "little") | Command.MASTER
             access.write(PciRegion.CONFIG, Reg.COMMAND, command.to_bytes(2, "little"))
         self.interrupts.opened(file.device, self._carrier)
+
+    def _close_all(self) -> None:
+        self._close_device()
+        for doorbell in self._doorbells:
+            doorbell.end()
 
     def _close_device(self) -> None:
         file, self._opened = self._opened, None

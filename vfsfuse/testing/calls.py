@@ -33,7 +33,7 @@ class Calls:
     """
 
     def __init__(self, model: type, host: TaskHost, clock: VirtualClock, patience: float) -> None:
-        self._model, self._clock, self._patience = model, clock, patience
+        self._model, self._clock, self.patience = model, clock, patience
         self._files = frozenset(files_of(model))
         self._before = present_threads()
         self._failures: list[tuple[str, BaseException]] = []
@@ -75,8 +75,9 @@ class Calls:
                 self._last(self.trio.submit(_awaitable(on_trio)))
         finally:
             self._broken = self._broken or BenchError("the bench is closed")
-            self._lane.end()
-            self.trio.end()
+            hangs = isinstance(self._broken, ModelHangs)
+            self._lane.end(0.0 if hangs else self.patience)
+            self.trio.end(0.0 if hangs else self.patience)
 
     def raise_failures(self) -> None:
         """Raise :class:`ModelFailed` for what has failed since the last call."""
@@ -100,13 +101,13 @@ class Calls:
         return future.result()
 
     def _finish(self, future: Future[T]) -> None:
-        if wait((future,), self._patience).done:
+        if wait((future,), self.patience).done:
             return
         where = whereabouts(self._files, self._before)
         if where is None:
             where = f"its tasks are at {'; '.join(self.trio.places(self._files)) or 'no place of its own'}"
         self._broken = ModelHangs(
-            f"{self._model.__name__} does not come to rest within {self._patience:g} s, its virtual time is "
+            f"{self._model.__name__} does not come to rest within {self.patience:g} s, its virtual time is "
             f"{self._clock.now:g} s: {where} (patience= gives it longer)"
         )
         raise self._broken

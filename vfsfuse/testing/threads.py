@@ -47,9 +47,10 @@ class Lane:
         self._orders.put((future, call))
         return future
 
-    def end(self) -> None:
-        """No call follows."""
+    def end(self, patience: float) -> None:
+        """No call follows. Wait for the thread to end for so many seconds."""
         self._orders.put(None)
+        self.thread.join(patience)
 
     def _run(self) -> None:
         while (order := self._orders.get()) is not None:
@@ -86,9 +87,10 @@ class TrioThread:
                 self._orders.put((future, call))
         return future
 
-    def end(self) -> None:
-        """No order follows. The tasks end."""
+    def end(self, patience: float) -> None:
+        """No order follows, and the tasks end. Wait for the thread to end for so many seconds."""
         self._orders.put(None)
+        self.thread.join(patience)
 
     # ---- orders ----
 
