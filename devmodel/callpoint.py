@@ -94,8 +94,8 @@ class Call:
 
 class Observer(Protocol):
     """Who sees calls.  Its methods run on any thread, the device lane included, and under the caller's locks:
-    they are short, wait for nothing, and take no lock of the lab.  An exception is logged, once a kind, and
-    the call goes on."""
+    they are short, wait for nothing, take no lock of the lab, and neither add nor remove observers.  An
+    exception is logged, once a kind, and the call goes on."""
 
     def began(self, call: Call) -> None:
         """The call is about to be made."""
@@ -225,7 +225,7 @@ class CallPoint:
     ) -> T:
         """Make the call on the trio thread, which goes on with other tasks meanwhile."""
         listener = self.listener
-        with self._told(listener, call):
+        with _client_is(call.tid), self._told(listener, call):
             delay = 0.0 if listener is None else _begin(listener, call)
             if delay > 0:
                 await wait(delay)
@@ -316,6 +316,19 @@ def _owe(seconds: float) -> None:
         debt.seconds += seconds
 
 
+_client: ContextVar[int] = ContextVar("client", default=0)
+"""The thread of the client whose store the trio thread makes."""
+
+
+@contextlib.contextmanager
+def _client_is(tid: int) -> Iterator[None]:
+    token = _client.set(tid)
+    try:
+        yield
+    finally:
+        _client.reset(token)
+
+
 class LateCalls:
     """Makes calls at a later time, on one thread of its own, which ends when there are none.  Any thread."""
 
@@ -376,7 +389,7 @@ def lifecycle_change(
             return function(self, changed, *arguments, **named)
         subject = str(getattr(changed, "name", changed))
         said = [*map(str, arguments), *(f"{key}={value}" for key, value in named.items())]
-        call = Call(CallKind.LIFECYCLE, subject, function.__name__, {"arguments": said})
+        call = Call(CallKind.LIFECYCLE, subject, function.__name__, {"arguments": said}, _client.get())
         return calls.run_locked(call, lambda: function(self, changed, *arguments, **named))
 
     return change

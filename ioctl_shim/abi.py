@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import enum
 import errno
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,6 +175,12 @@ _BY_NAME: dict[tuple[Kind, str], Row] = {(row.kind, row.name): row for row in RO
 def row_of(kind: Kind, name: str) -> Row:
     """The ioctl called `name` of files of this kind.  Raises LookupError."""
     return _BY_NAME[kind, name]
+
+
+@functools.cache
+def rows_of(kind: Kind) -> Mapping[int, Row]:
+    """The ioctls of files of this kind, also those that are refused, by request number."""
+    return {row.cmd: row for row in ROWS if row.kind is kind}
 
 
 def native_rows(kind: Kind) -> Any:

@@ -4,7 +4,8 @@
 The file is named by LISTENER_LOG: a line of JSON for each call, when it is over.  A listener follows rules:
 LISTENER_RULES has them as JSON, a list of objects with `name` and, if wanted, `delay` in seconds and `errno`.
 OBSERVERS is the number of observers that are there from the start, all of which write to the file.  SIGUSR1
-adds one more, SIGUSR2 removes the last one.
+adds one more, SIGUSR2 removes the one that was added last.  With BROKEN, one more observer fails at each
+call.
 """
 
 import errno
@@ -24,9 +25,8 @@ from vfsfuse.cli import main
 class Recorder:
     """Numbers calls as they begin, and writes them as they end.  Any thread."""
 
-    def __init__(self, path: str, rules: list[dict[str, Any]], number: int = 0) -> None:
-        self._number = number
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    def __init__(self, file: int, rules: list[dict[str, Any]], number: int = 0) -> None:
+        self._number, self._file = number, file
         self._rules = {rule["name"]: rule for rule in rules}
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -67,15 +67,30 @@ def _plain(value: object) -> object:
     return value.hex() if isinstance(value, bytes) else value if isinstance(value, int | str) else None
 
 
+class Broken:
+    """An observer that fails at each call."""
+
+    def began(self, call: Call) -> None:
+        raise ZeroDivisionError
+
+    def ended(self, call: Call) -> None:
+        raise ValueError(call.name)
+
+
 if __name__ == "__main__":
-    path, rules = os.environ["LISTENER_LOG"], json.loads(os.environ.get("LISTENER_RULES", "[]"))
-    recorder = Recorder(path, rules)
+    file = os.open(os.environ["LISTENER_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    recorder = Recorder(file, json.loads(os.environ.get("LISTENER_RULES", "[]")))
     observers: list[Recorder] = []
+    numbers = itertools.count(1)
     made = Lab.__init__
 
     def observe(lab: Lab) -> None:
-        observers.append(Recorder(path, [], len(observers) + 1))
+        observers.append(Recorder(file, [], next(numbers)))
         lab.calls.observe(observers[-1])
+
+    def unobserve(lab: Lab) -> None:
+        if observers:
+            lab.calls.unobserve(observers.pop())
 
     def listening(lab: Lab, *arguments: Any) -> None:
         made(lab, *arguments)
@@ -83,8 +98,10 @@ if __name__ == "__main__":
             lab.calls.listener = recorder
         for _ in range(int(os.environ.get("OBSERVERS", "0"))):
             observe(lab)
+        if "BROKEN" in os.environ:
+            lab.calls.observe(Broken())
         signal.signal(signal.SIGUSR1, lambda *_: observe(lab))
-        signal.signal(signal.SIGUSR2, lambda *_: lab.calls.unobserve(observers.pop()))
+        signal.signal(signal.SIGUSR2, lambda *_: unobserve(lab))
 
     Lab.__init__ = listening  # type: ignore[method-assign, assignment]
     sys.exit(main())

@@ -4,30 +4,41 @@ or refuse any of it."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import itertools
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from subprocess import PIPE, Popen
+from typing import IO, Any, TypeVar
 
 import pytest
 
 import tests.lab
+from tests import needs
 from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import Copier
-from tests.lab import ROOT, VFSFUSE, MountedLab, run
+from tests.lab import ROOT, VFSFUSE, MountedLab, open_files, run, settled, wait_for
 from tests.test_ended_clients import closing, group_file, left_behind
-from tests.vfio.client import Group, Memory, fails
+from tests.vfio.bystander import bystander
+from tests.vfio.client import DEVICE_GET_INFO, DeviceInfo, Group, Memory, fails
+from tests.vfio.gpu_client import StoppedMemory
+from tests.vfio.test_held_lane import LONGEST, result
 
 CLIENT = ROOT / "tests/clients/copier_client.c"
 IOVA, PAGE, SIZE = 1 << 20, 4096, 100
+MOST_TOLD = 1024
 DELAY = 0.4
 Line = dict[str, Any]
 T = TypeVar("T")
@@ -42,8 +53,17 @@ class ListenedLab:
 
     def lines(self, of: int = 0) -> list[Line]:
         """Every call that is over, in the order in which they began, as told to listener or observer `of`."""
-        found = [json.loads(line) for line in self._account.read_text().splitlines()]
-        return sorted((line for line in found if line["of"] == of), key=lambda line: line["number"])
+        return self.accounts().get(of, [])
+
+    def accounts(self) -> dict[int, list[Line]]:
+        """The same for all of them. 0 is the listener."""
+        accounts: dict[int, list[Line]] = {}
+        for text in self._account.read_text().splitlines():
+            line = json.loads(text)
+            accounts.setdefault(line["of"], []).append(line)
+        for lines in accounts.values():
+            lines.sort(key=lambda line: int(line["number"]))
+        return accounts
 
     def create(self) -> None:
         types = self.lab.path / "sys/class/mdev_bus/copiers/mdev_supported_types"
@@ -54,8 +74,42 @@ class ListenedLab:
 
     def drive(self) -> subprocess.CompletedProcess[str]:
         """Run the C client on the copier."""
+        return run(self._command)
+
+    @contextmanager
+    def going_round(self) -> Iterator[IO[str]]:
+        """Have the C client make rounds of calls while the block runs. It checks each result. Gives its
+        output."""
+        command = [*self._command, "again"]
+        with Popen(command, stdin=PIPE, stdout=PIPE, text=True, bufsize=1) as client:
+            assert client.stdin is not None and client.stdout is not None
+            assert client.stdout.readline() == "1\n"
+            yield client.stdout
+            client.communicate(timeout=20)
+        assert client.returncode == 0
+
+    @property
+    def _command(self) -> list[str]:
         group = (self.lab.mdevs / self.name / "iommu_group").resolve().name
-        return run([*VFSFUSE, "run", "--mount", self.lab.path, "--", self._client, group, self.name])
+        command = [*VFSFUSE, "run", "--mount", self.lab.path, "--", self._client, group, self.name]
+        return list(map(str, command))
+
+    def observe(self, on: bool) -> None:
+        """Add an observer, or remove the last one. It takes effect a moment later."""
+        os.kill(self.lab.pid, signal.SIGUSR1 if on else signal.SIGUSR2)
+
+    @property
+    def told(self) -> int:
+        """Bytes of all that was told so far."""
+        return self._account.stat().st_size
+
+
+@pytest.fixture
+def observed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers of the test's labs have an observer, which writes to the file `calls`."""
+    monkeypatch.setenv("LISTENER_LOG", str(tmp_path / "calls"))
+    monkeypatch.setenv("OBSERVERS", "1")
+    monkeypatch.setattr(tests.lab, "VFSFUSE", [sys.executable, "-m", "tests.listening_server"])
 
 
 @pytest.fixture
@@ -77,6 +131,114 @@ def listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequenc
         return ListenedLab(lab, tmp_path / "calls", client)
 
     return mount
+
+
+ROUND = (
+    "VFIO_DEVICE_GET_INFO",
+    "write 0x10",
+    "write 0x14",
+    "read 0x18",
+    "write 0x18",
+    "VFIO_IOMMU_MAP_DMA",
+    "VFIO_IOMMU_UNMAP_DMA",
+)
+"""The calls of a round of the C client."""
+COPY = ("read", "write", "MSIX")
+"""What the copier does by itself in each round."""
+
+
+def check_rounds(lines: Sequence[Line], calls: Sequence[str]) -> None:
+    """All lines are of the calls, which come again and again: none is missing and none is there twice."""
+
+    def name(line: Line) -> str:
+        offset = line["arguments"].get("offset")
+        return line["name"] if offset is None else f"{line['name']} {offset:#x}"
+
+    names = [name(line) for line in lines]
+    first = calls.index(names[0]) if names else 0
+    assert names == list(itertools.islice(itertools.cycle(calls), first, first + len(names)))
+
+
+def test_observers_come_and_go_while_a_client_works(listen: Callable[..., ListenedLab]) -> None:
+    listened = listen(None)
+    with listened.lab as lab:
+        listened.create()
+        with listened.going_round() as rounds:
+            assert listened.told == 0
+            files = settled(lambda: open_files(lab.pid))
+            for number in range(200):
+                listened.observe(number % 5 < 3)
+                time.sleep(random.uniform(0, 0.01))
+            for _ in range(200):
+                listened.observe(False)
+                time.sleep(0.001)
+            told = settled(lambda: listened.told)
+            for _ in range(3):  # the client goes on
+                last = rounds.readline()
+            while (now := rounds.readline()) == last:
+                pass
+            assert listened.told == told and int(now) > 1
+            assert settled(lambda: open_files(lab.pid)) == files
+            listened.observe(True)
+            wait_for(lambda: listened.told > told)
+        listened.remove()
+    accounts = listened.accounts().values()
+    assert len(accounts) > 20 and sum(map(len, accounts)) > 1000
+    for lines in accounts:
+        assert [line["number"] for line in lines] == list(range(len(lines)))  # each that began has ended
+        assert all(line["errno"] is None for line in lines)
+        check_rounds([line for line in lines if line["kind"] in ("ioctl", "region")], ROUND)
+        check_rounds([line for line in lines if line["kind"] in ("dma", "interrupt")], COPY)
+
+
+def test_an_observer_that_fails_is_logged_once_a_kind(
+    listen: Callable[..., ListenedLab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKEN", "1")
+    listened = listen(None, 1)
+    with listened.lab as lab:
+        listened.create()
+        assert listened.drive().stdout == "status 1\nok\n"
+        listened.remove()
+        log = lab.log
+        lab.log_path.write_text("")  # a traceback at the end would be a fault of the server
+    assert log.count("an observer failed") == log.count("Traceback") == 2
+    assert "ZeroDivisionError" in log and "ValueError: create" in log
+    dialogue_lines = [line for line in listened.lines(1) if line["kind"] not in OBSERVED_ONLY]
+    assert [told(line) for line in dialogue_lines] == dialogue(listened.name)
+
+
+@needs.userfaultfd
+def test_memory_of_a_client_that_waits_holds_up_nobody_else(tmp_path: Path, observed: None) -> None:
+    """What an observer is told of a struct lies in the memory that waits; the struct itself is before it."""
+    stopped, size = StoppedMemory(2 * PAGE, present=PAGE), ctypes.sizeof(DeviceInfo)
+    with MountedLab(tmp_path) as lab, lab.create() as own, lab.create() as other:
+        stopped.write(bytes(DeviceInfo(argsz=MOST_TOLD)), PAGE - size)
+        files = [own.open(), *(lab.create().open() for _ in range(5))]
+        call = DEVICE_GET_INFO, stopped.address + PAGE - size
+        with ThreadPoolExecutor(len(files)) as pool, stopped:
+            with bystander(lab, other) as seen:
+                results = [pool.submit(result, fd, *call) for fd in files]
+                wait_for(lambda: stopped.touched)
+                time.sleep(1)
+                assert not any(each.done() for each in results)
+            assert seen.rounds > 20 and seen.longest < LONGEST
+            stopped.let_go()
+            assert [each.result() for each in results] == [0] * len(files)
+        info = DeviceInfo.from_buffer_copy(stopped.read(PAGE - size, size))
+        assert (info.num_regions, info.num_irqs) == (9, 5)
+        for fd in files:
+            os.close(fd)
+    stopped.close()
+    lines = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    held = [
+        line for line in lines if line["name"] == "VFIO_DEVICE_GET_INFO" and line["subject"] != other.name
+    ]
+    assert len(held) == len(files)
+    for line in held:
+        before, after = bytes.fromhex(line["arguments"]["before"]), bytes.fromhex(line["after"])
+        assert before == bytes(DeviceInfo(argsz=MOST_TOLD)) + bytes(MOST_TOLD - size)
+        assert DeviceInfo.from_buffer_copy(after).num_regions == 9 and len(after) == MOST_TOLD
 
 
 def told(line: Line) -> tuple[object, ...]:

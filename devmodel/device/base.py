@@ -84,7 +84,7 @@ class Device:
         self.name = name
         self.regions = tuple(regions)
         self.irq = Irqs(irqs)
-        self.ioeventfds = IoEventfds(self.write)
+        self.ioeventfds = IoEventfds(self._write_signalled)
         self.tasks = Tasks()
         self.dma = DmaPort(self.tasks, self.may_dma)
         self._space: IoAddressSpace | None = None
@@ -145,6 +145,15 @@ class Device:
                 return taken
             region.write(offset, data if taken == len(data) else data[:taken])
             return taken
+
+    def _write_signalled(self, index: int, offset: int, data: bytes) -> int:
+        """As :meth:`write`, for an ioeventfd: no call of the client's says that it is done."""
+        calls = self.calls
+        if not calls.observers:
+            return self.write(index, offset, data)
+        told = {"region": index, "offset": offset, "size": len(data), "data": data}
+        call = Call(CallKind.REGION, self.name, "write", told, device=self)
+        return calls.tell(call, lambda: self.write(index, offset, data))
 
     def present_region(self, index: int) -> Region:
         """As :meth:`region`, and ``OSError(ENODEV)`` once the device is closed. Under :attr:`lock`."""
@@ -375,16 +384,14 @@ class Device:
         """Use ``space``, by the call point if somebody attends to it now."""
         calls = self.calls
         with calls.lock:
-            if space is not None and calls.attended:
-                space = ListenedDma(space, calls, self.name, self)
-            self.dma.connect(space)
+            self.dma.watch = watch = partial(ListenedDma, self) if calls.attended else None
+            self.dma.connect(space if space is None or watch is None else watch(space))
 
     def _attend(self) -> None:
         """An observer has come or gone (:meth:`CallPoint.join`): DMA and interrupts that are set up pass the
         call point, or pass it no longer. Without :attr:`lock`, which a model may hold for long."""
         space = self.dma.connected
-        if space is not None:
-            self._connect(space.plain)
+        self._connect(None if space is None else space.plain)
         self.irq.each_eventfd(self.route_interrupt)
 
     def _run(self) -> None:

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from devmodel.device.tasks import Tasks, check_current
 from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, Prot
-from devmodel.iommu.dmaspace import DmaSpace, Pin
+from devmodel.iommu.dmaspace import DmaSpace, Pin, Watch
 from devmodel.iommu.inflight import DRAIN_SECONDS
 
 
@@ -56,8 +56,10 @@ class _UnderWay:
     def __init__(self, port: "DmaPort", counts: bool = False) -> None:
         self._port, self._counts = port, counts
 
-    def __enter__(self) -> None:
-        self._port.active.add(self)
+    def __enter__(self) -> Watch | None:
+        port = self._port
+        port.active.add(self)
+        return port.watch
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -77,7 +79,17 @@ class DmaPort:
     ``active`` has the blocks under way. ``waiting`` is how many threads wait for some of them to end.
     """
 
-    __slots__ = ("_allowed", "_ended", "_pins", "_space", "_tasks", "active", "fault_count", "waiting")
+    __slots__ = (
+        "_allowed",
+        "_ended",
+        "_pins",
+        "_space",
+        "_tasks",
+        "active",
+        "fault_count",
+        "waiting",
+        "watch",
+    )
 
     def __init__(self, tasks: Tasks, allowed: Callable[[], bool]) -> None:
         self._tasks, self._allowed = tasks, allowed
@@ -86,6 +98,9 @@ class DmaPort:
         self._pins: set[Pin] = set()
         self.active: set[_UnderWay] = set()
         self.waiting = 0
+        self.watch: Watch | None = None
+        """Puts something before the address space of a pin, for each access. Changes as the address space
+        does."""
         self.fault_count = 0
         """How many accesses of this device were refused."""
 

@@ -16,13 +16,29 @@ from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin
 from devmodel.iommu.mappings import Mapping
 from devmodel.irq.eventfd import Point
 from devmodel.irq.kinds import PciIrq
+from devmodel.region.access import first_bytes
+from devmodel.region.backing import Backing
 
 T = TypeVar("T")
 TOLD_BYTES = 64
 """Bytes of a DMA from or to a buffer that are told."""
 
 
-def interrupt_point(device: Interrupting, index: PciIrq, vector: int) -> Point:
+class ToldDevice(Protocol):
+    """A device whose DMA and interrupts are told."""
+
+    name: str
+
+    @property
+    def calls(self) -> CallPoint:
+        """The call point of its lab."""
+
+    @property
+    def backing(self) -> Backing:
+        """The memory of its regions, which DMA copies from and to."""
+
+
+def interrupt_point(device: ToldDevice, index: PciIrq, vector: int) -> Point:
     """What sends interrupt ``vector`` of ``index`` through the call point of the device's lab."""
     calls, name, kind = device.calls, device.name, index.name
 
@@ -32,24 +48,14 @@ def interrupt_point(device: Interrupting, index: PciIrq, vector: int) -> Point:
     return interrupt
 
 
-class Interrupting(Protocol):
-    """A device that interrupts."""
-
-    name: str
-
-    @property
-    def calls(self) -> CallPoint:
-        """The call point of its lab."""
-
-
 class ListenedDma(DmaSpace):
-    """``space``, for the device called ``name``. A refused access is a :class:`DmaFault` for the device."""
+    """``space``, for a device. A refused access is a :class:`DmaFault` for the device. A pin is one of
+    ``space``."""
 
-    __slots__ = ("_calls", "_device", "_name", "_space")
+    __slots__ = ("_calls", "_device", "_space")
 
-    def __init__(self, space: DmaSpace, calls: CallPoint, name: str, device: object = None) -> None:
-        """``device`` is for those who are told (:attr:`Call.device`)."""
-        self._space, self._calls, self._name, self._device = space, calls, name, device
+    def __init__(self, device: ToldDevice, space: DmaSpace) -> None:
+        self._device, self._space, self._calls = device, space, device.calls
 
     @property
     def plain(self) -> DmaSpace:
@@ -75,8 +81,7 @@ class ListenedDma(DmaSpace):
 
     def pin_pages(self, iova: int, count: int, prot: Prot) -> Pin:
         call = self._call("pin", {"iova": iova, "count": count})
-        pin = self._calls.run(call, lambda: self._space.pin_pages(iova, count, prot))
-        return Pin(self, pin.iova, pin.size, pin.prot, pin.segments)
+        return self._calls.run(call, lambda: self._space.pin_pages(iova, count, prot))
 
     def unpin_pages(self, iova: int, count: int) -> None:
         self._space.unpin_pages(iova, count)  # nobody may hold up an unmap that waits for it
@@ -97,16 +102,16 @@ class ListenedDma(DmaSpace):
         write: bool,
         function: Callable[[], None],
     ) -> None:
-        view = memoryview(buffer).cast("B")
-        told: dict[str, Any] = {"iova": iova, "size": len(view)}
+        access = self._device.backing.access
+        told: dict[str, Any] = {"iova": iova, "size": memoryview(buffer).nbytes}
         if write:
-            told["data"] = bytes(view[:TOLD_BYTES])
+            told["data"] = first_bytes(buffer, TOLD_BYTES, access)
             self._access(self._call("write", told), True, function)
             return
 
         def read() -> bytes:
             function()
-            return bytes(view[:TOLD_BYTES])
+            return first_bytes(buffer, TOLD_BYTES, access)
 
         self._access(self._call("read", told), False, read)
 
@@ -121,4 +126,4 @@ class ListenedDma(DmaSpace):
             raise DmaFault(Fault(iova, size, write, reason)) from error
 
     def _call(self, name: str, arguments: dict[str, Any]) -> Call:
-        return Call(CallKind.DMA, self._name, name, arguments, device=self._device)
+        return Call(CallKind.DMA, self._device.name, name, arguments, device=self._device)

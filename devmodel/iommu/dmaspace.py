@@ -92,6 +92,10 @@ class DmaSpace(ABC):
         """Store ``data`` at ``offset`` of the pages of ``pin``. Raises :class:`DmaFault`."""
 
 
+Watch = Callable[[DmaSpace], DmaSpace]
+"""Gives a wrapper of an address space that sees its calls."""
+
+
 class Pin:
     """Pages that a device holds, from :meth:`DmaSpace.pin_pages`. After they are unpinned, access is a fault.
 
@@ -106,7 +110,7 @@ class Pin:
         self._space, self._released = space, False
         self.iova, self.size, self.prot = iova, size, prot
         self.segments = segments
-        self.within: Callable[[], AbstractContextManager[object]] = nullcontext
+        self.within: Callable[[], AbstractContextManager[Watch | None]] = nullcontext
         """Gives the block of each access, for the device that holds the pin."""
 
     @property
@@ -116,13 +120,15 @@ class Pin:
 
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes at ``offset`` of the pages. Raises :class:`DmaFault`. DMA threads."""
-        with self.within():
-            return self._space.read_pinned(self, offset, size)
+        with self.within() as watch:
+            space = self._space if watch is None else watch(self._space)
+            return space.read_pinned(self, offset, size)
 
     def write(self, offset: int, data: bytes) -> None:
         """Store ``data`` at ``offset`` of the pages. Raises :class:`DmaFault`. DMA threads."""
-        with self.within():
-            self._space.write_pinned(self, offset, data)
+        with self.within() as watch:
+            space = self._space if watch is None else watch(self._space)
+            space.write_pinned(self, offset, data)
 
     def release(self) -> None:
         """Unpin the pages. Access is a fault from then on. Later calls do nothing. Any thread."""

@@ -41,3 +41,15 @@ def _fill(to: int, pattern: int, count: int) -> int:
 
 PLAIN = Access(_move, _fill)
 """Without a front end: a SIGBUS ends the process."""
+
+
+def first_bytes(buffer: bytes | bytearray | memoryview, most: int, access: Access) -> bytes:
+    """A copy of the first bytes of a buffer, up to ``most``. Empty when the host has no page for them."""
+    view = memoryview(buffer).cast("B")[:most]
+    if isinstance(view.obj, bytes | bytearray):
+        return bytes(view)
+    if not view or view.readonly:
+        return b""
+    found = ctypes.create_string_buffer(len(view))
+    source = ctypes.addressof(ctypes.c_char.from_buffer(view))
+    return b"" if access.move(ctypes.addressof(found), source, len(view)) else found.raw

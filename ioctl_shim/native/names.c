@@ -131,7 +131,10 @@ static int keep(struct attr_open *attr, const char *text, size_t size)
 
 void on_attr_write(const struct request *r)
 {
-	((struct fuse_write_in *)r->body)->fh = r->header->nodeid; /* as for a read */
+	struct fuse_write_in *in = (struct fuse_write_in *)r->body;
+
+	in->fh = r->header->nodeid;  /* as for a read */
+	in->offset = r->header->pid; /* a store is always from the start; its handler is told who makes it */
 	hand_on(r);
 }
 

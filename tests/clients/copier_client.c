@@ -5,6 +5,9 @@
  * of the source, so that a listener's account can be compared with it line by line.
  *
  *	copier_client GROUP DEVICE
+ *
+ * With a third argument it does a round of calls again and again instead, until its stdin ends, and checks each result.
+ * It prints the number of rounds from time to time.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -66,6 +69,52 @@ static void copy(int event)
 	put(STATUS, status, 4);
 }
 
+static void check_info(void)
+{
+	struct vfio_device_info info = {.argsz = sizeof(info)};
+
+	CHECK(!ioctl(device, VFIO_DEVICE_GET_INFO, &info) && info.num_regions == 9 && info.num_irqs == 5);
+	CHECK(info.flags == (VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET));
+}
+
+/* One round: a copy of `memory`, with what it contains before and after, and a mapping that comes and goes. */
+static void do_round(int container, int event, char *memory, uint32_t number)
+{
+	struct vfio_iommu_type1_dma_map map = {.argsz = sizeof(map), .flags = VFIO_DMA_MAP_FLAG_READ,
+		.vaddr = (uintptr_t)memory, .iova = 2 * IOVA, .size = PAGE};
+	struct vfio_iommu_type1_dma_unmap unmap = {.argsz = sizeof(unmap), .iova = 2 * IOVA, .size = PAGE};
+	uint64_t signals = 0;
+	uint32_t status = 0;
+
+	memset(memory, (int)number, PAGE);
+	check_info();
+	put(SIZE, 64 + number % 64, 4);
+	put(COMMAND, 1, 4);
+	CHECK(read(event, &signals, 8) == 8 && signals == 1);
+	CHECK(!memcmp(memory, memory + PAGE, 64 + number % 64));
+	CHECK(pread(device, &status, 4, STATUS) == 4 && status == 1);
+	put(STATUS, status, 4);
+	CHECK(!ioctl(container, VFIO_IOMMU_MAP_DMA, &map));
+	CHECK(!ioctl(container, VFIO_IOMMU_UNMAP_DMA, &unmap) && unmap.size == PAGE);
+}
+
+static int go_round(int container, int event, char *memory)
+{
+	struct pollfd end = {.fd = 0, .events = POLLIN};
+	uint32_t number = 0;
+
+	put(COMMAND_REGISTER, MEMORY_AND_MASTER, 2);
+	put(SOURCE, IOVA, 8);
+	put(TARGET, IOVA + PAGE, 8);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	do {
+		do_round(container, event, memory, number++);
+		if (number % 50 == 1)
+			printf("%u\n", number);
+	} while (!poll(&end, 1, 0));
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	char path[64];
@@ -76,7 +125,7 @@ int main(int argc, char **argv)
 	struct vfio_iommu_type1_dma_unmap unmap = {.argsz = sizeof(unmap), .iova = IOVA, .size = 2 * PAGE};
 	int event = eventfd(0, EFD_CLOEXEC);
 
-	if (argc != 3)
+	if (argc != 3 && argc != 4)
 		return 2;
 	snprintf(path, sizeof(path), "/dev/vfio/%s", argv[1]);
 	memset(memory, 7, PAGE);
@@ -90,6 +139,8 @@ int main(int argc, char **argv)
 	CHECK(device >= 0);
 	CHECK(!ioctl(device, VFIO_DEVICE_GET_INFO, &info));
 	use_interrupt(event);
+	if (argc == 4)
+		return go_round(container, event, memory);
 	copy(event);
 	CHECK(!memcmp(memory, memory + PAGE, 100));
 	if (ioctl(device, VFIO_DEVICE_RESET))

@@ -238,21 +238,23 @@ class Operations(Refusals):
             return member.read(entry)[off : off + size]
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """A store.  Every one is from the start, as sysfs has it: in place of an offset, the pump gives the
+        client's thread."""
         with errors("store"):
             if self._calls.listener is not None:
-                return await self._listened_write(fh, buf)
+                return await self._listened_write(fh, buf, off)
             if self._calls.observers:
-                return await self._observed_write(fh, buf)
+                return await self._observed_write(fh, buf, off)
             try:
                 return await self._store(fh, buf)
             finally:
                 await self.publish()
 
-    async def _listened_write(self, fh: int, data: bytes) -> int:
+    async def _listened_write(self, fh: int, data: bytes, tid: int) -> int:
         """A store that passes the call point; it waits there, and for what its lifecycle changes owe."""
         wait = trio.sleep if self._listened < MOST_DELAYED else _no_wait
         entry, member = self._attribute(fh)
-        call = Call(CallKind.STORE, entry.path, member.name, {"data": data})
+        call = Call(CallKind.STORE, entry.path, member.name, {"data": data}, tid)
         self._listened += 1
         try:
             with owing() as debt:
@@ -264,9 +266,9 @@ class Operations(Refusals):
         finally:
             self._listened -= 1
 
-    async def _observed_write(self, fh: int, data: bytes) -> int:
+    async def _observed_write(self, fh: int, data: bytes, tid: int) -> int:
         entry, member = self._attribute(fh)
-        call = Call(CallKind.STORE, entry.path, member.name, {"data": data})
+        call = Call(CallKind.STORE, entry.path, member.name, {"data": data}, tid)
         try:
             return await self._calls.run_async(call, lambda: self._store(fh, data))
         finally:
@@ -277,7 +279,7 @@ class Operations(Refusals):
 
         def store() -> int:
             entry, member = self._attribute(fh)
-            return member.write(entry, data)  # every write is from the start, as sysfs has it
+            return member.write(entry, data)
 
         return await patiently(store)
 

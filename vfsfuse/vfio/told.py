@@ -13,8 +13,8 @@ from typing import Any
 
 from devmodel.callpoint import Call, CallKind
 from devmodel.region.backing import REGION_SHIFT
-from ioctl_shim.abi import Fetched, Row
-from ioctl_shim.client import peek
+from ioctl_shim.abi import Fetched, Row, rows_of
+from ioctl_shim.client import Caller, peek
 from ioctl_shim.lane import Opened, RegionAccess, SizedIoctl
 from vfsfuse.vfio.fops import VfioFops
 from vfsfuse.vfio.group import GroupFops
@@ -24,19 +24,23 @@ from vfsfuse.vfio.port import RegionFile
 MOST_TOLD = 1024
 """Bytes of an ioctl's struct, with what lies behind it, that are told."""
 IN_REGION = (1 << REGION_SHIFT) - 1
-_DESCRIPTOR = {"VFIO_GROUP_SET_CONTAINER": 4}
-"""Bytes behind the pointer of ioctls that take no struct."""
+_NUMBERS = {"VFIO_GROUP_SET_CONTAINER": 4, "VFIO_DEVICE_GET_GFX_DMABUF": 4}
+"""Bytes behind the pointer of ioctls that take a number by a pointer."""
+_NAMES = frozenset({"VFIO_GROUP_GET_DEVICE_FD"})
+"""Ioctls that take the pointer to a string."""
+MOST_OF_NAME = 64
 
 
 class ToldFile:
     """The calls on one open of `file`: what is told of them, and the accesses of its regions."""
 
-    __slots__ = ("_index", "_regions", "_shut", "device", "file", "subject")
+    __slots__ = ("_index", "_regions", "_rows", "_shut", "device", "file", "subject")
 
     def __init__(self, opened: Opened, file: VfioFops | RegionFile) -> None:
         self.file, self._regions = file, opened.regions
         self._shut = None if opened.shut is None else opened.shut.native
         self._index: int | None = file.index
+        self._rows = rows_of(file.kind) if isinstance(file, VfioFops) else None
         self.subject = file.subject
         self.device: Any = getattr(file, "device", None)
 
@@ -54,9 +58,8 @@ class ToldFile:
         return self._call(CallKind.REGION, "write", arguments, tid)
 
     def row(self, cmd: int) -> Row | None:
-        """The ioctl with this number, None for one that the file does not have."""
-        found = self.file.handlers.get(cmd) if isinstance(self.file, VfioFops) else None
-        return None if found is None else found[0]
+        """The ioctl with this number, None for one that Linux does not have on such a file."""
+        return None if self._rows is None else self._rows.get(cmd)
 
     def ioctl_call(self, row: Row | None, cmd: int, arg: int, tid: int, before: bytes) -> Call:
         name = f"{cmd:#x}" if row is None else row.name
@@ -67,7 +70,8 @@ class ToldFile:
         asked = DeviceRequest.decode(call) if isinstance(self.file, GroupFops) else None
         if asked is None:
             return self._call(CallKind.IOCTL, f"{call.cmd:#x}", {"before": call.data}, call.tid)
-        return self._call(CallKind.IOCTL, "VFIO_GROUP_GET_DEVICE_FD", {"name": asked.name}, asked.client)
+        told = {"name": asked.name, "before": asked.name.encode()[:MOST_OF_NAME]}
+        return self._call(CallKind.IOCTL, "VFIO_GROUP_GET_DEVICE_FD", told, asked.client)
 
     def close_call(self, path: str) -> Call:
         return self._call(CallKind.OPEN, "close", {"path": path}, 0)
@@ -119,7 +123,7 @@ def struct_before(row: Row | None, arg: int, tid: int, fetched: Fetched | None) 
     if row is None or not arg:
         return b""
     if not row.struct:
-        return peek(tid, arg, _DESCRIPTOR.get(row.name, 0))
+        return _name_at(tid, arg) if row.name in _NAMES else peek(tid, arg, _NUMBERS.get(row.name, 0))
     head = peek(tid, arg, row.minsz) if fetched is None else fetched.head(row)
     if len(head) < row.minsz:
         return b""
@@ -127,6 +131,13 @@ def struct_before(row: Row | None, arg: int, tid: int, fetched: Fetched | None) 
     if size <= row.minsz:
         return head[: row.minsz]
     return head[:size] if size <= len(head) else head + peek(tid, arg + len(head), size - len(head))
+
+
+def _name_at(tid: int, arg: int) -> bytes:
+    try:
+        return Caller(tid).read_string(arg)[:MOST_OF_NAME]
+    except OSError:
+        return b""
 
 
 def struct_after(before: bytes, arg: int, tid: int, reply: bytes) -> bytes:
