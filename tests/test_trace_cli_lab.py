@@ -103,7 +103,7 @@ def test_lines_come_while_it_runs_and_ctrl_c_ends_it(lab: MountedLab, vgpu: Vgpu
         (("--errno", "EINVAL,ENOSPC"), {"store"}),
         (("--errno", "ENOSPC"), set()),
         (("--pid", "1"), set()),
-        (("--pid", str(os.getpid())), {"store", "open", "region"}),
+        (("--pid", str(os.getpid())), {"store", "lifecycle", "open", "region"}),
         (("--pid", f"{os.getpid()},0"), {"store", "lifecycle", "open", "region"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
