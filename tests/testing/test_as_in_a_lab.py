@@ -7,10 +7,10 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from devmodel.irq.kinds import PciIrq
-from devmodel.models.gpu import PhysicalGpu
+from devmodel.models.gpu import PhysicalGpu, Vgpu
 from examples.copier import Copier
 from tests.lab import ROOT, MountedLab, described
 from tests.vfio.client import DEVICE_RESET, PAGE, Memory
@@ -26,11 +26,16 @@ from tests.vfio.devices import (
     opened,
     signals,
 )
-from vfsfuse.testing import Bench, BenchTimeout
+from tests.vfio.gpu_client import ENGINE_LAB, REGISTERS, SYSTEM, VALID, VIDEO, WRITABLE, fence, fill
+from vfsfuse.testing import Bench, BenchTimeout, Physical
 
 IOVA, UNMAPPED = 0x10000, 0x90000
 CONFIG = 7
+NOTHING: Any = {"bus_master": False, "interrupts": None}
+"""For a bench whose driver does all by itself."""
 COMMAND, MASTER = 4, 4
+ENGINE, CONTROL = 0x1000, REGISTERS["CONTROL"][0]
+RING_BASE, RING_TAIL = REGISTERS["RING_BASE"][0], REGISTERS["RING_TAIL"][0]
 SOURCE, TARGET, SIZE, COPY, STATUS = 0x00, 0x08, 0x10, 0x14, 0x18
 
 
@@ -51,7 +56,7 @@ class Machine(Protocol):
 class OnBench:
     """By the methods of a bench."""
 
-    def __init__(self, bench: Bench[Copier] | Bench[PhysicalGpu]) -> None:
+    def __init__(self, bench: Bench[Any]) -> None:
         self.bench = bench
 
     def read(self, region: int, offset: int, size: int) -> bytes:
@@ -75,9 +80,11 @@ class OnBench:
     def interrupts(self, vector: int = 0) -> int:
         """Those that have come, once the device has nothing more to do."""
         count = 0
+        self.bench.settle()
         with contextlib.suppress(BenchTimeout):
-            while True:
-                self.bench.wait_interrupt(vector, timeout=0)
+            self.bench.wait_interrupt(vector, timeout=0)
+            count = 1
+            while self.bench.interrupts.take(vector) is not None:
                 count += 1
         return count
 
@@ -216,6 +223,34 @@ def drive_gpu(machine: Machine) -> list[object]:
     return told.lines
 
 
+def drive_engine(machine: Machine) -> list[object]:
+    """The engine draws, and writes a fence into the client's memory."""
+    told = Told()
+    told.of("config", lambda: machine.read(CONFIG, 0, 256).hex())
+    command = int.from_bytes(machine.read(CONFIG, COMMAND, 2), "little") | MASTER
+    machine.write(CONFIG, COMMAND, command.to_bytes(2, "little"))
+    machine.use(MSIX)
+    machine.map(IOVA, PAGE, True)
+    machine.map(IOVA + PAGE, PAGE, True)
+    for page in (0, 1):
+        machine.write(1, 8 * page, (IOVA + page * PAGE | VALID | WRITABLE).to_bytes(8, "little"))
+    machine.write(2, ENGINE + RING_BASE, SYSTEM.to_bytes(8, "little") + PAGE.to_bytes(4, "little"))
+    machine.write(2, ENGINE + CONTROL, b"\1\0\0\0")
+    packets = fill(0x1000, 16, 0x11223344) + fence(SYSTEM + PAGE, 7, interrupt=True)
+    machine.set_memory(IOVA, packets)
+    machine.write(2, ENGINE + RING_TAIL, len(packets).to_bytes(4, "little"))
+    told.of("fence", machine.interrupts)
+    told.of("memory", lambda: machine.memory(IOVA + PAGE, PAGE).hex())
+    told.of("video", lambda: machine.read(0, 0xFF0, 0x40).hex())
+    told.of("registers", lambda: machine.read(2, ENGINE, 0x40).hex())
+    machine.write(2, ENGINE + RING_TAIL, b"\1\0\0\0")
+    told.of("error", lambda: machine.interrupts(1))
+    told.of("registers", lambda: machine.read(2, ENGINE, 0x40).hex())
+    machine.reset()
+    told.of("registers", lambda: machine.read(2, ENGINE, 0x40).hex())
+    return told.lines
+
+
 @contextlib.contextmanager
 def on_lab(client: Opened) -> Iterator[OnLab]:
     machine = OnLab(client)
@@ -226,7 +261,7 @@ def on_lab(client: Opened) -> Iterator[OnLab]:
 
 
 def test_the_copier(tmp_path: Path) -> None:
-    with Bench(Copier, bus_master=False) as bench:
+    with Bench(Copier, **NOTHING) as bench:
         on_bench = drive_copier(OnBench(bench))
     assert ("interrupts", 1) in on_bench and ("again", 1) in on_bench and ("never", 0) in on_bench
     lab = MountedLab(tmp_path, "--config", str(ROOT / "examples/copier.toml"))
@@ -245,14 +280,7 @@ options = {{ vectors = 4 }}
 
 
 def test_a_physical_function(tmp_path: Path) -> None:
-    with Bench(
-        PhysicalGpu,
-        memory=16 << 20,
-        options={"vectors": 4},
-        kind="function",
-        bus_master=False,
-        interrupts=None,
-    ) as bench:
+    with Bench(PhysicalGpu, memory=16 << 20, options={"vectors": 4}, kind="function", **NOTHING) as bench:
         on_bench = drive_gpu(OnBench(bench))
     with (
         described(tmp_path, GPU) as lab,
@@ -261,3 +289,47 @@ def test_a_physical_function(tmp_path: Path) -> None:
         on_lab(client) as machine,
     ):
         assert drive_gpu(machine) == on_bench
+
+
+VIRTUAL = f"""
+[functions."{FUNCTION}"]
+model = "gpu"
+driver = "host"
+memory = "16M"
+vfs = 1
+vf = {{ model = "vgpu", memory = "4M" }}
+"""
+
+
+@contextlib.contextmanager
+def virtual_function(folder: Path) -> Iterator[Opened]:
+    """The virtual function of a GPU in a lab of its own, opened through vfio-pci."""
+    with described(folder, VIRTUAL) as lab:
+        physical = lab.path / "sys/bus/pci/devices" / FUNCTION
+        (physical / "sriov_numvfs").write_text("1")
+        function = (physical / "virtfn0").resolve()
+        (function / "driver_override").write_text("vfio-pci")
+        (lab.path / "sys/bus/pci/drivers/vfio-pci/bind").write_text(function.name)
+        with opened(lab, (function / "iommu_group").resolve().name, function.name) as client:
+            yield client
+
+
+def test_a_virtual_function_with_an_engine(tmp_path: Path) -> None:
+    parent = Physical(PhysicalGpu, 16 << 20)
+    with Bench(Vgpu, memory=4 << 20, kind="vf", parent=parent, **NOTHING) as bench:
+        on_bench = drive_engine(OnBench(bench))
+    assert ("fence", 1) in on_bench and ("error", 1) in on_bench
+    with virtual_function(tmp_path) as client, on_lab(client) as machine:
+        assert drive_engine(machine) == on_bench
+
+
+def test_a_vgpu_with_an_engine(tmp_path: Path) -> None:
+    with Bench(Vgpu, memory=VIDEO, **NOTHING) as bench:
+        on_bench = drive_engine(OnBench(bench))
+    assert ("fence", 1) in on_bench and ("error", 1) in on_bench
+    with (
+        described(tmp_path, ENGINE_LAB) as lab,
+        mdev(lab, "own", "pool") as client,
+        on_lab(client) as machine,
+    ):
+        assert drive_engine(machine) == on_bench
