@@ -6,8 +6,11 @@ import struct
 import pytest
 
 from devmodel.device.pci import PciDevice, PciRegion
+from devmodel.models.mdpy import Mdpy
+from devmodel.models.mtty import Mtty
 from devmodel.models.registry import MODELS, PHYSICAL
 from devmodel.pci.config import Aperture
+from vfsfuse.testing import Bench
 
 MIB = 1 << 20
 CONFIG = PciRegion.CONFIG
@@ -59,30 +62,28 @@ def test_displays_say_why_a_memory_size_is_wrong(model: str, memory: int) -> Non
 
 @pytest.mark.parametrize(("model", "registers"), [("vgpu", 8192), ("mbochs", 4096)])
 def test_bochs_displays_have_their_memory_and_dispi_registers(model: str, registers: int) -> None:
-    device = make(model, 16 * MIB)
-    assert device.region(0).size == 16 * MIB and device.region(0).mappable
-    assert device.region(2).size == registers and not device.region(2).mappable
-    assert device.read(2, 0x500, 2) == b"\xc5\xb0"
-    assert struct.unpack("<H", device.read(2, 0x514, 2)) == (16 * MIB // 65536,)
-    device.write(2, 0x500, struct.pack("<4H", 0, 1024, 768, 32))
-    assert struct.unpack("<4H", device.read(2, 0x500, 8)) == (0xB0C5, 1024, 768, 32)
-    device.reset()
-    assert device.read(2, 0x502, 6) == bytes(6)
-    device.close()
+    with Bench(MODELS[model], memory=16 * MIB) as bench:
+        video, own = bench.device.region(0), bench.device.region(2)
+        assert (video.size, video.mappable, own.size, own.mappable) == (16 * MIB, True, registers, False)
+        assert (bench["ID"], bench.read(2, 0x514, 2)) == (0xB0C5, (16 * MIB // 65536).to_bytes(2, "little"))
+        bench.write(2, 0x500, struct.pack("<4H", 0, 1024, 768, 32))
+        assert [bench[name] for name in ("ID", "XRES", "YRES", "BPP")] == [0xB0C5, 1024, 768, 32]
+        bench.reset()
+        assert [bench[name] for name in ("XRES", "YRES", "BPP")] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
     ("width", "height", "size"), [(640, 480, 2 * MIB), (1024, 768, 4 * MIB), (1920, 1080, 8 * MIB)]
 )
 def test_mdpy_declares_its_mode_and_rounds_its_framebuffer(width: int, height: int, size: int) -> None:
-    device = make("mdpy", width=width, height=height)
-    assert device.region(0).size == size
-    offset = device.read(CONFIG, 0x34, 1)[0]
-    capability = device.read(CONFIG, offset, 16)
-    assert capability[0] == 0x09 and capability[2] == 16
-    assert struct.unpack("<4sII", capability[4:]) == (b"XR24", width, height)
-    device.write(CONFIG, offset, b"\xff" * 16)
-    assert device.read(CONFIG, offset, 16) == capability
+    with Bench(Mdpy, options={"width": width, "height": height}) as bench:
+        assert bench.device.region(0).size == size
+        assert (bench["VNDR_CAP_LIST_ID"], bench["VNDR_LENGTH"]) == (0x09, 16)
+        offset = bench["CAPABILITY_LIST"]
+        capability = bench.read(CONFIG, offset, 16)
+        assert struct.unpack("<4sII", capability[4:]) == (b"XR24", width, height)
+        bench.write(CONFIG, offset, b"\xff" * 16)
+        assert bench.read(CONFIG, offset, 16) == capability
 
 
 def test_the_physical_gpu_shows_its_memory_in_a_64_bit_bar() -> None:
@@ -96,10 +97,9 @@ def test_the_physical_gpu_shows_its_memory_in_a_64_bit_bar() -> None:
 
 @pytest.mark.parametrize(("ports", "bars"), [(1, [0]), (2, [0, 1])])
 def test_mtty_has_an_io_bar_of_8_bytes_for_each_port(ports: int, bars: list[int]) -> None:
-    device = make("mtty", ports=ports)
-    present = [index for index in range(6) if device.regions[index]]
-    assert present == bars
-    for index in bars:
-        assert device.region(index).size == 8
-        device.write(CONFIG, 0x10 + 4 * index, b"\xff" * 4)
-        assert device.read(CONFIG, 0x10 + 4 * index, 4) == b"\xf9\xff\xff\xff"
+    with Bench(Mtty, options={"ports": ports}) as bench:
+        assert [index for index in range(6) if bench.device.regions[index]] == bars
+        for index in bars:
+            assert bench.device.region(index).size == 8
+            bench[f"CONFIG.BAR{index}"] = 0xFFFFFFFF
+            assert bench[f"CONFIG.BAR{index}"] == 0xFFFFFFF9

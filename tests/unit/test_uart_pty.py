@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -16,6 +17,7 @@ import trio.testing
 from devmodel.device.tasks import TaskHost
 from devmodel.models.mtty import Mtty
 from tests.unit.fakes import fails
+from vfsfuse.testing import Bench
 
 DATA, MCR, LSR = 0, 4, 5
 SECONDS = 20
@@ -97,42 +99,49 @@ def test_a_terminal_closed_by_the_end_of_its_card_fails_nothing(caplog: pytest.L
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_a_transmitter_that_waits_goes_on_when_the_terminal_is_read() -> None:
-    async def test(card: Mtty, host: TaskHost) -> None:
-        card.store_port(0, "pty")
-        await trio.testing.wait_all_tasks_blocked()
-        count, fd, read = fill(card), slave(card), 0
-        while read < count:
-            await trio.lowlevel.wait_readable(fd)
-            read += len(os.read(fd, count))
-        while not card.read(0, LSR, 1)[0] & 0x20:
-            await trio.lowlevel.checkpoint()
-        trio.lowlevel.notify_closing(fd)
-        os.close(fd)
+def received(bench: Bench[Mtty]) -> int:
+    """The next byte that the client receives on a bench."""
+    bench.wait(lambda: bench.read(0, LSR, 1)[0] & 1, what="a byte")
+    return bench.read(0, DATA, 1)[0]
 
-    served(test)
+
+def test_a_transmitter_that_waits_goes_on_when_the_terminal_is_read() -> None:
+    with Bench(Mtty) as bench:
+        bench.set_attribute("port0", "pty")
+        bench.write(0, MCR, b"\x0b")
+        bench.settle()
+        count, fd, read = fill(bench.device), slave(bench.device), 0
+
+        def take() -> bool:
+            nonlocal read
+            with contextlib.suppress(BlockingIOError):
+                read += len(os.read(fd, count))
+            return read == count
+
+        bench.wait(take, what="all that was sent")
+        bench.wait(lambda: bench.read(0, LSR, 1)[0] & 0x20, what="room in the transmitter")
+        os.close(fd)
 
 
 def test_what_waited_goes_on_after_a_reset_and_with_the_next_client() -> None:
-    async def test(card: Mtty, host: TaskHost) -> None:
-        card.store_port(0, "pty")
-        fd = slave(card)
-        for restart in (card.reset, card.released):
+    with Bench(Mtty) as bench:
+        bench.set_attribute("port0", "pty")
+        fd = slave(bench.device)
+        for restarts in ([bench.reset], [bench.close_device, bench.open_device]):
+            bench.write(0, MCR, b"\x0b")
             os.write(fd, bytes(range(100)))
-            assert await byte_of(card) == 0
-            card.write(0, MCR, b"\x09")  # RTS is off: the rest stays
-            seen = 1
-            while card.read(0, LSR, 1)[0] & 1:
-                assert card.read(0, DATA, 1)[0] == seen
-                seen += 1
-            await trio.testing.wait_all_tasks_blocked()
-            restart()
-            card.opened(None)
-            card.write(0, MCR, b"\x0b")
-            assert [await byte_of(card) for _ in range(seen, 100)] == list(range(seen, 100))
+            seen = [received(bench)]
+            bench.write(0, MCR, b"\x09")  # RTS is off: the rest stays
+            while bench.read(0, LSR, 1)[0] & 1:
+                seen.append(received(bench))
+            bench.settle()
+            assert not bench.read(0, LSR, 1)[0] & 1
+            for restart in restarts:
+                restart()
+            bench.write(0, MCR, b"\x0b")
+            seen += [received(bench) for _ in range(len(seen), 100)]
+            assert seen == list(range(100))
         os.close(fd)
-
-    served(test)
 
 
 def test_a_lab_that_is_no_longer_served_wakes_nobody() -> None:
