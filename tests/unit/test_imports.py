@@ -54,6 +54,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking toml",
     "vfsfuse.run": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.ending": "vfsfuse: run.syscalls",
+    "vfsfuse.monitor": "vfsfuse: asking",
     "vfsfuse.trace": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.kernfs": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks",
@@ -70,7 +71,7 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: sysfs.cpus sysfs.kstrtox",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: ending kernfs scheduling views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
-    "| vfsfuse: asking capture kernfs.xattr labfile run server sticky trace views.models",
+    "| vfsfuse: asking capture kernfs.xattr labfile monitor run server sticky trace views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
     "| vfsfuse: api sysfs.screen trace",
@@ -91,7 +92,7 @@ MAY_USE: Mapping[str, tuple[str, ...]] = {room: tuple(_named(row)) for room, row
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "ioctl_shim": ("cffi", "pyfuse3"),
     "devmodel": ("trio",),
-    "vfsfuse": ("PIL", "trio"),
+    "vfsfuse": ("PIL", "rich", "trio"),
 }
 """By package: what it may import besides the standard library."""
 
@@ -247,7 +248,7 @@ def made_up(path: Path | str, text: str) -> list[str]:
         ("vfsfuse/server.py", "from tools.uapi import device", "vfsfuse is installed without tools."),
         ("devmodel/sdk.py", "import tests.unit.fakes", "devmodel is installed without tests."),
         ("devmodel/sdk.py", "import numpy", "the libraries of devmodel are trio."),
-        ("vfsfuse/server.py", "from pyfuse3 import main", "the libraries of vfsfuse are PIL, trio."),
+        ("vfsfuse/server.py", "from pyfuse3 import main", "the libraries of vfsfuse are PIL, rich, trio."),
         ("devmodel/ida.py", "import devmodel.client", "devmodel.ida may use no other part of the packages."),
         ("vfsfuse/attic/a.py", "import vfsfuse.run", "vfsfuse.attic is not in the picture (PICTURE in "),
         (

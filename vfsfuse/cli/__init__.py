@@ -37,6 +37,8 @@ SUBCOMMANDS = {
     "trace": Subcommand("cli.trace", "print what programs do with a lab, call by call", takes_program=True),
     "check": Subcommand("cli.check", "say what a lab file makes, without a mount"),
     "tree": Subcommand("cli.tree", "print the tree of a mounted lab"),
+    "list": Subcommand("cli.list", "say what is in a mounted lab, and which processes use it"),
+    "top": Subcommand("cli.top", "watch what the devices of a mounted lab do"),
     "surprise-remove": Subcommand(
         "cli.surprise_remove", "take a vGPU away from whoever has it, for tests of its users"
     ),

@@ -61,6 +61,11 @@ class Mount(NamedTuple):
         found = re.search(r"\buser_id=(\d+)", self.options)
         return int(found[1]) if found else -1
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether a FUSE file system is open to other users than the one who mounted it."""
+        return "allow_other" in self.options.split(",")
+
     def is_covered(self, later: list[Mount]) -> bool:
         """Whether one of the mounts `later` lies over this one."""
         return any(f"{self.path}/".startswith(f"{other.path.rstrip('/')}/") for other in later)
@@ -156,6 +161,13 @@ def inspect(path: str, patience: Patience) -> Mountpoint:
         if error.errno != errno.EACCES:  # another user's mount: even root may only unmount it
             raise
     return found
+
+
+def mount_at(path: str) -> Mount | None:
+    """The lab that is mounted at `path`, an absolute path without symlinks.  None without one.  This asks no
+    server."""
+    found = [mount for mount in _mounts() if mount.path == path]
+    return found[-1] if found and found[-1].is_lab else None
 
 
 def answers(lab: str, seconds: float) -> bool:

@@ -7,11 +7,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 from collections.abc import Iterator
 
-from vfsfuse.asking import Refusal
-from vfsfuse.cli.mountpoint import labs
+from vfsfuse.asking import Patience, Refusal
+from vfsfuse.cli.mountpoint import State, labs, locate, mount_at
+from vfsfuse.cli.output import explained
+from vfsfuse.monitor.processes import Place
 
 
 def add_vgpu_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +38,22 @@ def only_lab() -> str:
         what = f"labs are mounted at {', '.join(found)}" if found else "no lab of yours or of root is mounted"
         raise Refusal(f"{what} (say which with --mount)")
     return found[0]
+
+
+def place_of(lab: str, patience: Patience) -> Place:
+    """Where the lab at `lab` is.  Asks no lab.  Raises Refusal when there is none, and OSError."""
+    found = locate(lab, patience)
+    mount = mount_at(found.path) if found.state is State.LIVE else None
+    if mount is None:
+        raise Refusal(f"{found.path}: no lab is mounted there (vfsfuse mount {found.path})")
+    return Place(found.path, mount.minor, found.pid, mount.user, mount.is_shared)
+
+
+def why(error: OSError, lab: str) -> str:
+    """The line about `error`, which a question about the lab at `lab` has raised."""
+    if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        return f"{lab}: no lab is mounted there (its server is gone)"
+    return explained(error, lab)
 
 
 def find(lab: str, name: str, functions: bool = False) -> str:

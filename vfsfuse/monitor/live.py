@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live view of `vfsfuse top`: the rates of a lab on a whole terminal, by rich.
+
+The only module that imports rich, which an installation may lack: the command imports it when it needs it.
+Single-threaded.  Whatever ends it, the terminal is as it was before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Iterable, Iterator, Sequence
+from types import FrameType
+from typing import Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from vfsfuse.monitor.files import printable
+from vfsfuse.monitor.rates import DeviceRates, Rates
+from vfsfuse.monitor.tables import NONE
+from vfsfuse.monitor.topview import (
+    DEVICE_HEADING,
+    GPU_HEADING,
+    RIGHT,
+    device_cells,
+    gpu_cells,
+    notes,
+    summary,
+)
+
+QUIT = b"qQ\x03\x04"
+HELP = "q: quit"
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+def watch(shown: Iterable[Rates | None], count: int | None) -> None:
+    """Show rates as they come, `count` times or until a key of QUIT.  None only says that time goes by.
+    Raises what `shown` raises, with the terminal restored, and KeyboardInterrupt and SystemExit."""
+    console = Console()
+    with _signals(), _keys() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
+        last, at = None, None
+        for rates in shown:
+            if _quits(keyboard):
+                return
+            size = console.size
+            if rates is None and (last is None or size == at):
+                continue
+            if rates is not None and count is not None:
+                count -= 1
+            last, at = rates or last, size
+            if last is not None:
+                live.update(picture(last, size.width, size.height), refresh=True)
+            if rates is not None and count == 0:
+                return
+
+
+def picture(rates: Rates, width: int, height: int) -> RenderableType:
+    """The view, as it fits a terminal.  The busiest devices are the ones that are shown."""
+    below = [Text(printable(line), style="yellow", overflow="ellipsis") for line in notes(rates, 0)]
+    gpus = rates.gpus[: max(0, height // 3)]
+    room = max(0, height - len(gpus) - 6 - len(below))
+    shown = rates.devices[:room]
+    below = [Text(printable(line), style="yellow", overflow="ellipsis") for line in notes(rates, len(shown))]
+    head = Text(printable(summary(rates)), style="bold", no_wrap=True, overflow="ellipsis")
+    parts: list[RenderableType] = [head, Text(HELP, style="dim", no_wrap=True)]
+    if gpus:
+        parts.append(_table(GPU_HEADING, [(gpu_cells(gpu), "") for gpu in gpus], width))
+    if shown:
+        rows = [(device_cells(row, rates.unseen), _style(row)) for row in shown]
+        parts.append(_table(DEVICE_HEADING, rows, width))
+    return Group(*parts, *below)
+
+
+def _table(
+    heading: Sequence[str], rows: Sequence[tuple[Sequence[str | None], str]], width: int
+) -> RenderableType:
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="reverse", width=width)
+    for name in heading:
+        right: Literal["left", "right"] = "right" if name in RIGHT.split() else "left"
+        last = name == heading[-1]
+        made.add_column(name, justify=right, no_wrap=True, ratio=1 if last else None)
+    for cells, style in rows:
+        made.add_row(*(Text(printable(cell or NONE)) for cell in cells), style=style)
+    return made
+
+
+def _style(row: DeviceRates) -> str:
+    return "red" if row.faults else "dim" if row.is_idle else ""
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Let signals that end the process raise SystemExit, so that the terminal is restored."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[int | None]:
+    """Standard input with keys that come at once and are not shown; None if it is no terminal."""
+    fd = sys.stdin.fileno() if sys.stdin is not None and not sys.stdin.closed else -1
+    if fd < 0 or not os.isatty(fd):
+        yield None
+        return
+    before = termios.tcgetattr(fd)
+    tty.setcbreak(fd)
+    try:
+        yield fd
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _quits(keyboard: int | None) -> bool:
+    """Whether a key of QUIT was pressed, or the terminal is gone."""
+    while keyboard is not None and select.select([keyboard], [], [], 0)[0]:
+        pressed = os.read(keyboard, 64)
+        if not pressed or any(key in QUIT for key in pressed):
+            return True
+    return False
