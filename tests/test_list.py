@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import pty
 import signal
@@ -18,15 +17,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from tests import needs
 from tests.lab import ROOT, VFSFUSE, MountedLab, one_write, vfsfuse, wait_for
+from tests.schemas import checked
 from vfsfuse.monitor.files import in_order, printable
 from vfsfuse.monitor.tables import cut, size, table
 
-SCHEMA = json.loads((ROOT / "vfsfuse/monitor/list.schema.json").read_text())
 HOLD = """
 import ctypes, os, sys
 from tests.lab import open_bound
@@ -42,9 +40,7 @@ def listed(lab: MountedLab) -> dict[str, Any]:
     """The object, which is as its schema says."""
     done = vfsfuse("list", "--json", "--mount", lab.path)
     assert (done.returncode, done.stderr) == (0, "")
-    found: dict[str, Any] = json.loads(done.stdout)
-    jsonschema.validate(found, SCHEMA)
-    return found
+    return checked(done.stdout, "list")
 
 
 def text_of(lab: MountedLab) -> str:
@@ -226,8 +222,8 @@ def test_a_device_that_was_pulled_has_no_clients_under_its_old_name(fresh_lab: M
 def test_a_client_under_run_is_seen(lab: MountedLab) -> None:
     """It has a mount namespace of its own, where the lab is at /dev and /sys."""
     with lab.create() as vgpu:
-        command = [*VFSFUSE, "run", "--mount", lab.path, "--", "sh", "-c", f"exec 3<>/dev/vfio/{vgpu.group}"]
-        command[-1] += "; echo; read end"
+        script = f"exec 3<>/dev/vfio/{vgpu.group}; echo; read end"
+        command = [*VFSFUSE, "run", "--mount", str(lab.path), "--", "sh", "-c", script]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as client:
             assert client.stdout is not None and client.stdin is not None
             assert client.stdout.readline() == b"\n"
@@ -253,8 +249,7 @@ def test_clients_that_cannot_be_seen_are_unknown() -> None:
         assert lines[-1].startswith("?: ") and "cannot be looked at by this user" in lines[-1]
         command.insert(-2, "--json")
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        found = json.loads(done.stdout)
-        jsonschema.validate(found, SCHEMA)
+        found = checked(done.stdout, "list")
         assert found["clients"] == [] and found["clients_unseen"] > 0
 
 
@@ -274,7 +269,7 @@ while True:
         (mdevs / name / "remove").write_text("1")
 """
     create = lab.gpu / "mdev_supported_types/vgpu-8/create"
-    command = [sys.executable, "-c", churn, create, lab.mdevs]
+    command = [sys.executable, "-c", churn, str(create), str(lab.mdevs)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as churning:
         assert churning.stdout is not None
         churning.stdout.readline()

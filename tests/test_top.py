@@ -19,15 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from tests import needs
 from tests.lab import READY_SECONDS, ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse, wait_for
+from tests.schemas import checked
 from vfsfuse.monitor.rates import rates
 from vfsfuse.monitor.sampling import COUNTED, Device, Gpu, Sample
 
-SCHEMA = json.loads((ROOT / "vfsfuse/monitor/top.schema.json").read_text())
 DRAW = ROOT / "examples/draw.py"
 BUSY = """
 import runpy, sys
@@ -66,10 +65,7 @@ def top(lab: MountedLab, *arguments: str) -> str:
 
 
 def objects(lab: MountedLab, *arguments: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in top(lab, "--json", *arguments).splitlines()]
-    for each in found:
-        jsonschema.validate(each, SCHEMA)
-    return found
+    return [checked(line, "top") for line in top(lab, "--json", *arguments).splitlines()]
 
 
 def test_a_busy_vgpu_is_first_with_its_rates_and_its_client(lab: MountedLab) -> None:
@@ -135,8 +131,7 @@ def test_vgpus_come_and_go_meanwhile(lab: MountedLab) -> None:
 def wait_for_line(lines: Any, value: Any, wanted: object) -> None:
     """Read lines until one has the value."""
     for line in lines:
-        each = json.loads(line)
-        jsonschema.validate(each, SCHEMA)
+        each = checked(line, "top")
         if value(each) == wanted:
             return
     raise AssertionError(f"it ended without {wanted}")
@@ -200,7 +195,9 @@ class Terminal:
         self.printed = bytearray()
         self.process = subprocess.Popen(
             ["setsid", "--ctty", *VFSFUSE, "top", "-d", "0.2", "--mount", str(lab.path), *arguments],
-            **{"stdin": slave, "stdout": slave, "stderr": slave},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
             cwd=ROOT,
             env={**os.environ, "TERM": "xterm-256color"},
         )
@@ -227,10 +224,9 @@ class Terminal:
             ready, _, _ = select.select([self.master], [], [], 0.05)
             if ready:
                 self.printed += os.read(self.master, 65536)
-            elif self.process.poll() is not None:
-                break
-        assert termios.tcgetattr(self.slave) == self.before
-        return self.process.returncode
+            elif (status := self.process.poll()) is not None:
+                assert termios.tcgetattr(self.slave) == self.before
+                return status
 
     def close(self) -> None:
         self.process.kill()
@@ -320,8 +316,10 @@ def test_without_rich_a_line_says_what_to_do(lab: MountedLab, tmp_path: Path) ->
     master, slave = pty.openpty()
     try:
         done = subprocess.run(
-            [*VFSFUSE, "top", "--mount", lab.path],
-            **{"stdin": slave, "stdout": slave, "stderr": subprocess.PIPE},
+            [*VFSFUSE, "top", "--mount", str(lab.path)],
+            stdin=slave,
+            stdout=slave,
+            stderr=subprocess.PIPE,
             cwd=ROOT,
             text=True,
             check=False,
@@ -333,7 +331,7 @@ def test_without_rich_a_line_says_what_to_do(lab: MountedLab, tmp_path: Path) ->
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "pip install 'vfsfuse[top]'" in done.stderr and "--batch" in done.stderr
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [*VFSFUSE, "top", "-b", "-n", "1", "-d", "0.1", "--mount", lab.path]
+    command = [*VFSFUSE, "top", "-b", "-n", "1", "-d", "0.1", "--mount", str(lab.path)]
     assert subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=False).returncode == 0
 
 

@@ -110,6 +110,12 @@ PLACES = (
         "Waits for the next event and reads it whole, as from a netlink socket (poll works).",
     ),
     Place(
+        "counters",
+        "0400",
+        "A line of JSON with how often each device was called since the open, and what DMA it did."
+        " [docs/monitor.md](monitor.md) describes it.",
+    ),
+    Place(
         "trace",
         "0600",
         "Waits for calls on the lab and reads them, each as one line of JSON (poll works)."

@@ -30,6 +30,7 @@ from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Member
 from vfsfuse.kernfs.members import BinaryMember, WaitingStore
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.waiting import StoreRunner
+from vfsfuse.observe.counters import counters_node
 from vfsfuse.observe.mappings import Mappings
 from vfsfuse.observe.tracefile import TraceReaders
 from vfsfuse.observe.tracer import Tracer
@@ -74,6 +75,7 @@ class LabView:
             Tracer(calls, Mappings(TreeFiles(tree, self.lab.lock, lambda: self._st_dev)))
         )
         tree.add(tree.root, self.trace.node())
+        tree.add(tree.root, counters_node(calls))
         self.modules = ModuleViews(tree, self.lab)
         self.subsystems = Subsystems(tree.make("sys/bus/pci"))
         if spec.mdev:
