@@ -125,7 +125,6 @@ class TraceFile(DeferringFile):
 
     __slots__ = (
         "_begun",
-        "_epoch",
         "_feed",
         "_left",
         "_lock",
@@ -143,7 +142,6 @@ class TraceFile(DeferringFile):
         self._left = b""
         """What did not fit into the last read.  The thread of the trace sets it."""
         self._begun = False
-        self._epoch = time.time() - time.monotonic()
         self._feed = readers.tracer.add()
 
     # ---- the device lane ----
@@ -246,5 +244,5 @@ class TraceFile(DeferringFile):
         if isinstance(told, int):
             record = Record(0, time.time(), "lost", "", "", {"count": told})
         else:
-            record = record_of(told, self._epoch)
+            record = record_of(told, self._readers.tracer.epoch)
         return record.to_line().encode() + b"\n"

@@ -12,6 +12,7 @@ import threading
 import time
 
 from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.iommu.dmaspace import StalePiece
 from vfsfuse.observe.clients import NOBODY, Client, Clients
 from vfsfuse.observe.feed import Feed, Options
 from vfsfuse.observe.mappings import REGION_INFO, Mappings
@@ -36,6 +37,8 @@ class Tracer:
         self._long: set[int] = set()
         self._number = 0
         self._expected = False
+        self.epoch = 0.0
+        """The time since the epoch at which time.monotonic() was 0: all readers see the same times."""
         self.news = threading.Event()
         self.clients = Clients()
 
@@ -55,6 +58,8 @@ class Tracer:
                 self._number = number = self._number + 1
             elif self._long:
                 self._long.discard(number)
+        if isinstance(call.error, StalePiece):  # no access was made, and the device makes it again
+            return
         if client is NOBODY and call.tid:
             client = self.clients.of(call.tid)
         if call.kind is CallKind.OPEN or call.name == REGION_INFO:
@@ -126,6 +131,7 @@ class Tracer:
             with self._lock:
                 self._feeds += (feed,)
             if len(self._feeds) == 1:
+                self.epoch = time.time() - time.monotonic()
                 self._calls.observe(self)
         return feed
 
