@@ -63,7 +63,9 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.sysfs": "ioctl_shim "
     "| devmodel: callpoint device iommu lifecycle pci region uuids vfio "
     "| vfsfuse: kernfs vfio",
-    "vfsfuse.observe": "ioctl_shim | devmodel: callpoint device iommu.dmaspace pci region | vfsfuse: kernfs trace",
+    "vfsfuse.observe": "ioctl_shim "
+    "| devmodel: callpoint device iommu.dmaspace pci region "
+    "| vfsfuse: kernfs trace",
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs observe sysfs vfio",

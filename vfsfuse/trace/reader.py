@@ -60,11 +60,12 @@ class TraceReader:
         self.ended = False
         """Whether the lab has ended.  What came before is still to be read."""
         self._channel, theirs = socket.socketpair()
-        with theirs:
-            self._courier = _start(source, theirs)
-        if isinstance(source, int):
-            os.close(source)
+        self._courier: subprocess.Popen[bytes] | None = None
         try:
+            with theirs:
+                self._courier = _start(source, theirs)
+            if isinstance(source, int):
+                os.close(source)
             options = self._filter.server_side(keep).encode()
             self._channel.sendall(courier.FRAME.pack(courier.LINES, len(options)) + options)
             self._frame(time.monotonic() + patience)
@@ -117,9 +118,10 @@ class TraceReader:
             return
         self._closed = self.ended = True
         self._channel.close()
-        self._courier.kill()  # one that waits for a server goes on waiting
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._courier.wait(self._patience)
+        if self._courier is not None:
+            self._courier.kill()  # one that waits for a server goes on waiting
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._courier.wait(self._patience)
 
     def __enter__(self) -> TraceReader:
         return self
@@ -199,6 +201,15 @@ def _start(source: int | str | os.PathLike[str], channel: socket.socket) -> subp
         what = ("path", os.path.abspath(source))
     command = [sys.executable, "-I", "-S", courier.__file__, str(channel.fileno()), *what]
     null = subprocess.DEVNULL
-    return subprocess.Popen(
-        command, stdin=null, stdout=null, stderr=null, cwd="/", pass_fds=descriptors, start_new_session=True
-    )
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=null,
+            stdout=null,
+            stderr=null,
+            cwd="/",
+            pass_fds=descriptors,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise TraceError(f"{source!r}: {error}") from None
