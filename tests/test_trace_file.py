@@ -19,7 +19,7 @@ from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import Copier
 from tests.lab import VFSFUSE, MountedLab, Vgpu, described, run, wait_for
 from tests.vfio.client import DEVICE_RESET, PAGE, Memory, fails
-from tests.vfio.copiers import LAB
+from tests.vfio.copiers import COMMAND_REGISTER, DECODE, LAB
 from vfsfuse.trace.record import Record, from_line
 
 IOVA = 1 << 20
@@ -204,6 +204,19 @@ def test_a_dma_fault_says_why(machine: MountedLab) -> None:
         (fault,) = until(reader, bool)
     assert (fault.errno, fault.arguments) == (errno.EFAULT, {"iova": IOVA, "size": 8})
     assert fault.error and "\n" not in fault.error
+
+
+def test_dma_of_a_device_that_is_no_bus_master_is_told(machine: MountedLab) -> None:
+    with Reader(machine, kinds=["dma"]) as reader, created(machine) as vgpu:
+        with Iommufd(machine.path) as iommufd, Copier(vgpu.cdev) as opened:
+            opened.ready(iommufd)
+            opened.attach(iommufd.ioas())
+            opened.set_config(COMMAND_REGISTER, DECODE)
+            opened.begin(IOVA, IOVA, 8)
+            wait_for(lambda: opened.status)
+        (fault,) = until(reader, bool)
+    assert (fault.subject, fault.name, fault.arguments) == (vgpu.name, "read", {"iova": IOVA, "size": 8})
+    assert (fault.errno, fault.error) == (errno.EFAULT, "the device is no bus master")
 
 
 def test_an_exception_of_a_model_says_where(tmp_path: Path) -> None:

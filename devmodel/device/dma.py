@@ -224,5 +224,5 @@ class DmaPort:
         if space is None:
             raise DmaFault(Fault(iova, size, write, "the device is attached to no address space"))
         if not self._allowed():
-            raise DmaFault(Fault(iova, size, write, "the device is no bus master"))
+            space.refuse(iova, size, write, "the device is no bus master")
         return space

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from devmodel.callpoint import Call, CallKind, CallPoint
 from devmodel.iommu.api import DmaFault, Fault, Prot
@@ -60,6 +60,10 @@ class ListenedDma(DmaSpace):
     @property
     def plain(self) -> DmaSpace:
         return self._space
+
+    def refuse(self, iova: int, size: int, write: bool, reason: str) -> NoReturn:
+        call = self._call("write" if write else "read", {"iova": iova, "size": size})
+        self._calls.tell(call, lambda: self._space.refuse(iova, size, write, reason))
 
     def dma_read(self, iova: int, size: int) -> bytes:
         call = self._call("read", {"iova": iova, "size": size})

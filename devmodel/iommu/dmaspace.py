@@ -9,9 +9,9 @@ Source: Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from devmodel.iommu.api import PAGE_SIZE, Prot
+from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, Prot
 from devmodel.iommu.mappings import Mapping
 from devmodel.iommu.segments import Segment
 
@@ -42,6 +42,10 @@ class DmaSpace(ABC):
         """The address space itself, of a wrapper that only watches its calls. A device that remembers
         translations remembers them of that."""
         return self
+
+    def refuse(self, iova: int, size: int, write: bool, reason: str) -> NoReturn:
+        """Refuse an access that the device may not begin. Raises :class:`DmaFault`."""
+        raise DmaFault(Fault(iova, size, write, reason))
 
     @abstractmethod
     def dma_read(self, iova: int, size: int) -> bytes:
