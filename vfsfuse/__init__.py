@@ -17,15 +17,28 @@ library: every command does it first.  A name of the API is imported when it is 
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from vfsfuse.api.device import Device
     from vfsfuse.api.errors import LabError
+    from vfsfuse.api.functions import Function, Slot
+    from vfsfuse.api.interrupts import Interrupts
     from vfsfuse.api.lab import Lab
+    from vfsfuse.api.memory import DmaMemory
     from vfsfuse.api.parents import Parent, VgpuType
+    from vfsfuse.api.regions import Region
+    from vfsfuse.api.tracing import Trace
     from vfsfuse.api.vgpus import Vgpu
 else:
     _MODULES = {
+        "Device": "device",
+        "DmaMemory": "memory",
+        "Function": "functions",
+        "Interrupts": "interrupts",
         "Lab": "lab",
         "LabError": "errors",
         "Parent": "parents",
+        "Region": "regions",
+        "Slot": "functions",
+        "Trace": "tracing",
         "Vgpu": "vgpus",
         "VgpuType": "parents",
     }
@@ -43,4 +56,17 @@ else:
         return [*globals(), *_MODULES]
 
 
-__all__ = ["Lab", "LabError", "Parent", "Vgpu", "VgpuType"]
+__all__ = [
+    "Device",
+    "DmaMemory",
+    "Function",
+    "Interrupts",
+    "Lab",
+    "LabError",
+    "Parent",
+    "Region",
+    "Slot",
+    "Trace",
+    "Vgpu",
+    "VgpuType",
+]

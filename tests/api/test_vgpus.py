@@ -86,7 +86,7 @@ def test_a_vgpu_that_is_gone_at_the_end_already(builtin: Lab) -> None:
         vgpu.remove()
     with builtin.create("vgpu-8") as vgpu:
         vgpu.surprise_remove()
-    assert not vgpu.exists
+    assert not vgpu.exists()
 
 
 def test_a_screenshot(builtin: Lab) -> None:
@@ -120,7 +120,7 @@ def test_vgpus_of_nvidias_framework(vendor: Lab) -> None:
             gpu.create("18")
         with pytest.raises(FileNotFoundError):
             vgpu.surprise_remove()
-    assert not vgpu.exists and list(vendor.vgpus) == []
+    assert not vgpu.exists() and list(vendor.vgpus) == []
     with pytest.raises(ValueError, match="neither a UUID"):
         gpu.create("14", UUID)
 

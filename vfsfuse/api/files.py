@@ -10,13 +10,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from vfsfuse.api.errors import LabError
 
 _GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 """Errors of a FUSE mount whose server is gone."""
+
+
+class Closable(Protocol):
+    """What can be closed more than once."""
+
+    def close(self) -> None: ...
 
 
 class Files:
@@ -28,6 +36,8 @@ class Files:
     def __init__(self, root: Path, ending: Callable[[bool], LabError | None]) -> None:
         self.root = root
         self._ending = ending
+        self.opened: weakref.WeakSet[Closable] = weakref.WeakSet()
+        """What is open of the lab.  It is closed before the lab ends."""
 
     @contextlib.contextmanager
     def explained(self, path: str | os.PathLike[str] | None = None) -> Iterator[None]:
@@ -69,14 +79,14 @@ class Files:
             try:
                 return sorted(os.listdir(path))
             except (FileNotFoundError, NotADirectoryError):
-                return self._none_if_served()
+                self.check()
+                return []
 
-    def _none_if_served(self) -> list[str]:
-        """Nothing.  Raises LabError if that is so because the lab is not there any more."""
+    def check(self) -> None:
+        """Raise LabError if the server has ended."""
         ending = self._ending(False)
         if ending is not None:
             raise ending
-        return []
 
     def link(self, path: Path) -> str | None:
         """The last component of a link's target, None if there is no link."""
@@ -84,7 +94,7 @@ class Files:
             try:
                 return os.path.basename(os.readlink(path))
             except FileNotFoundError:
-                self._none_if_served()
+                self.check()
                 return None
 
     def has(self, path: Path) -> bool:
@@ -93,7 +103,7 @@ class Files:
             try:
                 os.stat(path)
             except (FileNotFoundError, NotADirectoryError):
-                self._none_if_served()
+                self.check()
                 return False
             return True
 

@@ -11,20 +11,24 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vfsfuse import sticky
-from vfsfuse.api.directory import Named
+from vfsfuse.api.directory import Directory, Named
 from vfsfuse.api.errors import LabError
 from vfsfuse.api.files import Files
+from vfsfuse.api.functions import Function, Slot, functions, slots
 from vfsfuse.api.parents import Parent, parents
 from vfsfuse.api.server import Server, command
 from vfsfuse.api.vgpus import Vgpu, vgpus
 from vfsfuse.kernfs.xattr import XATTR_PID
 from vfsfuse.toml import document
+
+if TYPE_CHECKING:
+    from vfsfuse.api.tracing import Trace
 
 Config = str | os.PathLike[str] | Mapping[str, object]
 """A lab: the path of a lab file, its text (which has a line break), or its tables."""
@@ -32,6 +36,10 @@ Config = str | os.PathLike[str] | Mapping[str, object]
 Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 READING = "-"
+KEEP = 100_000
+"""Records of a trace that the server keeps, unless the caller says otherwise."""
+mounted: set[Lab] = set()
+"""The labs of this process that have a server."""
 
 
 class Lab:
@@ -45,7 +53,8 @@ class Lab:
     mounted there already, this joins it, and leaves it mounted at the end.
 
     `log_path` is the file for the server's log; without one the log is in `log` alone.  `log_level` is
-    "debug", "info", "warning" or "error".  `options` are further options of `vfsfuse mount`.
+    "debug", "info", "warning" or "error".  `options` are further options of `vfsfuse mount`,
+    `command` is the argv of a program that is called in place of `vfsfuse`, with its arguments.
 
     With `strict`, leaving the context raises LabError if the server ended with another status than 0 or has
     logged a traceback.  With `umount=False` leaving it waits until the server has ended for another reason.
@@ -62,12 +71,15 @@ class Lab:
         log_path: str | os.PathLike[str] | None = None,
         log_level: str = "info",
         options: Sequence[str] = (),
+        command: Sequence[str] | None = None,
         umount: bool = True,
         strict: bool = False,
     ) -> None:
         self._folder = None if folder is None else Path(folder)
-        self._text, self._options = _described(config)
-        self._options += ["--log-level", log_level, *options]
+        self._text, described = _described(config)
+        self.options = [*described, "--log-level", log_level, *options]
+        """The options of the server."""
+        self._command = command
         self._has_config = config is not None
         self._at = None if at is None else os.fspath(at)
         self.log_path = None if log_path is None else Path(log_path)
@@ -94,16 +106,18 @@ class Lab:
         self._made_directory = self._at is None or not os.path.lexists(path)
         server = Server(path, self.log_path)
         try:
-            mounted = server.start(self._options, self._text, self._folder)
-            if not mounted and self._has_config:
+            is_ours = server.start(self._command, self.options, self._text, self._folder)
+            if not is_ours and self._has_config:
                 raise LabError(f"{path}: a lab is mounted there already (leave `config` out to join it)")
         except BaseException:
             self._remove_directory(path)
             raise
-        self._server = server if mounted else None
+        self._server = server if is_ours else None
+        if is_ours:
+            mounted.add(self)
         self._owner = os.getpid()
-        self._files = Files(path, server.ending if mounted else lambda gone: None)
-        self._pid = server.pid if mounted else int(os.getxattr(path, XATTR_PID))
+        self._files = Files(path, server.ending if is_ours else lambda gone: None)
+        self._pid = server.pid if is_ours else int(os.getxattr(path, XATTR_PID))
 
     def close(self) -> None:
         """End the lab, if this has mounted it.  Raises LabError as leaving a context does.  A lab that is
@@ -112,14 +126,25 @@ class Lab:
 
     def _close(self, check: bool) -> None:
         files, self._files = self._files, None
-        if files is None or self._server is None or self._owner != os.getpid():
-            return  # not open, joined, or of a process that has forked this one
+        if files is None or self._owner != os.getpid():
+            return  # not open, or of a process that has forked this one
+        for opened in list(files.opened):
+            opened.close()
+        if self._server is None:
+            return
         try:
             status = self._server.end() if self.umount_at_end else self._server.wait()
         finally:
+            mounted.discard(self)
             self._remove_directory(files.root)
         if check and self.strict and (status != 0 or "Traceback" in self.log):
             raise LabError(f"{files.root}: the server ended with {status}:\n{self.log}", self.log)
+
+    def kill(self) -> None:
+        """End the server at once, by SIGKILL, and take its mount away.  Whatever waits for it gets an error.
+        Any thread.  The lab is still to be closed."""
+        if self._server is not None:
+            self._server.kill()
 
     def _remove_directory(self, path: Path) -> None:
         if self._made_directory:
@@ -161,6 +186,11 @@ class Lab:
         return self._pid
 
     @property
+    def server(self) -> subprocess.Popen[bytes] | None:
+        """The process of the server, None for a lab that was joined and before the start."""
+        return None if self._server is None else self._server.process
+
+    @property
     def log(self) -> str:
         """What the server has logged so far, also after the end; empty for a lab that was joined."""
         return "" if self._server is None else self._server.log
@@ -176,6 +206,20 @@ class Lab:
     def vgpus(self) -> Named[Vgpu]:
         """All vGPUs, by the names of their directories."""
         return vgpus(self.files)
+
+    @property
+    def functions(self) -> Named[Function]:
+        """The PCI functions, by address.  Bridges are functions, too."""
+        return functions(self.files)
+
+    @property
+    def slots(self) -> Named[Slot]:
+        """The physical slots, by name."""
+        return slots(self.files)
+
+    def rescan(self) -> None:
+        """Look for functions that were removed from their buses (sys/bus/pci/rescan)."""
+        self.files.store(self.path / "sys/bus/pci/rescan", "1")
 
     def create(
         self,
@@ -200,6 +244,30 @@ class Lab:
         return found.create(type, uuid, instance=instance, **resources)
 
     # ---- programs ----
+
+    def trace(
+        self,
+        *devices: Directory | str,
+        kinds: Collection[str] = (),
+        registers: Collection[str] = (),
+        errnos: Collection[str] = (),
+        keep: int = KEEP,
+    ) -> Trace:
+        """What programs and devices do in the lab from now on, for a `with`.
+
+        Without `devices` it is all, otherwise what is about them: objects of this API, or names ("vgpu0", a
+        UUID, a PCI address).  `kinds`, `registers` and `errnos` narrow it down (docs/trace.md).  Of the
+        records that nobody has asked for, the server keeps the last `keep`.  Raises LabError if the server
+        does not answer, or for a kind or an errno that there is not."""
+        from vfsfuse.api.tracing import Trace, names_of
+        from vfsfuse.trace.filters import Filter
+        from vfsfuse.trace.record import TraceError
+
+        try:
+            wanted = Filter(names_of(self.files, devices), kinds, registers, errnos)
+        except TraceError as error:
+            raise LabError(str(error)) from None
+        return Trace(self.files, wanted, keep)
 
     def run(
         self, argv: Sequence[Argument] | Argument, *, check: bool = False, **more: Any

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from vfsfuse.api.directory import Directory, Named
 from vfsfuse.api.files import Files
-from vfsfuse.api.vgpus import FUNCTIONS, MDEVS, PLACEMENT, MediatedVgpu, VendorVgpu, Vgpu, type_of
+from vfsfuse.api.functions import FUNCTIONS
+from vfsfuse.api.vgpus import MDEVS, PLACEMENT, MediatedVgpu, VendorVgpu, Vgpu, type_of, virtual_functions
 
 CLASS = "sys/class/mdev_bus"
 TYPES = "mdev_supported_types"
@@ -127,20 +128,14 @@ class MdevParent(Parent):
 class VendorParent(Parent):
     """A GPU with NVIDIA's framework, whose virtual functions become vGPUs."""
 
-    def virtual_functions(self) -> list[VendorVgpu]:
-        """Its virtual functions, whether they have a type or not, in the order of their numbers."""
-        links = [name for name in self._files.names(self.path) if name.startswith("virtfn")]
-        links.sort(key=lambda name: int(name.removeprefix("virtfn")))
-        return [VendorVgpu(self._files, (self.path / name).resolve()) for name in links]
-
     def free(self) -> VendorVgpu | None:
         """A virtual function that has no type, None if there is none."""
         can_have = (
             each
-            for each in self.virtual_functions()
+            for each in virtual_functions(self._files, self.path)
             if self._files.has(each.path / "nvidia/current_vgpu_type")
         )
-        return next((each for each in can_have if not each.exists), None)
+        return next((each for each in can_have if not each.exists()), None)
 
     def creatable(self) -> dict[str, str]:
         """The names of the types that there is room for, by their ids; none without virtual functions."""
@@ -163,7 +158,9 @@ class VendorParent(Parent):
         return Named(lambda: [each.name for each in self._made()], self._vgpu, "vGPU")
 
     def _made(self) -> list[VendorVgpu]:
-        return [each for each in self.virtual_functions() if type_of(self._files, each) != "0"]
+        return [
+            each for each in virtual_functions(self._files, self.path) if type_of(self._files, each) != "0"
+        ]
 
     def _vgpu(self, name: str) -> Vgpu | None:
         return next((each for each in self._made() if each.name == name), None)

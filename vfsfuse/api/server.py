@@ -75,8 +75,11 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self._log = _Log(log_path)
 
-    def start(self, options: Sequence[str], text: str | None, folder: Path | None) -> bool:
-        """Start it, and wait until the lab answers.  `text` is its standard input.
+    def start(
+        self, program: Sequence[str] | None, options: Sequence[str], text: str | None, folder: Path | None
+    ) -> bool:
+        """Start it, and wait until the lab answers.  `program` is the argv of `vfsfuse`, `text` its standard
+        input.
 
         Returns False when there is a lab at the path already; nothing has been started then.  Raises LabError
         with the lines of the server."""
@@ -89,7 +92,7 @@ class Server:
                 stdin = stack.enter_context(_spooled(text))
                 fds = ["--ready-fd", str(writer), "--end-fd", str(owner)]
                 self.process = subprocess.Popen(
-                    command("mount", "--foreground", *fds, *options, "--", str(self.path)),
+                    [*(program or command()), "mount", "--foreground", *fds, *options, "--", str(self.path)],
                     stdin=stdin,
                     stdout=subprocess.DEVNULL,
                     stderr=self._log.fd,
@@ -102,7 +105,7 @@ class Server:
             try:
                 return self._is_ready(ready)
             except BaseException:
-                self._kill()
+                self.kill()
                 raise
 
     def _is_ready(self, ready: IO[bytes]) -> bool:
@@ -170,9 +173,9 @@ class Server:
                 self.log,
             ) from None
         finally:
-            self._kill()
+            self.kill()
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         """Leave neither a process nor a mount behind, nor an open file."""
         if self.process is None:
             return

@@ -6,24 +6,27 @@ Objects keep no state; any thread.  docs/vgpu.md and docs/frameworks.md describe
 
 from __future__ import annotations
 
+import contextlib
 import io
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from vfsfuse.api.directory import Directory, Named
 from vfsfuse.api.files import Files
+from vfsfuse.api.functions import FUNCTIONS, Function
+from vfsfuse.api.opening import Assignable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 V = TypeVar("V", bound="Vgpu")
 MDEVS = "sys/bus/mdev/devices"
-FUNCTIONS = "sys/bus/pci/devices"
 PLACEMENT = "vgpu_placement"
 """The attribute that GPUs with NVIDIA's framework have, and no others."""
 
 
-class Vgpu(Directory):
+class Vgpu(Assignable):
     """A vGPU.  As a context manager it is removed at the end, if it is still there."""
 
     def __enter__(self: V) -> V:
@@ -32,8 +35,10 @@ class Vgpu(Directory):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.exists:
-            self.remove()
+        refused = contextlib.nullcontext() if kind is None else contextlib.suppress(OSError)
+        with refused:  # an exception of the program says more
+            if self.exists():
+                self.remove()
 
     @property
     def uuid(self) -> str | None:
@@ -45,7 +50,6 @@ class Vgpu(Directory):
         """The name of its type: of a mediated device that of the lab file, in NVIDIA's framework its id."""
         raise NotImplementedError
 
-    @property
     def exists(self) -> bool:
         """Whether it has not been removed."""
         raise NotImplementedError
@@ -58,22 +62,6 @@ class Vgpu(Directory):
         """Take it away although clients have it open, like a pulled cable: they read all ones from then on.
         Raises OSError: ENOENT in NVIDIA's framework, where a card is pulled, and no vGPU."""
         self.set("surprise_remove", 1)
-
-    @property
-    def group(self) -> str | None:
-        """The name of its file in dev/vfio: the number of its IOMMU group, after "noiommu-" if it has no
-        IOMMU.  None while no driver of VFIO has it."""
-        names = self._files.names(self.path / "vfio-dev")
-        number = self._files.link(self.path / "iommu_group")
-        if number is None or not names:
-            return None
-        unsafe = f"noiommu-{number}"
-        return unsafe if self._files.has(self._files.root / "dev/vfio" / unsafe) else number
-
-    @property
-    def driver(self) -> str | None:
-        """The name of its driver, None if it has none."""
-        return self._files.link(self.path / "driver")
 
     def screenshot(self) -> Image:
         """The picture that its display shows.  Raises OSError: ENOENT if it has no display, ENODATA if it
@@ -99,7 +87,6 @@ class MediatedVgpu(Vgpu):
     def type(self) -> str:
         return self._files.link(self.path / "mdev_type") or ""
 
-    @property
     def exists(self) -> bool:
         return self._files.has(self.path)
 
@@ -118,7 +105,6 @@ class VendorVgpu(Vgpu):
     def type(self) -> str:
         return self.attribute("nvidia/current_vgpu_type")
 
-    @property
     def exists(self) -> bool:
         return type_of(self._files, self) != "0"
 
@@ -144,24 +130,25 @@ def vgpus(files: Files) -> Named[Vgpu]:
 
 
 def _names(files: Files) -> list[str]:
-    vendors = [each.name for each in _virtual_functions(files) if each.exists]
+    vendors = [each.name for each in _virtual_functions(files) if each.exists()]
     return files.names(files.root / MDEVS) + vendors
 
 
 def _virtual_functions(files: Files) -> list[VendorVgpu]:
     """The virtual functions that are vGPUs, or can be."""
     functions = files.root / FUNCTIONS
-    parents = [name for name in files.names(functions) if files.has(functions / name / PLACEMENT)]
-    return [
-        VendorVgpu(files, (functions / parent / each).resolve())
-        for parent in parents
-        for each in files.names(functions / parent)
-        if each.startswith("virtfn")
-    ]
+    names = files.names(functions)
+    parents = (functions / name for name in names if files.has(functions / name / PLACEMENT))
+    return [each for parent in parents for each in virtual_functions(files, parent)]
+
+
+def virtual_functions(files: Files, parent: Path) -> list[VendorVgpu]:
+    """The virtual functions of a GPU, whether they have a type or not."""
+    return [VendorVgpu(files, each.path) for each in Function(files, parent).vfs]
 
 
 def _find(files: Files, name: str) -> Vgpu | None:
     path = files.root / MDEVS / name
     if "/" not in name and name.strip(".") and files.has(path):
         return MediatedVgpu(files, path.resolve())
-    return next((each for each in _virtual_functions(files) if each.name == name and each.exists), None)
+    return next((each for each in _virtual_functions(files) if each.name == name and each.exists()), None)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs of docs/python.md print what is shown there. A line `...` and dots within a line stand for any
+text, as in the sessions of the README."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import vfsfuse
+from tests.lab import ROOT
+from tests.test_readme import pattern
+
+TEXT = (ROOT / "docs/python.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize(("program", "expected"), PROGRAMS, ids=range(len(PROGRAMS)))
+def test_a_program(program: str, expected: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert re.fullmatch(pattern(expected), done.stdout), f"{done.stdout}{done.stderr}instead of\n{expected}"
+    assert done.stderr == ""
+
+
+def test_every_program_is_run() -> None:
+    assert len(PROGRAMS) == TEXT.count("```python\n") > 5
+
+
+@pytest.mark.parametrize("name", vfsfuse.__all__)
+def test_every_name_is_told(name: str) -> None:
+    assert re.search(rf"(`|vfsfuse\.){name}\b", TEXT)
