@@ -227,6 +227,11 @@ class FailsAtOnce(Copier):
         (Timer, {"kind": "mdev"}, "'mdev' is no kind of device"),
         (Timer, {"kind": "vf"}, "give parent=Physical"),
         (Timer, {"kind": "function", "parent": Physical(Timer)}, "has no parent"),
+        (
+            Timer,
+            {"kind": "function", "vf": VfSpec(1, Mtty)},
+            "their physical function's vendor 1234, not 4348",
+        ),
         (Timer, {"vf": VfSpec(1, Timer)}, "only a physical function has virtual functions"),
     ],
 )

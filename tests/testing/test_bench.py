@@ -19,7 +19,7 @@ from devmodel.iommu.api import Prot
 from devmodel.iommu.space import StillPinned
 from devmodel.irq.kinds import PciIrq
 from examples.copier import COPY, DONE, FAULT, Copier
-from tests.testing.toys import TICK, Pinner, Threaded, Timer
+from tests.testing.toys import TICK, Borrower, Pinner, Threaded, Timer
 from tests.unit.fakes import fails
 from vfsfuse.testing import Bench, BenchError, BenchTimeout
 
@@ -325,6 +325,18 @@ def test_a_condition_is_waited_for() -> None:
         with pytest.raises(BenchTimeout, match=r"COUNT of 100 has not come in 0\.5 s"):
             bench.wait(lambda: bench["COUNT"] == 100, 0.5, "COUNT of 100")
         assert bench.time == pytest.approx(8 * TICK)
+
+
+def test_time_does_not_run_ahead_of_the_threads_of_tasks() -> None:
+    """And a thread that waits for virtual time does not keep it from passing."""
+    with Bench(Borrower) as bench:
+        for seconds in (1, 2, 2, 5):
+            bench["ASK"] = seconds
+        seen = []
+        for _ in range(6):
+            bench.advance(1)
+            seen.append(bench["DONE"])
+        assert seen == [1, 3, 3, 3, 4, 4]
 
 
 def test_threads_of_a_model_have_real_time() -> None:

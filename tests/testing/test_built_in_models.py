@@ -13,8 +13,10 @@ from devmodel.models.gpu import GPU_MAGIC, PhysicalGpu, Vgpu
 from devmodel.models.mbochs import Mbochs
 from devmodel.models.mdpy import Mdpy
 from devmodel.models.mtty import Mtty
+from devmodel.models.plain import PlainBar, PlainSpec, plain_model
 from devmodel.models.registry import MODELS, PHYSICAL
 from devmodel.models.vendorvf import VendorVf
+from devmodel.pci.barkind import BarKind
 from devmodel.sdk import PciDevice
 from examples.copier import COPY, DONE, Copier
 from tests.testing.toys import Timer
@@ -142,6 +144,18 @@ def test_a_function_gives_its_registers_back() -> None:
 def test_the_driver_of_nvidias_framework_takes_a_virtual_function() -> None:
     with Bench(VendorVf, kind="vf", parent=Physical(PhysicalGpu, 16 * MIB)) as bench:
         assert bench["CONFIG.VENDOR_ID"] == VendorVf.identity.vendor
+
+
+def test_a_plain_function_with_virtual_functions() -> None:
+    bars = (PlainBar(0, MIB), PlainBar(4, 128, BarKind.IO))
+    card = plain_model(PlainSpec(0x1234, 0x1592, class_code=0x020000, bars=bars))
+    with Bench(card, kind="function", vf=VfSpec(2, Copier)) as bench:
+        assert (bench["VENDOR_ID"], bench["CLASS_DEVICE"], bench["SRIOV_TOTAL_VF"]) == (0x1234, 0x0200, 2)
+        bench.write(0, MIB - 4, b"last")
+        bench.write(4, 124, b"port")
+        bench.reset()
+        assert (bench.read(0, MIB - 4, 8), bench.read(4, 124, 8)) == (b"last", b"port")
+        assert [isinstance(vf, Copier) for vf in bench.enable_vfs(2)] == [True, True]
 
 
 # ---- displays ----

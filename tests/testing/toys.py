@@ -264,4 +264,28 @@ class Threaded(PciDevice):
             self.interrupt()
 
 
+class Borrower(PciDevice):
+    """ASK has a thread of trio sleep in virtual time, one second for each unit, and then set DONE."""
+
+    identity = Identity(0x1234, 0x7135, 0x1AF4, 0x1100, class_code=0x088000)
+
+    def bars(self) -> dict[int, Bar]:
+        self.registers = Registers(BORROWER, self)
+        return {0: Bar(self.registers)}
+
+    def ask(self, seconds: int) -> None:
+        self.start(self.work, seconds)
+
+    async def work(self, seconds: int) -> None:
+        await trio.to_thread.run_sync(self.in_thread, seconds)
+        with self.locked():
+            self.registers["DONE"] += 1
+
+    def in_thread(self, seconds: int) -> None:
+        time.sleep(0.01)
+        trio.from_thread.run(trio.sleep, seconds)
+        time.sleep(0.01)
+
+
+BORROWER = Layout(4096, [Register(0x0, 4, "ASK", on_write=Borrower.ask), Register(0x4, 4, "DONE")])
 THREADED = Layout(4096, [Register(0x0, 4, "GO", on_write=Threaded.go), Register(0x4, 4, "DONE")])
