@@ -247,3 +247,23 @@ def test_an_ordinary_user_traces_a_program_of_theirs() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=SECONDS)
     assert done.returncode == 3, done.stderr
     assert '"name":"create"' in done.stderr
+
+
+def test_a_lab_that_is_stopped_and_goes_on(fresh_lab: MountedLab, tmp_path: Path) -> None:
+    """What was called meanwhile is told afterwards; a trace that is ended meanwhile ends in time."""
+    with fresh_lab.create() as made, following(fresh_lab, "-k", "region") as tracer:
+        os.kill(fresh_lab.pid, signal.SIGSTOP)
+        reader = subprocess.Popen(["xxd", "-l", "4", made.path / "config"], stdout=subprocess.DEVNULL)
+        assert "does not answer" in vfsfuse("trace", "--mount", fresh_lab.path).stderr
+        os.kill(fresh_lab.pid, signal.SIGCONT)
+        assert reader.wait(SECONDS) == 0
+    assert "VENDOR_ID" in tracer.out
+    with started("trace", "--mount", fresh_lab.path) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline()
+        os.kill(fresh_lab.pid, signal.SIGSTOP)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=SECONDS)
+        os.kill(fresh_lab.pid, signal.SIGCONT)
+    assert process.returncode == 1
+    assert err == f"vfsfuse: trace: {fresh_lab.path}: the lab's server does not answer\n"

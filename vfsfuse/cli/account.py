@@ -47,19 +47,27 @@ class Account:
         """How many records the lab has dropped."""
         self.failure: str | None = None
 
-    def add(self, records: Iterable[Record]) -> None:
-        """Tell these records."""
-        lines = []
-        for record in records:
-            if record.kind == LOST:
-                count = record.arguments.get("count", 0)
-                self.lost += count if isinstance(count, int) else 0
-            if self._summary:
-                self._summary.add(record)
-            if self._line:
-                lines.append(self._line(record))
-        if lines:
-            self._write("\n".join(lines) + "\n")
+    def add(self, records: Iterable[Record]) -> int:
+        """Tell these records, also those before an error of the iterator.  Returns how many there were."""
+        lines: list[str] = []
+        count = 0
+        try:
+            for record in records:
+                count += 1
+                self._take(record, lines)
+        finally:
+            if lines:
+                self._write("\n".join(lines) + "\n")
+        return count
+
+    def _take(self, record: Record, lines: list[str]) -> None:
+        if record.kind == LOST:
+            lost = record.arguments.get("count", 0)
+            self.lost += lost if isinstance(lost, int) else 0
+        if self._summary:
+            self._summary.add(record)
+        if self._line:
+            lines.append(self._line(record))
 
     def end(self) -> None:
         """Write the summary."""

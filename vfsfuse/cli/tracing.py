@@ -24,11 +24,14 @@ from vfsfuse.trace.record import Record, TraceError
 BATCH_SECONDS = 0.02
 """How long records may wait for others before they are told."""
 
+BATCH = 1000
+"""Records that are told at once at most."""
+
 QUIET_SECONDS = 0.05
 """A trace without a record for that long, after the last call, has no more of them."""
 
-FINISH_SECONDS = 2.0
-"""The time for the last records where others use the lab, too."""
+FINISH_SECONDS = 60.0
+"""The time for the records that wait in the lab when the program has ended."""
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end the trace of a mounted lab, as they end the attachment of a debugger."""
@@ -39,6 +42,8 @@ class Follower:
 
     def __init__(self, reader: TraceReader, account: Account) -> None:
         self._reader, self._account = reader, account
+        self._latest = 0.0
+        """When the call of the last record began."""
         self.open = True
         self.failure = ""
         """Why the trace is not read any more, one line; empty when the lab has ended."""
@@ -55,28 +60,40 @@ class Follower:
                 return found
         return set()
 
-    def finish(self) -> None:
-        """Tell the records of all calls that have been made, then the summary."""
-        end = time.monotonic() + FINISH_SECONDS
-        if self.open:
-            self._tell(self._reader.drain())
-        while self.open and time.monotonic() < end and _readable([self._reader.fileno()], QUIET_SECONDS):
-            self._tell(self._come())
+    def finish(self, told: Callable[[], object] = lambda: None) -> None:
+        """Tell the records of all calls that have been made, then the summary.  Calls `told` now and then."""
+        now, end = time.time(), time.monotonic() + FINISH_SECONDS
+        while self.open and self._latest < now and time.monotonic() < end:
+            if not self._tell(self._come(QUIET_SECONDS)):
+                break
+            told()
+        self._tell(self._rest())
         self._reader.close()
         self._account.end()
 
-    def _come(self) -> Iterator[Record]:
-        """The records that have come.  It does not wait."""
-        while (record := self._reader.next(0)) is not None:
+    def _come(self, wait: float = 0.0) -> Iterator[Record]:
+        """Records that have come, BATCH at most.  It waits `wait` seconds for the first."""
+        for _ in range(BATCH):
+            if (record := self._reader.next(wait)) is None:
+                return
+            self._latest, wait = record.time, 0.0
             yield record
 
-    def _tell(self, records: Iterable[Record]) -> None:
+    def _rest(self) -> Iterator[Record]:
+        """Records of what has ended by now.  It waits for the lab's answer."""
+        if self.open:
+            yield from self._reader.drain()
+
+    def _tell(self, records: Iterable[Record]) -> int:
+        """Tell records, and return how many."""
+        count = 0
         try:
-            self._account.add(records)
+            count = self._account.add(records)
         except TraceError as error:
             self.open, self.failure = False, str(error)
         else:
             self.open = self._account.failure is None and not self._reader.ended
+        return count
 
 
 def _readable(fds: Collection[int], seconds: float | None = None) -> set[int]:
@@ -123,7 +140,7 @@ def follow_command(
         return end_as(command.reap())
     command.attached()
     _follow(command, follower)
-    follower.finish()
+    follower.finish(command.reading)
     command.close()
     complained(follower, account)
     return end_as(command.reap())

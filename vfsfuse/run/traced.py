@@ -5,7 +5,7 @@ A tracer and the supervisor of the run have a SOCK_SEQPACKET pair.  When the lab
 the lab's file `trace` and sends the descriptor, because the mount of a private lab is in a namespace of its
 own.  The tracer says how the file is to be read and answers ATTACHED; only then the program starts.  When the
 last process of the program has ended, the supervisor shuts its side down, and keeps a private lab until the
-tracer has read the rest and hangs up.
+tracer has read the rest and hangs up; while that takes long, it says READING.
 
 Neither holds up the other: each step of the supervisor's has its time, and a tracer that dies only hangs up.
 Both ends are for single-threaded processes.  Source: unix(7), pidfd_open(2).
@@ -29,12 +29,14 @@ from vfsfuse.run.privatelab import PrivateLab
 
 TRACE = b"trace"
 ATTACHED = b"attached"
+READING = b"reading"
 
 ATTACH_SECONDS = 2.0
 """How long the program waits for its tracer."""
 
 DRAIN_SECONDS = 10.0
-"""How long a private lab outlives its program, for a tracer that has not read everything."""
+"""How long a private lab outlives its program for a tracer that has not read everything, and does not say
+that it is reading."""
 
 FILE = "trace"
 EXIT_SETUP = 125
@@ -73,16 +75,28 @@ class TracerLink:
         with contextlib.suppress(OSError):
             self._link.shutdown(socket.SHUT_WR)
         poll = select.poll()
-        poll.register(self._link, 0)  # for POLLHUP
+        self._link.setblocking(False)
+        poll.register(self._link, select.POLLIN)
         if lab:
             poll.register(lab.stderr_fd, select.POLLIN)
         deadline = time.monotonic() + DRAIN_SECONDS
         while lab and (left := deadline - time.monotonic()) > 0:
             events = dict(poll.poll(left * 1000))
             if self._link.fileno() in events:
-                return
+                if not self._reads():
+                    return
+                deadline = time.monotonic() + DRAIN_SECONDS
             if lab.stderr_fd in events and not lab.relay():
                 return  # its server has ended
+
+    def _reads(self) -> bool:
+        """Whether the tracer has just said something.  False when it has hung up."""
+        try:
+            return bool(self._link.recv(len(READING)))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
 
 def _why(error: OSError) -> str:
@@ -146,6 +160,11 @@ class TracedCommand:
         """Let the program start."""
         with contextlib.suppress(OSError):
             self._link.send(ATTACHED)
+
+    def reading(self) -> None:
+        """Tell the supervisor that there is more to read."""
+        with contextlib.suppress(OSError):
+            self._link.send(READING, socket.MSG_DONTWAIT)
 
     def reap(self) -> int:
         """Wait for the program.  Returns its wait status."""

@@ -56,7 +56,7 @@ class TraceReader:
         self._unread, self._lines = bytearray(), bytearray()
         self._asked = self._closed = False
         self._drains = 1  # the answer to the options
-        self._name = f"descriptor {source}" if isinstance(source, int) else os.fspath(source)
+        self._name = "the trace" if isinstance(source, int) else os.fspath(source)
         self.ended = False
         """Whether the lab has ended.  What came before is still to be read."""
         self._channel, theirs = socket.socketpair()
