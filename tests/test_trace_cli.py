@@ -248,7 +248,6 @@ def test_failures_are_one_line_and_come_before_the_program(
         (["--pid", "self"], "'self' is no list of process numbers"),
         (["--buffer", "0"], "'0' is no number above 0"),
         (["--colour", "green"], "invalid choice: 'green'"),
-        (["--json", "-c"], "it does not go with a summary"),
     ],
 )
 @pytest.mark.parametrize("program", [["--", "true"], []], ids=["program", "lab"])

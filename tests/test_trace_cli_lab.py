@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -151,6 +152,13 @@ def test_a_summary_alone(lab: MountedLab, vgpu: Vgpu) -> None:
     assert str(os.getpid()) not in said
 
 
+def test_a_summary_as_json(lab: MountedLab, vgpu: Vgpu) -> None:
+    with following(lab, "-c", "--json") as tracer:
+        read_config(vgpu, 7)
+    said = json.loads(tracer.out)
+    assert [call["calls"] for call in said["calls"] if call["name"] == "config read"] == [7], said
+
+
 def test_lines_and_a_summary(lab: MountedLab, vgpu: Vgpu, tmp_path: Path) -> None:
     with following(lab, "-C", "-o", tmp_path / "trace", "-k", "region"):
         read_config(vgpu, 3)
@@ -188,7 +196,7 @@ def test_a_slow_reader_is_told_what_it_has_lost(lab: MountedLab, vgpu: Vgpu, tmp
     assert tracer.err.startswith(f"vfsfuse: trace: {lost} records are missing")
 
 
-@pytest.mark.parametrize("how", ["unmounted", "killed"])
+@pytest.mark.parametrize("how", ["unmounted", "ended", "killed"])
 def test_it_ends_with_the_lab(tmp_path: Path, how: str) -> None:
     lab = MountedLab(tmp_path)
     lab.__enter__()
@@ -199,12 +207,12 @@ def test_it_ends_with_the_lab(tmp_path: Path, how: str) -> None:
             wait_for(lambda: "remove" in (tmp_path / "trace").read_text())
             if how == "unmounted":
                 assert "busy" in vfsfuse("umount", lab.path).stderr.lower()
-                os.kill(lab.pid, signal.SIGTERM)
+                assert vfsfuse("umount", "--lazy", lab.path).returncode == 0
             else:
-                os.kill(lab.pid, signal.SIGKILL)
+                os.kill(lab.pid, signal.SIGTERM if how == "ended" else signal.SIGKILL)
             assert tracer.process.wait(SECONDS) == 0
         assert lab.server is not None
-        assert lab.server.wait(SECONDS) == (0 if how == "unmounted" else -signal.SIGKILL)
+        assert lab.server.wait(SECONDS) == (-signal.SIGKILL if how == "killed" else 0)
     finally:
         vfsfuse("umount", "--lazy", lab.path)
         lab.clear_away()
@@ -220,9 +228,10 @@ def test_a_program_in_a_mounted_lab(lab: MountedLab, tmp_path: Path) -> None:
 
 
 def test_where_no_lab_is(tmp_path: Path) -> None:
-    done = vfsfuse("trace", "--mount", tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"vfsfuse: trace: {tmp_path}: no lab is mounted there (vfsfuse mount {tmp_path})\n"
+    for path in (tmp_path, tmp_path / "nowhere"):
+        done = vfsfuse("trace", "--mount", path)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"vfsfuse: trace: {path}: no lab is mounted there (vfsfuse mount {path})\n"
 
 
 def test_a_file_that_cannot_be_written(lab: MountedLab) -> None:

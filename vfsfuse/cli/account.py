@@ -36,7 +36,7 @@ class Account:
     pipe, and None while all is well."""
 
     def __init__(self, fd: int, name: str, style: Style) -> None:
-        self._fd, self._name = fd, name
+        self._fd, self._name, self._json = fd, name, style.json
         self._line = _format(style, fd) if style.lines else None
         self._summary = None
         if style.summary:
@@ -72,8 +72,8 @@ class Account:
     def end(self) -> None:
         """Write the summary."""
         if self._summary:
-            table = self._summary.table()
-            self._write(table if table.endswith("\n") else table + "\n")
+            said = json.dumps(self._summary.as_json()) if self._json else self._summary.table()
+            self._write(f"{said.rstrip()}\n")
 
     def _write(self, text: str) -> None:
         if self.failure is not None:

@@ -64,7 +64,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     out.add_argument(
         "-o", "--output", metavar="FILE", help="write to FILE (default: stderr with CMD, else stdout)"
     )
-    out.add_argument("--json", action="store_true", help="a line of JSON for each record")
+    out.add_argument(
+        "--json", action="store_true", help="a line of JSON for each record, and one for the counts"
+    )
     out.add_argument(
         "-c", "--summary-only", action="store_true", help="count calls, times and errors, and print only that"
     )
@@ -142,8 +144,6 @@ def _positive(text: str) -> int:
 
 def main(args: argparse.Namespace) -> int:
     style = Style(not args.summary_only, args.json, args.summary or args.summary_only, args.colour)
-    if style.json and style.summary:
-        args.error("--json is of lines: it does not go with a summary")
     try:
         wanted = Filter(args.devices, args.kind, args.register, args.errno, args.pid)
     except TraceError as error:
@@ -164,12 +164,13 @@ def _trace_lab(lab: str | None, output: str | None, style: Style, wanted: Filter
     """Trace a mounted lab.  Returns the exit status."""
     from vfsfuse.cli import tracing
     from vfsfuse.cli.mountpoint import no_answer
+    from vfsfuse.cli.mountwatch import MountWatch
     from vfsfuse.trace.reader import TraceReader
 
     path = lab or ""
     try:
         path = os.path.join(os.getcwd(), lab or only_lab())
-        names = Patience().ask(lambda: _names(path, wanted.devices))
+        names, device = Patience().ask(lambda: (_names(path, wanted.devices), os.stat(path).st_dev))
         reader = TraceReader(path, replace(wanted, devices=names), keep)
         account = _account(output, STDOUT, "standard output", style)
     except NoAnswer:
@@ -178,7 +179,7 @@ def _trace_lab(lab: str | None, output: str | None, style: Style, wanted: Filter
         return complain("trace", str(error))
     except OSError as error:
         return complain("trace", explained(error, path))
-    return tracing.follow_lab(path, reader, account)
+    return tracing.follow_lab(path, MountWatch(device), reader, account)
 
 
 def trace_run(

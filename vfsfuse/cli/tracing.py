@@ -13,9 +13,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from vfsfuse.cli.account import Account
+from vfsfuse.cli.mountwatch import MountWatch
 from vfsfuse.cli.output import complain
 from vfsfuse.run.traced import TracedCommand, end_as
 from vfsfuse.trace.reader import TraceReader
@@ -48,16 +49,17 @@ class Follower:
         self.failure = ""
         """Why the trace is not read any more, one line; empty when the lab has ended."""
 
-    def until(self, fds: Collection[int]) -> set[int]:
-        """Tell records as they come, until some of `fds` are readable.  Returns those: none when the trace is
-        over before."""
+    def until(self, events: Mapping[int, int]) -> set[int]:
+        """Tell records as they come, until some of `events` happen: by descriptor, those of poll(2).  Returns
+        the descriptors: none when the trace is over before."""
         while self.open:
             trace = self._reader.fileno()
-            ready = _readable([*fds, trace])
+            ready = _poll({**events, trace: select.POLLIN})
             if trace in ready:
                 self._tell(self._come())
-            if found := _readable(fds, 0.0 if ready & set(fds) else BATCH_SECONDS):
-                return found
+            ready = (ready - {trace}) or _poll(events, BATCH_SECONDS)
+            if ready:
+                return ready
         return set()
 
     def finish(self, told: Callable[[], object] = lambda: None) -> None:
@@ -96,17 +98,17 @@ class Follower:
         return count
 
 
-def _readable(fds: Collection[int], seconds: float | None = None) -> set[int]:
-    """Which of `fds` are readable or hung up, after waiting until some are."""
+def _poll(events: Mapping[int, int], seconds: float | None = None) -> set[int]:
+    """Wait until some of `events` happen.  Returns their descriptors, also those that hung up."""
     poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
+    for fd, event in events.items():
+        poll.register(fd, event)
     return {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
 
 
-def follow_lab(lab: str, reader: TraceReader, account: Account) -> int:
-    """Tell the dialogue of the lab mounted at `lab` until a signal comes or the lab ends.  Returns the exit
-    status."""
+def follow_lab(lab: str, mounts: MountWatch, reader: TraceReader, account: Account) -> int:
+    """Tell the dialogue of the lab mounted at `lab`, and watched by `mounts`, until a signal comes or the lab
+    ends.  Returns the exit status."""
     wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def end(number: int, frame: object) -> None:
@@ -118,7 +120,10 @@ def follow_lab(lab: str, reader: TraceReader, account: Account) -> int:
             signal.signal(number, end)
     _say(f"following {lab} (Ctrl-C ends it)")
     follower = Follower(reader, account)
-    follower.until([wake])
+    events = {wake: select.POLLIN, mounts.fd: select.POLLPRI}
+    while follower.open and mounts.there():
+        if wake in follower.until(events):
+            break
     follower.finish()
     return 1 if complained(follower, account) else 0
 
@@ -150,8 +155,8 @@ def _follow(command: TracedCommand, follower: Follower) -> None:
     """Follow until the last process of the program has ended, or, after its first one, a signal comes."""
     waiting = {command.pid_fd, command.link_fd}
     while waiting:
-        fds = waiting | {command.wake_fd}
-        ready = follower.until(fds) or _readable(fds)
+        events = dict.fromkeys([*waiting, command.wake_fd], select.POLLIN)
+        ready = follower.until(events) or _poll(events)
         if command.pid_fd in ready:
             command.reap()
         if command.wake_fd in ready:
