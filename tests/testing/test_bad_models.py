@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from devmodel.lifecycle.spec import VfSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.sdk import Bar, DeviceAttribute, Identity, Memory, PciDevice
 from examples.copier import Copier
 from tests.testing.toys import FAULTS, Bad, Timer
-from vfsfuse.testing import Bench, BenchError, ModelFailed, ModelHangs, Physical
+from vfsfuse.testing import Bench, BenchError, ModelFailed, ModelHangs, Physical, VfSpec
 
 MIB = 1 << 20
 PATIENCE = 0.3

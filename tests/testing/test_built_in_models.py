@@ -8,7 +8,6 @@ import struct
 
 import pytest
 
-from devmodel.lifecycle.spec import VfSpec
 from devmodel.models.gpu import GPU_MAGIC, PhysicalGpu, Vgpu
 from devmodel.models.mbochs import Mbochs
 from devmodel.models.mdpy import Mdpy
@@ -23,7 +22,7 @@ from tests.testing.toys import Timer
 from tests.unit.fakes import fails
 from tests.vfio.gpu_client import DONE as FENCED
 from tests.vfio.gpu_client import ENABLE, ERROR, IDLE, SYSTEM, VALID, WRITABLE, fence, fill, wait
-from vfsfuse.testing import Bench, Physical
+from vfsfuse.testing import Bench, Physical, VfSpec
 
 MIB, PAGE = 1 << 20, 4096
 IOVA = 1 << 32

@@ -9,12 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from devmodel.lifecycle.spec import VfSpec
     from vfsfuse.testing.bench import Bench
     from vfsfuse.testing.errors import BenchError, BenchTimeout, ModelFailed, ModelHangs
     from vfsfuse.testing.interrupts import Interrupt
     from vfsfuse.testing.rig import Physical
 
-__all__ = ["Bench", "BenchError", "BenchTimeout", "Interrupt", "ModelFailed", "ModelHangs", "Physical"]
+__all__ = [
+    "Bench",
+    "BenchError",
+    "BenchTimeout",
+    "Interrupt",
+    "ModelFailed",
+    "ModelHangs",
+    "Physical",
+    "VfSpec",
+]
 
 _MODULES = {
     "Bench": "bench",
@@ -24,6 +34,7 @@ _MODULES = {
     "ModelFailed": "errors",
     "ModelHangs": "errors",
     "Physical": "rig",
+    "VfSpec": "rig",
 }
 
 
