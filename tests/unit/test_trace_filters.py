@@ -12,9 +12,9 @@ import pytest
 
 from tests.unit.fakes import fails
 from vfsfuse.observe.clients import Client
-from vfsfuse.observe.feed import MOST_BYTES, MOST_KEPT, MOST_OPTIONS, Feed, Options
+from vfsfuse.observe.feed import MOST_BYTES, MOST_OPTIONS, Feed, Options
 from vfsfuse.observe.told import Told
-from vfsfuse.trace.filters import EVERYTHING, Filter, is_about
+from vfsfuse.trace.filters import EVERYTHING, MOST_KEPT, Filter, is_about
 from vfsfuse.trace.record import KINDS, Record, TraceError
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e02"
@@ -180,3 +180,9 @@ def test_a_feed_that_begins_anew_has_lost_nothing() -> None:
         feed.put(told())
     feed.begin(options())
     assert not feed.ready
+
+
+@pytest.mark.parametrize("keep", [0, -1, MOST_KEPT + 1])
+def test_a_reader_that_keeps_too_much_or_nothing_is_told_so(keep: int) -> None:
+    with pytest.raises(TraceError, match="cannot be kept"):
+        EVERYTHING.server_side(keep)

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from vfsfuse.observe.told import Told
-from vfsfuse.trace.filters import KEEP, is_about
+from vfsfuse.trace.filters import KEEP, MOST_KEPT, is_about
 from vfsfuse.trace.record import KINDS
 
-MOST_BYTES = 64 << 20
+MOST_BYTES = 128 << 20
 """Memory that the calls of one reader take at most."""
-MOST_KEPT = 1_000_000
 MOST_OPTIONS = 1 << 16
 """Bytes of a line of options."""
 _MOST_SUBJECTS = 4096

@@ -16,7 +16,6 @@ Source: proc_pid_maps(5), <linux/vfio.h> (struct vfio_region_info).
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -115,8 +114,8 @@ class Mappings:
             if self._looking is None and self._lost < MOST_LOST:
                 due = [each for each in self._processes.values() if each.due <= now]
                 if due:
-                    self._looking = _Look(self, due, put, number)
-                    self._looking.start()
+                    look = _Look(self, due, put, number)
+                    self._looking = look if look.start() else None
             soonest = min((each.due for each in self._processes.values()), default=now + IDLE_SECONDS)
         return max(FIRST_SECONDS, soonest - now)
 
@@ -191,9 +190,13 @@ class _Look:
         self._put, self._number = put, number
         self.since, self.at = time.monotonic(), processes[0].client.pid
 
-    def start(self) -> None:
-        with contextlib.suppress(RuntimeError):  # no thread: no look
+    def start(self) -> bool:
+        """False when there can be no more threads."""
+        try:
             threading.Thread(target=self._run, name="trace-maps", daemon=True).start()
+        except RuntimeError:
+            return False
+        return True
 
     def _run(self) -> None:
         try:

@@ -25,12 +25,13 @@ MOST_DATA = 64
 MOST_STRUCT = 1024
 """Bytes of an ioctl's struct, or of a store, that are kept."""
 _MOST_TEXT = 400
-_OVERHEAD = 800
+_OVERHEAD = 600
 """Bytes of memory that a call takes besides its data: its tuple, its arguments, its place in a queue."""
 _PAGE = 4096
 """Bytes of a page as devices pin them."""
 _ACCESSES = (CallKind.REGION, CallKind.DMA)
-_KINDS = {kind: kind.value for kind in CallKind}
+_RESULTS, _PLAIN, _SERIES = (int, str), (int, str, bytes), (list, tuple)
+"""Types.  A union of them takes isinstance() longer, and this is done at each call."""
 _FRAMEWORK = ("devmodel", "ioctl_shim", "vfsfuse")
 _MODELS = ("devmodel.models", "devmodel.gpu")
 _LIBRARY = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib"))
@@ -85,8 +86,8 @@ def tell(number: int, call: Call, client: Client, ended: float | None) -> Told:
     if "data" in arguments or "before" in arguments:
         arguments = {key: value for key, value in arguments.items() if key not in ("before", "data")}
     size = _OVERHEAD + len(before) + len(after) + (len(data) if data else 0) + len(error)
-    told = result if isinstance(result, int | str) and call.error is None else None
-    what = (number, _KINDS[kind], call.subject, call.name, client, call.begun, ended)
+    told = result if isinstance(result, _RESULTS) and call.error is None else None
+    what = (number, kind._value_, call.subject, call.name, client, call.begun, ended)
     return Told(*what, arguments, before, after, data, told, errno, error, names, size)
 
 
@@ -102,10 +103,12 @@ def record_of(told: Told, epoch: float) -> Record:
     arguments: dict[str, Any] = {key: _plain(value) for key, value in told.arguments.items()}
     if told.name == "pin" and "count" in arguments:
         arguments["size"] = arguments.pop("count") * _PAGE
-    for key in ("before", "after", "data"):
-        value = getattr(told, key)
-        if value or (key == "data" and value is not None):
-            arguments[key] = value
+    if told.before:
+        arguments["before"] = told.before
+    if told.after:
+        arguments["after"] = told.after
+    if told.data is not None:
+        arguments["data"] = told.data
     if told.names is not None:
         register = told.names.describe(arguments["offset"], arguments["size"])
         if register:
@@ -120,9 +123,9 @@ def record_of(told: Told, epoch: float) -> Record:
 
 def _plain(value: object) -> object:
     """A value that JSON has."""
-    if value is None or isinstance(value, int | str | bytes):
+    if value is None or isinstance(value, _PLAIN):
         return value
-    if isinstance(value, list | tuple):
+    if isinstance(value, _SERIES):
         return [str(each)[:_MOST_TEXT] for each in value]
     return str(value)[:_MOST_TEXT]
 

@@ -17,6 +17,7 @@ from vfsfuse.trace.record import KINDS, Record, TraceError
 
 KEEP = 100_000
 """Records that the server keeps for a reader, unless the reader says otherwise."""
+MOST_KEPT = 1_000_000
 ANY = "any"
 """Among errnos: any failure."""
 _DOMAIN = "0000:"
@@ -59,7 +60,10 @@ class Filter:
         )
 
     def server_side(self, keep: int = KEEP) -> str:
-        """The line of JSON that is written to the file `trace` before it is read."""
+        """The line of JSON that is written to the file `trace` before it is read.  Raises TraceError for a
+        number of records that the server does not keep."""
+        if not 0 < keep <= MOST_KEPT:
+            raise TraceError(f"{keep} records cannot be kept: 1 to {MOST_KEPT} can")
         said: dict[str, object] = {"keep": keep}
         for name in ("devices", "kinds", "pids"):
             value = getattr(self, name)

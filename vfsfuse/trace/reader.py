@@ -27,6 +27,7 @@ MOST_LINE = 1 << 20
 """Bytes of the longest line that is taken for one."""
 _SILENT = "the lab's server does not answer"
 _HINTS = {
+    errno.EINVAL: "the lab does not take this filter (it may be too long)",
     errno.ENOENT: "no lab with a trace is mounted there",
     errno.EACCES: "only the user who mounted the lab can read its trace",
     errno.EMFILE: "the trace has too many readers, or this process too many files",

@@ -52,27 +52,24 @@ class Record:
     def to_line(self) -> str:
         """The record as a line of JSON, without a line break.  Fields that have their default are left
         out."""
-        said = {name: value for name, default in _DEFAULTS if (value := getattr(self, name)) != default}
-        said["arguments"] = {
-            key: value.hex() if isinstance(value, bytes) else value for key, value in self.arguments.items()
+        said: dict[str, Any] = {
+            **{"number": self.number, "time": self.time, "kind": self.kind, "subject": self.subject},
+            **{"name": self.name, "arguments": self.arguments},
         }
+        for name, default in _DEFAULTS:
+            value = getattr(self, name)
+            if value != default:
+                said[name] = value
         if isinstance(self.result, bytes):
-            said["result"] = {_RESULT_BYTES: self.result.hex()}
-        return json.dumps(said, separators=(",", ":"))
+            said["result"] = {_RESULT_BYTES: self.result}
+        return _encode(said)
 
 
 _DEFAULTS = (
-    *(("number", None), ("time", None), ("kind", None), ("subject", None), ("name", None)),
-    *(
-        ("duration", None),
-        ("pid", 0),
-        ("tid", 0),
-        ("comm", ""),
-        ("result", None),
-        ("errno", 0),
-        ("error", ""),
-    ),
+    *(("duration", None), ("pid", 0), ("tid", 0), ("comm", "")),
+    *(("result", None), ("errno", 0), ("error", "")),
 )
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=bytes.hex).encode
 _TYPES: Mapping[str, tuple[type, ...]] = {
     **{"number": (int,), "time": (int, float), "kind": (str,), "subject": (str,), "name": (str,)},
     **{"arguments": (dict,), "duration": (int, float, type(None)), "pid": (int,), "tid": (int,)},
