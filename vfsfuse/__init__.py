@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vfsfuse.api.parents import Parent, VgpuType
     from vfsfuse.api.regions import Region
     from vfsfuse.api.tracing import Trace
+    from vfsfuse.api.uevents import Uevent, Uevents
     from vfsfuse.api.vgpus import Vgpu
 else:
     _MODULES = {
@@ -39,6 +40,8 @@ else:
         "Region": "regions",
         "Slot": "functions",
         "Trace": "tracing",
+        "Uevent": "uevents",
+        "Uevents": "uevents",
         "Vgpu": "vgpus",
         "VgpuType": "parents",
     }
@@ -67,6 +70,8 @@ __all__ = [
     "Region",
     "Slot",
     "Trace",
+    "Uevent",
+    "Uevents",
     "Vgpu",
     "VgpuType",
 ]

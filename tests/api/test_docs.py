@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import vfsfuse
+from tests import needs
 from tests.lab import ROOT
 from tests.test_readme import pattern
 
@@ -24,6 +25,16 @@ def test_a_program(program: str, expected: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert re.fullmatch(pattern(expected), done.stdout), f"{done.stdout}{done.stderr}instead of\n{expected}"
     assert done.stderr == ""
+
+
+@needs.open_fuse
+@needs.root("the other tests run as an ordinary user already")
+def test_an_ordinary_user_has_a_driver() -> None:
+    program, expected = PROGRAMS[1]
+    assert "device.map(" in program and "device.interrupts(" in program
+    command = [sys.executable, "-m", "tests.ordinary_user", sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (expected, "")
 
 
 def test_every_program_is_run() -> None:

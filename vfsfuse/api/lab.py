@@ -29,6 +29,7 @@ from vfsfuse.toml import document
 
 if TYPE_CHECKING:
     from vfsfuse.api.tracing import Trace
+    from vfsfuse.api.uevents import Uevents
 
 Config = str | os.PathLike[str] | Mapping[str, object]
 """A lab: the path of a lab file, its text (which has a line break), or its tables."""
@@ -244,6 +245,12 @@ class Lab:
         return found.create(type, uuid, instance=instance, **resources)
 
     # ---- programs ----
+
+    def uevents(self) -> Uevents:
+        """What comes, goes and changes in the lab from now on, for a `with`.  Raises OSError."""
+        from vfsfuse.api.uevents import Uevents
+
+        return Uevents(self.files)
 
     def trace(
         self,
