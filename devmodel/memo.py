@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of functions that are kept, so that each is computed once.
 
-State: one table a function. Any thread; two threads may compute the same result at once.
+State: one table a function, and the list of all tables. Any thread; two threads may compute the same result
+at once.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,18 @@ def memoized(most: int | None = None) -> Callable[[Callable[P, R]], Callable[P, 
     is, which the type of :func:`functools.cache` does not say."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        return cast(Callable[P, R], lru_cache(most)(function))
+        kept = lru_cache(most)(function)
+        _tables.append(kept.cache_clear)
+        return cast(Callable[P, R], kept)
 
     return decorate
+
+
+_tables: list[Callable[[], None]] = []
+
+
+def forget() -> None:
+    """Forget all results of all these functions: they would keep classes that are used no longer. Any
+    thread."""
+    for clear in _tables:
+        clear()

@@ -14,7 +14,7 @@ from tests.lab import ROOT, VFSFUSE, MountedLab, run, vfsfuse
 
 COMMANDS = (
     *("mount", "umount", "run", "check", "tree", "surprise-remove", "capture", "plug", "unplug"),
-    *("screenshot", "trace", "list", "top"),
+    *("screenshot", "trace", "list", "top", "reload"),
 )
 
 LAB = """\

@@ -27,6 +27,10 @@ from vfsfuse.kernfs.inodes import Inodes, LaneInodes
 from vfsfuse.kernfs.operations import Operations
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.xattr import source
+from vfsfuse.labfile.code import LabCode
+from vfsfuse.reload.file import ReloadFile
+from vfsfuse.reload.reloader import Reloader
+from vfsfuse.reload.watch import watch
 from vfsfuse.scheduling import lengthen_time_slice
 from vfsfuse.views.labview import LabView
 
@@ -55,12 +59,20 @@ def _allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None], end_fd: int | None = None) -> None:
+def serve(
+    spec: LabSpec,
+    code: LabCode,
+    mountpoint: str,
+    ready: Callable[[], None],
+    end_fd: int | None = None,
+    watched: bool = False,
+) -> None:
     """Mount the lab at `mountpoint` and serve it until it is unmounted, a signal of ENDING comes, or `end_fd`
     can be read.
 
-    `ready` is called on the trio thread when the tree answers through the kernel.  Raises MountError when
-    mounting fails.
+    `code` are the models of its own; with `watched` they are reloaded when their files change.  `ready` is
+    called on the trio thread when the tree answers through the kernel.  Raises MountError when mounting
+    fails.
     """
     _allow_descriptors()
     lib.shim_keep_memory()
@@ -74,6 +86,9 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None], end_fd: int
     operations = Operations(inodes, calls)
     view = LabView(spec, tree, calls)
     view.stores.publish = view.lab.later.publish = operations.publish
+    reloader = Reloader(view, code, operations.publish)
+    tree.add(tree.root, ReloadFile.node(reloader, view.lab.tasks))
+    tree.take_changes()
     lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads, view.observing)
     calls.join(lambda: lane.observe(bool(calls.observers)))
     try:
@@ -90,7 +105,7 @@ def serve(spec: LabSpec, mountpoint: str, ready: Callable[[], None], end_fd: int
         lengthen_time_slice()
         if end_fd is not None:
             ending.end_with(end_fd, mountpoint)
-        trio.run(_Server(operations, view, lane, mountpoint, ready).run, early)
+        trio.run(_Server(operations, view, lane, mountpoint, ready, reloader, watched).run, early)
     finally:
         pyfuse3.close(unmount=True)
         lane.stop()
@@ -106,6 +121,8 @@ class _Server:
     lane: Lane
     mountpoint: str
     ready: Callable[[], None]
+    reloader: Reloader
+    watched: bool
     announced: trio.Event = field(default_factory=trio.Event)
 
     async def run(self, early: list[int]) -> None:
@@ -113,6 +130,8 @@ class _Server:
             await nursery.start(self.view.lab.tasks.serve)
             nursery.start_soon(self._end_on_signal, early, nursery.cancel_scope)
             nursery.start_soon(self._announce)
+            if self.watched:
+                nursery.start_soon(watch, self.reloader)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
         # Python calls no handler well from here on: trio ends, and the interpreter restores the default.

@@ -92,6 +92,14 @@ class PciFunction(VfioPciFunction):
             if self._device is not None:
                 change(self._device)
 
+    def renew(self, model: type[PciDevice], traits: Traits) -> PciDevice | None:
+        """Be of another model. The next use makes its device. Returns the old one. The caller has made sure
+        that no client holds it. Any thread."""
+        with self._making:
+            before, self._device, self._access = self._device, None, None
+            self.model, self.traits = model, traits
+        return before
+
     def close(self) -> None:
         """The function is gone: close its device, if it is made. It is not made any more."""
         with self._making:

@@ -60,10 +60,11 @@ class Hotplug:
     ) -> None:
         self._lock, self._drivers, self._table, self._host = lock, drivers, table, host
         self._functions: dict[str, FunctionSpec] = {}
+        self.assigned: dict[str, Assigned] = {}
+        """The addresses of the BARs of each function, whether it is there now or not."""
         self._on_bus: dict[str, list[str]] = {}
         self._places = Places({}, Placement((), {}, {}))
         self._nodes: Mapping[str, int] = {}
-        self._assigned: dict[str, Assigned] = {}
         self._below: dict[str, Below] = {}
         self._displays: list[str] = []
         """The VGA displays of the lab, in the order of their addresses."""
@@ -79,6 +80,16 @@ class Hotplug:
     def buses(self) -> Placement:
         """The buses and bridges of the lab, whether they are there now or not."""
         return self._places.buses
+
+    @property
+    def specs(self) -> Mapping[str, FunctionSpec]:
+        """All functions of the lab by name, whether they are there now or not."""
+        return self._functions
+
+    @property
+    def offsets(self) -> Mapping[str, int]:
+        """How many routing ids behind a physical function its virtual ones begin, by name."""
+        return self._places.offsets
 
     def boot(self, lab: LabSpec) -> None:
         """Make everything that a lab file describes, as firmware and kernel leave it: functions are bound to
@@ -236,7 +247,7 @@ class Hotplug:
             aperture.fence()
             for name in names:
                 spec = self._functions[name]
-                self._assigned[name] = Assigned(aperture)
+                self.assigned[name] = Assigned(aperture)
                 if spec.bridge is None:
                     self._make_first(spec, groups.get(name) or _NO_GROUP)
         for bus, place in reversed(tuple(self.buses.bridges.items())):
@@ -277,7 +288,7 @@ class Hotplug:
     def _make(self, spec: FunctionSpec, group: Group) -> PciFunction:
         """Make a function, which is on its bus then."""
         address = PciAddress.parse(spec.name)
-        bus, aperture = self._drivers.bus(address), self._assigned[spec.name].again()
+        bus, aperture = self._drivers.bus(address), self.assigned[spec.name].again()
         function: PciFunction
         if spec.bridge is None:
             offsets = self._places.offsets

@@ -29,6 +29,7 @@ from devmodel.lifecycle.later import Later
 from devmodel.lifecycle.mdev import Mdev, MdevType
 from devmodel.lifecycle.netdev import NetCore, check_names
 from devmodel.lifecycle.physical import PhysicalFunction
+from devmodel.lifecycle.renewal import RenewalObserver, Renewals
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import LabSpec
 from devmodel.lifecycle.sriov import SriovCore
@@ -40,7 +41,7 @@ from devmodel.vfio.module import VfioModule
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
-class Observer(BindingObserver, FunctionObserver, MdevObserver, Protocol):
+class Observer(BindingObserver, FunctionObserver, MdevObserver, RenewalObserver, Protocol):
     """Is told of each change when the lab's state is complete. Lifecycle thread, under ``Lab.lock``."""
 
     def added(self, mdev: Mdev) -> None:
@@ -85,6 +86,9 @@ class Lab:
         self.hotplug = Hotplug(self.lock, self.drivers, table, self.tasks)
         self.cards = Cards(self.lock, self.drivers, self.hotplug)
         self.parents, self.ports = self.hotplug.parents, self.hotplug.ports
+        self.renewals = Renewals(
+            self.lock, self.hotplug, self.drivers, self.vendor, self.sriov, observer, self.tasks
+        )
         check_names(spec.all_functions)
         self.hotplug.boot(spec)
         units = Units(spec, self.hotplug.buses, self.drivers.functions.values())

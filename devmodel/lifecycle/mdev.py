@@ -219,6 +219,12 @@ class Mdev(Assignable):
         """Its model, None if nothing has used it yet. Any thread."""
         return self._device
 
+    @property
+    def model(self) -> type[PciDevice]:
+        """The class of its model, also while it has no model yet. Any thread."""
+        made = self._device
+        return type(made) if isinstance(made, PciDevice) else self.type.spec.model
+
     def bind(self) -> None:
         """Its driver is bound: clients can open it."""
         self.bound = True
@@ -253,6 +259,14 @@ class Mdev(Assignable):
     def vanished(self) -> bool:
         """Whether it is gone by surprise, or its model is closed."""
         return self._disposed
+
+    def renew(self, share: Share) -> Device | None:
+        """Forget the model, so that the next use makes one of the type's class. ``share`` is as before, but
+        for its options. Returns the old model. Any thread."""
+        with self.group.lock:
+            before, self._device = self._device, None
+            self.share = share
+        return before
 
     def dispose(self) -> None:
         """Close the model, if it was made. For a device that is retired or has vanished."""

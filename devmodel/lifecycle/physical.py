@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 from uuid import UUID
 
 from devmodel.device.pci import PciDevice, ResourceRow, show_multifunction
 from devmodel.device.tasks import TaskHost
-from devmodel.device.traits import make_device, traits_of
+from devmodel.device.traits import Traits, make_device, traits_of
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.functionmodels import extended_model, integrated_model
 from devmodel.lifecycle.mdev import Parent
@@ -90,19 +91,10 @@ class PhysicalFunction(PciFunction):
     ) -> None:
         """``offsets`` is what :func:`devmodel.lifecycle.vf.place_vfs` gives, ``buses`` are those of the lab
         (None: bus 0 is a root bus). Raises ValueError when the model cannot be what the spec asks for."""
-        if spec.model is None:
-            raise ValueError(f"{spec.name} has no model")
         self.spec, self.host = spec, host
-        self.layout = VfLayout(spec, (offsets or {})[spec.name], aperture) if spec.vf is not None else None
-        model = spec.model if self.layout is None else physical_model(spec.model, self.layout)
+        self.layout, model, traits = shape_of(spec, aperture, offsets, buses)
         address = PciAddress.parse(spec.name)
-        extended = _extended(spec)
-        if extended:
-            model = extended_model(model, extended)
-        if not address.bus if buses is None else buses.above(address) is None:
-            model = integrated_model(model)
         self._multifunction = buses is not None and buses.multifunction(address)
-        traits = traits_of(model, spec.memory, spec.options, spec.texts)
         self._places = traits.place(aperture)
         self.vfs: list[VirtualFunction] = []
         self.vf_token: VfToken | None = None
@@ -111,6 +103,18 @@ class PhysicalFunction(PciFunction):
         self.core.numa_node = NO_NODE if spec.numa_node is None else spec.numa_node
         shared = spec.parent
         self.parent = None if shared is None else PhysicalParent(shared, self, host)
+
+    def reshape(self, shape: Shape, places: tuple[int, ...]) -> PciDevice | None:
+        """Be of another model, with virtual functions of another model, as :meth:`renew`."""
+        self.layout, self._places = shape.layout, places
+        return self.renew(shape.model, shape.traits)
+
+    def relayout(self, layout: VfLayout) -> None:
+        """Have virtual functions of another model. Those look the same from here: the layouts are equal."""
+        self.layout = layout
+        for each in self.model.__mro__:
+            if "LAYOUT_OF_VFS" in vars(each):
+                setattr(each, "LAYOUT_OF_VFS", layout)  # noqa: B010 # mypy does not know that it has one
 
     def _make(self) -> PciDevice:
         spec = self.spec
@@ -139,6 +143,36 @@ class PhysicalFunction(PciFunction):
             self.vf_token.check(token)
         elif token is not None:
             raise OSError(errno.EINVAL, "a VF token, but the function has no SR-IOV")
+
+
+class Shape(NamedTuple):
+    """What a physical function is made by: the layout of its virtual functions, its model with all that the
+    lab adds, and the traits of that."""
+
+    layout: VfLayout | None
+    model: type[PciDevice]
+    traits: Traits
+
+
+def shape_of(
+    spec: FunctionSpec,
+    aperture: Aperture,
+    offsets: Mapping[str, int] | None = None,
+    buses: Placement | None = None,
+) -> Shape:
+    """The shape of a physical function. ``aperture`` gives the BARs of its virtual functions their addresses;
+    other arguments, and errors, are as for :class:`PhysicalFunction`. Any thread."""
+    if spec.model is None:
+        raise ValueError(f"{spec.name} has no model")
+    layout = VfLayout(spec, (offsets or {})[spec.name], aperture) if spec.vf is not None else None
+    model = spec.model if layout is None else physical_model(spec.model, layout)
+    extended = _extended(spec)
+    if extended:
+        model = extended_model(model, extended)
+    address = PciAddress.parse(spec.name)
+    if not address.bus if buses is None else buses.above(address) is None:
+        model = integrated_model(model)
+    return Shape(layout, model, traits_of(model, spec.memory, spec.options, spec.texts))
 
 
 def _extended(spec: FunctionSpec) -> tuple[ExtendedCapability, ...]:

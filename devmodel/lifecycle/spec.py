@@ -2,7 +2,8 @@
 """The description of a lab as values: its PCI functions, its parents, their types, and settings of the whole
 lab.
 
-State: none, all are frozen. vfsfuse.labfile makes them from a lab file, checked and with defaults.
+State: all are frozen, but for the models, which a lab exchanges when their code has changed
+(:func:`exchange_model`). vfsfuse.labfile makes them from a lab file, checked and with defaults.
 """
 
 from __future__ import annotations
@@ -189,6 +190,12 @@ class FunctionSpec:
     def drivers(self) -> tuple[str, ...]:
         """The host drivers of the function and of its virtual functions."""
         return tuple(filter(None, (self.driver, None if self.vf is None else self.vf.driver)))
+
+
+def exchange_model(spec: TypeSpec | VfSpec | FunctionSpec, model: type[PciDevice]) -> None:
+    """Have everybody who knows ``spec`` find another model there (devmodel.lifecycle.renewal), so that nobody
+    keeps the code of the old one. Lifecycle thread."""
+    object.__setattr__(spec, "model", model)
 
 
 @dataclass(frozen=True, slots=True)

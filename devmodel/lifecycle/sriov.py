@@ -229,6 +229,12 @@ class SriovCore:
             vf.parent.refund(Share.of(layout_of(vf.physical).type))
         vf.physical.vfs.remove(vf)
 
+    def show_again(self, function: PhysicalFunction) -> None:
+        """The function has a new device: have that say how many are enabled. Under ``Lab.lock``."""
+        count = self.count_of(function)
+        if count:
+            self._show_count(function, count)
+
     def _show_count(self, function: PhysicalFunction, count: int) -> None:
         """Have the SR-IOV capability say how many are enabled, also after a reset of the function."""
         device = function.device

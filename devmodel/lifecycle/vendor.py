@@ -19,6 +19,7 @@ from contextlib import ExitStack
 
 from devmodel.callpoint import CallPoint, lifecycle_change
 from devmodel.device.base import Device
+from devmodel.device.pci import PciDevice
 from devmodel.ida import Ida
 from devmodel.iommufd.hwinfo import UnitFacts
 from devmodel.lifecycle.binding import DriverCore
@@ -73,6 +74,14 @@ class VendorVgpu(Assignable):
     def made(self) -> Device | None:
         """The model, None if nothing has used it yet. Any thread."""
         return self._device
+
+    @property
+    def model(self) -> type[PciDevice] | None:
+        """The class of its model, also while it has no model yet; None without a type. Any thread."""
+        made, type_ = self._device, self.type
+        if type_ is None:
+            return None
+        return type(made) if isinstance(made, PciDevice) else type_.model
 
     @property
     def unit(self) -> UnitFacts | None:

@@ -275,6 +275,15 @@ class Assigned(Aperture):
         self._taken = 0
         return self
 
+    @property
+    def given(self) -> tuple[int, ...]:
+        """The addresses, in the order in which they were given."""
+        return tuple(self._given)
+
+    def give(self, addresses: Iterable[int]) -> None:
+        """Give these addresses from now on: the function has other BARs."""
+        self._given = list(addresses)
+
     def take(self, bar: Bar, count: int = 1, wanted: int = 0) -> int:
         if self._taken == len(self._given):
             self._given.append(self._aperture.take(bar, count, wanted))

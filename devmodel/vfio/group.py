@@ -24,7 +24,16 @@ from devmodel.iommufd.context import Context
 from devmodel.iommufd.device import BoundDevice
 from devmodel.irq.kinds import PciIrq
 from devmodel.vfio.bindable import BindableDevice, OpenCdev
-from devmodel.vfio.lingering import Held, InUse, LastClient, Lingering, check_clients, check_looks
+from devmodel.vfio.lingering import (
+    PATIENCE,
+    Held,
+    InUse,
+    LastClient,
+    Lingering,
+    Renewing,
+    check_clients,
+    check_looks,
+)
 
 
 class DeviceLink(Protocol):
@@ -214,7 +223,7 @@ class Assignable(BindableDevice):
     ``open_count`` counts their files, also those of the device's own character device that are not bound.
     """
 
-    __slots__ = ("gone", "group", "leaving", "name", "open_count")
+    __slots__ = ("gone", "group", "leaving", "name", "open_count", "renewal")
     vfio_minor: int | None
     """The number in vfio<N>, None while no VFIO driver has the device."""
 
@@ -227,6 +236,8 @@ class Assignable(BindableDevice):
         self.open_count = 0
         self.leaving = 0
         """How many threads wait to remove it. Nobody can open it meanwhile."""
+        self.renewal = False
+        """Whether it gets another model as soon as no client holds it. An open waits for that then."""
         self.gone = True
         if joined:
             self.join()
@@ -264,13 +275,25 @@ class Assignable(BindableDevice):
     def hold(self) -> None:
         """Count a holder, which keeps the device from being removed.
 
-        Raises ``OSError(ENODEV)`` when the device is gone or is being removed.
+        Raises ``OSError(ENODEV)`` when the device is gone or is being removed, :class:`Renewing` while it
+        gets another model.
         """
         with self.group.lock:
             if self.gone or self.leaving:
                 raise OSError(errno.ENODEV, f"{self.name} is gone")
+            self._check_renewal()
             self.open_count += 1
             self.group.holders += 1
+
+    def await_renewal(self, may_wait: bool) -> None:
+        """Wait while the device gets another model, PATIENCE at most. Raises :class:`Renewing` then, and
+        :class:`MustWait` on a thread that must not wait."""
+        if self.renewal:
+            self.group.patiently(self._check_renewal, may_wait)
+
+    def _check_renewal(self) -> None:
+        if self.renewal and not self.open_count:
+            raise Renewing(self.group, PATIENCE)
 
     def drop(self) -> None:
         """The opposite of :meth:`hold`."""

@@ -41,6 +41,10 @@ class Lingering(InUse):
         self.seen = group.let_goes
 
 
+class Renewing(Lingering):
+    """The device of ``group`` is about to get another model (devmodel.lifecycle.renewal)."""
+
+
 class Held:
     """A group, as far as others wait for it: it has a lock, and calls watchers when a client lets go."""
 

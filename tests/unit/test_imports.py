@@ -61,7 +61,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.vfio": "ioctl_shim "
     "| devmodel: callpoint client device iommu iommufd irq lifecycle pci region uuids vfio",
     "vfsfuse.sysfs": "ioctl_shim "
-    "| devmodel: callpoint device iommu lifecycle pci region uuids vfio "
+    "| devmodel: callpoint device iommu lifecycle memo pci region uuids vfio "
     "| vfsfuse: kernfs vfio",
     "vfsfuse.observe": "ioctl_shim "
     "| devmodel: callpoint device iommu.dmaspace pci region "
@@ -71,7 +71,10 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: kernfs observe sysfs vfio",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids "
     "| vfsfuse: sysfs.cpus sysfs.kstrtox",
-    "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle | vfsfuse: ending kernfs scheduling views",
+    "vfsfuse.reload": "ioctl_shim "
+    "| devmodel: callpoint device.tasks lifecycle memo | vfsfuse: kernfs labfile views",
+    "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "
+    "| vfsfuse: ending kernfs labfile.code reload scheduling views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
     "| vfsfuse: asking capture kernfs.xattr labfile monitor run server sticky trace views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr sticky toml trace",

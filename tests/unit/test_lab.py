@@ -3,7 +3,7 @@
 
 import errno
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from uuid import UUID, uuid4
 
 import pytest
@@ -21,6 +21,7 @@ from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.vfio.devicefile import DeviceFile
+from devmodel.vfio.group import Assignable
 from devmodel.vfio.groupfile import open_group
 from tests.unit.fakes import fails, gpu_parent
 
@@ -93,6 +94,9 @@ class Recorder:
 
     def vfs_enabled(self, function: PhysicalFunction) -> None:
         assert function.vfs
+
+    def renewed(self, device: Assignable, change: Callable[[], None]) -> None:
+        change()
 
     def mdev_bound(self, mdev: Mdev) -> None:
         assert not mdev.gone

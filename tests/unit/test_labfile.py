@@ -15,6 +15,7 @@ from devmodel.lifecycle.physical import PhysicalFunction
 from devmodel.lifecycle.spec import IommuSpec
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.models.mtty import Mtty
+from devmodel.vfio.group import Assignable
 from vfsfuse.labfile.outline import outline
 from vfsfuse.labfile.reader import BUILT_IN, LabFileError, load
 from vfsfuse.labfile.schema import LAB, Schema
@@ -55,6 +56,9 @@ class Quiet:
 
     def vfs_enabled(self, function: PhysicalFunction) -> None:
         pass
+
+    def renewed(self, device: Assignable, change: Callable[[], None]) -> None:
+        change()
 
     def mdev_bound(self, mdev: Mdev) -> None:
         pass

@@ -45,6 +45,7 @@ SUBCOMMANDS = {
     "capture": Subcommand("cli.capture", "write the lab file of a real machine"),
     "plug": Subcommand("cli.plug", "put a card into its PCI slot"),
     "unplug": Subcommand("cli.unplug", "take a card out of its PCI slot, also while a program uses it"),
+    "reload": Subcommand("cli.reload", "read the code of a lab's models again, for new devices of it"),
     "screenshot": Subcommand("cli.screenshot", "save the picture that a vGPU shows as a PNG"),
 }
 

@@ -29,6 +29,7 @@ from vfsfuse.cli.output import complain, discard_stdout, explained
 
 if TYPE_CHECKING:
     from devmodel.lifecycle.spec import LabSpec
+    from vfsfuse.labfile.code import LabCode
 
 READY = b"ready\n"
 NOT_NEEDED, EXPLAINED = b"not needed\n", b"explained\n"
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--foreground", action="store_true", help="stay, and log to stderr")
     parser.add_argument("--log-level", choices=LEVELS, default="info", help="default: %(default)s")
     parser.add_argument("--log-file", metavar="FILE", help="where a server in the background logs to")
+    parser.add_argument("--reload", action="store_true", help="reload models when their files change")
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="write a line there once the tree answers")
     parser.add_argument(
         "--end-fd", type=int, metavar="FD", help="unmount once it can be read, as a pidfd of an ended process"
@@ -241,7 +243,7 @@ def _serve(start: Start, ready: Callable[[LabSpec], None]) -> bytes:
     """
     is_ready = False
     try:
-        spec, lock = _prepare(start)
+        spec, code, lock = _prepare(start)
         if lock is None:
             _say_there_is(inspect(start.path, Patience()))
             return NOT_NEEDED
@@ -254,7 +256,7 @@ def _serve(start: Start, ready: Callable[[LabSpec], None]) -> bytes:
 
         from vfsfuse.server import serve
 
-        serve(spec, start.path, announce, start.args.end_fd)
+        serve(spec, code, start.path, announce, start.args.end_fd, start.args.reload)
     except (Refusal, NoAnswer, OSError) as error:
         if is_ready:
             raise
@@ -268,15 +270,16 @@ def _serve(start: Start, ready: Callable[[LabSpec], None]) -> bytes:
     return b""
 
 
-def _prepare(start: Start) -> tuple[LabSpec, int | None]:
-    """The lab, and the claim on its mountpoint.  Raises Refusal, NoAnswer and OSError."""
-    from vfsfuse.labfile.reader import LabFileError, load
+def _prepare(start: Start) -> tuple[LabSpec, LabCode, int | None]:
+    """The lab, the models of its own, and the claim on its mountpoint.  Raises Refusal, NoAnswer, OSError."""
+    from vfsfuse.labfile.code import load_with_code
+    from vfsfuse.labfile.reader import LabFileError
 
     try:
-        spec = load(start.args.config)
+        spec, code = load_with_code(start.args.config)
     except LabFileError as error:
         raise Refusal(*error.lines) from None
-    return spec, claim(start.path)
+    return spec, code, claim(start.path)
 
 
 def _complain_of_code(error: BaseException, start: Start) -> None:

@@ -18,7 +18,7 @@ from ioctl_shim.lane import ATTR_READ_BIT, is_being_written
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.bundle import Bundle
 from vfsfuse.kernfs.kobject import Child, Kobject, Lookup, Member, Symlink, relative
-from vfsfuse.kernfs.members import Attribute, LinkMember, WaitingStore
+from vfsfuse.kernfs.members import Attribute, BinaryMember, LinkMember, WaitingStore
 from vfsfuse.kernfs.tree import BASE_MASK, IAttrs, Tree
 
 T = TypeVar("T")
@@ -49,6 +49,8 @@ class Inodes:
             return self._attr(found.lookup(directory), self._cache_ns, 0)
         self.tree.tell(directory)
         child = directory.children.get(text) if directory.children else None
+        if isinstance(found, Member):
+            return self._attr(self._member(directory, found), self._cache_ns, _name_ns(directory, found))
         name_ns = child.looked_up() if isinstance(child, Bundle) else found.name_ns
         return self._attr(found.lookup(directory), self._cache_ns, name_ns)
 
@@ -65,8 +67,8 @@ class Inodes:
         if isinstance(listed, Member):
             if not listed.present(owner):
                 return None
-            name_ns = 0 if is_store(listed) else listed.name_ns
-            return listed.name, self._attr(listed.lookup(owner), self._cache_ns, name_ns)
+            name_ns = 0 if is_store(listed) else _name_ns(owner, listed)
+            return listed.name, self._attr(self._member(owner, listed), self._cache_ns, name_ns)
         if not self.tree.knows(listed):
             return None
         entry = listed.seen_in(owner)
@@ -80,6 +82,15 @@ class Inodes:
         if isinstance(member, LinkMember):
             return os.fsencode(relative(entry, member.target(entry)))
         raise OSError(errno.EINVAL, "not a symlink")
+
+    def _member(self, owner: Kobject, found: Member) -> Lookup:
+        """The answer to a lookup of a member. The files of a device that was renewed have other inodes than
+        before: no two opens of an inode have different memory."""
+        answer = found.lookup(owner)
+        generation = self.tree.renewed.get(owner.number, 0) if self.tree.renewed else 0
+        if generation and isinstance(found, BinaryMember):
+            return answer._replace(inode=answer.inode | generation)
+        return answer
 
     def _attr(self, found: Lookup, timeout_ns: int, name_ns: int | None = None) -> InodeAttr:
         inode, shown, entry = found
@@ -136,6 +147,13 @@ class LaneInodes:
             return answer()
         finally:
             self._lock.release()
+
+
+def _name_ns(owner: Kobject, found: Member) -> int | None:
+    """For how many nanoseconds the kernel may cache the name of a member, None for as long as usual."""
+    if found.name_ns is None or owner.member_ns is None:
+        return owner.member_ns if found.name_ns is None else found.name_ns
+    return min(found.name_ns, owner.member_ns)
 
 
 def first(changed: int | None, declared: int | None, usual: int) -> int:

@@ -232,6 +232,8 @@ class Kobject(Entry):
     """Whether device nodes come and go in it, of which watchers hear (vfsfuse.kernfs.watchers)."""
     node_size: ClassVar[int] = 0
     """st_size of those."""
+    member_ns: ClassVar[int | None] = None
+    """For how many nanoseconds at most the kernel may cache the name of a member, None without a limit."""
 
     by_name: ClassVar[dict[str, Member]] = {}
     _always_below: ClassVar[int] = 0

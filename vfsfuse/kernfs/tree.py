@@ -4,7 +4,7 @@
 Owner is the trio thread; the device lane may call `locate`, which is one dictionary look-up.
 
     inode number    (entry number << MEMBER_BITS | member's number) + 1, below the lane bits of
-                    native/lane.cdef; the bits above those belong to `own_inode`
+                    native/lane.cdef; the bits above those belong to `own_inode`, and to `renew`
     entry number    block << PART_BITS | part
     block           the number of an entry, or of a device's bundle (vfsfuse.kernfs.bundle)
 
@@ -117,6 +117,8 @@ class Tree:
         self._changes = Changes()
         self.gone = Gone()
         self.iattrs: dict[int, IAttrs] = {}
+        self.renewed: dict[int, int] = {}
+        """Bits of the inode numbers of a renewed device's files, by the number of its directory."""
         self.root = Root()
         self.adopt(self.root)
 
@@ -196,6 +198,17 @@ class Tree:
         self._changes.lingers |= bundle.lingers
         self._drop_block(old)
         self.iattrs.update(kept)
+        self._made.clear()
+
+    def renew(self, directory: Kobject) -> None:
+        """The device of a directory is another one: its binary files have other inode numbers from now on,
+        and its members may be others.  A file that is open keeps the old number.
+
+        The kernel keeps names in the directory for `LINGER_NS` at most (`Kobject.member_ns`)."""
+        self.renewed[directory.number] = self.own_inode(0)
+        self._changes.touched.add(directory.inode)
+        self._changes.touched.update(inode for inode, _ in files_of(directory))
+        self._changes.lingers = True
         self._made.clear()
 
     def remove(self, entry: Entry) -> None:
@@ -344,6 +357,10 @@ class Tree:
         if self.root.settings:
             settings = self.root.settings.items()
             self.root.settings = {number: value for number, value in settings if number >> PART_BITS != block}
+        if self.renewed:
+            self.renewed = {
+                number: bits for number, bits in self.renewed.items() if number >> PART_BITS != block
+            }
         if self.iattrs:
             self.iattrs = {
                 inode: value

@@ -14,6 +14,7 @@ from vfsfuse.labfile.faults import LabFileError
 from vfsfuse.labfile.functions import read_functions
 from vfsfuse.labfile.include import read_with_includes
 from vfsfuse.labfile.machine import read_roots
+from vfsfuse.labfile.models import Models
 from vfsfuse.labfile.mount import read_iommu, read_modules, read_top
 from vfsfuse.labfile.nodes import read_nodes
 from vfsfuse.labfile.parents import read_parents
@@ -32,16 +33,24 @@ SCHEMA = Path(__file__).with_name("lab.schema.json")
 
 
 def load(path: str | os.PathLike[str] | None = None) -> LabSpec:
-    """Read the lab file at ``path``, "-" for standard input, or the built-in one. Raises
-    :class:`LabFileError` with all errors."""
+    """Read the lab file at ``path``, as :func:`source_at`. Raises :class:`LabFileError` with all errors."""
+    return read(source_at(path))
+
+
+def source_at(path: str | os.PathLike[str] | None = None) -> Source:
+    """The lab file at ``path``, "-" for standard input, or the built-in one, with what it includes. Raises
+    :class:`LabFileError`."""
     if path is None:
-        return read(read_with_includes(BUILT_IN))
-    return read(read_with_includes(STDIN if path == FROM_STDIN else Path(path)))
+        return read_with_includes(BUILT_IN)
+    return read_with_includes(STDIN if path == FROM_STDIN else Path(path))
 
 
-def read(source: Source) -> LabSpec:
-    """Read what a lab file says. Raises :class:`LabFileError` with all errors."""
-    reading = Reading(source)
+def read(source: Source, models: Models | None = None, base: Path = Path()) -> LabSpec:
+    """Read what a lab file says, whose path begins at ``base``. ``models`` gets the models of its own.
+
+    Raises :class:`LabFileError` with all errors.
+    """
+    reading = Reading(source, models, base)
     spec = reading.attempt(_lab, reading)
     reading.faults.check()
     assert spec is not None  # a part that was left has noted why

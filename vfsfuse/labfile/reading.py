@@ -35,13 +35,14 @@ _NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 class Reading:
     """The reading of one lab file."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, models: Models | None = None, base: Path = Path()) -> None:
+        """``models`` are new ones unless given. The path of the lab file begins at ``base``."""
+        self.source, self._base = source, base
         self.faults = Faults(source.path)
         self.noted = self.faults.noted
-        self.models = Models()
+        self.models = Models() if models is None else models
         self.unusable: set[str] = set()
-        """Models of the lab file's own that cannot be loaded; the error is noted where they stand."""
+        """Models that cannot be loaded; the error of one is noted once."""
         self.aperture = Aperture()
 
     # ---- errors ----
@@ -115,7 +116,7 @@ class Reading:
 
     def folder(self, keys: Keys) -> Path:
         """The folder in which relative paths of the value at ``keys`` begin: that of its file."""
-        return self.source.file(keys).parent
+        return self._base / self.source.file(keys).parent
 
     # ---- models ----
 
@@ -126,6 +127,8 @@ class Reading:
         try:
             return self.models.find(name, known)
         except ValueError as error:
+            if name in self.models.packages:
+                self.unusable.add(name)  # one error is enough
             self.fail(keys, str(error))
 
     def validate(

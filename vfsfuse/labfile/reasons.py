@@ -7,8 +7,7 @@ State: none. Nothing here trusts the exception: its text may be long, broken or 
 import traceback
 from types import TracebackType
 
-MODULE_PREFIX = "vfsfuse_model_"
-"""Names of modules that are made from the model files of a lab begin so."""
+from vfsfuse.labfile.modules import FINDER
 
 _LOADERS = ("importlib", "vfsfuse.labfile")
 """Modules that load a model, and are not to blame for it."""
@@ -28,13 +27,13 @@ def reason(error: BaseException) -> str:
 
 
 def _place(trace: TracebackType | None) -> str:
-    """The last line of a model file that ran, or else the last line of all."""
+    """The last line of a model's own code that ran, or else the last line of all."""
     lines = [
         (frame.f_globals.get("__name__"), frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(trace)
     ]
     lines = [line for line in lines if not str(line[0]).startswith(_LOADERS)]
-    own = [line for line in lines if str(line[0]).startswith(MODULE_PREFIX)]
+    own = [line for line in lines if FINDER.is_own(str(line[0]))]
     return "".join(f"{file}:{number}" for _, file, number in (own or lines)[-1:])
 
 

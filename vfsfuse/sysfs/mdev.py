@@ -132,7 +132,7 @@ class MdevDir(DeviceDir, PciAttributes, VgpuResources):
         """Whether the vGPU was started (`vgpu_start`): 1 or 0."""
         return int(self.mdev.online)
 
-    @snapshot("screen.png", when=lambda self: issubclass(self.mdev.type.spec.model, Display))
+    @snapshot("screen.png", when=lambda self: issubclass(self.mdev.model, Display))
     def screen(self) -> bytes:
         """The picture that the display shows, as a PNG; present in displays. ENODATA: it shows nothing."""
         return picture(self.mdev.device)

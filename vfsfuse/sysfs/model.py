@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from devmodel.device.attribute import DeviceAttribute
+from devmodel.device.own import is_own
 from devmodel.device.pci import PciDevice
+from devmodel.memo import memoized
 from vfsfuse.kernfs.groups import AttributeGroup, Group
-from vfsfuse.kernfs.kobject import Kobject, Member
+from vfsfuse.kernfs.kobject import LINGER_NS, Kobject, Member
 from vfsfuse.kernfs.members import Attribute
 
 D = TypeVar("D", bound=Kobject)
@@ -24,19 +25,11 @@ def directory_class(base: type[D], model: type[PciDevice]) -> type[D]:
 
     Raises ValueError, with a remedy, when `base` has a member of the same name already.
     """
-    if not model.ATTRIBUTES:
-        return base
-    classes = _classes.setdefault(model, {})
-    if base not in classes:
-        classes[base] = _made(base, model)
-    made: type[D] = classes[base]
+    made: type[D] = _made(base, model) if model.ATTRIBUTES or is_own(model) else base
     return made
 
 
-_classes: WeakKeyDictionary[type[PciDevice], dict[type[Any], type[Any]]] = WeakKeyDictionary()
-"""Each is made once, and goes with its model."""
-
-
+@memoized()
 def _made(base: type[Any], model: type[PciDevice]) -> type[Any]:
     members = _members(model.ATTRIBUTES)
     taken = [member.name for member in members if member.name in base.by_name]
@@ -45,13 +38,17 @@ def _made(base: type[Any], model: type[PciDevice]) -> type[Any]:
             f"the model {model.__name__} declares the attribute {taken[0]!r}, but that is a name of every "
             "device's directory (rename it)"
         )
-    return _class(base, base.__name__, members)
+    made = _class(base, base.__name__, members)
+    if is_own(model):
+        made.member_ns = LINGER_NS  # they may change with the model's code (devmodel.lifecycle.renewal)
+    return made
 
 
 def _class(base: type[Any], name: str, members: Iterable[Member]) -> type[Any]:
     # no name of these is one that `base` uses for something else
     declared = {f"attribute {member.name}": member for member in members}
-    return type(name, (base,), {"__slots__": (), **declared})
+    made: type[Any] = type(name, (base,), {"__slots__": (), **declared})
+    return made
 
 
 def _members(attributes: Sequence[DeviceAttribute], depth: int = 0) -> list[Member]:

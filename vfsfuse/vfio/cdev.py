@@ -121,7 +121,7 @@ def cdev_opener(
         def make() -> CdevFile:
             return CdevFile(device, client.ended, rawio(device.group, request.tid))
 
-        return open_device(make, CdevFops, port(), services, may_wait=not request.on_pump)
+        return open_device(device, make, CdevFops, port, services, may_wait=not request.on_pump)
 
     return opener
 

@@ -23,9 +23,10 @@ from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.features import FeatureData, WakeUp, feature
 from devmodel.vfio.flags import DeviceFeature
 from devmodel.vfio.gfx import display_of, is_probe, shown_plane
-from devmodel.vfio.group import Group
+from devmodel.vfio.group import Assignable, Group
 from devmodel.vfio.info import device_info, irq_info, region_info
 from devmodel.vfio.irqset import IrqData, IrqRequest, set_irqs
+from devmodel.vfio.lingering import Renewing
 from devmodel.vfio.vfio_pci import (
     Dependent,
     HotResetInfo,
@@ -220,31 +221,38 @@ class DeviceFops(VfioFops):
 
 
 def open_device(
+    device: Assignable,
     make: Callable[[], D],
     fops: Callable[[D, Services, frozenset[int], Callable[[], None]], DeviceFops],
-    port: Port,
+    port: Callable[[], Port],
     services: Services,
     may_wait: bool,
     released: Callable[[], None] | None = None,
 ) -> Opened:
-    """The answer to an open(2) of a device, which `make` opens.  `fops` is the class of the file.  `released`
+    """The answer to an open(2) of `device`, which `make` opens.  `fops` is the class of the file.  `released`
     is called when the file is closed.
 
-    Raises OSError as open(2), and MustWait, before it calls `make`, when the device's memory has to be moved
-    first and the thread must not wait (vfsfuse.vfio.ownfiles)."""
-    own = port.own
+    Raises OSError as open(2), and MustWait when the thread must not wait and the device's memory has to be
+    moved first (vfsfuse.vfio.ownfiles), or the device is about to get another model."""
+    device.await_renewal(may_wait)
+    way = port()
+    own = way.own
     own.open_device(may_wait)
     with ExitStack() as undo:
         undo.callback(own.close_device)
-        opened = make()
+        try:
+            opened = make()
+        except Renewing:  # since the look a moment ago
+            undo.close()
+            return open_device(device, make, fops, port, services, may_wait, released)
         undo.callback(opened.close)
-        memory, backing_id = port.memory(), port.take_backing()
+        memory, backing_id = way.memory(), way.take_backing()
         undo.pop_all()
-    device = opened.device
-    mappable = frozenset(range(len(device.regions))) - device.backing.away if backing_id else frozenset()
+    regions = opened.device.regions
+    mappable = frozenset(range(len(regions))) - opened.device.backing.away if backing_id else frozenset()
 
     def ended() -> None:
-        port.give_backing(backing_id)
+        way.give_backing(backing_id)
         own.close_device()
         if released is not None:
             released()

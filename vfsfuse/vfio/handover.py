@@ -25,6 +25,7 @@ from devmodel.iommu.api import MustWait
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.group import Assignable
 from devmodel.vfio.groupfile import GroupFile
+from devmodel.vfio.lingering import Renewing
 from ioctl_shim._native import ffi
 from ioctl_shim.abi import PREPARE_DEVICE
 from ioctl_shim.client import ClientProcess
@@ -115,8 +116,8 @@ class Handover:
         again = False
         try:
             return DeviceFile.named(self._file, asked.name, prepared.rawio, may_wait=not opening.on_pump)
-        except MustWait:
-            again = True  # another thread makes this call once more
+        except (MustWait, Renewing):
+            again = True  # this call is made once more
             raise
         finally:
             if not again:

@@ -106,6 +106,13 @@ class FunctionViews:
         else:
             self._shown.pop(function).close()
 
+    def renewed(self, function: PciFunction) -> None:
+        """The function has another model."""
+        directory = self.directory(function)
+        if function in self._directories:
+            directory.__class__ = directory_class(_kind_of(function), function.model)
+        self._tree.renew(directory)
+
     def bus_below(self, function: PciFunction) -> Kobject | None:
         """The directory of the bus below a bridge that is shown; None for another function."""
         return self._buses.node(function.bus_below) if isinstance(function, Bridge) else None
@@ -135,8 +142,7 @@ class FunctionViews:
         added.undo.callback(self._buses.hide, bridge.bus_below)
 
     def _add_physical(self, function: PhysicalFunction, added: Additions) -> None:
-        kind = physical_directory(function.spec)
-        directory = directory_class(kind, function.model)(self._view, function)
+        directory = directory_class(_kind_of(function), function.model)(self._view, function)
         self.make_drivers(VFIO_PCI)
         self._show(function, directory, added)
         if isinstance(directory, ParentFunctionDir):
@@ -144,8 +150,7 @@ class FunctionViews:
             added.undo.callback(self._vgpus.remove_parent, directory.parent_device)
 
     def _add_virtual(self, function: VirtualFunction, added: Additions) -> None:
-        kind = directory_class(virtual_directory(function.physical.spec), function.model)
-        directory = kind(self._view, function)
+        directory = directory_class(_kind_of(function), function.model)(self._view, function)
         self._show(function, directory, added)
         link = Symlink(f"virtfn{function.index}", directory)
         added.add(self._physical_directory(function), link)
@@ -255,3 +260,11 @@ class FunctionViews:
             added.show(Bundle(function, self._fake_group_plan))
         else:
             self._nodes.groups.bound(function, added)
+
+
+def _kind_of(function: PciFunction) -> type[PciFunctionDir]:
+    """The kind of directory that a function has which is no bridge."""
+    if isinstance(function, VirtualFunction):
+        return virtual_directory(function.physical.spec)
+    assert isinstance(function, PhysicalFunction)
+    return physical_directory(function.spec)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from devmodel.callpoint import Call, CallKind, CallPoint
@@ -234,6 +234,17 @@ class LabView:
     def changed(self, mdev: Mdev) -> None:
         """Nothing to drop: the kernel does not cache attributes."""
         self._announcer.changed(self.vgpus.directory(mdev), "online" if mdev.online else "offline")
+
+    def renewed(self, device: Assignable, change: Callable[[], None]) -> None:
+        if isinstance(device, VendorVgpu):
+            change()
+            self.functions.vendor.retyped(device)
+            return
+        self.nodes.renew_port(device, change)
+        if isinstance(device, Mdev):
+            self.vgpus.renewed(device)
+        elif isinstance(device, PciFunction):
+            self.functions.renewed(device)
 
     def mdev_bound(self, mdev: Mdev) -> None:
         self.vgpus.mdev_bound(mdev)

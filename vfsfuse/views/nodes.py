@@ -156,6 +156,16 @@ class VfioNodes:
         if port is not None:
             port.close()
 
+    def renew_port(self, device: Assignable, change: Callable[[], None]) -> None:
+        """A device gets another model by `change`, which does not wait: its open files answer ENODEV from now
+        on, and nobody finds the old model by a new port."""
+        with self._lock:
+            port = self._ports.get(device)
+            if port is not None:
+                port.close()
+                self._ports[device] = None
+            change()
+
     def _group_parts(self) -> tuple[Part, ...]:
         """The entries of a device's group, in which the device is alone."""
         group = Part(
@@ -236,7 +246,9 @@ class VfioNodes:
 
             may_wait = not request.on_pump
             try:
-                return open_device(make, DeviceFops, self.port(device), self.services, may_wait, forget)
+                return open_device(
+                    device, make, DeviceFops, lambda: self.port(device), self.services, may_wait, forget
+                )
             except BaseException:
                 if taken:
                     forget()

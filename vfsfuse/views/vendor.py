@@ -69,4 +69,4 @@ class VendorViews:
 
 def _make(bundle: Bundle) -> VendorVgpuDir:
     typed: _Typed = bundle.device
-    return directory_class(VendorVgpuDir, typed.type.model)(typed.vgpu)
+    return directory_class(VendorVgpuDir, typed.vgpu.model or typed.type.model)(typed.vgpu)

@@ -90,6 +90,10 @@ class VgpuViews:
         del self._shown[mdev]
         self._nodes.close_port(mdev)
 
+    def renewed(self, mdev: Mdev) -> None:
+        """The vGPU has another model."""
+        self._tree.renew(self.directory(mdev))
+
     def mdev_bound(self, mdev: Mdev) -> None:
         """The lab's observer."""
         self._show_bound(mdev)
@@ -130,7 +134,7 @@ class VgpuViews:
 
     def _make_own(self, bundle: Bundle) -> MdevDir:
         mdev: Mdev = bundle.device
-        own = directory_class(MdevDir, mdev.type.spec.model)(self._view, mdev)
+        own = directory_class(MdevDir, mdev.model)(self._view, mdev)
         bound = self._bound.get(mdev)
         if bound is not None:
             own.children, own.subdirs = {VFIO_DEV: bound}, 1

@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New code for the models of a lab that runs: each device of such a model becomes a new one.
+
+A device keeps its place, its names and its numbers, and loses its state as by a power cycle. One that a
+client has open stays as it is until the last client has closed it. A physical function is renewed together
+with its virtual functions and vGPUs, because their models hold its device.
+
+State: the lifecycle thread's, under ``Lab.lock``. A :class:`Plan` is a value, which any thread may make.
+Source: none; a kernel driver is reloaded by rmmod(8) and insmod(8), for which its devices are idle, too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from devmodel.device.base import Device
+from devmodel.device.own import is_own
+from devmodel.device.pci import PciDevice
+from devmodel.device.tasks import TaskHost
+from devmodel.device.traits import traits_of
+from devmodel.lifecycle.binding import DriverCore, depending_on
+from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.functionmodels import virtual_model
+from devmodel.lifecycle.hotplug import Hotplug
+from devmodel.lifecycle.mdev import Mdev
+from devmodel.lifecycle.physical import PhysicalFunction, Shape, VirtualFunction, shape_of
+from devmodel.lifecycle.resources import Share
+from devmodel.lifecycle.spec import FunctionSpec, LabSpec, SpecError, TypeSpec, exchange_model
+from devmodel.lifecycle.sriov import SriovCore
+from devmodel.lifecycle.vendor import VendorFramework, VendorVgpu, vgpu_of
+from devmodel.lifecycle.vf import vf_type
+from devmodel.pci.config import Decided
+from devmodel.pci.fields import Bar
+from devmodel.vfio.group import Assignable
+
+Model = type[PciDevice]
+
+
+class RenewalObserver(Protocol):
+    """Is told of each device that becomes a new one. Lifecycle thread, under ``Lab.lock``."""
+
+    def renewed(self, device: Assignable, change: Callable[[], None]) -> None:
+        """Call ``change``, which gives ``device`` its new model, while nobody can find the old one. No client
+        holds the device."""
+
+
+class Unfit(Exception):
+    """A model cannot be that of the part of the lab file at ``place``. ``__cause__`` says why."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+@dataclass(frozen=True, slots=True)
+class _NewFunction:
+    """A physical function whose model is new, or that of its virtual functions (None: as before).
+
+    ``addresses`` has those of all its BARs, ``places`` those of its own. ``whole`` is whether the function
+    itself has to be a new device."""
+
+    model: Model | None
+    vf_model: Model | None
+    shape: Shape
+    places: tuple[int, ...]
+    addresses: tuple[int, ...]
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to change: the models of types, by parent and type, and functions by name."""
+
+    types: Mapping[tuple[str, str], Model]
+    functions: Mapping[str, _NewFunction]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The names of the devices that are new, or become so when their clients close them (True)."""
+
+    waits: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def now(self) -> list[str]:
+        """Those that were renewed."""
+        return [name for name, waits in self.waits.items() if not waits]
+
+    @property
+    def later(self) -> list[str]:
+        """Those that are when their clients close them."""
+        return [name for name, waits in self.waits.items() if waits]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What waits for its clients: the ``watched`` devices, and what it becomes then."""
+
+    watched: tuple[Assignable, ...]
+    watcher: Callable[[], None]
+    become: _Become
+
+
+_Become = Share | tuple[Shape, tuple[int, ...]] | None
+"""What a device needs to become a new one: a mediated device its share, a physical function its shape and the
+addresses of its BARs, another device nothing."""
+
+
+class Renewals:
+    """The renewals of one lab."""
+
+    def __init__(
+        self,
+        lock: threading.RLock,
+        hotplug: Hotplug,
+        drivers: DriverCore,
+        vendor: VendorFramework,
+        sriov: SriovCore,
+        observer: RenewalObserver,
+        tasks: TaskHost,
+    ) -> None:
+        self._lock, self._hotplug, self._drivers, self._vendor = lock, hotplug, drivers, vendor
+        self._sriov, self._observer, self._tasks = sriov, observer, tasks
+        self._waiting: dict[Assignable, _Waiting] = {}
+
+    # ---- before anything changes: any thread ----
+
+    def plan(self, before: LabSpec, after: LabSpec) -> Plan:
+        """What changes when the models of ``after`` take the places of those of ``before``, the same lab.
+        Runs code of the models, and changes nothing.
+
+        Raises :class:`Unfit` for what the code of a model raises, and :class:`SpecError` for BARs that have
+        no room.
+        """
+        types: dict[tuple[str, str], Model] = {}
+        for parent, new in zip(before.parents, after.parents, strict=True):
+            for type_, found in zip(parent.types, new.types, strict=True):
+                if _differs(type_.model, found.model):
+                    _try(f"parents.{parent.name}.types.{type_.name}", found)
+                    types[parent.name, type_.name] = found.model
+        functions: dict[str, _NewFunction] = {}
+        for new_function in after.all_functions:
+            old = self._hotplug.specs[new_function.name]
+            if new_function.bridge is None and any(_changes(old, new_function)):
+                functions[old.name] = self._new_function(old, new_function, before.source)
+        return Plan(types, functions)
+
+    def _new_function(self, old: FunctionSpec, new: FunctionSpec, source: str) -> _NewFunction:
+        table = "functions" if old.parent is None else "parents"
+        place = f'{table}."{old.name}"'
+        offsets, buses = self._hotplug.offsets, self._hotplug.buses
+        given = Decided(self._hotplug.assigned[old.name].given)
+        try:
+            before = shape_of(old, given, offsets, buses)
+            of_vfs = {} if before.layout is None else before.layout.places
+            own = dict(zip(before.traits.bars, before.traits.place(given), strict=True))
+            where = f"{source}: {place}"
+            vf_places = [_kept(of_vfs, index, bar, where) for index, bar in _bars_of_vfs(new)]
+            shape = shape_of(new, Decided(vf_places), offsets, buses)
+            bars = {index: (own[index], bar) for index, bar in before.traits.bars.items()}
+            places = tuple(_kept(bars, index, bar, where) for index, bar in shape.traits.bars.items())
+        except SpecError:
+            raise
+        except BaseException as error:
+            raise Unfit(place) from error
+        of_own, of_vf = _changes(old, new)
+        return _NewFunction(
+            new.model if of_own else None,
+            new.vf.model if of_vf and new.vf is not None else None,
+            shape,
+            places,
+            (*vf_places, *places),
+            of_own or shape.layout != before.layout,
+        )
+
+    # ---- the change: lifecycle thread ----
+
+    def carry_out(self, plan: Plan) -> Outcome:
+        """Make new devices as planned. Raises :class:`Unfit`, with nothing changed, when a vGPU has resources
+        that the new model refuses."""
+        with self._lock:
+            shares = list(self._new_shares(plan))
+            vgpus = [*self._exchange_types(plan)]
+            heads: dict[Assignable, _Become] = {**dict.fromkeys(vgpus)}
+            for mdev, share in shares:
+                heads[mdev] = share
+            heads |= self._exchange_functions(plan)
+            outcome = Outcome()
+            for head, become in heads.items():
+                self._begin(head, become, outcome)
+            return outcome
+
+    def _new_shares(self, plan: Plan) -> Iterator[tuple[Mdev, Share]]:
+        """The shares that vGPUs of new types have: their own, with the options of the new model."""
+        for (parent, name), model in plan.types.items():
+            found = self._hotplug.parents.get(parent)
+            type_ = None if found is None else found.types[name]
+            for mdev in () if type_ is None else type_.mdevs.values():
+                share = _share(mdev.type.spec, model)
+                changed = {
+                    key: value
+                    for key, value in mdev.share.options.items()
+                    if value != mdev.type.share.options.get(key) and key in share.options
+                }
+                options = {**share.options, **changed}
+                try:
+                    model.validate(mdev.share.memory, options)
+                except BaseException as error:
+                    raise Unfit(mdev.name) from error
+                yield mdev, replace(mdev.share, options=options)
+
+    def _exchange_types(self, plan: Plan) -> Iterator[VendorVgpu]:
+        """Have the types offer the new models. Yields the vGPUs of NVIDIA's framework that have one."""
+        for (parent_name, name), model in plan.types.items():
+            parent = self._hotplug.parents.get(parent_name)
+            spec = self._spec_of(parent_name, name)
+            exchange_model(spec, model)
+            if parent is not None:
+                parent.types[name].share = Share.of(spec)
+            for function in self._drivers.functions.values():
+                vgpu = vgpu_of(function)
+                if vgpu is not None and vgpu.type is spec:
+                    yield vgpu
+
+    def _exchange_functions(self, plan: Plan) -> dict[Assignable, _Become]:
+        """Have functions be made of the new models. Returns those that are there, with what they become."""
+        heads: dict[Assignable, _Become] = {}
+        for name, new in plan.functions.items():
+            spec = self._hotplug.specs[name]
+            for each in (spec, None if spec.parent is None else spec.parent.hardware):
+                if each is not None and new.model is not None:
+                    exchange_model(each, new.model)
+            if spec.vf is not None and new.vf_model is not None:
+                exchange_model(spec.vf, new.vf_model)
+            self._hotplug.assigned[name].give(new.addresses)
+            function = self._drivers.functions.get(name)
+            if not isinstance(function, PhysicalFunction):
+                continue
+            if new.whole or function in self._waiting:
+                heads[function] = new.shape, new.places
+            elif new.shape.layout is not None:
+                function.relayout(new.shape.layout)
+                heads |= dict.fromkeys(function.vfs)
+        return heads
+
+    def _spec_of(self, parent: str, name: str) -> TypeSpec:
+        """The type of a parent, whether that is there now or not."""
+        hardware = self._hotplug.specs.get(parent)
+        shared = None if hardware is None else hardware.parent
+        spec = self._hotplug.parents[parent].spec if shared is None else shared
+        return next(each for each in spec.types if each.name == name)
+
+    # ---- one device, with what has to be renewed together with it ----
+
+    def _begin(self, head: Assignable, become: _Become, outcome: Outcome) -> None:
+        self._forget(head)
+        names = [_name(each) for each in _together(head)]
+        waits = not self._renew(head, become)
+        outcome.waits |= {name: waits or outcome.waits.get(name, False) for name in names}
+
+    def _renew(self, head: Assignable, become: _Become) -> bool:
+        """Renew a device now, or else when its clients have let go. Returns whether it is done."""
+        devices = _together(head)
+        try:
+            done = all(_claim(each) for each in devices)
+            for each in devices if done else ():
+                beside = self._forget(each)
+                own = _of(each) if beside is None else beside.become
+                self._exchange(each, become if each is head else own)
+            if done and isinstance(head, PhysicalFunction):
+                self._sriov.show_again(head)
+        finally:
+            for each in devices:
+                _free(each)
+        if not done:
+            self._wait(head, devices, become)
+        return done
+
+    def _exchange(self, device: Assignable, become: _Become) -> None:
+        old: list[Device | None] = []
+
+        def change() -> None:
+            if isinstance(device, Mdev) and isinstance(become, Share):
+                old.append(device.renew(become))
+            elif isinstance(device, VendorVgpu):
+                old.append(device.retype(device.type))
+            elif isinstance(device, VirtualFunction) and device.physical.layout is not None:
+                layout = device.physical.layout
+                old.append(device.renew(layout.model, layout.traits))
+            elif isinstance(device, PhysicalFunction) and isinstance(become, tuple):
+                old.append(device.reshape(*become))
+
+        try:
+            self._observer.renewed(device, change)
+        finally:
+            for each in old:
+                if each is not None:
+                    each.close()
+
+    def _wait(self, head: Assignable, devices: Sequence[Assignable], become: _Become) -> None:
+        def watcher() -> None:
+            self._tasks.soon(self._settle, head)
+
+        self._waiting[head] = _Waiting(tuple(devices), watcher, become)
+        held = False
+        for each in devices:
+            with each.group.lock:
+                each.group.watch(watcher)
+                each.renewal = len(devices) == 1
+                held |= bool(each.open_count)
+        if not held:  # its clients have let go just now
+            watcher()
+
+    def _settle(self, head: Assignable) -> None:
+        """A client has let go of what waits for that, or of something beside it."""
+        with self._lock:
+            waiting = self._forget(head)
+            if waiting is not None and self._is_there(head):
+                self._renew(head, waiting.become)
+
+    def _forget(self, head: Assignable) -> _Waiting | None:
+        waiting = self._waiting.pop(head, None)
+        if waiting is not None:
+            for each in waiting.watched:
+                with each.group.lock:
+                    each.group.unwatch(waiting.watcher)
+                    each.renewal = False
+        return waiting
+
+    def _is_there(self, head: Assignable) -> bool:
+        if isinstance(head, PciFunction):
+            return self._drivers.functions.get(head.name) is head and not head.vanished
+        if isinstance(head, Mdev):
+            return head.parent.mdevs.get(head.name) is head
+        return isinstance(head, VendorVgpu) and head.function.vgpu is head
+
+
+def _differs(old: Model | None, new: Model | None) -> bool:
+    """Whether a model has other code. A class of this project that was only made again is the same."""
+    if old is new or old is None or new is None:
+        return False
+    return is_own(old) or is_own(new) or old.identity != new.identity
+
+
+def _changes(old: FunctionSpec, new: FunctionSpec) -> tuple[bool, bool]:
+    """Whether the model of a function is another one, and that of its virtual functions."""
+    of_vf = old.vf is not None and new.vf is not None and _differs(old.vf.model, new.vf.model)
+    return _differs(old.model, new.model), of_vf
+
+
+def _share(spec: TypeSpec, model: Model) -> Share:
+    """The share that a type gives with another model."""
+    return Share(spec.memory, spec.slots, model.with_defaults(spec.options))
+
+
+def _try(place: str, spec: TypeSpec) -> None:
+    """Make a device of a type, and close it again. Raises :class:`Unfit`."""
+    try:
+        share = Share.of(spec)
+        spec.model("sample", share.memory, share.options).close()
+    except BaseException as error:
+        raise Unfit(place) from error
+
+
+def _bars_of_vfs(spec: FunctionSpec) -> Iterable[tuple[int, Bar]]:
+    """The BARs of a function's virtual ones."""
+    if spec.vf is None:
+        return ()
+    type_ = vf_type(spec, spec.vf)
+    return traits_of(virtual_model(type_.model), type_.memory, type_.options, spec.vf.texts).bars.items()
+
+
+def _kept(before: Mapping[int, tuple[int, Bar]], index: int, bar: Bar, where: str) -> int:
+    """The address of the BAR in whose place ``bar`` is: it has to be as large, because other functions are
+    next to it, and bridges forward no more."""
+    address, old = before.get(index, (0, bar))
+    kind = old.io == bar.io and (old.mem64 <= bar.mem64 or address + bar.size <= 1 << 32)
+    if index not in before or not kind or bar.size > old.size:
+        there = f"{old.size} bytes" if index in before else "no room"
+        raise SpecError(
+            f"{where}: BAR {index} needs {bar.size} bytes, and has {there} since the lab was mounted "
+            "(mount the lab again)"
+        )
+    return address
+
+
+def _together(head: Assignable) -> list[Assignable]:
+    """The device, and what is renewed with it; a physical function comes first."""
+    return [*reversed(depending_on(head))] if isinstance(head, PhysicalFunction) else [head]
+
+
+def _of(device: Assignable) -> _Become:
+    """What a device becomes that is renewed because of another one."""
+    return device.share if isinstance(device, Mdev) else None
+
+
+def _claim(device: Assignable) -> bool:
+    """Let nobody open the device, unless it is open. Returns whether it is not."""
+    with device.group.lock:
+        device.renewal = True
+        return not device.open_count
+
+
+def _free(device: Assignable) -> None:
+    """Whoever wants to open the device may do so."""
+    with device.group.lock:
+        device.renewal = False
+        device.group.let_go()
+
+
+def _name(device: Assignable) -> str:
+    return f"vgpu{device.minor}" if isinstance(device, Mdev) else device.name
