@@ -8,7 +8,6 @@ import mmap
 import os
 import stat
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, open_bound, settled, vfsfuse, wait_for
+from tests.lab import VFSFUSE, MountedLab, Vgpu, open_bound, settled, vfsfuse, wait_for
 from tests.needs import passthrough
 
 FAN = """
@@ -292,14 +291,36 @@ def test_import_that_does_not_end(lab: FanLab) -> None:
     assert "has not ended after 10 s" in said[0]
     assert f"{lab.model}:{lines + 2}" in said[0] or f"{lab.model}:{lines + 3}" in said[0]
     assert answers > 100
-    wait_for(lambda: "reload" not in _threads(lab))  # its thread is ended
+    wait_for(lambda: _rests(lab))  # the loop is ended
     lab.model.write_text(good.replace("1200", "3400"))
     lab.reload()
     assert rpm(vgpu.path) == 3400
 
 
-def _threads(lab: FanLab) -> list[str]:
-    return [path.read_text().strip() for path in Path(f"/proc/{lab.pid}/task").glob("*/comm")]
+def test_client_that_is_killed(lab: FanLab) -> None:
+    vgpu = lab.create("fan-1", "fans")
+    good = lab.model.read_text()
+    started = lab.model.with_name("started")
+    lab.model.write_text(f"{good}\nopen({str(started)!r}, 'w').close()\nwhile True: pass\n")
+    command = [*VFSFUSE, "reload", "--mount", str(lab.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+        wait_for(started.exists)
+        client.kill()
+    wait_for(lambda: _rests(lab))
+    lab.model.write_text(good.replace("1200", "3400"))
+    assert lab.reload() == "1 device is reloaded\n"
+    assert rpm(vgpu.path) == 3400
+
+
+def _rests(lab: FanLab) -> bool:
+    """Whether the server does nothing for a while: a loop takes all the time that there is."""
+
+    def ticks() -> int:
+        return sum(map(int, Path(f"/proc/{lab.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+
+    before = ticks()
+    time.sleep(0.3)
+    return ticks() - before < 3
 
 
 def test_names_of_models(tmp_path: Path) -> None:
@@ -449,7 +470,7 @@ def test_watch(tmp_path: Path) -> None:
 
 
 def test_reloads_while_vgpus_come_and_go(lab: FanLab) -> None:
-    command = [sys.executable, "-m", "vfsfuse", "reload", "--mount", str(lab.path)]
+    command = [*VFSFUSE, "reload", "--mount", str(lab.path)]
     kept = lab.create("fan-1", "fans")
     reloads = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     for _ in range(30):

@@ -5,13 +5,15 @@ Their code can change while a lab runs (devmodel.lifecycle.renewal), so nothing 
 State: none.
 """
 
+import sys
+
 from devmodel.device.pci import PciDevice
 
-_PROJECT = frozenset({"devmodel", "vfsfuse", "builtins"})
+_OTHERS = frozenset({"devmodel", "vfsfuse", *sys.stdlib_module_names})
 
 
 def is_own(model: type[PciDevice] | None) -> bool:
     """Whether code of somebody else is in a model: its class, or one that it derives from. Any thread."""
     return model is not None and any(
-        str(each.__module__).partition(".")[0] not in _PROJECT for each in type.mro(model)
+        str(each.__module__).partition(".")[0] not in _OTHERS for each in type.mro(model)
     )

@@ -126,11 +126,11 @@ PLACES = (
     Place(
         "reload",
         "0600",
-        "The outcome of the last reload of models, as text: that of the last write through the same open file,"
-        " if there was one.",
-        "Reads the code of the lab's own models again, of those that are named or of all, and makes new devices"
-        " of it. ENOENT: a name of no such model; ETIMEDOUT: the import does not end; EINVAL: an error in the"
-        " code, and nothing has changed.",
+        "The outcome of the last reload of models, as text: that of the last write through the same open"
+        " file, if there was one.",
+        "Reads the code of the lab's own models again, of those that are named or of all, and makes new"
+        " devices of it. ENOENT: a name of no such model; ETIMEDOUT: the import does not end; EINVAL: an"
+        " error in the code, and nothing has changed.",
     ),
     Place(
         "dev/iommu",

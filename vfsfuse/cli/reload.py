@@ -47,10 +47,10 @@ def main(args: argparse.Namespace) -> int:
 
 def _reload(lab: str, models: list[str]) -> tuple[int, str]:
     """The errno of the reload, 0 if it has succeeded, and its outcome."""
+    if not os.path.isdir(f"{lab}/sys/bus/pci/slots"):
+        raise Refusal(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
     try:
         fd = os.open(f"{lab}/reload", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise Refusal(f"{lab}: no lab is mounted there (vfsfuse mount {lab})") from None
     except PermissionError:
         raise Refusal(f"{lab}: only the user who mounted the lab reloads it") from None
     try:
