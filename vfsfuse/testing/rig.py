@@ -5,7 +5,7 @@ State: the lab's, see devmodel.lifecycle.lab. The bench makes it, on the thread 
 it has other threads; later changes are made on the trio thread. Source: Documentation/driver-api/vfio.rst.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -45,6 +45,9 @@ class _Observer:
 
     def _nothing(self, changed: object) -> None:
         """A change."""
+
+    def renewed(self, device: Assignable, change: Callable[[], None]) -> None:
+        change()
 
     added = removed = changed = bound = unbound = _nothing
     function_added = function_removed = vfs_enabled = mdev_bound = mdev_unbound = _nothing
