@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from tests.lab import ROOT, VFSFUSE, run, vfsfuse, wait_for
 from tests.test_run import ended, in_terminal, processes_with, server_pid
-from tests.tracers import COPIERS, CREATE, REMOVE, UUID, lines_of, names, programs, started
+from tests.tracers import COPIERS, CREATE, REMOVE, UUID, courier_of, lines_of, names, programs, started
 
 Compile = Callable[..., Path]
 SECONDS = 60
@@ -206,6 +207,16 @@ def test_a_suspended_program_suspends_its_tracer(tmp_path: Path, monkeypatch: py
     assert "ended 6" in shown, shown
 
 
+def test_lines_are_coloured_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    words = [*VFSFUSE, "trace", "--", "sh", "-c", CREATE]
+    assert "\x1b[" in in_terminal(words)[0]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in in_terminal(words)[0]
+
+
 def test_standard_input_is_the_programs(tmp_path: Path) -> None:
     done = run(["sh", "-c", f"cd {ROOT}; echo a line | {' '.join(VFSFUSE)} trace -o {tmp_path}/trace -- cat"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "a line\n", "")
@@ -264,6 +275,64 @@ def test_a_program_that_is_not_named(words: list[str], why: str) -> None:
     done = vfsfuse("trace", *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert why in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["vgpu0", "VGPU12", "3"])
+def test_a_name_that_a_device_gets_when_it_is_made(name: str) -> None:
+    """The trace knows devices by other names, and a private lab has none yet that could be looked up."""
+    done = vfsfuse("trace", name, "--", "true")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{name}: with a command, name a device by its UUID or its PCI address" in done.stderr
+
+
+def test_the_devices_of_a_program(tmp_path: Path) -> None:
+    script = (
+        "xxd -l 4 /sys/bus/pci/devices/0000:86:00.0/config; xxd -l 4 /sys/bus/pci/devices/0000:00:01.0/config"
+    )
+    for name in ("0000:86:00.0", "86:00.0"):
+        done, out = traced(tmp_path, script, "-k", "region", name)
+        assert done.returncode == 0
+        assert {line["subject"] for line in lines_of(out)} == {"0000:86:00.0"}
+
+
+READS = """
+import os, sys
+config = os.open("/sys/bus/pci/devices/0000:86:00.0/config", os.O_RDONLY)
+os.pread(config, 4, 0)
+sys.stdin.read(1)
+for _ in range(int(sys.argv[1])):
+    os.pread(config, 4, 0)
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(("buffer", "fits"), [(20000, True), (500, False)])
+def test_what_a_slow_tracer_has_not_read_at_the_end(tmp_path: Path, buffer: int, fits: bool) -> None:
+    """The lab waits for it.  Nothing is missing of what the buffer holds, and what is missing is counted."""
+    out = tmp_path / "trace"
+    options = ("--json", "-o", out, "-k", "region", "--buffer", str(buffer))
+    with started("trace", *options, "--", sys.executable, "-c", READS, "10000") as tracer:
+        wait_for(lambda: out.exists() and '"read"' in out.read_text())
+        courier = courier_of(tracer)
+        os.kill(courier, signal.SIGSTOP)
+        assert tracer.stdin is not None
+        tracer.stdin.write("\n")
+        tracer.stdin.flush()
+        assert tracer.stdout is not None
+        assert tracer.stdout.readline() == "done\n"
+        tracer.send_signal(signal.SIGSTOP)
+        tracer.stdin.close()
+        os.kill(courier, signal.SIGCONT)
+        tracer.send_signal(signal.SIGCONT)
+        assert tracer.wait(SECONDS) == 0
+        assert tracer.stderr is not None
+        said = tracer.stderr.read()
+    lines = lines_of(out)
+    lost = sum(line["arguments"]["count"] for line in lines if line["kind"] == "lost")
+    assert names(lines, "region").count("read") + lost == 10001
+    assert (lost == 0) is fits
+    assert said == "" if fits else f"{lost} records are missing" in said
 
 
 def test_killed_on_the_way_it_leaves_no_process(tmp_path: Path) -> None:
