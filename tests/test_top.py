@@ -14,7 +14,8 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import pytest
 from tests import needs
 from tests.lab import READY_SECONDS, ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse, wait_for
 from tests.schemas import checked
+from vfsfuse.asking import SECONDS
 from vfsfuse.monitor.rates import rates
 from vfsfuse.monitor.sampling import COUNTED, Device, Gpu, Sample
 
@@ -188,14 +190,15 @@ def test_a_reader_that_closes_the_pipe_ends_it(lab: MountedLab) -> None:
 class Terminal:
     """A terminal with `vfsfuse top` on it."""
 
-    def __init__(self, lab: MountedLab, *arguments: str, rows: int = 24, columns: int = 110) -> None:
+    def __init__(self, lab: MountedLab, *arguments: str, command: Sequence[str] = ()) -> None:
         self.master, slave = pty.openpty()
         self.slave = slave
-        self.resize(rows, columns)
+        self.resize(24, 110)
         self.before = termios.tcgetattr(slave)
         self.printed = bytearray()
+        top = [*VFSFUSE, "top", "-d", "0.2", "--mount", str(lab.path)]
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", *VFSFUSE, "top", "-d", "0.2", "--mount", str(lab.path), *arguments],
+            ["setsid", "--ctty", *(command or [*top, *arguments])],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -281,6 +284,28 @@ def test_it_fits_the_terminal_also_when_that_changes(lab: MountedLab, terminal: 
             screen = terminal.read_until(b"q: quit")
         terminal.press(b"q")
         assert terminal.end() == 0
+
+
+def test_it_can_be_stopped_and_continued(lab: MountedLab) -> None:
+    """By a shell.  However long it is stopped, it does not take that for a silence of the server."""
+    needs.module("rich")
+    command = " ".join([*VFSFUSE, "top", "-d", "0.2", "--mount", str(lab.path)])
+    terminal = Terminal(lab, command=["bash", "-mc", f"{command}; echo held; read line; fg; echo ended $?"])
+    try:
+        terminal.read_until(b" vGPUs")
+        terminal.press(b"\x1a")
+        terminal.read_until(LEAVE)
+        terminal.read_until(b"held")
+        assert termios.tcgetattr(terminal.slave) == terminal.before
+        time.sleep(SECONDS + 0.5)
+        terminal.press(b"\n")
+        terminal.read_until(ENTER)
+        terminal.read_until(b" vGPUs")
+        terminal.press(b"q")
+        terminal.read_until(b"ended 0")
+        assert terminal.end() == 0
+    finally:
+        terminal.close()
 
 
 def test_it_counts_its_looks(lab: MountedLab) -> None:

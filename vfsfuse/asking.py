@@ -63,13 +63,18 @@ class Patience:
         (answer,) = self._answers(lambda: [question()], self.left, go_on)
         return answer
 
-    def answers(self, question: Callable[[], Iterable[T]]) -> Iterator[T]:
+    def answers(
+        self,
+        question: Callable[[], Iterable[T]],
+        go_on: Callable[[], bool] = lambda: False,
+        seconds: float = SECONDS,
+    ) -> Iterator[T]:
         """The items of `question` in a child process, as they come.
 
-        Items and exceptions are as with `ask`.  Each item starts the time anew, because a question with many
-        answers may take long.
+        Items and exceptions are as with `ask`.  Each item starts the time of so many `seconds` anew, because
+        a question with many answers may take long.
         """
-        return self._answers(question, lambda: SECONDS, lambda: False)
+        return self._answers(question, lambda: seconds, go_on)
 
     def _answers(
         self, question: Callable[[], Iterable[T]], seconds: Callable[[], float], go_on: Callable[[], bool]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.cli.mountpoint import no_answer
 from vfsfuse.cli.output import complain, discard_stdout
-from vfsfuse.cli.targets import add_mount, only_lab, place_of, why
+from vfsfuse.cli.targets import add_mount, only_lab, patience_of, place_of, why
 
 if TYPE_CHECKING:
     from vfsfuse.monitor.listing import Contents
@@ -34,11 +34,11 @@ def main(args: argparse.Namespace) -> int:
     lab = args.mount or ""
     try:
         lab = lab or only_lab()
-        patience = Patience()
-        place = place_of(lab, patience)
+        place = place_of(lab, Patience())
         lab = place.path
-        found = gather(patience.answers(lambda: inventory(lab)))
-        (seen, unseen) = next(patience.answers(lambda: [_plain(*clients(place))]))
+        asked = patience_of(lab)
+        found = gather(asked(lambda: inventory(lab)))
+        ((seen, unseen),) = asked(lambda: [_plain(*clients(place))])
         show(Contents(lab, found, [Client(*each) for each in seen], unseen), args.json)
     except NoAnswer:
         return complain("list", no_answer(lab))

@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-from vfsfuse.asking import Patience, Refusal
-from vfsfuse.cli.mountpoint import State, labs, locate, mount_at
+from vfsfuse.asking import SECONDS, Patience, Refusal
+from vfsfuse.cli.mountpoint import State, answers, labs, locate, mount_at
 from vfsfuse.cli.output import explained
 from vfsfuse.monitor.processes import Place
+
+T = TypeVar("T")
 
 
 def add_vgpu_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +50,13 @@ def place_of(lab: str, patience: Patience) -> Place:
     if mount is None:
         raise Refusal(f"{found.path}: no lab is mounted there (vfsfuse mount {found.path})")
     return Place(found.path, mount.minor, found.pid, mount.user, mount.is_shared)
+
+
+def patience_of(lab: str) -> Callable[[Callable[[], Iterable[T]]], Iterator[T]]:
+    """Asks questions with many answers about a lab (`Patience.answers`), however long they take, as long as
+    the lab's server answers other ones."""
+    half = SECONDS / 2
+    return lambda question: Patience().answers(question, lambda: answers(lab, half), half)
 
 
 def why(error: OSError, lab: str) -> str:

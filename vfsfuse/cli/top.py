@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.cli.mountpoint import no_answer
 from vfsfuse.cli.output import complain, discard_stdout
-from vfsfuse.cli.targets import add_mount, only_lab, place_of, why
+from vfsfuse.cli.targets import add_mount, only_lab, patience_of, place_of, why
 
 if TYPE_CHECKING:
     from vfsfuse.monitor.processes import Place
@@ -92,7 +92,7 @@ def _rates(place: Place, seconds: float) -> Iterator[Rates | None]:
         return samples(place, seconds)
 
     before = None
-    for item in Patience().answers(question):
+    for item in patience_of(place.path)(question):
         if item is None:
             yield None
             continue

@@ -53,7 +53,7 @@ def text(path: str, directory: int | None = None) -> str | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
         try:
-            return os.read(fd, MOST_BYTES).decode("utf-8", "surrogateescape").strip("\n")
+            return os.read(fd, MOST_BYTES).decode("utf-8", "replace").strip("\n")
         finally:
             os.close(fd)
     except OSError as error:

@@ -45,11 +45,17 @@ def watch(shown: Iterable[Rates | None], count: int | None) -> None:
     """Show rates as they come, `count` times or until a key of QUIT.  None only says that time goes by.
     Raises what `shown` raises, with the terminal restored, and KeyboardInterrupt and SystemExit."""
     console = Console()
-    with _signals(), _keys() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
+    live = Live(console=console, screen=True, auto_refresh=False)
+    keyboard = _Keyboard()
+    stop = _Stop(live, keyboard)
+    with _signals(stop), keyboard, live:
         last, at = None, None
         for rates in shown:
-            if _quits(keyboard):
+            if keyboard.quits():
                 return
+            if stop.asked:
+                stop.now()
+                at = None
             size = console.size
             if rates is None and (last is None or size == at):
                 continue
@@ -96,40 +102,66 @@ def _style(row: DeviceRates) -> str:
     return "red" if row.faults else "dim" if row.is_idle else ""
 
 
+class _Keyboard:
+    """Standard input, if it is a terminal: keys come at once and are not shown."""
+
+    def __init__(self) -> None:
+        fd = sys.stdin.fileno() if sys.stdin is not None and not sys.stdin.closed else -1
+        self._fd = fd if fd >= 0 and os.isatty(fd) else None
+        self._before = None if self._fd is None else termios.tcgetattr(self._fd)
+
+    def __enter__(self) -> _Keyboard:
+        if self._fd is not None:
+            tty.setcbreak(self._fd)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None and self._before is not None:
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+
+    def quits(self) -> bool:
+        """Whether a key of QUIT was pressed, or the terminal is gone."""
+        while self._fd is not None and select.select([self._fd], [], [], 0)[0]:
+            pressed = os.read(self._fd, 64)
+            if not pressed or any(key in QUIT for key in pressed):
+                return True
+        return False
+
+
+class _Stop:
+    """Job control: Ctrl-Z stops the process, with the terminal as it was before, until fg continues it."""
+
+    def __init__(self, live: Live, keyboard: _Keyboard) -> None:
+        self._live, self._keyboard = live, keyboard
+        self.asked = False
+
+    def ask(self, _number: int, _frame: FrameType | None) -> None:
+        """The handler of SIGTSTP."""
+        self.asked = True
+
+    def now(self) -> None:
+        """Stop, and return when the process is continued."""
+        self.asked = False
+        self._live.stop()
+        self._keyboard.__exit__()
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
+        self._keyboard.__enter__()
+        self._live.start()
+
+
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
+def _signals(stop: _Stop) -> Iterator[None]:
     """Let signals that end the process raise SystemExit, so that the terminal is restored."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, end) for number in ENDING}
+    before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, stop.ask)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _keys() -> Iterator[int | None]:
-    """Standard input with keys that come at once and are not shown; None if it is no terminal."""
-    fd = sys.stdin.fileno() if sys.stdin is not None and not sys.stdin.closed else -1
-    if fd < 0 or not os.isatty(fd):
-        yield None
-        return
-    before = termios.tcgetattr(fd)
-    tty.setcbreak(fd)
-    try:
-        yield fd
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
-
-
-def _quits(keyboard: int | None) -> bool:
-    """Whether a key of QUIT was pressed, or the terminal is gone."""
-    while keyboard is not None and select.select([keyboard], [], [], 0)[0]:
-        pressed = os.read(keyboard, 64)
-        if not pressed or any(key in QUIT for key in pressed):
-            return True
-    return False

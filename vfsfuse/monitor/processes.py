@@ -192,5 +192,5 @@ def _uid(pid: int) -> int:
 
 def _comm(pid: int) -> str:
     """The name of a process, which it chooses itself.  Raises OSError."""
-    with open(f"/proc/{pid}/comm", encoding="utf-8", errors="surrogateescape") as comm:
+    with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
         return comm.read().removesuffix("\n")

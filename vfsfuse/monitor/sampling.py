@@ -166,8 +166,11 @@ class _Sampler:
             yield from self._find_names()
         found = [self._device(device, counts.get(device), holders.get(device, [])) for device in active]
         places = self._class_places()
-        idle = [self._idle(name, path) for name, path in _first(places, {*active}, MOST_IDLE)]
-        vgpus = len(places) + sum(gpu.vgpus or 0 for gpu in gpus if self._is_vendor(gpu.name))
+        vendor = [gpu for gpu in gpus if gpu.vgpus and self._is_vendor(gpu.name)]
+        virtual = [path for gpu in vendor for path in self._virtual_functions(gpu.name)]
+        others = list(_first([*places, *virtual], {*active}, MOST_IDLE))
+        idle = [each for name, path in others if (each := self._idle(name, path)) and each.type]
+        vgpus = len(places) + sum(gpu.vgpus or 0 for gpu in vendor)
         yield (
             *(now, tuple(map(tuple, gpus)), tuple(tuple(each) for each in (*found, *idle) if each)),
             *(vgpus, len(seen), unseen, self._counters.reason),
@@ -197,6 +200,10 @@ class _Sampler:
 
     def _is_vendor(self, name: str) -> bool:
         return os.path.exists(f"{self._gpus[name]}/vgpu_placement")
+
+    def _virtual_functions(self, name: str) -> list[str]:
+        path = self._gpus[name]
+        return [f"{path}/{link}" for link in files.names(path) if link.startswith("virtfn")]
 
     # ---- devices ----
 
@@ -249,9 +256,9 @@ class _Sampler:
         return self._read(name, device, path, counts, tuple(holding))
 
     def _idle(self, name: str, path: str) -> Device | None:
-        led = files.target(path)
+        device = files.target_name(path)
         counts = (0,) * len(COUNTED) if self._counters.reason is None else None
-        return None if led is None else self._read(name, os.path.basename(led), path, counts, ())
+        return None if device is None else self._read(name, device, path, counts, ())
 
     def _read(
         self,
@@ -291,12 +298,13 @@ class _Sampler:
 
 
 def _first(places: list[str], active: set[str], most: int) -> Iterator[tuple[str, str]]:
-    """The first places of vGPUs that are not active, each with its name."""
+    """The first places of vGPUs that are not active, each with its name: a virtual function's is its
+    address."""
     found = 0
     for path in places[: most + len(active)]:
-        led = files.target(path)
-        if led is not None and os.path.basename(led) not in active:
+        device, name = files.target_name(path), os.path.basename(path)
+        if device is not None and device not in active:
             found += 1
-            yield os.path.basename(path), path
+            yield device if name.startswith("virtfn") else name, path
         if found == most:
             return

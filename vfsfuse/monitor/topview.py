@@ -75,7 +75,7 @@ def count(rate: float | None) -> str | None:
 
 def notes(rates: Rates, shown: int) -> Iterator[str]:
     """The lines below the tables, of which `shown` devices are in."""
-    hidden = rates.vgpus - sum(row.name.startswith("vgpu") for row in rates.devices[:shown])
+    hidden = rates.vgpus - sum(row.type is not None for row in rates.devices[:shown])
     if hidden > 0 and shown <= len(rates.devices):
         yield f"{_many(hidden, 'more vGPU')} not shown"
     if rates.uncounted is not None:
