@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import re
@@ -23,11 +24,22 @@ from typing import Any
 import pytest
 
 from tests import needs
-from tests.lab import READY_SECONDS, ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse, wait_for
+from tests.lab import (
+    READY_SECONDS,
+    ROOT,
+    VFSFUSE,
+    MountedLab,
+    Vgpu,
+    described,
+    one_write,
+    open_bound,
+    vfsfuse,
+    wait_for,
+)
 from tests.schemas import checked
 from vfsfuse.asking import SECONDS
 from vfsfuse.monitor.rates import rates
-from vfsfuse.monitor.sampling import COUNTED, Device, Gpu, Sample
+from vfsfuse.monitor.sampling import COUNTED, MOST_IDLE, Device, Gpu, Sample
 
 DRAW = ROOT / "examples/draw.py"
 BUSY = """
@@ -138,6 +150,54 @@ def wait_for_line(lines: Any, value: Any, wanted: object) -> None:
         if value(each) == wanted:
             return
     raise AssertionError(f"it ended without {wanted}")
+
+
+MANY = 130
+CARDS = f"""\
+[parents.cards]
+kind = "virtual"
+driver = "mtty"
+slots = {MANY}
+types.card = {{ description = "a serial card" }}
+"""
+
+
+def test_of_many_the_busy_ones_are_shown_whichever_they_are(tmp_path: Path) -> None:
+    with described(tmp_path, CARDS) as lab:
+        cards = [lab.create("card", "cards") for _ in range(MANY)]
+        last = cards[-1]
+        fd = last.open()
+        try:
+            shown = objects(lab, "-n", "1", "-d", "0.1")[0]
+            text = top(lab, "-n", "1", "-d", "0.1")
+        finally:
+            os.close(fd)
+        first, *rest = shown["devices"]
+        assert (first["device"], len(first["clients"]), shown["vgpus"]) == (last.name, 1, MANY)
+        assert len(rest) == MOST_IDLE < MANY - 1 and not any(row["clients"] for row in rest)
+        assert re.search(rf"(?m)^{MANY - 1 - MOST_IDLE} more vGPUs not shown$", text)
+        listed = json.loads(vfsfuse("list", "--json", "--mount", lab.path).stdout)
+        assert {each["device"] for each in listed["vgpus"]} == {card.name for card in cards}
+
+
+def test_vgpus_of_nvidias_framework(tmp_path: Path) -> None:
+    with MountedLab(tmp_path, "--config", str(ROOT / "examples/vendor_host.toml")) as lab:
+        one_write(lab.gpu / "sriov_numvfs", "4")
+        for number in (0, 1):
+            one_write(lab.gpu / f"virtfn{number}/nvidia/current_vgpu_type", "1304")
+        idle, held = (os.path.basename(os.readlink(lab.gpu / f"virtfn{number}")) for number in (0, 1))
+        cdev = os.listdir(lab.gpu / "virtfn1/vfio-dev")[0]
+        fd = open_bound(lab.path / "dev/vfio/devices" / cdev)
+        try:
+            (shown,) = objects(lab, "-n", "1", "-d", "0.1")
+        finally:
+            os.close(fd)
+        assert [row["name"] for row in shown["devices"]] == [held, idle]
+        assert {(row["type"], row["parent"]) for row in shown["devices"]} == {("1304", "0000:86:00.0")}
+        size = int((lab.gpu / "virtfn0/vgpu/vram_size").read_text())
+        assert [row["memory"] for row in shown["devices"]] == [size] * 2 and shown["vgpus"] == 2
+        gpu = next(gpu for gpu in shown["gpus"] if gpu["name"] == "0000:86:00.0")
+        assert (gpu["vgpus"], gpu["memory_used"]) == (2, 2 * size)
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped", "unmounted"])
