@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 OURS, FLOOR, KERNEL, LXCFS, UMOCKDEV = "vfsfuse", "C libfuse", "kernel sysfs", "lxcfs", "umockdev"
 BARE, EVENTFD, NOTHING = "memfd", "eventfd", "an ioctl without a struct"
+UNTRACED = "untraced"
+"""The same lab, while nobody reads its trace."""
 MEMCPY, MEMREAD, MEMWRITE = "memcpy", "pread of /proc/PID/mem", "pwrite of /proc/PID/mem"
 PEERS = (KERNEL, LXCFS, UMOCKDEV)
 """Subjects that may be missing on this machine, or may not run there."""
@@ -113,7 +115,14 @@ def _iommu(key: str, title: str, loop: str, calls: int, uses: str) -> Case:
     return Case(key, title, runs, NOTHING)
 
 
-CASES: tuple[Case, ...] = (
+def _traced(case: Case) -> Case:
+    """The same calls while a program reads the trace of the lab."""
+    words = case.runs[OURS]
+    runs = {OURS: f"{{python}} -m bench.drive traced {{lab}} {words}", UNTRACED: words}
+    return Case(f"traced-{case.key}", f"{case.title}, while traced", runs, UNTRACED)
+
+
+_PLAIN_CASES: tuple[Case, ...] = (
     _access("read-hook", "trapped 4-byte read, Python hook", HOOKED, "read"),
     _access("write-hook", "trapped 4-byte write, Python hook", HOOKED, "write"),
     _access("read-plain", "4-byte read of a plain register", PLAIN, "read"),
@@ -217,6 +226,12 @@ CASES: tuple[Case, ...] = (
     ),
     Case("mount.sh", "./mount.sh, until it returns", {OURS: MOUNT_SH}, None, pinned=False),
 )
+TRACED = (
+    *("read-hook", "read-plain", "read-memory", "ioctl-struct", "map-few", "unmap-few"),
+    *("attr-write", "interrupt"),
+)
+"""The cases that are measured once more while the lab is traced."""
+CASES = (*_PLAIN_CASES, *(_traced(case) for case in _PLAIN_CASES if case.key in TRACED))
 BY_KEY: Mapping[str, Case] = {case.key: case for case in CASES}
 
 CLIENTS = "clients"

@@ -5,6 +5,7 @@
     python -m bench.drive mount CALLS FOLDER    from the start of `vfsfuse mount` until the tree answers
     python -m bench.drive mount-functions CALLS FOLDER  the same for a lab of 10,240 PCI functions
     python -m bench.drive mount.sh CALLS FOLDER the same through ./mount.sh, until it returns
+    python -m bench.drive traced LAB CLIENT...  the command of a client, while this reads the trace of the lab
 
 The command prints nanoseconds as bench/client.c does.
 """
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +59,16 @@ def mount_sh(calls: int, place: str) -> None:
     show(spent[1:])
 
 
+def traced(lab: str, client: Sequence[str]) -> None:
+    with open(Path(lab) / "trace", "rb") as trace:
+        reader = subprocess.Popen(["cat"], stdin=trace, stdout=subprocess.DEVNULL)
+    try:
+        subprocess.run(client, check=True)
+    finally:
+        reader.terminate()
+        reader.wait()
+
+
 def mount_functions(calls: int, place: str) -> None:
     mount(calls, place, "--config", FUNCTIONS)
 
@@ -72,6 +83,9 @@ DRIVERS: Mapping[str, Callable[[int, str], None]] = {
 
 def main() -> None:
     os.chdir(ROOT)
+    if sys.argv[1] == "traced":
+        traced(sys.argv[2], sys.argv[3:])
+        return
     DRIVERS[sys.argv[1]](int(sys.argv[2]), sys.argv[3])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.cases import ALONE, AMONG, BY_KEY, DMA_SIZES, OURS
+from bench.cases import ALONE, AMONG, BY_KEY, DMA_SIZES, OURS, TRACED
 from bench.machine import EACH, EACH_FUNCTION, EMPTY
 from bench.measure import PINNED, UNPINNED
 from bench.samples import Key, Results
@@ -146,6 +146,11 @@ TARGETS: tuple[Target, ...] = (
         4,
         _fact(EACH_FUNCTION, KIB),
         shown="{:.2f} KiB",
+    ),
+    Target(
+        "a call while a program reads the lab's trace, relative to untraced",
+        3,
+        _worst(*(f"traced-{key}" for key in TRACED)),
     ),
     Target("p99 of one quiet device with 7 busy neighbours, relative to alone", 3, neighbours),
 )

@@ -7,6 +7,7 @@ A `Caller` belongs to one request. The thread that serves the request uses it. I
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import select
 from collections.abc import Callable, Iterator
@@ -36,6 +37,23 @@ def peek(tid: int, vaddr: int, size: int) -> bytes:
     if not size or lib.shim_peek(tid, vaddr, ffi.from_buffer(buffer), size):
         return b""
     return bytes(buffer)
+
+
+class Writes:
+    """Tells whether this process has written to a client's memory meanwhile."""
+
+    __slots__ = ("_numbers", "last")
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self.last = 0
+        """Another number after each write, on whichever thread."""
+
+    def note(self) -> None:
+        self.last = next(self._numbers)
+
+
+writes = Writes()
 
 
 class ClientProcess:
@@ -124,6 +142,7 @@ class Caller:
 
     def write_from(self, vaddr: int, buffer: Any, size: int) -> None:
         """Store `size` bytes of cffi `buffer` at `vaddr`.  As `write`."""
+        writes.note()
         error = lib.shim_poke(self.tid, vaddr, buffer, size)
         if error:
             raise OSError(-error, f"writing {size} bytes at {vaddr:#x}: {os.strerror(-error)}")

@@ -21,6 +21,7 @@ from typing import TypeVar
 from devmodel.callpoint import Call, CallPoint, Observers
 from ioctl_shim.abi import Fetched
 from ioctl_shim.callthreads import CallThreads
+from ioctl_shim.client import writes
 from ioctl_shim.lane import DeferringFile, Opened, PendingRequest, SizedIoctl
 from ioctl_shim.lanefile import errno_of
 from vfsfuse.vfio.fops import VfioFops
@@ -54,7 +55,7 @@ class ObservedFile:
         if row is not None and row.blocking:
             return None
         fetched = Fetched(slot)
-        before, reply = struct_before(row, arg, tid, fetched), b""
+        before, reply, written = struct_before(row, arg, tid, fetched), b"", writes.last
         call = told.ioctl_call(row, cmd, arg, tid, before)
         observers = calls.begin(call)
         try:
@@ -63,12 +64,12 @@ class ObservedFile:
             finally:  # an error has an answer, too
                 reply = fetched.send(tid, arg)
         except BaseException as error:
-            call.error, call.after = error, struct_after(before, arg, tid, reply)
+            call.error, call.after = error, struct_after(before, arg, tid, written, reply)
             calls.end(observers, call)
             raise
         if result is None:
             return partial(self._finish, call, observers, cmd)
-        call.result, call.after = result, struct_after(before, arg, tid, reply)
+        call.result, call.after = result, struct_after(before, arg, tid, written, reply)
         calls.end(observers, call)
         return result
 

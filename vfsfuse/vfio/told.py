@@ -14,7 +14,7 @@ from typing import Any
 from devmodel.callpoint import Call, CallKind
 from devmodel.region.backing import REGION_SHIFT
 from ioctl_shim.abi import Fetched, Row, rows_of
-from ioctl_shim.client import Caller, peek
+from ioctl_shim.client import Caller, peek, writes
 from ioctl_shim.lane import Opened, RegionAccess, SizedIoctl
 from vfsfuse.vfio.fops import VfioFops
 from vfsfuse.vfio.group import GroupFops
@@ -94,14 +94,14 @@ class ToldFile:
 
     def ioctl(self, call: Call, cmd: int) -> int:
         """Make an ioctl on a thread that may wait.  Raises OSError as ioctl(2)."""
-        arg, before = call.arguments["arg"], call.arguments["before"]
+        arg, before, written = call.arguments["arg"], call.arguments["before"], writes.last
         try:
             result = self.file.ioctl(cmd, arg, call.tid, on_pump=0)
             if result is None:
                 raise RuntimeError(f"{call.name} is left to a thread by a thread that may wait")
             return result
         finally:
-            call.after = struct_after(before, arg, call.tid, b"")
+            call.after = struct_after(before, arg, call.tid, written)
 
     def sized_ioctl(self, call: Call, sized: SizedIoctl) -> int:
         """Make an ioctl that has a size.  Raises OSError as ioctl(2)."""
@@ -140,8 +140,9 @@ def _name_at(tid: int, arg: int) -> bytes:
         return b""
 
 
-def struct_after(before: bytes, arg: int, tid: int, reply: bytes) -> bytes:
-    """The same bytes once the call is over.  `reply` is what a pump has written of them."""
+def struct_after(before: bytes, arg: int, tid: int, written: int, reply: bytes = b"") -> bytes:
+    """The same bytes once the call is over.  `written` is what `writes.last` was before it, `reply` what a
+    pump has written of them."""
     if reply:
         return reply + before[len(reply) :]
-    return peek(tid, arg, len(before)) if before else b""
+    return before if written == writes.last else peek(tid, arg, len(before))
