@@ -102,6 +102,7 @@ def test_what_cannot_be_mapped(device: Device) -> None:
 def test_dma_and_interrupts(device: Device) -> None:
     with device.interrupts("msix", 2) as irqs, device.map(2 * mmap.PAGESIZE) as memory:
         assert (len(irqs), irqs.index, irqs.take(), irqs.take(1)) == (2, 2, 0, 0)
+        memory.write(0, memoryview(array.array("I", [1, 2])))
         memory.write(3, b"a text")
         assert copy(device, irqs, memory.iova + 3, memory.iova + mmap.PAGESIZE, 6) == DONE
         assert memory.read(mmap.PAGESIZE, 7) == b"a text\0"

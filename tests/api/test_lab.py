@@ -360,6 +360,8 @@ def test_programs_find_the_lab(tmp_path: Path) -> None:
         assert done.stdout.decode().split() == [*sorted(lab.parents), str(tmp_path)]
         assert done.returncode == 3
         assert lab.run("true").returncode == 0
+        line = "ls /sys/class/mdev_bus | wc -l"
+        assert lab.run(line, shell=True, capture_output=True, text=True).stdout == "4\n"
         with pytest.raises(subprocess.CalledProcessError):
             lab.run(["false"], check=True)
         assert lab.run(["no-such-program"], stderr=subprocess.DEVNULL).returncode == 127
@@ -383,13 +385,13 @@ def test_a_lab_comes_from_standard_input(tmp_path: Path) -> None:
         assert command("umount", tmp_path / "lab").returncode == 0
 
 
-def test_a_server_in_the_background_ends_with_a_descriptor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [0, 9])
+def test_a_server_in_the_background_ends_with_a_descriptor(tmp_path: Path, number: int) -> None:
     reader, writer = os.pipe()
     try:
-        started = [*VFSFUSE, "mount", "--end-fd", str(reader), "--log-file", str(tmp_path / "log")]
-        subprocess.run(
-            [*started, str(tmp_path / "lab")], check=True, stdout=subprocess.DEVNULL, pass_fds=(reader,)
-        )
+        started = [*VFSFUSE, "mount", "--end-fd", str(number), "--log-file", str(tmp_path / "log")]
+        shell = ["bash", "-c", f'"$@" {number}<&{reader}', "bash", *started, str(tmp_path / "lab")]
+        subprocess.run(shell, check=True, stdout=subprocess.DEVNULL, pass_fds=(reader,))
         assert is_mountpoint(tmp_path / "lab")
     finally:
         os.close(writer)

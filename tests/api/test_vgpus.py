@@ -9,6 +9,7 @@ import uuid
 
 import pytest
 
+from tests.nvidia.host import LAB as VENDOR
 from vfsfuse import Lab
 
 GPU = "0000:86:00.0"
@@ -123,6 +124,14 @@ def test_vgpus_of_nvidias_framework(vendor: Lab) -> None:
     assert not vgpu.exists() and list(vendor.vgpus) == []
     with pytest.raises(ValueError, match="neither a UUID"):
         gpu.create("14", UUID)
+
+
+def test_a_vgpu_of_nvidias_framework_on_the_first_parent() -> None:
+    with Lab(VENDOR, strict=True) as lab:
+        with lab.create("NVIDIA LAB-8Q") as vgpu:
+            assert vgpu.type == "18"
+        with pytest.raises(KeyError, match=r"no parent has the type 99 \(there is 11, 14, 24, 18, 1116\)"):
+            lab.create("99")
 
 
 def test_no_virtual_function_is_free(vendor: Lab) -> None:

@@ -21,7 +21,7 @@ from vfsfuse.api.directory import Directory, Named
 from vfsfuse.api.errors import LabError
 from vfsfuse.api.files import Files
 from vfsfuse.api.functions import Function, Slot, functions, slots
-from vfsfuse.api.parents import Parent, parents
+from vfsfuse.api.parents import Parent, parent_with, parents
 from vfsfuse.api.server import Server, command
 from vfsfuse.api.vgpus import Vgpu, vgpus
 from vfsfuse.kernfs.xattr import XATTR_PID
@@ -233,15 +233,7 @@ class Lab:
     ) -> Vgpu:
         """Create a vGPU on `parent`, or on the first parent that has the type.  The rest is as of
         `Parent.create`."""
-        if parent is not None:
-            found = self.parents[parent]
-        else:
-            all_parents = list(self.parents.values())
-            having = [each for each in all_parents if type in each.types]
-            if not having:
-                types = ", ".join(name for each in all_parents for name in each.types) or "none"
-                raise KeyError(f"no parent has the type {type} (there is {types})")
-            found = having[0]
+        found = parent_with(self.files, type) if parent is None else self.parents[parent]
         return found.create(type, uuid, instance=instance, **resources)
 
     # ---- programs ----
@@ -283,17 +275,21 @@ class Lab:
 
         `check` and `more` are arguments of subprocess.run, which raises what it raises there.  If the lab
         cannot be shown to the program, the exit status is 125, and stderr says why."""
-        return subprocess.run(self._run(argv), check=check, **more)
+        return subprocess.run(self._run(argv, **more), check=check, **{**more, "shell": False})
 
     def popen(self, argv: Sequence[Argument] | Argument, **more: Any) -> subprocess.Popen[Any]:
         """Start a program as `run` does.  The process is the program itself; `more` are arguments of
         subprocess.Popen."""
-        return subprocess.Popen(self._run(argv), **more)
+        return subprocess.Popen(self._run(argv, **more), **{**more, "shell": False})
 
-    def _run(self, argv: Sequence[Argument] | Argument) -> list[Argument]:
+    def _run(
+        self, argv: Sequence[Argument] | Argument, shell: bool = False, **more: object
+    ) -> list[Argument]:
+        """The argv that runs a program in the lab; a line for the shell, if it is one."""
         single = isinstance(argv, str | bytes | os.PathLike)
         program: list[Argument] = [argv] if single else list(argv)  # type: ignore[list-item, arg-type]
-        return [*command("run", "--mount", str(self.path), "--"), *program]
+        told = ["/bin/sh", "-c", *program] if shell else program
+        return [*command("run", "--mount", str(self.path), "--"), *told]
 
 
 def _described(config: Config | None) -> tuple[str | None, list[str]]:

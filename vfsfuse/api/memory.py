@@ -85,7 +85,8 @@ class DmaMemory:
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Store `data` at `offset`.  Raises ValueError beyond the end."""
-        self.buffer[self._slice(offset, len(data))] = data
+        content = memoryview(data).cast("B")
+        self.buffer[self._slice(offset, len(content))] = content
 
     def _slice(self, offset: int, size: int) -> slice:
         if offset < 0 or size < 0 or offset + size > self.size:

@@ -176,19 +176,43 @@ class VendorParent(Parent):
         free."""
         if uuid is not None or instance is not None or resources:
             raise ValueError("NVIDIA's framework gives vGPUs neither a UUID nor an instance nor resources")
-        if self.attribute("sriov_numvfs") == "0":
-            self.set("sriov_numvfs", self.attribute("sriov_totalvfs"))
+        self.enable()
         function = self.free()
         if function is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        named = [number for number, title in self.creatable().items() if title == type]
-        function.set("nvidia/current_vgpu_type", self.types[named[0] if len(named) == 1 else type].name)
+        function.set("nvidia/current_vgpu_type", self.types[self.number_of(type)].name)
         return function
+
+    def enable(self) -> None:
+        """Enable all virtual functions if there are none."""
+        if self.attribute("sriov_numvfs") == "0":
+            self.set("sriov_numvfs", self.attribute("sriov_totalvfs"))
+
+    def number_of(self, type: str) -> str:
+        """The id of the only type with this name that there is room for, otherwise the name."""
+        named = [number for number, title in self.creatable().items() if title == type]
+        return named[0] if len(named) == 1 else type
 
 
 def parents(files: Files) -> Named[Parent]:
     """The parents of a lab, by name."""
     return Named(lambda: _names(files), lambda name: _find(files, name), "parent")
+
+
+def parent_with(files: Files, type: str) -> Parent:
+    """The first parent that has the type.  If there is none, the virtual functions of GPUs with NVIDIA's
+    framework are enabled, because they have the list of types.  Raises KeyError."""
+    found = list(parents(files).values())
+    vendors = [each for each in found if isinstance(each, VendorParent)]
+    for parent in found:
+        if type in parent.types:
+            return parent
+    for vendor in vendors:
+        vendor.enable()
+        if vendor.number_of(type) in vendor.types:
+            return vendor
+    types = ", ".join(name for each in found for name in each.types) or "none"
+    raise KeyError(f"no parent has the type {type} (there is {types})")
 
 
 def _names(files: Files) -> list[str]:

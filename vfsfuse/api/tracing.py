@@ -49,7 +49,7 @@ class Trace:
             self._records += self._reader.drain()
         except TraceError as error:
             raise LabError(str(error)) from None
-        return self._records
+        return list(self._records)
 
     def text(self) -> str:
         """All records so far, a line each, as `vfsfuse trace` prints them.  Raises LabError as `records`."""

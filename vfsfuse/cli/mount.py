@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
     gc.disable()  # until a server serves: the modules that are imported before then stay
     try:
         _check_ready_fd(args.ready_fd)
-        _check_end_fd(args.end_fd)
+        args.end_fd = _kept_end_fd(args.end_fd)
         found = inspect(args.mountpoint, Patience())
         if found.state is State.SILENT:
             raise Refusal(f"{found.path}: a lab is mounted there already, but {found.silence}")
@@ -101,12 +101,12 @@ def _check_ready_fd(fd: int | None) -> None:
     raise Refusal(f"--ready-fd {fd}: it is open for reading only (open it for writing)")
 
 
-def _check_end_fd(fd: int | None) -> None:
-    """Raise Refusal unless `fd` is open.  Called before any file is opened here."""
+def _kept_end_fd(fd: int | None) -> int | None:
+    """A copy of `fd` that is no standard stream, because those of a background server are replaced.  Called
+    before any file is opened here.  Raises Refusal unless `fd` is open."""
     try:
-        if fd is not None:
-            os.fstat(fd)
-    except (OSError, OverflowError):
+        return None if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    except (OSError, ValueError, OverflowError):
         raise Refusal(f"--end-fd {fd}: no such descriptor is open (a shell opens it by {fd}<FIFO)") from None
 
 
