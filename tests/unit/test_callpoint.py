@@ -4,14 +4,27 @@
 from __future__ import annotations
 
 import errno
+import mmap
+import os
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import trio
 
-from devmodel.callpoint import Call, CallKind, CallPoint, owing
-from tests.unit.fakes import fails
+from devmodel.callpoint import Call, CallKind, CallPoint, lifecycle_change, owing
+from devmodel.device.base import Device
+from devmodel.device.tasks import TaskHost
+from devmodel.iommu.api import PAGE_SIZE, Prot
+from devmodel.iommu.type1 import Type1
+from devmodel.irq.eventfd import Eventfd, Watcher
+from devmodel.irq.irqs import Action, IrqIndex
+from devmodel.irq.kinds import ClientFds, PciIrq
+from devmodel.region.access import PLAIN, Access, first_bytes
+from ioctl_shim._native import lib
+from tests.unit.fakes import FakeClient, fails
+from tests.unit.test_iommu import Driver
 
 SECONDS = 5
 
@@ -161,3 +174,178 @@ def test_a_listener_that_fails_disturbs_nobody(point: CallPoint, caplog: pytest.
     assert sent == [1]
     assert "a listener failed at the begin of x" in caplog.text
     assert "a listener failed at the end of y" in caplog.text
+
+
+# ---- observers ----
+
+
+class Watching:
+    """An observer that keeps an account of what it was told: when, the call's name, its result or error."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, object]] = []
+
+    def began(self, call: Call) -> None:
+        assert call.begun and call.error is None
+        self.lines.append(("began", call.name, None))
+
+    def ended(self, call: Call) -> None:
+        error = call.error
+        outcome = error.errno if isinstance(error, OSError) else error or call.result
+        self.lines.append(("ended", call.name, outcome))
+
+
+async def seven() -> int:
+    return 7
+
+
+def calls_of_every_way(point: CallPoint) -> list[Call]:
+    made = [call(name) for name in ("run", "tell", "locked", "async", "signal", "fails")]
+    assert point.run(made[0], lambda: 7) == 7
+    assert point.tell(made[1], lambda: 7) == 7
+    assert point.run_locked(made[2], lambda: 7) == 7
+    assert trio.run(point.run_async, made[3], seven) == 7
+    point.signal(made[4], lambda: 7)
+    fails(errno.EBUSY, point.run, made[5], failing)
+    return made
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_observers_see_every_call_with_a_listener_and_without(listens: bool) -> None:
+    point, observers = CallPoint(), (Watching(), Watching())
+    point.listener = Account() if listens else None
+    for observer in observers:
+        point.observe(observer)
+    made = calls_of_every_way(point)
+    for observer in observers:
+        assert [(when, name) for when, name, _ in observer.lines] == [
+            (when, each.name) for each in made for when in ("began", "ended")
+        ]
+        outcomes = {name: outcome for when, name, outcome in observer.lines if when == "ended"}
+        assert outcomes.pop("fails") == errno.EBUSY and outcomes.pop("signal") in (None, 7)
+        assert set(outcomes.values()) == {7}
+    assert all(each.error is None for each in made)  # an exception would keep what its frames use
+
+
+def test_a_refusal_and_a_delay_are_of_the_call_that_observers_see(point: CallPoint) -> None:
+    observer = Watching()
+    point.observe(observer)
+    account(point).refusal = errno.EPERM
+    fails(errno.EPERM, point.run, call("refused"), lambda: 7)
+    point.signal(call("lost"), lambda: 7)
+    assert observer.lines == [
+        ("began", "refused", None),
+        ("ended", "refused", errno.EPERM),
+        ("began", "lost", None),
+        ("ended", "lost", errno.EPERM),
+    ]
+
+
+def test_who_goes_during_a_call_hears_its_end_and_who_comes_does_not() -> None:
+    point, first, second = CallPoint(), Watching(), Watching()
+    point.observe(first)
+
+    def change() -> None:
+        point.unobserve(first)
+        point.observe(second)
+
+    point.run(call("a"), change)
+    point.run(call("b"), lambda: 7)
+    assert first.lines == [("began", "a", None), ("ended", "a", None)]
+    assert second.lines == [("began", "b", None), ("ended", "b", 7)]
+
+
+def test_what_is_set_up_hears_of_each_observer_that_comes_and_goes() -> None:
+    point, seen = CallPoint(), list[bool]()
+
+    def switch() -> None:
+        seen.append(point.attended)
+
+    observers = Watching(), Watching()
+    point.join(switch)
+    for observer in observers:
+        point.observe(observer)
+    for observer in observers:
+        point.unobserve(observer)
+    assert seen == [False, True, True, True, False]
+    point.leave(switch)
+    point.observe(observers[0])
+    assert len(seen) == 5
+    assert point.attended
+    point.unobserve(observers[0])
+    point.listener = Account()
+    assert point.attended
+
+
+def test_the_client_of_a_store_is_that_of_its_lifecycle_changes() -> None:
+    class Changes:
+        calls = CallPoint()
+
+        @lifecycle_change
+        def create(self, name: str) -> int:
+            return len(name)
+
+    class Clients(Watching):
+        def began(self, call: Call) -> None:
+            self.lines.append(("began", call.name, call.tid))
+
+    async def store() -> int:
+        return changes.create("copier")
+
+    changes, observer = Changes(), Clients()
+    changes.calls.observe(observer)
+    made = Call(CallKind.STORE, "directory", "vgpu_create", tid=1234)
+    assert trio.run(changes.calls.run_async, made, store) == 6
+    assert changes.create("nobody") == 6
+    began = [line for line in observer.lines if line[0] == "began"]
+    assert began == [("began", "vgpu_create", 1234), ("began", "create", 1234), ("began", "create", 0)]
+
+
+def test_pinned_pages_and_interrupts_that_are_set_up_are_observed_too() -> None:
+    calls, observer, sent = CallPoint(), Watching(), os.eventfd(0)
+    device = Device("board", [], [None, None, IrqIndex(4)])
+    device.tasks.host = TaskHost(calls)
+    driver = Type1()
+    Driver(driver)
+    driver.map(FakeClient(), 0, 0x8000, 2 * PAGE_SIZE, Prot.READ | Prot.WRITE)
+    device.connect(driver.space)
+    device.opened(None)
+    pin = trio.run(device.dma.pin, 0, 1, Prot.READ | Prot.WRITE)
+    data = ClientFds([os.dup(sent)], lambda number: Eventfd(number, lib.shim_signal), Watcher())
+    device.irq.set(PciIrq.MSIX, Action.TRIGGER, 0, 1, data)
+
+    def use() -> None:
+        pin.write(8, b"data")
+        assert pin.read(8, 4) == b"data"
+        assert device.irq.raise_message(0) and os.eventfd_read(sent) == 1
+
+    use()
+    calls.observe(observer)
+    use()
+    calls.unobserve(observer)
+    use()
+    assert [(name, outcome) for when, name, outcome in observer.lines if when == "ended"] == [
+        ("write", None),
+        ("read", b"data"),
+        ("MSIX", None),
+    ]
+    device.close()
+    calls.observe(observer)  # and the device has nothing to do with it any more
+    os.close(sent)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_the_first_bytes_of_a_buffer(kind: Callable[[bytes], bytes]) -> None:
+    assert first_bytes(kind(b"abcdef"), 4, PLAIN) == b"abcd"
+    assert first_bytes(kind(b""), 4, PLAIN) == b""
+
+
+def test_the_first_bytes_of_mapped_memory() -> None:
+    def no_page(to: int, source: int, size: int) -> int:
+        return -errno.EFAULT
+
+    with mmap.mmap(-1, PAGE_SIZE) as memory, memoryview(memory) as view:
+        view[:4] = b"data"
+        assert first_bytes(view, 4, PLAIN) == b"data"
+        assert first_bytes(view[2:], 8192, PLAIN) == b"ta" + bytes(PAGE_SIZE - 4)
+        assert first_bytes(view, 4, Access(no_page, no_page)) == b""
