@@ -99,6 +99,17 @@ def state(slot: Slot) -> tuple[bool, bool]:
     return slot.occupied, slot.powered
 
 
+def test_a_virtual_function_that_wants_a_token() -> None:
+    with Lab(strict=True) as lab:
+        gpu = lab.functions[GPU]
+        lab.files.store(lab.path / "sys/module/vfio_pci/parameters/enable_sriov", "Y")
+        with gpu.bound(), gpu.open():
+            gpu.sriov_numvfs = 1
+            with pytest.raises(PermissionError):
+                gpu.vfs[0].open()
+            gpu.sriov_numvfs = 0
+
+
 def test_cards() -> None:
     with Lab(PLUGGABLE, strict=True) as lab:
         gpu, slot = lab.functions[GPU], lab.slots["7"]
@@ -128,3 +139,5 @@ def test_a_function_without_iommu() -> None:
         function.bind()
         assert str(function.group).startswith("noiommu-")
         assert (lab.path / "dev/vfio" / str(function.group)).exists()
+        with function.open() as device:
+            assert device.config.read_int(0, 2) == 0x1B36

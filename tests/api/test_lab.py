@@ -278,6 +278,21 @@ def test_an_exception_of_the_program_is_the_one_that_is_raised() -> None:
     assert not path.exists() and is_over(pid)
 
 
+def test_models_are_reloaded(tmp_path: Path) -> None:
+    model = tmp_path / "stuck.py"
+    model.write_text(STUCK)
+    with Lab(MODEL, folder=tmp_path, strict=True) as lab, lab.create("stuck") as vgpu:
+        model.write_text(STUCK.replace("0x1AF4, 0x1100", "0x1AF4, 0x1200"))
+        assert lab.reload("stuck") == "1 device is reloaded"
+        assert vgpu.attribute("subsystem_device") == "0x1200"
+        model.write_text("\nclass Stuck(")
+        with pytest.raises(LabError, match=rf"{model} cannot be loaded: SyntaxError.*stuck\.py:2"):
+            lab.reload()
+        with pytest.raises(LabError, match="nothing"):
+            lab.reload("nothing")
+        assert vgpu.attribute("subsystem_device") == "0x1200"
+
+
 def test_the_log_goes_to_a_file(tmp_path: Path) -> None:
     with Lab(log_path=tmp_path / "server.log", log_level="debug", options=["--log-file", "unused"]) as lab:
         assert "mounted at" in (tmp_path / "server.log").read_text()

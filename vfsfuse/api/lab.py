@@ -37,6 +37,8 @@ Config = str | os.PathLike[str] | Mapping[str, object]
 Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 READING = "-"
+OUTCOME = 1 << 20
+"""Bytes that are read about a reload."""
 KEEP = 100_000
 """Records of a trace that the server keeps, unless the caller says otherwise."""
 mounted: set[Lab] = set()
@@ -221,6 +223,22 @@ class Lab:
     def rescan(self) -> None:
         """Look for functions that were removed from their buses (sys/bus/pci/rescan)."""
         self.files.store(self.path / "sys/bus/pci/rescan", "1")
+
+    def reload(self, *models: str) -> str:
+        """Read the code of the lab's own models again, by default of all, and make new devices of it
+        (docs/models.md).  Returns the server's line about it.
+
+        Raises LabError with the server's lines if the lab goes on with the code that it had, such as that
+        which names the file and the line of a mistake; OSError: EACCES in a lab of another user."""
+        path = self.path / "reload"
+        with self.files.explained(path), open(path, "r+b", buffering=0) as file:
+            try:
+                file.write(f"{' '.join(models)}\n".encode())
+            except OSError as error:
+                if lines := os.pread(file.fileno(), OUTCOME, 0).decode(errors="replace").strip():
+                    raise LabError(lines, self.log) from error
+                raise
+            return os.pread(file.fileno(), OUTCOME, 0).decode(errors="replace").strip()
 
     def create(
         self,

@@ -36,6 +36,6 @@ class Assignable(Directory):
         `Device` does."""
         name = self.vfio
         if name is None:
-            why = "no driver of VFIO has it, or it has no IOMMU (bind a PCI function to vfio-pci)"
+            why = "no driver of VFIO has it (bind a PCI function to vfio-pci)"
             raise OSError(errno.ENODEV, why, str(self.path))
         return Device(self._files, self._files.root / "dev/vfio/devices" / name)
