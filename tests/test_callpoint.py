@@ -12,8 +12,10 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +34,7 @@ from tests.iommufd.devices import Copier
 from tests.lab import ROOT, VFSFUSE, MountedLab, open_files, run, settled, wait_for
 from tests.test_ended_clients import closing, group_file, left_behind
 from tests.vfio.bystander import bystander
-from tests.vfio.client import DEVICE_GET_INFO, DeviceInfo, Group, Memory, fails
+from tests.vfio.client import DEVICE_GET_INFO, DeviceInfo, DmaMap, DmaUnmap, Group, Memory, fails
 from tests.vfio.gpu_client import StoppedMemory
 from tests.vfio.test_held_lane import LONGEST, result
 
@@ -320,6 +322,7 @@ def test_a_whole_dialogue_is_told_once_in_order_with_its_results(
     assert done.stdout == "status 1\nok\n", done.stderr
     if rules is not None:
         assert [told(line) for line in listened.lines()] == dialogue(listened.name)
+        check_structs(listened.lines(), listened.name)
     for observer in range(1, observers + 1):
         lines = listened.lines(observer)
         assert [told(line) for line in lines if line["kind"] not in OBSERVED_ONLY] == dialogue(listened.name)
@@ -329,11 +332,37 @@ def test_a_whole_dialogue_is_told_once_in_order_with_its_results(
         assert opened == observed_dialogue(listened.name)
         client = {line["tid"] for line in lines if line["kind"] in ("ioctl", "region")}
         assert len(client) == 1 and 0 not in client
+        ours = {line["tid"] for line in lines if line["kind"] in ("store", "lifecycle")}
+        assert ours == {threading.get_native_id()}
+        check_structs(lines, listened.name)
         on_device = {line["device"] for line in lines if line["subject"] == listened.name}
         assert on_device <= {listened.name, None}
         assert all(
             line["device"] for line in lines if line["kind"] in ("region", "dma", "interrupt", "reset")
         )
+
+
+def check_structs(lines: Sequence[Line], name: str) -> None:
+    """The structs of the client's ioctls, before and after each."""
+    structs = {
+        line["name"].removeprefix("VFIO_"): (
+            bytes.fromhex(line["arguments"]["before"]),
+            bytes.fromhex(line["after"]),
+        )
+        for line in lines
+        if line["kind"] == "ioctl"
+    }
+    descriptor, event = structs["GROUP_SET_CONTAINER"][0], structs["DEVICE_SET_IRQS"][0][20:]
+    assert len(descriptor) == len(event) == 4 and descriptor != event
+    assert structs["GET_API_VERSION"] == structs["SET_IOMMU"] == structs["DEVICE_RESET"] == (b"", b"")
+    assert structs["GROUP_GET_DEVICE_FD"][0].decode() == name
+    mapped, unchanged = map(DmaMap.from_buffer_copy, structs["IOMMU_MAP_DMA"])
+    assert (mapped.argsz, mapped.iova, mapped.size) == (32, IOVA, 2 * PAGE)
+    assert bytes(mapped) == bytes(unchanged)
+    before, after = map(DmaUnmap.from_buffer_copy, structs["IOMMU_UNMAP_DMA"])
+    assert before.size == after.size == 2 * PAGE
+    asked, info = (struct.unpack("<5I", each[:20]) for each in structs["DEVICE_GET_INFO"])
+    assert asked[2:4] == (0, 0) and info[2:4] == (9, 5)  # regions and interrupts
 
 
 OBSERVED_ONLY = ("open", "reset")
