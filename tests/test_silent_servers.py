@@ -178,8 +178,6 @@ def test_each_command_that_asks_a_silent_server_says_so_in_time(bed: MountedLab,
             ["mount", bed.path],
             ["mount", "--foreground", bed.path],
             ["tree", bed.path],
-            ["list", "--mount", bed.path],
-            ["top", "-n", "1", "--mount", bed.path],
             ["capture", "--sys", bed.path / "sys"],
             ["screenshot", "--mount", bed.path, "vgpu0", bed.path.parent / "out.png"],
             ["surprise-remove", "--mount", bed.path, "vgpu0"],
@@ -196,6 +194,14 @@ def test_each_command_that_asks_a_silent_server_says_so_in_time(bed: MountedLab,
         deadline = time.monotonic() + 2 * SLOW_SECONDS
         while vfsfuse("tree", bed.path).returncode:
             assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("how", ["stopped", "main thread hung", "interpreter hung"])
+def test_the_commands_that_look_at_devices_say_so_too(bed: MountedLab, how: str) -> None:
+    with SILENT[how](cold(bed)):
+        for done in timed_at_once([["list", "--mount", bed.path], ["top", "-n", "1", "--mount", bed.path]]):
+            line = error_of(done)
+            assert f"{bed.path}: the server (pid {bed.pid})" in line and f"kill -KILL {bed.pid}" in line
 
 
 @pytest.mark.parametrize("how", ["stopped", "main thread hung", "interpreter hung"])
