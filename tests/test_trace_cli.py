@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -293,6 +294,50 @@ def test_the_devices_of_a_program(tmp_path: Path) -> None:
         done, out = traced(tmp_path, script, "-k", "region", name)
         assert done.returncode == 0
         assert {line["subject"] for line in lines_of(out)} == {"0000:86:00.0"}
+
+
+def test_a_device_that_no_record_is_about(tmp_path: Path) -> None:
+    """A name may be mistyped, and the devices are made later."""
+    done, out = traced(tmp_path, CREATE, "0000:99:00.0")
+    assert (done.returncode, out.read_text()) == (0, "")
+    assert done.stderr.startswith("vfsfuse: trace: no record is about 0000:99:00.0 (")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_caller_that_ignores_its_children(tmp_path: Path) -> None:
+    """The program ignores them, too, and its status is known."""
+    ignore = "from os import execv; from signal import *; from sys import argv"
+    ignore += "; signal(SIGCHLD, SIG_IGN); execv(argv[1], argv[1:])"
+    words = [
+        *VFSFUSE,
+        "trace",
+        "-o",
+        str(tmp_path / "trace"),
+        "--",
+        "grep",
+        "-s",
+        "SigIgn",
+        "/proc/self/status",
+        "/nowhere",
+    ]
+    done = run(["sh", "-c", f"cd {ROOT} && exec {shlex.join([sys.executable, '-c', ignore, *words])}"])
+    ignored = re.findall(r"SigIgn:\s*(\w+)", done.stdout)
+    assert int(ignored[0], 16) & 1 << signal.SIGCHLD - 1
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_a_shell_takes_the_terminal_and_gives_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tracer is in the background meanwhile, and writes nevertheless."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("NO_COLOR", "1")
+    words = [*VFSFUSE, "trace", "--", "bash", "--norc", "-i"]
+    script = f"stty tostop; {' '.join(words)}; echo back $?"
+    steps = ((b"bash-", CREATE.encode() + b"; exit 5\n"), (b"back 5", b""))
+    shown, status = in_terminal(["sh", "-c", script], *steps)
+    assert status == 0
+    assert re.search(rf"mtty-1 create {UUID}", shown), shown
 
 
 READS = """

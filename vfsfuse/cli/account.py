@@ -43,6 +43,8 @@ class Account:
             from vfsfuse.trace.summary import Summary
 
             self._summary = Summary()
+        self.count = 0
+        """How many records it has told."""
         self.lost = 0
         """How many records the lab has dropped."""
         self.failure: str | None = None
@@ -50,15 +52,15 @@ class Account:
     def add(self, records: Iterable[Record]) -> int:
         """Tell these records, also those before an error of the iterator.  Returns how many there were."""
         lines: list[str] = []
-        count = 0
+        before = self.count
         try:
             for record in records:
-                count += 1
+                self.count += 1
                 self._take(record, lines)
         finally:
             if lines:
                 self._write("\n".join(lines) + "\n")
-        return count
+        return self.count - before
 
     def _take(self, record: Record, lines: list[str]) -> None:
         if record.kind == LOST:

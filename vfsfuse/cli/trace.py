@@ -197,7 +197,10 @@ def trace_run(
         complain(command, explained(error, output or ""))
         return EXIT_SETUP
     return tracing.follow_command(
-        lambda tracer: run(args, tracer), lambda file: TraceReader(file, wanted, keep, PATIENCE), account
+        lambda tracer: run(args, tracer),
+        lambda file: TraceReader(file, wanted, keep, PATIENCE),
+        account,
+        wanted.devices,
     )
 
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from vfsfuse.cli.account import Account
 from vfsfuse.cli.mountwatch import MountWatch
@@ -129,10 +129,13 @@ def follow_lab(lab: str, mounts: MountWatch, reader: TraceReader, account: Accou
 
 
 def follow_command(
-    become: Callable[[socket.socket], int], read: Callable[[int], TraceReader], account: Account
+    become: Callable[[socket.socket], int],
+    read: Callable[[int], TraceReader],
+    account: Account,
+    devices: Collection[str],
 ) -> int:
-    """Run a program (`become`, see TracedCommand) and tell its dialogue.  `read` makes the reader of an open
-    file `trace`.  Returns its exit status, or dies by its signal."""
+    """Run a program (`become`, see TracedCommand) and tell its dialogue with `devices`, if there are any.
+    `read` makes the reader of an open file `trace`.  Returns its exit status, or dies by its signal."""
     command = TracedCommand(become)
     file = command.trace()
     if file is None:
@@ -147,7 +150,10 @@ def follow_command(
     _follow(command, follower)
     follower.finish(command.reading)
     command.close()
-    complained(follower, account)
+    if not complained(follower, account) and devices and not account.count:
+        _say(
+            f"no record is about {', '.join(devices)} (a UUID and a PCI address are shown in a trace of all)"
+        )
     return end_as(command.reap())
 
 

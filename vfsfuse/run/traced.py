@@ -134,6 +134,7 @@ class TracedCommand:
         """The wait status of the program once it has ended."""
         self.pid_fd = os.pidfd_open(self.pid)
         self.wake_fd, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a shell as the program takes the terminal
         for number in handled:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
