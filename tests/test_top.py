@@ -473,3 +473,43 @@ def test_the_busiest_are_first() -> None:
     found = rates("lab", sample(0.0, *before), sample(1.0, *now)).devices
     assert [row.name for row in found] == ["engine", "dma", "calls", "held", "vgpu2", "vgpu10"]
     assert [row.is_idle for row in found] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "heading"),
+    [
+        (
+            *(110, 24),
+            "DEVICE  PARENT  TYPE    ENGINE     MEMORY  DMA/s  IRQ/s  CALLS/s  FAULTS/s  CLIENTS",
+        ),
+        (60, 12, "DEVICE  ENGINE  DMA/s  IRQ/s  CALLS/s  FAULTS/s  CLIENTS"),
+        (40, 12, "DEVICE  ENGINE  DMA/s  CALLS/s  CLIENTS"),
+    ],
+)
+def test_a_narrow_terminal_has_fewer_columns_and_a_low_one_fewer_devices(
+    width: int, height: int, heading: str
+) -> None:
+    needs.module("rich")
+    from rich.console import Console
+
+    from vfsfuse.monitor.live import picture
+
+    devices = [
+        device(
+            **{"name": f"vgpu{number}", "device": f"{number}", "type": "vgpu-8", "parent": "gpu"},
+            **{"engine_us": 0, "used": 1 << 20, "memory": 32 << 20, "dma_faults": 0},
+            counts=(0,) * len(COUNTED),
+            clients=((number + 1, "a\x1b[2Jlong name" * 5),),
+        )
+        for number in range(40)
+    ]
+    shown = rates("/tmp/lab", sample(0.0, *devices, engine=0), sample(1.0, *devices, engine=500_000))
+    console = Console(width=width, height=height, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(picture(shown, width, height))
+    lines = capture.get().splitlines()
+    assert len(lines) == height and max(map(len, lines)) <= width
+    assert heading in [line.rstrip() for line in lines] and "\x1b" not in capture.get()
+    rows = [line for line in lines if line.startswith("vgpu")]
+    assert lines[-1] == f"{40 - len(rows)} more vGPUs not shown" and all("..." in row for row in rows)
+    assert rows[0].startswith("vgpu0 ")

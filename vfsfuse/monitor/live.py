@@ -25,7 +25,7 @@ from rich.text import Text
 
 from vfsfuse.monitor.files import printable
 from vfsfuse.monitor.rates import DeviceRates, Rates
-from vfsfuse.monitor.tables import NONE
+from vfsfuse.monitor.tables import NONE, cut
 from vfsfuse.monitor.topview import (
     DEVICE_HEADING,
     GPU_HEADING,
@@ -38,6 +38,9 @@ from vfsfuse.monitor.topview import (
 
 QUIT = b"qQ\x03\x04"
 HELP = "q: quit"
+GAP = 2
+FEWER = ("PARENT", "TYPE", "MEMORY", "FAULTS/s", "IRQ/s", "VGPUS", "CALLS/s", "DMA/s")
+"""Columns that a narrow terminal does without, the least important first."""
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -70,32 +73,51 @@ def watch(shown: Iterable[Rates | None], count: int | None) -> None:
 
 def picture(rates: Rates, width: int, height: int) -> RenderableType:
     """The view, as it fits a terminal.  The busiest devices are the ones that are shown."""
-    below = [Text(printable(line), style="yellow", overflow="ellipsis") for line in notes(rates, 0)]
     gpus = rates.gpus[: max(0, height // 3)]
-    room = max(0, height - len(gpus) - 6 - len(below))
+    room = max(0, height - len(gpus) - 4 - len(list(notes(rates, 0))))
     shown = rates.devices[:room]
-    below = [Text(printable(line), style="yellow", overflow="ellipsis") for line in notes(rates, len(shown))]
-    head = Text(printable(summary(rates)), style="bold", no_wrap=True, overflow="ellipsis")
-    parts: list[RenderableType] = [head, Text(HELP, style="dim", no_wrap=True)]
+    parts = [_line(summary(rates), "bold"), _line(HELP, "dim")]
     if gpus:
         parts.append(_table(GPU_HEADING, [(gpu_cells(gpu), "") for gpu in gpus], width))
     if shown:
         rows = [(device_cells(row, rates.unseen), _style(row)) for row in shown]
         parts.append(_table(DEVICE_HEADING, rows, width))
-    return Group(*parts, *below)
+    return Group(*parts, *(_line(line, "yellow") for line in notes(rates, len(shown))))
+
+
+def _line(text: str, style: str) -> RenderableType:
+    return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _table(
     heading: Sequence[str], rows: Sequence[tuple[Sequence[str | None], str]], width: int
 ) -> RenderableType:
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="reverse", width=width)
-    for name in heading:
+    """The columns that fit.  The last one gets what is left, and its text is cut."""
+    texts = [[printable(cell or NONE) for cell in cells] for cells, _ in rows]
+    made = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="reverse")
+    columns, room = _fitting(heading, texts, width)
+    for number in columns:
+        name = heading[number]
         right: Literal["left", "right"] = "right" if name in RIGHT.split() else "left"
-        last = name == heading[-1]
-        made.add_column(name, justify=right, no_wrap=True, ratio=1 if last else None)
-    for cells, style in rows:
-        made.add_row(*(Text(printable(cell or NONE)) for cell in cells), style=style)
+        made.add_column(name, justify=right, no_wrap=True)
+    for cells, (_, style) in zip(texts, rows, strict=True):
+        shown = [*cells[:-1], cut(cells[-1], room)]
+        made.add_row(*(Text(shown[number]) for number in columns), style=style)
     return made
+
+
+def _fitting(heading: Sequence[str], texts: Sequence[Sequence[str]], width: int) -> tuple[list[int], int]:
+    """The numbers of the columns that are shown, and how wide the last one may be.  Those of FEWER go first.
+    Of the last column the heading has to fit."""
+    widths = [max(map(len, column)) + GAP for column in zip(heading, *texts, strict=True)]
+    widths[-1] = len(heading[-1])
+    left = list(range(len(heading)))
+    for name in FEWER:
+        if sum(widths[number] for number in left) <= width:
+            break
+        left = [number for number in left if heading[number] != name]
+    others = sum(widths[number] for number in left if number < len(heading) - 1)
+    return left, max(len(heading[-1]), width - others)
 
 
 def _style(row: DeviceRates) -> str:
