@@ -197,9 +197,10 @@ def test_each_command_that_asks_a_silent_server_says_so_in_time(bed: MountedLab,
 
 
 @pytest.mark.parametrize("how", ["stopped", "main thread hung", "interpreter hung"])
-def test_the_commands_that_look_at_devices_say_so_too(bed: MountedLab, how: str) -> None:
+def test_further_commands_say_so_too(bed: MountedLab, how: str) -> None:
+    commands: list[list[str | Path]] = [["list"], ["top", "-n", "1"], ["reload"]]
     with SILENT[how](cold(bed)):
-        for done in timed_at_once([["list", "--mount", bed.path], ["top", "-n", "1", "--mount", bed.path]]):
+        for done in timed_at_once([[*command, "--mount", bed.path] for command in commands]):
             line = error_of(done)
             assert f"{bed.path}: the server (pid {bed.pid})" in line and f"kill -KILL {bed.pid}" in line
 

@@ -86,10 +86,9 @@ class Inodes:
     def _member(self, owner: Kobject, found: Member) -> Lookup:
         """The answer to a lookup of a member. The files of a device that was renewed have other inodes than
         before: no two opens of an inode have different memory."""
-        answer = found.lookup(owner)
-        generation = self.tree.renewed.get(owner.number, 0) if self.tree.renewed else 0
-        if generation and isinstance(found, BinaryMember):
-            return answer._replace(inode=answer.inode | generation)
+        answer, renewed = found.lookup(owner), self.tree.renewed
+        if renewed and isinstance(found, BinaryMember):
+            return answer._replace(inode=answer.inode | renewed.get(owner.number, 0))
         return answer
 
     def _attr(self, found: Lookup, timeout_ns: int, name_ns: int | None = None) -> InodeAttr:
