@@ -183,5 +183,9 @@ def test_a_thread_has_the_name_of_its_process() -> None:
     assert client.pid == os.getpid() != client.tid
     assert client.comm == Path("/proc/self/comm").read_text().strip()
     assert clients.of(client.tid) is client
-    clients.forget()
-    assert clients.of(client.tid).pid == 0  # it has ended
+
+    def ended() -> bool:
+        clients.forget()
+        return not clients.of(client.tid).pid
+
+    wait_for(ended)
