@@ -223,6 +223,23 @@ def test_standard_input_is_the_programs(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "a line\n", "")
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_closed_standard_descriptor(tmp_path: Path, number: int) -> None:
+    """It stays closed for the program, and the file of the trace does not take its place."""
+    words = [
+        *VFSFUSE,
+        "trace",
+        "-o",
+        str(tmp_path / "trace"),
+        "--",
+        "sh",
+        "-c",
+        f"[ ! -e /proc/self/fd/{number} ] || exit 3; exit 4",
+    ]
+    done = run(["sh", "-c", f"cd {ROOT}; exec {shlex.join(words)} {number}>&-"])
+    assert (done.returncode, done.stdout) == (4, "")
+
+
 def test_the_program_gets_no_descriptor_and_no_signal_of_ours(tmp_path: Path) -> None:
     script = "grep -E 'Sig(Ign|Blk|Cgt)' /proc/self/status; ls /proc/self/fd"
     plain = vfsfuse("run", "--", "sh", "-c", script)

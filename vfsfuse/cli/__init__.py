@@ -103,6 +103,8 @@ def _occupy_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8")
     elif isinstance(sys.stdout, io.TextIOWrapper):
