@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.lifecycle import each
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 
 BUSES = (1, 4, 40)
 """Numbers of buses; each has 256 functions."""

@@ -33,7 +33,7 @@ from devmodel.iommu.dmaspace import DmaSpace, Piece
 from devmodel.iommu.type1 import Type1
 from devmodel.region.backing import Backing
 from ioctl_shim.process import Process
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.vfio import gpu_client as driver
 from tests.vfio.client import Memory
 from tests.vfio.devices import MSIX, TRIGGER, eventfd, signals

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 
 COUNTS = (10, 100, 1000, 5000)
 CALLS = 200

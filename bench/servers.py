@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cases import DEVICES
-from tests.lab import open_bound
+from tests.iommufd.bound import open_bound
 
 ROOT = Path(__file__).parent.parent
 LAB, FUNCTIONS = ROOT / "bench/lab.toml", ROOT / "bench/functions.toml"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.limits import Limits
 
 CLIENTS = Path(__file__).parent / "clients"

@@ -21,7 +21,7 @@ from types import FrameType
 
 import pytest
 
-from tests.lab import mounted
+from vfsfuse.api.lab import mounted
 
 SECONDS = 300
 """Seconds for the set-up of a test, for the test itself and for what follows it, each. `limit(seconds)` marks
@@ -89,7 +89,7 @@ class Limits:
         if self._killed:
             self._killed = False
             for lab in [lab for lab in mounted if lab.server is None or lab.server.wait() is not None]:
-                lab.clear_away()
+                lab.kill()
 
     def _watch(self, ended: threading.Event, seconds: float, what: str) -> None:
         if ended.wait(seconds):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 
 CARD, LATE, PLAIN = "0000:65:00.0", "0000:67:00.0", "0000:68:00.0"
 DELAY = 0.3

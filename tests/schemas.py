@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from tests import needs
-from tests.lab import ROOT
+from tests.commands import ROOT
 
 
 def checked(printed: str, name: str) -> dict[str, Any]:

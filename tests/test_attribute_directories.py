@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import one_write, vfsfuse
 from tests.inotify import watching
-from tests.lab import MountedLab, Vgpu, described, one_write, vfsfuse
+from tests.labs import MountedLab, Vgpu, described
 from tests.vfio.client import fails
 
 MODEL = """\

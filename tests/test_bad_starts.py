@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, described, vfsfuse
+from tests.commands import ROOT, VFSFUSE, vfsfuse
+from tests.labs import described
 from vfsfuse.cli.mountpoint import wait_for_end
 
 MODEL = """\

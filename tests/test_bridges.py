@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.lab import ROOT, MountedLab, described
+from tests.commands import ROOT
+from tests.labs import MountedLab, described
 from tests.machines.machine import function_dir, lspci, shell
 from tests.test_uevents import hear, listening
 from tests.tool import SYSTEM_PYTHON, Tool, need, need_pyudev

@@ -27,16 +27,19 @@ from typing import IO, Any, TypeVar
 
 import pytest
 
-import tests.lab
+import tests.commands
 from tests import needs
+from tests.commands import ROOT, VFSFUSE, run
+from tests.descriptors import open_files
 from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import Copier
-from tests.lab import ROOT, VFSFUSE, MountedLab, open_files, run, settled, wait_for
+from tests.labs import MountedLab
 from tests.test_ended_clients import closing, group_file, left_behind
 from tests.vfio.bystander import bystander
 from tests.vfio.client import DEVICE_GET_INFO, DeviceInfo, DmaMap, DmaUnmap, Group, Memory, fails
 from tests.vfio.gpu_client import StoppedMemory
 from tests.vfio.test_held_lane import LONGEST, result
+from tests.waiting import settled, wait_for
 
 CLIENT = ROOT / "tests/clients/copier_client.c"
 IOVA, PAGE, SIZE = 1 << 20, 4096, 100
@@ -111,7 +114,7 @@ def observed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The servers of the test's labs have an observer, which writes to the file `calls`."""
     monkeypatch.setenv("LISTENER_LOG", str(tmp_path / "calls"))
     monkeypatch.setenv("OBSERVERS", "1")
-    monkeypatch.setattr(tests.lab, "VFSFUSE", [sys.executable, "-m", "tests.listening_server"])
+    monkeypatch.setattr(tests.commands, "VFSFUSE", [sys.executable, "-m", "tests.listening_server"])
 
 
 @pytest.fixture
@@ -128,7 +131,7 @@ def listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequenc
         monkeypatch.setenv("OBSERVERS", str(observers))
         if rules is not None:
             monkeypatch.setenv("LISTENER_RULES", json.dumps(list(rules)))
-        monkeypatch.setattr(tests.lab, "VFSFUSE", [sys.executable, "-m", "tests.listening_server"])
+        monkeypatch.setattr(tests.commands, "VFSFUSE", [sys.executable, "-m", "tests.listening_server"])
         lab = MountedLab(tmp_path, "--config", str(ROOT / "examples/copier.toml"))
         return ListenedLab(lab, tmp_path / "calls", client)
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, described, vfsfuse
+from tests.commands import ROOT, VFSFUSE, vfsfuse
+from tests.labs import MountedLab, described
 from tests.tool import need
 from vfsfuse.capture import vpd
 

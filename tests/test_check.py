@@ -6,7 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from tests.lab import ROOT, VFSFUSE, MountedLab, vfsfuse
+from tests.commands import ROOT, VFSFUSE, vfsfuse
+from tests.labs import MountedLab
 
 MACHINE = """
 [nodes.0]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, described, vfsfuse
+from tests.commands import vfsfuse
+from tests.labs import MountedLab, Vgpu, described
 from tests.tool import SYSTEM_PYTHON, Tool, need, need_pyudev
 
 GPU, PLAIN = "0000:86:00.0", "0000:87:00.0"

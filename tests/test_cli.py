@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, VFSFUSE, MountedLab, run, vfsfuse
+from tests.commands import ROOT, VFSFUSE, run, vfsfuse
+from tests.labs import MountedLab
 
 COMMANDS = (
     *("mount", "umount", "run", "check", "tree", "surprise-remove", "capture", "plug", "unplug"),

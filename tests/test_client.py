@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, run, vfsfuse
+from tests.commands import run, vfsfuse
+from tests.labs import MountedLab
 from tests.vfio.client import GROUP_GET_DEVICE_FD, GROUP_GET_STATUS, GROUP_SET_CONTAINER, SET_IOMMU
 
 Compile = Callable[..., Path]
@@ -46,7 +47,7 @@ def test_two_iommufd_clients_at_once(lab: MountedLab, compile_client: Compile) -
 USERS = """\
 import os, subprocess, sys, tempfile
 from pathlib import Path
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 with tempfile.TemporaryDirectory() as folder, MountedLab(Path(folder)) as lab, lab.create() as vgpu:
     assert os.geteuid()
     sys.exit(subprocess.run([sys.argv[1], lab.path / "dev", vgpu.vfio]).returncode)

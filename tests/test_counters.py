@@ -18,11 +18,13 @@ import pytest
 
 from devmodel.callpoint import Call, CallKind
 from tests import needs
+from tests.commands import ROOT, VFSFUSE, run, vfsfuse
 from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import Copier
-from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, described, run, vfsfuse, wait_for
+from tests.labs import MountedLab, Vgpu, described
 from tests.schemas import checked
 from tests.vfio.copiers import LAB
+from tests.waiting import wait_for
 from vfsfuse.observe.counters import MOST_OPEN, NAMES, Counts
 
 NOTHING = dict.fromkeys(NAMES, 0)
@@ -124,7 +126,7 @@ def test_top_shows_what_was_counted(machine: MountedLab) -> None:
     with created(machine) as vgpu:
         reading = """
 import os, sys
-from tests.lab import open_bound
+from tests.iommufd.bound import open_bound
 device = open_bound(sys.argv[1])
 print(flush=True)
 while True:

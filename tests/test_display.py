@@ -24,7 +24,8 @@ import trio.testing
 from PIL import Image
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse
+from tests.commands import ROOT, VFSFUSE, vfsfuse
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import PAGE, Container, Group, Memory, fails
 from vfsfuse.kernfs.operations import AT_ONCE, MOST_WAITING, Snapshots
 

@@ -23,7 +23,7 @@ from tests.iommufd.client import (
     VdeviceAlloc,
     VeventqAlloc,
 )
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.vfio.client import fails
 from tests.vfio.conftest import machine
 from tests.vfio.devices import NEIGHBOUR, bound, function_dir

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 from tests.snapshot import walk
 from tests.vfio.devices import MSI, TRIGGER, eventfd, opened
 from tools import sysfs_table

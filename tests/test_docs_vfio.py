@@ -14,7 +14,7 @@ from devmodel.vfio.container import MAP_KNOWN, UNMAP_KNOWN
 from devmodel.vfio.features import FEATURES
 from devmodel.vfio.flags import DeviceFeature, DmaMap, DmaUnmap, IrqSet
 from ioctl_shim.abi import ROWS, Kind, Row
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.vfio.client import Container, File, Group, fails, ioctl, request
 from tests.vfio.devices import opened
 from tools import vfio_table

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, run
+from tests.commands import ROOT, VFSFUSE, run
+from tests.labs import MountedLab, Vgpu
 
 EXAMPLES = ROOT / "examples"
 WIDTH, HEIGHT, SPRITE, BORDER = 640, 480, 64, 8
@@ -84,7 +85,7 @@ def test_an_ordinary_user_draws(program: list[str]) -> None:
     """In a lab of their own, where memory cannot be mapped."""
     script = (
         "import pathlib, sys, tempfile\n"
-        "from tests.lab import MountedLab, run\n"
+        "from tests.commands import run\nfrom tests.labs import MountedLab\n"
         "from tests.test_draw import drawn\n"
         "folder = pathlib.Path(tempfile.mkdtemp())\n"
         "with MountedLab(folder) as lab, lab.create('vgpu-8') as vgpu:\n"

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, vfsfuse
+from tests.commands import vfsfuse
+from tests.labs import MountedLab, Vgpu
 from tests.snapshot import snapshot
 from tests.test_sriov import VFS, bind_by_override, enable, store, vf_dir
 from tests.vfio.client import Container, Group, fails
@@ -202,7 +203,7 @@ def held_by_a_thread_that_ended(vgpu: Vgpu, change: str) -> int:
 OUTLIVES = """\
 import ctypes, os, sys, threading, time
 from pathlib import Path
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 from tests.test_ended_clients import keeping
 keeping(sys.argv[2], Vgpu(MountedLab(Path(sys.argv[1]).parent), sys.argv[3]))
 first = threading.main_thread().native_id

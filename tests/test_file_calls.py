@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, bind
+from tests.iommufd.bound import bind
+from tests.labs import MountedLab, Vgpu
 from tests.snapshot import PAGE_SIZE, is_attribute, walk
 
 libc = ctypes.CDLL(None, use_errno=True)

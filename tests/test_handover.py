@@ -23,7 +23,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs, ordinary_user
-from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, described, run, vfsfuse
+from tests.commands import ROOT, VFSFUSE, run, vfsfuse
+from tests.labs import MountedLab, Vgpu, described
 from tests.supervisors import supervisor_of
 from tests.vfio.client import NOIOMMU, PAGE, TYPE1V2, Container, Group, fails
 from tests.vfio.devices import LAB, UNPROTECTED, Device, bound, opened, prepared_device

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, described, settled
+from tests.labs import MountedLab, described
 from tests.snapshot import snapshot
 from tests.test_removal import Writer
 from tests.test_sriov import bind_by_override
 from tests.test_uevents import hear, listening
 from tests.vfio.client import Group, fails
 from tests.vfio.devices import REQ, TRIGGER, eventfd, function_dir, opened, signals, vfio_pci
+from tests.waiting import settled
 
 GPU, NEIGHBOUR, OTHER, ROOT_BUS = "0000:86:00.0", "0000:86:01.0", "0000:87:00.0", "0000:00:1f.0"
 VF = "0000:86:00.4"

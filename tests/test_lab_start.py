@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, MountedLab, Vgpu, described, vfsfuse
+from tests.commands import ROOT, vfsfuse
+from tests.labs import MountedLab, Vgpu, described
 
 UUID = "11111111-2222-3333-4444-555555555555"
 OTHER = "11111111-2222-3333-4444-666666666666"

@@ -18,8 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, MountedLab, Vgpu, run, settled
+from tests.commands import ROOT, run
+from tests.labs import MountedLab, Vgpu
 from tests.snapshot import snapshot
+from tests.waiting import settled
 
 GPU = "0000:86:00.0"
 MIB = 1 << 20

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT
+from tests.commands import ROOT
 
 CONFTEST = """\
 from tests import limits
@@ -22,7 +22,7 @@ PATIENT = """
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
 import pytest
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 
 @pytest.fixture
 def late_set_up():

@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, one_write, vfsfuse, wait_for
+from tests.commands import ROOT, VFSFUSE, one_write, vfsfuse
+from tests.labs import MountedLab
 from tests.schemas import checked
+from tests.waiting import wait_for
 from vfsfuse.asking import Refusal
 from vfsfuse.monitor.files import in_order, printable
 from vfsfuse.monitor.inventory import gather, inventory
@@ -31,7 +33,7 @@ from vfsfuse.monitor.tables import cut, size, table
 
 HOLD = """
 import ctypes, os, sys
-from tests.lab import open_bound
+from tests.iommufd.bound import open_bound
 ctypes.CDLL(None).prctl(15, os.fsencode(sys.argv[1]), 0, 0, 0)
 held = [open_bound(path) if "/devices/" in path else os.open(path, os.O_RDWR) for path in sys.argv[2:]]
 print(flush=True)
@@ -354,7 +356,7 @@ def test_a_stopped_and_a_dead_server(tmp_path: Path, command: Sequence[str]) -> 
     finally:
         lab.server.kill()
         lab.server.wait()
-        lab.clear_away()
+        lab.api.kill()
 
 
 # ---- parts ----

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 
 LAB = """
 [parents."0000:00:05.0"]

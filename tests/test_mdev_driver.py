@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, one_write, run
+from tests.commands import one_write, run
+from tests.labs import MountedLab, Vgpu
 from tests.snapshot import snapshot
 from tests.vfio.client import Group, fails
 from tests.vfio.devices import REQ, TRIGGER, Device, eventfd, opened, signals

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, open_files, settled, wait_for
+from tests.descriptors import open_files
+from tests.labs import MountedLab, Vgpu
 from tests.unit.fakes import fails
 from tests.vfio.client import DEVICE_RESET
 from tests.vfio.devices import (
@@ -29,6 +30,7 @@ from tests.vfio.devices import (
     signals,
     silent,
 )
+from tests.waiting import settled, wait_for
 
 DATA, IER, IIR, LCR, MCR, LSR, MSR = range(7)
 FCR = IIR

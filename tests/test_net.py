@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs, nic, virsh
-from tests.lab import MountedLab, described, run, vfsfuse
+from tests.commands import run, vfsfuse
+from tests.labs import MountedLab, described
 from tests.nic import CARD, LATE, enable, function, interfaces
 from tests.tool import Tool, need
 from tests.vfio.client import fails

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests import nic
-from tests.lab import MountedLab, described, one_write
+from tests.commands import one_write
+from tests.labs import MountedLab, described
 from tests.nic import CARD, LATE, function
 from tests.snapshot import snapshot, walk
 

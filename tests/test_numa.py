@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.lab import VFSFUSE, MountedLab, described, run, vfsfuse
+from tests.commands import VFSFUSE, run, vfsfuse
+from tests.labs import MountedLab, described
 from tests.snapshot import walk
 from tests.test_uevents import hear, listening
 from tests.tool import Tool, need

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from tests import needs
-from tests.lab import MountedLab, bind
+from tests.iommufd.bound import bind
+from tests.labs import MountedLab
 from tests.snapshot import walk
 from tests.vfio.client import PAGE, fails
 

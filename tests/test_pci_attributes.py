@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, described, one_write
+from tests.commands import one_write
+from tests.labs import MountedLab, described
 from tests.vfio.client import fails
 from tests.vfio.devices import INTX, MSI, MSIX, TRIGGER, bound, eventfd, function_dir, opened
 

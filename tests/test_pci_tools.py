@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, Vgpu, run
+from tests.commands import run
+from tests.labs import MountedLab, Vgpu
 
 MIB = 1 << 20
 CONFIG_SIZE, EXPRESS_CONFIG_SIZE = 256, 4096

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 
 FILES = {
     "async": 0o644,

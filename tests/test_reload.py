@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import VFSFUSE, MountedLab, Vgpu, open_bound, settled, vfsfuse, wait_for
+from tests.commands import VFSFUSE, vfsfuse
+from tests.iommufd.bound import open_bound
+from tests.labs import MountedLab, Vgpu
 from tests.needs import passthrough
+from tests.waiting import settled, wait_for
 
 FAN = """
 from devmodel.sdk import Bar, DeviceAttribute, Identity, Layout, Memory, PciDevice, Register, Registers

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, Vgpu, vfsfuse
+from tests.commands import vfsfuse
+from tests.labs import MountedLab, Vgpu
 from tests.snapshot import snapshot
 from tests.test_sriov import bind_by_override
 from tests.vfio.client import (

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ioctl_shim._native import lib
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import fails
 from vfsfuse.kernfs.tree import BLOCK_SHIFT
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 from tests.snapshot import snapshot
 from tests.vfio.client import DEVICE_GET_REGION_INFO, RegionInfo, fails, with_caps
 

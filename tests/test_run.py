@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, described, run, vfsfuse
+from tests.commands import ROOT, VFSFUSE, run, vfsfuse
+from tests.labs import MountedLab, described
 
 RUN = [*VFSFUSE, "run"]
 END_SECONDS = 10.0

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs, ordinary_user
-from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, run, vfsfuse
+from tests.commands import ROOT, VFSFUSE, run, vfsfuse
+from tests.labs import MountedLab, Vgpu
 from tests.tool import need
 
 Compile = Callable[..., Path]

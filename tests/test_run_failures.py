@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse
+from tests.commands import ROOT, VFSFUSE, vfsfuse
+from tests.labs import MountedLab, Vgpu
 from tests.supervisors import parent, supervisor_of
 from tests.test_run import ended, server_pid
 from tests.tool import need

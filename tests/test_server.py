@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-import tests.lab
+import tests.commands
 from tests import needs
+from tests.commands import ROOT, run, vfsfuse
 from tests.faulty_server import FAULT
-from tests.lab import ROOT, MountedLab, run, vfsfuse
+from tests.labs import MountedLab
 from tests.snapshot import snapshot
 from tests.tool import need
 from vfsfuse.cli.mountpoint import wait_for_end
@@ -116,7 +117,8 @@ def test_a_signal_ends_the_server_while_clients_use_the_mount(tmp_path: Path) ->
 
 @pytest.mark.parametrize("turn", range(2))
 def test_a_signal_that_comes_while_the_server_starts_leaves_no_mount(mountpoint: Path, turn: int) -> None:
-    with subprocess.Popen([*tests.lab.VFSFUSE, "mount", "--foreground", str(mountpoint)], cwd=ROOT) as server:
+    command = [*tests.commands.VFSFUSE, "mount", "--foreground", str(mountpoint)]
+    with subprocess.Popen(command, cwd=ROOT) as server:
         while not mounts(mountpoint):
             assert server.poll() is None
         server.terminate()
@@ -126,7 +128,7 @@ def test_a_signal_that_comes_while_the_server_starts_leaves_no_mount(mountpoint:
 
 BUSY = """
 import os, sys
-from tests.lab import open_bound
+from tests.iommufd.bound import open_bound
 device = open_bound(sys.argv[1])
 print(flush=True)
 try:
@@ -246,7 +248,7 @@ def test_umount_takes_a_stale_mount_away(tmp_path: Path, mountpoint: Path) -> No
 def test_mount_returns_when_the_tree_answers_and_the_server_stays(mountpoint: Path, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     log = tmp_path / "log"
-    command = [*tests.lab.VFSFUSE, "mount", "--log-file", str(log), str(mountpoint)]
+    command = [*tests.commands.VFSFUSE, "mount", "--log-file", str(log), str(mountpoint)]
     with subprocess.Popen(
         command, cwd=ROOT, pass_fds=(writer,), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as mount:
@@ -277,7 +279,7 @@ def test_a_second_mount_finds_the_first_and_changes_nothing(mountpoint: Path) ->
 
 
 def test_of_mounts_at_the_same_time_one_mounts(mountpoint: Path) -> None:
-    command = [*tests.lab.VFSFUSE, "mount", str(mountpoint)]
+    command = [*tests.commands.VFSFUSE, "mount", str(mountpoint)]
     started = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
@@ -400,7 +402,7 @@ def test_a_users_mount_is_that_users_alone_and_root_can_unmount_it() -> None:
 def test_a_handler_that_fails_is_eio_for_its_caller_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tests.lab, "VFSFUSE", [sys.executable, "-m", "tests.faulty_server"])
+    monkeypatch.setattr(tests.commands, "VFSFUSE", [sys.executable, "-m", "tests.faulty_server"])
     with MountedLab(tmp_path) as lab, lab.create() as vgpu, open(vgpu.open(), "rb", buffering=0) as device:
         faulty = lab.gpu / "mdev_supported_types/vgpu-1"
         for action in (

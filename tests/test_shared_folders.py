@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, vfsfuse
+from tests.commands import ROOT, VFSFUSE, vfsfuse
+from tests.labs import MountedLab
 from vfsfuse import sticky
 from vfsfuse.cli import mountpoint
 

@@ -16,7 +16,7 @@ import pytest
 
 from ioctl_shim._native import lib
 from ioctl_shim.client import CAP_SYS_RAWIO, Caller
-from tests.lab import ROOT
+from tests.commands import ROOT
 
 
 def same_file(one: int, other: int) -> bool:

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, described, vfsfuse
+from tests.commands import ROOT, VFSFUSE, vfsfuse
+from tests.labs import MountedLab, described
 from vfsfuse.cli.mountpoint import FSTYPE, Mount, wait_for_end
 from vfsfuse.kernfs.xattr import pid_namespace
 
@@ -72,7 +73,7 @@ types.one = { description = "sleeps", instances = 4 }
 """
 WRITE = """
 import sys, os
-from tests.lab import open_bound
+from tests.iommufd.bound import open_bound
 device, offset, seconds = open_bound(sys.argv[1]), *map(int, sys.argv[2:])
 print(flush=True)
 os.pwrite(device, seconds.to_bytes(4, "little"), offset)

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import ROOT, VFSFUSE, vfsfuse
+from tests.descriptors import open_files
 from tests.inotify import watching
-from tests.lab import ROOT, VFSFUSE, MountedLab, described, open_files, settled, vfsfuse
+from tests.labs import MountedLab, described
 from tests.snapshot import snapshot
 from tests.test_hotplug import driver_of, functions, group_of, held, mentions, rescan
 from tests.test_removal import Writer
@@ -23,6 +25,7 @@ from tests.test_topology import lspci
 from tests.test_uevents import hear, listening
 from tests.vfio.client import DEVICE_GET_INFO, DEVICE_RESET, DeviceInfo, fails, ioctl
 from tests.vfio.devices import ERR, REQ, TRIGGER, eventfd, function_dir, opened, signals, vfio_pci
+from tests.waiting import settled
 
 GPU, AUDIO, NIC = "0000:86:00.0", "0000:86:00.1", "0000:03:00.0"
 NIC_PORT, GPU_PORT = "0000:00:01.0", "0000:00:02.0"

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 from tests.test_hotplug import driver_of, functions, group_of, mentions, rescan
 from tests.test_slots import EMPTY, HELD, OFF, ON, comings, command, hold, state, write
 from tests.test_topology import lspci

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, run, vfsfuse
+from tests.commands import run, vfsfuse
+from tests.labs import MountedLab
 from tests.snapshot import snapshot
 from tests.tool import need
 from tests.vfio.client import fails

@@ -16,13 +16,16 @@ from pathlib import Path
 import pytest
 
 from tests import nic
-from tests.lab import MountedLab, described, one_write, open_bound, run, settled, vfsfuse, wait_for
+from tests.commands import one_write, run, vfsfuse
+from tests.iommufd.bound import open_bound
+from tests.labs import MountedLab, described
 from tests.nic import CARD, DELAY, LATE, driver_of, enable, function, interfaces, virtual
 from tests.snapshot import snapshot
 from tests.test_uevents import hear, listening
 from tests.tool import Tool, need
 from tests.vfio.client import DEVICE_GET_IRQ_INFO, Container, Group, IrqInfo, fails, ioctl
 from tests.vfio.devices import MSIX, TRIGGER, eventfd, group_device, opened
+from tests.waiting import settled, wait_for
 
 PLACES = ["0000:65:1f.2", "0000:65:1f.4", "0000:65:1f.6", "0000:66:00.0", "0000:66:00.2"]
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, open_bound, wait_for
+from tests.commands import ROOT
+from tests.iommufd.bound import open_bound
 from tests.stress import campaign
 from tests.stress.bystander import Bystander
 from tests.stress.campaign import Run
@@ -26,6 +27,7 @@ from tests.stress.programs import Report, compile_programs
 from tests.stress.setting import ROOT as TREE
 from tests.stress.setting import Setting
 from tests.stress.table import BEGIN, END, document, table
+from tests.waiting import wait_for
 
 MEMORY, PAGES, PAGE = 0x110000000000, 1024, 4096
 """Where engine.c has its memory."""

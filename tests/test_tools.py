@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.tool import Tool, need
 
 GPU = "0000:86:00.0"

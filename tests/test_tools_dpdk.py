@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, described, vfsfuse
+from tests.commands import vfsfuse
+from tests.labs import MountedLab, described
 from tests.tool import Tool, need
 
 SCRIPT = "dpdk-devbind.py"

@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, described, vfsfuse
+from tests.commands import vfsfuse
+from tests.labs import MountedLab, described
 from tests.tool import Tool, need
 
 GPU, CARD = "0000:86:00.0", "0000:87:00.0"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, vfsfuse
+from tests.commands import vfsfuse
+from tests.labs import MountedLab, Vgpu
 from tests.tool import SYSTEM_PYTHON, Tool, need, need_pyudev
 
 GPU = "0000:86:00.0"

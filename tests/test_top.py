@@ -24,19 +24,12 @@ from typing import Any
 import pytest
 
 from tests import needs
-from tests.lab import (
-    READY_SECONDS,
-    ROOT,
-    VFSFUSE,
-    MountedLab,
-    Vgpu,
-    described,
-    one_write,
-    open_bound,
-    vfsfuse,
-    wait_for,
-)
+from tests.commands import ROOT, VFSFUSE, one_write, vfsfuse
+from tests.iommufd.bound import open_bound
+from tests.labs import MountedLab, Vgpu, described
 from tests.schemas import checked
+from tests.waiting import SECONDS as WAIT_SECONDS
+from tests.waiting import wait_for
 from vfsfuse.asking import SECONDS
 from vfsfuse.monitor.rates import rates
 from vfsfuse.monitor.sampling import COUNTED, MOST_IDLE, Device, Gpu, Sample
@@ -88,7 +81,7 @@ def test_a_busy_vgpu_is_first_with_its_rates_and_its_client(lab: MountedLab) -> 
     with lab.create("vgpu-8") as idle, lab.create("vgpu-8") as busy, drawing(lab, busy) as pid:
         text = top(lab, "-n", "2", "-d", "0.5")
         first, second = objects(lab, "-n", "2", "-d", "0.5")
-        assert second["time"] > first["time"] and 0 < second["seconds"] < READY_SECONDS
+        assert second["time"] > first["time"] and 0 < second["seconds"] < WAIT_SECONDS
         for each in (first, second):
             assert [row["device"] for row in each["devices"]] == [busy.name, idle.name]
             row, still = each["devices"]
@@ -226,7 +219,7 @@ def test_the_server_ends_while_it_runs(tmp_path: Path, how: str) -> None:
     finally:
         lab.server.kill()
         lab.server.wait()
-        lab.clear_away()
+        lab.api.kill()
 
 
 @pytest.mark.parametrize(
@@ -272,7 +265,7 @@ class Terminal:
     def read_until(self, wanted: bytes) -> bytes:
         """What is printed until `wanted` is; it is forgotten."""
         while wanted not in self.printed:
-            ready, _, _ = select.select([self.master], [], [], READY_SECONDS)
+            ready, _, _ = select.select([self.master], [], [], WAIT_SECONDS)
             assert ready, f"{wanted!r} does not come: {bytes(self.printed)!r}"
             self.printed += os.read(self.master, 65536)
         found, _, rest = bytes(self.printed).partition(wanted)
@@ -393,7 +386,7 @@ def test_the_server_dies_below_the_live_view(tmp_path: Path) -> None:
         assert b"no lab is mounted there (its server is gone)" in after
     finally:
         terminal.close()
-        lab.clear_away()
+        lab.api.kill()
 
 
 def test_without_rich_a_line_says_what_to_do(lab: MountedLab, tmp_path: Path) -> None:

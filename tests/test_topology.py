@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, described, run
+from tests.commands import run
+from tests.labs import MountedLab, described
 from tests.snapshot import walk
 from tests.test_uevents import hear, listening
 from tests.tool import need

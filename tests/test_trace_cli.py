@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, VFSFUSE, run, vfsfuse, wait_for
+from tests.commands import ROOT, VFSFUSE, run, vfsfuse
 from tests.test_run import ended, in_terminal, processes_with, server_pid
 from tests.tracers import COPIERS, CREATE, REMOVE, UUID, courier_of, lines_of, names, programs, started
+from tests.waiting import wait_for
 
 Compile = Callable[..., Path]
 SECONDS = 60

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu, vfsfuse, wait_for
+from tests.commands import ROOT, VFSFUSE, vfsfuse
+from tests.labs import MountedLab, Vgpu
 from tests.tracers import CREATE, UUID, Line, courier_of, lines_of, names, started
+from tests.waiting import wait_for
 
 SECONDS = 60
 AS_NOBODY = (sys.executable, "-m", "tests.ordinary_user")
@@ -215,7 +217,7 @@ def test_it_ends_with_the_lab(tmp_path: Path, how: str) -> None:
         assert lab.server.wait(SECONDS) == (-signal.SIGKILL if how == "killed" else 0)
     finally:
         vfsfuse("umount", "--lazy", lab.path)
-        lab.clear_away()
+        lab.api.kill()
     assert tracer.err == ""
 
 

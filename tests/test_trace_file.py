@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import VFSFUSE, run
 from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import Copier
-from tests.lab import VFSFUSE, MountedLab, Vgpu, described, run, wait_for
+from tests.labs import MountedLab, Vgpu, described
 from tests.vfio.client import DEVICE_RESET, PAGE, Memory, fails
 from tests.vfio.copiers import COMMAND_REGISTER, DECODE, LAB
+from tests.waiting import wait_for
 from vfsfuse.trace.record import Record, from_line
 
 IOVA = 1 << 20

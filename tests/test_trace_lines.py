@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.commands import ROOT, VFSFUSE, run
 from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import Copier
-from tests.lab import ROOT, VFSFUSE, MountedLab, run, wait_for
+from tests.labs import MountedLab
 from tests.vfio.client import (
     DEVICE_FEATURE,
     DEVICE_GET_INFO,
@@ -33,6 +34,7 @@ from tests.vfio.client import (
     fails,
     with_caps,
 )
+from tests.waiting import wait_for
 from vfsfuse.trace.asjson import as_json
 from vfsfuse.trace.reader import TraceReader
 from vfsfuse.trace.record import Record

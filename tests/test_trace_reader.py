@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, described, open_files, settled, wait_for
+from tests.descriptors import open_files
+from tests.labs import MountedLab, described
 from tests.test_trace_file import created
 from tests.vfio.copiers import LAB
+from tests.waiting import settled, wait_for
 from vfsfuse.trace.filters import EVERYTHING, Filter
 from vfsfuse.trace.reader import MOST_LINE, TraceReader
 from vfsfuse.trace.record import Record, TraceError

@@ -21,10 +21,12 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, described, settled, wait_for
+from tests.commands import ROOT, VFSFUSE
+from tests.labs import MountedLab, described
 from tests.test_trace_file import Reader, created, until
 from tests.vfio.client import DEVICE_GET_REGION_INFO, RegionInfo, fails, with_caps
 from tests.vfio.copiers import LAB
+from tests.waiting import settled, wait_for
 from vfsfuse.observe.tracefile import MOST_READERS
 from vfsfuse.trace.record import Record, from_line
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, Vgpu, run, vfsfuse
+from tests.commands import run, vfsfuse
+from tests.labs import MountedLab, Vgpu
 from tests.snapshot import PAGE_SIZE, is_attribute, walk
 from tests.tool import need
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import pytest
 
 from devmodel.lifecycle.uevents import BACKLOG
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 from tests.snapshot import snapshot
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e02"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import VFSFUSE, vfsfuse
 from tests.inotify import watching
-from tests.lab import VFSFUSE, MountedLab, Vgpu, vfsfuse
+from tests.labs import MountedLab, Vgpu
 from vfsfuse.kernfs import watchers
 
 MTTY = "mtty-1", "mtty"

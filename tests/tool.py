@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from tests.lab import MountedLab, vfsfuse
+from tests.commands import vfsfuse
+from tests.labs import MountedLab
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 NO_MODULES = re.compile(r"^\w+: Unable to load libkmod resources: error -2\n", re.MULTILINE)

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.lab import ROOT, VFSFUSE
+from tests.commands import ROOT, VFSFUSE
 from tests.supervisors import command, parent
 from vfsfuse.trace import courier
 

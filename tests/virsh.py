@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import VFSFUSE, run
+from tests.commands import VFSFUSE, run
 
 MARK = "<<end>>"
 DRIVER = "/usr/lib/*/libvirt/connection-driver/libvirt_driver_nodedev.so"

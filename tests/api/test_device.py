@@ -17,8 +17,8 @@ from collections.abc import Callable
 import pytest
 
 from tests import needs
-from tests.lab import wait_for
 from tests.vfio.copiers import COPY, DONE, FAULT, GPU
+from tests.waiting import wait_for
 from vfsfuse import Device, DmaMemory, Interrupts, Lab, LabError
 
 SOURCE, TARGET, SIZE, COMMAND, STATUS = 0, 8, 0x10, 0x14, 0x18

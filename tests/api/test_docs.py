@@ -12,7 +12,7 @@ import pytest
 
 import vfsfuse
 from tests import needs
-from tests.lab import ROOT
+from tests.commands import ROOT
 from tests.test_readme import pattern
 
 TEXT = (ROOT / "docs/python.md").read_text()

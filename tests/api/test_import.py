@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vfsfuse
-from tests.lab import ROOT
+from tests.commands import ROOT
 
 PROGRAM = """\
 import vfsfuse

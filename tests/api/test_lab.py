@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, VFSFUSE, wait_for
-from tests.lab import vfsfuse as command
+from tests.commands import ROOT, VFSFUSE
+from tests.commands import vfsfuse as command
+from tests.waiting import wait_for
 from vfsfuse import Lab, LabError
 from vfsfuse.api import server
 from vfsfuse.api.server import is_mountpoint

@@ -12,7 +12,7 @@ import struct
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, wait_for
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import PAGE
 from tests.vfio.devices import MSIX, TRIGGER, eventfd, signals, silent
 from tests.vfio.gpu_client import (
@@ -35,6 +35,7 @@ from tests.vfio.gpu_client import (
     packet,
     wait,
 )
+from tests.waiting import wait_for
 
 
 def test_registers_say_what_it_is(engine: Gpu) -> None:

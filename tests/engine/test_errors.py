@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, wait_for
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import PAGE, READ
 from tests.vfio.gpu_client import (
     BAD_ADDRESS,
@@ -41,6 +41,7 @@ from tests.vfio.gpu_client import (
     packet,
     wait,
 )
+from tests.waiting import wait_for
 
 BAD = [
     (packet(6), BAD_COMMAND, None),

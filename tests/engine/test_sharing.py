@@ -15,7 +15,8 @@ from typing import cast
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, MountedLab, Vgpu, wait_for
+from tests.commands import ROOT
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import DEVICE_RESET, PAGE
 from tests.vfio.devices import MSIX, TRIGGER, eventfd, opened, signals, silent
 from tests.vfio.gpu_client import (
@@ -42,6 +43,7 @@ from tests.vfio.gpu_client import (
     nop,
     wait,
 )
+from tests.waiting import wait_for
 
 
 def test_the_engines_reset(engine: Gpu) -> None:

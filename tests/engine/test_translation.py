@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu, wait_for
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import PAGE, Memory
 from tests.vfio.devices import opened
 from tests.vfio.gpu_client import (
@@ -28,6 +28,7 @@ from tests.vfio.gpu_client import (
     gpu,
     nop,
 )
+from tests.waiting import wait_for
 
 
 def stats(vgpu: Vgpu) -> dict[str, int]:

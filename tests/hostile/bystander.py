@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.lab import Vgpu
+from tests.labs import Vgpu
 from tests.vfio.client import (
     DEVICE_GET_INFO,
     PAGE,
@@ -83,7 +83,7 @@ class Client:
 
 
 class Place:
-    """The vGPUs of one parent in the lab at `path`, with what tests.lab's Vgpu asks of a lab."""
+    """The vGPUs of one parent in the lab at `path`, with what tests.labs' Vgpu asks of a lab."""
 
     def __init__(self, path: Path, parent: str, type_name: str) -> None:
         self.path, self.type_name = path, type_name

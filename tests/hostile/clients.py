@@ -19,7 +19,8 @@ from types import TracebackType
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, MountedLab
+from tests.commands import ROOT
+from tests.labs import MountedLab
 
 LIMIT = 0.5
 """The longest that a call of another client may take, in seconds, beyond the longest in the control lab."""

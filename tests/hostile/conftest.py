@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import VFSFUSE
 from tests.hostile.clients import Bystander, Hostile, Leaks
-from tests.lab import VFSFUSE, MountedLab, Vgpu, described, open_bound
+from tests.iommufd.bound import open_bound
+from tests.labs import MountedLab, Vgpu, described
 from tests.ordinary_user import UID
 from tests.vfio.devices import INTX, TRIGGER, UNMASK, Device, bound, eventfd, function_dir
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.commands import run, vfsfuse
 from tests.hostile.clients import Hostile
 from tests.hostile.conftest import Lab, Place
-from tests.lab import MountedLab, run, vfsfuse
+from tests.labs import MountedLab
 
 HOSTILE = {
     "trigger of INTx": ("function", ["set-irqs", "-i", "0"], "EINVAL"),

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.commands import VFSFUSE
 from tests.hostile.clients import Hostile
 from tests.hostile.conftest import Lab, reachable
 from tests.iommufd.client import (
@@ -54,7 +55,6 @@ from tests.iommufd.client import (
     VfioIoas,
     ViommuAlloc,
 )
-from tests.lab import VFSFUSE
 from tests.ordinary_user import UID
 from tests.vfio import client
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.commands import ROOT, vfsfuse
 from tests.hostile.clients import Hostile
 from tests.hostile.conftest import LAB, TYPE, Clients, Lab, Place, remove
-from tests.lab import ROOT, described, vfsfuse
+from tests.labs import described
 from tests.vfio.devices import Device
 
 CALLS = [
@@ -117,7 +118,7 @@ def test_a_server_that_is_killed_while_a_call_is_held(
 ) -> None:
     """The held thread keeps the connection open, so everybody waits for an answer until somebody unmounts."""
     mounted = described(tmp_path, LAB)
-    mounted.umount_at_end = False
+    mounted.api.umount_at_end = False
     with mounted as lab, ThreadPoolExecutor(1) as pool:
         clients = Clients(lab, hostile_lab.program, tmp_path)
         made, other = lab.create(TYPE), lab.create(TYPE)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import Copier, cdev_of
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import PAGE, Memory
 from tests.vfio.conftest import machine
 from tests.vfio.copiers import GPU

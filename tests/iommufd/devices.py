@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.iommufd.client import Cdev, Iommufd
-from tests.lab import MountedLab, wait_for
+from tests.labs import MountedLab
 from tests.vfio.client import PAGE, Memory
 from tests.vfio.copiers import COMMAND_REGISTER, DECODE, DONE, FAULT, MASTER
 from tests.vfio.copiers import LAB as ONE_OF_EACH
 from tests.vfio.devices import function_dir
+from tests.waiting import wait_for
 
 LAB = (
     ONE_OF_EACH

@@ -8,9 +8,10 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tests.commands import ROOT
 from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import Copier, cdev_of
-from tests.lab import ROOT, MountedLab
+from tests.labs import MountedLab
 from tests.vfio.client import Memory
 from tests.vfio.devices import bound
 

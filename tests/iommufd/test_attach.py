@@ -25,10 +25,11 @@ from tests.iommufd.client import (
     Iommufd,
 )
 from tests.iommufd.devices import LAB, MSI_WINDOW, NEIGHBOUR, Copier, Holder, cdev_of
-from tests.lab import MountedLab, described, wait_for
+from tests.labs import MountedLab, described
 from tests.vfio.client import PAGE, Memory, buffer, fails, ioctl, unmapped_address
 from tests.vfio.copiers import DONE, FAULT, PIN, STORE
 from tests.vfio.devices import bound
+from tests.waiting import wait_for
 
 IOVA = 0x10_0000
 

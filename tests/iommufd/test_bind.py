@@ -14,7 +14,7 @@ import pytest
 
 from tests.iommufd.client import BIND_TOKEN, DEVICE_BIND, BindIommufd, Cdev, Iommufd
 from tests.iommufd.devices import cdev_of
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import DEVICE_GET_INFO, DeviceInfo, buffer, fails, ioctl, unmapped_address
 from tests.vfio.devices import GPU, NEIGHBOUR, bound, opened
 

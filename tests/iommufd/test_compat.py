@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.iommufd.client import ALL, HUGE_PAGES, Iommufd, IommufdContainer
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.vfio import client
 from tests.vfio.client import PAGE, DmaMap, DmaUnmap, IommuInfo, Memory, buffer, chain, fails
 

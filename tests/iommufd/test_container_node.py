@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.commands import vfsfuse
 from tests.iommufd.client import RLIMIT_MODE, Cdev, Iommufd
-from tests.lab import MountedLab, described, vfsfuse
+from tests.labs import MountedLab, described
 from tests.vfio import client
 from tests.vfio.client import Container
 from tests.vfio.copiers import LAB

@@ -28,10 +28,11 @@ from tests.iommufd.client import (
     SetDirtyTracking,
 )
 from tests.iommufd.functions import LAB, SECOND, Function, memory, opened
-from tests.lab import MountedLab, described, wait_for
+from tests.labs import MountedLab, described
 from tests.vfio.client import PAGE, Memory, fails
 from tests.vfio.copiers import DONE, FAULT
 from tests.vfio.gpu_client import StoppedMemory
+from tests.waiting import wait_for
 
 PAGES = 600
 IOVA = 0x40000

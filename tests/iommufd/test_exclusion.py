@@ -19,7 +19,7 @@ import pytest
 
 from tests.iommufd.client import Cdev, Iommufd
 from tests.iommufd.devices import LAB, NEIGHBOUR, Copier, cdev_of
-from tests.lab import MountedLab, Vgpu, described
+from tests.labs import MountedLab, Vgpu, described
 from tests.vfio.client import (
     DEVICE_PCI_HOT_RESET,
     DEVICE_PCI_HOT_RESET_INFO,

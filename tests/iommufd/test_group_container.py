@@ -13,7 +13,7 @@ import pytest
 
 from tests import needs
 from tests.iommufd.client import Cdev, Iommufd, IommufdContainer
-from tests.lab import MountedLab, settled
+from tests.labs import MountedLab
 from tests.vfio import client
 from tests.vfio.client import PAGE, Container, Group, Memory, fails
 from tests.vfio.devices import (
@@ -25,6 +25,7 @@ from tests.vfio.devices import (
     function_dir,
     group_device,
 )
+from tests.waiting import settled
 
 BASE = 0x100000
 MSI = 0xFEE00000

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.commands import ROOT, vfsfuse
 from tests.iommufd.client import Iommufd, IommufdContainer
-from tests.lab import ROOT, MountedLab, described, vfsfuse
+from tests.labs import MountedLab, described
 from tests.vfio import client
 from tests.vfio.client import PAGE, Group, Memory, fails
 from tests.vfio.copiers import COMMAND_REGISTER, DECODE, DONE, FAULT, MASTER

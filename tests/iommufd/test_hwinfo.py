@@ -25,9 +25,10 @@ from tests.iommufd.client import (
     VtdInfo,
 )
 from tests.iommufd.functions import LAB, NO_IOMMU, Function, memory, opened, without_iommu
-from tests.lab import MountedLab, described, wait_for
+from tests.labs import MountedLab, described
 from tests.vfio.client import PAGE, fails
 from tests.vfio.gpu_client import StoppedMemory
+from tests.waiting import wait_for
 
 DATA = ctypes.sizeof(VtdInfo)
 NO_ATS = CAP_ATS_NOT_SUPPORTED

@@ -40,10 +40,11 @@ from tests.iommufd.functions import (
     opened,
     without_iommu,
 )
-from tests.lab import MountedLab, described, settled
+from tests.labs import MountedLab, described
 from tests.vfio.client import PAGE, Memory, fails, ioctl
 from tests.vfio.copiers import DONE, FAULT
 from tests.vfio.devices import function_dir
+from tests.waiting import settled
 
 IOVA = 0x40000
 APERTURE = 2**48

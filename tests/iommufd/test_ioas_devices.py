@@ -25,9 +25,10 @@ from tests.iommufd.client import (
     Iommufd,
 )
 from tests.iommufd.devices import LAB, MSI_WINDOW, Copier, Holder
-from tests.lab import MountedLab, described, wait_for
+from tests.labs import MountedLab, described
 from tests.vfio.client import PAGE, Memory, fails, unmapped_address
 from tests.vfio.copiers import DONE, FAULT, PIN
+from tests.waiting import wait_for
 
 IOVA = 0x10_0000
 APERTURE = 2**48

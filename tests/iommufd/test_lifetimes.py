@@ -18,15 +18,18 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.commands import one_write
+from tests.descriptors import open_files
 from tests.hostile.clients import Leaks
 from tests.iommufd.client import Cdev, Iommufd, IommufdContainer
 from tests.iommufd.devices import LAB, Copier, cdev_of
-from tests.lab import MountedLab, Vgpu, described, one_write, open_files, settled, wait_for
+from tests.labs import MountedLab, Vgpu, described
 from tests.vfio.client import PAGE, File, Memory, fails
 from tests.vfio.copiers import DONE, FAULT, GPU
 from tests.vfio.devices import MSIX, REQ, TRIGGER, bound, eventfd, function_dir, signals, silent
 from tests.vfio.gpu_client import StoppedMemory
 from tests.vfio.test_lifetimes import busy, child, reap
+from tests.waiting import settled, wait_for
 
 IOVA = 0x10_0000
 DRAIN_SECONDS = 2

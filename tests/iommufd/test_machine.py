@@ -27,11 +27,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.commands import ROOT
 from tests.iommufd.client import HWPT_DIRTY_TRACKING, MAP_READABLE, MAP_WRITEABLE, Iommufd
 from tests.iommufd.devices import Copier, Holder, cdev_of
 from tests.iommufd.functions import FIRST, LAB, SECOND
 from tests.iommufd.world import FRAMES, VAS, Area, Domain, Held, Shared, Space, World
-from tests.lab import ROOT, MountedLab, described
+from tests.labs import MountedLab, described
 from tests.vfio.client import PAGE, fails
 from tests.vfio.copiers import DONE, FAULT, PIN, STORE
 from tests.vfio.devices import bound

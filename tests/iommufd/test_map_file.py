@@ -22,7 +22,7 @@ from tests.iommufd.client import (
     MapFile,
     NoiommuGetPa,
 )
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.needs import has_capability
 from tests.vfio.client import PAGE, Memory, fails
 

@@ -10,8 +10,9 @@ import select
 import sys
 
 from tests import needs
+from tests.commands import vfsfuse
 from tests.iommufd.client import Destroy, Iommufd
-from tests.lab import MountedLab, vfsfuse
+from tests.labs import MountedLab
 from tests.vfio.client import PAGE, Memory, fails, ioctl
 
 USE = """\

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.commands import run
 from tests.iommufd.client import Cdev, Iommufd
 from tests.iommufd.devices import LAB, UNPROTECTED, Copier, cdev_of
-from tests.lab import MountedLab, described, run
+from tests.labs import MountedLab, described
 from tests.vfio.client import PAGE, Memory, fails
 from tests.vfio.copiers import DONE, GPU
 from tests.vfio.devices import bound, function_dir, opened

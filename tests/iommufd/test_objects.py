@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.iommufd.client import Destroy, IoasAlloc, Iommufd
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.vfio.client import PAGE, Memory, fails, ioctl
 
 

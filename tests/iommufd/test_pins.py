@@ -15,7 +15,7 @@ from tests import needs
 from tests.iommufd.client import ALL, MAP_READABLE, MAP_WRITEABLE, Cdev, Iommufd
 from tests.iommufd.devices import LAB, NEIGHBOUR, UNPROTECTED, Copier, Holder, cdev_of, in_another_process
 from tests.iommufd.functions import without_iommu
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 from tests.vfio.client import PAGE, Memory, fails, unmapped_address
 from tests.vfio.copiers import DONE, FAULT, PIN, STORE
 from tests.vfio.devices import bound

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.commands import ROOT, run
 from tests.iommufd.client import OP_GET, OP_SET, RLIMIT_MODE, Iommufd, Option
 from tests.iommufd.functions import FIRST, LAB, SECOND
-from tests.lab import ROOT, MountedLab, described, run
+from tests.labs import MountedLab, described
 from tests.vfio.client import fails
 from tests.vfio.devices import bound
 

@@ -13,7 +13,7 @@ import pytest
 from tests.iommufd.client import Cdev, Iommufd
 from tests.iommufd.devices import Copier, cdev_of
 from tests.iommufd.test_exclusion import DEV_ID, DEV_ID_OWNED, NOT_OWNED, OWNED, hot_reset, hot_reset_info
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 from tests.vfio.client import Container, Group, Memory, fails
 from tests.vfio.devices import Device, bound, function_dir, give_back, group_device, vfio_pci
 from tests.vfio.test_shared_groups import (

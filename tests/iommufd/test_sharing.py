@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import ROOT
 from tests.iommufd.client import ALL, Iommufd
 from tests.iommufd.devices import LAB, Copier
-from tests.lab import ROOT, MountedLab, Vgpu, described
+from tests.labs import MountedLab, Vgpu, described
 from tests.vfio.client import PAGE, Memory
 from tests.vfio.copiers import DONE, FAULT
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.iommufd.client import STRUCTS, Destroy, Iommufd, Struct
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.vfio.client import PAGE, Memory, fails, ioctl, unmapped_address
 
 KERNEL = 0xFFFF_8000_0000_0000

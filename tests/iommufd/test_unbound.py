@@ -12,7 +12,7 @@ import pytest
 
 from tests import needs
 from tests.iommufd.client import DEVICE_ATTACH, DEVICE_BIND, DEVICE_DETACH, Cdev, Iommufd
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import (
     DEVICE_FEATURE,
     DEVICE_GET_INFO,

@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from tests.iommufd.client import Iommufd, IommufdContainer, VfioIoas
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.vfio.client import PAGE, Group, Memory, fails
 
 BASE = 0x100000

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, MountedLab, vfsfuse
+from tests.commands import ROOT, vfsfuse
+from tests.labs import MountedLab
 from tests.tool import NO_MODULES, need
 
 can_pin = pytest.mark.skipif(

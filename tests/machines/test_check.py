@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import vfsfuse
+from tests.commands import vfsfuse
 from tests.machines.machine import EXAMPLES, driver_of, example, group_of, partition
 
 MACHINES = sorted(path.name for path in EXAMPLES.glob("*.toml") if "catalogue" not in path.name)

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests import virsh
-from tests.lab import MountedLab, described, vfsfuse
+from tests.commands import vfsfuse
+from tests.labs import MountedLab, described
 from tests.machines.machine import (
     EXAMPLES,
     GROUPS,

@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tests import virsh
-from tests.lab import MountedLab, vfsfuse
+from tests.commands import vfsfuse
+from tests.labs import MountedLab
 from tests.machines.machine import (
     driver_of,
     example,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 from tests.machines.machine import function_dir, lspci
 
 LAB = """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.machines.machine import can_pin, example, function_dir, lspci, shell
 from tests.qemu import drivers
 from tests.qemu.guest import build

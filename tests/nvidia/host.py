@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.lab import MountedLab, described, one_write, wait_for
+from tests.commands import one_write
+from tests.labs import MountedLab, described
+from tests.waiting import wait_for
 
 PF = "0000:86:00.0"
 SLOTS, SLOT = 16, 4 << 20

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.commands import run, vfsfuse
 from tests.iommufd.client import Cdev, Iommufd
-from tests.lab import run, settled, vfsfuse, wait_for
 from tests.nvidia.host import LAB, SLOT, Host, Vf, host_of, wait_until_free
 from tests.vfio.client import PAGE, Container, Group, fails
 from tests.vfio.devices import group_device, opened
 from tests.vfio.gpu_client import IOVA, Gpu, client_memory, fill, wait
+from tests.waiting import settled, wait_for
 
 Compile = Callable[..., Path]
 
@@ -176,8 +177,8 @@ def test_a_group_that_is_open_without_its_device(vfs: list[Vf]) -> None:
 
 def test_a_client_that_is_killed_leaves_the_vgpu_free(vfs: list[Vf]) -> None:
     vf = vfs[0]
-    code = "import sys, time; from tests.lab import open_bound; open_bound(sys.argv[1]); print('up', flush=1)"
-    code += "; time.sleep(60)"
+    code = "import sys, time; from tests.iommufd.bound import open_bound; open_bound(sys.argv[1])"
+    code += "; print('up', flush=1); time.sleep(60)"
     with vf.typed(14):
         client = subprocess.Popen([sys.executable, "-c", code, vf.cdev], stdout=subprocess.PIPE, text=True)
         with client:

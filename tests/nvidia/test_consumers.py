@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, MountedLab
+from tests.commands import ROOT
+from tests.labs import MountedLab
 from tests.nvidia import consumers
 from tests.nvidia.consumers import DeviceManager, Unusable, VfioManager
 from tests.nvidia.host import Host, Vf

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import one_write
+from tests.commands import one_write
 from tests.nvidia.host import ALL, HEADER, LAB, SLOT, SLOTS, Host, Vf, catalogue, host_of
 from tests.vfio.client import fails
 

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import one_write
 from tests.inotify import watching
-from tests.lab import one_write, open_bound, settled, wait_for
+from tests.iommufd.bound import open_bound
 from tests.nvidia.host import ALL, LAB, SLOT, SLOTS, VFS, Host, Vf, catalogue, host_of, wait_until_free
 from tests.test_uevents import hear, listening
 from tests.vfio.client import Container, Group, fails
 from tests.vfio.devices import REQ, TRIGGER, Opened, eventfd, group_device, opened, signals, vfio_pci
+from tests.waiting import settled, wait_for
 
 
 @contextmanager

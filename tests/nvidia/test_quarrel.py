@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.lab import one_write, open_bound, settled
+from tests.commands import one_write
+from tests.iommufd.bound import open_bound
 from tests.nvidia.host import ALL, SLOT, SLOTS, Host, Vf, host_of
 from tests.vfio.devices import opened
+from tests.waiting import settled
 
 SECONDS = 6
 EXPECTED = {

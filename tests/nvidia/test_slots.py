@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import one_write
 from tests.iommufd.client import Cdev, Iommufd
-from tests.lab import described, one_write, settled
+from tests.labs import described
 from tests.nvidia.host import ALL, LAB, PF, SLOT, SLOTS, Host
 from tests.vfio.client import fails
 from tests.vfio.devices import opened
+from tests.waiting import settled
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, MountedLab, Vgpu, described
+from tests.commands import ROOT
+from tests.labs import MountedLab, Vgpu, described
 from tests.qemu import drivers, programs
 from tests.qemu.guest import Guest, build
 from tests.qemu.machine import Machine, in_lab, vfio

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from tests.lab import Vgpu
+from tests.labs import Vgpu
 from tests.qemu.console import Console
 
 SERIAL_BYTES = 64 << 10

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 
 OBJECT = "iommufd0"
 """The id of the object that stands for /dev/iommu in QEMU."""

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.lab import ROOT, VFSFUSE, MountedLab, Vgpu
+from tests.commands import ROOT, VFSFUSE
+from tests.labs import MountedLab, Vgpu
 from tests.qemu import programs
 from tests.qemu.channel import Channel
 from tests.qemu.console import Console

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 from tests.qemu import programs
 from tests.qemu.iommufd import Opened, with_sys
 from tests.qemu.machine import Machine, in_lab, vfio

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.qemu import drivers, font
 from tests.qemu.conftest import MBOCHS, VGPU, Everything
 from tests.qemu.guest import Guest

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, MountedLab, described
+from tests.commands import ROOT
+from tests.labs import MountedLab, described
 from tests.qemu import programs
 from tests.qemu.iommufd import Opened
 from tests.qemu.machine import Machine, in_lab

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, MountedLab, Vgpu, described, one_write
+from tests.commands import ROOT, one_write
+from tests.labs import MountedLab, Vgpu, described
 from tests.qemu import drivers, programs
 from tests.qemu.guest import Guest
 from tests.qemu.iommufd import OBJECT, Opened, cdev, mdev, with_sys

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 from tests.qemu import drivers
 from tests.qemu.guest import Guest
 from tests.qemu.machine import Machine, in_lab, vfio

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, MountedLab
+from tests.commands import ROOT
+from tests.labs import MountedLab
 from tests.nvidia.host import Host, Vf, wait_until_free
 from tests.qemu import drivers
 from tests.qemu.guest import Guest

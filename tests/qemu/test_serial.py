@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import VFSFUSE
+from tests.commands import VFSFUSE
 from tests.qemu import drivers
 from tests.qemu.conftest import SERIAL, Everything
 from tests.qemu.guest import Guest

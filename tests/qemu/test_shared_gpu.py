@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, MountedLab
+from tests.commands import ROOT
+from tests.labs import MountedLab
 from tests.qemu import drivers
 from tests.qemu.conftest import VGPU, Everything
 from tests.qemu.machine import in_lab

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, described
+from tests.commands import ROOT, VFSFUSE
+from tests.labs import MountedLab, described
 from tests.qemu import drivers
 from tests.qemu.guest import Guest
 from tests.qemu.machine import Machine, in_lab

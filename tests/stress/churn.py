@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 from uuid import UUID
 
-from tests.lab import open_bound
+from tests.iommufd.bound import open_bound
 from tests.snapshot import snapshot
 from tests.stress.campaign import Campaign, Run
 from tests.stress.lab import APART, GPUS, POPULATION, SHARED

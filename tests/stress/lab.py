@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab import descriptors
+from tests.descriptors import descriptors
 from tests.stress.setting import Setting
 
 VIDEO = 4 << 20

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from devmodel.irq.kinds import PciIrq
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from examples.copier import Copier
-from tests.lab import ROOT, MountedLab, described
+from tests.commands import ROOT
+from tests.labs import MountedLab, described
 from tests.vfio.client import DEVICE_RESET, PAGE, Memory
 from tests.vfio.devices import (
     INTX,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.lab import ROOT
+from tests.commands import ROOT
 
 
 def shown() -> str:

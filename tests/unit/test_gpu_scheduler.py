@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from devmodel.gpu.faults import EngineStopped
 from devmodel.gpu.scheduler import Scheduler, Turn, TurnState
 from devmodel.gpu.shares import EngineShare, FairQueue
-from tests.lab import wait_for
+from tests.waiting import wait_for
 
 SECOND = 10**9
 SECONDS = 20

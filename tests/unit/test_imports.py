@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.lab import ROOT
+from tests.commands import ROOT
 
 PACKAGES = ("ioctl_shim", "devmodel", "vfsfuse")
 
@@ -97,7 +97,7 @@ MAY_USE: Mapping[str, tuple[str, ...]] = {room: tuple(_named(row)) for room, row
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "ioctl_shim": ("cffi", "pyfuse3"),
     "devmodel": ("trio",),
-    "vfsfuse": ("PIL", "rich", "trio"),
+    "vfsfuse": ("PIL", "pytest", "rich", "trio"),
 }
 """By package: what it may import besides the standard library."""
 
@@ -253,7 +253,11 @@ def made_up(path: Path | str, text: str) -> list[str]:
         ("vfsfuse/server.py", "from tools.uapi import device", "vfsfuse is installed without tools."),
         ("devmodel/sdk.py", "import tests.unit.fakes", "devmodel is installed without tests."),
         ("devmodel/sdk.py", "import numpy", "the libraries of devmodel are trio."),
-        ("vfsfuse/server.py", "from pyfuse3 import main", "the libraries of vfsfuse are PIL, rich, trio."),
+        (
+            "vfsfuse/server.py",
+            "from pyfuse3 import main",
+            "the libraries of vfsfuse are PIL, pytest, rich, trio.",
+        ),
         ("devmodel/ida.py", "import devmodel.client", "devmodel.ida may use no other part of the packages."),
         ("vfsfuse/attic/a.py", "import vfsfuse.run", "vfsfuse.attic is not in the picture (PICTURE in "),
         (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import needs
-from tests.lab import ROOT
+from tests.commands import ROOT
 from tools import lab_schema
 from vfsfuse.labfile import hwvalues, values
 from vfsfuse.labfile.kinds import Kind

@@ -9,7 +9,7 @@ import pytest
 
 from devmodel.models.mtty import Mtty
 from devmodel.models.registry import MODELS
-from tests.lab import ROOT
+from tests.commands import ROOT
 from vfsfuse.labfile.models import Models
 from vfsfuse.labfile.reader import LabFileError, load
 

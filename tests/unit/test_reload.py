@@ -25,7 +25,7 @@ from devmodel.lifecycle.vendor import vgpu_of
 from devmodel.models.gpu import PhysicalGpu, Vgpu
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.lingering import Renewing
-from tests.lab import ROOT
+from tests.commands import ROOT
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.labfile.code import load_with_code
 from vfsfuse.labfile.include import read_with_includes

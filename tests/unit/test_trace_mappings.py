@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from devmodel.callpoint import Call, CallKind
-from tests.lab import wait_for
+from tests.waiting import wait_for
 from vfsfuse.observe import mappings
 from vfsfuse.observe.clients import NOBODY, Client, Clients
 from vfsfuse.observe.mappings import MOST_LOST, REGION_INFO, Mappings

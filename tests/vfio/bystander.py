@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from tests.lab import ROOT, MountedLab, Vgpu, open_bound
+from tests.commands import ROOT
+from tests.iommufd.bound import open_bound
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import DEVICE_GET_INFO, Container, DeviceInfo, Group, ioctl
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 from tests.vfio.devices import LAB
 
 

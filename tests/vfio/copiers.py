@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.lab import ROOT
+from tests.commands import ROOT
 
 LAB = f"""\
 [models]

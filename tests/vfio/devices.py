@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.vfio.client import (
     DEVICE_SET_IRQS,
     TYPE1V2,

@@ -15,9 +15,10 @@ import select
 import struct
 from collections.abc import Iterator, Sequence
 
-from tests.lab import MountedLab, Vgpu, wait_for
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import PAGE, Memory
 from tests.vfio.devices import Opened, opened
+from tests.waiting import wait_for
 
 SECONDS = 20
 SYSTEM = 1 << 40

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 from tests.vfio.client import Container, Group, fails
 from tests.vfio.devices import Device, function_dir, give_back, group_device, vfio_pci
 from tests.vfio.test_device import hot_reset, hot_reset_info

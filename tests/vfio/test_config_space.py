@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 from tests.vfio.client import (
     DEVICE_GET_INFO,
     DEVICE_PCI_HOT_RESET,

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, MountedLab, Vgpu, run
+from tests.commands import ROOT, run
+from tests.labs import MountedLab, Vgpu
 from tests.vfio import client
 from tests.vfio.client import PAGE, Container, DmaMap, DmaUnmap, Group, Memory, buffer, fails
 

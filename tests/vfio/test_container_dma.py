@@ -26,7 +26,8 @@ from devmodel.iommufd.ioas import Ioas
 from ioctl_shim.process import Process
 from ioctl_shim.processes import MAX_SEATS, Processes
 from tests import needs
-from tests.lab import ROOT, MountedLab
+from tests.commands import ROOT
+from tests.labs import MountedLab
 from tests.unit.fakes import FakeClient
 from tests.vfio.client import PAGE, fails, unmapped_address
 

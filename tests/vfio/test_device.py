@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, open_bound
+from tests.iommufd.bound import open_bound
+from tests.labs import MountedLab
 from tests.vfio.client import (
     DEVICE_FEATURE,
     DEVICE_GET_INFO,

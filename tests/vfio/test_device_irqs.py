@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 from tests.vfio.client import (
     DEVICE_GET_IRQ_INFO,
     DEVICE_SET_IRQS,

@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.commands import ROOT
 from tests.iommufd.client import IommufdContainer
-from tests.lab import ROOT, MountedLab, described, wait_for
+from tests.labs import MountedLab, described
 from tests.vfio.client import (
     DEVICE_RESET,
     DIRTY_GET,
@@ -66,6 +67,7 @@ from tests.vfio.devices import (
     signals,
     silent,
 )
+from tests.waiting import wait_for
 
 SYS_EXIT = 60 if os.uname().machine == "x86_64" else 93
 

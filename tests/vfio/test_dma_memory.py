@@ -14,7 +14,7 @@ import pytest
 from devmodel.iommu.api import DmaFault
 from devmodel.iommu.type1 import Type1
 from ioctl_shim.process import Process
-from tests.lab import ROOT
+from tests.commands import ROOT
 from tests.vfio.client import PAGE
 from tests.vfio.test_container_dma import KINDS, MEMFD, PAGES, RW, Child, Real, child, iommu, kind, pattern
 

@@ -21,7 +21,7 @@ import pytest
 from ioctl_shim.process import Process
 from ioctl_shim.sharedfile import WRITTEN_BACK
 from tests import needs
-from tests.lab import MountedLab, Vgpu
+from tests.labs import MountedLab, Vgpu
 from tests.vfio import client
 from tests.vfio.client import PAGE, Container, Memory, fails, unmapped_address
 from tests.vfio.test_container import BASE, in_container, pf_group, physical, vgpu

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 from tests.vfio.copiers import LAB
 from tests.vfio.devices import opened
 

@@ -22,7 +22,7 @@ from ioctl_shim._native import ffi
 from ioctl_shim.process import Process
 from ioctl_shim.sharedfile import FAMILIAR, devices_of
 from tests import needs
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.test_run_devices import Somebody, somebody
 from tests.vfio.client import PAGE, fails
 from tests.vfio.test_container_dma import KINDS, MEMFD, PAGES, Child, child

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, VFSFUSE, MountedLab, run
+from tests.commands import ROOT, VFSFUSE, run
+from tests.labs import MountedLab
 from tests.vfio.client import (
     DEVICE_GET_REGION_INFO,
     PAGE,
@@ -246,7 +247,7 @@ def test_a_client_chooses_the_monitor_the_guest_sees(lab: MountedLab) -> None:
 
 ROOTLESS = """
 import glob, os, struct, sys, uuid
-from tests.lab import open_bound
+from tests.iommufd.bound import open_bound
 from tests.vfio.client import ioctl, fails
 from tests.vfio.test_gfx import *
 create = "/sys/class/mdev_bus/mbochs/mdev_supported_types/mbochs-small/create"

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import MountedLab, Vgpu, run
+from tests.commands import run
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import (
     DEVICE_GET_INFO,
     GROUP_GET_DEVICE_FD,

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.lab import ROOT, MountedLab, Vgpu
+from tests.commands import ROOT
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.bystander import bystander
 from tests.vfio.client import (
     DEVICE_GET_INFO,
@@ -128,7 +129,7 @@ def test_a_server_that_ends_while_calls_are_held(tmp_path: Path) -> None:
 
 HOLDER = """
 import os, signal, sys, threading, time
-from tests.lab import open_bound
+from tests.iommufd.bound import open_bound
 from tests.vfio.client import DEVICE_GET_INFO, GROUP_SET_CONTAINER, PAGE
 from tests.vfio.gpu_client import StoppedMemory
 from tests.vfio.test_held_lane import result

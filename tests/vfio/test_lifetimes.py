@@ -22,9 +22,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.lab import ROOT, MountedLab, Vgpu, open_files, settled
+from tests.commands import ROOT
+from tests.descriptors import open_files
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import PAGE, TYPE1V2, Container, File, Group, Memory, fails
 from tests.vfio.devices import MSIX, REQ, TRIGGER, Device, eventfd, group_device, opened
+from tests.waiting import settled
 
 
 @pytest.fixture
@@ -173,7 +176,7 @@ def test_a_container_outlives_its_file_for_its_groups(machine: MountedLab, vgpu:
 VICTIM = """\
 import os, sys, time
 from pathlib import Path
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.vfio.client import Container, Group, Memory, PAGE
 from tests.vfio.devices import Device, MSIX, REQ, TRIGGER, group_device
 root, number, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]

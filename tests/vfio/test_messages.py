@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab, described
+from tests.labs import MountedLab, described
 from tests.vfio.client import fails
 from tests.vfio.devices import (
     BOOL,

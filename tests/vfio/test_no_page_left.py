@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-import tests.lab
+import tests.commands
 from tests import needs
-from tests.lab import MountedLab, Vgpu, described
+from tests.labs import MountedLab, Vgpu, described
 from tests.vfio.client import PAGE, fails
 from tests.vfio.gpu_client import (
     DMA,
@@ -80,7 +80,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tests", folder], check=True)
     monkeypatch.setenv("SMALL", str(folder))
-    monkeypatch.setattr(tests.lab, "VFSFUSE", [sys.executable, "-m", "tests.small_server"])
+    monkeypatch.setattr(tests.commands, "VFSFUSE", [sys.executable, "-m", "tests.small_server"])
     try:
         with described(tmp_path, ENGINE_LAB) as lab, lab.create("even") as vgpu, gpu(lab, vgpu) as engine:
             engine.finish(fill(0, PAGE, 0x01010101))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-import tests.lab
-from tests.lab import MountedLab, Vgpu, described
+import tests.commands
+from tests.labs import MountedLab, Vgpu, described
 from tests.vfio.client import DEVICE_PCI_HOT_RESET, DEVICE_RESET, fails, ioctl
 from tests.vfio.models.raising import ANSWERS, GOOD, HOOKS, TASK
 
@@ -38,7 +38,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """While somebody listens, other threads make the calls."""
     folder = tmp_path_factory.mktemp("raising")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tests.lab, "VFSFUSE", [sys.executable, "-X", "dev", "-m", request.param])
+        patch.setattr(tests.commands, "VFSFUSE", [sys.executable, "-X", "dev", "-m", request.param])
         patch.setenv("LISTENER_LOG", str(folder / "calls"))
         with described(folder, LAB) as mounted:
             yield mounted

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.lab import MountedLab, Vgpu, described
+from tests.labs import MountedLab, Vgpu, described
 from tests.vfio.client import DEVICE_RESET, fails, ioctl
 from tests.vfio.devices import opener
 from tests.vfio.models.registers import LAYOUT, Zoo

@@ -27,7 +27,7 @@ import pytest
 
 from devmodel.region.moving import PIECE
 from tests import needs
-from tests.lab import MountedLab, Vgpu, described
+from tests.labs import MountedLab, Vgpu, described
 from tests.vfio.client import DEVICE_GET_REGION_INFO, PAGE, File, RegionInfo, fails, with_caps
 from tests.vfio.devices import bound, function_dir, opened, opener
 from tests.vfio.gpu_client import copy, fill, gpu

@@ -13,12 +13,14 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.lab import ROOT, MountedLab, described, wait_for
+from tests.commands import ROOT
+from tests.labs import MountedLab, described
 from tests.test_uevents import hear, listening
 from tests.vfio.client import Container, Group, Memory, fails
 from tests.vfio.copiers import COMMAND_REGISTER, COPY, DECODE, DONE, FAULT, MASTER
 from tests.vfio.devices import Device, Opened, bound, function_dir, give_back, group_device, vfio_pci
 from tests.vfio.test_device import hot_reset, hot_reset_info
+from tests.waiting import wait_for
 
 GPU, AUDIO, OTHER = "0000:86:00.0", "0000:86:00.1", "0000:86:01.0"
 CARD, TWIN = "0000:87:00.0", "0000:87:00.1"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MountedLab
+from tests.labs import MountedLab
 from tests.snapshot import snapshot
 from tests.vfio.devices import opened, vfio_pci
 

@@ -20,8 +20,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from tests.commands import ROOT, VFSFUSE, one_write
 from tests.iommufd.client import Cdev, Iommufd
-from tests.lab import ROOT, VFSFUSE, MountedLab, described, one_write
+from tests.labs import MountedLab, described
 from tests.vfio.client import (
     DEVICE_FEATURE,
     DEVICE_GET_IRQ_INFO,

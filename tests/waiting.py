@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for what comes soon, without a fixed time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+SECONDS = 20
+SETTLE_SECONDS = 0.3
+T = TypeVar("T")
+
+
+def wait_for(true: Callable[[], object], seconds: float = SECONDS) -> None:
+    """Wait until `true` returns something true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.001)
+
+
+def settled(measure: Callable[[], T]) -> T:
+    """What `measure` gives when it stays the same for a while: what a test closes, the server releases a
+    moment later."""
+    last, since = measure(), time.monotonic()
+    deadline = since + SECONDS
+    while time.monotonic() - since < SETTLE_SECONDS:
+        assert time.monotonic() < deadline, f"{last} does not settle"
+        time.sleep(0.02)
+        if (now := measure()) != last:
+            last, since = now, time.monotonic()
+    return last
