@@ -259,6 +259,12 @@ UNFIT = {
     "overlap": ("reset=1200)", 'reset=1), Register(2, 4, "B")', "fan.py:4"),
     "init raises": ("return {0:", "return 1 / 0, {0:", "ZeroDivisionError('division by zero') at "),
     "size": ("Memory(8192)", "Memory(8191)", "8191"),
+    "attributes": (
+        "class Fan(PciDevice):",
+        "class Meta(type):\n    @property\n    def ATTRIBUTES(self):\n        raise KeyboardInterrupt\n\n"
+        "class Fan(PciDevice, metaclass=Meta):",
+        "fan.py",
+    ),
     "sys.exit": ("return {0:", "raise SystemExit; return {0:", "SystemExit"),
 }
 

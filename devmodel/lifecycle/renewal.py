@@ -11,15 +11,16 @@ Source: none; a kernel driver is reloaded by rmmod(8) and insmod(8), for which i
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from devmodel.device.base import Device
 from devmodel.device.own import is_own
 from devmodel.device.pci import PciDevice
-from devmodel.device.tasks import TaskHost
+from devmodel.device.tasks import CODE_FAILED, TaskHost
 from devmodel.device.traits import traits_of
 from devmodel.lifecycle.binding import DriverCore, depending_on
 from devmodel.lifecycle.function import PciFunction
@@ -36,6 +37,7 @@ from devmodel.pci.config import Decided
 from devmodel.pci.fields import Bar
 from devmodel.vfio.group import Assignable
 
+log = logging.getLogger(__name__)
 Model = type[PciDevice]
 
 
@@ -70,11 +72,18 @@ class _NewFunction:
     whole: bool
 
 
+class _NewType(NamedTuple):
+    """A type whose model is new, and the share that it gives with it."""
+
+    model: Model
+    share: Share
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to change: the models of types, by parent and type, and functions by name."""
+    """What is to change: types, by parent and type, and functions by name."""
 
-    types: Mapping[tuple[str, str], Model]
+    types: Mapping[tuple[str, str], _NewType]
     functions: Mapping[str, _NewFunction]
 
 
@@ -135,12 +144,12 @@ class Renewals:
         Raises :class:`Unfit` for what the code of a model raises, and :class:`SpecError` for BARs that have
         no room.
         """
-        types: dict[tuple[str, str], Model] = {}
+        types: dict[tuple[str, str], _NewType] = {}
         for parent, new in zip(before.parents, after.parents, strict=True):
             for type_, found in zip(parent.types, new.types, strict=True):
                 if _differs(type_.model, found.model):
-                    _try(f"parents.{parent.name}.types.{type_.name}", found)
-                    types[parent.name, type_.name] = found.model
+                    share = _tried(f"parents.{parent.name}.types.{type_.name}", found)
+                    types[parent.name, type_.name] = _NewType(found.model, share)
         functions: dict[str, _NewFunction] = {}
         for new_function in after.all_functions:
             old = self._hotplug.specs[new_function.name]
@@ -195,11 +204,10 @@ class Renewals:
 
     def _new_shares(self, plan: Plan) -> Iterator[tuple[Mdev, Share]]:
         """The shares that vGPUs of new types have: their own, with the options of the new model."""
-        for (parent, name), model in plan.types.items():
+        for (parent, name), (model, share) in plan.types.items():
             found = self._hotplug.parents.get(parent)
             type_ = None if found is None else found.types[name]
             for mdev in () if type_ is None else type_.mdevs.values():
-                share = _share(mdev.type.spec, model)
                 changed = {
                     key: value
                     for key, value in mdev.share.options.items()
@@ -214,12 +222,12 @@ class Renewals:
 
     def _exchange_types(self, plan: Plan) -> Iterator[VendorVgpu]:
         """Have the types offer the new models. Yields the vGPUs of NVIDIA's framework that have one."""
-        for (parent_name, name), model in plan.types.items():
+        for (parent_name, name), (model, share) in plan.types.items():
             parent = self._hotplug.parents.get(parent_name)
             spec = self._spec_of(parent_name, name)
             exchange_model(spec, model)
             if parent is not None:
-                parent.types[name].share = Share.of(spec)
+                parent.types[name].share = share
             for function in self._drivers.functions.values():
                 vgpu = vgpu_of(function)
                 if vgpu is not None and vgpu.type is spec:
@@ -271,7 +279,7 @@ class Renewals:
                 own = _of(each) if beside is None else beside.become
                 self._exchange(each, become if each is head else own)
             if done and isinstance(head, PhysicalFunction):
-                self._sriov.show_again(head)
+                self._tell(head, lambda: self._sriov.show_again(head))
         finally:
             for each in devices:
                 _free(each)
@@ -293,12 +301,18 @@ class Renewals:
             elif isinstance(device, PhysicalFunction) and isinstance(become, tuple):
                 old.append(device.reshape(*become))
 
+        self._tell(device, lambda: self._observer.renewed(device, change))
+        for each in old:
+            if each is not None:
+                each.close()
+
+    def _tell(self, device: Assignable, step: Callable[[], None]) -> None:
+        """Make a step that cannot be taken back: what fails in it is logged, and other devices are renewed as
+        well."""
         try:
-            self._observer.renewed(device, change)
-        finally:
-            for each in old:
-                if each is not None:
-                    each.close()
+            step()
+        except CODE_FAILED:
+            log.exception("%s: its new model failed", device.name)
 
     def _wait(self, head: Assignable, devices: Sequence[Assignable], become: _Become) -> None:
         def watcher() -> None:
@@ -351,16 +365,12 @@ def _changes(old: FunctionSpec, new: FunctionSpec) -> tuple[bool, bool]:
     return _differs(old.model, new.model), of_vf
 
 
-def _share(spec: TypeSpec, model: Model) -> Share:
-    """The share that a type gives with another model."""
-    return Share(spec.memory, spec.slots, model.with_defaults(spec.options))
-
-
-def _try(place: str, spec: TypeSpec) -> None:
-    """Make a device of a type, and close it again. Raises :class:`Unfit`."""
+def _tried(place: str, spec: TypeSpec) -> Share:
+    """Make a device of a type, and close it again. Returns its share. Raises :class:`Unfit`."""
     try:
         share = Share.of(spec)
         spec.model("sample", share.memory, share.options).close()
+        return share
     except BaseException as error:
         raise Unfit(place) from error
 

@@ -28,6 +28,10 @@ class GivenUp(BaseException):
     """Ends the code of an import that nobody waits for any more."""
 
 
+class CodeEnded(Exception):
+    """The code has raised something that is no Exception, its ``__cause__``."""
+
+
 class Attempt(Generic[T]):
     """Calls `work`.  `again` has the modules that it imports again."""
 
@@ -42,14 +46,16 @@ class Attempt(Generic[T]):
     async def result(self, seconds: float = SECONDS) -> T:
         """What `work` returns; raises what it raises.  TimeoutError, with a text, when it takes too long.
         Trio thread.  After any error the old modules are back."""
-        self._thread.start()
         try:
+            self._thread.start()
             with trio.move_on_after(seconds) as waiting:
                 await self._done.wait()
             if waiting.cancelled_caught:
                 raise TimeoutError(f"the import has not ended after {seconds:g} s{self._place()}")
-            if self._error is not None:
+            if isinstance(self._error, Exception):
                 raise self._error
+            if self._error is not None:  # on this thread it would end the lab
+                raise CodeEnded from self._error
             return self._result.pop()
         except BaseException:
             self.again.undo()

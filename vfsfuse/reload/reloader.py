@@ -19,7 +19,7 @@ from vfsfuse.labfile.code import LabCode
 from vfsfuse.labfile.faults import LabFileError
 from vfsfuse.labfile.models import Models
 from vfsfuse.labfile.reasons import reason
-from vfsfuse.reload.attempt import SECONDS, Attempt
+from vfsfuse.reload.attempt import SECONDS, Attempt, CodeEnded
 from vfsfuse.reload.files import Stamps, stamps_of
 from vfsfuse.views.labview import LabView
 from vfsfuse.views.models import check_models
@@ -116,6 +116,8 @@ class Reloader:
             return NotReloaded(errno.EINVAL, f"{source}: {error.place}: {reason(cause)} (mend the model)")
         if isinstance(error, SpecError):
             return NotReloaded(errno.EINVAL, str(error))
+        if isinstance(error, CodeEnded) and error.__cause__ is not None:
+            error = error.__cause__
         return NotReloaded(errno.EINVAL, f"{source}: {reason(error)} (mend the model)")
 
 
