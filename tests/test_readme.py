@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sessions of the README and of docs/, pasted into bash: what they print must be what is shown there.
 
-A line `...` stands for any lines, `...` within a line for any text.  /tmp/lab becomes a folder of the
-test's own.
+A line `...` stands for any lines, `...` within a line for any text.  Times, durations and processes of a
+trace may be others than those that are shown.  /tmp/lab becomes a folder of the test's own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ README = (ROOT / "README.md").read_text()
 TEXTS = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
 SESSIONS = [found for text in TEXTS for found in re.findall(r"```console\n(.*?)```", text, re.DOTALL)]
 MARK = "<<end of command>>"
+MEASURED = re.compile(r"\d\d:\d\d:\d\d\.\d{6}|<\d+\.\d{6}>|(?<=\w)\[\d+\]")
+"""The time, the duration and the process in a line of a trace."""
 
 
 def steps(session: str) -> Iterator[tuple[str, str]]:
@@ -35,7 +37,7 @@ def steps(session: str) -> Iterator[tuple[str, str]]:
 
 def pattern(expected: str) -> str:
     """The expected output as a regular expression."""
-    quoted = re.escape(expected)
+    quoted = re.escape(MEASURED.sub("...", expected))
     quoted = re.sub(r"^\\\.\\\.\\\.\\?\n", "(?:.*\n)*?", quoted, flags=re.MULTILINE)
     return quoted.replace(r"\.\.\.", ".*")
 
@@ -70,7 +72,11 @@ def test_session(session: str, tmp_path: Path) -> None:
             text=True,
             cwd=ROOT,
             timeout=200,
-            env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "PATH": path(session, tmp_path)},
+            env={
+                **os.environ,
+                **{"XDG_STATE_HOME": str(tmp_path), "PYTEST_DEBUG_TEMPROOT": str(tmp_path)},
+                "PATH": path(session, tmp_path),
+            },
             check=False,
         )
     finally:

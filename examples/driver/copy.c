@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 enum { PAGE = 4096, TARGET = PAGE / 2, IOVA = 0x100000 }; /* the device finds our page at IOVA */
+/* The registers, in BAR 0, which is at offset 0 of the device's file. */
 enum { SOURCE_REG = 0, TARGET_REG = 8, SIZE_REG = 0x10, COMMAND_REG = 0x14, STATUS_REG = 0x18 };
 static int device;
 
@@ -47,12 +48,12 @@ int main(int argc, char **argv)
 	device = must(ioctl(group, VFIO_GROUP_GET_DEVICE_FD, argv[2]), argv[2]);
 	must(ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &config), "GET_REGION_INFO");
 	must(ioctl(device, VFIO_DEVICE_SET_IRQS, &irq), "SET_IRQS");
-	put(config.offset + 4, 6, 2); /* the command register: decode memory, be bus master */
+	put(config.offset + 4, 6, 2); /* COMMAND of configuration space: decode memory, be bus master */
 	memset(memory, '*', TARGET);
 	put(SOURCE_REG, IOVA, 8), put(TARGET_REG, IOVA + TARGET, 8), put(SIZE_REG, size, 4), put(COMMAND_REG, 1, 4);
 	must(read(irq.event, &interrupts, sizeof(interrupts)), "the interrupt");
 	must(pread(device, &status, 4, STATUS_REG), "STATUS");
-	put(STATUS_REG, status, 4); /* acknowledge */
+	put(STATUS_REG, status, 4); /* acknowledge it */
 	if (status != 1)
 		errx(1, "the device cannot copy %u bytes: status %u", size, status);
 	return printf("%.*s\n", (int)size, memory + TARGET) < 0;
