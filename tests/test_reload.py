@@ -160,6 +160,10 @@ def test_files_follow_the_model(lab: FanLab) -> None:
         with pytest.raises(FileNotFoundError):
             os.stat(vgpu.path / gone)
     assert (vgpu.path / "new/one").read_text() == "2\n"
+    lab.edit(('"new/one"', '"new/two"'))
+    lab.reload()
+    assert os.listdir(vgpu.path / "new") == ["two"]
+    assert not (vgpu.path / "new/one").exists()
     assert os.stat(vgpu.path / "resource4").st_size == 65536
     assert os.stat(vgpu.path / "config").st_size == len((vgpu.path / "config").read_bytes()) == 4096
 

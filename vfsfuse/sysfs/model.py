@@ -31,38 +31,39 @@ def directory_class(base: type[D], model: type[PciDevice]) -> type[D]:
 
 @memoized()
 def _made(base: type[Any], model: type[PciDevice]) -> type[Any]:
-    members = _members(model.ATTRIBUTES)
+    # those of an own model may change with its code (devmodel.lifecycle.renewal)
+    member_ns = LINGER_NS if is_own(model) else base.member_ns
+    members = _members(model.ATTRIBUTES, member_ns)
     taken = [member.name for member in members if member.name in base.by_name]
     if taken:
         raise ValueError(
             f"the model {model.__name__} declares the attribute {taken[0]!r}, but that is a name of every "
             "device's directory (rename it)"
         )
-    made = _class(base, base.__name__, members)
-    if is_own(model):
-        made.member_ns = LINGER_NS  # they may change with the model's code (devmodel.lifecycle.renewal)
-    return made
+    return _class(base, base.__name__, members, member_ns)
 
 
-def _class(base: type[Any], name: str, members: Iterable[Member]) -> type[Any]:
+def _class(base: type[Any], name: str, members: Iterable[Member], member_ns: int | None) -> type[Any]:
     # no name of these is one that `base` uses for something else
     declared = {f"attribute {member.name}": member for member in members}
-    made: type[Any] = type(name, (base,), {"__slots__": (), **declared})
+    made: type[Any] = type(name, (base,), {"__slots__": (), "member_ns": member_ns, **declared})
     return made
 
 
-def _members(attributes: Sequence[DeviceAttribute], depth: int = 0) -> list[Member]:
+def _members(attributes: Sequence[DeviceAttribute], member_ns: int | None, depth: int = 0) -> list[Member]:
     """The attributes, whose directories down to `depth` are the same, as members of that directory."""
     below: dict[str, list[DeviceAttribute]] = {}
     for each in attributes:
         below.setdefault(each.path[depth], []).append(each)
     return [
-        _member(inside[0]) if len(inside[0].path) == depth + 1 else _directory(name, inside, depth + 1)
+        _member(inside[0])
+        if len(inside[0].path) == depth + 1
+        else _directory(name, inside, member_ns, depth + 1)
         for name, inside in below.items()
     ]
 
 
-def _directory(name: str, attributes: Sequence[DeviceAttribute], depth: int) -> Group:
+def _directory(name: str, attributes: Sequence[DeviceAttribute], member_ns: int | None, depth: int) -> Group:
     """The directory of some attributes. It is present while one of them is."""
 
     def present(above: Kobject) -> bool:
@@ -70,7 +71,7 @@ def _directory(name: str, attributes: Sequence[DeviceAttribute], depth: int) -> 
         return any(each.when is None or each.when(options) for each in attributes)
 
     always = any(each.when is None for each in attributes)
-    kind = _class(AttributeGroup, name, _members(attributes, depth))
+    kind = _class(AttributeGroup, name, _members(attributes, member_ns, depth), member_ns)
     return Group(name, kind, None if always else present)
 
 
