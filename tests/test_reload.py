@@ -168,6 +168,25 @@ def test_files_follow_the_model(lab: FanLab) -> None:
     assert os.stat(vgpu.path / "config").st_size == len((vgpu.path / "config").read_bytes()) == 4096
 
 
+def test_open_attribute_reads_no_other_one(lab: FanLab) -> None:
+    lab.edit(('DeviceAttribute("old", lambda fan: 1)', 'DeviceAttribute("a/old", lambda fan: 1)'))
+    lab.reload()
+    vgpu = lab.create("fan-1", "fans")
+    with (
+        open(vgpu.path / "rpm") as first,
+        open(vgpu.path / "a/old") as second,
+        open(vgpu.path / "device") as own,
+    ):
+        lab.edit(('"rpm"', '"new"'), ('"a/old"', '"a/new"'))
+        lab.reload()
+        for file in (first, second):
+            with pytest.raises(OSError) as error:
+                file.read()
+            assert error.value.errno == errno.ENODEV
+        assert own.read() == "0xfa11\n"
+    assert ((vgpu.path / "new").read_text(), (vgpu.path / "a/new").read_text()) == ("1200\n", "1\n")
+
+
 def test_open_files_of_the_old_device_are_dead(lab: FanLab) -> None:
     vgpu = lab.create("fan-1", "fans")
     with open(vgpu.path / "resource0", "rb", buffering=0) as old, open(vgpu.path / "config", "rb") as config:

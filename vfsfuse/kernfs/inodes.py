@@ -18,7 +18,7 @@ from ioctl_shim.lane import ATTR_READ_BIT, is_being_written
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.bundle import Bundle
 from vfsfuse.kernfs.kobject import Child, Kobject, Lookup, Member, Symlink, relative
-from vfsfuse.kernfs.members import Attribute, BinaryMember, LinkMember, WaitingStore
+from vfsfuse.kernfs.members import Attribute, LinkMember, WaitingStore
 from vfsfuse.kernfs.tree import BASE_MASK, IAttrs, Tree
 
 T = TypeVar("T")
@@ -84,10 +84,10 @@ class Inodes:
         raise OSError(errno.EINVAL, "not a symlink")
 
     def _member(self, owner: Kobject, found: Member) -> Lookup:
-        """The answer to a lookup of a member. The files of a device that was renewed have other inodes than
-        before: no two opens of an inode have different memory."""
+        """The answer to a lookup of a member. The files of a model whose device was renewed have other inodes
+        than before: no two opens of an inode have different memory, and none reads another attribute."""
         answer, renewed = found.lookup(owner), self.tree.renewed
-        if renewed and isinstance(found, BinaryMember):
+        if renewed and found.renewable:
             return answer._replace(inode=answer.inode | renewed.get(owner.number, 0))
         return answer
 

@@ -164,6 +164,8 @@ class Member(ABC):
 
     directory: ClassVar[bool] = False
     """Whether it is a directory, which st_nlink of the directory above counts."""
+    renewable: ClassVar[bool] = False
+    """Whether it is of the model of the directory's device: a renewed device (`Tree.renew`) has another."""
     always: bool = False
     """Whether it is known to be present in every directory."""
 

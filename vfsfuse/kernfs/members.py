@@ -280,6 +280,8 @@ class BinaryMember(Member):
 
     __slots__ = ("_open", "_size", "mode")
 
+    renewable = True
+
     def __init__(
         self,
         name: str,

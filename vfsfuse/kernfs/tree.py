@@ -106,6 +106,10 @@ def set_for(directory: Kobject, key: str, value: str) -> None:
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
+class _Renewed(OSError):
+    """A file of a device that is another one now."""
+
+
 class Tree:
     """All entries of one mount.  `root` is inode 1."""
 
@@ -201,8 +205,8 @@ class Tree:
         self._made.clear()
 
     def renew(self, directory: Kobject) -> None:
-        """The device of a directory is another one: its binary files have other inode numbers from now on,
-        and its members may be others.  A file that is open keeps the old number.
+        """The device of a directory is another one: the files of its model have other inode numbers from now
+        on, and may be others.  A file that is open keeps the old number, which stands for nothing any more.
 
         The kernel keeps names in the directory for `LINGER_NS` at most (`Kobject.member_ns`)."""
         self.renewed[directory.number] = self.own_inode(0)
@@ -266,6 +270,8 @@ class Tree:
             group, member = numbered[number - 1]
             where: Entry | None = found if group is None else group.of(found)
             if where is not None and (member is None or member.present(where)):
+                if member is not None and self.renewed and member.renewable:
+                    self._check_new(inode, found)
                 return where, member
         raise OSError(gone, "removed")
 
@@ -274,9 +280,16 @@ class Tree:
         up anew."""
         try:
             return self.locate(inode)
+        except _Renewed as error:
+            raise OSError(errno.ESTALE, "renewed") from error
         except OSError:
             self.gone.check_name((inode & NUMBER_MASK) - 1 >> BLOCK_SHIFT)
             raise
+
+    def _check_new(self, inode: int, directory: Entry) -> None:
+        """Raise OSError(ENODEV) for the number of a file that its device had before it was renewed."""
+        if inode & ~BASE_MASK != self.renewed.get(directory.number, 0):
+            raise _Renewed(errno.ENODEV, "renewed")
 
     def knows(self, child: Child) -> bool:
         """Whether an entry, or a bundle, that was found in a directory is still in the tree."""

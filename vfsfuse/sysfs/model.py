@@ -89,6 +89,13 @@ def _device_of(directory: Kobject) -> PciDevice:
     return device
 
 
+class _ModelAttribute(Attribute):
+    """An attribute that a model declares."""
+
+    __slots__ = ()
+    renewable = True
+
+
 def _member(declared: DeviceAttribute) -> Attribute:
     def show(directory: Kobject) -> object:
         return declared.show(_device_of(directory))
@@ -100,7 +107,7 @@ def _member(declared: DeviceAttribute) -> Attribute:
     def present(directory: Kobject) -> bool:
         return declared.when is None or declared.when(_options_of(directory))
 
-    return Attribute(
+    return _ModelAttribute(
         declared.path[-1],
         0o644 if declared.store else 0o444,
         show,
