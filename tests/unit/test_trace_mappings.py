@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,22 @@ MAPS = """
 import mmap, os, sys
 fd = os.open(sys.argv[1], os.O_RDWR)
 memory = mmap.mmap(fd, 8192, offset=int(sys.argv[2]))
+print("mapped", flush=True)
+input()
+"""
+
+
+MAPS_MANY = """
+import mmap, os, sys
+device = os.open(sys.argv[1], os.O_RDWR)
+os.chdir(os.path.dirname(sys.argv[1]))
+for _ in range(12):
+    os.mkdir("x" * 250)
+    os.chdir("x" * 250)
+fd = os.open("file", os.O_RDWR | os.O_CREAT)
+os.truncate(fd, 4096)
+many = [mmap.mmap(fd, 4096, mmap.MAP_PRIVATE) for _ in range(4000)]
+memory = mmap.mmap(device, 8192)
 print("mapped", flush=True)
 input()
 """
@@ -105,6 +122,22 @@ def test_a_process_that_has_ended_is_looked_at_no_more(files: Files, tmp_path: P
         wait_for(looking.look)
         client.communicate(b"\n")
     wait_for(lambda: looking.mappings.look(looking.told.append, lambda: 7) > 60)
+    assert len(looking.told) == 1
+
+
+def test_many_mappings_are_looked_through_in_pieces(files: Files, tmp_path: Path) -> None:
+    """Twelve megabytes of text would keep the GIL from all other threads."""
+    looking = Looking(files)
+    command = [sys.executable, "-c", MAPS_MANY, str(tmp_path / "device")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None and client.stdout.readline() == b"mapped\n"
+        tracemalloc.start()
+        looking.suspect(client.pid)
+        wait_for(looking.look)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        client.communicate(b"\n")
+    assert peak < 4 << 20
     assert len(looking.told) == 1
 
 

@@ -38,7 +38,12 @@ MOST_LOST = 4
 """Threads that clients may hold up.  Beyond that nobody is looked at."""
 HELD_SECONDS = 1.0
 IDLE_SECONDS = 3600.0
+SHARE = 20
+"""A process is not looked at for so many times as long as the last look at it took: a client can make that
+long by many mappings."""
 _MOST_MAPS = 32 << 20
+_PIECE = 1 << 16
+"""Bytes of a process' mappings that are looked through at once, because that keeps the GIL from the pump."""
 REGION_INFO = "VFIO_DEVICE_GET_REGION_INFO"
 _STRUCT = struct.Struct("=IIIIQQ")
 _FLAG_MMAP = 4
@@ -70,11 +75,13 @@ class MappedFiles(Protocol):
 class _Process:
     """A process that may map something."""
 
-    __slots__ = ("client", "due", "interval", "told")
+    __slots__ = ("client", "due", "interval", "rested", "told")
 
     def __init__(self, client: Client) -> None:
         self.client, self.interval = client, FIRST_SECONDS
         self.due = time.monotonic() + FIRST_SECONDS
+        self.rested = 0.0
+        """It is not looked at before that."""
         self.told: set[tuple[str, int]] = set()
 
 
@@ -108,7 +115,8 @@ class Mappings:
                 client = self._suspects.popleft()
                 if client.pid not in self._held and len(self._processes) < MOST_PROCESSES:
                     known = self._processes.setdefault(client.pid, _Process(client))
-                    known.interval, known.due = FIRST_SECONDS, min(known.due, now + FIRST_SECONDS)
+                    known.interval = FIRST_SECONDS
+                    known.due = max(known.rested, min(known.due, now + FIRST_SECONDS))
             if self._looking is not None and now - self._looking.since > HELD_SECONDS:
                 self._give_up(self._looking)
             if self._looking is None and self._lost < MOST_LOST:
@@ -144,7 +152,7 @@ class Mappings:
 
     def look_at(self, process: _Process) -> list[Mapping]:
         """What a process has mapped and was not told.  Reads /proc, which may wait."""
-        pid = process.client.pid
+        pid, begun = process.client.pid, time.monotonic()
         try:
             found = list(self._mapped(pid))
         except OSError:  # it has ended
@@ -159,17 +167,15 @@ class Mappings:
                     process.told.add(key)
                     new.append(mapping)
             process.interval = FIRST_SECONDS if new else min(2 * process.interval, MOST_SECONDS)
-            process.due = time.monotonic() + process.interval
+            now = time.monotonic()
+            process.rested = now + SHARE * (now - begun)
+            process.due = max(process.rested, now + process.interval)
         return new
 
     def _mapped(self, pid: int) -> Iterator[Mapping]:
         device = self._files.st_dev()
         major, minor = os.major(device), os.minor(device)
-        with open(f"/proc/{pid}/maps", "rb") as maps:
-            text = maps.read(_MOST_MAPS)
-        if not text:
-            raise ProcessLookupError(pid)
-        for line in _LINE.finditer(text):
+        for line in _shared(pid):
             start, end, offset, *number = (int(part, 16) for part in line.groups()[:5])
             if number != [major, minor]:
                 continue
@@ -212,6 +218,18 @@ class _Look:
             log.exception("trace: mappings")
         finally:
             self._mappings.ended(self)
+
+
+def _shared(pid: int) -> Iterator[re.Match[bytes]]:
+    """The shared mappings of a process.  Raises OSError when it has ended."""
+    left, rest = _MOST_MAPS, b""
+    with open(f"/proc/{pid}/maps", "rb", buffering=0) as maps:
+        while left > 0 and (piece := maps.read(_PIECE)):
+            left -= len(piece)
+            whole, newline, rest = (rest + piece).rpartition(b"\n")
+            yield from _LINE.finditer(whole + newline)
+    if left == _MOST_MAPS:
+        raise ProcessLookupError(pid)
 
 
 def _can_map(info: bytes) -> bool:
