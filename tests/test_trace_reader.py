@@ -23,7 +23,7 @@ from tests.vfio.copiers import LAB
 from tests.waiting import settled, wait_for
 from vfsfuse.trace.filters import EVERYTHING, Filter
 from vfsfuse.trace.reader import MOST_LINE, TraceReader
-from vfsfuse.trace.record import Record, TraceError
+from vfsfuse.trace.record import Record, TraceError, from_line
 
 PATIENCE = 0.3
 LINE = Record(1, 2.0, "store", "sys", "online", {"data": b"1"}).to_line()
@@ -196,6 +196,21 @@ def test_lines_without_an_end_are_not_all_drained() -> None:
         assert reader.next() is not None
         reader.close()
         sending.join()
+
+
+def test_records_that_nobody_wants_hold_nobody_up() -> None:
+    """The descriptor's position tells how much has been taken of a trace that goes on and on."""
+    trace = os.memfd_create("trace")
+    wanted, other = Filter(kinds=["dma"]), f"{LINE}\n".encode()
+    assert not wanted.matches(from_line(LINE))
+    os.pwrite(trace, other * ((64 << 20) // len(other)), len(wanted.server_side(10)))
+    position = os.dup(trace)
+    try:
+        with TraceReader(trace, wanted, keep=10) as reader:
+            assert not reader.drain() and not reader.ended
+            assert os.lseek(position, 0, os.SEEK_CUR) < 32 << 20
+    finally:
+        os.close(position)
 
 
 def test_half_a_line_waits_for_its_end() -> None:

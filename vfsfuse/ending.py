@@ -63,9 +63,13 @@ def _process_of(fd: int) -> int:
 
 def _is_being_killed(pid: int) -> bool:
     """Whether a thread of a process has been told to end and cannot."""
-    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+    tids: list[str] = []
+    with contextlib.suppress(OSError):  # it has just ended
+        tids = os.listdir(f"/proc/{pid}/task")
+    for tid in tids:
         with contextlib.suppress(OSError):
-            pending = re.search(r"^SigPnd:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+            status = Path(f"/proc/{pid}/task/{tid}/status").read_text(errors="replace")
+            pending = re.search(r"^SigPnd:\s*([0-9a-f]+)$", status, re.MULTILINE)
             if pending and int(pending[1], 16) & SIGKILL_PENDING:
                 return True
     return False

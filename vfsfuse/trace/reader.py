@@ -57,6 +57,8 @@ class TraceReader:
         self._unread, self._lines = bytearray(), bytearray()
         self._asked = self._closed = False
         self._drains = 1  # the answer to the options
+        self._seen = 0
+        """Records that have come, wanted or not: there is no end to those of a server that makes them up."""
         self._name = "the trace" if isinstance(source, int) else os.fspath(source)
         self.ended = False
         """Whether the lab has ended.  What came before is still to be read."""
@@ -99,10 +101,11 @@ class TraceReader:
     def drain(self) -> list[Record]:
         """All records that there are now, `keep` at most and one that counts lost ones.  It waits for nothing
         but the server's answer, for the patience of the reader.  Raises TraceError."""
+        before = self._seen
         found = list(self._records())
         if not self.ended:
             self._command(courier.DRAIN)
-        while self._drains and not self.ended and len(found) <= self._keep:
+        while self._drains and not self.ended and self._seen - before <= self._keep:
             self._frame(time.monotonic() + self._patience)
             found.extend(self._records())
         return found
@@ -182,6 +185,7 @@ class TraceReader:
             line = bytes(self._lines[:end])
             del self._lines[: end + 1]
             record = from_line(line)
+            self._seen += 1
             if self._filter.matches(record):
                 yield record
         if len(self._lines) > MOST_LINE:
