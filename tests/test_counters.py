@@ -72,7 +72,7 @@ def test_counters_are_what_a_c_client_did(machine: MountedLab, compile_client: C
             expected = {
                 **{"reads": 1, "read_bytes": 4, "writes": 6, "write_bytes": 30, "ioctls": 3},
                 **{"dma_reads": 1, "dma_read_bytes": 100, "dma_writes": 1, "dma_write_bytes": 100},
-                **{"interrupts": 1, "faults": 0, "resets": 1, "failed": 0},
+                **{"interrupts": 1, "dma_faults": 0, "resets": 1, "failed": 0},
             }
             assert totals(before) == {vgpu.name: {key: times * value for key, value in expected.items()}}
         with opened(machine) as late:
@@ -95,7 +95,7 @@ def test_a_file_that_was_open_before_is_counted_and_faults_are_faults(machine: M
             os.pread(device.fd, 4, 9 << 40)
         assert totals(fd)[vgpu.name]["failed"] == 1
         device.begin(1 << 20, 1 << 20, 8)  # nothing is mapped
-        wait_for(lambda: totals(fd)[vgpu.name]["faults"])
+        wait_for(lambda: totals(fd)[vgpu.name]["dma_faults"])
         assert totals(fd)[vgpu.name]["dma_read_bytes"] == 0
         assert totals(fd, room=7) == totals(fd)
 
@@ -227,7 +227,7 @@ def test_what_counts() -> None:
     ]
     assert counted(*calls) == {
         "one": {
-            **{"dma_reads": 1, "dma_read_bytes": 10, "faults": 1, "interrupts": 1, "resets": 1},
+            **{"dma_reads": 1, "dma_read_bytes": 10, "dma_faults": 1, "interrupts": 1, "resets": 1},
             **{"ioctls": 1, "failed": 1},
         }
     }

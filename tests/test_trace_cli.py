@@ -276,7 +276,7 @@ def test_failures_are_one_line_and_come_before_the_program(
         (["-k", "ioctls"], "ioctls: there is no such kind"),
         (["--errno", "EFOO"], "EFOO: there is no such errno"),
         (["--pid", "self"], "'self' is no list of process numbers"),
-        (["--buffer", "0"], "'0' is no number above 0"),
+        (["--keep", "0"], "'0' is no number above 0"),
         (["--colour", "green"], "invalid choice: 'green'"),
     ],
 )
@@ -374,7 +374,7 @@ sys.stdin.read()
 def test_what_a_slow_tracer_has_not_read_at_the_end(tmp_path: Path, buffer: int, fits: bool) -> None:
     """The lab waits for it.  Nothing is missing of what the buffer holds, and what is missing is counted."""
     out = tmp_path / "trace"
-    options = ("--json", "-o", out, "-k", "region", "--buffer", str(buffer))
+    options = ("--json", "-o", out, "-k", "region", "--keep", str(buffer))
     with started("trace", *options, "--", sys.executable, "-c", READS, "10000") as tracer:
         wait_for(lambda: out.exists() and '"read"' in out.read_text())
         courier = courier_of(tracer)

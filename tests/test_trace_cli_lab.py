@@ -187,7 +187,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(lab: MountedLab, vgpu: Vgpu) -
 
 def test_a_slow_reader_is_told_what_it_has_lost(lab: MountedLab, vgpu: Vgpu, tmp_path: Path) -> None:
     out = tmp_path / "trace"
-    with following(lab, "--json", "-o", out, "--buffer", "100", "-k", "region") as tracer:
+    with following(lab, "--json", "-o", out, "--keep", "100", "-k", "region") as tracer:
         courier = courier_of(tracer.process)
         os.kill(courier, signal.SIGSTOP)
         read_config(vgpu, 1000)

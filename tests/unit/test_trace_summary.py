@@ -94,7 +94,7 @@ def test_the_sums_as_json() -> None:
     }
     assert said["interrupts"][0] == {"subject": "vgpu0", "name": "MSIX", "vector": 1, "count": 2}
     assert said["devices"][0] == {
-        **{"subject": "vgpu0", "calls": 16, "errors": 2, "dma_read_bytes": 4096, "dma_written_bytes": 100},
+        **{"subject": "vgpu0", "calls": 16, "errors": 2, "dma_read_bytes": 4096, "dma_write_bytes": 100},
         **{"dma_faults": 1, "interrupts": 3},
     }
     assert (said["lost"], said["unfinished"]) == (1204, 1)
@@ -115,6 +115,11 @@ def test_a_client_that_makes_up_names_fills_no_memory() -> None:
 def test_times_that_cannot_be_add_nothing() -> None:
     whole = (record("reset", "reset", duration=took) for took in (math.inf, math.nan, 10**400, 0.5))
     assert summed(*whole).as_json()["calls"][0] == {"name": "reset", "calls": 4, "errors": 0, "seconds": 0.5}
+
+
+def test_times_that_add_up_to_infinity_are_counted_as_far_as_they_go() -> None:
+    said = summed(*(record("reset", "reset", duration=1e308) for _ in range(2))).as_json()["calls"][0]
+    assert (said["calls"], said["seconds"]) == (2, 1e308)
 
 
 def test_the_registers_that_are_used_most_are_shown() -> None:

@@ -26,6 +26,8 @@ from vfsfuse.api.server import Server, command
 from vfsfuse.api.vgpus import Vgpu, vgpus
 from vfsfuse.kernfs.xattr import XATTR_PID
 from vfsfuse.toml import document
+from vfsfuse.trace.filters import KEEP, Filter
+from vfsfuse.trace.record import TraceError
 
 if TYPE_CHECKING:
     from vfsfuse.api.tracing import Trace
@@ -39,8 +41,6 @@ Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 READING = "-"
 OUTCOME = 1 << 20
 """Bytes that are read about a reload."""
-KEEP = 100_000
-"""Records of a trace that the server keeps, unless the caller says otherwise."""
 mounted: set[Lab] = set()
 """The labs of this process that have a server."""
 
@@ -254,7 +254,7 @@ class Lab:
         found = parent_with(self.files, type) if parent is None else self.parents[parent]
         return found.create(type, uuid, instance=instance, **resources)
 
-    # ---- programs ----
+    # ---- what goes on in it ----
 
     def uevents(self) -> Uevents:
         """What comes, goes and changes in the lab from now on, for a `with`.  Raises OSError."""
@@ -277,14 +277,14 @@ class Lab:
         records that nobody has asked for, the server keeps the last `keep`.  Raises LabError if the server
         does not answer, or for a kind or an errno that there is not."""
         from vfsfuse.api.tracing import Trace, names_of
-        from vfsfuse.trace.filters import Filter
-        from vfsfuse.trace.record import TraceError
 
         try:
             wanted = Filter(names_of(self.files, devices), kinds, registers, errnos)
         except TraceError as error:
             raise LabError(str(error)) from None
         return Trace(self.files, wanted, keep)
+
+    # ---- programs ----
 
     def run(
         self, argv: Sequence[Argument] | Argument, *, check: bool = False, **more: Any

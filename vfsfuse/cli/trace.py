@@ -80,7 +80,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="colours: auto (the default) is on a terminal, unless NO_COLOR is set",
     )
     out.add_argument(
-        "--buffer",
+        "--keep",
         type=_positive,
         metavar="N",
         default=KEEP,
@@ -151,13 +151,13 @@ def main(args: argparse.Namespace) -> int:
     if args.program is None:
         if args.config or args.log:
             args.error("--config and --log are for the lab of a program: name one after --")
-        return _trace_lab(args.mount, args.output, style, wanted, args.buffer)
+        return _trace_lab(args.mount, args.output, style, wanted, args.keep)
     if not args.program:
         args.error("no command after --")
     for name in filter(MADE_LATER.fullmatch, wanted.devices):
         args.error(f"{name}: with a command, name a device by its UUID or its PCI address")
     args.argv = args.program
-    return trace_run(args, args.output, style, wanted, args.buffer, "trace")
+    return trace_run(args, args.output, style, wanted, args.keep, "trace")
 
 
 def _trace_lab(lab: str | None, output: str | None, style: Style, wanted: Filter, keep: int) -> int:

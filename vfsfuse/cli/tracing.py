@@ -175,7 +175,7 @@ def complained(follower: Follower, account: Account) -> bool:
     failure = follower.failure or account.failure or ""
     if account.lost:
         what = "1 record is" if account.lost == 1 else f"{account.lost} records are"
-        mend = "filter more, use -o, or keep more with --buffer"
+        mend = "filter more, use -o, or have it keep more with --keep"
         _say(f"{what} missing: they came faster than this reader took them ({mend})")
     if failure:
         _say(failure)

@@ -125,7 +125,7 @@ def _device(before: Device | None, now: Device, seconds: float) -> DeviceRates:
         pinned_pages=now.pinned,
         calls=sum(counted[each] for each in _CALLS) if counted else None,
         **{each: counted.get(each) for each in _COUNTED},
-        dma_faults=counted.get("faults") if faults is None else faults,
+        dma_faults=counted.get("dma_faults") if faults is None else faults,
         failed_commands=of("failed"),
     )
 

@@ -29,7 +29,7 @@ MOST_COUNTERS = 64 << 20
 """Bytes of a line of counters."""
 COUNTED = (
     *("reads", "writes", "ioctls", "dma_reads", "dma_read_bytes", "dma_writes", "dma_write_bytes"),
-    *("interrupts", "faults", "resets"),
+    *("interrupts", "dma_faults", "resets"),
 )
 """What is taken of a device's counters."""
 _ATTRIBUTES = ("engine_time_us", "vram_used", "vram_size", "pinned_pages", "dma_faults", "faults")

@@ -30,11 +30,11 @@ MOST_DEVICES = 100_000
 """So many devices are counted; what others do is counted together, with an empty name."""
 NAMES = (
     *("reads", "read_bytes", "writes", "write_bytes", "ioctls", "dma_reads", "dma_read_bytes"),
-    *("dma_writes", "dma_write_bytes", "interrupts", "faults", "resets", "failed"),
+    *("dma_writes", "dma_write_bytes", "interrupts", "dma_faults", "resets", "failed"),
 )
-"""What is counted.  `faults` are accesses of DMA that failed, `failed` other calls with an error."""
+"""What is counted.  `dma_faults` are accesses of DMA that failed, `failed` other calls with an error."""
 READ, READ_BYTES, WRITE, WRITE_BYTES, IOCTL, DMA_READ, DMA_READ_BYTES = range(7)
-DMA_WRITE, DMA_WRITE_BYTES, INTERRUPT, FAULT, RESET, FAILED = range(7, len(NAMES))
+DMA_WRITE, DMA_WRITE_BYTES, INTERRUPT, DMA_FAULT, RESET, FAILED = range(7, len(NAMES))
 
 
 class Counts:
@@ -90,7 +90,7 @@ def _ioctl(counts: list[int], call: Call) -> None:
 
 def _dma(counts: list[int], call: Call) -> None:
     if call.error is not None:
-        counts[FAULT] += isinstance(call.error, OSError)  # an access that is made again is none
+        counts[DMA_FAULT] += isinstance(call.error, OSError)  # an access that is made again is none
     elif call.name == "read":
         counts[DMA_READ] += 1
         counts[DMA_READ_BYTES] += call.arguments["size"]

@@ -20,7 +20,7 @@ from vfsfuse.labfile.faults import LabFileError
 from vfsfuse.labfile.models import Models
 from vfsfuse.labfile.reasons import reason
 from vfsfuse.reload.attempt import SECONDS, Attempt, CodeEnded
-from vfsfuse.reload.files import Stamps, stamps_of
+from vfsfuse.reload.stamps import Stamps, stamps_of
 from vfsfuse.views.labview import LabView
 from vfsfuse.views.models import check_models
 

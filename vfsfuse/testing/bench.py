@@ -39,7 +39,7 @@ from vfsfuse.testing.errors import BenchError, BenchTimeout
 from vfsfuse.testing.interrupts import Interrupt, Interrupts
 from vfsfuse.testing.ioeventfds import Doorbell
 from vfsfuse.testing.memory import BenchMemory
-from vfsfuse.testing.names import NamedRegisters
+from vfsfuse.testing.registers import NamedRegisters
 from vfsfuse.testing.rig import (
     NO_OPTIONS,
     Kind,

@@ -15,7 +15,7 @@ from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.vfio_pci import IoEventfdRequest, ioeventfd
 from vfsfuse.testing.memory import Caller
-from vfsfuse.testing.names import Place
+from vfsfuse.testing.registers import Place
 
 
 class _NotingWatcher(Watcher):

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from vfsfuse.trace.decode import ioctl_name, number_of, text_of
 from vfsfuse.trace.escaping import printable, word
 from vfsfuse.trace.record import Record
-from vfsfuse.trace.telling import access_name, region_name, seconds, tell
+from vfsfuse.trace.telling import access_name, parts_of, region_name, seconds
 
 _MOST_ROWS = 10_000
 """Rows of a table that are kept.  Everything beyond is counted in one more row."""
@@ -63,7 +63,7 @@ class DeviceRow:
     calls: int = 0
     errors: int = 0
     dma_read_bytes: int = 0
-    dma_written_bytes: int = 0
+    dma_write_bytes: int = 0
     dma_faults: int = 0
     interrupts: int = 0
 
@@ -96,7 +96,7 @@ def call_name(record: Record) -> str:
         return f"{record.kind} {word(record.name)}"
     if record.kind in ("region", "dma"):
         return access_name(record)
-    return tell(record).what
+    return parts_of(record).what
 
 
 @dataclass(slots=True)
@@ -129,8 +129,8 @@ class Summary:
         row, device = self.calls.of(call_name(record)), self.devices.of(record.subject)
         row.calls, device.calls = row.calls + 1, device.calls + 1
         row.errors, device.errors = row.errors + failed, device.errors + failed
-        took = seconds(record.duration)
-        row.seconds += took if math.isfinite(took) else 0.0
+        whole = row.seconds + seconds(record.duration)
+        row.seconds = whole if math.isfinite(whole) else row.seconds  # a time that cannot be
         if (count := _COUNTS.get(record.kind)) is not None:
             count(self, record, device)
 
@@ -148,7 +148,7 @@ class Summary:
         elif record.name == "read":
             device.dma_read_bytes += size
         elif record.name == "write":
-            device.dma_written_bytes += size
+            device.dma_write_bytes += size
 
     def _count_interrupt(self, record: Record, device: DeviceRow) -> None:
         if record.errno:
@@ -210,7 +210,7 @@ def _register_cells(row: RegisterRow) -> tuple[str, ...]:
 
 
 def _dma_cells(row: DeviceRow) -> tuple[str, ...]:
-    return str(row.dma_read_bytes), str(row.dma_written_bytes), str(row.dma_faults), word(row.subject)
+    return str(row.dma_read_bytes), str(row.dma_write_bytes), str(row.dma_faults), word(row.subject)
 
 
 def _interrupt_cells(row: InterruptRow) -> tuple[str, ...]:

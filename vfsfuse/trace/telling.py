@@ -24,7 +24,7 @@ _NUMBERS = (1, 2, 4, 8)
 INVISIBLE = "loads and stores through this mapping are not shown"
 
 
-class Told(NamedTuple):
+class Parts(NamedTuple):
     """The parts of a line.  `result` is empty if there is none, or if a failure is told instead."""
 
     what: str
@@ -74,10 +74,10 @@ def _result(record: Record) -> str:
     return printable(result) if isinstance(result, str) else str(result) if isinstance(result, int) else ""
 
 
-def _ioctl(record: Record) -> Told:
+def _ioctl(record: Record) -> Parts:
     said = explain(record)
     arrow = f"{said.given} => {said.returned}" if said.returned else said.given
-    return Told(ioctl_name(record.name), arrow, _result(record))
+    return Parts(ioctl_name(record.name), arrow, _result(record))
 
 
 def access_name(record: Record) -> str:
@@ -86,7 +86,7 @@ def access_name(record: Record) -> str:
     return f"{where} {word(record.name)}"
 
 
-def _region(record: Record) -> Told:
+def _region(record: Record) -> Parts:
     offset, register = _hex(record, "offset"), text_of(record, "register")
     place = (
         f"{printable(register)} ({offset}, {_size(record)})" if register else f"{offset} ({_size(record)})"
@@ -94,61 +94,61 @@ def _region(record: Record) -> Told:
     return _moved(record, place)
 
 
-def _dma(record: Record) -> Told:
+def _dma(record: Record) -> Parts:
     return _moved(record, f"{_size(record)} at {_hex(record, 'iova')}")
 
 
-def _moved(record: Record, place: str) -> Told:
+def _moved(record: Record, place: str) -> Parts:
     """An access that moves data: a read has them as its result, a write always."""
     what = access_name(record)
     data = _shown_data(record) if _data(record) else ""
     if record.name == "write":
-        return Told(what, f"{place} = {data}" if data else place)
-    return Told(what, place, data)
+        return Parts(what, f"{place} = {data}" if data else place)
+    return Parts(what, place, data)
 
 
-def _interrupt(record: Record) -> Told:
+def _interrupt(record: Record) -> Parts:
     vector = number_of(record, "vector")
-    return Told("interrupt", word(record.name) + ("" if vector is None else f" vector {vector}"))
+    return Parts("interrupt", word(record.name) + ("" if vector is None else f" vector {vector}"))
 
 
-def _store(record: Record) -> Told:
+def _store(record: Record) -> Parts:
     data = record.arguments.get("data", b"")
     text = quoted_bytes(data) if isinstance(data, bytes) else quoted(str(data))
-    return Told("store", f"{word(record.name)} {text}", _result(record))
+    return Parts("store", f"{word(record.name)} {text}", _result(record))
 
 
-def _lifecycle(record: Record) -> Told:
+def _lifecycle(record: Record) -> Parts:
     said: list[str] = []
     for name, value in record.arguments.items():
         if isinstance(value, list | tuple):
             said += [word(str(each)) for each in value]
         else:
             said.append(f"{word(name)}={word(str(value))}")
-    return Told(word(record.name), " ".join(said), _result(record))
+    return Parts(word(record.name), " ".join(said), _result(record))
 
 
-def _open(record: Record) -> Told:
+def _open(record: Record) -> Parts:
     path = text_of(record, "path")
-    return Told(word(record.name), quoted(path) if path else "")
+    return Parts(word(record.name), quoted(path) if path else "")
 
 
-def _reset(record: Record) -> Told:
-    return Told("reset")
+def _reset(record: Record) -> Parts:
+    return Parts("reset")
 
 
-def _mmap(record: Record) -> Told:
+def _mmap(record: Record) -> Parts:
     size = f"({_hex(record, 'size')} bytes)"
-    return Told("mmap", f"{region_name(number_of(record, 'region'))} {size}: {INVISIBLE}")
+    return Parts("mmap", f"{region_name(number_of(record, 'region'))} {size}: {INVISIBLE}")
 
 
-def _lost(record: Record) -> Told:
+def _lost(record: Record) -> Parts:
     count = number_of(record, "count") or 0
     are = "record is" if count == 1 else "records are"
-    return Told("...", f"{count:,} {are} lost here: the reader was slow")
+    return Parts("...", f"{count:,} {are} lost here: the reader was slow")
 
 
-TELLERS: Mapping[str, Callable[[Record], Told]] = {
+TELLERS: Mapping[str, Callable[[Record], Parts]] = {
     "ioctl": _ioctl,
     "region": _region,
     "dma": _dma,
@@ -163,10 +163,10 @@ TELLERS: Mapping[str, Callable[[Record], Told]] = {
 """By kind of record."""
 
 
-def tell(record: Record) -> Told:
+def parts_of(record: Record) -> Parts:
     """What a record says.  A kind that is not known, as a newer server may have, is told by its name."""
     teller = TELLERS.get(record.kind)
-    return teller(record) if teller else Told(word(record.kind), word(record.name), _result(record))
+    return teller(record) if teller else Parts(word(record.kind), word(record.name), _result(record))
 
 
 def seconds(value: float | None) -> float:

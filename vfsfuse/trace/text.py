@@ -15,7 +15,7 @@ from collections import OrderedDict
 from vfsfuse.trace.colours import BY_KIND, ERROR, coloured
 from vfsfuse.trace.escaping import word
 from vfsfuse.trace.record import Record
-from vfsfuse.trace.telling import failure, seconds, tell
+from vfsfuse.trace.telling import failure, parts_of, seconds
 
 _REMEMBERED = 10_000
 """Unfinished calls that `Lines` remembers.  The end of an older one looks like any other call."""
@@ -49,7 +49,7 @@ def line(record: Record, colours: bool = False, resumed: bool = False) -> str:
     `colours` puts escape sequences around what was done and around a failure.  `resumed` says that a line
     of this call has told before that it is under way; then the time is that of its end.  Nothing in a
     record makes this raise, and nothing of a record reaches a terminal unescaped."""
-    told, failed = tell(record), failure(record)
+    told, failed = parts_of(record), failure(record)
     begun = seconds(record.time) + (seconds(record.duration) if resumed else 0.0)
     what = coloured(told.what, BY_KIND.get(record.kind) if colours else None)
     if record.kind == "lost":

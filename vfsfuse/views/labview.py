@@ -43,9 +43,9 @@ from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.listened import ListenedFile, ObservedFile, listened, told_file
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
-from vfsfuse.views.files import TreeFiles
 from vfsfuse.views.functions import FunctionViews
 from vfsfuse.views.machine import show_machine
+from vfsfuse.views.mappedfiles import TreeFiles
 from vfsfuse.views.models import check_models
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
