@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.commands import ROOT, VFSFUSE, run, vfsfuse
 from tests.labs import MountedLab
 
@@ -64,6 +66,10 @@ def test_version() -> None:
         (["tree", "--depth", "deep"], "invalid int value: 'deep'"),
         (["umount", "--force"], "unrecognized arguments: --force"),
         (["--verbose", "tree"], "unrecognized arguments: --verbose"),
+        (["top", "-n", "few"], "'few' is no number above 0"),
+        (["top", "-n", "0"], "'0' is no number above 0"),
+        (["top", "-d", "soon"], "'soon' is not 0.1 to 3600 seconds"),
+        (["top", "-d", "nan"], "'nan' is not 0.1 to 3600 seconds"),
     ],
 )
 def test_wrong_usage_is_status_2_with_the_usage(arguments: list[str], said: str) -> None:
@@ -78,6 +84,36 @@ def test_where_no_lab_is_mounted_is_one_line(tmp_path: Path, command: str) -> No
         done = vfsfuse(command, path)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == f"vfsfuse: {command}: {path}: no lab is mounted there\n"
+
+
+@needs.root("it becomes another user")
+def test_another_users_lab_is_one_line(tmp_path: Path) -> None:
+    """Whose directory is closed, as FUSE closes the labs of ordinary users."""
+    as_nobody = [sys.executable, "-m", "tests.ordinary_user", *VFSFUSE]
+    with MountedLab(tmp_path) as lab:
+        lab.path.parent.chmod(0o700)
+        mount = ("--mount", str(lab.path))
+        for command in (
+            *(("trace", *mount), ("trace", *mount, "vgpu0"), ("list", *mount), ("top", "-b", *mount)),
+            *(("reload", *mount), ("surprise-remove", *mount, "vgpu0"), ("plug", *mount, "0000:86:00.0")),
+            *(("screenshot", *mount, "vgpu0", "-"), ("tree", str(lab.path))),
+        ):
+            done = run([*as_nobody, *command])
+            said = f"{lab.path}: Permission denied (the lab, or a directory above it, is another user's)"
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr == f"vfsfuse: {command[0]}: {said}\n"
+
+
+@needs.root("only root may unmount in a mount namespace of its own")
+def test_without_a_lab_a_command_says_how_to_get_one() -> None:
+    labs = "awk '$3 == \"fuse.vfsfuse\" {print $2}' /proc/self/mounts"
+    script = f"for m in $({labs}); do umount -l $m; done; exec {' '.join(VFSFUSE)} "
+    mend = "mount one with: vfsfuse mount MNT"
+    for command in ("trace", "list", "top", "reload"):
+        done = run(["unshare", "-m", "sh", "-c", script + command])
+        more = "; trace a program with: vfsfuse trace -- CMD" if command == "trace" else ""
+        said = f"vfsfuse: {command}: no lab of yours or of root is mounted ({mend}{more})\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
 def test_tree_into_a_pipe_that_closes_says_nothing(lab: MountedLab) -> None:

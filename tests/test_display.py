@@ -506,7 +506,5 @@ def test_the_only_lab_need_not_be_named(lab: MountedLab, shown: Screen) -> None:
         check=False,
     )
     assert (none.returncode, none.stdout) == (1, b"")
-    assert (
-        none.stderr
-        == b"vfsfuse: screenshot: no lab of yours or of root is mounted (say which with --mount)\n"
-    )
+    said = "no lab of yours or of root is mounted (mount one with: vfsfuse mount MNT)"
+    assert none.stderr.decode() == f"vfsfuse: screenshot: {said}\n"

@@ -236,6 +236,13 @@ def test_where_no_lab_is(tmp_path: Path) -> None:
         assert done.stderr == f"vfsfuse: trace: {path}: no lab is mounted there (vfsfuse mount {path})\n"
 
 
+def test_a_device_that_is_not_there(lab: MountedLab) -> None:
+    done = vfsfuse("trace", "--mount", lab.path, "0000:99:00.0")
+    assert (done.returncode, done.stdout) == (1, "")
+    what = f"0000:99:00.0: there is no such device in {lab.path}"
+    assert done.stderr == f"vfsfuse: trace: {what} (vfsfuse tree {lab.path} shows what there is)\n"
+
+
 def test_a_file_that_cannot_be_written(lab: MountedLab) -> None:
     done = vfsfuse("trace", "--mount", lab.path, "-o", "/nowhere/trace")
     assert (done.returncode, done.stdout) == (1, "")

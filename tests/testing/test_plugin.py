@@ -170,6 +170,16 @@ def test_the_number_of_lines_is_an_option(pytest_run: Run) -> None:
     calls = re.split(r"-+ log of .*mnt -+\n", done.stdout.split("last calls on ")[1])[0]
     earlier, last = calls.splitlines()[1:3]
     assert re.fullmatch(r"\(\d+ earlier records\)", earlier) and "close" in last
+    done = pytest_run(BROKEN, "-o", "vfio_lab_lines=0")
+    calls = re.split(r"-+ log of .*mnt -+\n", done.stdout.split("last calls on ")[1])[0]
+    assert re.fullmatch(r"\(\d+ earlier records\)", calls.splitlines()[1]) and len(calls.splitlines()) == 2
+
+
+@pytest.mark.parametrize("lines", ["many", "-1", ""])
+def test_a_number_of_lines_that_is_wrong(pytest_run: Run, lines: str) -> None:
+    done = pytest_run(BROKEN, "-o", f"vfio_lab_lines={lines}")
+    says = f"ERROR: vfio_lab_lines: {lines!r} is no number of lines (write one, such as 40)"
+    assert done.returncode == 4 and done.stderr.strip() == says, done.stderr
 
 
 def test_a_lab_tells_of_the_failed_test_alone(pytest_run: Run) -> None:
@@ -218,13 +228,14 @@ def test_stop(vfio_lab):
         ("'absent.toml'", "absent.toml"),
         ("'fans.toml', spin=1", "the marker vfio_lab takes no option 'spin'"),
         ("'fans.toml', 'other.toml'", "the marker vfio_lab takes one lab at most"),
+        ("log_level='loud'", "argument --log-level: invalid choice: 'loud'"),
         ("config='fans.toml', strict=True, trace=False", ""),
     ],
 )
 def test_a_marker_that_is_wrong_says_why(pytest_run: Run, marker: str, says: str) -> None:
     text = f"import pytest\n@pytest.mark.vfio_lab({marker})\ndef test_it(vfio_lab): pass\n"
     done = pytest_run(text)
-    assert says in done.stdout
+    assert says in done.stdout and "def " not in done.stdout, done.stdout  # no code: it is the marker's fault
     outcome(done, **({"error": 1} if says else {"passed": 1}))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -32,7 +33,7 @@ GONE_SECONDS = 1
 READY = b"ready\n"
 
 _CODE = "import sys; sys.path.append({!r}); from vfsfuse.cli import main; sys.exit(main())"
-_SAID = ("vfsfuse: ", "fusermount3: ", "fuse: ")
+_SAID = ("vfsfuse: ", "vfsfuse mount: error: ", "fusermount3: ", "fuse: ")
 """Lines of a server's stderr that begin so say why it has not started.  Others are of its log."""
 
 
@@ -125,7 +126,7 @@ class Server:
         if status == 0:
             return False
         said = [line for line in self.log.splitlines() if line.startswith(_SAID)]
-        lines = [line.removeprefix("vfsfuse: mount: ") for line in said]
+        lines = [re.sub(r"^vfsfuse(: mount| mount: error): ", "", line) for line in said]
         raise LabError("\n".join(lines) or f"{self.path}: {_how(status)}\n{self.log}", self.log)
 
     @property

@@ -13,7 +13,7 @@ import os
 from vfsfuse.asking import SECONDS, NoAnswer, Patience, Refusal
 from vfsfuse.cli.mountpoint import answers, no_answer
 from vfsfuse.cli.output import complain, discard_stdout
-from vfsfuse.cli.targets import add_mount, only_lab
+from vfsfuse.cli.targets import add_mount, check_lab, only_lab
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +47,11 @@ def main(args: argparse.Namespace) -> int:
 
 def _reload(lab: str, models: list[str]) -> tuple[int, str]:
     """The errno of the reload, 0 if it has succeeded, and its outcome."""
-    if not os.path.isdir(f"{lab}/sys/bus/pci/slots"):
-        raise Refusal(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
+    check_lab(lab)
     try:
         fd = os.open(f"{lab}/reload", os.O_RDWR | os.O_CLOEXEC)
     except PermissionError:
-        raise Refusal(f"{lab}: only the user who mounted the lab reloads it") from None
+        raise Refusal(f"{lab}: only the user who mounted the lab can reload it") from None
     try:
         failed = 0
         try:

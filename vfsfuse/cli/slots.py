@@ -13,7 +13,7 @@ import os
 from vfsfuse.asking import SECONDS, NoAnswer, Patience, Refusal
 from vfsfuse.cli.mountpoint import answers, no_answer
 from vfsfuse.cli.output import complain
-from vfsfuse.cli.targets import add_mount, only_lab, text_of
+from vfsfuse.cli.targets import add_mount, check_lab, only_lab, text_of
 
 MEANINGS = {
     ("plug", errno.ENOENT): "nothing can be put into this slot (its port has no hot-plug)",
@@ -57,8 +57,7 @@ def find_slot(lab: str, card: str) -> str:
     """The directory of the slot with this name, or in which the function with this address is or can be: the
     one nearest above it.  Raises Refusal when there is none."""
     slots = f"{lab}/sys/bus/pci/slots"
-    if not os.path.isdir(slots):
-        raise Refusal(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
+    check_lab(lab)
     there = {name: text_of(f"{slots}/{name}/address") for name in sorted(os.listdir(slots))}
     if card in there:
         return f"{slots}/{card}"

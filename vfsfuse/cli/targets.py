@@ -19,6 +19,9 @@ from vfsfuse.monitor.processes import Place
 
 T = TypeVar("T")
 
+CLOSED = "the lab, or a directory above it, is another user's"
+"""What a user can do nothing about: FUSE closes the lab of an ordinary user also to root."""
+
 
 def add_vgpu_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of a command that acts on one vGPU: VGPU and --mount."""
@@ -33,14 +36,26 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def only_lab() -> str:
-    """The mountpoint of the only mounted lab of this user or of root.  Raises Refusal when there is none, or
-    several."""
+def only_lab(instead: str = "") -> str:
+    """The mountpoint of the only mounted lab of this user or of root.  `instead` is what else a user without
+    a lab can do.  Raises Refusal when there is none, or several."""
     found = labs()
-    if len(found) != 1:
-        what = f"labs are mounted at {', '.join(found)}" if found else "no lab of yours or of root is mounted"
-        raise Refusal(f"{what} (say which with --mount)")
+    if not found:
+        mend = "mount one with: vfsfuse mount MNT"
+        raise Refusal(f"no lab of yours or of root is mounted ({mend}{instead})")
+    if len(found) > 1:
+        raise Refusal(f"labs are mounted at {', '.join(found)} (say which with --mount)")
     return found[0]
+
+
+def check_lab(lab: str) -> None:
+    """Asks whether a lab is mounted at `lab`.  Raises Refusal unless one is that this user may enter."""
+    try:
+        os.stat(f"{lab}/sys/class/vgpu")
+    except PermissionError as error:
+        raise Refusal(why(error, lab)) from None
+    except (OSError, ValueError):  # a null byte is in no path
+        raise Refusal(f"{lab}: no lab is mounted there (vfsfuse mount {lab})") from None
 
 
 def place_of(lab: str, patience: Patience) -> Place:
@@ -63,14 +78,15 @@ def why(error: OSError, lab: str) -> str:
     """The line about `error`, which a question about the lab at `lab` has raised."""
     if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
         return f"{lab}: no lab is mounted there (its server is gone)"
+    if error.errno == errno.EACCES:
+        return f"{lab}: {error.strerror} ({CLOSED})"
     return explained(error, lab)
 
 
-def find(lab: str, name: str, functions: bool = False) -> str:
+def find(lab: str, name: str, functions: bool = False, what: str = "vGPU") -> str:
     """The directory of the vGPU that has this name: with `functions` also the address of a virtual function
-    that is one.  Raises Refusal unless exactly one has it."""
-    if not os.path.isdir(f"{lab}/sys/class/vgpu"):
-        raise Refusal(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
+    that is one.  Raises Refusal, which calls it `what`, unless exactly one has it."""
+    check_lab(lab)
     paths = list(paths_of(lab, name))
     if functions:
         paths += functions_of(lab, name)
@@ -79,7 +95,7 @@ def find(lab: str, name: str, functions: bool = False) -> str:
         names = ", ".join(map(os.path.basename, found))
         raise Refusal(f"{name}: there are {names} (name one of them)")
     if not found:
-        raise Refusal(f"{name}: there is no such vGPU in {lab} (vfsfuse tree {lab} shows what there is)")
+        raise Refusal(f"{name}: there is no such {what} in {lab} (vfsfuse tree {lab} shows what there is)")
     return found[0]
 
 

@@ -8,7 +8,7 @@ this process up.
 from __future__ import annotations
 
 import argparse
-import math
+import contextlib
 import os
 import signal
 import sys
@@ -45,17 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(said: str) -> float:
-    seconds = float(said)
-    if not math.isfinite(seconds) or not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError("0.1 to 3600 seconds")
-    return seconds
+    with contextlib.suppress(ValueError):
+        if 0.1 <= float(said) <= 3600:
+            return float(said)
+    raise argparse.ArgumentTypeError(f"{said!r} is not 0.1 to 3600 seconds")
 
 
 def _count(said: str) -> int:
-    count = int(said)
-    if count < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return count
+    if not said.isdecimal() or not int(said):
+        raise argparse.ArgumentTypeError(f"{said!r} is no number above 0")
+    return int(said)
 
 
 def main(args: argparse.Namespace) -> int:

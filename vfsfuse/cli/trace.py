@@ -16,7 +16,7 @@ from dataclasses import replace
 from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.cli.account import STDERR, STDOUT, Account, Style
 from vfsfuse.cli.output import complain, explained
-from vfsfuse.cli.targets import find, only_lab
+from vfsfuse.cli.targets import check_lab, find, only_lab
 from vfsfuse.sticky import open_file
 from vfsfuse.trace.filters import KEEP, Filter
 from vfsfuse.trace.record import KINDS, TraceError
@@ -169,7 +169,7 @@ def _trace_lab(lab: str | None, output: str | None, style: Style, wanted: Filter
 
     path = lab or ""
     try:
-        path = os.path.join(os.getcwd(), lab or only_lab())
+        path = os.path.join(os.getcwd(), lab or only_lab("; trace a program with: vfsfuse trace -- CMD"))
         names, device = Patience().ask(lambda: (_names(path, wanted.devices), os.stat(path).st_dev))
         reader = TraceReader(path, replace(wanted, devices=names), keep)
         account = _account(output, STDOUT, "standard output", style)
@@ -215,8 +215,7 @@ def _account(output: str | None, default: int, name: str, style: Style) -> Accou
 
 def _names(lab: str, devices: Collection[str]) -> list[str]:
     """What these devices are called in the trace of `lab`.  Raises Refusal and OSError."""
-    if not os.path.isdir(f"{lab}/sys/class/vgpu"):
-        raise Refusal(f"{lab}: no lab is mounted there (vfsfuse mount {lab})")
+    check_lab(lab)
     return [name for device in devices for name in _names_of(lab, device)]
 
 
@@ -235,4 +234,4 @@ def _directory(lab: str, device: str) -> str:
             for place in PLACES:
                 if os.path.isdir(path := f"{lab}/sys/{place}/{name}"):
                     return os.path.realpath(path)
-    return find(lab, device)
+    return find(lab, device, what="device")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import os
 import stat
 import sys
@@ -14,7 +13,8 @@ from collections.abc import Iterator
 
 from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.cli.mountpoint import State, locate, no_answer
-from vfsfuse.cli.output import complain, discard_stdout, explained
+from vfsfuse.cli.output import complain, discard_stdout
+from vfsfuse.cli.targets import why
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +40,7 @@ def main(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         discard_stdout()
     except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            return complain("tree", f"{path}: no lab is mounted there (its server is gone)")
-        return complain("tree", explained(error, path))
+        return complain("tree", why(error, path))
     return 0
 
 

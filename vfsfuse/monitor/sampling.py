@@ -105,7 +105,7 @@ class Counters:
         try:
             self._fd = os.open(f"{lab}/counters", os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError:
-            self.reason = "calls are counted for the lab's own user and root alone"
+            self.reason = "calls are counted for the lab's own user alone"
         except FileNotFoundError:
             self.reason = "the lab's server is an older one, which counts no calls"
 

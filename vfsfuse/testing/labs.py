@@ -82,7 +82,7 @@ class _Watched:
         # A call is told when it is over. In the order of their begin, a cause comes before its effect.
         told = [lines.line(record) for record in sorted(records, key=lambda record: record.number)]
         earlier = [f"({len(told) - most} earlier records)"] if len(told) > most else []
-        return "\n".join([*earlier, *told[-most:]])
+        return "\n".join([*earlier, *told[max(0, len(told) - most) :]])
 
 
 class Labs:

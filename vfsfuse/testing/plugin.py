@@ -26,7 +26,6 @@ vfio_lab(config=None, *, trace=True, strict=True, log_level="info", options=()):
 dict; without it the lab is the built-in one."""
 LINES_OPTION = "vfio_lab_lines"
 _HAS_FAILED = pytest.StashKey[bool]()
-LINES_HELP = "how many lines of the trace of a lab a failed test shows (default: 40)"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
+    if not (lines := config.getini(LINES_OPTION)).isdecimal():
+        raise pytest.UsageError(f"{LINES_OPTION}: {lines!r} is no number of lines (write one, such as 40)")
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +67,13 @@ def vfio_lab(request: pytest.FixtureRequest, _vfio_labs: Labs) -> Iterator[Any]:
     from vfsfuse.api.errors import LabError
     from vfsfuse.testing.labs import marked
 
-    config, options = marked(request.node.get_closest_marker("vfio_lab"), Path(request.node.path).parent)
+    marker, folder = request.node.get_closest_marker("vfio_lab"), Path(request.node.path).parent
     try:
+        config, options = marked(marker, folder)
         with _vfio_labs.make(config, **options) as lab:
             yield lab
+    except pytest.UsageError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
     except LabError as error:
         if not request.node.stash.get(_HAS_FAILED, False):  # a failed test has shown the log already
             raise pytest.fail.Exception(str(error), pytrace=False) from None
