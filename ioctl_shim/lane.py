@@ -327,15 +327,17 @@ class Lane:
             found = self._files[token]
             return self._observed.setdefault(token, self._observing(found.opened, found.nodeid))
 
-    def _observed_read(self, token: int, offset: int, size: int, tid: int) -> bytes | None:
+    def _observed_read(
+        self, made: bytes | int | None, token: int, offset: int, size: int, tid: int
+    ) -> bytes | None:
         """None leaves it to the pump."""
         observed = self._observed_of(token)
-        return None if observed is None else observed.read(offset, size, tid)
+        return None if observed is None else observed.read(offset, size, tid, made)
 
-    def _observed_write(self, token: int, offset: int, tid: int, data: bytes) -> int | None:
+    def _observed_write(self, made: int | None, token: int, offset: int, tid: int, data: bytes) -> int | None:
         """None leaves it to the pump."""
         observed = self._observed_of(token)
-        return None if observed is None else observed.write(offset, data, tid)
+        return None if observed is None else observed.write(offset, data, tid, made)
 
     def _observed_ioctl(self, token: int, cmd: int, arg: int, tid: int, slot: int) -> int | None:
         """As LaneFile.ioctl on a pump."""

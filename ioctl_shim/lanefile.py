@@ -72,10 +72,13 @@ class LaneFile(Protocol):
 
 class Observed(Protocol):
     """The calls of one open file while somebody observes them.  It makes the calls of the file itself, on the
-    thread that would make them otherwise, and tells of them.  Errors as those of LaneFile."""
+    thread that would make them otherwise, and tells of them.  Errors as those of LaneFile.
 
-    def read(self, offset: int, size: int, tid: int) -> bytes: ...
-    def write(self, offset: int, data: bytes, tid: int) -> int: ...
+    `made` is what the pump has made by itself, as it does when nobody observes: the bytes read or the number
+    written, or a negative errno.  None for an access that is still to be made."""
+
+    def read(self, offset: int, size: int, tid: int, made: bytes | int | None) -> bytes: ...
+    def write(self, offset: int, data: bytes, tid: int, made: int | None) -> int: ...
 
     def begin_ioctl(self, cmd: int, arg: int, tid: int, slot: int) -> int | Callable[[], int] | None:
         """An ioctl without a size, on the pump of `slot`.  Returns the result, or what a thread that may wait

@@ -278,13 +278,46 @@ int64_t call_register(const struct lane_place *place, uint64_t *value, int write
 	return result;
 }
 
+/* What the pump gives for a read that is told: bytes, or a negative errno as a number.  None where it calls Python
+ * also when nobody observes: the access is made there.  So an access is made in the same way, without a lock, whether
+ * somebody observes or not.  NULL when Python raised.  With the GIL, so that nothing is told between this and the
+ * call. */
+static PyObject *read_unasked(const struct lane_file *file, uint64_t offset, uint32_t size)
+{
+	uint64_t value = 0;
+
+	if (!file->memory || is_shut(file))
+		return Py_NewRef(Py_None);
+	if (read_plain(file, offset, size, &value))
+		return PyBytes_FromStringAndSize((const char *)&value, size);
+	PyObject *data = PyBytes_FromStringAndSize(NULL, size);
+	if (!data)
+		return NULL;
+	int64_t got = read_memory(file, offset, PyBytes_AS_STRING(data), size);
+
+	if (got >= 0)
+		return data;
+	Py_DECREF(data);
+	return got == LANE_DEFERRED ? Py_NewRef(Py_None) : PyLong_FromLongLong(got);
+}
+
+/* The same for a write: the bytes written, or a negative errno. */
+static PyObject *write_unasked(const struct lane_file *file, uint64_t offset, const void *in, uint32_t size)
+{
+	int64_t put = file->memory && !is_shut(file) ? write_memory(file, offset, in, size) : LANE_DEFERRED;
+
+	return put == LANE_DEFERRED ? Py_NewRef(Py_None) : PyLong_FromLongLong(put);
+}
+
 /* LANE_DEFERRED leaves the read to the pump. */
 int64_t call_observed_read(const struct lane_file *file, uint64_t offset, uint32_t size, uint32_t tid, char *out)
 {
 	uint64_t numbers[] = {file->token, offset, size, tid};
 	PyGILState_STATE gil = PyGILState_Ensure();
-	int64_t result = take_bytes(call(python.observed_read, NULL, numbers, 4, NULL), out, size);
+	PyObject *made = read_unasked(file, offset, size);
+	int64_t result = made ? take_bytes(call(python.observed_read, made, numbers, 4, NULL), out, size) : failure();
 
+	Py_XDECREF(made);
 	PyGILState_Release(gil);
 	return result;
 }
@@ -295,8 +328,16 @@ int64_t call_observed_write(const struct lane_file *file, uint64_t offset, uint3
 	uint64_t numbers[] = {file->token, offset, tid};
 	PyGILState_STATE gil = PyGILState_Ensure();
 	PyObject *data = PyBytes_FromStringAndSize(in, size);
-	int64_t result = data ? take_number(call(python.observed_write, NULL, numbers, 3, data)) : failure();
+	PyObject *made = data ? write_unasked(file, offset, in, size) : NULL;
+	int64_t result;
 
+	if (made) {
+		result = take_number(call(python.observed_write, made, numbers, 3, data));
+	} else {
+		result = failure();
+		Py_XDECREF(data);
+	}
+	Py_XDECREF(made);
 	PyGILState_Release(gil);
 	return result;
 }

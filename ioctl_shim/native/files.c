@@ -9,7 +9,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "guard.h"
 #include "pump.h"
 
 /* cffi defines these (callbacks.cdef). */
@@ -97,7 +96,7 @@ void on_release(const struct request *r)
 	send_error(r->header->unique, 0);
 }
 
-static int is_shut(const struct lane_file *file)
+int is_shut(const struct lane_file *file)
 {
 	return file->shut && __atomic_load_n(file->shut, __ATOMIC_ACQUIRE);
 }
@@ -166,13 +165,9 @@ static int64_t take_write(const struct request *r, const struct fuse_write_in *i
 	}
 	if (is_shut(file))
 		return -EINVAL;
-	char *memory = find_memory(file, in->offset, in->size);
-	if (memory) {
-		int error = guarded_move(memory, data, in->size);
-
-		leave_memory();
-		return error ? -EIO /* the host has no page left for a hole in it */ : in->size;
-	}
+	int64_t stored = write_memory(file, in->offset, data, in->size);
+	if (stored != LANE_DEFERRED)
+		return stored;
 	struct lane_place place = find_register(file, in->offset, in->size);
 	if (place.found) {
 		memcpy(&value, data, in->size);

@@ -72,6 +72,7 @@ void on_ioctl(const struct request *r);
 void on_poll(const struct request *r);
 void on_fsync(const struct request *r);
 void on_fallocate(const struct request *r);
+int is_shut(const struct lane_file *file); /* whether reads and writes are refused for now */
 
 /* names.c */
 void on_attr_open(const struct request *r);
@@ -97,6 +98,8 @@ struct lane_place {
 /* regions.c */
 char *find_memory(const struct lane_file *file, uint64_t offset, uint64_t size);
 void leave_memory(void);
+int64_t read_memory(const struct lane_file *file, uint64_t offset, void *to, uint32_t size);
+int64_t write_memory(const struct lane_file *file, uint64_t offset, const void *from, uint32_t size);
 int read_plain(const struct lane_file *file, uint64_t offset, uint64_t size, void *value);
 struct lane_place find_register(const struct lane_file *file, uint64_t offset, uint64_t size);
 int is_shown(const struct lane_memory *m, uint64_t index);

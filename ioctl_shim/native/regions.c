@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "guard.h"
 #include "pump.h"
 
 struct lane_memory *lane_memory_new(void)
@@ -124,6 +125,32 @@ char *find_memory(const struct lane_file *file, uint64_t offset, uint64_t size)
 void leave_memory(void)
 {
 	__atomic_store_n(&own_pump()->memory, NULL, __ATOMIC_RELEASE);
+}
+
+/* Reads memory: `size`, -EIO where the host has no page for it, or LANE_DEFERRED where the pump may not answer. */
+int64_t read_memory(const struct lane_file *file, uint64_t offset, void *to, uint32_t size)
+{
+	const char *memory = find_memory(file, offset, size);
+
+	if (!memory)
+		return LANE_DEFERRED;
+	int error = guarded_move(to, memory, size);
+
+	leave_memory();
+	return error ? -EIO : (int64_t)size;
+}
+
+/* The same for a write. */
+int64_t write_memory(const struct lane_file *file, uint64_t offset, const void *from, uint32_t size)
+{
+	char *memory = find_memory(file, offset, size);
+
+	if (!memory)
+		return LANE_DEFERRED;
+	int error = guarded_move(memory, from, size);
+
+	leave_memory();
+	return error ? -EIO : (int64_t)size;
 }
 
 /* Reads plain registers only: fills `value` (8 bytes) and returns 1 for an aligned access of 1, 2, 4 or 8

@@ -31,6 +31,7 @@ from tests.vfio.gpu_client import (
     gpu,
     wait,
 )
+from vfsfuse.trace.record import from_line
 
 ROOM = 512 * PAGE
 MSIX_MEMORY = (4 << 40) + PAGE
@@ -105,6 +106,21 @@ def test_an_access_of_a_hole_is_eio(host: Host, size: int) -> None:
     host.give_pages()
     assert os.pwrite(host.fd, b"\1" * size, hole) == size
     assert os.pread(host.fd, size, hole) == b"\1" * size
+
+
+def test_a_traced_access_of_a_hole_is_eio_too(host: Host) -> None:
+    hole, sizes = 16 * PAGE, SIZES[:-1]  # the kernel divides the last one
+    trace = os.open(host.lab.path / "trace", os.O_RDONLY | os.O_NONBLOCK)
+    for size in sizes:
+        fails(errno.EIO, os.pwrite, host.fd, bytes(size), hole)
+        fails(errno.EIO, os.pread, host.fd, size, hole)
+    told = [from_line(line) for line in os.read(trace, 1 << 16).splitlines()]
+    os.close(trace)
+    asked = [(name, size) for size in sizes for name in ("write", "read")]
+    assert [(each.name, each.arguments["size"]) for each in told] == asked
+    assert {(each.errno, each.result) for each in told} == {(errno.EIO, None)}
+    host.give_pages()
+    assert os.pread(host.fd, 4, hole) == bytes(4)
 
 
 def test_the_regions_that_python_answers(host: Host) -> None:

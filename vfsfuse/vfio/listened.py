@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from devmodel.callpoint import Call, CallPoint, Observers
 from ioctl_shim.abi import Fetched
@@ -41,13 +41,25 @@ class ObservedFile:
     def __init__(self, told: ToldFile, calls: CallPoint, path: Callable[[], str]) -> None:
         self._told, self._calls, self._path = told, calls, path
 
-    def read(self, offset: int, size: int, tid: int) -> bytes:
+    def read(self, offset: int, size: int, tid: int, made: bytes | int | None) -> bytes:
         told = self._told
-        return self._calls.tell(told.read_call(offset, size, tid), lambda: told.read(offset, size))
 
-    def write(self, offset: int, data: bytes, tid: int) -> int:
+        def read() -> bytes:
+            if made is None:
+                return told.read(offset, size)
+            return _no_page(made) if isinstance(made, int) else made
+
+        return self._calls.tell(told.read_call(offset, size, tid), read)
+
+    def write(self, offset: int, data: bytes, tid: int, made: int | None) -> int:
         told = self._told
-        return self._calls.tell(told.write_call(offset, data, tid), lambda: told.write(offset, data))
+
+        def write() -> int:
+            if made is None:
+                return told.write(offset, data)
+            return _no_page(made) if made < 0 else made
+
+        return self._calls.tell(told.write_call(offset, data, tid), write)
 
     def begin_ioctl(self, cmd: int, arg: int, tid: int, slot: int) -> int | Callable[[], int] | None:
         told, calls = self._told, self._calls
@@ -96,6 +108,10 @@ class ObservedFile:
         finally:
             self._calls.end(observers, call)
         return result
+
+
+def _no_page(error: int) -> NoReturn:
+    raise OSError(-error, "the host has no page for this memory")
 
 
 class ListenedFile(DeferringFile):

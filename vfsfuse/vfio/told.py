@@ -77,7 +77,7 @@ class ToldFile:
         return self._call(CallKind.OPEN, "close", {"path": path}, 0)
 
     def read(self, offset: int, size: int) -> bytes:
-        """As the pump does it.  Raises OSError as read(2)."""
+        """A read that the pump leaves to Python.  Raises OSError as read(2)."""
         self._check_open()
         regions: RegionAccess | None = self._regions
         if regions is None:
@@ -85,7 +85,7 @@ class ToldFile:
         return regions.read(offset >> REGION_SHIFT, offset & IN_REGION, size)
 
     def write(self, offset: int, data: bytes) -> int:
-        """As the pump does it.  Raises OSError as write(2)."""
+        """A write that the pump leaves to Python.  Raises OSError as write(2)."""
         self._check_open()
         regions = self._regions
         if regions is None:
