@@ -26,9 +26,9 @@ from vfsfuse.cli.mountpoint import FSTYPE, Mount, wait_for_end
 from vfsfuse.kernfs.xattr import pid_namespace
 
 COMMAND_SECONDS = 3.0
-"""A command has two seconds; a machine under load gets one more."""
+"""A command has two seconds, and one more to start and end."""
 
-SLOW_SECONDS = 5
+SLOW_SECONDS = 8
 """Longer than a command waits, with the time that it takes to start some at once."""
 LANE, MAIN, ALL = 0, 4, 8
 """Offsets of the registers of the model, by what a write to them blocks."""
@@ -104,19 +104,29 @@ def is_mounted(path: Path) -> bool:
     return str(path) in (row.split(" ")[1] for row in rows)
 
 
-def timed(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a command line, which has to end in time."""
+def lasting(arguments: Sequence[str | Path]) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """How long a command line takes, and how it ended."""
     began = time.monotonic()
     done = vfsfuse(*arguments)
-    took = time.monotonic() - began
-    assert took < COMMAND_SECONDS, f"{arguments} took {took:.1f} s: {done.stderr}"
-    return done
+    return time.monotonic() - began, done
+
+
+def timed(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command line, which has to end in time."""
+    return timed_at_once([arguments])[0]
 
 
 def timed_at_once(commands: Sequence[Sequence[str | Path]]) -> list[subprocess.CompletedProcess[str]]:
-    """Run command lines beside each other. Each has to end in time."""
-    with ThreadPoolExecutor(len(commands)) as pool:
-        return list(pool.map(lambda command: timed(*command), commands))
+    """Run command lines beside each other. Each has to end in time.
+
+    A busy machine is no fault: a command beside them shows how long one takes that asks no lab."""
+    with ThreadPoolExecutor(len(commands) + 1) as pool:
+        control = pool.submit(lasting, ["check", "examples/copier.toml"])
+        taken = list(pool.map(lasting, commands))
+        most = COMMAND_SECONDS + control.result()[0]
+    for command, (took, done) in zip(commands, taken, strict=True):
+        assert took < most, f"{command} took {took:.1f} s of {most:.1f}: {done.stderr}"
+    return [done for _, done in taken]
 
 
 def error_of(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
