@@ -22,6 +22,15 @@ from tests.tracers import CREATE, UUID, Line, courier_of, lines_of, names, start
 from tests.waiting import wait_for
 
 SECONDS = 60
+UNTRACED = """
+import argparse, socket, sys
+from vfsfuse.run import traced
+from vfsfuse.run.command import main
+traced.ATTACH_SECONDS = 3.0
+tracer, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+sys.exit(main(argparse.Namespace(mount=sys.argv[1], config=None, log=None, argv=["echo", "done"]), link))
+"""
+"""A traced run in the lab argv[1], whose tracer does not say a word."""
 AS_NOBODY = (sys.executable, "-m", "tests.ordinary_user")
 DOORBELL = 0x2000
 
@@ -285,3 +294,9 @@ def test_a_lab_that_is_stopped_and_goes_on(fresh_lab: MountedLab, tmp_path: Path
         os.kill(fresh_lab.pid, signal.SIGCONT)
     assert process.returncode == 1
     assert err == f"vfsfuse: trace: {fresh_lab.path}: the lab's server does not answer\n"
+
+
+def test_a_program_starts_although_its_tracer_is_stopped(lab: MountedLab) -> None:
+    command = [sys.executable, "-c", UNTRACED, str(lab.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=SECONDS)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

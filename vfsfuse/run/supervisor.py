@@ -32,7 +32,7 @@ from vfsfuse.run.calls import CallTakers
 from vfsfuse.run.devicefd import Broker
 from vfsfuse.run.lastwords import LastWords
 from vfsfuse.run.privatelab import PrivateLab
-from vfsfuse.run.traced import TracerLink
+from vfsfuse.run.traced import ATTACH_SECONDS, TracerLink
 
 READY = b"ready"
 FAILED = b"failed"
@@ -85,11 +85,12 @@ class Supervisor:
         os.close(words.fd)
         with contextlib.suppress(ChildProcessError):  # with SIGCHLD ignored there is no child to wait for
             os.waitpid(child, 0)
-        self._private = plan.lab is None
+        more = ATTACH_SECONDS if tracer else 0.0  # a tracer that is stopped takes that
+        self._start_seconds = None if plan.lab is None else SETUP_SECONDS + more
 
     def wait_ready(self) -> None:
         """Wait until the lab answers.  A private one may take as long as it takes."""
-        self._expect(READY, None if self._private else SETUP_SECONDS)
+        self._expect(READY, self._start_seconds)
 
     def watch(self, listener: int) -> None:
         """Hand over the seccomp listener (closing it here) and wait until its calls are answered."""
