@@ -72,6 +72,16 @@ def test_regions(device: Device) -> None:
     fails(errno.EINVAL, lambda: device.regions[8])
 
 
+def test_no_offset_leads_into_another_region(device: Device) -> None:
+    """The regions are in one file, which the client does not have to know."""
+    config, registers = device.config, device.regions[0]
+    for offset in (config._start - registers._start, registers.size + 1, -1, 1 << 62):
+        fails(errno.EINVAL, lambda: registers.read(offset, 2))  # noqa: B023
+        error = fails(errno.EINVAL, lambda: registers.write(offset, b"\0\0"))  # noqa: B023
+        assert error.strerror == f"offset {offset:#x} is not in region 0, which has 0x1000 bytes"
+    fails(errno.EINVAL, lambda: config.read(registers._start - config._start, 4))
+
+
 def test_a_large_region(builtin: Lab) -> None:
     with builtin.create("vgpu-8") as vgpu, vgpu.open() as device:
         video, content = device.regions[0], os.urandom(4 << 20)
@@ -90,6 +100,13 @@ def test_a_region_is_mapped(builtin: Lab) -> None:
             assert video.read(mmap.PAGESIZE, 4) == part[:4] == b"abcd" and len(whole) == video.size
             kept = memoryview(part)
             fails(errno.ENODEV, device.regions[2].map)
+            for place in (
+                (video.size, mmap.PAGESIZE),
+                (-mmap.PAGESIZE, mmap.PAGESIZE),
+                (0, video.size + 1),
+                (0, 0),
+            ):
+                fails(errno.EINVAL, lambda: video.map(*place))  # noqa: B023
         assert whole.closed and not part.closed and bytes(kept[:4]) == b"abcd"
         kept.release()
         part.close()
@@ -138,6 +155,12 @@ def test_memory_of_the_program(device: Device) -> None:
         device.map(b"cannot be written")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("what", [0, -1, bytearray()])
+def test_no_memory_cannot_be_mapped(device: Device, what: int | bytearray) -> None:
+    with pytest.raises(ValueError, match=r"bytes cannot be mapped \(map one or more\)"):
+        device.map(what)
+
+
 def test_an_iova_of_choice(device: Device) -> None:
     with device.map(100, iova=0x10000) as memory:
         assert memory.iova == 0x10000 and memory.size == 100
@@ -161,7 +184,7 @@ def test_waiting_for_interrupts(device: Device) -> None:
     irqs.close()
     fails(errno.EINVAL, lambda: device.interrupts("msix", 3))
     fails(errno.EINVAL, lambda: device.interrupts("msi", 1))
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match=r"there are no interrupts nmi \(there is intx, msi, msix, err, req\)"):
         device.interrupts("nmi")
 
 

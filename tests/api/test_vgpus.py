@@ -90,6 +90,14 @@ def test_a_vgpu_that_is_gone_at_the_end_already(builtin: Lab) -> None:
     assert not vgpu.exists()
 
 
+def test_a_vgpu_that_was_removed_cannot_be_opened(builtin: Lab) -> None:
+    vgpu = builtin.create("mtty-1")
+    vgpu.remove()
+    with pytest.raises(FileNotFoundError) as caught:
+        vgpu.open()
+    assert caught.value.filename == str(vgpu.path)
+
+
 def test_a_screenshot(builtin: Lab) -> None:
     with builtin.create("mdpy-vga") as vgpu:
         picture = vgpu.screenshot()

@@ -95,8 +95,9 @@ class Device:
         bytearray.  It stays mapped until it is unmapped, or the device is closed.
 
         `iova` is the address for the device; without one the IOMMU chooses.  `read` and `write` say what the
-        device may do.  Raises TypeError for a buffer that cannot be written, OSError as IOMMU_IOAS_MAP does:
-        EEXIST if something is mapped there, EINVAL for an iova with another offset in its page."""
+        device may do.  Raises TypeError for a buffer that cannot be written, ValueError for no bytes,
+        OSError as IOMMU_IOAS_MAP does: EEXIST if something is mapped there, EINVAL for an iova with another
+        offset in its page."""
         made = DmaMemory(self._files, self._path, (self.iommufd, self.ioas), what, iova, access(read, write))
         self._memory.append(made)
         return made

@@ -39,6 +39,8 @@ class Interrupts:
         as the ioctls do: EINVAL for more vectors than there are."""
         self._fds: list[int] = []
         self._files, self._path, self._device = files, path, device
+        if isinstance(index, str) and index not in INDEXES:
+            raise KeyError(f"there are no interrupts {index} (there is {', '.join(INDEXES)})")
         self.index = INDEXES[index] if isinstance(index, str) else index
         try:
             with files.explained(path):

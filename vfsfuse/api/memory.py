@@ -41,9 +41,11 @@ class DmaMemory:
     ) -> None:
         """`place` is the descriptor of the iommufd and the id of the IOAS.  See `Device.map`."""
         self._files, self._path, self._place = files, path, place
+        self.size = what if isinstance(what, int) else memoryview(what).nbytes
+        if self.size <= 0:
+            raise ValueError(f"{self.size} bytes cannot be mapped (map one or more)")
         own = mmap.mmap(-1, _pages(what)) if isinstance(what, int) else None
         self._own = own
-        self.size = what if isinstance(what, int) else memoryview(what).nbytes
         self._export = (ctypes.c_char * self.size).from_buffer(what if own is None else own)  # type: ignore[arg-type]
         self._buffer: memoryview | None = memoryview(self._export).cast("B")
         address = ctypes.addressof(self._export)

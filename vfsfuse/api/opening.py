@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from vfsfuse.api.device import Device
 from vfsfuse.api.directory import Directory
@@ -32,10 +33,12 @@ class Assignable(Directory):
         return names[0] if names else None
 
     def open(self) -> Device:
-        """Open it as a VFIO client does.  Raises OSError: ENODEV while no driver of VFIO has it, and as
-        `Device` does."""
+        """Open it as a VFIO client does.  Raises OSError: ENODEV while no driver of VFIO has it, ENOENT once
+        it is removed, and as `Device` does."""
         name = self.vfio
         if name is None:
+            if not self._files.has(self.path):
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
             why = "no driver of VFIO has it (bind a PCI function to vfio-pci)"
             raise OSError(errno.ENODEV, why, str(self.path))
         return Device(self._files, self._files.root / "dev/vfio/devices" / name)

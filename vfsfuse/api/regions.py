@@ -60,9 +60,10 @@ class Region:
         """Read, by one pread(2) as far as the device goes.  Raises OSError: EINVAL beyond the end, ENODEV
         when the device is gone, and what its model raises."""
         with self._files.explained(self._path):
-            content = os.pread(self._device, size, self._start + offset)
+            start = self._at(offset)
+            content = os.pread(self._device, size, start)
             while len(content) < size:
-                more = os.pread(self._device, size - len(content), self._start + offset + len(content))
+                more = os.pread(self._device, size - len(content), start + len(content))
                 if not more:
                     break
                 content += more
@@ -73,8 +74,16 @@ class Region:
         left = memoryview(data).cast("B")
         with self._files.explained(self._path):
             while left:
-                done = os.pwrite(self._device, left, self._start + offset)
+                done = os.pwrite(self._device, left, self._at(offset))
                 offset, left = offset + done, left[done:]
+
+    def _at(self, offset: int) -> int:
+        """The place of `offset` in the device's file, where the other regions are as well.  Raises OSError:
+        EINVAL for one that is not in this region."""
+        if not 0 <= offset <= self.size:
+            why = f"offset {offset:#x} is not in region {self.index}, which has {self.size:#x} bytes"
+            raise OSError(errno.EINVAL, why, self._path)
+        return self._start + offset
 
     def read_int(self, offset: int, width: int = 4) -> int:
         """The number of `width` bytes, by one access if `width` is 1, 2, 4 or 8."""
@@ -94,11 +103,12 @@ class Region:
         with self._files.explained(self._path):
             if not self.can_map:
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-            mapped = mmap.mmap(
-                checked(self._device),
-                self.size - offset if size is None else size,
-                offset=self._start + offset,
-            )
+            start = self._at(offset)
+            length = self.size - offset if size is None else size
+            if not 0 < length <= self.size - offset:
+                why = f"{length:#x} bytes at {offset:#x} are not in region {self.index}"
+                raise OSError(errno.EINVAL, why, self._path)
+            mapped = mmap.mmap(checked(self._device), length, offset=start)
         self._maps.append(mapped)
         return mapped
 
