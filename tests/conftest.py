@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -16,11 +17,15 @@ from tests.labs import MountedLab
 from tests.limits import Limits
 
 CLIENTS = Path(__file__).parent / "clients"
+OF_THE_USER = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "PYTEST_ADDOPTS")
+"""Variables of the environment that change what programs print, or which tests a pytest of a test runs."""
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no fault
 settings.load_profile("no deadline")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for name in OF_THE_USER:
+        os.environ.pop(name, None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # a shell without job control starts background processes so, and they pass it on to all programs
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -35,8 +35,6 @@ from vfsfuse.monitor.rates import rates
 from vfsfuse.monitor.sampling import COUNTED, MOST_IDLE, Device, Gpu, Sample
 
 DRAW = ROOT / "examples/draw.py"
-OF_TERMINALS = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
-"""Variables by which rich takes a terminal for another one."""
 BUSY = """
 import contextlib, os, runpy, sys
 print(flush=True)
@@ -242,12 +240,6 @@ def test_a_reader_that_closes_the_pipe_ends_it(lab: MountedLab) -> None:
 # ---- the live view ----
 
 
-def terminal_environment() -> dict[str, str]:
-    """The environment of a program on a plain terminal, whatever that of the tests is."""
-    kept = {key: value for key, value in os.environ.items() if key not in OF_TERMINALS}
-    return {**kept, "TERM": "xterm-256color"}
-
-
 class Terminal:
     """A terminal with `vfsfuse top` on it."""
 
@@ -264,7 +256,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             cwd=ROOT,
-            env=terminal_environment(),
+            env={**os.environ, "TERM": "xterm-256color"},
         )
 
     def resize(self, rows: int, columns: int) -> None:

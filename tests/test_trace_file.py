@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,11 +15,11 @@ import pytest
 from tests.commands import VFSFUSE, run
 from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import Copier
-from tests.labs import MountedLab, Vgpu, described
+from tests.labs import MountedLab, described
+from tests.tracefile import Reader, created, until
 from tests.vfio.client import DEVICE_RESET, PAGE, Memory, fails
 from tests.vfio.copiers import COMMAND_REGISTER, DECODE, LAB
 from tests.waiting import wait_for
-from vfsfuse.trace.record import Record, from_line
 
 IOVA = 1 << 20
 BROKEN = """
@@ -58,39 +55,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
     """A lab of copiers."""
     with described(tmp_path_factory.mktemp("trace"), LAB) as mounted:
         yield mounted
-
-
-class Reader:
-    """An open file `trace`."""
-
-    def __init__(self, lab: MountedLab, flags: int = os.O_NONBLOCK, **options: object) -> None:
-        access = os.O_RDWR if options else os.O_RDONLY
-        self.fd = os.open(lab.path / "trace", access | flags | os.O_CLOEXEC)
-        if options:
-            os.write(self.fd, json.dumps(options).encode())
-        self.left = b""
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
-
-    def read(self, size: int = 1 << 16) -> list[Record]:
-        """What there is now."""
-        found = b""
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.fd, size):
-                assert data.endswith(b"\n")
-                found += data
-        return [from_line(line) for line in found.splitlines()]
-
-
-def created(lab: MountedLab, kind: str = "copier-1", parent: str = "copiers") -> Vgpu:
-    name = str(uuid.uuid4())
-    types = lab.path / "sys/class/mdev_bus" / parent / "mdev_supported_types"
-    (types / kind / "create").write_text(name)
-    return Vgpu(lab, name)
 
 
 # ---- what is told ----
@@ -163,18 +127,6 @@ def test_a_dialogue_is_told_with_its_data_and_its_client(machine: MountedLab) ->
     comm = Path("/proc/self/comm").read_text().strip()
     assert clients == {(os.getpid(), threading.get_native_id(), comm)}
     assert all(0 <= (each.duration or 0) < 60 and abs(each.time - time.time()) < 600 for each in found)
-
-
-def until(reader: Reader, enough: Callable[[list[Record]], object]) -> list[Record]:
-    """The records up to the moment at which there are enough."""
-    found: list[Record] = []
-
-    def read() -> bool:
-        found.extend(reader.read())
-        return bool(enough(found))
-
-    wait_for(read)
-    return found
 
 
 def test_a_c_client_under_run_is_told_as_itself(

@@ -18,7 +18,7 @@ import pytest
 
 from tests.descriptors import open_files
 from tests.labs import MountedLab, described
-from tests.test_trace_file import created
+from tests.tracefile import created
 from tests.vfio.copiers import LAB
 from tests.waiting import settled, wait_for
 from vfsfuse.trace.filters import EVERYTHING, Filter

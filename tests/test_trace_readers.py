@@ -23,7 +23,7 @@ import pytest
 from tests import needs
 from tests.commands import ROOT, VFSFUSE
 from tests.labs import MountedLab, described
-from tests.test_trace_file import Reader, created, until
+from tests.tracefile import Reader, created, until
 from tests.vfio.client import DEVICE_GET_REGION_INFO, RegionInfo, fails, with_caps
 from tests.vfio.copiers import LAB
 from tests.waiting import settled, wait_for
