@@ -158,20 +158,80 @@ static int reads_anew(const struct attr_open *attr, uint64_t offset, int *at_end
 	return anew;
 }
 
-/* Sends what is at `in->offset` of the text.  With `text_lock`. */
-static void send_text(const struct request *r, struct attr_open *attr)
+/* Sends what is at `offset` of the text.  With `text_lock`. */
+static void send_text(uint64_t unique, struct attr_open *attr, uint64_t offset, size_t room)
 {
-	const struct fuse_read_in *in = r->body;
-	size_t from = in->offset < attr->size ? in->offset : attr->size;
-	size_t size = attr->size - from < in->size ? attr->size - from : in->size;
+	size_t from = offset < attr->size ? offset : attr->size;
+	size_t size = attr->size - from < room ? attr->size - from : room;
 
-	attr->next = in->offset + size;
-	send_data(r->header->unique, 0, attr->text + from, size, NULL, 0);
+	attr->next = offset + size;
+	send_data(unique, 0, attr->text + from, size, NULL, 0);
+}
+
+/* A read that was left to pyfuse3, which shows the whole text.  The answer is sent from here: the text is kept, and
+ * the end of one that was read stays the end.  With `text_lock`, as the list of all. */
+struct shown {
+	uint64_t unique, offset;
+	uint32_t room;
+	int at_end;
+	struct attr_open *attr; /* the kernel releases it when the read has its answer */
+	struct shown *next;
+};
+static struct shown *left; /* looked at without the lock whether there are any */
+
+static struct shown *take_shown(uint64_t unique)
+{
+	struct shown *found = NULL;
+
+	for (struct shown **at = &left; *at; at = &(*at)->next)
+		if ((*at)->unique == unique) {
+			found = *at;
+			__atomic_store_n(at, found->next, __ATOMIC_RELEASE);
+			break;
+		}
+	return found;
+}
+
+/* Leaves a read to pyfuse3.  With `text_lock`. */
+static void leave_read(const struct request *r, struct attr_open *attr, int at_end)
+{
+	struct fuse_read_in *in = (struct fuse_read_in *)r->body;
+	struct shown *shown = malloc(sizeof(*shown));
+
+	if (!shown)
+		return send_error(r->header->unique, -ENOMEM);
+	*shown = (struct shown){r->header->unique, in->offset, in->size, at_end, attr, left};
+	__atomic_store_n(&left, shown, __ATOMIC_RELEASE);
+	in->fh = r->header->nodeid; /* pyfuse3 knows an open attribute by its inode */
+	in->offset = 0;
+	in->size = MAX_DATA;
+	if (hand_on(r))
+		free(take_shown(shown->unique));
+}
+
+/* Answers a read that leave_read() has left to pyfuse3, with the `text` that it gives, or its error.  Trio thread. */
+int answer_shown(const struct fuse_out_header *header, const void *text)
+{
+	if (!__atomic_load_n(&left, __ATOMIC_ACQUIRE))
+		return 0;
+	pthread_mutex_lock(&text_lock);
+	struct shown *shown = take_shown(header->unique);
+	int error = header->error;
+
+	if (shown && !error && !shown->at_end)
+		error = keep(shown->attr, text, header->len - sizeof(*header));
+	if (shown && error)
+		send_error(header->unique, error);
+	else if (shown)
+		send_text(header->unique, shown->attr, shown->offset, shown->room);
+	pthread_mutex_unlock(&text_lock);
+	free(shown);
+	return shown != NULL;
 }
 
 void on_attr_read(const struct request *r)
 {
-	struct fuse_read_in *in = (struct fuse_read_in *)r->body;
+	const struct fuse_read_in *in = r->body;
 	struct attr_open *attr = attr_of_handle(in->fh);
 	int at_end, anew = reads_anew(attr, in->offset, &at_end);
 	int64_t got = anew ? call_show(r->header->nodeid, r->out, MAX_DATA) : at_end ? look(r) : 0;
@@ -181,11 +241,13 @@ void on_attr_read(const struct request *r)
 		got = keep(attr, r->out, (size_t)got);
 	attr->next = 0;
 	attr->was_read = 1;
-	in->fh = r->header->nodeid; /* if it is handed on: pyfuse3 knows an open attribute by its inode */
 	if (got >= 0)
-		send_text(r, attr);
+		send_text(r->header->unique, attr, in->offset, in->size);
+	else if (got == LANE_DEFERRED)
+		leave_read(r, attr, !anew);
+	else
+		send_error(r->header->unique, got);
 	pthread_mutex_unlock(&text_lock);
-	is_other(r, got);
 }
 
 /* As in kernfs, what was not read since it was opened may have changed.  No attribute tells of a change later. */

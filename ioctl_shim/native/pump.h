@@ -61,7 +61,7 @@ int send_open(uint64_t unique, const struct vfs_open_out *out);
 void send_error(uint64_t unique, int64_t error);
 void send_ioctl(uint64_t unique, int64_t result, const void *out, uint32_t out_size);
 void send_read(const struct request *r, int64_t got);
-void hand_on(const struct request *r);
+int hand_on(const struct request *r);
 
 /* files.c */
 void on_open(const struct request *r);
@@ -80,6 +80,7 @@ void on_attr_release(const struct request *r);
 void on_attr_read(const struct request *r);
 void on_attr_poll(const struct request *r);
 void on_attr_write(const struct request *r);
+int answer_shown(const struct fuse_out_header *header, const void *text); /* whether it was a read of an attribute */
 void on_lookup(const struct request *r);
 void on_getattr(const struct request *r);
 void on_readlink(const struct request *r);

@@ -224,13 +224,14 @@ void lane_init_reply(const void *in, void *body)
 	session.passthrough = 1;
 }
 
-/* Leaves the request to pyfuse3, which answers it. */
-void hand_on(const struct request *r)
+/* Leaves the request to pyfuse3, which answers it.  If that fails, it is answered here, and the result is negative. */
+int hand_on(const struct request *r)
 {
 	int error = push(r->header, sizeof(*r->header) + r->size);
 
 	if (error)
 		send_error(r->header->unique, error);
+	return error;
 }
 
 /* Answers a read with `got` bytes of r->out, or with the negative errno `got`. */
