@@ -130,6 +130,11 @@ class Feed:
             self.lost += 1
         return True
 
+    def drop(self) -> None:
+        """Let go of all calls, one by one: to free many at once would keep the GIL from the pump."""
+        while self._calls:
+            self._calls.popleft()
+
     def take(self) -> Told | int | None:
         """The oldest call, or before it the number of those that were lost.  None when there is nothing."""
         if self.lost:

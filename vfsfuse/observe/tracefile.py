@@ -18,7 +18,7 @@ from collections import deque
 
 from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest, wake_poll
 from vfsfuse.kernfs.kobject import DeviceNode
-from vfsfuse.observe.feed import Options
+from vfsfuse.observe.feed import Feed, Options
 from vfsfuse.observe.told import record_of
 from vfsfuse.observe.tracer import Tracer
 from vfsfuse.trace.record import Record
@@ -42,6 +42,8 @@ class TraceReaders:
         self.tracer = tracer
         self._lock = threading.Lock()
         self._files: tuple[TraceFile, ...] = ()
+        self._closed: list[Feed] = []
+        """What readers that are gone have not read."""
         self._asked = self._runs = False
 
     def node(self) -> DeviceNode:
@@ -74,6 +76,7 @@ class TraceReaders:
         """An open file is released.  Pump thread."""
         with self._lock:
             self._files = tuple(each for each in self._files if each is not file)
+            self._closed.append(file.feed)
         self.tracer.news.set()
 
     def close(self) -> None:
@@ -98,10 +101,16 @@ class TraceReaders:
             news.clear()
             with self._lock:
                 files = self._files
-                if not files:
+                closed, self._closed = self._closed, []
+                if not files and not closed:
                     self._runs = False
                     self.tracer.forget()
                     return
+            for feed in closed:
+                feed.drop()
+            if not files:
+                news.set()  # to look once more, and end
+                continue
             if time.monotonic() > forget:
                 self.tracer.clients.forget()
                 forget = time.monotonic() + FORGET_SECONDS
@@ -125,13 +134,13 @@ class TraceFile(DeferringFile):
 
     __slots__ = (
         "_begun",
-        "_feed",
         "_left",
         "_lock",
         "_poll_handle",
         "_readers",
         "_reads",
         "_writable",
+        "feed",
     )
 
     def __init__(self, readers: TraceReaders, writable: bool) -> None:
@@ -142,7 +151,7 @@ class TraceFile(DeferringFile):
         self._left = b""
         """What did not fit into the last read.  The thread of the trace sets it."""
         self._begun = False
-        self._feed = readers.tracer.add()
+        self.feed = readers.tracer.add()
 
     # ---- the device lane ----
 
@@ -154,13 +163,13 @@ class TraceFile(DeferringFile):
         with self._lock:
             if self._begun:
                 raise OSError(errno.EBUSY, "the trace is being read")
-            self._readers.tracer.begin(self._feed, options)
+            self._readers.tracer.begin(self.feed, options)
         return len(data)
 
     def begin_read(self, pending: PendingRequest) -> bytes | None:
         with self._lock:
             self._begun = True
-            if pending.nonblocking and not self._reads and not self._left and not self._feed.ready:
+            if pending.nonblocking and not self._reads and not self._left and not self.feed.ready:
                 raise OSError(errno.EAGAIN, "no call")
             pending.when_interrupted(lambda: self._give_up(pending))
             self._reads.append(pending)
@@ -170,13 +179,13 @@ class TraceFile(DeferringFile):
     def begin_poll(self, handle: int) -> int:
         events = _WRITABLE if self._writable else 0
         with self._lock:
-            if self._left or self._readers.tracer.expect(self._feed):
+            if self._left or self._readers.tracer.expect(self.feed):
                 return events | _READABLE
             self._poll_handle = handle or self._poll_handle
             return events
 
     def release(self) -> None:
-        self._readers.tracer.remove(self._feed)
+        self._readers.tracer.remove(self.feed)
         self._readers.closed(self)
 
     def _give_up(self, pending: PendingRequest) -> None:
@@ -195,7 +204,7 @@ class TraceFile(DeferringFile):
             if pending is None or not self._answer(pending):
                 break
         with self._lock:
-            ready = bool(self._left) or self._readers.tracer.expect(self._feed)
+            ready = bool(self._left) or self._readers.tracer.expect(self.feed)
             if ready and self._reads:
                 self._readers.ask()
             handle = self._poll_handle if ready else 0
@@ -238,7 +247,7 @@ class TraceFile(DeferringFile):
 
     def _next(self) -> bytes:
         """The next line, empty when there is none."""
-        told = self._readers.tracer.take(self._feed)
+        told = self._readers.tracer.take(self.feed)
         if told is None:
             return b""
         if isinstance(told, int):
