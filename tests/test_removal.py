@@ -614,8 +614,11 @@ def test_the_command_removes_by_any_name(cards: MountedLab) -> None:
     assert said.stderr.count("\n") == 1
 
 
-def test_an_open_that_meets_a_surprise_removal_finds_no_device(lab: MountedLab) -> None:
-    """The kernel looks at the answer to an open after the device has gone: that is no EIO."""
+@pytest.mark.parametrize("traced", [False, True], ids=["nobody looks", "traced"])
+def test_an_open_that_meets_a_surprise_removal_finds_no_device(lab: MountedLab, traced: bool) -> None:
+    """The kernel looks at the answer to an open after the device has gone: that is no EIO.  While somebody
+    observes, another thread opens it, and finds it gone then."""
+    trace = os.open(lab.path / "trace", os.O_RDONLY | os.O_CLOEXEC) if traced else -1
     vfio, errors, ended = lab.path / "dev/vfio/devices", set[int | None](), threading.Event()
 
     def open_all() -> None:
@@ -634,4 +637,6 @@ def test_an_open_that_meets_a_surprise_removal_finds_no_device(lab: MountedLab) 
     ended.set()
     for thread in threads:
         thread.join()
+    if traced:
+        os.close(trace)
     assert errors <= {errno.ENOENT, errno.ENODEV}

@@ -154,6 +154,11 @@ class LabView:
             return self._observed_open(request) if self.lab.calls.observers else self._listened_open(request)
         except MustWait:  # another thread opens it
             return None
+        except OSError as error:
+            if error.errno != errno.ESTALE or request.on_pump:
+                raise
+            # It was there when the pump began the open: the kernel must not look its name up once more.
+            raise OSError(errno.ENODEV, "removed") from None
 
     def observing(self, opened: Opened, nodeid: int) -> ObservedFile | None:
         """The calls of an open file for observers; None for a file of which nothing is told.  Any thread
