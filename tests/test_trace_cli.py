@@ -314,6 +314,15 @@ def test_the_devices_of_a_program(tmp_path: Path) -> None:
         assert {line["subject"] for line in lines_of(out)} == {"0000:86:00.0"}
 
 
+def test_a_device_is_shown_from_its_making_on(tmp_path: Path) -> None:
+    """Also where the making is refused: then the lab has no device of that name."""
+    done, out = traced(tmp_path, f"{CREATE}; {CREATE}", UUID)
+    assert "record is about" not in done.stderr
+    made = [(line["kind"], line["name"], line["errno_name"]) for line in lines_of(out)]
+    once = {("lifecycle", "create", None), ("store", "create", None)}
+    assert set(made) == once | {(kind, name, "EEXIST") for kind, name, _ in once}
+
+
 def test_a_device_that_no_record_is_about(tmp_path: Path) -> None:
     """A name may be mistyped, and the devices are made later."""
     done, out = traced(tmp_path, CREATE, "0000:99:00.0")

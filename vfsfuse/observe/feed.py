@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from vfsfuse.observe.told import Told
-from vfsfuse.trace.filters import KEEP, MOST_KEPT, is_about
+from vfsfuse.trace.filters import KEEP, MOST_KEPT, is_about, named
 from vfsfuse.trace.record import KINDS
 
 MOST_BYTES = 128 << 20
@@ -54,7 +54,9 @@ class Options:
             return False
         if self.pids is not None and told.client.pid not in self.pids:
             return False
-        return self.devices is None or self._is_wanted(told.subject)
+        if self.devices is None or self._is_wanted(told.subject):
+            return True
+        return any(map(self._is_wanted, named(told.kind, told.data, told.arguments.get("arguments"))))
 
     def _is_wanted(self, subject: str) -> bool:
         found = self._subjects.get(subject)

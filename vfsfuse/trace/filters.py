@@ -22,6 +22,7 @@ ANY = "any"
 """Among errnos: any failure."""
 _DOMAIN = "0000:"
 _UUID_LENGTH = 36
+_LONGEST_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Filter:
         return (
             (not self.kinds or record.kind in self.kinds)
             and (not self.pids or record.pid in self.pids)
-            and (not self.devices or any(is_about(record.subject, name) for name in self.devices))
+            and (not self.devices or self._has_device(record))
             and (not self.registers or self._has_register(record))
             and (not self.errnos or self._has_errno(record))
         )
@@ -70,6 +71,11 @@ class Filter:
             if value:
                 said[name] = list(value)
         return json.dumps(said) + "\n"
+
+    def _has_device(self, record: Record) -> bool:
+        data, arguments = record.arguments.get("data"), record.arguments.get("arguments")
+        subjects = (record.subject, *named(record.kind, data, arguments))
+        return any(is_about(subject, name) for subject in subjects for name in self.devices)
 
     def _has_register(self, record: Record) -> bool:
         register = record.arguments.get("register")
@@ -93,6 +99,16 @@ def is_about(subject: str, name: str) -> bool:
     if wanted in parts or _DOMAIN + wanted in parts:
         return True
     return len(wanted) == _UUID_LENGTH and any(part.startswith(wanted + "-") for part in parts)
+
+
+def named(kind: str, data: object, arguments: object) -> Iterator[str]:
+    """The devices that a record names besides its subject: the one that is created, by its type, and the one
+    that is written to `create`, `vgpu_create` or `bind`."""
+    if kind == "lifecycle" and isinstance(arguments, list | tuple):
+        yield from (str(argument) for argument in arguments)
+    elif kind == "store" and isinstance(data, bytes):
+        written = data[:_LONGEST_NAME].decode("ascii", "replace").strip()
+        yield from (written, written[:_UUID_LENGTH])  # a line of vgpu_create begins with a UUID
 
 
 def _numbers(names: Collection[str]) -> Iterator[int]:
