@@ -84,7 +84,7 @@ class Serial:
         received = bytearray()
 
         def complete() -> bool:
-            if self.get(LSR) & DR:
+            while len(received) < size and self.get(LSR) & DR:
                 received.append(self.get(DATA))
             return len(received) == size
 
