@@ -374,6 +374,36 @@ def test_a_forked_child_does_not_end_the_lab() -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
 
 
+FORKING_WITHIN = """
+import os, sys
+from vfsfuse import Lab
+
+def fork():
+    child = os.fork()
+    if not child:
+        sys.exit()
+    os.waitpid(child, 0)
+
+with Lab(strict=True) as lab:
+    with lab.functions["0000:86:00.0"].bound() as function:
+        fork()
+        print(function.driver)
+    with lab.create("vgpu-4") as vgpu, lab.trace(vgpu) as trace, vgpu.open() as device:
+        with device.map(4096), device.interrupts("msix", 1) as interrupts:
+            fork()
+            interrupts.trigger()
+            interrupts.wait()
+        print(vgpu.exists(), [each.kind for each in trace.records].count("interrupt"))
+"""
+
+
+def test_a_forked_child_leaves_everything_as_it_is() -> None:
+    """It leaves all `with` statements, as its parent does later."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING_WITHIN]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("vfio-pci\nTrue 1\n", "", 0)
+
+
 def test_the_terminal_does_not_interrupt_the_server() -> None:
     with Lab() as lab:
         assert os.getsid(lab.pid) == lab.pid != os.getsid(0)

@@ -36,8 +36,15 @@ class Files:
     def __init__(self, root: Path, ending: Callable[[bool], LabError | None]) -> None:
         self.root = root
         self._ending = ending
+        self._owner = os.getpid()
         self.opened: weakref.WeakSet[Closable] = weakref.WeakSet()
         """What is open of the lab.  It is closed before the lab ends."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process has mounted or joined the lab.  One that it has forked shares its open files,
+        and leaving a `with` there must not take from the first process what it has in the lab."""
+        return self._owner == os.getpid()
 
     @contextlib.contextmanager
     def explained(self, path: str | os.PathLike[str] | None = None) -> Iterator[None]:

@@ -106,7 +106,7 @@ class Function(Assignable):
         try:
             yield self
         finally:
-            if self.exists():
+            if self._files.is_ours and self.exists():
                 self.unbind()
                 self.driver_override = override
                 if before is not None:

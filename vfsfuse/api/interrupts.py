@@ -101,7 +101,7 @@ class Interrupts:
 
     def close(self) -> None:
         """Take the vectors away from the device, and close the eventfds.  May be called again."""
-        if self._fds:
+        if self._fds and self._files.is_ours:
             with contextlib.suppress(OSError):  # the device is gone
                 self._set(IRQ_DATA_NONE | IRQ_TRIGGER, 0, 0)
         self._close_eventfds()

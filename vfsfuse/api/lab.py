@@ -91,7 +91,6 @@ class Lab:
         self.strict = strict
         self._server: Server | None = None
         self._files: Files | None = None
-        self._owner = 0
         self._made_directory = False
         self._pid = 0
 
@@ -118,7 +117,6 @@ class Lab:
         self._server = server if is_ours else None
         if is_ours:
             mounted.add(self)
-        self._owner = os.getpid()
         self._files = Files(path, server.ending if is_ours else lambda gone: None)
         self._pid = server.pid if is_ours else int(os.getxattr(path, XATTR_PID))
 
@@ -129,7 +127,7 @@ class Lab:
 
     def _close(self, check: bool) -> None:
         files, self._files = self._files, None
-        if files is None or self._owner != os.getpid():
+        if files is None or not files.is_ours:
             return  # not open, or of a process that has forked this one
         for opened in list(files.opened):
             opened.close()

@@ -116,7 +116,8 @@ class DmaMemory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.unmap()
+        if self._files.is_ours:
+            self.unmap()
 
 
 def access(read: bool, write: bool) -> int:

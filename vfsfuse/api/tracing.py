@@ -82,7 +82,7 @@ class Trace:
 
     def close(self) -> None:
         """Take what there is, and read no more.  May be called again."""
-        if not self._reader.ended:
+        if self._reader.is_ours and not self._reader.ended:
             with contextlib.suppress(TraceError):  # the server is gone or silent
                 self._records += self._reader.drain()
         self._reader.close()

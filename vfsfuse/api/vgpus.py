@@ -37,7 +37,7 @@ class Vgpu(Assignable):
     ) -> None:
         refused = contextlib.nullcontext() if kind is None else contextlib.suppress(OSError)
         with refused:  # an exception of the program says more
-            if self.exists():
+            if self._files.is_ours and self.exists():
                 self.remove()
 
     @property

@@ -56,6 +56,7 @@ class TraceReader:
         self._keep, self._patience = keep, patience
         self._unread, self._lines = bytearray(), bytearray()
         self._asked = self._closed = False
+        self._owner = os.getpid()
         self._drains = 1  # the answer to the options
         self._seen = 0
         """Records that have come, wanted or not: there is no end to those of a server that makes them up."""
@@ -86,6 +87,7 @@ class TraceReader:
     def next(self, timeout: float | None = None) -> Record | None:
         """The next record.  None when none has come within `timeout` seconds (None waits for as long as it
         takes), or when the lab has ended.  Raises TraceError."""
+        self._check_owner()
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             for record in self._records():
@@ -101,6 +103,7 @@ class TraceReader:
     def drain(self) -> list[Record]:
         """All records that there are now, `keep` at most and one that counts lost ones.  It waits for nothing
         but the server's answer, for the patience of the reader.  Raises TraceError."""
+        self._check_owner()
         before = self._seen
         found = list(self._records())
         if not self.ended:
@@ -116,13 +119,20 @@ class TraceReader:
             self._ask()
         return self._channel.fileno()
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process has made the reader.  Another one that read would take its records."""
+        return self._owner == os.getpid()
+
     def close(self) -> None:
-        """Read no more.  The server forgets the reader when its process has ended."""
+        """Read no more.  The server forgets the reader when its process has ended.
+
+        In a process that was forked meanwhile this only closes a descriptor: the first process reads on."""
         if self._closed:
             return
         self._closed = self.ended = True
         self._channel.close()
-        if self._courier is not None:
+        if self._courier is not None and self.is_ours:
             self._courier.kill()  # one that waits for a server goes on waiting
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._courier.wait(self._patience)
@@ -134,6 +144,10 @@ class TraceReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_owner(self) -> None:
+        if not self.is_ours:
+            raise TraceError(f"{self._name}: process {self._owner} reads it, and this one was forked from it")
 
     # ---- the courier ----
 
