@@ -187,7 +187,7 @@ class ImageSpace(ConfigSpace):
         others cannot be written. Raises ValueError as :func:`devmodel.pci.fields.base_addresses`."""
         Region.__init__(self, len(image.data))
         self._data, self._reset_image = bytearray(image.data), image.data
-        self._bars, self._hooks, self.mirror = dict(bars), [], None
+        self._bars, self._hooks, self._names, self.mirror = dict(bars), [], None, None
         self._extended = dict(image.places)
         self._captured, self._offsets, self._cleared = image.data, image.offsets, image.cleared
         mask = bytearray(image.mask)

@@ -11,6 +11,7 @@ import pytest
 from devmodel.models.registry import MODELS
 from devmodel.pci import names
 from devmodel.pci.config import ConfigSpace
+from devmodel.pci.image import Image, ImageSpace
 from devmodel.pci.names import names_of
 from devmodel.region.names import Place, RegisterNames
 from devmodel.region.registers import Layout, Register, Registers
@@ -78,6 +79,13 @@ def test_each_register_of_a_models_configuration_space_has_its_name(model: str) 
         if offset:
             assert found.describe(offset + 2, 2) == name
             assert found.describe(offset, 2) == f"{capability}_CAP_LIST_ID..{capability}_CAP_LIST_NEXT"
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_a_captured_configuration_space_has_the_same_names(model: str) -> None:
+    config = config_of(model)
+    captured = ImageSpace(Image.of(config.read(0, config.size)))
+    assert captured.names is not None and captured.names is config.names
 
 
 def test_capabilities_are_found_where_they_are() -> None:
