@@ -222,6 +222,28 @@ def test_a_silent_lab_is_not_joined(tmp_path: Path) -> None:
     assert not is_mountpoint(tmp_path)  # a server that is stopped goes on to end
 
 
+LYING = """
+import sys
+from vfsfuse.cli import main
+from vfsfuse.kernfs.operations import Operations
+
+async def getxattr(*_):
+    return b"\\x1b[2J one"
+
+Operations.getxattr = getxattr
+sys.exit(main())
+"""
+
+
+def test_a_lab_that_tells_no_pid_is_not_joined(tmp_path: Path) -> None:
+    with Lab(at=tmp_path / "lab", command=[sys.executable, "-c", LYING]):
+        joined = Lab(at=tmp_path / "lab")
+        with pytest.raises(LabError, match="does not tell who serves it") as caught:
+            joined.start()
+        assert "\x1b" not in str(caught.value)
+        joined.close()
+
+
 def test_a_server_that_was_killed_is_one_clear_exception(tmp_path: Path) -> None:
     with Lab(at=tmp_path) as lab:
         vgpu = lab.create("vgpu-4")

@@ -114,11 +114,11 @@ class Lab:
         except BaseException:
             self._remove_directory(path)
             raise
+        self._pid = server.pid if is_ours else _pid_of(path)
         self._server = server if is_ours else None
         if is_ours:
             mounted.add(self)
         self._files = Files(path, server.ending if is_ours else lambda gone: None)
-        self._pid = server.pid if is_ours else int(os.getxattr(path, XATTR_PID))
 
     def close(self) -> None:
         """End the lab, if this has mounted it.  Raises LabError as leaving a context does.  A lab that is
@@ -306,6 +306,14 @@ class Lab:
         program: list[Argument] = [argv] if single else list(argv)  # type: ignore[list-item, arg-type]
         told = ["/bin/sh", "-c", *program] if shell else program
         return [*command("run", "--mount", str(self.path), "--"), *told]
+
+
+def _pid_of(path: Path) -> int:
+    """The server of a lab that is there, as the lab tells it.  Raises LabError."""
+    try:
+        return int(os.getxattr(path, XATTR_PID))
+    except (OSError, ValueError) as error:
+        raise LabError(f"{path}: the lab there does not tell who serves it ({error})") from None
 
 
 def _described(config: Config | None) -> tuple[str | None, list[str]]:
