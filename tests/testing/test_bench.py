@@ -478,4 +478,5 @@ def test_a_bench_leaves_nothing_behind() -> None:
                 copy(bench, IOVA, IOVA, 4)
                 bench.wait_interrupt()
     with Bench(Copier):
-        assert held() == before
+        # what a test before this one has left for a while may have ended by now
+        assert all(now <= then for now, then in zip(held(), before, strict=True))
