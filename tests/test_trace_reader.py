@@ -10,7 +10,6 @@ import select
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -221,6 +220,5 @@ def test_half_a_line_waits_for_its_end() -> None:
         ours.sendall(LINE.encode()[half:] + b"\n")
         found = reader.next()
         assert found is not None and found.to_line() == LINE
-        begun = time.monotonic()
         ours.close()
-        assert list(reader) == [] and reader.ended and time.monotonic() - begun < 60
+        assert list(reader) == [] and reader.ended

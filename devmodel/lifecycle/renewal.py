@@ -5,7 +5,7 @@ A device keeps its place, its names and its numbers, and loses its state as by a
 client has open stays as it is until the last client has closed it. A physical function is renewed together
 with its virtual functions and vGPUs, because their models hold its device.
 
-State: the lifecycle thread's, under ``Lab.lock``. A :class:`Plan` is a value, which any thread may make.
+State: the lifecycle thread's, under ``Lab.lock``.
 Source: none; a kernel driver is reloaded by rmmod(8) and insmod(8), for which its devices are idle, too.
 """
 
@@ -13,32 +13,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from devmodel.device.base import Device
-from devmodel.device.own import is_own
-from devmodel.device.pci import PciDevice
 from devmodel.device.tasks import CODE_FAILED, TaskHost
-from devmodel.device.traits import traits_of
 from devmodel.lifecycle.binding import DriverCore, depending_on
 from devmodel.lifecycle.function import PciFunction
-from devmodel.lifecycle.functionmodels import virtual_model
 from devmodel.lifecycle.hotplug import Hotplug
 from devmodel.lifecycle.mdev import Mdev
-from devmodel.lifecycle.physical import PhysicalFunction, Shape, VirtualFunction, shape_of
+from devmodel.lifecycle.physical import PhysicalFunction, Shape, VirtualFunction
+from devmodel.lifecycle.renewalplan import Plan, Unfit, plan_of
 from devmodel.lifecycle.resources import Share
-from devmodel.lifecycle.spec import FunctionSpec, LabSpec, SpecError, TypeSpec, exchange_model
+from devmodel.lifecycle.spec import LabSpec, TypeSpec, exchange_model
 from devmodel.lifecycle.sriov import SriovCore
 from devmodel.lifecycle.vendor import VendorFramework, VendorVgpu, vgpu_of
-from devmodel.lifecycle.vf import vf_type
-from devmodel.pci.config import Decided
-from devmodel.pci.fields import Bar
 from devmodel.vfio.group import Assignable
 
 log = logging.getLogger(__name__)
-Model = type[PciDevice]
 
 
 class RenewalObserver(Protocol):
@@ -47,44 +40,6 @@ class RenewalObserver(Protocol):
     def renewed(self, device: Assignable, change: Callable[[], None]) -> None:
         """Call ``change``, which gives ``device`` its new model, while nobody can find the old one. No client
         holds the device."""
-
-
-class Unfit(Exception):
-    """A model cannot be that of the part of the lab file at ``place``. ``__cause__`` says why."""
-
-    def __init__(self, place: str) -> None:
-        super().__init__(place)
-        self.place = place
-
-
-@dataclass(frozen=True, slots=True)
-class _NewFunction:
-    """A physical function whose model is new, or that of its virtual functions (None: as before).
-
-    ``addresses`` has those of all its BARs, ``places`` those of its own. ``whole`` is whether the function
-    itself has to be a new device."""
-
-    model: Model | None
-    vf_model: Model | None
-    shape: Shape
-    places: tuple[int, ...]
-    addresses: tuple[int, ...]
-    whole: bool
-
-
-class _NewType(NamedTuple):
-    """A type whose model is new, and the share that it gives with it."""
-
-    model: Model
-    share: Share
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to change: types, by parent and type, and functions by name."""
-
-    types: Mapping[tuple[str, str], _NewType]
-    functions: Mapping[str, _NewFunction]
 
 
 @dataclass(slots=True)
@@ -138,52 +93,8 @@ class Renewals:
     # ---- before anything changes: any thread ----
 
     def plan(self, before: LabSpec, after: LabSpec) -> Plan:
-        """What changes when the models of ``after`` take the places of those of ``before``, the same lab.
-        Runs code of the models, and changes nothing.
-
-        Raises :class:`Unfit` for what the code of a model raises, and :class:`SpecError` for BARs that have
-        no room.
-        """
-        types: dict[tuple[str, str], _NewType] = {}
-        for parent, new in zip(before.parents, after.parents, strict=True):
-            for type_, found in zip(parent.types, new.types, strict=True):
-                if _differs(type_.model, found.model):
-                    share = _tried(f"parents.{parent.name}.types.{type_.name}", found)
-                    types[parent.name, type_.name] = _NewType(found.model, share)
-        functions: dict[str, _NewFunction] = {}
-        for new_function in after.all_functions:
-            old = self._hotplug.specs[new_function.name]
-            if new_function.bridge is None and any(_changes(old, new_function)):
-                functions[old.name] = self._new_function(old, new_function, before.source)
-        return Plan(types, functions)
-
-    def _new_function(self, old: FunctionSpec, new: FunctionSpec, source: str) -> _NewFunction:
-        table = "functions" if old.parent is None else "parents"
-        place = f'{table}."{old.name}"'
-        offsets, buses = self._hotplug.offsets, self._hotplug.buses
-        given = Decided(self._hotplug.assigned[old.name].given)
-        try:
-            before = shape_of(old, given, offsets, buses)
-            of_vfs = {} if before.layout is None else before.layout.places
-            own = dict(zip(before.traits.bars, before.traits.place(given), strict=True))
-            where = f"{source}: {place}"
-            vf_places = [_kept(of_vfs, index, bar, where) for index, bar in _bars_of_vfs(new)]
-            shape = shape_of(new, Decided(vf_places), offsets, buses)
-            bars = {index: (own[index], bar) for index, bar in before.traits.bars.items()}
-            places = tuple(_kept(bars, index, bar, where) for index, bar in shape.traits.bars.items())
-        except SpecError:
-            raise
-        except BaseException as error:
-            raise Unfit(place) from error
-        of_own, of_vf = _changes(old, new)
-        return _NewFunction(
-            new.model if of_own else None,
-            new.vf.model if of_vf and new.vf is not None else None,
-            shape,
-            places,
-            (*vf_places, *places),
-            of_own or shape.layout != before.layout,
-        )
+        """As :func:`devmodel.lifecycle.renewalplan.plan_of`."""
+        return plan_of(self._hotplug, before, after)
 
     # ---- the change: lifecycle thread ----
 
@@ -350,51 +261,6 @@ class Renewals:
         if isinstance(head, Mdev):
             return head.parent.mdevs.get(head.name) is head
         return isinstance(head, VendorVgpu) and head.function.vgpu is head
-
-
-def _differs(old: Model | None, new: Model | None) -> bool:
-    """Whether a model has other code. A class of this project that was only made again is the same."""
-    if old is new or old is None or new is None:
-        return False
-    return is_own(old) or is_own(new) or old.identity != new.identity
-
-
-def _changes(old: FunctionSpec, new: FunctionSpec) -> tuple[bool, bool]:
-    """Whether the model of a function is another one, and that of its virtual functions."""
-    of_vf = old.vf is not None and new.vf is not None and _differs(old.vf.model, new.vf.model)
-    return _differs(old.model, new.model), of_vf
-
-
-def _tried(place: str, spec: TypeSpec) -> Share:
-    """Make a device of a type, and close it again. Returns its share. Raises :class:`Unfit`."""
-    try:
-        share = Share.of(spec)
-        spec.model("sample", share.memory, share.options).close()
-        return share
-    except BaseException as error:
-        raise Unfit(place) from error
-
-
-def _bars_of_vfs(spec: FunctionSpec) -> Iterable[tuple[int, Bar]]:
-    """The BARs of a function's virtual ones."""
-    if spec.vf is None:
-        return ()
-    type_ = vf_type(spec, spec.vf)
-    return traits_of(virtual_model(type_.model), type_.memory, type_.options, spec.vf.texts).bars.items()
-
-
-def _kept(before: Mapping[int, tuple[int, Bar]], index: int, bar: Bar, where: str) -> int:
-    """The address of the BAR in whose place ``bar`` is: it has to be as large, because other functions are
-    next to it, and bridges forward no more."""
-    address, old = before.get(index, (0, bar))
-    kind = old.io == bar.io and (old.mem64 <= bar.mem64 or address + bar.size <= 1 << 32)
-    if index not in before or not kind or bar.size > old.size:
-        there = f"{old.size} bytes" if index in before else "no room"
-        raise SpecError(
-            f"{where}: BAR {index} needs {bar.size} bytes, and has {there} since the lab was mounted "
-            "(mount the lab again)"
-        )
-    return address
 
 
 def _together(head: Assignable) -> list[Assignable]:

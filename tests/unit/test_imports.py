@@ -27,7 +27,8 @@ PICTURE: Mapping[str, str] = {
     "ioctl_shim": "",
     # the emulation, from bottom to top
     "devmodel": "",
-    "devmodel.callpoint": "",
+    "devmodel.latecalls": "",
+    "devmodel.callpoint": "devmodel: latecalls",
     "devmodel.client": "",
     "devmodel.ida": "",
     "devmodel.memo": "",

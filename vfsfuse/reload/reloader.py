@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from devmodel import memo
-from devmodel.lifecycle.renewal import Outcome, Plan, Unfit
+from devmodel.lifecycle.renewal import Outcome
+from devmodel.lifecycle.renewalplan import Plan, Unfit
 from devmodel.lifecycle.spec import SpecError
 from vfsfuse.labfile.code import LabCode
 from vfsfuse.labfile.faults import LabFileError
