@@ -186,6 +186,10 @@ def test_a_start_that_fails_leaves_no_directory(tmp_path: Path, monkeypatch: pyt
         Lab("/nowhere").start()
     with pytest.raises(LabError):
         Lab("/nowhere", at=tmp_path / "lab").start()
+    with pytest.raises(FileNotFoundError):
+        Lab(log_path="/nowhere/log").start()
+    with pytest.raises(LabError, match=r"^argument --log-level: invalid choice: 'loud'"):
+        Lab(log_level="loud").start()
     assert os.listdir(tmp_path) == []
 
 
@@ -289,7 +293,7 @@ def test_strict_is_about_status_and_tracebacks(tmp_path: Path) -> None:
         with told if strict else contextlib.nullcontext(), lab, failed:
             lab.create("stuck").attribute("stuck")
         assert "of the model" in lab.log
-    with pytest.raises(LabError, match="the server ended with -9"), Lab(strict=True) as lab:
+    with pytest.raises(LabError, match="the server was killed by SIGKILL:"), Lab(strict=True) as lab:
         os.kill(lab.pid, signal.SIGKILL)
 
 
@@ -435,16 +439,17 @@ def test_programs_find_the_lab(tmp_path: Path) -> None:
     with Lab(strict=True) as lab:
         done = lab.run(["sh", "-c", "ls /sys/class/mdev_bus; pwd; exit 3"], cwd=tmp_path, capture_output=True)
         assert done.stdout.decode().split() == [*sorted(lab.parents), str(tmp_path)]
-        assert done.returncode == 3
+        assert done.returncode == 3 and done.args[0] == "sh"  # a report of pytest shows what the test said
         assert lab.run("true").returncode == 0
         line = "ls /sys/class/mdev_bus | wc -l"
         assert lab.run(line, shell=True, capture_output=True, text=True).stdout == "4\n"
-        with pytest.raises(subprocess.CalledProcessError):
+        with pytest.raises(subprocess.CalledProcessError, match=r"^Command '\['false'\]' returned non-zero"):
             lab.run(["false"], check=True)
         assert lab.run(["no-such-program"], stderr=subprocess.DEVNULL).returncode == 127
-        with pytest.raises(subprocess.TimeoutExpired):
+        with pytest.raises(subprocess.TimeoutExpired, match=r"^Command '\['sleep', '100'\]' timed out"):
             lab.run(["sleep", "100"], timeout=1)
         with lab.popen(["cat", "/proc/self/stat"], stdout=subprocess.PIPE, text=True) as process:
+            assert process.args == ["cat", "/proc/self/stat"]
             assert process.stdout is not None and int(process.stdout.read().split()[0]) == process.pid
 
 

@@ -22,7 +22,7 @@ from vfsfuse.api.errors import LabError
 from vfsfuse.api.files import Files
 from vfsfuse.api.functions import Function, Slot, functions, slots
 from vfsfuse.api.parents import Parent, parent_with, parents
-from vfsfuse.api.server import Server, command
+from vfsfuse.api.server import Server, command, how
 from vfsfuse.api.vgpus import Vgpu, vgpus
 from vfsfuse.kernfs.xattr import XATTR_PID
 from vfsfuse.toml import document
@@ -106,8 +106,8 @@ class Lab:
             Path(tempfile.mkdtemp(prefix="vfsfuse-")) if self._at is None else Path(sticky.resolve(self._at))
         )
         self._made_directory = self._at is None or not os.path.lexists(path)
-        server = Server(path, self.log_path)
         try:
+            server = Server(path, self.log_path)
             is_ours = server.start(self._command, self.options, self._text, self._folder)
             if not is_ours and self._has_config:
                 raise LabError(f"{path}: a lab is mounted there already (leave `config` out to join it)")
@@ -139,7 +139,7 @@ class Lab:
             mounted.discard(self)
             self._remove_directory(files.root)
         if check and self.strict and (status != 0 or "Traceback" in self.log):
-            raise LabError(f"{files.root}: the server ended with {status}:\n{self.log}", self.log)
+            raise LabError(f"{files.root}: the server {how(status)}:\n{self.log}", self.log)
 
     def kill(self) -> None:
         """End the server at once, by SIGKILL, and take its mount away.  Whatever waits for it gets an error.
@@ -291,12 +291,20 @@ class Lab:
 
         `check` and `more` are arguments of subprocess.run, which raises what it raises there.  If the lab
         cannot be shown to the program, the exit status is 125, and stderr says why."""
-        return subprocess.run(self._run(argv, **more), check=check, **{**more, "shell": False})
+        try:
+            done = subprocess.run(self._run(argv, **more), check=check, **{**more, "shell": False})
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            error.cmd = argv
+            raise
+        done.args = argv
+        return done
 
     def popen(self, argv: Sequence[Argument] | Argument, **more: Any) -> subprocess.Popen[Any]:
         """Start a program as `run` does.  The process is the program itself; `more` are arguments of
         subprocess.Popen."""
-        return subprocess.Popen(self._run(argv, **more), **{**more, "shell": False})
+        process = subprocess.Popen(self._run(argv, **more), **{**more, "shell": False})
+        process.args = argv
+        return process
 
     def _run(
         self, argv: Sequence[Argument] | Argument, shell: bool = False, **more: object

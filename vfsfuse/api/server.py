@@ -127,7 +127,7 @@ class Server:
             return False
         said = [line for line in self.log.splitlines() if line.startswith(_SAID)]
         lines = [re.sub(r"^vfsfuse(: mount| mount: error): ", "", line) for line in said]
-        raise LabError("\n".join(lines) or f"{self.path}: {_how(status)}\n{self.log}", self.log)
+        raise LabError("\n".join(lines) or f"{self.path}: {how(status)}\n{self.log}", self.log)
 
     @property
     def pid(self) -> int:
@@ -150,7 +150,7 @@ class Server:
         if status is None:
             return None
         last = self.log.splitlines()[-1:]
-        return LabError("\n".join([f"{self.path}: the server {_how(status)}", *last]), self.log)
+        return LabError("\n".join([f"{self.path}: the server {how(status)}", *last]), self.log)
 
     def end(self) -> int:
         """End it, and the mount with it.  Returns its exit status, negative for a signal.
@@ -206,6 +206,6 @@ def _spooled(text: str | None) -> IO[bytes]:
     return file
 
 
-def _how(status: int) -> str:
+def how(status: int) -> str:
     """How a process has ended."""
     return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
