@@ -209,6 +209,36 @@ def test_third(lab):
     assert "last calls on" not in third
 
 
+def test_a_lab_of_a_failed_with_is_shown(pytest_run: Run) -> None:
+    """It has ended when pytest makes the report."""
+    done = pytest_run("""
+import pytest
+
+def test_in_the_test(vfio_lab_factory):
+    with vfio_lab_factory("tests/fans.toml") as lab:
+        lab.create("fan-1")
+        assert 0
+
+@pytest.fixture
+def lab(vfio_lab_factory):
+    with vfio_lab_factory("tests/fans.toml", strict=False) as lab:
+        with lab.create("fan-1") as fan, fan.open() as device:
+            device.regions[0].write_int(0, 0)
+        yield lab
+
+def test_in_a_fixture(lab):
+    pass
+
+def test_afterwards():
+    assert 0
+""")
+    outcome(done, failed=2, error=1)
+    error, inside, afterwards = re.split(r"_{5,} (?:test_in_the_test|test_afterwards) _{5,}", done.stdout)
+    assert re.search(r"BAR0 write RPM .* = -1 EIO .*ZeroDivisionError", error) and 'fan.py", line 12' in error
+    assert re.search(r"-+ last calls on .*mnt -+\n.* store create ", inside)
+    assert "last calls" not in afterwards
+
+
 def test_a_traceback_of_a_model_fails_a_test_that_does_not_see_it(pytest_run: Run) -> None:
     done = pytest_run("""
 import contextlib, pytest

@@ -86,11 +86,14 @@ class _Watched:
 
 
 class Labs:
-    """The labs of a pytest process. `folder` makes an empty folder for a lab."""
+    """The labs of a pytest process. `folder` makes an empty folder for a lab. A report shows the last `lines`
+    of the trace of each."""
 
-    def __init__(self, folder: Callable[[], Path]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Callable[[], Path], lines: int) -> None:
+        self._folder, self._lines = folder, lines
         self._watched: list[_Watched] = []
+        self._over: list[tuple[str, str]] = []
+        """What labs tell that have ended by an exception in their `with`, before there is a report."""
 
     @contextlib.contextmanager
     def make(self, config: Any = None, *, trace: bool = True, **options: Any) -> Iterator[Lab]:
@@ -103,14 +106,20 @@ class Labs:
             watched = _Watched(lab, reader)
             self._watched.append(watched)
             stack.callback(self._watched.remove, watched)
-            yield lab
+            try:
+                yield lab
+            except BaseException:
+                self._over += watched.sections(self._lines)
+                raise
 
     def begin_test(self) -> None:
         """A test begins: what the labs tell from now on is its own."""
+        self._over.clear()
         for watched in self._watched:
             watched.begin_test()
 
-    def sections(self, lines: int) -> Iterator[tuple[str, str]]:
+    def sections(self) -> Iterator[tuple[str, str]]:
         """What a report of a failure shows: a title and a text, for each lab that tells something."""
+        yield from self._over
         for watched in self._watched:
-            yield from watched.sections(lines)
+            yield from watched.sections(self._lines)

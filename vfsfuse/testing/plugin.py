@@ -46,7 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _vfio_labs(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Labs]:
     from vfsfuse.testing.labs import LABS, Labs
 
-    labs = Labs(lambda: tmp_path_factory.mktemp("lab"))
+    lines = int(pytestconfig.getini(LINES_OPTION))
+    labs = Labs(lambda: tmp_path_factory.mktemp("lab"), lines)
     pytestconfig.stash[LABS] = labs
     yield labs
     del pytestconfig.stash[LABS]
@@ -84,7 +85,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.failed and (labs := _labs_of(item.config)) is not None:
         item.stash[_HAS_FAILED] = True
-        report.sections.extend(labs.sections(int(item.config.getini(LINES_OPTION))))
+        report.sections.extend(labs.sections())
     return report
 
 
