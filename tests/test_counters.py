@@ -12,11 +12,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.callpoint import Call, CallKind, CallPoint
+from ioctl_shim.callthreads import CallThreads
+from ioctl_shim.lane import PendingRequest
 from tests import needs
 from tests.commands import ROOT, VFSFUSE, run, vfsfuse
 from tests.iommufd.client import Iommufd
@@ -25,7 +28,7 @@ from tests.labs import MountedLab, Vgpu, described
 from tests.schemas import checked
 from tests.vfio.copiers import LAB
 from tests.waiting import wait_for
-from vfsfuse.observe.counters import MOST_OPEN, NAMES, Counts
+from vfsfuse.observe.counters import MOST_OPEN, NAMES, CountersFile, Counts
 
 NOTHING = dict.fromkeys(NAMES, 0)
 
@@ -231,3 +234,28 @@ def test_what_counts() -> None:
             **{"ioctls": 1, "failed": 1},
         }
     }
+
+
+class _Read(PendingRequest):
+    """A read that notes what answers it, and on which thread."""
+
+    def __init__(self) -> None:
+        super().__init__(SimpleNamespace(unique=1, offset=0, size=1 << 20, tid=0, flags=0), {})
+        self.answers: list[tuple[str, bytes]] = []
+
+    def read(self, data: bytes) -> bool:
+        self.answers.append((threading.current_thread().name, data))
+        return True
+
+
+def test_a_line_is_not_made_by_the_pump() -> None:
+    """That of thousands of devices takes 40 ms."""
+    pending = _Read()
+    opened: set[CountersFile] = set()
+    file = CountersFile(CallPoint(), CallThreads(), opened)
+    file.begin_read(pending)
+    wait_for(lambda: pending.answers)
+    ((thread, line),) = pending.answers
+    assert thread == "waiting-call" and json.loads(line)["devices"] == {}
+    file.release()
+    assert not opened

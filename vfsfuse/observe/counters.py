@@ -6,7 +6,8 @@ mapping, nor what a command engine moves by itself.  Each read(2) that begins af
 line of JSON, with the totals since the open; a read with little room gets the rest of the line next.
 
 `began` and `ended` run on whichever thread makes the call, under its locks; they take the lock of the counts
-for a few statements.  Opens, reads and closes are the device lane's.  Source: devmodel.callpoint.
+for a few statements.  Opens and closes are the device lane's, lines are made on a thread that may wait.
+Source: devmodel.callpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import time
 from collections.abc import Callable
 
 from devmodel.callpoint import Call, CallKind, CallPoint
-from ioctl_shim.lane import Opened, OpenRequest, PlainFile
+from ioctl_shim.callthreads import CallThreads
+from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest
 from vfsfuse.kernfs.kobject import DeviceNode
 
 MODE = 0o400
@@ -66,10 +68,14 @@ class Counts:
         """The totals as a line of JSON.  Any thread."""
         with self._lock:
             seconds = time.monotonic() - self._since
-            copied = {name: tuple(counts) for name, counts in self._counts.items()}
-        devices = {name: dict(zip(NAMES, counts, strict=True)) for name, counts in copied.items()}
-        said = {"seconds": round(seconds, 6), "devices": devices}
-        return json.dumps(said, separators=(",", ":")).encode("ascii") + b"\n"
+            copied = [(name, tuple(counts)) for name, counts in self._counts.items()]
+        # device by device: json.dumps() of all would keep the GIL from the pump
+        devices = ",".join(f"{json.dumps(name)}:{_said(counts)}" for name, counts in copied)
+        return f'{{"seconds":{round(seconds, 6)},"devices":{{{devices}}}}}\n'.encode("ascii")
+
+
+def _said(counts: tuple[int, ...]) -> str:
+    return json.dumps(dict(zip(NAMES, counts, strict=True)), separators=(",", ":"))
 
 
 def _region(counts: list[int], call: Call) -> None:
@@ -116,8 +122,8 @@ _COUNTERS: dict[CallKind, Callable[[list[int], Call], None]] = {
 }
 
 
-def counters_node(calls: CallPoint) -> DeviceNode:
-    """The file of one lab."""
+def counters_node(calls: CallPoint, threads: CallThreads) -> DeviceNode:
+    """The file of one lab, whose lines are made on `threads`."""
     opened: set[CountersFile] = set()
 
     def opener(request: OpenRequest) -> Opened:
@@ -125,30 +131,34 @@ def counters_node(calls: CallPoint) -> DeviceNode:
             raise OSError(errno.EACCES, "counters is read-only")
         if len(opened) >= MOST_OPEN:
             raise OSError(errno.EMFILE, f"{MOST_OPEN} readers of the counters")
-        return Opened(CountersFile(calls, opened), stream=True)
+        return Opened(CountersFile(calls, threads, opened), stream=True)
 
     return DeviceNode("counters", MODE, opener)
 
 
-class CountersFile(PlainFile):
+class CountersFile(DeferringFile):
     """One open of the file, which counts from then on.  It is in the set `opened` as long as it is."""
 
-    __slots__ = ("_calls", "_counts", "_lock", "_opened", "_rest")
+    __slots__ = ("_calls", "_counts", "_lock", "_opened", "_rest", "_threads")
 
-    def __init__(self, calls: CallPoint, opened: set[CountersFile]) -> None:
-        self._calls, self._counts, self._opened = calls, Counts(), opened
+    def __init__(self, calls: CallPoint, threads: CallThreads, opened: set[CountersFile]) -> None:
+        self._calls, self._threads, self._counts, self._opened = calls, threads, Counts(), opened
         self._lock = threading.Lock()
         self._rest = b""
         opened.add(self)
         calls.observe(self._counts)
 
-    def read(self, offset: int, size: int) -> bytes:
+    def begin_read(self, pending: PendingRequest) -> None:
+        self._threads.submit(lambda: self._answer(pending), pending.tid)
+
+    def _answer(self, pending: PendingRequest) -> None:
+        """A thread that may wait: the line of many devices takes long."""
         with self._lock:
             line = self._rest or self._counts.line()
-            self._rest = line[size:]
-            return line[:size]
+            if pending.read(line):
+                self._rest = line[pending.size :]
 
-    def poll(self) -> int:
+    def begin_poll(self, handle: int) -> int:
         return select.POLLIN | select.POLLRDNORM
 
     def release(self) -> None:

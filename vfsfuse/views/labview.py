@@ -75,7 +75,7 @@ class LabView:
             Tracer(calls, Mappings(TreeFiles(tree, self.lab.lock, lambda: self._st_dev)))
         )
         tree.add(tree.root, self.trace.node())
-        tree.add(tree.root, counters_node(calls))
+        tree.add(tree.root, counters_node(calls, self.services.threads))
         self.modules = ModuleViews(tree, self.lab)
         self.subsystems = Subsystems(tree.make("sys/bus/pci"))
         if spec.mdev:
