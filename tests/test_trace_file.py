@@ -186,3 +186,12 @@ def test_an_exception_of_a_model_says_where(tmp_path: Path) -> None:
     line = next(number for number, line in enumerate(BROKEN.splitlines(), 1) if "1 // value" in line)
     assert wrong.error == f"ZeroDivisionError: integer division or modulo by zero (broken.py:{line})"
     assert wrong.arguments["register"] == "DIVIDE" and wrong.result is None and wrong.errno == errno.EIO
+
+
+def test_a_process_has_its_new_name_after_exec(machine: MountedLab) -> None:
+    config = machine.gpu / "config"
+    with Reader(machine, kinds=["open"]) as reader:
+        run(["sh", "-c", f"read -r line < {config}; exec xxd -l 4 {config}"])
+        found = until(reader, lambda records: sum(each.name == "close" for each in records) == 2)
+    opened = [(each.pid, each.comm) for each in found if each.name == "open"]
+    assert [name for _, name in opened] == ["sh", "xxd"] and opened[0][0] == opened[1][0]

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which process makes a call: its number and its name, by the number of the thread.
 
-An answer is kept until `forget`, which the trace calls once a second.  So a call costs one look-up in a
-dict, and an answer is wrong for a second at most after a process has called exec, or after a thread has got
-the number of one that has ended.  /proc is asked while the client waits for its call, so a process that ends
-right afterwards is known as well.
+An answer is kept until `forget`, which the trace calls once a second, or until `look`, which it calls for
+opens and stores.  So another call costs one look-up in a dict.  An answer may be wrong for a second after a
+process has called exec, or after a thread has got the number of one that has ended, as long as it opens and
+stores nothing. /proc is asked while the client waits for its call, so a process that ends right afterwards is
+known as well.
 
 Any thread; the state is one dict.  Source: proc_pid_status(5), proc_pid_comm(5).
 """
@@ -44,11 +45,15 @@ class Clients:
         """The client with thread `tid`, which waits for a call.  Without a process when it has ended."""
         if not tid:
             return NOBODY
-        known = self._known.get(tid)
-        if known is None:
-            if len(self._known) >= _MOST_KEPT:
-                self.forget()
-            known = self._known[tid] = _look(tid)
+        return self._known.get(tid) or self.look(tid)
+
+    def look(self, tid: int) -> Client:
+        """As `of`, without an answer that was kept."""
+        if not tid:
+            return NOBODY
+        if len(self._known) >= _MOST_KEPT:
+            self.forget()
+        known = self._known[tid] = _look(tid)
         return known
 
     def forget(self) -> None:

@@ -21,6 +21,9 @@ from vfsfuse.observe.told import Told, tell
 LONG_SECONDS = 0.5
 """A call that is still under way after so long is told before its end."""
 
+_RARE = (CallKind.OPEN, CallKind.STORE)
+"""Calls before which the name of a client's process is asked for, because it may have called exec."""
+
 
 class Tracer:
     """The observer of one lab.  It observes while it has readers.
@@ -45,7 +48,7 @@ class Tracer:
     # ---- any thread that makes a call (devmodel.callpoint.Observer) ----
 
     def began(self, call: Call) -> None:
-        client = self.clients.of(call.tid)
+        client = self.clients.look(call.tid) if call.kind in _RARE else self.clients.of(call.tid)
         with self._lock:
             self._number += 1
             self._under_way[call] = self._number, client
