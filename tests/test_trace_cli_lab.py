@@ -179,8 +179,14 @@ def test_lines_and_a_summary(lab: MountedLab, vgpu: Vgpu, tmp_path: Path) -> Non
 
 
 def test_colours(lab: MountedLab, vgpu: Vgpu) -> None:
-    for choice, coloured in (("always", True), ("auto", False), ("never", False)):
-        with following(lab, "--colour", choice, "-k", "region") as tracer:
+    choices = (
+        ("colour", "always", True),
+        ("color", "always", True),
+        ("colour", "auto", False),
+        ("color", "never", False),
+    )
+    for option, choice, coloured in choices:
+        with following(lab, f"--{option}", choice, "-k", "region") as tracer:
             read_config(vgpu)
         assert ("\x1b[" in tracer.out) is coloured
 

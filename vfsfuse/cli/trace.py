@@ -75,6 +75,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     out.add_argument(
         "--colour",
+        "--color",
         choices=("auto", "always", "never"),
         default="auto",
         help="colours: auto (the default) is on a terminal, unless NO_COLOR is set",
