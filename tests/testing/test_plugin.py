@@ -249,7 +249,9 @@ def test_stop(vfio_lab):
         device.regions[0].write_int(0, 0, 4)
 """)
     outcome(done, passed=1, error=1)
-    assert "ZeroDivisionError" in done.stdout
+    assert done.stdout.count("\nZeroDivisionError") == 1
+    assert re.search(r"-+ last calls on .*mnt -+\n.* store create ", done.stdout)
+    assert re.search(r"BAR0 write RPM .* = -1 EIO .*ZeroDivisionError.*fan.py:12", done.stdout)
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,15 @@ class _Watched:
 
     def sections(self, most: int) -> Iterator[tuple[str, str]]:
         """The titles and texts of a report: the last `most` lines of the trace, and the log."""
-        if self.trace is not None and (told := self._last_calls(most)):
-            yield f"last calls on {self.lab.path}", told
+        yield from self.calls(most)
         log = self.lab.log[self.log_from :].splitlines()
         if log:
             yield f"log of {self.lab.path}", "\n".join(log[-_LOG_LINES:])
+
+    def calls(self, most: int) -> Iterator[tuple[str, str]]:
+        """The section with the last calls, if there are any."""
+        if self.trace is not None and (told := self._last_calls(most)):
+            yield f"last calls on {self.lab.path}", told
 
     def _last_calls(self, most: int) -> str:
         assert self.trace is not None
@@ -111,6 +115,8 @@ class Labs:
             except BaseException:
                 self._over += watched.sections(self._lines)
                 raise
+            if "Traceback" in lab.log:
+                self._over += watched.calls(self._lines)  # the end of a strict lab fails, and tells its log
 
     def begin_test(self) -> None:
         """A test begins: what the labs tell from now on is its own."""

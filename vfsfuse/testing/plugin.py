@@ -43,14 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def _vfio_labs(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Labs]:
+def _vfio_labs(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Labs:
     from vfsfuse.testing.labs import LABS, Labs
 
     lines = int(pytestconfig.getini(LINES_OPTION))
     labs = Labs(lambda: tmp_path_factory.mktemp("lab"), lines)
-    pytestconfig.stash[LABS] = labs
-    yield labs
-    del pytestconfig.stash[LABS]
+    pytestconfig.stash[LABS] = labs  # for reports, the last of which is made after the fixtures' end
+    return labs
 
 
 @pytest.fixture(scope="session")
