@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import signal
 import stat
 import subprocess
 import threading
@@ -344,9 +345,10 @@ def test_client_that_is_killed(lab: FanLab) -> None:
     started = lab.model.with_name("started")
     lab.model.write_text(f"{good}\nopen({str(started)!r}, 'w').close()\nwhile True: pass\n")
     command = [*VFSFUSE, "reload", "--mount", str(lab.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, start_new_session=True) as client:
         wait_for(started.exists)
-        client.kill()
+        os.killpg(client.pid, signal.SIGKILL)  # with its child, which waits for the lab
     wait_for(lambda: _rests(lab))
     lab.model.write_text(good.replace("1200", "3400"))
     assert lab.reload() == "1 device is reloaded\n"
