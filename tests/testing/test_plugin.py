@@ -14,6 +14,7 @@ import pytest
 
 from tests import needs
 from tests.commands import ROOT
+from vfsfuse.testing import plugin
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -281,6 +282,12 @@ def test_it():
     assert found == {"vfsfuse", "vfsfuse.testing", "vfsfuse.testing.plugin"}
 """)
     outcome(done, passed=1)
+
+
+def test_pytest_7_can_load_it() -> None:
+    """pytest loads it in every project, also that of Debian 12, whose pluggy knows no `wrapper`."""
+    hooks = [each.pytest_impl for each in vars(plugin).values() if hasattr(each, "pytest_impl")]
+    assert hooks and not any(each["wrapper"] for each in hooks)
 
 
 def test_the_marker_and_the_fixtures_are_explained(pytest_run: Run) -> None:

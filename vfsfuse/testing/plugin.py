@@ -79,13 +79,12 @@ def vfio_lab(request: pytest.FixtureRequest, _vfio_labs: Labs) -> Iterator[Any]:
             raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
+@pytest.hookimpl(hookwrapper=True)  # the other kind ends pytest before 8 at its start, in every project
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    report = (yield).get_result()
     if report.failed and (labs := _labs_of(item.config)) is not None:
         item.stash[_HAS_FAILED] = True
         report.sections.extend(labs.sections())
-    return report
 
 
 @pytest.hookimpl(tryfirst=True)
