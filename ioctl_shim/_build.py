@@ -35,6 +35,7 @@ ffibuilder.set_source(
         "-std=gnu11",
         "-Wall",
         "-Wextra",
+        "-Werror=implicit-function-declaration",  # newer compilers refuse it by themselves
         "-fvisibility=hidden",
         *_pkg_config("--cflags-only-other"),
     ],

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "fuse_abi.h"
-#include "lane.h"
+#include "pump.h"
 
 static uint64_t init_unique;
 static struct vfs_init_in init_request;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Declarations that the parts of the pump share: session.c, files.c, names.c, regions.c, call.c,
+/* Declarations that the parts of the pump share: session.c, files.c, names.c, regions.c, call.c, interpose.c,
  * watchers.c and pump.c. */
 #ifndef VFSFUSE_PUMP_H
 #define VFSFUSE_PUMP_H
