@@ -17,7 +17,10 @@ from tests.labs import MountedLab
 from tests.limits import Limits
 
 CLIENTS = Path(__file__).parent / "clients"
-OF_THE_USER = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "PYTEST_ADDOPTS")
+OF_THE_USER = (
+    *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS"),
+    *("PYTEST_ADDOPTS", "PYTHONUNBUFFERED"),
+)
 """Variables of the environment that change what programs print, or which tests a pytest of a test runs."""
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no fault
 settings.load_profile("no deadline")

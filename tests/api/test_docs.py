@@ -21,7 +21,7 @@ PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", TEXT, re.DOTA
 
 @pytest.mark.parametrize(("program", "expected"), PROGRAMS, ids=range(len(PROGRAMS)))
 def test_a_program(program: str, expected: str) -> None:
-    command = [sys.executable, "-W", "error", "-c", program]
+    command = [sys.executable, "-u", "-W", "error", "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert re.fullmatch(pattern(expected), done.stdout), f"{done.stdout}{done.stderr}instead of\n{expected}"
     assert done.stderr == ""

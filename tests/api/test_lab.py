@@ -395,7 +395,7 @@ with Lab(strict=True) as lab:
 
 
 def test_a_forked_child_does_not_end_the_lab() -> None:
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING]
+    command = [sys.executable, "-u", "-W", "ignore::DeprecationWarning", "-c", FORKING]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
 
@@ -425,7 +425,7 @@ with Lab(strict=True) as lab:
 
 def test_a_forked_child_leaves_everything_as_it_is() -> None:
     """It leaves all `with` statements, as its parent does later."""
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING_WITHIN]
+    command = [sys.executable, "-u", "-W", "ignore::DeprecationWarning", "-c", FORKING_WITHIN]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("vfio-pci\nTrue 1\n", "", 0)
 
