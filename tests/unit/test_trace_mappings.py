@@ -36,7 +36,7 @@ input()
 
 
 MAPS_MANY = """
-import mmap, os, sys
+import ctypes, mmap, os, sys
 device = os.open(sys.argv[1], os.O_RDWR)
 os.chdir(os.path.dirname(sys.argv[1]))
 for _ in range(12):
@@ -44,7 +44,10 @@ for _ in range(12):
     os.chdir("x" * 250)
 fd = os.open("file", os.O_RDWR | os.O_CREAT)
 os.truncate(fd, 4096)
-many = [mmap.mmap(fd, 4096, mmap.MAP_PRIVATE) for _ in range(4000)]
+map_file = ctypes.CDLL(None).mmap  # Python's keeps a descriptor for each
+map_file.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+for _ in range(4000):
+    map_file(None, 4096, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
 memory = mmap.mmap(device, 8192)
 print("mapped", flush=True)
 input()
