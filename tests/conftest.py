@@ -19,7 +19,7 @@ from tests.limits import Limits
 CLIENTS = Path(__file__).parent / "clients"
 OF_THE_USER = (
     *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS"),
-    *("PYTEST_ADDOPTS", "PYTHONUNBUFFERED"),
+    *("PYTEST_ADDOPTS", "PYTHONUNBUFFERED", "CI", "BUILD_NUMBER"),
 )
 """Variables of the environment that change what programs print, or which tests a pytest of a test runs."""
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no fault

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -28,7 +29,7 @@ from ioctl_shim.client import Caller
 from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
 from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Member
 from vfsfuse.kernfs.members import BinaryMember, WaitingStore
-from vfsfuse.kernfs.tree import Tree
+from vfsfuse.kernfs.tree import BLOCK_SHIFT, NUMBER_MASK, Tree
 from vfsfuse.kernfs.waiting import StoreRunner
 from vfsfuse.observe.counters import counters_node
 from vfsfuse.observe.mappings import Mappings
@@ -52,6 +53,11 @@ from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.uevents import UeventsFile
 from vfsfuse.views.vgpus import VgpuViews
 
+AGAIN_SECONDS = 1.0
+"""Seconds in which the kernel has looked up a name again and opened what it has found."""
+MOST_STALE = 64
+"""Threads of which is remembered that they were to look up a name again."""
+
 
 class LabView:
     """The tree of one lab; the directories in it know it as vfsfuse.sysfs.lab.View."""
@@ -63,6 +69,8 @@ class LabView:
         self.lab = Lab(spec, self, calls)
         self._lane: Lane | None = None
         self._st_dev = -1
+        self._stale: dict[int, tuple[int, float]] = {}
+        """The threads whose opens were answered with ESTALE: the block of the device, and when.  Pumps."""
         self.stores = StoreRunner(self.lab.tasks, tree.locate)
         self.services = Services(self.find_file, Watcher(), calls, CallThreads(), spec.cdevs)
         self._announcer = Announcer(tree.root.uevents, spec)
@@ -155,10 +163,23 @@ class LabView:
         except MustWait:  # another thread opens it
             return None
         except OSError as error:
-            if error.errno != errno.ESTALE or request.on_pump:
+            if error.errno != errno.ESTALE or (request.on_pump and not self._looked_up_again(request)):
                 raise
-            # It was there when the pump began the open: the kernel must not look its name up once more.
+            # It was there when the pump began the open, or the kernel has looked the name up once more and
+            # will not do that again.
             raise OSError(errno.ENODEV, "removed") from None
+
+    def _looked_up_again(self, request: OpenRequest) -> bool:
+        """Whether this open of a gone file follows one of another gone device, by which the kernel had a name
+        looked up anew for the same thread: both devices were removed while the thread opened them."""
+        block, now = (request.nodeid & NUMBER_MASK) - 1 >> BLOCK_SHIFT, time.monotonic()
+        last, when = self._stale.pop(request.tid, (block, now))
+        if last != block and now - when < AGAIN_SECONDS:
+            return True
+        if len(self._stale) > MOST_STALE:
+            self._stale.clear()
+        self._stale[request.tid] = block, now
+        return False
 
     def observing(self, opened: Opened, nodeid: int) -> ObservedFile | None:
         """The calls of an open file for observers; None for a file of which nothing is told.  Any thread
