@@ -28,6 +28,7 @@ from tests.labs import MountedLab, Vgpu, described
 from tests.supervisors import supervisor_of
 from tests.vfio.client import NOIOMMU, PAGE, TYPE1V2, Container, Group, fails
 from tests.vfio.devices import LAB, UNPROTECTED, Device, bound, opened, prepared_device
+from tests.waiting import wait_for
 
 Compile = Callable[..., Path]
 RUN = [*VFSFUSE, "run"]
@@ -329,7 +330,8 @@ def test_a_supervisor_killed_in_the_middle_leaves_nothing(
     command = [*RUN, "--mount", str(vgpu.lab.path), "--", str(program), vgpu.group, vgpu.name, "forever"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         supervisor = supervisor_of(process)
-        time.sleep(0.1 + moment)
+        wait_for(lambda: os.readlink(f"/proc/{process.pid}/exe") == str(program))
+        time.sleep(moment)
         os.kill(supervisor, signal.SIGKILL)
         assert process.wait(SECONDS) == 1
         assert process.stderr is not None and "Function not implemented" in process.stderr.read()
