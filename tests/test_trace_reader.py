@@ -17,7 +17,7 @@ import pytest
 
 from tests.descriptors import open_files
 from tests.labs import MountedLab, described
-from tests.tracefile import created
+from tests.tracefile import open_config
 from tests.vfio.copiers import LAB
 from tests.waiting import settled, wait_for
 from vfsfuse.trace.filters import EVERYTHING, Filter
@@ -38,10 +38,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
 @pytest.fixture
 def config(machine: MountedLab) -> Iterator[int]:
     """The open configuration space of a copier."""
-    with created(machine) as vgpu:
-        fd = os.open(vgpu.path / "config", os.O_RDWR)
+    with open_config(machine) as fd:
         yield fd
-        os.close(fd)
 
 
 def test_a_reader_gives_what_it_was_asked_for(machine: MountedLab, config: int) -> None:

@@ -23,7 +23,7 @@ import pytest
 from tests import needs
 from tests.commands import ROOT, VFSFUSE
 from tests.labs import MountedLab, described
-from tests.tracefile import Reader, created, until
+from tests.tracefile import Reader, created, open_config, until
 from tests.vfio.client import DEVICE_GET_REGION_INFO, RegionInfo, fails, with_caps
 from tests.vfio.copiers import LAB
 from tests.waiting import settled, wait_for
@@ -64,10 +64,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
 @pytest.fixture
 def config(machine: MountedLab) -> Iterator[int]:
     """The open configuration space of a copier."""
-    with created(machine) as vgpu:
-        fd = os.open(vgpu.path / "config", os.O_RDWR)
+    with open_config(machine) as fd:
         yield fd
-        os.close(fd)
 
 
 def reads(fd: int, count: int) -> None:

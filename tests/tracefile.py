@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tests.labs import MountedLab, Vgpu
 from tests.waiting import wait_for
@@ -54,3 +54,14 @@ def until(reader: Reader, enough: Callable[[list[Record]], object]) -> list[Reco
 def created(lab: MountedLab, kind: str = "copier-1", parent: str = "copiers") -> Vgpu:
     """A new vGPU, by default a copier."""
     return lab.create(kind, parent)
+
+
+@contextlib.contextmanager
+def open_config(lab: MountedLab) -> Iterator[int]:
+    """The open configuration space of a new copier."""
+    with created(lab) as vgpu:
+        fd = os.open(vgpu.path / "config", os.O_RDWR)
+        try:
+            yield fd
+        finally:
+            os.close(fd)

@@ -106,6 +106,11 @@ def set_for(directory: Kobject, key: str, value: str) -> None:
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
+def block_of(inode: int) -> int:
+    """The block of an inode number: that of an entry, or of a device's bundle.  Any thread."""
+    return (inode & NUMBER_MASK) - 1 >> BLOCK_SHIFT
+
+
 class _Renewed(OSError):
     """A file of a device that is another one now."""
 
@@ -196,7 +201,7 @@ class Tree:
         the old one, which stands for nothing any more."""
         old, bundle.block = bundle.block, next(self._numbers)
         moved = (bundle.block - old) << BLOCK_SHIFT
-        ours = {inode for inode in self.iattrs if ((inode & NUMBER_MASK) - 1) >> BLOCK_SHIFT == old}
+        ours = {inode for inode in self.iattrs if block_of(inode) == old}
         kept = {inode + moved: self.iattrs[inode] for inode in ours}
         self._blocks[bundle.block] = bundle
         self._changes.lingers |= bundle.lingers
@@ -283,7 +288,7 @@ class Tree:
         except _Renewed as error:
             raise OSError(errno.ESTALE, "renewed") from error
         except OSError:
-            self.gone.check_name((inode & NUMBER_MASK) - 1 >> BLOCK_SHIFT)
+            self.gone.check_name(block_of(inode))
             raise
 
     def _check_new(self, inode: int, directory: Entry) -> None:
@@ -375,11 +380,7 @@ class Tree:
                 number: bits for number, bits in self.renewed.items() if number >> PART_BITS != block
             }
         if self.iattrs:
-            self.iattrs = {
-                inode: value
-                for inode, value in self.iattrs.items()
-                if ((inode & NUMBER_MASK) - 1) >> BLOCK_SHIFT != block
-            }
+            self.iattrs = {inode: value for inode, value in self.iattrs.items() if block_of(inode) != block}
 
 
 def _part(bundle: Bundle, index: int, gone: int) -> Entry:

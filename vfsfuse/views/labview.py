@@ -29,7 +29,7 @@ from ioctl_shim.client import Caller
 from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
 from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Member
 from vfsfuse.kernfs.members import BinaryMember, WaitingStore
-from vfsfuse.kernfs.tree import BLOCK_SHIFT, NUMBER_MASK, Tree
+from vfsfuse.kernfs.tree import Tree, block_of
 from vfsfuse.kernfs.waiting import StoreRunner
 from vfsfuse.observe.counters import counters_node
 from vfsfuse.observe.mappings import Mappings
@@ -172,7 +172,7 @@ class LabView:
     def _looked_up_again(self, request: OpenRequest) -> bool:
         """Whether this open of a gone file follows one of another gone device, by which the kernel had a name
         looked up anew for the same thread: both devices were removed while the thread opened them."""
-        block, now = (request.nodeid & NUMBER_MASK) - 1 >> BLOCK_SHIFT, time.monotonic()
+        block, now = block_of(request.nodeid), time.monotonic()
         last, when = self._stale.pop(request.tid, (block, now))
         if last != block and now - when < AGAIN_SECONDS:
             return True
