@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One ioctl of a program, caught by a seccomp filter and answered with a new descriptor in that program.
+"""System calls of a program, caught by a seccomp filter and answered, also with a new descriptor there.
 
 `install` runs in the only thread of a process that is about to exec the program.  Any thread of another
 process may use the `SeccompListener`.  Source: seccomp_unotify(2), <linux/seccomp.h>, statx(2).
@@ -8,6 +8,7 @@ process may use the `SeccompListener`.  Source: seccomp_unotify(2), <linux/secco
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,14 +22,15 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def install(cmd: int) -> int:
-    """Stop this thread, and all it starts, at each ioctl(fd, `cmd`, arg).  Returns the listener's descriptor.
+def install(cmds: Sequence[int]) -> int:
+    """Stop this thread, and all it starts, at each ioctl(fd, cmd, arg) with one of `cmds`.  Returns the
+    listener's descriptor.
 
     It cannot be undone.  It sets NO_NEW_PRIVS when the caller lacks CAP_SYS_ADMIN.  Raises OSError(EBUSY)
     when a filter with a listener is already there (the kernel allows one) and OSError(EOPNOTSUPP) on an
-    unknown architecture.
+    unknown architecture, and OSError(E2BIG) for more than MAX_TRAPPED numbers.
     """
-    return _check(int(lib.shim_seccomp_install(cmd)), "seccomp filter")
+    return _check(int(lib.shim_seccomp_install(ffi.new("uint32_t[]", cmds), len(cmds))), "seccomp filter")
 
 
 class FileId(NamedTuple):
@@ -52,14 +54,33 @@ def file_id(file: int | str, ask: bool = False) -> FileId:
 
 @dataclass(frozen=True, slots=True)
 class TrappedCall:
-    """A caught ioctl(`fd`, `cmd`, `arg`) of thread `tid`, which sleeps until the call is answered by its
-    `id`."""
+    """A caught system call of thread `tid`, which sleeps until the call is answered by its `id`."""
 
     id: int
     tid: int
-    fd: int
-    cmd: int
-    arg: int
+    nr: int
+    """The number of the system call on this architecture."""
+    args: tuple[int, ...]
+    """Six arguments, unsigned."""
+
+    @property
+    def fd(self) -> int:
+        """The first argument as a descriptor."""
+        return _signed32(self.args[0])
+
+    @property
+    def cmd(self) -> int:
+        """The number of an ioctl."""
+        return self.args[1] & 0xFFFFFFFF
+
+    @property
+    def arg(self) -> int:
+        """The argument of an ioctl."""
+        return self.args[2]
+
+
+def _signed32(value: int) -> int:
+    return (value & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
 
 
 class SeccompListener:
@@ -83,11 +104,12 @@ class SeccompListener:
         """
         row = ffi.new("struct shim_seccomp_call *")
         _check(lib.shim_seccomp_receive(self.fd, row), "receiving a call")
-        return TrappedCall(row.id, row.tid, row.fd, row.cmd, row.arg)
+        return TrappedCall(row.id, row.tid, row.nr, tuple(row.args))
 
-    def borrow(self, call: TrappedCall) -> int:
-        """A duplicate of the caller's `call.fd`, for us to close.  Raises OSError(EBADF, ESRCH, EPERM)."""
-        return Caller(call.tid).borrow(call.fd)
+    def borrow(self, call: TrappedCall, fd: int) -> int:
+        """A duplicate of the caller's descriptor `fd`, for us to close.  Raises OSError(EBADF, ESRCH,
+        EPERM)."""
+        return Caller(call.tid).borrow(fd)
 
     def check(self, call: TrappedCall) -> None:
         """Return if `call.tid` still is the caller.  All that was taken from that thread before is then the

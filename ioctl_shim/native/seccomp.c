@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The seccomp filter that stops on one ioctl number, and its listener.  seccomp_unotify(2), seccomp(2). */
+/* The seccomp filter that stops on some ioctl numbers, and its listener.  seccomp_unotify(2), seccomp(2). */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -36,6 +36,7 @@
 #define NOTIF_ROOM 512
 
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
+#define IF_EQUAL_SKIP(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (skip), 0)
 #define UNLESS_EQUAL_SKIP(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), 0, (skip))
 #define RETURN(action) BPF_STMT(BPF_RET | BPF_K, (action))
 
@@ -69,39 +70,43 @@ static int load_killable(const struct sock_fprog *program)
 
 /*
  * Filter the calling thread and all it will start; the listener is close-on-exec.  Only the low 32 bits of
- * the ioctl number count, as for the kernel.  Calls of other architectures (32-bit programs, x32) are not
+ * an ioctl number count, as for the kernel.  Calls of other architectures (32-bit programs, x32) are not
  * caught. NO_NEW_PRIVS disables sudo in the client, so it is set only without CAP_SYS_ADMIN, when the kernel
  * demands it.
  * -EBUSY: this process already runs under a filter with a listener, and the kernel allows one.
  * -EOPNOTSUPP: the system call numbers of this architecture are not known here.
  */
 #ifdef OUR_ARCH
-int shim_seccomp_install(uint32_t cmd)
+int shim_seccomp_install(const uint32_t *cmds, int count)
 {
-	struct sock_filter code[] = {
+	struct sock_filter code[7 + MAX_TRAPPED] = {
 		LOAD(arch),
-		UNLESS_EQUAL_SKIP(OUR_ARCH, 5),
+		UNLESS_EQUAL_SKIP(OUR_ARCH, 3 + count),
 		LOAD(nr),
-		UNLESS_EQUAL_SKIP(SYS_ioctl, 3),
+		UNLESS_EQUAL_SKIP(SYS_ioctl, 1 + count),
 		LOAD(args[1]), /* the low half: both architectures are little-endian */
-		UNLESS_EQUAL_SKIP(cmd, 1),
-		RETURN(SECCOMP_RET_USER_NOTIF),
-		RETURN(SECCOMP_RET_ALLOW),
 	};
-	const struct sock_fprog program = {sizeof(code) / sizeof(code[0]), code};
-	int listener = sizes_fit();
+	const struct sock_fprog program = {7 + count, code};
+	int listener = sizes_fit(), row;
 
 	if (listener < 0)
 		return listener;
+	if (count < 0 || count > MAX_TRAPPED)
+		return -E2BIG;
+	for (row = 0; row < count; row++)
+		code[5 + row] = (struct sock_filter)IF_EQUAL_SKIP(cmds[row], count - row);
+	code[5 + count] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
+	code[6 + count] = (struct sock_filter)RETURN(SECCOMP_RET_USER_NOTIF);
 	listener = load_killable(&program);
 	if (listener < 0 && errno == EACCES && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0)
 		listener = load_killable(&program);
 	return listener < 0 ? -errno : listener;
 }
 #else
-int shim_seccomp_install(uint32_t cmd)
+int shim_seccomp_install(const uint32_t *cmds, int count)
 {
-	(void)cmd;
+	(void)cmds;
+	(void)count;
 	(void)load_killable;
 	(void)sizes_fit;
 	return -EOPNOTSUPP;
@@ -147,11 +152,10 @@ int shim_seccomp_receive(int listener, struct shim_seccomp_call *call)
 		return -errno;
 	*call = (struct shim_seccomp_call){
 		.id = in.notif.id,
-		.arg = in.notif.data.args[2],
 		.tid = in.notif.pid,
-		.cmd = (uint32_t)in.notif.data.args[1],
-		.fd = (int32_t)in.notif.data.args[0],
+		.nr = in.notif.data.nr,
 	};
+	memcpy(call->args, in.notif.data.args, sizeof(call->args));
 	return 0;
 }
 

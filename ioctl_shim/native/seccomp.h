@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Catching one ioctl of a program and answering it with a new descriptor: <linux/seccomp.h>,
- * seccomp_unotify(2). */
+/* Catching system calls of a program and answering them: <linux/seccomp.h>, seccomp_unotify(2). */
 #ifndef VFSFUSE_SECCOMP_H
 #define VFSFUSE_SECCOMP_H
 

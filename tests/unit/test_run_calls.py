@@ -35,7 +35,7 @@ class Calls:
 
 
 def call(number: int) -> TrappedCall:
-    return TrappedCall(number, 0, 0, 0, 0)
+    return TrappedCall(number, 0, 0, (0,) * 6)
 
 
 def takers() -> set[threading.Thread]:

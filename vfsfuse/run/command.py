@@ -95,9 +95,9 @@ def _occupy_standard_fds() -> None:
 def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     """Do everything before the exec: namespaces, supervisor, lab, filter."""
     from ioctl_shim import seccomp
-    from ioctl_shim.abi import Kind, row_of
     from vfsfuse.run import namespace
     from vfsfuse.run.supervisor import RunPlan, Supervisor
+    from vfsfuse.run.traps import TRAPS
 
     plan = RunPlan(*(path and os.path.abspath(path) for path in (args.mount, args.config, args.log)))
     if plan.lab:
@@ -112,7 +112,7 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     supervisor.wait_ready()
     namespace.show(plan.root)
     with namespace.explained("installing the seccomp filter", _BUSY_FILTER):
-        listener = seccomp.install(row_of(Kind.GROUP, "VFIO_GROUP_GET_DEVICE_FD").cmd)
+        listener = seccomp.install([trap.cmd for trap in TRAPS])
     supervisor.watch(listener)
 
 

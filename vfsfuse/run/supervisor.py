@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon behind one `vfsfuse run`: starts a private lab, answers GET_DEVICE_FD, ends with the program.
+"""The daemon behind one `vfsfuse run`: starts a private lab, answers calls, ends with the program.
 
 `run` execs the program in its own process.  The supervisor is a grandchild in a session of its own, and
 watches the seccomp listener that `run` sends it.  It keeps nothing of the caller (terminal, pipes, locks)
@@ -29,10 +29,10 @@ from types import FrameType
 from ioctl_shim.seccomp import SeccompListener
 from vfsfuse.run import namespace
 from vfsfuse.run.calls import CallTakers
-from vfsfuse.run.devicefd import Broker
 from vfsfuse.run.lastwords import LastWords
 from vfsfuse.run.privatelab import PrivateLab
 from vfsfuse.run.traced import ATTACH_SECONDS, TracerLink
+from vfsfuse.run.traps import Answers
 
 READY = b"ready"
 FAILED = b"failed"
@@ -188,7 +188,7 @@ def _serve_run(
     if message != FILTER:
         raise ConnectionResetError("no listener came")
     listener = SeccompListener(fds[0])
-    calls = CallTakers(listener, Broker(listener, root).answer)
+    calls = CallTakers(listener, Answers(listener, root).answer)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     os.chdir("/")
     calls.start()

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a lab in the descriptor table of a program of `vfsfuse run`: which they are, copies of them.
+
+The program's descriptors are hostile: one may be a file whose server never answers, and another thread may
+put another file under the number at any moment.  Any thread, several at once; no lock.
+Source: statx(2), pidfd_getfd(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+from ioctl_shim.seccomp import SeccompListener, TrappedCall, file_id
+
+
+class NotOurs(Exception):
+    """The kernel is to carry the call out: it is on no file of this lab, or fails in a way that the server
+    tells best."""
+
+
+@contextlib.contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Close `fd` after the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class LabFiles:
+    """The files of the lab whose root directory is `lab_fd`, which must stay open.  Calls are those of
+    `listener`."""
+
+    def __init__(self, listener: SeccompListener, lab_fd: int) -> None:
+        self._listener = listener
+        self._device = file_id(lab_fd).device
+        self._dev = os.open("dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=lab_fd)
+
+    def has(self, file: int | str) -> bool:
+        """Whether a file is of this lab.  Asks no file system: it may be one whose server never answers."""
+        try:
+            return file_id(file).device == self._device
+        except OSError:
+            return False
+
+    def require(self, call: TrappedCall, fd: int) -> None:
+        """Raise NotOurs unless the caller's descriptor `fd` is a file of this lab.  Waits for nobody."""
+        if not self.has(f"/proc/{call.tid}/fd/{fd}"):
+            raise NotOurs
+
+    @contextlib.contextmanager
+    def copy(self, call: TrappedCall, fd: int) -> Iterator[int]:
+        """A copy of the caller's descriptor `fd`.  It keeps the file in use, also after the caller's death.
+        Raises NotOurs for a file that is not of this lab, OSError(ENOENT) when the caller is dead.
+
+        Another thread of the program may have put another file under the number.  If that is no file of this
+        lab, close(2) may never return, and so is left to a thread that may be lost.
+        """
+        copy = self._listener.borrow(call, fd)
+        if not self.has(copy):
+            threading.Thread(target=os.close, args=(copy,), daemon=True).start()
+            raise NotOurs
+        try:
+            self._listener.check(call)
+            yield copy
+        finally:
+            os.close(copy)
+
+    def open(self, name: str) -> int:
+        """Open the file `name` of the lab's dev.  Raises OSError."""
+        return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._dev)
+
+    def settle(self) -> None:
+        """Wait until the server has answered what it was asked before, also that a file was closed."""
+        file_id(self._dev, ask=True)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The system calls of a program that `vfsfuse run` catches, as a table, and how its supervisor answers them.
+
+A row is an ioctl number and the class that answers it.  The filter tests the number alone, so a row's class
+sees calls on any file: it raises NotOurs for what the kernel is to do.  Any thread answers, several at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ioctl_shim.abi import Kind, row_of
+from ioctl_shim.seccomp import SeccompListener, TrappedCall
+from vfsfuse.run.devicefd import DeviceFds
+from vfsfuse.run.labfiles import LabFiles, NotOurs
+
+Answer = Callable[[TrappedCall], int]
+"""Answers one call with what it returns, 0 or more.  Raises NotOurs when the kernel is to carry the call out,
+and OSError when the call fails.  The caller's memory and descriptors may hold it up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trap:
+    """An ioctl `cmd` that the filter stops on; `make` gives what answers it."""
+
+    cmd: int
+    make: Callable[[SeccompListener, LabFiles], Answer]
+
+
+TRAPS: tuple[Trap, ...] = (Trap(row_of(Kind.GROUP, "VFIO_GROUP_GET_DEVICE_FD").cmd, DeviceFds),)
+
+
+class Answers:
+    """Answers the calls that `listener` catches by the rows of TRAPS, for the lab whose root directory is
+    `lab_fd`.  Any thread, several at once."""
+
+    def __init__(self, listener: SeccompListener, lab_fd: int) -> None:
+        self._listener = listener
+        files = LabFiles(listener, lab_fd)
+        self._by_cmd = {trap.cmd: trap.make(listener, files) for trap in TRAPS}
+
+    def answer(self, call: TrappedCall) -> None:
+        """Answer one call.  A caller that dies meanwhile is no error.  Never raises."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                # All that we opened is closed by now: the caller may go on to calls that find a file in use.
+                self._listener.succeed(call, self._by_cmd[call.cmd](call))
+            except NotOurs:
+                self._listener.proceed(call)
+            except OSError as error:
+                self._listener.fail(call, error.errno or errno.EIO)
+            except Exception:
+                traceback.print_exc(file=sys.stderr)
+                self._listener.fail(call, errno.EIO)
