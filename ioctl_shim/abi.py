@@ -169,6 +169,22 @@ ROWS: tuple[Row, ...] = (
 PREPARE_DEVICE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_prepare_device")) << 16 | ord("V") << 8 | 0x40
 """Ours, on an open group file: _IOWR('V', 0x40, struct vfsfuse_prepare_device); see vfsfuse.vfio.handover."""
 
+RUN_NODE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_run_node")) << 16 | ord("V") << 8 | 0x42
+"""Ours, on the file `.run` of a mount's root: _IOWR('V', 0x42, struct vfsfuse_run_node); see
+vfsfuse.views.runfile."""
+
+
+class NodeKind(enum.IntEnum):
+    """What a file of a mount stands for on Linux, as struct vfsfuse_run_node says it."""
+
+    FILE = 0
+    """A file as it is here."""
+    CHARACTER = 1
+    """The node of a character device."""
+    ANONYMOUS = 2
+    """A file that no path leads to, such as what GROUP_GET_DEVICE_FD returns: an anonymous inode."""
+
+
 _BY_NAME: dict[tuple[Kind, str], Row] = {(row.kind, row.name): row for row in ROWS}
 
 

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from ioctl_shim.abi import NodeKind
 from ioctl_shim.lane import DEVICE_BIT, Opener
 
 MEMBER_BITS = 8
@@ -133,22 +134,58 @@ class Symlink(Entry):
         return SYMLINK
 
 
-class DeviceNode(Entry):
-    """A file under dev/: the device lane answers every open, by `opener`, and every ioctl, read and write.
-    `device` is the name of the device whose regions the file has, empty for any other file."""
+class DeviceNumber(NamedTuple):
+    """The number of a character device, which `dev` shows as `major:minor`."""
 
-    __slots__ = ("device", "gid", "mode", "opener", "size", "uid")
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}:{self.minor}"
+
+
+class DeviceNode(Entry):
+    """A file of which the device lane answers every open, by `opener`, and every ioctl, read and write.
+    `device` is the name of the device whose regions the file has, empty for any other file.
+
+    The file is a regular one.  `kind` and `rdev`, the number of a character device, say what it stands for:
+    `vfsfuse run` shows that to its program."""
+
+    __slots__ = ("device", "gid", "mode", "opener", "rdev", "size", "uid")
 
     lane_bits = DEVICE_BIT
 
-    def __init__(self, name: str, mode: int, opener: Opener, size: int = 0, device: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        mode: int,
+        opener: Opener,
+        size: int = 0,
+        device: str = "",
+        rdev: DeviceNumber | None = None,
+    ) -> None:
         super().__init__(name)
-        self.mode, self.opener, self.size, self.device = mode, opener, size, device
+        self.mode, self.opener, self.size, self.device, self.rdev = mode, opener, size, device, rdev
         self.uid: int | None = None
         self.gid: int | None = None
 
     def stat(self) -> Stat:
         return Stat(stat.S_IFREG | self.mode, self.size, 1, self.uid, self.gid)
+
+    @property
+    def kind(self) -> NodeKind:
+        """What the file stands for on Linux."""
+        return NodeKind.FILE if self.rdev is None else NodeKind.CHARACTER
+
+
+class AnonymousNode(DeviceNode):
+    """An unlisted file whose opens are given to clients as descriptors: on Linux no path leads to it."""
+
+    __slots__ = ()
+
+    @property
+    def kind(self) -> NodeKind:
+        return NodeKind.ANONYMOUS
 
 
 class Member(ABC):
@@ -295,6 +332,22 @@ class Kobject(Entry):
         """What is in it now."""
         yield from (member for member in self.members if member.present(self))
         yield from (self.children or {}).values()
+
+
+class UnlistedFiles(Kobject):
+    """A directory with files that a lookup finds and no listing shows: `unlisted` has their inode numbers."""
+
+    __slots__ = ("unlisted",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.unlisted: dict[str, int] = {}
+
+    def hidden(self, name: str) -> int:
+        try:
+            return self.unlisted[name]
+        except KeyError:
+            raise OSError(errno.ENOENT, name) from None
 
 
 def relative(directory: Entry | None, target: Entry) -> str:

@@ -25,7 +25,16 @@ from devmodel.lifecycle.uevents import Uevents
 from ioctl_shim.lane import ATTR_WRITE_BIT, DEVICE_BIT
 from vfsfuse.kernfs.bundle import PART_MASK, Bundle, Part
 from vfsfuse.kernfs.gone import Gone, files_of
-from vfsfuse.kernfs.kobject import MEMBER_BITS, PART_BITS, Child, Entry, Kobject, Lookup, Member
+from vfsfuse.kernfs.kobject import (
+    MEMBER_BITS,
+    PART_BITS,
+    Child,
+    Entry,
+    Kobject,
+    Lookup,
+    Member,
+    UnlistedFiles,
+)
 
 E = TypeVar("E", bound=Entry)
 NUMBER_MASK = DEVICE_BIT - 1
@@ -71,7 +80,7 @@ class IAttrs:
     gid: int | None = None
 
 
-class Root(Kobject):
+class Root(UnlistedFiles):
     """The root of a mount, with the uevents of its devices, and the settings of directories by the number of
     the directory.  Settings change on the trio thread."""
 
@@ -146,6 +155,12 @@ class Tree:
         entry.number = block << PART_BITS
         entry.ctime_ns = time.time_ns()
         self._blocks[block] = entry
+
+    def add_unlisted(self, parent: UnlistedFiles, entry: Entry) -> None:
+        """Put `entry` into `parent`, for as long as the mount is there, as a file that no listing shows."""
+        entry.parent = parent
+        self.adopt(entry)
+        parent.unlisted[entry.name] = entry.inode
 
     def forget(self, entry: Entry) -> None:
         """Take an unlisted entry's number away.  Any thread."""

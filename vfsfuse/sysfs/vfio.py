@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from devmodel.vfio.group import Group
-from vfsfuse.kernfs.kobject import Entry, Kobject
+from vfsfuse.kernfs.kobject import DeviceNumber, Entry, Kobject
 from vfsfuse.kernfs.members import attribute, link
 from vfsfuse.sysfs.uevent import ClassDeviceDir
 
@@ -24,8 +24,13 @@ NOIOMMU = "noiommu-"
 """What the names of a group without an IOMMU and of its device begin with."""
 
 
-def _character_device(major: int, minor: int, name: str) -> dict[str, str]:
-    return {"MAJOR": str(major), "MINOR": str(minor), "DEVNAME": name}
+def _character_device(number: DeviceNumber, name: str) -> dict[str, str]:
+    return {"MAJOR": str(number.major), "MINOR": str(number.minor), "DEVNAME": name}
+
+
+def vfio_dev_number(minor: int) -> DeviceNumber:
+    """The number of the character device of a device that VFIO drives."""
+    return DeviceNumber(VFIO_MAJOR, minor)
 
 
 def vfio_dev_name(group: Group, minor: int) -> str:
@@ -36,7 +41,12 @@ def vfio_dev_name(group: Group, minor: int) -> str:
 def vfio_dev_variables(group: Group, minor: int, cdev: bool) -> dict[str, str]:
     """The variables in the uevents of vfio<N>. `cdev` is whether it is a character device."""
     name = vfio_dev_name(group, minor)
-    return _character_device(VFIO_MAJOR, minor, f"vfio/devices/{name}") if cdev else {}
+    return _character_device(vfio_dev_number(minor), f"vfio/devices/{name}") if cdev else {}
+
+
+def vfio_group_number(group: Group) -> DeviceNumber:
+    """The number of a group's character device."""
+    return DeviceNumber(GROUP_MAJOR, group.number)
 
 
 def vfio_group_name(group: Group) -> str:
@@ -46,14 +56,14 @@ def vfio_group_name(group: Group) -> str:
 
 def vfio_group_variables(group: Group) -> dict[str, str]:
     """The variables in the uevents of a group's character device."""
-    return _character_device(GROUP_MAJOR, group.number, f"vfio/{vfio_group_name(group)}")
+    return _character_device(vfio_group_number(group), f"vfio/{vfio_group_name(group)}")
 
 
 class MiscDir(ClassDeviceDir):
     """A base for character devices of the class misc, whose nodes have this `mode`."""
 
     __slots__ = ("mode",)
-    minor: ClassVar[int]
+    rdev: ClassVar[DeviceNumber]
     node: ClassVar[str]
     """Its path in dev."""
 
@@ -62,19 +72,19 @@ class MiscDir(ClassDeviceDir):
         self.mode = mode
 
     def uevent_variables(self) -> dict[str, str]:
-        return _character_device(MISC_MAJOR, self.minor, self.node) | {"DEVMODE": f"0{self.mode:o}"}
+        return _character_device(self.rdev, self.node) | {"DEVMODE": f"0{self.mode:o}"}
 
     @attribute()
     def dev(self) -> str:
         """The numbers of the character device: `major:minor`."""
-        return f"{MISC_MAJOR}:{self.minor}"
+        return str(self.rdev)
 
 
 class ContainerDir(MiscDir):
     """sys/devices/virtual/misc/vfio: the character device of containers, dev/vfio/vfio."""
 
     __slots__ = ()
-    minor = VFIO_MINOR
+    rdev = DeviceNumber(MISC_MAJOR, VFIO_MINOR)
     node = "vfio/vfio"
 
 
@@ -82,7 +92,7 @@ class IommufdDir(MiscDir):
     """sys/devices/virtual/misc/iommu: the character device of iommufd, dev/iommu."""
 
     __slots__ = ()
-    minor = IOMMU_MINOR
+    rdev = DeviceNumber(MISC_MAJOR, IOMMU_MINOR)
     node = "iommu"
 
 
@@ -103,7 +113,7 @@ class VfioDevDir(ClassDeviceDir):
     def dev(self) -> str:
         """The numbers of the character device: `major:minor`. It is there unless the lab file switches them
         off."""
-        return f"{VFIO_MAJOR}:{self.minor}"
+        return str(vfio_dev_number(self.minor))
 
     @link()
     def device(self) -> Entry | None:
@@ -127,4 +137,4 @@ class VfioGroupDir(ClassDeviceDir):
     @attribute()
     def dev(self) -> str:
         """The numbers of the character device: `major:minor`."""
-        return f"{GROUP_MAJOR}:{self.group.number}"
+        return str(vfio_group_number(self.group))

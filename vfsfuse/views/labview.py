@@ -50,6 +50,7 @@ from vfsfuse.views.mappedfiles import TreeFiles
 from vfsfuse.views.models import check_models
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
+from vfsfuse.views.runfile import add_run_file
 from vfsfuse.views.uevents import UeventsFile
 from vfsfuse.views.vgpus import VgpuViews
 
@@ -84,6 +85,7 @@ class LabView:
         )
         tree.add(tree.root, self.trace.node())
         tree.add(tree.root, counters_node(calls, self.services.threads))
+        add_run_file(tree)
         self.modules = ModuleViews(tree, self.lab)
         self.subsystems = Subsystems(tree.make("sys/bus/pci"))
         if spec.mdev:

@@ -19,15 +19,14 @@ from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.group import Assignable, Group
 from devmodel.vfio.module import VfioModule
-from ioctl_shim.lane import Opened, OpenRequest
+from ioctl_shim.lane import Opened, Opener, OpenRequest
 from vfsfuse.kernfs.bundle import Bundle, Part, symlink_part
-from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Symlink
+from vfsfuse.kernfs.kobject import AnonymousNode, DeviceNode, Entry, Kobject, Symlink, UnlistedFiles
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.sysfs.chardev import CharDir
 from vfsfuse.sysfs.iommu import IommuGroupDir
 from vfsfuse.sysfs.vfio import (
     GROUP_MAJOR,
-    MISC_MAJOR,
     NOIOMMU,
     VFIO_MAJOR,
     ContainerDir,
@@ -36,7 +35,9 @@ from vfsfuse.sysfs.vfio import (
     VfioDevDir,
     VfioGroupDir,
     vfio_dev_name,
+    vfio_dev_number,
     vfio_group_name,
+    vfio_group_number,
 )
 from vfsfuse.vfio.cdev import cdev_opener
 from vfsfuse.vfio.device import DeviceFops, open_device
@@ -54,21 +55,11 @@ DEVICE_SIZE = PciRegion.COUNT << REGION_SHIFT
 Python refuses to map a regular file beyond its end."""
 
 
-class VfioNodesDir(Kobject):
+class VfioNodesDir(UnlistedFiles):
     """dev/vfio, with the unlisted files of vfsfuse.vfio.handover."""
 
-    __slots__ = ("unlisted",)
+    __slots__ = ()
     devtmpfs = True
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.unlisted: dict[str, int] = {}
-
-    def hidden(self, name: str) -> int:
-        try:
-            return self.unlisted[name]
-        except KeyError:
-            raise OSError(errno.ENOENT, name) from None
 
 
 class CdevsDir(Kobject):
@@ -117,17 +108,16 @@ class VfioNodes:
         mount."""
         containers, contexts = openers(vfio, self.services, st_dev, self.spec.iommufd_container)
         if self.spec.groups:
-            self._add_misc(self._vfio, DeviceNode("vfio", 0o666, containers), ContainerDir)
-        iommu = DeviceNode("iommu", self.spec.device_mode, contexts)
-        self._add_misc(self.tree.make("dev"), iommu, IommufdDir)
+            self._add_misc(self._vfio, "vfio", 0o666, containers, ContainerDir)
+        self._add_misc(self.tree.make("dev"), "iommu", self.spec.device_mode, contexts, IommufdDir)
 
-    def _add_misc(self, above: Kobject, node: DeviceNode, kind: type[MiscDir]) -> None:
-        self.tree.add(above, self._owned(node))
+    def _add_misc(self, above: Kobject, name: str, mode: int, opener: Opener, kind: type[MiscDir]) -> None:
+        self.tree.add(above, self._owned(DeviceNode(name, mode, opener, rdev=kind.rdev)))
         misc = self.tree.make("sys/class/misc")
-        own = kind(node.name, misc, node.mode)
+        own = kind(name, misc, mode)
         self.tree.add(self.tree.make("sys/devices/virtual/misc"), own)
         self.tree.add(misc, Symlink(own.name, own))
-        self.tree.add(self._char, Symlink(f"{MISC_MAJOR}:{own.minor}", own))
+        self.tree.add(self._char, Symlink(str(kind.rdev), own))
 
     def group_dir(self, group: Group) -> Entry | None:
         """The group's directory, while it is shown."""
@@ -223,12 +213,14 @@ class VfioNodes:
     def _group_node(self, bundle: Bundle) -> DeviceNode:
         group = _group_of(bundle.device)
         opener = GroupFops.opener(group, self.services, self._offer)
-        return self._owned(DeviceNode(vfio_group_name(group), self.spec.device_mode, opener))
+        mode, rdev = self.spec.device_mode, vfio_group_number(group)
+        return self._owned(DeviceNode(vfio_group_name(group), mode, opener, rdev=rdev))
 
     def _cdev(self, bundle: Bundle) -> DeviceNode:
         device: Assignable = bundle.device
         opener = cdev_opener(device, lambda: self.port(device), self.services)
-        return self._owned(DeviceNode(_name(device), self.spec.device_mode, opener, DEVICE_SIZE, device.name))
+        mode, rdev = self.spec.device_mode, vfio_dev_number(device.vfio_minor or 0)
+        return self._owned(DeviceNode(_name(device), mode, opener, DEVICE_SIZE, device.name, rdev))
 
     def _offer(self, name: str, device: Assignable, take: Take) -> Withdraw:
         """Make an unlisted file in dev/vfio (vfsfuse.vfio.handover.Offer).  Anybody may open it as far as its
@@ -261,7 +253,7 @@ class VfioNodes:
             self._vfio.unlisted.pop(name, None)
             forget()
 
-        node = DeviceNode(name, 0o666, opener, DEVICE_SIZE, device.name)
+        node = AnonymousNode(name, 0o666, opener, DEVICE_SIZE, device.name)
         self.tree.adopt(node)
         self._vfio.unlisted[name] = node.inode
         return withdraw
@@ -276,7 +268,7 @@ def _name(device: Assignable) -> str:
 
 
 def _dev_number(device: Assignable) -> str:
-    return f"{VFIO_MAJOR}:{device.vfio_minor}"
+    return str(vfio_dev_number(device.vfio_minor or 0))
 
 
 def _group_of(shown: Assignable | Group) -> Group:
@@ -284,7 +276,7 @@ def _group_of(shown: Assignable | Group) -> Group:
 
 
 def _group_dev_number(shown: Assignable | Group) -> str:
-    return f"{GROUP_MAJOR}:{_group_of(shown).number}"
+    return str(vfio_group_number(_group_of(shown)))
 
 
 def _group_name(shown: Assignable | Group) -> str:
