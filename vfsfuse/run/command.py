@@ -15,7 +15,10 @@ import shutil
 import signal
 import socket
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from vfsfuse.run.udev import UdevFiles
 
 EXIT_USAGE = 2
 EXIT_SETUP = 125
@@ -42,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lab.add_argument("--config", metavar="LAB.toml", help="make the private lab from this file")
     parser.add_argument(
         "--log", metavar="FILE", help="append the private lab's log to FILE (default: discard it)"
+    )
+    parser.add_argument(
+        "--udev",
+        action="store_true",
+        help="tell CMD of the lab's uevents, as udev does: in a network of its own, with no other network",
     )
     parser.add_argument("argv", metavar="CMD", nargs=argparse.REMAINDER, help="the program and its arguments")
 
@@ -111,9 +119,16 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     supervisor = Supervisor(plan, tracer)
     supervisor.wait_ready()
     namespace.show(plan.root)
+    udev = _enter_udev() if args.udev else None
     with namespace.explained("installing the seccomp filter", _BUSY_FILTER):
         listener = seccomp.install([trap.cmd for trap in TRAPS])
-    supervisor.watch(listener)
+    supervisor.watch(listener, udev)
+
+
+def _enter_udev() -> UdevFiles:
+    from vfsfuse.run import udevspace
+
+    return udevspace.enter()
 
 
 def _become(command: list[str]) -> int:

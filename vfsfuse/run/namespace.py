@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from ioctl_shim.seccomp import file_id
 from vfsfuse.asking import NoAnswer, Patience, Refusal
@@ -206,22 +206,27 @@ def _has_place(name: str, tree: int) -> bool:
 
 
 def _rebuild_dev(nodes: Mapping[str, int]) -> None:
-    """Cover /dev with a tmpfs that has a mount of every old entry but DEVICE_NODES, and a place for each of
-    `nodes`.
+    """Cover /dev with one that has none of the machine's DEVICE_NODES, and a place for each of `nodes`.
 
-    The real /dev must not gain a directory, and a user namespace may not use mknod(2).
+    A user namespace may not use mknod(2), so the other entries are mounts.
     """
-    old = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
-    syscalls.mount("vfsfuse", "/dev", "tmpfs", syscalls.MS_NOSUID, "mode=755,size=1m")
-    new = os.open("/dev", os.O_PATH | os.O_DIRECTORY)
+    rebuild("/dev", DEVICE_NODES, "mode=755,size=1m")
+    for name, tree in nodes.items():
+        make_place(f"/dev/{name}", directory=stat.S_ISDIR(os.fstat(tree).st_mode))
+
+
+def rebuild(directory: str, without: Collection[str], options: str) -> None:
+    """Cover `directory` with a tmpfs, mounted with `options`, that has a mount of every old entry but those
+    in `without`.  So it can have an entry that the real directory must not gain.  Raises OSError."""
+    old = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    syscalls.mount("vfsfuse", directory, "tmpfs", syscalls.MS_NOSUID, options)
+    new = os.open(directory, os.O_PATH | os.O_DIRECTORY)
     try:
         with os.scandir(old) as entries:
             for entry in entries:
-                if entry.name not in DEVICE_NODES:
-                    with contextlib.suppress(FileNotFoundError):  # unplugged while we look
+                if entry.name not in without:
+                    with contextlib.suppress(FileNotFoundError):  # it went while we look
                         _carry_over(entry, old, new)
-        for name, tree in nodes.items():
-            _make_place(name, new, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
     finally:
         os.close(new)
         os.close(old)
@@ -232,12 +237,12 @@ def _carry_over(entry: os.DirEntry[str], old: int, new: int) -> None:
         os.symlink(os.readlink(entry.name, dir_fd=old), entry.name, dir_fd=new)
         return
     tree = syscalls.clone_tree(entry.name, old)
-    _make_place(entry.name, new, directory=entry.is_dir())
+    make_place(entry.name, new, directory=entry.is_dir())
     syscalls.attach_tree(tree, entry.name, new)
 
 
-def _make_place(name: str, dir_fd: int, *, directory: bool) -> None:
-    """Make a mountpoint for a directory or a file."""
+def make_place(name: str, dir_fd: int | None = None, *, directory: bool) -> None:
+    """Make a mountpoint for a directory or a file.  Raises OSError."""
     if directory:
         os.mkdir(name, 0o755, dir_fd=dir_fd)
     else:

@@ -33,6 +33,7 @@ from vfsfuse.run.lastwords import LastWords
 from vfsfuse.run.privatelab import PrivateLab
 from vfsfuse.run.traced import ATTACH_SECONDS, TracerLink
 from vfsfuse.run.traps import Answers
+from vfsfuse.run.udev import UdevFiles, UdevRelay
 
 READY = b"ready"
 FAILED = b"failed"
@@ -42,7 +43,11 @@ ARMED = b"armed"
 SETUP_SECONDS = 2.0
 """How long the supervisor may take for a step, except the start of a private lab."""
 
+COLDPLUG_SECONDS = 30.0
+"""What the relay of uevents may take besides, to note all devices of a large lab."""
+
 _MESSAGE_BYTES = 4096
+_DESCRIPTORS = 4
 
 
 class _Ended(BaseException):
@@ -92,12 +97,15 @@ class Supervisor:
         """Wait until the lab answers.  A private one may take as long as it takes."""
         self._expect(READY, self._start_seconds)
 
-    def watch(self, listener: int) -> None:
-        """Hand over the seccomp listener (closing it here) and wait until its calls are answered."""
+    def watch(self, listener: int, udev: UdevFiles | None) -> None:
+        """Hand over the seccomp listener and, if the lab's uevents are relayed, `udev` (closing both here).
+        Wait until calls are answered and events relayed."""
         with namespace.explained("talking to the supervisor"):
-            socket.send_fds(self._socket, [FILTER], [listener])
+            socket.send_fds(self._socket, [FILTER], [listener, *(udev.descriptors if udev else ())])
         os.close(listener)
-        self._expect(ARMED, SETUP_SECONDS)
+        if udev:
+            udev.close()
+        self._expect(ARMED, SETUP_SECONDS + (COLDPLUG_SECONDS if udev else 0.0))
 
     def _expect(self, message: bytes, seconds: float | None) -> None:
         self._socket.settimeout(seconds)
@@ -184,14 +192,17 @@ def _serve_run(
     if tracer:
         tracer.offer(root)
     talk.send(READY)
-    message, fds, _, _ = socket.recv_fds(talk, _MESSAGE_BYTES, 1)
+    message, fds, _, _ = socket.recv_fds(talk, _MESSAGE_BYTES, _DESCRIPTORS)
     if message != FILTER:
         raise ConnectionResetError("no listener came")
     listener = SeccompListener(fds[0])
+    relay = _relay(fds[1:], root) if fds[1:] else None
     calls = CallTakers(listener, Answers(listener, root).answer)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     os.chdir("/")
     calls.start()
+    if relay:
+        relay.start()
     talk.send(ARMED)
     talk.close()
     try:
@@ -200,6 +211,11 @@ def _serve_run(
             tracer.drain(lab)
     finally:
         listener.close()
+
+
+def _relay(descriptors: list[int], root: int) -> UdevRelay:
+    with namespace.explained("relaying the lab's uevents"):
+        return UdevRelay(UdevFiles.received(descriptors), root)
 
 
 def _watch(listener: SeccompListener, calls: CallTakers, lab: PrivateLab | None, words: LastWords) -> None:
