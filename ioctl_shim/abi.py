@@ -169,6 +169,10 @@ ROWS: tuple[Row, ...] = (
 PREPARE_DEVICE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_prepare_device")) << 16 | ord("V") << 8 | 0x40
 """Ours, on an open group file: _IOWR('V', 0x40, struct vfsfuse_prepare_device); see vfsfuse.vfio.handover."""
 
+FILE_NUMBER: int = 2 << 30 | 8 << 16 | ord("V") << 8 | 0x43
+"""Ours, on an open group or device: _IOR('V', 0x43, uint64_t), the number of the open file, which no other
+one gets; see vfsfuse.run.kvm."""
+
 RUN_NODE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_run_node")) << 16 | ord("V") << 8 | 0x42
 """Ours, on the file `.run` of a mount's root: _IOWR('V', 0x42, struct vfsfuse_run_node); see
 vfsfuse.views.runfile."""

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from ioctl_shim import pumped
 from ioctl_shim._native import ffi, lib
+from ioctl_shim.abi import FILE_NUMBER
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.lanefile import (
     ALWAYS_READY,
@@ -353,6 +354,8 @@ class Lane:
     def _on_ioctl(self, native: Any) -> int:
         found = self._files[native.token]
         observed = self._observed_of(native.token) if self._is_observed else None
+        if native.cmd == FILE_NUMBER and found.opened.file.kvm_tracks:  # no client's call: nobody is told
+            return _reply_number(native)
         if native.data_size or native.out_size:
             return self._sized_ioctl(found.opened, observed or found.opened.file, native)
         # The pump has asked the file, which left it to a thread that may wait.
@@ -451,6 +454,13 @@ def _end_if_killed(unique: int, tid: int) -> None:
     again = threading.Timer(KILL_POLL, lib.lane_interrupt_again, (unique,))
     again.daemon = True
     again.start()
+
+
+def _reply_number(native: Any) -> int:
+    """FILE_NUMBER: the token of the open file."""
+    ffi.memmove(native.out, native.token.to_bytes(8, "little"), 8)
+    native.out_size = 8
+    return 0
 
 
 def _finish_sized(file: LaneFile | Observed, call: SizedIoctl, room: int) -> tuple[int, bytes]:

@@ -62,6 +62,10 @@ class LaneFile(Protocol):
     rows: Any
     """The ioctls whose struct the pump fetches, as a struct lane_rows (see ioctl_shim.abi), or None."""
 
+    kvm_tracks: bool
+    """Whether KVM tracks such files for virtual machines.  Then FILE_NUMBER gives the number of the
+    open file."""
+
     def read(self, offset: int, size: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> int: ...
     def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None: ...
@@ -183,6 +187,7 @@ class PlainFile:
 
     __slots__ = ()
     rows: Any = None
+    kvm_tracks = False
 
     def read(self, offset: int, size: int) -> bytes:
         raise OSError(errno.EINVAL, "not readable")

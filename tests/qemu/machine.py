@@ -19,7 +19,7 @@ from tests.qemu.guest import Guest
 from tests.qemu.qmp import Qmp
 from tests.qemu.qtest import Qtest
 
-BASE = ["-accel", "tcg", "-smp", "1", "-m", "256", "-no-reboot"]
+BASE = ["-smp", "1", "-m", "256", "-no-reboot"]
 BARE = ["-nodefaults", "-no-user-config", "-vga", "none", "-display", "none"]
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check vt.global_cursor_default=0"
 END_SECONDS = 20
@@ -56,11 +56,12 @@ class Machine:
         arguments: str = "",
         *,
         program: str = "",
+        accel: str = "tcg",
         descriptors: Sequence[int] = (),
     ) -> None:
         start = boot(guest, arguments) if guest else ["-S"]
         self._program = program or programs.system()
-        self._command = [*prefix, self._program, *BASE, *BARE, *options, *start]
+        self._command = [*prefix, self._program, "-accel", accel, *BASE, *BARE, *options, *start]
         self._descriptors = descriptors
         self._booting = guest is not None
         self._channels = {name: Channel(self.explain) for name in ("console", "qmp", "qtest")}

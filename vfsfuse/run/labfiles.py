@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ioctl_shim.seccomp import SeccompListener, TrappedCall, file_id
 
@@ -54,13 +54,19 @@ class LabFiles:
     @contextlib.contextmanager
     def copy(self, call: TrappedCall, fd: int) -> Iterator[int]:
         """A copy of the caller's descriptor `fd`.  It keeps the file in use, also after the caller's death.
-        Raises NotOurs for a file that is not of this lab, OSError(ENOENT) when the caller is dead.
+        Raises NotOurs for a file that is not of this lab, OSError(ENOENT) when the caller is dead."""
+        with self.copy_if(call, fd, self.has) as copy:
+            yield copy
 
-        Another thread of the program may have put another file under the number.  If that is no file of this
-        lab, close(2) may never return, and so is left to a thread that may be lost.
+    @contextlib.contextmanager
+    def copy_if(self, call: TrappedCall, fd: int, wanted: Callable[[int], bool]) -> Iterator[int]:
+        """As `copy`, of a file that is `wanted`, which asks no file system.
+
+        Another thread of the program may have put another file under the number.  If that one is not wanted,
+        close(2) may never return, and so is left to a thread that may be lost.
         """
         copy = self._listener.borrow(call, fd)
-        if not self.has(copy):
+        if not wanted(copy):
             threading.Thread(target=os.close, args=(copy,), daemon=True).start()
             raise NotOurs
         try:

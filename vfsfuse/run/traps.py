@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ioctl_shim.abi import Kind, row_of
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
 from vfsfuse.run.devicefd import DeviceFds
+from vfsfuse.run.kvm import KVM_SET_DEVICE_ATTR, KvmFiles
 from vfsfuse.run.labfiles import LabFiles, NotOurs
 
 Answer = Callable[[TrappedCall], int]
@@ -32,7 +33,10 @@ class Trap:
     make: Callable[[SeccompListener, LabFiles], Answer]
 
 
-TRAPS: tuple[Trap, ...] = (Trap(row_of(Kind.GROUP, "VFIO_GROUP_GET_DEVICE_FD").cmd, DeviceFds),)
+TRAPS: tuple[Trap, ...] = (
+    Trap(row_of(Kind.GROUP, "VFIO_GROUP_GET_DEVICE_FD").cmd, DeviceFds),
+    Trap(KVM_SET_DEVICE_ATTR, KvmFiles),
+)
 
 
 class Answers:

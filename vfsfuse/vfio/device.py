@@ -71,6 +71,7 @@ class DeviceFops(VfioFops):
 
     __slots__ = ("device", "mappable", "opened", "regions", "released", "services")
     kind = Kind.DEVICE
+    kvm_tracks = True
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class GroupFops(VfioFops):
 
     __slots__ = ("_handover", "file", "services")
     kind = Kind.GROUP
+    kvm_tracks = True
 
     def __init__(self, group: Group, request: OpenRequest, services: Services, offer: Offer) -> None:
         client = ClientProcess(request.tid, request.leads)

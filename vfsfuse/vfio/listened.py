@@ -117,12 +117,13 @@ def _no_page(error: int) -> NoReturn:
 class ListenedFile(DeferringFile):
     """One open of `file`. Its calls pass the call point `calls`."""
 
-    __slots__ = ("_calls", "_path", "_threads", "file", "told")
+    __slots__ = ("_calls", "_path", "_threads", "file", "kvm_tracks", "told")
 
     def __init__(
         self, told: ToldFile, calls: CallPoint, threads: CallThreads, path: Callable[[], str]
     ) -> None:
         self.file, self.told, self._path = told.file, told, path
+        self.kvm_tracks = told.file.kvm_tracks
         self._calls, self._threads = calls, threads
 
     def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
