@@ -21,7 +21,7 @@ Compile = Callable[..., Path]
 SKIPPED = 77
 
 
-@pytest.mark.parametrize("mode", ["errors", "files", "numbers", "forked", "many", "free", "held"])
+@pytest.mark.parametrize("mode", ["errors", "files", "numbers", "forked", "many", "free", "held", "swapped"])
 def test_files_of_a_lab(lab: MountedLab, compile_client: Compile, mode: str) -> None:
     program = compile_client("kvm_vfio")
     with lab.create() as vgpu:

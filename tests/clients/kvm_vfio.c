@@ -10,6 +10,7 @@
  * forked   a child that inherits the VM gets EIO, whoever calls first
  * many     several hundred VMs, more than are remembered, in one process and in many
  * free     the group can be opened again, and the VM ends, as soon as the program has closed them
+ * swapped  another thread puts other files under the numbers all the time: calls fail, and nothing else happens
  * held     the attribute, and then the number, are in memory that waits: others go on meanwhile
  *
  * Says "ok" at the end; exits with 77 and the reason when there is no KVM, or no userfaultfd for "held".
@@ -270,6 +271,39 @@ static void free_again(void)
 	end_vm(vm);
 }
 
+static int swapped_device, swapped_file, swapping = 1;
+
+static void *swap(void *unused)
+{
+	int vfio_device = dup(swapped_device), file = dup(swapped_file), null = must_open("/dev/null", O_RDWR);
+
+	for (unsigned i = 0; __atomic_load_n(&swapping, __ATOMIC_RELAXED); i++) {
+		dup2((int[]){vfio_device, null, group, kvm}[i % 4], swapped_device);
+		dup2((int[]){file, cdev, null}[i % 3], swapped_file);
+	}
+	return unused;
+}
+
+static void swapped(void)
+{
+	static const int fair[] = {EEXIST, ENOENT, EINVAL, ENOTTY, EBADF};
+	struct vm vm = make_vm();
+	pthread_t thread;
+
+	swapped_device = dup(vm.device), swapped_file = dup(group);
+	CHECK(!pthread_create(&thread, NULL, swap, NULL));
+	for (int i = 0; i < 2000; i++) {
+		int failed = set(swapped_device, i % 3 ? ADD : DEL, swapped_file) ? errno : 0, known = !failed;
+		for (size_t each = 0; each < sizeof(fair) / sizeof(*fair); each++)
+			known |= failed == fair[each];
+		CHECK(known);
+	}
+	__atomic_store_n(&swapping, 0, __ATOMIC_RELAXED);
+	CHECK(!pthread_join(thread, NULL));
+	set(vm.device, DEL, group);
+	add_once(vm.device, group);
+}
+
 static char *waiting;
 static int faults;
 
@@ -327,7 +361,7 @@ int main(int argc, char **argv)
 {
 	static const struct { const char *name; void (*run)(void); } modes[] = {
 		{"errors", errors}, {"files", files}, {"numbers", numbers}, {"forked", forked}, {"many", many},
-		{"free", free_again}, {"held", held},
+		{"free", free_again}, {"held", held}, {"swapped", swapped},
 	};
 
 	CHECK(argc == 5);
