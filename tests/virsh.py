@@ -19,17 +19,25 @@ from tests.commands import VFSFUSE, run
 MARK = "<<end>>"
 DRIVER = "/usr/lib/*/libvirt/connection-driver/libvirt_driver_nodedev.so"
 START = f"""
-mkdir -p /run/udev/data /run/libvirt "$HOME/drivers"
+mkdir -p /run/libvirt "$HOME/drivers"
 mount -t tmpfs tmpfs /run/libvirt  # no other libvirtd's locks and sockets
+mount -t tmpfs tmpfs /etc/mdevctl.d  # no definitions of the machine, and none for it
+mkdir -p /etc/mdevctl.d/scripts.d/callouts /etc/mdevctl.d/scripts.d/notifiers
 ln -s {DRIVER} "$HOME/drivers/"
 printf 'unix_sock_dir = "%s"\\nauth_unix_rw = "none"\\n' "$HOME" >"$HOME/conf"
 export LIBVIRT_DRIVER_DIR="$HOME/drivers"
 setpriv --pdeathsig TERM libvirtd -f "$HOME/conf" -p "$HOME/pid" 2>"$HOME/log" &
 trap 'kill $! && wait $! || true' EXIT
 for _ in $(seq 200); do [ ! -S "$HOME/libvirt-sock" ] || break; sleep 0.05; done
-ask() {{ virsh -q -c "nodedev:///system?socket=$HOME/libvirt-sock" "$@" && echo '{MARK}'; }}
+tell() {{ virsh -q -c "nodedev:///system?socket=$HOME/libvirt-sock" "$@"; }}
+ask() {{ tell "$@" && echo '{MARK}'; }}
+until_so() {{
+    for _ in $(seq 400); do ! eval "$1" || return 0; sleep 0.05; done
+    echo "not so: $1" >&2; return 1
+}}
 """
-"""Starts libvirtd, and defines `ask`, which hands its arguments to virsh and ends an answer with the mark."""
+"""Starts libvirtd.  `tell` hands its arguments to virsh.  `ask` does so and ends an answer with the mark.
+`until_so` waits until a command succeeds."""
 
 
 def need() -> None:
@@ -44,9 +52,9 @@ def need() -> None:
 def answers(home: Path, options: Sequence[str], script: str, before: str = "") -> list[str]:
     """What `script` prints, one text for each `ask` in it; `before` runs before libvirtd starts.
 
-    `options` are those of `vfsfuse run`. `home` is a folder for libvirtd's files."""
+    `options` are those of `vfsfuse run` besides `--udev`. `home` is a folder for libvirtd's files."""
     need()
     text = f"set -e\n{before}{START}{script}"
-    done = run([*VFSFUSE, "run", *options, "--", "sh", "-c", text], HOME=str(home))
+    done = run([*VFSFUSE, "run", "--udev", *options, "--", "sh", "-c", text], HOME=str(home))
     assert not done.returncode, done.stderr + (home / "log").read_text()
     return [part.strip() for part in done.stdout.split(MARK)]

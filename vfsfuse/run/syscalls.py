@@ -16,8 +16,10 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 
+MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
+MS_NOEXEC = 0x8
 MS_REC = 0x4000
 MS_SLAVE = 1 << 19
 
@@ -50,6 +52,11 @@ def unshare(flags: int) -> None:
     """Enter new namespaces of the kinds in `flags` (CLONE_NEW*).  CLONE_NEWUSER needs a process with one
     thread."""
     _call(_libc.unshare, "unshare", flags)
+
+
+def setns(fd: int, kind: int) -> None:
+    """Enter the namespace that `fd` is a file of.  `kind` is its kind, CLONE_NEW*."""
+    _call(_libc.setns, "setns", fd, kind)
 
 
 def mount(source: str, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:

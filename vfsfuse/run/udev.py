@@ -24,7 +24,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Self
 
-from vfsfuse.run.udevdata import DeviceData, id_of, ids_in
+from vfsfuse.run.udevdata import LOOPBACK, DeviceData, id_of, ids_in
 from vfsfuse.run.udevmessage import properties_of, to_libudev, without_number
 from vfsfuse.run.ueventsocket import UeventSocket
 
@@ -78,7 +78,7 @@ class UdevRelay:
         self._control = files.control
         self._uevents = os.open("uevents", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=lab_fd)
         self._data = DeviceData(files.folder)
-        for device in ids_in(lab_fd):
+        for device in (LOOPBACK, *ids_in(lab_fd)):
             self._data.initialized(device)
         self._poll = select.poll()
         for fd in (self._uevents, self._socket.fileno(), self._control.fileno()):

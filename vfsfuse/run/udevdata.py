@@ -16,6 +16,9 @@ import time
 from collections.abc import Iterator, Mapping
 
 FOLDER = "data"
+LOOPBACK = "n1"
+"""The id of lo, which a network namespace has from the start."""
+
 _STAMP = ".stamp"
 _FRESH = 1_000_000
 _READ = 4096
@@ -96,14 +99,17 @@ def ids_in(lab_fd: int) -> Iterator[str]:
             yield f"+{bus}:{name}"
     for kind in _names(lab_fd, "sys/class"):
         for name in _names(lab_fd, f"sys/class/{kind}"):
-            if name not in numbered and _is_of_class(_target(lab_fd, f"sys/class/{kind}/{name}"), kind):
+            if name not in numbered and _is_device_of_class(lab_fd, kind, name):
                 yield _id_in_class(lab_fd, kind, name)
 
 
-def _is_of_class(target: str, kind: str) -> bool:
-    """Whether an entry of a class that leads to `target` is a device of the class.  Some are links to devices
-    of a bus, and some no devices at all."""
-    return os.path.basename(os.path.dirname(target)) == kind
+def _is_device_of_class(lab_fd: int, kind: str, name: str) -> bool:
+    """Whether an entry of a class is a device of the class.  Some are links to devices of a bus, and some no
+    devices at all."""
+    path = f"sys/class/{kind}/{name}"
+    if os.path.basename(os.path.dirname(_target(lab_fd, path))) != kind:
+        return False
+    return os.access(f"{path}/uevent", os.F_OK, dir_fd=lab_fd)
 
 
 def _id_in_class(lab_fd: int, kind: str, name: str) -> str:
