@@ -32,8 +32,8 @@ class UeventListener:
         """Whether :meth:`take` would return an event or raise. Any thread."""
         return self._lost or bool(self._events)
 
-    def take(self) -> bytes | None:
-        """The oldest event, None when there is none. Any thread.
+    def take(self, room: int | None = None) -> bytes | None:
+        """The oldest event, None when there is none; without what is beyond ``room`` bytes. Any thread.
 
         Raises ``OSError(ENOBUFS)``, once, after events were lost.
         """
@@ -41,7 +41,7 @@ class UeventListener:
             if self._lost:
                 self._lost = False
                 raise OSError(errno.ENOBUFS, "events were lost")
-            return self._events.popleft() if self._events else None
+            return self._events.popleft()[:room] if self._events else None
 
     def put_back(self, event: bytes) -> None:
         """Undo a :meth:`take`: the event is the oldest again. Any thread."""

@@ -52,6 +52,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.sticky": "",
     "vfsfuse.toml": "",
     "vfsfuse.scheduling": "",
+    "vfsfuse.failures": "devmodel: device.base",
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking toml",
     "vfsfuse.run": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.ending": "vfsfuse: run.syscalls",
@@ -66,7 +67,7 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: kernfs vfio",
     "vfsfuse.observe": "ioctl_shim "
     "| devmodel: callpoint device iommu.dmaspace pci region "
-    "| vfsfuse: kernfs trace",
+    "| vfsfuse: failures kernfs trace",
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs observe sysfs vfio",
@@ -77,7 +78,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "
     "| vfsfuse: ending kernfs labfile.code reload scheduling views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
-    "| vfsfuse: asking capture kernfs.xattr labfile monitor run server sticky trace views.models",
+    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor run server sticky trace views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
     "| vfsfuse: api sysfs.screen trace",

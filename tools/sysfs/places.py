@@ -116,6 +116,12 @@ PLACES = (
         " [docs/monitor.md](monitor.md) describes it.",
     ),
     Place(
+        "log",
+        "0400",
+        "Waits for what goes wrong in the server, such as an exception in a device model, and reads it, one"
+        " record a read (poll works). The first line says what happened; the others begin with a space.",
+    ),
+    Place(
         "trace",
         "0600",
         "Waits for calls on the lab and reads them, each as one line of JSON (poll works)."

@@ -94,9 +94,16 @@ def _file_name(mountpoint: str) -> str:
 
 def log_to_stderr(level: str) -> None:
     """Have this process log to stderr, for a server in the foreground."""
-    logging.basicConfig(level=level.upper(), format=FORMAT, stream=sys.stderr)
+    _log_by(level, logging.StreamHandler(sys.stderr))
 
 
 def log_to_file(level: str, fd: int, path: str) -> None:
     """Have this process log to the file that `open_log` has opened."""
-    logging.basicConfig(level=level.upper(), format=FORMAT, handlers=[LogFile(fd, path)])
+    _log_by(level, LogFile(fd, path))
+
+
+def _log_by(level: str, handler: logging.Handler) -> None:
+    from vfsfuse.failures import Described
+
+    handler.setFormatter(Described(FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler])

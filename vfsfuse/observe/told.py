@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import errno as errnos
 import os
-import sysconfig
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from devmodel.callpoint import Call, CallKind
 from devmodel.region.names import RegisterNames
+from vfsfuse.failures import MOST_TEXT, place, text_of
 from vfsfuse.observe.clients import Client
 from vfsfuse.trace.record import Record
 
@@ -24,7 +23,6 @@ MOST_DATA = 64
 """Bytes of an access that are kept."""
 MOST_STRUCT = 1024
 """Bytes of an ioctl's struct, or of a store, that are kept."""
-_MOST_TEXT = 400
 _OVERHEAD = 600
 """Bytes of memory that a call takes besides its data: its tuple, its arguments, its place in a queue."""
 _PAGE = 4096
@@ -32,9 +30,6 @@ _PAGE = 4096
 _ACCESSES = (CallKind.REGION, CallKind.DMA)
 _RESULTS, _PLAIN, _SERIES = (int, str), (int, str, bytes), (list, tuple)
 """Types.  A union of them takes isinstance() longer, and this is done at each call."""
-_FRAMEWORK = ("devmodel", "ioctl_shim", "vfsfuse")
-_MODELS = ("devmodel.models", "devmodel.gpu")
-_LIBRARY = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib"))
 
 
 class Told(NamedTuple):
@@ -126,8 +121,8 @@ def _plain(value: object) -> object:
     if value is None or isinstance(value, _PLAIN):
         return value
     if isinstance(value, _SERIES):
-        return [str(each)[:_MOST_TEXT] for each in value]
-    return str(value)[:_MOST_TEXT]
+        return [str(each)[:MOST_TEXT] for each in value]
+    return str(value)[:MOST_TEXT]
 
 
 def _names(call: Call) -> RegisterNames | None:
@@ -146,30 +141,8 @@ def _failure(error: BaseException) -> tuple[int, str]:
     """The errno of a failure, and what there is to say besides.  An exception that is no OSError is a
     model's mistake; its client gets EIO."""
     if not isinstance(error, OSError):
-        return errnos.EIO, f"{type(error).__name__}: {error}"[:_MOST_TEXT] + _place(error.__traceback__)
+        return errnos.EIO, text_of(error) + place(error.__traceback__)
     number = error.errno or errnos.EIO
     fault = getattr(error, "fault", None)
     said = error.strerror if fault is None else fault.reason
-    return number, "" if not said or said == os.strerror(number) else str(said)[:_MOST_TEXT]
-
-
-def _place(trace: TracebackType | None) -> str:
-    """File and line of the innermost frame in a model, as " (copier.py:31)"."""
-    found = None
-    while trace is not None:
-        if found is None or _is_model(trace):
-            found = trace
-        trace = trace.tb_next
-    return "" if found is None else f" ({_file(found).rpartition(os.sep)[2]}:{found.tb_lineno})"
-
-
-def _is_model(trace: TracebackType) -> bool:
-    """Whether a frame is a model's: a built-in one's, or neither ours nor a library's."""
-    module = str(trace.tb_frame.f_globals.get("__name__", ""))
-    if module.startswith(_MODELS):
-        return True
-    return module.partition(".")[0] not in _FRAMEWORK and not _file(trace).startswith(_LIBRARY)
-
-
-def _file(trace: TracebackType) -> str:
-    return trace.tb_frame.f_code.co_filename
+    return number, "" if not said or said == os.strerror(number) else str(said)[:MOST_TEXT]

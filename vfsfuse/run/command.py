@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lab.add_argument("--mount", metavar="MNT", help="the lab mounted there (default: a private one for CMD)")
     lab.add_argument("--config", metavar="LAB.toml", help="make the private lab from this file")
     parser.add_argument(
-        "--log", metavar="FILE", help="append the private lab's log to FILE (default: discard it)"
+        "--log", metavar="FILE", help="append what the lab logs to FILE, such as tracebacks of its models"
+    )
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing on stderr of what goes wrong while CMD runs"
     )
     parser.add_argument(
         "--udev",
@@ -107,7 +110,8 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     from vfsfuse.run.supervisor import RunPlan, Supervisor
     from vfsfuse.run.traps import TRAPS
 
-    plan = RunPlan(*(path and os.path.abspath(path) for path in (args.mount, args.config, args.log)))
+    lab, config, log = (path and os.path.abspath(path) for path in (args.mount, args.config, args.log))
+    plan = RunPlan(lab, config, log, args.quiet)
     if plan.lab:
         namespace.check_lab(plan.lab)
     if plan.log:

@@ -21,6 +21,25 @@ class NotOurs(Exception):
     tells best."""
 
 
+class OutOfReach(NotOurs):
+    """The program's files are out of our reach, so the kernel carries the call out.  str() says why, and how
+    to mend it, in one line."""
+
+    def __init__(self, call: TrappedCall, error: OSError) -> None:
+        super().__init__(
+            f"the files of {_name_of(call.tid)} cannot be reached ({error.strerror}), so its"
+            " VFIO_GROUP_GET_DEVICE_FD and the like fail: make its executable readable, or run it as root"
+        )
+
+
+def _name_of(tid: int) -> str:
+    try:
+        with open(f"/proc/{tid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return f"thread {tid}"
+
+
 @contextlib.contextmanager
 def closing(fd: int) -> Iterator[int]:
     """Close `fd` after the block."""
@@ -48,7 +67,13 @@ class LabFiles:
 
     def require(self, call: TrappedCall, fd: int) -> None:
         """Raise NotOurs unless the caller's descriptor `fd` is a file of this lab.  Waits for nobody."""
-        if not self.has(f"/proc/{call.tid}/fd/{fd}"):
+        try:
+            found = file_id(f"/proc/{call.tid}/fd/{fd}")
+        except PermissionError as error:
+            raise OutOfReach(call, error) from None
+        except OSError:
+            raise NotOurs from None
+        if found.device != self._device:
             raise NotOurs
 
     @contextlib.contextmanager
@@ -65,7 +90,10 @@ class LabFiles:
         Another thread of the program may have put another file under the number.  If that one is not wanted,
         close(2) may never return, and so is left to a thread that may be lost.
         """
-        copy = self._listener.borrow(call, fd)
+        try:
+            copy = self._listener.borrow(call, fd)
+        except PermissionError as error:
+            raise OutOfReach(call, error) from None
         if not wanted(copy):
             threading.Thread(target=os.close, args=(copy,), daemon=True).start()
             raise NotOurs

@@ -1,49 +1,168 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One line from a supervisor to the stderr of its program, long after the program was started.
+"""Lines from a supervisor to the stderr of its program, while the program runs.
 
 The supervisor keeps nothing of its caller open, so that nobody waits for the end of a pipe because of it.  It
-remembers which file stderr is, and borrows that from the program when it has something to say.
+remembers which file stderr is, and borrows that from the program for each line.
 
-Owned by the supervisor's main thread.  Source: pidfd_getfd(2).
+Nobody waits for a line: a thread writes them, and gives up a line that nobody takes.  A flood is counted: of
+what comes within a while, MOST lines are said, and then how many more there were.  The while of a flood that
+does not end grows to LONGEST seconds.
+
+Any thread says a line; the state is under a lock.  Source: pidfd_getfd(2), pipe(7).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
+import time
+from collections import deque
 
 from ioctl_shim._native import lib
 from ioctl_shim.seccomp import FileId, file_id
 
 PATIENCE = 1.0
 """Seconds that a line may take.  A reader may be slow, and a file may be one whose server never answers."""
+TRY_SECONDS = 0.02
+MOST = 8
+"""Lines that are said within a while."""
+SHORTEST, LONGEST = 1.0, 60.0
+"""Seconds of a while."""
+MOST_BYTES = 2048
+"""Bytes of a line: less than PIPE_BUF, so that a pipe takes it whole or not at all."""
 
 _STDERR = 2
 
 
 class LastWords:
     """Speaks to the stderr that this process has now, while process `pid` has it as its own stderr.  `fd`, a
-    descriptor, must stay open."""
+    descriptor, must stay open.  With `quiet` it says nothing."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, quiet: bool = False) -> None:
         self.fd = os.pidfd_open(pid)
         self._stderr = _identity(_STDERR)
+        self._quiet = quiet
+        self._changed = threading.Condition()
+        self._waiting: deque[str] = deque()
+        self._told: set[str] = set()
+        self._flood = _Flood()
+        self._speaker: threading.Thread | None = None
+        self._speaks = False
 
     def say(self, message: str) -> None:
-        """Write one line, if the program still runs with that stderr."""
-        speaker = threading.Thread(target=self._say, args=(message,), daemon=True)
-        speaker.start()
-        speaker.join(PATIENCE)
+        """Write one line, if the program still runs with that stderr.  Waits for nobody."""
+        if self._quiet:
+            return
+        with self._changed:
+            if len(self._waiting) < MOST and self._flood.admits(time.monotonic()):
+                self._waiting.append(message)
+            else:
+                self._flood.more += 1
+            self._start()
+            self._changed.notify_all()
+
+    def say_once(self, message: str) -> None:
+        """As `say`, unless this has been said before."""
+        with self._changed:
+            told = message in self._told or len(self._told) >= 2 * MOST
+            self._told.add(message)
+        if not told:
+            self.say(message)
+
+    def finish(self) -> None:
+        """Give what has been said PATIENCE to be written."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._speaks, PATIENCE)
+
+    def _start(self) -> None:
+        """Have a thread that speaks.  Under the lock."""
+        if self._speaker is None:
+            with contextlib.suppress(RuntimeError):  # no more threads: this line is said with the next one
+                speaker = threading.Thread(target=self._run, name="last-words", daemon=True)
+                speaker.start()
+                self._speaker = speaker
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._speaks = False
+                self._changed.notify_all()
+                message = self._next()
+                self._speaks = True
+            self._say(message)
+
+    def _next(self) -> str:
+        """The next line, as soon as there is one.  Under the lock."""
+        while not self._waiting:
+            left = self._flood.seconds_left(time.monotonic())
+            if left is not None and left <= 0:
+                return f"and {self._flood.end_while(time.monotonic())} more"
+            self._changed.wait(left)
+        return self._waiting.popleft()
 
     def _say(self, message: str) -> None:
+        line = f"vfsfuse: run: {_printable(message)}".encode(errors="backslashreplace")[: MOST_BYTES - 1]
+        deadline = time.monotonic() + PATIENCE
+        while not self._write(line + b"\n") and time.monotonic() < deadline:
+            time.sleep(TRY_SECONDS)
+
+    def _write(self, line: bytes) -> bool:
+        """Write a line.  False when the program has another stderr now: a shell has while it starts a
+        command with a stderr of its own."""
         copy = int(lib.shim_pidfd_getfd(self.fd, _STDERR))
         if copy < 0:
-            return
-        with contextlib.suppress(OSError):
-            if self._stderr is not None and _identity(copy) == self._stderr:
-                os.write(copy, f"vfsfuse: run: {message}\n".encode())
-        os.close(copy)
+            return True  # it has ended, or has none
+        try:
+            if self._stderr is None or _identity(copy) != self._stderr:
+                return False
+            if _has_room(copy):
+                with contextlib.suppress(OSError):
+                    os.write(copy, line)
+            return True
+        finally:
+            os.close(copy)
+
+
+class _Flood:
+    """Counts the lines of a while.  Under the lock of its LastWords."""
+
+    __slots__ = ("_begun", "_count", "_seconds", "more")
+
+    def __init__(self) -> None:
+        self._begun, self._seconds, self._count = 0.0, SHORTEST, MOST
+        self.more = 0
+        """Lines that were not said."""
+
+    def admits(self, now: float) -> bool:
+        """Whether one more line may be said."""
+        if not self.more and now >= self._begun + self._seconds:
+            self._begun, self._seconds, self._count = now, SHORTEST, 0
+        self._count += 1
+        return self._count <= MOST
+
+    def seconds_left(self, now: float) -> float | None:
+        """How long to wait before the others are told.  None when there are none."""
+        return self._begun + self._seconds - now if self.more else None
+
+    def end_while(self, now: float) -> int:
+        """Begin another while, a longer one.  Returns how many lines were not said in this one."""
+        more, self.more = self.more, 0
+        self._begun, self._seconds, self._count = now, min(2 * self._seconds, LONGEST), 0
+        return more
+
+
+def _has_room(fd: int) -> bool:
+    """Whether a line can be written without waiting, soon."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(PATIENCE * 1000))
+
+
+def _printable(text: str) -> str:
+    """`text` on one line, and nothing in it for the terminal."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in " ".join(text.split()))
 
 
 def _identity(fd: int) -> FileId | None:

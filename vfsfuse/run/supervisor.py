@@ -10,6 +10,7 @@ reason if it was not reported yet.  `run` sends FILTER with the listener, the su
 `run` execs.  If `run` dies on the way, the socket hangs up, and the supervisor ends.
 
 A supervisor that fails says why, in one line: before ARMED by FAILED, and later on the program's stderr.
+There it says also what the lab's server logs (vfsfuse.run.lablog).
 A program that is traced has a tracer besides (vfsfuse.run.traced).
 """
 
@@ -29,6 +30,7 @@ from types import FrameType
 from ioctl_shim.seccomp import SeccompListener
 from vfsfuse.run import namespace
 from vfsfuse.run.calls import CallTakers
+from vfsfuse.run.lablog import LabLog
 from vfsfuse.run.lastwords import LastWords
 from vfsfuse.run.privatelab import PrivateLab
 from vfsfuse.run.traced import ATTACH_SECONDS, TracerLink
@@ -63,11 +65,18 @@ class RunPlan:
     config: str | None
     log: str | None
     """File to append the log of the lab and the supervisor to; None discards it once the program runs."""
+    quiet: bool = False
+    """Whether nothing is said on the program's stderr while it runs."""
 
     @property
     def root(self) -> str:
         """The lab's root directory, in both namespaces."""
         return self.lab or namespace.STAGED_LAB
+
+    @property
+    def where(self) -> str:
+        """Where the whole of a message is."""
+        return f"see {self.log}" if self.log else "run --log FILE keeps the rest"
 
 
 class Supervisor:
@@ -78,7 +87,7 @@ class Supervisor:
         tracer, and is closed here."""
         with namespace.explained("starting the supervisor"):
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            words = LastWords(os.getpid())
+            words = LastWords(os.getpid(), plan.quiet)
             child = os.fork()
         if child == 0:
             keep = {2, theirs.fileno(), words.fd, tracer.fileno() if tracer else 2}
@@ -183,12 +192,14 @@ def _report(error: BaseException, talk: socket.socket, words: LastWords) -> None
         return
     traceback.print_exc(file=sys.stderr)  # into the log
     words.say(f"the supervisor has died ({why}): VFIO_GROUP_GET_DEVICE_FD fails with ENOSYS from now on")
+    words.finish()
 
 
 def _serve_run(
     plan: RunPlan, talk: socket.socket, lab: PrivateLab | None, words: LastWords, tracer: TracerLink | None
 ) -> None:
     root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    log = LabLog(root, words, plan.where)
     if tracer:
         tracer.offer(root)
     talk.send(READY)
@@ -197,9 +208,15 @@ def _serve_run(
         raise ConnectionResetError("no listener came")
     listener = SeccompListener(fds[0])
     relay = _relay(fds[1:], root) if fds[1:] else None
-    calls = CallTakers(listener, Answers(listener, root).answer)
+    calls = CallTakers(listener, Answers(listener, root, words.say_once).answer)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     os.chdir("/")
+    if lab:
+        log.follow(whole=False, ended="")  # the private lab tells both by itself
+    else:
+        log.follow(
+            whole=bool(plan.log), ended=f"the server of {plan.lab} has ended: its files fail from now on"
+        )
     calls.start()
     if relay:
         relay.start()

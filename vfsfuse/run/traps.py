@@ -18,7 +18,7 @@ from ioctl_shim.abi import Kind, row_of
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
 from vfsfuse.run.devicefd import DeviceFds
 from vfsfuse.run.kvm import KVM_SET_DEVICE_ATTR, KvmFiles
-from vfsfuse.run.labfiles import LabFiles, NotOurs
+from vfsfuse.run.labfiles import LabFiles, NotOurs, OutOfReach
 
 Answer = Callable[[TrappedCall], int]
 """Answers one call with what it returns, 0 or more.  Raises NotOurs when the kernel is to carry the call out,
@@ -43,8 +43,9 @@ class Answers:
     """Answers the calls that `listener` catches by the rows of TRAPS, for the lab whose root directory is
     `lab_fd`.  Any thread, several at once."""
 
-    def __init__(self, listener: SeccompListener, lab_fd: int) -> None:
-        self._listener = listener
+    def __init__(self, listener: SeccompListener, lab_fd: int, tell: Callable[[str], None]) -> None:
+        """`tell` gets a line about a call that we could not answer for a reason of ours.  Any thread."""
+        self._listener, self._tell = listener, tell
         files = LabFiles(listener, lab_fd)
         self._by_cmd = {trap.cmd: trap.make(listener, files) for trap in TRAPS}
 
@@ -54,10 +55,13 @@ class Answers:
             try:
                 # All that we opened is closed by now: the caller may go on to calls that find a file in use.
                 self._listener.succeed(call, self._by_cmd[call.cmd](call))
-            except NotOurs:
+            except NotOurs as error:
+                if isinstance(error, OutOfReach):
+                    self._tell(str(error))
                 self._listener.proceed(call)
             except OSError as error:
                 self._listener.fail(call, error.errno or errno.EIO)
-            except Exception:
+            except Exception as error:
                 traceback.print_exc(file=sys.stderr)
+                self._tell(f"a call of thread {call.tid} fails with EIO: {type(error).__name__}: {error}")
                 self._listener.fail(call, errno.EIO)

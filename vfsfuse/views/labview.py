@@ -29,9 +29,11 @@ from ioctl_shim.client import Caller
 from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
 from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Member
 from vfsfuse.kernfs.members import BinaryMember, WaitingStore
+from vfsfuse.kernfs.streams import stream_node
 from vfsfuse.kernfs.tree import Tree, block_of
 from vfsfuse.kernfs.waiting import StoreRunner
 from vfsfuse.observe.counters import counters_node
+from vfsfuse.observe.logfile import log_node
 from vfsfuse.observe.mappings import Mappings
 from vfsfuse.observe.tracefile import TraceReaders
 from vfsfuse.observe.tracer import Tracer
@@ -51,7 +53,6 @@ from vfsfuse.views.models import check_models
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.runfile import add_run_file
-from vfsfuse.views.uevents import UeventsFile
 from vfsfuse.views.vgpus import VgpuViews
 
 AGAIN_SECONDS = 1.0
@@ -79,7 +80,8 @@ class LabView:
         self._grow(tree.root, SKELETON)
         if spec.nodes:
             show_machine(tree, self.lab, spec.nodes, self.numa)
-        tree.add(tree.root, UeventsFile.node(tree.root.uevents))
+        tree.add(tree.root, stream_node("uevents", 0o444, tree.root.uevents.listen))
+        tree.add(tree.root, log_node())
         self.trace = TraceReaders(
             Tracer(calls, Mappings(TreeFiles(tree, self.lab.lock, lambda: self._st_dev)))
         )
