@@ -354,9 +354,9 @@ class Lane:
     def _on_ioctl(self, native: Any) -> int:
         found = self._files[native.token]
         observed = self._observed_of(native.token) if self._is_observed else None
-        if native.cmd == FILE_NUMBER and found.opened.file.kvm_tracks:  # no client's call: nobody is told
-            return _reply_number(native)
         if native.data_size or native.out_size:
+            if native.cmd == FILE_NUMBER and found.opened.file.kvm_tracks:
+                return _reply_number(native)  # it is no client's call, so nobody is told
             return self._sized_ioctl(found.opened, observed or found.opened.file, native)
         # The pump has asked the file, which left it to a thread that may wait.
         call = native.cmd, native.arg, native.tid
