@@ -26,6 +26,7 @@ from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import check_open, forget_stats
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.errors import Refusals, errors
+from vfsfuse.kernfs.extended import ExtendedAttributes
 from vfsfuse.kernfs.inodes import NANOSECONDS, Inodes
 from vfsfuse.kernfs.kobject import FORGOTTEN_NS, Child, DeviceNode, Entry, Kobject, Member
 from vfsfuse.kernfs.members import Attribute, SnapshotMember
@@ -94,6 +95,7 @@ class Operations(Refusals):
         self._snapshots = Snapshots()
         self._listened = 0
         self._publishing = trio.Lock()
+        self._xattrs = ExtendedAttributes(self.tree)
         self.watchers = Watchers(self.tree)
 
     # ---- lookups and stats; as a rule the device lane has answered them, by the same Inodes ----
@@ -148,10 +150,20 @@ class Operations(Refusals):
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         if inode == pyfuse3.ROOT_INODE and name == XATTR_PID.encode():
             return str(os.getpid()).encode()
-        raise pyfuse3.FUSEError(errno.ENODATA)
+        with errors("getxattr"):
+            return self._xattrs.get(inode, name)
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        with errors("setxattr"):
+            self._xattrs.set(inode, name, value)
 
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return []
+        with errors("listxattr"):
+            return self._xattrs.names(inode, ctx.pid)
+
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        with errors("removexattr"):
+            self._xattrs.remove(inode, name)
 
     # ---- directories ----
 

@@ -73,11 +73,13 @@ class Changes:
 
 @dataclass(slots=True)
 class IAttrs:
-    """What chmod(2) and chown(2) set on one inode; None means as declared."""
+    """What chmod(2), chown(2) and setxattr(2) set on one inode; None means as declared."""
 
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    """Extended attributes by their whole name, such as trusted.libvirt.security.dac."""
 
 
 class Root(UnlistedFiles):
