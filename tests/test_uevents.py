@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import pytest
 
 from devmodel.lifecycle.uevents import BACKLOG
+from tests.commands import one_write
 from tests.labs import MountedLab, Vgpu
 from tests.snapshot import snapshot
 
@@ -204,6 +205,26 @@ def test_a_synthetic_event_says_what_the_file_does(
             assert head == f"{action}@{devpath}"
             shown = dict(line.split("=", 1) for line in (directory / "uevent").read_text().splitlines())
             assert said(variables) == {"SUBSYSTEM": subsystem, **extra, **shown}
+
+
+def test_a_synthetic_event_has_the_room_that_linux_has(lab: MountedLab) -> None:
+    """2,048 bytes of variables, each with a byte at its end, and 64 of them."""
+    with listening(lab, os.O_NONBLOCK) as fd:
+        (lab.gpu / "uevent").write_text(f"change {UUID} A=1")
+        (_, variables) = hear(fd)[0]
+        taken = sum(len(f"{key}={value}\0") for key, value in variables.items())
+        digits = len(str(int(variables["SEQNUM"]) + 1)) - len(variables["SEQNUM"])
+        room = 2048 - taken - digits + 1
+        count = 64 - len(variables) + 1
+        for most, more in (
+            ("A=" + "1" * room, "A=" + "1" * (room + 1)),
+            *((" ".join(f"A{n}=1" for n in range(each)) for each in (count, count + 1)),),
+        ):
+            one_write(lab.gpu / "uevent", f"change {UUID} {most}")
+            assert len(hear(fd)) == 1
+            with pytest.raises(OSError) as caught:
+                one_write(lab.gpu / "uevent", f"change {UUID} {more}")
+            assert caught.value.errno == errno.ENOMEM and hear(fd) == []
 
 
 def test_a_driver_has_synthetic_events_too(lab: MountedLab) -> None:

@@ -7,6 +7,7 @@ lib/kobject_uevent.c.
 
 from __future__ import annotations
 
+import errno
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -24,6 +25,10 @@ SYNTHETIC = re.compile(
     r"(?P<arguments>(?: [A-Za-z0-9]+=[A-Za-z0-9]+)*))?",
     re.ASCII,
 )
+ROOM, MOST_VARIABLES = 2048, 64
+"""How many bytes the variables of an event may have in all, each with one at its end, and how many variables
+there may be: UEVENT_BUFFER_SIZE and UEVENT_NUM_ENVP of Linux."""
+
 WITHOUT_DRIVER = ("add", "remove", "unbind")
 """Events of a device that has no driver yet, or no driver any more."""
 
@@ -60,12 +65,26 @@ class UeventDir(Kobject):
         self._emit(action, variables, extra)
 
     def synthesise(self, text: str) -> None:
-        """Emit the synthetic event that a write to `uevent` asks for.  Raises ValueError for another text."""
+        """Emit the synthetic event that a write to `uevent` asks for.  Raises ValueError for another text,
+        and OSError(ENOMEM) for one that asks for too much."""
         found = check_synthetic(text)
         arguments = (argument.split("=") for argument in (found["arguments"] or "").split())
         extra = {"SYNTH_UUID": found["uuid"] or "0"}
         extra |= {f"SYNTH_ARG_{key}": value for key, value in arguments}
-        self._emit(found["action"], self.uevent_variables(), extra)
+        variables = self.uevent_variables()
+        self._check_room(found["action"], {**extra, **variables})
+        self._emit(found["action"], variables, extra)
+
+    def _check_room(self, action: str, variables: Mapping[str, str]) -> None:
+        """Raise OSError(ENOMEM) when an event would have more variables, or longer ones, than Linux has room
+        for."""
+        number = root_of(self).uevents.seqnum + 1
+        own = {"ACTION": action, "DEVPATH": self.path.removeprefix("sys"), "SEQNUM": str(number)}
+        said = {**own, "SUBSYSTEM": self.uevent_subsystem, **variables}
+        if len(said) > MOST_VARIABLES or sum(len(f"{key}={value}\0") for key, value in said.items()) > ROOM:
+            raise OSError(
+                errno.ENOMEM, f"the event has no room in {ROOM} bytes, or in {MOST_VARIABLES} variables"
+            )
 
     def _emit(self, action: str, variables: Mapping[str, str], extra: Mapping[str, str] | None) -> None:
         path = self.path.removeprefix("sys")
@@ -80,7 +99,7 @@ class UeventStoreDir(UeventDir):
     @store_only()
     def uevent(self, text: str) -> None:
         """Emits an event of the object: an action, such as `add`, which a UUID and `KEY=value` may follow.
-        EINVAL: another text."""
+        EINVAL: another text. ENOMEM: too many arguments, or too long ones."""
         self.synthesise(text)
 
 
@@ -103,7 +122,7 @@ class DeviceDir(UeventDir):
     @uevent.store
     def _store_uevent(self, text: str) -> None:
         """Emits an event of the device: an action, such as `add`, which a UUID and `KEY=value` may follow.
-        EINVAL: another text."""
+        EINVAL: another text. ENOMEM: too many arguments, or too long ones."""
         self.synthesise(text)
 
 
