@@ -4,9 +4,18 @@
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.options import Option, TextOption
 from devmodel.device.pci import DeviceRegion, PciDevice
-from devmodel.iommu.api import DmaFault, Prot
+from devmodel.iommu.api import DmaFault, PageResponse, Prot
 from devmodel.iommu.dmaspace import Pin
-from devmodel.pci.capability import Capability, msi, msix, power_management, vendor
+from devmodel.pci.capability import (
+    Capability,
+    ExtendedCapability,
+    address_translation,
+    msi,
+    msix,
+    page_requests,
+    power_management,
+    vendor,
+)
 from devmodel.pci.express import LinkSpeed, express
 from devmodel.pci.fields import Bar, Identity
 from devmodel.pci.msix import MsixBar
@@ -19,12 +28,14 @@ __all__ = [
     "DeviceAttribute",
     "DeviceRegion",
     "DmaFault",
+    "ExtendedCapability",
     "Identity",
     "Layout",
     "LinkSpeed",
     "Memory",
     "MsixBar",
     "Option",
+    "PageResponse",
     "PciDevice",
     "Pin",
     "Prot",
@@ -33,9 +44,11 @@ __all__ = [
     "Registers",
     "Rom",
     "TextOption",
+    "address_translation",
     "express",
     "msi",
     "msix",
+    "page_requests",
     "power_management",
     "vendor",
 ]

@@ -59,6 +59,9 @@ class Row:
     checked: bool = False
     """Whether the struct is checked to its end, as all of iommufd's are: what the client gives beyond ours
     must be zeros."""
+    gives: str = ""
+    """The prefix of the name of the unlisted file at the root of a mount that its answer has a descriptor of
+    (vfsfuse.vfio.handover).  Empty for an ioctl that gives no descriptor."""
     minsz: int = field(init=False, default=0)
     size: int = field(init=False, default=0)
     pointer: Any = field(init=False, default=None)
@@ -80,10 +83,11 @@ class Row:
         return ord(";") << 8 | (int(lib.VFIO_BASE) + self.nr)
 
 
-def _iommufd(nr: int, name: str, last: str, since: str, blocking: bool = False) -> Row:
+def _iommufd(nr: int, name: str, last: str, since: str, blocking: bool = False, gives: str = "") -> Row:
     """The row of an ioctl that <linux/iommufd.h> numbers `nr`.  Its struct has its name."""
-    struct = _STRUCTS.get(name, name.lower())
-    return Row(_I, nr - lib.VFIO_BASE, name, f"struct {struct}", last, blocking, since=since, checked=True)
+    struct = f"struct {_STRUCTS.get(name, name.lower())}"
+    nr -= lib.VFIO_BASE
+    return Row(_I, nr, name, struct, last, blocking, since=since, checked=True, gives=gives)
 
 
 _C, _G, _D, _I = Kind.CONTAINER, Kind.GROUP, Kind.DEVICE, Kind.IOMMUFD
@@ -112,7 +116,7 @@ ROWS: tuple[Row, ...] = (
     Row(_G, 3, "VFIO_GROUP_GET_STATUS", "struct vfio_group_status", "flags"),
     Row(_G, 4, "VFIO_GROUP_SET_CONTAINER", blocking=True),
     Row(_G, 5, "VFIO_GROUP_UNSET_CONTAINER"),
-    Row(_G, 6, "VFIO_GROUP_GET_DEVICE_FD"),
+    Row(_G, 6, "VFIO_GROUP_GET_DEVICE_FD", gives=".device-"),
     Row(_D, 7, "VFIO_DEVICE_GET_INFO", "struct vfio_device_info", "num_irqs"),
     Row(_D, 8, "VFIO_DEVICE_GET_REGION_INFO", "struct vfio_region_info", "offset"),
     Row(_D, 9, "VFIO_DEVICE_GET_IRQ_INFO", "struct vfio_irq_info", "count"),
@@ -156,18 +160,20 @@ ROWS: tuple[Row, ...] = (
     _iommufd(0x8B, "IOMMU_HWPT_SET_DIRTY_TRACKING", "reserved", "6.7"),
     _iommufd(0x8C, "IOMMU_HWPT_GET_DIRTY_BITMAP", "data", "6.7", blocking=True),
     _iommufd(0x8D, "IOMMU_HWPT_INVALIDATE", "reserved", "6.8"),
-    _iommufd(0x8E, "IOMMU_FAULT_QUEUE_ALLOC", "out_fault_fd", "6.11"),
+    _iommufd(0x8E, "IOMMU_FAULT_QUEUE_ALLOC", "out_fault_fd", "6.11", gives=".fault-queue-"),
     _iommufd(0x8F, "IOMMU_IOAS_MAP_FILE", "iova", "6.13", blocking=True),
     _iommufd(0x90, "IOMMU_VIOMMU_ALLOC", "out_viommu_id", "6.13"),
     _iommufd(0x91, "IOMMU_VDEVICE_ALLOC", "virt_id", "6.13"),
     _iommufd(0x92, "IOMMU_IOAS_CHANGE_PROCESS", "reserved", "6.14"),
-    _iommufd(0x93, "IOMMU_VEVENTQ_ALLOC", "out_veventq_fd", "6.15"),
+    _iommufd(0x93, "IOMMU_VEVENTQ_ALLOC", "out_veventq_fd", "6.15", gives=".event-queue-"),
     _iommufd(0x94, "IOMMU_HW_QUEUE_ALLOC", "length", "6.17"),
     _iommufd(0x95, "IOMMU_IOAS_NOIOMMU_GET_PA", "out_phys", "7.3"),
 )
 
-PREPARE_DEVICE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_prepare_device")) << 16 | ord("V") << 8 | 0x40
-"""Ours, on an open group file: _IOWR('V', 0x40, struct vfsfuse_prepare_device); see vfsfuse.vfio.handover."""
+HAND_OVER: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_handover")) << 16 | ord("V") << 8 | 0x40
+"""Ours, on an open file of VFIO: _IOWR('V', 0x40, struct vfsfuse_handover); see vfsfuse.vfio.handover."""
+HANDED_OVER: int = 1 << 30 | 4 << 16 | ord("V") << 8 | 0x44
+"""Ours, on a file that was opened by a token: _IOW('V', 0x44, __u32), the client has it now."""
 
 FILE_NUMBER: int = 2 << 30 | 8 << 16 | ord("V") << 8 | 0x43
 """Ours, on an open group or device: _IOR('V', 0x43, uint64_t), the number of the open file, which no other

@@ -385,7 +385,7 @@ def observed_dialogue(name: str) -> list[tuple[object, ...]]:
     opened = place("ioctl", "VFIO_GET_API_VERSION")
     found[opened:opened] = [file("container", "open", container), file("group 0", "open", group)]
     device = place("ioctl", "VFIO_DEVICE_GET_INFO")
-    found[device:device] = [file(name, "open", "dev/vfio/.device-")]
+    found[device:device] = [file(name, "open", ".device-")]
     reset = place("ioctl", "VFIO_DEVICE_RESET")
     found.insert(reset + 1, ("reset", name, "reset", {}, None))
     return found

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ import pytest
 from ioctl_shim._native import lib
 from tests.iommufd.client import (
     Cdev,
-    FaultQueueAlloc,
     HwptInvalidate,
     HwQueueAlloc,
     Iommufd,
@@ -23,6 +23,7 @@ from tests.iommufd.client import (
     VdeviceAlloc,
     VeventqAlloc,
 )
+from tests.iommufd.devices import given_fault_queue
 from tests.labs import MountedLab
 from tests.vfio.client import fails
 from tests.vfio.conftest import machine
@@ -68,7 +69,6 @@ def test_every_ioctl_is_answered() -> None:
 
 REFUSED: dict[str, Struct] = {
     "IOMMU_HWPT_INVALIDATE": HwptInvalidate(hwpt_id=1),
-    "IOMMU_FAULT_QUEUE_ALLOC": FaultQueueAlloc(),
     "IOMMU_VDEVICE_ALLOC": VdeviceAlloc(viommu_id=1),
     "IOMMU_VEVENTQ_ALLOC": VeventqAlloc(viommu_id=1, type=1, veventq_depth=1),
     "IOMMU_HW_QUEUE_ALLOC": HwQueueAlloc(viommu_id=1, type=1, length=4096),
@@ -116,9 +116,11 @@ def function(machine: MountedLab) -> Iterator[Bound]:
 
 
 @pytest.mark.parametrize("name", [name for name in STATES if re.match("IOMMU_HWPT_(ALLOC|FAULT)_", name)])
-def test_flags_of_hwpts(function: Bound, name: str) -> None:
+def test_flags_of_hwpts(machine: MountedLab, function: Bound, name: str) -> None:
     flag = getattr(lib, name)
-    function.does(name, lambda: function.iommufd.hwpt(function.id, function.ioas, flag))
+    with given_fault_queue(machine, function.iommufd) as (queue, _):
+        make = partial(function.iommufd.hwpt, function.id, function.ioas, flag, fault_id=queue)
+        function.does(name, make)
 
 
 @pytest.mark.parametrize("name", [name for name in STATES if name.startswith("IOMMU_HWPT_DATA_")])

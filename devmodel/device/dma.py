@@ -7,13 +7,25 @@ and any thread reads it. Source:
 Documentation/driver-api/vfio-mediated-device.rst (vfio_dma_rw, vfio_pin_pages).
 """
 
+import contextlib
 import errno
 import threading
 from collections.abc import Callable
 from types import TracebackType
 
+import trio
+
 from devmodel.device.tasks import Tasks, check_current
-from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, Prot
+from devmodel.iommu.api import (
+    MAX_PIN_PAGES,
+    PAGE_SIZE,
+    AskPages,
+    DmaFault,
+    Fault,
+    PageRequest,
+    PageResponse,
+    Prot,
+)
 from devmodel.iommu.dmaspace import DmaSpace, Pin, Watch
 from devmodel.iommu.inflight import DRAIN_SECONDS
 
@@ -86,6 +98,7 @@ class DmaPort:
         "_space",
         "_tasks",
         "active",
+        "ask_pages",
         "fault_count",
         "waiting",
         "watch",
@@ -101,6 +114,8 @@ class DmaPort:
         self.watch: Watch | None = None
         """Puts something before the address space of a pin, for each access. Changes as the address space
         does."""
+        self.ask_pages: AskPages | None = None
+        """Makes a page request. None while the device is bound to no iommufd."""
         self.fault_count = 0
         """How many accesses of this device were refused."""
 
@@ -180,6 +195,31 @@ class DmaPort:
             raise
         self._pins = {pin for pin in self._pins if not pin.released} | {pinned}
         return pinned
+
+    async def request_pages(self, iova: int, count: int = 1, prot: Prot = Prot.READ) -> PageResponse:
+        """Ask the client for ``count`` pages from ``iova``, which need not be mapped yet, and wait for its
+        answer, as long as that takes. Trio thread. For a function with :func:`page_requests` among its
+        capabilities; the client gives its HWPT a fault queue.
+
+        Raises :class:`DmaFault` as a DMA that the device may not begin, ValueError for no page or more than
+        512."""
+        if not 0 < count <= MAX_PIN_PAGES:
+            raise ValueError(f"{count} pages at once: 1 to {MAX_PIN_PAGES}")
+        self.space(iova, count * PAGE_SIZE, bool(prot & Prot.WRITE))
+        ask, answered = self.ask_pages, trio.Event()
+        if ask is None:
+            return PageResponse.INVALID
+        answers, trio_thread = list[PageResponse](), trio.lowlevel.current_trio_token()
+
+        def answer(response: PageResponse) -> None:
+            answers.append(response)
+            with contextlib.suppress(trio.RunFinishedError):  # the lab has ended
+                trio_thread.run_sync_soon(answered.set)
+
+        ask(PageRequest(iova, count, prot), answer)
+        await answered.wait()
+        check_current()
+        return answers[0]
 
     def read_now(self, iova: int, size: int) -> bytes:
         """As :meth:`read`, for threads of the model's own. Never on the device lane or the trio thread: a

@@ -5,6 +5,7 @@ State: none. Source: <linux/vfio.h>, "API for Type1 VFIO IOMMU"; limits as vfio_
 """
 
 import errno
+from collections.abc import Callable
 from enum import IntEnum, IntFlag
 from typing import NamedTuple, Protocol
 
@@ -39,6 +40,32 @@ class Prot(IntFlag):
 
     READ = 1
     WRITE = 2
+
+
+class PageResponse(IntEnum):
+    """What a function learns of the pages that it has asked for (IOMMUFD_PAGE_RESP_*)."""
+
+    SUCCESS = 0
+    """They may be there now: the function tries its access again."""
+    INVALID = 1
+    """They are not, or nobody could be asked: the function gives its access up."""
+    FAILURE = 0xF
+    """The IOMMU could not take the request. PCI Express: the function asks no more until it is reset."""
+
+
+class PageRequest(NamedTuple):
+    """A function asks for ``pages`` pages from ``iova``, for accesses of the kind ``prot``."""
+
+    iova: int
+    pages: int
+    prot: Prot
+
+
+PageAnswer = Callable[[PageResponse], None]
+"""Takes the answer to a page request, once. Any thread; does not wait."""
+
+AskPages = Callable[[PageRequest, PageAnswer], None]
+"""Makes a page request. Any thread; does not wait."""
 
 
 class Fault(NamedTuple):

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
-from devmodel.iommu.api import DmaUser
+from devmodel.iommu.api import AskPages, DmaUser, PageAnswer, PageRequest, PageResponse
 from devmodel.iommu.backend import PinningBackend
 from devmodel.iommu.dmaspace import DmaSpace
 from devmodel.iommufd.context import Context
@@ -53,6 +53,16 @@ class Bindable(Protocol):
     @property
     def unit(self) -> UnitFacts | None:
         """The IOMMU unit that it is behind. None for a mediated device and a function without an IOMMU."""
+
+    @property
+    def ats(self) -> bool:
+        """Whether it can have translations cached."""
+
+    def check_page_requests(self) -> None:
+        """As :meth:`IommuDevice.check_page_requests`."""
+
+    def ask_pages_by(self, ask: AskPages | None) -> None:
+        """Ask for pages by ``ask`` from now on. Does not wait."""
 
     @property
     def dma_user(self) -> DmaUser:
@@ -200,6 +210,23 @@ class PhysicalDevice(BoundDevice, IommuDevice):
 
     def begin(self) -> None:
         self._group = self.context.groups.enter(self.bindable.group, self.bindable)
+        self.bindable.ask_pages_by(self._ask_pages)
+
+    @property
+    def ats(self) -> bool:
+        return self.bindable.ats
+
+    def check_page_requests(self) -> None:
+        self.bindable.check_page_requests()
+
+    def _ask_pages(self, request: PageRequest, answer: PageAnswer) -> None:
+        """The function asks for pages. Nobody can be asked while no HWPT with a fault queue is there."""
+        with self._group.lock:  # it is not detached meanwhile
+            hwpt = self.hwpt
+            if hwpt is not None and hwpt.faults is not None:
+                hwpt.faults.ask(self, hwpt, request, answer)
+                return
+        answer(PageResponse.INVALID)
 
     @property
     def unit(self) -> UnitFacts | None:
@@ -255,6 +282,7 @@ class PhysicalDevice(BoundDevice, IommuDevice):
             self._end()
 
     def unbind(self) -> None:
+        self.bindable.ask_pages_by(None)
         try:
             super().unbind()
         finally:

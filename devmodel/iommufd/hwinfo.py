@@ -53,6 +53,10 @@ class UnitFacts(Protocol):
         """Whether it marks the pages that devices write."""
 
     @property
+    def page_requests(self) -> bool:
+        """Whether functions can have translations cached, and ask for pages."""
+
+    @property
     def vtd_info(self) -> bool:
         """Whether its driver tells clients that it is VT-d, and its registers."""
 
@@ -68,6 +72,16 @@ class IommuDevice(IommufdObject):
     def unit(self) -> UnitFacts | None:
         """The IOMMU unit that it is behind, None for a function without an IOMMU."""
         raise NotImplementedError
+
+    @property
+    def ats(self) -> bool:
+        """Whether it can have translations cached."""
+        return False
+
+    def check_page_requests(self) -> None:
+        """Raise ``OSError`` for a function that cannot ask its IOMMU for pages: ENODEV, EINVAL for a virtual
+        function that shares the ability with its physical one."""
+        raise OSError(errno.ENODEV, f"device {self.id} cannot ask for pages")
 
 
 class HwInfo(NamedTuple):
@@ -92,7 +106,7 @@ def hw_info(device: IommuDevice, flags: int, wanted: int) -> HwInfo:
     """
     unit = device.unit
     tracking = unit is not None and unit.dirty_tracking
-    capabilities = HwCapability.PCI_ATS_NOT_SUPPORTED
+    capabilities = HwCapability(0) if device.ats else HwCapability.PCI_ATS_NOT_SUPPORTED
     if tracking:
         capabilities |= HwCapability.DIRTY_TRACKING
     if unit is None or not unit.vtd_info:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from devmodel.iommu.dmaspace import DmaSpace
 from devmodel.iommufd.dirty import TrackedSpace
+from devmodel.iommufd.faultqueue import FaultQueue
 from devmodel.iommufd.hwinfo import IommuDevice, UnitFacts
 from devmodel.iommufd.ioas import APERTURE, EVERYTHING, Ioas
 from devmodel.iommufd.objects import IommufdObject, ObjectTable, ObjectType
@@ -53,10 +54,10 @@ class Hwpt(IommufdObject):
     For functions that are behind an IOMMU with the registers of ``unit``; None: without an IOMMU. They do DMA
     through ``space``, which is ``tracked`` if the HWPT can track dirty pages. To the IOAS it is a group of
     physical functions with the number ``number``. That is not the id, which is given again before the IOAS
-    has let go of the group.
+    has let go of the group. Its functions may ask for pages if it has a queue for that, ``faults``.
     """
 
-    __slots__ = ("_table", "auto", "ioas", "number", "space", "tracked", "unit")
+    __slots__ = ("_table", "auto", "faults", "ioas", "number", "space", "tracked", "unit")
     type = ObjectType.HWPT
     destroy_waits = True
     """It lets go of all mappings, of which there may be very many."""
@@ -71,6 +72,7 @@ class Hwpt(IommufdObject):
         self.number = next(_numbers)
         self.tracked = TrackedSpace(ioas.space) if dirty else None
         self.space: DmaSpace = self.tracked or ioas.space
+        self.faults: FaultQueue | None = None
 
     def serves(self, device: IommuDevice) -> bool:
         """Whether the function can use it: whether it is behind an IOMMU like that of the HWPT."""
@@ -90,13 +92,18 @@ class Hwpt(IommufdObject):
 
     def join(self, device: IommuDevice) -> None:
         """Hold it for ``device`` until :meth:`leave`. For a call that has taken it by its id. Raises
-        ``OSError(EINVAL)`` for a function that is behind another kind of IOMMU."""
+        ``OSError``: EINVAL for a function that is behind another kind of IOMMU, as
+        :meth:`IommuDevice.check_page_requests` if it has a fault queue."""
+        if self.faults is not None:
+            device.check_page_requests()
         if not self.serves(device) or not self.hold():
             raise OSError(errno.EINVAL, f"HWPT {self.id} is of another IOMMU")
 
     def leave(self, device: IommuDevice) -> None:
         """``device`` is detached: the opposite of :meth:`join` and :func:`hwpt_for`. An automatic HWPT goes
         with the last one. Does not wait. Any thread."""
+        if self.faults is not None:
+            self.faults.leave(device, self)
         table = self._table
         with table.lock:
             table.drop(self)
@@ -120,6 +127,8 @@ class Hwpt(IommufdObject):
             self.tracked.stop()
         self.ioas.remove_domain(self)
         self._table.drop(self.ioas)
+        if self.faults is not None:
+            self._table.drop(self.faults)
 
 
 def _registers(unit: UnitFacts | None) -> tuple[int, int] | None:
@@ -151,7 +160,7 @@ def hwpt_for(ioas: Ioas, device: IommuDevice) -> Hwpt:
 
 class Wish(NamedTuple):
     """What HWPT_ALLOC asks for. ``pt`` is an IOAS or, to nest, an HWPT. ``data_size`` is that of data of the
-    type ``data_type``."""
+    type ``data_type``. ``fault`` is a fault queue."""
 
     device: int
     pt: int
@@ -159,6 +168,7 @@ class Wish(NamedTuple):
     data_type: int = DATA_NONE
     data_size: int = 0
     reserved: int = 0
+    fault: int = 0
 
 
 @contextmanager
@@ -181,7 +191,9 @@ def allocated(table: ObjectTable, wish: Wish) -> Iterator[Hwpt]:
         made = _allocate(table, pt, device, wish)
         try:
             if wish.flags & HwptFlag.FAULT_ID_VALID:
-                raise OSError(errno.ENOENT, "there are no fault queues")
+                with table.using(wish.fault, FaultQueue) as queue:
+                    table.hold(queue)
+                    made.faults = queue
             yield made
         except BaseException:
             made.destroyed()

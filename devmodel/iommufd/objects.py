@@ -38,6 +38,7 @@ class ObjectType(Enum):
     """A physical function that is bound to the context."""
     ACCESS = "access"
     """A mediated device that is bound to the context."""
+    FAULT_QUEUE = "fault queue"
 
 
 class IommufdObject:

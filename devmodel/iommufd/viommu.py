@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual IOMMUs, what belongs to them, and fault queues: the emulated IOMMU has none, as most hardware.
+"""Virtual IOMMUs and what belongs to them: the emulated IOMMU has none, as most hardware.
 
 Each function here has the checks of Linux in its order, and then fails as Linux does without the hardware.
 State: none. Any thread. Source: <linux/iommufd.h> (struct iommu_viommu_alloc and those that follow).
@@ -32,12 +32,6 @@ def refuse_invalidate(
         raise OSError(errno.EINVAL, f"{count} entries of {size} bytes at {address:#x}")
     with table.using(number, IommufdObject) as found:
         raise OSError(errno.EINVAL, f"object {number} is of the type {found.type.value}, not nested")
-
-
-def refuse_fault_queue(flags: int) -> NoReturn:
-    """FAULT_QUEUE_ALLOC. Raises ``OSError(EOPNOTSUPP)``: no device here has page faults, and a descriptor
-    cannot be made in the client."""
-    raise OSError(errno.EOPNOTSUPP, f"no device has page faults (flags {flags:#x})")
 
 
 def refuse_viommu(table: ObjectTable, flags: int, kind: int, device: int) -> NoReturn:

@@ -25,8 +25,9 @@ _ND_65536, _FRO, _MAMV, _PSI, _DWD_DRD = 6, 0x20 << 24, 9 << 48, 1 << 39, 3 << 5
 _COHERENT, _QUEUED, _INTERRUPTS, _X2APIC, _PASS_THROUGH, _SNOOP = 1, 1 << 1, 1 << 3, 1 << 4, 1 << 6, 1 << 7
 _IRO, _MHMV = 0x50 << 8, 0xF << 20
 _SCALABLE, _MARKS_DIRTY, _SECOND_STAGE = 1 << 43, 1 << 45, 1 << 46
+_DEVICE_TLB, _PAGE_REQUESTS = 1 << 2, 1 << 29
 _AMD_CAPABILITY, _AMD_IOMMU, _AMD_REVISION, _AMD_EXTENDED_FEATURES = 0x0F, 3 << 16, 1 << 19, 1 << 27
-_INVALIDATE_ALL, _MARKS_ACCESS, _MARKS_WRITES = 1 << 6, 1 << 49, 1 << 52
+_AMD_PAGE_REQUESTS, _INVALIDATE_ALL, _MARKS_ACCESS, _MARKS_WRITES = 1 << 1, 1 << 6, 1 << 49, 1 << 52
 
 
 class DomainType(Enum):
@@ -106,12 +107,14 @@ class IommuUnit(NamedTuple):
     def amd_features(self) -> tuple[int, int]:
         """The extended features of AMD's units, both registers: four levels of page tables, and whether the
         pages that devices write are marked."""
-        return _INVALIDATE_ALL | (_MARKS_ACCESS | _MARKS_WRITES if self.dirty_tracking else 0), 0
+        dirty = _MARKS_ACCESS | _MARKS_WRITES if self.dirty_tracking else 0
+        return _INVALIDATE_ALL | dirty | (_AMD_PAGE_REQUESTS if self.page_requests else 0), 0
 
     @property
     def version(self) -> tuple[int, int]:
-        """Major and minor version of the architecture. Dirty bits in page tables came with scalable mode."""
-        return (6, 0) if self.dirty_tracking else (1, 0)
+        """Major and minor version of the architecture. Dirty bits in page tables came with scalable mode,
+        without which Linux uses no page requests either."""
+        return (6, 0) if self._scalable else (1, 0)
 
     @property
     def address(self) -> int:
@@ -131,13 +134,24 @@ class IommuUnit(NamedTuple):
     @property
     def extended_capabilities(self) -> int:
         """The extended capability register."""
-        dirty = _SCALABLE | _MARKS_DIRTY | _SECOND_STAGE if self.dirty_tracking else 0
-        return _COHERENT | _QUEUED | _INTERRUPTS | _X2APIC | _PASS_THROUGH | _SNOOP | _IRO | _MHMV | dirty
+        more = _SCALABLE | _SECOND_STAGE if self._scalable else 0
+        more |= _MARKS_DIRTY if self.dirty_tracking else 0
+        more |= _DEVICE_TLB | _PAGE_REQUESTS if self.page_requests else 0
+        return _COHERENT | _QUEUED | _INTERRUPTS | _X2APIC | _PASS_THROUGH | _SNOOP | _IRO | _MHMV | more
+
+    @property
+    def _scalable(self) -> bool:
+        return self.dirty_tracking or self.page_requests
 
     @property
     def dirty_tracking(self) -> bool:
         """Whether it marks the pages that devices write."""
         return self.spec.dirty_tracking
+
+    @property
+    def page_requests(self) -> bool:
+        """Whether functions can have translations cached, and ask for pages."""
+        return self.spec.page_requests
 
     @property
     def vtd_info(self) -> bool:

@@ -208,6 +208,14 @@ class VirtualFunction(PciFunction):
         self.upstream = physical.upstream
         self.core.numa_node = physical.core.numa_node
 
+    def check_page_requests(self) -> None:
+        try:
+            self.physical.check_page_requests()
+        except OSError:
+            super().check_page_requests()
+        else:
+            raise OSError(errno.EINVAL, f"{self.name} asks for pages through {self.physical.name}")
+
     def rows(self) -> Iterator[ResourceRow]:
         layout = self.physical.layout
         assert layout is not None

@@ -290,10 +290,12 @@ class VgpuSpec:
 @dataclass(frozen=True, slots=True)
 class IommuSpec:
     """What the IOMMUs of a lab can do: ``dirty_tracking`` is whether they mark the pages that devices write.
-    ``vtd_info`` is whether GET_HW_INFO of iommufd says that they are VT-d, with their registers."""
+    ``vtd_info`` is whether GET_HW_INFO of iommufd says that they are VT-d, with their registers.
+    ``page_requests`` is whether functions can have translations cached, and ask for pages."""
 
     dirty_tracking: bool = True
     vtd_info: bool = False
+    page_requests: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 """PCI capabilities as values: an id, the bytes behind the header, and which bits of them are writable.
 
 State: none; capabilities are values. Source: PCI 3.0 chapter 6.8 (MSI, MSI-X), PCI PM 1.2, SR-IOV 1.1, PCI
-Express Base 4.0 chapters 7.7.7 (ACS) and 7.9.3 (serial number), <linux/pci_regs.h>.
+Express Base 4.0 chapters 7.7.7 (ACS), 7.9.3 (serial number), 10.5.1 (ATS) and 10.5.2 (PRI),
+<linux/pci_regs.h>.
 """
 
 import struct
@@ -117,6 +118,21 @@ def error_reporting() -> ExtendedCapability:
     log = bytes(regs.AER_SIZE - 28)
     layout = struct.Struct("<6I")
     return ExtendedCapability(regs.ExtCapId.AER, layout.pack(*control) + log, layout.pack(*writable) + log, 2)
+
+
+def address_translation() -> ExtendedCapability:
+    """ATS: the function may cache translations of its IOMMU, of whole pages."""
+    writable = regs.ATS_CTRL_STU | regs.ATS_CTRL_ENABLE
+    body, mask = struct.pack("<HH", regs.ATS_CAP_PAGE_ALIGNED, 0), struct.pack("<HH", 0, writable)
+    return ExtendedCapability(regs.ExtCapId.ATS, body, mask)
+
+
+def page_requests(capacity: int = 32) -> ExtendedCapability:
+    """PRI: the function may ask its IOMMU for pages, ``capacity`` of them at once. It needs
+    :func:`address_translation` too."""
+    layout = struct.Struct("<HHII")  # control, status, capacity, allocation
+    body = layout.pack(0, regs.PRI_STATUS_STOPPED, capacity, 0)
+    return ExtendedCapability(regs.ExtCapId.PRI, body, layout.pack(regs.PRI_CTRL_ENABLE, 0, 0, 2**32 - 1))
 
 
 def vital_product_data() -> Capability:

@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 from uuid import UUID
 
 from devmodel.device.base import Device
-from devmodel.iommu.api import DmaUser
+from devmodel.iommu.api import AskPages, DmaUser
 from devmodel.iommu.dmaspace import DmaSpace
 from devmodel.iommufd.device import BoundDevice
 from devmodel.iommufd.hwinfo import UnitFacts
@@ -98,6 +98,20 @@ class BindableDevice(ABC):
     def unit(self) -> UnitFacts | None:
         """The IOMMU unit that it is behind. None for a mediated device and a function without an IOMMU."""
         return None
+
+    @property
+    def ats(self) -> bool:
+        """Whether it can have translations cached by its IOMMU (PCI Express: Address Translation
+        Services)."""
+        return False
+
+    def check_page_requests(self) -> None:
+        """Raise ``OSError(ENODEV)``, as it cannot ask its IOMMU for pages."""
+        raise OSError(errno.ENODEV, f"{self.name} cannot ask for pages")
+
+    def ask_pages_by(self, ask: AskPages | None) -> None:
+        """Ask for pages by ``ask`` from now on. Does not wait."""
+        self.device.dma.ask_pages = ask
 
     @property
     def dma_user(self) -> DmaUser:

@@ -21,6 +21,7 @@ from devmodel.device.traits import Traits
 from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.ioeventfd import IoWrite
 from devmodel.pci.address import PciAddress
+from devmodel.pci.regs import ExtCapId
 from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.flags import IOEVENTFD_SIZES
@@ -90,6 +91,15 @@ class VfioPciFunction(Assignable):
         """The token that a physical function with SR-IOV shares with the users of its virtual functions, None
         for others."""
         return None
+
+    @property
+    def ats(self) -> bool:
+        unit = self.unit
+        return unit is not None and unit.page_requests and self.device.config.has_extended(ExtCapId.ATS)
+
+    def check_page_requests(self) -> None:
+        if not self.ats or not self.device.config.has_extended(ExtCapId.PRI):
+            super().check_page_requests()
 
     @abstractmethod
     def check_token(self, token: UUID | None) -> None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.iommufd.client import Cdev, Iommufd
@@ -13,7 +15,7 @@ from tests.labs import MountedLab
 from tests.vfio.client import PAGE, Memory
 from tests.vfio.copiers import COMMAND_REGISTER, DECODE, DONE, FAULT, MASTER
 from tests.vfio.copiers import LAB as ONE_OF_EACH
-from tests.vfio.devices import function_dir
+from tests.vfio.devices import HANDED_OVER, function_dir, handed_over
 from tests.waiting import wait_for
 
 LAB = (
@@ -33,6 +35,7 @@ iommu = false
 types.none = { description = "none", model = "mtty", instances = 1 }
 """
 )
+IOMMU_FAULT_QUEUE_ALLOC = 0x3B8E
 NEIGHBOUR, UNPROTECTED = "0000:86:01.0", "0000:87:00.0"
 MSI_WINDOW = (0xFEE00000, 0xFEEFFFFF)
 """The iovas that a function with an IOMMU cannot use."""
@@ -41,6 +44,20 @@ MSI_WINDOW = (0xFEE00000, 0xFEEFFFFF)
 def cdev_of(machine: MountedLab, function: str) -> Path:
     """The character device of a function that vfio-pci drives."""
     return machine.path / "dev/vfio/devices" / os.listdir(function_dir(machine, function) / "vfio-dev")[0]
+
+
+@contextlib.contextmanager
+def given_fault_queue(machine: MountedLab, iommufd: Iommufd) -> Iterator[tuple[int, int]]:
+    """A fault queue, asked for as the supervisor of `vfsfuse run` asks: its id, and a descriptor of its
+    file."""
+    asked = struct.pack("=IIII", 16, 0, 0, 0)
+    token, answer = handed_over(iommufd.fd, IOMMU_FAULT_QUEUE_ALLOC, asked, os.getpid())
+    file = os.open(machine.path / f".fault-queue-{token}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(file, HANDED_OVER, bytes(4))
+        yield struct.unpack("=III", answer)[2], file
+    finally:
+        os.close(file)
 
 
 def in_another_process(call: Callable[[], object]) -> None:

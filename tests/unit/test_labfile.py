@@ -131,6 +131,7 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
             device_mode = "0666"
             [iommu]
             dirty_tracking = false
+            page_requests = true
             hw_info = "intel-vtd"
             [parents.card]
             kind = "virtual"
@@ -157,7 +158,7 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
         0o666,
     )
     assert spec.iommufd_container and not spec.cdevs and not spec.groups
-    assert spec.iommu == IommuSpec(dirty_tracking=False, vtd_info=True)
+    assert spec.iommu == IommuSpec(dirty_tracking=False, vtd_info=True, page_requests=True)
     (card,) = spec.parents
     assert (card.name, card.kind, card.driver, card.types[0].model, card.bdf) == (
         "card",
@@ -174,7 +175,7 @@ def test_every_key_arrives_where_it_belongs(write: Callable[[str], Path]) -> Non
 
 def test_defaults_follow_the_kind(write: Callable[[str], Path]) -> None:
     spec = load(write(GPU))
-    assert spec.iommu == IommuSpec(dirty_tracking=True, vtd_info=False)
+    assert spec.iommu == IommuSpec(dirty_tracking=True, vtd_info=False, page_requests=False)
     (parent,) = spec.parents
     assert parent.function is not None and parent.function.model is PhysicalGpu
     assert (parent.bdf, parent.types[0].model) == ("0000:01:00.0", Vgpu)
@@ -219,11 +220,12 @@ GPU_PATH = 'parents."0000:01:00.0"'
         (GPU + "[mount]\ndevice_owner = -1\n", "mount.device_owner", "not an id"),
         (GPU + "[mount]\ndevice_owner = true\n", "mount.device_owner", "not a whole number"),
         (GPU + "[iommu]\ndirty_tracking = 1\n", "iommu.dirty_tracking", "neither true nor false"),
+        (GPU + "[iommu]\npage_requests = 1\n", "iommu.page_requests", "neither true nor false"),
         (GPU + "[mount]\ncontainer = true\n", "mount.container", 'neither "vfio" nor "iommufd"'),
         (GPU + '[mount]\ncontainer = "type1"\n', "mount.container", 'neither "vfio" nor "iommufd"'),
         (GPU + "[iommu]\nhw_info = true\n", "iommu.hw_info", 'neither "none" nor "intel-vtd"'),
         (GPU + "[iommu]\nhw_info = []\n", "iommu.hw_info", 'neither "none" nor "intel-vtd"'),
-        (GPU + "[iommu]\npasid = true\n", "iommu.pasid", "known are dirty_tracking, hw_info"),
+        (GPU + "[iommu]\npasid = true\n", "iommu.pasid", "known are dirty_tracking, page_requests, hw_info"),
         (GPU.replace('"gpu"', '"pci"'), f"{GPU_PATH}.kind", "not a kind of parent"),
         (GPU.replace('kind = "gpu"\n', ""), f"{GPU_PATH}.kind", "is missing"),
         (GPU.replace('"vgpu"', '"vfio-pci"'), f"{GPU_PATH}.driver", "a meaning of its own"),

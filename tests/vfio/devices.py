@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.labs import MountedLab
 from tests.vfio.client import (
     DEVICE_SET_IRQS,
+    GROUP_GET_DEVICE_FD,
     TYPE1V2,
     Container,
     File,
@@ -65,8 +66,9 @@ GPU, NEIGHBOUR, UNPROTECTED = "0000:86:00.0", "0000:86:01.0", "0000:87:00.0"
 
 INTX, MSI, MSIX, ERR, REQ = range(5)
 NONE, BOOL, EVENTFD, MASK, UNMASK, TRIGGER = 1, 2, 4, 8, 16, 32
-PREPARE = struct.Struct("256sIxxxxQ")
-PREPARE_DEVICE = 3 << 30 | PREPARE.size << 16 | ord("V") << 8 | 0x40
+HANDOVER = struct.Struct("=IIQI260s")
+HANDED_OVER = 1 << 30 | 4 << 16 | ord("V") << 8 | 0x44
+HAND_OVER = 3 << 30 | HANDOVER.size << 16 | ord("V") << 8 | 0x40
 
 
 def group_device(root: Path, group: Group, name: str) -> int:
@@ -77,9 +79,16 @@ def group_device(root: Path, group: Group, name: str) -> int:
 def prepared_device(root: Path, group: int, name: str, tid: int) -> Path:
     """The file of the device `name` that the caller alone can open.  `group` is a descriptor of the group's
     file, `tid` the thread that is named as the client."""
-    ask = bytearray(PREPARE.pack(name.encode(), tid, 0))
-    fcntl.ioctl(group, PREPARE_DEVICE, ask)
-    return root / f"dev/vfio/.device-{PREPARE.unpack(ask)[-1]}"
+    token, _ = handed_over(group, GROUP_GET_DEVICE_FD, name.encode(), tid)
+    return root / f".device-{token}"
+
+
+def handed_over(file: int, cmd: int, data: bytes, tid: int) -> tuple[int, bytes]:
+    """The token and the data of an ioctl that the supervisor has carried out for thread `tid`."""
+    ask = bytearray(HANDOVER.pack(cmd, tid, 0, len(data), data))
+    fcntl.ioctl(file, HAND_OVER, ask)
+    _, _, token, size, answer = HANDOVER.unpack(ask)
+    return token, answer[:size]
 
 
 class Device(File):

@@ -17,7 +17,7 @@ from tools.uapi.states import WORKS, Topic, each
 EINVAL, ENOENT, EOPNOTSUPP = (f"refuses with {name}" for name in ("EINVAL", "ENOENT", "EOPNOTSUPP"))
 NO_VIOMMU = f"{ENOENT}: no IOMMU here has a virtual one, so there is no object to name"
 NO_NESTING = f"{EOPNOTSUPP}: the IOMMU of a lab has no page tables of a guest"
-NO_FAULTS = "not used: the IOMMU of a lab reports no faults"
+UNDER_RUN = f"works under `vfsfuse run`; on the bare mount {EOPNOTSUPP}"
 OTHER_IOMMU = "never: of another IOMMU than a lab's"
 MAPPINGS = "more than 262,144 mappings of one open are ENOMEM"
 
@@ -38,8 +38,7 @@ IOCTLS: Mapping[str, str] = {
     "IOMMU_HWPT_SET_DIRTY_TRACKING": f"{WORKS} on an HWPT with DIRTY_TRACKING; on others {EOPNOTSUPP}",
     "IOMMU_HWPT_GET_DIRTY_BITMAP": f"{WORKS} on an HWPT with DIRTY_TRACKING; on others {EOPNOTSUPP}",
     "IOMMU_HWPT_INVALIDATE": f"{EINVAL}: no HWPT is a guest's",
-    "IOMMU_FAULT_QUEUE_ALLOC": f"{EOPNOTSUPP}: the IOMMU of a lab reports no faults, and the queue's "
-    "descriptor is the kernel's to make. Linux makes a queue that stays empty",
+    "IOMMU_FAULT_QUEUE_ALLOC": UNDER_RUN,
     "IOMMU_IOAS_MAP_FILE": f"{WORKS}; {MAPPINGS}; so are more than 256 files. Writes to a file that is "
     "sealed against them, or not open for them, are EPERM",
     "IOMMU_VIOMMU_ALLOC": f"{EOPNOTSUPP}: no IOMMU of a lab has a virtual one",
@@ -92,7 +91,8 @@ TOPICS: tuple[Topic, ...] = (
         {
             "IOMMU_HWPT_ALLOC_NEST_PARENT": NO_NESTING,
             "IOMMU_HWPT_ALLOC_DIRTY_TRACKING": f"{WORKS}, unless the lab file switches it off",
-            "IOMMU_HWPT_FAULT_ID_VALID": f"{ENOENT}: there is no fault queue to name",
+            "IOMMU_HWPT_FAULT_ID_VALID": f"{WORKS}; functions that cannot ask for pages attach with ENODEV, "
+            "virtual functions of one that can with EINVAL",
             "IOMMU_HWPT_ALLOC_PASID": f"{WORKS}, and changes nothing: no device of a lab has PASIDs",
             "IOMMU_HWPT_DATA_NONE": WORKS,
             **each(
@@ -119,7 +119,8 @@ TOPICS: tuple[Topic, ...] = (
                 "never: no device of a lab has PASIDs",
                 *("IOMMU_HW_CAP_PCI_PASID_EXEC", "IOMMU_HW_CAP_PCI_PASID_PRIV"),
             ),
-            "IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED": "always: no device of a lab has ATS",
+            "IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED": f"{WORKS}: set unless the lab file switches page requests "
+            "on and the function has ATS",
         },
     ),
     Topic(
@@ -136,13 +137,17 @@ TOPICS: tuple[Topic, ...] = (
     ),
     Topic(
         "IOMMU_FAULT_QUEUE_ALLOC",
-        each(
-            NO_FAULTS,
-            *("IOMMU_PGFAULT_FLAGS_PASID_VALID", "IOMMU_PGFAULT_FLAGS_LAST_PAGE"),
-            *("IOMMU_PGFAULT_PERM_READ", "IOMMU_PGFAULT_PERM_WRITE"),
-            *("IOMMU_PGFAULT_PERM_EXEC", "IOMMU_PGFAULT_PERM_PRIV"),
-            *("IOMMUFD_PAGE_RESP_SUCCESS", "IOMMUFD_PAGE_RESP_INVALID"),
-        ),
+        {
+            **each(
+                WORKS,
+                *("IOMMU_PGFAULT_FLAGS_LAST_PAGE", "IOMMU_PGFAULT_PERM_READ", "IOMMU_PGFAULT_PERM_WRITE"),
+                *("IOMMUFD_PAGE_RESP_SUCCESS", "IOMMUFD_PAGE_RESP_INVALID"),
+            ),
+            **each(
+                "never: no device of a lab has PASIDs",
+                *("IOMMU_PGFAULT_FLAGS_PASID_VALID", "IOMMU_PGFAULT_PERM_EXEC", "IOMMU_PGFAULT_PERM_PRIV"),
+            ),
+        },
     ),
     Topic(
         "IOMMU_VIOMMU_ALLOC, IOMMU_VEVENTQ_ALLOC and IOMMU_HW_QUEUE_ALLOC",

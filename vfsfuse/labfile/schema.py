@@ -103,6 +103,7 @@ IOMMU_SETTINGS: Schema = {
     "dirty_tracking": Key(
         values.boolean, "whether IOMMUs mark the pages that devices write", "dirty_tracking"
     ),
+    "page_requests": Key(values.boolean, "whether functions can ask their IOMMU for pages", "page_requests"),
     "hw_info": Key(hwvalues.hw_info, "type of data that IOMMU_GET_HW_INFO gives", "vtd_info"),
 }
 TYPE: Schema = {

@@ -56,7 +56,7 @@ class LabFiles:
     def __init__(self, listener: SeccompListener, lab_fd: int) -> None:
         self._listener = listener
         self._device = file_id(lab_fd).device
-        self._dev = os.open("dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=lab_fd)
+        self._root = lab_fd
 
     def has(self, file: int | str) -> bool:
         """Whether a file is of this lab.  Asks no file system: it may be one whose server never answers."""
@@ -104,9 +104,9 @@ class LabFiles:
             os.close(copy)
 
     def open(self, name: str) -> int:
-        """Open the file `name` of the lab's dev.  Raises OSError."""
-        return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._dev)
+        """Open the file `name` at the lab's root.  Raises OSError."""
+        return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._root)
 
     def settle(self) -> None:
         """Wait until the server has answered what it was asked before, also that a file was closed."""
-        file_id(self._dev, ask=True)
+        file_id(self._root, ask=True)

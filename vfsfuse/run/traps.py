@@ -13,10 +13,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from ioctl_shim.abi import Kind, row_of
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
-from vfsfuse.run.devicefd import DeviceFds
+from vfsfuse.run.descriptors import GIVING, Descriptors
 from vfsfuse.run.kvm import KVM_SET_DEVICE_ATTR, KvmFiles
 from vfsfuse.run.labfiles import LabFiles, NotOurs, OutOfReach
 
@@ -34,7 +34,7 @@ class Trap:
 
 
 TRAPS: tuple[Trap, ...] = (
-    Trap(row_of(Kind.GROUP, "VFIO_GROUP_GET_DEVICE_FD").cmd, DeviceFds),
+    *(Trap(each.row.cmd, partial(Descriptors, each)) for each in GIVING),
     Trap(KVM_SET_DEVICE_ATTR, KvmFiles),
 )
 

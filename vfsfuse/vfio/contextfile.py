@@ -14,10 +14,11 @@ from devmodel.iommufd.context import Context
 from ioctl_shim.abi import Kind
 from ioctl_shim.filememory import Files
 from ioctl_shim.processes import Processes
-from vfsfuse.vfio.fops import Services, VfioFops
+from vfsfuse.vfio.fops import Services
+from vfsfuse.vfio.handover import GivingFops
 
 
-class ContextFops(VfioFops):
+class ContextFops(GivingFops):
     """One open of dev/iommu.  `processes` are those that make its mappings, `files` what they have handed in,
     `compat` is the container of VFIO that it is as well."""
 
@@ -28,12 +29,14 @@ class ContextFops(VfioFops):
         self.context, self.processes, self.services = context, processes, services
         self.compat = Compat(context)
         self.files = Files()
+        super().__init__(services.offer)
 
     @property
     def subject(self) -> str:
         return "iommufd"
 
     def release(self) -> None:
+        super().release()
         self.context.put()
 
 

@@ -23,7 +23,7 @@ from devmodel.vfio.group import Group
 from ioctl_shim.abi import Argument, Kind, Row, native_rows, row_of
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.client import CAP_SYS_RAWIO, Caller
-from ioctl_shim.lane import LaneFile, PlainFile, SizedIoctl
+from ioctl_shim.lane import LaneFile, Opened, OpenRequest, PlainFile, SizedIoctl
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound="VfioFops")
@@ -31,17 +31,28 @@ A = TypeVar("A", bound="int | None")
 _MARK = "_vfio_ioctl"
 
 
+Open = Callable[[OpenRequest, Callable[[], None]], Opened]
+"""Opens a file that an ioctl gives.  The second argument is called when the file is closed.  Raises OSError
+as open(2), and MustWait when the thread must not wait."""
+Withdraw = Callable[[], None]
+Offer = Callable[[str, Open, str], Withdraw]
+"""Makes an unlisted file at the root with a name, which an Open opens, once.  The last argument is the name
+of the device whose regions the file has, empty for any other file.  Returns the function that removes the
+file if it was not opened.  Any thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What handlers need of the lab: `find_file` gives the open file of this mount behind a client's
     descriptor, None for any other file (not on a pump; raises OSError(EBADF)).  `watcher` waits for clients'
-    eventfds.  Calls pass `calls`, on `threads`, if somebody listens there.  `cdevs` is whether devices have
-    character devices of their own."""
+    eventfds.  Calls pass `calls`, on `threads`, if somebody listens there.  `offer` makes the files that
+    ioctls give (vfsfuse.vfio.handover).  `cdevs` is whether devices have character devices of their own."""
 
     find_file: Callable[[Caller, int], LaneFile | None]
     watcher: Watcher
     calls: CallPoint
     threads: CallThreads
+    offer: Offer
     cdevs: bool = True
 
 
@@ -110,6 +121,8 @@ class VfioFops(PlainFile):
     handlers: ClassVar[dict[int, tuple[Row, Handler]]] = {}
 
     def __init_subclass__(cls) -> None:
+        if not hasattr(cls, "kind"):  # a base of files of several kinds
+            return
         members = [member for base in reversed(cls.__mro__) for member in vars(base).values()]
         answering = [
             (row_of(cls.kind, getattr(each, _MARK)), each) for each in members if hasattr(each, _MARK)

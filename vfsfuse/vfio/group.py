@@ -3,44 +3,48 @@
 
 from __future__ import annotations
 
-import errno
-import logging
+from collections.abc import Callable
+from functools import partial
 
 from devmodel.iommu.api import MustWait
 from devmodel.vfio.compat import CompatContainer
-from devmodel.vfio.group import Group, GroupContainer
+from devmodel.vfio.devicefile import DeviceFile
+from devmodel.vfio.group import Assignable, Group, GroupContainer
 from devmodel.vfio.groupfile import open_group
 from ioctl_shim._native import lib
 from ioctl_shim.abi import Kind
 from ioctl_shim.client import ClientProcess
-from ioctl_shim.lane import LaneFile, Opened, Opener, OpenRequest, SizedIoctl
+from ioctl_shim.lane import LaneFile, Opened, Opener, OpenRequest
 from vfsfuse.vfio.container import ContainerFops
 from vfsfuse.vfio.contextfile import ContextFops
-from vfsfuse.vfio.fops import Request, Services, VfioFops, answers, rawio
-from vfsfuse.vfio.handover import DeviceRequest, Handover, Offer, encode_token
+from vfsfuse.vfio.fops import Request, Services, answers, rawio
+from vfsfuse.vfio.handover import Given, GivingFops, HandOver, gives, refused
 
-log = logging.getLogger(__name__)
+OpenDevice = Callable[[Assignable, Callable[[], DeviceFile], OpenRequest, Callable[[], None]], Opened]
+"""Opens a device as a file that `DeviceFile` gives.  The rest is as for vfsfuse.vfio.fops.Open."""
 
 
-class GroupFops(VfioFops):
+class GroupFops(GivingFops):
     """The open of dev/vfio/<N>."""
 
-    __slots__ = ("_handover", "file", "services")
+    __slots__ = ("_open_device", "file", "services")
     kind = Kind.GROUP
     kvm_tracks = True
 
-    def __init__(self, group: Group, request: OpenRequest, services: Services, offer: Offer) -> None:
+    def __init__(
+        self, group: Group, request: OpenRequest, services: Services, open_device: OpenDevice
+    ) -> None:
         client = ClientProcess(request.tid, request.leads)
         self.file = open_group(group, client.ended, rawio(group, request.tid), may_wait=not request.on_pump)
-        self.services = services
-        self._handover = Handover(self.file, offer)
+        self.services, self._open_device = services, open_device
+        super().__init__(services.offer)
 
     @classmethod
-    def opener(cls, group: Group, services: Services, offer: Offer) -> Opener:
-        """The function that answers opens of the group.  `offer` makes the files of its devices.  It raises
-        OSError as open(2), and MustWait as `open_group`."""
+    def opener(cls, group: Group, services: Services, open_device: OpenDevice) -> Opener:
+        """The function that answers opens of the group.  `open_device` opens its devices.  It raises OSError
+        as open(2), and MustWait as `open_group`."""
 
-        return lambda request: Opened(cls(group, request, services, offer))
+        return lambda request: Opened(cls(group, request, services, open_device))
 
     @property
     def subject(self) -> str:
@@ -75,25 +79,25 @@ class GroupFops(VfioFops):
     def get_device_fd(self, request: Request) -> int:
         name = request.caller.read_string(request.arg).decode("ascii", "replace")
         self.file.get_device(name, rawio(self.file.group, request.tid))
-        log.warning("GROUP_GET_DEVICE_FD from thread %d: run the client under `vfsfuse run`", request.tid)
-        raise OSError(errno.EOPNOTSUPP, "a FUSE server cannot give its client a descriptor")
+        raise refused(request)
 
-    def sized_ioctl(self, call: SizedIoctl) -> int:
-        """PREPARE_DEVICE: the client's GROUP_GET_DEVICE_FD, by the supervisor of its `vfsfuse run`.
+    @gives("VFIO_GROUP_GET_DEVICE_FD")
+    def give_device(self, asked: HandOver) -> Given:
+        """A group without IOMMU takes CAP_SYS_RAWIO of both: of the client, and of the supervisor, without
+        which anybody could name a thread that has it."""
+        group, name = self.file.group, asked.text
+        allowed = rawio(group, asked.supervisor) and rawio(group, asked.client)
+        self.file.used_by(ClientProcess(asked.client).ended)
+        device = self.file.get_device(name, allowed)
 
-        A group without IOMMU takes CAP_SYS_RAWIO of both: of the client, and of the caller, without which
-        anybody could name a thread that has it.
-        """
-        request = DeviceRequest.decode(call)
-        if request is None:
-            return super().sized_ioctl(call)
-        group = self.file.group
-        allowed = rawio(group, request.supervisor) and rawio(group, request.client)
-        call.reply = encode_token(self._handover.prepare(request, allowed))
-        return 0
+        def opening(request: OpenRequest, closed: Callable[[], None]) -> Opened:
+            make = partial(DeviceFile.named, self.file, name, allowed, not request.on_pump)
+            return self._open_device(device, make, request, closed)
+
+        return Given(open=opening, device=device.name)
 
     def release(self) -> None:
-        self._handover.close()
+        super().release()
         self.file.close()
 
 

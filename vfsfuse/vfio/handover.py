@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the supervisor of `vfsfuse run` opens a device for its client, by the client's own group file.
+"""Ioctls whose answer has a descriptor: how the supervisor of `vfsfuse run` opens a file for its client.
 
-Who holds an open file of the group may have the group's devices, and nobody else.  So the supervisor proves
-that it holds one: it makes a private ioctl, PREPARE_DEVICE, on a copy of its client's descriptor.  The answer
-is the name of an unlisted file in dev/vfio, which the thread that made the ioctl can open once.  The kernel
-says which threads they are.  The owner and the mode of the device files do not matter, as on Linux.
+A FUSE server cannot put a descriptor into its client, the supervisor can.  It makes a private ioctl,
+HAND_OVER, on a copy of its client's descriptor, with the data that the client's pointer leads to.  The server
+carries the client's ioctl out.  It answers with the data for the client, up to the place of the descriptor's
+number, and with the name of an unlisted file at the root of the mount.  The thread that made HAND_OVER can
+open this file once.  The kernel says which thread that is.  So who holds an open file may have what the file
+gives, and nobody else.  The owner and the mode of the device files do not matter, as on Linux.
+
+The server touches no memory of the client that is named: anybody may name any thread.
 
 An open of that file is in use from the start.  The supervisor closes its own descriptors before its client
-goes on, so that nothing of it keeps a device or a group in use.
+goes on, so that nothing of it keeps a device or a group in use.  What nobody opens is withdrawn.  An object
+that only the client's answer names, such as a fault queue, can be named once the supervisor has said by
+HANDED_OVER on the new file that the client has it; without that it ends with the file.
 
 State: on the device lane; while somebody listens, on threads that a listener may hold up.  So it is under a
 lock.
@@ -16,119 +22,202 @@ lock.
 from __future__ import annotations
 
 import errno
+import logging
 import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from devmodel.iommu.api import MustWait
-from devmodel.vfio.devicefile import DeviceFile
-from devmodel.vfio.group import Assignable
-from devmodel.vfio.groupfile import GroupFile
-from devmodel.vfio.lingering import Renewing
 from ioctl_shim._native import ffi
-from ioctl_shim.abi import PREPARE_DEVICE
-from ioctl_shim.client import ClientProcess
-from ioctl_shim.lane import OpenRequest, SizedIoctl
+from ioctl_shim.abi import HAND_OVER, Row, row_of
+from ioctl_shim.lane import Opened, OpenRequest, SizedIoctl
+from vfsfuse.vfio.fops import Offer, Open, Request, VfioFops, Withdraw
 
-PREPARED = ".device-"
-"""Prefix of the names of the unlisted files. The token follows it."""
+log = logging.getLogger(__name__)
 
-MAX_PREPARED = 256
-"""How many files of one open group may wait to be opened.  Beyond that the oldest is withdrawn: a client
-prepares as many as it likes and opens none."""
-
-Take = Callable[[OpenRequest], DeviceFile]
-Withdraw = Callable[[], None]
-Offer = Callable[[str, Assignable, Take], Withdraw]
-"""Makes an unlisted file of dev/vfio with a name, for a device.  An open of it gives what the Take returns,
-and fails as the Take does.  Returns the function that removes the file if it was not opened."""
+MAX_GIVEN = 256
+"""How many files of one open file may wait to be opened.  Beyond that the oldest is withdrawn: a client
+asks for as many as it likes and opens none."""
+_MARK = "_vfio_gives"
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceRequest:
-    """A client's GROUP_GET_DEVICE_FD, as PREPARE_DEVICE passes it on.
+class HandOver:
+    """An ioctl `cmd` of a client, with what its pointer leads to, as the supervisor passes it on.
 
     `client` is the thread that the supervisor names, `supervisor` the one that the kernel names."""
 
-    name: str
+    cmd: int
+    data: bytes
     client: int
     supervisor: int
 
     @classmethod
-    def decode(cls, call: SizedIoctl) -> DeviceRequest | None:
+    def decode(cls, call: SizedIoctl) -> HandOver | None:
         """What `call` asks for.  None for another ioctl."""
-        if call.cmd != PREPARE_DEVICE:
+        if call.cmd != HAND_OVER:
             return None
-        asked = ffi.from_buffer("struct vfsfuse_prepare_device *", call.data)
-        name = ffi.string(asked.name, len(asked.name)).decode("ascii", "replace")
-        return cls(name, asked.tid, call.tid)
+        asked = ffi.from_buffer("struct vfsfuse_handover *", call.data)
+        data = bytes(ffi.buffer(asked.data))[: asked.size]
+        return cls(asked.cmd, data, asked.tid, call.tid)
+
+    @property
+    def text(self) -> str:
+        """The data as a name, up to its end."""
+        return self.data.split(b"\0")[0].decode("ascii", "replace")
+
+    def struct_of(self, row: Row) -> Any:
+        """The data as the struct of `row`, which is a copy.  Raises OSError(EINVAL) for too little data."""
+        if len(self.data) < row.minsz:
+            raise OSError(errno.EINVAL, f"{row.name}: {len(self.data)} bytes")
+        value = ffi.new(row.pointer)
+        ffi.memmove(value, self.data, min(len(self.data), row.size))
+        return value
 
 
-def encode_token(token: int) -> bytes:
-    """The reply to PREPARE_DEVICE."""
-    return bytes(ffi.buffer(ffi.new("struct vfsfuse_prepare_device *", {"token": token})))
+def answered(call: SizedIoctl) -> bytes:
+    """The data in the reply to an ioctl: those that are stored in the client, for HAND_OVER."""
+    if call.cmd != HAND_OVER or not call.reply:
+        return call.reply
+    answer = ffi.from_buffer("struct vfsfuse_handover *", call.reply)
+    return bytes(ffi.buffer(answer.data))[: answer.size]
+
+
+class Given(NamedTuple):
+    """The answer to an ioctl: `data` to store where the client's pointer leads, and a file, which `open`
+    opens.  `discard` is called if it never is.  None: there is no file.  `device` is as for Offer."""
+
+    data: bytes = b""
+    open: Open | None = None
+    discard: Callable[[], None] = lambda: None
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    request: DeviceRequest
-    rawio: bool
+class _Waiting:
+    given: Given
+    supervisor: int
     withdraw: Withdraw
 
+    def end(self) -> None:
+        """It is opened no more."""
+        self.withdraw()
+        self.given.discard()
 
-class Handover:
-    """The devices of one open group that are on their way to clients."""
 
-    __slots__ = ("_closed", "_file", "_lock", "_offer", "_prepared")
+class Handovers:
+    """The files of one open file that are on their way to clients."""
 
-    def __init__(self, file: GroupFile, offer: Offer) -> None:
-        self._file, self._offer = file, offer
+    __slots__ = ("_closed", "_lock", "_offer", "_waiting")
+
+    def __init__(self, offer: Offer) -> None:
+        self._offer = offer
         self._lock = threading.Lock()
-        self._prepared: dict[int, _Prepared] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self._closed = False
 
-    def prepare(self, request: DeviceRequest, rawio: bool) -> int:
-        """The token of a file that `request.supervisor` can open.  Raises OSError as GROUP_GET_DEVICE_FD
-        does."""
-        self._file.used_by(ClientProcess(request.client).ended)
-        device = self._file.get_device(request.name, rawio)
-        token = secrets.randbits(64)
-        withdraw = self._offer(f"{PREPARED}{token}", device, lambda opening: self._take(token, opening))
+    def offer(self, given: Given, row: Row, supervisor: int) -> int:
+        """The token of a file that thread `supervisor` can open, given by the ioctl of `row`; 0 if there is
+        no file."""
+        if given.open is None:
+            return 0
+        token = secrets.randbits(64) or 1
+        withdraw = self._offer(f"{row.gives}{token}", partial(self._open, token), given.device)
+        made, late = _Waiting(given, supervisor, withdraw), list[_Waiting]()
         with self._lock:
-            late = [withdraw] if self._closed else []
-            if not self._closed:
-                self._prepared[token] = _Prepared(request, rawio, withdraw)
-            while len(self._prepared) > MAX_PREPARED:
-                late.append(self._prepared.pop(next(iter(self._prepared))).withdraw)
+            if self._closed:
+                late.append(made)
+            else:
+                self._waiting[token] = made
+            while len(self._waiting) > MAX_GIVEN:
+                late.append(self._waiting.pop(next(iter(self._waiting))))
         for each in late:
-            each()
+            each.end()
         return token
 
-    def _take(self, token: int, opening: OpenRequest) -> DeviceFile:
+    def _open(self, token: int, opening: OpenRequest, closed: Callable[[], None]) -> Opened:
         with self._lock:
-            prepared = self._prepared.get(token)
-        if prepared is None:
+            found = self._waiting.get(token)
+        if found is None or found.given.open is None:
             raise OSError(errno.ENXIO, "opened already, or withdrawn")
-        asked = prepared.request
-        if opening.tid != asked.supervisor:
-            raise OSError(errno.EACCES, f"thread {opening.tid} did not prepare this device")
-        again = False
+        if opening.tid != found.supervisor:
+            raise OSError(errno.EACCES, f"thread {opening.tid} did not ask for this file")
         try:
-            return DeviceFile.named(self._file, asked.name, prepared.rawio, may_wait=not opening.on_pump)
-        except (MustWait, Renewing):
-            again = True  # this call is made once more
+            opened = found.given.open(opening, closed)
+        except MustWait:  # this call is made once more
             raise
-        finally:
-            if not again:
-                with self._lock:
-                    self._prepared.pop(token, None)
+        except BaseException:
+            if self._take(token):
+                found.end()
+            raise
+        self._take(token)
+        return opened
+
+    def _take(self, token: int) -> bool:
+        with self._lock:
+            return self._waiting.pop(token, None) is not None
 
     def close(self) -> None:
-        """The group file was closed: withdraw what nobody has opened."""
+        """The open file is closed: withdraw what nobody has opened."""
         with self._lock:
             self._closed = True
-            left = list(self._prepared.values())
-            self._prepared.clear()
-        for prepared in left:
-            prepared.withdraw()
+            left = list(self._waiting.values())
+            self._waiting.clear()
+        for each in left:
+            each.end()
+
+
+def refused(request: Request) -> OSError:
+    """The error of an ioctl that gives a descriptor, of a client that no supervisor gives one to."""
+    log.warning("%s from thread %d: run the client under `vfsfuse run`", request.row.name, request.tid)
+    return OSError(errno.EOPNOTSUPP, "a FUSE server cannot give its client a descriptor")
+
+
+F = TypeVar("F", bound="GivingFops")
+Giver = Callable[[Any, HandOver], Given]
+
+
+def gives(name: str) -> Callable[[Callable[[F, HandOver], Given]], Callable[[F, HandOver], Given]]:
+    """Decorator for the method that carries out the ioctl called `name` for the supervisor, on files of the
+    kind of its class.  It raises OSError as the ioctl."""
+
+    def declare(giver: Callable[[F, HandOver], Given]) -> Callable[[F, HandOver], Given]:
+        setattr(giver, _MARK, name)
+        return giver
+
+    return declare
+
+
+class GivingFops(VfioFops):
+    """One open VFIO file with ioctls whose answer has a descriptor.  Subclasses declare them by `gives`."""
+
+    __slots__ = ("_handovers",)
+    givers: ClassVar[dict[int, tuple[Row, Giver]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        members = [member for base in reversed(cls.__mro__) for member in vars(base).values()]
+        giving = [(row_of(cls.kind, getattr(each, _MARK)), each) for each in members if hasattr(each, _MARK)]
+        cls.givers = {row.cmd: (row, each) for row, each in giving}
+
+    def __init__(self, offer: Offer) -> None:
+        self._handovers = Handovers(offer)
+
+    def sized_ioctl(self, call: SizedIoctl) -> int:
+        asked = HandOver.decode(call)
+        found = None if asked is None else self.givers.get(asked.cmd)
+        if asked is None or found is None:
+            return super().sized_ioctl(call)
+        row, giver = found
+        given = giver(self, asked)
+        token = self._handovers.offer(given, row, asked.supervisor)
+        answer = ffi.new("struct vfsfuse_handover *", {"token": token, "size": len(given.data)})
+        answer.data[0 : len(given.data)] = given.data
+        call.reply = bytes(ffi.buffer(answer))
+        return 0
+
+    def release(self) -> None:
+        self._handovers.close()

@@ -8,22 +8,29 @@ Threads and errors: vfsfuse.vfio.fops.
 from __future__ import annotations
 
 import errno
+from typing import Any, NoReturn
 
 from devmodel.iommu.api import ADDRESSES
 from devmodel.iommufd import viommu
 from devmodel.iommufd.dirty import check_dirty_range
+from devmodel.iommufd.faultqueue import FaultQueue
 from devmodel.iommufd.hwinfo import HwInfo, IommuDevice, check_hw_info, hw_info
 from devmodel.iommufd.hwpt import Hwpt, Wish, allocated, tracked_space
-from ioctl_shim._native import lib
+from ioctl_shim._native import ffi, lib
+from ioctl_shim.abi import Kind, row_of
 from ioctl_shim.client import Caller
 from ioctl_shim.longcalls import long_calls
 from vfsfuse.vfio.chain import packed
 from vfsfuse.vfio.contextfile import ContextFops, check_flags
 from vfsfuse.vfio.fops import Request, answers
+from vfsfuse.vfio.givenfiles import fault_file
+from vfsfuse.vfio.handover import Given, HandOver, gives, refused
 
 _AT_ONCE = 4096
 """Bytes that a pump writes for one call. A client may ask for 4 GiB of zeros."""
 _ZEROS = bytes(1 << 20)
+_FAULT_QUEUE_ALLOC = row_of(Kind.IOMMUFD, "IOMMU_FAULT_QUEUE_ALLOC")
+_VEVENTQ_ALLOC = row_of(Kind.IOMMUFD, "IOMMU_VEVENTQ_ALLOC")
 
 
 class ClientBits:
@@ -53,7 +60,8 @@ class HwptFops(ContextFops):
     def hwpt_alloc(self, request: Request) -> int:
         argument = request.argument
         asked = argument.value
-        wish = Wish(asked.dev_id, asked.pt_id, asked.flags, asked.data_type, asked.data_len, asked.reserved)
+        data = asked.data_type, asked.data_len
+        wish = Wish(asked.dev_id, asked.pt_id, asked.flags, *data, asked.reserved, asked.fault_id)
         with allocated(self.context.objects, wish) as made:
             asked.out_hwpt_id = made.id
             argument.reply_now()
@@ -107,7 +115,17 @@ class HwptFops(ContextFops):
 
     @answers("IOMMU_FAULT_QUEUE_ALLOC")
     def fault_queue_alloc(self, request: Request) -> int:
-        viommu.refuse_fault_queue(request.argument.value.flags)
+        check_flags(request.argument.value.flags)
+        raise refused(request)
+
+    @gives("IOMMU_FAULT_QUEUE_ALLOC")
+    def give_fault_queue(self, asked: HandOver) -> Given:
+        made = asked.struct_of(_FAULT_QUEUE_ALLOC)
+        check_flags(made.flags)
+        queue = FaultQueue(self.context)
+        made.out_fault_id = queue.id
+        data = bytes(ffi.buffer(made))[: ffi.offsetof("struct iommu_fault_alloc", "out_fault_fd")]
+        return Given(data, lambda opening, closed: fault_file(queue, closed), queue.close)
 
     @answers("IOMMU_VIOMMU_ALLOC")
     def viommu_alloc(self, request: Request) -> int:
@@ -120,7 +138,13 @@ class HwptFops(ContextFops):
 
     @answers("IOMMU_VEVENTQ_ALLOC")
     def veventq_alloc(self, request: Request) -> int:
-        asked = request.argument.value
+        self._refuse_event_queue(request.argument.value)
+
+    @gives("IOMMU_VEVENTQ_ALLOC")
+    def give_event_queue(self, asked: HandOver) -> Given:
+        self._refuse_event_queue(asked.struct_of(_VEVENTQ_ALLOC))
+
+    def _refuse_event_queue(self, asked: Any) -> NoReturn:
         viommu.refuse_event_queue(
             asked.flags, asked.reserved, asked.type, asked.veventq_depth, asked.viommu_id
         )

@@ -17,8 +17,7 @@ from ioctl_shim.abi import Fetched, Row, rows_of
 from ioctl_shim.client import Caller, peek, writes
 from ioctl_shim.lane import Opened, RegionAccess, SizedIoctl
 from vfsfuse.vfio.fops import VfioFops
-from vfsfuse.vfio.group import GroupFops
-from vfsfuse.vfio.handover import DeviceRequest
+from vfsfuse.vfio.handover import GivingFops, HandOver, answered
 from vfsfuse.vfio.port import RegionFile
 
 MOST_TOLD = 1024
@@ -66,12 +65,15 @@ class ToldFile:
         return self._call(CallKind.IOCTL, name, {"arg": arg, "before": before}, tid)
 
     def sized_call(self, call: SizedIoctl) -> Call:
-        """An ioctl that has a size.  PREPARE_DEVICE is a client's GROUP_GET_DEVICE_FD."""
-        asked = DeviceRequest.decode(call) if isinstance(self.file, GroupFops) else None
-        if asked is None:
+        """An ioctl that has a size.  HAND_OVER is an ioctl of a client, which gets a descriptor."""
+        asked = HandOver.decode(call) if isinstance(self.file, GivingFops) else None
+        row = None if asked is None else self.row(asked.cmd)
+        if asked is None or row is None:
             return self._call(CallKind.IOCTL, f"{call.cmd:#x}", {"before": call.data}, call.tid)
-        told = {"name": asked.name, "before": asked.name.encode()[:MOST_OF_NAME]}
-        return self._call(CallKind.IOCTL, "VFIO_GROUP_GET_DEVICE_FD", told, asked.client)
+        told: dict[str, Any] = {"before": asked.data}
+        if row.name in _NAMES:
+            told = {"name": asked.text, "before": asked.text.encode()[:MOST_OF_NAME]}
+        return self._call(CallKind.IOCTL, row.name, told, asked.client)
 
     def close_call(self, path: str) -> Call:
         return self._call(CallKind.OPEN, "close", {"path": path}, 0)
@@ -106,7 +108,7 @@ class ToldFile:
     def sized_ioctl(self, call: Call, sized: SizedIoctl) -> int:
         """Make an ioctl that has a size.  Raises OSError as ioctl(2)."""
         result = self.file.sized_ioctl(sized)
-        call.after = sized.reply
+        call.after = answered(sized)
         return result
 
     def _call(self, kind: CallKind, name: str, arguments: dict[str, Any], tid: int) -> Call:

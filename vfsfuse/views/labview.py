@@ -47,6 +47,7 @@ from vfsfuse.vfio.listened import ListenedFile, ObservedFile, listened, told_fil
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
+from vfsfuse.views.given import GivenFiles
 from vfsfuse.views.machine import show_machine
 from vfsfuse.views.mappedfiles import TreeFiles
 from vfsfuse.views.models import check_models
@@ -74,7 +75,8 @@ class LabView:
         self._stale: dict[int, tuple[int, float]] = {}
         """The threads whose opens were answered with ESTALE: the block of the device, and when.  Pumps."""
         self.stores = StoreRunner(self.lab.tasks, tree.locate)
-        self.services = Services(self.find_file, Watcher(), calls, CallThreads(), spec.cdevs)
+        offer = GivenFiles(tree).offer
+        self.services = Services(self.find_file, Watcher(), calls, CallThreads(), offer, spec.cdevs)
         self._announcer = Announcer(tree.root.uevents, spec)
         self.numa = numa_of(spec.nodes)
         self._grow(tree.root, SKELETON)
@@ -375,7 +377,7 @@ def is_told(entry: Entry, member: Member | None) -> bool:
 def _path(entry: Entry, member: Member | None) -> str:
     if member is not None:
         return f"{entry.path}/{member.name}"
-    return entry.path or f"dev/vfio/{entry.name}"  # one of the unlisted files there
+    return entry.path or entry.name  # one of the unlisted files at the root
 
 
 def _is_parent(function: PciFunction) -> bool:

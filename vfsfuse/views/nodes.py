@@ -13,15 +13,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.spec import LabSpec
-from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.group import Assignable, Group
 from devmodel.vfio.module import VfioModule
 from ioctl_shim.lane import Opened, Opener, OpenRequest
 from vfsfuse.kernfs.bundle import Bundle, Part, symlink_part
-from vfsfuse.kernfs.kobject import AnonymousNode, DeviceNode, Entry, Kobject, Symlink, UnlistedFiles
+from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Symlink
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.sysfs.chardev import CharDir
 from vfsfuse.sysfs.iommu import IommuGroupDir
@@ -43,20 +41,17 @@ from vfsfuse.vfio.cdev import cdev_opener
 from vfsfuse.vfio.device import DeviceFops, open_device
 from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.group import GroupFops
-from vfsfuse.vfio.handover import Take, Withdraw
 from vfsfuse.vfio.iommufd import openers
 from vfsfuse.vfio.port import Port
+from vfsfuse.views.given import DEVICE_SIZE
 from vfsfuse.views.groups import GroupViews
 
 VFIO_DEV = "vfio-dev"
 N = TypeVar("N", bound=DeviceNode)
-DEVICE_SIZE = PciRegion.COUNT << REGION_SHIFT
-"""st_size of a device file.  A character device has none, but this is a regular file, and the mmap module of
-Python refuses to map a regular file beyond its end."""
 
 
-class VfioNodesDir(UnlistedFiles):
-    """dev/vfio, with the unlisted files of vfsfuse.vfio.handover."""
+class VfioNodesDir(Kobject):
+    """dev/vfio."""
 
     __slots__ = ()
     devtmpfs = True
@@ -212,7 +207,7 @@ class VfioNodes:
 
     def _group_node(self, bundle: Bundle) -> DeviceNode:
         group = _group_of(bundle.device)
-        opener = GroupFops.opener(group, self.services, self._offer)
+        opener = GroupFops.opener(group, self.services, self._open_device)
         mode, rdev = self.spec.device_mode, vfio_group_number(group)
         return self._owned(DeviceNode(vfio_group_name(group), mode, opener, rdev=rdev))
 
@@ -222,41 +217,16 @@ class VfioNodes:
         mode, rdev = self.spec.device_mode, vfio_dev_number(device.vfio_minor or 0)
         return self._owned(DeviceNode(_name(device), mode, opener, DEVICE_SIZE, device.name, rdev))
 
-    def _offer(self, name: str, device: Assignable, take: Take) -> Withdraw:
-        """Make an unlisted file in dev/vfio (vfsfuse.vfio.handover.Offer).  Anybody may open it as far as its
-        mode says: `take` knows who may.  Any thread."""
-
-        def opener(request: OpenRequest) -> Opened:
-            taken = False
-
-            def make() -> DeviceFile:
-                nonlocal taken
-                opened = take(request)
-                taken = True
-                self._vfio.unlisted.pop(name, None)
-                return opened
-
-            may_wait = not request.on_pump
-            try:
-                return open_device(
-                    device, make, DeviceFops, lambda: self.port(device), self.services, may_wait, forget
-                )
-            except BaseException:
-                if taken:
-                    forget()
-                raise
-
-        def forget() -> None:
-            self.tree.forget(node)
-
-        def withdraw() -> None:
-            self._vfio.unlisted.pop(name, None)
-            forget()
-
-        node = AnonymousNode(name, 0o666, opener, DEVICE_SIZE, device.name)
-        self.tree.adopt(node)
-        self._vfio.unlisted[name] = node.inode
-        return withdraw
+    def _open_device(
+        self,
+        device: Assignable,
+        make: Callable[[], DeviceFile],
+        request: OpenRequest,
+        closed: Callable[[], None],
+    ) -> Opened:
+        """Open a device as a file that `make` gives, through its group (vfsfuse.vfio.group.OpenDevice)."""
+        port, may_wait = partial(self.port, device), not request.on_pump
+        return open_device(device, make, DeviceFops, port, self.services, may_wait, closed)
 
     def _owned(self, node: N) -> N:
         node.uid, node.gid = self.spec.device_uid, self.spec.device_gid

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fault queues: a C client under `vfsfuse run`, which can give it the descriptor, on a real mount; without a
+run they are refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT, vfsfuse
+from tests.iommufd.client import Iommufd
+from tests.iommufd.devices import cdev_of
+from tests.labs import MountedLab, described
+from tests.vfio.client import fails
+from tests.vfio.devices import bound
+
+Compile = Callable[..., Path]
+ASKER, DEAF, FAR = "0000:86:00.0", "0000:87:00.0", "0000:88:00.0"
+SECONDS = 30
+
+
+def _function(name: str, model: str, more: str = "") -> str:
+    types = 'types.none = { description = "none", model = "mtty", instances = 1 }'
+    return f'[parents."{name}"]\nkind = "gpu"\ndriver = "asking"\nmodel = "{model}"\n{more}\n{types}\n'
+
+
+LAB = f"""\
+[models]
+asker = "{ROOT}/tests/iommufd/asker.py:Asker"
+copier = "{ROOT}/examples/copier.py:Copier"
+
+{_function(ASKER, "asker")}
+{_function(DEAF, "copier")}
+"""
+REQUESTS = "[iommu]\npage_requests = true\n"
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
+    """A lab with functions that ask their IOMMU for pages, and one that cannot."""
+    with described(tmp_path_factory.mktemp("faults"), REQUESTS + LAB) as mounted:
+        yield mounted
+
+
+def client(machine: MountedLab, program: Path, *mode: str) -> subprocess.CompletedProcess[str]:
+    """The C client, under a run."""
+    limited = ["timeout", "-k", "1", str(SECONDS), str(program)]
+    return vfsfuse("run", "--mount", machine.path, "--", *limited, "/dev", *mode)
+
+
+def test_a_queue_and_its_errnos(machine: MountedLab, compile_client: Compile) -> None:
+    done = client(machine, compile_client("fault_queue"), "queue")
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+def test_a_function_asks_for_pages(machine: MountedLab, compile_client: Compile) -> None:
+    with bound(machine, ASKER):
+        done = client(machine, compile_client("fault_queue"), cdev_of(machine, ASKER).name, "pages")
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+def test_the_trace_shows_what_a_client_gets(
+    machine: MountedLab, compile_client: Compile, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    program = compile_client("fault_queue")
+    done = vfsfuse("run", "--mount", machine.path, "--trace", trace, "--", program, "/dev", "queue")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in trace.read_text().splitlines() if "IOMMU_FAULT_QUEUE_ALLOC" in line]
+    assert "iommufd IOMMU_FAULT_QUEUE_ALLOC {size=16, flags=0x0} => {out_fault_id=1}" in lines[0]
+    assert any("{size=16, flags=0x1} = -1 ENOTSUP" in line for line in lines)
+
+
+def test_a_function_without_the_capability(machine: MountedLab, compile_client: Compile) -> None:
+    with bound(machine, DEAF):
+        done = client(machine, compile_client("fault_queue"), cdev_of(machine, DEAF).name, "none")
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+def test_an_iommu_without_the_capability(
+    tmp_path_factory: pytest.TempPathFactory, compile_client: Compile
+) -> None:
+    with described(tmp_path_factory.mktemp("deaf"), LAB) as machine, bound(machine, ASKER):
+        done = client(machine, compile_client("fault_queue"), cdev_of(machine, ASKER).name, "none")
+        assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+def test_without_a_run_there_is_no_descriptor(machine: MountedLab) -> None:
+    with Iommufd(machine.path) as iommufd:
+        fails(errno.EOPNOTSUPP, iommufd.fault_queue)
+        assert iommufd.ioas() == 1
+
+
+def test_lspci_shows_the_capabilities(machine: MountedLab) -> None:
+    config = (machine.path / "sys/bus/pci/devices" / ASKER / "config").read_bytes()
+    heads = [int.from_bytes(config[at : at + 2], "little") for at in range(256, len(config), 4)]
+    assert 0x0F in heads and 0x13 in heads
+    ecap = (machine.path / "sys/class/iommu/dmar0/intel-iommu/ecap").read_text()
+    assert int(ecap, 16) >> 29 & 1 and int(ecap, 16) >> 2 & 1
+
+
+def test_nothing_is_left_of_a_client_that_is_gone(machine: MountedLab, compile_client: Compile) -> None:
+    """Each client uses a context of its own; the server holds no file of theirs."""
+    program = compile_client("fault_queue")
+    client(machine, program, "queue")
+    before = len(os.listdir(f"/proc/{machine.pid}/fd"))
+    client(machine, program, "queue")
+    assert len(os.listdir(f"/proc/{machine.pid}/fd")) <= before

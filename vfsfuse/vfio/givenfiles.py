@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that ioctls give, besides devices: that of a fault queue.
+
+They have no position, as the anonymous inodes of Linux.  Threads: the pump.  Source: <linux/iommufd.h>.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import threading
+from collections.abc import Callable
+
+from devmodel.iommufd.faultqueue import FaultQueue
+from ioctl_shim.abi import HANDED_OVER
+from ioctl_shim.lane import DeferringFile, Opened, PendingRequest, SizedIoctl, wake_poll
+
+WRITABLE = select.POLLOUT | select.POLLWRNORM
+READABLE = select.POLLIN | select.POLLRDNORM
+
+
+class FaultFile(DeferringFile):
+    """The file of a fault queue.  `closed` is called when it is closed.  State: under a lock."""
+
+    __slots__ = ("_closed", "_lock", "_poll_handle", "_queue")
+
+    def __init__(self, queue: FaultQueue, closed: Callable[[], None]) -> None:
+        self._queue, self._closed = queue, closed
+        self._lock = threading.Lock()
+        self._poll_handle = 0
+        queue.wake = self._wake
+
+    def begin_read(self, pending: PendingRequest) -> bytes:
+        return self._queue.read(pending.size)
+
+    def begin_write(self, pending: PendingRequest, data: bytes) -> int:
+        return self._queue.write(data)
+
+    def begin_poll(self, handle: int) -> int:
+        with self._lock:
+            if self._queue.ready:
+                return READABLE | WRITABLE
+            self._poll_handle = handle or self._poll_handle
+            return WRITABLE
+
+    def sized_ioctl(self, call: SizedIoctl) -> int:
+        if call.cmd != HANDED_OVER:
+            raise OSError(errno.ENOTTY, f"ioctl {call.cmd:#x}")
+        self._queue.publish()
+        return 0
+
+    def release(self) -> None:
+        self._queue.close()
+        self._closed()
+
+    def _wake(self) -> None:
+        """There is something to read.  Any thread."""
+        with self._lock:
+            handle, self._poll_handle = self._poll_handle, 0
+        if handle:
+            wake_poll(handle)
+
+
+def fault_file(queue: FaultQueue, closed: Callable[[], None]) -> Opened:
+    """The answer to the open of the file of `queue`."""
+    return Opened(FaultFile(queue, closed), stream=True)
