@@ -21,8 +21,7 @@ import pytest
 from tests import needs
 from tests.commands import ROOT, VFSFUSE, vfsfuse
 from tests.labs import MountedLab
-from vfsfuse import sticky
-from vfsfuse.cli import mountpoint
+from vfsfuse import mounts, sticky
 
 OTHER = 65534
 LIMIT_SECONDS = 3.5
@@ -339,5 +338,5 @@ def test_a_mountpoint_of_any_name_is_a_mountpoint(shared: Path, name: str) -> No
 def test_a_row_that_is_no_mount_is_passed_over() -> None:
     good = "36 35 98:0 / /mnt rw - ext4 none rw\n"
     rows = ["", "\n", "1 2 3\n", "36 35 x:y / /mnt rw - ext4 none rw\n", good.replace(" - ", " ")]
-    assert [mountpoint.parsed(row) for row in rows] == [None] * len(rows)
-    assert mountpoint.parsed(good) is not None
+    assert [mounts.parsed(row) for row in rows] == [None] * len(rows)
+    assert mounts.parsed(good) is not None

@@ -22,8 +22,9 @@ import pytest
 from tests import needs
 from tests.commands import ROOT, VFSFUSE, vfsfuse
 from tests.labs import MountedLab, described
-from vfsfuse.cli.mountpoint import FSTYPE, Mount, wait_for_end
+from vfsfuse.cli.mountpoint import server_of, wait_for_end
 from vfsfuse.kernfs.xattr import pid_namespace
+from vfsfuse.mounts import FSTYPE, Mount
 
 COMMAND_SECONDS = 3.0
 """A command has two seconds, and one more to start and end."""
@@ -375,7 +376,7 @@ def test_a_server_is_gone_only_if_it_was_one_of_this_pid_namespace(source: str, 
     with subprocess.Popen(["true"]) as ended:
         ended.wait()
     name = source.format(gone=ended.pid, here=pid_namespace())
-    assert Mount(1, "/", "/mnt", FSTYPE, name, f"rw,user_id={os.geteuid()}").server == server
+    assert server_of(Mount(1, "/", "/mnt", FSTYPE, name, f"rw,user_id={os.geteuid()}")) == server
 
 
 @needs.open_fuse

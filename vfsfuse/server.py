@@ -22,7 +22,7 @@ from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
-from vfsfuse import ending
+from vfsfuse import ending, mounts, unseen
 from vfsfuse.kernfs.inodes import Inodes, LaneInodes
 from vfsfuse.kernfs.operations import Operations
 from vfsfuse.kernfs.tree import Tree
@@ -107,9 +107,15 @@ def serve(
             ending.end_with(end_fd, mountpoint)
         trio.run(_Server(operations, view, lane, mountpoint, ready, reloader, watched).run, early)
     finally:
-        pyfuse3.close(unmount=True)
+        pyfuse3.close(unmount=_is_ours(mountpoint))
         lane.stop()
         view.close()
+
+
+def _is_ours(mountpoint: str) -> bool:
+    """Whether the lab is what is mounted at `mountpoint`.  After a lazy unmount it may be another one."""
+    found = [mount for mount in mounts.table() if mount.path == mountpoint]
+    return bool(found) and found[-1].source == source()
 
 
 @dataclass(frozen=True)
@@ -155,5 +161,6 @@ class _Server:
         self.operations.watchers.mounted(self.mountpoint, root.st_dev)
         await trio.to_thread.run_sync(os.listdir, os.path.join(self.mountpoint, "sys"))
         log.info("mounted at %s, pid %d", self.mountpoint, os.getpid())
+        unseen.end_when_unseen(root.st_dev, source())
         self.ready()
         self.announced.set()

@@ -49,13 +49,16 @@ PICTURE: Mapping[str, str] = {
     # the mount, from bottom to top
     "vfsfuse": "vfsfuse: api",
     "vfsfuse.asking": "",
+    "vfsfuse.mounts": "",
+    "vfsfuse.viewers": "vfsfuse: mounts",
     "vfsfuse.sticky": "",
     "vfsfuse.toml": "",
     "vfsfuse.scheduling": "",
     "vfsfuse.failures": "devmodel: device.base",
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking toml",
-    "vfsfuse.run": "ioctl_shim | vfsfuse: asking",
+    "vfsfuse.run": "ioctl_shim | vfsfuse: asking mounts viewers",
     "vfsfuse.ending": "vfsfuse: run.syscalls",
+    "vfsfuse.unseen": "ioctl_shim | vfsfuse: mounts viewers",
     "vfsfuse.monitor": "vfsfuse: asking",
     "vfsfuse.trace": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.kernfs": "ioctl_shim "
@@ -76,9 +79,10 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.reload": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle memo | vfsfuse: kernfs labfile views",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "
-    "| vfsfuse: ending kernfs labfile.code reload scheduling views",
+    "| vfsfuse: ending kernfs labfile.code mounts reload scheduling unseen views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
-    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor run server sticky trace views.models",
+    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts run server sticky trace "
+    "viewers views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
     "| vfsfuse: api sysfs.screen trace",

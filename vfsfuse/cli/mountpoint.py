@@ -16,13 +16,12 @@ import select
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vfsfuse import sticky
+from vfsfuse import mounts, sticky
 from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.kernfs.xattr import SOURCE, XATTR_PID, pid_namespace
+from vfsfuse.mounts import Mount
 from vfsfuse.run import syscalls
 
-FSTYPE = "fuse.vfsfuse"
-UMOUNT_NOFOLLOW = 8
 ABORT = "/sys/fs/fuse/connections/{}/abort"
 STOPPED_STATES = ("T", "t")
 ENDED_STATES = ("Z", "X")
@@ -39,71 +38,17 @@ class State(enum.Enum):
     FOREIGN = "another filesystem is mounted there"
 
 
-class Mount(NamedTuple):
-    """A row of /proc/self/mountinfo.  `minor` is that of the device, and the number of a FUSE connection;
-    `root` is the directory of the file system that is mounted."""
-
-    minor: int
-    root: str
-    path: str
-    kind: str
-    source: str
-    options: str
-
-    @property
-    def is_lab(self) -> bool:
-        """Whether this is a whole lab.  `vfsfuse run` mounts parts of one."""
-        return self.kind == FSTYPE and self.root == "/"
-
-    @property
-    def user(self) -> int:
-        """The user who mounted a FUSE file system, -1 for any other.  The kernel tells it."""
-        found = re.search(r"\buser_id=(\d+)", self.options)
-        return int(found[1]) if found else -1
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether a FUSE file system is open to other users than the one who mounted it."""
-        return "allow_other" in self.options.split(",")
-
-    def is_covered(self, later: list[Mount]) -> bool:
-        """Whether one of the mounts `later` lies over this one."""
-        return any(f"{self.path}/".startswith(f"{other.path.rstrip('/')}/") for other in later)
-
-    @property
-    def server(self) -> int | None:
-        """The pid of the server, None when that process is gone, 0 when it cannot be found out, as that of a
-        server in another pid namespace."""
-        name = re.fullmatch(SOURCE + r"(\d{1,10}):(\d{1,20})", self.source, re.ASCII)
-        if name is None or int(name[2]) != _namespace_of_proc():
-            return 0
-        pid = int(name[1])
-        try:
-            return pid if self._is_served_by(pid) else None
-        except PermissionError:  # descriptors are private to another user, and to root once it was killed
-            return None if _state(pid) in ENDED_STATES else pid
-        except OSError:
-            return None
-
-    def _is_served_by(self, pid: int) -> bool:
-        """Whether process `pid` has the connection.  A user may name any source, and a pid may be used again.
-
-        Raises OSError."""
-        if os.stat(f"/proc/{pid}").st_uid != self.user:
-            return False
-        return any(self.minor in (number, None) for number in _connections(pid))
-
-
 class Mountpoint(NamedTuple):
     """A path, its state, and the pid of the server of a lab (0: we cannot find it out).  `connection` is the
     number of the FUSE connection, 0 without one.  `is_gone` says that the process of the server is known to
-    have ended."""
+    have ended.  `source` is that of a lab's mount."""
 
     path: str
     state: State
     pid: int = 0
     connection: int = 0
     is_gone: bool = False
+    source: str = ""
 
     @property
     def silence(self) -> str:
@@ -137,13 +82,13 @@ def locate(path: str, patience: Patience) -> Mountpoint:
         path = patience.ask(lambda: sticky.resolve(path))
     except NoAnswer:
         raise Refusal(no_answer(path)) from None
-    found = [mount for mount in _mounts() if mount.path == path]
+    found = [mount for mount in mounts.table() if mount.path == path]
     if not found:
         return Mountpoint(path, State.FREE)
     if not found[-1].is_lab:
         return Mountpoint(path, State.FOREIGN)
-    server = found[-1].server
-    return Mountpoint(path, State.LIVE, server or 0, found[-1].minor, server is None)
+    server = server_of(found[-1])
+    return Mountpoint(path, State.LIVE, server or 0, found[-1].minor, server is None, found[-1].source)
 
 
 def inspect(path: str, patience: Patience) -> Mountpoint:
@@ -166,8 +111,32 @@ def inspect(path: str, patience: Patience) -> Mountpoint:
 def mount_at(path: str) -> Mount | None:
     """The lab that is mounted at `path`, an absolute path without symlinks.  None without one.  This asks no
     server."""
-    found = [mount for mount in _mounts() if mount.path == path]
+    found = [mount for mount in mounts.table() if mount.path == path]
     return found[-1] if found and found[-1].is_lab else None
+
+
+def server_of(mount: Mount) -> int | None:
+    """The pid of a lab's server, None when that process is gone, 0 when it cannot be found out, as that of a
+    server in another pid namespace."""
+    name = re.fullmatch(SOURCE + r"(\d{1,10}):(\d{1,20})", mount.source, re.ASCII)
+    if name is None or int(name[2]) != _namespace_of_proc():
+        return 0
+    pid = int(name[1])
+    try:
+        return pid if _is_served_by(mount, pid) else None
+    except PermissionError:  # descriptors are private to another user, and to root once it was killed
+        return None if _state(pid) in ENDED_STATES else pid
+    except OSError:
+        return None
+
+
+def _is_served_by(mount: Mount, pid: int) -> bool:
+    """Whether process `pid` has the connection.  A user may name any source, and a pid may be used again.
+
+    Raises OSError."""
+    if os.stat(f"/proc/{pid}").st_uid != mount.user:
+        return False
+    return any(mount.minor in (number, None) for number in _connections(pid))
 
 
 def answers(lab: str, seconds: float) -> bool:
@@ -181,23 +150,23 @@ def labs() -> list[str]:
 
     Another user's mount may call itself a lab, and show what that user likes.
     """
-    mounts, trusted = _mounts(), (0, os.geteuid())
+    table, trusted = mounts.table(), (0, os.geteuid())
     return [
         mount.path
-        for number, mount in enumerate(mounts)
+        for number, mount in enumerate(table)
         if mount.is_lab
         and mount.user in trusted
-        and mount.server is not None
-        and not mount.is_covered(mounts[number + 1 :])
+        and server_of(mount) is not None
+        and not mount.is_covered(table[number + 1 :])
     ]
 
 
 def no_answer(path: str) -> str:
     """The line about `path`, a path in a lab that does not answer."""
     path = os.path.abspath(path)
-    for mount in reversed(_mounts()):
+    for mount in reversed(mounts.table()):
         if mount.is_lab and f"{path}/".startswith(f"{mount.path}/"):
-            found = Mountpoint(mount.path, State.SILENT, mount.server or 0, mount.minor)
+            found = Mountpoint(mount.path, State.SILENT, server_of(mount) or 0, mount.minor)
             return f"{found.path}: {found.silence}"
     return f"{path}: a file system on the way there does not answer (look for it in /proc/mounts)"
 
@@ -207,7 +176,7 @@ def unmount(path: str, patience: Patience, lazy: bool = False) -> None:
 
     Raises OSError(EBUSY, EPERM, …), and NoAnswer when that takes too long; it is then still under way.
     """
-    flags = UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
+    flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
     try:
         patience.ask(lambda: syscalls.umount2(path, flags))
     except PermissionError:
@@ -220,7 +189,7 @@ def abort(found: Mountpoint, patience: Patience) -> None:
         file.write("1")
         return
     with contextlib.suppress(OSError):  # where fusectl is not mounted; EBUSY, because it stays mounted
-        patience.ask(lambda: syscalls.umount2(found.path, UMOUNT_NOFOLLOW | syscalls.MNT_FORCE))
+        patience.ask(lambda: syscalls.umount2(found.path, syscalls.UMOUNT_NOFOLLOW | syscalls.MNT_FORCE))
 
 
 def wait_for_end(pid: int, seconds: float) -> bool:
@@ -288,33 +257,3 @@ def _failure(command: list[str]) -> str | None:
 
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     return done.stderr.strip() if done.returncode else None
-
-
-def _mounts() -> list[Mount]:
-    """Every mount of this namespace, in mount order.
-
-    A user may mount on a directory whose name has a carriage return, which the kernel writes as it is.
-    """
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as table:
-        return [mount for line in table if (mount := parsed(line)) is not None]
-
-
-def parsed(line: str) -> Mount | None:
-    """The mount of a row of the table, None for one that is not as in proc(5)."""
-    with contextlib.suppress(ValueError):
-        return _fields(line)
-    return None
-
-
-def _fields(line: str) -> Mount:
-    """The mount of a row.  Raises ValueError."""
-    where, _, what = line.rstrip("\n").partition(" - ")
-    device, root, path = where.split(" ")[2:5]
-    kind, source, options = what.split(" ")[:3]
-    minor = int(device.partition(":")[2])
-    return Mount(minor, _unescape(root), _unescape(path), kind, _unescape(source), options)
-
-
-def _unescape(field: str) -> str:
-    """Undo the octal escapes of proc(5)'s mounts."""
-    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vfsfuse umount [--lazy] [MOUNTPOINT]`: unmount a lab and wait until its server has ended.
 
+A lab that another mount namespace still has, such as that of a `vfsfuse run`, goes on there.  The command
+says so and returns.
+
 Unmounting needs no answer of the server.  So it works also when the server is stopped, unless a program uses
 the lab; then --lazy takes the lab out of sight.
 """
@@ -11,9 +14,11 @@ import argparse
 import errno
 import os
 
+from vfsfuse import viewers
 from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.cli.mountpoint import Mountpoint, State, abort, inspect, locate, unmount, wait_for_end
 from vfsfuse.cli.output import complain, explained
+from vfsfuse.viewers import Viewer
 
 PROBE_SECONDS = 0.5
 """Seconds that a server whose process is gone has for an answer. A process that it made may still serve."""
@@ -41,6 +46,9 @@ def main(args: argparse.Namespace) -> int:
         return complain("umount", str(error))
     except OSError as error:
         return complain("umount", explained(error, args.mountpoint))
+    if not found.is_gone and (seen := viewers.look(found.connection, found.source, found.pid).viewers):
+        complain("umount", f"{found.path} is unmounted; {_who(seen)}{_until_then(found, len(seen))}")
+        return 0
     left = 0.0 if found.is_stopped else patience.left()
     if not found.pid or wait_for_end(found.pid, min(LAZY_SECONDS, left) if args.lazy else left):
         return 0
@@ -55,6 +63,23 @@ def _free(found: Mountpoint, patience: Patience) -> None:
     """
     if inspect(found.path, Patience(PROBE_SECONDS)).state is State.SILENT:
         abort(found, patience)
+
+
+def _who(seen: list[Viewer]) -> str:
+    """The part of a line about those who still see a lab."""
+    first = min(seen, key=lambda viewer: (not viewer.is_here, not viewer.is_run))
+    if first.is_here:
+        return f"the lab is also mounted at {first.path}"
+    more = f" and {len(seen) - 1} more still see" if len(seen) > 1 else " still sees"
+    return f"{first}{more} the lab{'' if first.is_run else f' at {first.path}'}"
+
+
+def _until_then(found: Mountpoint, count: int) -> str:
+    """The part of a line about the end of a server that others keep alive."""
+    if not found.pid:
+        return ""
+    those = "them" if count > 1 else "that"
+    return f", and its server (pid {found.pid}) ends with {those} (kill -KILL {found.pid} ends it now)"
 
 
 def _server(found: Mountpoint, lazy: bool) -> str:

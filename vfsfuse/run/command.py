@@ -106,7 +106,7 @@ def _occupy_standard_fds() -> None:
 def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     """Do everything before the exec: namespaces, supervisor, lab, filter."""
     from ioctl_shim import seccomp
-    from vfsfuse.run import namespace
+    from vfsfuse.run import namespace, otherlabs
     from vfsfuse.run.supervisor import RunPlan, Supervisor
     from vfsfuse.run.traps import TRAPS
 
@@ -118,8 +118,8 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
         with namespace.explained(plan.log), open(plan.log, "ab"):
             pass
     namespace.enter()
-    if not plan.lab:
-        namespace.stage()
+    otherlabs.leave_out(plan.lab)
+    namespace.stage(plan.lab)
     supervisor = Supervisor(plan, tracer)
     supervisor.wait_ready()
     namespace.show(plan.root)

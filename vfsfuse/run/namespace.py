@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator, Mapping
 from ioctl_shim.seccomp import file_id
 from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.run import syscalls
+from vfsfuse.viewers import PLACE_OF_RUNS, SOURCE_OF_RUNS
 
 GIVEN_BACK = (
     "devices/system",
@@ -42,6 +43,8 @@ they would have only dangling links into devices/."""
 DEVICE_NODES = ("vfio", "iommu")
 """The names under /dev that come from the lab. What it has not is not there: `[mount]` can switch off all of
 dev/vfio."""
+
+MEND_MOUNT = "the container's seccomp profile or AppArmor refuses mount(2): see docs/run.md"
 
 PROCESSORS = "/sys/devices/system"
 STAGED_LAB = "/sys/lab"
@@ -123,16 +126,19 @@ def _become_root_here(uid: int, gid: int) -> None:
             file.write(text)
 
 
-def stage() -> None:
+def stage(lab: str | None) -> None:
     """Cover /sys of the outer namespace with a small tmpfs that has STAGED_LAB.  It ends with the namespace.
 
-    /sys exists on every machine, and the lab's server needs no more of it than the machine's processors
-    and NUMA nodes, which stay.
+    /sys exists on every machine, and the server of a private lab needs no more of it than the machine's
+    processors and NUMA nodes, which stay.  A run in a mounted `lab` needs none of it: the tmpfs shows other
+    labs that this namespace does not use them (vfsfuse.viewers).
     """
-    with explained("mounting a tmpfs at /sys"):
+    if lab and lab.startswith("/sys/"):
+        return
+    with explained("mounting a tmpfs at /sys", MEND_MOUNT):
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
         system = syscalls.clone_tree(PROCESSORS) if os.path.isdir(PROCESSORS) else None
-        syscalls.mount("vfsfuse", "/sys", "tmpfs", flags, "mode=755,size=64k")
+        syscalls.mount(SOURCE_OF_RUNS, PLACE_OF_RUNS, "tmpfs", flags, "mode=755,size=64k")
         os.mkdir(STAGED_LAB)
         if system is not None:
             os.makedirs(PROCESSORS)
@@ -145,8 +151,8 @@ def show(lab: str) -> None:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         sys_tree = syscalls.clone_tree(f"{lab}/sys")
         nodes = {name: syscalls.clone_tree(f"{lab}/dev/{name}") for name in _lab_nodes(lab)}
-        if lab == STAGED_LAB:
-            syscalls.detach("/sys")
+        if not lab.startswith("/sys/") or lab == STAGED_LAB:
+            syscalls.detach("/sys")  # of `stage`
         _show_sys(sys_tree)
         _show_dev(nodes)
         with contextlib.suppress(OSError):

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ends a server whose lab has been unmounted, and is left over only in runs of other labs.
+
+A `vfsfuse run` of an ordinary user is in a user namespace.  The mounts that it found are locked there: it
+cannot remove them, and they keep the labs of others alive.  So a server looks by itself.  Once its lab is not
+mounted in its own mount namespace any more, it looks who sees the lab.  When only runs of other labs have it,
+and no process uses it, the server ends.  In all other cases the kernel ends it, as soon as the last mount has
+gone and the last file is closed.
+
+One daemon thread, which touches nothing of the server.  It asks no file system but /proc, because its own
+would wait for itself.  Source: proc_pid_mountinfo(5) on poll(2), user_namespaces(7), mount_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+from ioctl_shim.seccomp import file_id
+from vfsfuse import mounts, viewers
+
+log = logging.getLogger(__name__)
+
+FIRST_LOOK, LAST_LOOK = 0.1, 2.0
+"""Seconds between two looks at who sees a lab that is unmounted.  The pause doubles from the first to the
+last one."""
+INITIAL_PIDS = "pid:[4026531836]"
+"""The pid namespace in which /proc shows all processes: PROC_PID_INIT_INO of <linux/proc_ns.h>."""
+
+
+def end_when_unseen(device: int, source: str) -> None:
+    """Start the thread for the lab whose files have this st_dev, and whose mount has this `source`.
+    Called when it is mounted.
+
+    In a container nobody can tell who sees the lab from outside, so there is no such thread."""
+    with contextlib.suppress(OSError):
+        if os.readlink("/proc/self/ns/pid") == INITIAL_PIDS:
+            threading.Thread(target=_watch, args=(device, source), name="unseen", daemon=True).start()
+
+
+def _watch(device: int, source: str) -> None:
+    minor = os.minor(device)
+    with open("/proc/self/mountinfo", "rb") as table:
+        changed = select.poll()
+        changed.register(table, select.POLLPRI)
+        while True:
+            while _is_mounted(minor):
+                changed.poll()
+            _watch_unmounted(device, source)
+
+
+def _watch_unmounted(device: int, source: str) -> None:
+    """End this process when only runs of other labs have the lab.  Returns when it is mounted again."""
+    pause, told = FIRST_LOOK, ""
+    while not _is_mounted(os.minor(device)):
+        time.sleep(pause)
+        pause = min(2 * pause, LAST_LOOK)
+        sight = viewers.look(os.minor(device), source, os.getpid())
+        use = str(sight.viewers[0]) if sight.viewers else _user(device)
+        if sight.others and not use:
+            log.info("unmounted, and left over in runs of other labs only: ending")
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        if use != told:
+            log.info("unmounted, and still used by %s", use)
+            told = use
+
+
+def _is_mounted(minor: int) -> bool:
+    return any(mount.minor == minor and mount.is_of_lab for mount in mounts.table())
+
+
+def _user(device: int) -> str:
+    """A process that has a file of the lab open or mapped, or is in a directory of it; empty without one."""
+    others = (name for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid())
+    return next((f"pid {pid}" for pid in others if _uses(f"/proc/{pid}", device)), "")
+
+
+def _uses(process: str, device: int) -> bool:
+    try:
+        return any(_is_on(path, device) for path in _held(process)) or _has_mapped(process, device)
+    except PermissionError:
+        return _may_use(process)
+    except OSError:
+        return False  # it has ended
+
+
+def _may_use(process: str) -> bool:
+    """Whether a process that may not be looked at may use the lab.  One that root has mounted is for all."""
+    try:
+        with open(f"{process}/status", encoding="utf-8", errors="replace") as told:
+            user = re.search(r"^Uid:\s*(\d+)", told.read(), re.MULTILINE)
+    except OSError:
+        return False  # it has ended
+    return not os.geteuid() or user is None or int(user[1]) == os.getuid()
+
+
+def _held(process: str) -> Iterator[str]:
+    """The links to what a process has open.  Raises OSError."""
+    for fd in os.listdir(f"{process}/fd"):
+        yield f"{process}/fd/{fd}"
+    yield from (f"{process}/cwd", f"{process}/root")
+
+
+def _is_on(link: str, device: int) -> bool:
+    try:
+        return file_id(link).device == device
+    except OSError:  # closed meanwhile; a file system of another user's own
+        return False
+
+
+def _has_mapped(process: str, device: int) -> bool:
+    mark = f" {os.major(device):02x}:{os.minor(device):02x} ".encode()
+    with contextlib.suppress(PermissionError), open(f"{process}/maps", "rb") as table:
+        return any(mark in line for line in table)
+    return False
