@@ -373,9 +373,11 @@ result = len(udev.until("ACTION=bind", UUID))
         assert (told(one), told(two)) == (4, 4)
 
 
-def test_a_program_that_is_traced_hears_as_well(tmp_path: Path) -> None:
-    body = "create(); result = len(udev.until('ACTION=bind'))"
-    assert heard_by(body, "--trace", str(tmp_path / "trace")) == 4
+@pytest.mark.parametrize("words", [("run", "--trace"), ("trace", "-o")], ids=["run", "trace"])
+def test_a_program_that_is_traced_hears_as_well(words: tuple[str, str], tmp_path: Path) -> None:
+    text = program("create(); result = len(udev.until('ACTION=bind'))")
+    done = vfsfuse(*words, tmp_path / "trace", "--udev", "--", sys.executable, "-c", text)
+    assert found(done) == 4
     assert "create" in (tmp_path / "trace").read_text()
 
 

@@ -288,7 +288,15 @@ def test_wrong_options_are_wrong_usage(words: list[str], why: str, program: list
 
 
 @pytest.mark.parametrize(
-    ("words", "why"), [(["--"], "no command after --"), (["--config", "x"], "name one after --")]
+    ("words", "why"),
+    [
+        (["--"], "no command after --"),
+        *(
+            ([option, "x"], f"{option} is for a program: name one after --")
+            for option in ("--config", "--log")
+        ),
+        *(([option], f"{option} is for a program: name one after --") for option in ("--quiet", "--udev")),
+    ],
 )
 def test_a_program_that_is_not_named(words: list[str], why: str) -> None:
     done = vfsfuse("trace", *words)

@@ -17,6 +17,7 @@ from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.cli.account import STDERR, STDOUT, Account, Style
 from vfsfuse.cli.output import complain, explained
 from vfsfuse.cli.targets import check_lab, find, only_lab
+from vfsfuse.run.command import PROGRAM_OPTIONS, add_program_options
 from vfsfuse.sticky import open_file
 from vfsfuse.trace.filters import KEEP, Filter
 from vfsfuse.trace.record import KINDS, TraceError
@@ -45,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the lab mounted there (default: a private one for CMD, else the only one)",
     )
     lab.add_argument("--config", metavar="LAB.toml", help="make the private lab from this file")
-    parser.add_argument(
-        "--log", metavar="FILE", help="append the private lab's log to FILE (default: discard it)"
-    )
+    add_program_options(parser)
     _add_output(parser)
     _add_filters(parser)
     parser.add_argument(
@@ -150,8 +149,9 @@ def main(args: argparse.Namespace) -> int:
     except TraceError as error:
         args.error(str(error))
     if args.program is None:
-        if args.config or args.log:
-            args.error("--config and --log are for the lab of a program: name one after --")
+        for name in ("config", *PROGRAM_OPTIONS):
+            if getattr(args, name):
+                args.error(f"--{name} is for a program: name one after --")
         return _trace_lab(args.mount, args.output, style, wanted, args.keep)
     if not args.program:
         args.error("no command after --")

@@ -38,11 +38,21 @@ _BUSY_FILTER = (
 )
 
 
+PROGRAM_OPTIONS = ("log", "quiet", "udev")
+"""What `add_program_options` declares, as attributes."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `run`."""
     lab = parser.add_mutually_exclusive_group()
     lab.add_argument("--mount", metavar="MNT", help="the lab mounted there (default: a private one for CMD)")
     lab.add_argument("--config", metavar="LAB.toml", help="make the private lab from this file")
+    add_program_options(parser)
+    parser.add_argument("argv", metavar="CMD", nargs=argparse.REMAINDER, help="the program and its arguments")
+
+
+def add_program_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `run` that do not choose the lab.  `vfsfuse trace -- CMD` has them, too."""
     parser.add_argument(
         "--log", metavar="FILE", help="append what the lab logs to FILE, such as tracebacks of its models"
     )
@@ -54,7 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="tell CMD of the lab's uevents, as udev does: in a network of its own, with no other network",
     )
-    parser.add_argument("argv", metavar="CMD", nargs=argparse.REMAINDER, help="the program and its arguments")
 
 
 def main(args: argparse.Namespace, tracer: socket.socket | None = None) -> int:

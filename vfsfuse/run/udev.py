@@ -20,6 +20,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 from dataclasses import dataclass
 from typing import Self
@@ -37,6 +38,7 @@ _CONTROL = struct.Struct("=16sII")
 
 _END_OF_REQUESTS = 0
 _CONNECTIONS = 64
+_PAUSE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class UdevRelay:
     def _run(self) -> None:
         try:
             while True:
-                self._turn({fd for fd, _ in self._poll.poll()})
+                self._turn({fd for fd, _ in self._poll.poll(None if self._quiet else 0)})
         except BaseException:
             traceback.print_exc(file=sys.stderr)  # into the log
 
@@ -104,14 +106,12 @@ class UdevRelay:
             self._accept()
         for fd in ready & self._talks.keys():
             self._listen_to(fd)
-        while True:
-            self._take_events()
-            self._tell_heard()
-            if self._quiet or not self._settling:
-                break
-        for talk in self._settling:
-            talk.close()
-        self._settling.clear()
+        self._take_events()
+        self._tell_heard()
+        if self._quiet:
+            for talk in self._settling:
+                talk.close()
+            self._settling.clear()
 
     # ---- events ----
 
@@ -169,7 +169,10 @@ class UdevRelay:
     def _accept(self) -> None:
         try:
             talk, _ = self._control.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError:  # no descriptor is left
+            time.sleep(_PAUSE)
             return
         talk.setblocking(False)
         if len(self._talks) >= _CONNECTIONS:

@@ -59,7 +59,7 @@ class DeviceData:
         now = time.monotonic_ns() // 1000
         if self._stamp and now - self._stamp < _FRESH:
             return
-        if self._stamp:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(_STAMP, dir_fd=self._folder)
         fd = os.open(_STAMP, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=self._folder)
         with os.fdopen(fd, "w", encoding="ascii") as file:
