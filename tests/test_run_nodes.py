@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -21,6 +22,7 @@ from tests.vfio.client import Container, Group, fails
 from tests.vfio.devices import LAB, NEIGHBOUR, UNPROTECTED, bound, group_device
 from vfsfuse.run.numbers import Node, Numbers
 
+DT_UNKNOWN, DT_REG = 0, 8  # <dirent.h>
 READ_ONLY_NUMBER = RUN_NODE & ~(3 << 30) | 2 << 30
 """RUN_NODE's number, but as an ioctl that only reads."""
 
@@ -193,3 +195,39 @@ def test_a_lab_that_has_ended_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"connect|aborted"):
             while True:
                 numbers.of(inode)
+
+
+def test_a_listing_tells_no_types_of_nodes(lab: MountedLab, vgpu: Vgpu) -> None:
+    """Programs that see DT_REG would not ask stat(2)."""
+    for folder, name in (("dev", "iommu"), ("dev/vfio", vgpu.group), ("dev/vfio/devices", vgpu.vfio)):
+        assert entry_type(lab.path / folder, name) == DT_UNKNOWN
+    assert entry_type(lab.path / "sys/bus/pci", "rescan") == DT_REG
+    assert entry_type(lab.gpu, "config") == DT_REG
+
+
+def entry_type(folder: Path, name: str) -> int:
+    """d_type of an entry, by readdir(3)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.opendir.restype = ctypes.c_void_p
+    libc.readdir64.restype = ctypes.POINTER(DirectoryEntry)
+    stream = ctypes.c_void_p(libc.opendir(os.fsencode(folder)))
+    assert stream.value
+    try:
+        while entry := libc.readdir64(stream):
+            if entry.contents.d_name == name.encode():
+                return int(entry.contents.d_type)
+    finally:
+        libc.closedir(stream)
+    raise AssertionError(f"no {name} in {folder}")
+
+
+class DirectoryEntry(ctypes.Structure):
+    """struct dirent64"""
+
+    _fields_ = [
+        ("d_ino", ctypes.c_uint64),
+        ("d_off", ctypes.c_int64),
+        ("d_reclen", ctypes.c_ushort),
+        ("d_type", ctypes.c_ubyte),
+        ("d_name", ctypes.c_char * 256),
+    ]

@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #define FUSE_USE_VERSION 312
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fuse3/fuse_lowlevel.h>
@@ -112,6 +113,22 @@ int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 	if (error)
 		return fuse_reply_err(req, -error);
 	return fuse_reply_buf(req, (const char *)&out, sizeof(out));
+}
+
+/* An entry of a listing.  The kernel takes no st_rdev of a regular file, so it is the sign of a file whose type the
+ * listing is not to tell (kernfs/operations.py). */
+size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t size, const char *name,
+	const struct fuse_entry_param *entry, off_t off)
+{
+	static size_t (*add)(fuse_req_t, char *, size_t, const char *, const struct fuse_entry_param *, off_t);
+
+	if (!add)
+		add = next_symbol("fuse_add_direntry_plus");
+	size_t used = add(req, buf, size, name, entry, off);
+
+	if (buf && used <= size && entry->attr.st_rdev)
+		((struct fuse_direntplus *)buf)->dirent.type = DT_UNKNOWN;
+	return used;
 }
 
 #pragma GCC visibility pop

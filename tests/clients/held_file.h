@@ -95,6 +95,8 @@ static void reply(int dev, const struct request *request, int error, const void 
 	(void)!write(dev, message, head.len); /* fails for a request whose process has ended */
 }
 
+static void (*before_answer)(void); /* what the server does before each answer, if anything */
+
 static void answer(int dev, const struct request *request)
 {
 	static unsigned char file[HELD_SIZE];
@@ -105,6 +107,8 @@ static void answer(int dev, const struct request *request)
 	struct fuse_poll_out ready = {.revents = POLLIN};
 	struct fuse_write_out written = {.size = request->write.size};
 
+	if (before_answer)
+		before_answer();
 	switch (request->head.opcode) {
 	case FUSE_INIT:
 		reply(dev, request, 0, &init, sizeof(init));

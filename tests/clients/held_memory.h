@@ -150,7 +150,7 @@ static void arm_memory(const struct memory *kind)
 }
 
 /* Put `data` where `plain` bytes of it lie before the held pages; its address. */
-static char *place(const struct memory *kind, const char *data, size_t size, size_t plain)
+static __attribute__((unused)) char *place(const struct memory *kind, const char *data, size_t size, size_t plain)
 {
 	CHECK(plain <= size && size <= PAGE);
 	memcpy(memory - plain, data, plain);

@@ -271,6 +271,9 @@ class Kobject(Entry):
     """Whether device nodes come and go in it, of which watchers hear (vfsfuse.kernfs.watchers)."""
     node_size: ClassVar[int] = 0
     """st_size of those."""
+    of_dev: ClassVar[bool] = False
+    """Whether device nodes are in it.  A listing of it tells no types (d_type), so that programs ask stat(2),
+    which `vfsfuse run --stat-paths` answers."""
     member_ns: ClassVar[int | None] = None
     """For how many nanoseconds at most the kernel may cache the name of a member, None without a limit."""
 

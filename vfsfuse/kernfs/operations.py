@@ -36,6 +36,8 @@ from vfsfuse.kernfs.xattr import XATTR_PID
 
 log = logging.getLogger(__name__)
 BLOCK = 4096
+UNTYPED = 1
+"""As st_rdev: a listing does not tell the type of this file (native/interpose.c)."""
 AT_ONCE = 2
 """Snapshots that are made at the same time: a large picture takes a processor, and memory, for a while."""
 MOST_DELAYED = 64
@@ -207,7 +209,10 @@ class Operations(Refusals):
         if found is None:
             return True
         name, attr = found
-        return pyfuse3.readdir_reply(token, name.encode(), _attributes(attr), following)
+        attributes = _attributes(attr)
+        if owner.of_dev:
+            attributes.st_rdev = UNTYPED
+        return pyfuse3.readdir_reply(token, name.encode(), attributes, following)
 
     def _is_gone(self, inode: int) -> bool:
         return self.tree.gone.ctime_ns(inode) is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sys/dev/char: a link for each character device, by its major and minor number.
+"""Character devices: dev, where their nodes are, and sys/dev/char, a link for each by major and minor number.
 
 The links of a device that comes and goes are made from what its class has, so that they take no memory of
 their own.  Trio thread; the device lane looks names up too.  Source: Documentation/ABI/stable/sysfs-devices,
@@ -12,6 +12,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from vfsfuse.kernfs.kobject import Child, Entry, Kobject, Member
+
+
+class DevDir(Kobject):
+    """dev."""
+
+    __slots__ = ()
+    of_dev = True
 
 
 class CharDir(Kobject):

@@ -14,7 +14,7 @@ from devmodel.lifecycle.lab import Lab
 from devmodel.uuids import parse_uuid
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.members import store_only
-from vfsfuse.sysfs.chardev import CharDir
+from vfsfuse.sysfs.chardev import CharDir, DevDir
 from vfsfuse.sysfs.drivers import PciBusDir
 from vfsfuse.sysfs.lab import LabDir
 
@@ -56,5 +56,5 @@ SKELETON: Skeleton = {
         "module": {},
         "power": ...,
     },
-    "dev": {},
+    "dev": lambda name, lab: DevDir(name),
 }

@@ -54,14 +54,14 @@ class VfioNodesDir(Kobject):
     """dev/vfio."""
 
     __slots__ = ()
-    devtmpfs = True
+    devtmpfs = of_dev = True
 
 
 class CdevsDir(Kobject):
     """dev/vfio/devices."""
 
     __slots__ = ()
-    devtmpfs = True
+    devtmpfs = of_dev = True
     node_size = DEVICE_SIZE
 
 
@@ -86,8 +86,9 @@ class VfioNodes:
         self._ports: dict[Assignable, Port | None] = {}
         self._lock = threading.Lock()
         self._vfio, self._cdevs = VfioNodesDir("vfio"), CdevsDir("devices")
+        self._dev = tree.make("dev")
         if spec.groups or spec.cdevs:
-            tree.add(tree.make("dev"), self._vfio)
+            tree.add(self._dev, self._vfio)
         if spec.cdevs:
             tree.add(self._vfio, self._cdevs)
         self._groups = tree.make("sys/kernel/iommu_groups")
@@ -104,7 +105,7 @@ class VfioNodes:
         containers, contexts = openers(vfio, self.services, st_dev, self.spec.iommufd_container)
         if self.spec.groups:
             self._add_misc(self._vfio, "vfio", 0o666, containers, ContainerDir)
-        self._add_misc(self.tree.make("dev"), "iommu", self.spec.device_mode, contexts, IommufdDir)
+        self._add_misc(self._dev, "iommu", self.spec.device_mode, contexts, IommufdDir)
 
     def _add_misc(self, above: Kobject, name: str, mode: int, opener: Opener, kind: type[MiscDir]) -> None:
         self.tree.add(above, self._owned(DeviceNode(name, mode, opener, rdev=kind.rdev)))
