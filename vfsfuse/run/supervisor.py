@@ -207,7 +207,7 @@ def _serve_run(
     if message != FILTER:
         raise ConnectionResetError("no listener came")
     listener = SeccompListener(fds[0])
-    relay = _relay(fds[1:], root) if fds[1:] else None
+    relay = _relay(fds[1:], root, words) if fds[1:] else None
     calls = CallTakers(listener, Answers(listener, root, words.say_once).answer)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     os.chdir("/")
@@ -230,9 +230,9 @@ def _serve_run(
         listener.close()
 
 
-def _relay(descriptors: list[int], root: int) -> UdevRelay:
+def _relay(descriptors: list[int], root: int, words: LastWords) -> UdevRelay:
     with namespace.explained("relaying the lab's uevents"):
-        return UdevRelay(UdevFiles.received(descriptors), root)
+        return UdevRelay(UdevFiles.received(descriptors), root, words.say_once)
 
 
 def _watch(listener: SeccompListener, calls: CallTakers, lab: PrivateLab | None, words: LastWords) -> None:

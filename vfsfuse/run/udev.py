@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -74,8 +75,10 @@ class UdevRelay:
     All devices that the lab has then are initialized to libudev.
     """
 
-    def __init__(self, files: UdevFiles, lab_fd: int) -> None:
-        """Raises OSError, and ueventsocket.OtherNamespace."""
+    def __init__(self, files: UdevFiles, lab_fd: int, say: Callable[[str], None]) -> None:
+        """`say` tells the program what goes wrong; any thread.  Raises OSError, and
+        ueventsocket.OtherNamespace."""
+        self._say = say
         self._socket = UeventSocket(files.events)
         self._control = files.control
         self._uevents = os.open("uevents", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=lab_fd)
@@ -98,8 +101,9 @@ class UdevRelay:
         try:
             while True:
                 self._turn({fd for fd, _ in self._poll.poll(None if self._quiet else 0)})
-        except BaseException:
+        except BaseException as error:
             traceback.print_exc(file=sys.stderr)  # into the log
+            self._say(f"{type(error).__name__}: {error}: no uevent of the lab comes from now on")
 
     def _turn(self, ready: set[int]) -> None:
         if self._control.fileno() in ready:
@@ -124,7 +128,8 @@ class UdevRelay:
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno == errno.ENOBUFS:  # the lab has dropped some
+                if error.errno == errno.ENOBUFS:
+                    self._say("uevents of the lab are lost: too many came at once")
                     continue
                 self._end_of_lab()
                 break
