@@ -19,8 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from ioctl_shim._native import ffi
-from ioctl_shim.abi import HAND_OVER, HANDED_OVER, Kind, Row, row_of
+from ioctl_shim.abi import HAND_OVER, HANDED_OVER, HANDOVER, Kind, Row, row_of
 from ioctl_shim.client import Caller
 from ioctl_shim.longcalls import has_zeros
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
@@ -93,15 +92,15 @@ class Descriptors:
 def _hand_over(file: int, cmd: int, asked: bytes, tid: int) -> tuple[int, bytes]:
     """Have the server carry out an ioctl on a copy of a descriptor of the client `tid`: the token of a file,
     0 without one, and the data for the client.  Raises OSError as the ioctl."""
-    argument = ffi.new("struct vfsfuse_handover *", {"cmd": cmd, "tid": tid, "size": len(asked)})
-    argument.data[0 : len(asked)] = asked
+    argument = bytearray(HANDOVER.pack(cmd, tid, 0, len(asked), asked))
     try:
-        fcntl.ioctl(file, HAND_OVER, ffi.buffer(argument))
+        fcntl.ioctl(file, HAND_OVER, argument)
     except OSError as error:
         if error.errno != errno.ENOTTY:
             raise
         raise NotOurs from None  # a file of another kind: the server answers the call with an errno
-    return int(argument.token), bytes(ffi.buffer(argument.data))[: argument.size]
+    _, _, token, size, data = HANDOVER.unpack(argument)
+    return token, data[:size]
 
 
 def _name(caller: Caller, address: int) -> bytes:

@@ -32,7 +32,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from devmodel.iommu.api import MustWait
 from ioctl_shim._native import ffi
-from ioctl_shim.abi import HAND_OVER, Row, row_of
+from ioctl_shim.abi import HAND_OVER, HANDOVER, Row, row_of
 from ioctl_shim.lane import Opened, OpenRequest, SizedIoctl
 from vfsfuse.vfio.fops import Offer, Open, Request, VfioFops, Withdraw
 
@@ -60,9 +60,8 @@ class HandOver:
         """What `call` asks for.  None for another ioctl."""
         if call.cmd != HAND_OVER:
             return None
-        asked = ffi.from_buffer("struct vfsfuse_handover *", call.data)
-        data = bytes(ffi.buffer(asked.data))[: asked.size]
-        return cls(asked.cmd, data, asked.tid, call.tid)
+        cmd, tid, _, size, data = HANDOVER.unpack(call.data)
+        return cls(cmd, data[:size], tid, call.tid)
 
     @property
     def text(self) -> str:
@@ -82,8 +81,8 @@ def answered(call: SizedIoctl) -> bytes:
     """The data in the reply to an ioctl: those that are stored in the client, for HAND_OVER."""
     if call.cmd != HAND_OVER or not call.reply:
         return call.reply
-    answer = ffi.from_buffer("struct vfsfuse_handover *", call.reply)
-    return bytes(ffi.buffer(answer.data))[: answer.size]
+    _, _, _, size, data = HANDOVER.unpack(call.reply)
+    return bytes(data[:size])
 
 
 class Given(NamedTuple):
@@ -214,9 +213,7 @@ class GivingFops(VfioFops):
         row, giver = found
         given = giver(self, asked)
         token = self._handovers.offer(given, row, asked.supervisor)
-        answer = ffi.new("struct vfsfuse_handover *", {"token": token, "size": len(given.data)})
-        answer.data[0 : len(given.data)] = given.data
-        call.reply = bytes(ffi.buffer(answer))
+        call.reply = HANDOVER.pack(asked.cmd, asked.client, token, len(given.data), given.data)
         return 0
 
     def release(self) -> None:
