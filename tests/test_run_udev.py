@@ -171,6 +171,17 @@ def test_sys_shows_the_interfaces_of_that_network() -> None:
     assert done.stdout.split() == ["/sys/class/net:", "lo", "/sys/devices/virtual/net:", "lo"]
 
 
+def test_events_of_that_network_are_heard_as_well() -> None:
+    need("ip", "iproute2")
+    body = """
+for words in (["down"], ["name", "other"]):
+    subprocess.run(["ip", "link", "set", "lo", *words], check=True)
+result = [properties(listener.until("ACTION=move")[-1]) for listener in (kernel, udev)]
+"""
+    for event in heard_by(body):
+        assert event["INTERFACE"] == "other" and event["DEVPATH_OLD"] == "/devices/virtual/net/lo"
+
+
 # ---- nobody else hears, and nobody else is heard ----
 
 
