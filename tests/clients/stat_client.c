@@ -33,7 +33,7 @@
 		} \
 	} while (0)
 
-enum { PAGE = 4096, NOWHERE = 8, BOTH = AT_STATX_FORCE_SYNC | AT_STATX_DONT_SYNC, NO_FLAG = 0x40000000 };
+enum { PAGE = 4096, NOWHERE = 8, BOTH = AT_STATX_FORCE_SYNC | AT_STATX_DONT_SYNC };
 static char *pages; /* one that can be written, one without access, one that can be read */
 static int path_fd; /* an O_PATH descriptor of the file */
 
@@ -71,7 +71,6 @@ WAY(at_path_fd, at(path_fd, "", out, AT_EMPTY_PATH))
 WAY(at_more, at(fd, "", out, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT))
 WAY(at_null, at(fd, NULL, out, AT_EMPTY_PATH))
 WAY(at_without, at(fd, "", out, 0))
-WAY(at_flag, at(fd, "", out, AT_EMPTY_PATH | NO_FLAG))
 WAY(at_nowhere, at(fd, (void *)NOWHERE, out, AT_EMPTY_PATH))
 WAY(at_buffer, at(fd, "", (void *)NOWHERE, AT_EMPTY_PATH))
 WAY(at_below, at(fd, "x", out, AT_EMPTY_PATH))
@@ -87,7 +86,6 @@ WAY(x_sync, extended(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_ST
 WAY(x_no_sync, extended(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, out))
 WAY(x_both, extended(fd, "", AT_EMPTY_PATH | BOTH, STATX_BASIC_STATS, out))
 WAY(x_reserved, extended(fd, "", AT_EMPTY_PATH, 0x80000000u, out))
-WAY(x_flag, extended(fd, "", AT_EMPTY_PATH | NO_FLAG, STATX_BASIC_STATS, out))
 WAY(x_null, extended(fd, NULL, AT_EMPTY_PATH, STATX_BASIC_STATS, out))
 WAY(x_nowhere, extended(fd, (void *)NOWHERE, AT_EMPTY_PATH, STATX_BASIC_STATS, out))
 WAY(x_buffer, extended(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, (void *)NOWHERE))
@@ -103,12 +101,12 @@ static const struct way {
 	{"fstat/closed", 0, fstat_closed}, {"fstat/AT_FDCWD", 0, fstat_cwd}, {"fstat/nowhere", 0, fstat_nowhere},
 	{"fstat/NULL", 0, fstat_null}, {"fstat/read-only", 0, fstat_read_only}, {"fstat/end", 0, fstat_end},
 	{"newfstatat", 0, at_empty}, {"newfstatat/O_PATH", 0, at_path_fd}, {"newfstatat/more", 0, at_more},
-	{"newfstatat/NULL", 0, at_null}, {"newfstatat/without", 0, at_without}, {"newfstatat/flag", 0, at_flag},
+	{"newfstatat/NULL", 0, at_null}, {"newfstatat/without", 0, at_without},
 	{"newfstatat/nowhere", 0, at_nowhere}, {"newfstatat/buffer", 0, at_buffer}, {"newfstatat/below", 0, at_below},
 	{"newfstatat/root", 0, at_root}, {"newfstatat/AT_FDCWD", 0, at_cwd}, {"newfstatat/-1", 0, at_none},
 	{"statx", 1, x_empty}, {"statx/all", 1, x_all}, {"statx/O_PATH", 1, x_path_fd}, {"statx/nothing", 1, x_nothing},
 	{"statx/type", 1, x_type}, {"statx/sync", 1, x_sync}, {"statx/no-sync", 1, x_no_sync},
-	{"statx/both", 1, x_both}, {"statx/reserved", 1, x_reserved}, {"statx/flag", 1, x_flag},
+	{"statx/both", 1, x_both}, {"statx/reserved", 1, x_reserved},
 	{"statx/NULL", 1, x_null}, {"statx/nowhere", 1, x_nowhere}, {"statx/buffer", 1, x_buffer},
 	{"statx/read-only", 1, x_read_only}, {"statx/AT_FDCWD", 1, x_cwd},
 };
