@@ -21,8 +21,6 @@ DRIVER = "/usr/lib/*/libvirt/connection-driver/libvirt_driver_nodedev.so"
 START = f"""
 mkdir -p /run/libvirt "$HOME/drivers"
 mount -t tmpfs tmpfs /run/libvirt  # no other libvirtd's locks and sockets
-mount -t tmpfs tmpfs /etc/mdevctl.d  # no definitions of the machine, and none for it
-mkdir -p /etc/mdevctl.d/scripts.d/callouts /etc/mdevctl.d/scripts.d/notifiers
 ln -s {DRIVER} "$HOME/drivers/"
 printf 'unix_sock_dir = "%s"\\nauth_unix_rw = "none"\\n' "$HOME" >"$HOME/conf"
 export LIBVIRT_DRIVER_DIR="$HOME/drivers"

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -28,6 +29,7 @@ from vfsfuse.kernfs.operations import Operations
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.xattr import source
 from vfsfuse.labfile.code import LabCode
+from vfsfuse.ownfolder import OwnFolder
 from vfsfuse.reload.file import ReloadFile
 from vfsfuse.reload.reloader import Reloader
 from vfsfuse.reload.watch import watch
@@ -66,13 +68,14 @@ def serve(
     ready: Callable[[], None],
     end_fd: int | None = None,
     watched: bool = False,
+    folder: OwnFolder | None = None,
 ) -> None:
     """Mount the lab at `mountpoint` and serve it until it is unmounted, a signal of ENDING comes, or `end_fd`
     can be read.
 
     `code` are the models of its own; with `watched` they are reloaded when their files change.  `ready` is
-    called on the trio thread when the tree answers through the kernel.  Raises MountError when mounting
-    fails.
+    called on the trio thread when the tree answers through the kernel.  `folder` is for files of the lab, and
+    is removed at the end.  Raises MountError when mounting fails.
     """
     _allow_descriptors()
     lib.shim_keep_memory()
@@ -83,7 +86,7 @@ def serve(
     tree = Tree()
     inodes = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is RemovalPolicy.WAIT)
     calls = CallPoint()
-    operations = Operations(inodes, calls)
+    operations = Operations(inodes, calls, _no_folder if folder is None else folder.path)
     view = LabView(spec, tree, calls)
     view.stores.publish = view.lab.later.publish = operations.publish
     reloader = Reloader(view, code, operations.publish)
@@ -110,6 +113,12 @@ def serve(
         pyfuse3.close(unmount=_is_ours(mountpoint))
         lane.stop()
         view.close()
+        if folder is not None:
+            folder.remove()
+
+
+def _no_folder() -> str:
+    raise FileNotFoundError(errno.ENOENT, "this lab has no folder")
 
 
 def _is_ours(mountpoint: str) -> bool:

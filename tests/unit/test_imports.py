@@ -53,16 +53,18 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.viewers": "vfsfuse: mounts",
     "vfsfuse.sticky": "",
     "vfsfuse.toml": "",
+    "vfsfuse.ownfolder": "",
     "vfsfuse.scheduling": "",
     "vfsfuse.failures": "devmodel: device.base",
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking toml",
-    "vfsfuse.run": "ioctl_shim | vfsfuse: asking mounts viewers",
+    "vfsfuse.run": "ioctl_shim | vfsfuse: asking mounts ownfolder viewers",
     "vfsfuse.ending": "vfsfuse: run.syscalls",
     "vfsfuse.unseen": "ioctl_shim | vfsfuse: mounts viewers",
     "vfsfuse.monitor": "vfsfuse: asking",
     "vfsfuse.trace": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.kernfs": "ioctl_shim "
-    "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks",
+    "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks "
+    "| vfsfuse: ownfolder",
     "vfsfuse.vfio": "ioctl_shim "
     "| devmodel: callpoint client device iommu iommufd irq lifecycle pci region uuids vfio",
     "vfsfuse.sysfs": "ioctl_shim "
@@ -79,9 +81,9 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.reload": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle memo | vfsfuse: kernfs labfile views",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "
-    "| vfsfuse: ending kernfs labfile.code mounts reload scheduling unseen views",
+    "| vfsfuse: ending kernfs labfile.code mounts ownfolder reload scheduling unseen views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
-    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts run server sticky trace "
+    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts ownfolder run server sticky trace "
     "viewers views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "

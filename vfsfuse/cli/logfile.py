@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of a server in the background: which file it is, and how lines get there.
+"""The log of a server in the background: which file it is, and how lines get there; and a folder beside it.
 
 `LogFile` is used by any thread of the server.  It never raises: a full disk must not end a lab.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pwd
 import sys
+from typing import TYPE_CHECKING
 
 from vfsfuse.asking import Refusal
 from vfsfuse.cli.output import complain
 from vfsfuse.sticky import open_file, refuse_foreign
+
+if TYPE_CHECKING:
+    from vfsfuse.ownfolder import OwnFolder
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 NAME_MAX = 255
@@ -51,6 +56,19 @@ def open_log(named: str | None, mountpoint: str) -> tuple[int, str]:
         return _open(path), path
     except OSError as error:
         raise Refusal(f"{path}: {error.strerror} ({_MEND})") from None
+
+
+def own_folder(mountpoint: str) -> OwnFolder:
+    """The folder for files of the lab at `mountpoint`, in the user's state directory."""
+    from vfsfuse.ownfolder import OwnFolder
+
+    def state() -> str:
+        try:
+            return _state_directory()
+        except Refusal as error:
+            raise FileNotFoundError(errno.ENOENT, str(error)) from None
+
+    return OwnFolder(state, os.fsdecode(os.fsencode(_file_name(mountpoint).removesuffix(".log"))[:200]))
 
 
 def _open(path: str) -> int:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from vfsfuse.asking import SECONDS, NoAnswer, Patience, Refusal
 from vfsfuse.cli.claim import MENDING, claim
-from vfsfuse.cli.logfile import log_to_file, log_to_stderr, open_log
+from vfsfuse.cli.logfile import log_to_file, log_to_stderr, open_log, own_folder
 from vfsfuse.cli.mountpoint import Mountpoint, State, inspect, locate, no_answer, unmount, wait_for_end
 from vfsfuse.cli.output import complain, discard_stdout, explained
 
@@ -256,7 +256,8 @@ def _serve(start: Start, ready: Callable[[LabSpec], None]) -> bytes:
 
         from vfsfuse.server import serve
 
-        serve(spec, code, start.path, announce, start.args.end_fd, start.args.reload)
+        args = start.args
+        serve(spec, code, start.path, announce, args.end_fd, args.reload, own_folder(start.path))
     except (Refusal, NoAnswer, OSError) as error:
         if is_ready:
             raise

@@ -9,6 +9,7 @@ file: the kernel caches no name that can go at any time, and others so shortly t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -25,6 +26,7 @@ from devmodel.lifecycle.removal import patiently
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import check_open, forget_stats
 from ioctl_shim.lanefile import InodeAttr
+from vfsfuse import ownfolder
 from vfsfuse.kernfs.errors import Refusals, errors
 from vfsfuse.kernfs.extended import ExtendedAttributes
 from vfsfuse.kernfs.inodes import NANOSECONDS, Inodes
@@ -84,12 +86,14 @@ class Snapshots:
 
 
 class Operations(Refusals):
-    """The handlers.  Stores pass `calls`, the lab's call point."""
+    """The handlers.  Stores pass `calls`, the lab's call point.  `folder` gives the path of the lab's folder
+    on disk; it may wait, and raises OSError."""
 
     supports_dot_lookup = False
 
-    def __init__(self, inodes: Inodes, calls: CallPoint) -> None:
+    def __init__(self, inodes: Inodes, calls: CallPoint, folder: Callable[[], str]) -> None:
         super().__init__()
+        self._folder = folder
         self.inodes, self.tree, self._calls = inodes, inodes.tree, calls
         self._listings: dict[int, list[Child | Member]] = {}
         self._owners: dict[int, Kobject | None] = {}
@@ -152,6 +156,9 @@ class Operations(Refusals):
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         if inode == pyfuse3.ROOT_INODE and name == XATTR_PID.encode():
             return str(os.getpid()).encode()
+        if inode == pyfuse3.ROOT_INODE and name == ownfolder.XATTR.encode() and ctx.uid == os.geteuid():
+            with contextlib.suppress(OSError):
+                return os.fsencode(await trio.to_thread.run_sync(self._folder))
         with errors("getxattr"):
             return self._xattrs.get(inode, name)
 

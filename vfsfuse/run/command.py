@@ -115,7 +115,7 @@ def _occupy_standard_fds() -> None:
 def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     """Do everything before the exec: namespaces, supervisor, lab, filter."""
     from ioctl_shim import seccomp
-    from vfsfuse.run import namespace, otherlabs
+    from vfsfuse.run import definitions, namespace, otherlabs
     from vfsfuse.run.supervisor import RunPlan, Supervisor
     from vfsfuse.run.traps import TRAPS
 
@@ -132,6 +132,7 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     supervisor = Supervisor(plan, tracer)
     supervisor.wait_ready()
     namespace.show(plan.root)
+    definitions.show(plan.lab)
     udev = _enter_udev() if args.udev else None
     with namespace.explained("installing the seccomp filter", _BUSY_FILTER):
         listener = seccomp.install([trap.cmd for trap in TRAPS])
