@@ -44,7 +44,7 @@ def machine() -> Iterator[None]:
 
 def inside(*words: str | Path, lab: MountedLab | None = None) -> str:
     """What a program says in a lab, by default a private one."""
-    done = vfsfuse("run", *(["--mount", lab.path] if lab else []), "--", *words)
+    done = vfsfuse("run", *(("--mount", lab.path) if lab else ()), "--", *words)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
