@@ -83,8 +83,8 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "
     "| vfsfuse: ending kernfs labfile.code mounts ownfolder reload scheduling unseen views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
-    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts ownfolder run server sticky trace "
-    "viewers views.models",
+    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts ownfolder run server sticky "
+    "trace viewers views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
     "| vfsfuse: api sysfs.screen trace",
