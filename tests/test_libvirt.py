@@ -95,6 +95,8 @@ ask nodedev-create "$HOME/one.xml"
 ask nodedev-list --cap mdev
 ask nodedev-define "$HOME/two.xml"
 ask nodedev-list --cap mdev --inactive
+tell nodedev-autostart {name_of(TWO)}
+until_so 'tell nodedev-info {name_of(TWO)} | grep -q "^Autostart: *yes"'
 ask nodedev-start {name_of(TWO)}
 ask nodedev-dumpxml {name_of(TWO)}
 ls /sys/bus/mdev/devices

@@ -65,7 +65,7 @@ def _enter_network() -> None:
         _be_owner(ours, theirs)
     theirs.close()
     try:
-        number = int.from_bytes(ours.recv(1))
+        number = int.from_bytes(ours.recv(1) or bytes([errno.EIO]))
         if number:
             raise OSError(number, os.strerror(number))
         _enter_network_of(child)
