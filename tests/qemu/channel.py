@@ -11,22 +11,16 @@ SHOWN = 4000
 """How much of what came a failure shows, in bytes."""
 
 
-class Channel:
-    """One end of a socket pair whose other end a QEMU has; `explain` is what to add to the account of a
-    failure."""
+class Stream:
+    """A connected socket; `explain` is what to add to the account of a failure."""
 
-    def __init__(self, explain: Callable[[], str]) -> None:
-        self._socket, self.peer = socket.socketpair()
+    def __init__(self, connected: socket.socket, explain: Callable[[], str]) -> None:
+        self._socket = connected
         self._explain = explain
         self._pending = b""
         self._seen = b""
 
-    def handed_over(self) -> None:
-        """QEMU has its end: close ours of it, so that its death is the end of the stream."""
-        self.peer.close()
-
     def close(self) -> None:
-        self.peer.close()
         self._socket.close()
 
     def send(self, data: bytes, seconds: float) -> None:
@@ -62,3 +56,19 @@ class Channel:
 
     def _account(self, what: str) -> str:
         return f"{what}; the last that came:\n{self._seen.decode(errors='replace')}\n{self._explain()}"
+
+
+class Channel(Stream):
+    """One end of a socket pair whose other end a QEMU has."""
+
+    def __init__(self, explain: Callable[[], str]) -> None:
+        ours, self.peer = socket.socketpair()
+        super().__init__(ours, explain)
+
+    def handed_over(self) -> None:
+        """QEMU has its end: close ours of it, so that its death is the end of the stream."""
+        self.peer.close()
+
+    def close(self) -> None:
+        self.peer.close()
+        super().close()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 from typing import NamedTuple
 
-from tests.qemu.channel import Channel
+from tests.qemu.channel import Stream
 
 UP = b"guest is up\n"
 BOOT_SECONDS = 180
@@ -26,7 +26,7 @@ class Result(NamedTuple):
 class Console:
     """Commands for the shell that tests.qemu.guest.INIT starts; one at a time."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Stream) -> None:
         self._channel = channel
         self._number = 0
 

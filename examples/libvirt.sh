@@ -1,0 +1,31 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# vfsfuse run --udev -- examples/libvirt.sh CMD ARG...
+#
+# Runs CMD beside a libvirtd of its own, which knows the devices of the lab and none of the machine's domains.
+# virsh and other clients find it without an option. It ends with CMD, and so do its domains. Root only.
+set -eu
+
+# With a PID namespace, all that libvirtd has started ends with this script.
+[ $$ -eq 1 ] || exec unshare --pid --fork --kill-child --mount-proc "$0" "$@"
+
+# These mounts are seen in this run only. The machine's libvirtd, if there is one, keeps its files.
+for folder in /etc/libvirt /run/libvirt /var/cache/libvirt /var/lib/libvirt /var/log/libvirt; do
+    mkdir -p "$folder"
+    mount -t tmpfs -o mode=755 libvirt "$folder"
+done
+cat >/etc/libvirt/qemu.conf <<END
+stdio_handler = "file"
+cgroup_controllers = []
+${QEMU_CONF:-}
+END
+
+libvirtd --pid-file /run/libvirt/pid 2>/var/log/libvirt/libvirtd.log &
+until [ -S /run/libvirt/libvirt-sock ]; do
+    kill -0 $! 2>/dev/null || { cat /var/log/libvirt/libvirtd.log >&2; exit 1; }
+    sleep 0.05
+done
+status=0
+"$@" || status=$?
+exit $status
