@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """libvirt's domains, unmodified: a libvirtd with QEMU's driver in a `vfsfuse run --udev` of a mounted lab
-(examples/libvirt.sh), and a shell beside it, which runs virsh."""
+(examples/libvirt/run.sh), and a shell beside it, which runs virsh."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.qemu import programs
 from tests.qemu.channel import Channel
 from tests.qemu.console import Console
 
-SCRIPT = ROOT / "examples/libvirt.sh"
+SCRIPT = ROOT / "examples/libvirt/run.sh"
 DRIVER = "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so"
 USER = "libvirt-qemu"
 PINNED_KIB = 8192
@@ -110,7 +110,7 @@ class Libvirt:
         kvm.mkdir()
         command = [*VFSFUSE, "run", "--udev", "--mount", str(self.lab.path), "--"]
         command += ["sh", "-c", OPEN_KVM, str(kvm), str(SCRIPT), "sh"]
-        ours = self._channel.peer
+        ours = self._channel.peer.fileno()
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(command, stdin=ours, stdout=ours, stderr=log, cwd=ROOT)
         self._channel.handed_over()
@@ -147,7 +147,9 @@ class Libvirt:
         path.write_text(xml)
         return str(path)
 
-    def define(self, name: str, *devices: str, machine: str = "pc", memory: int = 4, system: str = "") -> None:
+    def define(
+        self, name: str, *devices: str, machine: str = "pc", memory: int = 4, system: str = ""
+    ) -> None:
         """Define a domain (see `domain`)."""
         xml = domain(name, *devices, machine=machine, memory=memory, system=system)
         self.virsh("define", self.file(name, xml))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import needs
+from tests import domains, needs
 from tests.qemu import programs
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +60,8 @@ def path(session: str, folder: Path) -> str:
 def test_session(session: str, tmp_path: Path) -> None:
     if not (ROOT / ".venv").exists():
         pytest.skip("needs the .venv that tests/run.sh makes")
+    if "libvirt/run.sh" in session:
+        domains.need()
     home = tmp_path / "lab"
     commands = list(steps(session.replace("/tmp/lab", str(home))))
     script = "".join(f"{command}\necho '{MARK}'\n" for command, _ in commands)

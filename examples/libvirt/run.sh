@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# vfsfuse run --udev -- examples/libvirt.sh CMD ARG...
+# vfsfuse run --udev -- examples/libvirt/run.sh CMD ARG...
 #
 # Runs CMD beside a libvirtd of its own, which knows the devices of the lab and none of the machine's domains.
 # virsh and other clients find it without an option. It ends with CMD, and so do its domains. Root only.
@@ -18,7 +18,7 @@ done
 cat >/etc/libvirt/qemu.conf <<END
 stdio_handler = "file"
 cgroup_controllers = []
-${QEMU_CONF:-}
+security_driver = "none"
 END
 
 libvirtd --pid-file /run/libvirt/pid 2>/var/log/libvirt/libvirtd.log &
