@@ -98,6 +98,7 @@ ask nodedev-list --cap mdev --inactive
 tell nodedev-autostart {name_of(TWO)}
 until_so 'tell nodedev-info {name_of(TWO)} | grep -q "^Autostart: *yes"'
 ask nodedev-start {name_of(TWO)}
+until_so 'tell nodedev-dumpxml {name_of(TWO)} | grep -q "<path>"'  # once libvirt hears of it from udev
 ask nodedev-dumpxml {name_of(TWO)}
 ls /sys/bus/mdev/devices
 echo '{virsh.MARK}'
