@@ -29,10 +29,12 @@ from vfsfuse.kernfs.operations import Operations
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.xattr import source
 from vfsfuse.labfile.code import LabCode
+from vfsfuse.overhearing import overheard
 from vfsfuse.ownfolder import OwnFolder
 from vfsfuse.reload.file import ReloadFile
 from vfsfuse.reload.reloader import Reloader
 from vfsfuse.reload.watch import watch
+from vfsfuse.requirements import mend_lab_mount
 from vfsfuse.scheduling import lengthen_time_slice
 from vfsfuse.views.labview import LabView
 
@@ -44,7 +46,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class MountError(Exception):
-    """The lab cannot be mounted.  libfuse has printed the reason on stderr."""
+    """The lab cannot be mounted.  str() is one line: why, and what to do about it."""
 
 
 def mount_options() -> set[str]:
@@ -94,10 +96,7 @@ def serve(
     tree.take_changes()
     lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads, view.observing)
     calls.join(lambda: lane.observe(bool(calls.observers)))
-    try:
-        pyfuse3.init(operations, mountpoint, mount_options())
-    except RuntimeError as error:
-        raise MountError(str(error)) from error
+    _mount(operations, mountpoint)
     try:
         lane.start()
         gc.freeze()  # collections skip all objects so far, which are most of the server's
@@ -119,6 +118,16 @@ def serve(
 
 def _no_folder() -> str:
     raise FileNotFoundError(errno.ENOENT, "this lab has no folder")
+
+
+def _mount(operations: Operations, mountpoint: str) -> None:
+    """Mount the lab by libfuse, or raise MountError."""
+    try:
+        with overheard() as stderr:
+            pyfuse3.init(operations, mountpoint, mount_options())
+    except RuntimeError as error:
+        mend = mend_lab_mount()
+        raise MountError((stderr.line or str(error)) + (f" ({mend})" if mend else "")) from error
 
 
 def _is_ours(mountpoint: str) -> bool:

@@ -50,6 +50,8 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse": "vfsfuse: api",
     "vfsfuse.asking": "",
     "vfsfuse.mounts": "",
+    "vfsfuse.overhearing": "",
+    "vfsfuse.requirements": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.viewers": "vfsfuse: mounts",
     "vfsfuse.sticky": "",
     "vfsfuse.toml": "",
@@ -57,7 +59,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.scheduling": "",
     "vfsfuse.failures": "devmodel: device.base",
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking toml",
-    "vfsfuse.run": "ioctl_shim | vfsfuse: asking mounts ownfolder viewers",
+    "vfsfuse.run": "ioctl_shim | vfsfuse: asking mounts ownfolder requirements viewers",
     "vfsfuse.ending": "vfsfuse: run.syscalls",
     "vfsfuse.unseen": "ioctl_shim | vfsfuse: mounts viewers",
     "vfsfuse.monitor": "vfsfuse: asking",
@@ -81,10 +83,11 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.reload": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle memo | vfsfuse: kernfs labfile views",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "
-    "| vfsfuse: ending kernfs labfile.code mounts ownfolder reload scheduling unseen views",
+    "| vfsfuse: ending kernfs labfile.code mounts overhearing ownfolder reload requirements scheduling "
+    "unseen views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
-    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts ownfolder run server sticky "
-    "trace viewers views.models",
+    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts ownfolder requirements run "
+    "server sticky trace viewers views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
     "| vfsfuse: api sysfs.screen trace",

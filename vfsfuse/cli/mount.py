@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from vfsfuse import requirements
 from vfsfuse.asking import SECONDS, NoAnswer, Patience, Refusal
 from vfsfuse.cli.claim import MENDING, claim
 from vfsfuse.cli.logfile import log_to_file, log_to_stderr, open_log, own_folder
@@ -83,6 +84,8 @@ def main(args: argparse.Namespace) -> int:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), found.path)
         if found.state is State.LIVE:
             return _say_there_is(found)
+        requirements.check_fuse()
+        requirements.check_calls()
         start = Start(found.path, args)
         return _in_foreground(start) if args.foreground else _in_background(start)
     except (Refusal, NoAnswer, OSError) as error:

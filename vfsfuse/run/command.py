@@ -36,6 +36,7 @@ hwloc leaves out the CPUs that CMD may not run on, and asks the CPU that it runs
 _BUSY_FILTER = (
     "there can be one: not inside another run, nor in a container whose engine watches system calls"
 )
+_REFUSED_FILTER = "start a container with a seccomp profile that allows seccomp(2)"
 
 
 PROGRAM_OPTIONS = ("log", "quiet", "udev")
@@ -75,10 +76,13 @@ def main(args: argparse.Namespace, tracer: socket.socket | None = None) -> int:
         return _complain("no command; usage: vfsfuse run [--mount MNT] -- CMD [ARG...]", EXIT_USAGE)
     _die_quietly_on_interrupt()
     _occupy_standard_fds()
+    from vfsfuse.asking import Refusal
     from vfsfuse.run import namespace
 
     try:
         _prepare(args, tracer)
+    except Refusal as error:
+        return _complain(str(error), EXIT_SETUP)
     except namespace.SetupError as error:
         return _complain(str(error), EXIT_SETUP) if str(error) else EXIT_SETUP
     except OSError as error:
@@ -115,6 +119,7 @@ def _occupy_standard_fds() -> None:
 def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     """Do everything before the exec: namespaces, supervisor, lab, filter."""
     from ioctl_shim import seccomp
+    from vfsfuse import requirements
     from vfsfuse.run import definitions, namespace, otherlabs
     from vfsfuse.run.supervisor import RunPlan, Supervisor
     from vfsfuse.run.traps import TRAPS
@@ -123,6 +128,9 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     plan = RunPlan(lab, config, log, args.quiet)
     if plan.lab:
         namespace.check_lab(plan.lab)
+    else:
+        requirements.check_fuse()
+    requirements.check_calls()
     if plan.log:
         with namespace.explained(plan.log), open(plan.log, "ab"):
             pass
@@ -134,9 +142,13 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     namespace.show(plan.root)
     definitions.show(plan.lab)
     udev = _enter_udev() if args.udev else None
-    with namespace.explained("installing the seccomp filter", _BUSY_FILTER):
+    with namespace.explained("installing the seccomp filter", _mend_filter):
         listener = seccomp.install([trap.cmd for trap in TRAPS])
     supervisor.watch(listener, udev)
+
+
+def _mend_filter(error: OSError) -> str:
+    return _BUSY_FILTER if error.errno == errno.EBUSY else _REFUSED_FILTER
 
 
 def _enter_udev() -> UdevFiles:

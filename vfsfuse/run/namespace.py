@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from ioctl_shim.seccomp import file_id
 from vfsfuse.asking import NoAnswer, Patience, Refusal
+from vfsfuse.requirements import mend_mount, mend_namespace, mend_root
 from vfsfuse.run import syscalls
 from vfsfuse.viewers import PLACE_OF_RUNS, SOURCE_OF_RUNS
 
@@ -44,8 +45,6 @@ DEVICE_NODES = ("vfio", "iommu")
 """The names under /dev that come from the lab. What it has not is not there: `[mount]` can switch off all of
 dev/vfio."""
 
-MEND_MOUNT = "the container's seccomp profile or AppArmor refuses mount(2): see docs/run.md"
-
 PROCESSORS = "/sys/devices/system"
 STAGED_LAB = "/sys/lab"
 """The mountpoint of a private lab in the outer namespace (see `stage`)."""
@@ -59,12 +58,13 @@ class SetupError(Exception):
 
 
 @contextlib.contextmanager
-def explained(what: str, mend: str = "") -> Iterator[None]:
+def explained(what: str, mend: str | Callable[[OSError], str] = "") -> Iterator[None]:
     """Turn an OSError of the block into a SetupError.  `what` names the step, `mend` the remedy."""
     try:
         yield
     except OSError as error:
-        raise SetupError(f"{what}: {error.strerror or error}" + (f" ({mend})" if mend else "")) from error
+        remedy = mend if isinstance(mend, str) else mend(error)
+        raise SetupError(f"{what}: {error.strerror or error}" + (f" ({remedy})" if remedy else "")) from error
 
 
 def check_lab(path: str) -> None:
@@ -104,20 +104,15 @@ def enter() -> None:
     root."""
     rootless = not syscalls.may_administrate()
     ids = os.geteuid(), os.getegid()
-    with explained("making a mount namespace", _mend_unshare(rootless)):
+    kind = "user" if rootless else "mount"
+    with explained(f"making a {kind} namespace", lambda error: mend_namespace(error, rootless)):
         syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWUSER if rootless else 0))
-        if rootless:
+    if rootless:
+        with explained("becoming root in the user namespace", lambda error: mend_root(ids[0] == 0)):
             _become_root_here(*ids)
+    with explained("mounting in a namespace of its own", mend_mount):
         # not private: a mount that is unmounted outside would stay here, and so would a lab's server
         syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-
-
-def _mend_unshare(rootless: bool) -> str:
-    if not rootless:
-        return "it needs CAP_SYS_ADMIN, outside a chroot"
-    knobs = "user.max_user_namespaces kernel.unprivileged_userns_clone"
-    knobs += " kernel.apparmor_restrict_unprivileged_userns"
-    return f"run it as root, or see sysctl {knobs}"
 
 
 def _become_root_here(uid: int, gid: int) -> None:
@@ -135,7 +130,7 @@ def stage(lab: str | None) -> None:
     """
     if lab and lab.startswith("/sys/"):
         return
-    with explained("mounting a tmpfs at /sys", MEND_MOUNT):
+    with explained("mounting a tmpfs at /sys", mend_mount):
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
         system = syscalls.clone_tree(PROCESSORS) if os.path.isdir(PROCESSORS) else None
         syscalls.mount(SOURCE_OF_RUNS, PLACE_OF_RUNS, "tmpfs", flags, "mode=755,size=64k")
@@ -147,7 +142,7 @@ def stage(lab: str | None) -> None:
 
 def show(lab: str) -> None:
     """Enter the inner namespace and put `lab` (the path of its root, or STAGED_LAB) over /sys and /dev."""
-    with explained("showing the lab at /sys and /dev"):
+    with explained("showing the lab at /sys and /dev", mend_mount):
         syscalls.unshare(syscalls.CLONE_NEWNS)
         sys_tree = syscalls.clone_tree(f"{lab}/sys")
         nodes = {name: syscalls.clone_tree(f"{lab}/dev/{name}") for name in _lab_nodes(lab)}
