@@ -72,13 +72,13 @@ def gpu(libvirt: Libvirt) -> Path:
 
 
 def test_a_domain_with_a_vgpu(libvirt: Libvirt, vgpu: Vgpu, name: str) -> None:
-    """QEMU is libvirt's user, and gets the group for as long as the domain runs."""
+    """QEMU is libvirt's user, and gets the group for as long as the domain runs.  libvirt 9 notes the owner in
+    extended attributes meanwhile, libvirt 11 does not."""
     libvirt.define(name, mdev(vgpu.name))
     start(libvirt, name)
     assert libvirt.user_of(name) == USER
     assert OF_VGPU in libvirt.pci_ids(name)
-    uid, attributes = owner(libvirt, vgpu.group)
-    assert uid and "trusted.libvirt.security.dac" in attributes
+    assert owner(libvirt, vgpu.group)[0]
     libvirt.virsh("destroy", name)
     assert owner(libvirt, vgpu.group) == (0, [])
 

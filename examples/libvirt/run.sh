@@ -21,6 +21,16 @@ cgroup_controllers = []
 security_driver = "none"
 END
 
+# libvirt 10 and later look there for a driver of VFIO that is made for a function. A container has no modules
+# of the kernel that it runs on; without a file there, libvirt takes no function from its driver.
+modules=/lib/modules/$(uname -r)
+if [ ! -e "$modules/modules.alias" ]; then
+    mkdir -p /lib/modules
+    mount -t tmpfs -o mode=755 libvirt /lib/modules
+    mkdir "$modules"
+    echo '# no aliases' >"$modules/modules.alias"
+fi
+
 libvirtd --pid-file /run/libvirt/pid 2>/var/log/libvirt/libvirtd.log &
 until [ -S /run/libvirt/libvirt-sock ]; do
     kill -0 $! 2>/dev/null || { cat /var/log/libvirt/libvirtd.log >&2; exit 1; }
