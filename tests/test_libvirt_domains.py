@@ -72,8 +72,8 @@ def gpu(libvirt: Libvirt) -> Path:
 
 
 def test_a_domain_with_a_vgpu(libvirt: Libvirt, vgpu: Vgpu, name: str) -> None:
-    """QEMU is libvirt's user, and gets the group for as long as the domain runs.  libvirt 9 notes the owner in
-    extended attributes meanwhile, libvirt 11 does not."""
+    """QEMU is libvirt's user, and gets the group for as long as the domain runs.  libvirt 9 notes its owner
+    in extended attributes meanwhile, libvirt 11 does not."""
     libvirt.define(name, mdev(vgpu.name))
     start(libvirt, name)
     assert libvirt.user_of(name) == USER
