@@ -2,6 +2,7 @@
 """All that a device model needs, in one place: docs/models.md explains it, examples/copier.py uses it."""
 
 from devmodel.device.attribute import DeviceAttribute
+from devmodel.device.migration import Migrates
 from devmodel.device.options import Option, TextOption
 from devmodel.device.pci import DeviceRegion, PciDevice
 from devmodel.iommu.api import DmaFault, PageResponse, Prot
@@ -33,6 +34,7 @@ __all__ = [
     "Layout",
     "LinkSpeed",
     "Memory",
+    "Migrates",
     "MsixBar",
     "Option",
     "PageResponse",

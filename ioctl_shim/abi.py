@@ -94,7 +94,7 @@ def _iommufd(nr: int, name: str, last: str, since: str, blocking: bool = False, 
 _C, _G, _D, _I = Kind.CONTAINER, Kind.GROUP, Kind.DEVICE, Kind.IOMMUFD
 _POWER = "only of a POWER machine's IOMMU"
 _DMABUF = "a dma-buf is the kernel's to make"
-_MIGRATION = "no model migrates for now"
+_MIGRATION = "no device copies its state while it runs"
 
 _BIND = ("struct vfio_device_bind_iommufd", "out_devid")
 _ATTACH = ("struct vfio_device_attach_iommufd_pt", "pt_id")
@@ -128,7 +128,7 @@ ROWS: tuple[Row, ...] = (
     Row(_D, 14, "VFIO_DEVICE_QUERY_GFX_PLANE", "struct vfio_device_gfx_plane_info", "region_index"),
     Row(_D, 15, "VFIO_DEVICE_GET_GFX_DMABUF", refused=_DMABUF),
     Row(_D, 16, "VFIO_DEVICE_IOEVENTFD", "struct vfio_device_ioeventfd", "fd"),
-    Row(_D, 17, "VFIO_DEVICE_FEATURE", "struct vfio_device_feature", "flags"),
+    Row(_D, 17, "VFIO_DEVICE_FEATURE", "struct vfio_device_feature", "flags", gives=".device-state-"),
     Row(_D, 18, "VFIO_DEVICE_BIND_IOMMUFD", *_BIND, blocking=True, since="6.6", checked=True),
     Row(_D, 19, "VFIO_DEVICE_ATTACH_IOMMUFD_PT", *_ATTACH, blocking=True, since="6.6"),
     Row(_D, 20, "VFIO_DEVICE_DETACH_IOMMUFD_PT", *_DETACH, blocking=True, since="6.6"),
@@ -187,6 +187,18 @@ one gets; see vfsfuse.run.kvm."""
 RUN_NODE: int = 3 << 30 | int(ffi.sizeof("struct vfsfuse_run_node")) << 16 | ord("V") << 8 | 0x42
 """Ours, on the file `.run` of a mount's root: _IOWR('V', 0x42, struct vfsfuse_run_node); see
 vfsfuse.views.runfile."""
+
+
+RUN_LAB: int = 2 << 30 | 4 << 16 | ord("V") << 8 | 0x45
+"""Ours, on the same file: _IOR('V', 0x45, __u32), the LabFlags of the lab."""
+
+
+class LabFlag(enum.IntFlag):
+    """What the supervisor of a run has to know of a lab."""
+
+    NONE = 0
+    STATE = 1
+    """A model migrates, so an ioctl of a device may give its state."""
 
 
 class NodeKind(enum.IntEnum):

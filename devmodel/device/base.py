@@ -17,6 +17,7 @@ from devmodel.callpoint import Call, CallKind, CallPoint
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.dma import DmaPort
 from devmodel.device.listened import ListenedDma, interrupt_point
+from devmodel.device.migration import Migration
 from devmodel.device.tasks import CODE_FAILED, Coroutine, Tasks, check_current, log_failure
 from devmodel.iommu.api import DmaUser
 from devmodel.iommu.dmaspace import DmaSpace
@@ -63,6 +64,7 @@ class Device:
         "ioeventfds",
         "irq",
         "lock",
+        "migration",
         "name",
         "regions",
         "tasks",
@@ -89,6 +91,8 @@ class Device:
         self.dma = DmaPort(self.tasks, self.may_dma)
         self._space: IoAddressSpace | None = None
         self._in_use = False
+        self.migration: Migration | None = None
+        """How far a client has migrated it, None while it has not begun. Under :attr:`lock`."""
         self._closed = self._vanished = False
         self._present = {index: region for index, region in enumerate(regions) if region is not None}
         memory = {index: region for index, region in enumerate(regions) if isinstance(region, Memory)}
@@ -195,15 +199,29 @@ class Device:
             self._reset_regions(kept)
 
     def _reset_regions(self, kept: Region | None) -> None:
-        self.tasks.stop()
-        self.stopped()
+        self.pause()
+        self._end_migration()
         for region in self.regions:
             if region is not None and region is not kept:
                 region.reset()
         self.after_reset()
         self.sync_intx()
+        self.resume()
+
+    def pause(self) -> None:
+        """End the tasks, and have the model's own threads let go. Under :attr:`lock`."""
+        self.tasks.stop()
+        self.stopped()
+
+    def resume(self) -> None:
+        """Do again by itself what it does while a client has it open. Under :attr:`lock`."""
         if self._in_use:
             self._run()
+
+    def _end_migration(self) -> None:
+        if self.migration is not None:
+            self.migration.end_stream()
+            self.migration = None
 
     def opened(self, iommu: Iommu | None) -> None:
         """A client has opened the device. ``iommu`` is that of its group's container, None without one."""
@@ -255,6 +273,7 @@ class Device:
         with self.lock:
             self.tasks.stop()
             self._tell(self.stopped)
+            self._end_migration()
             space, self._space, self._in_use = self._space, None, False
             self.calls.leave(self._attend)
             self.dma.connect(None)

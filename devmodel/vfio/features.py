@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DEVICE_FEATURE: a row for each feature has the test whether a device has it, and the action of SET.
+"""DEVICE_FEATURE: a row for each feature has the test whether a device has it, and what GET and SET do.
 
 Threads: the device lane.  Source: <linux/vfio.h>; the order of checks is the kernel's
 (vfio_ioctl_device_feature(), vfio_check_feature()).
 """
 
 import errno
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from uuid import UUID
 from devmodel.irq.eventfd import Eventfd
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.flags import DeviceFeature
+from devmodel.vfio.migration import STOP_COPY, change_state, check_state, migrates, state_of
 from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
 
@@ -32,7 +34,8 @@ class FeatureData(NamedTuple):
     """Access to the data behind the request, for use after the request was found valid.
 
     ``complete`` is whether the client's buffer has room for all data. ``value`` reads it: a UUID for
-    PCI_VF_TOKEN, a :class:`WakeUp` for LOW_POWER_ENTRY_WITH_WAKEUP, None for a feature without data.
+    PCI_VF_TOKEN, a :class:`WakeUp` for LOW_POWER_ENTRY_WITH_WAKEUP, the number of a state for
+    MIG_DEVICE_STATE, None for a feature without data.
     """
 
     complete: bool
@@ -44,19 +47,39 @@ Borrow = Callable[[int], Eventfd]
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """``present`` is whether an open device has the feature (else ENOTTY). ``set`` carries SET out."""
+    """``present`` is whether an open device has the feature (else ENOTTY). ``set`` carries SET out, ``get``
+    gives the data of GET."""
 
     present: Callable[[DeviceFile], bool]
-    set: Callable[[DeviceFile, Any, Borrow], None]
-    methods: int = DeviceFeature.SET
+    set: Callable[[DeviceFile, Any, Borrow], None] | None = None
+    get: Callable[[DeviceFile], bytes] | None = None
+
+    @property
+    def methods(self) -> int:
+        """GET, SET or both."""
+        return (DeviceFeature.SET if self.set else 0) | (DeviceFeature.GET if self.get else 0)
 
 
-def feature(opened: DeviceFile, flags: int, data: FeatureData, borrow: Borrow) -> None:
-    """Carry out one DEVICE_FEATURE.
+def feature(opened: DeviceFile, flags: int, data: FeatureData, borrow: Borrow) -> bytes:
+    """Carry out one DEVICE_FEATURE. Returns the data for the client.
 
     Raises ``OSError``: EINVAL for flags that cannot be combined, and for missing data; ENOTTY for a feature
-    that the device does not have; EFAULT, EBADF and EINVAL as ``data`` and ``borrow`` do.
+    that the device does not have; EFAULT, EBADF and EINVAL as ``data`` and ``borrow`` do; what the feature
+    raises; :class:`GivesDescriptor`.
     """
+    found = checked(opened, flags, data.complete)
+    if found is None:
+        return b""
+    if flags & DeviceFeature.GET and found.get is not None:
+        return found.get(opened)
+    if found.set is not None:
+        found.set(opened, data.value(), borrow)
+    return mig_state(opened) if flags & DeviceFeature.MASK == DeviceFeature.MIG_DEVICE_STATE else b""
+
+
+def checked(opened: DeviceFile, flags: int, complete: bool) -> Feature | None:
+    """The feature that is asked for; None for a PROBE, which is answered by that. Raises ``OSError`` as
+    :func:`feature`."""
     methods = flags & METHODS
     if flags & ~KNOWN:
         raise OSError(errno.EINVAL, f"DEVICE_FEATURE flags {flags:#x}")
@@ -68,10 +91,10 @@ def feature(opened: DeviceFile, flags: int, data: FeatureData, borrow: Borrow) -
     if methods & ~found.methods:
         raise OSError(errno.EINVAL, f"DEVICE_FEATURE flags {flags:#x}")
     if flags & DeviceFeature.PROBE:
-        return
-    if not methods or not data.complete:
+        return None
+    if not methods or not complete:
         raise OSError(errno.EINVAL, "neither GET nor SET, or too little data")
-    found.set(opened, data.value(), borrow)
+    return found
 
 
 def _vf_token(opened: DeviceFile) -> VfToken | None:
@@ -108,9 +131,33 @@ def _exit_low_power(opened: DeviceFile, value: object, borrow: Borrow) -> None:
     opened.low_power = False
 
 
+# ---- migration ----
+
+
+class GivesDescriptor(OSError):
+    """A change of state that gives a descriptor, which the caller cannot pass on. Nothing has changed."""
+
+
+def mig_state(opened: DeviceFile) -> bytes:
+    """The data of MIG_DEVICE_STATE, without a descriptor."""
+    return struct.pack("=Ii", state_of(opened.device), -1)
+
+
+def _migrates(opened: DeviceFile) -> bool:
+    return migrates(opened.device)
+
+
+def _set_state(opened: DeviceFile, wanted: int, borrow: Borrow) -> None:
+    if check_state(opened.device, wanted):
+        raise GivesDescriptor(errno.EOPNOTSUPP, f"state {wanted} gives a descriptor")
+    change_state(opened.device, wanted)
+
+
 FEATURES: Mapping[int, Feature] = {
     DeviceFeature.PCI_VF_TOKEN: Feature(lambda opened: _vf_token(opened) is not None, _set_vf_token),
     DeviceFeature.LOW_POWER_ENTRY: Feature(_has_power, _enter_low_power),
     DeviceFeature.LOW_POWER_ENTRY_WITH_WAKEUP: Feature(_has_power, _enter_with_wakeup),
     DeviceFeature.LOW_POWER_EXIT: Feature(_has_power, _exit_low_power),
+    DeviceFeature.MIGRATION: Feature(_migrates, get=lambda opened: struct.pack("=Q", STOP_COPY)),
+    DeviceFeature.MIG_DEVICE_STATE: Feature(_migrates, _set_state, mig_state),
 }

@@ -54,6 +54,8 @@ class DeviceFeature:
     SET: Final = 1 << 17
     PROBE: Final = 1 << 18
     PCI_VF_TOKEN: Final = 0
+    MIGRATION: Final = 1
+    MIG_DEVICE_STATE: Final = 2
     LOW_POWER_ENTRY: Final = 3
     LOW_POWER_ENTRY_WITH_WAKEUP: Final = 4
     LOW_POWER_EXIT: Final = 5

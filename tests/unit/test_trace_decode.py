@@ -363,9 +363,11 @@ CASES = (
         "vfio_device_feature",
         "{argsz=16, flags=VFIO_DEVICE_FEATURE_SET|VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, "
         "data={device_state=VFIO_DEVICE_STATE_RESUMING, data_fd=-1}}",
+        "{data={device_state=VFIO_DEVICE_STATE_RESUMING, data_fd=9}}",
         argsz=16,
         flags=0x20002,
         behind=made("vfio_device_feature_mig_state", device_state=4, data_fd=-1),
+        then=made("vfio_device_feature_mig_state", device_state=4, data_fd=9),
     ),
     struct(
         "VFIO_DEVICE_FEATURE",

@@ -10,8 +10,9 @@ from tools.uapi.states import (
     DISPLAY,
     EINVAL,
     ENOTTY,
-    MIGRATION,
+    MIGRATES,
     NEVER,
+    NO_PRECOPY,
     OTHER_BUS,
     OTHER_MACHINE,
     WORKS,
@@ -169,24 +170,24 @@ DEVICE_TOPICS: tuple[Topic, ...] = (
                 "VFIO_DEVICE_FEATURE_LOW_POWER_EXIT",
             ),
             **each(
-                MIGRATION,
-                *("VFIO_DEVICE_FEATURE_MIGRATION", "VFIO_MIGRATION_STOP_COPY", "VFIO_MIGRATION_P2P"),
-                *(
-                    "VFIO_MIGRATION_PRE_COPY",
-                    "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE",
-                    "VFIO_DEVICE_STATE_ERROR",
-                ),
-                *("VFIO_DEVICE_STATE_STOP", "VFIO_DEVICE_STATE_RUNNING", "VFIO_DEVICE_STATE_STOP_COPY"),
-                *(
-                    "VFIO_DEVICE_STATE_RESUMING",
-                    "VFIO_DEVICE_STATE_RUNNING_P2P",
-                    "VFIO_DEVICE_STATE_PRE_COPY",
-                ),
-                *(
-                    "VFIO_DEVICE_STATE_PRE_COPY_P2P",
-                    "VFIO_DEVICE_STATE_NR",
-                    "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE",
-                ),
+                MIGRATES,
+                *("VFIO_DEVICE_FEATURE_MIGRATION", "VFIO_MIGRATION_STOP_COPY", "VFIO_DEVICE_STATE_ERROR"),
+                *("VFIO_DEVICE_STATE_STOP", "VFIO_DEVICE_STATE_RUNNING"),
+            ),
+            **each(
+                f"{MIGRATES}. A change to STOP_COPY or RESUMING gives a descriptor, so it works under "
+                "`vfsfuse run`; on the bare mount it is EOPNOTSUPP",
+                *("VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE", "VFIO_DEVICE_STATE_STOP_COPY"),
+                "VFIO_DEVICE_STATE_RESUMING",
+            ),
+            **each(
+                f"{EINVAL}: no model has this state",
+                *("VFIO_DEVICE_STATE_RUNNING_P2P", "VFIO_DEVICE_STATE_PRE_COPY"),
+                *("VFIO_DEVICE_STATE_PRE_COPY_P2P", "VFIO_DEVICE_STATE_NR"),
+            ),
+            **each(
+                NO_PRECOPY,
+                *("VFIO_MIGRATION_P2P", "VFIO_MIGRATION_PRE_COPY", "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE"),
                 *("VFIO_DEVICE_FEATURE_DMA_LOGGING_START", "VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP"),
                 *("VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT", "VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2"),
             ),

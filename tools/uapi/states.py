@@ -16,7 +16,8 @@ ONLY = "not of this file"
 POWER = f"{ONLY}: a POWER IOMMU's, which SET_IOMMU never makes"
 OTHER_BUS = f"{NEVER}: all devices are PCI functions"
 OTHER_MACHINE = f"{NEVER}: of another machine, or deprecated"
-MIGRATION = f"{ENOTTY}: no model migrates for now"
+MIGRATES = f"{WORKS} on devices whose model migrates; other devices refuse with ENOTTY"
+NO_PRECOPY = f"{ENOTTY}: no device copies its state while it runs, nor logs its DMA"
 DISPLAY = f"{WORKS} on displays; other devices refuse with ENOTTY"
 
 

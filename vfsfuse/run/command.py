@@ -122,7 +122,7 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     from vfsfuse import requirements
     from vfsfuse.run import definitions, namespace, otherlabs
     from vfsfuse.run.supervisor import RunPlan, Supervisor
-    from vfsfuse.run.traps import TRAPS
+    from vfsfuse.run.traps import trapped
 
     lab, config, log = (path and os.path.abspath(path) for path in (args.mount, args.config, args.log))
     plan = RunPlan(lab, config, log, args.quiet)
@@ -138,12 +138,12 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     otherlabs.leave_out(plan.lab)
     namespace.stage(plan.lab)
     supervisor = Supervisor(plan, tracer)
-    supervisor.wait_ready()
+    flags = supervisor.wait_ready()
     namespace.show(plan.root)
     definitions.show(plan.lab)
     udev = _enter_udev() if args.udev else None
     with namespace.explained("installing the seccomp filter", _mend_filter):
-        listener = seccomp.install([trap.cmd for trap in TRAPS])
+        listener = seccomp.install(trapped(flags))
     supervisor.watch(listener, udev)
 
 

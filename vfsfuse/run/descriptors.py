@@ -19,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from ioctl_shim.abi import HAND_OVER, HANDED_OVER, HANDOVER, Kind, Row, row_of
+from ioctl_shim._native import ffi, lib
+from ioctl_shim.abi import HAND_OVER, HANDED_OVER, HANDOVER, Kind, LabFlag, Row, row_of
 from ioctl_shim.client import Caller
 from ioctl_shim.longcalls import has_zeros
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
@@ -27,6 +28,8 @@ from vfsfuse.run.labfiles import LabFiles, NotOurs, closing
 
 _NAME_BYTES = 256
 _INT = 4
+_HEAD = int(ffi.sizeof("struct vfio_device_feature"))
+_SET_STATE = lib.VFIO_DEVICE_FEATURE_SET | lib.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Giving:
     row: Row
     read: Callable[[Caller, int], bytes]
     fd_at: int | None = None
+    only: LabFlag = LabFlag.NONE
+    """What the lab must have so that the ioctl can give a descriptor at all."""
 
 
 class Descriptors:
@@ -119,15 +124,29 @@ def _struct(row: Row, caller: Caller, address: int) -> bytes:
     return caller.read(address, min(size, row.size))
 
 
+def _device_state(caller: Caller, address: int) -> bytes:
+    """The struct of DEVICE_FEATURE with the data of SET MIG_DEVICE_STATE.  All other features are the
+    kernel's: DIRTY_PAGES of a container has the same number, and GET DMA_BUF gives none, because a dma-buf is
+    the kernel's to make."""
+    head = ffi.from_buffer("struct vfio_device_feature *", caller.read(address, _HEAD))
+    data = int(ffi.sizeof("struct vfio_device_feature_mig_state"))
+    if head.flags != _SET_STATE or head.argsz < _HEAD + data:
+        raise NotOurs
+    return caller.read(address, _HEAD + data)
+
+
 def _in_struct(name: str, member: str) -> Giving:
     """An ioctl of iommufd with a descriptor in a member of its struct."""
     row = row_of(Kind.IOMMUFD, name)
     return Giving(row, partial(_struct, row), dict(row.pointer.item.fields)[member].offset)
 
 
+_DATA_FD = _HEAD + int(ffi.offsetof("struct vfio_device_feature_mig_state", "data_fd"))
+
 GIVING: tuple[Giving, ...] = (
     Giving(row_of(Kind.GROUP, "VFIO_GROUP_GET_DEVICE_FD"), _name),
     _in_struct("IOMMU_FAULT_QUEUE_ALLOC", "out_fault_fd"),
     _in_struct("IOMMU_VEVENTQ_ALLOC", "out_veventq_fd"),
+    Giving(row_of(Kind.DEVICE, "VFIO_DEVICE_FEATURE"), _device_state, _DATA_FD, LabFlag.STATE),
 )
 """The ioctls whose answer has a descriptor."""

@@ -12,7 +12,7 @@ import os
 from typing import NamedTuple
 
 from ioctl_shim._native import ffi
-from ioctl_shim.abi import RUN_NODE, NodeKind
+from ioctl_shim.abi import RUN_LAB, RUN_NODE, LabFlag, NodeKind
 
 
 class Node(NamedTuple):
@@ -36,6 +36,12 @@ class Numbers:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
+
+    def flags(self) -> LabFlag:
+        """What the lab has.  Raises OSError as `of`."""
+        flags = bytearray(4)
+        fcntl.ioctl(self._fd, RUN_LAB, flags)
+        return LabFlag(int.from_bytes(flags, "little"))
 
     def of(self, inode: int) -> Node | None:
         """What the file with this inode number (st_ino) stands for, None for a file that is what it is, or

@@ -5,7 +5,8 @@
 watches the seccomp listener that `run` sends it.  It keeps nothing of the caller (terminal, pipes, locks)
 open.  Calls have threads of their own (vfsfuse.run.calls), everything else is the main thread's.
 
-They talk over a SOCK_SEQPACKET pair.  The supervisor sends READY when the lab answers, or FAILED with the
+They talk over a SOCK_SEQPACKET pair.  The supervisor sends READY when the lab answers, with what the lab has
+(LabFlag, a byte), or FAILED with the
 reason if it was not reported yet.  `run` sends FILTER with the listener, the supervisor sends ARMED, and
 `run` execs.  If `run` dies on the way, the socket hangs up, and the supervisor ends.
 
@@ -27,11 +28,13 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from types import FrameType
 
+from ioctl_shim.abi import LabFlag
 from ioctl_shim.seccomp import SeccompListener
 from vfsfuse.run import namespace
 from vfsfuse.run.calls import CallTakers
 from vfsfuse.run.lablog import LabLog
 from vfsfuse.run.lastwords import LastWords
+from vfsfuse.run.numbers import Numbers
 from vfsfuse.run.privatelab import PrivateLab
 from vfsfuse.run.traced import ATTACH_SECONDS, TracerLink
 from vfsfuse.run.traps import Answers
@@ -102,9 +105,9 @@ class Supervisor:
         more = ATTACH_SECONDS if tracer else 0.0  # a tracer that is stopped takes that
         self._start_seconds = None if plan.lab is None else SETUP_SECONDS + more
 
-    def wait_ready(self) -> None:
-        """Wait until the lab answers.  A private one may take as long as it takes."""
-        self._expect(READY, self._start_seconds)
+    def wait_ready(self) -> LabFlag:
+        """Wait until the lab answers.  A private one may take as long as it takes.  Returns what it has."""
+        return LabFlag(self._expect(READY, self._start_seconds)[0])
 
     def watch(self, listener: int, udev: UdevFiles | None) -> None:
         """Hand over the seccomp listener and, if the lab's uevents are relayed, `udev` (closing both here).
@@ -116,14 +119,16 @@ class Supervisor:
             udev.close()
         self._expect(ARMED, SETUP_SECONDS + (COLDPLUG_SECONDS if udev else 0.0))
 
-    def _expect(self, message: bytes, seconds: float | None) -> None:
+    def _expect(self, message: bytes, seconds: float | None) -> bytes:
+        """Wait for `message`.  Returns what follows it."""
         self._socket.settimeout(seconds)
         with namespace.explained("talking to the supervisor", "the lab's server is stopped or hung, or dead"):
             answer = self._socket.recv(_MESSAGE_BYTES)
         if answer.startswith(FAILED):
             raise namespace.SetupError(answer.removeprefix(FAILED).decode())
-        if answer != message:
+        if not answer.startswith(message):
             raise namespace.SetupError("the supervisor was killed")
+        return answer.removeprefix(message)
 
 
 def _be_daemon(body: Callable[[], None], keep: Collection[int]) -> None:
@@ -202,7 +207,8 @@ def _serve_run(
     log = LabLog(root, words, plan.where)
     if tracer:
         tracer.offer(root)
-    talk.send(READY)
+    with Numbers(root) as lab_file:
+        talk.send(READY + bytes([lab_file.flags()]))
     message, fds, _, _ = socket.recv_fds(talk, _MESSAGE_BYTES, _DESCRIPTORS)
     if message != FILTER:
         raise ConnectionResetError("no listener came")

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from ioctl_shim.abi import LabFlag
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
 from vfsfuse.run.descriptors import GIVING, Descriptors
 from vfsfuse.run.kvm import KVM_SET_DEVICE_ATTR, KvmFiles
@@ -27,16 +28,22 @@ and OSError when the call fails.  The caller's memory and descriptors may hold i
 
 @dataclass(frozen=True, slots=True)
 class Trap:
-    """An ioctl `cmd` that the filter stops on; `make` gives what answers it."""
+    """An ioctl `cmd` that the filter stops on, in labs that have `only`; `make` gives what answers it."""
 
     cmd: int
     make: Callable[[SeccompListener, LabFiles], Answer]
+    only: LabFlag = LabFlag.NONE
 
 
 TRAPS: tuple[Trap, ...] = (
-    *(Trap(each.row.cmd, partial(Descriptors, each)) for each in GIVING),
+    *(Trap(each.row.cmd, partial(Descriptors, each), each.only) for each in GIVING),
     Trap(KVM_SET_DEVICE_ATTR, KvmFiles),
 )
+
+
+def trapped(flags: LabFlag) -> list[int]:
+    """The numbers of the ioctls that the filter stops on, for a lab with these flags."""
+    return [trap.cmd for trap in TRAPS if trap.only in flags]
 
 
 class Answers:

@@ -43,6 +43,8 @@ _DATA: Mapping[int, Layout] = {
     ),
 }
 """By feature: the struct that is its data."""
+_ANSWERS = (lib.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE,)
+"""Features whose SET has an answer."""
 _ASKS = (lib.VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT, lib.VFIO_DEVICE_FEATURE_DMA_BUF)
 """Features whose GET is told by its data what to get."""
 
@@ -75,5 +77,6 @@ def feature_given(data: bytes, values: Mapping[str, int]) -> Mapping[str, Shown]
 def feature_returned(data: bytes, values: Mapping[str, int]) -> Mapping[str, Shown]:
     """The data that a client gets of a feature."""
     asked = values.get("flags", 0)
-    gets = asked & lib.VFIO_DEVICE_FEATURE_GET and not asked & lib.VFIO_DEVICE_FEATURE_PROBE
-    return _data(data, asked & lib.VFIO_DEVICE_FEATURE_MASK) if gets else {}
+    number = asked & lib.VFIO_DEVICE_FEATURE_MASK
+    gets = asked & lib.VFIO_DEVICE_FEATURE_GET or number in _ANSWERS
+    return _data(data, number) if gets and not asked & lib.VFIO_DEVICE_FEATURE_PROBE else {}

@@ -20,13 +20,14 @@ from devmodel.device.display import Plane
 from devmodel.irq.irqs import IrqIndex
 from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.devicefile import DeviceFile
-from devmodel.vfio.features import FeatureData, WakeUp, feature
+from devmodel.vfio.features import FeatureData, GivesDescriptor, WakeUp, checked, feature, mig_state
 from devmodel.vfio.flags import DeviceFeature
 from devmodel.vfio.gfx import display_of, is_probe, shown_plane
 from devmodel.vfio.group import Assignable, Group
 from devmodel.vfio.info import device_info, irq_info, region_info
 from devmodel.vfio.irqset import IrqData, IrqRequest, set_irqs
 from devmodel.vfio.lingering import Renewing
+from devmodel.vfio.migration import change_state
 from devmodel.vfio.vfio_pci import (
     Dependent,
     HotResetInfo,
@@ -38,13 +39,15 @@ from devmodel.vfio.vfio_pci import (
     reset,
 )
 from ioctl_shim._native import ffi, lib
-from ioctl_shim.abi import Kind
+from ioctl_shim.abi import Kind, row_of
 from ioctl_shim.client import Caller
 from ioctl_shim.lane import WHOLE, Opened, Shut, SizedIoctl
 from vfsfuse.vfio.chain import RegionFacts, region_facts, reply
 from vfsfuse.vfio.eventfds import borrow, lender
 from vfsfuse.vfio.fops import Request, Services, VfioFops, answers
+from vfsfuse.vfio.givenfiles import stream_file
 from vfsfuse.vfio.group import GroupFops
+from vfsfuse.vfio.handover import Given, GivingFops, HandOver, gives, refused
 from vfsfuse.vfio.port import Port
 
 D = TypeVar("D", bound=DeviceFile)
@@ -54,6 +57,9 @@ IRQ_FLAGS = {
     "automasked": lib.VFIO_IRQ_INFO_AUTOMASKED,
     "noresize": lib.VFIO_IRQ_INFO_NORESIZE,
 }
+_FEATURE = row_of(Kind.DEVICE, "VFIO_DEVICE_FEATURE")
+_SET_STATE = DeviceFeature.SET | DeviceFeature.MIG_DEVICE_STATE
+MIG_STATE = int(ffi.sizeof("struct vfio_device_feature_mig_state"))
 NO_HOTSPOT = 0xFFFFFFFF
 PROMPT_VECTORS = 64
 """How many vectors SET_IRQS sets up on the pump: four system calls each, some 5 us."""
@@ -63,7 +69,7 @@ PLANE: Sequence[str] = (
 )
 
 
-class DeviceFops(VfioFops):
+class DeviceFops(GivingFops):
     """One open of a device, through its group or through dev/vfio/devices/vfio<N>.
 
     `mappable` has the indexes of regions that the file can map, as far as they are memory. `released` is
@@ -83,6 +89,7 @@ class DeviceFops(VfioFops):
         self.opened, self.services = opened, services
         self.device: Device = opened.device
         self.mappable, self.released = mappable, released
+        super().__init__(services.offer)
         self.regions: dict[int, RegionFacts] = {}
         """The answers for regions that the client has asked for. They never change."""
 
@@ -95,6 +102,7 @@ class DeviceFops(VfioFops):
         return super().sized_ioctl(call)
 
     def release(self) -> None:
+        super().release()
         self.opened.close()
         self.released()
 
@@ -187,8 +195,28 @@ class DeviceFops(VfioFops):
         payload = PAYLOADS.get(flags & DeviceFeature.MASK)
         complete = payload is None or request.room >= payload[0]
         data = FeatureData(complete, lambda: None if payload is None else payload[1](request, payload[0]))
-        feature(self.opened, flags, data, partial(borrow, request.caller))
+        try:
+            answer = feature(self.opened, flags, data, partial(borrow, request.caller))
+        except GivesDescriptor:
+            raise refused(request) from None
+        if answer:
+            request.caller.write(request.arg + request.row.minsz, answer)
         return 0
+
+    @gives("VFIO_DEVICE_FEATURE")
+    def give_feature(self, asked: HandOver) -> Given:
+        """SET MIG_DEVICE_STATE."""
+        self.device.check_present()
+        head = asked.struct_of(_FEATURE)
+        if head.flags != _SET_STATE:
+            raise OSError(errno.ENOTTY, f"no descriptor for DEVICE_FEATURE flags {head.flags:#x}")
+        data = asked.data[_FEATURE.minsz :]
+        checked(self.opened, head.flags, len(data) >= MIG_STATE)
+        stream = change_state(self.device, int.from_bytes(data[:4], "little"))
+        if stream is None:
+            return Given(asked.data[: _FEATURE.minsz] + mig_state(self.opened))
+        answer = asked.data[: _FEATURE.minsz] + mig_state(self.opened)[:4]
+        return Given(answer, partial(stream_file, stream))
 
     @answers("VFIO_DEVICE_BIND_IOMMUFD")
     def bind(self, request: Request) -> int:
@@ -290,14 +318,20 @@ def _wake_up(request: Request, size: int) -> WakeUp:
     return WakeUp(entry.wakeup_eventfd, entry.reserved)
 
 
+def _state(request: Request, size: int) -> int:
+    return int.from_bytes(request.read_behind(size)[:4], "little")
+
+
 PAYLOADS: dict[int, tuple[int, Callable[[Request, int], object]]] = {
     DeviceFeature.PCI_VF_TOKEN: (16, _uuid),
     DeviceFeature.LOW_POWER_ENTRY_WITH_WAKEUP: (
         int(ffi.sizeof("struct vfio_device_low_power_entry_with_wakeup")),
         _wake_up,
     ),
+    DeviceFeature.MIGRATION: (8, lambda request, size: None),
+    DeviceFeature.MIG_DEVICE_STATE: (MIG_STATE, _state),
 }
-"""Features whose SET takes data: the number of bytes, and the function that decodes them."""
+"""Features with data: the number of bytes, and the function that decodes those of SET."""
 
 
 def _ownership(found: HotResetInfo) -> int:

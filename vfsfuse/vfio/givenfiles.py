@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that ioctls give, besides devices: that of a fault queue.
+"""Files that ioctls give, besides devices: that of a fault queue, the state of a device.
 
-They have no position, as the anonymous inodes of Linux.  Threads: the pump.  Source: <linux/iommufd.h>.
+They have no position, as the anonymous inodes of Linux.  Threads: the pump.
+Source: <linux/iommufd.h>, <linux/vfio.h>.
 """
 
 from __future__ import annotations
@@ -11,9 +12,18 @@ import select
 import threading
 from collections.abc import Callable
 
+from devmodel.device.migration import StateStream
 from devmodel.iommufd.faultqueue import FaultQueue
 from ioctl_shim.abi import HANDED_OVER
-from ioctl_shim.lane import DeferringFile, Opened, PendingRequest, SizedIoctl, wake_poll
+from ioctl_shim.lane import (
+    DeferringFile,
+    Opened,
+    OpenRequest,
+    PendingRequest,
+    PlainFile,
+    SizedIoctl,
+    wake_poll,
+)
 
 WRITABLE = select.POLLOUT | select.POLLWRNORM
 READABLE = select.POLLIN | select.POLLRDNORM
@@ -59,6 +69,34 @@ class FaultFile(DeferringFile):
             handle, self._poll_handle = self._poll_handle, 0
         if handle:
             wake_poll(handle)
+
+
+class StreamFile(PlainFile):
+    """The state of a device that migrates, to be read or written.  `closed` is called when it is closed."""
+
+    __slots__ = ("_closed", "_stream")
+
+    def __init__(self, stream: StateStream, closed: Callable[[], None]) -> None:
+        self._stream, self._closed = stream, closed
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._stream.read(size)
+
+    def write(self, offset: int, data: bytes) -> int:
+        return self._stream.write(data)
+
+    def sized_ioctl(self, call: SizedIoctl) -> int:
+        if call.cmd != HANDED_OVER:
+            raise OSError(errno.ENOTTY, f"ioctl {call.cmd:#x}")
+        return 0
+
+    def release(self) -> None:
+        self._closed()
+
+
+def stream_file(stream: StateStream, opening: OpenRequest, closed: Callable[[], None]) -> Opened:
+    """The answer to the open of the file of `stream`."""
+    return Opened(StreamFile(stream, closed), stream=True)
 
 
 def fault_file(queue: FaultQueue, closed: Callable[[], None]) -> Opened:

@@ -50,7 +50,7 @@ from vfsfuse.views.functions import FunctionViews
 from vfsfuse.views.given import GivenFiles
 from vfsfuse.views.machine import show_machine
 from vfsfuse.views.mappedfiles import TreeFiles
-from vfsfuse.views.models import check_models
+from vfsfuse.views.models import check_models, lab_flags
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.runfile import add_run_file
@@ -89,7 +89,7 @@ class LabView:
         )
         tree.add(tree.root, self.trace.node())
         tree.add(tree.root, counters_node(calls, self.services.threads))
-        add_run_file(tree)
+        add_run_file(tree, lab_flags(spec))
         self.modules = ModuleViews(tree, self.lab)
         self.subsystems = Subsystems(tree.make("sys/bus/pci"))
         if spec.mdev:

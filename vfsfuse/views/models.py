@@ -6,8 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from devmodel.device.migration import Migrates
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.spec import Framework, FunctionSpec, LabSpec, SpecError
+from ioctl_shim.abi import LabFlag
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.sysfs.mdev import MdevDir
 from vfsfuse.sysfs.model import directory_class
@@ -26,6 +28,12 @@ def check_models(spec: LabSpec) -> None:
             directory_class(directory, model)
         except ValueError as error:
             raise SpecError(f"{spec.source}: {place}: {error}") from error
+
+
+def lab_flags(spec: LabSpec) -> LabFlag:
+    """What a run has to know of the lab."""
+    migrates = any(issubclass(model, Migrates) for _, _, model in _directories(spec))
+    return LabFlag.STATE if migrates else LabFlag.NONE
 
 
 def _directories(spec: LabSpec) -> Iterator[tuple[str, type[Kobject], type[PciDevice]]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 
 from ioctl_shim._native import ffi
-from ioctl_shim.abi import RUN_NODE, NodeKind
+from ioctl_shim.abi import RUN_LAB, RUN_NODE, LabFlag, NodeKind
 from ioctl_shim.lane import Opened, OpenRequest, PlainFile, SizedIoctl
 from vfsfuse.kernfs.kobject import DeviceNode
 from vfsfuse.kernfs.tree import Tree
@@ -24,13 +24,16 @@ NAME = ".run"
 class RunFile(PlainFile):
     """One open."""
 
-    __slots__ = ("_tree",)
+    __slots__ = ("_flags", "_tree")
 
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
+    def __init__(self, tree: Tree, flags: LabFlag) -> None:
+        self._tree, self._flags = tree, flags
 
     def sized_ioctl(self, call: SizedIoctl) -> int:
-        """RUN_NODE.  Raises OSError(ENOTTY) for another ioctl."""
+        """RUN_NODE and RUN_LAB.  Raises OSError(ENOTTY) for another ioctl."""
+        if call.cmd == RUN_LAB:
+            call.reply = self._flags.to_bytes(4, "little")
+            return 0
         if call.cmd != RUN_NODE:
             raise OSError(errno.ENOTTY, f"ioctl {call.cmd:#x}")
         asked = ffi.from_buffer("struct vfsfuse_run_node *", call.data)
@@ -50,10 +53,10 @@ class RunFile(PlainFile):
         return answer
 
 
-def add_run_file(tree: Tree) -> None:
-    """Put the file into the root of `tree`."""
+def add_run_file(tree: Tree, flags: LabFlag) -> None:
+    """Put the file into the root of `tree`, of a lab with these flags."""
 
     def opener(request: OpenRequest) -> Opened:
-        return Opened(RunFile(tree), stream=True)
+        return Opened(RunFile(tree, flags), stream=True)
 
     tree.add_unlisted(tree.root, DeviceNode(NAME, 0o666, opener))
