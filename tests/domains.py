@@ -80,10 +80,11 @@ def domain(name: str, *devices: str, machine: str = "pc", memory: int = 4, syste
     </domain>"""
 
 
-def mdev(uuid: str, more: str = "") -> str:
-    """A mediated device as an element of a domain; `more` are further attributes."""
+def mdev(uuid: str, slot: int = 0) -> str:
+    """A mediated device as an element of a domain, in this slot of the domain's PCI bus if it is given."""
+    where = f"<address type='pci' bus='0' slot='{slot}'/>" if slot else ""
     source = f"<source><address uuid='{uuid}'/></source>"
-    return f"<hostdev mode='subsystem' type='mdev' model='vfio-pci' {more}>{source}</hostdev>"
+    return f"<hostdev mode='subsystem' type='mdev' model='vfio-pci'>{source}{where}</hostdev>"
 
 
 def pci(address: str, managed: str = "yes") -> str:
