@@ -89,6 +89,37 @@ def test_what_run_lacks_in_a_container_is_one_line(container: Enter, limits: str
 
 
 @pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("process_vm_readv", f"process_vm_readv(2): {REFUSED} ({PTRACE})"),
+        ("mount", f"mounting in a namespace of its own: mount /: {REFUSED} ({ADMIN})"),
+        ("open_tree", f"mounting a tmpfs at /sys: open_tree /sys/devices/system: {REFUSED} ({ADMIN})"),
+        ("move_mount", f"mounting a tmpfs at /sys: move_mount /sys/devices/system: {REFUSED} ({ADMIN})"),
+        (
+            "seccomp",
+            f"installing the seccomp filter: seccomp filter: {REFUSED}"
+            " (start a container with a seccomp profile that allows seccomp(2))",
+        ),
+    ],
+)
+def test_a_call_that_a_stricter_profile_refuses_is_one_line(container: Enter, call: str, said: str) -> None:
+    line = one_line(container(f"podman fuse without-{call}", *RUN, "--", "true"), 125)
+    assert line == f"vfsfuse: run: {said}"
+
+
+@needs.root("/proc is unmounted by root")
+@pytest.mark.parametrize(("command", "status"), [("run -- true", 125), ("mount {}", 1)])
+def test_a_place_without_proc_is_one_line(tmp_path: Path, command: str, status: int) -> None:
+    words = command.format(tmp_path / "mnt")
+    script = f"umount --lazy /proc && exec {shlex.join(VFSFUSE)} {words}"
+    done = run(["unshare", "--mount", "sh", "-c", script], PYTHONPATH=str(ROOT))
+    name = command.partition(" ")[0]
+    assert one_line(done, status) == (
+        f"vfsfuse: {name}: /proc: No such file or directory (mount -t proc proc /proc)"
+    )
+
+
+@pytest.mark.parametrize(
     ("limits", "said"),
     [
         ("podman", f"/dev/fuse: No such file or directory (modprobe fuse; {DEVICE})"),

@@ -27,6 +27,14 @@ KNOBS = (
 """What can keep users from user namespaces: the kernel's limit, Debian's switch, Ubuntu's restriction."""
 
 
+def check_proc() -> None:
+    """Raise Refusal unless /proc shows this process."""
+    try:
+        os.stat("/proc/self/mountinfo")
+    except OSError as error:
+        raise Refusal(f"/proc: {error.strerror} (mount -t proc proc /proc)") from None
+
+
 def check_fuse() -> None:
     """Raise Refusal unless this process can open /dev/fuse."""
     try:
@@ -74,7 +82,7 @@ def mend_namespace(error: OSError, rootless: bool) -> str:
         return f"a seccomp filter refuses it; {ADMINISTRATE}"
     if not rootless:
         return "it needs CAP_SYS_ADMIN, outside a chroot"
-    return f"run it as root, or see sysctl {' '.join(KNOBS)}"
+    return f"run it as root, or outside a chroot, or see sysctl {' '.join(KNOBS)}"
 
 
 def mend_root(was_root: bool) -> str:

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * container [docker|podman] [sys_admin] [sys_ptrace] [fuse] [no_new_privs] -- CMD ARG...: runs CMD with the limits that a
- * container engine sets by default: namespaces, a small /dev, a read-only /sys, masked parts of /proc, capabilities and a filter
- * of system calls. The files are those of the machine.
+ * container docker|podman [sys_admin] [sys_ptrace] [fuse] [no_new_privs] [without-CALL]... -- CMD ARG...: runs CMD with the
+ * limits that a container engine sets by default: namespaces, a small /dev, a read-only /sys, masked parts of /proc, capabilities
+ * and a filter of system calls. The files are those of the machine.
  *
  * `docker` has the filter of Docker and of Kubernetes' RuntimeDefault, `podman` that of Podman. `sys_admin` and `sys_ptrace`
- * are --cap-add of these, `fuse` is --device /dev/fuse. Root's container is in root's user namespace, that of another user in
+ * are --cap-add of these, `fuse` is --device /dev/fuse. `without-mount` refuses mount(2), as a stricter profile does. Root's container is in root's user namespace, that of another user in
  * one of its own. A step that fails is one line on stderr and status 99.
  *
  * Source: moby's profiles/seccomp/default.json, Podman's seccomp.json, the OCI runtime specification; seccomp(2),
@@ -50,7 +50,19 @@ static const int of_nobody[] = {
 static const int capabilities[] = { 0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31 };
 static const char *const nodes[] = { "null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx", "fuse" };
 
+/* the calls that can be refused by name */
+static const struct {
+	const char *name;
+	int number;
+} named[] = {
+	{ "without-mount", SYS_mount },		{ "without-open_tree", SYS_open_tree },
+	{ "without-move_mount", SYS_move_mount }, { "without-process_vm_readv", SYS_process_vm_readv },
+	{ "without-seccomp", SYS_seccomp },
+};
+
 static struct {
+	int refused[COUNT(named)];
+	size_t refused_count;
 	int podman, sys_admin, sys_ptrace, fuse, no_new_privs;
 } options;
 
@@ -153,6 +165,7 @@ static void install_filter(void)
 	struct sock_fprog program = { .len = 0, .filter = rows };
 
 	add(&program, (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)));
+	refuse(&program, options.refused, options.refused_count);
 	refuse(&program, of_nobody + options.podman, COUNT(of_nobody) - (size_t)options.podman); /* Podman has pivot_root(2) */
 	if (!options.sys_ptrace) /* Podman refuses kcmp(2) alone */
 		refuse(&program, of_ptrace, options.podman ? 1 : COUNT(of_ptrace));
@@ -200,6 +213,16 @@ static int is(const char *word, const char *name, int *flag)
 	return !strcmp(word, name);
 }
 
+static int is_without(const char *word)
+{
+	for (size_t i = 0; i < COUNT(named); i++)
+		if (!strcmp(word, named[i].name) && options.refused_count < COUNT(named)) {
+			options.refused[options.refused_count++] = named[i].number;
+			return 1;
+		}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	int at = 1, docker = 0;
@@ -207,7 +230,8 @@ int main(int argc, char **argv)
 	for (; at < argc && strcmp(argv[at], "--"); at++)
 		if (!is(argv[at], "docker", &docker) && !is(argv[at], "podman", &options.podman) &&
 		    !is(argv[at], "sys_admin", &options.sys_admin) && !is(argv[at], "sys_ptrace", &options.sys_ptrace) &&
-		    !is(argv[at], "fuse", &options.fuse) && !is(argv[at], "no_new_privs", &options.no_new_privs))
+		    !is(argv[at], "fuse", &options.fuse) && !is(argv[at], "no_new_privs", &options.no_new_privs) &&
+		    !is_without(argv[at]))
 			break;
 	if (at + 1 >= argc || strcmp(argv[at], "--") || docker == options.podman) {
 		fputs("container: bad arguments\n", stderr);

@@ -77,6 +77,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         _check_ready_fd(args.ready_fd)
         args.end_fd = _kept_end_fd(args.end_fd)
+        requirements.check_proc()
         found = inspect(args.mountpoint, Patience())
         if found.state is State.SILENT:
             raise Refusal(f"{found.path}: a lab is mounted there already, but {found.silence}")

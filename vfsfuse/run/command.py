@@ -124,6 +124,7 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     from vfsfuse.run.supervisor import RunPlan, Supervisor
     from vfsfuse.run.traps import trapped
 
+    requirements.check_proc()
     lab, config, log = (path and os.path.abspath(path) for path in (args.mount, args.config, args.log))
     plan = RunPlan(lab, config, log, args.quiet)
     if plan.lab:
