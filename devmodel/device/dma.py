@@ -206,9 +206,18 @@ class DmaPort:
         if not 0 < count <= MAX_PIN_PAGES:
             raise ValueError(f"{count} pages at once: 1 to {MAX_PIN_PAGES}")
         self.space(iova, count * PAGE_SIZE, bool(prot & Prot.WRITE))
-        ask, answered = self.ask_pages, trio.Event()
-        if ask is None:
-            return PageResponse.INVALID
+        request, response = PageRequest(iova, count, prot), PageResponse.INVALID
+        ask = self.ask_pages
+        if ask is not None:
+            response = await self._answer_to(request, ask)
+        space = self._space
+        if space is not None:
+            space.asked_pages(request, response)
+        return response
+
+    async def _answer_to(self, request: PageRequest, ask: AskPages) -> PageResponse:
+        """Make a page request, and wait for the answer."""
+        answered = trio.Event()
         answers, trio_thread = list[PageResponse](), trio.lowlevel.current_trio_token()
 
         def answer(response: PageResponse) -> None:
@@ -216,7 +225,7 @@ class DmaPort:
             with contextlib.suppress(trio.RunFinishedError):  # the lab has ended
                 trio_thread.run_sync_soon(answered.set)
 
-        ask(PageRequest(iova, count, prot), answer)
+        ask(request, answer)
         await answered.wait()
         check_current()
         return answers[0]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from devmodel.callpoint import Call, CallKind, CallPoint
-from devmodel.iommu.api import DmaFault, Fault, Prot
+from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, PageRequest, PageResponse, Prot
 from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin
 from devmodel.iommu.mappings import Mapping
 from devmodel.irq.eventfd import Point
@@ -64,6 +64,10 @@ class ListenedDma(DmaSpace):
     def refuse(self, iova: int, size: int, write: bool, reason: str) -> NoReturn:
         call = self._call("write" if write else "read", {"iova": iova, "size": size})
         self._calls.tell(call, lambda: self._space.refuse(iova, size, write, reason))
+
+    def asked_pages(self, request: PageRequest, response: PageResponse) -> None:
+        told = {"iova": request.iova, "size": request.pages * PAGE_SIZE, "response": response.name}
+        self._calls.tell(self._call("request", told), lambda: None)
 
     def dma_read(self, iova: int, size: int) -> bytes:
         call = self._call("read", {"iova": iova, "size": size})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, NoReturn
 
-from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, Prot
+from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, PageRequest, PageResponse, Prot
 from devmodel.iommu.mappings import Mapping
 from devmodel.iommu.segments import Segment
 
@@ -46,6 +46,11 @@ class DmaSpace(ABC):
     def refuse(self, iova: int, size: int, write: bool, reason: str) -> NoReturn:
         """Refuse an access that the device may not begin. Raises :class:`DmaFault`."""
         raise DmaFault(Fault(iova, size, write, reason))
+
+    def asked_pages(self, request: PageRequest, response: PageResponse) -> None:
+        """The device has asked for pages, and this was the answer: for a wrapper that watches. Trio
+        thread."""
+        return
 
     @abstractmethod
     def dma_read(self, iova: int, size: int) -> bytes:

@@ -5,22 +5,27 @@ run they are refused."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.commands import ROOT, vfsfuse
 from tests.iommufd.client import Iommufd
-from tests.iommufd.devices import cdev_of
+from tests.iommufd.devices import IOMMU_FAULT_QUEUE_ALLOC, cdev_of
 from tests.labs import MountedLab, described
 from tests.vfio.client import fails
-from tests.vfio.devices import bound
+from tests.vfio.devices import HAND_OVER, HANDOVER, bound, handed_over
+from tests.waiting import wait_for
+from vfsfuse.vfio.handover import MAX_GIVEN
 
 Compile = Callable[..., Path]
-ASKER, DEAF, FAR = "0000:86:00.0", "0000:87:00.0", "0000:88:00.0"
+ASKER, DEAF = "0000:86:00.0", "0000:87:00.0"
 SECONDS = 30
 
 
@@ -76,6 +81,20 @@ def test_the_trace_shows_what_a_client_gets(
     assert any("{size=16, flags=0x1} = -1 ENOTSUP" in line for line in lines)
 
 
+def test_the_trace_shows_what_a_function_asks_for(
+    machine: MountedLab, compile_client: Compile, tmp_path: Path
+) -> None:
+    trace, program = tmp_path / "trace", compile_client("fault_queue")
+    run = ["run", "--mount", str(machine.path), "--trace", str(trace), "--"]
+    with bound(machine, ASKER):
+        done = vfsfuse(*run, program, "/dev", cdev_of(machine, ASKER).name, "pages")
+    assert done.returncode == 0, done.stderr
+    lines = trace.read_text()
+    assert f"{ASKER} DMA request 8192 bytes at 0x100000: SUCCESS" in lines
+    assert f"{ASKER} DMA request 4096 bytes at 0x100000: INVALID" in lines
+    assert "flags=IOMMU_HWPT_FAULT_ID_VALID" in lines
+
+
 def test_a_function_without_the_capability(machine: MountedLab, compile_client: Compile) -> None:
     with bound(machine, DEAF):
         done = client(machine, compile_client("fault_queue"), cdev_of(machine, DEAF).name, "none")
@@ -111,3 +130,45 @@ def test_nothing_is_left_of_a_client_that_is_gone(machine: MountedLab, compile_c
     before = len(os.listdir(f"/proc/{machine.pid}/fd"))
     client(machine, program, "queue")
     assert len(os.listdir(f"/proc/{machine.pid}/fd")) <= before
+
+
+# ---- as a hostile supervisor asks ----
+
+
+def ask(file: int, tid: int = 0, size: int = 16) -> int:
+    """HAND_OVER of FAULT_QUEUE_ALLOC: the token."""
+    return handed_over(file, IOMMU_FAULT_QUEUE_ALLOC, struct.pack("=IIII", size, 0, 0, 0), tid)[0]
+
+
+def test_who_asks_for_many_queues_has_the_last_ones(machine: MountedLab) -> None:
+    """The rest is withdrawn, and so are all with the last close of dev/iommu."""
+    with Iommufd(machine.path) as iommufd:
+        tokens = [ask(iommufd.fd) for _ in range(MAX_GIVEN + 20)]
+        names = [machine.path / f".fault-queue-{token}" for token in tokens]
+        assert [name.exists() for name in names] == [False] * 20 + [True] * MAX_GIVEN
+        assert iommufd.ioas() <= MAX_GIVEN + 1, "the ids of the others are free again"
+        assert not [name for name in os.listdir(machine.path) if name.startswith(".")]
+    wait_for(lambda: not any(name.exists() for name in names))
+
+
+def test_a_token_is_of_one_thread_and_for_one_open(machine: MountedLab) -> None:
+    with Iommufd(machine.path) as iommufd:
+        name = machine.path / f".fault-queue-{ask(iommufd.fd)}"
+        with ThreadPoolExecutor(1) as other:
+            fails(errno.EACCES, lambda: other.submit(os.open, name, os.O_RDWR).result())
+        file = os.open(name, os.O_RDWR)
+        fails(errno.ENOENT, os.open, name, os.O_RDWR)
+        assert os.read(file, 0) == b""
+        os.close(file)
+        assert iommufd.ioas() == 1, "nobody said that a client has it"
+
+
+def test_data_that_are_no_struct(machine: MountedLab) -> None:
+    with Iommufd(machine.path) as iommufd:
+        for data in (b"", bytes(15)):
+            fails(errno.EINVAL, handed_over, iommufd.fd, IOMMU_FAULT_QUEUE_ALLOC, data, 1)
+        for cmd in (0, 0x3B6A, 0x3B81, 0xFFFFFFFF):  # ioctls of other files, or that give nothing
+            fails(errno.ENOTTY, handed_over, iommufd.fd, cmd, bytes(16), 1)
+        most = 2**32 - 1
+        ask_all = bytearray(HANDOVER.pack(IOMMU_FAULT_QUEUE_ALLOC, most, 2**64 - 1, most, bytes(260)))
+        fcntl.ioctl(iommufd.fd, HAND_OVER, ask_all)

@@ -15,13 +15,15 @@ from collections.abc import Callable
 
 import pytest
 
-from devmodel.iommu.api import Prot
+from devmodel.iommu.api import PageResponse, Prot
 from devmodel.iommu.space import StillPinned
 from devmodel.irq.kinds import PciIrq
+from devmodel.sdk import ExtendedCapability
 from examples.copier import COPY, DONE, FAULT, Copier
+from tests.iommufd.asker import Asker
 from tests.testing.toys import TICK, Borrower, Pinner, Threaded, Timer
 from tests.unit.fakes import fails
-from vfsfuse.testing import Bench, BenchError, BenchTimeout
+from vfsfuse.testing import Bench, BenchError, BenchTimeout, ModelFailed
 
 PAGE = 4096
 IOVA = 0x10000
@@ -408,6 +410,44 @@ def test_a_device_that_vanishes() -> None:
         assert bench["COUNT"] == 0xFFFFFFFF
         bench.advance(1)
         assert not bench.interrupts.count(1)
+
+
+def test_pages_that_a_device_asks_for() -> None:
+    with Bench(Asker, kind="function") as bench:
+        bench["ADDRESS"], bench["PAGES"], bench["COMMAND"] = IOVA, 2, 1
+        bench.settle()
+        assert bench["STATUS"] == 0 and bench.pages.waiting == ((IOVA, 2, Prot.READ | Prot.WRITE),)
+        bench.memory.map(IOVA, 2 * PAGE)
+        assert bench.pages.answer().iova == IOVA
+        bench.settle()
+        assert bench["STATUS"] == 1 and bench.memory.read(IOVA, 4) == b"\1\0\0\0"
+        bench["STATUS"], bench["COMMAND"] = 0, 1
+        bench.settle()
+        bench.pages.answer(PageResponse.INVALID)
+        bench.settle()
+        assert bench["STATUS"] == 1 + PageResponse.INVALID
+        with pytest.raises(BenchError, match="asks for no pages"):
+            bench.pages.answer()
+        bench["COMMAND"] = 1
+        bench.settle()
+        bench.reset()
+        bench.pages.answer()
+        bench.settle()
+        assert bench["STATUS"] == 0, "the task that waited has ended"
+
+
+def test_a_device_without_page_requests_asks_nobody() -> None:
+    class Deaf(Asker):
+        def extended_capabilities(self) -> list[ExtendedCapability]:
+            return []
+
+    with Bench(Deaf, kind="function") as bench:
+        bench["ADDRESS"], bench["PAGES"], bench["COMMAND"] = IOVA, 1, 1
+        bench.settle()
+        assert bench["STATUS"] == 1 + PageResponse.INVALID and not bench.pages.waiting
+        bench["PAGES"], bench["COMMAND"] = 0, 1
+        with pytest.raises(ModelFailed):
+            bench.settle()
 
 
 def test_attributes() -> None:

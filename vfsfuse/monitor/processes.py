@@ -20,7 +20,8 @@ MOST_FDS = 1 << 20
 """So many descriptors are looked at in all; the kernel's limit for one process by default."""
 _DELETED = " (deleted)"
 _NODE = re.compile(
-    r".*/(vfio/devices/[^/]+|vfio/(?:noiommu-)?\d+|vfio/vfio|iommu|\.(?:device|fault-queue)-\d+)", re.DOTALL
+    r".*/(vfio/devices/[^/]+|vfio/(?:noiommu-)?\d+|vfio/vfio|iommu|\.(?:device(?:-state)?|fault-queue)-\d+)",
+    re.DOTALL,
 )
 _REGION = re.compile(r".*/([^/]+/(?:resource\d(?:_wc)?|rom|config))", re.DOTALL)
 
@@ -145,7 +146,7 @@ def _place(path: str) -> tuple[int, int]:
 
 def _is_there(lab: str, opened: Opened, there: dict[str, int]) -> bool:
     """Whether the file is still the one of this name: it may have been of a device that is gone.  A device
-    or a fault queue that was handed over has no name any more."""
+    or another file that was handed over has no name any more."""
     if not opened.inode or opened.name.startswith("."):
         return True
     if opened.name not in there:

@@ -39,6 +39,7 @@ from vfsfuse.testing.errors import BenchError, BenchTimeout
 from vfsfuse.testing.interrupts import Interrupt, Interrupts
 from vfsfuse.testing.ioeventfds import Doorbell
 from vfsfuse.testing.memory import BenchMemory
+from vfsfuse.testing.pages import Pages
 from vfsfuse.testing.registers import NamedRegisters
 from vfsfuse.testing.rig import (
     NO_OPTIONS,
@@ -70,7 +71,8 @@ class Bench(Generic[M]):
     time, so the same calls always have the same results. Between two calls nothing happens.
 
     - ``bench["STATUS"]`` reads a register, ``bench["STATUS"] = 1`` writes it; see :class:`NamedRegisters`.
-    - :attr:`memory` is what the device reaches by DMA, :attr:`interrupts` is what it has sent.
+    - :attr:`memory` is what the device reaches by DMA, :attr:`interrupts` is what it has sent, :attr:`pages`
+      what it asks for by page requests.
     - An exception of a hook is raised by the call that runs the hook. That of a task is the cause of a
       :class:`ModelFailed`, which the call raises in which the task runs.
     - Code of the model that does not come to an end is a :class:`ModelHangs` after :attr:`patience` seconds.
@@ -119,6 +121,7 @@ class Bench(Generic[M]):
             self._group_file = self._calls.on_lane(self._open_group)
             self.interrupts = Interrupts(lambda: self._clock.now, self._calls.on_lane)
             self.memory = BenchMemory(self._container.type1, self._calls.on_lane, lambda: self.device)
+            self.pages = Pages()
             self.open_device()
             self._names = NamedRegisters(self.device)
         except BaseException:
@@ -334,6 +337,7 @@ class Bench(Generic[M]):
             command = int.from_bytes(access.read(PciRegion.CONFIG, Reg.COMMAND, 2), "little") | Command.MASTER
             access.write(PciRegion.CONFIG, Reg.COMMAND, command.to_bytes(2, "little"))
         self.interrupts.opened(file.device, self._carrier)
+        self.pages.opened(file.device)
 
     def _close_all(self) -> None:
         self._close_device()
@@ -344,6 +348,7 @@ class Bench(Generic[M]):
         file, self._opened = self._opened, None
         self.interrupts.closed()
         if file is not None:
+            self.pages.closed(file.device)
             file.close()
 
     def _file(self) -> DeviceFile:

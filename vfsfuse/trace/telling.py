@@ -95,7 +95,9 @@ def _region(record: Record) -> Parts:
 
 
 def _dma(record: Record) -> Parts:
-    return _moved(record, f"{_size(record)} at {_hex(record, 'iova')}")
+    response = text_of(record, "response")  # to a page request
+    said = f": {word(response)}" if response else ""
+    return _moved(record, f"{_size(record)} at {_hex(record, 'iova')}{said}")
 
 
 def _moved(record: Record, place: str) -> Parts:
