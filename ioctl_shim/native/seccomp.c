@@ -35,10 +35,15 @@
  * buffer. */
 #define NOTIF_ROOM 512
 
-#define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
-#define IF_EQUAL_SKIP(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (skip), 0)
-#define UNLESS_EQUAL_SKIP(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), 0, (skip))
-#define RETURN(action) BPF_STMT(BPF_RET | BPF_K, (action))
+/* Of an argument, the low half: both architectures are little-endian. */
+#define LOAD(field) ((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field)))
+#define UNLESS_EQUAL_SKIP(value, skip) \
+	((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(value), 0, (skip)))
+#define IF_EQUAL_SKIP(value, skip) ((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (skip), 0))
+#define UNLESS_FLAG_SKIP(flag, skip) ((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, (flag), 0, (skip)))
+#define RETURN(action) ((struct sock_filter)BPF_STMT(BPF_RET | BPF_K, (action)))
+
+#define MAX_STATEMENTS (32 + 2 * MAX_TRAPPED)
 
 static int sizes_fit(void)
 {
@@ -68,35 +73,77 @@ static int load_killable(const struct sock_fprog *program)
 	return listener;
 }
 
+#ifdef OUR_ARCH
+/* A filter in the making. */
+struct filter {
+	unsigned short count;
+	struct sock_filter code[MAX_STATEMENTS];
+};
+
+static void add(struct filter *filter, struct sock_filter statement)
+{
+	filter->code[filter->count++] = statement;
+}
+
+/* Stop on system call `nr`; its number is loaded. */
+static void stop_on(struct filter *filter, int nr)
+{
+	add(filter, UNLESS_EQUAL_SKIP(nr, 1));
+	add(filter, RETURN(SECCOMP_RET_USER_NOTIF));
+}
+
+/* Stop on system call `nr` if its argument at `flags` has AT_EMPTY_PATH; its number is loaded. */
+static void stop_on_descriptor(struct filter *filter, int nr, struct sock_filter load_flags)
+{
+	add(filter, UNLESS_EQUAL_SKIP(nr, 4));
+	add(filter, load_flags);
+	add(filter, UNLESS_FLAG_SKIP(AT_EMPTY_PATH, 1));
+	add(filter, RETURN(SECCOMP_RET_USER_NOTIF));
+	add(filter, RETURN(SECCOMP_RET_ALLOW));
+}
+
 /*
- * Filter the calling thread and all it will start; the listener is close-on-exec.  Only the low 32 bits of
- * an ioctl number count, as for the kernel.  Calls of other architectures (32-bit programs, x32) are not
- * caught. NO_NEW_PRIVS disables sudo in the client, so it is set only without CAP_SYS_ADMIN, when the kernel
- * demands it.
+ * Beyond these rows only the architecture and the number of a system call decide: the kernel sees that when the
+ * filter is loaded, and does not run it for those calls.
+ */
+static void build(struct filter *filter, const uint32_t *cmds, int count)
+{
+	int row;
+
+	add(filter, LOAD(arch));
+	add(filter, IF_EQUAL_SKIP(OUR_ARCH, 1));
+	add(filter, RETURN(SECCOMP_RET_ALLOW));
+	add(filter, LOAD(nr));
+	stop_on(filter, SYS_fstat);
+	stop_on_descriptor(filter, SYS_newfstatat, LOAD(args[3]));
+	stop_on_descriptor(filter, SYS_statx, LOAD(args[2]));
+	add(filter, UNLESS_EQUAL_SKIP(SYS_ioctl, (uint8_t)(2 * count + 1)));
+	add(filter, LOAD(args[1])); /* only the low half of an ioctl's number counts, as for the kernel */
+	for (row = 0; row < count; row++)
+		stop_on(filter, (int)cmds[row]);
+	add(filter, RETURN(SECCOMP_RET_ALLOW));
+}
+
+/*
+ * Filter the calling thread and all it will start; the listener is close-on-exec.  It stops on ioctls with one of
+ * `count` numbers, and on what asks for the state of a descriptor.  Calls of other architectures (32-bit programs,
+ * x32) are not caught. NO_NEW_PRIVS disables sudo in the client, so it is set only without CAP_SYS_ADMIN, when the
+ * kernel demands it.
  * -EBUSY: this process already runs under a filter with a listener, and the kernel allows one.
  * -EOPNOTSUPP: the system call numbers of this architecture are not known here.
  */
-#ifdef OUR_ARCH
 int shim_seccomp_install(const uint32_t *cmds, int count)
 {
-	struct sock_filter code[7 + MAX_TRAPPED] = {
-		LOAD(arch),
-		UNLESS_EQUAL_SKIP(OUR_ARCH, 3 + count),
-		LOAD(nr),
-		UNLESS_EQUAL_SKIP(SYS_ioctl, 1 + count),
-		LOAD(args[1]), /* the low half: both architectures are little-endian */
-	};
-	const struct sock_fprog program = {7 + count, code};
-	int listener = sizes_fit(), row;
+	struct filter filter = {0};
+	int listener = sizes_fit();
 
 	if (listener < 0)
 		return listener;
 	if (count < 0 || count > MAX_TRAPPED)
 		return -E2BIG;
-	for (row = 0; row < count; row++)
-		code[5 + row] = (struct sock_filter)IF_EQUAL_SKIP(cmds[row], count - row);
-	code[5 + count] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
-	code[6 + count] = (struct sock_filter)RETURN(SECCOMP_RET_USER_NOTIF);
+	build(&filter, cmds, count);
+	const struct sock_fprog program = {filter.count, filter.code};
+
 	listener = load_killable(&program);
 	if (listener < 0 && errno == EACCES && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0)
 		listener = load_killable(&program);
