@@ -9,8 +9,16 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path(__file__).parent / "native"
-HEADERS = ("lane.h", "client.cdef", "seccomp.h", "stats.cdef", "takers.cdef", "vfio.cdef", "iommufd.cdef")
-CDEFS = ("lane.cdef", "callbacks.cdef", "client.cdef", "seccomp.cdef", "stats.cdef", "takers.cdef", "vfio.cdef", "iommufd.cdef")
+HEADERS = ("lane.h", "client.cdef", "seccomp.h", "takers.h", "vfio.cdef", "iommufd.cdef")
+CDEFS = (
+    "lane.cdef",
+    "callbacks.cdef",
+    "client.cdef",
+    "seccomp.cdef",
+    "takers.cdef",
+    "vfio.cdef",
+    "iommufd.cdef",
+)
 
 
 def _pkg_config(what: str) -> list[str]:

@@ -7,4 +7,6 @@
 
 #include "seccomp.cdef"
 
+int shim_seccomp_receive(int listener, struct shim_seccomp_call *call);
+
 #endif

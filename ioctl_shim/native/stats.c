@@ -20,10 +20,10 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include "client.cdef"
 #include "lane.h"
-#include "seccomp.h"
-#include "stats.cdef"
+#include "takers.h"
+
+#include "client.cdef"
 
 /* Inodes that are remembered: a power of two.  An inode number is never used again, so none is forgotten but
  * for another one. */
@@ -51,7 +51,8 @@ struct question {
 	uint64_t to;
 };
 
-/* For the lab whose file system is on the device `major`:`minor`.  NULL: no memory. */
+/* For the lab whose file system is on the device `major`:`minor`.  NULL: no memory.  There is no end to it but that of
+ * the process. */
 struct shim_stats *shim_stats_new(int listener, uint32_t major, uint32_t minor)
 {
 	struct shim_stats *stats = calloc(1, sizeof(*stats));
@@ -63,12 +64,6 @@ struct shim_stats *shim_stats_new(int listener, uint32_t major, uint32_t minor)
 	stats->minor = minor;
 	pthread_mutex_init(&stats->lock, NULL);
 	return stats;
-}
-
-void shim_stats_free(struct shim_stats *stats)
-{
-	pthread_mutex_destroy(&stats->lock);
-	free(stats);
 }
 
 /* ---- what an inode is ---- */
@@ -217,7 +212,7 @@ uint64_t shim_stats_answer(struct shim_stats *stats, const struct shim_seccomp_c
 		goto proceed;
 	if (!known(stats, found.stx_ino, &node))
 		return found.stx_ino;
-	if (node.kind == NODE_PLAIN || !is_of_descriptor(call, &asked))
+	if (node.kind == NODE_FILE || !is_of_descriptor(call, &asked))
 		goto proceed;
 	if (describe(stats, place, &asked, &node, &found))
 		goto proceed;

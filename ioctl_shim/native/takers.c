@@ -28,9 +28,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "seccomp.h"
-#include "stats.cdef"
-#include "takers.cdef"
+#include "takers.h"
 
 #define TICK_MS 10
 #define IDLE_TICKS 50 /* without a call, after which the watchdog sleeps */

@@ -2,73 +2,57 @@
 """Threads that take the caught calls of a run and answer them: a call that its program holds up keeps no
 other one waiting.
 
-One thread always waits for the next call, and so a call is answered on the thread that received it.  The
-state is under a lock, which nobody holds while a call is received or answered.
+One thread waits for the next call (ioctl_shim.takers).  It answers a stat in C, and passes the wait on to
+another thread before it answers anything else here.  A watchdog does that for a thread which has been held up.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 
-from ioctl_shim.seccomp import SeccompListener, TrappedCall
+from ioctl_shim.seccomp import TrappedCall
+from ioctl_shim.takers import Takers
 
-SPARE = 2
-"""How many threads wait for a call when none is under way.  Others end."""
+PAUSE = 0.01
+"""Seconds until the watchdog tries again to start a thread."""
 
 
 class CallTakers:
-    """The threads that call `answer` for each call of `listener`.
+    """The threads that call `answer` for each call of `takers` that is answered in Python.
 
     `failed_fd` is readable once a thread has failed in a way that no call explains: `failure` is why.
     """
 
-    def __init__(self, listener: SeccompListener, answer: Callable[[TrappedCall], None]) -> None:
-        self._listener, self._answer = listener, answer
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._ended = False
+    def __init__(self, takers: Takers, answer: Callable[[TrappedCall], None]) -> None:
+        self._takers, self._answer = takers, answer
         self.failed_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self.failure: BaseException | None = None
 
     def start(self) -> None:
         """Take calls from now on."""
-        with self._lock:
-            self._add()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def end(self) -> None:
         """The last thread under the filter has ended: no call comes any more."""
-        self._ended = True
+        self._takers.end()
 
-    def _add(self) -> None:
-        """Start a thread.  Under the lock."""
-        threading.Thread(target=self._run, name="calls", daemon=True).start()
-        self._waiting += 1
+    def _watch(self) -> None:
+        while self._takers.watch():
+            try:
+                threading.Thread(target=self._run, name="calls", daemon=True).start()
+            except RuntimeError:  # no more threads
+                self._takers.give_back()
+                time.sleep(PAUSE)
 
     def _run(self) -> None:
         try:
-            while not self._ended and self._take():
-                pass
+            call = self._takers.take(has_turn=True)
+            while call is not None:
+                self._answer(call)
+                call = self._takers.take(has_turn=False)
         except BaseException as error:
             self.failure = error
             os.eventfd_write(self.failed_fd, 1)
-
-    def _take(self) -> bool:
-        """Answer the next call.  False when there are threads enough without this one."""
-        try:
-            call = self._listener.receive()
-        except FileNotFoundError:  # its caller has ended
-            return True
-        with self._lock:
-            self._waiting -= 1
-            if not self._waiting:
-                with contextlib.suppress(RuntimeError):  # no more threads: later calls wait for this one
-                    self._add()
-        self._answer(call)
-        with self._lock:
-            if self._waiting >= SPARE:
-                return False
-            self._waiting += 1
-            return True

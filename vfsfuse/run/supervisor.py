@@ -30,12 +30,14 @@ from types import FrameType
 
 from ioctl_shim.abi import LabFlag
 from ioctl_shim.seccomp import SeccompListener
+from ioctl_shim.takers import DescriptorStats, Takers
 from vfsfuse.run import namespace
 from vfsfuse.run.calls import CallTakers
 from vfsfuse.run.lablog import LabLog
 from vfsfuse.run.lastwords import LastWords
 from vfsfuse.run.numbers import Numbers
 from vfsfuse.run.privatelab import PrivateLab
+from vfsfuse.run.stats import NodeStats
 from vfsfuse.run.traced import ATTACH_SECONDS, TracerLink
 from vfsfuse.run.traps import Answers
 from vfsfuse.run.udev import UdevFiles, UdevRelay
@@ -214,7 +216,9 @@ def _serve_run(
         raise ConnectionResetError("no listener came")
     listener = SeccompListener(fds[0])
     relay = _relay(fds[1:], root, words) if fds[1:] else None
-    calls = CallTakers(listener, Answers(listener, root, words.say_once).answer)
+    stats = DescriptorStats(listener, root)
+    answers = Answers(listener, root, NodeStats(stats, Numbers(root)), words.say_once)
+    calls = CallTakers(Takers(listener, stats), answers.answer)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     os.chdir("/")
     if lab:

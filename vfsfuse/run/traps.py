@@ -2,7 +2,8 @@
 """The system calls of a program that `vfsfuse run` catches, as a table, and how its supervisor answers them.
 
 A row is an ioctl number and the class that answers it.  The filter tests the number alone, so a row's class
-sees calls on any file: it raises NotOurs for what the kernel is to do.  Any thread answers, several at once.
+sees calls on any file: it raises NotOurs for what the kernel is to do.  The filter stops on stats of descriptors
+besides (vfsfuse.run.stats).  Any thread answers, several at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ioctl_shim.seccomp import SeccompListener, TrappedCall
 from vfsfuse.run.descriptors import GIVING, Descriptors
 from vfsfuse.run.kvm import KVM_SET_DEVICE_ATTR, KvmFiles
 from vfsfuse.run.labfiles import LabFiles, NotOurs, OutOfReach
+from vfsfuse.run.stats import NodeStats
 
 Answer = Callable[[TrappedCall], int]
 """Answers one call with what it returns, 0 or more.  Raises NotOurs when the kernel is to carry the call out,
@@ -48,11 +50,13 @@ def trapped(flags: LabFlag) -> list[int]:
 
 class Answers:
     """Answers the calls that `listener` catches by the rows of TRAPS, for the lab whose root directory is
-    `lab_fd`.  Any thread, several at once."""
+    `lab_fd`, and stats of nodes by `stats`.  Any thread, several at once."""
 
-    def __init__(self, listener: SeccompListener, lab_fd: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, listener: SeccompListener, lab_fd: int, stats: NodeStats, tell: Callable[[str], None]
+    ) -> None:
         """`tell` gets a line about a call that we could not answer for a reason of ours.  Any thread."""
-        self._listener, self._tell = listener, tell
+        self._listener, self._stats, self._tell = listener, stats, tell
         files = LabFiles(listener, lab_fd)
         self._by_cmd = {trap.cmd: trap.make(listener, files) for trap in TRAPS}
 
@@ -60,6 +64,9 @@ class Answers:
         """Answer one call.  A caller that dies meanwhile is no error.  Never raises."""
         with contextlib.suppress(FileNotFoundError):
             try:
+                if call.inode:
+                    self._stats.answer(call)
+                    return
                 # All that we opened is closed by now: the caller may go on to calls that find a file in use.
                 self._listener.succeed(call, self._by_cmd[call.cmd](call))
             except NotOurs as error:

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a program of `vfsfuse run` sees when it asks for the state of a descriptor: an open node of the lab is a
+character device with the number that sysfs shows, and what an ioctl gave it is an anonymous inode.
+
+The answers are made in C (ioctl_shim.takers).  This asks the lab what an inode stands for, once for each inode.
+Any thread, several at once; no state.  Source: stat(2), statx(2).
+"""
+
+from __future__ import annotations
+
+from ioctl_shim.abi import NodeKind
+from ioctl_shim.seccomp import TrappedCall
+from ioctl_shim.takers import DescriptorStats
+from vfsfuse.run.labfiles import NotOurs
+from vfsfuse.run.numbers import Node, Numbers
+
+_FILE = Node(NodeKind.FILE, 0, 0)
+
+
+class NodeStats:
+    """Answers stat calls on nodes that `stats` does not know, by `numbers`."""
+
+    def __init__(self, stats: DescriptorStats, numbers: Numbers) -> None:
+        self._stats, self._numbers = stats, numbers
+
+    def answer(self, call: TrappedCall) -> None:
+        """Answer a stat of the unknown node `call.inode`.  Raises NotOurs, also when the lab has ended."""
+        try:
+            node = self._numbers.of(call.inode)
+        except OSError:
+            raise NotOurs from None
+        self._stats.learn(call.inode, *(node or _FILE))
+        if self._stats.answer(call):
+            raise NotOurs  # the program has put another node under the number meanwhile
