@@ -23,8 +23,8 @@ def _check(result: int, what: str) -> int:
 
 
 def install(cmds: Sequence[int]) -> int:
-    """Stop this thread, and all it starts, at each ioctl(fd, cmd, arg) with one of `cmds`, and at each stat of
-    a descriptor: fstat, newfstatat and statx with AT_EMPTY_PATH.  Returns the listener's descriptor.
+    """Stop this thread, and all it starts, at each ioctl(fd, cmd, arg) with one of `cmds`, and at each stat
+    of a descriptor: fstat, newfstatat and statx with AT_EMPTY_PATH.  Returns the listener's descriptor.
 
     It cannot be undone.  It sets NO_NEW_PRIVS when the caller lacks CAP_SYS_ADMIN.  Raises OSError(EBUSY)
     when a filter with a listener is already there (the kernel allows one) and OSError(EOPNOTSUPP) on an

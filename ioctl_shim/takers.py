@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Threads of a supervisor that take the caught calls of its program, and the answers to stat calls.
 
-A stat call is answered in C, without the GIL: native/takers.c, native/stats.c.  Python answers the others, and
-says what an inode stands for.  Any thread, several at once.  Source: seccomp_unotify(2), statx(2).
+A stat call is answered in C, without the GIL: native/takers.c, native/stats.c.  Python answers the others,
+and says what an inode stands for.  Any thread, several at once.  Source: seccomp_unotify(2), statx(2).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class DescriptorStats:
         lib.shim_stats_learn(self.native, inode, kind, major, minor)
 
     def answer(self, call: TrappedCall) -> int:
-        """Answer the stat `call`.  Its caller may hold this up.  Returns 0, or the inode of a file that is not
-        known yet: then the call still waits."""
+        """Answer the stat `call`.  Its caller may hold this up.  Returns 0, or the inode of a file that is
+        not known yet: then the call still waits."""
         made = ffi.new("struct shim_seccomp_call *", [call.id, call.args, call.tid, call.nr])
         return int(lib.shim_stats_answer(self.native, made))
 

@@ -3,7 +3,7 @@
 other one waiting.
 
 One thread waits for the next call (ioctl_shim.takers).  It answers a stat in C, and passes the wait on to
-another thread before it answers anything else here.  A watchdog does that for a thread which has been held up.
+another thread before it answers anything else here.  A watchdog does that for a thread which is held up.
 """
 
 from __future__ import annotations

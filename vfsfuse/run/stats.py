@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program of `vfsfuse run` sees when it asks for the state of a descriptor: an open node of the lab is a
-character device with the number that sysfs shows, and what an ioctl gave it is an anonymous inode.
+"""What a program of `vfsfuse run` sees when it asks for the state of a descriptor: an open node of the lab is
+a character device with the number that sysfs shows, and what an ioctl gave it is an anonymous inode.
 
-The answers are made in C (ioctl_shim.takers).  This asks the lab what an inode stands for, once for each inode.
+The answers are made in C (ioctl_shim.takers).  This asks the lab what an inode stands for, once for each.
 Any thread, several at once; no state.  Source: stat(2), statx(2).
 """
 

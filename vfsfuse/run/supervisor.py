@@ -17,6 +17,7 @@ A program that is traced has a tracer besides (vfsfuse.run.traced).
 
 from __future__ import annotations
 
+import array  # noqa: F401 (socket.send_fds imports it; under the filter, an import would wait for ever)
 import contextlib
 import os
 import select
@@ -217,7 +218,7 @@ def _serve_run(
     listener = SeccompListener(fds[0])
     relay = _relay(fds[1:], root, words) if fds[1:] else None
     stats = DescriptorStats(listener, root)
-    answers = Answers(listener, root, NodeStats(stats, Numbers(root)), words.say_once)
+    answers = Answers(listener, root, NodeStats(stats, _numbers(root)), words.say_once)
     calls = CallTakers(Takers(listener, stats), answers.answer)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     os.chdir("/")
@@ -243,6 +244,11 @@ def _serve_run(
 def _relay(descriptors: list[int], root: int, words: LastWords) -> UdevRelay:
     with namespace.explained("relaying the lab's uevents"):
         return UdevRelay(UdevFiles.received(descriptors), root, words.say_once)
+
+
+def _numbers(root: int) -> Numbers:
+    with namespace.explained("the lab's file .run", "its server is of an older vfsfuse: mount it anew"):
+        return Numbers(root)
 
 
 def _watch(listener: SeccompListener, calls: CallTakers, lab: PrivateLab | None, words: LastWords) -> None:

@@ -2,8 +2,8 @@
 """The system calls of a program that `vfsfuse run` catches, as a table, and how its supervisor answers them.
 
 A row is an ioctl number and the class that answers it.  The filter tests the number alone, so a row's class
-sees calls on any file: it raises NotOurs for what the kernel is to do.  The filter stops on stats of descriptors
-besides (vfsfuse.run.stats).  Any thread answers, several at once.
+sees calls on any file: it raises NotOurs for what the kernel is to do.  The filter also stops on stats
+of descriptors (vfsfuse.run.stats).  Any thread answers, several at once.
 """
 
 from __future__ import annotations
