@@ -29,6 +29,12 @@ USER = "libvirt-qemu"
 PINNED_KIB = 8192
 """What a domain without a guest locks at most, when a PCI function's IOMMU maps all of its memory."""
 
+PORTS = "<controller type='pci' index='0' model='pcie-root'/>" + 2 * (
+    "<controller type='pci' model='pcie-root-port'/>"
+)
+HOTPLUG = "pc-q35-6.0"
+"""A machine whose ports are plugged without a guest: since 6.1, ACPI does it, which a guest has to run."""
+
 OPEN_KVM = """
 if [ -e /dev/kvm ]; then
     mount -t tmpfs -o mode=755 tests "$0"

@@ -15,17 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests import domains
-from tests.domains import USER, Libvirt, driver, mdev, pci
+from tests.domains import HOTPLUG, PORTS, USER, Libvirt, driver, mdev, pci
 from tests.labs import MountedLab, Vgpu
 
 GPU = "0000:86:00.0"
 NODE = "pci_0000_86_00_0"
 OF_GPU, OF_VGPU = "1234:86f0", "1234:1111"
-PORTS = "<controller type='pci' index='0' model='pcie-root'/>" + 2 * (
-    "<controller type='pci' model='pcie-root-port'/>"
-)
-HOTPLUG = "pc-q35-6.0"
-"""A machine whose ports are plugged without a guest: since 6.1, ACPI does it, which a guest has to run."""
 
 
 @pytest.fixture(scope="module")
