@@ -25,10 +25,12 @@ SECONDS = 60
 UNTRACED = """
 import argparse, socket, sys
 from vfsfuse.run import traced
-from vfsfuse.run.command import main
+from vfsfuse.run.command import add_arguments, main
 traced.ATTACH_SECONDS = 3.0
 tracer, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-sys.exit(main(argparse.Namespace(mount=sys.argv[1], config=None, log=None, argv=["echo", "done"]), link))
+parser = argparse.ArgumentParser()
+add_arguments(parser)
+sys.exit(main(parser.parse_args(["--mount", sys.argv[1], "--", "echo", "done"]), link))
 """
 """A traced run in the lab argv[1], whose tracer does not say a word."""
 AS_NOBODY = (sys.executable, "-m", "tests.ordinary_user")
