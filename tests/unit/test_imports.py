@@ -61,7 +61,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking toml",
     "vfsfuse.run": "ioctl_shim | vfsfuse: asking mounts ownfolder requirements viewers",
     "vfsfuse.ending": "vfsfuse: run.syscalls",
-    "vfsfuse.unseen": "ioctl_shim | vfsfuse: mounts viewers",
+    "vfsfuse.unseen": "ioctl_shim | vfsfuse: viewers",
     "vfsfuse.monitor": "vfsfuse: asking",
     "vfsfuse.trace": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.kernfs": "ioctl_shim "
