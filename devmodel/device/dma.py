@@ -29,6 +29,9 @@ from devmodel.iommu.api import (
 from devmodel.iommu.dmaspace import DmaSpace, Pin, Watch
 from devmodel.iommu.inflight import DRAIN_SECONDS
 
+_making = threading.Lock()
+"""Held while a port gets what its threads wait at."""
+
 
 class _Expected:
     """A pin that a thread makes for a task. The task may have given up when it is made: then the thread
@@ -140,14 +143,14 @@ class DmaPort:
         self.active = set()
 
     def settle(self) -> None:
-        """Wait until all DMA of this client that is under way now has ended, also to pinned pages. One thread
-        at a time.
+        """Wait until all DMA of this client that is under way now has ended, also to pinned pages.
 
         Raises ``OSError(EBUSY)`` when one takes longer than ``DRAIN_SECONDS``."""
         before = self.active.copy()
         if not before:
             return
-        ended = self._ended = self._ended or threading.Condition()
+        with _making:
+            ended = self._ended = self._ended or threading.Condition()
         with ended:
             self.waiting += 1  # from here on each block that ends wakes this thread
             try:

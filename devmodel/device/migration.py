@@ -13,8 +13,8 @@ import errno
 import threading
 from enum import IntEnum
 
-MAX_STATE = 1 << 30
-"""The most bytes that a client can write as the state of a device."""
+REGISTERS_STATE = 16 << 20
+"""The bytes that a client can write as the state of a device, besides those of its regions."""
 
 
 class DeviceState(IntEnum):
@@ -49,14 +49,14 @@ class Migrates:
 class StateStream:
     """What is read or written through one descriptor. Any thread."""
 
-    __slots__ = ("_at", "_data", "_ended", "_lock", "writable")
+    __slots__ = ("_at", "_data", "_ended", "_limit", "_lock", "writable")
 
-    def __init__(self, data: bytes | None = None) -> None:
-        """``data`` is the state to read; None: one is to be written."""
+    def __init__(self, data: bytes | None = None, limit: int = REGISTERS_STATE) -> None:
+        """``data`` is the state to read; None: one of at most ``limit`` bytes is to be written."""
         self._lock = threading.Lock()
         self.writable = data is None
         self._data = bytearray(data or b"")
-        self._at = 0
+        self._at, self._limit = 0, limit
         self._ended = False
 
     def read(self, size: int) -> bytes:
@@ -69,12 +69,12 @@ class StateStream:
             return taken
 
     def write(self, data: bytes) -> int:
-        """Add bytes. Raises ``OSError``: EBADF for a stream that is read, ENOMEM for more than
-        :data:`MAX_STATE`, ENODEV after :meth:`end`."""
+        """Add bytes. Raises ``OSError``: EBADF for a stream that is read, ENOMEM for more than its
+        limit, ENODEV after :meth:`end`."""
         with self._lock:
             self._check(writes=True)
-            if len(self._data) + len(data) > MAX_STATE:
-                raise OSError(errno.ENOMEM, f"a state of more than {MAX_STATE} bytes")
+            if len(self._data) + len(data) > self._limit:
+                raise OSError(errno.ENOMEM, f"a state of more than {self._limit} bytes")
             self._data += data
             return len(data)
 

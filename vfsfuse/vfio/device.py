@@ -27,7 +27,7 @@ from devmodel.vfio.group import Assignable, Group
 from devmodel.vfio.info import device_info, irq_info, region_info
 from devmodel.vfio.irqset import IrqData, IrqRequest, set_irqs
 from devmodel.vfio.lingering import Renewing
-from devmodel.vfio.migration import change_state
+from devmodel.vfio.migration import change_state, migrates
 from devmodel.vfio.vfio_pci import (
     Dependent,
     HotResetInfo,
@@ -190,8 +190,10 @@ class DeviceFops(GivingFops):
         return 0
 
     @answers("VFIO_DEVICE_FEATURE")
-    def feature(self, request: Request) -> int:
+    def feature(self, request: Request) -> int | None:
         flags = request.argument.value.flags
+        if request.on_pump and flags == _SET_STATE and migrates(self.device):
+            return None  # it waits for the DMA of the device
         payload = PAYLOADS.get(flags & DeviceFeature.MASK)
         complete = payload is None or request.room >= payload[0]
         data = FeatureData(complete, lambda: None if payload is None else payload[1](request, payload[0]))
@@ -287,7 +289,9 @@ def open_device(
             released()
 
     file = fops(opened, services, mappable, ended)
-    return Opened(file, memory, WHOLE, backing_id, regions=opened.assignable.access, shut=file.shut)
+    submit = services.threads.submit if migrates(opened.device) else None  # give_feature may wait
+    access = opened.assignable.access
+    return Opened(file, memory, WHOLE, backing_id, regions=access, submit=submit, shut=file.shut)
 
 
 def check_bind(request: Request) -> Any:
