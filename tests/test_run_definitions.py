@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -163,16 +163,22 @@ def test_driverctl_saves_in_the_lab(lab: MountedLab) -> None:
 
 
 @needs.root("covering /etc takes root")
-def test_a_folder_that_is_missing_is_made_for_a_tool_that_is_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("user", "left"), [((), ["/etc/mdevctl.d"]), (AS_NOBODY, [])])
+def test_a_folder_that_is_missing_is_made_for_a_tool_that_is_there(
+    tmp_path: Path, user: Sequence[str], left: list[str]
+) -> None:
+    """A user who may not write to /etc has another /etc, and the machine's stays as it is."""
     need("mdevctl")
     etc = tmp_path / "etc"
     shutil.copytree("/etc", etc, symlinks=True, ignore=shutil.ignore_patterns("mdevctl.d", "driverctl.d"))
+    etc.chmod(0o755)
     script = f"""
-        mount --bind {etc} /etc && "$@" -- sh -c 'touch /etc/mdevctl.d/x && ls /etc/mdevctl.d' &&
-        find /etc/mdevctl.d"""
-    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", *VFSFUSE, "run"]
+        mount --bind {etc} /etc && "$@" -- sh -c 'touch /etc/mdevctl.d/x && ls /etc/mdevctl.d /etc/passwd' &&
+        find /etc -name mdevctl.d"""
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", *user, *VFSFUSE, "run"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "x\n/etc/mdevctl.d\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["/etc/passwd", "", "/etc/mdevctl.d:", "x", *left]
 
 
 # ---- the folder on disk ----

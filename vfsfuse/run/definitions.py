@@ -15,7 +15,7 @@ import shutil
 from typing import NamedTuple
 
 from vfsfuse import ownfolder
-from vfsfuse.run import syscalls
+from vfsfuse.run import namespace, syscalls
 from vfsfuse.run.namespace import explained
 
 
@@ -28,6 +28,7 @@ class Folder(NamedTuple):
 
 
 FOLDERS = (Folder("/etc/mdevctl.d", "mdevctl", kept="scripts.d"), Folder("/etc/driverctl.d", "driverctl"))
+_ETC = ("/etc", (), "mode=755,size=1m")
 _SBIN = "/usr/sbin:/sbin"
 
 
@@ -43,16 +44,20 @@ def show(lab: str | None) -> None:
 
 
 def _is_there(folder: Folder) -> bool:
-    """Whether there is a folder to cover.  It is made for a tool that would make it: what the tool saves then
-    is the lab's."""
+    """Whether there is a folder to cover.  It is made for a tool that is there and would make it.
+
+    Who may not make it sees another /etc, which has the folder.  That one is not for those who may, because
+    they could not replace a file in it."""
     if os.path.isdir(folder.path):
         return True
     if shutil.which(folder.tool, path=f"{os.environ.get('PATH', os.defpath)}:{_SBIN}") is None:
         return False
     try:
         os.mkdir(folder.path, 0o755)
-    except OSError:  # the tool cannot make it either
-        return False
+    except OSError:
+        with explained(f"making {folder.path}"):
+            namespace.rebuild(*_ETC)
+            os.mkdir(folder.path, 0o755)
     return True
 
 
