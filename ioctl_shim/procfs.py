@@ -59,6 +59,20 @@ def tgid_of(tid: int) -> int:
         raise OSError(errno.ESRCH, f"thread {tid} has ended") from None
 
 
+def comm_of(tid: int) -> str:
+    """The name of thread `tid`, such as "qemu"; "a program" when it has ended.  Asks only the kernel."""
+    try:
+        with open(f"/proc/{tid}/comm", encoding="utf-8", errors="backslashreplace") as file:
+            return file.read().rstrip()
+    except (FileNotFoundError, ProcessLookupError):
+        return "a program"
+
+
+def name_of(tid: int) -> str:
+    """Thread `tid` for a person: "qemu (thread 12)"."""
+    return f"{comm_of(tid)} (thread {tid})"
+
+
 def user_of(tid: int) -> int:
     """The real user id of thread `tid`.  Raises OSError(ESRCH) when it has ended."""
     try:

@@ -155,10 +155,10 @@ def test_what_a_hook_refuses_has_been_stored(device: int) -> None:
 
 
 def test_a_bug_in_a_hook_is_logged(lab: MountedLab, device: int) -> None:
-    before = lab.log.count("LookupError: a bug")
+    before = lab.log.count("\nLookupError: a bug\n")
     fails(errno.EIO, os.pread, device, 4, BROKEN)
     fails(errno.EIO, os.pwrite, device, bytes(4), BROKEN)
-    assert lab.log.count("LookupError: a bug") == before + 2
+    assert lab.log.count("\nLookupError: a bug\n") == before + 2
 
 
 def test_a_model_with_a_read_and_a_write_of_its_own_is_asked(device: int) -> None:

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
+from ioctl_shim.procfs import comm_of
 from ioctl_shim.seccomp import SeccompListener, TrappedCall, file_id
 
 
@@ -27,17 +28,9 @@ class OutOfReach(NotOurs):
 
     def __init__(self, call: TrappedCall, error: OSError) -> None:
         super().__init__(
-            f"the files of {_name_of(call.tid)} cannot be reached ({error.strerror}), so its"
-            " VFIO_GROUP_GET_DEVICE_FD and the like fail: make its executable readable, or run it as root"
+            f"{comm_of(call.tid)} cannot be looked into ({error.strerror}), so its VFIO_GROUP_GET_DEVICE_FD"
+            " and the like fail: make its executable readable, or run it as root"
         )
-
-
-def _name_of(tid: int) -> str:
-    try:
-        with open(f"/proc/{tid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return f"thread {tid}"
 
 
 @contextlib.contextmanager

@@ -53,6 +53,7 @@ class LabLog:
             except OSError as error:
                 if error.errno in _ENDED and ended:
                     self._words.say(ended)
+                os.close(self._fd)
                 return
 
     def _tell(self, record: str, whole: bool) -> None:

@@ -47,7 +47,7 @@ class LastWords:
         self._changed = threading.Condition()
         self._waiting: deque[str] = deque()
         self._told: set[str] = set()
-        self._flood = _Flood()
+        self._flood = Flood()
         self._speaker: threading.Thread | None = None
         self._speaks = False
 
@@ -125,7 +125,7 @@ class LastWords:
             os.close(copy)
 
 
-class _Flood:
+class Flood:
     """Counts the lines of a while.  Under the lock of its LastWords."""
 
     __slots__ = ("_begun", "_count", "_seconds", "more")
@@ -147,7 +147,7 @@ class _Flood:
         return self._begun + self._seconds - now if self.more else None
 
     def end_while(self, now: float) -> int:
-        """Begin another while, a longer one.  Returns how many lines were not said in this one."""
+        """Begin another while, twice as long.  Returns how many lines were not said in this one."""
         more, self.more = self.more, 0
         self._begun, self._seconds, self._count = now, min(2 * self._seconds, LONGEST), 0
         return more

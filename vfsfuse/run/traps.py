@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ioctl_shim.abi import LabFlag
+from ioctl_shim.procfs import name_of
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
 from vfsfuse.run.descriptors import GIVING, Descriptors
 from vfsfuse.run.kvm import KVM_SET_DEVICE_ATTR, KvmFiles
@@ -77,5 +78,5 @@ class Answers:
                 self._listener.fail(call, error.errno or errno.EIO)
             except Exception as error:
                 traceback.print_exc(file=sys.stderr)
-                self._tell(f"a call of thread {call.tid} fails with EIO: {type(error).__name__}: {error}")
+                self._tell(f"a call of {name_of(call.tid)} fails with EIO: {type(error).__name__}: {error}")
                 self._listener.fail(call, errno.EIO)

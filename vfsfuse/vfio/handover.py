@@ -34,6 +34,7 @@ from devmodel.iommu.api import MustWait
 from ioctl_shim._native import ffi
 from ioctl_shim.abi import HAND_OVER, HANDOVER, Row, row_of
 from ioctl_shim.lane import Opened, OpenRequest, SizedIoctl
+from ioctl_shim.procfs import name_of
 from vfsfuse.vfio.fops import Offer, Open, Request, VfioFops, Withdraw
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,8 @@ class Handovers:
 
 def refused(request: Request) -> OSError:
     """The error of an ioctl that gives a descriptor, of a client that no supervisor gives one to."""
-    log.warning("%s from thread %d: run the client under `vfsfuse run`", request.row.name, request.tid)
+    why = "only `vfsfuse run` can put a descriptor into a program: run it there"
+    log.warning("%s fails in %s: %s", request.row.name, name_of(request.tid), why)
     return OSError(errno.EOPNOTSUPP, "a FUSE server cannot give its client a descriptor")
 
 
