@@ -22,15 +22,17 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def install(cmds: Sequence[int]) -> int:
+def install(cmds: Sequence[int], stat_paths: bool = False) -> int:
     """Stop this thread, and all it starts, at each ioctl(fd, cmd, arg) with one of `cmds`, and at each stat
-    of a descriptor: fstat, newfstatat and statx with AT_EMPTY_PATH.  Returns the listener's descriptor.
+    of a descriptor: fstat, newfstatat and statx with AT_EMPTY_PATH.  With `stat_paths`, at stats by path,
+    too.  Returns the listener's descriptor.
 
     It cannot be undone.  It sets NO_NEW_PRIVS when the caller lacks CAP_SYS_ADMIN.  Raises OSError(EBUSY)
     when a filter with a listener is already there (the kernel allows one) and OSError(EOPNOTSUPP) on an
     unknown architecture, and OSError(E2BIG) for more than MAX_TRAPPED numbers.
     """
-    return _check(int(lib.shim_seccomp_install(ffi.new("uint32_t[]", cmds), len(cmds))), "seccomp filter")
+    numbers = ffi.new("uint32_t[]", cmds)
+    return _check(int(lib.shim_seccomp_install(numbers, len(cmds), stat_paths)), "seccomp filter")
 
 
 class FileId(NamedTuple):

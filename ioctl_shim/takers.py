@@ -23,12 +23,12 @@ def _checked(made: Any) -> Any:
 
 class DescriptorStats:
     """Answers to the stat calls that `listener` catches: what a descriptor is that leads to a file of the lab
-    whose root directory is `lab_fd`."""
+    whose root directory is `lab_fd`.  With `by_path`, what a path is, too."""
 
-    def __init__(self, listener: SeccompListener, lab_fd: int) -> None:
+    def __init__(self, listener: SeccompListener, lab_fd: int, by_path: bool = False) -> None:
         device = file_id(lab_fd).device
         major, minor = os.major(device), os.minor(device)
-        self.native: Any = _checked(lib.shim_stats_new(listener.fd, major, minor))
+        self.native: Any = _checked(lib.shim_stats_new(listener.fd, major, minor, by_path))
 
     def learn(self, inode: int, kind: NodeKind, major: int, minor: int) -> None:
         """What the lab's file `inode` stands for, for ever.  The numbers are those of a character device."""

@@ -102,11 +102,22 @@ static void stop_on_descriptor(struct filter *filter, int nr, struct sock_filter
 	add(filter, RETURN(SECCOMP_RET_ALLOW));
 }
 
+/* Stop on every other stat. */
+static void stop_on_paths(struct filter *filter)
+{
+	stop_on(filter, SYS_newfstatat);
+	stop_on(filter, SYS_statx);
+#ifdef SYS_stat
+	stop_on(filter, SYS_stat);
+	stop_on(filter, SYS_lstat);
+#endif
+}
+
 /*
  * Beyond these rows only the architecture and the number of a system call decide: the kernel sees that when the
  * filter is loaded, and does not run it for those calls.
  */
-static void build(struct filter *filter, const uint32_t *cmds, int count)
+static void build(struct filter *filter, const uint32_t *cmds, int count, int stat_paths)
 {
 	int row;
 
@@ -115,8 +126,12 @@ static void build(struct filter *filter, const uint32_t *cmds, int count)
 	add(filter, RETURN(SECCOMP_RET_ALLOW));
 	add(filter, LOAD(nr));
 	stop_on(filter, SYS_fstat);
-	stop_on_descriptor(filter, SYS_newfstatat, LOAD(args[3]));
-	stop_on_descriptor(filter, SYS_statx, LOAD(args[2]));
+	if (stat_paths) {
+		stop_on_paths(filter);
+	} else {
+		stop_on_descriptor(filter, SYS_newfstatat, LOAD(args[3]));
+		stop_on_descriptor(filter, SYS_statx, LOAD(args[2]));
+	}
 	add(filter, UNLESS_EQUAL_SKIP(SYS_ioctl, (uint8_t)(2 * count + 1)));
 	add(filter, LOAD(args[1])); /* only the low half of an ioctl's number counts, as for the kernel */
 	for (row = 0; row < count; row++)
@@ -126,13 +141,13 @@ static void build(struct filter *filter, const uint32_t *cmds, int count)
 
 /*
  * Filter the calling thread and all it will start; the listener is close-on-exec.  It stops on ioctls with one of
- * `count` numbers, and on what asks for the state of a descriptor.  Calls of other architectures (32-bit programs,
+ * `count` numbers, and on what asks for the state of a descriptor, or with `stat_paths` on each stat.  Calls of other architectures (32-bit programs,
  * x32) are not caught. NO_NEW_PRIVS disables sudo in the client, so it is set only without CAP_SYS_ADMIN, when the
  * kernel demands it.
  * -EBUSY: this process already runs under a filter with a listener, and the kernel allows one.
  * -EOPNOTSUPP: the system call numbers of this architecture are not known here.
  */
-int shim_seccomp_install(const uint32_t *cmds, int count)
+int shim_seccomp_install(const uint32_t *cmds, int count, int stat_paths)
 {
 	struct filter filter = {0};
 	int listener = sizes_fit();
@@ -141,7 +156,7 @@ int shim_seccomp_install(const uint32_t *cmds, int count)
 		return listener;
 	if (count < 0 || count > MAX_TRAPPED)
 		return -E2BIG;
-	build(&filter, cmds, count);
+	build(&filter, cmds, count, stat_paths);
 	const struct sock_fprog program = {filter.count, filter.code};
 
 	listener = load_killable(&program);
@@ -150,10 +165,11 @@ int shim_seccomp_install(const uint32_t *cmds, int count)
 	return listener < 0 ? -errno : listener;
 }
 #else
-int shim_seccomp_install(const uint32_t *cmds, int count)
+int shim_seccomp_install(const uint32_t *cmds, int count, int stat_paths)
 {
 	(void)cmds;
 	(void)count;
+	(void)stat_paths;
 	(void)load_killable;
 	(void)sizes_fit;
 	return -EOPNOTSUPP;

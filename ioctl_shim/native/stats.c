@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Answers to the caught calls that ask what a descriptor is: fstat(2), and newfstatat and statx(2) with
- * AT_EMPTY_PATH.  An open node of the lab is a character device for the program, and an anonymous inode what
+ * AT_EMPTY_PATH; and, if the program is to have that, to those that ask by a path (statpaths.c).  An open node of the lab is a character device for the program, and an anonymous inode what
  * an ioctl gave it; the FUSE file system below can only have regular files.  The kernel carries out every other
  * call, and every call on which something unexpected happens.
  *
@@ -38,6 +38,7 @@ struct node {
 struct shim_stats {
 	int listener;
 	uint32_t major, minor; /* the device of the lab's file system */
+	int by_path;           /* whether stats by path are answered, too */
 	pthread_mutex_t lock;  /* of `nodes` */
 	struct node nodes[SLOTS];
 };
@@ -45,7 +46,7 @@ struct shim_stats {
 /* What a caught call asks for. */
 struct question {
 	int fd;
-	uint64_t path; /* where its path is in the caller; 0 when it has none */
+	uint64_t path; /* where its path is in the caller; 0 when it has none, or NULL */
 	int flags;
 	uint32_t mask;
 	uint64_t to;
@@ -53,7 +54,7 @@ struct question {
 
 /* For the lab whose file system is on the device `major`:`minor`.  NULL: no memory.  There is no end to it but that of
  * the process. */
-struct shim_stats *shim_stats_new(int listener, uint32_t major, uint32_t minor)
+struct shim_stats *shim_stats_new(int listener, uint32_t major, uint32_t minor, int by_path)
 {
 	struct shim_stats *stats = calloc(1, sizeof(*stats));
 
@@ -62,6 +63,7 @@ struct shim_stats *shim_stats_new(int listener, uint32_t major, uint32_t minor)
 	stats->listener = listener;
 	stats->major = major;
 	stats->minor = minor;
+	stats->by_path = by_path;
 	pthread_mutex_init(&stats->lock, NULL);
 	return stats;
 }
@@ -104,6 +106,13 @@ static int understand(const struct shim_seccomp_call *call, struct question *ask
 	case SYS_statx:
 		*asked = (struct question){(int)args[0], args[1], (int)args[2], (uint32_t)args[3], args[4]};
 		return 1;
+#ifdef SYS_stat
+	case SYS_stat:
+	case SYS_lstat:
+		*asked = (struct question){AT_FDCWD, args[0], 0, STATX_BASIC_STATS, args[1]};
+		asked->flags = call->nr == SYS_lstat ? AT_SYMLINK_NOFOLLOW : 0;
+		return 1;
+#endif
 	}
 	return 0;
 }
@@ -124,6 +133,27 @@ static int is_of_descriptor(const struct shim_seccomp_call *call, const struct q
 	if (!(asked->flags & AT_EMPTY_PATH) || (asked->path && shim_peek(call->tid, asked->path, &first, 1)))
 		return 0;
 	return !first;
+}
+
+/*
+ * Where in /proc the file is that the call asks for, if that may be a node; else 0.  *opened is a descriptor to close,
+ * or -1.  The caller may hold this up if stats by path are answered.
+ */
+static int find_place(const struct shim_stats *stats, const struct shim_seccomp_call *call,
+		      const struct question *asked, char place[48], int *opened)
+{
+	const struct stat_path path = {asked->fd, asked->path, !!(asked->flags & AT_SYMLINK_NOFOLLOW),
+				       !!(asked->flags & AT_EMPTY_PATH)};
+	int descriptor = asked->fd;
+
+	*opened = -1;
+	if (stats->by_path && asked->path)
+		*opened = stat_path_open(call->tid, &path, stats->major, stats->minor, &descriptor);
+	if (*opened >= 0)
+		snprintf(place, 48, "/proc/self/fd/%d", *opened);
+	else
+		snprintf(place, 48, "/proc/%u/fd/%d", call->tid, descriptor);
+	return *opened >= 0 || descriptor >= 0;
 }
 
 static int is_node(const struct shim_stats *stats, const struct statx *found)
@@ -190,35 +220,53 @@ static int64_t describe(const struct shim_stats *stats, const char *place, const
 }
 
 /*
+ * What the call asks for: 0 with the answer, -errno if the kernel is to carry the call out, or the inode of a node
+ * that is not known.  The first look at `place` asks no file system.
+ */
+static int64_t look(struct shim_stats *stats, const struct shim_seccomp_call *call, const struct question *asked,
+		    const char *place, struct statx *answer)
+{
+	struct node node;
+
+	if (statx(AT_FDCWD, place, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_TYPE | STATX_INO, answer) < 0)
+		return -errno;
+	if (!is_node(stats, answer))
+		return -ENODEV;
+	if (!known(stats, answer->stx_ino, &node))
+		return (int64_t)answer->stx_ino;
+	if (node.kind == NODE_FILE)
+		return -ENODEV;
+	if (!(stats->by_path && asked->path) && !is_of_descriptor(call, asked))
+		return -ENOTDIR;
+	return describe(stats, place, asked, &node, answer);
+}
+
+/*
  * Answer a call, or let the kernel carry it out.  A caller that ends meanwhile is no failure.  Returns the inode
  * of a node if the call waits because that node is not known: then shim_stats_learn and this once more.  Else 0.
  *
- * The first look asks no file system.  The answer may wait for the lab's server, as the call itself would.
+ * The answer may wait for the lab's server, as the call itself would.
  */
 uint64_t shim_stats_answer(struct shim_stats *stats, const struct shim_seccomp_call *call)
 {
 	struct question asked;
-	struct statx found;
-	struct node node;
+	struct statx answer;
 	char place[48];
-	int64_t error;
+	int64_t seen, error;
+	int opened;
 
-	if (!understand(call, &asked) || !call->tid || asked.fd < 0)
+	if (!understand(call, &asked) || !call->tid || !find_place(stats, call, &asked, place, &opened))
 		goto proceed;
-	snprintf(place, sizeof(place), "/proc/%u/fd/%d", call->tid, asked.fd);
-	if (statx(AT_FDCWD, place, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_TYPE | STATX_INO, &found) < 0)
-		goto proceed;
-	if (!is_node(stats, &found))
-		goto proceed;
-	if (!known(stats, found.stx_ino, &node))
-		return found.stx_ino;
-	if (node.kind == NODE_FILE || !is_of_descriptor(call, &asked))
-		goto proceed;
-	if (describe(stats, place, &asked, &node, &found))
+	seen = look(stats, call, &asked, place, &answer);
+	if (opened >= 0)
+		close(opened);
+	if (seen > 0)
+		return (uint64_t)seen;
+	if (seen)
 		goto proceed;
 	if (shim_seccomp_valid(stats->listener, call->id))
 		return 0; /* the thread's number may be another thread's by now */
-	error = tell(call, &asked, &found);
+	error = tell(call, &asked, &answer);
 	if (error && error != -EFAULT)
 		goto proceed;
 	if (error)

@@ -39,7 +39,7 @@ _BUSY_FILTER = (
 _REFUSED_FILTER = "start a container with a seccomp profile that allows seccomp(2)"
 
 
-PROGRAM_OPTIONS = ("log", "quiet", "udev")
+PROGRAM_OPTIONS = ("log", "quiet", "stat_paths", "udev")
 """What `add_program_options` declares, as attributes."""
 
 
@@ -59,6 +59,11 @@ def add_program_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="say nothing on stderr of what goes wrong while CMD runs"
+    )
+    parser.add_argument(
+        "--stat-paths",
+        action="store_true",
+        help="show CMD character devices by path, too, as for `test -c`; not for libvirt",
     )
     parser.add_argument(
         "--udev",
@@ -126,7 +131,7 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
 
     requirements.check_proc()
     lab, config, log = (path and os.path.abspath(path) for path in (args.mount, args.config, args.log))
-    plan = RunPlan(lab, config, log, args.quiet)
+    plan = RunPlan(lab, config, log, args.quiet, args.stat_paths)
     if plan.lab:
         namespace.check_lab(plan.lab)
     else:
@@ -144,7 +149,7 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     definitions.show(plan.lab)
     udev = _enter_udev() if args.udev else None
     with namespace.explained("installing the seccomp filter", _mend_filter):
-        listener = seccomp.install(trapped(flags))
+        listener = seccomp.install(trapped(flags), args.stat_paths)
     supervisor.watch(listener, udev)
 
 

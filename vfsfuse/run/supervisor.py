@@ -73,6 +73,8 @@ class RunPlan:
     """File to append the log of the lab and the supervisor to; None discards it once the program runs."""
     quiet: bool = False
     """Whether nothing is said on the program's stderr while it runs."""
+    stat_paths: bool = False
+    """Whether stats by path are answered, too."""
 
     @property
     def root(self) -> str:
@@ -217,7 +219,7 @@ def _serve_run(
         raise ConnectionResetError("no listener came")
     listener = SeccompListener(fds[0])
     relay = _relay(fds[1:], root, words) if fds[1:] else None
-    stats = DescriptorStats(listener, root)
+    stats = DescriptorStats(listener, root, plan.stat_paths)
     answers = Answers(listener, root, NodeStats(stats, _numbers(root)), words.say_once)
     calls = CallTakers(Takers(listener, stats), answers.answer)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
