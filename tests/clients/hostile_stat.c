@@ -8,7 +8,7 @@
  * (held_file.h); -u mounts it in a user namespace.  MODE is one of these:
  *
  * buffer      THREADS threads make CALL on NODE, and the result goes to MEMORY that waits (held_memory.h)
- * path        the same, but the empty path is in MEMORY
+ * path        the same, but the path is in MEMORY: the empty one, or NODE for a CALL by path
  * file        they make CALL on the file that answers nothing
  * killed      processes make fstat on NODE with a buffer in userfaultfd memory, and are killed meanwhile
  * served      the server of FILE calls fstat on NODE before each of its answers
@@ -58,27 +58,54 @@ static int by_statx(int fd, const char *empty, void *out)
 	return syscall(SYS_statx, fd, empty, AT_EMPTY_PATH, STATX_BASIC_STATS, out);
 }
 
+/* The same by a path, for `run --stat-paths`. */
+static int path_stat(int fd, const char *path, void *out)
+{
+	(void)fd;
+#ifdef SYS_stat
+	return syscall(SYS_stat, path, out);
+#else
+	return syscall(SYS_newfstatat, AT_FDCWD, path, out, 0);
+#endif
+}
+
+static int path_newfstatat(int fd, const char *path, void *out)
+{
+	(void)fd;
+	return syscall(SYS_newfstatat, AT_FDCWD, path, out, AT_SYMLINK_NOFOLLOW);
+}
+
+static int path_statx(int fd, const char *path, void *out)
+{
+	(void)fd;
+	return syscall(SYS_statx, AT_FDCWD, path, 0, STATX_BASIC_STATS, out);
+}
+
 static const struct call {
 	const char *name;
-	int (*make)(int fd, const char *empty, void *out);
-	size_t size;
+	int (*make)(int fd, const char *path, void *out);
+	int extended; /* whether the result is a struct statx */
+	int by_path;
 } calls[] = {
-	{"fstat", by_fstat, sizeof(struct stat)},
-	{"newfstatat", by_newfstatat, sizeof(struct stat)},
-	{"statx", by_statx, sizeof(struct statx)},
+	{"fstat", by_fstat, 0, 0},
+	{"newfstatat", by_newfstatat, 0, 0},
+	{"statx", by_statx, 1, 0},
+	{"path-stat", path_stat, 0, 1},
+	{"path-newfstatat", path_newfstatat, 0, 1},
+	{"path-statx", path_statx, 1, 1},
 	{0},
 }, *call = calls;
 
 static mode_t mode_in(const struct call *made, const void *out)
 {
-	return made->make == by_statx ? ((const struct statx *)out)->stx_mode : ((const struct stat *)out)->st_mode;
+	return made->extended ? ((const struct statx *)out)->stx_mode : ((const struct stat *)out)->st_mode;
 }
 
 static dev_t number_in(const struct call *made, const void *out)
 {
 	const struct statx *s = out;
 
-	if (made->make != by_statx)
+	if (!made->extended)
 		return ((const struct stat *)out)->st_rdev;
 	return makedev(s->stx_rdev_major, s->stx_rdev_minor);
 }
@@ -92,7 +119,7 @@ static void ask(int fd)
 {
 	char out[512];
 
-	for (const struct call *each = calls; each->name; each++)
+	for (const struct call *each = calls; !each->by_path; each++)
 		CHECK(!each->make(fd, "", out) && is_node(each, out));
 }
 
@@ -211,6 +238,8 @@ static void buffer(void)
 static void path(void)
 {
 	in_path = 1;
+	if (call->by_path)
+		snprintf((char *)held->content, PAGE, "%s", node_path);
 	hold_memory();
 }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,15 +36,16 @@ class Client:
     lab: MountedLab
     program: Path
 
-    def command(self, *words: str, prefix: tuple[str, ...] = ()) -> list[str]:
+    def command(self, *words: str, prefix: tuple[str, ...] = (), by_path: bool = False) -> list[str]:
         """Its command line under `vfsfuse run`: a mode, and the call and the memory in it."""
         mode, *more = words
         own = [str(self.program), *(["-u"] if os.geteuid() else []), mode, str(self.program.parent / "file")]
-        return [*VFSFUSE, "run", "--mount", str(self.lab.path), "--", *prefix, *own, NODE, NUMBER, *more]
+        run = [*VFSFUSE, "run", *(["--stat-paths"] if by_path else []), "--mount", str(self.lab.path), "--"]
+        return [*run, *prefix, *own, NODE, NUMBER, *more]
 
-    def check(self, *words: str, prefix: tuple[str, ...] = ()) -> None:
+    def check(self, *words: str, prefix: tuple[str, ...] = (), by_path: bool = False) -> None:
         """It has to end well."""
-        command = self.command(*words, prefix=prefix)
+        command = self.command(*words, prefix=prefix, by_path=by_path)
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS, cwd=ROOT)
         if done.returncode == SKIP:
             pytest.skip(done.stdout.splitlines()[-1])
@@ -131,6 +133,19 @@ def test_the_supervisor_keeps_no_thread_for_the_dead(client: Client) -> None:
         wait_for(lambda: len(list(tasks.iterdir())) <= FEW)
         program.communicate("\n", SECONDS)
     assert program.returncode == 0
+
+
+@needs.userfaultfd
+@pytest.mark.parametrize("call", ["path-stat", "path-newfstatat", "path-statx"])
+def test_a_path_in_memory_that_waits(client: Client, call: str) -> None:
+    client.check("path", call, "userfault", by_path=True)
+
+
+def test_paths_of_a_fuse_server_that_asks_before_it_answers(lab: MountedLab, tmp_path: Path) -> None:
+    command = [*VFSFUSE, "run", "--stat-paths", "--mount", str(lab.path), "--"]
+    command += [sys.executable, "-m", "tests.hostile.asking_server", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
 
 FEW = 6
