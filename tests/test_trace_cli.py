@@ -22,6 +22,7 @@ from tests.waiting import wait_for
 
 Compile = Callable[..., Path]
 SECONDS = 60
+FLAGS = ("--quiet", "--stat-paths", "--udev")
 
 
 def traced(tmp_path: Path, script: str, *options: str) -> tuple[subprocess.CompletedProcess[str], Path]:
@@ -295,7 +296,7 @@ def test_wrong_options_are_wrong_usage(words: list[str], why: str, program: list
             ([option, "x"], f"{option} is for a program: name one after --")
             for option in ("--config", "--log")
         ),
-        *(([option], f"{option} is for a program: name one after --") for option in ("--quiet", "--udev")),
+        *(([option], f"{option} is for a program: name one after --") for option in FLAGS),
     ],
 )
 def test_a_program_that_is_not_named(words: list[str], why: str) -> None:
