@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from ioctl_shim._native import lib
 from tests.commands import ROOT, vfsfuse
-from tests.iommufd.client import Iommufd
-from tests.iommufd.devices import IOMMU_FAULT_QUEUE_ALLOC, cdev_of
+from tests.iommufd.client import Cdev, Iommufd
+from tests.iommufd.devices import IOMMU_FAULT_QUEUE_ALLOC, cdev_of, given_fault_queue
 from tests.labs import MountedLab, described
 from tests.vfio.client import fails
 from tests.vfio.devices import HAND_OVER, HANDOVER, bound, handed_over
@@ -25,7 +26,7 @@ from tests.waiting import wait_for
 from vfsfuse.vfio.handover import MAX_GIVEN
 
 Compile = Callable[..., Path]
-ASKER, DEAF = "0000:86:00.0", "0000:87:00.0"
+ASKER, DEAF, PHYSICAL = "0000:86:00.0", "0000:87:00.0", "0000:90:00.0"
 SECONDS = 30
 
 
@@ -40,6 +41,11 @@ asker = "{ROOT}/tests/iommufd/asker.py:Asker"
 copier = "{ROOT}/examples/copier.py:Copier"
 
 {_function(ASKER, "asker")}
+[functions."{PHYSICAL}"]
+model = "asker"
+driver = "asking"
+vfs = 1
+vf = {{ model = "asker", enabled = 1 }}
 {_function(DEAF, "copier")}
 """
 REQUESTS = "[iommu]\npage_requests = true\n"
@@ -99,6 +105,26 @@ def test_a_function_without_the_capability(machine: MountedLab, compile_client: 
     with bound(machine, DEAF):
         done = client(machine, compile_client("fault_queue"), cdev_of(machine, DEAF).name, "none")
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+def test_hw_info_says_who_has_ats(machine: MountedLab) -> None:
+    for name, lacks in ((ASKER, 0), (DEAF, lib.IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED)):
+        with bound(machine, name), Iommufd(machine.path) as iommufd, Cdev(cdev_of(machine, name)) as cdev:
+            info, _ = iommufd.hw_info(cdev.bind(iommufd))
+            assert info.out_capabilities & lib.IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED == lacks
+
+
+def test_a_virtual_function_asks_through_its_physical_one(machine: MountedLab) -> None:
+    """So it cannot have a queue of its own."""
+    virtual = (machine.path / "sys/bus/pci/devices" / PHYSICAL / "virtfn0").resolve()
+    (virtual / "driver_override").write_text("vfio-pci")
+    (machine.path / "sys/bus/pci/drivers_probe").write_text(virtual.name)
+    with Iommufd(machine.path) as iommufd, Cdev(cdev_of(machine, virtual.name)) as cdev:
+        device, ioas = cdev.bind(iommufd), iommufd.ioas()
+        with given_fault_queue(machine, iommufd) as (queue, _):
+            hwpt = iommufd.hwpt(device, ioas, lib.IOMMU_HWPT_FAULT_ID_VALID, fault_id=queue)
+            fails(errno.EINVAL, cdev.attach, hwpt)
+            cdev.attach(ioas)
 
 
 def test_an_iommu_without_the_capability(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from ioctl_shim.abi import LabFlag
 from tests.commands import ROOT, vfsfuse
 from tests.labs import MountedLab, described
 from tests.vfio.client import DEVICE_FEATURE, fails
 from tests.vfio.devices import Device, opened
+from vfsfuse.run.numbers import Numbers
+from vfsfuse.run.traps import trapped
 
 Compile = Callable[..., Path]
 GET, SET = 1 << 16, 1 << 17
@@ -67,6 +71,23 @@ def test_a_state_moves_to_another_device(
         lines = [line for line in trace.read_text().splitlines() if "MIG_DEVICE_STATE" in line]
         asked = "data={device_state=VFIO_DEVICE_STATE_STOP_COPY, data_fd=77}"
         assert f"{asked}}} => {{data={{device_state=VFIO_DEVICE_STATE_STOP_COPY, ...}}}}" in lines[0]
+
+
+def flags_of(machine: MountedLab) -> LabFlag:
+    """What a lab tells the supervisor of a run."""
+    root = os.open(machine.path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        with Numbers(root) as numbers:
+            return numbers.flags()
+    finally:
+        os.close(root)
+
+
+def test_a_run_stops_device_feature_only_where_a_model_migrates(machine: MountedLab, lab: MountedLab) -> None:
+    """Each call that the filter stops costs time."""
+    assert flags_of(machine) is LabFlag.STATE and DEVICE_FEATURE in trapped(LabFlag.STATE)
+    assert flags_of(lab) is LabFlag.NONE and DEVICE_FEATURE not in trapped(LabFlag.NONE)
+    assert set(trapped(LabFlag.STATE)) - set(trapped(LabFlag.NONE)) == {DEVICE_FEATURE}
 
 
 def test_without_a_run_the_device_stops_and_gives_nothing(machine: MountedLab) -> None:
