@@ -45,7 +45,7 @@ fi
 exec "$@"
 """
 """Opens /dev/kvm to libvirt's user, as distributions do: if it can be opened by root alone, libvirt looks for
-KVM anew at each call, which takes a second.  The domains use TCG."""
+KVM anew at each call, which takes a second."""
 
 
 def need() -> None:
@@ -71,11 +71,14 @@ def locked_kib() -> int | None:
     return limit >> 10
 
 
-def domain(name: str, *devices: str, machine: str = "pc", memory: int = 4, system: str = "") -> str:
-    """The XML of a domain under TCG with `memory` MiB.  `system` goes into its <os>."""
+def domain(
+    name: str, *devices: str, kind: str = "qemu", machine: str = "pc", memory: int = 4, system: str = ""
+) -> str:
+    """The XML of a domain with `memory` MiB, under TCG or, of the kind "kvm", under KVM.  `system` goes into
+    its <os>."""
     limit = locked_kib()
     tuning = f"<memtune><hard_limit unit='KiB'>{limit}</hard_limit></memtune>" if limit is not None else ""
-    return f"""<domain type='qemu'>
+    return f"""<domain type='{kind}'>
       <name>{name}</name><memory unit='MiB'>{memory}</memory>{tuning}<vcpu>1</vcpu>
       <os><type arch='x86_64' machine='{machine}'>hvm</type>{system}</os><features><acpi/></features>
       <devices>
@@ -155,10 +158,16 @@ class Libvirt:
         return str(path)
 
     def define(
-        self, name: str, *devices: str, machine: str = "pc", memory: int = 4, system: str = ""
+        self,
+        name: str,
+        *devices: str,
+        kind: str = "qemu",
+        machine: str = "pc",
+        memory: int = 4,
+        system: str = "",
     ) -> None:
         """Define a domain (see `domain`)."""
-        xml = domain(name, *devices, machine=machine, memory=memory, system=system)
+        xml = domain(name, *devices, kind=kind, machine=machine, memory=memory, system=system)
         self.virsh("define", self.file(name, xml))
 
     def drop(self, name: str) -> None:

@@ -120,6 +120,18 @@ def test_a_vgpu_is_plugged_into_a_running_domain(libvirt: Libvirt, vgpu: Vgpu, n
     assert owner(libvirt, vgpu.group) == (0, [])
 
 
+def test_a_domain_under_kvm(libvirt: Libvirt, vgpu: Vgpu, name: str) -> None:
+    """QEMU tells KVM of the group, and would say so if KVM refused it."""
+    said, status = libvirt.shell.run("virsh -q domcapabilities --virttype kvm")
+    if status:
+        pytest.skip(f"libvirt finds no KVM: {said.strip()}")
+    libvirt.define(name, mdev(vgpu.name), kind="kvm")
+    start(libvirt, name)
+    assert "enabled" in libvirt.virsh("qemu-monitor-command", name, "--hmp", "info kvm")
+    assert OF_VGPU in libvirt.pci_ids(name)
+    assert "KVM" not in libvirt.shell.check(f"grep -v '^-' /var/log/libvirt/qemu/{name}.log")
+
+
 # ---- PCI functions ----
 
 
