@@ -108,8 +108,9 @@ def pci(address: str, managed: str = "yes") -> str:
 class Libvirt:
     """The libvirtd, as a context.  Its files are in `folder`."""
 
-    def __init__(self, lab: MountedLab, folder: Path) -> None:
-        self.lab, self._folder = lab, folder
+    def __init__(self, lab: MountedLab, folder: Path, *options: str) -> None:
+        """`options` are further ones of `run`."""
+        self.lab, self._folder, self._options = lab, folder, options
         self._log = folder / "log"
         self._channel = Channel(self._explain)
         self.shell = Console(self._channel)
@@ -118,7 +119,7 @@ class Libvirt:
     def __enter__(self) -> Libvirt:
         kvm = self._folder / "kvm"
         kvm.mkdir()
-        command = [*VFSFUSE, "run", "--udev", "--mount", str(self.lab.path), "--"]
+        command = [*VFSFUSE, "run", "--udev", *self._options, "--mount", str(self.lab.path), "--"]
         command += ["sh", "-c", OPEN_KVM, str(kvm), str(SCRIPT), "sh"]
         ours = self._channel.peer.fileno()
         with open(self._log, "wb") as log:

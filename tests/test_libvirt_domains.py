@@ -199,3 +199,23 @@ def test_a_new_libvirtd_finds_the_domain_with_its_device(libvirt: Libvirt, vgpu:
     libvirt.drop("second")
     libvirt.virsh("destroy", name)
     assert owner(libvirt, vgpu.group) == (0, [])
+
+
+# ---- --stat-paths ----
+
+
+def test_domains_start_where_stats_by_path_tell_of_devices(
+    libvirt: Libvirt, vgpu: Vgpu, tmp_path: Path
+) -> None:
+    """libvirt makes no nodes in the private /dev of a domain for files below a mount, as /dev/vfio is."""
+    with Libvirt(libvirt.lab, tmp_path, "--stat-paths") as seeing:
+        seeing.shell.check(f"test -c /dev/vfio/{vgpu.group}")
+        seeing.define("devices", PORTS, machine=HOTPLUG)
+        start(seeing, "devices")
+        seeing.virsh("attach-device", "devices", seeing.file("vgpu", mdev(vgpu.name)), "--live")
+        assert OF_VGPU in seeing.pci_ids("devices")
+        seeing.drop("devices")
+        seeing.define("devices", mdev(vgpu.name))
+        start(seeing, "devices")
+        assert OF_VGPU in seeing.pci_ids("devices")
+        seeing.drop("devices")
