@@ -71,6 +71,16 @@ def test_by_groups(lab: MountedLab, vgpus: list[Vgpu], suite: str) -> None:
 
 @pytest.mark.parametrize("suite", programs.NEWER)
 def test_by_iommufd(lab: MountedLab, vgpus: list[Vgpu], suite: str) -> None:
+    """QEMU opens all files by itself."""
+    program = programs.of_suite(suite)
+    options = ["-object", f"iommufd,id={OBJECT}"]
+    for slot, vgpu in zip(SLOTS, vgpus, strict=True):
+        options += vfio(vgpu, slot, iommufd=OBJECT)
+    assert_realized(Machine(in_lab(lab), options, program=program, accel="kvm"), vgpus)
+
+
+@pytest.mark.parametrize("suite", programs.NEWER)
+def test_by_descriptors(lab: MountedLab, vgpus: list[Vgpu], suite: str) -> None:
     program, opened = programs.of_suite(suite), Opened(lab)
     devices = [part for slot, vgpu in zip(SLOTS, vgpus, strict=True) for part in opened.mediated(vgpu, slot)]
     options = ["-object", f"iommufd,id={OBJECT}", *devices]
