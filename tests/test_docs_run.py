@@ -38,3 +38,10 @@ def test_the_readme_names_every_option() -> None:
         if "vfsfuse run [" in line and "|" in line
     )
     assert all(f"[{option.rpartition(', ')[2]}]" in row for option in options()), row
+
+
+def test_the_settings_for_libvirt_are_those_of_the_example() -> None:
+    """docs/run.md says of each why it is needed."""
+    script = (ROOT / "examples/libvirt/run.sh").read_text()
+    written = script.partition("qemu.conf <<END\n")[2].partition("END\n")[0]
+    assert re.findall(r"^\| `(\w+ = [^`]*)` \|", DOCUMENT, re.MULTILINE) == written.splitlines()

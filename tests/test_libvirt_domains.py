@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests import domains
-from tests.domains import HOTPLUG, PORTS, USER, Libvirt, driver, mdev, pci
+from tests.commands import VFSFUSE, run
+from tests.domains import HOTPLUG, PORTS, SCRIPT, USER, Libvirt, driver, mdev, pci
 from tests.labs import MountedLab, Vgpu
 
 GPU = "0000:86:00.0"
@@ -219,3 +220,30 @@ def test_domains_start_where_stats_by_path_tell_of_devices(
         start(seeing, "devices")
         assert OF_VGPU in seeing.pci_ids("devices")
         seeing.drop("devices")
+
+
+# ---- the example's script ----
+
+
+def test_the_exit_status_is_that_of_the_command(tmp_path: Path) -> None:
+    domains.need()
+    done = run([*VFSFUSE, "run", "--udev", "--", SCRIPT, "sh", "-c", "virsh -q list --all; exit 3"])
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (3, "", "")
+
+
+def test_domains_end_with_the_command(libvirt: Libvirt, vgpu: Vgpu, tmp_path: Path) -> None:
+    """Nobody has the vGPU any more, so it can be removed."""
+    with Libvirt(libvirt.lab, tmp_path) as ending:
+        ending.define("ending", mdev(vgpu.name))
+        start(ending, "ending")
+        with pytest.raises(OSError, match="busy"):
+            vgpu.remove()
+
+
+def test_a_libvirtd_that_does_not_start_says_why(tmp_path: Path) -> None:
+    domains.need()
+    (tmp_path / "libvirtd").write_text("#!/bin/sh\necho 'no libvirtd today' >&2; exit 7\n")
+    (tmp_path / "libvirtd").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run([*VFSFUSE, "run", "--udev", "--", SCRIPT, "true"], PATH=path)
+    assert (done.returncode, done.stderr) == (1, "no libvirtd today\n")
