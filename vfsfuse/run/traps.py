@@ -38,6 +38,7 @@ class Trap:
     only: LabFlag = LabFlag.NONE
 
 
+# To add one: CONTRIBUTING.md, "Adding an ioctl that `run` answers".
 TRAPS: tuple[Trap, ...] = (
     *(Trap(each.row.cmd, partial(Descriptors, each), each.only) for each in GIVING),
     Trap(KVM_SET_DEVICE_ATTR, KvmFiles),
