@@ -14,6 +14,8 @@ from typing import NamedTuple
 from tests.commands import ROOT, run, vfsfuse
 from tests.labs import MountedLab, Vgpu
 
+OVERFLOW = Path("/proc/sys/kernel/overflowuid").read_text().strip()
+"""Of who has no number in a user namespace."""
 REGULAR, CHARACTER = f"{stat.S_IFREG:o}", f"{stat.S_IFCHR:o}"
 
 
@@ -62,9 +64,14 @@ class Said(NamedTuple):
 
     @property
     def inside(self) -> dict[str, str]:
-        """The members as they are under `run`, where an ordinary user is called 0."""
+        """The members as they are under `run`: an ordinary user is 0 there, and others have no number."""
+        if not os.geteuid():
+            return self.members
         own = {"uid": str(os.geteuid()), "gid": str(os.getegid())}
-        return {key: "0" if own.get(key) == value else value for key, value in self.members.items()}
+        return {
+            key: ("0" if value == own[key] else OVERFLOW) if key in own else value
+            for key, value in self.members.items()
+        }
 
 
 def ways(output: str) -> dict[tuple[str, str], Said]:

@@ -135,10 +135,10 @@ def test_the_supervisor_keeps_no_thread_for_the_dead(client: Client) -> None:
     assert program.returncode == 0
 
 
-@needs.userfaultfd
+@pytest.mark.parametrize("memory", ["userfault", "shared"])
 @pytest.mark.parametrize("call", ["path-stat", "path-newfstatat", "path-statx"])
-def test_a_path_in_memory_that_waits(client: Client, call: str) -> None:
-    client.check("path", call, "userfault", by_path=True)
+def test_a_path_in_memory_that_waits(client: Client, call: str, memory: str) -> None:
+    client.check("path", call, memory, by_path=True)
 
 
 def test_paths_of_a_fuse_server_that_asks_before_it_answers(lab: MountedLab, tmp_path: Path) -> None:
