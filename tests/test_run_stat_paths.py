@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
+from tests.commands import vfsfuse
 from tests.labs import MountedLab
+from tests.ordinary_user import UID
 from tests.qemu.guest import BUSYBOX, static_busybox
 from tests.run_nodes import Nodes, Said, others, outside, two_vgpus, ways
 from tests.tool import need
@@ -28,6 +31,21 @@ def test_all_other_files_are_what_they_are(
     client, paths = compile_client("stat_client"), others(nodes, tmp_path)
     said = ways(nodes.run(client, *paths, options=BY_PATH))
     assert said == {key: Said(told.errno, told.inside) for key, told in outside(client, *paths).items()}
+
+
+@needs.root("asking as somebody else")
+def test_a_directory_that_the_program_may_not_pass(nodes: Nodes, tmp_path: Path) -> None:
+    """The supervisor may."""
+    as_user = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"]
+    assert nodes.run(*as_user, "test", "-c", "/dev/vfio/vfio", options=BY_PATH) == ""
+    tmp_path.chmod(0o700)
+    closed = tmp_path / "vfio"
+    closed.symlink_to("/dev/vfio/vfio")
+    ask = 'test -c "$0" || stat "$0"'
+    assert nodes.run("sh", "-c", ask, closed, options=BY_PATH) == ""
+    done = vfsfuse("run", *BY_PATH, "--mount", nodes.lab.path, "--", *as_user, "sh", "-c", ask, closed)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("Permission denied\n")
 
 
 SHELLS = ("bash", "dash", "busybox")

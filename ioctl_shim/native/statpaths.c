@@ -9,7 +9,8 @@
  * - paths that have "vfio" or "iommu" in them, and paths that begin in a directory of the lab;
  * - /dev/fd/N, /proc/self/fd/N and their like, which stand for a descriptor of the caller.
  *
- * Any thread; the caller may hold it up.  No state.  Source: openat2(2), path_resolution(7), proc_pid_fd(5).
+ * Any thread; the caller may hold it up.  No state.  Source: openat2(2), path_resolution(7), setfsuid(2),
+ * proc_pid_fd(5).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -98,19 +99,35 @@ static int resolve_below(int from, const char *path, int nofollow)
 	return fd >= 0 ? fd : resolve(from, path, nofollow, RESOLVE_NO_SYMLINKS);
 }
 
+/*
+ * Directories let pass whom they let pass by the caller's user and group.  These two calls are about this thread
+ * alone.  An unknown owner, which is that of a process that may not be traced, is root.
+ */
+static void act_as(uid_t uid, gid_t gid)
+{
+	syscall(SYS_setfsgid, gid);
+	syscall(SYS_setfsuid, uid);
+}
+
 static int open_path(uint32_t tid, const struct stat_path *asked, const char *path, const char *base)
 {
-	char root[32];
+	char process[32], root[32];
+	struct stat owner;
 	int from, fd;
 
+	snprintf(process, sizeof(process), "/proc/%u", tid);
 	snprintf(root, sizeof(root), "/proc/%u/root", tid);
+	if (stat(process, &owner) < 0)
+		return -1;
 	from = open(*path == '/' ? root : base, O_PATH | O_CLOEXEC);
 	if (from < 0)
 		return -1;
+	act_as(owner.st_uid, owner.st_gid);
 	if (*path == '/')
 		fd = resolve(from, path, asked->nofollow, RESOLVE_IN_ROOT);
 	else
 		fd = resolve_below(from, path, asked->nofollow);
+	act_as(geteuid(), getegid());
 	close(from);
 	return fd;
 }
