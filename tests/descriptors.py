@@ -8,12 +8,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from vfsfuse.ownfolder import SUFFIX
+
 
 def descriptors(pid: int) -> Iterator[str]:
-    """What the descriptors of a process lead to."""
+    """What the descriptors of a process lead to, without the folder of a lab on disk: the first `vfsfuse run`
+    of a lab makes it."""
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            yield os.readlink(entry)
+            if not (link := os.readlink(entry)).endswith(SUFFIX):
+                yield link
 
 
 def open_files(pid: int) -> int:

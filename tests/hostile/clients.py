@@ -20,6 +20,7 @@ import pytest
 
 from tests import needs
 from tests.commands import ROOT
+from tests.descriptors import descriptors
 from tests.labs import MountedLab
 
 LIMIT = 0.5
@@ -177,11 +178,7 @@ class Leaks:
 
     def _open(self) -> Counter[str]:
         """How many descriptors it has of each kind: numbers of processes and inodes are left out."""
-        found: Counter[str] = Counter()
-        for entry in Path(f"/proc/{self._pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                found[re.sub(r"\d+", "N", os.readlink(entry))] += 1
-        return found
+        return Counter(re.sub(r"\d+", "N", link) for link in descriptors(self._pid))
 
     def check(self) -> None:
         """Fails unless the server has what it had when this was made, and no more."""
