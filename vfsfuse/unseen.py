@@ -7,8 +7,9 @@ mounted in its own mount namespace any more, it looks who sees the lab.  When on
 and no process uses it, the server ends.  In all other cases the kernel ends it, as soon as the last mount has
 gone and the last file is closed.
 
-One daemon thread, which touches nothing of the server.  It asks no file system but /proc, because its own
-would wait for itself.  Source: proc_pid_mountinfo(5) on poll(2), user_namespaces(7), mount_namespaces(7).
+One daemon thread, and others for mappings, which touch nothing of the server.  They ask no file system but
+/proc, because their own would wait for itself.  Source: proc_pid_mountinfo(5) on poll(2),
+user_namespaces(7), mount_namespaces(7).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 FIRST_LOOK, LAST_LOOK = 0.1, 2.0
 """Seconds between two looks at who sees a lab that is unmounted.  The pause doubles from the first to the
 last one."""
+HELD_UP = 0.5
+"""Seconds after which a process whose mappings cannot be read counts as held up."""
 INITIAL_PIDS = "pid:[4026531836]"
 """The pid namespace in which /proc shows all processes: PROC_PID_INIT_INO of <linux/proc_ns.h>."""
 
@@ -83,13 +86,14 @@ def _is_mounted(minor: int) -> bool:
 
 def _user(device: int) -> str:
     """A process that has a file of the lab open or mapped, or is in a directory of it; empty without one."""
-    others = (name for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid())
-    return next((f"pid {pid}" for pid in others if _uses(f"/proc/{pid}", device)), "")
+    others = [name for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
+    first = next((pid for pid in others if _uses(f"/proc/{pid}", device)), "") or _mapped_by(others, device)
+    return f"pid {first}" if first else ""
 
 
 def _uses(process: str, device: int) -> bool:
     try:
-        return any(_is_on(path, device) for path in _held(process)) or _has_mapped(process, device)
+        return any(_is_on(path, device) for path in _held(process))
     except PermissionError:
         return _may_use(process)
     except OSError:
@@ -100,9 +104,12 @@ def _may_use(process: str) -> bool:
     """Whether a process that may not be looked at may use the lab.  One that root has mounted is for all."""
     try:
         with open(f"{process}/status", encoding="utf-8", errors="replace") as told:
-            user = re.search(r"^Uid:\s*(\d+)", told.read(), re.MULTILINE)
+            status = told.read()
     except OSError:
         return False  # it has ended
+    if re.search(r"^State:\s*Z", status, re.MULTILINE):
+        return False  # as good as ended: only its parent has not noticed
+    user = re.search(r"^Uid:\s*(\d+)", status, re.MULTILINE)
     return not os.geteuid() or user is None or int(user[1]) == os.getuid()
 
 
@@ -120,8 +127,37 @@ def _is_on(link: str, device: int) -> bool:
         return False
 
 
-def _has_mapped(process: str, device: int) -> bool:
-    mark = f" {os.major(device):02x}:{os.minor(device):02x} ".encode()
-    with contextlib.suppress(PermissionError), open(f"{process}/maps", "rb") as table:
-        return any(mark in line for line in table)
-    return False
+def _mapped_by(pids: list[str], device: int) -> str:
+    """The first of some processes that has a file of the lab mapped, empty if none.
+
+    To read its mappings may wait for a process that is held up.  Such a process is passed over: the thread
+    that reads is left to it, and another one goes on."""
+    while pids:
+        reader = _MapsReader(pids, device)
+        reader.start()
+        seen = -1
+        while reader.is_alive() and reader.done != seen:
+            seen = reader.done
+            reader.join(HELD_UP)
+        if not reader.is_alive():
+            return reader.found
+        pids = pids[reader.done + 1 :]
+    return ""
+
+
+class _MapsReader(threading.Thread):
+    """Looks for mappings of `device` in processes: `found` is the first one, `done` says how many are."""
+
+    def __init__(self, pids: list[str], device: int) -> None:
+        super().__init__(name="unseen-maps", daemon=True)
+        self.done, self.found = 0, ""
+        self._pids = pids
+        self._mark = f" {os.major(device):02x}:{os.minor(device):02x} ".encode()
+
+    def run(self) -> None:
+        for pid in self._pids:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as table:
+                if any(self._mark in line for line in table):
+                    self.found = pid
+                    return
+            self.done += 1
