@@ -65,6 +65,16 @@ def test_an_unmounted_lab_ends_though_a_run_goes_on(tmp_path: Path, way: str) ->
         assert lab.server.wait(SECONDS) == 0
 
 
+def test_a_zombie_keeps_no_lab(tmp_path: Path) -> None:
+    """Nobody but root may look at its descriptors, of which it has none."""
+    with MountedLab(tmp_path, umount=False) as lab, running(way="user namespace"):
+        with subprocess.Popen(["true"]) as zombie:
+            wait_for(lambda: ") Z " in Path(f"/proc/{zombie.pid}/stat").read_text())
+            assert said_by_umount(lab.path) == ""
+        assert lab.server is not None
+        assert lab.server.wait(SECONDS) == 0
+
+
 @needs.root("the propagation of all mounts is changed by root")
 @pytest.mark.parametrize("way", WAYS)
 def test_an_unmounted_lab_ends_where_mounts_are_shared(tmp_path: Path, way: str) -> None:
