@@ -13,6 +13,8 @@ import sysconfig
 from collections.abc import Iterator
 from types import TracebackType
 
+from vfsfuse.printable import printable
+
 MOST_TEXT = 400
 """Characters of an exception that are shown."""
 _FRAMEWORK = ("devmodel", "ioctl_shim", "vfsfuse")
@@ -21,12 +23,18 @@ _LIBRARY = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purel
 
 
 class Described(logging.Formatter):
-    """Formats records as logging.Formatter, and adds to the message of one with an exception what failed."""
+    """Formats records as logging.Formatter, and adds to the message of one with an exception what failed.
+
+    Names and texts in it may be a client's, and somebody reads it on a terminal.  So what is not printable is
+    escaped, and a message has one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         text = super().formatMessage(record)
         error = _error_of(record)
-        return text if error is None else f"{text}: {said(error)}"
+        return printable(text if error is None else f"{text}: {said(error)}")
 
 
 def headline(record: logging.LogRecord) -> str:
@@ -68,15 +76,6 @@ def place(trace: TracebackType | None) -> str:
         if found is None or _is_model(frame):
             found = frame
     return "" if found is None else f" ({_file(found).rpartition(os.sep)[2]}:{found.tb_lineno})"
-
-
-def printable(text: str) -> str:
-    """`text` with escapes for what a terminal would not show."""
-    return text if text.isprintable() else "".join(map(_shown, text))
-
-
-def _shown(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def _error_of(record: logging.LogRecord) -> BaseException | None:

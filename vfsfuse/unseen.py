@@ -42,9 +42,10 @@ def end_when_unseen(device: int, source: str) -> None:
     """Start the thread for the lab whose files have this st_dev, and whose mount has this `source`.
     Called when it is mounted.
 
-    In a container nobody can tell who sees the lab from outside, so there is no such thread."""
+    In a container nobody can tell who sees the lab from outside, nor where /proc hides the processes of other
+    users (hidepid).  So there is no such thread then."""
     with contextlib.suppress(OSError):
-        if os.readlink("/proc/self/ns/pid") == INITIAL_PIDS:
+        if os.readlink("/proc/self/ns/pid") == INITIAL_PIDS and os.access("/proc/1/mountinfo", os.R_OK):
             threading.Thread(target=_watch, args=(device, source), name="unseen", daemon=True).start()
 
 

@@ -51,15 +51,16 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.asking": "",
     "vfsfuse.mounts": "",
     "vfsfuse.overhearing": "",
+    "vfsfuse.printable": "",
     "vfsfuse.requirements": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.viewers": "vfsfuse: mounts",
     "vfsfuse.sticky": "",
     "vfsfuse.toml": "",
     "vfsfuse.ownfolder": "",
     "vfsfuse.scheduling": "",
-    "vfsfuse.failures": "devmodel: device.base",
+    "vfsfuse.failures": "devmodel: device.base | vfsfuse: printable",
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking toml",
-    "vfsfuse.run": "ioctl_shim | vfsfuse: asking mounts ownfolder requirements viewers",
+    "vfsfuse.run": "ioctl_shim | vfsfuse: asking mounts ownfolder printable requirements viewers",
     "vfsfuse.ending": "vfsfuse: run.syscalls",
     "vfsfuse.unseen": "ioctl_shim | vfsfuse: viewers",
     "vfsfuse.monitor": "vfsfuse: asking",
@@ -74,7 +75,7 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: kernfs vfio",
     "vfsfuse.observe": "ioctl_shim "
     "| devmodel: callpoint device iommu.dmaspace pci region "
-    "| vfsfuse: failures kernfs trace",
+    "| vfsfuse: failures kernfs printable trace",
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs observe sysfs vfio",
@@ -86,8 +87,8 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: ending kernfs labfile.code mounts overhearing ownfolder reload requirements scheduling "
     "unseen views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
-    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts ownfolder requirements run "
-    "server sticky trace viewers views.models",
+    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts ownfolder printable "
+    "requirements run server sticky trace viewers views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
     "| vfsfuse: api sysfs.screen trace",

@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 import sys
 
+from vfsfuse.printable import printable
+
 
 def complain(command: str, message: str) -> int:
     """Print the reason why `command` failed, in one line on stderr.  Returns its exit status, 1."""
-    line = message.replace("\n", "\\n")  # a path may have any character
-    print(f"vfsfuse: {command}: {line}", file=sys.stderr)
+    print(f"vfsfuse: {command}: {printable(message)}", file=sys.stderr)
     return 1
 
 

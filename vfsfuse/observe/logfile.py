@@ -20,6 +20,7 @@ from collections.abc import Callable
 from vfsfuse.failures import headline
 from vfsfuse.kernfs.kobject import DeviceNode
 from vfsfuse.kernfs.streams import stream_node
+from vfsfuse.printable import printable
 
 MODE = 0o400
 """It tells of the doings of all users, so it is for the lab's user alone."""
@@ -135,7 +136,7 @@ def _lines(record: logging.LogRecord) -> bytes:
     """A record as readers get it."""
     head = headline(record)
     whole = _FORMATTER.format(record).splitlines()  # the traceback is formatted once for all handlers
-    rest = [f" {line}" for line in whole if line.strip() and line != head][:MOST_LINES]
+    rest = [f" {printable(line)}" for line in whole if line.strip() and line != head][:MOST_LINES]
     return "".join(f"{line}\n" for line in (head, *rest)).encode(errors="backslashreplace")
 
 

@@ -17,6 +17,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from vfsfuse.printable import printable
+
 if TYPE_CHECKING:
     from vfsfuse.run.udev import UdevFiles
 
@@ -105,7 +107,7 @@ def program_of(args: argparse.Namespace) -> list[str]:
 
 
 def _complain(message: str, status: int) -> int:
-    print(f"vfsfuse: run: {message}", file=sys.stderr)
+    print(f"vfsfuse: run: {printable(message)}", file=sys.stderr)
     return status
 
 

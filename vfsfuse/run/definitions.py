@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from typing import NamedTuple
 
-from vfsfuse import ownfolder
+from ioctl_shim.seccomp import file_id
+from vfsfuse import mounts, ownfolder
 from vfsfuse.run import namespace, syscalls
 from vfsfuse.run.namespace import explained
 
@@ -36,7 +38,7 @@ def show(lab: str | None) -> None:
     """Put the folders of the lab that is mounted at `lab`, or of a private one, over the machine's.
 
     Raises SetupError."""
-    own = _own_folder(lab) if lab else ""
+    own = own_folder(lab) if lab else ""
     for folder in FOLDERS:
         if _is_there(folder):
             with explained(f"showing the lab's own {folder.path}"):
@@ -77,11 +79,31 @@ def _cover(folder: Folder, own: str) -> None:
         syscalls.attach_tree(tree, kept)
 
 
-def _own_folder(lab: str) -> str:
-    """The folder on disk of a mounted lab, empty if it is not for us."""
+def own_folder(lab: str) -> str:
+    """The folder on disk of the lab mounted at `lab`, empty if it is not for us.
+
+    A server says by itself which folder that is.  So the kernel must tell that this user has mounted the lab:
+    another user's could say /etc."""
     try:
+        if _user_of(lab) != _user_outside():
+            return ""
         path = os.fsdecode(os.getxattr(lab, ownfolder.XATTR))
-        found = os.stat(path)
+        found = os.lstat(path)
     except OSError:  # another user's lab, or one in another container
         return ""
-    return path if found.st_uid == os.geteuid() else ""
+    is_folder = stat.S_ISDIR(found.st_mode) and path.endswith(ownfolder.SUFFIX)
+    return path if is_folder and found.st_uid == os.geteuid() else ""
+
+
+def _user_of(lab: str) -> int:
+    """The user who has mounted a lab, -1 for anything else.  Raises OSError."""
+    minor = os.minor(file_id(lab).device)
+    return next((mount.user for mount in mounts.table() if mount.minor == minor), -1)
+
+
+def _user_outside() -> int:
+    """Our user id outside the user namespace that a run may be in.  Raises OSError."""
+    with open("/proc/self/uid_map", encoding="ascii") as table:
+        rows = [[int(word) for word in line.split()] for line in table]
+    here = os.geteuid()
+    return next((outside + here - first for first, outside, count in rows if 0 <= here - first < count), -1)

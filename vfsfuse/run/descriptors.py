@@ -87,6 +87,7 @@ class Descriptors:
         if at is None:
             return self._listener.install_fd(call, file)
         caller = Caller(call.tid)
+        self._listener.check(call)  # opening took its time: the thread's number may be another's by now
         caller.write(call.arg, asked)
         number = self._listener.install_fd(call, file)
         caller.write(call.arg, data + number.to_bytes(_INT, "little"))

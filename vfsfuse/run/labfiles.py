@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator
 
+from ioctl_shim._native import lib
 from ioctl_shim.procfs import comm_of
 from ioctl_shim.seccomp import SeccompListener, TrappedCall, file_id
 
@@ -88,7 +88,7 @@ class LabFiles:
         except PermissionError as error:
             raise OutOfReach(call, error) from None
         if not wanted(copy):
-            threading.Thread(target=os.close, args=(copy,), daemon=True).start()
+            lib.shim_close_stranger(copy)
             raise NotOurs
         try:
             self._listener.check(call)

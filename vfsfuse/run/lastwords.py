@@ -22,6 +22,7 @@ from collections import deque
 
 from ioctl_shim._native import lib
 from ioctl_shim.seccomp import FileId, file_id
+from vfsfuse.printable import printable
 
 PATIENCE = 1.0
 """Seconds that a line may take.  A reader may be slow, and a file may be one whose server never answers."""
@@ -67,7 +68,8 @@ class LastWords:
         """As `say`, unless this has been said before."""
         with self._changed:
             told = message in self._told or len(self._told) >= 2 * MOST
-            self._told.add(message)
+            if not told:
+                self._told.add(message)
         if not told:
             self.say(message)
 
@@ -103,7 +105,9 @@ class LastWords:
         return self._waiting.popleft()
 
     def _say(self, message: str) -> None:
-        line = f"vfsfuse: run: {_printable(message)}".encode(errors="backslashreplace")[: MOST_BYTES - 1]
+        line = f"vfsfuse: run: {printable(' '.join(message.split()))}".encode(errors="backslashreplace")[
+            : MOST_BYTES - 1
+        ]
         deadline = time.monotonic() + PATIENCE
         while not self._write(line + b"\n") and time.monotonic() < deadline:
             time.sleep(TRY_SECONDS)
@@ -158,11 +162,6 @@ def _has_room(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(PATIENCE * 1000))
-
-
-def _printable(text: str) -> str:
-    """`text` on one line, and nothing in it for the terminal."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in " ".join(text.split()))
 
 
 def _identity(fd: int) -> FileId | None:

@@ -14,6 +14,9 @@ from ioctl_shim.takers import DescriptorStats
 from vfsfuse.run.labfiles import NotOurs
 from vfsfuse.run.numbers import Node, Numbers
 
+TRIES = 100
+"""How often a node may turn out unknown again: another thread has learned one that takes its place in the
+table, or the program has put another node under the number."""
 _FILE = Node(NodeKind.FILE, 0, 0)
 
 
@@ -25,10 +28,13 @@ class NodeStats:
 
     def answer(self, call: TrappedCall) -> None:
         """Answer a stat of the unknown node `call.inode`.  Raises NotOurs, also when the lab has ended."""
-        try:
-            node = self._numbers.of(call.inode)
-        except OSError:
-            raise NotOurs from None
-        self._stats.learn(call.inode, *(node or _FILE))
-        if self._stats.answer(call):
-            raise NotOurs  # the program has put another node under the number meanwhile
+        inode = call.inode
+        for _ in range(TRIES):
+            try:
+                node = self._numbers.of(inode)
+            except OSError:
+                raise NotOurs from None
+            self._stats.learn(inode, *(node or _FILE))
+            if not (inode := self._stats.answer(call)):
+                return
+        raise NotOurs

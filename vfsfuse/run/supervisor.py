@@ -20,6 +20,7 @@ from __future__ import annotations
 import array  # noqa: F401 (socket.send_fds imports it; under the filter, an import would wait for ever)
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -53,6 +54,9 @@ SETUP_SECONDS = 2.0
 
 COLDPLUG_SECONDS = 30.0
 """What the relay of uevents may take besides, to note all devices of a large lab."""
+
+LIMITS = ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_NPROC")
+"""Limits that a shell sets for the program, and not for the supervisor and a private lab's server."""
 
 _MESSAGE_BYTES = 4096
 _DESCRIPTORS = 4
@@ -154,10 +158,23 @@ def _plain_process(keep: Collection[int]) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, _on_signal)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _raise_limits()
     _redirect("/dev/null", os.O_RDWR, (0, 1))
     for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, *keep}:
         with contextlib.suppress(OSError):  # the descriptor that listed them
             os.close(fd)
+
+
+def _raise_limits() -> None:
+    """A supervisor that is killed for the time that it took, or is out of descriptors, fails calls of the
+    program that have nothing to do with these limits."""
+    for name in LIMITS:
+        number = getattr(resource, name)
+        _, most = resource.getrlimit(number)
+        for limits in ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), (most, most)):
+            with contextlib.suppress(OSError, ValueError):  # beyond the hard limit: for root alone
+                resource.setrlimit(number, limits)
+                break
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

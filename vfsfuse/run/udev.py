@@ -180,7 +180,7 @@ class UdevRelay:
             time.sleep(_PAUSE)
             return
         talk.setblocking(False)
-        if len(self._talks) >= _CONNECTIONS:
+        if len(self._talks) + len(self._settling) >= _CONNECTIONS:
             talk.close()
             return
         self._talks[talk.fileno()] = talk

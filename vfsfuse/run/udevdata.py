@@ -33,21 +33,31 @@ class DeviceData:
 
     def initialized(self, device: str) -> int:
         """When the device with the id `device` was initialized, now if it is new.  Raises OSError."""
-        name = f"{FOLDER}/{device}"
-        try:
-            return self._read(name)
-        except FileNotFoundError:
-            self._freshen()
-        os.link(_STAMP, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        with self._data() as data:
+            try:
+                return self._read(device, data)
+            except FileNotFoundError:
+                self._freshen()
+            os.link(_STAMP, device, src_dir_fd=self._folder, dst_dir_fd=data)
         return self._stamp
 
     def forget(self, device: str) -> None:
         """The device is gone.  Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{FOLDER}/{device}", dir_fd=self._folder)
+        with contextlib.suppress(FileNotFoundError), self._data() as data:
+            os.unlink(device, dir_fd=data)
 
-    def _read(self, name: str) -> int:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._folder)
+    @contextlib.contextmanager
+    def _data(self) -> Iterator[int]:
+        """The folder of the files.  The program may have put a symlink there, which would lead us out of its
+        namespaces.  Raises OSError."""
+        fd = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _read(self, device: str, data: int) -> int:
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=data)
         try:
             lines = os.read(fd, _READ).decode("ascii", "replace").splitlines()
         finally:

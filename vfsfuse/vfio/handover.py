@@ -25,6 +25,7 @@ import errno
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 MAX_GIVEN = 256
 """How many files of one open file may wait to be opened.  Beyond that the oldest is withdrawn: a client
 asks for as many as it likes and opens none."""
+SILENT_SECONDS = 1.0
+"""After a line in the log about a refused ioctl, until there may be another one about the same ioctl."""
+_silent_until: dict[str, float] = {}
 _MARK = "_vfio_gives"
 
 
@@ -172,8 +176,11 @@ class Handovers:
 
 def refused(request: Request) -> OSError:
     """The error of an ioctl that gives a descriptor, of a client that no supervisor gives one to."""
-    why = "only `vfsfuse run` can put a descriptor into a program: run it there"
-    log.warning("%s fails in %s: %s", request.row.name, name_of(request.tid), why)
+    now, name = time.monotonic(), request.row.name
+    if now >= _silent_until.get(name, 0.0):  # a client may ask as fast as it likes
+        _silent_until[name] = now + SILENT_SECONDS
+        why = "only `vfsfuse run` can put a descriptor into a program: run it there"
+        log.warning("%s fails in %s: %s", name, name_of(request.tid), why)
     return OSError(errno.EOPNOTSUPP, "a FUSE server cannot give its client a descriptor")
 
 
