@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a lab tells the supervisor of a `vfsfuse run` of its files: vfsfuse.run.numbers, the file `.run`."""
+"""What a lab tells the supervisor of a `vfsfuse run` of its files: vfsfuse.run.labinfo, the file `.run`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests import needs
 from tests.labs import MountedLab, Vgpu, described
 from tests.vfio.client import Container, Group, fails
 from tests.vfio.devices import LAB, NEIGHBOUR, UNPROTECTED, bound, group_device
-from vfsfuse.run.numbers import Node, Numbers
+from vfsfuse.run.labinfo import LabInfo, Node
 
 DT_UNKNOWN, DT_REG = 0, 8  # <dirent.h>
 READ_ONLY_NUMBER = RUN_NODE & ~(3 << 30) | 2 << 30
@@ -35,7 +35,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
 
 
 @pytest.fixture(scope="module")
-def numbers(lab: MountedLab) -> Iterator[Numbers]:
+def info(lab: MountedLab) -> Iterator[LabInfo]:
     with asking(lab.path) as asked:
         yield asked
 
@@ -47,10 +47,10 @@ def vgpu(lab: MountedLab) -> Iterator[Vgpu]:
 
 
 @contextlib.contextmanager
-def asking(root: Path) -> Iterator[Numbers]:
+def asking(root: Path) -> Iterator[LabInfo]:
     folder = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
-        with Numbers(folder) as asked:
+        with LabInfo(folder) as asked:
             yield asked
     finally:
         os.close(folder)
@@ -67,31 +67,31 @@ def nodes(root: Path) -> dict[str, Node]:
     return found
 
 
-def asked(root: Path, numbers: Numbers) -> dict[str, Node | None]:
+def asked(root: Path, info: LabInfo) -> dict[str, Node | None]:
     """What the lab says of each file in dev."""
     files = (path for path in (root / "dev").rglob("*") if path.is_file())
-    return {str(path.relative_to(root / "dev")): numbers.of(path.stat().st_ino) for path in files}
+    return {str(path.relative_to(root / "dev")): info.node_of(path.stat().st_ino) for path in files}
 
 
 def test_each_character_device_has_the_number_that_sysfs_shows(
-    lab: MountedLab, numbers: Numbers, vgpu: Vgpu
+    lab: MountedLab, info: LabInfo, vgpu: Vgpu
 ) -> None:
     with bound(lab, NEIGHBOUR) as groups:
         told = nodes(lab.path)
-        assert asked(lab.path, numbers) == told
+        assert asked(lab.path, info) == told
         assert told["vfio/vfio"] == (NodeKind.CHARACTER, 10, 196)
         own = (vgpu.path / "vfio-dev").iterdir()
         assert {"iommu", f"vfio/{vgpu.group}", f"vfio/{groups[0]}"} < set(told)
         assert {f"vfio/devices/{each.name}" for each in own} < set(told)
 
 
-def test_so_have_those_of_a_device_without_iommu(lab: MountedLab, numbers: Numbers) -> None:
+def test_so_have_those_of_a_device_without_iommu(lab: MountedLab, info: LabInfo) -> None:
     parameter = lab.path / "sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
     parameter.write_text("Y")
     try:
         with bound(lab, UNPROTECTED) as groups:
             told = nodes(lab.path)
-            assert asked(lab.path, numbers) == told
+            assert asked(lab.path, info) == told
             assert f"vfio/noiommu-{groups[0]}" in told
             assert any(name.startswith("vfio/devices/noiommu-") for name in told)
     finally:
@@ -101,26 +101,26 @@ def test_so_have_those_of_a_device_without_iommu(lab: MountedLab, numbers: Numbe
 def test_a_lab_without_character_devices_of_its_devices(tmp_path: Path) -> None:
     with (
         described(tmp_path, f"[mount]\ncdevs = false\n{LAB}") as lab,
-        asking(lab.path) as numbers,
+        asking(lab.path) as info,
         lab.create("own") as vgpu,
     ):
         told = nodes(lab.path)
-        assert asked(lab.path, numbers) == told
+        assert asked(lab.path, info) == told
         assert set(told) == {"iommu", "vfio/vfio", f"vfio/{vgpu.group}"}
 
 
-def test_a_device_of_a_group_is_an_anonymous_inode(lab: MountedLab, numbers: Numbers, vgpu: Vgpu) -> None:
+def test_a_device_of_a_group_is_an_anonymous_inode(lab: MountedLab, info: LabInfo, vgpu: Vgpu) -> None:
     with Container(lab.path) as container, Group(lab.path, vgpu.group) as group:
         group.set_container(container)
         container.set_iommu()
         device = group_device(lab.path, group, vgpu.name)
         inode = os.fstat(device).st_ino
-        assert numbers.of(inode) == (NodeKind.ANONYMOUS, 0, 0)
+        assert info.node_of(inode) == (NodeKind.ANONYMOUS, 0, 0)
         os.close(device)
-    assert numbers.of(inode) is None
+    assert info.node_of(inode) is None
 
 
-def test_other_files_are_what_they_are(lab: MountedLab, numbers: Numbers, vgpu: Vgpu) -> None:
+def test_other_files_are_what_they_are(lab: MountedLab, info: LabInfo, vgpu: Vgpu) -> None:
     """Also those that the device lane serves, as it serves the nodes."""
     function = lab.gpu
     names = ("config", "resource0", "vendor", "sriov_numvfs", "subsystem", "remove")
@@ -128,17 +128,17 @@ def test_other_files_are_what_they_are(lab: MountedLab, numbers: Numbers, vgpu: 
     others += [*lab.path.iterdir(), lab.path / ".run", lab.path / "dev/vfio", vgpu.path]
     assert len(others) > 10
     for path in others:
-        assert numbers.of(path.lstat().st_ino) is None, path
+        assert info.node_of(path.lstat().st_ino) is None, path
 
 
-def test_a_number_stands_for_one_file_for_ever(lab: MountedLab, numbers: Numbers) -> None:
+def test_a_number_stands_for_one_file_for_ever(lab: MountedLab, info: LabInfo) -> None:
     def inodes() -> set[int]:
         vgpu = lab.create("own")
         files = (lab.path / "dev/vfio" / vgpu.group, vgpu.cdev)
         found = {path.stat().st_ino for path in files}
-        assert all(map(numbers.of, found))
+        assert all(map(info.node_of, found))
         vgpu.remove()
-        assert not any(map(numbers.of, found))
+        assert not any(map(info.node_of, found))
         return found
 
     first, second = inodes(), inodes()
@@ -148,8 +148,8 @@ def test_a_number_stands_for_one_file_for_ever(lab: MountedLab, numbers: Numbers
 @pytest.mark.parametrize(
     "inode", [0, 1, (1 << 46), (1 << 46) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 0xFFFF_0000_0000_0001]
 )
-def test_any_number_can_be_asked_for(numbers: Numbers, inode: int) -> None:
-    assert numbers.of(inode) is None
+def test_any_number_can_be_asked_for(info: LabInfo, inode: int) -> None:
+    assert info.node_of(inode) is None
 
 
 def test_the_file_is_found_and_not_listed(lab: MountedLab) -> None:
@@ -180,21 +180,21 @@ def test_every_user_may_ask(lab: MountedLab, vgpu: Vgpu) -> None:
         with contextlib.suppress(BaseException):
             os.setgroups([])
             os.setresuid(65534, 65534, 65534)
-            with Numbers(folder) as asked:
-                status = 0 if asked.of(inode) else 2
+            with LabInfo(folder) as asked:
+                status = 0 if asked.node_of(inode) else 2
         os._exit(status)
     os.close(folder)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_lab_that_has_ended_is_an_error(tmp_path: Path) -> None:
-    with vfsfuse.Lab(folder=tmp_path) as lab, asking(lab.path) as numbers:
+    with vfsfuse.Lab(folder=tmp_path) as lab, asking(lab.path) as info:
         inode = (lab.path / "dev/iommu").stat().st_ino
-        assert numbers.of(inode) == (NodeKind.CHARACTER, 10, 256)
+        assert info.node_of(inode) == (NodeKind.CHARACTER, 10, 256)
         os.kill(lab.pid, signal.SIGKILL)
         with pytest.raises(OSError, match=r"connect|aborted"):
             while True:
-                numbers.of(inode)
+                info.node_of(inode)
 
 
 def test_a_listing_tells_no_types_of_nodes(lab: MountedLab, vgpu: Vgpu) -> None:

@@ -23,13 +23,13 @@ from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
-from vfsfuse import ending, mounts, unseen
+from vfsfuse import ending, mounts, unmounted
+from vfsfuse.caughtstderr import caught_stderr
 from vfsfuse.kernfs.inodes import Inodes, LaneInodes
 from vfsfuse.kernfs.operations import Operations
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.xattr import source
 from vfsfuse.labfile.code import LabCode
-from vfsfuse.overhearing import overheard
 from vfsfuse.ownfolder import OwnFolder
 from vfsfuse.reload.file import ReloadFile
 from vfsfuse.reload.reloader import Reloader
@@ -123,7 +123,7 @@ def _no_folder() -> str:
 def _mount(operations: Operations, mountpoint: str) -> None:
     """Mount the lab by libfuse, or raise MountError."""
     try:
-        with overheard() as stderr:
+        with caught_stderr() as stderr:
             pyfuse3.init(operations, mountpoint, mount_options())
     except RuntimeError as error:
         mend = mend_lab_mount()
@@ -179,6 +179,6 @@ class _Server:
         self.operations.watchers.mounted(self.mountpoint, root.st_dev)
         await trio.to_thread.run_sync(os.listdir, os.path.join(self.mountpoint, "sys"))
         log.info("mounted at %s, pid %d", self.mountpoint, os.getpid())
-        unseen.end_when_unseen(root.st_dev, source())
+        unmounted.end_when_unmounted(root.st_dev, source())
         self.ready()
         self.announced.set()

@@ -50,7 +50,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse": "vfsfuse: api",
     "vfsfuse.asking": "",
     "vfsfuse.mounts": "",
-    "vfsfuse.overhearing": "",
+    "vfsfuse.caughtstderr": "",
     "vfsfuse.printable": "",
     "vfsfuse.requirements": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.viewers": "vfsfuse: mounts",
@@ -62,7 +62,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking toml",
     "vfsfuse.run": "ioctl_shim | vfsfuse: asking mounts ownfolder printable requirements viewers",
     "vfsfuse.ending": "vfsfuse: run.syscalls",
-    "vfsfuse.unseen": "ioctl_shim | vfsfuse: viewers",
+    "vfsfuse.unmounted": "ioctl_shim | vfsfuse: viewers",
     "vfsfuse.monitor": "vfsfuse: asking",
     "vfsfuse.trace": "ioctl_shim | vfsfuse: asking",
     "vfsfuse.kernfs": "ioctl_shim "
@@ -84,8 +84,8 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.reload": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle memo | vfsfuse: kernfs labfile views",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "
-    "| vfsfuse: ending kernfs labfile.code mounts overhearing ownfolder reload requirements scheduling "
-    "unseen views",
+    "| vfsfuse: ending kernfs labfile.code mounts caughtstderr ownfolder reload requirements scheduling "
+    "unmounted views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
     "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts ownfolder printable "
     "requirements run server sticky trace viewers views.models",

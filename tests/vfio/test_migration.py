@@ -18,7 +18,7 @@ from tests.commands import ROOT, vfsfuse
 from tests.labs import MountedLab, described
 from tests.vfio.client import DEVICE_FEATURE, fails
 from tests.vfio.devices import Device, opened
-from vfsfuse.run.numbers import Numbers
+from vfsfuse.run.labinfo import LabInfo
 from vfsfuse.run.traps import trapped
 
 Compile = Callable[..., Path]
@@ -77,8 +77,8 @@ def flags_of(machine: MountedLab) -> LabFlag:
     """What a lab tells the supervisor of a run."""
     root = os.open(machine.path, os.O_PATH | os.O_DIRECTORY)
     try:
-        with Numbers(root) as numbers:
-            return numbers.flags()
+        with LabInfo(root) as info:
+            return info.flags()
     finally:
         os.close(root)
 

@@ -65,12 +65,12 @@ def add_program_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stat-paths",
         action="store_true",
-        help="show CMD character devices by path, too, as for `test -c`; not for libvirt",
+        help="show CMD character devices to stats by path, too, such as those of `test -c` and `ls -l`",
     )
     parser.add_argument(
         "--udev",
         action="store_true",
-        help="tell CMD of the lab's uevents, as udev does: in a network of its own, with no other network",
+        help="give CMD a network namespace, in which libudev's listeners hear the lab's uevents",
     )
 
 

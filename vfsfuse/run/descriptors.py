@@ -24,7 +24,7 @@ from ioctl_shim.abi import HAND_OVER, HANDED_OVER, HANDOVER, Kind, LabFlag, Row,
 from ioctl_shim.client import Caller
 from ioctl_shim.longcalls import has_zeros
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
-from vfsfuse.run.labfiles import LabFiles, NotOurs, closing
+from vfsfuse.run.labfiles import LabFiles, LeftToKernel, closing
 
 _NAME_BYTES = 256
 _INT = 4
@@ -35,8 +35,8 @@ _SET_STATE = lib.VFIO_DEVICE_FEATURE_SET | lib.VFIO_DEVICE_FEATURE_MIG_DEVICE_ST
 @dataclass(frozen=True, slots=True)
 class Giving:
     """An ioctl whose answer has a descriptor: in the client's struct at offset `fd_at`, or, without one, as
-    what ioctl(2) returns.  `read` gives what the client's pointer leads to.  It raises NotOurs for a call
-    that gives no descriptor or fails, and OSError."""
+    what ioctl(2) returns.  `read` gives what the client's pointer leads to.  It raises OSError, and
+    LeftToKernel for a call that gives no descriptor or fails."""
 
     row: Row
     read: Callable[[Caller, int], bytes]
@@ -75,7 +75,7 @@ class Descriptors:
             return self._giving.read(Caller(call.tid), call.arg)
         except OSError as error:
             if error.errno in (errno.EFAULT, errno.EINVAL):
-                raise NotOurs from None  # an errno of the descriptor comes before that of the pointer
+                raise LeftToKernel from None  # an errno of the descriptor comes before that of the pointer
             raise
 
     def _give(self, call: TrappedCall, file: int, asked: bytes, data: bytes) -> int:
@@ -104,7 +104,7 @@ def _hand_over(file: int, cmd: int, asked: bytes, tid: int) -> tuple[int, bytes]
     except OSError as error:
         if error.errno != errno.ENOTTY:
             raise
-        raise NotOurs from None  # a file of another kind: the server answers the call with an errno
+        raise LeftToKernel from None  # a file of another kind: the server answers the call with an errno
     _, _, token, size, data = HANDOVER.unpack(argument)
     return token, data[:size]
 
@@ -113,7 +113,7 @@ def _name(caller: Caller, address: int) -> bytes:
     """The name of a device."""
     name = caller.read_string(address)
     if len(name) >= _NAME_BYTES:
-        raise NotOurs  # no device has a name this long
+        raise LeftToKernel  # no device has a name this long
     return name
 
 
@@ -121,7 +121,7 @@ def _struct(row: Row, caller: Caller, address: int) -> bytes:
     """A struct of iommufd.  The server says what is wrong with one of a bad size."""
     size = int.from_bytes(caller.read(address, _INT), "little")
     if size < row.minsz or (size > row.size and not has_zeros(caller, address + row.size, size - row.size)):
-        raise NotOurs
+        raise LeftToKernel
     return caller.read(address, min(size, row.size))
 
 
@@ -132,7 +132,7 @@ def _device_state(caller: Caller, address: int) -> bytes:
     head = ffi.from_buffer("struct vfio_device_feature *", caller.read(address, _HEAD))
     data = int(ffi.sizeof("struct vfio_device_feature_mig_state"))
     if head.flags != _SET_STATE or head.argsz < _HEAD + data:
-        raise NotOurs
+        raise LeftToKernel
     return caller.read(address, _HEAD + data)
 
 

@@ -30,7 +30,7 @@ from ioctl_shim import procfs
 from ioctl_shim.abi import FILE_NUMBER
 from ioctl_shim.client import Caller
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
-from vfsfuse.run.labfiles import LabFiles, NotOurs
+from vfsfuse.run.labfiles import LabFiles, LeftToKernel
 
 KVM_SET_DEVICE_ATTR = 0x4018AEE1
 """_IOW(KVMIO, 0xe1, struct kvm_device_attr)."""
@@ -78,7 +78,7 @@ class KvmFiles:
         """0.  Raises OSError: EEXIST (ADD of a file that the VM has), ENOENT (DEL of one that it has
         not), EIO (the VM is another process's)."""
         if not _is_vfio_device(f"/proc/{call.tid}/fd/{call.fd}"):
-            raise NotOurs
+            raise LeftToKernel
         attribute, fd = _asked(call)  # may be held up, and so comes before we hold a file of the caller's
         self._files.require(call, fd)
         with self._files.copy(call, fd) as file:
@@ -130,21 +130,21 @@ def _asked(call: TrappedCall) -> tuple[int, int]:
     try:
         _, group, attribute, address = _ATTRIBUTE.unpack(caller.read(call.arg, _ATTRIBUTE.size))
         if group != KVM_DEV_VFIO_FILE or attribute not in (KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL):
-            raise NotOurs
+            raise LeftToKernel
         return attribute, int.from_bytes(caller.read(address, 4), "little", signed=True)
     except OSError as error:
         if error.errno == errno.EFAULT:
-            raise NotOurs from None
+            raise LeftToKernel from None
         raise
 
 
 def _number(file: int) -> int:
-    """The number of an open file of the lab.  Raises NotOurs for one that is no group and no device."""
+    """The number of an open file of the lab.  Raises LeftToKernel for one that is no group and no device."""
     number = bytearray(8)
     try:
         fcntl.ioctl(file, FILE_NUMBER, number)
     except OSError:  # another file, one opened with O_PATH, or a lab that has ended: KVM does not know it
-        raise NotOurs from None
+        raise LeftToKernel from None
     return int.from_bytes(number, "little")
 
 

@@ -17,14 +17,14 @@ from ioctl_shim.procfs import comm_of
 from ioctl_shim.seccomp import SeccompListener, TrappedCall, file_id
 
 
-class NotOurs(Exception):
-    """The kernel is to carry the call out: it is on no file of this lab, or fails in a way that the server
-    tells best."""
+class LeftToKernel(Exception):
+    """The kernel is to carry the call out: it is on no file of this lab, or the server knows best with which
+    errno it fails."""
 
 
-class OutOfReach(NotOurs):
-    """The program's files are out of our reach, so the kernel carries the call out.  str() says why, and how
-    to mend it, in one line."""
+class PtraceRefused(LeftToKernel):
+    """The supervisor has no ptrace access to the program, so the kernel carries the call out.  str() says
+    why, and how to mend it, in one line."""
 
     def __init__(self, call: TrappedCall, error: OSError) -> None:
         super().__init__(
@@ -59,20 +59,20 @@ class LabFiles:
             return False
 
     def require(self, call: TrappedCall, fd: int) -> None:
-        """Raise NotOurs unless the caller's descriptor `fd` is a file of this lab.  Waits for nobody."""
+        """Raise LeftToKernel unless the caller's descriptor `fd` is a file of this lab.  Waits for nobody."""
         try:
             found = file_id(f"/proc/{call.tid}/fd/{fd}")
         except PermissionError as error:
-            raise OutOfReach(call, error) from None
+            raise PtraceRefused(call, error) from None
         except OSError:
-            raise NotOurs from None
+            raise LeftToKernel from None
         if found.device != self._device:
-            raise NotOurs
+            raise LeftToKernel
 
     @contextlib.contextmanager
     def copy(self, call: TrappedCall, fd: int) -> Iterator[int]:
         """A copy of the caller's descriptor `fd`.  It keeps the file in use, also after the caller's death.
-        Raises NotOurs for a file that is not of this lab, OSError(ENOENT) when the caller is dead."""
+        Raises LeftToKernel for a file that is not of this lab, OSError(ENOENT) when the caller is dead."""
         with self.copy_if(call, fd, self.has) as copy:
             yield copy
 
@@ -86,10 +86,10 @@ class LabFiles:
         try:
             copy = self._listener.borrow(call, fd)
         except PermissionError as error:
-            raise OutOfReach(call, error) from None
+            raise PtraceRefused(call, error) from None
         if not wanted(copy):
             lib.shim_close_stranger(copy)
-            raise NotOurs
+            raise LeftToKernel
         try:
             self._listener.check(call)
             yield copy

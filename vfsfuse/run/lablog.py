@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from vfsfuse.run.lastwords import LastWords
+from vfsfuse.run.programstderr import ProgramStderr
 
 FILE = "log"
 MOST_BYTES = 1 << 20
@@ -27,10 +27,10 @@ _ENDED = (errno.ENOTCONN, errno.ENODEV, errno.ECONNABORTED)
 class LabLog:
     """The log of the lab whose root directory is `root`, from now on.
 
-    Each record is one line of `words`.  `where` says where the rest of a record is, which is said once."""
+    Each record is one line of `stderr`.  `where` says where the rest of a record is, which is said once."""
 
-    def __init__(self, root: int, words: LastWords, where: str) -> None:
-        self._words, self._where = words, where
+    def __init__(self, root: int, stderr: ProgramStderr, where: str) -> None:
+        self._stderr, self._where = stderr, where
         self._fd = -1
         with contextlib.suppress(OSError):  # another user's lab, or one with readers enough
             self._fd = os.open(FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root)
@@ -52,7 +52,7 @@ class LabLog:
                 pass
             except OSError as error:
                 if error.errno in _ENDED and ended:
-                    self._words.say(ended)
+                    self._stderr.say(ended)
                 os.close(self._fd)
                 return
 
@@ -61,4 +61,4 @@ class LabLog:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), record, end="", file=sys.stderr, flush=True)
         first, _, rest = record.partition("\n")
         where, self._where = (self._where, "") if rest else ("", self._where)
-        self._words.say(f"{first} ({where})" if where else first)
+        self._stderr.say(f"{first} ({where})" if where else first)

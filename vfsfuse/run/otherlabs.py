@@ -2,7 +2,7 @@
 """Takes the mounts of other labs out of the outer namespace of a run, so that it keeps none of them alive.
 
 In a user namespace the mounts that were there before are locked.  Each is covered by an empty directory
-there, and its server ends by itself when its lab is unmounted outside (vfsfuse.unseen).
+there, and its server ends by itself when its lab is unmounted outside (vfsfuse.unmounted).
 
 Runs in the only thread of a process that is about to exec.  Source: mount_namespaces(7), umount2(2).
 """

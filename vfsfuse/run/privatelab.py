@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab server that `vfsfuse run` starts for one program, and ends with it.
 
-Owned by the supervisor's only thread, in the outer namespace.  The server dies when the supervisor does, in
+Owned by the supervisor's main thread, in the outer namespace.  The server dies when the supervisor does, in
 any way.  The supervisor passes on the server's stderr, so the server cannot hold the caller's terminal or
 pipe open.  It goes into the log, or without a log to the caller until the program starts.
 """
@@ -73,7 +73,7 @@ class PrivateLab:
             os.write(self._sink, text)
         return bool(text)
 
-    def last_words(self) -> str:
+    def why_not_ready(self) -> str:
         """The way in which a server ended before it was ready.  Empty when its stderr has told the caller."""
         status = self._end()
         if status == EXIT_EXPLAINED and not self._log:
@@ -81,7 +81,7 @@ class PrivateLab:
         how = _ending(status) + (f"; see {self._log}" if self._log else "")
         return f"the private lab did not start ({how})"
 
-    def obituary(self) -> str:
+    def why_ended(self) -> str:
         """The way in which a server ended that was ready.  Once `pidfd` is readable."""
         how = _ending(self._end()) + (f"; see {self._log}" if self._log else "")
         return f"the server of the private lab has ended ({how}): its files fail from now on"

@@ -11,8 +11,8 @@ from __future__ import annotations
 from ioctl_shim.abi import NodeKind
 from ioctl_shim.seccomp import TrappedCall
 from ioctl_shim.takers import DescriptorStats
-from vfsfuse.run.labfiles import NotOurs
-from vfsfuse.run.numbers import Node, Numbers
+from vfsfuse.run.labfiles import LeftToKernel
+from vfsfuse.run.labinfo import LabInfo, Node
 
 TRIES = 100
 """How often a node may turn out unknown again: another thread has learned one that takes its place in the
@@ -21,20 +21,22 @@ _FILE = Node(NodeKind.FILE, 0, 0)
 
 
 class NodeStats:
-    """Answers stat calls on nodes that `stats` does not know, by `numbers`."""
+    """Answers stat calls on nodes that `stats` does not know, by what the lab says (`info`)."""
 
-    def __init__(self, stats: DescriptorStats, numbers: Numbers) -> None:
-        self._stats, self._numbers = stats, numbers
+    def __init__(self, stats: DescriptorStats, info: LabInfo) -> None:
+        self._stats, self._info = stats, info
 
     def answer(self, call: TrappedCall) -> None:
-        """Answer a stat of the unknown node `call.inode`.  Raises NotOurs, also when the lab has ended."""
+        """Answer a stat of the unknown node `call.inode`.
+
+        Raises LeftToKernel, also when the lab has ended."""
         inode = call.inode
         for _ in range(TRIES):
             try:
-                node = self._numbers.of(inode)
+                node = self._info.node_of(inode)
             except OSError:
-                raise NotOurs from None
+                raise LeftToKernel from None
             self._stats.learn(inode, *(node or _FILE))
             if not (inode := self._stats.answer(call)):
                 return
-        raise NotOurs
+        raise LeftToKernel

@@ -6,12 +6,13 @@ watches the seccomp listener that `run` sends it.  It keeps nothing of the calle
 open.  Calls have threads of their own (vfsfuse.run.calls), everything else is the main thread's.
 
 They talk over a SOCK_SEQPACKET pair.  The supervisor sends READY when the lab answers, with what the lab has
-(LabFlag, a byte), or FAILED with the
-reason if it was not reported yet.  `run` sends FILTER with the listener, the supervisor sends ARMED, and
-`run` execs.  If `run` dies on the way, the socket hangs up, and the supervisor ends.
+(LabFlag, a byte), or FAILED with the reason if it was not reported yet.  `run` sends FILTER with the
+listener, the supervisor sends ARMED, and `run` execs.  If `run` dies on the way, the socket hangs up, and the
+supervisor ends.
 
 A supervisor that fails says why, in one line: before ARMED by FAILED, and later on the program's stderr.
-There it says also what the lab's server logs (vfsfuse.run.lablog).
+There it also says what the lab's server logs (vfsfuse.run.lablog).
+
 A program that is traced has a tracer besides (vfsfuse.run.traced).
 """
 
@@ -35,10 +36,10 @@ from ioctl_shim.seccomp import SeccompListener
 from ioctl_shim.takers import DescriptorStats, Takers
 from vfsfuse.run import namespace
 from vfsfuse.run.calls import CallTakers
+from vfsfuse.run.labinfo import LabInfo
 from vfsfuse.run.lablog import LabLog
-from vfsfuse.run.lastwords import LastWords
-from vfsfuse.run.numbers import Numbers
 from vfsfuse.run.privatelab import PrivateLab
+from vfsfuse.run.programstderr import ProgramStderr
 from vfsfuse.run.stats import NodeStats
 from vfsfuse.run.traced import ATTACH_SECONDS, TracerLink
 from vfsfuse.run.traps import Answers
@@ -99,16 +100,16 @@ class Supervisor:
         tracer, and is closed here."""
         with namespace.explained("starting the supervisor"):
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            words = LastWords(os.getpid(), plan.quiet)
+            stderr = ProgramStderr(os.getpid(), plan.quiet)
             child = os.fork()
         if child == 0:
-            keep = {2, theirs.fileno(), words.fd, tracer.fileno() if tracer else 2}
+            keep = {2, theirs.fileno(), stderr.fd, tracer.fileno() if tracer else 2}
             link = TracerLink(tracer) if tracer else None
-            _be_daemon(lambda: _supervise(plan, theirs, words, link), keep)
+            _be_daemon(lambda: _supervise(plan, theirs, stderr, link), keep)
         theirs.close()
         if tracer:
             tracer.close()
-        os.close(words.fd)
+        os.close(stderr.fd)
         with contextlib.suppress(ChildProcessError):  # with SIGCHLD ignored there is no child to wait for
             os.waitpid(child, 0)
         more = ATTACH_SECONDS if tracer else 0.0  # a tracer that is stopped takes that
@@ -188,29 +189,29 @@ def _redirect(path: str, flags: int, targets: Iterable[int]) -> None:
     os.close(fd)
 
 
-def _supervise(plan: RunPlan, talk: socket.socket, words: LastWords, tracer: TracerLink | None) -> None:
+def _supervise(plan: RunPlan, talk: socket.socket, stderr: ProgramStderr, tracer: TracerLink | None) -> None:
     """Be the supervisor.  Whatever ends it early is told to the caller in one line."""
     lab: PrivateLab | None = None
     try:
         if not plan.lab:
             lab = PrivateLab(plan.config, plan.log)
         if lab and not lab.wait_ready(talk.fileno()):
-            talk.send(FAILED + lab.last_words().encode())
+            talk.send(FAILED + lab.why_not_ready().encode())
         else:
-            _serve_run(plan, talk, lab, words, tracer)
+            _serve_run(plan, talk, lab, stderr, tracer)
     except namespace.SetupError as error:
         talk.send(FAILED + str(error).encode())
     except ConnectionError:  # `run` has died, or has failed and reported it
         pass
     except BaseException as error:
-        _report(error, talk, words)
+        _report(error, talk, stderr)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if lab:
             lab.stop()
 
 
-def _report(error: BaseException, talk: socket.socket, words: LastWords) -> None:
+def _report(error: BaseException, talk: socket.socket, stderr: ProgramStderr) -> None:
     why = f"killed by {error}" if isinstance(error, _Ended) else f"{type(error).__name__}: {error}"
     why = " ".join(why.split())
     if talk.fileno() >= 0:
@@ -218,26 +219,30 @@ def _report(error: BaseException, talk: socket.socket, words: LastWords) -> None
             talk.send(FAILED + f"the supervisor has died ({why})".encode()[:_MESSAGE_BYTES])
         return
     traceback.print_exc(file=sys.stderr)  # into the log
-    words.say(f"the supervisor has died ({why}): VFIO_GROUP_GET_DEVICE_FD fails with ENOSYS from now on")
-    words.finish()
+    stderr.say(f"the supervisor has died ({why}): VFIO_GROUP_GET_DEVICE_FD fails with ENOSYS from now on")
+    stderr.finish()
 
 
 def _serve_run(
-    plan: RunPlan, talk: socket.socket, lab: PrivateLab | None, words: LastWords, tracer: TracerLink | None
+    plan: RunPlan,
+    talk: socket.socket,
+    lab: PrivateLab | None,
+    stderr: ProgramStderr,
+    tracer: TracerLink | None,
 ) -> None:
     root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    log = LabLog(root, words, plan.where)
+    log = LabLog(root, stderr, plan.where)
     if tracer:
         tracer.offer(root)
-    with Numbers(root) as lab_file:
-        talk.send(READY + bytes([lab_file.flags()]))
+    info = _lab_info(root)
+    talk.send(READY + bytes([info.flags()]))
     message, fds, _, _ = socket.recv_fds(talk, _MESSAGE_BYTES, _DESCRIPTORS)
     if message != FILTER:
         raise ConnectionResetError("no listener came")
     listener = SeccompListener(fds[0])
-    relay = _relay(fds[1:], root, words) if fds[1:] else None
+    relay = _relay(fds[1:], root, stderr) if fds[1:] else None
     stats = DescriptorStats(listener, root, plan.stat_paths)
-    answers = Answers(listener, root, NodeStats(stats, _numbers(root)), words.say_once)
+    answers = Answers(listener, root, NodeStats(stats, info), stderr.say_once)
     calls = CallTakers(Takers(listener, stats), answers.answer)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     os.chdir("/")
@@ -253,24 +258,26 @@ def _serve_run(
     talk.send(ARMED)
     talk.close()
     try:
-        _watch(listener, calls, lab, words)
+        _watch(listener, calls, lab, stderr)
         if tracer:
             tracer.drain(lab)
     finally:
         listener.close()
 
 
-def _relay(descriptors: list[int], root: int, words: LastWords) -> UdevRelay:
+def _relay(descriptors: list[int], root: int, stderr: ProgramStderr) -> UdevRelay:
     with namespace.explained("relaying the lab's uevents"):
-        return UdevRelay(UdevFiles.received(descriptors), root, words.say_once)
+        return UdevRelay(UdevFiles.received(descriptors), root, stderr.say_once)
 
 
-def _numbers(root: int) -> Numbers:
+def _lab_info(root: int) -> LabInfo:
     with namespace.explained("the lab's file .run", "its server is of an older vfsfuse: mount it anew"):
-        return Numbers(root)
+        return LabInfo(root)
 
 
-def _watch(listener: SeccompListener, calls: CallTakers, lab: PrivateLab | None, words: LastWords) -> None:
+def _watch(
+    listener: SeccompListener, calls: CallTakers, lab: PrivateLab | None, stderr: ProgramStderr
+) -> None:
     """Return when the last thread under the filter has ended.  Raises the failure of `calls`."""
     poll = select.poll()
     poll.register(listener.fd, 0)  # for POLLHUP
@@ -284,7 +291,7 @@ def _watch(listener: SeccompListener, calls: CallTakers, lab: PrivateLab | None,
             poll.unregister(lab.stderr_fd)
         if lab and lab.pidfd in events:
             poll.unregister(lab.pidfd)
-            words.say(lab.obituary())
+            stderr.say(lab.why_ended())
         if calls.failure is not None:
             raise calls.failure
         if listener.fd in events:

@@ -2,7 +2,7 @@
 """The system calls of a program that `vfsfuse run` catches, as a table, and how its supervisor answers them.
 
 A row is an ioctl number and the class that answers it.  The filter tests the number alone, so a row's class
-sees calls on any file: it raises NotOurs for what the kernel is to do.  The filter also stops on stats
+sees calls on any file: it raises LeftToKernel for what the kernel is to do.  The filter also stops on stats
 of descriptors (vfsfuse.run.stats).  Any thread answers, several at once.
 """
 
@@ -21,12 +21,12 @@ from ioctl_shim.procfs import name_of
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
 from vfsfuse.run.descriptors import GIVING, Descriptors
 from vfsfuse.run.kvm import KVM_SET_DEVICE_ATTR, KvmFiles
-from vfsfuse.run.labfiles import LabFiles, NotOurs, OutOfReach
+from vfsfuse.run.labfiles import LabFiles, LeftToKernel, PtraceRefused
 from vfsfuse.run.stats import NodeStats
 
 Answer = Callable[[TrappedCall], int]
-"""Answers one call with what it returns, 0 or more.  Raises NotOurs when the kernel is to carry the call out,
-and OSError when the call fails.  The caller's memory and descriptors may hold it up."""
+"""Answers one call with what it returns, 0 or more.  Raises LeftToKernel when the kernel is to carry the call
+out, and OSError when the call fails.  The caller's memory and descriptors may hold it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class Answers:
                     return
                 # All that we opened is closed by now: the caller may go on to calls that find a file in use.
                 self._listener.succeed(call, self._by_cmd[call.cmd](call))
-            except NotOurs as error:
-                if isinstance(error, OutOfReach):
+            except LeftToKernel as error:
+                if isinstance(error, PtraceRefused):
                     self._tell(str(error))
                 self._listener.proceed(call)
             except OSError as error:

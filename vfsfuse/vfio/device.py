@@ -45,7 +45,7 @@ from ioctl_shim.lane import WHOLE, Opened, Shut, SizedIoctl
 from vfsfuse.vfio.chain import RegionFacts, region_facts, reply
 from vfsfuse.vfio.eventfds import borrow, lender
 from vfsfuse.vfio.fops import Request, Services, VfioFops, answers
-from vfsfuse.vfio.givenfiles import stream_file
+from vfsfuse.vfio.givenfiles import device_state_file
 from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.handover import Given, GivingFops, HandOver, gives, refused
 from vfsfuse.vfio.port import Port
@@ -218,7 +218,7 @@ class DeviceFops(GivingFops):
         if stream is None:
             return Given(asked.data[: _FEATURE.minsz] + mig_state(self.opened))
         answer = asked.data[: _FEATURE.minsz] + mig_state(self.opened)[:4]
-        return Given(answer, partial(stream_file, stream))
+        return Given(answer, partial(device_state_file, stream))
 
     @answers("VFIO_DEVICE_BIND_IOMMUFD")
     def bind(self, request: Request) -> int:

@@ -71,7 +71,7 @@ class FaultFile(DeferringFile):
             wake_poll(handle)
 
 
-class StreamFile(PlainFile):
+class DeviceStateFile(PlainFile):
     """The state of a device that migrates, to be read or written.  `closed` is called when it is closed."""
 
     __slots__ = ("_closed", "_stream")
@@ -94,9 +94,9 @@ class StreamFile(PlainFile):
         self._closed()
 
 
-def stream_file(stream: StateStream, opening: OpenRequest, closed: Callable[[], None]) -> Opened:
+def device_state_file(stream: StateStream, opening: OpenRequest, closed: Callable[[], None]) -> Opened:
     """The answer to the open of the file of `stream`."""
-    return Opened(StreamFile(stream, closed), stream=True)
+    return Opened(DeviceStateFile(stream, closed), stream=True)
 
 
 def fault_file(queue: FaultQueue, closed: Callable[[], None]) -> Opened:

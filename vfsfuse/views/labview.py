@@ -47,12 +47,12 @@ from vfsfuse.vfio.listened import ListenedFile, ObservedFile, listened, told_fil
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
-from vfsfuse.views.given import GivenFiles
 from vfsfuse.views.machine import show_machine
 from vfsfuse.views.mappedfiles import TreeFiles
 from vfsfuse.views.models import check_models, lab_flags
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
+from vfsfuse.views.offers import OfferedFiles
 from vfsfuse.views.runfile import add_run_file
 from vfsfuse.views.vgpus import VgpuViews
 
@@ -75,7 +75,7 @@ class LabView:
         self._stale: dict[int, tuple[int, float]] = {}
         """The threads whose opens were answered with ESTALE: the block of the device, and when.  Pumps."""
         self.stores = StoreRunner(self.lab.tasks, tree.locate)
-        offer = GivenFiles(tree).offer
+        offer = OfferedFiles(tree).offer
         self.services = Services(self.find_file, Watcher(), calls, CallThreads(), offer, spec.cdevs)
         self._announcer = Announcer(tree.root.uevents, spec)
         self.numa = numa_of(spec.nodes)

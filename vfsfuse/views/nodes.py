@@ -43,8 +43,8 @@ from vfsfuse.vfio.fops import Services
 from vfsfuse.vfio.group import GroupFops
 from vfsfuse.vfio.iommufd import openers
 from vfsfuse.vfio.port import Port
-from vfsfuse.views.given import DEVICE_SIZE
 from vfsfuse.views.groups import GroupViews
+from vfsfuse.views.offers import DEVICE_SIZE
 
 VFIO_DEV = "vfio-dev"
 N = TypeVar("N", bound=DeviceNode)

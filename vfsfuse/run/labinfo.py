@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the files of a lab stand for on Linux: character devices, with their numbers, and anonymous inodes.
+"""What the supervisor of a `vfsfuse run` asks a lab by its unlisted file `.run` (vfsfuse.views.runfile): what
+it has, and what its files stand for on Linux.
 
-A lab says it of an inode number by its unlisted file `.run` (vfsfuse.views.runfile).  An inode number is
-never used twice, so an answer stays right.  Any thread, several at once; no state.
+A file stands for a character device, with its number, or for an anonymous inode.  An inode number is never
+used twice, so an answer stays right.  Any thread, several at once; no state.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ class Node(NamedTuple):
     minor: int
 
 
-class Numbers:
+class LabInfo:
     """Asks the lab whose root directory is `lab_fd`, by a descriptor that it keeps open."""
 
     def __init__(self, lab_fd: int) -> None:
         """Raises OSError: ENOENT for a lab whose server is older than this file."""
         self._fd = os.open(".run", os.O_RDWR | os.O_CLOEXEC, dir_fd=lab_fd)
 
-    def __enter__(self) -> Numbers:
+    def __enter__(self) -> LabInfo:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
     def flags(self) -> LabFlag:
-        """What the lab has.  Raises OSError as `of`."""
+        """What the lab has.  Raises OSError as `node_of`."""
         flags = bytearray(4)
         fcntl.ioctl(self._fd, RUN_LAB, flags)
         return LabFlag(int.from_bytes(flags, "little"))
 
-    def of(self, inode: int) -> Node | None:
+    def node_of(self, inode: int) -> Node | None:
         """What the file with this inode number (st_ino) stands for, None for a file that is what it is, or
         that is gone.  The lab's server answers soon; a server that is stopped does not.  Raises OSError when
         it has ended."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a flood of lines is counted (vfsfuse.run.lastwords)."""
+"""How a flood of lines is counted (vfsfuse.run.programstderr)."""
 
 from __future__ import annotations
 
-from vfsfuse.run.lastwords import LONGEST, MOST, SHORTEST, Flood
+from vfsfuse.run.programstderr import LONGEST, MOST, SHORTEST, Flood
 
 
 def said(flood: Flood, lines: int, now: float) -> int:

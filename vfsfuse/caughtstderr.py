@@ -14,7 +14,7 @@ from collections.abc import Iterator
 _STDERR = 2
 
 
-class Overheard:
+class CaughtStderr:
     """`line` is what was written within the block, as one line; it is there after the block."""
 
     def __init__(self) -> None:
@@ -22,11 +22,11 @@ class Overheard:
 
 
 @contextlib.contextmanager
-def overheard() -> Iterator[Overheard]:
+def caught_stderr() -> Iterator[CaughtStderr]:
     """Catch what this process and its children write on stderr within the block.
 
     If the block raises nothing, it is passed on afterwards."""
-    result = Overheard()
+    result = CaughtStderr()
     real, caught = os.dup(_STDERR), os.memfd_create("stderr")
     os.dup2(caught, _STDERR)
     failed = True

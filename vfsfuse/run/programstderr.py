@@ -37,7 +37,7 @@ MOST_BYTES = 2048
 _STDERR = 2
 
 
-class LastWords:
+class ProgramStderr:
     """Speaks to the stderr that this process has now, while process `pid` has it as its own stderr.  `fd`, a
     descriptor, must stay open.  With `quiet` it says nothing."""
 
@@ -82,7 +82,7 @@ class LastWords:
         """Have a thread that speaks.  Under the lock."""
         if self._speaker is None:
             with contextlib.suppress(RuntimeError):  # no more threads: this line is said with the next one
-                speaker = threading.Thread(target=self._run, name="last-words", daemon=True)
+                speaker = threading.Thread(target=self._run, name="program-stderr", daemon=True)
                 speaker.start()
                 self._speaker = speaker
 
@@ -130,7 +130,7 @@ class LastWords:
 
 
 class Flood:
-    """Counts the lines of a while.  Under the lock of its LastWords."""
+    """Counts the lines of a while.  Under the lock of its ProgramStderr."""
 
     __slots__ = ("_begun", "_count", "_seconds", "more")
 

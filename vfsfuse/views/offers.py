@@ -20,7 +20,7 @@ DEVICE_SIZE = PciRegion.COUNT << REGION_SHIFT
 Python refuses to map a regular file beyond its end."""
 
 
-class GivenFiles:
+class OfferedFiles:
     """Those of one mount."""
 
     def __init__(self, tree: Tree) -> None:

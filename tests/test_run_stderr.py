@@ -179,8 +179,8 @@ def test_a_program_that_is_out_of_reach(compile_client: Callable[..., Path]) -> 
 def test_words_of_many_threads_are_whole_lines() -> None:
     code = """
 import os, threading
-from vfsfuse.run.lastwords import LastWords
-words = LastWords(os.getpid())
+from vfsfuse.run.programstderr import ProgramStderr
+words = ProgramStderr(os.getpid())
 threads = [threading.Thread(target=words.say, args=(f"{number}" * 9,)) for number in range(8)]
 for each in threads: each.start()
 for each in threads: each.join()

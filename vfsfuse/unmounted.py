@@ -38,7 +38,7 @@ INITIAL_PIDS = "pid:[4026531836]"
 """The pid namespace in which /proc shows all processes: PROC_PID_INIT_INO of <linux/proc_ns.h>."""
 
 
-def end_when_unseen(device: int, source: str) -> None:
+def end_when_unmounted(device: int, source: str) -> None:
     """Start the thread for the lab whose files have this st_dev, and whose mount has this `source`.
     Called when it is mounted.
 
@@ -46,7 +46,7 @@ def end_when_unseen(device: int, source: str) -> None:
     users (hidepid).  So there is no such thread then."""
     with contextlib.suppress(OSError):
         if os.readlink("/proc/self/ns/pid") == INITIAL_PIDS and os.access("/proc/1/mountinfo", os.R_OK):
-            threading.Thread(target=_watch, args=(device, source), name="unseen", daemon=True).start()
+            threading.Thread(target=_watch, args=(device, source), name="unmounted", daemon=True).start()
 
 
 def _watch(device: int, source: str) -> None:
@@ -150,7 +150,7 @@ class _MapsReader(threading.Thread):
     """Looks for mappings of `device` in processes: `found` is the first one, `done` says how many are."""
 
     def __init__(self, pids: list[str], device: int) -> None:
-        super().__init__(name="unseen-maps", daemon=True)
+        super().__init__(name="unmounted-maps", daemon=True)
         self.done, self.found = 0, ""
         self._pids = pids
         self._mark = f" {os.major(device):02x}:{os.minor(device):02x} ".encode()
