@@ -147,8 +147,8 @@ for _ in range(3000):
 def test_what_is_said_once_is_not_remembered_for_ever() -> None:
     code = """
 import os
-from vfsfuse.run.lastwords import LastWords
-words = LastWords(os.getpid(), quiet=True)
+from vfsfuse.run.programstderr import ProgramStderr
+words = ProgramStderr(os.getpid(), quiet=True)
 for number in range(10000): words.say_once(f"program {number}")
 print(len(words._told))
 """
