@@ -60,11 +60,12 @@ def tgid_of(tid: int) -> int:
 
 
 def comm_of(tid: int) -> str:
-    """The name of thread `tid`, such as "qemu"; "a program" when it has ended.  Asks only the kernel."""
+    """The name of thread `tid`, such as "qemu"; "a program" when it has ended or /proc hides it.  A program
+    may choose any text.  Asks only the kernel."""
     try:
         with open(f"/proc/{tid}/comm", encoding="utf-8", errors="backslashreplace") as file:
             return file.read().rstrip()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return "a program"
 
 

@@ -53,8 +53,8 @@ def link(path: Path, target: Path) -> Path:
     return theirs(path)
 
 
-def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    assert (done.returncode, done.stdout) == (1, ""), done
+def error_of(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
+    assert (done.returncode, done.stdout) == (status, ""), done
     assert done.stderr.startswith("vfsfuse: ") and done.stderr.count("\n") == 1, done.stderr
     return done.stderr
 
@@ -97,7 +97,7 @@ def test_ones_own_link_and_that_of_the_folders_owner_are_followed(shared: Path) 
 
 @only_root
 @pytest.mark.parametrize("what", ["link", "dangling link", "chain", "hard link", "file", "fifo"])
-@pytest.mark.parametrize("use", ["log", "state", "picture"])
+@pytest.mark.parametrize("use", ["log", "log of a run", "state", "picture"])
 def test_a_file_that_is_written_is_not_another_users(shared: Path, what: str, use: str) -> None:
     trap, there = shared.parent / "trap", shared / "out"
     if what != "dangling link":
@@ -118,6 +118,8 @@ def test_a_file_that_is_written_is_not_another_users(shared: Path, what: str, us
     mnt = shared.parent / "mnt"
     if use == "log":
         done = vfsfuse("mount", "--log-file", there, mnt)
+    elif use == "log of a run":
+        done = vfsfuse("run", "--log", there, "--", "true")
     elif use == "state":
         log = shared.parent / "state/vfsfuse" / f"{str(mnt).strip('/').replace('/', '-')}.log"
         log.parent.mkdir(parents=True)
@@ -132,7 +134,7 @@ def test_a_file_that_is_written_is_not_another_users(shared: Path, what: str, us
     else:
         with MountedLab(shared.parent) as lab, lab.create("mdpy-vga", "mdpy") as vgpu:
             done = vfsfuse("screenshot", "--mount", lab.path, vgpu.name, there)
-    line = error_of(done)
+    line = error_of(done, 125 if use == "log of a run" else 1)
     why = "has 2 hard links" if what == "hard link" else f" user {OTHER}"
     assert why in line and "name another path" in line, line
     assert str(there) in line or "between" in line

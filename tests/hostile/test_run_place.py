@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,35 @@ from tests.uevents import UUID, heard_by
 from vfsfuse.ownfolder import SUFFIX, XATTR
 from vfsfuse.run.definitions import own_folder
 
+Compile = Callable[..., Path]
 SECONDS = 20.0
+
+
+# ---- other namespaces ----
+
+PREFIXES = {
+    "pid namespace": ("unshare", "--fork", "--pid"),
+    "user namespace": ("unshare", "--user", "--map-root-user", "--fork", "--pid"),
+    "mount namespace": ("unshare", "--mount"),
+    "chroot": ("chroot", "/"),
+}
+"""By what a program under the filter is put into: the command before it."""
+
+
+@pytest.mark.parametrize("where", PREFIXES)
+def test_a_client_in_another(lab: MountedLab, compile_client: Compile, where: str) -> None:
+    """Its numbers of threads and its paths are not those of the supervisor."""
+    if where != "user namespace":
+        needs.be_root("making it alone")
+    client = compile_client("stats_client")
+    with lab.create() as vgpu:
+        group = f"/dev/vfio/{vgpu.group}"
+        for mode, what, first in (("show", group, "20"), ("device", f"{group}:{vgpu.name}", "600")):
+            done = vfsfuse("run", "--mount", lab.path, "--", *PREFIXES[where], client, mode, what)
+            assert (done.returncode, done.stderr) == (0, ""), done.stdout
+            *shown, last = done.stdout.splitlines()
+            assert last == "ok" and shown
+            assert all(line.split()[1].startswith(first) for line in shown), shown
 
 
 # ---- the folder of a lab ----

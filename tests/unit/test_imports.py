@@ -60,7 +60,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.scheduling": "",
     "vfsfuse.failures": "devmodel: device.base | vfsfuse: printable",
     "vfsfuse.capture": "devmodel: pci | vfsfuse: asking toml",
-    "vfsfuse.run": "ioctl_shim | vfsfuse: asking mounts ownfolder printable requirements viewers",
+    "vfsfuse.run": "ioctl_shim | vfsfuse: asking mounts ownfolder printable requirements sticky viewers",
     "vfsfuse.ending": "vfsfuse: run.syscalls",
     "vfsfuse.unmounted": "ioctl_shim | vfsfuse: viewers",
     "vfsfuse.monitor": "vfsfuse: asking",

@@ -130,6 +130,7 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     from vfsfuse.run import definitions, namespace, otherlabs
     from vfsfuse.run.supervisor import RunPlan, Supervisor
     from vfsfuse.run.traps import trapped
+    from vfsfuse.sticky import open_file
 
     requirements.check_proc()
     lab, config, log = (path and os.path.abspath(path) for path in (args.mount, args.config, args.log))
@@ -140,8 +141,8 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
         requirements.check_fuse()
     requirements.check_calls()
     if plan.log:
-        with namespace.explained(plan.log), open(plan.log, "ab"):
-            pass
+        with namespace.explained(plan.log):  # it is ours from now on: nobody can put another file there
+            os.close(open_file(plan.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
     namespace.enter()
     otherlabs.leave_out(plan.lab)
     namespace.stage(plan.lab)
