@@ -192,11 +192,12 @@ def test_failures_are_one_line_with_a_shells_status(tmp_path: Path) -> None:
         (["--mount", "/nowhere", "--", "true"], 125, missing),
         (["--log", "/nowhere/log", "--", "true"], 125, missing),
         (["--config", str(config), "--", "true"], 125, "nonsense"),
+        (["--config", str(config), "--log", str(tmp_path / "log"), "--", "true"], 125, "nonsense"),
         (["--", *RUN, "--", "true"], 125, "not inside another run"),
     ):
         done = vfsfuse("run", *arguments)
         assert (done.returncode, done.stdout) == (status, ""), arguments
-        assert done.stderr.startswith("vfsfuse: "), done.stderr
+        assert done.stderr.startswith("vfsfuse: run: "), done.stderr
         assert why in done.stderr.lower()
         assert done.stderr.count("\n") == 1, done.stderr
 

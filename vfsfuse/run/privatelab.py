@@ -3,7 +3,8 @@
 
 Owned by the supervisor's main thread, in the outer namespace.  The server dies when the supervisor does, in
 any way.  The supervisor passes on the server's stderr, so the server cannot hold the caller's terminal or
-pipe open.  It goes into the log, or without a log to the caller until the program starts.
+pipe open.  It goes into the log, or without a log to the caller until the program starts.  Why there is no lab
+is told to the caller in any case, as words of `run`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ STOP_SECONDS = 5.0
 """Seconds that a server may take to end by itself."""
 
 EXIT_EXPLAINED = 1
-"""`vfsfuse mount` fails with this status after one line on stderr."""
+"""`vfsfuse mount` fails with this status after it has said why on stderr."""
+
+_SAID, _PASSED_ON = b"vfsfuse: mount: ", b"vfsfuse: run: "
+"""How its lines begin, and how the caller gets them."""
 
 _RELAY_BYTES = 65536
 
@@ -33,6 +37,7 @@ class PrivateLab:
 
     def __init__(self, config: str | None, log: str | None) -> None:
         self._log = log
+        self._is_ready = self._has_explained = False
         self._sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if log else 2
         self._ready_fd, ready = os.pipe()
         self.stderr_fd, stderr = os.pipe()
@@ -64,19 +69,29 @@ class PrivateLab:
             if peer_fd in events:
                 raise ConnectionResetError("hung up before the lab was ready")
             if self._ready_fd in events:
-                return os.read(self._ready_fd, 64) == b"ready\n"
+                self._is_ready = os.read(self._ready_fd, 64) == b"ready\n"
+                return self._is_ready
 
     def relay(self) -> bool:
         """Pass on the waiting text of `stderr_fd`.  False at its end."""
         text = os.read(self.stderr_fd, _RELAY_BYTES)
-        with contextlib.suppress(OSError):  # a full disk or a closed pipe must not end the lab
-            os.write(self._sink, text)
+        _write(self._sink, text if self._is_ready else self._explain(text))
         return bool(text)
 
+    def _explain(self, text: bytes) -> bytes:
+        """Tell the caller what `text` says of why there is no lab.  Returns what the sink gets."""
+        lines = text.splitlines(keepends=True)  # each was one write(2) of the server
+        why = [line for line in lines if line.startswith(_SAID)]
+        if not why:
+            return text
+        self._has_explained = True
+        _write(2, b"".join(_PASSED_ON + line.removeprefix(_SAID) for line in why))
+        return text if self._log else b"".join(line for line in lines if line not in why)
+
     def why_not_ready(self) -> str:
-        """The way in which a server ended before it was ready.  Empty when its stderr has told the caller."""
+        """The way in which a server ended before it was ready.  Empty when the caller has been told."""
         status = self._end()
-        if status == EXIT_EXPLAINED and not self._log:
+        if status == EXIT_EXPLAINED and self._has_explained:
             return ""
         how = _ending(status) + (f"; see {self._log}" if self._log else "")
         return f"the private lab did not start ({how})"
@@ -104,6 +119,11 @@ class PrivateLab:
     def _relay_within(self, seconds: float) -> bool:
         ready, _, _ = select.select([self.stderr_fd], [], [], seconds)
         return bool(ready) and self.relay()
+
+
+def _write(fd: int, text: bytes) -> None:
+    with contextlib.suppress(OSError):  # a full disk or a closed pipe must not end the lab
+        os.write(fd, text)
 
 
 def _ending(status: int) -> str:
