@@ -37,7 +37,7 @@ def lines(vgpu: Vgpu, *command: str | Path, options: tuple[str, ...] = ()) -> li
 
 
 def owner(vgpu: Vgpu, path: str) -> str:
-    """The owner of a file, by its path, as a program sees it: an ordinary user is root in a user namespace."""
+    """The owner of a file, by its path, as a program sees it: an ordinary user is root there."""
     return vfsfuse("run", "--mount", vgpu.lab.path, "--", "stat", "--format=%u:%g", path).stdout.strip()
 
 

@@ -3,8 +3,8 @@
 
 Owned by the supervisor's main thread, in the outer namespace.  The server dies when the supervisor does, in
 any way.  The supervisor passes on the server's stderr, so the server cannot hold the caller's terminal or
-pipe open.  It goes into the log, or without a log to the caller until the program starts.  Why there is no lab
-is told to the caller in any case, as words of `run`.
+pipe open.  It goes into the log, or without a log to the caller until the program starts.  Why there is no
+lab is told to the caller in any case, as words of `run`.
 """
 
 from __future__ import annotations
