@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads of a supervisor that take the caught calls of its program, and the answers to stat calls.
+"""What C has for the threads of a supervisor that take the caught calls of its program (vfsfuse.run.calls).
 
 A stat call is answered in C, without the GIL: native/takers.c, native/stats.c.  Python answers the others,
 and says what an inode stands for.  Any thread, several at once.  Source: seccomp_unotify(2), statx(2).
@@ -42,7 +42,8 @@ class DescriptorStats:
 
 
 class Takers:
-    """The calls that `listener` catches, one at a time, without those that `stats` answers by itself."""
+    """The threads that take the calls which `listener` catches, as C knows them.  They get one call at a
+    time, without those that `stats` answers by itself."""
 
     def __init__(self, listener: SeccompListener, stats: DescriptorStats) -> None:
         self._native = _checked(lib.shim_takers_new(listener.fd, stats.native))

@@ -141,9 +141,9 @@ static void build(struct filter *filter, const uint32_t *cmds, int count, int st
 
 /*
  * Filter the calling thread and all it will start; the listener is close-on-exec.  It stops on ioctls with one of
- * `count` numbers, and on what asks for the state of a descriptor, or with `stat_paths` on each stat.  Calls of other architectures (32-bit programs,
- * x32) are not caught. NO_NEW_PRIVS disables sudo in the client, so it is set only without CAP_SYS_ADMIN, when the
- * kernel demands it.
+ * `count` numbers, and on stats of descriptors, or with `stat_paths` on each stat.  Calls of other architectures
+ * (32-bit programs, x32) are not caught. NO_NEW_PRIVS disables sudo in the client, so it is set only without
+ * CAP_SYS_ADMIN, when the kernel demands it.
  * -EBUSY: this process already runs under a filter with a listener, and the kernel allows one.
  * -EOPNOTSUPP: the system call numbers of this architecture are not known here.
  */

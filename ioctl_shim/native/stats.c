@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Answers to the caught calls that ask what a descriptor is: fstat(2), and newfstatat and statx(2) with
- * AT_EMPTY_PATH; and, if the program is to have that, to those that ask by a path (statpaths.c).  An open node of the lab is a character device for the program, and an anonymous inode what
- * an ioctl gave it; the FUSE file system below can only have regular files.  The kernel carries out every other
- * call, and every call on which something unexpected happens.
+ * Answers to caught stat calls: fstat(2), newfstatat and statx(2) with AT_EMPTY_PATH, and, with `run --stat-paths`,
+ * stats by path (statpaths.c).  For the program an open node of the lab is a character device, and what an ioctl
+ * gave it is an anonymous inode.  The FUSE file system below can only have regular files.  The kernel carries out
+ * every other call, and every call on which something unexpected happens.
  *
  * Any thread, several at once.  The caller may hold up a call on a file of the lab, by its memory; the lock is
  * not held meanwhile.  Source: stat(2), statx(2), <linux/stat.h>, process_vm_writev(2).
