@@ -171,12 +171,12 @@ ROWS: tuple[Row, ...] = (
     _iommufd(0x95, "IOMMU_IOAS_NOIOMMU_GET_PA", "out_phys", "7.3"),
 )
 
-HANDOVER = Struct("=IIQI260s")
+HAND_OVER_FORMAT = Struct("=IIQI260s")
 """The argument of HAND_OVER: the number of the client's ioctl, the client's thread, a token, and the size of
 the data that follow, which the client's pointer leads to.  Data for the client come back, and the token of a
 file to open, 0 if there is none."""
-HAND_OVER: int = 3 << 30 | HANDOVER.size << 16 | ord("V") << 8 | 0x40
-"""Ours, on an open file of VFIO: _IOWR('V', 0x40, HANDOVER); see vfsfuse.vfio.handover."""
+HAND_OVER: int = 3 << 30 | HAND_OVER_FORMAT.size << 16 | ord("V") << 8 | 0x40
+"""Ours, on an open file of VFIO: _IOWR('V', 0x40, HAND_OVER_FORMAT); see vfsfuse.vfio.handover."""
 HANDED_OVER: int = 1 << 30 | 4 << 16 | ord("V") << 8 | 0x44
 """Ours, on a file that was opened by a token: _IOW('V', 0x44, __u32), the client has it now."""
 
@@ -197,7 +197,7 @@ class LabFlag(enum.IntFlag):
     """What the supervisor of a run has to know of a lab."""
 
     NONE = 0
-    STATE = 1
+    MIGRATES = 1
     """A model migrates, so an ioctl of a device may give its state."""
 
 

@@ -157,7 +157,7 @@ def test_the_file_is_found_and_not_listed(lab: MountedLab) -> None:
     assert (lab.path / ".run").stat().st_mode & 0o777 == 0o666
 
 
-def test_it_answers_one_ioctl_and_nothing_else(lab: MountedLab) -> None:
+def test_it_answers_its_own_ioctls_and_nothing_else(lab: MountedLab) -> None:
     file = os.open(lab.path / ".run", os.O_RDWR | os.O_CLOEXEC)
     try:
         for number in (READ_ONLY_NUMBER, RUN_NODE + 1, ord(";") << 8 | 100):

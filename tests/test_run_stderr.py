@@ -176,7 +176,7 @@ def test_a_program_that_is_out_of_reach(compile_client: Callable[..., Path]) -> 
     assert any("hidden" in line and "cannot be looked into" in line for line in lines), lines
 
 
-def test_words_of_many_threads_are_whole_lines() -> None:
+def test_lines_of_many_threads_are_whole() -> None:
     code = """
 import os, threading
 from vfsfuse.run.programstderr import ProgramStderr

@@ -417,9 +417,8 @@ def test_driver_override_takes_the_first_line_and_no_page(lab: MountedLab) -> No
 
 
 def test_a_write_takes_a_page_at_most(lab: MountedLab) -> None:
-    event = f"add {UUID} A=".encode().ljust(PAGE_SIZE + 1000, b"1")
-    with opened(lab.gpu / "uevent", os.O_WRONLY) as fd:
-        assert os.write(fd, event) == PAGE_SIZE
+    with opened(lab.path / "sys/bus/pci/drivers_autoprobe", os.O_WRONLY) as fd:  # any text but 0 turns it on
+        assert os.write(fd, b"1" * (PAGE_SIZE + 1000)) == PAGE_SIZE
     line = f"{UUID}:0:vgpu-8\n".encode()
     with opened(lab.gpu / "vgpu_create", os.O_WRONLY) as fd:
         assert failure(lambda: os.write(fd, b" " * PAGE_SIZE + line)) == errno.EINVAL

@@ -21,7 +21,7 @@ from tests.iommufd.client import Cdev, Iommufd
 from tests.iommufd.devices import IOMMU_FAULT_QUEUE_ALLOC, cdev_of, given_fault_queue
 from tests.labs import MountedLab, described
 from tests.vfio.client import fails
-from tests.vfio.devices import HAND_OVER, HANDOVER, bound, handed_over
+from tests.vfio.devices import HAND_OVER, HAND_OVER_FORMAT, bound, handed_over
 from tests.waiting import wait_for
 from vfsfuse.vfio.handover import MAX_GIVEN
 
@@ -196,5 +196,5 @@ def test_data_that_are_no_struct(machine: MountedLab) -> None:
         for cmd in (0, 0x3B6A, 0x3B81, 0xFFFFFFFF):  # ioctls of other files, or that give nothing
             fails(errno.ENOTTY, handed_over, iommufd.fd, cmd, bytes(16), 1)
         most = 2**32 - 1
-        ask_all = bytearray(HANDOVER.pack(IOMMU_FAULT_QUEUE_ALLOC, most, 2**64 - 1, most, bytes(260)))
+        ask_all = bytearray(HAND_OVER_FORMAT.pack(IOMMU_FAULT_QUEUE_ALLOC, most, 2**64 - 1, most, bytes(260)))
         fcntl.ioctl(iommufd.fd, HAND_OVER, ask_all)

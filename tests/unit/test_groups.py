@@ -17,7 +17,8 @@ from vfsfuse.kernfs.groups import AttributeGroup, Below, Group
 from vfsfuse.kernfs.inodes import Inodes
 from vfsfuse.kernfs.kobject import Kobject
 from vfsfuse.kernfs.members import Attribute, attribute
-from vfsfuse.kernfs.tree import Tree, set_for, settings_of
+from vfsfuse.kernfs.root import set_for, settings_of
+from vfsfuse.kernfs.tree import Tree
 
 
 class Gears(AttributeGroup):

@@ -66,9 +66,9 @@ GPU, NEIGHBOUR, UNPROTECTED = "0000:86:00.0", "0000:86:01.0", "0000:87:00.0"
 
 INTX, MSI, MSIX, ERR, REQ = range(5)
 NONE, BOOL, EVENTFD, MASK, UNMASK, TRIGGER = 1, 2, 4, 8, 16, 32
-HANDOVER = struct.Struct("=IIQI260s")
+HAND_OVER_FORMAT = struct.Struct("=IIQI260s")
 HANDED_OVER = 1 << 30 | 4 << 16 | ord("V") << 8 | 0x44
-HAND_OVER = 3 << 30 | HANDOVER.size << 16 | ord("V") << 8 | 0x40
+HAND_OVER = 3 << 30 | HAND_OVER_FORMAT.size << 16 | ord("V") << 8 | 0x40
 
 
 def group_device(root: Path, group: Group, name: str) -> int:
@@ -85,9 +85,9 @@ def prepared_device(root: Path, group: int, name: str, tid: int) -> Path:
 
 def handed_over(file: int, cmd: int, data: bytes, tid: int) -> tuple[int, bytes]:
     """The token and the data of an ioctl that the supervisor has carried out for thread `tid`."""
-    ask = bytearray(HANDOVER.pack(cmd, tid, 0, len(data), data))
+    ask = bytearray(HAND_OVER_FORMAT.pack(cmd, tid, 0, len(data), data))
     fcntl.ioctl(file, HAND_OVER, ask)
-    _, _, token, size, answer = HANDOVER.unpack(ask)
+    _, _, token, size, answer = HAND_OVER_FORMAT.unpack(ask)
     return token, answer[:size]
 
 

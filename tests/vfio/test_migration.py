@@ -85,9 +85,9 @@ def flags_of(machine: MountedLab) -> LabFlag:
 
 def test_a_run_stops_device_feature_only_where_a_model_migrates(machine: MountedLab, lab: MountedLab) -> None:
     """Each call that the filter stops costs time."""
-    assert flags_of(machine) is LabFlag.STATE and DEVICE_FEATURE in trapped(LabFlag.STATE)
+    assert flags_of(machine) is LabFlag.MIGRATES and DEVICE_FEATURE in trapped(LabFlag.MIGRATES)
     assert flags_of(lab) is LabFlag.NONE and DEVICE_FEATURE not in trapped(LabFlag.NONE)
-    assert set(trapped(LabFlag.STATE)) - set(trapped(LabFlag.NONE)) == {DEVICE_FEATURE}
+    assert set(trapped(LabFlag.MIGRATES)) - set(trapped(LabFlag.NONE)) == {DEVICE_FEATURE}
 
 
 def test_without_a_run_the_device_stops_and_gives_nothing(machine: MountedLab) -> None:

@@ -16,12 +16,9 @@ from __future__ import annotations
 import errno
 import itertools
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
-from devmodel.lifecycle.uevents import Uevents
 from ioctl_shim.lane import ATTR_WRITE_BIT, DEVICE_BIT
 from vfsfuse.kernfs.bundle import PART_MASK, Bundle, Part
 from vfsfuse.kernfs.gone import Gone, files_of
@@ -35,6 +32,7 @@ from vfsfuse.kernfs.kobject import (
     Member,
     UnlistedFiles,
 )
+from vfsfuse.kernfs.root import Root
 
 E = TypeVar("E", bound=Entry)
 NUMBER_MASK = DEVICE_BIT - 1
@@ -80,41 +78,6 @@ class IAttrs:
     gid: int | None = None
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     """Extended attributes by their whole name, such as trusted.libvirt.security.dac."""
-
-
-class Root(UnlistedFiles):
-    """The root of a mount, with the uevents of its devices, and the settings of directories by the number of
-    the directory.  Settings change on the trio thread."""
-
-    __slots__ = ("settings", "uevents")
-
-    def __init__(self) -> None:
-        super().__init__("")
-        self.uevents = Uevents()
-        self.settings: dict[int, dict[str, str]] = {}
-
-
-def root_of(directory: Kobject) -> Root:
-    """The root of the mount that a directory is in.  Raises OSError(ENODEV) when it is in none."""
-    here = directory
-    while here.parent is not None:
-        here = here.parent
-    if not isinstance(here, Root):
-        raise OSError(errno.ENODEV, f"{directory.name} is in no mount")
-    return here
-
-
-def settings_of(directory: Kobject) -> Mapping[str, str]:
-    """What `set_for` has kept for a directory and the attribute groups in it.  Raises OSError(ENODEV)."""
-    return root_of(directory).settings.get(directory.number, _NO_SETTINGS)
-
-
-def set_for(directory: Kobject, key: str, value: str) -> None:
-    """Keep a setting of a directory until the directory is removed.  Raises OSError(ENODEV)."""
-    root_of(directory).settings.setdefault(directory.number, {})[key] = value
-
-
-_NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
 def block_of(inode: int) -> int:

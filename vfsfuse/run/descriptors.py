@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ioctl_shim._native import ffi, lib
-from ioctl_shim.abi import HAND_OVER, HANDED_OVER, HANDOVER, Kind, LabFlag, Row, row_of
+from ioctl_shim.abi import HAND_OVER, HAND_OVER_FORMAT, HANDED_OVER, Kind, LabFlag, Row, row_of
 from ioctl_shim.client import Caller
 from ioctl_shim.longcalls import has_zeros
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
@@ -98,14 +98,14 @@ class Descriptors:
 def _hand_over(file: int, cmd: int, asked: bytes, tid: int) -> tuple[int, bytes]:
     """Have the server carry out an ioctl on a copy of a descriptor of the client `tid`: the token of a file,
     0 without one, and the data for the client.  Raises OSError as the ioctl."""
-    argument = bytearray(HANDOVER.pack(cmd, tid, 0, len(asked), asked))
+    argument = bytearray(HAND_OVER_FORMAT.pack(cmd, tid, 0, len(asked), asked))
     try:
         fcntl.ioctl(file, HAND_OVER, argument)
     except OSError as error:
         if error.errno != errno.ENOTTY:
             raise
         raise LeftToKernel from None  # a file of another kind: the server answers the call with an errno
-    _, _, token, size, data = HANDOVER.unpack(argument)
+    _, _, token, size, data = HAND_OVER_FORMAT.unpack(argument)
     return token, data[:size]
 
 
@@ -148,6 +148,6 @@ GIVING: tuple[Giving, ...] = (
     Giving(row_of(Kind.GROUP, "VFIO_GROUP_GET_DEVICE_FD"), _name),
     _in_struct("IOMMU_FAULT_QUEUE_ALLOC", "out_fault_fd"),
     _in_struct("IOMMU_VEVENTQ_ALLOC", "out_veventq_fd"),
-    Giving(row_of(Kind.DEVICE, "VFIO_DEVICE_FEATURE"), _device_state, _DATA_FD, LabFlag.STATE),
+    Giving(row_of(Kind.DEVICE, "VFIO_DEVICE_FEATURE"), _device_state, _DATA_FD, LabFlag.MIGRATES),
 )
 """The ioctls whose answer has a descriptor."""

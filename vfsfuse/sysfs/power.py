@@ -19,7 +19,7 @@ from typing import Protocol
 
 from vfsfuse.kernfs.groups import AttributeGroup
 from vfsfuse.kernfs.members import attribute
-from vfsfuse.kernfs.tree import set_for, settings_of
+from vfsfuse.kernfs.root import set_for, settings_of
 
 CONTROL, ASYNC = "power/control", "power/async"
 NS_PER_MS = 1_000_000

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from vfsfuse.kernfs.groups import Group
 from vfsfuse.kernfs.kobject import Entry, Kobject
 from vfsfuse.kernfs.members import attribute, link, store_only
-from vfsfuse.kernfs.tree import root_of
+from vfsfuse.kernfs.root import root_of
 from vfsfuse.sysfs.power import PowerGroup, RuntimePower
 
 ACTIONS = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")

@@ -33,7 +33,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from devmodel.iommu.api import MustWait
 from ioctl_shim._native import ffi
-from ioctl_shim.abi import HAND_OVER, HANDOVER, Row, row_of
+from ioctl_shim.abi import HAND_OVER, HAND_OVER_FORMAT, Row, row_of
 from ioctl_shim.lane import Opened, OpenRequest, SizedIoctl
 from ioctl_shim.procfs import name_of
 from vfsfuse.vfio.fops import Offer, Open, Request, VfioFops, Withdraw
@@ -65,7 +65,7 @@ class HandOver:
         """What `call` asks for.  None for another ioctl."""
         if call.cmd != HAND_OVER:
             return None
-        cmd, tid, _, size, data = HANDOVER.unpack(call.data)
+        cmd, tid, _, size, data = HAND_OVER_FORMAT.unpack(call.data)
         return cls(cmd, data[:size], tid, call.tid)
 
     @property
@@ -86,7 +86,7 @@ def answered(call: SizedIoctl) -> bytes:
     """The data in the reply to an ioctl: those that are stored in the client, for HAND_OVER."""
     if call.cmd != HAND_OVER or not call.reply:
         return call.reply
-    _, _, _, size, data = HANDOVER.unpack(call.reply)
+    _, _, _, size, data = HAND_OVER_FORMAT.unpack(call.reply)
     return bytes(data[:size])
 
 
@@ -222,7 +222,7 @@ class GivingFops(VfioFops):
         row, giver = found
         given = giver(self, asked)
         token = self._handovers.offer(given, row, asked.supervisor)
-        call.reply = HANDOVER.pack(asked.cmd, asked.client, token, len(given.data), given.data)
+        call.reply = HAND_OVER_FORMAT.pack(asked.cmd, asked.client, token, len(given.data), given.data)
         return 0
 
     def release(self) -> None:

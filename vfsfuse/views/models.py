@@ -33,7 +33,7 @@ def check_models(spec: LabSpec) -> None:
 def lab_flags(spec: LabSpec) -> LabFlag:
     """What a run has to know of the lab."""
     migrates = any(issubclass(model, Migrates) for _, _, model in _directories(spec))
-    return LabFlag.STATE if migrates else LabFlag.NONE
+    return LabFlag.MIGRATES if migrates else LabFlag.NONE
 
 
 def _directories(spec: LabSpec) -> Iterator[tuple[str, type[Kobject], type[PciDevice]]]:
