@@ -67,11 +67,13 @@ def test_what_is_not_mounted_by_this_user_names_no_folder(tmp_path: Path, name: 
         os.setxattr(theirs, XATTR, os.fsencode(ours))
     except OSError as error:
         pytest.skip(f"{tmp_path} has no user.* attributes ({error.strerror})")
-    assert own_folder(str(theirs)) == ""
+    assert own_folder(str(theirs), os.geteuid()) == ""
 
 
 def test_a_lab_of_this_user_has_its_folder(fresh_lab: MountedLab) -> None:
-    assert own_folder(str(fresh_lab.path)) == os.fsdecode(os.getxattr(fresh_lab.path, XATTR))
+    named = os.fsdecode(os.getxattr(fresh_lab.path, XATTR))
+    assert own_folder(str(fresh_lab.path), os.geteuid()) == named
+    assert own_folder(str(fresh_lab.path), os.geteuid() + 1) == ""
 
 
 # ---- limits of the program ----

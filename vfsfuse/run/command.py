@@ -143,13 +143,14 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
     if plan.log:
         with namespace.explained(plan.log):  # it is ours from now on: nobody can put another file there
             os.close(open_file(plan.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+    user = os.geteuid()
     namespace.enter()
     otherlabs.leave_out(plan.lab)
     namespace.stage(plan.lab)
     supervisor = Supervisor(plan, tracer)
     flags = supervisor.wait_ready()
     namespace.show(plan.root)
-    definitions.show(plan.lab)
+    definitions.show(plan.lab, user)
     udev = _enter_udev() if args.udev else None
     with namespace.explained("installing the seccomp filter", _mend_filter):
         listener = seccomp.install(trapped(flags), args.stat_paths)

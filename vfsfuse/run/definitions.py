@@ -34,11 +34,11 @@ _ETC = ("/etc", (), "mode=755,size=1m")
 _SBIN = "/usr/sbin:/sbin"
 
 
-def show(lab: str | None) -> None:
+def show(lab: str | None, user: int) -> None:
     """Put the folders of the lab that is mounted at `lab`, or of a private one, over the machine's.
 
-    Raises SetupError."""
-    own = own_folder(lab) if lab else ""
+    `user` is the user outside the namespaces of the run.  Raises SetupError."""
+    own = own_folder(lab, user) if lab else ""
     for folder in FOLDERS:
         if _is_there(folder):
             with explained(f"showing the lab's own {folder.path}"):
@@ -79,13 +79,13 @@ def _cover(folder: Folder, own: str) -> None:
         syscalls.attach_tree(tree, kept)
 
 
-def own_folder(lab: str) -> str:
-    """The folder on disk of the lab mounted at `lab`, empty if it is not for us.
+def own_folder(lab: str, user: int) -> str:
+    """The folder on disk of the lab mounted at `lab`, empty if it is not for `user`.
 
-    A server says by itself which folder that is.  So the kernel must tell that this user has mounted the lab:
+    A server says by itself which folder that is.  So the kernel must tell that `user` has mounted the lab:
     another user's could say /etc."""
     try:
-        if _user_of(lab) != _user_outside():
+        if _user_of(lab) != user:
             return ""
         path = os.fsdecode(os.getxattr(lab, ownfolder.XATTR))
         found = os.lstat(path)
@@ -99,11 +99,3 @@ def _user_of(lab: str) -> int:
     """The user who has mounted a lab, -1 for anything else.  Raises OSError."""
     minor = os.minor(file_id(lab).device)
     return next((mount.user for mount in mounts.table() if mount.minor == minor), -1)
-
-
-def _user_outside() -> int:
-    """Our user id outside the user namespace that a run may be in.  Raises OSError."""
-    with open("/proc/self/uid_map", encoding="ascii") as table:
-        rows = [[int(word) for word in line.split()] for line in table]
-    here = os.geteuid()
-    return next((outside + here - first for first, outside, count in rows if 0 <= here - first < count), -1)
