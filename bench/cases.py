@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 OURS, FLOOR, KERNEL, LXCFS, UMOCKDEV = "vfsfuse", "C libfuse", "kernel sysfs", "lxcfs", "umockdev"
 BARE, EVENTFD, NOTHING = "memfd", "eventfd", "an ioctl without a struct"
+OUTSIDE = "outside of run"
+"""The same program, without `vfsfuse run`."""
 UNTRACED = "untraced"
 """The same lab, while nobody reads its trace."""
 MEMCPY, MEMREAD, MEMWRITE = "memcpy", "pread of /proc/PID/mem", "pwrite of /proc/PID/mem"
@@ -122,6 +124,14 @@ def _traced(case: Case) -> Case:
     return Case(f"traced-{case.key}", f"{case.title}, while traced", runs, UNTRACED)
 
 
+RUN = "{python} -m vfsfuse run --mount {lab} --"
+
+
+def _under_run(key: str, title: str, client: str, per: int = 1) -> Case:
+    """The same program under `vfsfuse run` and outside of it."""
+    return Case(key, f"{title}, under run", {OURS: f"{RUN} {client}", OUTSIDE: client}, OUTSIDE, per=per)
+
+
 _PLAIN_CASES: tuple[Case, ...] = (
     _access("read-hook", "trapped 4-byte read, Python hook", HOOKED, "read"),
     _access("write-hook", "trapped 4-byte write, Python hook", HOOKED, "write"),
@@ -215,6 +225,16 @@ _PLAIN_CASES: tuple[Case, ...] = (
     _iommu("ioas-map-few", "IOAS_MAP, beside 16 areas", "map-few", 20000, IOAS),
     _iommu("unmap-few", "UNMAP_DMA, beside 16 mappings", "unmap-few", 20000, TYPE1),
     _iommu("ioas-unmap-few", "IOAS_UNMAP, beside 16 areas", "unmap-few", 20000, IOAS),
+    _under_run("run-getppid", "getppid", _client("getppid", 3000), per=1000),
+    _under_run("run-fstat", "fstat of a file of the machine", _client("fstat", 20000, "/etc/passwd")),
+    _under_run("run-fstat-node", "fstat of a node of the lab", _client("fstat", 20000, "{container}")),
+    _under_run("run-python", "start and end of python3", _client("python", 30, "{python}")),
+    Case(
+        "run-device-fd",
+        "VFIO_GROUP_GET_DEVICE_FD, under run",
+        {OURS: f"{RUN} {_client('device-fd', 2000, f'{TYPE1} {{grouped}}')}"},
+        None,
+    ),
     Case("create", "create and remove a vGPU", {OURS: CREATE}, None),
     Case("mount", "vfsfuse mount, until the tree answers", {OURS: MOUNT}, None, pinned=False),
     Case(

@@ -14,6 +14,7 @@
 #include "../examples/iommufd.h"
 #include <sched.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +25,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -510,13 +512,13 @@ static struct {
 	int fd;
 	uint32_t ioas;
 	uint64_t page;
+	int group;
 } iommu;
 
 static void make_container(void)
 {
-	int group = opened(1);
-
-	CHECK(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &iommu.fd));
+	iommu.group = opened(1);
+	CHECK(!ioctl(iommu.group, VFIO_GROUP_SET_CONTAINER, &iommu.fd));
 	CHECK(!ioctl(iommu.fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
 }
 
@@ -600,6 +602,45 @@ static void do_unmap_few(void)
 	come_and_go(0);
 }
 
+/* ---- what `vfsfuse run` stops, and what it does not ---- */
+
+/* Samples of BATCH calls each. */
+static void do_getppid(void)
+{
+	TIMED(for (size_t n = 0; n < BATCH; n++) syscall(SYS_getppid));
+}
+
+static void do_fstat(void)
+{
+	int fd = open(args[0], O_RDONLY | O_CLOEXEC);
+	struct stat about;
+
+	TIMED(CHECK(!fstat(fd, &about)));
+}
+
+/* A device of a group, again and again.  Its close is not timed. */
+static void do_device_fd(void)
+{
+	make_iommu();
+	for (long i = 0; i < calls; i++) {
+		uint64_t start = now();
+		int device = ioctl(iommu.group, VFIO_GROUP_GET_DEVICE_FD, args[2]);
+		samples[taken++] = now() - start;
+		CHECK(device >= 0 && !close(device));
+	}
+}
+
+/* The start and the end of an interpreter. */
+static void do_python(void)
+{
+	char *command[] = {args[0], "-c", "pass", NULL};
+	int status;
+	pid_t child;
+
+	TIMED(CHECK(!posix_spawn(&child, args[0], NULL, NULL, command, environ));
+		CHECK(waitpid(child, &status, 0) == child && !status));
+}
+
 static const struct loop {
 	const char *name;
 	void (*run)(void);
@@ -631,6 +672,10 @@ static const struct loop {
 	{"unmap", do_unmap, 2, "CONTAINER GROUP | IOMMU DEVICE"},
 	{"map-few", do_map_few, 2, "CONTAINER GROUP | IOMMU DEVICE"},
 	{"unmap-few", do_unmap_few, 2, "CONTAINER GROUP | IOMMU DEVICE"},
+	{"getppid", do_getppid, 0, ""},
+	{"fstat", do_fstat, 1, "PATH"},
+	{"device-fd", do_device_fd, 3, "CONTAINER GROUP DEVICE"},
+	{"python", do_python, 1, "PROGRAM"},
 };
 
 int main(int argc, char **argv)

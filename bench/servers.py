@@ -121,6 +121,7 @@ def lab_places(server: Server) -> dict[str, str]:
         "container": str(server.mountpoint / "dev/vfio/vfio"),
         "iommu": str(server.mountpoint / "dev/iommu"),
         "group": str(vgpus[1].group),
+        "grouped": vgpus[1].path.name,
         "note": str(vgpus[0].path / "note"),
         "attribute": str(parent / "mdev_supported_types/bench-1/available_instances"),
     }

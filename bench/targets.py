@@ -79,6 +79,16 @@ def _beyond(*cases: str) -> Measure:
     return lambda results, facts: _most(one(results, case) for case in cases)
 
 
+def _microseconds(*cases: str) -> Measure:
+    """The greatest time of a call."""
+
+    def one(results: Results, case: str) -> Found | None:
+        median = results.median(Key(case, OURS, PINNED))
+        return None if median is None else Found(median / US, case)
+
+    return lambda results, facts: _most(one(results, case) for case in cases)
+
+
 def _seconds(case: str) -> Measure:
     def measure(results: Results, facts: Facts) -> Found | None:
         median = results.median(Key(case, OURS, UNPINNED))
@@ -152,6 +162,8 @@ TARGETS: tuple[Target, ...] = (
         3,
         _worst(*(f"traced-{key}" for key in TRACED)),
     ),
+    Target("fstat under `vfsfuse run`", 5, _microseconds("run-fstat", "run-fstat-node"), shown="{:.2f} us"),
+    Target("start and end of python3 under `vfsfuse run`, relative to outside", 1.1, _worst("run-python")),
     Target("p99 of one quiet device with 7 busy neighbours, relative to alone", 3, neighbours),
 )
 

@@ -16,7 +16,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.cases import ALONE, AMONG, BY_KEY, CASES, CLIENTS, FLOOR, KERNEL, NOTHING, ONE, OURS, UMOCKDEV
+from bench.cases import (
+    ALONE,
+    AMONG,
+    BY_KEY,
+    CASES,
+    CLIENTS,
+    FLOOR,
+    KERNEL,
+    NOTHING,
+    ONE,
+    OURS,
+    OUTSIDE,
+    UMOCKDEV,
+)
 from bench.chart import draw
 from bench.explain import Explainer, Profile
 from bench.instrument import place, table
@@ -344,6 +357,7 @@ def test_the_client_says_what_failed(build: Path) -> None:
     "words",
     [
         *(["memcpy-read", 8192], ["memcpy-write", 8192], ["memread", 8192], ["memwrite", 8192]),
+        *(["getppid"], ["fstat", "/etc/passwd"], ["python", sys.executable]),
         *(["memset", "memfd", 0, 8192], ["load", "memfd", 0, 8192], ["store", "memfd", 0, 8192]),
     ],
     ids=lambda words: words[0],
@@ -395,7 +409,10 @@ def test_a_run_of_few_calls(build: Path, who: str) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as output:
         if who != "as it is":
             os.chown(output, ordinary_user.UID, ordinary_user.UID)
-        cases = ("read-hook", "interrupt", "dma-shared-read-4096", "map", "ioas-map", "ioas-unmap-few")
+        cases = (
+            *("read-hook", "interrupt", "dma-shared-read-4096", "map", "ioas-map", "ioas-unmap-few"),
+            *("run-fstat-node", "run-device-fd"),
+        )
         chosen = [f"--only={case}" for case in cases]
         options = ["--quick", "--calls=1000", f"--output={output}/new", *chosen]
         command = [*as_whom()[who], sys.executable, "-m", "bench", str(build), *options]
@@ -424,6 +441,9 @@ def check_run(text: str) -> None:
                 for case in ("map", "ioas-map", "ioas-unmap-few")
                 for subject in (OURS, NOTHING)
             ),
+            (BY_KEY["run-fstat-node"].title, OURS),
+            (BY_KEY["run-fstat-node"].title, OUTSIDE),
+            (BY_KEY["run-device-fd"].title, OURS),
         ]
     profile = told["Where the time goes"]
     assert f"### {BY_KEY['read-hook'].title}\n" in profile
