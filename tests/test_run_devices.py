@@ -20,6 +20,7 @@ from tests import needs, ordinary_user
 from tests.commands import ROOT, VFSFUSE, run, vfsfuse
 from tests.labs import MountedLab, Vgpu
 from tests.tool import need
+from vfsfuse.run.traps import TRAPS
 
 Compile = Callable[..., Path]
 RUN = [*VFSFUSE, "run"]
@@ -45,6 +46,31 @@ def test_an_unmodified_client_gets_its_device(
 def test_get_device_fd(lab: MountedLab, compile_client: Compile, mode: str) -> None:
     with lab.create() as vgpu:
         run_client(vgpu, compile_client("device_fd"), vgpu.group, vgpu.name, mode)
+
+
+ASK = """
+import errno, fcntl, os, socket, sys
+lab, *numbers = sys.argv[1:]
+paths = ("/dev/null", "/etc/passwd", "/", lab + "/sys/bus", lab + "/dev/iommu")
+files = [os.open(path, os.O_RDONLY) for path in paths]
+files += [*os.pipe(), socket.socket().detach(), os.eventfd(0), os.memfd_create("a file")]
+for number in map(int, numbers):
+    for file in files:
+        try:
+            print(fcntl.ioctl(file, number, bytearray(64)))
+        except OSError as error:
+            print(errno.errorcode[error.errno])
+"""
+
+
+def test_the_numbers_of_its_ioctls_on_other_files_are_the_kernels(lab: MountedLab) -> None:
+    """A struct of zeros is an error in each of them, so /dev/iommu answers as on the bare mount."""
+    numbers = [str(trap.cmd) for trap in TRAPS]
+    words = [sys.executable, "-c", ASK, str(lab.path), *numbers]
+    outside, inside = run(words), vfsfuse("run", "--mount", lab.path, "--", *words)
+    assert (inside.stdout, inside.stderr) == (outside.stdout, "")
+    assert {"ENOTTY", "EINVAL"} <= set(inside.stdout.split())
+    assert len(inside.stdout.splitlines()) == len(numbers) * 10
 
 
 def test_what_the_client_closes_is_closed(lab: MountedLab, compile_client: Compile) -> None:
