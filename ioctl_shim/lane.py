@@ -26,7 +26,8 @@ from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import FILE_NUMBER
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.lanefile import (
-    ALWAYS_READY,
+    READABLE,
+    WRITABLE,
     DeferringFile,
     InodeOperations,
     LaneFile,
@@ -41,12 +42,13 @@ from ioctl_shim.lanefile import (
 from ioctl_shim.procfs import is_killed
 
 __all__ = [
-    "ALWAYS_READY",
     "ATTR_BIT",
     "ATTR_READ_BIT",
     "ATTR_WRITE_BIT",
     "DEVICE_BIT",
+    "READABLE",
     "WHOLE",
+    "WRITABLE",
     "DeferringFile",
     "Lane",
     "LaneFile",

@@ -24,7 +24,9 @@ _WRITTEN = struct.Struct("=II")
 """struct fuse_write_out"""
 _ERRNO_END = 512
 """<linux/errno.h>: the errnos from here on are for use within the kernel."""
-ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+READABLE, WRITABLE = select.POLLIN | select.POLLRDNORM, select.POLLOUT | select.POLLWRNORM
+"""Answers to poll(2)."""
+ALWAYS_READY = READABLE | WRITABLE
 
 
 @dataclass(slots=True)

@@ -106,7 +106,7 @@ def mend_mount(error: OSError) -> str:
 
 def mend_lab_mount() -> str:
     """What to do when libfuse could not mount a lab, empty when this process cannot tell."""
-    if not has_capability("CapEff" if os.geteuid() == 0 else "CapBnd"):
+    if not may_administrate("CapEff" if os.geteuid() == 0 else "CapBnd"):
         return f"{ADMINISTRATE}; `vfsfuse run` does without where users have namespaces"
     if os.geteuid() and _status("NoNewPrivs") == "1":
         return "no-new-privileges is set: fusermount3 is not root; use `vfsfuse run`, which needs no root"
@@ -115,9 +115,9 @@ def mend_lab_mount() -> str:
     return ""
 
 
-def has_capability(name: str, number: int = SYS_ADMIN) -> bool:
-    """Whether the set `name` of this thread (CapEff, CapBnd) has a capability, CAP_SYS_ADMIN by default."""
-    return bool(int(_status(name) or "0", 16) >> number & 1)
+def may_administrate(capabilities: str = "CapEff") -> bool:
+    """Whether CAP_SYS_ADMIN is in a capability set of this thread: the effective one, or CapBnd."""
+    return bool(int(_status(capabilities) or "0", 16) >> SYS_ADMIN & 1)
 
 
 def is_filtered() -> bool:

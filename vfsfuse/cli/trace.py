@@ -151,7 +151,7 @@ def main(args: argparse.Namespace) -> int:
     if args.program is None:
         for name in ("config", *PROGRAM_OPTIONS):
             if getattr(args, name):
-                args.error(f"--{name} is for a program: name one after --")
+                args.error(f"--{name.replace('_', '-')} is for a program: name one after --")
         return _trace_lab(args.mount, args.output, style, wanted, args.keep)
     if not args.program:
         args.error("no command after --")

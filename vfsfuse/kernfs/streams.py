@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest, wake_poll
+from ioctl_shim.lane import READABLE, DeferringFile, Opened, OpenRequest, PendingRequest, wake_poll
 from vfsfuse.kernfs.kobject import DeviceNode
-
-READABLE = select.POLLIN | select.POLLRDNORM
 
 
 class Messages(Protocol):

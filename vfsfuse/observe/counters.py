@@ -15,14 +15,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
 import threading
 import time
 from collections.abc import Callable
 
 from devmodel.callpoint import Call, CallKind, CallPoint
 from ioctl_shim.callthreads import CallThreads
-from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest
+from ioctl_shim.lane import READABLE, DeferringFile, Opened, OpenRequest, PendingRequest
 from vfsfuse.kernfs.kobject import DeviceNode
 
 MODE = 0o400
@@ -159,7 +158,7 @@ class CountersFile(DeferringFile):
                 self._rest = line[pending.size :]
 
     def begin_poll(self, handle: int) -> int:
-        return select.POLLIN | select.POLLRDNORM
+        return READABLE
 
     def release(self) -> None:
         self._calls.unobserve(self._counts)

@@ -11,12 +11,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import select
 import threading
 import time
 from collections import deque
 
-from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest, wake_poll
+from ioctl_shim.lane import READABLE, WRITABLE, DeferringFile, Opened, OpenRequest, PendingRequest, wake_poll
 from vfsfuse.kernfs.kobject import DeviceNode
 from vfsfuse.observe.feed import Feed, Options
 from vfsfuse.observe.told import record_of
@@ -31,8 +30,6 @@ TICK = 0.25
 BATCH_SECONDS = 0.002
 """A reader that waits is woken so long after the first call, and gets those that came meanwhile as well."""
 FORGET_SECONDS = 1.0
-_READABLE = select.POLLIN | select.POLLRDNORM
-_WRITABLE = select.POLLOUT | select.POLLWRNORM
 
 
 class TraceReaders:
@@ -177,10 +174,10 @@ class TraceFile(DeferringFile):
         return None
 
     def begin_poll(self, handle: int) -> int:
-        events = _WRITABLE if self._writable else 0
+        events = WRITABLE if self._writable else 0
         with self._lock:
             if self._left or self._readers.tracer.expect(self.feed):
-                return events | _READABLE
+                return events | READABLE
             self._poll_handle = handle or self._poll_handle
             return events
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from ioctl_shim.seccomp import file_id
 from vfsfuse.asking import NoAnswer, Patience, Refusal
-from vfsfuse.requirements import mend_mount, mend_namespace, mend_root
+from vfsfuse.requirements import may_administrate, mend_mount, mend_namespace, mend_root
 from vfsfuse.run import syscalls
 from vfsfuse.viewers import PLACE_OF_RUNS, SOURCE_OF_RUNS
 
@@ -102,7 +102,7 @@ def _look_at(path: str) -> None:
 def enter() -> None:
     """Enter the outer namespace.  Without CAP_SYS_ADMIN, enter a user namespace first, with the caller as its
     root."""
-    rootless = not syscalls.may_administrate()
+    rootless = not may_administrate()
     ids = os.geteuid(), os.getegid()
     kind = "user" if rootless else "mount"
     with explained(f"making a {kind} namespace", lambda error: mend_namespace(error, rootless)):

@@ -39,7 +39,6 @@ _AT_RECURSIVE = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
 _PR_SET_PDEATHSIG = 1
-_CAP_SYS_ADMIN = 21
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -122,10 +121,3 @@ def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends.  Called in a child before it
     execs."""
     _call(_libc.prctl, "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def may_administrate() -> bool:
-    """Whether CAP_SYS_ADMIN is effective here (in the user namespace we are in)."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
-    return bool(effective >> _CAP_SYS_ADMIN & 1)

@@ -8,7 +8,6 @@ Source: <linux/iommufd.h>, <linux/vfio.h>.
 from __future__ import annotations
 
 import errno
-import select
 import threading
 from collections.abc import Callable
 
@@ -16,6 +15,8 @@ from devmodel.device.migration import StateStream
 from devmodel.iommufd.faultqueue import FaultQueue
 from ioctl_shim.abi import HANDED_OVER
 from ioctl_shim.lane import (
+    READABLE,
+    WRITABLE,
     DeferringFile,
     Opened,
     OpenRequest,
@@ -24,9 +25,6 @@ from ioctl_shim.lane import (
     SizedIoctl,
     wake_poll,
 )
-
-WRITABLE = select.POLLOUT | select.POLLWRNORM
-READABLE = select.POLLIN | select.POLLRDNORM
 
 
 class FaultFile(DeferringFile):
