@@ -17,6 +17,7 @@ import pytest
 from tests.commands import VFSFUSE, vfsfuse
 from tests.inotify import watching
 from tests.labs import MountedLab, Vgpu
+from tests.waiting import wait_for
 from vfsfuse.kernfs import watchers
 
 MTTY = "mtty-1", "mtty"
@@ -132,6 +133,21 @@ def test_who_is_in_a_new_directory_does_not_notice_the_old_one(fresh_lab: Mounte
     finally:
         os.fchdir(before)
         os.close(before)
+
+
+def test_a_directory_in_which_a_file_is_open_is_heard_of_when_that_is_closed(fresh_lab: MountedLab) -> None:
+    """Also when nothing else comes or goes."""
+    gpu = fresh_lab.gpu.resolve()
+    with watching(gpu) as watch:
+        vendor = os.open(gpu / "vendor", os.O_RDONLY)
+        try:
+            (gpu / "remove").write_text("1")
+            wait_for(lambda: f"{gpu.name}!" in os.readlink(f"/proc/self/fd/{vendor}"))
+            assert watch.silent()
+        finally:
+            os.close(vendor)
+        assert watch.hear(1) == [(str(gpu), "IN_DELETE_SELF", "")]
+        assert watch.silent()
 
 
 def test_the_marks_of_a_process_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,10 @@ While a client has it open, the changes are kept for later.  IN_DELETE_SELF need
 in one lookup that the inode has no name, and forgets the name in another one.  A client that writes to a node
 may hold the lock of the node, so what is removed is another inode, which no client knows.
 
+*What is open in a directory that goes* keeps it in the kernel: the file `remove` itself, until its writer has
+closed it.  The kernel then forgets neither of them, and tells nothing.  So it is done again, later and later,
+while the directory is watched.
+
 `tell` and the gates' other side belong to the trio thread, the rest to the thread `watchers`.
 """
 
@@ -46,6 +50,8 @@ MOST_SECONDS = 1.0
 """That time is no longer than this."""
 CACHED_SECONDS = 0.1
 """A name may be cached for so long (`LINGER_NS`)."""
+HELD_SECONDS = 0.05, 30.0
+"""The time until the same is done again for a directory that is still watched: at first, and at most."""
 GATE_SECONDS = 0.0005
 MOST_TRIES = 200
 """An opendir(3) waits for a gate so many times GATE_SECONDS at most."""
@@ -110,6 +116,28 @@ class Gate:
             return kept
 
 
+class Held:
+    """Directories that have gone, and that some process still watched at the last look."""
+
+    def __init__(self) -> None:
+        self.gone: list[NameChange] = []
+        self.seconds: float | None = None
+        """Until the next look for them; None when there are none."""
+
+    def update(self, changes: Iterable[NameChange], inodes: set[int]) -> None:
+        """`inodes` are watched; the kernel has been told since of these changes, and of those in `gone`."""
+        first, most = HELD_SECONDS
+        new = [change for change in changes if _is_directory_gone(change) and change.inode in inodes]
+        before = first / 2 if new or self.seconds is None else self.seconds
+        self.gone = [change for change in self.gone if change.inode in inodes] + new
+        del self.gone[:-MOST_KEPT]
+        self.seconds = min(2 * before, most) if self.gone else None
+
+
+def _is_directory_gone(change: NameChange) -> bool:
+    return not change.came and not change.directory.devtmpfs
+
+
 class Watchers:
     """Tells the watchers of one mount what comes and goes in `tree`."""
 
@@ -143,7 +171,8 @@ class Watchers:
                 threading.Thread(target=self._work, name="watchers", daemon=True).start()
 
     def _work(self) -> None:
-        while self._wake.wait():
+        held = Held()
+        while self._wake.wait(held.seconds) or held.gone:
             self._wake.clear()
             changes = [change for gate in list(self._gates.values()) for change in gate.take()]
             changes += (self._told.popleft() for _ in range(len(self._told)))
@@ -152,7 +181,8 @@ class Watchers:
                 inodes = watched(self._st_dev)
             took = time.thread_time() - began
             if inodes:
-                self._make(changes, inodes)
+                self._make([*held.gone, *changes], inodes)
+            held.update(changes, inodes)
             time.sleep(min(took * SHARE, MOST_SECONDS))
 
     def _make(self, changes: Iterable[NameChange], inodes: set[int]) -> None:
