@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from vfsfuse.run import keeper
+
 SECONDS = 20.0
 
 
@@ -17,7 +19,11 @@ def supervisor_of(run: subprocess.Popen[str]) -> int:
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         for path in Path("/proc").glob("[0-9]*"):
-            if run.pid not in (int(path.name), parent(path)) and command(path) == line:
+            if (
+                run.pid not in (int(path.name), parent(path))
+                and command(path) == line
+                and not is_keeper(path)
+            ):
                 return int(path.name)
     raise AssertionError("no supervisor")
 
@@ -28,6 +34,14 @@ def parent(path: Path) -> int:
         return int((path / "stat").read_text().rsplit(") ", 1)[1].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
+
+
+def is_keeper(path: Path) -> bool:
+    """Whether a process keeps the calls of a supervisor that is killed."""
+    try:
+        return (path / "comm").read_text().strip() == keeper.NAME
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def command(path: Path) -> bytes:

@@ -244,7 +244,7 @@ def vgpu(fresh_lab: MountedLab) -> Iterator[Vgpu]:
 
 
 def test_a_supervisor_that_dies_later_says_why(vgpu: Vgpu, compile_client: Compile) -> None:
-    """From then on the call fails with ENOSYS, as the kernel has it for a filter without a listener."""
+    """From then on the call fails as on the bare mount."""
     program = compile_client("handover")
     with started("--mount", vgpu.lab.path, "--", program, vgpu.group, vgpu.name, "after") as run:
         assert said(run) == "ready\n"

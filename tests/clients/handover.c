@@ -198,7 +198,7 @@ static void after(void)
 	good(group, name);
 	puts("ready");
 	wait_for_line();
-	FAILS(get(group, name), ENOSYS);
+	FAILS(get(group, name), EOPNOTSUPP);
 }
 
 /* The stranger: a FUSE mount of one file, and its server, a process of its own. */

@@ -36,6 +36,7 @@ from ioctl_shim.seccomp import SeccompListener
 from ioctl_shim.takers import DescriptorStats, Takers
 from vfsfuse.run import namespace
 from vfsfuse.run.calls import CallTakers
+from vfsfuse.run.keeper import Keeper
 from vfsfuse.run.labinfo import LabInfo
 from vfsfuse.run.lablog import LabLog
 from vfsfuse.run.privatelab import PrivateLab
@@ -219,7 +220,7 @@ def _report(error: BaseException, talk: socket.socket, stderr: ProgramStderr) ->
             talk.send(FAILED + f"the supervisor has died ({why})".encode()[:_MESSAGE_BYTES])
         return
     traceback.print_exc(file=sys.stderr)  # into the log
-    stderr.say(f"the supervisor has died ({why}): VFIO_GROUP_GET_DEVICE_FD fails with ENOSYS from now on")
+    stderr.say(f"the supervisor has died ({why}): files are as on the bare mount from now on")
     stderr.finish()
 
 
@@ -243,7 +244,9 @@ def _serve_run(
     relay = _relay(fds[1:], root, stderr) if fds[1:] else None
     stats = DescriptorStats(listener, root, plan.stat_paths)
     answers = Answers(listener, root, NodeStats(stats, info), stderr.say_once)
-    calls = CallTakers(Takers(listener, stats), answers.answer)
+    takers = Takers(listener, stats)
+    calls = CallTakers(takers, answers.answer)
+    keeper = Keeper(listener, takers)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     os.chdir("/")
     if lab:
@@ -257,12 +260,10 @@ def _serve_run(
         relay.start()
     talk.send(ARMED)
     talk.close()
-    try:
-        _watch(listener, calls, lab, stderr)
-        if tracer:
-            tracer.drain(lab)
-    finally:
-        listener.close()
+    _watch(listener, calls, lab, stderr)  # if it fails, calls are answered until this process ends
+    keeper.wait()
+    if tracer:
+        tracer.drain(lab)
 
 
 def _relay(descriptors: list[int], root: int, stderr: ProgramStderr) -> UdevRelay:

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that keeps a program of `vfsfuse run` going when the supervisor is killed.
+
+Without a listener the kernel fails every caught call with ENOSYS, and no program could start, since each asks
+what its libraries are by fstat(2).  The keeper is a child of the supervisor with the same listener.  Once the
+supervisor is dead, in any way, it lets the kernel carry out all calls, also those that the supervisor had at
+hand (native/takers.c).  It ends with the last thread under the filter.
+
+It is forked before the supervisor has threads that Python knows of, and runs C only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+from ioctl_shim.seccomp import SeccompListener
+from ioctl_shim.takers import Takers
+
+NAME = "vfsfuse-keeper"
+"""Of the process, in /proc/PID/comm."""
+
+
+class Keeper:
+    """The keeper of the calls that `takers` take from `listener`, for this process."""
+
+    def __init__(self, listener: SeccompListener, takers: Takers) -> None:
+        """Start it.  Raises OSError."""
+        supervisor = os.pidfd_open(os.getpid())
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                _be_alone({listener.fd, supervisor})
+                takers.keep(supervisor)
+            finally:
+                os._exit(0)
+        os.close(supervisor)
+
+    def wait(self) -> None:
+        """The last thread under the filter has ended: wait until the keeper has, too."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
+
+
+def _be_alone(keep: set[int]) -> None:
+    """Hold nothing but `keep`, and die of signals as any process."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write(NAME)
+    nothing = os.open("/dev/null", os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
+    for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, *keep}:
+        with contextlib.suppress(OSError):  # the descriptor that listed them
+            os.close(fd)
