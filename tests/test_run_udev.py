@@ -156,6 +156,21 @@ udevadm info -q property -p {GPU}/{UUID} | grep USEC_INITIALIZED
     assert int(done.stdout.split("=")[1]) > 0
 
 
+def test_udev_finds_devices_by_their_nodes_with_stat_paths() -> None:
+    need("udevadm", "udev")
+    script = f"""
+echo {UUID} >{GPU}/mdev_supported_types/vgpu-8/create
+group=$(basename $(readlink {GPU}/{UUID}/iommu_group))
+udevadm wait --timeout=20 /dev/iommu /dev/vfio/$group
+udevadm info -q property -n /dev/vfio/$group | grep -x DEVNAME=/dev/vfio/$group
+udevadm info -q path -n /dev/iommu
+"""
+    done = vfsfuse("run", "--udev", "--stat-paths", "--", "sh", "-euc", script)
+    assert (done.returncode, done.stderr) == (0, "")
+    name, path = done.stdout.splitlines()
+    assert name.startswith("DEVNAME=/dev/vfio/") and path == "/devices/virtual/misc/iommu"
+
+
 def test_the_network_is_the_programs_own() -> None:
     script = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(socket.if_nameindex());"
     script += "socket.create_connection(s.getsockname())"
