@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes of a lab as a program of `vfsfuse run` sees them, and what clients/stat_client.c says of them."""
+"""Nodes of a lab as a program of `vfsfuse run` sees them, and what clients/stat_ways.c says of them."""
 
 from __future__ import annotations
 

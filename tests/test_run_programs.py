@@ -30,7 +30,7 @@ def nodes(lab: MountedLab) -> Iterator[Nodes]:
 
 @pytest.fixture(params=[(), ("-static",)], ids=["dynamic", "static"])
 def client(request: pytest.FixtureRequest, compile_client: Compile) -> Path:
-    return compile_client("stat_client", *request.param)
+    return compile_client("stat_ways", *request.param)
 
 
 def test_c_finds_character_devices(nodes: Nodes, client: Path) -> None:

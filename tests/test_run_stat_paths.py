@@ -28,7 +28,7 @@ def nodes(lab: MountedLab) -> Iterator[Nodes]:
 def test_all_other_files_are_what_they_are(
     nodes: Nodes, compile_client: Callable[..., Path], tmp_path: Path
 ) -> None:
-    client, paths = compile_client("stat_client"), others(nodes, tmp_path)
+    client, paths = compile_client("stat_ways"), others(nodes, tmp_path)
     said = ways(nodes.run(client, *paths, options=BY_PATH))
     assert said == {key: Said(told.errno, told.inside) for key, told in outside(client, *paths).items()}
 

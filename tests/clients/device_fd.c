@@ -14,6 +14,7 @@
  * Says "ok" at the end; exits with 2 for another MODE.
  */
 #define _GNU_SOURCE
+#include "check.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vfio.h>
@@ -31,15 +32,6 @@
 
 static int container, group;
 static const char *name;
-
-#define CHECK(what) \
-	do { \
-		if (!(what)) { \
-			fprintf(stderr, "line %d: %s (errno %d, %s)\n", __LINE__, #what, errno, strerror(errno)); \
-			exit(1); \
-		} \
-	} while (0)
-#define FAILS(call, error) CHECK((errno = 0, (call) == -1) && errno == (error))
 
 static int get(int fd, const void *string)
 {

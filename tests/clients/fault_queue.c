@@ -10,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include "../../examples/iommufd.h"
+#include "check.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -20,15 +21,6 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
-
-#define CHECK(what) \
-	do { \
-		if (!(what)) { \
-			fprintf(stderr, "line %d: %s (errno %d, %s)\n", __LINE__, #what, errno, strerror(errno)); \
-			exit(1); \
-		} \
-	} while (0)
-#define FAILS(error, call) CHECK((errno = 0, (call) < 0) && errno == (error))
 
 #ifndef IOMMU_FAULT_QUEUE_ALLOC
 #define IOMMU_HWPT_ALLOC _IO(IOMMUFD_TYPE, 0x89)
@@ -123,17 +115,17 @@ static void use_a_queue(void)
 
 	CHECK(first.out_fault_id != second.out_fault_id && first.out_fault_fd != second.out_fault_fd);
 	CHECK(read(queue, buffer, 2 * sizeof(fault_t)) == 0 && read(queue, buffer, 0) == 0);
-	FAILS(ESPIPE, read(queue, buffer, sizeof(fault_t) - 1));
-	FAILS(ESPIPE, write(queue, buffer, sizeof(response_t) + 1));
-	FAILS(EINVAL, write(queue, buffer, sizeof(response_t)));
-	FAILS(ESPIPE, lseek(queue, 0, SEEK_CUR));
-	FAILS(ESPIPE, pread(queue, buffer, sizeof(fault_t), 0));
-	FAILS(ENOTTY, ioctl(queue, IOMMU_DESTROY, buffer));
+	FAILS(read(queue, buffer, sizeof(fault_t) - 1), ESPIPE);
+	FAILS(write(queue, buffer, sizeof(response_t) + 1), ESPIPE);
+	FAILS(write(queue, buffer, sizeof(response_t)), EINVAL);
+	FAILS(lseek(queue, 0, SEEK_CUR), ESPIPE);
+	FAILS(pread(queue, buffer, sizeof(fault_t), 0), ESPIPE);
+	FAILS(ioctl(queue, IOMMU_DESTROY, buffer), ENOTTY);
 	CHECK(mmap(NULL, PAGE, PROT_READ, MAP_SHARED, queue, 0) == MAP_FAILED && errno == ENODEV);
 	CHECK(events(queue, 0) == POLLOUT);
-	FAILS(EBUSY, destroy(first.out_fault_id));
+	FAILS(destroy(first.out_fault_id), EBUSY);
 	CHECK(!close(queue) && !destroy(first.out_fault_id));
-	FAILS(ENOENT, destroy(first.out_fault_id));
+	FAILS(destroy(first.out_fault_id), ENOENT);
 	CHECK(!close((int)second.out_fault_fd) && !destroy(second.out_fault_id));
 }
 
@@ -148,21 +140,21 @@ static void refuse(void)
 	struct rlimit limit, none;
 
 	CHECK(!destroy(next) && page != MAP_FAILED && null == free_fd && !close(null));
-	FAILS(EOPNOTSUPP, ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, &asked));
+	FAILS(ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, &asked), EOPNOTSUPP);
 	asked.size = sizeof(asked) - 4;
-	FAILS(EINVAL, ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, &asked));
-	FAILS(EFAULT, ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, NULL));
-	FAILS(EBADF, ioctl(-1, IOMMU_FAULT_QUEUE_ALLOC, &asked));
-	FAILS(ENOTTY, ioctl(0, IOMMU_FAULT_QUEUE_ALLOC, &asked));
+	FAILS(ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, &asked), EINVAL);
+	FAILS(ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, NULL), EFAULT);
+	FAILS(ioctl(-1, IOMMU_FAULT_QUEUE_ALLOC, &asked), EBADF);
+	FAILS(ioctl(0, IOMMU_FAULT_QUEUE_ALLOC, &asked), ENOTTY);
 	longer.tail[15] = 1;
-	FAILS(E2BIG, ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, &longer));
-	FAILS(ENOENT, ioctl(iommufd, IOMMU_VEVENTQ_ALLOC, &events_of));
+	FAILS(ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, &longer), E2BIG);
+	FAILS(ioctl(iommufd, IOMMU_VEVENTQ_ALLOC, &events_of), ENOENT);
 	events_of.veventq_depth = 0;
-	FAILS(EINVAL, ioctl(iommufd, IOMMU_VEVENTQ_ALLOC, &events_of));
+	FAILS(ioctl(iommufd, IOMMU_VEVENTQ_ALLOC, &events_of), EINVAL);
 
 	page->size = sizeof(*page); /* a struct that cannot be written */
 	CHECK(!mprotect(page, PAGE, PROT_READ));
-	FAILS(EFAULT, ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, page));
+	FAILS(ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, page), EFAULT);
 	CHECK(next_fd() == free_fd && page->out_fault_id == 0);
 
 	CHECK(!getrlimit(RLIMIT_NOFILE, &limit));
@@ -170,7 +162,7 @@ static void refuse(void)
 	none.rlim_cur = (rlim_t)free_fd;
 	CHECK(!setrlimit(RLIMIT_NOFILE, &none));
 	asked = (struct iommu_fault_alloc){.size = sizeof(asked)};
-	FAILS(EMFILE, ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, &asked));
+	FAILS(ioctl(iommufd, IOMMU_FAULT_QUEUE_ALLOC, &asked), EMFILE);
 	CHECK(!setrlimit(RLIMIT_NOFILE, &limit) && asked.out_fault_id == 0 && asked.out_fault_fd == 0);
 
 	longer.tail[15] = 0;
@@ -280,7 +272,7 @@ static void respond(int queue, uint32_t cookie, uint32_t code)
 	response_t response = {.cookie = cookie, .code = code};
 
 	CHECK(write(queue, &response, sizeof(response)) == sizeof(response));
-	FAILS(EINVAL, write(queue, &response, sizeof(response))); /* it has been answered */
+	FAILS(write(queue, &response, sizeof(response)), EINVAL); /* it has been answered */
 }
 
 static void give_pages(void)
@@ -295,7 +287,7 @@ static void give_pages(void)
 		.pt_id = ioas, .fault_id = ioas};
 	response_t unknown = {.code = 9};
 
-	FAILS(ENOENT, ioctl(iommufd, IOMMU_HWPT_ALLOC, &missing));
+	FAILS(ioctl(iommufd, IOMMU_HWPT_ALLOC, &missing), ENOENT);
 	struct iommu_hwpt_alloc hwpt = hwpt_with(id, ioas, queue.out_fault_id);
 	ask(IOVA, 1);
 	CHECK(status() == 0xff); /* attached to nothing */
@@ -307,7 +299,7 @@ static void give_pages(void)
 	ask(IOVA, 2);
 	fault_t fault = next_fault(fd, id, 2);
 	unknown.cookie = fault.cookie;
-	FAILS(EINVAL, write(fd, &unknown, sizeof(unknown)));
+	FAILS(write(fd, &unknown, sizeof(unknown)), EINVAL);
 	*memory = 41;
 	CHECK(!ioctl(iommufd, IOMMU_IOAS_MAP, &map));
 	respond(fd, fault.cookie, SUCCESS);
@@ -321,14 +313,14 @@ static void give_pages(void)
 	fault = next_fault(fd, id, 1);
 	detach();
 	CHECK(status() == REFUSED);
-	FAILS(EINVAL, write(fd, &(response_t){.cookie = fault.cookie}, sizeof(response_t)));
+	FAILS(write(fd, &(response_t){.cookie = fault.cookie}, sizeof(response_t)), EINVAL);
 	CHECK(!attach(hwpt.out_hwpt_id));
 	ask(IOVA, 1);
 	CHECK(events(fd, 10000) & POLLIN);
 	CHECK(!attach(ioas) && status() == REFUSED && events(fd, 0) == POLLOUT);
 
 	CHECK(!close(fd));
-	FAILS(EBUSY, destroy(queue.out_fault_id)); /* the HWPT has it */
+	FAILS(destroy(queue.out_fault_id), EBUSY); /* the HWPT has it */
 	CHECK(!destroy(hwpt.out_hwpt_id) && !destroy(queue.out_fault_id));
 
 	queue = new_queue();
@@ -345,9 +337,9 @@ static void give_none(void)
 	struct iommu_fault_alloc queue = new_queue();
 	struct iommu_hwpt_alloc hwpt = hwpt_with(id, ioas, queue.out_fault_id);
 
-	FAILS(ENODEV, attach(hwpt.out_hwpt_id));
+	FAILS(attach(hwpt.out_hwpt_id), ENODEV);
 	CHECK(!attach(ioas));
-	FAILS(ENODEV, attach(hwpt.out_hwpt_id));
+	FAILS(attach(hwpt.out_hwpt_id), ENODEV);
 }
 
 int main(int argc, char **argv)

@@ -8,6 +8,7 @@
  * a fence: it writes a word to the memory of this program and raises the interrupt of vector 0.
  */
 #include "../../examples/iommufd.h"
+#include "check.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -19,13 +20,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define CHECK(what) \
-	do { \
-		if (!(what)) { \
-			fprintf(stderr, "line %d: %s (errno %d, %s)\n", __LINE__, #what, errno, strerror(errno)); \
-			exit(1); \
-		} \
-	} while (0)
 enum { PAGE = 4096, IOVA = 1 << 30, ENGINE = 0x1000, VALID = 1, WRITABLE = 2, RESET = 2, ENABLE = 1, FENCE = 4, INTERRUPT = 1 };
 static const uint64_t SYSTEM = 1ull << 40;
 static int device;

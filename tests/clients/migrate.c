@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include "../../examples/iommufd.h"
+#include "check.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -18,14 +19,6 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define CHECK(what) \
-	do { \
-		if (!(what)) { \
-			fprintf(stderr, "line %d: %s (errno %d, %s)\n", __LINE__, #what, errno, strerror(errno)); \
-			exit(1); \
-		} \
-	} while (0)
-#define FAILS(error, call) CHECK((errno = 0, (call) < 0) && errno == (error))
 enum { PAGE = 4096, VALUE = 0, COUNT = 4, ERROR = 0, STOP = 1, RUNNING = 2, STOP_COPY = 3, RESUMING = 4, P2P = 5, STATE_SIZE = 12 };
 
 struct state {
@@ -93,19 +86,19 @@ static void move_state(int from, int to)
 	usleep(20000);
 	CHECK(saved >= 0 && get(from, COUNT) == count && state_of(from) == STOP_COPY);
 	CHECK(change(from, STOP_COPY) == -1); /* it is there already */
-	FAILS(ESPIPE, lseek(saved, 0, SEEK_CUR));
-	FAILS(EBADF, write(saved, data, 1));
-	CHECK(read(saved, data, 5) == 5 && read(saved, data + 5, sizeof(data)) == STATE_SIZE - 5);
+	FAILS(lseek(saved, 0, SEEK_CUR), ESPIPE);
+	FAILS(write(saved, data, 1), EBADF);
+	CHECK(read(saved, data, 5) == 5 && read(saved, data + 5, sizeof(data) - 5) == STATE_SIZE - 5);
 	CHECK(read(saved, data, sizeof(data)) == 0);
 	CHECK(change(from, STOP) == -1);
-	FAILS(ENODEV, read(saved, data + 32, 1));
+	FAILS(read(saved, data + 32, 1), ENODEV);
 	CHECK(!close(saved));
 
 	int loaded = change(to, RESUMING);
-	FAILS(EBADF, read(loaded, data + 32, 1));
+	FAILS(read(loaded, data + 32, 1), EBADF);
 	CHECK(write(loaded, data, 7) == 7 && write(loaded, data + 7, STATE_SIZE - 7) == STATE_SIZE - 7);
 	CHECK(change(to, RUNNING) == -1 && get(to, VALUE) == 4711 && get(to, COUNT) >= count);
-	FAILS(ENODEV, write(loaded, data, 1));
+	FAILS(write(loaded, data, 1), ENODEV);
 	CHECK(!close(loaded));
 	while (get(to, COUNT) == count)
 		usleep(1000);
@@ -120,40 +113,40 @@ static void refuse(int device)
 	struct rlimit limit, none;
 
 	CHECK(page != MAP_FAILED && container >= 0 && free_fd >= 0 && !close(free_fd));
-	FAILS(EINVAL, ioctl(device, VFIO_DEVICE_FEATURE, &bad));
+	FAILS(ioctl(device, VFIO_DEVICE_FEATURE, &bad), EINVAL);
 	bad = asked(ERROR);
-	FAILS(EINVAL, ioctl(device, VFIO_DEVICE_FEATURE, &bad));
+	FAILS(ioctl(device, VFIO_DEVICE_FEATURE, &bad), EINVAL);
 	bad = asked(STOP_COPY);
 	bad.argsz = sizeof(bad) - 1;
-	FAILS(EINVAL, ioctl(device, VFIO_DEVICE_FEATURE, &bad));
-	FAILS(EFAULT, ioctl(device, VFIO_DEVICE_FEATURE, NULL));
+	FAILS(ioctl(device, VFIO_DEVICE_FEATURE, &bad), EINVAL);
+	FAILS(ioctl(device, VFIO_DEVICE_FEATURE, NULL), EFAULT);
 	probe.flags |= VFIO_DEVICE_FEATURE_PROBE;
 	CHECK(!ioctl(device, VFIO_DEVICE_FEATURE, &probe) && state_of(device) == RUNNING);
-	FAILS(ENOTTY, ioctl(0, VFIO_DEVICE_FEATURE, &probe));
-	FAILS(EINVAL, ioctl(container, VFIO_IOMMU_DIRTY_PAGES, &pages)); /* the same number; no IOMMU is set */
+	FAILS(ioctl(0, VFIO_DEVICE_FEATURE, &probe), ENOTTY);
+	FAILS(ioctl(container, VFIO_IOMMU_DIRTY_PAGES, &pages), EINVAL); /* the same number; no IOMMU is set */
 
 	*page = asked(STOP_COPY); /* as on Linux, the device has changed its state all the same */
 	CHECK(!mprotect(page, PAGE, PROT_READ));
-	FAILS(EFAULT, ioctl(device, VFIO_DEVICE_FEATURE, page));
+	FAILS(ioctl(device, VFIO_DEVICE_FEATURE, page), EFAULT);
 	CHECK(state_of(device) == STOP_COPY && change(device, RUNNING) == -1);
 	CHECK(!getrlimit(RLIMIT_NOFILE, &limit));
 	none = limit;
 	none.rlim_cur = (rlim_t)free_fd;
 	bad = asked(STOP_COPY);
 	CHECK(!setrlimit(RLIMIT_NOFILE, &none));
-	FAILS(EMFILE, ioctl(device, VFIO_DEVICE_FEATURE, &bad));
+	FAILS(ioctl(device, VFIO_DEVICE_FEATURE, &bad), EMFILE);
 	CHECK(!setrlimit(RLIMIT_NOFILE, &limit) && state_of(device) == STOP_COPY && change(device, STOP) == -1);
 
 	loaded = change(device, RESUMING);
 	CHECK(write(loaded, "nonsense", 8) == 8);
 	bad = asked(STOP);
-	FAILS(EINVAL, ioctl(device, VFIO_DEVICE_FEATURE, &bad));
+	FAILS(ioctl(device, VFIO_DEVICE_FEATURE, &bad), EINVAL);
 	CHECK(state_of(device) == ERROR);
-	FAILS(EINVAL, ioctl(device, VFIO_DEVICE_FEATURE, &bad));
+	FAILS(ioctl(device, VFIO_DEVICE_FEATURE, &bad), EINVAL);
 	CHECK(!ioctl(device, VFIO_DEVICE_RESET) && state_of(device) == RUNNING && !close(loaded));
 	loaded = change(device, STOP_COPY);
 	CHECK(!ioctl(device, VFIO_DEVICE_RESET) && state_of(device) == RUNNING);
-	FAILS(ENODEV, read(loaded, &bad, 1));
+	FAILS(read(loaded, &bad, 1), ENODEV);
 	CHECK(!close(loaded) && !close(container));
 }
 

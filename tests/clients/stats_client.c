@@ -15,6 +15,7 @@
  * Says "ok" at the end; exits with 2 for another MODE.
  */
 #define _GNU_SOURCE
+#include "check.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vfio.h>
@@ -37,16 +38,6 @@ enum { THREADS = 16, ROUNDS = 300 };
 static const char *path;
 static struct stat expected;
 static int fd, plain;
-
-#define CHECK(what) \
-	do { \
-		if (!(what)) { \
-			fprintf(stderr, "line %d: %s (errno %d, %s)\n", __LINE__, #what, errno, strerror(errno)); \
-			exit(1); \
-		} \
-	} while (0)
-
-#define FAILS(call, error) CHECK((call) == -1 && errno == (error))
 
 /* By the system call, whatever the C library makes of its functions. */
 static long by_fstat(int of, struct stat *to) { return syscall(SYS_fstat, of, to); }

@@ -8,6 +8,7 @@
  * RESOURCE0 is the sysfs file of BAR 0.  DEVDIR/vfio is VFIO's container, or iommufd's, which refuses some things by
  * another errno.
  */
+#include "check.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vfio.h>
@@ -22,15 +23,6 @@
 
 static const char *devdir = "/dev/vfio", *group_number, *name, *resource0;
 static int iommufd; /* the container is iommufd's */
-
-#define CHECK(what) \
-	do { \
-		if (!(what)) { \
-			fprintf(stderr, "line %d: %s (errno %d, %s)\n", __LINE__, #what, errno, strerror(errno)); \
-			exit(1); \
-		} \
-	} while (0)
-#define FAILS(call, error) CHECK((errno = 0, (call) == -1) && errno == (error))
 
 static int open_node(const char *what)
 {

@@ -2,7 +2,7 @@
 /*
  * What fstat(2), newfstatat(2) and statx(2) say of descriptors, called well and badly:
  *
- *   stat_client FILE...
+ *   stat_ways FILE...
  *
  * FILE is opened; CONTAINER,GROUP,NAME is the device of a group, by VFIO_GROUP_GET_DEVICE_FD.  For each file there
  * is a line for each row of `ways`:
@@ -12,6 +12,7 @@
  * with the errno's name, or OK and the members.  Nothing else is on stdout.
  */
 #define _GNU_SOURCE
+#include "check.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vfio.h>
@@ -24,14 +25,6 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
-
-#define CHECK(what) \
-	do { \
-		if (!(what)) { \
-			fprintf(stderr, "line %d: %s (errno %d, %s)\n", __LINE__, #what, errno, strerror(errno)); \
-			exit(1); \
-		} \
-	} while (0)
 
 enum { PAGE = 4096, NOWHERE = 8, BOTH = AT_STATX_FORCE_SYNC | AT_STATX_DONT_SYNC };
 static char *pages; /* one that can be written, one without access, one that can be read */
