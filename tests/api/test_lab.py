@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -451,6 +452,28 @@ def test_programs_find_the_lab(tmp_path: Path) -> None:
         with lab.popen(["cat", "/proc/self/stat"], stdout=subprocess.PIPE, text=True) as process:
             assert process.args == ["cat", "/proc/self/stat"]
             assert process.stdout is not None and int(process.stdout.read().split()[0]) == process.pid
+
+
+def test_programs_get_what_options_of_run_give() -> None:
+    with Lab() as lab:
+        is_device, network = ["test", "-c", "/dev/vfio/vfio"], ["readlink", "/proc/self/ns/net"]
+        assert [lab.run(is_device, stat_paths=asked).returncode for asked in (False, True)] == [1, 0]
+        ours = os.readlink("/proc/self/ns/net")
+        assert ours not in lab.run(network, udev=True, capture_output=True, text=True).stdout
+        with lab.popen(network, udev=True, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stdout.read() not in ("", f"{ours}\n")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_program_is_told_of_the_end_of_its_lab_unless_it_is_quiet(quiet: bool) -> None:
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with Lab() as lab, lab.popen("echo up; cat", shell=True, quiet=quiet, text=True, **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        assert process.stderr is not None
+        lab.kill()
+        said = "" if quiet else process.stderr.readline()
+        assert ("has ended" in said) != quiet
+        assert process.communicate()[1] == ""
 
 
 def test_a_lab_comes_from_standard_input(tmp_path: Path) -> None:

@@ -285,35 +285,59 @@ class Lab:
     # ---- programs ----
 
     def run(
-        self, argv: Sequence[Argument] | Argument, *, check: bool = False, **more: Any
+        self,
+        argv: Sequence[Argument] | Argument,
+        *,
+        check: bool = False,
+        quiet: bool = False,
+        stat_paths: bool = False,
+        udev: bool = False,
+        **more: Any,
     ) -> subprocess.CompletedProcess[Any]:
         """Run a program that finds this lab at /sys and /dev (`vfsfuse run`), and wait for it.
 
-        `check` and `more` are arguments of subprocess.run, which raises what it raises there.  If the lab
-        cannot be shown to the program, the exit status is 125, and stderr says why."""
+        `quiet`, `stat_paths` and `udev` are options of `vfsfuse run`.  `check` and `more` are arguments of
+        subprocess.run, which raises what it raises there.  If the lab cannot be shown to the program, the
+        exit status is 125, and stderr says why."""
+        words = self._run(argv, _options(quiet, stat_paths, udev), **more)
         try:
-            done = subprocess.run(self._run(argv, **more), check=check, **{**more, "shell": False})
+            done = subprocess.run(words, check=check, **{**more, "shell": False})
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             error.cmd = argv
             raise
         done.args = argv
         return done
 
-    def popen(self, argv: Sequence[Argument] | Argument, **more: Any) -> subprocess.Popen[Any]:
+    def popen(
+        self,
+        argv: Sequence[Argument] | Argument,
+        *,
+        quiet: bool = False,
+        stat_paths: bool = False,
+        udev: bool = False,
+        **more: Any,
+    ) -> subprocess.Popen[Any]:
         """Start a program as `run` does.  The process is the program itself; `more` are arguments of
         subprocess.Popen."""
-        process = subprocess.Popen(self._run(argv, **more), **{**more, "shell": False})
+        words = self._run(argv, _options(quiet, stat_paths, udev), **more)
+        process = subprocess.Popen(words, **{**more, "shell": False})
         process.args = argv
         return process
 
     def _run(
-        self, argv: Sequence[Argument] | Argument, shell: bool = False, **more: object
+        self, argv: Sequence[Argument] | Argument, options: list[str], shell: bool = False, **more: object
     ) -> list[Argument]:
         """The argv that runs a program in the lab; a line for the shell, if it is one."""
         single = isinstance(argv, str | bytes | os.PathLike)
         program: list[Argument] = [argv] if single else list(argv)  # type: ignore[list-item, arg-type]
         told = ["/bin/sh", "-c", *program] if shell else program
-        return [*command("run", "--mount", str(self.path), "--"), *told]
+        return [*command("run", *options, "--mount", str(self.path), "--"), *told]
+
+
+def _options(quiet: bool, stat_paths: bool, udev: bool) -> list[str]:
+    """The options of `vfsfuse run` that are asked for."""
+    asked = {"--quiet": quiet, "--stat-paths": stat_paths, "--udev": udev}
+    return [option for option, is_asked in asked.items() if is_asked]
 
 
 def _pid_of(path: Path) -> int:
