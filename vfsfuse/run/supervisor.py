@@ -237,11 +237,8 @@ def _serve_run(
         tracer.offer(root)
     info = _lab_info(root)
     talk.send(READY + bytes([info.flags()]))
-    message, fds, _, _ = socket.recv_fds(talk, _MESSAGE_BYTES, _DESCRIPTORS)
-    if message != FILTER:
-        raise ConnectionResetError("no listener came")
-    listener = SeccompListener(fds[0])
-    relay = _relay(fds[1:], root, stderr) if fds[1:] else None
+    listener, udev = _received(talk)
+    relay = _relay(udev, root, stderr) if udev else None
     stats = DescriptorStats(listener, root, plan.stat_paths)
     answers = Answers(listener, root, NodeStats(stats, info), stderr.say_once)
     takers = Takers(listener, stats)
@@ -249,12 +246,7 @@ def _serve_run(
     keeper = Keeper(listener, takers)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     os.chdir("/")
-    if lab:
-        log.follow(whole=False, ended="")  # the private lab tells both by itself
-    else:
-        log.follow(
-            whole=bool(plan.log), ended=f"the server of {plan.lab} has ended: its files fail from now on"
-        )
+    _follow(log, plan)
     calls.start()
     if relay:
         relay.start()
@@ -264,6 +256,23 @@ def _serve_run(
     keeper.wait()
     if tracer:
         tracer.drain(lab)
+
+
+def _received(talk: socket.socket) -> tuple[SeccompListener, list[int]]:
+    """What `run` sends with FILTER: the listener, and the descriptors of UdevFiles for --udev."""
+    message, fds, _, _ = socket.recv_fds(talk, _MESSAGE_BYTES, _DESCRIPTORS)
+    if message != FILTER:
+        raise ConnectionResetError("no listener came")
+    return SeccompListener(fds[0]), fds[1:]
+
+
+def _follow(log: LabLog, plan: RunPlan) -> None:
+    """Pass the lab's log on.  A private lab passes on its whole log by itself, and why it has ended."""
+    if plan.lab:
+        ended = f"the server of {plan.lab} has ended: its files fail from now on"
+        log.follow(whole=bool(plan.log), ended=ended)
+    else:
+        log.follow(whole=False, ended="")
 
 
 def _relay(descriptors: list[int], root: int, stderr: ProgramStderr) -> UdevRelay:
