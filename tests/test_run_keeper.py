@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.commands import ROOT, SECONDS, VFSFUSE
 from tests.labs import MountedLab, Vgpu
 from tests.supervisors import supervisor_of
 from tests.waiting import wait_for
+from vfsfuse.run import syscalls
 
 
 @pytest.fixture
@@ -35,9 +38,12 @@ for line in sys.stdin:
 
 
 @contextmanager
-def asking(vgpu: Vgpu) -> Iterator[subprocess.Popen[str]]:
+def asking(
+    vgpu: Vgpu, script: str = ASKING, *options: str, more: str = ""
+) -> Iterator[subprocess.Popen[str]]:
     """A program that asks what a node is, and starts another program, for each line."""
-    command = [*VFSFUSE, "run", "--mount", str(vgpu.lab.path), "--", "python3", "-c", ASKING, vgpu.group]
+    lab = ["--mount", str(vgpu.lab.path)]
+    command = [*VFSFUSE, "run", *options, *lab, "--", "python3", "-c", script, vgpu.group, more]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as run:
         assert run.stdout is not None
@@ -98,6 +104,59 @@ def test_a_call_that_a_killed_supervisor_had_at_hand_goes_on(vgpu: Vgpu) -> None
             os.kill(vgpu.lab.pid, signal.SIGCONT)
         assert run.stdout is not None
         assert run.stdout.readline().split() == [oct(stat.S_IFREG | mode_of(vgpu)), "0"]
+
+
+BESIDE = """
+import os, subprocess, sys, threading
+def look():
+    try: os.stat(sys.argv[2] + "/vfio")
+    except OSError: pass
+print("ready", flush=True)
+sys.stdin.readline()
+threading.Thread(target=look).start()
+for line in sys.stdin:
+    print(subprocess.run(["sh", "-c", "ls / >/dev/null"]).returncode, flush=True)
+"""
+
+
+@contextmanager
+def silent_folder(path: Path) -> Iterator[int]:
+    """A FUSE mount on `path` whose server, who reads from the descriptor, answers nothing."""
+    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    syscalls.mount("silent", str(path), "fuse", 0, f"fd={fuse},rootmode=40000,user_id=0,group_id=0")
+    try:
+        _, _, unique = struct.unpack_from("=IIQ", os.read(fuse, 1 << 17))
+        init = struct.pack("=IIIIHHIIHHII24x", 7, 31, 0, 0, 12, 9, 4096, 1, 1, 0, 0, 0)
+        os.write(fuse, struct.pack("=IiQ", 16 + len(init), 0, unique) + init)
+        yield fuse
+    finally:
+        os.close(fuse)
+        syscalls.detach(str(path))
+
+
+@needs.root("mounting a file system whose server answers nothing")
+def test_a_thread_that_outlives_the_supervisor_holds_up_nobody(
+    vgpu: Vgpu, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It waits for a file system whose server has read its request, so not even SIGKILL ends it."""
+    folder = tmp_path_factory.mktemp("silent")
+    with silent_folder(folder) as fuse, asking(vgpu, BESIDE, "--stat-paths", more=str(folder)) as run:
+        try:
+            supervisor = supervisor_of(run)
+            assert run.stdin is not None
+            run.stdin.write("\n")
+            run.stdin.flush()
+            assert b"vfio" in os.read(fuse, 1 << 17)
+            os.kill(supervisor, signal.SIGKILL)
+            assert ask(run) == ["0"]
+            assert list(Path(f"/proc/{supervisor}/task").iterdir())
+        finally:
+            os.dup2(os.open("/dev/null", os.O_RDWR), fuse)  # the connection ends, and with it all waiting
+
+
+def test_the_keeper_holds_no_directory_of_the_caller(vgpu: Vgpu) -> None:
+    with asking(vgpu) as run:
+        assert os.readlink(f"/proc/{keeper_of(supervisor_of(run))}/cwd") == "/"
 
 
 def test_the_keeper_ends_with_its_run(vgpu: Vgpu) -> None:

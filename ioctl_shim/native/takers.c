@@ -21,9 +21,12 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -315,25 +318,45 @@ static void proceed_with_orphans(const struct shim_takers *takers)
 }
 
 /*
- * Be the keeper, in a child process of the supervisor: returns when no thread is under the filter any more.
- * `supervisor` is a pidfd.
+ * A descriptor that is readable once the thread that has forked this process is dead.  Another thread of the parent
+ * may outlive it, even SIGKILL, and then so does the process: a thread that waits for a file system whose server
+ * has read the request and never answers.  -1: there is none.
+ */
+static int death_of_parent(void)
+{
+	sigset_t death;
+
+	sigemptyset(&death);
+	sigaddset(&death, SIGUSR1);
+	if (sigprocmask(SIG_BLOCK, &death, NULL) < 0 || prctl(PR_SET_PDEATHSIG, SIGUSR1) < 0)
+		return -1;
+	return signalfd(-1, &death, SFD_CLOEXEC);
+}
+
+/*
+ * Be the keeper, in a child process that the supervisor's main thread has forked: returns when no thread is under the
+ * filter any more.  `supervisor` is a pidfd.
  */
 int shim_takers_keep(struct shim_takers *takers, int supervisor)
 {
-	struct pollfd fds[] = {{.fd = takers->listener}, {.fd = supervisor, .events = POLLIN}};
+	struct pollfd fds[] = {
+		{.fd = takers->listener},
+		{.fd = supervisor, .events = POLLIN},
+		{.fd = death_of_parent(), .events = POLLIN},
+	};
 	struct shim_seccomp_call call;
 
-	while (poll(fds, 2, -1) < 0)
+	while (poll(fds, 3, -1) < 0)
 		if (errno != EINTR)
 			return -errno;
 	if (!fds[0].revents)
 		proceed_with_orphans(takers);
 	fds[0].events = POLLIN;
-	fds[1].fd = -1;
+	fds[1].fd = fds[2].fd = -1;
 	while (!fds[0].revents || fds[0].revents & POLLIN) {
 		if (fds[0].revents && !shim_seccomp_receive(takers->listener, &call))
 			shim_seccomp_proceed(takers->listener, call.id);
-		if (poll(fds, 2, -1) < 0 && errno != EINTR)
+		if (poll(fds, 3, -1) < 0 && errno != EINTR)
 			return -errno;
 	}
 	return 0;

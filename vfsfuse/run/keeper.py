@@ -44,10 +44,11 @@ class Keeper:
 
 
 def _be_alone(keep: set[int]) -> None:
-    """Hold nothing but `keep`, and die of signals as any process."""
+    """Hold nothing but `keep`, also no directory of the caller's, and die of signals as any process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write(NAME)
+    os.chdir("/")
     nothing = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
