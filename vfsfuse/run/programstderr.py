@@ -105,9 +105,8 @@ class ProgramStderr:
         return self._waiting.popleft()
 
     def _say(self, message: str) -> None:
-        line = f"vfsfuse: run: {printable(' '.join(message.split()))}".encode(errors="backslashreplace")[
-            : MOST_BYTES - 1
-        ]
+        text = f"vfsfuse: run: {printable(' '.join(message.split()))}"
+        line = text.encode(errors="backslashreplace")[: MOST_BYTES - 1]
         deadline = time.monotonic() + PATIENCE
         while not self._write(line + b"\n") and time.monotonic() < deadline:
             time.sleep(TRY_SECONDS)
