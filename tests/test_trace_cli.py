@@ -256,7 +256,7 @@ def test_the_program_gets_no_descriptor_and_no_signal_of_ours(tmp_path: Path) ->
         (["trace", "-o", "/nowhere/trace", "--", "touch", "{}"], 125, "trace: /nowhere/trace: No such file"),
         (["run", "--trace", "/nowhere/trace", "--", "touch", "{}"], 125, "run: /nowhere/trace: No such file"),
         (["trace", "--mount", "/nowhere", "--", "touch", "{}"], 125, "run: /nowhere: No such file"),
-        (["trace", "--config", "/nowhere", "--", "touch", "{}"], 125, "mount: /nowhere: cannot be read"),
+        (["trace", "--config", "/nowhere", "--", "touch", "{}"], 125, "run: /nowhere: cannot be read"),
         (["trace", "--", "no-such-program"], 127, "run: no-such-program: No such file"),
         (["trace", "--", "/etc/passwd"], 126, "run: /etc/passwd: Permission denied"),
     ],
