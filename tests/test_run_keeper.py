@@ -163,3 +163,12 @@ def test_the_keeper_ends_with_its_run(vgpu: Vgpu) -> None:
     with asking(vgpu) as run:
         keeper = keeper_of(supervisor_of(run))
     wait_for_its_end(keeper)
+
+
+def test_a_keeper_that_is_stopped_holds_up_no_end(vgpu: Vgpu) -> None:
+    with asking(vgpu) as run:
+        supervisor = supervisor_of(run)
+        keeper = keeper_of(supervisor)
+        os.kill(keeper, signal.SIGSTOP)
+    wait_for_its_end(supervisor)
+    wait_for_its_end(keeper)

@@ -37,9 +37,11 @@ class Keeper:
                 os._exit(0)
         os.close(supervisor)
 
-    def wait(self) -> None:
-        """The last thread under the filter has ended: wait until the keeper has, too."""
-        with contextlib.suppress(ChildProcessError):
+    def end(self) -> None:
+        """The last thread under the filter has ended: end the keeper, which may be stopped, and wait for
+        that."""
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
 
 

@@ -253,7 +253,7 @@ def _serve_run(
     talk.send(ARMED)
     talk.close()
     _watch(listener, calls, lab, stderr)  # if it fails, calls are answered until this process ends
-    keeper.wait()
+    keeper.end()
     if tracer:
         tracer.drain(lab)
 
