@@ -20,6 +20,7 @@ from tests.labs import MountedLab
 from tests.supervisors import supervisor_of
 from tests.tool import need
 from tests.uevents import UUID, heard_by
+from vfsfuse import mounts
 from vfsfuse.ownfolder import SUFFIX, XATTR
 from vfsfuse.run.definitions import own_folder
 
@@ -74,6 +75,18 @@ def test_a_lab_of_this_user_has_its_folder(fresh_lab: MountedLab) -> None:
     named = os.fsdecode(os.getxattr(fresh_lab.path, XATTR))
     assert own_folder(str(fresh_lab.path), os.geteuid()) == named
     assert own_folder(str(fresh_lab.path), os.geteuid() + 1) == ""
+
+
+def test_a_disk_with_the_number_of_a_lab_is_no_lab(
+    fresh_lab: MountedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of disks and of other devices are counted apart: a loop device may be 7:51 and a lab 0:51."""
+    minor = os.minor(fresh_lab.path.stat().st_dev)
+    rows = mounts.table()
+    disk = mounts.parsed(f"1 1 7:{minor} / /snap/core ro - squashfs /dev/loop{minor} ro")
+    assert disk is not None
+    monkeypatch.setattr(mounts, "table", lambda: [disk, *rows])
+    assert own_folder(str(fresh_lab.path), os.geteuid()) != ""
 
 
 # ---- limits of the program ----

@@ -98,4 +98,5 @@ def own_folder(lab: str, user: int) -> str:
 def _user_of(lab: str) -> int:
     """The user who has mounted a lab, -1 for anything else.  Raises OSError."""
     minor = os.minor(file_id(lab).device)
-    return next((mount.user for mount in mounts.table() if mount.minor == minor), -1)
+    users = [mount.user for mount in mounts.table() if mount.is_of_lab and mount.minor == minor]
+    return users[0] if users else -1
