@@ -28,7 +28,7 @@ RUN = [*VFSFUSE, "run"]
 AS_NOBODY = [sys.executable, "-m", "tests.ordinary_user"]
 SECONDS = 20.0
 PROMPT = 3.0
-"""Two seconds are promised.  One more is for a busy machine and the start of two interpreters."""
+"""Two seconds are promised.  One more is for the start of two interpreters."""
 
 LAB = """\
 [models]
@@ -69,9 +69,18 @@ def refused(*command: str | Path, prefix: list[str] | None = None) -> str:
     words = [*(prefix or []), *RUN, *map(str, command)]
     begun = time.monotonic()
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=SECONDS, cwd=ROOT)
-    assert time.monotonic() - begun < PROMPT
+    assert is_prompt(time.monotonic() - begun)
     assert (done.returncode, done.stdout) == (125, "")
     return one_line(done.stderr)
+
+
+def is_prompt(seconds: float) -> bool:
+    """Whether something took no longer than PROMPT, or what a busy machine adds to that."""
+    if seconds < PROMPT:
+        return True
+    begun = time.monotonic()
+    vfsfuse("--version")
+    return seconds < PROMPT + 10 * (time.monotonic() - begun)
 
 
 @contextmanager
@@ -175,7 +184,7 @@ def test_a_supervisor_that_is_killed_before_the_program_starts(
         os.kill(supervisor, number)
         begun = time.monotonic()
         out, err = run.communicate(timeout=SECONDS)
-        assert time.monotonic() - begun < PROMPT
+        assert is_prompt(time.monotonic() - begun)
     assert (run.returncode, out) == (125, "")
     assert why in one_line(err)
 

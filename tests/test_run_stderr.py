@@ -157,9 +157,9 @@ def test_a_stderr_that_nobody_reads_holds_nothing_up(config: Path) -> None:
     )
     os.close(writer)
     assert done.stdout.endswith("done\n")
-    while text := os.read(reader, 65536):
-        assert set(text) == {ord("x")}
-    os.close(reader)
+    with open(reader, "rb") as pipe:
+        lines = pipe.read().lstrip(b"x").decode().splitlines()
+    assert all(line.startswith("vfsfuse: run: ") for line in lines)  # a line may wait for room for a moment
 
 
 def test_a_shell_has_another_stderr_while_it_starts_a_command(config: Path) -> None:
