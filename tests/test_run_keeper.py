@@ -20,6 +20,7 @@ from tests.labs import MountedLab, Vgpu
 from tests.supervisors import supervisor_of
 from tests.waiting import wait_for
 from vfsfuse.run import syscalls
+from vfsfuse.run.supervisor import PRIVATE_END, SHARED_END
 
 
 @pytest.fixture
@@ -172,3 +173,18 @@ def test_a_keeper_that_is_stopped_holds_up_no_end(vgpu: Vgpu) -> None:
         os.kill(keeper, signal.SIGSTOP)
     wait_for_its_end(supervisor)
     wait_for_its_end(keeper)
+
+
+@pytest.mark.parametrize("where", ["a mounted lab", "a private lab"])
+def test_it_is_said_that_the_supervisor_was_killed(fresh_lab: MountedLab, where: str) -> None:
+    lab = ["--mount", str(fresh_lab.path)] if where == "a mounted lab" else []
+    command = [*VFSFUSE, "run", *lab, "--", "sh", "-c", "echo ready; cat"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == "ready\n"
+        os.kill(supervisor_of(run), signal.SIGKILL)
+        said = SHARED_END if lab else PRIVATE_END
+        assert run.stderr.readline() == f"vfsfuse: run: {said}\n"
+        assert run.communicate(timeout=SECONDS)[1] == ""

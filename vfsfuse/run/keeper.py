@@ -4,35 +4,41 @@
 Without a listener the kernel fails every caught call with ENOSYS, and no program could start, since each asks
 what its libraries are by fstat(2).  The keeper is a child of the supervisor with the same listener.  Once the
 supervisor is dead, in any way, it lets the kernel carry out all calls, also those that the supervisor had at
-hand (native/takers.c).  It ends with the last thread under the filter.
+hand (native/takers.c), and says so.  It ends with the last thread under the filter.
 
-It is forked before the supervisor has threads that Python knows of, and runs C only.
+It is forked before the supervisor has threads that Python knows of.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 
 from ioctl_shim.seccomp import SeccompListener
 from ioctl_shim.takers import Takers
+from vfsfuse.run.programstderr import ProgramStderr
 
 NAME = "vfsfuse-keeper"
 """Of the process, in /proc/PID/comm."""
 
 
 class Keeper:
-    """The keeper of the calls that `takers` take from `listener`, for this process."""
+    """The keeper of the calls that `takers` take from `listener`, for this process.  Once this process is
+    dead, it says `end` on the program's stderr, unless this process has said why it ends."""
 
-    def __init__(self, listener: SeccompListener, takers: Takers) -> None:
+    def __init__(self, listener: SeccompListener, takers: Takers, stderr: ProgramStderr, end: str) -> None:
         """Start it.  Raises OSError."""
         supervisor = os.pidfd_open(os.getpid())
         self._pid = os.fork()
         if self._pid == 0:
             try:
-                _be_alone({listener.fd, supervisor})
+                _be_alone({listener.fd, supervisor, stderr.fd})
+                if _outlives(supervisor, listener.fd):
+                    stderr.say_for(end)
                 takers.keep(supervisor)
+                stderr.finish()
             finally:
                 os._exit(0)
         os.close(supervisor)
@@ -43,6 +49,14 @@ class Keeper:
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
+
+
+def _outlives(supervisor: int, listener: int) -> bool:
+    """Wait until the supervisor is dead (True), or the last thread under the filter."""
+    poll = select.poll()
+    poll.register(supervisor, select.POLLIN)
+    poll.register(listener, 0)  # for POLLHUP
+    return listener not in dict(poll.poll())
 
 
 def _be_alone(keep: set[int]) -> None:

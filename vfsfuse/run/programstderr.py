@@ -14,6 +14,7 @@ Any thread says a line; the state is under a lock.  Source: pidfd_getfd(2), pipe
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import select
 import threading
@@ -44,6 +45,7 @@ class ProgramStderr:
     def __init__(self, pid: int, quiet: bool = False) -> None:
         self.fd = os.pidfd_open(pid)
         self._stderr = _identity(_STDERR)
+        self._has_explained = mmap.mmap(-1, 1)  # shared with child processes
         self._quiet = quiet
         self._changed = threading.Condition()
         self._waiting: deque[str] = deque()
@@ -71,6 +73,16 @@ class ProgramStderr:
             if not told:
                 self._told.add(message)
         if not told:
+            self.say(message)
+
+    def say_last(self, message: str) -> None:
+        """`say` why this process ends."""
+        self._has_explained[0] = 1
+        self.say(message)
+
+    def say_for(self, message: str) -> None:
+        """`say` in a child process that its parent has ended, unless the parent has said why."""
+        if not self._has_explained[0]:
             self.say(message)
 
     def finish(self) -> None:

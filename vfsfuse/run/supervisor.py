@@ -60,6 +60,9 @@ COLDPLUG_SECONDS = 30.0
 LIMITS = ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_NPROC")
 """Limits that a shell sets for the program, and not for the supervisor and a private lab's server."""
 
+SHARED_END = "the supervisor was killed: files are as on the bare mount from now on"
+PRIVATE_END = "the supervisor was killed, and the private lab with it: its files fail from now on"
+
 _MESSAGE_BYTES = 4096
 _DESCRIPTORS = 4
 
@@ -220,7 +223,7 @@ def _report(error: BaseException, talk: socket.socket, stderr: ProgramStderr) ->
             talk.send(FAILED + f"the supervisor has died ({why})".encode()[:_MESSAGE_BYTES])
         return
     traceback.print_exc(file=sys.stderr)  # into the log
-    stderr.say(f"the supervisor has died ({why}): files are as on the bare mount from now on")
+    stderr.say_last(f"the supervisor has died ({why}): files are as on the bare mount from now on")
     stderr.finish()
 
 
@@ -243,7 +246,7 @@ def _serve_run(
     answers = Answers(listener, root, NodeStats(stats, info), stderr.say_once)
     takers = Takers(listener, stats)
     calls = CallTakers(takers, answers.answer)
-    keeper = Keeper(listener, takers)
+    keeper = Keeper(listener, takers, stderr, PRIVATE_END if lab else SHARED_END)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
     os.chdir("/")
     _follow(log, plan)
