@@ -74,7 +74,13 @@ class Takers:
         """The last thread under the filter has ended."""
         lib.shim_takers_end(self._native)
 
-    def keep(self, supervisor: int) -> None:
-        """Let the kernel carry out all calls once the process of the pidfd `supervisor` is dead; returns when
-        the last thread under the filter has ended.  For a child process that the supervisor has forked."""
-        lib.shim_takers_keep(self._native, supervisor)
+    def outlive(self, supervisor: int) -> bool:
+        """Wait until the process of the pidfd `supervisor` is dead, and have the kernel carry out the calls
+        that it had at hand.  False if the last thread under the filter has ended before.  For a child process
+        that the supervisor has forked."""
+        return bool(lib.shim_takers_outlive(self._native, supervisor))
+
+    def keep(self) -> None:
+        """After `outlive`: let the kernel carry out all calls.  Returns when the last thread under the filter
+        has ended."""
+        lib.shim_takers_keep(self._native)

@@ -334,29 +334,36 @@ static int death_of_parent(void)
 }
 
 /*
- * Be the keeper, in a child process that the supervisor's main thread has forked: returns when no thread is under the
- * filter any more.  `supervisor` is a pidfd.
+ * In a child process that the supervisor's main thread has forked: wait until the supervisor is dead, and let the calls
+ * that it had at hand go on.  `supervisor` is a pidfd.  1, or 0 if no thread is under the filter any more.
  */
-int shim_takers_keep(struct shim_takers *takers, int supervisor)
+int shim_takers_outlive(struct shim_takers *takers, int supervisor)
 {
 	struct pollfd fds[] = {
 		{.fd = takers->listener},
 		{.fd = supervisor, .events = POLLIN},
 		{.fd = death_of_parent(), .events = POLLIN},
 	};
-	struct shim_seccomp_call call;
 
 	while (poll(fds, 3, -1) < 0)
 		if (errno != EINTR)
 			return -errno;
-	if (!fds[0].revents)
-		proceed_with_orphans(takers);
-	fds[0].events = POLLIN;
-	fds[1].fd = fds[2].fd = -1;
-	while (!fds[0].revents || fds[0].revents & POLLIN) {
-		if (fds[0].revents && !shim_seccomp_receive(takers->listener, &call))
+	if (fds[0].revents)
+		return 0;
+	proceed_with_orphans(takers);
+	return 1;
+}
+
+/* Let all further calls go on.  Returns when no thread is under the filter any more. */
+int shim_takers_keep(struct shim_takers *takers)
+{
+	struct pollfd fd = {.fd = takers->listener, .events = POLLIN};
+	struct shim_seccomp_call call;
+
+	while (!fd.revents || fd.revents & POLLIN) {
+		if (fd.revents && !shim_seccomp_receive(takers->listener, &call))
 			shim_seccomp_proceed(takers->listener, call.id);
-		if (poll(fds, 3, -1) < 0 && errno != EINTR)
+		if (poll(&fd, 1, -1) < 0 && errno != EINTR)
 			return -errno;
 	}
 	return 0;

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 
 from ioctl_shim.seccomp import SeccompListener
@@ -35,10 +34,10 @@ class Keeper:
         if self._pid == 0:
             try:
                 _be_alone({listener.fd, supervisor, stderr.fd})
-                if _outlives(supervisor, listener.fd):
+                if takers.outlive(supervisor):
                     stderr.say_for(end)
-                takers.keep(supervisor)
-                stderr.finish()
+                    takers.keep()
+                    stderr.finish()
             finally:
                 os._exit(0)
         os.close(supervisor)
@@ -49,14 +48,6 @@ class Keeper:
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
-
-
-def _outlives(supervisor: int, listener: int) -> bool:
-    """Wait until the supervisor is dead (True), or the last thread under the filter."""
-    poll = select.poll()
-    poll.register(supervisor, select.POLLIN)
-    poll.register(listener, 0)  # for POLLHUP
-    return listener not in dict(poll.poll())
 
 
 def _be_alone(keep: set[int]) -> None:
