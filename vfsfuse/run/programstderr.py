@@ -132,12 +132,20 @@ class ProgramStderr:
         try:
             if self._stderr is None or _identity(copy) != self._stderr:
                 return False
-            if _has_room(copy):
+            if self._has_room(copy):
                 with contextlib.suppress(OSError):
                     os.write(copy, line)
             return True
         finally:
             os.close(copy)
+
+    def _has_room(self, fd: int) -> bool:
+        """Whether a line can be written without waiting, soon, and while the program runs."""
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        poll.register(self.fd, select.POLLIN)
+        events = dict(poll.poll(PATIENCE * 1000))
+        return fd in events and self.fd not in events
 
 
 class Flood:
@@ -166,13 +174,6 @@ class Flood:
         more, self.more = self.more, 0
         self._begun, self._seconds, self._count = now, min(2 * self._seconds, LONGEST), 0
         return more
-
-
-def _has_room(fd: int) -> bool:
-    """Whether a line can be written without waiting, soon."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(PATIENCE * 1000))
 
 
 def _identity(fd: int) -> FileId | None:
