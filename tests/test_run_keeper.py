@@ -90,6 +90,7 @@ def test_programs_start_after_the_supervisor_was_killed(vgpu: Vgpu) -> None:
     wait_for_its_end(keeper)
 
 
+@needs.root("what a program waits for is in /proc/PID/wchan, which only root can read of a run")
 def test_a_call_that_a_killed_supervisor_had_at_hand_goes_on(vgpu: Vgpu) -> None:
     """The lab's server is stopped, and so the supervisor cannot hear what the node is."""
     with asking(vgpu) as run:
