@@ -54,6 +54,7 @@ struct shim_takers {
 	int is_free;                    /* nobody has the turn */
 	int spares;
 	int ended;
+	int dying; /* in the keeper: a pidfd of the supervisor, whose main thread is dead */
 	char in_use[AT_HAND];        /* places of notes->at_hand that a thread has */
 	_Atomic uint64_t received;   /* calls */
 	_Atomic uint64_t busy;       /* the number of the call that who has the turn has at hand; 0: it waits */
@@ -350,6 +351,7 @@ int shim_takers_outlive(struct shim_takers *takers, int supervisor)
 			return -errno;
 	if (fds[0].revents)
 		return 0;
+	takers->dying = supervisor;
 	proceed_with_orphans(takers);
 	return 1;
 }
@@ -357,13 +359,20 @@ int shim_takers_outlive(struct shim_takers *takers, int supervisor)
 /* Let all further calls go on.  Returns when no thread is under the filter any more. */
 int shim_takers_keep(struct shim_takers *takers)
 {
-	struct pollfd fd = {.fd = takers->listener, .events = POLLIN};
+	struct pollfd fds[] = {
+		{.fd = takers->listener, .events = POLLIN},
+		{.fd = takers->dying, .events = POLLIN},
+	};
 	struct shim_seccomp_call call;
 
-	while (!fd.revents || fd.revents & POLLIN) {
-		if (fd.revents && !shim_seccomp_receive(takers->listener, &call))
+	while (!fds[0].revents || fds[0].revents & POLLIN) {
+		if (fds[1].fd >= 0)
+			proceed_with_orphans(takers); /* a thread that is about to die may have received a call */
+		if (fds[1].revents)
+			fds[1].fd = -1;
+		if (fds[0].revents && !shim_seccomp_receive(takers->listener, &call))
 			shim_seccomp_proceed(takers->listener, call.id);
-		if (poll(&fd, 1, -1) < 0 && errno != EINTR)
+		if (poll(fds, 2, fds[1].fd >= 0 ? TICK_MS : -1) < 0 && errno != EINTR)
 			return -errno;
 	}
 	return 0;
