@@ -37,7 +37,7 @@
 #define IDLE_TICKS 50 /* without a call, after which the watchdog sleeps */
 #define SPARES 2      /* threads that wait for a turn; others end */
 #define AT_HAND 4096  /* calls that the keeper can see */
-#define LOST 8        /* calls that may have been received and not been noted when this process was killed */
+#define LOST 1024     /* ids that may follow the last one noted: a call that a signal interrupts uses one up */
 
 /* Shared with the keeper. */
 struct notes {

@@ -132,6 +132,9 @@ class Supervisor:
         if udev:
             udev.close()
         self._expect(ARMED, SETUP_SECONDS + (COLDPLUG_SECONDS if udev else 0.0))
+        os.fstat(
+            self._socket.fileno()
+        )  # a first caught call: the keeper knows the ids of calls from this one on
 
     def _expect(self, message: bytes, seconds: float | None) -> bytes:
         """Wait for `message`.  Returns what follows it."""
