@@ -132,9 +132,8 @@ class Supervisor:
         if udev:
             udev.close()
         self._expect(ARMED, SETUP_SECONDS + (COLDPLUG_SECONDS if udev else 0.0))
-        os.fstat(
-            self._socket.fileno()
-        )  # a first caught call: the keeper knows the ids of calls from this one on
+        # The first caught call: the keeper knows the ids of calls from this one on.
+        os.fstat(self._socket.fileno())
 
     def _expect(self, message: bytes, seconds: float | None) -> bytes:
         """Wait for `message`.  Returns what follows it."""
