@@ -272,17 +272,21 @@ def test_memory_of_the_lab_itself(machine: MountedLab, copier: Opened) -> None:
 
 
 def test_a_reset_ends_what_the_device_was_doing(copier: Opened) -> None:
+    """On a busy machine the first copy may be done before the reset, but not each time."""
+    ended = 0
     with mapped(copier, 0, Memory(64 << 20)), eventfd() as done:
         for _ in range(20):
             copier.device.eventfds(MSIX, TRIGGER, 0, done)
             command(copier, 0, 32 << 20, 32 << 20)
             copier.device.ioctl(DEVICE_RESET)
             assert status(copier) == 0
+            ended += signals(done, 0) == 0
             copier.device.set_config(COMMAND_REGISTER, DECODE | MASTER)
             assert copy(copier, 0, PAGE, 8) == DONE
             assert signals(done) == 1  # of the second copy alone
             assert silent(done)
             copier.device.tear_down(MSIX)
+    assert ended
 
 
 def test_nothing_of_a_client_is_reached_by_the_next(machine: MountedLab) -> None:
