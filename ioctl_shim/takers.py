@@ -21,7 +21,7 @@ def _checked(made: Any) -> Any:
     return made
 
 
-class DescriptorStats:
+class StatAnswers:
     """Answers to the stat calls that `listener` catches: what a descriptor is that leads to a file of the lab
     whose root directory is `lab_fd`.  With `by_path`, what a path is, too."""
 
@@ -45,7 +45,7 @@ class Takers:
     """The threads that take the calls which `listener` catches, as C knows them.  They get one call at a
     time, without those that `stats` answers by itself."""
 
-    def __init__(self, listener: SeccompListener, stats: DescriptorStats) -> None:
+    def __init__(self, listener: SeccompListener, stats: StatAnswers) -> None:
         self._native = _checked(lib.shim_takers_new(listener.fd, stats.native))
         self._stats = stats
 

@@ -11,6 +11,7 @@
 #define _GNU_SOURCE
 #include "../../examples/iommufd.h"
 #include "check.h"
+#include "open_below.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -55,16 +56,6 @@ enum { PAGE = 4096, IOVA = 1 << 20, LAST_PAGE = 2, BOTH = 3, SUCCESS = 0, INVALI
 typedef struct iommu_hwpt_pgfault fault_t;
 typedef struct iommu_hwpt_page_response response_t;
 static int iommufd, device;
-
-static int open_below(const char *folder, const char *name)
-{
-	char path[512];
-
-	snprintf(path, sizeof(path), "%s/%s", folder, name);
-	int fd = open(path, O_RDWR | O_CLOEXEC);
-	CHECK(fd >= 0);
-	return fd;
-}
 
 static struct iommu_fault_alloc new_queue(void)
 {

@@ -9,6 +9,7 @@
  */
 #include "../../examples/iommufd.h"
 #include "check.h"
+#include "open_below.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -23,16 +24,6 @@
 enum { PAGE = 4096, IOVA = 1 << 30, ENGINE = 0x1000, VALID = 1, WRITABLE = 2, RESET = 2, ENABLE = 1, FENCE = 4, INTERRUPT = 1 };
 static const uint64_t SYSTEM = 1ull << 40;
 static int device;
-
-static int open_below(const char *folder, const char *name)
-{
-	char path[512];
-
-	snprintf(path, sizeof(path), "%s/%s", folder, name);
-	int fd = open(path, O_RDWR | O_CLOEXEC);
-	CHECK(fd >= 0);
-	return fd;
-}
 
 static struct vfio_region_info region(unsigned index)
 {

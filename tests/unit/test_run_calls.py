@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ioctl_shim.seccomp import SeccompListener, TrappedCall
-from ioctl_shim.takers import DescriptorStats, Takers
+from ioctl_shim.takers import StatAnswers, Takers
 from tests.commands import ROOT
 from vfsfuse.run.calls import CallTakers
 
@@ -67,7 +67,7 @@ def program() -> Iterator[tuple[socket.socket, SeccompListener]]:
 def takers_of(listener: SeccompListener, answer: Callable[[TrappedCall], None]) -> CallTakers:
     folder = os.open("/", os.O_PATH)  # no file of the program's is a node of a lab
     try:
-        return CallTakers(Takers(listener, DescriptorStats(listener, folder)), answer)
+        return CallTakers(Takers(listener, StatAnswers(listener, folder)), answer)
     finally:
         os.close(folder)
 

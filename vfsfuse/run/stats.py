@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ioctl_shim.abi import NodeKind
 from ioctl_shim.seccomp import TrappedCall
-from ioctl_shim.takers import DescriptorStats
+from ioctl_shim.takers import StatAnswers
 from vfsfuse.run.labfiles import LeftToKernel
 from vfsfuse.run.labinfo import LabInfo, Node
 
@@ -23,7 +23,7 @@ _FILE = Node(NodeKind.FILE, 0, 0)
 class NodeStats:
     """Answers stat calls on nodes that `stats` does not know, by what the lab says (`info`)."""
 
-    def __init__(self, stats: DescriptorStats, info: LabInfo) -> None:
+    def __init__(self, stats: StatAnswers, info: LabInfo) -> None:
         self._stats, self._info = stats, info
 
     def answer(self, call: TrappedCall) -> None:

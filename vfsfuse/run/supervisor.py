@@ -33,7 +33,7 @@ from types import FrameType
 
 from ioctl_shim.abi import LabFlag
 from ioctl_shim.seccomp import SeccompListener
-from ioctl_shim.takers import DescriptorStats, Takers
+from ioctl_shim.takers import StatAnswers, Takers
 from vfsfuse.run import namespace
 from vfsfuse.run.calls import CallTakers
 from vfsfuse.run.keeper import Keeper
@@ -244,7 +244,7 @@ def _serve_run(
     talk.send(READY + bytes([info.flags()]))
     listener, udev = _received(talk)
     relay = _relay(udev, root, stderr) if udev else None
-    stats = DescriptorStats(listener, root, plan.stat_paths)
+    stats = StatAnswers(listener, root, plan.stat_paths)
     answers = Answers(listener, root, NodeStats(stats, info), stderr.say_once)
     takers = Takers(listener, stats)
     calls = CallTakers(takers, answers.answer)
