@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -515,15 +516,19 @@ def test_watch(tmp_path: Path) -> None:
 def test_reloads_while_vgpus_come_and_go(lab: FanLab) -> None:
     command = [*VFSFUSE, "reload", "--mount", str(lab.path)]
     kept = lab.create("fan-1", "fans")
-    reloads = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    for _ in range(30):
-        with lab.create("fan-1", "fans") as vgpu:
-            assert rpm(vgpu.path) == 1200
-            os.close(vgpu.open())
-            wait_for(lambda: _idle(vgpu))
-    for each in reloads:
-        said, _ = each.communicate(timeout=60)
-        assert each.returncode == 0 and "reloaded" in said
+    with ExitStack() as stack:
+        reloads = [
+            stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            for _ in range(4)
+        ]
+        for _ in range(30):
+            with lab.create("fan-1", "fans") as vgpu:
+                wait_for(lambda: reads(vgpu.path, 1200))
+                os.close(vgpu.open())
+                wait_for(lambda: _idle(vgpu))
+        for each in reloads:
+            said, _ = each.communicate(timeout=60)
+            assert each.returncode == 0 and "reloaded" in said
     assert rpm(kept.path) == 1200
 
 
