@@ -76,6 +76,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.observe": "ioctl_shim "
     "| devmodel: callpoint device iommu.dmaspace pci region "
     "| vfsfuse: failures kernfs printable trace",
+    "vfsfuse.faults": "devmodel: callpoint",
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs observe sysfs vfio",
