@@ -2,25 +2,27 @@
 """The point that every call on a lab passes: opens, ioctls, region accesses, DMA, interrupts, resets, stores,
 lifecycle.
 
-Observers see each call before and after it: a trace, counters.  They come and go at any time, also while
-files are open.  One listener may delay or refuse calls as well: a fault rule, a recorder.  Whether a file's
-calls pass the listener is chosen when the file is opened.  A call that nobody attends to runs the code that
-it would run without a point.  To add an observer, a listener or a call: CONTRIBUTING.md, "Listening to
-calls".
+Observers see each call before and after it: a trace, counters.  One listener steers calls: fault rules, a
+recorder.  It has a call delayed, hung, refused, dropped, made twice or made with other data
+(devmodel.injection).  Both come and go at any time, also while files are open.  A call that nobody attends to
+runs the code that it would run without a point.  To add an observer, a listener or a call: CONTRIBUTING.md,
+"Listening to calls".
 
-Threads: the main thread sets the listener, any thread adds and removes observers.  Their methods run on
-whichever thread makes the call, several at once, and under that caller's locks; so they take no lock of the
-lab.  ``CallPoint.lock`` guards who observes, and what has to know that.
+Threads: any thread adds and removes observers, and sets the listener.  Their methods run on whichever thread
+makes the call, several at once, and under that caller's locks; so they take no lock of the lab.
+``CallPoint.lock`` guards who observes and listens, and what has to know that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,6 +30,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
 
+from devmodel.injection import NOTHING, Injection, Wait
 from devmodel.latecalls import LateCalls
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,9 @@ T = TypeVar("T")
 S = TypeVar("S", bound="HasCalls")
 A = TypeVar("A")
 P = ParamSpec("P")
+MOST_THREADS = 256
+"""So many threads wait at once for calls that are delayed or hang.  More calls on such threads fail with
+ENOMEM.  Only DMA needs a thread; a model has four of them (devmodel.device.tasks)."""
 
 
 class CallKind(Enum):
@@ -62,6 +68,9 @@ class Call:
     Once it is over, ``error`` says why it failed, or else ``result`` what it gave; ``after`` is the struct of
     an ioctl as the client finds it then.  ``error`` is None again when those who attend have been told: an
     exception keeps all that its frames use.
+
+    ``fault`` has the names of the rules that have hit it (``Injection.rule``), ``delayed`` says that they do
+    nothing but have it wait.  Observers find both set when it begins.
 
     ============= ========================= ========================================================
     kind          name                      arguments; result
@@ -91,6 +100,8 @@ class Call:
     result: Any = None
     error: BaseException | None = None
     after: bytes = b""
+    fault: str = ""
+    delayed: bool = False
 
 
 class Observer(Protocol):
@@ -110,38 +121,142 @@ Observers = tuple[Observer, ...]
 
 
 class Listener(Protocol):
-    """Who listens.  An exception other than ``OSError`` is logged, and the call goes on without it."""
+    """Who listens.  Its methods run on any thread, as those of an :class:`Observer`: they are short, wait for
+    nothing, take no lock of the lab, and do not change who listens.  An exception is logged, and the call
+    goes on without it."""
 
-    def begin(self, call: Call) -> float:
-        """The call is about to be made: for how many seconds is it delayed?
+    def attends(self, call: Call) -> bool:
+        """Whether :meth:`begin` and :meth:`end` are to be called for a call.  It has no effect, and may be
+        asked twice.  A call that the listener does not attend to goes as if it were only observed: on the
+        thread that makes it when nobody listens."""
 
-        Raises ``OSError`` to refuse it: the caller gets that errno, and nothing happens.  A refused interrupt
-        is lost.
-        """
+    def begin(self, call: Call) -> Injection | None:
+        """The call is about to be made: what happens to it?  None: nothing."""
 
     def end(self, call: Call) -> None:
-        """The call is over, or was refused."""
+        """The call is over, or was refused.  Comes once after each :meth:`begin`, also when another one
+        listens now."""
+
+
+class Steered:
+    """A call that the listener attends to, between its begin and its end, for callers that make it in parts.
+
+    :meth:`wait` while it :attr:`waits`, then :meth:`make` it.  Any thread."""
+
+    __slots__ = ("_listener", "_observers", "_point", "_wait", "call", "injection")
+
+    def __init__(self, point: CallPoint, listener: Listener, call: Call) -> None:
+        """The call begins."""
+        self._point, self._listener, self.call = point, listener, call
+        self._wait: Wait | None = None
+        self.injection = injection = _begin(listener, call)
+        if injection is not NOTHING:
+            call.fault, call.delayed = injection.rule, injection.delays_only
+        self._observers = point.begin(call)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is to wait."""
+        return self._wait is None and self.injection.waits
+
+    def wait(self, ready: Callable[[], None]) -> Wait:
+        """Have ``ready`` called when it has waited (:meth:`Wait.start`).  The result ends the wait."""
+        self._wait = wait = self._point.waiting()
+        wait.start(self.injection, ready)
+        return wait
+
+    def make(
+        self, function: Callable[..., T], data: bytes | None = None, dropped: Callable[[], T] | None = None
+    ) -> T:
+        """Make the call as :meth:`Injection.make`, and end it.  Raises OSError(EINTR) if it was
+        interrupted."""
+        with self.told():
+            self.check()
+            self.call.result = result = self.injection.make(function, data, dropped)
+        return result
+
+    def check(self) -> None:
+        """Raise what has ended the wait, if it was not its time."""
+        if self._wait is not None:
+            self._wait.check()
+
+    @contextlib.contextmanager
+    def told(self) -> Generator[None]:
+        """The rest of the call is made in the block: tell of its end, with its error."""
+        try:
+            yield
+        except BaseException as error:
+            self.call.error = error
+            raise
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """The call is over."""
+        try:
+            self._listener.end(self.call)
+        except Exception:
+            log.exception("a listener failed at the end of %s", self.call.name)
+        self._point.end(self._observers, self.call)
+        if self.injection.after is not None:
+            self._point.do_later(self.injection.after)
 
 
 class CallPoint:
-    """The point of one lab.  ``listener`` is None while nobody listens, ``observers`` are those that
-    :meth:`observe` has added."""
+    """The point of one lab.  ``listener`` is None while nobody listens (:meth:`listen`), ``observers`` are
+    those that :meth:`observe` has added."""
 
-    __slots__ = ("_late", "_switches", "listener", "lock", "observers")
+    __slots__ = (
+        "_closed",
+        "_faults",
+        "_late",
+        "_switches",
+        "_threads",
+        "_waits",
+        "listener",
+        "lock",
+        "observers",
+    )
 
     def __init__(self) -> None:
         self.listener: Listener | None = None
         self.observers: Observers = ()
         self.lock = threading.RLock()
-        """Held while an observer comes or goes, and while something new passes the point.  It is taken after
-        a device's lock and before that of its interrupts."""
+        """Held while an observer or a listener comes or goes, and while something new passes the point.  It
+        is taken after a device's lock and before that of its interrupts."""
         self._switches: set[Callable[[], None]] = set()
-        self._late = LateCalls()
+        self._late, self._faults = LateCalls(), LateCalls("faults")
+        self._waits: set[Wait] = set()
+        self._threads = 0
+        self._closed = False
 
     @property
     def attended(self) -> bool:
         """Whether somebody listens or observes. Any thread."""
         return self.listener is not None or bool(self.observers)
+
+    @property
+    def held(self) -> int:
+        """How many calls wait now because of the listener. Any thread."""
+        return len(self._waits)
+
+    def listen(self, listener: Listener | None) -> None:
+        """Have ``listener`` steer each call from now on, also on files that are open; None: nobody.  Any
+        thread; it waits for no client and no model.  Calls under way go on as they began; to let those go on
+        that hang is up to who made their holds."""
+        with self.lock:
+            if not self._closed:
+                self.listener = listener
+                self._switch()
+
+    def close(self) -> None:
+        """The lab ends: nobody steers calls any more, and all that wait go on.  Any thread."""
+        with self.lock:
+            self.listener, self._closed = None, True
+            self._switch()
+            waits = tuple(self._waits)
+        for wait in waits:
+            wait.end()
 
     def observe(self, observer: Observer) -> None:
         """Tell ``observer`` of each call from now on, also on files that are open.  Any thread; it waits for
@@ -157,9 +272,9 @@ class CallPoint:
             self._switch()
 
     def join(self, switch: Callable[[], None]) -> None:
-        """Call ``switch`` now, and whenever an observer comes or goes.  It sees to it that calls pass the
-        point while the point is :attr:`attended`.  It runs under :attr:`lock`, on any thread, and waits for
-        nothing."""
+        """Call ``switch`` now, and whenever an observer or a listener comes or goes.  It sees to it that
+        calls pass the point while the point is :attr:`attended`.  It runs under :attr:`lock`, on any thread,
+        and waits for nothing."""
         with self.lock:
             self._switches.add(switch)
             switch()
@@ -173,10 +288,12 @@ class CallPoint:
         for switch in tuple(self._switches):
             switch()
 
+    # ---- parts of a call ----
+
     def begin(self, call: Call) -> Observers:
         """Tell the observers that the call begins, for callers that make it in parts.  The result is for
         :meth:`end`."""
-        call.begun = time.monotonic()
+        call.begun = call.begun or time.monotonic()
         observers = self.observers
         for observer in observers:
             try:
@@ -194,8 +311,33 @@ class CallPoint:
                 _complain(observer, error, call)
         call.error = None
 
+    def steer(self, call: Call) -> Steered | None:
+        """Begin the call if the listener attends to it; None if not.  The caller makes it
+        (:class:`Steered`)."""
+        listener = self.listener
+        if listener is None or not _attends(listener, call):
+            return None
+        call.begun = time.monotonic()
+        return Steered(self, listener, call)
+
+    def waiting(self) -> Wait:
+        """A wait that :meth:`close` ends."""
+        wait = Wait(self._late, self._waits.discard)
+        with self.lock:
+            self._waits.add(wait)
+            closed = self._closed
+        if closed:
+            wait.end()
+        return wait
+
+    def do_later(self, action: Callable[[], None]) -> None:
+        """Call it on the thread ``faults``, soon."""
+        self._faults.add(0, action)
+
+    # ---- whole calls ----
+
     def tell(self, call: Call, function: Callable[[], T]) -> T:
-        """Make a call that nobody delays or refuses.  Any thread; also a pump, and under locks."""
+        """Make a call that nobody steers.  Any thread; also a pump, and under locks."""
         observers = self.begin(call)
         try:
             call.result = result = function()
@@ -206,94 +348,175 @@ class CallPoint:
             self.end(observers, call)
         return result
 
-    def run(self, call: Call, function: Callable[[], T], wait: Callable[[float], object] = time.sleep) -> T:
-        """Make the call on a thread that may wait; ``wait`` waits for so many seconds."""
-        listener = self.listener
-        if listener is None:
-            return self.tell(call, function) if self.observers else function()
-        with self._told(listener, call):
-            delay = _begin(listener, call)
-            if delay > 0:
-                wait(delay)
-            call.result = result = function()
+    def run(
+        self,
+        call: Call,
+        function: Callable[..., T],
+        data: bytes | None = None,
+        dropped: Callable[[], T] | None = None,
+        waiting: Callable[[Wait], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> T:
+        """Make the call on a thread that may wait.  ``function`` takes ``data``, if there are some;
+        ``dropped`` as :meth:`Injection.make`.  While the call waits, the block ``waiting`` can end that."""
+        steered = self.steer(call)
+        if steered is None:
+            made = function if data is None else functools.partial(function, data)
+            return self.tell(call, made) if self.observers else made()
+        if not steered.waits:
+            return steered.make(function, data, dropped)
+        with steered.told():
+            self._wait_on_thread(steered, waiting)
+            call.result = result = steered.injection.make(function, data, dropped)
         return result
+
+    def _wait_on_thread(
+        self, steered: Steered, waiting: Callable[[Wait], AbstractContextManager[object]]
+    ) -> None:
+        with self.lock:
+            if self._threads >= MOST_THREADS:
+                raise OSError(errno.ENOMEM, "too many threads wait")
+            self._threads += 1
+        try:
+            over = threading.Event()
+            with waiting(steered.wait(over.set)):
+                over.wait()
+        finally:
+            with self.lock:
+                self._threads -= 1
+        steered.check()
 
     async def run_async(
         self,
         call: Call,
-        function: Callable[[], Awaitable[T]],
-        wait: Callable[[float], Awaitable[object]] = trio.sleep,
+        function: Callable[..., Awaitable[T]],
+        data: bytes | None = None,
+        dropped: Callable[[], T] | None = None,
     ) -> T:
-        """Make the call on the trio thread, which goes on with other tasks meanwhile."""
-        listener = self.listener
-        with _client_is(call.tid), self._told(listener, call):
-            delay = 0.0 if listener is None else _begin(listener, call)
-            if delay > 0:
-                await wait(delay)
+        """As :meth:`run` on the trio thread, which goes on with other tasks meanwhile.  What cancels it ends
+        the wait, too."""
+        with _client_is(call.tid):
+            steered = self.steer(call)
+            if steered is None:
+                return await self._tell_async(
+                    call, function if data is None else functools.partial(function, data)
+                )
+            with steered.told():
+                if steered.waits:
+                    await _wait_async(steered.wait)
+                call.result = result = await _make_async(steered.injection, function, data, dropped)
+        return result
+
+    async def _tell_async(self, call: Call, function: Callable[[], Awaitable[T]]) -> T:
+        observers = self.begin(call)
+        try:
             call.result = result = await function()
+        except BaseException as error:
+            call.error = error
+            raise
+        finally:
+            self.end(observers, call)
         return result
 
     def run_locked(self, call: Call, function: Callable[[], T]) -> T:
         """Make the call on the trio thread, within a store and under locks, where it cannot wait.
 
-        The delay is a debt of that store (:func:`owing`), whose answer waits for as long.
+        Its wait is a debt of that store (:func:`owing`), whose answer waits for as long.
         """
-        return self.run(call, function, _owe)
+        steered = self.steer(call)
+        if steered is None:
+            return self.tell(call, function) if self.observers else function()
+        if steered.waits:
+            _owe(self, steered.injection)
+        return steered.make(function)
 
-    def signal(self, call: Call, function: Callable[[], object]) -> None:
-        """Send an interrupt from any thread, which does not wait: another thread sends a delayed one."""
-        listener = self.listener
-        if listener is None:
-            self.tell(call, function)
-            return
-        observers = self.begin(call)
-        try:
-            delay = _begin(listener, call)
-        except OSError as error:
-            call.error = error
-            self._end(listener, observers, call)
-            return
-        if delay > 0:
-            self._late.add(delay, lambda: self._signal(listener, observers, call, function))
+    def signal(self, call: Call, function: Callable[..., object], data: bytes | None = None) -> None:
+        """Make a call from any thread, which does not wait: another thread makes a delayed one.  It is an
+        interrupt, which is lost if it is refused, or a write by an ioeventfd."""
+        steered = self.steer(call)
+        if steered is None:
+            self.tell(call, function if data is None else functools.partial(function, data))
+        elif steered.waits:
+            send = functools.partial(_send, steered, function, data)
+            steered.wait(functools.partial(self._send_soon, send))
         else:
-            self._signal(listener, observers, call, function)
+            _send(steered, function, data)
 
-    def _signal(
-        self, listener: Listener, observers: Observers, call: Call, function: Callable[[], object]
-    ) -> None:
-        try:
-            function()
-        except BaseException as error:
-            call.error = error
+    def _send_soon(self, send: Callable[[], None]) -> None:
+        self._late.add(0, send)
+
+
+def _send(steered: Steered, function: Callable[..., object], data: bytes | None) -> None:
+    lost = steered.injection.error
+    try:
+        steered.make(function, data, dropped=_nothing)
+    except OSError as error:
+        if error is not lost:
             raise
-        finally:
-            self._end(listener, observers, call)
 
-    @contextlib.contextmanager
-    def _told(self, listener: Listener | None, call: Call) -> Iterator[None]:
-        """Tell observers of the call in the block, and the listener of its end, with its error."""
-        observers = self.begin(call)
-        try:
-            yield
-        except BaseException as error:
-            call.error = error
-            raise
-        finally:
-            self._end(listener, observers, call)
 
-    def _end(self, listener: Listener | None, observers: Observers, call: Call) -> None:
-        if listener is not None:
-            _end(listener, call)
-        self.end(observers, call)
+def _nothing() -> None:
+    """What becomes of an interrupt that is dropped."""
+
+
+async def _wait_async(wait_for: Callable[[Callable[[], None]], Wait]) -> None:
+    """Wait on the trio thread."""
+    over, thread = trio.Event(), trio.lowlevel.current_trio_token()
+
+    def ready() -> None:
+        with contextlib.suppress(trio.RunFinishedError):  # the lab has ended
+            thread.run_sync_soon(over.set)
+
+    wait = wait_for(ready)
+    try:
+        await over.wait()
+    except BaseException:
+        wait.interrupt()
+        raise
+    wait.check()
+
+
+async def _make_async(
+    injection: Injection,
+    function: Callable[..., Awaitable[T]],
+    data: bytes | None,
+    dropped: Callable[[], T] | None,
+) -> T:
+    """As :meth:`Injection.make`."""
+    if injection.error is not None:
+        raise injection.error
+    if injection.drop and dropped is not None:
+        return dropped()
+    arguments = () if data is None else (injection.changed(data),)
+    for _ in range(injection.times - 1):
+        await function(*arguments)
+    return await function(*arguments)
 
 
 class Debt:
-    """The seconds for which the answer to a store is to wait."""
+    """What the answer to a store is to wait for."""
 
-    __slots__ = ("seconds",)
+    __slots__ = ("_owed",)
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self._owed: list[tuple[CallPoint, Injection]] = []
+
+    def owe(self, point: CallPoint, injection: Injection) -> None:
+        """It waits for this as well."""
+        self._owed.append((point, injection))
+
+    async def pay(self) -> None:
+        """Wait for all of it, one after the other.  Trio thread."""
+        while self._owed:
+            point, injection = self._owed.pop(0)
+            wait = point.waiting()
+
+            def wait_for(
+                ready: Callable[[], None], wait: Wait = wait, injection: Injection = injection
+            ) -> Wait:
+                wait.start(injection, ready)
+                return wait
+
+            await _wait_async(wait_for)
 
 
 _debt: ContextVar[Debt | None] = ContextVar("debt", default=None)
@@ -311,10 +534,10 @@ def owing() -> Iterator[Debt]:
         _debt.reset(token)
 
 
-def _owe(seconds: float) -> None:
+def _owe(point: CallPoint, injection: Injection) -> None:
     debt = _debt.get()
     if debt is not None:
-        debt.seconds += seconds
+        debt.owe(point, injection)
 
 
 _client: ContextVar[int] = ContextVar("client", default=0)
@@ -370,18 +593,17 @@ def _complain(observer: Observer, error: Exception, call: Call) -> None:
         log.error("an observer failed at %s", call.name, exc_info=error)
 
 
-def _begin(listener: Listener, call: Call) -> float:
+def _attends(listener: Listener, call: Call) -> bool:
     try:
-        return listener.begin(call)
-    except OSError:
-        raise
+        return listener.attends(call)
+    except Exception:
+        log.exception("a listener failed to look at %s", call.name)
+        return False
+
+
+def _begin(listener: Listener, call: Call) -> Injection:
+    try:
+        return listener.begin(call) or NOTHING
     except Exception:
         log.exception("a listener failed at the begin of %s", call.name)
-        return 0
-
-
-def _end(listener: Listener, call: Call) -> None:
-    try:
-        listener.end(call)
-    except Exception:
-        log.exception("a listener failed at the end of %s", call.name)
+        return NOTHING

@@ -18,6 +18,7 @@ import threading
 from typing import Any
 
 from devmodel.callpoint import Call
+from devmodel.injection import Injection
 from devmodel.lifecycle.lab import Lab
 from vfsfuse.cli import main
 
@@ -36,12 +37,14 @@ class Recorder:
         with self._lock:
             self._begun[id(call)] = next(self._numbers)
 
-    def begin(self, call: Call) -> float:
+    def attends(self, call: Call) -> bool:
+        return True
+
+    def begin(self, call: Call) -> Injection:
         self.began(call)
         rule = self._rules.get(call.name, {})
-        if "errno" in rule:
-            raise OSError(getattr(errno, rule["errno"]), "the test refuses it")
-        return float(rule.get("delay", 0))
+        error = OSError(getattr(errno, rule["errno"]), "the test refuses it") if "errno" in rule else None
+        return Injection(call.name, delay=float(rule.get("delay", 0)), error=error)
 
     def end(self, call: Call) -> None:
         self.ended(call)
@@ -95,7 +98,7 @@ if __name__ == "__main__":
     def listening(lab: Lab, *arguments: Any) -> None:
         made(lab, *arguments)
         if "LISTENER_RULES" in os.environ:
-            lab.calls.listener = recorder
+            lab.calls.listen(recorder)
         for _ in range(int(os.environ.get("OBSERVERS", "0"))):
             observe(lab)
         if "BROKEN" in os.environ:

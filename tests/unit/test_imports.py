@@ -28,7 +28,8 @@ PICTURE: Mapping[str, str] = {
     # the emulation, from bottom to top
     "devmodel": "",
     "devmodel.latecalls": "",
-    "devmodel.callpoint": "devmodel: latecalls",
+    "devmodel.injection": "devmodel: latecalls",
+    "devmodel.callpoint": "devmodel: injection latecalls",
     "devmodel.client": "",
     "devmodel.ida": "",
     "devmodel.memo": "",
@@ -40,7 +41,7 @@ PICTURE: Mapping[str, str] = {
     "devmodel.topology": "devmodel: pci",
     "devmodel.iommu": "devmodel: callpoint client",
     "devmodel.iommufd": "devmodel: client ida iommu",
-    "devmodel.device": "devmodel: callpoint iommu irq memo pci region",
+    "devmodel.device": "devmodel: callpoint injection iommu irq memo pci region",
     "devmodel.vfio": "devmodel: callpoint client device iommu iommufd irq looks pci region uuids",
     "devmodel.lifecycle": "devmodel: callpoint device ida iommu iommufd memo pci topology uuids vfio",
     "devmodel.gpu": "devmodel: callpoint device iommu region",
@@ -69,7 +70,7 @@ PICTURE: Mapping[str, str] = {
     "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks "
     "| vfsfuse: ownfolder",
     "vfsfuse.vfio": "ioctl_shim "
-    "| devmodel: callpoint client device iommu iommufd irq lifecycle pci region uuids vfio",
+    "| devmodel: callpoint client device injection iommu iommufd irq lifecycle pci region uuids vfio",
     "vfsfuse.sysfs": "ioctl_shim "
     "| devmodel: callpoint device iommu lifecycle memo pci region uuids vfio "
     "| vfsfuse: kernfs vfio",

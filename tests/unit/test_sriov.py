@@ -17,6 +17,7 @@ from trio.testing import MockClock
 from devmodel.callpoint import Call
 from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.device.tasks import Task, TaskHost
+from devmodel.injection import Injection
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.function import VFIO_PCI
 from devmodel.lifecycle.functionmodels import as_hardware, lacks
@@ -481,7 +482,7 @@ def test_a_listener_hears_of_late_ones_and_may_refuse_them(monkeypatch: pytest.M
     monkeypatch.setattr(TaskHost, "end", lambda host, task: clock.end(task))
     lab = late_lab()
     gpu = function_of(lab.parents[BDF])
-    lab.calls.listener = listener
+    lab.calls.listen(listener)
     for refused, count in ((True, 0), (False, 2)):
         listener.refused = refused
         lab.sriov.set_count(gpu, 2)
@@ -500,11 +501,13 @@ class Refusing:
         self.refused = False
         self.heard: list[tuple[str, str]] = []
 
-    def begin(self, call: Call) -> float:
+    def attends(self, call: Call) -> bool:
+        return True
+
+    def begin(self, call: Call) -> Injection | None:
         self.heard.append((call.name, call.subject))
-        if self.refused and call.name == "appear":
-            raise OSError(errno.EIO, "refused")
-        return 0
+        refused = self.refused and call.name == "appear"
+        return Injection(error=OSError(errno.EIO, "refused")) if refused else None
 
     def end(self, call: Call) -> None:
         """Nothing is to be done."""

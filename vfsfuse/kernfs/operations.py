@@ -42,9 +42,6 @@ UNTYPED = 1
 """As st_rdev: a listing does not tell the type of this file (native/interpose.c)."""
 AT_ONCE = 2
 """Snapshots that are made at the same time: a large picture takes a processor, and memory, for a while."""
-MOST_DELAYED = 64
-"""Stores that are delayed at the call point at once: each keeps one of pyfuse3's tasks, of which others need
-some, too."""
 MOST_WAITING = 64
 """Opens that wait for their snapshot: each keeps one of pyfuse3's tasks, and other requests need some too."""
 POLL_MASK = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
@@ -99,7 +96,6 @@ class Operations(Refusals):
         self._owners: dict[int, Kobject | None] = {}
         self._next_listing = 1
         self._snapshots = Snapshots()
-        self._listened = 0
         self._publishing = trio.Lock()
         self._xattrs = ExtendedAttributes(self.tree)
         self.watchers = Watchers(self.tree)
@@ -276,19 +272,14 @@ class Operations(Refusals):
 
     async def _listened_write(self, fh: int, data: bytes, tid: int) -> int:
         """A store that passes the call point; it waits there, and for what its lifecycle changes owe."""
-        wait = trio.sleep if self._listened < MOST_DELAYED else _no_wait
         entry, member = self._attribute(fh)
         call = Call(CallKind.STORE, entry.path, member.name, {"data": data}, tid)
-        self._listened += 1
-        try:
-            with owing() as debt:
-                try:
-                    return await self._calls.run_async(call, lambda: self._store(fh, data), wait)
-                finally:
-                    await self.publish()
-                    await wait(debt.seconds)
-        finally:
-            self._listened -= 1
+        with owing() as debt:
+            try:
+                return await self._calls.run_async(call, lambda: self._store(fh, data))
+            finally:
+                await self.publish()
+                await debt.pay()
 
     async def _observed_write(self, fh: int, data: bytes, tid: int) -> int:
         entry, member = self._attribute(fh)
@@ -328,10 +319,6 @@ class Operations(Refusals):
         if not isinstance(member, Attribute):
             raise OSError(errno.EIO, "not an attribute")
         return entry, member
-
-
-async def _no_wait(seconds: float) -> None:
-    """The delay of a store while too many are delayed."""
 
 
 def _attributes(attr: InodeAttr) -> pyfuse3.EntryAttributes:

@@ -91,7 +91,7 @@ class StoreRunner:
                 error = errno.EINTR
             if self.publish is not None:
                 await self.publish()
-            await trio.sleep(debt.seconds)
+            await debt.pay()
         finally:  # whatever happens: without an answer, not even SIGKILL ends the client
             if error:
                 pending.fail(error)

@@ -11,14 +11,14 @@ devmodel.callpoint.
 
 from __future__ import annotations
 
-import errno
-import threading
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn, TypeVar
 
 from devmodel.callpoint import Call, CallPoint, Observers
+from devmodel.injection import Wait
 from ioctl_shim.abi import Fetched
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.client import writes
@@ -161,16 +161,22 @@ class ListenedFile(DeferringFile):
         function: Callable[[], T],
         reply: Callable[[T], bool],
     ) -> None:
-        interrupted = threading.Event()
-        pending.when_interrupted(interrupted.set)
+        waits = list[Wait]()
 
-        def wait(seconds: float) -> None:
-            if interrupted.wait(seconds):
-                raise OSError(errno.EINTR, "interrupted")
+        def interrupt() -> None:
+            for wait in waits:
+                wait.interrupt()
+
+        pending.when_interrupted(interrupt)
+
+        @contextlib.contextmanager
+        def waiting(wait: Wait) -> Iterator[None]:
+            waits.append(wait)
+            yield
 
         def answer() -> None:
             try:
-                reply(self._calls.run(call, function, wait))
+                reply(self._calls.run(call, function, waiting=waiting))
             except BaseException as error:  # the client waits for an answer, whatever a model does
                 pending.fail(errno_of(error))
 

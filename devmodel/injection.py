@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a listener has happen to a call: a delay, a hang, an errno, other data, nothing at all, or twice.
+
+A listener (devmodel.callpoint) returns an :class:`Injection` for a call; the call point carries it out.  A
+:class:`Hold` is what calls hang at.  A :class:`Wait` is the wait of one call, for its delay and then for its
+hold.  It keeps no thread: it calls back when it is over.
+Threads: any.  A Hold and a Wait each have a lock of their own, which is taken after every other one and held
+for no call back.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from devmodel.latecalls import Entry, LateCalls
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Hold:
+    """What calls hang at until somebody releases it, which lets all of them go on.  Any thread."""
+
+    __slots__ = ("_lock", "_released", "_waiting")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._released = False
+        self._waiting: set[Callable[[], None]] = set()
+
+    @property
+    def released(self) -> bool:
+        """Whether calls hang at it no longer."""
+        return self._released
+
+    @property
+    def held(self) -> int:
+        """How many calls hang at it now."""
+        return len(self._waiting)
+
+    def release(self) -> None:
+        """Let all calls go on, also those that are still to come."""
+        with self._lock:
+            self._released = True
+            waiting, self._waiting = self._waiting, set()
+        for call in waiting:
+            call()
+
+    def when_released(self, call: Callable[[], None]) -> None:
+        """Call ``call`` once it is released, at once if it has been.  ``call`` is short and waits for
+        nothing."""
+        with self._lock:
+            if not self._released:
+                self._waiting.add(call)
+                return
+        call()
+
+    def forget(self, call: Callable[[], None]) -> None:
+        """Undo :meth:`when_released`."""
+        with self._lock:
+            self._waiting.discard(call)
+
+
+@dataclass(slots=True)
+class Injection:
+    """What a listener has happen to one call.  The fields take effect in this order."""
+
+    rule: str = ""
+    """The names of the rules that hit, separated by commas, for observers (``Call.fault``)."""
+    delay: float = 0.0
+    """Seconds before the call."""
+    hold: Hold | None = None
+    """The call hangs until this is released, or its caller gets a signal."""
+    error: OSError | None = None
+    """The call is not made, and its caller gets this errno."""
+    drop: bool = False
+    """The call is not made, and its caller is told that it was: a write, a store or an ioctl succeeds, an
+    interrupt is lost, a read gives zeros.  Opens, pins and lifecycle changes cannot be dropped: they are
+    made."""
+    times: int = 1
+    """So many times the call is made, one after the other.  Its result is that of the last one."""
+    change: Callable[[bytes], bytes] | None = None
+    """Gives other data of the same length: those of a write (to a region, by DMA, by a store) before it is
+    made, those of a read (of a region, by DMA) after it."""
+    after: Callable[[], None] | None = None
+    """Is called when the call is over or refused, on the thread ``faults``, under no lock of the caller's."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the call does not begin at once."""
+        return self.delay > 0 or (self.hold is not None and not self.hold.released)
+
+    @property
+    def delays_only(self) -> bool:
+        """Whether it does nothing but have the call wait."""
+        others = self.error or self.drop or self.times != 1 or self.change or self.after
+        return not others and (self.delay > 0 or self.hold is not None)
+
+    def make(
+        self, function: Callable[..., T], data: bytes | None = None, dropped: Callable[[], T] | None = None
+    ) -> T:
+        """Make the call, once it has waited.  ``function`` takes ``data``, if there are some.  ``dropped``
+        gives the result of a call that is dropped; a call without it cannot be dropped.  Raises
+        :attr:`error`."""
+        if self.error is not None:
+            raise self.error
+        if self.drop and dropped is not None:
+            return dropped()
+        arguments = () if data is None else (self.changed(data),)
+        for _ in range(self.times - 1):
+            function(*arguments)
+        result = function(*arguments)
+        if data is None and isinstance(result, bytes):
+            return self.changed(result)  # type: ignore[return-value]
+        return result
+
+    def changed(self, data: bytes) -> bytes:
+        """The data that take the place of ``data``."""
+        if self.change is None:
+            return data
+        try:
+            changed = self.change(data)
+        except Exception:
+            log.exception("a listener failed to change data")
+            return data
+        if len(changed) != len(data):
+            log.error("a listener changed %d bytes into %d", len(data), len(changed))
+            return data
+        return changed
+
+
+NOTHING = Injection()
+"""Of a call that a listener attends to and leaves alone."""
+
+
+class Wait:
+    """The wait of one call, until the time of its :class:`Injection` is over and its hold is released.
+
+    It is over once, by whatever comes first: that, or :meth:`end`."""
+
+    __slots__ = ("_ended", "_entry", "_hold", "_late", "_lock", "_over", "_ready")
+
+    def __init__(self, late: LateCalls, ended: Callable[[Wait], None]) -> None:
+        """``ended`` is called with this when it is over, before who waits."""
+        self._late, self._ended = late, ended
+        self._lock = threading.Lock()
+        self._over: OSError | bool = False
+        self._ready: Callable[[], None] | None = None
+        self._hold: Hold | None = None
+        self._entry: Entry | None = None
+
+    def start(self, injection: Injection, ready: Callable[[], None]) -> None:
+        """Wait.  ``ready`` is called when this is over, on any thread, also on the caller's before this
+        returns.  It is short and waits for nothing."""
+        with self._lock:
+            over = self._over
+            self._hold, self._ready = injection.hold, ready
+        if over:
+            ready()
+        elif injection.delay > 0:
+            self._entry = entry = self._late.add(injection.delay, self._delayed)
+            if self._over:  # it has ended meanwhile
+                self._late.forget(entry)
+        else:
+            self._delayed()
+
+    def end(self, error: OSError | None = None) -> None:
+        """It is over.  With an ``error``, the call is not made, and fails with it (:meth:`check`)."""
+        with self._lock:
+            if self._over:
+                return
+            self._over = error or True
+            ready, hold, entry = self._ready, self._hold, self._entry
+        if entry is not None:
+            self._late.forget(entry)
+        if hold is not None:
+            hold.forget(self.end)
+        self._ended(self)
+        if ready is not None:
+            ready()
+
+    def interrupt(self) -> None:
+        """The caller got a signal: its call fails with EINTR."""
+        self.end(OSError(errno.EINTR, "interrupted"))
+
+    def check(self) -> None:
+        """Once it is over: raises the error with which it has ended."""
+        if isinstance(self._over, OSError):
+            raise self._over
+
+    def _delayed(self) -> None:
+        hold = self._hold
+        if hold is None:
+            self.end()
+        else:
+            hold.when_released(self.end)
+            if self._over:  # it has ended meanwhile
+                hold.forget(self.end)
