@@ -104,9 +104,9 @@ def test_a_filter_says_what_is_wrong(wrong: Mapping[str, Any], says: str) -> Non
         Filter(**wrong)
 
 
-def told(subject: str = UUID, kind: str = "region", pid: int = 7, size: int = 800) -> Told:
+def told(subject: str = UUID, kind: str = "region", pid: int = 7, size: int = 800, fault: str = "") -> Told:
     what = (1, kind, subject, "read", Client(pid, pid, "it"), 0.0, 1.0)
-    return Told(*what, {}, b"", b"", None, None, 0, "", None, size)
+    return Told(*what, {}, b"", b"", None, None, 0, "", None, size, fault)
 
 
 def options(**said: object) -> Options:
@@ -114,12 +114,36 @@ def options(**said: object) -> Options:
 
 
 def test_the_server_understands_what_a_filter_says() -> None:
-    line = Filter(devices={UUID}, kinds={"region", "dma"}, pids=(7,), errnos=["any"]).server_side(5)
-    parsed = Options.parse(line.encode())
+    wanted = Filter({UUID}, {"region", "dma"}, errnos=["any"], pids=(7,), injected=["slow*"])
+    parsed = Options.parse(wanted.server_side(5).encode())
     assert parsed.kinds == frozenset({"region", "dma"}) and parsed.pids == frozenset({7})
-    assert (parsed.devices, parsed.keep) == ((UUID,), 5)
+    assert (parsed.devices, parsed.keep, parsed.injected) == ((UUID,), 5, ("slow*",))
     nothing = Options.parse(EVERYTHING.server_side().encode())
-    assert (nothing.devices, nothing.kinds, nothing.pids) == (None, None, None)
+    assert (nothing.devices, nothing.kinds, nothing.pids, nothing.injected) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "fault", "is_seen"),
+    [
+        (["any"], "", False),
+        (["any"], "slow", True),
+        (["slow"], "slow", True),
+        (["slow"], "slower", False),
+        (["slow*"], "slower", True),
+        (["lost", "slow"], "first,slow", True),
+        (["first,slow"], "first,slow", False),
+        ([], "", True),
+        ([], "slow", True),
+    ],
+)
+def test_a_call_that_a_rule_has_hit_is_seen_by_its_name(
+    patterns: list[str], fault: str, is_seen: bool
+) -> None:
+    wanted = Filter(injected=patterns)
+    assert wanted.matches(record(fault=fault)) is is_seen
+    feed = Feed()
+    feed.begin(Options.parse(wanted.server_side().encode()))
+    assert feed.put(told(fault=fault)) is is_seen
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,9 @@ DIALOGUE = (
     record("open", "close", duration=None, number=7),
     record("open", "close", number=7),
     record("ioctl", "VFIO_DEVICE_RESET", {"arg": 0}, duration=None, number=8),
+    record("open", "open", fault="slow,late", delayed=True, duration=None, number=9),
+    record("open", "open", fault="slow,late", delayed=True, number=9),
+    record("open", "open", fault="slow", errno=13),
     record("lost", "lost", {"count": 1204}, duration=None, subject=""),
 )
 TABLE = """\
@@ -56,12 +59,13 @@ TABLE = """\
   5.00 0.050000      25000      2        BAR0 write
   0.00 0.000000          0      3        interrupt MSIX
   0.00 0.000000          0      2      1 DMA write
+  0.00 0.000000          0      2      1 open
   0.00 0.000000          0      1        DMA read
   0.00 0.000000          0      1        close
   0.00 0.000000          0      1        mmap
   0.00 0.000000          0      1        store remove
 ------ -------- ---------- ------ ------ -----------------
-100.00 1.000000      58824     17      2 total
+100.00 1.000000      52632     19      3 total
 
  reads writes register
 ------ ------ -----------------
@@ -76,6 +80,11 @@ interrupts vector
 ---------- ------------
          2 vgpu0 MSIX 1
          1 vgpu0 MSIX 0
+
+  hits fault rule
+------ ----------
+     2 slow
+     1 late
 
 calls still under way: 1
 
@@ -94,9 +103,10 @@ def test_the_sums_as_json() -> None:
     }
     assert said["interrupts"][0] == {"subject": "vgpu0", "name": "MSIX", "vector": 1, "count": 2}
     assert said["devices"][0] == {
-        **{"subject": "vgpu0", "calls": 16, "errors": 2, "dma_read_bytes": 4096, "dma_write_bytes": 100},
+        **{"subject": "vgpu0", "calls": 18, "errors": 3, "dma_read_bytes": 4096, "dma_write_bytes": 100},
         **{"dma_faults": 1, "interrupts": 3},
     }
+    assert said["faults"] == [{"rule": "slow", "hits": 2}, {"rule": "late", "hits": 1}]
     assert (said["lost"], said["unfinished"]) == (1204, 1)
 
 
@@ -109,6 +119,8 @@ def test_a_client_that_makes_up_names_fills_no_memory() -> None:
     said = summary.as_json()["calls"]
     assert len(said) == 10_001
     assert max(row["calls"] for row in said) == 10_000
+    rules = summed(*(record("reset", "reset", fault=f"r{number}") for number in range(20_000))).faults
+    assert len(rules) == 10_001
     assert {row["name"] for row in said if row["calls"] > 1} == {"(others)"}
 
 

@@ -46,6 +46,19 @@ LINES = [
         "qemu[12] group-7 VFIO_GROUP_GET_STATUS {argsz=8} => {flags=VFIO_GROUP_FLAGS_VIABLE} = 0",
     ),
     (
+        record("ioctl", "VFIO_GROUP_GET_STATUS", STATUS, result=0, fault="slow", delayed=True),
+        "qemu[12] vgpu0 VFIO_GROUP_GET_STATUS {argsz=8} => {flags=VFIO_GROUP_FLAGS_VIABLE} = 0 "
+        "(DELAYED slow)",
+    ),
+    (
+        record("region", "read", CTRL, errno=5, fault="first,a\nb"),
+        "qemu[12] vgpu0 BAR0 read CTRL (0x0, 4 bytes) = -1 EIO (Input/output error) (INJECTED first,a\\x0ab)",
+    ),
+    (
+        record("interrupt", "MSIX", {"vector": 1}, fault="lost"),
+        "- vgpu0 interrupt MSIX vector 1 (INJECTED lost)",
+    ),
+    (
         record("ioctl", "VFIO_CHECK_EXTENSION", {"arg": 3}, subject="container", result=1),
         "qemu[12] container VFIO_CHECK_EXTENSION VFIO_TYPE1v2_IOMMU = 1",
     ),
@@ -137,6 +150,11 @@ def test_a_call_that_is_under_way_is_told_as_unfinished_and_resumed() -> None:
     ]
 
 
+def test_a_call_that_hangs_is_told_with_its_rule() -> None:
+    stuck = record("store", "remove", {"data": b"1"}, duration=None, fault="stuck", delayed=True)
+    assert line(stuck).endswith('store remove "1" (DELAYED stuck) <unfinished ...>')
+
+
 def test_unfinished_calls_that_never_end_do_not_add_up() -> None:
     lines = Lines()
     for number in range(20_000):
@@ -151,6 +169,8 @@ def test_colours_are_for_what_is_done_and_what_has_failed() -> None:
         "\x1b[36mVFIO_DEVICE_RESET\x1b[0m = \x1b[31m-1 ENOTTY (Inappropriate ioctl for device)\x1b[0m "
         "<0.000012>"
     )
+    hit = record("interrupt", "MSIX", {"vector": 1}, fault="lost")
+    assert "\x1b[31m(INJECTED lost)\x1b[0m <" in line(hit, colours=True)
     for said, _ in LINES:
         plain = re.sub(r"\x1b\[(?:3[1-6]|0)m", "", line(said, colours=True))
         assert plain == line(said)
@@ -180,7 +200,7 @@ def test_a_record_as_json() -> None:
     assert json.loads(json.dumps(said)) == {
         **{"number": 1, "time": 1_700_000_000.25, "duration": 0.000012, "kind": "ioctl", "subject": VGPU},
         **{"name": "VFIO_GROUP_GET_STATUS", "pid": 12, "tid": 12, "comm": "qemu", "result": None},
-        **{"errno": 22, "errno_name": "EINVAL", "error": ""},
+        **{"errno": 22, "errno_name": "EINVAL", "error": "", "fault": "", "delayed": False},
         "arguments": {"arg": 5, "before": "0800000000000000", "after": "0800000001000000"},
         "before": {"argsz": 8},
         "after": {"flags": ["VFIO_GROUP_FLAGS_VIABLE"]},
@@ -229,6 +249,8 @@ RECORDS = st.builds(
     result=st.none() | st.integers() | st.text(max_size=8) | st.binary(max_size=8),
     errno=st.integers(-1, 200) | st.integers(),
     error=st.text(max_size=8),
+    fault=st.text("a,\n\x1b ", max_size=8) | st.text(max_size=8),
+    delayed=st.booleans(),
 )
 
 

@@ -123,6 +123,14 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         metavar="PID[,PID]",
         help="calls of these processes; 0 is for what no process waits for, such as DMA",
     )
+    which.add_argument(
+        "--injected",
+        type=_words,
+        action="extend",
+        default=[],
+        metavar="any|PATTERN[,...]",
+        help="calls that fault rules have hit: all of them, or rules with such names",
+    )
 
 
 def _words(text: str) -> list[str]:
@@ -145,7 +153,7 @@ def _positive(text: str) -> int:
 def main(args: argparse.Namespace) -> int:
     style = Style(not args.summary_only, args.json, args.summary or args.summary_only, args.colour)
     try:
-        wanted = Filter(args.devices, args.kind, args.register, args.errno, args.pid)
+        wanted = Filter(args.devices, args.kind, args.register, args.errno, args.pid, args.injected)
     except TraceError as error:
         args.error(str(error))
     if args.program is None:

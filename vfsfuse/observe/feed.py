@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from vfsfuse.observe.told import Told
-from vfsfuse.trace.filters import KEEP, MOST_KEPT, is_about, named
+from vfsfuse.trace.filters import KEEP, MOST_KEPT, is_about, is_injected, named
 from vfsfuse.trace.record import KINDS
 
 MOST_BYTES = 128 << 20
@@ -27,12 +27,13 @@ V = TypeVar("V")
 class Options:
     """What a reader has asked for in its line of JSON.  An empty list lets everything through, as None."""
 
-    __slots__ = ("_subjects", "devices", "keep", "kinds", "pids")
+    __slots__ = ("_subjects", "devices", "injected", "keep", "kinds", "pids")
 
     def __init__(self) -> None:
         self.devices: tuple[str, ...] | None = None
         self.kinds: frozenset[str] | None = None
         self.pids: frozenset[int] | None = None
+        self.injected: tuple[str, ...] | None = None
         self.keep = KEEP
         self._subjects: dict[str, bool] = {}
 
@@ -53,6 +54,8 @@ class Options:
         if self.kinds is not None and told.kind not in self.kinds:
             return False
         if self.pids is not None and told.client.pid not in self.pids:
+            return False
+        if self.injected is not None and not is_injected(told.fault, self.injected):
             return False
         if self.devices is None or self._is_wanted(told.subject):
             return True
@@ -78,6 +81,9 @@ class Options:
     def set_pids(self, value: object) -> None:
         self.pids = frozenset(_list_of(int, value)) or None
 
+    def set_injected(self, value: object) -> None:
+        self.injected = tuple(_list_of(str, value)) or None
+
     def set_keep(self, value: object) -> None:
         if type(value) is not int or not 0 < value <= MOST_KEPT:
             raise ValueError(f"keep is a number from 1 to {MOST_KEPT}")
@@ -94,6 +100,7 @@ _OPTIONS: dict[str, Callable[[Options, object], None]] = {
     "devices": Options.set_devices,
     "kinds": Options.set_kinds,
     "pids": Options.set_pids,
+    "injected": Options.set_injected,
     "keep": Options.set_keep,
 }
 

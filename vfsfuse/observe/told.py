@@ -36,7 +36,7 @@ class Told(NamedTuple):
     """One call.  `begun` and `ended` are times of time.monotonic(), `ended` is None while it is under way.
 
     `data` has the first bytes of an access or a store, `size` is the memory that the call takes.  `names` are
-    those of the registers of the region."""
+    those of the registers of the region; `fault` and `delayed` are as in a record."""
 
     number: int
     kind: str
@@ -54,6 +54,8 @@ class Told(NamedTuple):
     error: str
     names: RegisterNames | None
     size: int
+    fault: str = ""
+    delayed: bool = False
 
 
 class _Regions(Protocol):
@@ -83,7 +85,8 @@ def tell(number: int, call: Call, client: Client, ended: float | None) -> Told:
     size = _OVERHEAD + len(before) + len(after) + (len(data) if data else 0) + len(error)
     told = result if isinstance(result, _RESULTS) and call.error is None else None
     what = (number, kind._value_, call.subject, call.name, client, call.begun, ended)
-    return Told(*what, arguments, before, after, data, told, errno, error, names, size)
+    rules = call.fault, call.delayed
+    return Told(*what, arguments, before, after, data, told, errno, error, names, size, *rules)
 
 
 def tell_mapping(number: int, device: str, client: Client, region: int, size: int) -> Told:
@@ -113,6 +116,7 @@ def record_of(told: Told, epoch: float) -> Record:
         *(told.number, told.begun + epoch, told.kind, told.subject, told.name, arguments),
         None if told.ended is None else max(0.0, told.ended - told.begun),
         *(client.pid, client.tid, client.comm, told.result, told.errno, told.error),
+        *(told.fault, told.delayed),
     )
 
 

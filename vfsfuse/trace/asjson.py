@@ -42,6 +42,8 @@ def as_json(record: Record) -> dict[str, Any]:
         "errno": record.errno,
         "errno_name": errno.errorcode.get(record.errno),
         "error": record.error,
+        "fault": record.fault,
+        "delayed": record.delayed,
         "arguments": dict(record.arguments),
     }
     if record.kind == "ioctl":

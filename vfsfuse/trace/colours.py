@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 ERROR = "31"
-"""Red: a call that failed, and records that are lost."""
+"""Red: a call that failed, the fault rules that it has met, and records that are lost."""
 BY_KIND: Mapping[str, str] = {
     "ioctl": "36",
     "region": "32",

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which records a reader of a trace wants to see.
 
-A filter is a value without state.  The server applies its devices, kinds and processes (`server_side`), so
-that a reader with a short memory keeps what it wants.  The reader applies all of it (`matches`).
+A filter is a value without state.  The server applies its devices, kinds, processes and fault rules
+(`server_side`), so that a reader with a short memory keeps what it wants.  The reader applies all of it
+(`matches`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ KEEP = 100_000
 """Records that the server keeps for a reader, unless the reader says otherwise."""
 MOST_KEPT = 1_000_000
 ANY = "any"
-"""Among errnos: any failure."""
+"""Among errnos: any failure.  Among injected: any fault rule."""
 _DOMAIN = "0000:"
 _UUID_LENGTH = 36
 _LONGEST_NAME = 64
@@ -32,7 +33,8 @@ class Filter:
     `devices` are names as those of `Record.subject`; see `is_about`.  `registers` are patterns of fnmatch,
     and only accesses of registers match them.  `errnos` are names ("EINVAL") or "any", and only calls that
     failed match them.  `pids` are numbers of processes; 0 stands for calls that no client waits for, such as
-    DMA.
+    DMA.  `injected` are patterns of the names of fault rules or "any", and only calls that a rule has hit
+    match them.
     Raises TraceError for a kind or an errno that there is not."""
 
     devices: Collection[str] = ()
@@ -40,6 +42,7 @@ class Filter:
     registers: Collection[str] = ()
     errnos: Collection[str] = ()
     pids: Collection[int] = ()
+    injected: Collection[str] = ()
     _numbers: frozenset[int] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:
@@ -58,6 +61,7 @@ class Filter:
             and (not self.devices or self._has_device(record))
             and (not self.registers or self._has_register(record))
             and (not self.errnos or self._has_errno(record))
+            and (not self.injected or is_injected(record.fault, self.injected))
         )
 
     def server_side(self, keep: int = KEEP) -> str:
@@ -66,7 +70,7 @@ class Filter:
         if not 0 < keep <= MOST_KEPT:
             raise TraceError(f"{keep} records cannot be kept: 1 to {MOST_KEPT} can")
         said: dict[str, object] = {"keep": keep}
-        for name in ("devices", "kinds", "pids"):
+        for name in ("devices", "kinds", "pids", "injected"):
             value = getattr(self, name)
             if value:
                 said[name] = list(value)
@@ -99,6 +103,16 @@ def is_about(subject: str, name: str) -> bool:
     if wanted in parts or _DOMAIN + wanted in parts:
         return True
     return len(wanted) == _UUID_LENGTH and any(part.startswith(wanted + "-") for part in parts)
+
+
+def is_injected(fault: str, patterns: Collection[str]) -> bool:
+    """Whether the fault rules of a call (`Record.fault`) have a name that matches one of these patterns of
+    fnmatch; "any" matches each."""
+    return any(
+        pattern == ANY or fnmatchcase(name, pattern)
+        for name in filter(None, fault.split(","))
+        for pattern in patterns
+    )
 
 
 def named(kind: str, data: object, arguments: object) -> Iterator[str]:

@@ -33,7 +33,8 @@ class Record:
     began, `duration` the seconds that it took, None while it is under way.  `pid` and `tid` are the client's
     process and thread, `comm` the process' name; 0 and empty where no client waits for the call.  `subject`
     is the device, group, container or directory.  `errno` is 0 for success, and `error` says more about a
-    failure."""
+    failure.  `fault` has the names of the fault rules that the call has met, separated by commas; `delayed`
+    says that they did nothing but delay or hold it."""
 
     number: int
     time: float
@@ -48,6 +49,13 @@ class Record:
     result: int | str | bytes | None = None
     errno: int = 0
     error: str = ""
+    fault: str = ""
+    delayed: bool = False
+
+    @property
+    def rules(self) -> list[str]:
+        """The names of the fault rules that the call has met."""
+        return [name for name in self.fault.split(",") if name]
 
     def to_line(self) -> str:
         """The record as a line of JSON, without a line break.  Fields that have their default are left
@@ -67,13 +75,14 @@ class Record:
 
 _DEFAULTS = (
     *(("duration", None), ("pid", 0), ("tid", 0), ("comm", "")),
-    *(("result", None), ("errno", 0), ("error", "")),
+    *(("result", None), ("errno", 0), ("error", ""), ("fault", ""), ("delayed", False)),
 )
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=bytes.hex).encode
 _TYPES: Mapping[str, tuple[type, ...]] = {
     **{"number": (int,), "time": (int, float), "kind": (str,), "subject": (str,), "name": (str,)},
     **{"arguments": (dict,), "duration": (int, float, type(None)), "pid": (int,), "tid": (int,)},
     **{"comm": (str,), "result": (int, str, dict, type(None)), "errno": (int,), "error": (str,)},
+    **{"fault": (str,), "delayed": (bool,)},
 }
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trace adds up to: counts and times by call as strace -c has them, registers, DMA, interrupts.
+"""What a trace adds up to: counts and times by call as strace -c has them, registers, DMA, interrupts,
+fault rules.
 
 A `Summary` belongs to the thread that reads the trace.  It keeps a bounded number of rows, whatever names a
 client makes up.
@@ -56,6 +57,14 @@ class InterruptRow:
 
 
 @dataclass(slots=True)
+class FaultRow:
+    """A fault rule: how many calls it has hit."""
+
+    rule: str
+    hits: int = 0
+
+
+@dataclass(slots=True)
 class DeviceRow:
     """A device, group or container: calls on it, its DMA in bytes, and its interrupts."""
 
@@ -68,7 +77,7 @@ class DeviceRow:
     interrupts: int = 0
 
 
-R = TypeVar("R", CallRow, RegisterRow, InterruptRow, DeviceRow)
+R = TypeVar("R", CallRow, RegisterRow, InterruptRow, FaultRow, DeviceRow)
 
 
 class _Rows(dict[tuple[Any, ...], R], Generic[R]):
@@ -110,6 +119,7 @@ class Summary:
     interrupts: _Rows[InterruptRow] = field(
         default_factory=lambda: _Rows(InterruptRow, (_OTHERS, _OTHERS, 0))
     )
+    faults: _Rows[FaultRow] = field(default_factory=lambda: _Rows(FaultRow, (_OTHERS,)))
     devices: _Rows[DeviceRow] = field(default_factory=lambda: _Rows(DeviceRow, (_OTHERS,)))
     lost: int = 0
     """Records that the server has dropped."""
@@ -131,6 +141,8 @@ class Summary:
         row.errors, device.errors = row.errors + failed, device.errors + failed
         whole = row.seconds + seconds(record.duration)
         row.seconds = whole if math.isfinite(whole) else row.seconds  # a time that cannot be
+        for rule in record.rules:
+            self.faults.of(rule).hits += 1
         if (count := _COUNTS.get(record.kind)) is not None:
             count(self, record, device)
 
@@ -163,13 +175,14 @@ class Summary:
             "registers": [asdict(row) for row in self._sorted_registers()],
             "devices": [asdict(row) for row in self.devices.values()],
             "interrupts": [asdict(row) for row in self._sorted_interrupts()],
+            "faults": [asdict(row) for row in self._sorted_faults()],
             "lost": self.lost,
             "unfinished": len(self._unfinished),
         }
 
     def table(self) -> str:
         """The sums as text, without a line break at its end: the calls as strace -c has them, then the
-        registers that were used most, DMA and interrupts."""
+        registers that were used most, DMA, interrupts and fault rules."""
         parts = [_calls_table(self._sorted_calls())]
         registers = self._sorted_registers()
         if registers:
@@ -180,6 +193,9 @@ class Summary:
         interrupts = self._sorted_interrupts()
         if interrupts:
             parts.append(_table(("interrupts", "vector"), map(_interrupt_cells, interrupts)))
+        faults = self._sorted_faults()
+        if faults:
+            parts.append(_table(("hits", "fault rule"), [(str(row.hits), word(row.rule)) for row in faults]))
         if self._unfinished:
             parts.append(f"calls still under way: {len(self._unfinished)}")
         if self.lost:
@@ -194,6 +210,9 @@ class Summary:
 
     def _sorted_interrupts(self) -> list[InterruptRow]:
         return sorted(self.interrupts.values(), key=lambda row: -row.count)
+
+    def _sorted_faults(self) -> list[FaultRow]:
+        return sorted(self.faults.values(), key=lambda row: (-row.hits, row.rule))
 
 
 _COUNTS: dict[str, Callable[[Summary, Record, DeviceRow], None]] = {

@@ -179,6 +179,13 @@ def seconds(value: float | None) -> float:
         return math.inf
 
 
+def injected(record: Record) -> str:
+    """What fault rules have done to the call: "(INJECTED slow)", or "(DELAYED slow)" for a delay alone; empty
+    if nothing."""
+    names = ",".join(word(name) for name in record.rules)
+    return f"({'DELAYED' if record.delayed else 'INJECTED'} {names})" if names else ""
+
+
 def failure(record: Record) -> str:
     """How the call failed: "-1 ENOSPC (No space left on device)"; empty if it did not."""
     if not record.errno:

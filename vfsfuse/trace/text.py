@@ -15,7 +15,7 @@ from collections import OrderedDict
 from vfsfuse.trace.colours import BY_KIND, ERROR, coloured
 from vfsfuse.trace.escaping import word
 from vfsfuse.trace.record import Record
-from vfsfuse.trace.telling import failure, parts_of, seconds
+from vfsfuse.trace.telling import failure, injected, parts_of, seconds
 
 _REMEMBERED = 10_000
 """Unfinished calls that `Lines` remembers.  The end of an older one looks like any other call."""
@@ -58,12 +58,14 @@ def line(record: Record, colours: bool = False, resumed: bool = False) -> str:
     columns = [_clock(begun), _process(record), word(record.subject.replace(" ", "-"))]
     columns += ["<... resumed>"] if resumed else []
     columns += filter(None, (what, told.details))
+    rules = coloured(injected(record), ERROR if colours else None)
     if record.duration is None and not notice:
-        return " ".join([*columns, "<unfinished ...>"])
+        return " ".join([*columns, *filter(None, (rules,)), "<unfinished ...>"])
     if failed:
         columns.append(f"= {coloured(failed, ERROR if colours else None)}")
     elif told.result:
         columns.append(f"= {told.result}")
+    columns += filter(None, (rules,))
     if record.duration is not None and not notice:
         columns.append(f"<{seconds(record.duration):.6f}>")
     return " ".join(columns)
