@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records what a program does with the VFIO devices of this machine, from the program's side alone.
+
+The program and all that it starts are traced by ptrace.  A seccomp filter chooses the calls that they stop at,
+unless one with a listener is in force already, which has precedence: then they stop at every call.  They end
+with the recorder, because calls that a filter leaves to a tracer fail without one.
+
+Single-threaded but for a thread that watches interrupts.  Source: ptrace(2), seccomp(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from vfsfuse.recording import hostcalls
+from vfsfuse.recording.hostcalls import MACHINES, Machine
+from vfsfuse.recording.hostdialogue import Dialogue
+from vfsfuse.recording.hosttracees import Tracees
+from vfsfuse.recording.recording import Recording, RecordingError
+
+_TERMINALS = (signal.SIGINT, signal.SIGQUIT)
+"""Signals that a terminal sends to the program as well."""
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP)
+EXIT_SETUP = 125
+_MEND = {
+    errno.EPERM: "this user may not use ptrace: see kernel.yama.ptrace_scope, or run it as root; in a"
+    " container, allow SYS_PTRACE",
+    errno.EIO: "Linux 5.3 or later is needed",
+}
+
+
+class _Interrupted(BaseException):
+    """A signal asks the recorder to end while only processes in the background are left."""
+
+
+def record_host(
+    become: Callable[[], int], command: Sequence[str], keep_mmap: bool, say: Callable[[str], None]
+) -> tuple[Recording, int]:
+    """Record a program until all that it has started has ended.  Returns the recording and the wait status of
+    the program.
+
+    `become` runs in a child and execs the program, or returns an exit status.  `keep_mmap` lets the program
+    know which regions can be mapped.  `say` gets lines for the user.  For the main thread of a process
+    with no other one.  Raises RecordingError when the program cannot be traced."""
+    machine = MACHINES.get(platform.machine())
+    if machine is None:
+        raise RecordingError(f"{platform.machine()}: only {' and '.join(MACHINES)} can be recorded")
+    _raise_limit()
+    every_call = hostcalls.has_listener(machine)
+    pid, start = _start(become, None if every_call else machine)
+    dialogue = Dialogue(machine, keep_mmap, say)
+    dialogue.recording.command = tuple(command)
+    try:
+        hostcalls.seize(pid)
+    except OSError as error:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        why = _MEND.get(error.errno or 0, error.strerror)
+        raise RecordingError(f"the program cannot be traced: {why}") from None
+    tracees = Tracees(pid, machine, dialogue, every_call)
+    dialogue.interrupts.start()
+    with _handling(tracees):
+        os.close(start)
+        try:
+            tracees.run()
+        except _Interrupted:
+            say("what the program has left in the background is ended")
+    return dialogue.finish(), tracees.status
+
+
+def _raise_limit() -> None:
+    """Each eventfd of the program needs a copy."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _start(become: Callable[[], int], machine: Machine | None) -> tuple[int, int]:
+    """A child that waits until the descriptor is closed, and becomes the program.  With `machine`, under a
+    filter."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    begun, start = os.pipe2(os.O_CLOEXEC)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if not pid:
+        os.close(start)
+        _be(become, begun, machine)
+    os.close(begun)
+    del limits
+    return pid, start
+
+
+def _be(become: Callable[[], int], begun: int, machine: Machine | None) -> NoReturn:
+    """In the child.  Never returns."""
+    status = EXIT_SETUP
+    try:
+        os.read(begun, 1)
+        if machine is not None:
+            hostcalls.install(machine)
+        status = become()
+        sys.stderr.flush()
+    except OSError as error:
+        print(f"vfsfuse: record: the seccomp filter: {error.strerror}", file=sys.stderr, flush=True)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+@contextlib.contextmanager
+def _handling(tracees: Tracees) -> Iterator[None]:
+    """A terminal's signals reach the program by themselves, others are passed on to it.  Once it has ended,
+    they end the recorder."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if tracees.status is not None:
+            raise _Interrupted
+        if number in _FORWARDED:
+            os.kill(tracees.pid, number)
+
+    numbers = [each for each in (*_TERMINALS, *_FORWARDED) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers}
+    before[signal.SIGTTOU] = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
