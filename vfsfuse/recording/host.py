@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records what a program does with the VFIO devices of this machine, from the program's side alone.
 
-The program and all that it starts are traced by ptrace.  A seccomp filter chooses the calls that they stop at,
-unless one with a listener is in force already, which has precedence: then they stop at every call.  They end
-with the recorder, because calls that a filter leaves to a tracer fail without one.
+The program and all that it starts are traced by ptrace.  A seccomp filter chooses the calls at which they
+stop.  A filter with a listener, such as that of `vfsfuse run`, has precedence: under one, they stop at every
+call.  They end with the recorder, because calls that a filter leaves to a tracer fail without one.
 
 Single-threaded but for a thread that watches interrupts.  Source: ptrace(2), seccomp(2).
 """
@@ -55,27 +55,26 @@ def record_host(
     machine = MACHINES.get(platform.machine())
     if machine is None:
         raise RecordingError(f"{platform.machine()}: only {' and '.join(MACHINES)} can be recorded")
-    _raise_limit()
     every_call = hostcalls.has_listener(machine)
-    pid, start = _start(become, None if every_call else machine)
+    child = _Child(become, None if every_call else machine)
     dialogue = Dialogue(machine, keep_mmap, say)
     dialogue.recording.command = tuple(command)
     try:
-        hostcalls.seize(pid)
+        hostcalls.seize(child.pid)
     except OSError as error:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        child.give_up()
         why = _MEND.get(error.errno or 0, error.strerror)
         raise RecordingError(f"the program cannot be traced: {why}") from None
-    tracees = Tracees(pid, machine, dialogue, every_call)
+    tracees = Tracees(child.pid, machine, dialogue, every_call)
+    _raise_limit()
     dialogue.interrupts.start()
     with _handling(tracees):
-        os.close(start)
+        child.go()
         try:
             tracees.run()
         except _Interrupted:
             say("what the program has left in the background is ended")
-    return dialogue.finish(), tracees.status
+    return dialogue.finish(), tracees.status or 0
 
 
 def _raise_limit() -> None:
@@ -85,31 +84,42 @@ def _raise_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _start(become: Callable[[], int], machine: Machine | None) -> tuple[int, int]:
-    """A child that waits until the descriptor is closed, and becomes the program.  With `machine`, under a
-    filter."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    begun, start = os.pipe2(os.O_CLOEXEC)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if not pid:
-        os.close(start)
-        _be(become, begun, machine)
-    os.close(begun)
-    del limits
-    return pid, start
+class _Child:
+    """A child that waits until it is traced, and then becomes the program."""
+
+    def __init__(self, become: Callable[[], int], machine: Machine | None) -> None:
+        """With `machine`, it is under a filter."""
+        begun, self._start = os.pipe2(os.O_CLOEXEC)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(self._start)
+            _be(become, begun, machine)
+        os.close(begun)
+
+    def go(self) -> None:
+        """Let it become the program."""
+        os.write(self._start, b"\0")
+        os.close(self._start)
+
+    def give_up(self) -> None:
+        """It is not traced, and ends."""
+        os.close(self._start)
+        os.waitpid(self.pid, 0)
 
 
 def _be(become: Callable[[], int], begun: int, machine: Machine | None) -> NoReturn:
     """In the child.  Never returns."""
     status = EXIT_SETUP
     try:
-        os.read(begun, 1)
-        if machine is not None:
-            hostcalls.install(machine)
-        status = become()
-        sys.stderr.flush()
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if os.read(begun, 1):  # the recorder has not died
+            if machine is not None:
+                hostcalls.install(machine)
+            status = become()
+            sys.stderr.flush()
     except OSError as error:
         print(f"vfsfuse: record: the seccomp filter: {error.strerror}", file=sys.stderr, flush=True)
     except BaseException:

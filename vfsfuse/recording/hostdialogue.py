@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The events of a recording, made from the system calls of a program that ptrace stops.
 
-`Dialogue` is told of each call by its name and arguments before it is made, and of its result.  CALLS has what
-each call means.  The memory of the program is hostile: sizes are bounded, and what cannot be read is left out.
-Another thread of it may change what a pointer leads to between the look of the recorder and that of the
-kernel; then the recording has what the recorder saw.
+`Dialogue` is told of each call by its name and arguments before it is made, and of its result.  CALLS has
+what each call means.  The memory of the program is hostile: sizes are bounded, and what cannot be read is
+left out.  Another thread of it may change what a pointer leads to between the look of the recorder and that
+of the kernel; then the recording has what the recorder saw.
 
 State belongs to the thread of the ptrace loop, except the list of events, which the lock of `Interrupts`
 guards.  Source: <linux/vfio.h>, the manual pages of the calls.
@@ -265,7 +265,9 @@ class Dialogue:
 
     # ---- accesses ----
 
-    def access(self, tid: int, tgid: int, args: Args, kind: str, parts: _Parts, position: int) -> Ending | None:
+    def access(
+        self, tid: int, tgid: int, args: Args, kind: str, parts: _Parts, position: int
+    ) -> Ending | None:
         """A read or write of `parts`, (address, size) each, of a file at `position`, -1 for where it is."""
         fd = _fd(args[0])
         file = self._found(tid, tgid, fd)
@@ -335,7 +337,7 @@ class Dialogue:
             elif name == "VFIO_DEVICE_BIND_IOMMUFD" and not result:
                 self._describe(tid, fd, file.device)
             if asked:
-                self.interrupts.set(asked) if not result else asked.drop()
+                self.interrupts.set_up(asked) if not result else asked.drop()
             self._end(begun[0], event)
 
         return end

@@ -108,7 +108,7 @@ class HostFiles:
 
     def close(self, tgid: int, fds: Iterable[int]) -> list[HostFile]:
         """These descriptors are closed.  Returns the files that nobody has open any more."""
-        gone = []
+        gone: list[HostFile] = []
         for fd in fds:
             file = self._known.pop((tgid, fd), None)
             if file is not None and file not in self._known.values():

@@ -98,7 +98,7 @@ class Interrupts:
         """Look as soon as something comes, on another thread."""
         self._thread.start()
 
-    def set(self, asked: Asked) -> None:
+    def set_up(self, asked: Asked) -> None:
         """SET_IRQS has succeeded."""
         with self.lock:
             vectors = {vector for vector, _ in asked.copies}

@@ -52,7 +52,9 @@ class Tracees:
 
     def __init__(self, pid: int, machine: Machine, watcher: Watcher, every_call: bool) -> None:
         """`every_call` stops at all calls, because there is no filter that chooses."""
-        self.pid, self.status = pid, 0
+        self.pid = pid
+        self.status: int | None = None
+        """The wait status of the program once it has ended."""
         self._machine, self._watcher, self._every = machine, watcher, every_call
         self._names = machine.named()
         self._processes: dict[int, int] = {pid: pid}
@@ -89,9 +91,7 @@ class Tracees:
         number, event = os.WSTOPSIG(status), status >> 16
         if tid not in self._processes:
             self._early.add(tid)  # the thread that made it has not stopped yet
-        elif number == _CALL:
-            self._at_call(tid)
-        elif event == hostcalls.EVENT_SECCOMP:
+        elif number == _CALL or event == hostcalls.EVENT_SECCOMP:
             self._at_call(tid)
         elif event == hostcalls.EVENT_STOP:
             if number in _STOPS:
@@ -155,7 +155,7 @@ class Tracees:
             elif isinstance(call, Entered):
                 self._endings.pop(tid, None)
                 name = self._names.get(call.nr)
-                ending = name and self._watcher.entered(tid, self._processes[tid], name, call.args)
+                ending = self._watcher.entered(tid, self._processes[tid], name, call.args) if name else None
                 if ending:
                     self._endings[tid] = ending
         finally:
