@@ -27,11 +27,11 @@ from vfsfuse.recording.hostcalls import MACHINES, Machine
 from vfsfuse.recording.hostdialogue import Dialogue
 from vfsfuse.recording.hosttracees import Tracees
 from vfsfuse.recording.recording import Recording, RecordingError
+from vfsfuse.run.command import EXIT_SETUP, become
 
 _TERMINALS = (signal.SIGINT, signal.SIGQUIT)
 """Signals that a terminal sends to the program as well."""
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
-EXIT_SETUP = 125
 _MEND = {
     errno.EPERM: "this user may not use ptrace: see kernel.yama.ptrace_scope, or run it as root; in a"
     " container, allow SYS_PTRACE",
@@ -43,22 +43,22 @@ class _Interrupted(BaseException):
     """A signal asks the recorder to end while only processes in the background are left."""
 
 
-def record_host(
-    become: Callable[[], int], command: Sequence[str], keep_mmap: bool, say: Callable[[str], None]
+def record(
+    argv: Sequence[str], *, shows_mmap: bool, complain: Callable[[str], None]
 ) -> tuple[Recording, int]:
     """Record a program until all that it has started has ended.  Returns the recording and the wait status of
     the program.
 
-    `become` runs in a child and execs the program, or returns an exit status.  `keep_mmap` lets the program
-    know which regions can be mapped.  `say` gets lines for the user.  For the main thread of a process
-    with no other one.  Raises RecordingError when the program cannot be traced."""
+    `shows_mmap` lets the program know which regions can be mapped.  `complain` gets lines for the user, on
+    any thread.  For the main thread of a process with no other one.  Raises RecordingError when the program
+    cannot be traced."""
     machine = MACHINES.get(platform.machine())
     if machine is None:
         raise RecordingError(f"{platform.machine()}: only {' and '.join(MACHINES)} can be recorded")
     every_call = hostcalls.has_listener(machine)
-    child = _Child(become, None if every_call else machine)
-    dialogue = Dialogue(machine, keep_mmap, say)
-    dialogue.recording.command = tuple(command)
+    child = _Child(list(argv), None if every_call else machine)
+    dialogue = Dialogue(machine, shows_mmap, complain)
+    dialogue.recording.command = tuple(argv)
     try:
         hostcalls.seize(child.pid)
     except OSError as error:
@@ -73,7 +73,7 @@ def record_host(
         try:
             tracees.run()
         except _Interrupted:
-            say("what the program has left in the background is ended")
+            complain("what the program has left in the background is ended")
     return dialogue.finish(), tracees.status or 0
 
 
@@ -87,7 +87,7 @@ def _raise_limit() -> None:
 class _Child:
     """A child that waits until it is traced, and then becomes the program."""
 
-    def __init__(self, become: Callable[[], int], machine: Machine | None) -> None:
+    def __init__(self, argv: list[str], machine: Machine | None) -> None:
         """With `machine`, it is under a filter."""
         begun, self._start = os.pipe2(os.O_CLOEXEC)
         sys.stdout.flush()
@@ -95,7 +95,7 @@ class _Child:
         self.pid = os.fork()
         if not self.pid:
             os.close(self._start)
-            _be(become, begun, machine)
+            _be(argv, begun, machine)
         os.close(begun)
 
     def go(self) -> None:
@@ -109,7 +109,7 @@ class _Child:
         os.waitpid(self.pid, 0)
 
 
-def _be(become: Callable[[], int], begun: int, machine: Machine | None) -> NoReturn:
+def _be(argv: list[str], begun: int, machine: Machine | None) -> NoReturn:
     """In the child.  Never returns."""
     status = EXIT_SETUP
     try:
@@ -118,7 +118,7 @@ def _be(become: Callable[[], int], begun: int, machine: Machine | None) -> NoRet
         if os.read(begun, 1):  # the recorder has not died
             if machine is not None:
                 hostcalls.install(machine)
-            status = become()
+            status = become(argv, "record")
             sys.stderr.flush()
     except OSError as error:
         print(f"vfsfuse: record: the seccomp filter: {error.strerror}", file=sys.stderr, flush=True)

@@ -42,6 +42,8 @@ _SOL_SOCKET, _SCM_RIGHTS = 1, 1
 _FILES = {Kind.CONTAINER: form.CONTAINER, Kind.GROUP: form.GROUP, Kind.IOMMUFD: form.IOMMUFD}
 _NUMBERS = ("VFIO_GROUP_SET_CONTAINER",)
 """Ioctls that take a number by a pointer."""
+_PLAIN = ("VFIO_CHECK_EXTENSION", "VFIO_SET_IOMMU")
+"""Ioctls whose argument is a number."""
 _GET_DEVICE_FD = "VFIO_GROUP_GET_DEVICE_FD"
 
 
@@ -55,8 +57,8 @@ class Dialogue:
 
     `say` gets a line for the user; the same line is said once."""
 
-    def __init__(self, machine: Machine, keep_mmap: bool, say: Callable[[str], None]) -> None:
-        self.recording = Recording(form.HOST, shows_mmap=keep_mmap)
+    def __init__(self, machine: Machine, shows_mmap: bool, say: Callable[[str], None]) -> None:
+        self.recording = Recording(form.HOST, shows_mmap=shows_mmap)
         self._say, self._said = say, set[str]()
         self._start = time.monotonic()
         self._files = HostFiles(lambda one, other: is_same_file(machine, one, other))
@@ -320,7 +322,7 @@ class Dialogue:
         name = f"{cmd:#x}" if row is None else row.name
         event = Event(begun[1], file.device, form.IOCTL, name, _FILES.get(file.kind, ""))
         event.before = _before(tid, row, arg)
-        if row is None or not (row.struct or name in _NUMBERS or name == _GET_DEVICE_FD):
+        if name in _PLAIN:
             event.argument = arg
         asked = None
         if name == "VFIO_DEVICE_SET_IRQS":

@@ -97,7 +97,7 @@ def main(args: argparse.Namespace, tracer: socket.socket | None = None) -> int:
     os.environ.update(ENVIRONMENT)
     if namespace.describes_machine():
         os.environ.update({**OF_ANOTHER_MACHINE, **os.environ})
-    return _become(command)
+    return become(command)
 
 
 def program_of(args: argparse.Namespace) -> list[str]:
@@ -106,8 +106,8 @@ def program_of(args: argparse.Namespace) -> list[str]:
     return argv[1:] if argv[:1] == ["--"] else argv
 
 
-def _complain(message: str, status: int) -> int:
-    print(f"vfsfuse: run: {printable(message)}", file=sys.stderr)
+def _complain(message: str, status: int, subcommand: str = "run") -> int:
+    print(f"vfsfuse: {subcommand}: {printable(message)}", file=sys.stderr)
     return status
 
 
@@ -167,7 +167,7 @@ def _enter_udev() -> UdevFiles:
     return udevspace.enter()
 
 
-def _become(command: list[str]) -> int:
+def become(command: list[str], subcommand: str = "run") -> int:
     """exec(3) `command`.  On failure, returns the exit status of a shell, after one line on stderr."""
     for name in ("SIGPIPE", "SIGXFSZ"):  # the interpreter ignores these, and CMD would inherit that
         signal.signal(signal.Signals[name], signal.SIG_DFL)
@@ -175,7 +175,7 @@ def _become(command: list[str]) -> int:
         _execute(command)
     except OSError as error:
         status = EXIT_NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXIT_CANNOT_EXECUTE
-        return _complain(f"{command[0]}: {error.strerror}", status)
+        return _complain(f"{command[0]}: {error.strerror}", status, subcommand)
 
 
 def _execute(command: list[str]) -> NoReturn:
