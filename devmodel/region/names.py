@@ -5,7 +5,7 @@ State: none. Many devices share one object, which knows no device.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -47,16 +47,21 @@ class RegisterNames:
         "CTRL" for a whole register, "CTRL+2" for a part of one that begins at its third byte, "A..C" for
         several, and nothing where there is none.
         """
-        if size <= 0:
-            return ""
-        first = max(bisect_right(self._starts, offset) - 1, 0)
-        if self._registers and self._registers[first].offset + self._registers[first].width <= offset:
-            first += 1
-        touched = self._registers[first : bisect_right(self._starts, offset + size - 1)]
+        touched = self.touched(offset, size)
         if not touched:
             return ""
         begin = _from(touched[0], offset, size)
         return begin if len(touched) == 1 else f"{begin}..{touched[-1].name}"
+
+    def touched(self, offset: int, size: int) -> Sequence[Named]:
+        """The registers of which an access of ``size`` bytes at ``offset`` has a part, in the order of their
+        offsets. Any thread."""
+        if size <= 0:
+            return ()
+        first = max(bisect_right(self._starts, offset) - 1, 0)
+        if self._registers and self._registers[first].offset + self._registers[first].width <= offset:
+            first += 1
+        return self._registers[first : bisect_right(self._starts, offset + size - 1)]
 
 
 def _from(register: Named, offset: int, size: int) -> str:

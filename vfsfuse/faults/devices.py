@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names of a lab's devices, as fault rules know them.
+
+Everything here looks names up in the lab's dictionaries, which takes no lock.  Any thread; no state.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from devmodel.callpoint import Call, CallKind
+from devmodel.lifecycle.lab import Lab
+from devmodel.lifecycle.mdev import Mdev
+from devmodel.lifecycle.physical import PhysicalFunction, VirtualFunction
+from devmodel.lifecycle.vendor import vgpu_of
+
+_DOMAIN = "0000:"
+_UUID_LENGTH = 36
+_MOST_NAME = 64
+"""Bytes of a store that can name a device."""
+_NUMBER = re.compile(r"vgpu[0-9]+", re.ASCII)
+_NAME = re.compile(
+    r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}.*|([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]",
+    re.ASCII | re.DOTALL,
+)
+"""A UUID, also with an instance behind it, or a PCI address."""
+
+
+class LabDevices:
+    """The devices of one lab."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def names(self, call: Call) -> set[str]:
+        """All names, in lower case, of the devices that a call is on."""
+        if call.device is not None:
+            return self.all_names(call.device.name)
+        named = {each for text in _named(call) if self._is_name(text) for each in self.all_names(text)}
+        if call.kind is CallKind.LIFECYCLE and call.name == "create":
+            named.add(call.subject.lower())  # the type
+        if call.kind is CallKind.OPEN:
+            named |= {each for device in self._behind(call.subject) for each in self.all_names(device)}
+        return named
+
+    def of(self, call: Call) -> str:
+        """The name of the device that a call is on, "" if the call does not say it."""
+        if call.device is not None:
+            return str(call.device.name)
+        return next((text for text in _named(call) if self._find(text) is not None), "")
+
+    def found(self, name: str) -> str:
+        """The name of the directory of a device, which may be known by its number as vgpu<N>, or without its
+        domain.  "" when there is none."""
+        for each in (name, _DOMAIN + name, name.lower(), _DOMAIN + name.lower()):
+            if self._find(each) is not None:
+                return each
+        if _NUMBER.fullmatch(name):
+            for mdev in tuple(self._lab.by_name.values()):
+                if name == f"vgpu{mdev.minor}":
+                    return mdev.name
+        return next((each for each in tuple(self._lab.by_name) if each.startswith(f"{name.lower()}-")), "")
+
+    def made(self, name: str) -> Any:
+        """The model of the device with this directory, None if it has not been made or is not there."""
+        found = self._find(name)
+        return None if found is None else found.made
+
+    def type_name(self, number: int) -> str:
+        """The type of vGPU with this id in NVIDIA's framework."""
+        for parent in self._lab.spec.parents:
+            for spec in parent.types:
+                if spec.number == number:
+                    return spec.name
+        return ""
+
+    def _is_name(self, text: str) -> bool:
+        """Whether a text is the name of a device, also of one that is not there yet."""
+        return self._find(text) is not None or _NAME.fullmatch(text) is not None
+
+    def _find(self, name: str) -> Any:
+        return self._lab.by_name.get(name) or self._lab.drivers.functions.get(name)
+
+    def all_names(self, name: str) -> set[str]:
+        """All names of a device with this directory; other texts have only their own."""
+        names = {name.lower()}
+        if len(name) > _UUID_LENGTH and name[_UUID_LENGTH] == "-":
+            names.add(name[:_UUID_LENGTH].lower())
+        if name.startswith(_DOMAIN):
+            names.add(name[len(_DOMAIN) :])
+        device = self._find(name)
+        if isinstance(device, Mdev):
+            names |= {f"vgpu{device.minor}", device.type.name.lower()}
+        elif device is not None:
+            vgpu = vgpu_of(device)
+            if vgpu is not None and vgpu.type is not None:
+                names.add(vgpu.type.name.lower())
+        return names
+
+    def physical(self, address: str, index: int) -> str:
+        """The address of the physical function whose virtual function ``index``, which may still be about to
+        appear, has this address. "" when there is none."""
+        found = self._lab.drivers.functions.get(address)
+        if isinstance(found, VirtualFunction):
+            return found.physical.name
+        for function in tuple(self._lab.drivers.functions.values()):
+            layout = function.layout if isinstance(function, PhysicalFunction) else None
+            if layout is not None and index < layout.total and str(layout.address(index)) == address:
+                return function.name
+        return ""
+
+    def _behind(self, path: str) -> Iterator[str]:
+        """The devices that a file of dev/vfio opens: one, or those of a group."""
+        head, _, last = path.rpartition("/")
+        if head == "dev/vfio/devices":
+            everything = (*self._lab.by_name.values(), *self._lab.drivers.functions.values())
+            yield from (each.name for each in everything if last == f"vfio{each.vfio_minor}")
+        elif head == "dev/vfio" and last.removeprefix("noiommu-").isdecimal():
+            number = int(last.removeprefix("noiommu-"))
+            everything = (*self._lab.by_name.values(), *self._lab.drivers.functions.values())
+            yield from (each.name for each in everything if each.group.number == number)
+
+
+def _named(call: Call) -> Iterator[str]:
+    """The texts of a call that can be names of devices."""
+    yield from call.subject.split("/")
+    if call.kind is CallKind.LIFECYCLE:
+        yield from map(str, call.arguments.get("arguments") or ())
+    elif call.kind is CallKind.STORE:
+        data: bytes = call.arguments.get("data", b"")[:_MOST_NAME]
+        written = data.decode("ascii", "replace").strip()
+        yield from (written, written[:_UUID_LENGTH])  # a line of vgpu_create begins with a UUID
+
+

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fault rule: a value that is made of keys, and the line of text that says the same.
+
+State: none; a rule is frozen.  Whoever counts calls and acts is vfsfuse.faults.rules.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from vfsfuse.faults import plausible, values
+from vfsfuse.faults.keys import ACTIONS, CALLS, CHOOSING, KEYS, OF_VFS, REGION, WHATS
+from vfsfuse.faults.values import PLAUSIBLE
+
+MOST_LINE = 8192
+"""Characters of a line."""
+_WILD = re.compile(r"[*?\[]")
+
+
+class RuleError(ValueError):
+    """There can be no such rule.  The text is one line: the key, the reason, and in parentheses what to do.
+    ``key`` is "" for a mistake of several keys, ``why`` the text without the key."""
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(f"{key}: {why}" if key else why)
+        self.key, self.why = key, why
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A fault rule.  ``keys`` are its keys and their values as :data:`vfsfuse.faults.keys.KEYS` reads them,
+    in the order of that table, without ``name``; ``name`` is "" until the lab gives it one."""
+
+    name: str
+    keys: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> Rule:
+        """The rule with these keys, whose values are texts, or as TOML or Python have them.  Raises RuleError
+        for the first mistake."""
+        for key in given:
+            if key not in KEYS:
+                raise RuleError(key, f"there is no such key ({_suggest(key, KEYS)})")
+        found: dict[str, Any] = {}
+        for key, entry in KEYS.items():
+            if key in given:
+                try:
+                    found[key] = entry.kind.read(given[key])
+                except ValueError as error:
+                    raise RuleError(key, str(error)) from None
+        return cls.read(found)
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> Rule:
+        """The rule with these keys, whose values are read.  Raises RuleError if they do not go together."""
+        keys = {key: found[key] for key in KEYS if key in found and found[key] is not False}
+        name = keys.pop("name", "")
+        rule = cls(name, keys)
+        _check(keys)
+        return rule
+
+    def named(self, name: str) -> Rule:
+        """The same rule with a name."""
+        return replace(self, name=name)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, ``default`` if the rule has not got it."""
+        return self.keys.get(key, default)
+
+    @property
+    def line(self) -> str:
+        """The rule as a line of text, from which :func:`parse_line` makes an equal rule."""
+        named = {"name": self.name} if self.name else {}
+        return " ".join(_word(key, value) for key, value in {**named, **self.keys}.items())
+
+    @property
+    def call(self) -> str:
+        """The key that says which kind of call it is about; "call" if the rule does not say it, and "" for
+        one that happens by itself, or to virtual functions."""
+        for key in CALLS:
+            if key in self.keys:
+                return key
+        return "" if self.is_timed or any(key in self.keys for key in OF_VFS) else "call"
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it happens by itself, once: it has a device, ``after`` and actions, and says nothing of
+        calls."""
+        keys = self.keys
+        return (
+            "after" in keys
+            and "device" in keys
+            and not any(key in keys for key in (*CALLS, *CHOOSING, "process"))
+            and all(key in ACTIONS for key in keys if key in WHATS)
+        )
+
+
+def parse_line(text: str) -> Rule:
+    """The rule of a line ``KEY=VALUE ...``, whose words are quoted as in a shell.  ``#`` begins a comment.
+
+    Raises RuleError, and nothing else.
+    """
+    if len(text) > MOST_LINE:
+        raise RuleError("", f"the line has {len(text)} characters (give {MOST_LINE} at most)")
+    return parse_words(split(text))
+
+
+def parse_words(words: Iterable[str]) -> Rule:
+    """The rule of words ``KEY=VALUE``.  Raises RuleError."""
+    given: dict[str, object] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise RuleError("", f"{word!r} is not KEY=VALUE (write such as errno=ENOMEM)")
+        if key in given:
+            raise RuleError(key, "is there twice (leave one of them out)")
+        given[key] = value
+    return Rule.of(given)
+
+
+def split(text: str) -> list[str]:
+    """The words of a line.  Raises RuleError."""
+    try:
+        return shlex.split(text, comments=True)
+    except ValueError as error:
+        raise RuleError("", f"{str(error).lower()} (close the quotes)") from None
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a text stands for several names."""
+    return _WILD.search(text) is not None
+
+
+def _word(key: str, value: Any) -> str:
+    return shlex.quote(f"{key}={KEYS[key].kind.write(value)}")
+
+
+# ---- what goes together ----
+
+
+def _check(keys: Mapping[str, Any]) -> None:
+    calls = [key for key in CALLS if key in keys]
+    if len(calls) > 1:
+        raise RuleError(calls[1], f"stands beside {calls[0]} (a rule is about one kind of call: make two)")
+    whats = [key for key in WHATS if key in keys]
+    if not whats:
+        raise RuleError("", f"says nothing of what is to happen (give one of {', '.join(WHATS)})")
+    if any(key in OF_VFS for key in whats):
+        _check_vfs(keys, calls, whats)
+    elif not calls:
+        _check_without_call(keys, whats)
+    _check_fits(keys, calls)
+    _check_when(keys)
+    _check_what(keys)
+
+
+def _check_fits(keys: Mapping[str, Any], calls: list[str]) -> None:
+    call = calls[0] if calls else "call"
+    for key in keys:
+        fits = KEYS[key].fits
+        if not fits or call in fits:
+            continue
+        if key in WHATS:
+            possible = [what for what in WHATS if call in KEYS[what].fits]
+            raise RuleError(key, f"cannot happen to {_said(calls)} (give one of {', '.join(possible)})")
+        raise RuleError(key, f"is about {' or '.join(fits)} (give that, or leave it out)")
+
+
+def _said(calls: list[str]) -> str:
+    return f"what {calls[0]} says" if calls else "any call"
+
+
+def _check_vfs(keys: Mapping[str, Any], calls: list[str], whats: list[str]) -> None:
+    what = next(key for key in whats if key in OF_VFS)
+    for key in (*calls, "process"):
+        if key in keys:
+            raise RuleError(what, f"stands beside {key} (it is about virtual functions: leave {key} out)")
+    if len(whats) > 1:
+        other = next(key for key in whats if key != what)
+        raise RuleError(what, f"stands beside {other} (make two rules)")
+    if "device" not in keys:
+        raise RuleError(what, "has no device (give the address of a function)")
+
+
+def _check_without_call(keys: Mapping[str, Any], whats: list[str]) -> None:
+    others = [key for key in whats if key not in ACTIONS]
+    if not others and not any(key in keys for key in ("after", *CHOOSING)):
+        why = f"says neither when nor at which call (give after, or one of {', '.join(CALLS)})"
+        raise RuleError(whats[0], why)
+    if not others and "device" not in keys:
+        raise RuleError(whats[0], "has no device (give one)")
+
+
+def _check_when(keys: Mapping[str, Any]) -> None:
+    if "nth" in keys and "every" in keys:
+        raise RuleError("every", "stands beside nth (a call cannot be both: leave one of them out)")
+    if "seed" in keys and "probability" not in keys:
+        raise RuleError("seed", "has no probability that it is for (give that, or leave it out)")
+
+
+def _check_what(keys: Mapping[str, Any]) -> None:
+    data = [key for key in ("value", "flip") if key in keys]
+    for lost in ("errno", "drop"):
+        for key in (*data, "duplicate"):
+            if lost in keys and key in keys:
+                raise RuleError(key, f"stands beside {lost}, which has the call not made (leave one of them out)")
+    if "errno" in keys and "drop" in keys:
+        raise RuleError("drop", "stands beside errno (the call fails, or it is lost: leave one of them out)")
+    if keys.get("errno") == PLAUSIBLE and "call" not in keys:
+        raise RuleError("errno", f"{PLAUSIBLE!r} is for call (give call, or an errno)")
+    if "duplicate" in keys and "read" in (keys.get("access"), keys.get("dma")):
+        raise RuleError("duplicate", "is about reads (only what is written can come twice: leave it out)")
+    if keys.get("dma") == "pin":
+        for key in (*data, "drop", "duplicate"):
+            if key in keys:
+                raise RuleError(key, "cannot happen to a pin (give errno, delay or hang)")
+    if keys.get("delay") == 0:
+        raise RuleError("delay", "is 0 (give more, or leave it out)")
+    pattern = keys.get("ioctl", "")
+    if pattern and not pattern.startswith("0x"):
+        _check_ioctl(pattern)
+    whole = keys.get("device", "")
+    if any(key in keys for key in ACTIONS) and _calls_without_device(keys) and (not whole or is_pattern(whole)):
+        key = next(key for key in ACTIONS if key in keys)
+        raise RuleError(key, "does not know its device (give the device, without a pattern)")
+
+
+def _calls_without_device(keys: Mapping[str, Any]) -> bool:
+    """Whether the calls do not say which device they are on."""
+    return not any(key in keys for key in (*REGION, "dma", "interrupt"))
+
+
+def _check_ioctl(pattern: str) -> None:
+    if not any(fnmatchcase(name, pattern) for name in plausible.IOCTLS):
+        raise RuleError("ioctl", f"there is no ioctl {pattern} ({_suggest(pattern, plausible.IOCTLS)})")
+
+
+def _suggest(text: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(text[: values.MOST_TEXT], known, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known are {', '.join(known)}" if len(known) <= len(KEYS) else "give its name as in the header"

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fault rules of one lab: who listens at its call point while there are some.
+
+``attends`` and ``begin`` run on any thread, the pump too, and under the caller's locks: they read a tuple of
+rules that is never changed, and count under the lock of one rule.  Rules come and go under a lock of their
+own, which is taken before all others and never by a call.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.injection import Hold, Injection
+from devmodel.latecalls import Entry, LateCalls
+from vfsfuse.faults import plausible
+from vfsfuse.faults.conditions import Conditions
+from vfsfuse.faults.counting import Counter
+from vfsfuse.faults.devices import LabDevices
+from vfsfuse.faults.keys import ACTIONS
+from vfsfuse.faults.matching import Index, Matcher, change_of
+from vfsfuse.faults.rule import Rule, RuleError, is_pattern
+from vfsfuse.faults.values import PLAUSIBLE
+from vfsfuse.observe.clients import Clients
+
+log = logging.getLogger(__name__)
+MOST_RULES = 10_000
+
+
+class Act(Protocol):
+    """What makes an action happen to a device."""
+
+    def __call__(self, what: str, value: object, device: str) -> Callable[[], None]:
+        """What is to be called for the action ``what``, one of :data:`ACTIONS`. Any thread, under any
+        lock."""
+
+
+class Active:
+    """A rule of a lab, with what it has done so far."""
+
+    __slots__ = ("condition", "counter", "entry", "hold", "matcher", "rule")
+
+    def __init__(self, rule: Rule, matcher: Matcher) -> None:
+        self.rule, self.matcher, self.counter = rule, matcher, Counter(rule)
+        self.condition: str = rule.get("while", "")
+        self.hold = Hold()
+        """What its calls hang at; another one after each release."""
+        self.entry: Entry | None = None
+        """When it happens by itself."""
+
+    @property
+    def line(self) -> str:
+        """The rule with its hits, as a line of the file `faults`."""
+        held = self.hold.held
+        return f"{self.rule.line}  # {self.counter.said}{f', {held} held' if held else ''}"
+
+    def release(self) -> None:
+        """Let go of the calls that it holds. Calls that it hits from now on are held again."""
+        hold, self.hold = self.hold, Hold()
+        hold.release()
+
+
+class FaultRules:
+    """The fault rules of one lab."""
+
+    def __init__(self, calls: CallPoint, devices: LabDevices, act: Act) -> None:
+        self._calls, self._devices, self._act = calls, devices, act
+        self._lock = threading.Lock()
+        self._active: dict[str, Active] = {}
+        self._index = Index(())
+        self._conditions, self._clients, self._late = Conditions(), Clients(), LateCalls("fault-timers")
+        self._numbered = 0
+
+    # ---- rules come and go: any thread that may wait ----
+
+    def add(self, *rules: Rule) -> Sequence[Rule]:
+        """Add rules, all or none.  Returns them with their names.
+
+        Raises RuleError for one that makes no sense in this lab, ``OSError``: EEXIST for a name that is
+        taken, ENOSPC when there would be too many.
+        """
+        with self._lock:
+            return self._add(rules)
+
+    def change(self, add: Sequence[Rule], clear: Sequence[str], release: Sequence[str]) -> Sequence[Rule]:
+        """Clear and release rules by their names, and add others, all or nothing.  Raises as :meth:`add`,
+        and ENOENT for a name of no rule."""
+        with self._lock:
+            leaving, released = self._find(clear), self._find(release)
+            added = self._add(add, leaving)
+            for active in (*released, *leaving):
+                active.release()
+            return added
+
+    def clear(self, *names: str) -> None:
+        """Take these rules away, or all of them.  What they hold goes on.  Raises ``OSError(ENOENT)``."""
+        self.change((), names or tuple(self._active), ())
+
+    def release(self, *names: str) -> None:
+        """Let the calls go on that these rules hold, or all rules.  Raises ``OSError(ENOENT)``."""
+        self.change((), (), names or tuple(self._active))
+
+    def list(self) -> Sequence[Active]:
+        """All rules, in the order in which they were added.  Any thread."""
+        return tuple(self._active.values())
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of all rules.  Any thread."""
+        return tuple(self._active)
+
+    def _find(self, names: Sequence[str]) -> list[Active]:
+        for name in names:
+            if name not in self._active:
+                raise OSError(errno.ENOENT, f"{name}: there is no such rule")
+        return [self._active[name] for name in dict.fromkeys(names)]
+
+    def _add(self, rules: Sequence[Rule], leaving: Sequence[Active] = ()) -> Sequence[Rule]:
+        active = {name: each for name, each in self._active.items() if each not in leaving}
+        if len(active) + len(rules) > MOST_RULES:
+            raise OSError(errno.ENOSPC, f"there can be {MOST_RULES} rules")
+        taken = {*active, *(rule.name for rule in rules)}
+        added: list[Active] = []
+        used: list[str] = []
+        try:
+            for rule in rules:
+                if rule.name in active:
+                    raise OSError(errno.EEXIST, f"{rule.name}: there is such a rule")
+                named = rule if rule.name else rule.named(self._next_name(taken))
+                self._check(named)
+                one = Active(named, Matcher(named, self._devices, self._clients))
+                if one.condition:
+                    self._use(one.condition)
+                    used.append(one.condition)
+                active[named.name] = one
+                added.append(one)
+        except BaseException:
+            for path in used:
+                self._conditions.leave(path)
+            raise
+        self._set(active)
+        for each in leaving:
+            self._left(each)
+        for each in added:
+            if each.rule.is_timed:
+                self._await(each)
+        return [each.rule for each in added]
+
+    def _next_name(self, taken: set[str]) -> str:
+        while True:
+            self._numbered += 1
+            name = f"fault{self._numbered}"
+            if name not in taken:
+                taken.add(name)
+                return name
+
+    def _use(self, path: str) -> None:
+        try:
+            self._conditions.use(path)
+        except OSError as error:
+            raise RuleError("while", f"{error.strerror} (give a path on a disk of this machine)") from None
+
+    def _set(self, active: dict[str, Active]) -> None:
+        """Have these rules in the place of those that there are."""
+        self._active = active
+        self._index = Index((each, each.rule) for each in active.values())
+        listens = self._calls.listener is self
+        if bool(active) is not listens:
+            self._calls.listen(self if active else None)
+
+    def _left(self, active: Active) -> None:
+        if active.condition:
+            self._conditions.leave(active.condition)
+        if active.entry is not None:
+            self._late.forget(active.entry)
+
+    def _check(self, rule: Rule) -> None:
+        """What only a lab knows.  Raises RuleError."""
+        pattern, name = rule.get("register"), rule.get("device", "")
+        if pattern is None or not name or is_pattern(pattern):
+            return
+        device = self._devices.made(self._devices.found(name))
+        if device is None:
+            return  # without its model, nobody knows its registers
+        known = [
+            register.name
+            for region in device.regions
+            if region is not None and region.names is not None
+            for register in region.names
+        ]
+        if pattern not in known:
+            there = ", ".join(known[:MOST_SHOWN]) + (", ..." if len(known) > MOST_SHOWN else "")
+            raise RuleError("register", f"{name} has no register {pattern} (it has {there or 'none with a name'})")
+
+    # ---- calls: any thread, under any lock ----
+
+    def attends(self, call: Call) -> bool:
+        """Whether a rule may hit the call."""
+        return any(
+            not each.counter.waits and self._holds(each) and each.matcher.matches(call)
+            for each in self._index.of(call)
+        )
+
+    def begin(self, call: Call) -> Injection | None:
+        """What happens to the call; None: nothing."""
+        hits = [
+            each
+            for each in self._index.of(call)
+            if self._holds(each) and each.matcher.matches(call) and each.counter.hit()
+        ]
+        return self._injection(hits, call) if hits else None
+
+    def end(self, call: Call) -> None:
+        """The call is over."""
+
+    def _holds(self, active: Active) -> bool:
+        return not active.condition or self._conditions.holds(active.condition)
+
+    def _injection(self, hits: Sequence[Active], call: Call) -> Injection:
+        made = Injection(rule=",".join(each.rule.name for each in hits))
+        changes, afters = [], []
+        for each in hits:
+            rule = each.rule
+            made.delay += rule.get("delay", 0.0)
+            made.drop |= rule.get("drop", False)
+            if rule.get("hang") and made.hold is None:
+                made.hold = each.hold
+            if "errno" in rule.keys and made.error is None:
+                made.error = _error(rule.keys["errno"], call)
+            if rule.get("duplicate"):
+                made.times = 2
+            change = change_of(rule, _register(each, call))
+            if change is not None:
+                changes.append(change)
+            afters += self._actions(rule, call)
+        if changes:
+            made.change = lambda data: _through(changes, data)
+        if afters:
+            made.after = lambda: _call_all(afters)
+        return made
+
+    def _actions(self, rule: Rule, call: Call) -> list[Callable[[], None]]:
+        whats = [what for what in ACTIONS if what in rule.keys]
+        device = (self._devices.of(call) or self._devices.found(rule.get("device", ""))) if whats else ""
+        return [self._act(what, rule.keys[what], device) for what in whats] if device else []
+
+    # ---- rules that happen by themselves ----
+
+    def _await(self, active: Active) -> None:
+        active.entry = self._late.add(active.rule.keys["after"], lambda: self._happen(active))
+
+    def _happen(self, active: Active) -> None:
+        """The time of a rule has come.  The thread of the timers."""
+        if self._active.get(active.rule.name) is not active:
+            return
+        if not self._holds(active):
+            active.entry = self._late.add(AGAIN_SECONDS, lambda: self._happen(active))
+            return
+        device = self._devices.found(active.rule.keys["device"])
+        log.info("fault %s happens to %s", active.rule.name, device or "no device")
+        if device and active.counter.hit():
+            _call_all(
+                [self._act(what, active.rule.keys[what], device) for what in ACTIONS if what in active.rule.keys]
+            )
+
+
+MOST_SHOWN = 20
+"""Registers that an error names."""
+AGAIN_SECONDS = 0.1
+"""Seconds between two looks whether a rule that happens by itself may do so."""
+
+
+def _error(number: int | str, call: Call) -> OSError | None:
+    if number == PLAUSIBLE:
+        number = plausible.failures(call)[0]
+    return OSError(number, os.strerror(int(number)))
+
+
+def _register(active: Active, call: Call) -> tuple[int, int] | None:
+    """Where in the data of an access the register of a rule begins, and its bytes."""
+    if "register" not in active.rule.keys or call.kind is not CallKind.REGION:
+        return None
+    register = active.matcher.register_of(call)
+    return None if register is None else (register.offset - call.arguments["offset"], register.width)
+
+
+def _through(changes: Sequence[Callable[[bytes], bytes]], data: bytes) -> bytes:
+    for change in changes:
+        data = change(data)
+    return data
+
+
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
