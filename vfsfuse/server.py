@@ -25,6 +25,10 @@ from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
 from vfsfuse import ending, mounts, unmounted
 from vfsfuse.caughtstderr import caught_stderr
+from vfsfuse.faults.devices import LabDevices
+from vfsfuse.faults.file import FaultsFile
+from vfsfuse.faults.rule import parse_line
+from vfsfuse.faults.rules import FaultRules
 from vfsfuse.kernfs.inodes import Inodes, LaneInodes
 from vfsfuse.kernfs.operations import Operations
 from vfsfuse.kernfs.tree import Tree
@@ -93,6 +97,9 @@ def serve(
     view.stores.publish = view.lab.later.publish = operations.publish
     reloader = Reloader(view, code, operations.publish)
     tree.add(tree.root, ReloadFile.node(reloader, view.lab.tasks))
+    rules = FaultRules(calls, LabDevices(view.lab))
+    rules.add(*map(parse_line, spec.faults))
+    tree.add(tree.root, FaultsFile.node(rules, calls, view.services.threads))
     tree.take_changes()
     lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads, view.observing)
     calls.join(lambda: lane.observe(bool(calls.observers)))

@@ -312,6 +312,7 @@ class LabSpec:
     ``iommufd_container`` dev/vfio/vfio opens iommufds. ``mdev`` is whether there is the bus of mediated
     devices. ``modules`` are parameters of modules as they are loaded, by the names of
     :class:`devmodel.vfio.module.VfioModule`. ``vgpus`` exist from the start.
+    ``faults`` are the fault rules from the start, as lines of the mount's file `faults`.
     ``source`` is the path of the lab file, for errors.
     """
 
@@ -333,6 +334,7 @@ class LabSpec:
     mdev: bool = True
     modules: Mapping[str, bool | int | str] = field(default_factory=lambda: MappingProxyType({}))
     vgpus: tuple[VgpuSpec, ...] = ()
+    faults: tuple[str, ...] = ()
     source: str = ""
 
     @property

@@ -78,7 +78,8 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.observe": "ioctl_shim "
     "| devmodel: callpoint device iommu.dmaspace pci region "
     "| vfsfuse: failures kernfs printable trace",
-    "vfsfuse.faults": "devmodel: callpoint",
+    "vfsfuse.faults": "ioctl_shim | devmodel: callpoint injection latecalls lifecycle region "
+    "| vfsfuse: kernfs observe",
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs observe sysfs vfio",
@@ -87,8 +88,8 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.reload": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle memo | vfsfuse: kernfs labfile views",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "
-    "| vfsfuse: ending kernfs labfile.code mounts caughtstderr ownfolder reload requirements scheduling "
-    "unmounted views",
+    "| vfsfuse: caughtstderr ending faults kernfs labfile.code mounts ownfolder reload requirements "
+    "scheduling unmounted views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
     "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts ownfolder printable "
     "requirements run server sticky trace viewers views.models",

@@ -139,6 +139,16 @@ PLACES = (
         " error in the code, and nothing has changed.",
     ),
     Place(
+        "faults",
+        "0600",
+        "The fault rules, each as one line with how often it has hit. After a write through the same open"
+        " file: what that has changed, or why it has changed nothing. [docs/faults.md](faults.md) describes"
+        " it.",
+        "Each line is a command: `add` and the keys of a rule, `clear` or `release` and names of rules, or"
+        " `list`. All of them are carried out, or none. EINVAL: there can be no such rule or command; ENOENT:"
+        " a name of no rule; EEXIST: a name that is taken; ENOSPC: there are too many rules.",
+    ),
+    Place(
         "dev/iommu",
         "device_mode",
         "An iommufd: open(2) makes one. [docs/iommufd.md](iommufd.md) has its ioctls.",

@@ -23,8 +23,11 @@ MOST_PATHS = 64
 MOST_LINKS = 40
 """Symbolic links on a path that are followed, as Linux does."""
 LOCAL = frozenset(
-    "bcachefs btrfs cramfs devtmpfs erofs exfat ext2 ext3 ext4 f2fs hugetlbfs iso9660 jfs nilfs2 ntfs3 overlay "
-    "ramfs reiserfs rootfs squashfs tmpfs ubifs udf vfat xfs zfs".split()
+    {
+        *("bcachefs", "btrfs", "cramfs", "devtmpfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs"),
+        *("hugetlbfs", "iso9660", "jfs", "nilfs2", "ntfs3", "overlay", "ramfs", "reiserfs", "rootfs"),
+        *("squashfs", "tmpfs", "ubifs", "udf", "vfat", "xfs", "zfs"),
+    }
 )
 """File systems that no program and no other machine answers for."""
 

@@ -24,7 +24,19 @@ def chosen(seed: int, name: str, number: int, probability: float) -> bool:
 class Counter:
     """The calls and the hits of one rule.  Calls before its time (``after``) are not counted."""
 
-    __slots__ = ("_begin", "_every", "_lock", "_name", "_nth", "_probability", "_seed", "_times", "calls", "hits", "spent")
+    __slots__ = (
+        "_begin",
+        "_every",
+        "_lock",
+        "_name",
+        "_nth",
+        "_probability",
+        "_seed",
+        "_times",
+        "calls",
+        "hits",
+        "spent",
+    )
 
     def __init__(self, rule: Rule) -> None:
         self._name, self._nth, self._every = rule.name, rule.get("nth", 0), rule.get("every", 0)

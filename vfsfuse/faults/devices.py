@@ -13,7 +13,6 @@ from typing import Any
 from devmodel.callpoint import Call, CallKind
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
-from devmodel.lifecycle.physical import PhysicalFunction, VirtualFunction
 from devmodel.lifecycle.vendor import vgpu_of
 
 _DOMAIN = "0000:"
@@ -37,12 +36,12 @@ class LabDevices:
     def names(self, call: Call) -> set[str]:
         """All names, in lower case, of the devices that a call is on."""
         if call.device is not None:
-            return self.all_names(call.device.name)
-        named = {each for text in _named(call) if self._is_name(text) for each in self.all_names(text)}
+            return self._all(call.device.name)
+        named = {each for text in _named(call) if self._is_name(text) for each in self._all(text)}
         if call.kind is CallKind.LIFECYCLE and call.name == "create":
             named.add(call.subject.lower())  # the type
         if call.kind is CallKind.OPEN:
-            named |= {each for device in self._behind(call.subject) for each in self.all_names(device)}
+            named |= {each for device in self._behind(call.subject) for each in self._all(device)}
         return named
 
     def of(self, call: Call) -> str:
@@ -83,7 +82,7 @@ class LabDevices:
     def _find(self, name: str) -> Any:
         return self._lab.by_name.get(name) or self._lab.drivers.functions.get(name)
 
-    def all_names(self, name: str) -> set[str]:
+    def _all(self, name: str) -> set[str]:
         """All names of a device with this directory; other texts have only their own."""
         names = {name.lower()}
         if len(name) > _UUID_LENGTH and name[_UUID_LENGTH] == "-":
@@ -98,18 +97,6 @@ class LabDevices:
             if vgpu is not None and vgpu.type is not None:
                 names.add(vgpu.type.name.lower())
         return names
-
-    def physical(self, address: str, index: int) -> str:
-        """The address of the physical function whose virtual function ``index``, which may still be about to
-        appear, has this address. "" when there is none."""
-        found = self._lab.drivers.functions.get(address)
-        if isinstance(found, VirtualFunction):
-            return found.physical.name
-        for function in tuple(self._lab.drivers.functions.values()):
-            layout = function.layout if isinstance(function, PhysicalFunction) else None
-            if layout is not None and index < layout.total and str(layout.address(index)) == address:
-                return function.name
-        return ""
 
     def _behind(self, path: str) -> Iterator[str]:
         """The devices that a file of dev/vfio opens: one, or those of a group."""
@@ -132,5 +119,3 @@ def _named(call: Call) -> Iterator[str]:
         data: bytes = call.arguments.get("data", b"")[:_MOST_NAME]
         written = data.decode("ascii", "replace").strip()
         yield from (written, written[:_UUID_LENGTH])  # a line of vgpu_create begins with a UUID
-
-

@@ -61,7 +61,9 @@ KEYS: Mapping[str, Key] = {
     "ioctl": _call(values.pattern(_ONE), "an ioctl, such as `VFIO_IOMMU_MAP_DMA` or `IOMMU_*`"),
     "register": _call(values.pattern(_ONE), "an access that touches the register"),
     "region": _call(values.region, "an access of the region"),
-    "range": Key(Part.WHERE, values.span, "only an access that touches these bytes of the region", ("region",)),
+    "range": Key(
+        Part.WHERE, values.span, "only an access that touches these bytes of the region", ("region",)
+    ),
     "access": Key(Part.WHERE, values.choice("read", "write"), "only reads, or only writes", REGION),
     "dma": _call(
         values.choice("read", "write", "pin", "any"), "a DMA by the device, or the pinning of pages for it"
@@ -93,7 +95,9 @@ KEYS: Mapping[str, Key] = {
     ),
     "delay": Key(Part.WHAT, values.seconds, "the call is made later", ALL),
     "hang": Key(Part.WHAT, values.flag, "the call is made when the rule is released, or taken away", ALL),
-    "value": Key(Part.WHAT, values.bits, "the bytes that are read or written are this number", (*REGION, "dma")),
+    "value": Key(
+        Part.WHAT, values.bits, "the bytes that are read or written are this number", (*REGION, "dma")
+    ),
     "flip": Key(
         Part.WHAT,
         values.mask,

@@ -185,10 +185,7 @@ def _device(rule: Rule, devices: LabDevices) -> Test:
     def is_on(call: Call) -> bool:
         if call.device is not None and call.device.name == wanted:
             return True
-        names = devices.names(call)
-        if (call.kind, call.name) == APPEAR:
-            names |= devices.all_names(devices.physical(call.subject, int(call.arguments["arguments"][0])))
-        return any(named(name) for name in names)
+        return any(named(name) for name in devices.names(call))
 
     return is_on
 

@@ -138,7 +138,7 @@ def is_pattern(text: str) -> bool:
 
 
 def _word(key: str, value: Any) -> str:
-    return shlex.quote(f"{key}={KEYS[key].kind.write(value)}")
+    return f"{key}={shlex.quote(KEYS[key].kind.write(value))}"
 
 
 # ---- what goes together ----
@@ -168,12 +168,9 @@ def _check_fits(keys: Mapping[str, Any], calls: list[str]) -> None:
             continue
         if key in WHATS:
             possible = [what for what in WHATS if call in KEYS[what].fits]
-            raise RuleError(key, f"cannot happen to {_said(calls)} (give one of {', '.join(possible)})")
+            about = f"with {call}" if calls else "about all calls"
+            raise RuleError(key, f"does not fit a rule {about} (give one of {', '.join(possible)})")
         raise RuleError(key, f"is about {' or '.join(fits)} (give that, or leave it out)")
-
-
-def _said(calls: list[str]) -> str:
-    return f"what {calls[0]} says" if calls else "any call"
 
 
 def _check_vfs(keys: Mapping[str, Any], calls: list[str], whats: list[str]) -> None:
@@ -209,7 +206,9 @@ def _check_what(keys: Mapping[str, Any]) -> None:
     for lost in ("errno", "drop"):
         for key in (*data, "duplicate"):
             if lost in keys and key in keys:
-                raise RuleError(key, f"stands beside {lost}, which has the call not made (leave one of them out)")
+                raise RuleError(
+                    key, f"stands beside {lost}, which has the call not made (leave one of them out)"
+                )
     if "errno" in keys and "drop" in keys:
         raise RuleError("drop", "stands beside errno (the call fails, or it is lost: leave one of them out)")
     if keys.get("errno") == PLAUSIBLE and "call" not in keys:
@@ -226,7 +225,11 @@ def _check_what(keys: Mapping[str, Any]) -> None:
     if pattern and not pattern.startswith("0x"):
         _check_ioctl(pattern)
     whole = keys.get("device", "")
-    if any(key in keys for key in ACTIONS) and _calls_without_device(keys) and (not whole or is_pattern(whole)):
+    if (
+        any(key in keys for key in ACTIONS)
+        and _calls_without_device(keys)
+        and (not whole or is_pattern(whole))
+    ):
         key = next(key for key in ACTIONS if key in keys)
         raise RuleError(key, "does not know its device (give the device, without a pattern)")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -21,7 +22,7 @@ from vfsfuse.faults import plausible
 from vfsfuse.faults.conditions import Conditions
 from vfsfuse.faults.counting import Counter
 from vfsfuse.faults.devices import LabDevices
-from vfsfuse.faults.keys import ACTIONS
+from vfsfuse.faults.keys import ACTIONS, OF_VFS
 from vfsfuse.faults.matching import Index, Matcher, change_of
 from vfsfuse.faults.rule import Rule, RuleError, is_pattern
 from vfsfuse.faults.values import PLAUSIBLE
@@ -29,6 +30,10 @@ from vfsfuse.observe.clients import Clients
 
 log = logging.getLogger(__name__)
 MOST_RULES = 10_000
+MOST_SHOWN = 20
+"""Registers that an error names."""
+AGAIN_SECONDS = 0.1
+"""Seconds between two looks whether a rule that happens by itself may do so."""
 
 
 class Act(Protocol):
@@ -67,7 +72,7 @@ class Active:
 class FaultRules:
     """The fault rules of one lab."""
 
-    def __init__(self, calls: CallPoint, devices: LabDevices, act: Act) -> None:
+    def __init__(self, calls: CallPoint, devices: LabDevices, act: Act | None = None) -> None:
         self._calls, self._devices, self._act = calls, devices, act
         self._lock = threading.Lock()
         self._active: dict[str, Active] = {}
@@ -104,7 +109,7 @@ class FaultRules:
         """Let the calls go on that these rules hold, or all rules.  Raises ``OSError(ENOENT)``."""
         self.change((), (), names or tuple(self._active))
 
-    def list(self) -> Sequence[Active]:
+    def listed(self) -> Sequence[Active]:
         """All rules, in the order in which they were added.  Any thread."""
         return tuple(self._active.values())
 
@@ -180,6 +185,9 @@ class FaultRules:
 
     def _check(self, rule: Rule) -> None:
         """What only a lab knows.  Raises RuleError."""
+        for what in (*ACTIONS, *OF_VFS):
+            if what in rule.keys and self._act is None:
+                raise RuleError(what, "this lab cannot do that (leave it out)")
         pattern, name = rule.get("register"), rule.get("device", "")
         if pattern is None or not name or is_pattern(pattern):
             return
@@ -194,7 +202,9 @@ class FaultRules:
         ]
         if pattern not in known:
             there = ", ".join(known[:MOST_SHOWN]) + (", ..." if len(known) > MOST_SHOWN else "")
-            raise RuleError("register", f"{name} has no register {pattern} (it has {there or 'none with a name'})")
+            raise RuleError(
+                "register", f"{name} has no register {pattern} (it has {there or 'none with a name'})"
+            )
 
     # ---- calls: any thread, under any lock ----
 
@@ -222,7 +232,8 @@ class FaultRules:
 
     def _injection(self, hits: Sequence[Active], call: Call) -> Injection:
         made = Injection(rule=",".join(each.rule.name for each in hits))
-        changes, afters = [], []
+        changes: list[Callable[[bytes], bytes]] = []
+        afters: list[Callable[[], None]] = []
         for each in hits:
             rule = each.rule
             made.delay += rule.get("delay", 0.0)
@@ -237,6 +248,9 @@ class FaultRules:
             if change is not None:
                 changes.append(change)
             afters += self._actions(rule, call)
+            for what in OF_VFS:
+                if what in rule.keys:  # the function that is about to appear takes this into account
+                    self._action(what, rule, call.subject)()
         if changes:
             made.change = lambda data: _through(changes, data)
         if afters:
@@ -246,7 +260,11 @@ class FaultRules:
     def _actions(self, rule: Rule, call: Call) -> list[Callable[[], None]]:
         whats = [what for what in ACTIONS if what in rule.keys]
         device = (self._devices.of(call) or self._devices.found(rule.get("device", ""))) if whats else ""
-        return [self._act(what, rule.keys[what], device) for what in whats] if device else []
+        return [self._action(what, rule, device) for what in whats] if device else []
+
+    def _action(self, what: str, rule: Rule, device: str) -> Callable[[], None]:
+        assert self._act is not None  # as _check has found
+        return self._act(what, rule.keys[what], device)
 
     # ---- rules that happen by themselves ----
 
@@ -263,15 +281,8 @@ class FaultRules:
         device = self._devices.found(active.rule.keys["device"])
         log.info("fault %s happens to %s", active.rule.name, device or "no device")
         if device and active.counter.hit():
-            _call_all(
-                [self._act(what, active.rule.keys[what], device) for what in ACTIONS if what in active.rule.keys]
-            )
-
-
-MOST_SHOWN = 20
-"""Registers that an error names."""
-AGAIN_SECONDS = 0.1
-"""Seconds between two looks whether a rule that happens by itself may do so."""
+            whats = [what for what in ACTIONS if what in active.rule.keys]
+            _call_all([self._action(what, active.rule, device) for what in whats])
 
 
 def _error(number: int | str, call: Call) -> OSError | None:
