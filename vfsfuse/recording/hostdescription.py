@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import struct
+from bisect import bisect_right
 
 from ioctl_shim._native import lib
 from vfsfuse.recording.hosthiding import REGION_INFO
@@ -44,8 +45,8 @@ class Layout:
 
     def place(self, position: int) -> tuple[int, int]:
         """The region of an access at `position` of the file, and the offset in it."""
-        before = [each for each in self._regions if each[0] <= position]
-        offset, index = before[-1] if before else (0, 0)
+        at = bisect_right(self._regions, (position, MOST_INDEXES))
+        offset, index = self._regions[at - 1] if at else (0, 0)
         return index, position - offset
 
 

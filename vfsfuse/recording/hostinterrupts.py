@@ -6,8 +6,8 @@ program gets every signal.  Signals that come before anybody has looked count as
 irqfds before any watcher.
 
 `look` is called by the thread of the ptrace loop before each stop is handled, so what a program does because
-of an interrupt comes after it.  A thread looks as soon as something comes.  A lock guards the lines, and
-everything that is told.  Source: <linux/vfio.h>, eventfd(2), epoll(7).
+of an interrupt comes after it.  A thread looks as soon as something comes.  The lock of the events
+guards the lines.  Source: <linux/vfio.h>, eventfd(2), epoll(7).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from ioctl_shim._native import lib
 from ioctl_shim.client import Caller
+from vfsfuse.recording.hostevents import Events
 
 _IRQ_SET = struct.Struct("=5I")
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
@@ -83,11 +84,10 @@ def _copy(tid: int, fd: int, say: Callable[[str], None]) -> int | None:
 
 class Interrupts:
     """Watches the eventfds of all recorded devices.  `tell` gets the device, the interrupt index and the
-    vector of each signal, while the lock is held, on whichever thread looks."""
+    vector of each signal, while the lock of `events` is held, on whichever thread looks."""
 
-    def __init__(self, tell: Callable[[int, int, int], None]) -> None:
-        self._tell = tell
-        self.lock = threading.RLock()
+    def __init__(self, tell: Callable[[int, int, int], None], events: Events) -> None:
+        self._tell, self._lock = tell, events.lock
         self._epoll = select.epoll()
         self._lines: dict[int, _Line] = {}
         """By the number of the copy."""
@@ -98,9 +98,12 @@ class Interrupts:
         """Look as soon as something comes, on another thread."""
         self._thread.start()
 
-    def set_up(self, asked: Asked) -> None:
-        """SET_IRQS has succeeded."""
-        with self.lock:
+    def set_up(self, asked: Asked, succeeded: bool) -> None:
+        """SET_IRQS is over."""
+        if not succeeded:
+            asked.drop()
+            return
+        with self._lock:
             vectors = {vector for vector, _ in asked.copies}
             for line in list(self._lines.values()):
                 if (line.device, line.index) == (asked.device, asked.index) and (
@@ -115,7 +118,7 @@ class Interrupts:
 
     def close(self, device: int) -> None:
         """The program has closed the device."""
-        with self.lock:
+        with self._lock:
             self._look()
             for line in [line for line in self._lines.values() if line.device == device]:
                 self._forget(line)
@@ -123,7 +126,7 @@ class Interrupts:
     def look(self) -> None:
         """Tell the signals that have come."""
         if self._lines:
-            with self.lock:
+            with self._lock:
                 self._look()
 
     def end(self) -> None:
@@ -131,7 +134,7 @@ class Interrupts:
         with contextlib.suppress(OSError):
             os.close(self._end)
         self._thread.join()
-        with self.lock:
+        with self._lock:
             self._look()
             for line in list(self._lines.values()):
                 self._forget(line)
