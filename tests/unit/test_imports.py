@@ -83,6 +83,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs observe sysfs vfio",
+    "vfsfuse.replay": "vfsfuse: recording",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids "
     "| vfsfuse: sysfs.cpus sysfs.kstrtox",
     "vfsfuse.reload": "ioctl_shim "

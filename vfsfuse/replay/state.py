@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the registers of a replayed device hold, where the order of calls does not say it.
+
+A register holds what was last read of it or written to it.  After a write it holds what the recording reads
+after the same write.  Before, it holds what the recording reads of it in a device that nothing was written to
+yet; else what it always reads, if that is always the same.
+
+State: `Learned` is a value, made once for a recording.  A State belongs to one device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vfsfuse.recording.recording import DMA, INTERRUPT, READ, WRITE, Event
+from vfsfuse.replay.script import Place, Script, place_of
+from vfsfuse.replay.sparse import SparseBytes
+
+Regions = dict[int, SparseBytes]
+
+
+class Learned:
+    """What a recording tells of a device's registers.
+
+    ``initial`` has bytes that are read before anything is written, ``constant`` those that are read alike
+    everywhere and never written, ``read`` those that are read at all.  ``after`` has what is read at a place
+    after these bytes were written there.
+    """
+
+    __slots__ = ("after", "constant", "initial", "read")
+
+    def __init__(self, script: Script) -> None:
+        self.initial: Regions = {}
+        self.constant: Regions = {}
+        self.read: Regions = {}
+        self.after: dict[tuple[Place, bytes], bytes] = {}
+        varying: Regions = {}
+        written: dict[Place, bytes] = {}
+        part, untouched = -1, True
+        for number, event in script.events():
+            if number != part:
+                part, untouched = number, True
+                written.clear()
+            if event.kind == READ:
+                self._note_read(event, untouched, varying)
+                place = place_of(event)
+                if place in written:
+                    self.after.setdefault((place, written[place]), event.data)
+            elif event.kind == WRITE:
+                untouched = False
+                written[place_of(event)] = event.data
+                _of(varying, event.region).put(event.offset, event.data)
+            elif event.kind in (DMA, INTERRUPT):
+                untouched = False
+        for region, bytes_read in self.read.items():
+            self.constant[region] = _without(bytes_read, varying.get(region), script, region)
+
+    def _note_read(self, event: Event, untouched: bool, varying: Regions) -> None:
+        if untouched:
+            _of(self.initial, event.region).add(event.offset, event.data)
+        seen, missing = bytearray(event.data), bytearray(b"\1") * len(event.data)
+        _of(self.read, event.region).fill(event.offset, seen, missing)
+        for position, (before, now) in enumerate(zip(seen, event.data, strict=True)):
+            if before != now:
+                _of(varying, event.region).put(event.offset + position, b"\0")
+        self.read[event.region].put(event.offset, event.data)
+
+
+class State:
+    """The registers of one device."""
+
+    __slots__ = ("_learned", "_now")
+
+    def __init__(self, learned: Learned) -> None:
+        self._learned = learned
+        self._now: Regions = {}
+
+    def reset(self) -> None:
+        """The device was reset, or opened anew."""
+        self._now = {}
+
+    def know(self, place: Place, data: bytes) -> None:
+        """A read has given this, or would have."""
+        _of(self._now, place.region).put(place.offset, data)
+
+    def write(self, place: Place, data: bytes) -> None:
+        """The client has written this."""
+        self.know(place, self._learned.after.get((place, data), data))
+
+    def held(self, place: Place, early: bool = False) -> bytes:
+        """What a read gives; bytes that are not known are 0.  ``early`` is whether the device has not done
+        yet what the client may be waiting for: what was never read before is not known then."""
+        into, missing = bytearray(place.size), bytearray(b"\1") * place.size
+        learned = self._learned
+        for regions in (self._now, learned.initial, *(() if early else (learned.constant,))):
+            found = regions.get(place.region)
+            if found is not None and 1 in missing:
+                found.fill(place.offset, into, missing)
+        return bytes(into)
+
+    def is_read(self, place: Place) -> bool:
+        """Whether the recording has a read of one of these bytes."""
+        found = self._learned.read.get(place.region)
+        return found is not None and found.knows(place.offset, place.size)
+
+
+def _of(regions: Regions, region: int) -> SparseBytes:
+    return regions.setdefault(region, SparseBytes())
+
+
+def _without(values: SparseBytes, varying: SparseBytes | None, script: Script, region: int) -> SparseBytes:
+    """The bytes of `values` that do not vary."""
+    if varying is None:
+        return values
+    kept = SparseBytes()
+    for place in _places(script, region):
+        data, unread = bytearray(place.size), bytearray(b"\1") * place.size
+        values.fill(place.offset, data, unread)
+        same = bytearray(b"\1") * place.size
+        varying.fill(place.offset, bytearray(place.size), same)
+        for position in range(place.size):
+            if same[position] and not unread[position]:
+                kept.put(place.offset + position, bytes(data[position : position + 1]))
+    return kept
+
+
+def _places(script: Script, region: int) -> Iterator[Place]:
+    """The places of a region that are read, each once."""
+    seen = set[Place]()
+    for _, event in script.events():
+        if event.kind == READ and event.region == region and place_of(event) not in seen:
+            seen.add(place_of(event))
+            yield place_of(event)
