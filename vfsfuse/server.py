@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import trio
 
 from devmodel.callpoint import CallPoint
-from devmodel.lifecycle.spec import LabSpec, RemovalPolicy
+from devmodel.lifecycle.spec import LabSpec, RemovalPolicy, SpecError
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
@@ -27,7 +27,7 @@ from vfsfuse import ending, mounts, unmounted
 from vfsfuse.caughtstderr import caught_stderr
 from vfsfuse.faults.devices import LabDevices
 from vfsfuse.faults.file import FaultsFile
-from vfsfuse.faults.rule import parse_line
+from vfsfuse.faults.rule import RuleError, parse_line
 from vfsfuse.faults.rules import FaultRules
 from vfsfuse.kernfs.inodes import Inodes, LaneInodes
 from vfsfuse.kernfs.operations import Operations
@@ -98,7 +98,7 @@ def serve(
     reloader = Reloader(view, code, operations.publish)
     tree.add(tree.root, ReloadFile.node(reloader, view.lab.tasks))
     rules = FaultRules(calls, LabDevices(view.lab))
-    rules.add(*map(parse_line, spec.faults))
+    _add_rules(rules, spec)
     tree.add(tree.root, FaultsFile.node(rules, calls, view.services.threads))
     tree.take_changes()
     lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads, view.observing)
@@ -121,6 +121,15 @@ def serve(
         view.close()
         if folder is not None:
             folder.remove()
+
+
+def _add_rules(rules: FaultRules, spec: LabSpec) -> None:
+    """The fault rules that hold from the start.  Raises SpecError."""
+    try:
+        rules.add(*map(parse_line, spec.faults))
+    except (RuleError, OSError) as error:
+        why = error if isinstance(error, RuleError) else error.strerror
+        raise SpecError(f"{spec.source}: faults: {why}") from error
 
 
 def _no_folder() -> str:

@@ -85,7 +85,7 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: kernfs observe sysfs vfio",
     "vfsfuse.replay": "vfsfuse: recording",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids "
-    "| vfsfuse: sysfs.cpus sysfs.kstrtox",
+    "| vfsfuse: faults.keys faults.rule sysfs.cpus sysfs.kstrtox",
     "vfsfuse.reload": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle memo | vfsfuse: kernfs labfile views",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "

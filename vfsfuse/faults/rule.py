@@ -18,6 +18,8 @@ from vfsfuse.faults import plausible, values
 from vfsfuse.faults.keys import ACTIONS, CALLS, CHOOSING, KEYS, OF_VFS, REGION, WHATS
 from vfsfuse.faults.values import PLAUSIBLE
 
+MOST_RULES = 10_000
+"""Rules of a lab."""
 MOST_LINE = 8192
 """Characters of a line."""
 _WILD = re.compile(r"[*?\[]")

@@ -24,12 +24,11 @@ from vfsfuse.faults.counting import Counter
 from vfsfuse.faults.devices import LabDevices
 from vfsfuse.faults.keys import ACTIONS, OF_VFS
 from vfsfuse.faults.matching import Index, Matcher, change_of
-from vfsfuse.faults.rule import Rule, RuleError, is_pattern
+from vfsfuse.faults.rule import MOST_RULES, Rule, RuleError, is_pattern
 from vfsfuse.faults.values import PLAUSIBLE
 from vfsfuse.observe.clients import Clients
 
 log = logging.getLogger(__name__)
-MOST_RULES = 10_000
 MOST_SHOWN = 20
 """Registers that an error names."""
 AGAIN_SECONDS = 0.1

@@ -176,10 +176,10 @@ def _fraction_kind(said: str, read: Callable[[object], float], most: float) -> K
 
 
 def _flag(value: object) -> bool:
-    if value in (True, "true"):
-        return True
-    if value in (False, "false"):
-        return False
+    if isinstance(value, bool):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
     raise ValueError(f"{value!r} is neither true nor false (give true, or leave it out)")
 
 

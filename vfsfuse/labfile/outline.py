@@ -96,6 +96,8 @@ def _branches(lab: Lab) -> Iterator[Branch]:
         yield Branch("not plugged in", [Branch(_unplugged_text(spec)) for spec in unplugged])
     if lab.spec.nodes:
         yield Branch("NUMA nodes", [Branch(_node_text(node)) for node in lab.spec.nodes])
+    if lab.spec.faults:
+        yield Branch("fault rules", [Branch(line) for line in lab.spec.faults])
 
 
 # ---- functions ----

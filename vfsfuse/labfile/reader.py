@@ -10,6 +10,7 @@ from pathlib import Path
 
 from devmodel.lifecycle.spec import LabSpec
 from vfsfuse.labfile.checks import check_lab
+from vfsfuse.labfile.faultrules import read_faults
 from vfsfuse.labfile.faults import LabFileError
 from vfsfuse.labfile.functions import read_functions
 from vfsfuse.labfile.include import read_with_includes
@@ -67,6 +68,7 @@ def _lab(reading: Reading) -> LabSpec:
     parents = read_parents(reading, top.get("parents", {}))
     modules = read_modules(reading, top.get("modules", {}))
     vgpus = read_vgpus(reading, top.get("vgpus", []), parents, top.get("parents", {}))
+    faults = read_faults(reading, top.get("faults", []))
     reading.faults.check()
     spec = LabSpec(
         parents,
@@ -77,6 +79,7 @@ def _lab(reading: Reading) -> LabSpec:
         units=units,
         modules=modules,
         vgpus=vgpus,
+        faults=faults,
         source=str(reading.source.path),
         **settings,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from devmodel.lifecycle.spec import PATH_NAME
+from vfsfuse.faults.keys import KEYS as FAULT_KEYS
 from vfsfuse.labfile import hwvalues, values
 from vfsfuse.labfile.addresses import PATTERN
 from vfsfuse.labfile.kinds import Kind, as_text
@@ -231,6 +232,10 @@ PARENT: Schema = {
     "placement": Key(values.placement, "which vGPUs can be on a gpu at the same time"),
     "nvidia": Key(values.table, "settings of NVIDIA's framework", table=NVIDIA),
 }
+FAULT: Schema = {
+    **{name: Key(Kind(key.kind.read, key.kind.json), key.doc) for name, key in FAULT_KEYS.items()},
+    "while": Key(values.text, f"{FAULT_KEYS['while'].doc}, relative to the lab file"),
+}
 NODE: Schema = {
     "absent": ABSENT,
     "cpus": Key(hwvalues.cpus, 'CPUs of the node, such as "0-15,32-47"', "cpus"),
@@ -246,6 +251,7 @@ LAB: Schema = {
     "iommu": Key(values.table, "what the IOMMUs can do", table=IOMMU),
     "modules": Key(values.table, "starting values of module parameters", table=MODULES),
     "vgpus": Key(values.tables, "vGPUs that exist from the start", each=VGPU),
+    "faults": Key(values.tables, "fault rules that hold from the start", each=FAULT),
     "nodes": Key(values.table, "NUMA nodes of the machine, by number", each=NODE, names=NODE_NUMBERS),
     "roots": Key(values.table, "root buses, such as 0000:80", each=ROOT, names=ROOT_NAMES),
     "functions": Key(values.table, "PCI functions, by address", each=FUNCTION, names=ADDRESSES),
