@@ -28,6 +28,12 @@ def memoized(most: int | None = None) -> Callable[[Callable[P, R]], Callable[P, 
 _tables: list[Callable[[], None]] = []
 
 
+@memoized(256)
+def shared(data: bytes) -> bytes:
+    """The same object for the same bytes: many devices of one kind have them."""
+    return data
+
+
 def forget() -> None:
     """Forget all results of all these functions: they would keep classes that are used no longer. Any
     thread."""

@@ -46,6 +46,7 @@ class Traits:
     config_size: int
     msix_vectors: int
     has_vpd: bool
+    aer: bool
 
     @classmethod
     def of(cls, device: PciDevice) -> Traits:
@@ -64,6 +65,7 @@ class Traits:
             config.size,
             device.msix_vectors,
             device.vpd is not None,
+            config.has_extended(ExtCapId.AER),
         )
 
     def place(self, aperture: Aperture) -> tuple[int, ...]:

@@ -26,6 +26,9 @@ from devmodel.vfio.module import VfioModule
 from devmodel.vfio.vfio_pci import VfioPciFunction
 from devmodel.vfio.vftoken import VfToken
 
+VFIO_MDEV = "vfio_mdev"
+"""The driver of mediated devices."""
+
 
 class BindingObserver(Protocol):
     """Is told of each change when the lab's state is complete. Lifecycle thread, under ``Lab.lock``."""
@@ -142,12 +145,14 @@ class DriverCore:
 
     @lifecycle_change
     def bind(self, function: PciFunction, driver: str) -> None:
-        """Bind the function to ``driver``.
+        """Bind the function to ``driver``, as a write to the driver's ``bind`` does.
 
-        Raises ``OSError``: ENODEV when the driver does not take it; EBUSY when it has a driver, and for a
-        host driver that does DMA while a client has the IOMMU group (:class:`DmaOwned`); EINVAL for vfio-pci
-        and a bridge, or a function without IOMMU while noiommu mode is off; EIO when the host driver fails.
+        Raises ``OSError``: ENODEV when the driver does not take it; EBUSY when it has a driver; as
+        :meth:`probe`.
         """
+        self._attach_to(function, driver)
+
+    def _attach_to(self, function: PciFunction, driver: str) -> None:
         with self._lock:
             if not self.matches(function, driver):
                 raise OSError(errno.ENODEV, f"{driver} does not match {function.name}")
@@ -155,6 +160,17 @@ class DriverCore:
                 raise OSError(errno.EBUSY, f"{function.name} is bound to {function.driver}")
             if driver not in (VFIO_PCI, function.host_driver) or not function.probed:
                 raise OSError(errno.ENODEV, f"{driver} does not take {function.name}")
+            self.probe(function, driver)
+
+    @lifecycle_change
+    def probe(self, function: PciFunction, driver: str) -> None:
+        """``driver`` tries to take a function that it matches, however that has come about.
+
+        Raises ``OSError``: EBUSY for a host driver that does DMA while a client has the IOMMU group
+        (:class:`DmaOwned`); EINVAL for vfio-pci and a bridge, or a function without IOMMU while noiommu mode
+        is off; EIO when the host driver fails.
+        """
+        with self._lock:
             if driver == function.host_driver and function.probe_fails:
                 raise OSError(errno.EIO, f"probe of {function.name} by {driver} failed")
             with ExitStack() as undo:
@@ -180,7 +196,7 @@ class DriverCore:
             retire_all(held_by(function))
             self.release(function)
 
-    def probe(self, function: PciFunction) -> None:
+    def attach(self, function: PciFunction) -> None:
         """Bind a function that has no driver to the one that takes it, if there is one. It is no error if a
         driver refuses the function, as in Linux. Raises ``OSError(EINVAL)`` when a client has its group: no
         host driver may even try then."""
@@ -231,7 +247,7 @@ class DriverCore:
         """A new function is complete: probe it if :attr:`autoprobe` is on. It is no error if that fails."""
         if self.autoprobe:
             with suppress(OSError):
-                self.probe(function)
+                self.attach(function)
 
     def release(self, function: PciFunction) -> None:
         """Take its driver away, if it has one, with all that depends on the driver. What :func:`held_by`
@@ -281,7 +297,7 @@ class DriverCore:
     def _try(self, function: PciFunction, driver: str) -> None:
         """Bind the function. It is no error if the driver refuses it. Raises :class:`DmaOwned`."""
         try:
-            self.bind(function, driver)
+            self._attach_to(function, driver)
         except DmaOwned:
             raise
         except OSError:
@@ -299,17 +315,34 @@ class MdevDriver:
         self.autoprobe = True
 
     @lifecycle_change
-    def bind(self, mdev: Mdev) -> None:
-        """Bind the vGPU. Raises ``OSError(EBUSY)`` when it is bound."""
+    def bind(self, mdev: Mdev, driver: str = VFIO_MDEV) -> None:
+        """Bind the vGPU to its driver. Raises ``OSError(EBUSY)`` when it is bound."""
         with self._lock:
             if mdev.bound:
                 raise OSError(errno.EBUSY, f"{mdev.name} is bound")
+            self._attach_to(mdev, driver)
+
+    def _attach_to(self, mdev: Mdev, driver: str) -> None:
+        self.probe(mdev, driver)
+        try:
+            self._observer.mdev_bound(mdev)
+        except BaseException:
+            mdev.unbind()
+            raise
+
+    @lifecycle_change
+    def probe(self, mdev: Mdev, driver: str) -> None:
+        """The driver takes a vGPU; one that is being created has it already."""
+        if not mdev.bound:
             mdev.bind()
-            try:
-                self._observer.mdev_bound(mdev)
-            except BaseException:
-                mdev.unbind()
-                raise
+
+    def takes_new(self, mdev: Mdev) -> bool:
+        """Whether the driver takes a vGPU that is being created. It is no error if it does not."""
+        if self.autoprobe:
+            with suppress(OSError):
+                self.probe(mdev, VFIO_MDEV)
+                return True
+        return False
 
     @lifecycle_change
     def unbind(self, mdev: Mdev) -> None:
@@ -325,8 +358,9 @@ class MdevDriver:
             mdev.unbind()
             self._observer.mdev_unbound(mdev)
 
-    def probe(self, mdev: Mdev) -> None:
-        """Bind the vGPU if it is not."""
+    def attach(self, mdev: Mdev) -> None:
+        """Bind the vGPU if it is not. It is no error if the driver refuses it."""
         with self._lock:
             if not mdev.bound:
-                self.bind(mdev)
+                with suppress(OSError):
+                    self._attach_to(mdev, VFIO_MDEV)

@@ -150,6 +150,14 @@ class Hotplug:
             if self._drivers.functions.get(function.name) is function:
                 self.remove_all((function,))
 
+    @lifecycle_change
+    def surprise_remove(self, function: PciFunction) -> None:
+        """Remove a function at once, although clients may hold one of :meth:`held`, as when its link is cut.
+        A rescan finds it again. Nothing happens if it is gone already."""
+        with self._lock:
+            if self._drivers.functions.get(function.name) is function:
+                self.vanish_all((function,))
+
     def remove_all(self, functions: Sequence[PciFunction]) -> None:
         """Remove functions that are there, one after the other with what is below it, or none: raises
         :class:`InUse` while a client holds one of :meth:`held`. Under ``Lab.lock``."""

@@ -29,6 +29,7 @@ from devmodel.lifecycle.later import Later
 from devmodel.lifecycle.mdev import Mdev, MdevType
 from devmodel.lifecycle.netdev import NetCore, check_names
 from devmodel.lifecycle.physical import PhysicalFunction
+from devmodel.lifecycle.recovery import Recovery, RecoveryObserver
 from devmodel.lifecycle.renewal import RenewalObserver, Renewals
 from devmodel.lifecycle.resources import Share
 from devmodel.lifecycle.spec import LabSpec
@@ -41,7 +42,7 @@ from devmodel.vfio.module import VfioModule
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
-class Observer(BindingObserver, FunctionObserver, MdevObserver, RenewalObserver, Protocol):
+class Observer(BindingObserver, FunctionObserver, MdevObserver, RecoveryObserver, RenewalObserver, Protocol):
     """Is told of each change when the lab's state is complete. Lifecycle thread, under ``Lab.lock``."""
 
     def added(self, mdev: Mdev) -> None:
@@ -86,6 +87,7 @@ class Lab:
         self.hotplug = Hotplug(self.lock, self.drivers, table, self.tasks)
         self.cards = Cards(self.lock, self.drivers, self.hotplug)
         self.parents, self.ports = self.hotplug.parents, self.hotplug.ports
+        self.recovery = Recovery(self.lock, self.drivers.functions, observer, self.later)
         self.renewals = Renewals(
             self.lock, self.hotplug, self.drivers, self.vendor, self.sriov, observer, self.tasks
         )
@@ -206,7 +208,7 @@ class Lab:
         mdev = Mdev(uuid, instance, name, type_, share, group, minor, vfio_minor)
         undo.callback(mdev.dispose)
         undo.callback(mdev.withdraw)
-        if not self.mdev_driver.autoprobe:
+        if not self.mdev_driver.takes_new(mdev):
             mdev.unbind()
         return mdev
 

@@ -8,10 +8,12 @@ Documentation/PCI/pci.rst, Documentation/power/pci.rst, and the behaviour of the
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
 from devmodel.device.pci import PciDevice
+from devmodel.pci.errors import NO_ERRORS, ErrorCounts
 from devmodel.pci.regs import Command
 
 NO_NODE = -1
@@ -19,6 +21,7 @@ NO_NODE = -1
 DMA_BITS, DRIVER_DMA_BITS = 32, 64
 """Bits of a bus address that a function may be given: before a driver says more, and as host drivers say."""
 POWER_STATES = ("D0", "D1", "D2", "D3hot")
+_making_counters = threading.Lock()
 
 
 class CoreOwner(Protocol):
@@ -51,6 +54,7 @@ class PciCore:
         "d3cold_allowed",
         "dma_bits",
         "enables",
+        "errors",
         "numa_node",
         "rom_enabled",
         "runtime_auto",
@@ -62,6 +66,8 @@ class PciCore:
         self.broken_parity = self.rom_enabled = self.runtime_auto = False
         self.d3cold_allowed = power_management
         self._state_known = True
+        self.errors = NO_ERRORS
+        """What the kernel has counted of the errors that it has reported."""
         self._master: Callable[[PciDevice], None] | None = None
         """What has made the device a bus master last, or no bus master any more."""
 
@@ -75,6 +81,13 @@ class PciCore:
     def no_master(self) -> None:
         """The device is no bus master at first."""
         self._master = _clear_master
+
+    def count_errors(self) -> ErrorCounts:
+        """The counters of its errors, made for the first one. Any thread."""
+        with _making_counters:
+            if self.errors is NO_ERRORS:
+                self.errors = ErrorCounts()
+            return self.errors
 
     @property
     def power_state(self) -> str:

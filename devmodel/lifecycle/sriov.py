@@ -9,6 +9,7 @@ Documentation/PCI/pci-iov-howto.rst, the behaviour of vfio-pci.
 
 import errno
 import threading
+from bisect import insort
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -35,14 +36,32 @@ class _Coming:
     timer: Timer
 
 
+@dataclass(slots=True, eq=False)
+class Appearing:
+    """A virtual function that is about to appear: its ``name``, the physical function and its index. Whoever
+    listens to that may have it be ``late`` by so many seconds, or be offered to no driver
+    (``driverless``)."""
+
+    name: str
+    physical: PhysicalFunction
+    index: int
+    late: float = 0.0
+    driverless: bool = False
+
+
 class SriovCore:
-    """Enables and disables the virtual functions of a lab."""
+    """Enables and disables the virtual functions of a lab. ``appearing`` is the one that is about to
+    appear."""
 
     def __init__(
         self, lock: threading.RLock, drivers: DriverCore, table: FunctionTable, later: Later
     ) -> None:
         self._lock, self._drivers, self._table, self._later = lock, drivers, table, later
         self._coming: dict[PhysicalFunction, _Coming] = {}
+        self._enabled: dict[PhysicalFunction, int] = {}
+        self._late: dict[PhysicalFunction, dict[int, Timer]] = {}
+        """Of those that are enabled, the ones that appear later than others, by index."""
+        self.appearing: Appearing | None = None
         drivers.releases.append(self._disable)
 
     @property
@@ -50,9 +69,10 @@ class SriovCore:
         return self._drivers.calls
 
     def count_of(self, function: PhysicalFunction) -> int:
-        """How many virtual functions are enabled, those that are to come too. Under ``Lab.lock``."""
+        """How many virtual functions are enabled, those too that are to come, or are gone by surprise. Under
+        ``Lab.lock``."""
         coming = self._coming.get(function)
-        return len(function.vfs) if coming is None else coming.count
+        return self._enabled.get(function, 0) if coming is None else coming.count
 
     @lifecycle_change
     def set_count(self, function: PhysicalFunction, count: int) -> None:
@@ -83,11 +103,32 @@ class SriovCore:
                 self._enable(function, layout, count)
 
     @lifecycle_change
-    def appear(self, function: PhysicalFunction, count: int) -> None:
+    def come(self, function: PhysicalFunction, count: int) -> None:
         """Let ``count`` virtual functions appear whose time has come. If one cannot be shown, none of them is
         there, and they are disabled."""
         with self._lock:
             self._enable(function, layout_of(function), count)
+
+    @lifecycle_change
+    def appear(self, appearing: Appearing, physical: str, index: int) -> VirtualFunction | None:
+        """Let one virtual function appear, or if it is late, have it appear by itself: then the result is
+        None. Its physical function and its index are there for those who listen."""
+        function = appearing.physical
+        if appearing.late > 0 and self._delay(appearing):
+            return None
+        return self._add(function, layout_of(function), index)
+
+    @lifecycle_change
+    def surprise_remove(self, vf: VirtualFunction) -> None:
+        """Remove one virtual function at once, although clients may hold it. It stays enabled: it is back
+        when all are disabled and enabled again. Nothing happens if it is gone already."""
+        with self._lock:
+            if self._table.functions.get(vf.name) is vf:
+                for device in (vf,) if vf.assigned in (None, vf) else (vf.assigned, vf):
+                    assert device is not None
+                    device.vanish()
+                self._drivers.vanishes(vf)
+                self._table.remove(vf, self._leave)
 
     @lifecycle_change
     def set_vectors(self, vf: VirtualFunction, vectors: int) -> None:
@@ -107,7 +148,7 @@ class SriovCore:
                 raise OSError(errno.EOPNOTSUPP, f"the driver of {physical.name} does not share out vectors")
             if vf.driver is not None:
                 raise OSError(errno.EBUSY, f"{vf.name} is bound to {vf.driver}")
-            wanted = vectors or self._default_vectors(layout, len(physical.vfs))
+            wanted = vectors or self._default_vectors(layout, self.count_of(physical))
             if wanted > layout.vectors:
                 raise OSError(errno.EOVERFLOW, f"{vf.name} has room for {layout.vectors} vectors")
             if sum(each.vectors for each in physical.vfs) - vf.vectors + wanted > pool:
@@ -149,9 +190,9 @@ class SriovCore:
         if coming is not None:
             coming.timer.cancel()
             self._show_count(function, 0)
-        if not function.vfs:
+        if function not in self._enabled:
             return
-        self._show_count(function, 0)
+        self._take_back(function)
         for vf in function.vfs.copy():
             self._drivers.vanishes(vf)
             self._table.remove(vf, self._leave)
@@ -178,14 +219,13 @@ class SriovCore:
             coming = self._take_coming(function)
             if coming is not None:
                 self._show_count(function, 0)
-                self.appear(function, coming.count)
+                self.come(function, coming.count)
 
     def _take_coming(self, function: PhysicalFunction) -> _Coming | None:
         """Those that are to come, which come no more; their share is given back."""
         coming = self._coming.pop(function, None)
-        if coming is not None and function.parent is not None:
-            for _ in range(coming.count):
-                function.parent.refund(Share.of(layout_of(function).type))
+        for _ in range(0 if coming is None else coming.count):
+            self._refund(function)
         return coming
 
     def _default_vectors(self, layout: VfLayout, count: int) -> int:
@@ -193,19 +233,63 @@ class SriovCore:
         return max(1, min(layout.vectors, layout.spec.vectors // count))
 
     def _enable(self, function: PhysicalFunction, layout: VfLayout, count: int) -> None:
+        made: list[tuple[VirtualFunction, bool]] = []
         with ExitStack() as undo:
-            undo.callback(self._show_count, function, 0)
+            undo.callback(self._take_back, function)
+            self._enabled[function] = count
             for index in range(count):
-                undo.callback(self._table.remove, self._add(function, layout, index, count), self._leave)
+                appearing = self.appearing = Appearing(str(layout.address(index)), function, index)
+                vf = self.appear(appearing, function.name, index)
+                if vf is not None:
+                    undo.callback(self._table.remove, vf, self._leave)
+                    made.append((vf, appearing.driverless))
             self._show_count(function, count)
             undo.pop_all()
-        for vf in function.vfs:
-            if function.driver == VFIO_PCI:
-                vf.driver_override = VFIO_PCI  # vfio-pci keeps other drivers away from them
-            self._drivers.appeared(vf)
+        for vf, driverless in made:
+            self._offer(vf, driverless)
         self._table.observer.vfs_enabled(function)
 
-    def _add(self, function: PhysicalFunction, layout: VfLayout, index: int, count: int) -> VirtualFunction:
+    def _offer(self, vf: VirtualFunction, driverless: bool) -> None:
+        """Offer a virtual function that has appeared to the drivers, unless it is to have none."""
+        if vf.physical.driver == VFIO_PCI:
+            vf.driver_override = VFIO_PCI  # vfio-pci keeps other drivers away from them
+        if not driverless:
+            self._drivers.appeared(vf)
+
+    def _take_back(self, function: PhysicalFunction) -> None:
+        """None of them is enabled any more; those that are late do not come."""
+        for timer in self._late.pop(function, {}).values():
+            timer.cancel()
+            self._refund(function)
+        self._enabled.pop(function, None)
+        self._show_count(function, 0)
+
+    def _delay(self, appearing: Appearing) -> bool:
+        """Have a virtual function appear later. Its share is taken from now on. False in a lab that ends, or
+        is not served yet."""
+        function = appearing.physical
+        try:
+            timer = self._later.after(appearing.late, lambda: self._come_late(appearing))
+        except OSError:
+            return False
+        self._late.setdefault(function, {})[appearing.index] = timer
+        if function.parent is not None:
+            function.parent.charge(Share.of(layout_of(function).type))
+        return True
+
+    def _come_late(self, appearing: Appearing) -> None:
+        """The time of one that is late has come."""
+        function, index = appearing.physical, appearing.index
+        with self._lock:
+            if self._late.get(function, {}).pop(index, None) is not None:
+                self._refund(function)
+                self._offer(self._add(function, layout_of(function), index), appearing.driverless)
+
+    def _refund(self, function: PhysicalFunction) -> None:
+        if function.parent is not None:
+            function.parent.refund(Share.of(layout_of(function).type))
+
+    def _add(self, function: PhysicalFunction, layout: VfLayout, index: int) -> VirtualFunction:
         address = layout.address(index)
         named = dict(enumerate(layout.spec.groups)).get(index)
         node = Node(address, Kind.VIRTUAL, self._table.bridges.get(function.address.bus_name), named=named)
@@ -215,18 +299,17 @@ class SriovCore:
             bus = self._drivers.bus(address)
             vf = VirtualFunction(function, layout, index, group, bus)
             if self.pool_of(function):
-                vf.vectors = self._default_vectors(layout, count)
+                vf.vectors = self._default_vectors(layout, self._enabled[function])
             if vf.parent is not None:
                 vf.parent.charge(Share.of(layout.type))
-            function.vfs.append(vf)
+            insort(function.vfs, vf, key=lambda each: each.index)
             self._table.enter(vf)
         self._table.show(vf, self._leave)
         return vf
 
     def _leave(self, vf: PciFunction) -> None:
         assert isinstance(vf, VirtualFunction)
-        if vf.parent is not None:
-            vf.parent.refund(Share.of(layout_of(vf.physical).type))
+        self._refund(vf.physical)
         vf.physical.vfs.remove(vf)
 
     def show_again(self, function: PhysicalFunction) -> None:

@@ -164,7 +164,8 @@ def port_express(kind: PortType, port: int, link: ExpressRegisters) -> Capabilit
         devctl2=ari,
         lnkctl2=regs.EXP_LNKCTL2_TLS,
     )
-    return Capability(CapId.EXP, values.pack(), writable.pack())
+    cleared = ExpressRegisters(devsta=regs.EXP_DEVSTA_ERRORS)
+    return Capability(CapId.EXP, values.pack(), writable.pack(), ones=cleared.pack())
 
 
 def subsystem(vendor: int, device: int) -> Capability:

@@ -31,13 +31,15 @@ class Acs(IntFlag):
 class Capability:
     """One capability: ``body`` follows the 2-byte header, ``mask`` has the bits of it that a write changes.
 
-    ``vectors`` is the number of interrupt messages of MSI and MSI-X.
+    ``vectors`` is the number of interrupt messages of MSI and MSI-X. ``ones`` has the bits that a written 1
+    clears.
     """
 
     id: int
     body: bytes
     mask: bytes
     vectors: int = 0
+    ones: bytes = b""
 
     @property
     def size(self) -> int:
@@ -47,13 +49,14 @@ class Capability:
 
 @dataclass(frozen=True, slots=True)
 class ExtendedCapability:
-    """One capability of extended configuration space: ``body`` follows the 4-byte header, ``mask`` is as in
-    :class:`Capability`."""
+    """One capability of extended configuration space: ``body`` follows the 4-byte header, ``mask`` and
+    ``ones`` are as in :class:`Capability`."""
 
     id: int
     body: bytes
     mask: bytes
     version: int = 1
+    ones: bytes = b""
 
     @property
     def size(self) -> int:
@@ -113,11 +116,13 @@ def serial_number(serial: int) -> ExtendedCapability:
 
 def error_reporting() -> ExtendedCapability:
     """AER, version 2, as after power-on: no error has happened."""
-    control = (0, 0, regs.AER_SEVERITY, 0, regs.AER_COR_MASK, 0)  # uncorrectable: status, mask, severity
+    # status, mask and severity of uncorrectable errors; status and mask of correctable ones; control
+    control = (0, 0, regs.AER_SEVER_DEFAULT, 0, regs.AER_COR_MASK_DEFAULT, 0)
     writable = (0, regs.AER_UNCOR_BITS, regs.AER_UNCOR_BITS, 0, regs.AER_COR_BITS, 0)
+    cleared = (regs.AER_UNCOR_BITS, 0, 0, regs.AER_COR_BITS, 0, 0)
     log = bytes(regs.AER_SIZE - 28)
-    layout = struct.Struct("<6I")
-    return ExtendedCapability(regs.ExtCapId.AER, layout.pack(*control) + log, layout.pack(*writable) + log, 2)
+    body, mask, ones = (struct.pack("<6I", *each) + log for each in (control, writable, cleared))
+    return ExtendedCapability(regs.ExtCapId.AER, body, mask, 2, ones)
 
 
 def address_translation() -> ExtendedCapability:

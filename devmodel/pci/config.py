@@ -10,6 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
+from devmodel.memo import shared
 from devmodel.pci import regs
 from devmodel.pci.capability import Capability, ExtendedCapability
 from devmodel.pci.fields import (
@@ -24,10 +25,11 @@ from devmodel.pci.fields import (
     header,
 )
 from devmodel.pci.names import names_of
-from devmodel.pci.regs import Command, Reg
+from devmodel.pci.regs import Command, ExtCapId, Reg
 from devmodel.region.names import RegisterNames
 from devmodel.region.region import Region, StoredBytes
 
+_NONE = bytes(regs.CFG_SPACE_EXP_SIZE)
 _ADDRESSES = 1 << 64
 """The first number that is no address."""
 Hook = Callable[[int], None]
@@ -38,12 +40,23 @@ _BRIDGE_GRANULES = {"io": 1 << 12, "mem32": 1 << 20, "mem64": 1 << 20}
 
 
 class ConfigSpace(Region):
-    """256 or 4096 bytes, a mask of the writable bits, and hooks that are called when a field is written.
+    """256 or 4096 bytes, a mask of the writable bits and one of those that a written 1 clears, and hooks that
+    are called when a field is written.
 
     ``mirror`` is called with offset and width after each change of the bytes, and before any hook.
     """
 
-    __slots__ = ("_bars", "_data", "_extended", "_hooks", "_mask", "_names", "_reset_image", "mirror")
+    __slots__ = (
+        "_bars",
+        "_data",
+        "_extended",
+        "_hooks",
+        "_mask",
+        "_names",
+        "_ones",
+        "_reset_image",
+        "mirror",
+    )
 
     def __init__(
         self,
@@ -57,6 +70,7 @@ class ConfigSpace(Region):
         super().__init__(size)
         self._data = bytearray(size)
         self._mask: bytes | bytearray = bytearray(size)
+        self._ones = _NONE
         self._bars = dict(bars)
         self._hooks: list[tuple[int, int, Hook]] = []
         self._names: RegisterNames | None = None
@@ -93,8 +107,8 @@ class ConfigSpace(Region):
 
     def write(self, offset: int, data: bytes) -> None:
         for position, byte in enumerate(data, offset):
-            mask = self._mask[position]
-            self._data[position] = (self._data[position] & ~mask) | (byte & mask)
+            mask, cleared = self._mask[position], byte & self._ones[position]
+            self._data[position] = (self._data[position] & ~mask & ~cleared) | (byte & mask)
         if self.mirror is not None:
             self.mirror(offset, len(data))
         for first, width, hook in self._hooks:
@@ -102,7 +116,14 @@ class ConfigSpace(Region):
                 hook(self.value(first, width))
 
     def reset(self) -> None:
-        self.restore(self._reset_image)
+        """The registers that say which errors have happened keep their bits (PCI Express Base 4.0, 7.8.4)."""
+        image, place = self._reset_image, self._extended.get(ExtCapId.AER)
+        if place is not None:
+            kept = bytearray(image)
+            for offset in (place + regs.AER_UNCOR_STATUS, place + regs.AER_COR_STATUS):
+                kept[offset : offset + 4] = self._data[offset : offset + 4]
+            image = bytes(kept)
+        self.restore(image)
 
     def save(self) -> bytes:
         """All its bytes, for :meth:`restore`."""
@@ -131,6 +152,10 @@ class ConfigSpace(Region):
     def write_mask(self, offset: int, width: int) -> int:
         """The bits of a field that a write changes."""
         return int.from_bytes(self._mask[offset : offset + width], "little")
+
+    def clear_mask(self, offset: int, width: int) -> int:
+        """The bits of a field that a written 1 clears."""
+        return int.from_bytes(self._ones[offset : offset + width], "little")
 
     def freeze(self, offset: int, width: int, bits: int) -> None:
         """For the device itself, while it is made: these bits of a field are 0, and no write changes them."""
@@ -192,6 +217,10 @@ class ConfigSpace(Region):
         mask = bytearray(self._mask) if isinstance(self._mask, bytes) else self._mask
         mask[field.offset : end] = field.mask.to_bytes(field.width, "little")
         self._mask = mask
+        if field.ones:
+            ones = bytearray(self._ones)
+            ones[field.offset : end] = field.ones.to_bytes(field.width, "little")
+            self._ones = shared(bytes(ones))
 
 
 class NoRoom(ValueError):

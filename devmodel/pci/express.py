@@ -100,7 +100,8 @@ def express(speed: LinkSpeed = LinkSpeed.GT_16, width: int = 16, flr: bool = Tru
         devctl2=regs.EXP_DEVCTL2_COMP_TMOUT,
         lnkctl2=regs.EXP_LNKCTL2_TLS,
     )
-    return Capability(CapId.EXP, values.pack(), writable.pack())
+    cleared = ExpressRegisters(devsta=regs.EXP_DEVSTA_ERRORS)
+    return Capability(CapId.EXP, values.pack(), writable.pack(), ones=cleared.pack())
 
 
 def as_integrated(capability: Capability) -> Capability:

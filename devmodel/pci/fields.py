@@ -70,12 +70,14 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """``width`` bytes at ``offset``: ``value`` is theirs at power-on, ``mask`` has the writable bits."""
+    """``width`` bytes at ``offset``: ``value`` is theirs at power-on, ``mask`` has the writable bits,
+    ``ones`` those that a written 1 clears."""
 
     offset: int
     width: int
     value: int = 0
     mask: int = 0
+    ones: int = 0
 
 
 def bar_place(index: int, bar: Bar) -> tuple[int, int]:
@@ -133,8 +135,7 @@ def chain(capabilities: Sequence[Capability]) -> Iterator[Field]:
             raise ValueError(f"capability {cap.id:#x} does not fit in {regs.CFG_SPACE_SIZE} bytes")
         following = after if position < len(capabilities) else 0
         yield Field(offset, 2, cap.id | following << 8)
-        value, mask = int.from_bytes(cap.body, "little"), int.from_bytes(cap.mask, "little")
-        yield Field(offset + 2, len(cap.body), value, mask)
+        yield Field(offset + 2, len(cap.body), *_numbers(cap))
         offset = after
 
 
@@ -157,5 +158,10 @@ def extended_chain(capabilities: Sequence[ExtendedCapability], places: Mapping[i
     for cap, after in zip(capabilities, following, strict=False):
         offset = places[cap.id]
         yield Field(offset, 4, cap.id | cap.version << 16 | after << 20)
-        value, mask = int.from_bytes(cap.body, "little"), int.from_bytes(cap.mask, "little")
-        yield Field(offset + 4, len(cap.body), value, mask)
+        yield Field(offset + 4, len(cap.body), *_numbers(cap))
+
+
+def _numbers(cap: Capability | ExtendedCapability) -> tuple[int, int, int]:
+    """Value, mask and ones of the field behind the header of a capability."""
+    body, mask, ones = (int.from_bytes(each, "little") for each in (cap.body, cap.mask, cap.ones))
+    return body, mask, ones

@@ -180,7 +180,7 @@ class ImageSpace(ConfigSpace):
     """The configuration space of a function with an image: 256 or 4096 bytes. A reset brings back the
     image, with the addresses that its BARs were given."""
 
-    __slots__ = ("_captured", "_cleared", "_offsets")
+    __slots__ = ("_captured", "_offsets")
 
     def __init__(self, image: Image, bars: Mapping[int, Bar] = MappingProxyType({})) -> None:
         """``bars`` are those that decode something, each of the kind that its register says; registers of
@@ -189,19 +189,13 @@ class ImageSpace(ConfigSpace):
         self._data, self._reset_image = bytearray(image.data), image.data
         self._bars, self._hooks, self._names, self.mirror = dict(bars), [], None, None
         self._extended = dict(image.places)
-        self._captured, self._offsets, self._cleared = image.data, image.offsets, image.cleared
+        self._captured, self._offsets, self._ones = image.data, image.offsets, image.cleared
         mask = bytearray(image.mask)
         for field in base_addresses(bars):
             mask[field.offset : field.offset + field.width] = field.mask.to_bytes(field.width, "little")
         decoding = sum({Command.IO if bar.io else Command.MEMORY for bar in bars.values()})
         mask[Reg.COMMAND] |= decoding
         self._mask = bytes(mask)
-
-    def write(self, offset: int, data: bytes) -> None:
-        for position, byte in enumerate(data, offset):
-            if byte & self._cleared[position]:
-                self._data[position] &= ~(byte & self._cleared[position])
-        super().write(offset, data)
 
     def find(self, identity: int) -> int:
         return self._offsets.get(identity, 0)

@@ -8,15 +8,15 @@ State: none. Source: as of devmodel.pci.image.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 
+from devmodel.memo import shared
 from devmodel.pci import regs
 from devmodel.pci.bridge import BridgeControl, BridgeReg
 from devmodel.pci.regs import CapId, Command, ExtCapId, Reg
 from devmodel.pci.slot import EXP_FLAGS_SLOT, EXP_SLTCTL, EXP_SLTSTA
 
 _ACS_CTRL, _SLTSTA_EVENTS, _LNKSTA_EVENTS = 0x06, 0x011F, 0xC000
-_DEVSTA, _DEVSTA_ERRORS, _LNKCTL, _RTCTL, _LNKCTL2 = 0x0A, 0x000F, 0x10, 0x1C, 0x30
+_LNKCTL, _RTCTL, _LNKCTL2 = 0x10, 0x1C, 0x30
 _DEVCAP2 = 0x24
 _STATUS_ERRORS, _PM_PME_ENABLE, _PM_PME_STATUS = 0xF900, 0x0100, 0x8000
 _TYPES_WITH_SLOT = (regs.EXP_TYPE_ROOT_PORT, regs.EXP_TYPE_DOWNSTREAM)
@@ -53,13 +53,9 @@ def live_bits(data: bytes, offsets: Mapping[int, int], places: Mapping[int, int]
     if ExtCapId.ACS in places:
         able = int.from_bytes(data[places[ExtCapId.ACS] + 4 :][:2], "little")
         live(places[ExtCapId.ACS] + _ACS_CTRL, 2, able & 0x7F)
-    return _shared(bytes(mask)), _shared(bytes(cleared))
-
-
-@lru_cache(256)
-def _shared(data: bytes) -> bytes:
-    """The same object for the same bytes: functions of one kind differ in what was captured alone."""
-    return data
+    if ExtCapId.AER in places:
+        _live_errors(places[ExtCapId.AER], live)
+    return shared(bytes(mask)), shared(bytes(cleared))
 
 
 _Live = Callable[..., None]
@@ -111,12 +107,23 @@ def _live_capability(data: bytes, identity: int, offset: int, live: _Live) -> No
         _live_express(data, offset, control, live)
 
 
+def _live_errors(offset: int, live: _Live) -> None:
+    for place, bits in (
+        (regs.AER_UNCOR_STATUS, regs.AER_UNCOR_BITS),
+        (regs.AER_COR_STATUS, regs.AER_COR_BITS),
+    ):
+        live(offset + place, 4, 0, bits)
+    for place in (regs.AER_UNCOR_MASK, regs.AER_UNCOR_SEVER):
+        live(offset + place, 4, regs.AER_UNCOR_BITS)
+    live(offset + regs.AER_COR_MASK, 4, regs.AER_COR_BITS)
+
+
 def _live_express(data: bytes, offset: int, flags: int, live: _Live) -> None:
     kind = (flags & _EXP_TYPE) >> 4
     devcap = int.from_bytes(data[offset + regs.EXP_DEVCAP :][:4], "little")
     flr = regs.EXP_DEVCTL_BCR_FLR if devcap & regs.EXP_DEVCAP_FLR else 0
     live(offset + regs.EXP_DEVCTL, 2, regs.EXP_DEVCTL_WRITABLE | flr)
-    live(offset + _DEVSTA, 2, 0, _DEVSTA_ERRORS)
+    live(offset + regs.EXP_DEVSTA, 2, 0, regs.EXP_DEVSTA_ERRORS)
     link = kind not in (regs.EXP_TYPE_RC_END, regs.EXP_TYPE_RC_EC)
     if link:
         live(offset + _LNKCTL, 2, regs.EXP_LNKCTL_WRITABLE)

@@ -242,6 +242,9 @@ class Assignable(BindableDevice):
         if joined:
             self.join()
 
+    def __str__(self) -> str:
+        return self.name
+
     def join(self) -> None:
         """Become a device that clients can open through the group."""
         with self.group.lock:

@@ -57,6 +57,10 @@ CAPABILITIES: Mapping[int, Sequence[Permission]] = {
 }
 """Of each kind of capability but MSI, whose size varies. A vendor's can be written as the hardware allows,
 any other only be read."""
+EXTENDED: Mapping[int, Sequence[Permission]] = {
+    ExtCapId.AER: (Permission(regs.AER_UNCOR_STATUS, regs.AER_CAP - regs.AER_UNCOR_STATUS, 0, ALL),),
+}
+"""The same for extended capabilities."""
 RAW = (CapId.VNDR,)
 EXTENDED_RAW = (ExtCapId.VNDR, ExtCapId.DVSEC)
 
@@ -93,7 +97,8 @@ class VirtualConfig:
             bits = (1 << 8 * field.width) - 1
             end = field.offset + field.width
             self._virtual[field.offset : end] = (field.virtual & bits).to_bytes(field.width, "little")
-            hardware = self._config.write_mask(field.offset, field.width)
+            place = field.offset, field.width
+            hardware = self._config.write_mask(*place) | self._config.clear_mask(*place)
             taken = (field.writable & hardware | field.added) & bits
             self._writable[field.offset : end] = taken.to_bytes(field.width, "little")
 
@@ -197,6 +202,8 @@ def _permissions(device: PciDevice) -> Iterator[Permission]:
     for extended in device.extended_caps:
         if extended.id in EXTENDED_RAW:
             yield Permission(device.config.extended(extended.id) + 4, len(extended.body), 0, ALL)
+        for field in EXTENDED.get(extended.id, ()):
+            yield field._replace(offset=device.config.extended(extended.id) + field.offset)
 
 
 def _capability(cap: Capability) -> Sequence[Permission]:

@@ -53,7 +53,7 @@ def override(lab: Lab, gpu: PhysicalFunction) -> None:
     """Give the function to vfio-pci, as driverctl does."""
     gpu.driver_override = VFIO_PCI
     lab.drivers.unbind(gpu, "vgpu")
-    lab.drivers.probe(gpu)
+    lab.drivers.attach(gpu)
 
 
 def test_vfio_pci_takes_the_function_only_when_overridden(lab: Lab, gpu: PhysicalFunction) -> None:
@@ -97,10 +97,10 @@ def test_a_function_in_use_stays(lab: Lab, gpu: PhysicalFunction) -> None:
 def test_probe_is_no_error_without_a_driver(lab: Lab, gpu: PhysicalFunction) -> None:
     gpu.driver_override = "absent"
     lab.drivers.unbind(gpu, "vgpu")
-    lab.drivers.probe(gpu)
+    lab.drivers.attach(gpu)
     assert gpu.driver is None
     gpu.driver_override = None
-    lab.drivers.probe(gpu)
+    lab.drivers.attach(gpu)
     assert gpu.driver == "vgpu"
 
 

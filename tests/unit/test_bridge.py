@@ -272,13 +272,13 @@ def test_vfio_pci_takes_no_bridge(lab: Lab, port: Bridge) -> None:
     lab.drivers.unbind(port, PCIEPORT)
     fails(errno.ENODEV, lab.drivers.bind, port, PCIEPORT)
     fails(errno.EINVAL, lab.drivers.bind, port, VFIO_PCI)
-    lab.drivers.probe(port)  # a driver that refuses it is no error
+    lab.drivers.attach(port)  # a driver that refuses it is no error
     assert driver(port) is None and port.vfio_minor is None and not port.group.devices
     port.driver_override = None
     lab.drivers.add_id(VFIO_PCI, parse_pci_id("1b36 000c"))
     assert driver(port) is None
     lab.drivers.remove_id(VFIO_PCI, parse_pci_id("1b36 000c"))
-    lab.drivers.probe(port)
+    lab.drivers.attach(port)
     assert driver(port) == PCIEPORT
 
 

@@ -113,7 +113,7 @@ def test_a_number_that_a_client_still_holds_is_not_given(group: int | None) -> N
         function, slot = lab.drivers.functions["0000:01:00.0"], lab.hotplug.slots.by_bus["0000:01"]
         before = function.group.number
         function.driver_override = VFIO_PCI
-        lab.drivers.probe(function)
+        lab.drivers.attach(function)
         client = DeviceFile(function)
         lab.cards.surprise_unplug(slot)
         lab.cards.plug(slot)

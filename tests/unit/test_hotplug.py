@@ -151,7 +151,7 @@ def test_what_is_held_keeps_all(lab: Lab, gpu: PhysicalFunction, port: Bridge, w
     if what == "function":
         gpu.driver_override = VFIO_PCI
         lab.drivers.unbind(gpu, "vgpu")
-        lab.drivers.probe(gpu)
+        lab.drivers.attach(gpu)
         held = DeviceFile(gpu)
     else:
         parent = lab.parents[NEIGHBOUR if what == "neighbour's" else BDF]

@@ -95,6 +95,9 @@ class Recorder:
     def vfs_enabled(self, function: PhysicalFunction) -> None:
         assert function.vfs
 
+    def recovering(self, function: PciFunction, event: str) -> None:
+        self.seen.append((event, function.name))
+
     def renewed(self, device: Assignable, change: Callable[[], None]) -> None:
         change()
 

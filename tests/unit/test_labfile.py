@@ -57,6 +57,9 @@ class Quiet:
     def vfs_enabled(self, function: PhysicalFunction) -> None:
         pass
 
+    def recovering(self, function: PciFunction, event: str) -> None:
+        pass
+
     def renewed(self, device: Assignable, change: Callable[[], None]) -> None:
         change()
 

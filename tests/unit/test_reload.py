@@ -258,7 +258,7 @@ def test_removal_of_what_waits(run: Callable[[Body], None]) -> None:
         mdev, plain = bench.create(), bench.function(PLAIN)
         bench.lab.drivers.unbind(plain, "cardd")
         plain.driver_override = VFIO_PCI
-        bench.lab.drivers.probe(plain)
+        bench.lab.drivers.attach(plain)
         clients = [DeviceFile(mdev), DeviceFile(plain)]
         assert "their clients close them: vgpu0, " in await bench.reload(("NUMBER = 1", "NUMBER = 2"))
         bench.lab.surprise_remove(mdev)

@@ -74,7 +74,7 @@ def at(name: str, vfs: int = 0) -> FunctionSpec:
 def to_vfio(lab: Lab, gpu: PhysicalFunction) -> None:
     gpu.driver_override = VFIO_PCI
     lab.drivers.unbind(gpu, "vgpu")
-    lab.drivers.probe(gpu)
+    lab.drivers.attach(gpu)
 
 
 def capability(gpu: PhysicalFunction) -> tuple[int, ...]:
@@ -210,7 +210,7 @@ def test_a_virtual_function_in_use_keeps_them_all(lab: Lab, gpu: PhysicalFunctio
     lab.sriov.set_count(gpu, 3)
     for vf in gpu.vfs:
         vf.driver_override = VFIO_PCI
-        lab.drivers.probe(vf)
+        lab.drivers.attach(vf)
     hold = DeviceFile(gpu.vfs[1])
     fails(errno.EBUSY, lab.sriov.set_count, gpu, 0)
     assert [vf.gone for vf in gpu.vfs] == [False] * 3
@@ -232,7 +232,7 @@ def test_a_driver_that_leaves_takes_vgpus_and_virtual_functions_with_it(
     lab.sriov.set_count(gpu, 2)
     vfs = gpu.vfs.copy()
     vfs[0].driver_override = VFIO_PCI
-    lab.drivers.probe(vfs[0])
+    lab.drivers.attach(vfs[0])
     seen = len(recorder.seen)
     for held in (DeviceFile(mdev), DeviceFile(vfs[0])):
         fails(errno.EBUSY, lab.drivers.unbind, gpu, "vgpu")
@@ -355,11 +355,11 @@ def test_without_autoprobe_only_an_override_binds(lab: Lab, gpu: PhysicalFunctio
     lab.sriov.set_count(gpu, 1)
     (vf,) = gpu.vfs
     lab.drivers.add_id(VFIO_PCI, PciId(0x1234, 0x1111))
-    lab.drivers.probe(vf)
+    lab.drivers.attach(vf)
     assert vf.driver is None
     fails(errno.ENODEV, lab.drivers.bind, vf, VFIO_PCI)
     vf.driver_override = VFIO_PCI
-    lab.drivers.probe(vf)
+    lab.drivers.attach(vf)
     assert vf.driver == VFIO_PCI
 
 
@@ -371,7 +371,7 @@ def test_without_iommu_there_is_none_for_virtual_functions(recorder: Recorder) -
     assert [(vf.group.noiommu, vf.driver) for vf in gpu.vfs] == [(True, None)] * 2
     fails(errno.EINVAL, lab.drivers.bind, gpu.vfs[0], VFIO_PCI)
     lab.vfio.enable_unsafe_noiommu_mode = True
-    lab.drivers.probe(gpu.vfs[0])
+    lab.drivers.attach(gpu.vfs[0])
     assert [vf.driver for vf in gpu.vfs] == [VFIO_PCI, None]
     lab.close()
 
@@ -393,7 +393,7 @@ def test_a_host_driver_takes_no_virtual_function(lab: Lab, vf: VirtualFunction) 
     fails(errno.ENODEV, lab.drivers.bind, vf, "vgpu")
     vf.driver_override = "vgpu"
     fails(errno.ENODEV, lab.drivers.bind, vf, "vgpu")
-    lab.drivers.probe(vf)
+    lab.drivers.attach(vf)
     assert vf.driver is None
 
 
@@ -488,8 +488,11 @@ def test_a_listener_hears_of_late_ones_and_may_refuse_them(monkeypatch: pytest.M
         lab.sriov.set_count(gpu, 2)
         clock.strike()
         assert (len(gpu.vfs), lab.sriov.count_of(gpu), capability(gpu)[3]) == (count, count, count)
-    assert [call for call in listener.heard if call[0] != "bind"] == [
-        *(("set_count", BDF), ("appear", BDF)) * 2,
+    first, second = (vf.name for vf in gpu.vfs)
+    assert listener.heard == [
+        *(("set_count", BDF), ("come", BDF), ("appear", first)),
+        *(("set_count", BDF), ("come", BDF), ("appear", first), ("appear", second)),
+        *(("probe", first), ("probe", second)),
     ]
     lab.close()
 
@@ -609,7 +612,7 @@ class Machine(RuleBasedStateMachine):
         functions = [*self.gpu.vfs, self.gpu]
         function = functions[index % len(functions)]
         function.driver_override = override
-        self.lab.drivers.probe(function)
+        self.lab.drivers.attach(function)
 
     @rule(index=st.integers(-1, 4))
     def unbind(self, index: int) -> None:

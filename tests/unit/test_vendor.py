@@ -171,7 +171,7 @@ def test_everything_is_given_back_with_the_driver(lab: Lab, gpu: PhysicalFunctio
     assert (gpu.vfs[0].vgpu, gpu.vfs[0].vfio_minor, gpu.vfs[0].group.devices) == (None, None, ())
     assert (parent.vgpus, parent.memory_free) == (1, 48 << 20)
     fails(errno.ENODEV, lab.vendor.set_type, first, 4)
-    lab.drivers.probe(gpu.vfs[0])
+    lab.drivers.attach(gpu.vfs[0])
     assert [vf.vfio_minor for vf in gpu.vfs] == minors and vgpus(gpu)[0] is not first
     lab.drivers.unbind(gpu, "nvidia")
     assert (gpu.vfs, parent.vgpus, parent.memory_free, parent.slots_free) == ([], 0, 64 << 20, 16)
@@ -181,7 +181,7 @@ def test_with_vfio_pci_on_the_gpu_there_are_no_vgpus(lab: Lab, gpu: PhysicalFunc
     lab.drivers.unbind(gpu, "nvidia")
     lab.vfio.enable_sriov = True
     gpu.driver_override = VFIO_PCI
-    lab.drivers.probe(gpu)
+    lab.drivers.attach(gpu)
     lab.sriov.set_count(gpu, 2)
     assert [(vf.driver, vf.vgpu) for vf in gpu.vfs] == [(VFIO_PCI, None)] * 2
     lab.drivers.unbind(gpu.vfs[0], VFIO_PCI)

@@ -86,7 +86,7 @@ class Viability(RuleBasedStateMachine):
             fails(errno.EBUSY, self.lab.drivers.bind, function, host)
         elif host != "pci-stub" and self.owner is not None:
             fails(errno.EBUSY, self.lab.drivers.bind, function, host)
-            fails(errno.EINVAL, self.lab.drivers.probe, function)
+            fails(errno.EINVAL, self.lab.drivers.attach, function)
         else:
             self.lab.drivers.bind(function, host)
             self.drivers[name] = host

@@ -8,6 +8,8 @@ drivers/pci/probe.c.
 from __future__ import annotations
 
 from devmodel.lifecycle.bridge import Bridge
+from devmodel.lifecycle.spec import BridgeKind
+from devmodel.pci.errors import Severity
 from vfsfuse.kernfs.kobject import Entry
 from vfsfuse.kernfs.members import attribute, link, store_only
 from vfsfuse.sysfs.cpus import list_line
@@ -46,6 +48,27 @@ class BridgeDir(PciFunctionDir):
     def subordinate_bus_number(self) -> int:
         """The number of the last bus below the bridge, in decimal digits."""
         return self.bridge.subordinate
+
+    def collects_errors(self) -> bool:
+        """Whether it is a root port with Advanced Error Reporting."""
+        spec = self.bridge.spec.bridge
+        return self.reports_errors() and spec is not None and spec.kind is BridgeKind.ROOT_PORT
+
+    @attribute(when=collects_errors)
+    def aer_rootport_total_err_cor(self) -> int:
+        """How many messages of errors that were corrected came from the functions below and the port itself;
+        present for a root port with Advanced Error Reporting."""
+        return self.bridge.core.errors.messages(Severity.CORRECTED)
+
+    @attribute(when=collects_errors)
+    def aer_rootport_total_err_fatal(self) -> int:
+        """The same for errors that were fatal."""
+        return self.bridge.core.errors.messages(Severity.FATAL)
+
+    @attribute(when=collects_errors)
+    def aer_rootport_total_err_nonfatal(self) -> int:
+        """The same for errors that were neither corrected nor fatal."""
+        return self.bridge.core.errors.messages(Severity.NONFATAL)
 
     @store_only()
     def reset_subordinate(self, text: str) -> None:

@@ -107,7 +107,7 @@ class PciBusDir(BusDir):
         super().__init__(name, lab, lab.drivers)
 
     def probe(self, device: str) -> None:
-        self.lab.drivers.probe(self.lab.drivers.find(device))
+        self.lab.drivers.attach(self.lab.drivers.find(device))
 
     @store_only()
     def rescan(self, text: str) -> None:
@@ -167,7 +167,7 @@ class MdevBusDir(BusDir):
         super().__init__(name, lab, lab.mdev_driver)
 
     def probe(self, device: str) -> None:
-        self.lab.mdev_driver.probe(self.lab.named(device))
+        self.lab.mdev_driver.attach(self.lab.named(device))
 
 
 class MdevDriverDir(DriverDir):
@@ -176,7 +176,7 @@ class MdevDriverDir(DriverDir):
     __slots__ = ()
 
     def bind_device(self, device: str) -> None:
-        self.lab.mdev_driver.bind(self.lab.named(device))
+        self.lab.mdev_driver.bind(self.lab.named(device), self.name)
 
     async def unbind_device(self, device: str) -> None:
         mdev = self.lab.named(device)

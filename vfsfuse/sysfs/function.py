@@ -17,7 +17,7 @@ from vfsfuse.sysfs.kstrtox import parse_number
 from vfsfuse.sysfs.lab import View
 from vfsfuse.sysfs.msi import irq_of
 from vfsfuse.sysfs.pci import PciAttributes
-from vfsfuse.sysfs.pcicore import CoreAttributes, LinkAttributes
+from vfsfuse.sysfs.pcicore import CoreAttributes, ErrorAttributes, LinkAttributes
 from vfsfuse.sysfs.power import RuntimePower
 from vfsfuse.sysfs.uevent import DeviceDir
 
@@ -40,7 +40,7 @@ def _is_physical(self: PciFunctionDir) -> bool:
     return not isinstance(self.assignable, VirtualFunction)
 
 
-class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, PciAttributes):
+class PciFunctionDir(DeviceDir, CoreAttributes, LinkAttributes, ErrorAttributes, PciAttributes):
     """<function>: a PCI function that drivers can be bound to."""
 
     __slots__ = ("assignable", "view")

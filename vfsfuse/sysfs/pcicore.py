@@ -14,6 +14,7 @@ from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.pcicore import NO_NODE
 from devmodel.pci import regs
+from devmodel.pci.errors import Severity
 from devmodel.pci.regs import CapId
 from vfsfuse.kernfs.groups import AttributeGroup, Group
 from vfsfuse.kernfs.kobject import Kobject
@@ -138,6 +139,33 @@ class CoreAttributes(Kobject):
     def ari_enabled(self) -> int:
         """1 if the port above takes function numbers of 8 bits (ARI), else 0."""
         return int(self.assignable.ari_enabled)
+
+
+class ErrorAttributes(Kobject):
+    """The counters of a function's errors."""
+
+    __slots__ = ()
+    assignable: PciFunction
+
+    def reports_errors(self) -> bool:
+        """Whether it has Advanced Error Reporting."""
+        return self.assignable.traits.aer
+
+    @attribute(when=reports_errors)
+    def aer_dev_correctable(self) -> str:
+        """How many errors of each kind that it has reported were corrected, and how many in all; present with
+        Advanced Error Reporting. Only fault rules make errors."""
+        return self.assignable.core.errors.text(Severity.CORRECTED)
+
+    @attribute(when=reports_errors)
+    def aer_dev_fatal(self) -> str:
+        """The same for errors that were fatal."""
+        return self.assignable.core.errors.text(Severity.FATAL)
+
+    @attribute(when=reports_errors)
+    def aer_dev_nonfatal(self) -> str:
+        """The same for errors that were neither corrected nor fatal."""
+        return self.assignable.core.errors.text(Severity.NONFATAL)
 
 
 class LinkAttributes(Kobject):

@@ -52,6 +52,9 @@ class _Observer:
     added = removed = changed = bound = unbound = _nothing
     function_added = function_removed = vfs_enabled = mdev_bound = mdev_unbound = _nothing
 
+    def recovering(self, function: PciFunction, event: str) -> None:
+        """A recovery."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -130,7 +133,7 @@ def make_device(lab: Lab, wanted: Wanted) -> Assignable:
         lab.sriov.set_count(function, 1)
         function = function.vfs[0]
     function.driver_override = VFIO_PCI
-    lab.drivers.probe(function)
+    lab.drivers.attach(function)
     return function
 
 

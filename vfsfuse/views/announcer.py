@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from devmodel.lifecycle.recovery import SUCCESS
 from devmodel.lifecycle.spec import LabSpec
 from devmodel.lifecycle.uevents import Uevents
 from devmodel.vfio.group import Assignable
@@ -56,6 +57,11 @@ class Announcer:
         if vfio_minor is not None:
             self._vfio("remove", own, device, vfio_minor, last)
         emit(own, "unbind")
+
+    def recovering(self, own: Kobject, event: str) -> None:
+        """The recovery of a PCI function from an error begins, or is over."""
+        online = event == SUCCESS
+        emit(own, "change", {"ERROR_EVENT": event, "DEVICE_ONLINE": str(int(online))})
 
     def offers_types(self, own: Kobject) -> None:
         """The driver of a parent begins to offer types of vGPUs."""

@@ -304,6 +304,9 @@ class LabView:
         self._announcer.removed(own)
         self.functions.drop_empty_buses()
 
+    def recovering(self, function: PciFunction, event: str) -> None:
+        self._announcer.recovering(self.functions.directory(function), event)
+
     def vfs_enabled(self, function: PhysicalFunction) -> None:
         self._announcer.changed(self.functions.directory(function), "change")
 
