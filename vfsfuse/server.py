@@ -25,6 +25,7 @@ from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import Lane
 from vfsfuse import ending, mounts, unmounted
 from vfsfuse.caughtstderr import caught_stderr
+from vfsfuse.faults.actions import Actions
 from vfsfuse.faults.devices import LabDevices
 from vfsfuse.faults.file import FaultsFile
 from vfsfuse.faults.rule import RuleError, parse_line
@@ -97,7 +98,7 @@ def serve(
     view.stores.publish = view.lab.later.publish = operations.publish
     reloader = Reloader(view, code, operations.publish)
     tree.add(tree.root, ReloadFile.node(reloader, view.lab.tasks))
-    rules = FaultRules(calls, LabDevices(view.lab))
+    rules = FaultRules(calls, LabDevices(view.lab), Actions(view.lab))
     _add_rules(rules, spec)
     tree.add(tree.root, FaultsFile.node(rules, calls, view.services.threads))
     tree.take_changes()

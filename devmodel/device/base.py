@@ -285,6 +285,11 @@ class Device:
         self.irq.release()
         self.irqs_set()
 
+    def tell_error(self) -> None:
+        """Tell the client by ERR of an error that was not corrected, if the device has that interrupt. Any
+        thread."""
+        self.irq.trigger(PciIrq.ERR)
+
     def vanish(self) -> None:
         """The device is gone, although a client may have it open: surprise removal.
 

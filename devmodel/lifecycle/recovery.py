@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import Protocol
 
 from devmodel.device.base import Device
-from devmodel.irq.kinds import PciIrq
 from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.later import Later
@@ -69,16 +68,16 @@ class Recovery:
         device = mdev.device
         device.check_present()
         if severity is not Severity.CORRECTED:
-            device.irq.trigger(PciIrq.ERR)
+            device.tell_error()
         if severity is Severity.FATAL:
             reset_device(device)
 
     def _recover(self, function: PciFunction, fatal: bool) -> None:
         affected = _affected(function)
         for each in affected:
-            made = _opened_of(each)
+            made = opened_of(each)
             if made is not None:
-                made.irq.trigger(PciIrq.ERR)
+                made.tell_error()
         recovered = all(each.driver is not None or isinstance(each, Bridge) for each in affected)
         if fatal:
             recovered = _reset_link(function, affected) and recovered
@@ -106,7 +105,7 @@ def reset_function(function: PciFunction) -> None:
     That of the vGPU as well that its host driver makes of it."""
     if function.made is not None:
         function.reset_whole()
-    made = _opened_of(function)
+    made = opened_of(function)
     if made is not None and made is not function.made:
         reset_device(made)
 
@@ -117,7 +116,7 @@ def _affected(function: PciFunction) -> list[PciFunction]:
     return list(port.functions) if isinstance(port, Bridge) else [function]
 
 
-def _opened_of(function: PciFunction) -> Device | None:
+def opened_of(function: PciFunction) -> Device | None:
     """The device that clients open of a function, if something has used it."""
     assigned = function.assigned
     made = None if assigned is None else getattr(assigned, "made", None)

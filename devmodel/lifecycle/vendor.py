@@ -179,7 +179,7 @@ class VendorFramework:
                 vgpu.changing = True
             try:
                 if number:
-                    self.create(self._find(vgpu.parent, number), vgpu)
+                    self._give(vgpu, self._find(vgpu.parent, number))
                 else:
                     self._clear(vgpu)
             finally:
@@ -260,9 +260,7 @@ class VendorFramework:
             raise OSError(errno.EIO, f"{parent.name} cannot make a vGPU of type {number}")
         return found
 
-    @lifecycle_change
-    def create(self, type_: TypeSpec, vgpu: VendorVgpu) -> None:
-        """Make it a vGPU of a type, for :meth:`set_type`, which has checked that it can be one."""
+    def _give(self, vgpu: VendorVgpu, type_: TypeSpec) -> None:
         parent, share = vgpu.parent, Share.of(type_)
         with ExitStack() as undo:
             places_of(parent).take(vgpu, type_)

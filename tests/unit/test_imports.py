@@ -37,7 +37,7 @@ PICTURE: Mapping[str, str] = {
     "devmodel.uuids": "",
     "devmodel.region": "devmodel: callpoint",
     "devmodel.irq": "devmodel: callpoint",
-    "devmodel.pci": "devmodel: callpoint region",
+    "devmodel.pci": "devmodel: callpoint memo region",
     "devmodel.topology": "devmodel: pci",
     "devmodel.iommu": "devmodel: callpoint client",
     "devmodel.iommufd": "devmodel: client ida iommu",
@@ -78,7 +78,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.observe": "ioctl_shim "
     "| devmodel: callpoint device iommu.dmaspace pci region "
     "| vfsfuse: failures kernfs printable trace",
-    "vfsfuse.faults": "ioctl_shim | devmodel: callpoint injection latecalls lifecycle region "
+    "vfsfuse.faults": "ioctl_shim | devmodel: callpoint injection latecalls lifecycle pci region "
     "| vfsfuse: kernfs observe",
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
