@@ -139,17 +139,19 @@ class Listener(Protocol):
 
 
 class Steered:
-    """A call that the listener attends to, between its begin and its end, for callers that make it in parts.
+    """A call between its begin and its end, for callers that make it in parts.  Nothing happens to it without
+    a listener that attends to it.
 
     :meth:`wait` while it :attr:`waits`, then :meth:`make` it.  Any thread."""
 
     __slots__ = ("_listener", "_observers", "_point", "_wait", "call", "injection")
 
-    def __init__(self, point: CallPoint, listener: Listener, call: Call) -> None:
+    def __init__(self, point: CallPoint, listener: Listener | None, call: Call) -> None:
         """The call begins."""
         self._point, self._listener, self.call = point, listener, call
         self._wait: Wait | None = None
-        self.injection = injection = _begin(listener, call)
+        call.begun = time.monotonic()
+        self.injection = injection = NOTHING if listener is None else _begin(listener, call)
         if injection is not NOTHING:
             call.fault, call.delayed = injection.rule, injection.delays_only
         self._observers = point.begin(call)
@@ -159,11 +161,19 @@ class Steered:
         """Whether it is to wait."""
         return self._wait is None and self.injection.waits
 
-    def wait(self, ready: Callable[[], None]) -> Wait:
-        """Have ``ready`` called when it has waited (:meth:`Wait.start`).  The result ends the wait."""
+    def wait(self, ready: Callable[[], None]) -> None:
+        """Have ``ready`` called when it has waited, or is interrupted (:meth:`Wait.start`)."""
         self._wait = wait = self._point.waiting()
         wait.start(self.injection, ready)
-        return wait
+
+    def interrupt(self) -> bool:
+        """Its caller got a signal: it fails with EINTR.  False if it does not wait."""
+        return self._wait is not None and self._wait.interrupt()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was interrupted."""
+        return self._wait is not None and self._wait.interrupted
 
     def make(
         self, function: Callable[..., T], data: bytes | None = None, dropped: Callable[[], T] | None = None
@@ -174,6 +184,16 @@ class Steered:
             self.check()
             self.call.result = result = self.injection.make(function, data, dropped)
         return result
+
+    def look_later(self, seconds: float, look: Callable[[], None]) -> None:
+        """Call ``look`` in so many seconds if the call still waits then.  It is short."""
+        wait = self._wait
+
+        def due() -> None:
+            if wait is not None and not wait.over:
+                look()
+
+        self._point.call_late(seconds, due)
 
     def check(self) -> None:
         """Raise what has ended the wait, if it was not its time."""
@@ -193,10 +213,11 @@ class Steered:
 
     def end(self) -> None:
         """The call is over."""
-        try:
-            self._listener.end(self.call)
-        except Exception:
-            log.exception("a listener failed at the end of %s", self.call.name)
+        if self._listener is not None:
+            try:
+                self._listener.end(self.call)
+            except Exception:
+                log.exception("a listener failed at the end of %s", self.call.name)
         self._point.end(self._observers, self.call)
         if self.injection.after is not None:
             self._point.do_later(self.injection.after)
@@ -314,11 +335,13 @@ class CallPoint:
     def steer(self, call: Call) -> Steered | None:
         """Begin the call if the listener attends to it; None if not.  The caller makes it
         (:class:`Steered`)."""
+        listener = self.attends(call)
+        return None if listener is None else Steered(self, listener, call)
+
+    def attends(self, call: Call) -> Listener | None:
+        """The listener, if it attends to the call.  Any thread."""
         listener = self.listener
-        if listener is None or not _attends(listener, call):
-            return None
-        call.begun = time.monotonic()
-        return Steered(self, listener, call)
+        return listener if listener is not None and _attends(listener, call) else None
 
     def waiting(self) -> Wait:
         """A wait that :meth:`close` ends."""
@@ -333,6 +356,10 @@ class CallPoint:
     def do_later(self, action: Callable[[], None]) -> None:
         """Call it on the thread ``faults``, soon."""
         self._faults.add(0, action)
+
+    def call_late(self, seconds: float, call: Callable[[], None]) -> None:
+        """Make a short call in so many seconds, on the thread ``late-calls``."""
+        self._late.add(seconds, call)
 
     # ---- whole calls ----
 
@@ -354,23 +381,35 @@ class CallPoint:
         function: Callable[..., T],
         data: bytes | None = None,
         dropped: Callable[[], T] | None = None,
-        waiting: Callable[[Wait], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> T:
         """Make the call on a thread that may wait.  ``function`` takes ``data``, if there are some;
-        ``dropped`` as :meth:`Injection.make`.  While the call waits, the block ``waiting`` can end that."""
+        ``dropped`` as :meth:`Injection.make`."""
         steered = self.steer(call)
-        if steered is None:
-            made = function if data is None else functools.partial(function, data)
-            return self.tell(call, made) if self.observers else made()
-        if not steered.waits:
-            return steered.make(function, data, dropped)
-        with steered.told():
-            self._wait_on_thread(steered, waiting)
-            call.result = result = steered.injection.make(function, data, dropped)
-        return result
+        if steered is not None:
+            return self.run_steered(steered, function, data, dropped)
+        made = function if data is None else functools.partial(function, data)
+        return self.tell(call, made) if self.observers else made()
+
+    def run_steered(
+        self,
+        steered: Steered,
+        function: Callable[..., T],
+        data: bytes | None = None,
+        dropped: Callable[[], T] | None = None,
+        waiting: Callable[[Steered], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> T:
+        """Make the rest of a call on a thread that may wait.  While the call waits, the block ``waiting`` can
+        interrupt it.  Raises OSError(ENOMEM) when too many threads wait."""
+        if steered.waits:
+            try:
+                self._wait_on_thread(steered, waiting)
+            except BaseException as error:
+                with steered.told():
+                    raise error
+        return steered.make(function, data, dropped)
 
     def _wait_on_thread(
-        self, steered: Steered, waiting: Callable[[Wait], AbstractContextManager[object]]
+        self, steered: Steered, waiting: Callable[[Steered], AbstractContextManager[object]]
     ) -> None:
         with self.lock:
             if self._threads >= MOST_THREADS:
@@ -378,12 +417,12 @@ class CallPoint:
             self._threads += 1
         try:
             over = threading.Event()
-            with waiting(steered.wait(over.set)):
+            steered.wait(over.set)
+            with waiting(steered):
                 over.wait()
         finally:
             with self.lock:
                 self._threads -= 1
-        steered.check()
 
     async def run_async(
         self,
@@ -397,16 +436,17 @@ class CallPoint:
         with _client_is(call.tid):
             steered = self.steer(call)
             if steered is None:
-                return await self._tell_async(
+                return await self.tell_async(
                     call, function if data is None else functools.partial(function, data)
                 )
             with steered.told():
                 if steered.waits:
-                    await _wait_async(steered.wait)
+                    await _wait_async(steered)
                 call.result = result = await _make_async(steered.injection, function, data, dropped)
         return result
 
-    async def _tell_async(self, call: Call, function: Callable[[], Awaitable[T]]) -> T:
+    async def tell_async(self, call: Call, function: Callable[[], Awaitable[T]]) -> T:
+        """Make a call on the trio thread that nobody steers."""
         observers = self.begin(call)
         try:
             call.result = result = await function()
@@ -446,19 +486,15 @@ class CallPoint:
 
 
 def _send(steered: Steered, function: Callable[..., object], data: bytes | None) -> None:
-    lost = steered.injection.error
-    try:
+    with contextlib.suppress(OSError):  # it is refused, or the device is gone: nobody waits for an answer
         steered.make(function, data, dropped=_nothing)
-    except OSError as error:
-        if error is not lost:
-            raise
 
 
 def _nothing() -> None:
     """What becomes of an interrupt that is dropped."""
 
 
-async def _wait_async(wait_for: Callable[[Callable[[], None]], Wait]) -> None:
+async def _wait_async(waiting: Steered | _Owed) -> None:
     """Wait on the trio thread."""
     over, thread = trio.Event(), trio.lowlevel.current_trio_token()
 
@@ -466,13 +502,13 @@ async def _wait_async(wait_for: Callable[[Callable[[], None]], Wait]) -> None:
         with contextlib.suppress(trio.RunFinishedError):  # the lab has ended
             thread.run_sync_soon(over.set)
 
-    wait = wait_for(ready)
+    waiting.wait(ready)
     try:
         await over.wait()
     except BaseException:
-        wait.interrupt()
+        waiting.interrupt()
         raise
-    wait.check()
+    waiting.check()
 
 
 async def _make_async(
@@ -492,6 +528,19 @@ async def _make_async(
     return await function(*arguments)
 
 
+class _Owed:
+    """A wait that a store owes."""
+
+    __slots__ = ("_injection", "_wait", "check", "interrupt")
+
+    def __init__(self, point: CallPoint, injection: Injection) -> None:
+        self._injection, self._wait = injection, point.waiting()
+        self.check, self.interrupt = self._wait.check, self._wait.interrupt
+
+    def wait(self, ready: Callable[[], None]) -> None:
+        self._wait.start(self._injection, ready)
+
+
 class Debt:
     """What the answer to a store is to wait for."""
 
@@ -507,16 +556,7 @@ class Debt:
     async def pay(self) -> None:
         """Wait for all of it, one after the other.  Trio thread."""
         while self._owed:
-            point, injection = self._owed.pop(0)
-            wait = point.waiting()
-
-            def wait_for(
-                ready: Callable[[], None], wait: Wait = wait, injection: Injection = injection
-            ) -> Wait:
-                wait.start(injection, ready)
-                return wait
-
-            await _wait_async(wait_for)
+            await _wait_async(_Owed(*self._owed.pop(0)))
 
 
 _debt: ContextVar[Debt | None] = ContextVar("debt", default=None)

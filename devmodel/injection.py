@@ -31,7 +31,7 @@ class Hold:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._released = False
-        self._waiting: set[Callable[[], None]] = set()
+        self._waiting: set[Callable[[], object]] = set()
 
     @property
     def released(self) -> bool:
@@ -51,7 +51,7 @@ class Hold:
         for call in waiting:
             call()
 
-    def when_released(self, call: Callable[[], None]) -> None:
+    def when_released(self, call: Callable[[], object]) -> None:
         """Call ``call`` once it is released, at once if it has been.  ``call`` is short and waits for
         nothing."""
         with self._lock:
@@ -60,7 +60,7 @@ class Hold:
                 return
         call()
 
-    def forget(self, call: Callable[[], None]) -> None:
+    def forget(self, call: Callable[[], object]) -> None:
         """Undo :meth:`when_released`."""
         with self._lock:
             self._waiting.discard(call)
@@ -94,6 +94,11 @@ class Injection:
     def waits(self) -> bool:
         """Whether the call does not begin at once."""
         return self.delay > 0 or (self.hold is not None and not self.hold.released)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the call is made at once and once, as if nothing happened to it, apart from its data."""
+        return not (self.waits or self.error or self.drop or self.times != 1)
 
     @property
     def delays_only(self) -> bool:
@@ -169,11 +174,12 @@ class Wait:
         else:
             self._delayed()
 
-    def end(self, error: OSError | None = None) -> None:
-        """It is over.  With an ``error``, the call is not made, and fails with it (:meth:`check`)."""
+    def end(self, error: OSError | None = None) -> bool:
+        """It is over.  With an ``error``, the call is not made, and fails with it (:meth:`check`).  False if
+        it was over before."""
         with self._lock:
             if self._over:
-                return
+                return False
             self._over = error or True
             ready, hold, entry = self._ready, self._hold, self._entry
         if entry is not None:
@@ -183,10 +189,21 @@ class Wait:
         self._ended(self)
         if ready is not None:
             ready()
+        return True
 
-    def interrupt(self) -> None:
-        """The caller got a signal: its call fails with EINTR."""
-        self.end(OSError(errno.EINTR, "interrupted"))
+    def interrupt(self) -> bool:
+        """The caller got a signal: its call fails with EINTR.  False if the wait was over before."""
+        return self.end(OSError(errno.EINTR, "interrupted"))
+
+    @property
+    def over(self) -> bool:
+        """Whether the call goes on."""
+        return bool(self._over)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it has ended with an error."""
+        return isinstance(self._over, OSError)
 
     def check(self) -> None:
         """Once it is over: raises the error with which it has ended."""

@@ -25,21 +25,31 @@ from ioctl_shim import pumped
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import FILE_NUMBER
 from ioctl_shim.callthreads import CallThreads
+from ioctl_shim.heldcalls import (
+    Answer,
+    Deferred,
+    DeferredIoctl,
+    Held,
+    Submit,
+    end_if_killed,
+    hold_request,
+)
 from ioctl_shim.lanefile import (
     READABLE,
     WRITABLE,
     DeferringFile,
     InodeOperations,
     LaneFile,
+    Later,
     Observed,
     PendingRequest,
     PlainFile,
     RegionAccess,
     SizedIoctl,
+    Transfer,
     errno_of,
     wake_poll,
 )
-from ioctl_shim.procfs import is_killed
 
 __all__ = [
     "ATTR_BIT",
@@ -77,10 +87,10 @@ ATTR_READ_BIT: int = 1 << lib.LANE_ATTR_READ_BIT
 ATTR_WRITE_BIT: int = 1 << lib.LANE_ATTR_WRITE_BIT
 WHOLE: int = lib.LANE_WHOLE
 _UNMOUNTING = (errno.ENODEV, errno.EBADF, errno.ENOTCONN)
+OBSERVED: int = lib.LANE_OBSERVED
+STEERED: int = lib.LANE_STEERED
+"""Bits of `Lane.attend`."""
 T = TypeVar("T")
-Submit = Callable[[Callable[[], None], int], None]
-"""A function that has a thread make a call of a client's thread (its number) soon, and returns at once.  The
-thread that makes it may wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +143,8 @@ class Shut:
 Opener = Callable[[OpenRequest], Opened | None]
 """Answers opens.  Raises OSError as open(2) does.  On a pump it may return None: then a thread that may wait
 calls it again."""
+SteeredOpener = Callable[[OpenRequest], Opened | Later[Opened] | None]
+"""As Opener.  On a thread that may wait it may return what holds the open up."""
 
 
 def open_backing(fd: int) -> int:
@@ -198,24 +210,29 @@ class Lane:
     """The callbacks of the pump, which run on its thread.  `threads` make the calls that may wait."""
 
     def __init__(
-        self, opener: Opener, names: InodeOperations, threads: CallThreads, observing: Observing
+        self, opener: SteeredOpener, names: InodeOperations, threads: CallThreads, observing: Observing
     ) -> None:
-        """While somebody observes (`observe`), calls on open files are those of what `observing` gives."""
+        """While somebody attends (`attend`), calls on open files are those of what `observing` gives."""
         self._opener, self._threads, self._observing = opener, threads, observing
         self._called = (
             *(_errno_of, names.show, names.lookup, names.stat, names.readlink),
             *(self._observed_read, self._observed_write, self._observed_ioctl),
+            *(self._steered_read, self._steered_write),
         )
         self._observed: dict[int, Observed | None] = {}
         """By token, for files with calls that were observed."""
-        self._is_observed = False
-        self._left: dict[int, Callable[[], int]] = {}
+        self._is_attended = False
+        self._left: dict[int, Later[int] | Callable[[], int]] = {}
         """By the pump's thread, the ioctl that it has begun and is about to leave to another one."""
         self._files: dict[int, _OpenFile] = {}
         self._tokens = itertools.count(1)
         self._pending: dict[int, PendingRequest] = {}
-        self._deferred: dict[int, int] = {}
-        """The client's thread of each ioctl that was left to a thread that may wait, by request."""
+        self._deferred: dict[int, Deferred] = {}
+        """The ioctls that were left to a thread that may wait, and the opens that are held up, by request."""
+        self._held_opens: dict[int, Later[Opened]] = {}
+        """The opens that are about to be held up, by request."""
+        self._finishing: dict[int, Callable[[], Opened]] = {}
+        """What gives the files of opens that were, while they are finished."""
         for name in ("open", "read", "write", "ioctl", "poll", "interrupt", "release"):
             failed = _FAILED.get(name, _failed)
             ffi.def_extern(name=f"lane_on_{name}", onerror=failed)(getattr(self, f"_on_{name}"))
@@ -234,11 +251,11 @@ class Lane:
         if lib.lane_stop():
             log.warning("device lane: a call into Python does not return")
 
-    def observe(self, on: bool) -> None:
-        """Whether somebody observes from now on.  Calls under way are made as they were begun.  Any
-        thread."""
-        self._is_observed = on
-        lib.lane_observe(on)
+    def attend(self, who: int) -> None:
+        """Who attends from now on: OBSERVED, STEERED, both or 0.  Calls under way are made as they were
+        begun.  Any thread."""
+        self._is_attended = bool(who)
+        lib.lane_attend(who)
 
     def file_of(self, fd: int) -> LaneFile | None:
         """The lane's open file behind `fd`, which must be a descriptor on this mount.  Not on a pump, because
@@ -248,11 +265,17 @@ class Lane:
 
     def _on_open(self, request: Any) -> int:
         client = request.tid, request.uid, request.gid, bool(request.leads)
-        opened = self._opener(
-            OpenRequest(request.nodeid, request.flags, *client, on_pump=bool(request.on_pump))
+        finish = None if request.on_pump else self._finishing.pop(request.unique, None)
+        opened = (
+            self._opener(OpenRequest(request.nodeid, request.flags, *client, on_pump=bool(request.on_pump)))
+            if finish is None
+            else finish()
         )
         if opened is None:
             return self._open_later(request)
+        if not isinstance(opened, Opened):
+            self._held_opens[request.unique] = opened
+            return int(lib.LANE_DEFERRED)
         request.token = token = next(self._tokens)
         called = self._callable(opened, request)
         submit = opened.submit or self._threads.submit
@@ -267,13 +290,36 @@ class Lane:
         return 0
 
     def _open_later(self, request: Any) -> int:
-        """Leave an open to a thread that may wait.  An INTERRUPT of it finds nothing, and is dropped."""
+        """Leave an open to a thread that may wait.  A signal ends it only while it is held up."""
         if not request.on_pump:
             raise RuntimeError("an open is left to the thread that it is on")
         copy = ffi.new("struct lane_open *", request[0])
         copy.on_pump = 0
-        self._threads.submit(partial(lib.lane_open_file, copy), request.tid)
+        deferred = Deferred(self._deferred, request.unique, request.tid, self._threads.submit)
+        try:
+            self._threads.submit(partial(self._open_file, copy, deferred), request.tid)
+        except BaseException:
+            deferred.close()
+            raise
         return int(lib.LANE_DEFERRED)
+
+    def _open_file(
+        self, request: Any, deferred: Deferred, finish: Callable[[], Opened] | None = None
+    ) -> None:
+        """Make an open on a thread that may wait, or have it held up.  `finish` gives the file of one that
+        was."""
+        if finish is not None:
+            self._finishing[request.unique] = finish
+        lib.lane_open_file(request)  # calls _on_open
+        later = self._held_opens.pop(request.unique, None)
+        if later is None:
+            deferred.close()
+            return
+
+        def go_on(error: OSError | None) -> None:
+            self._open_file(request, deferred, partial(later.finish, error))
+
+        deferred.hold(Held(later, later.finish), go_on)
 
     def _callable(self, opened: Opened, request: Any) -> tuple[Callable[..., object], ...]:
         """The functions that the pump calls directly, through native/call.c."""
@@ -320,10 +366,34 @@ class Lane:
             pending.close()
         return result
 
-    # ---- calls on files while somebody observes: native/call.c ----
+    # ---- calls on files while somebody attends: native/call.c ----
+
+    def _steered_read(
+        self, token: int, unique: int, offset: int, size: int, flags: int, tid: int
+    ) -> bool | None:
+        """Whether the read is answered here.  None leaves it to the pump."""
+        observed = self._observed_of(token)
+        later = None if observed is None else observed.steer_read(offset, size, tid)
+        if later is None:
+            return None
+        pending = PendingRequest(Transfer(unique, offset, size, flags, tid), self._pending)
+        hold_request(pending, later, pending.read, self._threads.submit)
+        return True
+
+    def _steered_write(
+        self, token: int, unique: int, offset: int, flags: int, tid: int, data: bytes
+    ) -> bool | None:
+        """The same for a write."""
+        observed = self._observed_of(token)
+        later = None if observed is None else observed.steer_write(offset, data, tid)
+        if later is None:
+            return None
+        pending = PendingRequest(Transfer(unique, offset, len(data), flags, tid), self._pending)
+        hold_request(pending, later, pending.written, self._threads.submit)
+        return True
 
     def _observed_of(self, token: int) -> Observed | None:
-        """The calls of an open file to observe; None for a file of which nothing is told."""
+        """The calls of an open file to attend to; None for a file of which nothing is told."""
         try:
             return self._observed[token]
         except KeyError:
@@ -348,60 +418,52 @@ class Lane:
         if observed is None:
             return self._files[token].opened.file.ioctl(cmd, arg, tid, slot)
         result = observed.begin_ioctl(cmd, arg, tid, slot)
-        if callable(result):  # the pump calls _on_ioctl next
-            self._left[threading.get_ident()] = result
-            return None
-        return result
+        if result is None or isinstance(result, int):
+            return result
+        self._left[threading.get_ident()] = result  # the pump calls _on_ioctl next
+        return None
 
     def _on_ioctl(self, native: Any) -> int:
         found = self._files[native.token]
-        observed = self._observed_of(native.token) if self._is_observed else None
+        observed = self._observed_of(native.token) if self._is_attended else None
         if native.data_size or native.out_size:
             if native.cmd == FILE_NUMBER and found.opened.file.kvm_tracks:
                 return _reply_number(native)  # it is no client's call, so nobody is told
             return self._sized_ioctl(found.opened, observed or found.opened.file, native)
         # The pump has asked the file, which left it to a thread that may wait.
         call = native.cmd, native.arg, native.tid
-        finish = self._left.pop(threading.get_ident(), None)
-        if finish is None and observed is not None:
-            finish = partial(observed.ioctl, *call)
-        elif finish is None:
-            finish = partial(_ioctl, found.opened.file, *call)
-        return self._defer(native, found.submit, partial(_finish_ioctl, finish))
+        left = self._left.pop(threading.get_ident(), None)
+        deferred = self._defer(native, found.submit)
+        if callable(left):
+            deferred.start(lambda: _finish_ioctl(left))
+        elif left is not None:
+            deferred.go_on(_held_ioctl(left))
+        elif observed is not None:
+            deferred.start(lambda: _finish_ioctl(partial(observed.ioctl, *call)))
+        else:
+            deferred.start(lambda: _finish_ioctl(partial(_ioctl, found.opened.file, *call)))
+        return int(lib.LANE_DEFERRED)
 
     def _sized_ioctl(self, opened: Opened, file: LaneFile | Observed, native: Any) -> int:
         data = ffi.buffer(native.data, native.data_size)[:] if native.data_size else b""
         call = SizedIoctl(native.cmd, native.tid, data)
         if opened.submit is not None:
-            return self._defer(native, opened.submit, partial(_finish_sized, file, call, native.out_size))
+            answer = partial(_finish_sized, partial(file.sized_ioctl, call), call, native.out_size)
+            self._defer(native, opened.submit).start(answer)
+            return int(lib.LANE_DEFERRED)
         result = file.sized_ioctl(call)
+        if not isinstance(result, int):
+            held = _held_sized(result, call, native.out_size)
+            self._defer(native, self._threads.submit).go_on(held)
+            return int(lib.LANE_DEFERRED)
         reply = call.reply[: native.out_size]
         ffi.memmove(native.out, reply, len(reply))
         native.out_size = len(reply)
         return result
 
-    def _defer(self, native: Any, submit: Submit, answer: Callable[[], tuple[int, bytes]]) -> int:
-        """Have `answer` called on another thread.  It gives the result of the ioctl and the data to send."""
-        unique, handle = native.unique, native.handle
-
-        def run() -> None:
-            result, reply = -errno.EIO, b""
-            try:
-                result, reply = answer()
-            finally:
-                # The client has its answer only when the file is no longer in use here: then a close(2) that
-                # follows releases it before any other call, as in Linux.
-                self._deferred.pop(unique, None)
-                lib.lane_file_put(handle)
-                lib.lane_reply(unique, result, ffi.from_buffer(reply) if reply else ffi.NULL, len(reply))
-
-        self._deferred[unique] = native.tid
-        try:
-            submit(run, native.tid)
-        except BaseException:
-            del self._deferred[unique]
-            raise
-        return int(lib.LANE_DEFERRED)
+    def _defer(self, native: Any, submit: Submit) -> DeferredIoctl:
+        """An ioctl that another thread answers, with the reference to its file."""
+        return DeferredIoctl(self._deferred, native.unique, native.tid, submit, native.handle)
 
     def _on_poll(self, token: int, handle: int) -> int:
         file = self._files[token].opened.file
@@ -412,11 +474,15 @@ class Lane:
         pending = self._pending.get(unique)
         if pending is not None:
             pending.interrupt()
-        elif tid := client or self._deferred.get(unique, 0):
-            _end_if_killed(unique, tid)
+            return
+        deferred = self._deferred.get(unique)
+        if deferred is not None and (deferred.interrupt() or not isinstance(deferred, DeferredIoctl)):
+            return
+        if tid := client or (0 if deferred is None else deferred.tid):
+            end_if_killed(unique, tid)
 
     def _on_release(self, token: int) -> None:
-        observed = self._observed_of(token) if self._is_observed else None
+        observed = self._observed_of(token) if self._is_attended else None
         found = self._files.pop(token)
         self._observed.pop(token, None)
         (observed or found.opened.file).release()
@@ -439,25 +505,6 @@ _FAILED = {"poll": _failed_poll, "interrupt": _failed_quietly, "release": _faile
 """What a handler that has raised answers, where that is no errno."""
 
 
-KILL_POLL = 0.5
-"""Seconds after which an ioctl that a signal has come for is looked at again."""
-
-
-def _end_if_killed(unique: int, tid: int) -> None:
-    """Answer an ioctl that is held up, if its client was killed.
-
-    Its memory may be held by the client itself, which ends only when it has the answer. Our own late answer
-    is dropped by the kernel. Another signal leaves the ioctl alone, as in Linux, and the kernel does not tell
-    of a second one by itself.
-    """
-    if is_killed(tid):
-        lib.lane_reply(unique, -errno.EINTR, ffi.NULL, 0)
-        return
-    again = threading.Timer(KILL_POLL, lib.lane_interrupt_again, (unique,))
-    again.daemon = True
-    again.start()
-
-
 def _reply_number(native: Any) -> int:
     """FILE_NUMBER: the token of the open file."""
     ffi.memmove(native.out, native.token.to_bytes(8, "little"), 8)
@@ -465,13 +512,19 @@ def _reply_number(native: Any) -> int:
     return 0
 
 
-def _finish_sized(file: LaneFile | Observed, call: SizedIoctl, room: int) -> tuple[int, bytes]:
+def _finish_sized(make: Callable[[], int | Later[int]], call: SizedIoctl, room: int) -> Answer | Held[Answer]:
     """The answer to an ioctl that has a size.  Any thread but the pump's."""
     try:
-        result = file.sized_ioctl(call)
+        result = make()
     except BaseException as error:  # the client waits for an answer, whatever a model raises
         result, call.reply = _errno_of(error), b""
+    if not isinstance(result, int):
+        return _held_sized(result, call, room)
     return result, call.reply[:room]
+
+
+def _held_sized(later: Later[int], call: SizedIoctl, room: int) -> Held[Answer]:
+    return Held(later, lambda error: _finish_sized(lambda: later.finish(error), call, room))
 
 
 def _ioctl(file: LaneFile, cmd: int, arg: int, tid: int) -> int:
@@ -482,15 +535,21 @@ def _ioctl(file: LaneFile, cmd: int, arg: int, tid: int) -> int:
     return result
 
 
-def _finish_ioctl(make: Callable[[], int]) -> tuple[int, bytes]:
+def _finish_ioctl(make: Callable[[], int | Later[int]]) -> Answer | Held[Answer]:
     """The answer to an ioctl that its file left to a thread that may wait.  Any thread except the pump's."""
     try:
         result = make()
+        if not isinstance(result, int):
+            return _held_ioctl(result)
         if result >> 31:
             raise RuntimeError(f"an ioctl returned {result}")
     except BaseException as error:  # the client waits for an answer, whatever a model raises
         result = _errno_of(error)
     return result, b""
+
+
+def _held_ioctl(later: Later[int]) -> Held[Answer]:
+    return Held(later, lambda error: _finish_ioctl(lambda: later.finish(error)))
 
 
 def _errno_of(error: BaseException) -> int:

@@ -15,11 +15,12 @@ import select
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ioctl_shim._native import ffi, lib
 
 log = logging.getLogger(__name__)
+T_co = TypeVar("T_co", covariant=True)
 _WRITTEN = struct.Struct("=II")
 """struct fuse_write_out"""
 _ERRNO_END = 512
@@ -76,24 +77,63 @@ class LaneFile(Protocol):
     def release(self) -> None: ...
 
 
+class Transfer(NamedTuple):
+    """A read or write that the pump has begun: struct lane_transfer of native/lane.cdef."""
+
+    unique: int
+    offset: int
+    size: int
+    flags: int
+    tid: int
+
+
+class Later(Protocol[T_co]):
+    """A call that is held up (ioctl_shim.heldcalls)."""
+
+    def wait(self, ready: Callable[[], None]) -> None:
+        """Have `ready` called once when the call may go on, or is interrupted: on any thread, also at once.
+        `ready` waits for nothing."""
+
+    def interrupt(self) -> bool:
+        """The client got a signal: the call may go on, and fails with EINTR.  False if it was going on
+        already.  Any thread."""
+
+    @property
+    def prompt(self) -> bool:
+        """Whether `finish` waits for nothing, because it does not make the call.  Once `ready` is called."""
+
+    def finish(self, error: OSError | None = None) -> T_co:
+        """Make the rest of the call.  Raises `error`, or else OSError as the call.  On a thread that may
+        wait."""
+
+
 class Observed(Protocol):
-    """The calls of one open file while somebody observes them.  It makes the calls of the file itself, on the
-    thread that would make them otherwise, and tells of them.  Errors as those of LaneFile.
+    """The calls of one open file while somebody attends to them.  It makes the calls of the file itself, on
+    the thread that would make them otherwise, and tells of them.  Errors as those of LaneFile.
 
     `made` is what the pump has made by itself, as it does when nobody observes: the bytes read or the number
     written, or a negative errno.  None for an access that is still to be made."""
 
+    def steer_read(self, offset: int, size: int, tid: int) -> Later[bytes] | None:
+        """A read, on a pump, while somebody steers calls.  None if it is not steered: then it goes on as if
+        nobody did."""
+
+    def steer_write(self, offset: int, data: bytes, tid: int) -> Later[int] | None:
+        """The same for a write."""
+
     def read(self, offset: int, size: int, tid: int, made: bytes | int | None) -> bytes: ...
     def write(self, offset: int, data: bytes, tid: int, made: int | None) -> int: ...
 
-    def begin_ioctl(self, cmd: int, arg: int, tid: int, slot: int) -> int | Callable[[], int] | None:
-        """An ioctl without a size, on the pump of `slot`.  Returns the result, or what a thread that may wait
-        is to call to finish it.  None: that thread calls `ioctl`."""
+    def begin_ioctl(
+        self, cmd: int, arg: int, tid: int, slot: int
+    ) -> int | Later[int] | Callable[[], int] | None:
+        """An ioctl without a size, on the pump of `slot`.  Returns the result; or what holds it up; or what a
+        thread that may wait is to call to finish it.  None: that thread calls `ioctl`."""
 
-    def ioctl(self, cmd: int, arg: int, tid: int) -> int:
+    def ioctl(self, cmd: int, arg: int, tid: int) -> int | Later[int]:
         """An ioctl without a size, on a thread that may wait."""
 
-    def sized_ioctl(self, sized: SizedIoctl) -> int: ...
+    def sized_ioctl(self, sized: SizedIoctl) -> int | Later[int]: ...
     def release(self) -> None: ...
 
 
@@ -142,17 +182,17 @@ class PendingRequest:
 
     __slots__ = ("_interrupted", "_open", "nonblocking", "offset", "size", "tid", "unique")
 
-    def __init__(self, transfer: Any, open_: dict[int, PendingRequest]) -> None:
+    def __init__(self, transfer: Transfer | Any, open_: dict[int, PendingRequest]) -> None:
         self.unique: int = transfer.unique
         self.offset: int = transfer.offset
         self.size: int = transfer.size
         self.tid: int = transfer.tid
         self.nonblocking = bool(transfer.flags & os.O_NONBLOCK)
         self._open = open_
-        self._interrupted: Callable[[], None] | None = None
+        self._interrupted: Callable[[], object] | None = None
         open_[self.unique] = self
 
-    def when_interrupted(self, call: Callable[[], None]) -> None:
+    def when_interrupted(self, call: Callable[[], object]) -> None:
         """Have `call` run on the pump thread when the client gets a signal.  It must make sure that an answer
         is sent: until then not even SIGKILL ends the client.  Set it before the request is left open."""
         self._interrupted = call

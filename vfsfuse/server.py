@@ -22,7 +22,7 @@ from devmodel.callpoint import CallPoint
 from devmodel.lifecycle.spec import LabSpec, RemovalPolicy, SpecError
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
-from ioctl_shim.lane import Lane
+from ioctl_shim.lane import OBSERVED, STEERED, Lane
 from vfsfuse import ending, mounts, unmounted
 from vfsfuse.caughtstderr import caught_stderr
 from vfsfuse.faults.actions import Actions
@@ -103,7 +103,7 @@ def serve(
     tree.add(tree.root, FaultsFile.node(rules, calls, view.services.threads))
     tree.take_changes()
     lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads, view.observing)
-    calls.join(lambda: lane.observe(bool(calls.observers)))
+    calls.join(lambda: lane.attend(OBSERVED * bool(calls.observers) | STEERED * (calls.listener is not None)))
     _mount(operations, mountpoint)
     try:
         lane.start()

@@ -15,7 +15,7 @@
 #include "pump.h"
 
 static struct lane_python python;
-static int observed; /* whether somebody observes calls */
+static int attended; /* who attends to calls: LANE_OBSERVED, LANE_STEERED */
 
 void lane_set_python(const struct lane_python *called)
 {
@@ -23,14 +23,14 @@ void lane_set_python(const struct lane_python *called)
 }
 
 /* Any thread.  A request that a pump has begun may still be answered as before. */
-void lane_observe(int on)
+void lane_attend(int who)
 {
-	__atomic_store_n(&observed, on, __ATOMIC_RELEASE);
+	__atomic_store_n(&attended, who, __ATOMIC_RELEASE);
 }
 
-int is_observed(void)
+int is_attended(void)
 {
-	return __builtin_expect(__atomic_load_n(&observed, __ATOMIC_RELAXED), 0);
+	return __builtin_expect(__atomic_load_n(&attended, __ATOMIC_RELAXED), 0);
 }
 
 /* A thread that Python did not start has a thread state only within PyGILState_Ensure() and its release, and
@@ -84,7 +84,7 @@ static int64_t failure(void)
  * out if NULL). Returns a new reference, or NULL when the call raised. */
 static PyObject *call(void *what, PyObject *first, const uint64_t *numbers, size_t count, PyObject *last)
 {
-	PyObject *arguments[6] = {NULL}, *result = NULL; /* [0] is room for a method's `self` */
+	PyObject *arguments[8] = {NULL}, *result = NULL; /* [0] is room for a method's `self` */
 	size_t n = 1, made = 1 + !!first + count;
 	int complete;
 
@@ -309,46 +309,80 @@ static PyObject *write_unasked(const struct lane_file *file, uint64_t offset, co
 	return put == LANE_DEFERRED ? Py_NewRef(Py_None) : PyLong_FromLongLong(put);
 }
 
-/* LANE_DEFERRED leaves the read to the pump. */
-int64_t call_observed_read(const struct lane_file *file, uint64_t offset, uint32_t size, uint32_t tid, char *out)
+/* Whether the answer of a steered_*() says that Python answers the request.  A negative errno when it raised.
+ * Steals `answer`. */
+static int64_t is_taken(PyObject *answer)
 {
-	uint64_t numbers[] = {file->token, offset, size, tid};
-	PyGILState_STATE gil = PyGILState_Ensure();
-	PyObject *made = read_unasked(file, offset, size);
-	int64_t result = made ? take_bytes(call(python.observed_read, made, numbers, 4, NULL), out, size) : failure();
+	int64_t result = answer ? answer == Py_True : failure();
+
+	Py_XDECREF(answer);
+	return result;
+}
+
+static int64_t observe_read(const struct lane_file *file, const struct lane_transfer *read, char *out)
+{
+	uint64_t numbers[] = {file->token, read->offset, read->size, read->tid};
+	PyObject *made = read_unasked(file, read->offset, read->size);
+	int64_t result = made ? take_bytes(call(python.observed_read, made, numbers, 4, NULL), out, read->size) : failure();
 
 	Py_XDECREF(made);
+	return result;
+}
+
+static int64_t observe_write(const struct lane_file *file, const struct lane_transfer *write, PyObject *data)
+{
+	uint64_t numbers[] = {file->token, write->offset, write->tid};
+	PyObject *made = write_unasked(file, write->offset, PyBytes_AS_STRING(data), write->size);
+	int64_t result = made ? take_number(call(python.observed_write, made, numbers, 3, Py_NewRef(data))) : failure();
+
+	Py_XDECREF(made);
+	return result;
+}
+
+/* LANE_DEFERRED leaves the read to the pump, LANE_TAKEN to Python, which answers it.  A read that is steered is not
+ * made before Python says so. */
+int64_t call_attended_read(const struct lane_file *file, const struct lane_transfer *read, int who, char *out)
+{
+	uint64_t numbers[] = {file->token, read->unique, read->offset, read->size, read->flags, read->tid};
+	PyGILState_STATE gil = PyGILState_Ensure();
+	int64_t result = 0;
+
+	if (who & LANE_STEERED)
+		result = is_taken(call(python.steered_read, NULL, numbers, 6, NULL));
+	if (result == 1)
+		result = LANE_TAKEN;
+	else if (!result)
+		result = who & LANE_OBSERVED ? observe_read(file, read, out) : LANE_DEFERRED;
 	PyGILState_Release(gil);
 	return result;
 }
 
-/* LANE_DEFERRED leaves the write to the pump. */
-int64_t call_observed_write(const struct lane_file *file, uint64_t offset, uint32_t tid, const void *in, uint32_t size)
+/* The same for a write. */
+int64_t call_attended_write(const struct lane_file *file, const struct lane_transfer *write, int who, const void *in)
 {
-	uint64_t numbers[] = {file->token, offset, tid};
+	uint64_t numbers[] = {file->token, write->unique, write->offset, write->flags, write->tid};
 	PyGILState_STATE gil = PyGILState_Ensure();
-	PyObject *data = PyBytes_FromStringAndSize(in, size);
-	PyObject *made = data ? write_unasked(file, offset, in, size) : NULL;
-	int64_t result;
+	PyObject *data = PyBytes_FromStringAndSize(in, write->size);
+	int64_t result = data ? 0 : failure();
 
-	if (made) {
-		result = take_number(call(python.observed_write, made, numbers, 3, data));
-	} else {
-		result = failure();
-		Py_XDECREF(data);
-	}
-	Py_XDECREF(made);
+	if (!result && who & LANE_STEERED)
+		result = is_taken(call(python.steered_write, NULL, numbers, 5, Py_NewRef(data)));
+	if (result == 1)
+		result = LANE_TAKEN;
+	else if (!result)
+		result = who & LANE_OBSERVED ? observe_write(file, write, data) : LANE_DEFERRED;
+	Py_XDECREF(data);
 	PyGILState_Release(gil);
 	return result;
 }
 
 int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uint32_t tid, uint32_t slot)
 {
-	int observing = is_observed();
+	int who = is_attended();
 	uint64_t numbers[] = {file->token, cmd, arg, tid, slot};
 	PyGILState_STATE gil = PyGILState_Ensure();
-	PyObject *answer = observing ? call(python.observed_ioctl, NULL, numbers, 5, NULL)
-				     : call(file->ioctl, NULL, numbers + 1, 4, NULL);
+	PyObject *answer = who ? call(python.observed_ioctl, NULL, numbers, 5, NULL)
+			       : call(file->ioctl, NULL, numbers + 1, 4, NULL);
 	int64_t result = take_number(answer);
 
 	PyGILState_Release(gil);

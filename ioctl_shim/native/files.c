@@ -106,11 +106,15 @@ void on_read(const struct request *r)
 	const struct fuse_read_in *in = r->body;
 	const struct lane_file *file = file_of(in->fh);
 	uint32_t size = in->size > MAX_DATA ? MAX_DATA : in->size;
+	struct lane_transfer read = {r->header->unique, file->token, in->offset, size, in->flags, r->header->pid};
 	uint64_t value = 0;
+	int who = is_attended();
 
-	if (is_observed() && file->read) {
-		int64_t told = call_observed_read(file, in->offset, size, r->header->pid, r->out);
+	if (who && file->read) {
+		int64_t told = call_attended_read(file, &read, who, r->out);
 
+		if (told == LANE_TAKEN)
+			return;
 		if (told != LANE_DEFERRED)
 			return send_read(r, told);
 	}
@@ -141,7 +145,6 @@ void on_read(const struct request *r)
 	}
 	if (file->read)
 		return send_read(r, call_read(file, in->offset, size, r->out));
-	struct lane_transfer read = {r->header->unique, file->token, in->offset, size, in->flags, r->header->pid};
 	int64_t got = lane_on_read(&read, r->out);
 	if (got != LANE_DEFERRED)
 		send_read(r, got);
@@ -157,9 +160,13 @@ static int64_t take_write(const struct request *r, const struct fuse_write_in *i
 
 	if (in->size > r->size - sizeof(*in))
 		return -EIO;
-	if (is_observed() && file->write) {
-		int64_t told = call_observed_write(file, in->offset, r->header->pid, data, in->size);
+	int who = is_attended();
 
+	if (who && file->write) {
+		int64_t told = call_attended_write(file, &write, who, data);
+
+		if (told == LANE_TAKEN)
+			return LANE_DEFERRED;
 		if (told != LANE_DEFERRED)
 			return told;
 	}

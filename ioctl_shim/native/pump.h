@@ -111,9 +111,9 @@ int64_t call_read(const struct lane_file *file, uint64_t offset, uint32_t size, 
 int64_t call_write(const struct lane_file *file, uint64_t offset, const void *in, uint32_t size);
 int64_t call_register(const struct lane_place *place, uint64_t *value, int write);
 int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uint32_t tid, uint32_t slot);
-int is_observed(void); /* whether Python makes all calls on open files, by the following; one load */
-int64_t call_observed_read(const struct lane_file *file, uint64_t offset, uint32_t size, uint32_t tid, char *out);
-int64_t call_observed_write(const struct lane_file *file, uint64_t offset, uint32_t tid, const void *in, uint32_t size);
+int is_attended(void); /* who attends to calls on open files, which Python makes then; one load */
+int64_t call_attended_read(const struct lane_file *file, const struct lane_transfer *read, int who, char *out);
+int64_t call_attended_write(const struct lane_file *file, const struct lane_transfer *write, int who, const void *in);
 void *call_attach(void); /* makes this thread one that calls Python cheaply, until call_detach(its result) */
 void call_detach(void *attached);
 int64_t call_lookup(uint64_t parent, const char *name, struct lane_name *found);

@@ -1,38 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open files of VFIO and of regions whose calls pass the call point.
+"""The calls on open files of VFIO and of regions, while somebody attends to them at the call point.
 
-An ObservedFile makes the calls of a file while somebody observes it, on the thread that would make them
-otherwise, so nobody waits longer.  It is made when the first of its calls is to be told.  A ListenedFile is
-chosen when the file is opened, because a listener may hold up calls: the pump answers no request on such a
-file by itself, and every call runs on a thread of its own.  Everything else is as without either.
+An ObservedFile makes the calls of a file, on the thread that would make them otherwise, so nobody waits
+longer.  It is made when the first of its calls is to be told.  A call that the listener attends to may be
+held up: that is a SteeredCall, which keeps no thread.  A thread of `CallThreads` makes it when it goes on.
+Everything else is as without either.
 Threads: the pump begins calls; threads of `CallThreads` make those that may wait.  Source:
 devmodel.callpoint.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
-from devmodel.callpoint import Call, CallPoint, Observers
-from devmodel.injection import Wait
+from devmodel.callpoint import Call, CallPoint, Steered
 from ioctl_shim.abi import Fetched
-from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.client import writes
-from ioctl_shim.lane import DeferringFile, Opened, PendingRequest, SizedIoctl
-from ioctl_shim.lanefile import errno_of
+from ioctl_shim.lane import Opened, SizedIoctl
+from ioctl_shim.procfs import is_killed
 from vfsfuse.vfio.fops import VfioFops
 from vfsfuse.vfio.port import RegionFile
 from vfsfuse.vfio.told import ToldFile, struct_after, struct_before
 
 T = TypeVar("T")
+LOOK_SECONDS = 0.5
+"""From one look to the next whether a client was killed for which another process makes a call."""
+
+
+class SteeredCall(Generic[T]):
+    """A call that has begun, and how it is made: `ioctl_shim.lanefile.Later`.
+
+    `function` takes `data`, if there are some; `dropped` gives the result of a call that is dropped.
+    `client` is a thread whose signals do not come here, because another process makes the call for it."""
+
+    __slots__ = ("_client", "_data", "_dropped", "_function", "_steered")
+
+    def __init__(
+        self,
+        steered: Steered,
+        function: Callable[..., T],
+        data: bytes | None = None,
+        dropped: Callable[[], T] | None = None,
+        client: int = 0,
+    ) -> None:
+        self._steered, self._function, self._data, self._dropped = steered, function, data, dropped
+        self._client = client
+
+    def wait(self, ready: Callable[[], None]) -> None:
+        self._steered.wait(ready)
+        if self._client:
+            self._steered.look_later(LOOK_SECONDS, self._look)
+
+    def interrupt(self) -> bool:
+        return self._steered.interrupt()
+
+    @property
+    def prompt(self) -> bool:
+        injection = self._steered.injection
+        if self._steered.interrupted or injection.error is not None:
+            return True
+        return injection.drop and self._dropped is not None
+
+    def finish(self, error: OSError | None = None) -> T:
+        if error is not None:
+            with self._steered.told():
+                raise error
+        return self._steered.make(self._function, self._data, self._dropped)
+
+    def _look(self) -> None:
+        """End the call if the client was killed, or look again."""
+        if is_killed(self._client):
+            self._steered.interrupt()
+        else:
+            self._steered.look_later(LOOK_SECONDS, self._look)
 
 
 class ObservedFile:
-    """One open file while somebody observes: `ioctl_shim.lanefile.Observed`.
+    """One open file while somebody attends to it: `ioctl_shim.lanefile.Observed`.
 
     `path` gives the file's path in the mount, empty when it has none any more."""
 
@@ -40,6 +86,23 @@ class ObservedFile:
 
     def __init__(self, told: ToldFile, calls: CallPoint, path: Callable[[], str]) -> None:
         self._told, self._calls, self._path = told, calls, path
+
+    # ---- reads and writes ----
+
+    def steer_read(self, offset: int, size: int, tid: int) -> SteeredCall[bytes] | None:
+        told = self._told
+        steered = self._calls.steer(told.read_call(offset, size, tid))
+        if steered is None:
+            return None
+        dropped = partial(told.zeros, offset, size)
+        return SteeredCall(steered, lambda: told.read(offset, size), dropped=dropped)
+
+    def steer_write(self, offset: int, data: bytes, tid: int) -> SteeredCall[int] | None:
+        told = self._told
+        steered = self._calls.steer(told.write_call(offset, data, tid))
+        if steered is None:
+            return None
+        return SteeredCall(steered, partial(told.write, offset), data, dropped=lambda: len(data))
 
     def read(self, offset: int, size: int, tid: int, made: bytes | int | None) -> bytes:
         told = self._told
@@ -61,15 +124,24 @@ class ObservedFile:
 
         return self._calls.tell(told.write_call(offset, data, tid), write)
 
-    def begin_ioctl(self, cmd: int, arg: int, tid: int, slot: int) -> int | Callable[[], int] | None:
-        told, calls = self._told, self._calls
+    # ---- ioctls ----
+
+    def begin_ioctl(
+        self, cmd: int, arg: int, tid: int, slot: int
+    ) -> int | SteeredCall[int] | Callable[[], int] | None:
+        told = self._told
         row = told.row(cmd)
         if row is not None and row.blocking:
             return None
+        call = told.ioctl_call(row, cmd, arg, tid)
+        listener = self._calls.attends(call)
+        if listener is None and not self._calls.observers:
+            return told.file.ioctl(cmd, arg, tid, slot)
         fetched = Fetched(slot)
         before, reply, written = struct_before(row, arg, tid, fetched), b"", writes.last
-        call = told.ioctl_call(row, cmd, arg, tid, before)
-        observers = calls.begin(call)
+        steered = told.begin(self._calls, listener, call, before)
+        if listener is not None and not steered.injection.plain:
+            return self._steered_ioctl(steered, call, cmd)
         try:
             try:
                 result = told.file.ioctl(cmd, arg, tid, slot)
@@ -77,123 +149,81 @@ class ObservedFile:
                 reply = fetched.send(tid, arg)
         except BaseException as error:
             call.error, call.after = error, struct_after(before, arg, tid, written, reply)
-            calls.end(observers, call)
+            steered.end()
             raise
         if result is None:
-            return partial(self._finish, call, observers, cmd)
+            return partial(self._finish, call, steered, cmd)
         call.result, call.after = result, struct_after(before, arg, tid, written, reply)
-        calls.end(observers, call)
+        steered.end()
         return result
 
-    def ioctl(self, cmd: int, arg: int, tid: int) -> int:
-        row = self._told.row(cmd)
-        call = self._told.ioctl_call(row, cmd, arg, tid, struct_before(row, arg, tid, None))
-        return self._calls.tell(call, lambda: self._told.ioctl(call, cmd))
+    def ioctl(self, cmd: int, arg: int, tid: int) -> int | SteeredCall[int]:
+        told = self._told
+        row = told.row(cmd)
+        call = told.ioctl_call(row, cmd, arg, tid)
+        listener = self._calls.attends(call)
+        if listener is None and not self._calls.observers:
+            return told.ioctl(call, cmd)
+        steered = told.begin(self._calls, listener, call, struct_before(row, arg, tid, None))
+        later = self._steered_ioctl(steered, call, cmd)
+        return later if steered.waits else later.finish()
 
-    def sized_ioctl(self, sized: SizedIoctl) -> int:
-        call, results = self._told.sized_call(sized), list[int]()  # it is no result that a client gets
-        self._calls.tell(call, lambda: results.append(self._told.sized_ioctl(call, sized)))
-        return results[0]
+    def sized_ioctl(self, sized: SizedIoctl) -> int | _SizedCall:
+        told = self._told
+        call, gives = told.sized_call(sized)
+        listener = self._calls.attends(call) if gives else None  # others are no calls of clients
+        if listener is None and not self._calls.observers:
+            return told.file.sized_ioctl(sized)
+        steered = Steered(self._calls, listener, call)
+        later = _SizedCall(steered, lambda: told.sized_ioctl(call, sized), call.tid)
+        return later if steered.waits else later.finish()
 
     def release(self) -> None:
-        self._calls.tell(self._told.close_call(self._path()), self._told.file.release)
+        calls = self._calls
+        if calls.observers:
+            calls.tell(self._told.close_call(self._path()), self._told.file.release)
+        else:
+            self._told.file.release()
 
-    def _finish(self, call: Call, observers: Observers, cmd: int) -> int:
+    def _steered_ioctl(self, steered: Steered, call: Call, cmd: int) -> SteeredCall[int]:
+        return SteeredCall(steered, lambda: self._told.ioctl(call, cmd), dropped=_zero)
+
+    def _finish(self, call: Call, steered: Steered, cmd: int) -> int:
         """Make an ioctl that its handler has left to a thread that may wait.  It began on the pump."""
-        try:
+        with steered.told():
             call.result = result = self._told.ioctl(call, cmd)
-        except BaseException as error:
-            call.error = error
-            raise
-        finally:
-            self._calls.end(observers, call)
         return result
+
+
+class _SizedCall:
+    """As SteeredCall, for an ioctl that has a size.  Its result is none that a client gets, and is not told.
+    The supervisor of `vfsfuse run` makes it for `client`."""
+
+    __slots__ = ("_results", "_steered", "interrupt", "wait")
+
+    def __init__(self, steered: Steered, function: Callable[[], int], client: int) -> None:
+        self._results = list[int]()
+        self._steered = SteeredCall(steered, lambda: self._results.append(function()), client=client)
+        self.wait, self.interrupt = self._steered.wait, self._steered.interrupt
+
+    @property
+    def prompt(self) -> bool:
+        return self._steered.prompt
+
+    def finish(self, error: OSError | None = None) -> int:
+        self._steered.finish(error)
+        return self._results[-1]
+
+
+def _zero() -> int:
+    return 0
 
 
 def _no_page(error: int) -> NoReturn:
     raise OSError(-error, "the host has no page for this memory")
 
 
-class ListenedFile(DeferringFile):
-    """One open of `file`. Its calls pass the call point `calls`."""
-
-    __slots__ = ("_calls", "_path", "_threads", "file", "kvm_tracks", "told")
-
-    def __init__(
-        self, told: ToldFile, calls: CallPoint, threads: CallThreads, path: Callable[[], str]
-    ) -> None:
-        self.file, self.told, self._path = told.file, told, path
-        self.kvm_tracks = told.file.kvm_tracks
-        self._calls, self._threads = calls, threads
-
-    def ioctl(self, cmd: int, arg: int, tid: int, on_pump: int) -> int | None:
-        if on_pump:
-            return None
-        row = self.told.row(cmd)
-        call = self.told.ioctl_call(row, cmd, arg, tid, struct_before(row, arg, tid, None))
-        return self._calls.run(call, lambda: self.told.ioctl(call, cmd))
-
-    def sized_ioctl(self, sized: SizedIoctl) -> int:
-        call, results = self.told.sized_call(sized), list[int]()  # it is no result that a client gets
-        self._calls.run(call, lambda: results.append(self.told.sized_ioctl(call, sized)))
-        return results[0]
-
-    def begin_read(self, pending: PendingRequest) -> None:
-        offset, size = pending.offset, pending.size
-        call = self.told.read_call(offset, size, pending.tid)
-        self._start(pending, call, lambda: self.told.read(offset, size), pending.read)
-
-    def begin_write(self, pending: PendingRequest, data: bytes) -> None:
-        offset = pending.offset
-        call = self.told.write_call(offset, data, pending.tid)
-        self._start(pending, call, lambda: self.told.write(offset, data), pending.written)
-
-    def begin_poll(self, handle: int) -> int:
-        return self.file.poll()
-
-    def release(self) -> None:
-        self._calls.tell(self.told.close_call(self._path()), self.file.release)
-
-    def _start(
-        self,
-        pending: PendingRequest,
-        call: Call,
-        function: Callable[[], T],
-        reply: Callable[[T], bool],
-    ) -> None:
-        waits = list[Wait]()
-
-        def interrupt() -> None:
-            for wait in waits:
-                wait.interrupt()
-
-        pending.when_interrupted(interrupt)
-
-        @contextlib.contextmanager
-        def waiting(wait: Wait) -> Iterator[None]:
-            waits.append(wait)
-            yield
-
-        def answer() -> None:
-            try:
-                reply(self._calls.run(call, function, waiting=waiting))
-            except BaseException as error:  # the client waits for an answer, whatever a model does
-                pending.fail(errno_of(error))
-
-        self._threads.submit(answer, pending.tid)
-
-
 def told_file(opened: Opened) -> ToldFile | None:
     """What is told of an open file; None for one that is not of VFIO or of a region."""
     file = opened.file
     return ToldFile(opened, file) if isinstance(file, VfioFops | RegionFile) else None
-
-
-def listened(opened: Opened, calls: CallPoint, threads: CallThreads, path: Callable[[], str]) -> Opened:
-    """A copy of `opened` whose calls all pass the call point, where a listener may hold them up.  `opened`
-    itself if nothing is told of it."""
-    told = told_file(opened)
-    if told is None:
-        return opened
-    wrapped = ListenedFile(told, calls, threads, path)
-    return replace(opened, file=wrapped, memory=None, regions=None, shut=None, submit=threads.submit)

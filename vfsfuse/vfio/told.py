@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.callpoint import Call, CallKind, CallPoint, Listener, Steered
 from devmodel.region.backing import REGION_SHIFT
 from ioctl_shim.abi import Fetched, Row, rows_of
 from ioctl_shim.client import Caller, peek, writes
@@ -60,20 +60,28 @@ class ToldFile:
         """The ioctl with this number, None for one that Linux does not have on such a file."""
         return None if self._rows is None else self._rows.get(cmd)
 
-    def ioctl_call(self, row: Row | None, cmd: int, arg: int, tid: int, before: bytes) -> Call:
+    def ioctl_call(self, row: Row | None, cmd: int, arg: int, tid: int) -> Call:
+        """An ioctl, without its struct: `begin` adds that."""
         name = f"{cmd:#x}" if row is None else row.name
-        return self._call(CallKind.IOCTL, name, {"arg": arg, "before": before}, tid)
+        return self._call(CallKind.IOCTL, name, {"arg": arg, "before": b""}, tid)
 
-    def sized_call(self, call: SizedIoctl) -> Call:
-        """An ioctl that has a size.  HAND_OVER is an ioctl of a client, which gets a descriptor."""
+    def begin(self, calls: CallPoint, listener: Listener | None, call: Call, before: bytes) -> Steered:
+        """Begin an ioctl with its struct."""
+        call.arguments = {**call.arguments, "before": before}
+        call.after = before
+        return Steered(calls, listener, call)
+
+    def sized_call(self, call: SizedIoctl) -> tuple[Call, bool]:
+        """An ioctl that has a size, and whether it is one of a client's, which gets a descriptor
+        (HAND_OVER)."""
         asked = HandOver.decode(call) if isinstance(self.file, GivingFops) else None
         row = None if asked is None else self.row(asked.cmd)
         if asked is None or row is None:
-            return self._call(CallKind.IOCTL, f"{call.cmd:#x}", {"before": call.data}, call.tid)
+            return self._call(CallKind.IOCTL, f"{call.cmd:#x}", {"before": call.data}, call.tid), False
         told: dict[str, Any] = {"before": asked.data}
         if row.name in _NAMES:
             told = {"name": asked.text, "before": asked.text.encode()[:MOST_OF_NAME]}
-        return self._call(CallKind.IOCTL, row.name, told, asked.client)
+        return self._call(CallKind.IOCTL, row.name, told, asked.client), True
 
     def close_call(self, path: str) -> Call:
         return self._call(CallKind.OPEN, "close", {"path": path}, 0)
@@ -85,6 +93,15 @@ class ToldFile:
         if regions is None:
             return self.file.read(offset, size)
         return regions.read(offset >> REGION_SHIFT, offset & IN_REGION, size)
+
+    def zeros(self, offset: int, size: int) -> bytes:
+        """What a read gives that is dropped: as many zeros as it would read of the region."""
+        index = self._index
+        if index is None:
+            index, offset = offset >> REGION_SHIFT, offset & IN_REGION
+        regions = () if self.device is None else self.device.regions
+        region = regions[index] if index < len(regions) else None
+        return bytes(0 if region is None else min(size, max(0, region.size - offset)))
 
     def write(self, offset: int, data: bytes) -> int:
         """A write that the pump leaves to Python.  Raises OSError as write(2)."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.callpoint import Call, CallKind, CallPoint, Steered
 from devmodel.iommu.api import MustWait
 from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.bridge import PCIEPORT
@@ -43,7 +43,7 @@ from vfsfuse.sysfs.lab import Subsystems
 from vfsfuse.sysfs.numa import numa_of
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.vfio.fops import Services
-from vfsfuse.vfio.listened import ListenedFile, ObservedFile, listened, told_file
+from vfsfuse.vfio.listened import ObservedFile, SteeredCall, told_file
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
@@ -159,13 +159,15 @@ class LabView:
 
     # ---- device lane ----
 
-    def open(self, request: OpenRequest) -> Opened | None:
-        """Open an inode of the device lane (ioctl_shim.lane.Opener).
+    def open(self, request: OpenRequest) -> Opened | SteeredCall[Opened] | None:
+        """Open an inode of the device lane (ioctl_shim.lane.Opener)."""
+        if self.lab.calls.attended:
+            return self._attended_open(request)
+        return self._plain_open(request)
 
-        This is where the file's calls begin to pass the listener of the call point, if there is one.
-        """
+    def _plain_open(self, request: OpenRequest) -> Opened | None:
         try:
-            return self._observed_open(request) if self.lab.calls.observers else self._listened_open(request)
+            return self._checked_open(request)
         except MustWait:  # another thread opens it
             return None
         except OSError as error:
@@ -193,36 +195,40 @@ class LabView:
         told = told_file(opened)
         return None if told is None else ObservedFile(told, self.lab.calls, partial(self._path, nodeid))
 
-    def _observed_open(self, request: OpenRequest) -> Opened | None:
-        entry, member = self.tree.named(request.nodeid)
+    def _attended_open(self, request: OpenRequest) -> Opened | SteeredCall[Opened] | None:
+        try:
+            entry, member = self.tree.named(request.nodeid)
+        except OSError:
+            return self._plain_open(request)
         if not is_told(entry, member):
-            return self._listened_open(request)
-        if request.on_pump:  # where it might have to be begun again
-            return None
+            return self._plain_open(request)
         path, calls = _path(entry, member), self.lab.calls
         call = Call(CallKind.OPEN, path, "open", {"path": path}, request.tid)
-
-        def opening() -> Opened | None:
-            opened = self._listened_open(request)
-            if opened is not None:
-                file = opened.file
-                told = file.told if isinstance(file, ListenedFile) else told_file(opened)
-                if told is not None:
-                    call.subject, call.device = told.subject, told.device
-            return opened
-
-        return calls.tell(call, opening)
-
-    def _listened_open(self, request: OpenRequest) -> Opened | None:
-        opened = self._open(request)
-        if opened is None:
+        listener = calls.attends(call)
+        if listener is None and not calls.observers:
+            return self._plain_open(request)
+        if request.on_pump:  # where it might have to be begun again
             return None
-        if request.flags & os.O_DIRECT:  # the kernel, too, opens a character device before it says so
-            opened.file.release()
-            raise OSError(errno.EINVAL, "no direct I/O")
-        if self.lab.calls.listener is None:
+
+        def opening() -> Opened:
+            opened = self._plain_open(request)
+            if opened is None:
+                raise RuntimeError("an open waits for another thread")
+            told = told_file(opened)
+            if told is not None:
+                call.subject, call.device = told.subject, told.device
             return opened
-        return listened(opened, self.lab.calls, self.services.threads, partial(self._path, request.nodeid))
+
+        steered = Steered(calls, listener, call)
+        later = SteeredCall(steered, opening)
+        return later if steered.waits else later.finish()
+
+    def _checked_open(self, request: OpenRequest) -> Opened | None:
+        opened = self._open(request)
+        if opened is not None and request.flags & os.O_DIRECT:
+            opened.file.release()  # the kernel, too, opens a character device before it says so
+            raise OSError(errno.EINVAL, "no direct I/O")
+        return opened
 
     def _path(self, inode: int) -> str:
         try:
@@ -244,8 +250,7 @@ class LabView:
         """The open file of this mount behind a client's descriptor `fd`, None for any other file.  Any thread
         but a pump, which answers the question.  Raises OSError(EBADF)."""
         with caller.borrowed_of(fd, self._st_dev) as copy:
-            found = None if copy is None or self._lane is None else self._lane.file_of(copy)
-        return found.file if isinstance(found, ListenedFile) else found
+            return None if copy is None or self._lane is None else self._lane.file_of(copy)
 
     # ---- the lab's Observer: trio thread ----
 
