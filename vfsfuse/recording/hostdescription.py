@@ -32,6 +32,10 @@ _BASE = ord(";") << 8 | lib.VFIO_BASE
 _GET_INFO, _GET_REGION_INFO, _GET_IRQ_INFO = _BASE + 7, _BASE + 8, _BASE + 9
 
 
+MOST_SIZE = 1 << 40
+"""Bytes of a region, and of its room in the file of a PCI device."""
+
+
 class Layout:
     """Where the regions of a device are in its file, by their offsets there."""
 
@@ -44,25 +48,28 @@ class Layout:
         self._regions = sorted([*self._regions, (offset, index)])
 
     def place(self, position: int) -> tuple[int, int]:
-        """The region of an access at `position` of the file, and the offset in it."""
+        """The region of an access at `position` of the file, and the offset in it.  A region that is not
+        there may be beyond the last one: each has the same room in the file."""
         at = bisect_right(self._regions, (position, MOST_INDEXES))
-        offset, index = self._regions[at - 1] if at else (0, 0)
-        return index, position - offset
+        begin, index = self._regions[at - 1] if at else (0, 0)
+        beyond, offset = divmod(position - begin, MOST_SIZE)
+        return index + beyond, offset
 
 
 def describe(fd: int, device: RecordedDevice) -> Layout:
     """Ask the device behind `fd` and note its answers in `device`.  Raises OSError when GET_INFO fails."""
     argument = bytearray(_DEVICE_INFO.pack(_DEVICE_INFO.size, 0, 0, 0, 0))
     fcntl.ioctl(fd, _GET_INFO, argument)
-    _, device.flags, device.num_regions, device.num_irqs, _ = _DEVICE_INFO.unpack(argument)
+    _, device.flags, regions, irqs, _ = _DEVICE_INFO.unpack(argument)
+    device.num_regions, device.num_irqs = min(regions, MOST_INDEXES), min(irqs, MOST_INDEXES)
     layout = Layout()
-    for index in range(min(device.num_regions, MOST_INDEXES)):
+    for index in range(device.num_regions):
         with contextlib.suppress(OSError):
             offset, device.regions[index] = _region(fd, index)
             layout.add(index, offset)
             if index == CONFIG_REGION and device.flags & lib.VFIO_DEVICE_FLAGS_PCI:
                 device.config = _contents(fd, offset, min(device.regions[index].size, MOST_CONFIG))
-    for index in range(min(device.num_irqs, MOST_INDEXES)):
+    for index in range(device.num_irqs):
         with contextlib.suppress(OSError):
             device.irqs[index] = _irq(fd, index)
     return layout

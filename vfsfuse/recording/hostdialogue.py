@@ -21,6 +21,7 @@ from ioctl_shim.client import Caller, peek
 from ioctl_shim.procfs import name_of
 from vfsfuse.recording import recording as form
 from vfsfuse.recording.hostcalls import Machine, is_same_file
+from vfsfuse.recording.hostdescription import MOST_SIZE
 from vfsfuse.recording.hostdevices import HostDevices
 from vfsfuse.recording.hostevents import Begun, Events
 from vfsfuse.recording.hostfiles import HostFile, HostFiles, file_of_path, info
@@ -43,6 +44,8 @@ _F_DUPFD, _F_DUPFD_CLOEXEC = 0, 1030
 _CLOSE_RANGE_CLOEXEC = 4
 _FAILED = range(-4095, 0)
 """What a call returns that fails.  The address of a mapping may look negative, too."""
+MOST_TRANSFER = 0x7FFFF000
+"""Bytes that one read(2) or write(2) moves."""
 _FILES = {Kind.CONTAINER: form.CONTAINER, Kind.GROUP: form.GROUP, Kind.IOMMUFD: form.IOMMUFD}
 _PLAIN = ("VFIO_CHECK_EXTENSION", "VFIO_SET_IOMMU")
 """Ioctls whose argument is a number."""
@@ -62,6 +65,7 @@ class Dialogue:
     def finish(self) -> Recording:
         """The recording, when all processes have ended."""
         self.interrupts.end()
+        self._closed(self._files.lost())
         self.recording.events = self._events.all()
         return self.recording
 
@@ -216,6 +220,7 @@ class Dialogue:
         if file is None or layout is None or not begun:
             return None
         device, (region, _) = file.device, layout.place(position)
+        size = min(size, MOST_SIZE)
 
         def end(result: int) -> None:
             if result not in _FAILED:
@@ -235,8 +240,11 @@ class Dialogue:
             return None
         if position < 0:
             position = int(info(tid, fd, "pos") or 0)
+        if layout.place(position)[0] >= form.MOST_INDEXES:
+            return None
         begun: list[tuple[Begun, Event, int]] = []
         for address, size in parts():
+            size = min(size, MOST_TRANSFER)
             event_begun = self._events.begin()
             if not event_begun:
                 break

@@ -85,6 +85,7 @@ class HostFiles:
         lost = [each for each in self._on_the_way if each.link == link]
         if len(lost) == 1:  # of several nobody knows which one it is
             self._on_the_way.remove(lost[0])
+            lost[0].sent = False
             return self.add(tgid, fd, lost[0])
         if link == DEVICE_LINK:
             return self.add(tgid, fd, HostFile(Kind.DEVICE, link))
@@ -114,6 +115,10 @@ class HostFiles:
             if file is not None and file not in self._known.values():
                 (self._on_the_way if file.sent else gone).append(file)
         return gone
+
+    def lost(self) -> list[HostFile]:
+        """The files that were sent and that nobody has used since."""
+        return self._on_the_way
 
     def of(self, tgid: int) -> list[int]:
         """The descriptors of a process that are known."""

@@ -57,7 +57,7 @@ class Asked:
         _, flags, index, start, count = _IRQ_SET.unpack_from(argument)
         if flags == _NONE and not count:
             self.index, self.whole = index, True
-        elif flags == _TRIGGER:
+        elif flags == _TRIGGER and start < MOST_VECTORS:
             self.index = index
             data = argument[_IRQ_SET.size :][: 4 * min(count, MOST_VECTORS)]
             fds = struct.unpack(f"={len(data) // 4}i", data[: len(data) // 4 * 4])
