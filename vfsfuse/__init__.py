@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vfsfuse.api.device import Device
     from vfsfuse.api.errors import LabError
+    from vfsfuse.api.faults import Fault, FaultRule, Faults
     from vfsfuse.api.functions import Function, Slot
     from vfsfuse.api.interrupts import Interrupts
     from vfsfuse.api.lab import Lab
@@ -32,6 +33,9 @@ else:
     _MODULES = {
         "Device": "device",
         "DmaMemory": "memory",
+        "Fault": "faults",
+        "FaultRule": "faults",
+        "Faults": "faults",
         "Function": "functions",
         "Interrupts": "interrupts",
         "Lab": "lab",
@@ -62,6 +66,9 @@ else:
 __all__ = [
     "Device",
     "DmaMemory",
+    "Fault",
+    "FaultRule",
+    "Faults",
     "Function",
     "Interrupts",
     "Lab",

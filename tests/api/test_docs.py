@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs of docs/python.md print what is shown there. A line `...` and dots within a line stand for any
-text, as in the sessions of the README."""
+"""The programs of docs/python.md and docs/faults.md print what is shown there. A line `...` and dots within a
+line stand for any text, as in the sessions of the README."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from tests import needs
 from tests.commands import ROOT
 from tests.test_readme import pattern
 
-TEXT = (ROOT / "docs/python.md").read_text()
-PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", TEXT, re.DOTALL)
+TEXT, FAULTS = ((ROOT / "docs" / name).read_text() for name in ("python.md", "faults.md"))
+PROGRAMS, OF_FAULTS = (
+    re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL) for text in (TEXT, FAULTS)
+)
 
 
-@pytest.mark.parametrize(("program", "expected"), PROGRAMS, ids=range(len(PROGRAMS)))
+@pytest.mark.parametrize(("program", "expected"), [*PROGRAMS, *OF_FAULTS])
 def test_a_program(program: str, expected: str) -> None:
     command = [sys.executable, "-u", "-W", "error", "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -39,6 +41,7 @@ def test_an_ordinary_user_has_a_driver() -> None:
 
 def test_every_program_is_run() -> None:
     assert len(PROGRAMS) == TEXT.count("```python\n") > 5
+    assert len(OF_FAULTS) == FAULTS.count("import vfsfuse\n") == 1
 
 
 @pytest.mark.parametrize("name", vfsfuse.__all__)

@@ -294,3 +294,41 @@ def test_the_marker_and_the_fixtures_are_explained(pytest_run: Run) -> None:
     assert "@pytest.mark.vfio_lab(config=None" in pytest_run("", "--markers").stdout
     fixtures = pytest_run("", "--fixtures", "-v").stdout
     assert "vfio_lab --" in fixtures and "vfio_lab_factory [session scope] --" in fixtures
+
+
+def test_a_marked_test_has_fault_rules(pytest_run: Run) -> None:
+    done = pytest_run("""
+import errno
+
+import pytest
+
+FULL = {"name": "full", "store": "create", "errno": "ENOMEM", "times": 1}
+
+@pytest.mark.vfio_lab("fans.toml", faults=[FULL])
+def test_marked(vfio_lab):
+    with pytest.raises(OSError) as caught:
+        vfio_lab.create("fan-1")
+    assert caught.value.errno == errno.ENOMEM
+    assert vfio_lab.faults["full"].hits == 1
+    with vfio_lab.create("fan-1"):
+        pass
+
+def test_unmarked(vfio_lab):
+    assert not vfio_lab.faults
+
+@pytest.fixture
+def fans(vfio_lab_factory):
+    with vfio_lab_factory("tests/fans.toml", faults=[{"store": "create", "errno": "EIO"}]) as lab:
+        yield lab
+
+def test_factory(fans):
+    assert len(fans.faults) == 1
+    fans.create("fan-1")
+
+@pytest.mark.vfio_lab(faults=[{"store": "create"}])
+def test_wrong(vfio_lab):
+    pass
+""")
+    outcome(done, passed=2, failed=1, error=1)
+    assert "store create" in done.stdout and "(INJECTED fault1)" in done.stdout
+    assert "--fault store=create: " in done.stdout

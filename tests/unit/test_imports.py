@@ -92,7 +92,7 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: caughtstderr ending faults kernfs labfile.code mounts ownfolder reload requirements "
     "scheduling unmounted views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
-    "| vfsfuse: asking capture failures kernfs.xattr labfile monitor mounts ownfolder printable "
+    "| vfsfuse: asking capture failures faults kernfs.xattr labfile monitor mounts ownfolder printable "
     "requirements run server sticky trace viewers views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "

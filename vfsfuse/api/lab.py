@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vfsfuse import sticky
 from vfsfuse.api.directory import Directory, Named
 from vfsfuse.api.errors import LabError
+from vfsfuse.api.faults import FaultRule, Faults, text_of
 from vfsfuse.api.files import Files
 from vfsfuse.api.functions import Function, Slot, functions, slots
 from vfsfuse.api.parents import Parent, parent_with, parents
@@ -57,7 +58,8 @@ class Lab:
 
     `log_path` is the file for the server's log; without one the log is in `log` alone.  `log_level` is
     "debug", "info", "warning" or "error".  `options` are further options of `vfsfuse mount`,
-    `command` is the argv of a program that is called in place of `vfsfuse`, with its arguments.
+    `command` is the argv of a program that is called in place of `vfsfuse`, with its arguments.  `faults` are
+    fault rules that the lab has from the start, besides those of the lab file (docs/faults.md).
 
     With `strict`, leaving the context raises LabError if the server ended with another status than 0 or has
     logged a traceback.  With `umount=False` leaving it waits until the server has ended for another reason.
@@ -75,15 +77,17 @@ class Lab:
         log_level: str = "info",
         options: Sequence[str] = (),
         command: Sequence[str] | None = None,
+        faults: Sequence[FaultRule] = (),
         umount: bool = True,
         strict: bool = False,
     ) -> None:
         self._folder = None if folder is None else Path(folder)
         self._text, described = _described(config)
-        self.options = [*described, "--log-level", log_level, *options]
+        rules = [f"--fault={text_of(rule)}" for rule in faults]
+        self.options = [*described, "--log-level", log_level, *rules, *options]
         """The options of the server."""
         self._command = command
-        self._has_config = config is not None
+        self._is_described = config is not None or bool(faults)
         self._at = None if at is None else os.fspath(at)
         self.log_path = None if log_path is None else Path(log_path)
         self.umount_at_end = umount
@@ -98,8 +102,8 @@ class Lab:
 
     def start(self) -> None:
         """Mount or join the lab.  Raises LabError with the server's lines, such as all errors of the lab
-        file, or if the server of a lab that is there does not answer, or if a `config` is given and a lab is
-        there already."""
+        file, or if the server of a lab that is there does not answer, or if a `config` or `faults` are given
+        and a lab is there already."""
         if self._files is not None:
             raise LabError(f"{self.path}: this lab is mounted already")
         path = (
@@ -109,8 +113,10 @@ class Lab:
         try:
             server = Server(path, self.log_path)
             is_ours = server.start(self._command, self.options, self._text, self._folder)
-            if not is_ours and self._has_config:
-                raise LabError(f"{path}: a lab is mounted there already (leave `config` out to join it)")
+            if not is_ours and self._is_described:
+                raise LabError(
+                    f"{path}: a lab is mounted there already (leave `config` and `faults` out to join it)"
+                )
         except BaseException:
             self._remove_directory(path)
             raise
@@ -218,6 +224,11 @@ class Lab:
         """The physical slots, by name."""
         return slots(self.files)
 
+    @property
+    def faults(self) -> Faults:
+        """The fault rules, by name; `faults.add(...)` adds one."""
+        return Faults(self.files)
+
     def rescan(self) -> None:
         """Look for functions that were removed from their buses (sys/bus/pci/rescan)."""
         self.files.store(self.path / "sys/bus/pci/rescan", "1")
@@ -266,18 +277,19 @@ class Lab:
         kinds: Collection[str] = (),
         registers: Collection[str] = (),
         errnos: Collection[str] = (),
+        injected: Collection[str] = (),
         keep: int = KEEP,
     ) -> Trace:
         """What programs and devices do in the lab from now on, for a `with`.
 
         Without `devices` it is all, otherwise what is about them: objects of this API, or names ("vgpu0", a
-        UUID, a PCI address).  `kinds`, `registers` and `errnos` narrow it down (docs/trace.md).  Of the
-        records that nobody has asked for, the server keeps the last `keep`.  Raises LabError if the server
-        does not answer, or for a kind or an errno that there is not."""
+        UUID, a PCI address).  `kinds`, `registers`, `errnos` and `injected` narrow it down (docs/trace.md).
+        Of the records that nobody has asked for, the server keeps the last `keep`.  Raises LabError if the
+        server does not answer, or for a kind or an errno that there is not."""
         from vfsfuse.api.tracing import Trace, names_of
 
         try:
-            wanted = Filter(names_of(self.files, devices), kinds, registers, errnos)
+            wanted = Filter(names_of(self.files, devices), kinds, registers, errnos, (), injected)
         except TraceError as error:
             raise LabError(str(error)) from None
         return Trace(self.files, wanted, keep)

@@ -35,6 +35,7 @@ SUBCOMMANDS = {
     "umount": Subcommand("cli.umount", "unmount a lab and end its server"),
     "run": Subcommand("cli.run", "run a program that finds a lab at /sys and /dev/vfio"),
     "trace": Subcommand("cli.trace", "print what programs do with a lab, call by call", takes_program=True),
+    "fault": Subcommand("cli.fault", "have chosen calls on a mounted lab fail, wait or go wrong"),
     "check": Subcommand("cli.check", "say what a lab file makes, without a mount"),
     "tree": Subcommand("cli.tree", "print the tree of a mounted lab"),
     "list": Subcommand("cli.list", "say what is in a mounted lab, and which processes use it"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import gc
@@ -54,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("mountpoint", nargs="?", default="mnt", metavar="MOUNTPOINT", help="default: ./mnt")
     parser.add_argument(
         "--config", metavar="LAB.toml", help="the lab to mount, - for stdin (default: the built-in one)"
+    )
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="a fault rule besides those of the lab file, such as 'ioctl=VFIO_IOMMU_MAP_DMA errno=ENOMEM'",
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay, and log to stderr")
     parser.add_argument("--log-level", choices=LEVELS, default="info", help="default: %(default)s")
@@ -284,7 +292,25 @@ def _prepare(start: Start) -> tuple[LabSpec, LabCode, int | None]:
         spec, code = load_with_code(start.args.config)
     except LabFileError as error:
         raise Refusal(*error.lines) from None
+    spec = _with_faults(spec, start.args.fault)
     return spec, code, claim(start.path)
+
+
+def _with_faults(spec: LabSpec, lines: list[str]) -> LabSpec:
+    """The lab with these fault rules, too.  Raises Refusal."""
+    if not lines:
+        return spec
+    from vfsfuse.faults.rule import RuleError, parse_line
+
+    wrong = []
+    for line in lines:
+        try:
+            parse_line(line)
+        except RuleError as error:
+            wrong.append(f"--fault {shlex.quote(line)}: {error}")
+    if wrong:
+        raise Refusal(*wrong)
+    return dataclasses.replace(spec, faults=(*spec.faults, *lines))
 
 
 def _complain_of_code(error: BaseException, start: Start) -> None:

@@ -17,7 +17,7 @@ from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.cli.account import STDERR, STDOUT, Account, Style
 from vfsfuse.cli.output import complain, explained
 from vfsfuse.cli.targets import check_lab, find, only_lab
-from vfsfuse.run.command import PROGRAM_OPTIONS, add_program_options
+from vfsfuse.run.command import NOT_MOUNTED, PROGRAM_OPTIONS, add_program_options
 from vfsfuse.sticky import open_file
 from vfsfuse.trace.filters import KEEP, Filter
 from vfsfuse.trace.record import KINDS, TraceError
@@ -163,6 +163,8 @@ def main(args: argparse.Namespace) -> int:
         return _trace_lab(args.mount, args.output, style, wanted, args.keep)
     if not args.program:
         args.error("no command after --")
+    if args.fault and args.mount:
+        args.error(NOT_MOUNTED)
     for name in filter(MADE_LATER.fullmatch, wanted.devices):
         args.error(f"{name}: with a command, name a device by its UUID or its PCI address")
     args.argv = args.program

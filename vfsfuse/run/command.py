@@ -41,8 +41,11 @@ _BUSY_FILTER = (
 _REFUSED_FILTER = "start a container with a seccomp profile that allows seccomp(2)"
 
 
-PROGRAM_OPTIONS = ("log", "quiet", "stat_paths", "udev")
+PROGRAM_OPTIONS = ("fault", "log", "quiet", "stat_paths", "udev")
 """What `add_program_options` declares, as attributes."""
+
+
+NOT_MOUNTED = "--fault is for a private lab (`vfsfuse fault add` adds a rule to a mounted one)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_program_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `run` that do not choose the lab.  `vfsfuse trace -- CMD` has them, too."""
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="a fault rule of the private lab, such as 'ioctl=VFIO_IOMMU_MAP_DMA nth=3 errno=ENOMEM'",
+    )
     parser.add_argument(
         "--log", metavar="FILE", help="append what the lab logs to FILE, such as tracebacks of its models"
     )
@@ -81,6 +91,8 @@ def main(args: argparse.Namespace, tracer: socket.socket | None = None) -> int:
     command = program_of(args)
     if not command:
         return _complain("no command; usage: vfsfuse run [--mount MNT] -- CMD [ARG...]", EXIT_USAGE)
+    if args.fault and args.mount:
+        return _complain(NOT_MOUNTED, EXIT_USAGE)
     _die_quietly_on_interrupt()
     _occupy_standard_fds()
     from vfsfuse.asking import Refusal
@@ -134,7 +146,7 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
 
     requirements.check_proc()
     lab, config, log = (path and os.path.abspath(path) for path in (args.mount, args.config, args.log))
-    plan = RunPlan(lab, config, log, args.quiet, args.stat_paths)
+    plan = RunPlan(lab, config, log, args.quiet, args.stat_paths, tuple(args.fault))
     if plan.lab:
         namespace.check_lab(plan.lab)
     else:

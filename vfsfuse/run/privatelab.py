@@ -15,6 +15,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from vfsfuse.run import namespace, syscalls
@@ -33,16 +34,16 @@ _RELAY_BYTES = 65536
 
 class PrivateLab:
     """A server on namespace.STAGED_LAB, which the caller has staged, with the lab file `config` or the
-    built-in lab."""
+    built-in lab, and with fault rules."""
 
-    def __init__(self, config: str | None, log: str | None) -> None:
+    def __init__(self, config: str | None, log: str | None, faults: Sequence[str] = ()) -> None:
         self._log = log
         self._is_ready = self._has_explained = False
         self._sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if log else 2
         self._ready_fd, ready = os.pipe()
         self.stderr_fd, stderr = os.pipe()
         self._server = subprocess.Popen(
-            _arguments(config, "info" if log else "warning", ready),
+            _arguments(config, faults, "info" if log else "warning", ready),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
@@ -130,11 +131,12 @@ def _ending(status: int) -> str:
     return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
 
-def _arguments(config: str | None, level: str, ready: int) -> list[str]:
+def _arguments(config: str | None, faults: Sequence[str], level: str, ready: int) -> list[str]:
     # -P: the current directory is the caller's, and may have a module with a name that the server imports.
     command = [sys.executable, "-P", "-m", "vfsfuse", "mount", "--foreground", "--log-level", level]
     options = ["--ready-fd", str(ready), *(["--config", config] if config else [])]
-    return [*command, *options, namespace.STAGED_LAB]
+    rules = [f"--fault={rule}" for rule in faults]
+    return [*command, *options, *rules, namespace.STAGED_LAB]
 
 
 def _environment() -> dict[str, str]:

@@ -84,6 +84,8 @@ class RunPlan:
     """Whether nothing is said on the program's stderr while it runs."""
     stat_paths: bool = False
     """Whether stats by path are answered, too."""
+    faults: tuple[str, ...] = ()
+    """Fault rules of a private lab."""
 
     @property
     def root(self) -> str:
@@ -200,7 +202,7 @@ def _supervise(plan: RunPlan, talk: socket.socket, stderr: ProgramStderr, tracer
     lab: PrivateLab | None = None
     try:
         if not plan.lab:
-            lab = PrivateLab(plan.config, plan.log)
+            lab = PrivateLab(plan.config, plan.log, plan.faults)
         if lab and not lab.wait_ready(talk.fileno()):
             talk.send(FAILED + lab.why_not_ready().encode())
         else:

@@ -30,7 +30,7 @@ LABS = pytest.StashKey["Labs"]()
 
 _LOG_LINES = 60
 
-_MARKER_OPTIONS = {"trace", "strict", "options", "log_level"}
+_MARKER_OPTIONS = {"trace", "strict", "options", "log_level", "faults"}
 
 
 def marked(marker: pytest.Mark | None, folder: Path) -> tuple[Any, dict[str, Any]]:

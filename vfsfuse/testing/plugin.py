@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from vfsfuse.testing.labs import Labs
 
 MARKER = """\
-vfio_lab(config=None, *, trace=True, strict=True, log_level="info", options=()): the lab of the fixture \
-`vfio_lab`. `config` is a lab file, with a path that begins at the test's file, the text of a lab file, or a \
-dict; without it the lab is the built-in one."""
+vfio_lab(config=None, *, trace=True, strict=True, log_level="info", options=(), faults=()): the lab of the \
+fixture `vfio_lab`. `config` is a lab file, with a path that begins at the test's file, the text of a lab \
+file, or a dict; without it the lab is the built-in one. `faults` are fault rules, a dict each."""
 LINES_OPTION = "vfio_lab_lines"
 _HAS_FAILED = pytest.StashKey[bool]()
 
