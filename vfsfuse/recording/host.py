@@ -22,21 +22,20 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from vfsfuse.asking import Refusal
 from vfsfuse.recording import hostcalls
 from vfsfuse.recording.hostcalls import MACHINES, Machine
 from vfsfuse.recording.hostdialogue import Dialogue
 from vfsfuse.recording.hosttracees import Tracees
 from vfsfuse.recording.recording import Recording, RecordingError
+from vfsfuse.requirements import check_calls, check_proc
 from vfsfuse.run.command import EXIT_SETUP, become
 
 _TERMINALS = (signal.SIGINT, signal.SIGQUIT)
 """Signals that a terminal sends to the program as well."""
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
-_MEND = {
-    errno.EPERM: "this user may not use ptrace: see kernel.yama.ptrace_scope, or run it as root; in a"
-    " container, allow SYS_PTRACE",
-    errno.EIO: "Linux 5.3 or later is needed",
-}
+_MEND = "sysctl kernel.yama.ptrace_scope=1, or be root; not under strace or gdb; --cap-add SYS_PTRACE"
+_Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class _Interrupted(BaseException):
@@ -55,17 +54,20 @@ def record(
     machine = MACHINES.get(platform.machine())
     if machine is None:
         raise RecordingError(f"{platform.machine()}: only {' and '.join(MACHINES)} can be recorded")
-    every_call = hostcalls.has_listener(machine)
-    child = _Child(list(argv), None if every_call else machine)
+    _check_requirements()
+    of_children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would leave no status
+    filtered = hostcalls.can_filter(machine)
+    child = _Child(list(argv), machine if filtered else None, of_children)
     dialogue = Dialogue(machine, shows_mmap, complain)
     dialogue.recording.command = tuple(argv)
     try:
         hostcalls.seize(child.pid)
     except OSError as error:
         child.give_up()
-        why = _MEND.get(error.errno or 0, error.strerror)
-        raise RecordingError(f"the program cannot be traced: {why}") from None
-    tracees = Tracees(child.pid, machine, dialogue, every_call)
+        why = error.strerror or str(error)
+        mend = f" ({_MEND})" if error.errno == errno.EPERM else ""
+        raise RecordingError(f"the program cannot be traced: {why}{mend}") from None
+    tracees = Tracees(child.pid, machine, dialogue, every_call=not filtered)
     _raise_limit()
     dialogue.interrupts.start()
     with _handling(tracees):
@@ -75,6 +77,15 @@ def record(
         except _Interrupted:
             complain("what the program has left in the background is ended")
     return dialogue.finish(), tracees.status or 0
+
+
+def _check_requirements() -> None:
+    """Raises RecordingError."""
+    try:
+        check_proc()
+        check_calls()
+    except Refusal as error:
+        raise RecordingError(str(error)) from None
 
 
 def _raise_limit() -> None:
@@ -87,14 +98,15 @@ def _raise_limit() -> None:
 class _Child:
     """A child that waits until it is traced, and then becomes the program."""
 
-    def __init__(self, argv: list[str], machine: Machine | None) -> None:
-        """With `machine`, it is under a filter."""
+    def __init__(self, argv: list[str], machine: Machine | None, of_children: _Handler) -> None:
+        """With `machine`, it is under a filter.  `of_children` is what SIGCHLD does to the program."""
         begun, self._start = os.pipe2(os.O_CLOEXEC)
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if not self.pid:
             os.close(self._start)
+            signal.signal(signal.SIGCHLD, of_children)
             _be(argv, begun, machine)
         os.close(begun)
 

@@ -194,20 +194,20 @@ def install(machine: Machine) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def has_listener(machine: Machine) -> bool:
-    """Whether a seccomp filter whose calls another process answers is in force for this process.  Such a
-    filter has precedence over one for a tracer.  The kernel allows one, so a child tries to add another."""
+def can_filter(machine: Machine) -> bool:
+    """Whether a filter can choose the calls at which a program stops.  A seccomp filter whose calls another
+    process answers has precedence over it.  The kernel allows one of those, so a child tries to add
+    another."""
     child = os.fork()
     if not child:
-        refused = False
+        works = False
         try:
+            install(machine)
             code = _sock_fprog(_statement(_RETURN, _RET_ALLOW))
-            _libc.prctl(_PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
-            number, mode, flags = (
-                ctypes.c_long(value)
-                for value in (machine.numbers["seccomp"], _SET_MODE_FILTER, _NEW_LISTENER)
-            )
-            refused = _libc.syscall(number, mode, flags, ctypes.byref(code)) < 0
+            arguments = machine.numbers["seccomp"], _SET_MODE_FILTER, _NEW_LISTENER
+            ctypes.set_errno(0)
+            _libc.syscall(*map(ctypes.c_long, arguments), ctypes.byref(code))
+            works = ctypes.get_errno() != errno.EBUSY
         finally:
-            os._exit(refused and ctypes.get_errno() == errno.EBUSY)
+            os._exit(works)
     return bool(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

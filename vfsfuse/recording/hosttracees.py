@@ -143,6 +143,7 @@ class Tracees:
         for other in [each for each, process in self._processes.items() if process == tid and each != tid]:
             del self._processes[other]
             self._endings.pop(other, None)
+        self._processes[tid] = tid
         self._watcher.replaced(tid, tid)
 
     def _at_call(self, tid: int) -> None:
