@@ -79,7 +79,7 @@ PICTURE: Mapping[str, str] = {
     "| devmodel: callpoint device iommu.dmaspace pci region "
     "| vfsfuse: failures kernfs printable trace",
     "vfsfuse.faults": "ioctl_shim | devmodel: callpoint injection latecalls lifecycle pci region "
-    "| vfsfuse: kernfs observe",
+    "| vfsfuse: kernfs observe printable",
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs observe sysfs vfio",

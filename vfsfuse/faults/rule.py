@@ -17,6 +17,7 @@ from typing import Any
 from vfsfuse.faults import plausible, values
 from vfsfuse.faults.keys import ACTIONS, CALLS, CHOOSING, KEYS, OF_VFS, REGION, WHATS
 from vfsfuse.faults.values import PLAUSIBLE
+from vfsfuse.printable import printable
 
 MOST_RULES = 10_000
 """Rules of a lab."""
@@ -30,6 +31,7 @@ class RuleError(ValueError):
     ``key`` is "" for a mistake of several keys, ``why`` the text without the key."""
 
     def __init__(self, key: str, why: str) -> None:
+        key, why = printable(key), printable(why)
         super().__init__(f"{key}: {why}" if key else why)
         self.key, self.why = key, why
 
