@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 
 from devmodel.callpoint import Call, CallKind
-from devmodel.injection import Injection
+from devmodel.injection import Hold, Injection
 from devmodel.lifecycle.lab import Lab, Observer
 from tests.commands import ROOT
 from tests.waiting import wait_for
@@ -525,8 +525,8 @@ def test_duplicates_are_of_writes_alone(rules: FaultRules) -> None:
 def test_a_release_lets_go_and_the_rule_holds_again(rules: FaultRules) -> None:
     rules.add(parse_line("name=a call=any hang=true"))
     calls = [rules.begin(ioctl("VFIO_DEVICE_RESET")) for _ in range(2)]
-    holds = [cast(Injection, call).hold for call in calls]
-    assert holds[0] is holds[1] is not None
+    holds = [cast(Hold, cast(Injection, call).hold) for call in calls]
+    assert holds[0] is holds[1]
     holds[0].when_released(lambda: None)
     assert listing(rules).endswith("  # 2 hits of 2 calls, 1 held\n")
     rules.release("a")

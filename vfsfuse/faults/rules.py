@@ -71,7 +71,7 @@ class Active:
 class FaultRules:
     """The fault rules of one lab."""
 
-    def __init__(self, calls: CallPoint, devices: LabDevices, act: Act | None = None) -> None:
+    def __init__(self, calls: CallPoint, devices: LabDevices, act: Act) -> None:
         self._calls, self._devices, self._act = calls, devices, act
         self._lock = threading.Lock()
         self._active: dict[str, Active] = {}
@@ -184,9 +184,6 @@ class FaultRules:
 
     def _check(self, rule: Rule) -> None:
         """What only a lab knows.  Raises RuleError."""
-        for what in (*ACTIONS, *OF_VFS):
-            if what in rule.keys and self._act is None:
-                raise RuleError(what, "this lab cannot do that (leave it out)")
         pattern, name = rule.get("register"), rule.get("device", "")
         if pattern is None or not name or is_pattern(pattern):
             return
@@ -249,7 +246,7 @@ class FaultRules:
             afters += self._actions(rule, call)
             for what in OF_VFS:
                 if what in rule.keys:  # the function that is about to appear takes this into account
-                    self._action(what, rule, call.subject)()
+                    self._act(what, rule.keys[what], call.subject)()
         if changes:
             made.change = lambda data: _through(changes, data)
         if afters:
@@ -259,11 +256,7 @@ class FaultRules:
     def _actions(self, rule: Rule, call: Call) -> list[Callable[[], None]]:
         whats = [what for what in ACTIONS if what in rule.keys]
         device = (self._devices.of(call) or self._devices.found(rule.get("device", ""))) if whats else ""
-        return [self._action(what, rule, device) for what in whats] if device else []
-
-    def _action(self, what: str, rule: Rule, device: str) -> Callable[[], None]:
-        assert self._act is not None  # as _check has found
-        return self._act(what, rule.keys[what], device)
+        return [self._act(what, rule.keys[what], device) for what in whats] if device else []
 
     # ---- rules that happen by themselves ----
 
@@ -281,7 +274,7 @@ class FaultRules:
         log.info("fault %s happens to %s", active.rule.name, device or "no device")
         if device and active.counter.hit():
             whats = [what for what in ACTIONS if what in active.rule.keys]
-            _call_all([self._action(what, active.rule, device) for what in whats])
+            _call_all([self._act(what, active.rule.keys[what], device) for what in whats])
 
 
 def _error(number: int | str, call: Call) -> OSError | None:
