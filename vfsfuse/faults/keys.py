@@ -121,13 +121,12 @@ KEYS: Mapping[str, Key] = {
     "late": Key(
         Part.WHAT,
         values.seconds,
-        "the virtual functions of the physical function `device` appear so much later when they are enabled",
+        "the virtual functions of `device`, or the one that it is, appear so much later",
     ),
     "driverless": Key(
         Part.WHAT,
         values.flag,
-        "the probe of `device`, a virtual function or a physical one with all of its own, fails: they have "
-        "no driver",
+        "the virtual functions of `device`, or the one that it is, appear without a driver",
     ),
 }
 
