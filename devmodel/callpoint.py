@@ -54,6 +54,7 @@ class CallKind(Enum):
     LIFECYCLE = "lifecycle"
     OPEN = "open"
     RESET = "reset"
+    DEVICE = "device"
 
 
 @dataclass(slots=True, eq=False)
@@ -79,14 +80,17 @@ class Call:
                                             behind it: empty for none, and while nobody attends); an int
     REGION        "read", "write"           "region" (index), "offset", "size", for a write "data"; the
                                             bytes read, or the number of bytes written
-    DMA           "read", "write"           "iova", "size", for a write "data" (the first 64 bytes); the
-                                            bytes read (the first 64 of those read to a buffer), or None
+    DMA           "read", "write"           "iova", "size", for a write "data" (the first 64 bytes,
+                                            or 4 MiB while somebody records); the bytes read (as
+                                            many of those read to a buffer), or None
     DMA           "pin"                     "iova", "count"; the pin
     INTERRUPT     that of the index (MSIX)  "vector"; None
     STORE         the attribute's           "data"; the number of bytes taken
     LIFECYCLE     the method's              "arguments"; what the method gives
     OPEN          "open", "close"           "path" in the mount; None
     RESET         "reset"                   none; None
+    DEVICE        "describe"                what VFIO says of a device that a client begins to use
+                                            (vfsfuse.vfio.described), while somebody records; None
     ============= ========================= ========================================================
     """
 
@@ -234,14 +238,22 @@ class CallPoint:
         "_switches",
         "_threads",
         "_waits",
+        "hides_mmap",
         "listener",
         "lock",
         "observers",
+        "recorded",
     )
 
     def __init__(self) -> None:
         self.listener: Listener | None = None
         self.observers: Observers = ()
+        self.recorded = False
+        """Whether an observer keeps all data: it is told of whole DMA, and of devices that clients begin to
+        use.  Observers set it, and :attr:`hides_mmap`; any thread."""
+        self.hides_mmap = False
+        """Whether VFIO says of devices that are opened from now on that no region can be mapped, so that each
+        access passes the point."""
         self.lock = threading.RLock()
         """Held while an observer or a listener comes or goes, and while something new passes the point.  It
         is taken after a device's lock and before that of its interrupts."""

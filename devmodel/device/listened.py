@@ -22,6 +22,8 @@ from devmodel.region.backing import Backing
 T = TypeVar("T")
 TOLD_BYTES = 64
 """Bytes of a DMA from or to a buffer that are told."""
+RECORDED_BYTES = 4 << 20
+"""The same while somebody records."""
 
 
 class ToldDevice(Protocol):
@@ -58,6 +60,10 @@ class ListenedDma(DmaSpace):
         self._device, self._space, self._calls = device, space, device.calls
 
     @property
+    def _told_bytes(self) -> int:
+        return RECORDED_BYTES if self._calls.recorded else TOLD_BYTES
+
+    @property
     def plain(self) -> DmaSpace:
         return self._space
 
@@ -74,7 +80,7 @@ class ListenedDma(DmaSpace):
         return self._access(call, False, lambda: self._space.dma_read(iova, size))
 
     def dma_write(self, iova: int, data: bytes) -> None:
-        call = self._call("write", {"iova": iova, "size": len(data), "data": data[:TOLD_BYTES]})
+        call = self._call("write", {"iova": iova, "size": len(data), "data": data[: self._told_bytes]})
         self._access(call, True, lambda: self._space.dma_write(iova, data))
 
     def dma_rw(self, iova: int, buffer: bytes | bytearray | memoryview, write: bool) -> None:
@@ -99,7 +105,7 @@ class ListenedDma(DmaSpace):
         return self._access(call, False, lambda: self._space.read_pinned(pin, offset, size))
 
     def write_pinned(self, pin: Pin, offset: int, data: bytes) -> None:
-        told = {"iova": pin.iova + offset, "size": len(data), "data": data[:TOLD_BYTES]}
+        told = {"iova": pin.iova + offset, "size": len(data), "data": data[: self._told_bytes]}
         write = self._space.write_pinned
         self._access(self._call("write", told), True, lambda: write(pin, offset, data))
 
@@ -113,13 +119,13 @@ class ListenedDma(DmaSpace):
         access = self._device.backing.access
         told: dict[str, Any] = {"iova": iova, "size": memoryview(buffer).nbytes}
         if write:
-            told["data"] = first_bytes(buffer, TOLD_BYTES, access)
+            told["data"] = first_bytes(buffer, self._told_bytes, access)
             self._access(self._call("write", told), True, function)
             return
 
         def read() -> bytes:
             function()
-            return first_bytes(buffer, TOLD_BYTES, access)
+            return first_bytes(buffer, self._told_bytes, access)
 
         self._access(self._call("read", told), False, read)
 

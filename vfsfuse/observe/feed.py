@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from vfsfuse.observe.told import Told
 from vfsfuse.trace.filters import KEEP, MOST_KEPT, is_about, is_injected, named
-from vfsfuse.trace.record import KINDS
+from vfsfuse.trace.record import DEVICE, KINDS
 
 MOST_BYTES = 128 << 20
 """Memory that the calls of one reader take at most."""
@@ -25,9 +25,12 @@ V = TypeVar("V")
 
 
 class Options:
-    """What a reader has asked for in its line of JSON.  An empty list lets everything through, as None."""
+    """What a reader has asked for in its line of JSON.  An empty list lets everything through, as None.
 
-    __slots__ = ("_subjects", "devices", "injected", "keep", "kinds", "pids")
+    `record` is whether it records: it gets whole data and descriptions of devices.  `hide_mmap` is whether
+    VFIO hides from clients that regions can be mapped while it reads."""
+
+    __slots__ = ("_subjects", "devices", "hide_mmap", "injected", "keep", "kinds", "pids", "record")
 
     def __init__(self) -> None:
         self.devices: tuple[str, ...] | None = None
@@ -35,6 +38,7 @@ class Options:
         self.pids: frozenset[int] | None = None
         self.injected: tuple[str, ...] | None = None
         self.keep = KEEP
+        self.record = self.hide_mmap = False
         self._subjects: dict[str, bool] = {}
 
     @classmethod
@@ -51,9 +55,12 @@ class Options:
         return made
 
     def wants(self, told: Told) -> bool:
-        if self.kinds is not None and told.kind not in self.kinds:
+        if told.kind == DEVICE:
+            if not self.record:
+                return False
+        elif self.kinds is not None and told.kind not in self.kinds:
             return False
-        if self.pids is not None and told.client.pid not in self.pids:
+        if self.pids is not None and told.client.pid not in self.pids and told.kind != DEVICE:
             return False
         if self.injected is not None and not is_injected(told.fault, self.injected):
             return False
@@ -89,6 +96,18 @@ class Options:
             raise ValueError(f"keep is a number from 1 to {MOST_KEPT}")
         self.keep = value
 
+    def set_record(self, value: object) -> None:
+        self.record = _switch(value)
+
+    def set_hide_mmap(self, value: object) -> None:
+        self.hide_mmap = _switch(value)
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("neither true nor false")
+    return value
+
 
 def _list_of(kind: type[V], value: object) -> list[V]:
     if not isinstance(value, list) or not all(type(each) is kind for each in value):
@@ -102,6 +121,8 @@ _OPTIONS: dict[str, Callable[[Options, object], None]] = {
     "pids": Options.set_pids,
     "injected": Options.set_injected,
     "keep": Options.set_keep,
+    "record": Options.set_record,
+    "hide_mmap": Options.set_hide_mmap,
 }
 
 

@@ -17,10 +17,12 @@ from devmodel.callpoint import Call, CallKind
 from devmodel.region.names import RegisterNames
 from vfsfuse.failures import MOST_TEXT, place, text_of
 from vfsfuse.observe.clients import Client
-from vfsfuse.trace.record import Record
+from vfsfuse.trace.record import DEVICE, Record
 
 MOST_DATA = 64
 """Bytes of an access that are kept."""
+MOST_RECORDED = 4 << 20
+"""The same for a reader that records."""
 MOST_STRUCT = 1024
 """Bytes of an ioctl's struct, or of a store, that are kept."""
 _OVERHEAD = 600
@@ -28,6 +30,9 @@ _OVERHEAD = 600
 _PAGE = 4096
 """Bytes of a page as devices pin them."""
 _ACCESSES = (CallKind.REGION, CallKind.DMA)
+_CUT = tuple(kind.value for kind in _ACCESSES)
+_REGISTER = 200
+"""Bytes of memory that the name of a register takes in a description."""
 _RESULTS, _PLAIN, _SERIES = (int, str), (int, str, bytes), (list, tuple)
 """Types.  A union of them takes isinstance() longer, and this is done at each call."""
 
@@ -63,8 +68,9 @@ class _Regions(Protocol):
     def regions(self) -> Sequence[Any]: ...
 
 
-def tell(number: int, call: Call, client: Client, ended: float | None) -> Told:
-    """What is kept of a call that is over, or that is under way (`ended` is None)."""
+def tell(number: int, call: Call, client: Client, ended: float | None, most: int = MOST_DATA) -> Told:
+    """What is kept of a call that is over, or that is under way (`ended` is None): `most` bytes of an
+    access."""
     arguments, result, kind = call.arguments, call.result, call.kind
     before = after = b""
     data: bytes | None = None
@@ -72,7 +78,7 @@ def tell(number: int, call: Call, client: Client, ended: float | None) -> Told:
     if kind in _ACCESSES:
         moved = result if isinstance(result, bytes) else arguments.get("data")
         if moved is not None:
-            data = bytes(moved[:MOST_DATA])
+            data = bytes(moved[:most])
         result = len(result) if isinstance(result, bytes) and kind is CallKind.REGION else result
         names = _names(call) if kind is CallKind.REGION else None
     elif kind is CallKind.IOCTL:
@@ -83,10 +89,20 @@ def tell(number: int, call: Call, client: Client, ended: float | None) -> Told:
     if "data" in arguments or "before" in arguments:
         arguments = {key: value for key, value in arguments.items() if key not in ("before", "data")}
     size = _OVERHEAD + len(before) + len(after) + (len(data) if data else 0) + len(error)
+    if kind is CallKind.DEVICE:
+        size += _REGISTER * len(arguments["registers"]) + len(arguments["config"])
     told = result if isinstance(result, _RESULTS) and call.error is None else None
     what = (number, kind._value_, call.subject, call.name, client, call.begun, ended)
     rules = call.fault, call.delayed
     return Told(*what, arguments, before, after, data, told, errno, error, names, size, *rules)
+
+
+def cut(told: Told) -> Told:
+    """The same for a reader that does not record."""
+    data = told.data
+    if data is None or len(data) <= MOST_DATA or told.kind not in _CUT:
+        return told
+    return told._replace(data=data[:MOST_DATA], size=told.size - len(data) + MOST_DATA)
 
 
 def tell_mapping(number: int, device: str, client: Client, region: int, size: int) -> Told:
@@ -98,7 +114,10 @@ def tell_mapping(number: int, device: str, client: Client, region: int, size: in
 
 def record_of(told: Told, epoch: float) -> Record:
     """The record of a call.  `epoch` is the time since the epoch at which time.monotonic() was 0."""
-    arguments: dict[str, Any] = {key: _plain(value) for key, value in told.arguments.items()}
+    plain = told.kind == DEVICE  # its lists are numbers and names
+    arguments: dict[str, Any] = {
+        key: value if plain else _plain(value) for key, value in told.arguments.items()
+    }
     if told.name == "pin" and "count" in arguments:
         arguments["size"] = arguments.pop("count") * _PAGE
     if told.before:

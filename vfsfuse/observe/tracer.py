@@ -16,7 +16,7 @@ from devmodel.iommu.dmaspace import StalePiece
 from vfsfuse.observe.clients import NOBODY, Client, Clients
 from vfsfuse.observe.feed import Feed, Options
 from vfsfuse.observe.mappings import REGION_INFO, Mappings
-from vfsfuse.observe.told import Told, tell
+from vfsfuse.observe.told import MOST_DATA, MOST_RECORDED, Told, cut, tell
 
 LONG_SECONDS = 0.5
 """A call that is still under way after so long is told before its end."""
@@ -67,14 +67,15 @@ class Tracer:
             client = self.clients.of(call.tid)
         if call.kind is CallKind.OPEN or call.name == REGION_INFO:
             self._mappings.suspect(call, client)
-        self.put(tell(number, call, client, now))
+        most = MOST_RECORDED if self._calls.recorded else MOST_DATA
+        self.put(tell(number, call, client, now, most))
 
     # ---- the thread of the trace ----
 
     def put(self, told: Told) -> None:
         """Give a call to all readers.  Any thread."""
         with self._lock:
-            wanted = [feed for feed in self._feeds if feed.put(told)]
+            wanted = [feed for feed in self._feeds if feed.put(told if feed.options.record else cut(told))]
             wake = self._expected and bool(wanted)
             if wake:
                 self._expected = False
@@ -143,6 +144,7 @@ class Tracer:
         with self._coming:
             with self._lock:
                 self._feeds = tuple(each for each in self._feeds if each is not feed)
+                self._tell_wishes()
             if not self._feeds:
                 self._calls.unobserve(self)
                 with self._lock:
@@ -153,3 +155,10 @@ class Tracer:
         """Begin anew with these options."""
         with self._lock:
             feed.begin(options)
+            self._tell_wishes()
+
+    def _tell_wishes(self) -> None:
+        """What the readers want of those who make calls.  Under the lock."""
+        asked = [feed.options for feed in self._feeds]
+        self._calls.recorded = any(options.record for options in asked)
+        self._calls.hides_mmap = any(options.hide_mmap for options in asked)

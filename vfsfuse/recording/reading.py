@@ -175,7 +175,7 @@ class _Reader:
         device = self._last()
         if number(offset) != len(device.config):
             raise ValueError(f"this row of configuration space begins at {len(device.config):#x}")
-        device.config += hexadecimal("".join(rest))
+        device.config += read_pieces(rest, kinds.MOST_CONFIG)
         _bounded(len(device.config), kinds.MOST_CONFIG, "bytes of configuration space")
 
     def _register(self, words: list[str]) -> None:

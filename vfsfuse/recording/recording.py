@@ -7,7 +7,7 @@ flags, indexes and structs.  docs/recording.md describes the file that it is wri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 LAB, HOST = "lab", "host"
@@ -79,7 +79,7 @@ class RecordedDevice:
     `num_regions` and `num_irqs` are those of GET_INFO.  `regions` and `irqs` have those that the device
     answers for; an absent BAR has size 0.  `config` is configuration space as the program finds it when it
     first opens the device.  `group` is the IOMMU group, None if it is not known.  `names` are those of
-    registers, by (region, offset, size in bytes)."""
+    registers, by (region, offset, size in bytes); those of configuration space follow from `config`."""
 
     name: str
     flags: int = 0
@@ -183,8 +183,3 @@ def region_name(index: int) -> str:
 def irq_name(index: int) -> str:
     """INTX, MSI, MSIX, ERR, REQ; irq5 and so on."""
     return INTERRUPTS[index] if 0 <= index < len(INTERRUPTS) else f"irq{index}"
-
-
-def register_at(names: Mapping[tuple[int, int, int], str], region: int, offset: int, size: int) -> str:
-    """The name of the register that an access is to, empty if it is not to exactly one."""
-    return names.get((region, offset, size), "")

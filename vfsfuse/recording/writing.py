@@ -8,10 +8,13 @@ vfsfuse.recording.reading reads them.  State: none.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from devmodel.pci.names import names_of
+from devmodel.region.names import Place, RegisterNames
 from vfsfuse.recording import recording as kinds
 from vfsfuse.recording.recording import (
+    CONFIG_REGION,
     NO_DEVICE,
     Event,
     RecordedDevice,
@@ -35,6 +38,8 @@ HIDDEN, SHOWN = "hidden", "shown"
 NOTHING = "-"
 """No bytes, where there were some before."""
 _CONFIG_ROW = 16
+_HEADER = 64
+"""Bytes of the header of configuration space."""
 _DEVICE_FLAGS, _REGION_FLAGS = flags("VFIO_DEVICE_FLAGS_"), flags("VFIO_REGION_INFO_FLAG_")
 _IRQ_FLAGS = flags("VFIO_IRQ_INFO_")
 
@@ -59,8 +64,9 @@ def lines(recording: Recording) -> Iterator[str]:
         yield from _device(number, device)
     yield ""
     yield DIALOGUE
+    names = [_Names(device) for device in recording.devices]
     for event in recording.events:
-        yield from _event(event, recording)
+        yield from _event(event, names)
 
 
 def _device(number: int, device: RecordedDevice) -> Iterator[str]:
@@ -76,10 +82,23 @@ def _device(number: int, device: RecordedDevice) -> Iterator[str]:
         yield _with_comment(
             f"irq {irq_name(irq.index)} count={irq.count} flags={irq.flags:#x}", _named(_IRQ_FLAGS, irq.flags)
         )
-    for at in range(0, len(device.config), _CONFIG_ROW):
-        yield f"config {at:#05x} {device.config[at : at + _CONFIG_ROW].hex(' ')}"
+    yield from _config(device.config)
     for (region_index, offset, size), name in device.names.items():
         yield f"register {region_name(region_index)} {offset:#x} {size} {text(name)}"
+
+
+def _config(config: bytes) -> Iterator[str]:
+    """Configuration space in rows, and a line for several rows of zeros."""
+    at = 0
+    while at < len(config):
+        zeros = len(config) - at - len(config[at:].lstrip(b"\0"))
+        zeros -= zeros % _CONFIG_ROW
+        if zeros > _CONFIG_ROW:
+            yield f"config {at:#05x} 00*{zeros}"
+        else:
+            zeros = 0
+            yield f"config {at:#05x} {config[at : at + _CONFIG_ROW].hex(' ')}"
+        at += zeros or _CONFIG_ROW
 
 
 def _region(region: Region) -> str:
@@ -95,13 +114,30 @@ def _named(form: Form, value: int) -> str:
     return "|".join(name.rpartition("_")[2] for name in form(value).text.split("|")) if value else ""
 
 
-def _event(event: Event, recording: Recording) -> Iterator[str]:
+class _Names:
+    """The names of a device's registers, for comments."""
+
+    def __init__(self, device: RecordedDevice) -> None:
+        places: dict[int, list[Place]] = {}
+        for (region, offset, size), name in device.names.items():
+            places.setdefault(region, []).append(Place(offset, size, name))
+        self._regions = {region: RegisterNames(found) for region, found in places.items()}
+        if len(device.config) >= _HEADER:
+            self._regions[CONFIG_REGION] = names_of(device.config)
+
+    def describe(self, event: Event) -> str:
+        """What an access touches."""
+        names = self._regions.get(event.region)
+        return "" if names is None else names.describe(event.offset, event.size)
+
+
+def _event(event: Event, names: Sequence[_Names]) -> Iterator[str]:
     on = event.file if event.device == NO_DEVICE else str(event.device)
     line = f"{event.time:.6f} {on} {event.kind} {_BODIES[event.kind](event)}".rstrip()
     value, rows = _data(event)
     failed = f" ! {error_name(event.errno)}" if event.errno else ""
     result = f" = {event.result}" if event.kind == kinds.IOCTL and not event.errno else ""
-    yield _with_comment(f"{line}{value}{result}{failed}", _comment(event, recording))
+    yield _with_comment(f"{line}{value}{result}{failed}", _comment(event, names))
     for row in rows:
         yield f"    | {row}"
 
@@ -151,10 +187,9 @@ _BODIES: Mapping[str, Callable[[Event], str]] = {
 """By kind: what is between the kind and the data."""
 
 
-def _comment(event: Event, recording: Recording) -> str:
-    if event.kind in (kinds.READ, kinds.WRITE) and event.device < len(recording.devices):
-        names = recording.devices[event.device].names
-        return kinds.register_at(names, event.region, event.offset, event.size)
+def _comment(event: Event, names: Sequence[_Names]) -> str:
+    if event.kind in (kinds.READ, kinds.WRITE) and 0 <= event.device < len(names):
+        return names[event.device].describe(event)
     if event.kind == kinds.IOCTL:
         said = explain(_record(event))
         return f"{said.given} => {said.returned}" if said.returned else said.given

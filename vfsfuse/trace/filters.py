@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from vfsfuse.trace.record import KINDS, Record, TraceError
+from vfsfuse.trace.record import DEVICE, KINDS, Record, TraceError
 
 KEEP = 100_000
 """Records that the server keeps for a reader, unless the reader says otherwise."""
@@ -55,6 +55,8 @@ class Filter:
         """Whether the record is to be seen.  One that tells of lost records always is."""
         if record.kind == "lost":
             return True
+        if record.kind == DEVICE:
+            return not self.devices or self._has_device(record)
         return (
             (not self.kinds or record.kind in self.kinds)
             and (not self.pids or record.pid in self.pids)
@@ -64,13 +66,18 @@ class Filter:
             and (not self.injected or is_injected(record.fault, self.injected))
         )
 
-    def server_side(self, keep: int = KEEP) -> str:
-        """The line of JSON that is written to the file `trace` before it is read.  Raises TraceError for a
-        number of records that the server does not keep."""
+    def server_side(self, keep: int = KEEP, wishes: Mapping[str, bool] | None = None) -> str:
+        """The line of JSON that is written to the file `trace` before it is read, with further options in
+        `wishes`.  Raises TraceError for a number of records that the server does not keep."""
         if not 0 < keep <= MOST_KEPT:
             raise TraceError(f"{keep} records cannot be kept: 1 to {MOST_KEPT} can")
+<<<<<<< HEAD
         said: dict[str, object] = {"keep": keep}
         for name in ("devices", "kinds", "pids", "injected"):
+=======
+        said: dict[str, object] = {"keep": keep, **(wishes or {})}
+        for name in ("devices", "kinds", "pids"):
+>>>>>>> 74397cd (trace: whole data and descriptions of devices for readers that record)
             value = getattr(self, name)
             if value:
                 said[name] = list(value)

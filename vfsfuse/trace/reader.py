@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 
 from vfsfuse.asking import SECONDS
@@ -25,6 +25,8 @@ from vfsfuse.trace.record import Record, TraceError, from_line
 
 MOST_LINE = 1 << 20
 """Bytes of the longest line that is taken for one."""
+MOST_RECORDED_LINE = 10 << 20
+"""The same of a reader that records: 4 MiB of data are twice as many digits."""
 _SILENT = "the lab's server does not answer"
 _HINTS = {
     errno.EINVAL: "the lab does not take this filter (it may be too long)",
@@ -39,7 +41,8 @@ class TraceReader:
 
     `source` is a mountpoint, the path of a file `trace`, or a descriptor of one that was opened O_RDWR, which
     the reader takes over.  The server keeps the last `keep` records for it; a record of kind "lost" stands
-    for those that were dropped.  Raises TraceError, in `patience` seconds at the latest.
+    for those that were dropped.  `wishes` are further options of the file, such as {"record": True}.  Raises
+    TraceError, in `patience` seconds at the latest.
 
     Iteration waits for the next record that the filter lets through, and ends with the lab.  fileno() can be
     polled: it is readable when `drain` may find something, or when the lab has ended.
@@ -51,9 +54,11 @@ class TraceReader:
         filter: Filter | None = None,
         keep: int = KEEP,
         patience: float = SECONDS,
+        wishes: Mapping[str, bool] | None = None,
     ) -> None:
         self._filter = filter or EVERYTHING
         self._keep, self._patience = keep, patience
+        self._most_line = MOST_RECORDED_LINE if wishes else MOST_LINE
         self._unread, self._lines = bytearray(), bytearray()
         self._asked = self._closed = False
         self._owner = os.getpid()
@@ -70,7 +75,7 @@ class TraceReader:
                 self._courier = _start(source, theirs)
             if isinstance(source, int):
                 os.close(source)
-            options = self._filter.server_side(keep).encode()
+            options = self._filter.server_side(keep, wishes or {}).encode()
             self._channel.sendall(courier.FRAME.pack(courier.LINES, len(options)) + options)
             self._frame(time.monotonic() + patience)
         except BaseException:
@@ -202,8 +207,8 @@ class TraceReader:
             self._seen += 1
             if self._filter.matches(record):
                 yield record
-        if len(self._lines) > MOST_LINE:
-            raise TraceError(f"{self._name}: a line is longer than {MOST_LINE} bytes")
+        if len(self._lines) > self._most_line:
+            raise TraceError(f"{self._name}: a line is longer than {self._most_line} bytes")
 
 
 class _Late(TraceError):

@@ -15,6 +15,9 @@ from typing import Any
 KINDS = ("ioctl", "region", "dma", "interrupt", "store", "lifecycle", "open", "reset", "mmap", "lost")
 """What a record can be about. docs/trace.md lists the names and arguments of each."""
 
+DEVICE = "device"
+"""The kind of a record that describes a device, which only readers that record get."""
+
 BYTES = ("before", "after", "data")
 """Arguments that are bytes. In a line they are hexadecimal digits, as a result of bytes is."""
 

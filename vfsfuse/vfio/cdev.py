@@ -21,6 +21,7 @@ from ioctl_shim.abi import Kind, row_of
 from ioctl_shim.client import Caller, ClientProcess
 from ioctl_shim.lane import Opened, OpenRequest, Shut, SizedIoctl
 from vfsfuse.vfio.contextfile import ContextFops
+from vfsfuse.vfio.described import tell_device
 from vfsfuse.vfio.device import DeviceFops, check_bind, open_device
 from vfsfuse.vfio.fops import Request, Services, VfioFops, answers, rawio
 from vfsfuse.vfio.port import Port
@@ -72,6 +73,8 @@ class CdevFops(DeviceFops):
             request.caller.write(request.arg + _OUT_DEVID, number.to_bytes(4, "little"))
 
         cdev.bind(token, find, ClientProcess(request.tid).ended, tell)
+        if self.services.calls.recorded:
+            tell_device(self.services.calls, cdev, self.can_map)
         self._shut.open()
         return 0
 

@@ -10,10 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from devmodel.irq.irqs import IrqIndex
 from devmodel.vfio.info import MsixMappable, RegionCapability, RegionInfo, SparseMmap
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Argument
 
+IRQ_FLAGS = {
+    "eventfd": lib.VFIO_IRQ_INFO_EVENTFD,
+    "maskable": lib.VFIO_IRQ_INFO_MASKABLE,
+    "automasked": lib.VFIO_IRQ_INFO_AUTOMASKED,
+    "noresize": lib.VFIO_IRQ_INFO_NORESIZE,
+}
 ALIGNMENT = 8
 _HEADER = int(ffi.sizeof("struct vfio_info_cap_header"))
 
@@ -81,6 +88,11 @@ def iova_range(ranges: Sequence[tuple[int, int]]) -> InfoCap:
     count = packed("uint32_t[]", [len(ranges), 0])
     body = packed("struct vfio_iova_range[]", [{"start": first, "end": last} for first, last in ranges])
     return InfoCap(lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, count + body)
+
+
+def irq_flags(irq: IrqIndex) -> int:
+    """VFIO_IRQ_INFO_* of an interrupt index."""
+    return sum(flag for name, flag in IRQ_FLAGS.items() if getattr(irq, name))
 
 
 def region_facts(info: RegionInfo) -> RegionFacts:

@@ -17,7 +17,6 @@ from uuid import UUID
 
 from devmodel.device.base import Device
 from devmodel.device.display import Plane
-from devmodel.irq.irqs import IrqIndex
 from devmodel.region.backing import REGION_SHIFT
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.features import FeatureData, GivesDescriptor, WakeUp, checked, feature, mig_state
@@ -42,7 +41,8 @@ from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import Kind, row_of
 from ioctl_shim.client import Caller
 from ioctl_shim.lane import WHOLE, Opened, Shut, SizedIoctl
-from vfsfuse.vfio.chain import RegionFacts, region_facts, reply
+from vfsfuse.vfio.chain import RegionFacts, irq_flags, region_facts, reply
+from vfsfuse.vfio.described import tell_device
 from vfsfuse.vfio.eventfds import borrow, lender
 from vfsfuse.vfio.fops import Request, Services, VfioFops, answers
 from vfsfuse.vfio.givenfiles import device_state_file
@@ -51,12 +51,6 @@ from vfsfuse.vfio.handover import Given, GivingFops, HandOver, gives, refused
 from vfsfuse.vfio.port import Port
 
 D = TypeVar("D", bound=DeviceFile)
-IRQ_FLAGS = {
-    "eventfd": lib.VFIO_IRQ_INFO_EVENTFD,
-    "maskable": lib.VFIO_IRQ_INFO_MASKABLE,
-    "automasked": lib.VFIO_IRQ_INFO_AUTOMASKED,
-    "noresize": lib.VFIO_IRQ_INFO_NORESIZE,
-}
 _FEATURE = row_of(Kind.DEVICE, "VFIO_DEVICE_FEATURE")
 _SET_STATE = DeviceFeature.SET | DeviceFeature.MIG_DEVICE_STATE
 MIG_STATE = int(ffi.sizeof("struct vfio_device_feature_mig_state"))
@@ -72,10 +66,11 @@ PLANE: Sequence[str] = (
 class DeviceFops(GivingFops):
     """One open of a device, through its group or through dev/vfio/devices/vfio<N>.
 
-    `mappable` has the indexes of regions that the file can map, as far as they are memory. `released` is
-    called on the device lane when the last descriptor of the open is closed."""
+    `can_map` has the indexes of regions that the file can map, as far as they are memory; `mappable`
+    has those of which the client hears. `released` is called on the device lane when the last descriptor
+    of the open is closed."""
 
-    __slots__ = ("device", "mappable", "opened", "regions", "released", "services")
+    __slots__ = ("can_map", "device", "mappable", "opened", "regions", "released", "services")
     kind = Kind.DEVICE
     kvm_tracks = True
 
@@ -88,7 +83,8 @@ class DeviceFops(GivingFops):
     ) -> None:
         self.opened, self.services = opened, services
         self.device: Device = opened.device
-        self.mappable, self.released = mappable, released
+        self.can_map, self.released = mappable, released
+        self.mappable = frozenset[int]() if services.calls.hides_mmap else mappable
         super().__init__(services.offer)
         self.regions: dict[int, RegionFacts] = {}
         """The answers for regions that the client has asked for. They never change."""
@@ -289,6 +285,8 @@ def open_device(
             released()
 
     file = fops(opened, services, mappable, ended)
+    if opened.started and services.calls.recorded:
+        tell_device(services.calls, opened, mappable)
     submit = services.threads.submit if migrates(opened.device) else None  # give_feature may wait
     access = opened.assignable.access
     return Opened(file, memory, WHOLE, backing_id, regions=access, submit=submit, shut=file.shut)
@@ -300,11 +298,6 @@ def check_bind(request: Request) -> Any:
     if asked.flags & ~lib.VFIO_DEVICE_BIND_FLAG_TOKEN or asked.iommufd < 0:
         raise OSError(errno.EINVAL, f"BIND flags {asked.flags:#x}, descriptor {asked.iommufd}")
     return asked
-
-
-def irq_flags(irq: IrqIndex) -> int:
-    """VFIO_IRQ_INFO_* of an interrupt index."""
-    return sum(flag for name, flag in IRQ_FLAGS.items() if getattr(irq, name))
 
 
 def _descriptors(request: Request, count: int) -> list[int]:

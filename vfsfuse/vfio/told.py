@@ -30,15 +30,20 @@ _NAMES = frozenset({"VFIO_GROUP_GET_DEVICE_FD"})
 MOST_OF_NAME = 64
 
 
+SYSFS = {"sysfs": True}
+"""What is told besides of an access through `config` or `resource<N>`, which is none of VFIO."""
+
+
 class ToldFile:
     """The calls on one open of `file`: what is told of them, and the accesses of its regions."""
 
-    __slots__ = ("_index", "_regions", "_rows", "_shut", "device", "file", "subject")
+    __slots__ = ("_index", "_regions", "_rows", "_shut", "_way", "device", "file", "subject")
 
     def __init__(self, opened: Opened, file: VfioFops | RegionFile) -> None:
         self.file, self._regions = file, opened.regions
         self._shut = None if opened.shut is None else opened.shut.native
         self._index: int | None = file.index
+        self._way = {} if self._index is None else SYSFS
         self._rows = rows_of(file.kind) if isinstance(file, VfioFops) else None
         self.subject = file.subject
         self.device: Any = getattr(file, "device", None)
@@ -47,13 +52,14 @@ class ToldFile:
         index = self._index
         if index is None:
             index, offset = offset >> REGION_SHIFT, offset & IN_REGION
-        return self._call(CallKind.REGION, "read", {"region": index, "offset": offset, "size": size}, tid)
+        arguments = {"region": index, "offset": offset, "size": size, **self._way}
+        return self._call(CallKind.REGION, "read", arguments, tid)
 
     def write_call(self, offset: int, data: bytes, tid: int) -> Call:
         index = self._index
         if index is None:
             index, offset = offset >> REGION_SHIFT, offset & IN_REGION
-        arguments = {"region": index, "offset": offset, "size": len(data), "data": data}
+        arguments = {"region": index, "offset": offset, "size": len(data), "data": data, **self._way}
         return self._call(CallKind.REGION, "write", arguments, tid)
 
     def row(self, cmd: int) -> Row | None:
