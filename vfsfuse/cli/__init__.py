@@ -36,6 +36,9 @@ SUBCOMMANDS = {
     "run": Subcommand("cli.run", "run a program that finds a lab at /sys and /dev/vfio"),
     "trace": Subcommand("cli.trace", "print what programs do with a lab, call by call", takes_program=True),
     "fault": Subcommand("cli.fault", "have chosen calls on a mounted lab fail, wait or go wrong"),
+    "record": Subcommand(
+        "cli.record", "write what a program does with VFIO devices to a file", takes_program=True
+    ),
     "check": Subcommand("cli.check", "say what a lab file makes, without a mount"),
     "tree": Subcommand("cli.tree", "print the tree of a mounted lab"),
     "list": Subcommand("cli.list", "say what is in a mounted lab, and which processes use it"),

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Protocol
 
 from vfsfuse.cli.account import Account
 from vfsfuse.cli.mountwatch import MountWatch
@@ -38,10 +39,24 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end the trace of a mounted lab, as they end the attachment of a debugger."""
 
 
+class Teller(Protocol):
+    """Whom records are told: an Account, or what makes a recording of them."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why it wants no more of them; None while all is well."""
+
+    def add(self, records: Iterable[Record]) -> int:
+        """The next records.  Returns how many there were."""
+
+    def end(self) -> None:
+        """There are no more."""
+
+
 class Follower:
     """Tells the records of `reader` to `account`.  `open` is False once there will be no more of them."""
 
-    def __init__(self, reader: TraceReader, account: Account) -> None:
+    def __init__(self, reader: TraceReader, account: Teller) -> None:
         self._reader, self._account = reader, account
         self._latest = 0.0
         """When the call of the last record began."""
@@ -147,7 +162,7 @@ def follow_command(
         command.close()
         return end_as(command.reap())
     command.attached()
-    _follow(command, follower)
+    follow(command, follower)
     follower.finish(command.reading)
     command.close()
     if not complained(follower, account) and devices and not account.count:
@@ -157,7 +172,7 @@ def follow_command(
     return end_as(command.reap())
 
 
-def _follow(command: TracedCommand, follower: Follower) -> None:
+def follow(command: TracedCommand, follower: Follower) -> None:
     """Follow until the last process of the program has ended, or, after its first one, a signal comes."""
     waiting = {command.pid_fd, command.link_fd}
     while waiting:

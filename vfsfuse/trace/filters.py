@@ -71,13 +71,8 @@ class Filter:
         `wishes`.  Raises TraceError for a number of records that the server does not keep."""
         if not 0 < keep <= MOST_KEPT:
             raise TraceError(f"{keep} records cannot be kept: 1 to {MOST_KEPT} can")
-<<<<<<< HEAD
-        said: dict[str, object] = {"keep": keep}
-        for name in ("devices", "kinds", "pids", "injected"):
-=======
         said: dict[str, object] = {"keep": keep, **(wishes or {})}
-        for name in ("devices", "kinds", "pids"):
->>>>>>> 74397cd (trace: whole data and descriptions of devices for readers that record)
+        for name in ("devices", "kinds", "pids", "injected"):
             value = getattr(self, name)
             if value:
                 said[name] = list(value)
