@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vfsfuse.api.lab import Lab
     from vfsfuse.api.memory import DmaMemory
     from vfsfuse.api.parents import Parent, VgpuType
+    from vfsfuse.api.recordings import LabRecording
     from vfsfuse.api.regions import Region
     from vfsfuse.api.tracing import Trace
     from vfsfuse.api.uevents import Uevent, Uevents
@@ -40,6 +41,7 @@ else:
         "Interrupts": "interrupts",
         "Lab": "lab",
         "LabError": "errors",
+        "LabRecording": "recordings",
         "Parent": "parents",
         "Region": "regions",
         "Slot": "functions",
@@ -73,6 +75,7 @@ __all__ = [
     "Interrupts",
     "Lab",
     "LabError",
+    "LabRecording",
     "Parent",
     "Region",
     "Slot",

@@ -93,8 +93,8 @@ PICTURE: Mapping[str, str] = {
     "scheduling unmounted views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
     "| vfsfuse: asking capture failures faults kernfs.xattr labfile monitor mounts ownfolder printable "
-    "requirements run server sticky trace viewers views.models",
-    "vfsfuse.api": "vfsfuse: kernfs.xattr sticky toml trace",
+    "recording requirements run server sticky trace viewers views.models",
+    "vfsfuse.api": "vfsfuse: kernfs.xattr recording sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
     "| vfsfuse: api sysfs.screen trace",
     "vfsfuse.__main__": "vfsfuse: cli",

@@ -136,7 +136,7 @@ ROWS = {
     "region BAR0 capabilities=123": "123 is no data",
     "irq MSIX count=65537": "too much",
     "config 0x010 00": "begins at 0x0",
-    "config 0x000 " + "00" * 4097: "too much",
+    "config 0x000 " + "00" * 4097: "more data than 4096 bytes",
     'register BAR0 0 4 "a': "no quoted text",
     "register BAR0 0 4": "3 values in place of 4",
     "dialogue 1": "1 is too much here",

@@ -31,6 +31,7 @@ from vfsfuse.trace.filters import KEEP, Filter
 from vfsfuse.trace.record import TraceError
 
 if TYPE_CHECKING:
+    from vfsfuse.api.recordings import LabRecording
     from vfsfuse.api.tracing import Trace
     from vfsfuse.api.uevents import Uevents
 
@@ -293,6 +294,16 @@ class Lab:
         except TraceError as error:
             raise LabError(str(error)) from None
         return Trace(self.files, wanted, keep)
+
+    def recording(self, *, shows_mmap: bool = False) -> LabRecording:
+        """A recording of the dialogue of programs with VFIO devices from now on, for a `with`
+        (docs/recording.md).  It has the devices that a program opens from now on.
+
+        Unless `shows_mmap` is true, programs are told that no region can be mapped, because accesses to what
+        is mapped are not seen.  Raises LabError if the server does not answer."""
+        from vfsfuse.api.recordings import LabRecording
+
+        return LabRecording(self.files, shows_mmap)
 
     # ---- programs ----
 

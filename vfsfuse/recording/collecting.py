@@ -25,8 +25,8 @@ from vfsfuse.recording.recording import (
     Recording,
     RecordingError,
     Region,
+    check,
 )
-from vfsfuse.recording.writing import check
 from vfsfuse.trace.filters import MOST_KEPT
 from vfsfuse.trace.record import DEVICE, Record
 
@@ -179,6 +179,8 @@ def _region(record: Record, event: Event) -> bool:
 
 def _ioctl(record: Record, event: Event) -> bool:
     told = record.arguments
+    if told.get("sysfs"):
+        return False
     event.name = record.name
     event.before = _bytes(told.get("before", b""))[: kinds.MOST_STRUCT]
     event.after = _bytes(told.get("after", b""))[: kinds.MOST_STRUCT] or event.before

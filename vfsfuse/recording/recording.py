@@ -7,7 +7,7 @@ flags, indexes and structs.  docs/recording.md describes the file that it is wri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 LAB, HOST = "lab", "host"
@@ -183,3 +183,17 @@ def region_name(index: int) -> str:
 def irq_name(index: int) -> str:
     """INTX, MSI, MSIX, ERR, REQ; irq5 and so on."""
     return INTERRUPTS[index] if 0 <= index < len(INTERRUPTS) else f"irq{index}"
+
+
+def register_at(names: Mapping[tuple[int, int, int], str], region: int, offset: int, size: int) -> str:
+    """The name of the register that an access is to, empty if it is not to exactly one."""
+    return names.get((region, offset, size), "")
+
+
+def check(recording: Recording) -> None:
+    """Raises RecordingError for a recording that is longer than what can be read again."""
+    if len(recording.events) > MOST_EVENTS:
+        raise RecordingError(f"{len(recording.events)} events are too many: {MOST_EVENTS} can be read")
+    total = sum(len(event.data) for event in recording.events)
+    if total > MOST_TOTAL:
+        raise RecordingError(f"{total} bytes of data are too many: {MOST_TOTAL} can be read")

@@ -19,7 +19,6 @@ from vfsfuse.recording.recording import (
     Event,
     RecordedDevice,
     Recording,
-    RecordingError,
     Region,
     irq_name,
     region_name,
@@ -204,12 +203,3 @@ def _record(event: Event) -> Record:
 
 def _with_comment(line: str, comment: str) -> str:
     return f"{line}  # {printable(comment)}" if comment else line
-
-
-def check(recording: Recording) -> None:
-    """Raises RecordingError for a recording that is longer than what can be read again."""
-    if len(recording.events) > kinds.MOST_EVENTS:
-        raise RecordingError(f"{len(recording.events)} events are too many: {kinds.MOST_EVENTS} can be read")
-    total = sum(len(event.data) for event in recording.events)
-    if total > kinds.MOST_TOTAL:
-        raise RecordingError(f"{total} bytes of data are too many: {kinds.MOST_TOTAL} can be read")

@@ -31,7 +31,7 @@ MOST_OF_NAME = 64
 
 
 SYSFS = {"sysfs": True}
-"""What is told besides of an access through `config` or `resource<N>`, which is none of VFIO."""
+"""What is told besides of a call on `config` or `resource<N>`, which is none of VFIO."""
 
 
 class ToldFile:
@@ -69,7 +69,7 @@ class ToldFile:
     def ioctl_call(self, row: Row | None, cmd: int, arg: int, tid: int) -> Call:
         """An ioctl, without its struct: `begin` adds that."""
         name = f"{cmd:#x}" if row is None else row.name
-        return self._call(CallKind.IOCTL, name, {"arg": arg, "before": b""}, tid)
+        return self._call(CallKind.IOCTL, name, {"arg": arg, "before": b"", **self._way}, tid)
 
     def begin(self, calls: CallPoint, listener: Listener | None, call: Call, before: bytes) -> Steered:
         """Begin an ioctl with its struct."""
