@@ -66,7 +66,8 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.unmounted": "ioctl_shim | vfsfuse: viewers",
     "vfsfuse.monitor": "vfsfuse: asking",
     "vfsfuse.trace": "ioctl_shim | vfsfuse: asking",
-    "vfsfuse.recording": "ioctl_shim | devmodel: pci region | vfsfuse: asking mounts requirements run sticky trace",
+    "vfsfuse.recording": "ioctl_shim | devmodel: pci region "
+    "| vfsfuse: asking mounts requirements run sticky trace",
     "vfsfuse.kernfs": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks "
     "| vfsfuse: ownfolder",
