@@ -37,7 +37,7 @@ def traced(tmp_path: Path, script: str, *options: str) -> tuple[subprocess.Compl
 def test_it_ends_as_the_program_does_and_nothing_is_missing(tmp_path: Path, script: str, status: int) -> None:
     done, out = traced(tmp_path, f"{CREATE}; {script}")
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
-    assert names(lines_of(out), "lifecycle") == ["create"]
+    assert names(lines_of(out), "lifecycle") == ["probe", "create"]
 
 
 def test_run_with_a_trace_is_the_same(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_whole_dialogue_from_the_first_call_to_the_last(tmp_path: Path, compil
     done, out = traced(tmp_path, script, "--config", "examples/copier.toml")
     assert (done.returncode, done.stdout) == (0, "status 1\nok\n"), done.stderr
     lines = sorted(lines_of(out), key=lambda line: line["number"])  # as they began
-    assert names(lines, "store", "lifecycle")[:2] == ["create", "create"]
+    assert names(lines, "store", "lifecycle")[:3] == ["probe", "create", "create"]
     assert [name.removeprefix("VFIO_") for name in names(lines, "ioctl")] == [
         *("GET_API_VERSION", "GROUP_SET_CONTAINER", "SET_IOMMU", "IOMMU_MAP_DMA", "GROUP_GET_DEVICE_FD"),
         *("DEVICE_GET_INFO", "DEVICE_SET_IRQS", "DEVICE_RESET", "IOMMU_UNMAP_DMA"),
@@ -81,7 +81,7 @@ def test_processes_in_the_background_are_traced_to_their_end(tmp_path: Path) -> 
         assert tracer.poll() is None
         assert tracer.communicate("\n", timeout=SECONDS) == ("", "")
     assert tracer.returncode == 5
-    assert names(lines_of(out), "lifecycle") == ["create", "remove"]
+    assert names(lines_of(out), "lifecycle") == ["probe", "create", "remove"]
 
 
 def test_an_interrupt_leaves_the_background_untraced(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_an_interrupt_leaves_the_background_untraced(tmp_path: Path) -> None:
         wait_for(lambda: interrupted(tracer))
         assert tracer.communicate("\n", timeout=SECONDS)[0] == "done\n"
     assert tracer.returncode == 5
-    assert names(lines_of(out), "lifecycle") == ["create"]
+    assert names(lines_of(out), "lifecycle") == ["probe", "create"]
 
 
 def interrupted(tracer: subprocess.Popen[str]) -> bool:
@@ -115,7 +115,7 @@ def test_a_signal_that_asks_it_to_end_goes_to_the_program(tmp_path: Path, number
         tracer.send_signal(number)
         assert tracer.communicate(timeout=SECONDS) == ("told\n", "")
     assert tracer.returncode == 4
-    assert names(lines_of(out), "lifecycle") == ["create"]
+    assert names(lines_of(out), "lifecycle") == ["probe", "create"]
 
 
 def test_a_program_goes_on_when_its_tracer_is_killed(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_program_goes_on_when_its_lab_dies(tmp_path: Path) -> None:
         tracer.communicate("\n", timeout=SECONDS)
     assert line.startswith("vfsfuse: run: the server of the private lab has ended (killed by signal 9;")
     assert tracer.returncode == 3
-    assert names(lines_of(out), "lifecycle") == ["create"]
+    assert names(lines_of(out), "lifecycle") == ["probe", "create"]
 
 
 def test_a_stopped_tracer_keeps_neither_program_nor_lab(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_the_terminal_and_its_signals_are_the_programs(
     shown, status = in_terminal(words, (b"waiting", b"\x03"))
     assert status == -signal.SIGINT
     assert re.search(r"^\s*(\d+)\r\n\s*\1\r\nwaiting", shown), shown
-    assert names(lines_of(out), "lifecycle") == ["create"]
+    assert names(lines_of(out), "lifecycle") == ["probe", "create"]
 
 
 def test_a_suspended_program_suspends_its_tracer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,8 @@ def test_a_device_is_shown_from_its_making_on(tmp_path: Path) -> None:
     assert "record is about" not in done.stderr
     made = [(line["kind"], line["name"], line["errno_name"]) for line in lines_of(out)]
     once = {("lifecycle", "create", None), ("store", "create", None)}
-    assert set(made) == once | {(kind, name, "EEXIST") for kind, name, _ in once}
+    twice = {(kind, name, "EEXIST") for kind, name, _ in once}
+    assert set(made) == {*once, *twice, ("lifecycle", "probe", None)}
 
 
 def test_a_device_that_no_record_is_about(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_program_in_a_mounted_lab(lab: MountedLab, tmp_path: Path) -> None:
     script = f"{CREATE}; echo 1 > /sys/bus/mdev/devices/{UUID}/remove; exit 9"
     done = vfsfuse("trace", "--json", "-o", out, "--mount", lab.path, "--", "sh", "-c", script)
     assert (done.returncode, done.stdout, done.stderr) == (9, "", "")
-    assert names(lines_of(out), "lifecycle") == ["create", "remove"]
+    assert names(lines_of(out), "lifecycle") == ["probe", "create", "remove"]
 
 
 def test_where_no_lab_is(tmp_path: Path) -> None:

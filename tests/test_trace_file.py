@@ -16,7 +16,7 @@ from tests.commands import VFSFUSE, run
 from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import Copier
 from tests.labs import MountedLab, described
-from tests.tracefile import Reader, created, until
+from tests.tracefile import Reader, created, open_config, until
 from tests.vfio.client import DEVICE_RESET, PAGE, Memory, fails
 from tests.vfio.copiers import COMMAND_REGISTER, DECODE, LAB
 from tests.waiting import wait_for
@@ -90,6 +90,7 @@ def test_a_dialogue_is_told_with_its_data_and_its_client(machine: MountedLab) ->
     ]
     in_order = [
         ("lifecycle", "copier-1", "create"),
+        ("lifecycle", name, "probe"),
         ("open", "iommufd", "open"),
         ("open", name, "open"),
         ("ioctl", name, "VFIO_DEVICE_BIND_IOMMUFD"),
@@ -127,6 +128,27 @@ def test_a_dialogue_is_told_with_its_data_and_its_client(machine: MountedLab) ->
     comm = Path("/proc/self/comm").read_text().strip()
     assert clients == {(os.getpid(), threading.get_native_id(), comm)}
     assert all(0 <= (each.duration or 0) < 60 and abs(each.time - time.time()) < 600 for each in found)
+
+
+def test_a_reader_of_faults_keeps_nothing_else(machine: MountedLab) -> None:
+    faults = machine.api.faults
+    late = faults.add(name="late", region="config", range=8, delay=0.01)
+    wrong = faults.add(name="wrong", region="config", range=9, access="write", errno="EPERM")
+    with (
+        late,
+        wrong,
+        Reader(machine, injected=["w*"], keep=2) as some,
+        Reader(machine, injected=["any"], keep=2) as both,
+        open_config(machine) as fd,
+    ):
+        os.pread(fd, 1, 8)
+        fails(errno.EPERM, os.pwrite, fd, b"1", 9)
+        for _ in range(5):
+            os.pread(fd, 4, 0)
+        found = until(both, lambda records: len(records) == 2)
+        told = [(each.name, each.fault, each.delayed, each.errno) for each in found]
+        assert told == [("read", "late", True, 0), ("write", "wrong", False, errno.EPERM)]
+        assert until(some, len) == found[1:]
 
 
 def test_a_c_client_under_run_is_told_as_itself(

@@ -17,7 +17,7 @@ import pytest
 
 from tests.commands import ROOT
 from tests.waiting import wait_for
-from vfsfuse import Fault, FaultRule, Lab, LabError, Vgpu
+from vfsfuse import Fault, FaultRule, Lab, LabError, Region, Vgpu
 from vfsfuse.faults.keys import KEYS
 
 STATUS = 0x18
@@ -64,6 +64,43 @@ def test_an_ioctl_fails_with_an_errno(lab: Lab, vgpu: Vgpu) -> None:
     assert not lab.faults
     with vgpu.open() as device:
         device.reset()
+
+
+def test_rules_come_and_go_while_a_device_is_open(lab: Lab, vgpu: Vgpu) -> None:
+    with vgpu.open() as device:
+        device.enable()
+        registers, interrupts = device.regions[0], device.interrupts("msix", 1)
+        assert registers.read_int(STATUS) == 0
+        with lab.faults.add(device=vgpu.name, region="BAR0", range=STATUS, access="read", value=7) as fault:
+            assert registers.read_int(STATUS) == 7
+            assert fault.hits == 1
+        assert registers.read_int(STATUS) == 0
+        again = lab.faults.add(device=vgpu.name, ioctl="VFIO_DEVICE_RESET", errno="EAGAIN")
+        with again, pytest.raises(BlockingIOError):
+            device.reset()
+        device.reset()
+        with lab.faults.add(device=vgpu.name, interrupt="MSIX", drop=True) as fault:
+            copy_nothing(registers)
+            wait_for(lambda: registers.read_int(STATUS))
+            wait_for(lambda: fault.hits == 1)
+            assert interrupts.take() == 0
+        with lab.faults.add(device=vgpu.name, interrupt="MSIX", duplicate=True):
+            copy_nothing(registers)
+            signals: list[int] = []
+
+            def both() -> bool:
+                signals.append(interrupts.take())
+                return sum(signals) == 2
+
+            wait_for(both)
+        interrupts.close()
+
+
+def copy_nothing(registers: Region) -> None:
+    """Have a copier copy 0 bytes, which raises an interrupt."""
+    registers.write_int(STATUS, 1)
+    registers.write_int(0x10, 0)
+    registers.write_int(0x14, 1)
 
 
 def test_a_rule_is_removed_once_and_again(lab: Lab) -> None:
