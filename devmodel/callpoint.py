@@ -445,23 +445,22 @@ class CallPoint:
     ) -> T:
         """As :meth:`run` on the trio thread, which goes on with other tasks meanwhile.  What cancels it ends
         the wait, too."""
-        with _client_is(call.tid):
-            steered = self.steer(call)
-            if steered is None:
-                return await self.tell_async(
-                    call, function if data is None else functools.partial(function, data)
-                )
-            with steered.told():
-                if steered.waits:
-                    await _wait_async(steered)
-                call.result = result = await _make_async(steered.injection, function, data, dropped)
+        steered = self.steer(call)
+        if steered is None:
+            made = function if data is None else functools.partial(function, data)
+            return await self.tell_async(call, made)
+        with _client_is(call.tid), steered.told():
+            if steered.waits:
+                await _wait_async(steered)
+            call.result = result = await _make_async(steered.injection, function, data, dropped)
         return result
 
     async def tell_async(self, call: Call, function: Callable[[], Awaitable[T]]) -> T:
         """Make a call on the trio thread that nobody steers."""
         observers = self.begin(call)
         try:
-            call.result = result = await function()
+            with _client_is(call.tid):
+                call.result = result = await function()
         except BaseException as error:
             call.error = error
             raise

@@ -120,8 +120,8 @@ class Injection:
         for _ in range(self.times - 1):
             function(*arguments)
         result = function(*arguments)
-        if data is None and isinstance(result, bytes):
-            return self.changed(result)  # type: ignore[return-value]
+        if data is None and type(result) is bytes:  # no subclass: it says that it is not what was read
+            return self.changed(result)  # type: ignore[return-value, arg-type]
         return result
 
     def changed(self, data: bytes) -> bytes:

@@ -206,6 +206,11 @@ Observing = Callable[[Opened, int], Observed | None]
 of which nothing is told."""
 
 
+SteerStore = Callable[[int, bytes, int], Callable[[PendingRequest], None] | None]
+"""Is asked on a pump for each store of an attribute while somebody steers calls: its inode, the data, the
+client's thread.  Gives what begins a store that is steered, and None for any other."""
+
+
 class Lane:
     """The callbacks of the pump, which run on its thread.  `threads` make the calls that may wait."""
 
@@ -214,10 +219,11 @@ class Lane:
     ) -> None:
         """While somebody attends (`attend`), calls on open files are those of what `observing` gives."""
         self._opener, self._threads, self._observing = opener, threads, observing
+        self.steer_store: SteerStore | None = None
         self._called = (
             *(_errno_of, names.show, names.lookup, names.stat, names.readlink),
             *(self._observed_read, self._observed_write, self._observed_ioctl),
-            *(self._steered_read, self._steered_write),
+            *(self._steered_read, self._steered_write, self._steered_store),
         )
         self._observed: dict[int, Observed | None] = {}
         """By token, for files with calls that were observed."""
@@ -390,6 +396,19 @@ class Lane:
             return None
         pending = PendingRequest(Transfer(unique, offset, len(data), flags, tid), self._pending)
         hold_request(pending, later, pending.written, self._threads.submit)
+        return True
+
+    def _steered_store(self, unique: int, inode: int, tid: int, data: bytes) -> bool | None:
+        """The same for a store of an attribute."""
+        begin = None if self.steer_store is None else self.steer_store(inode, data, tid)
+        if begin is None:
+            return None
+        pending = PendingRequest(Transfer(unique, 0, len(data), 0, tid), self._pending)
+        try:
+            begin(pending)
+        except BaseException:
+            pending.close()
+            raise
         return True
 
     def _observed_of(self, token: int) -> Observed | None:

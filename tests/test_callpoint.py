@@ -208,7 +208,7 @@ def test_an_observer_that_fails_is_logged_once_a_kind(
         log = lab.log
         lab.log_path.write_text("")  # a traceback at the end would be a fault of the server
     assert log.count("an observer failed") == log.count("Traceback") == 2
-    assert "ZeroDivisionError" in log and "ValueError: create" in log
+    assert "ZeroDivisionError" in log and "ValueError: probe" in log
     dialogue_lines = [line for line in listened.lines(1) if line["kind"] not in OBSERVED_ONLY]
     assert [told(line) for line in dialogue_lines] == dialogue(listened.name)
 
@@ -272,7 +272,7 @@ def test_a_file_whose_open_waited_is_listened_to(listen: Callable[..., ListenedL
             assert group.flags == 1
         listened.remove()
     names = [line["name"] for line in listened.lines()]
-    assert names == ["create", "create", "open", "open", "VFIO_GROUP_GET_STATUS", "remove", "remove"]
+    assert names == ["create", "create", "probe", "open", "open", "VFIO_GROUP_GET_STATUS", "remove", "remove"]
 
 
 def test_a_dialogue_by_iommufd_is_told(listen: Callable[..., ListenedLab]) -> None:
@@ -410,6 +410,7 @@ def dialogue(name: str) -> list[tuple[object, ...]]:
     return [
         ("store", types, "create", {"data": name.encode().hex()}, len(name)),
         ("lifecycle", "copier-1", "create", {"arguments": None}, None),
+        ("lifecycle", name, "probe", {"arguments": None}, None),
         ioctl("container", "GET_API_VERSION"),
         ioctl("group 0", "GROUP_SET_CONTAINER"),
         ioctl("container", "SET_IOMMU"),

@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
@@ -32,6 +33,7 @@ from vfsfuse.faults.rule import RuleError, parse_line
 from vfsfuse.faults.rules import FaultRules
 from vfsfuse.kernfs.inodes import Inodes, LaneInodes
 from vfsfuse.kernfs.operations import Operations
+from vfsfuse.kernfs.steeredstores import SteeredStores
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.xattr import source
 from vfsfuse.labfile.code import LabCode
@@ -103,7 +105,9 @@ def serve(
     tree.add(tree.root, FaultsFile.node(rules, calls, view.services.threads))
     tree.take_changes()
     lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads, view.observing)
-    calls.join(lambda: lane.attend(OBSERVED * bool(calls.observers) | STEERED * (calls.listener is not None)))
+    stores = SteeredStores(tree, calls, view.lab.tasks, operations.store, operations.publish)
+    lane.steer_store = stores.steer
+    calls.join(partial(_attend, calls, lane, inodes))
     _mount(operations, mountpoint)
     try:
         lane.start()
@@ -117,6 +121,7 @@ def serve(
             ending.end_with(end_fd, mountpoint)
         trio.run(_Server(operations, view, lane, mountpoint, ready, reloader, watched).run, early)
     finally:
+        calls.close()
         pyfuse3.close(unmount=_is_ours(mountpoint))
         lane.stop()
         view.close()
@@ -131,6 +136,13 @@ def _add_rules(rules: FaultRules, spec: LabSpec) -> None:
     except (RuleError, OSError) as error:
         why = error if isinstance(error, RuleError) else error.strerror
         raise SpecError(f"{spec.source}: faults: {why}") from error
+
+
+def _attend(calls: CallPoint, lane: Lane, inodes: Inodes) -> None:
+    """Somebody comes or goes who observes or listens."""
+    listens = calls.listener is not None
+    inodes.steered = listens
+    lane.attend((OBSERVED if calls.observers else 0) | (STEERED if listens else 0))
 
 
 def _no_folder() -> str:
@@ -186,6 +198,7 @@ class _Server:
             log.info("%s: ending", signal.Signals(number).name)
             # a thread of this process that waits for an answer of its own could not end, even by SIGKILL
             await self.announced.wait()
+            self.view.lab.calls.close()
             pyfuse3.terminate()
             scope.cancel()
 
@@ -196,6 +209,6 @@ class _Server:
         self.operations.watchers.mounted(self.mountpoint, root.st_dev)
         await trio.to_thread.run_sync(os.listdir, os.path.join(self.mountpoint, "sys"))
         log.info("mounted at %s, pid %d", self.mountpoint, os.getpid())
-        unmounted.end_when_unmounted(root.st_dev, source())
+        unmounted.end_when_unmounted(root.st_dev, source(), self.view.lab.calls.close)
         self.ready()
         self.announced.set()

@@ -22,7 +22,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ioctl_shim.seccomp import file_id
 from vfsfuse import viewers
@@ -38,18 +38,21 @@ INITIAL_PIDS = "pid:[4026531836]"
 """The pid namespace in which /proc shows all processes: PROC_PID_INIT_INO of <linux/proc_ns.h>."""
 
 
-def end_when_unmounted(device: int, source: str) -> None:
+def end_when_unmounted(device: int, source: str, gone: Callable[[], None]) -> None:
     """Start the thread for the lab whose files have this st_dev, and whose mount has this `source`.
-    Called when it is mounted.
+    Called when it is mounted.  The thread calls `gone` when the lab is unmounted, though clients may use it
+    still.
 
     In a container nobody can tell who sees the lab from outside, nor where /proc hides the processes of other
     users (hidepid).  So there is no such thread then."""
     with contextlib.suppress(OSError):
         if os.readlink("/proc/self/ns/pid") == INITIAL_PIDS and os.access("/proc/1/mountinfo", os.R_OK):
-            threading.Thread(target=_watch, args=(device, source), name="unmounted", daemon=True).start()
+            threading.Thread(
+                target=_watch, args=(device, source, gone), name="unmounted", daemon=True
+            ).start()
 
 
-def _watch(device: int, source: str) -> None:
+def _watch(device: int, source: str, gone: Callable[[], None]) -> None:
     minor = os.minor(device)
     with open("/proc/self/mountinfo", "rb") as table:
         changed = select.poll()
@@ -57,6 +60,7 @@ def _watch(device: int, source: str) -> None:
         while True:
             while _is_mounted(minor):
                 changed.poll()
+            gone()
             _watch_unmounted(device, source)
 
 

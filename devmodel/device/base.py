@@ -150,14 +150,16 @@ class Device:
             region.write(offset, data if taken == len(data) else data[:taken])
             return taken
 
-    def _write_signalled(self, index: int, offset: int, data: bytes) -> int:
-        """As :meth:`write`, for an ioeventfd: no call of the client's says that it is done."""
+    def _write_signalled(self, index: int, offset: int, data: bytes, wanted: Callable[[], bool]) -> int:
+        """As :meth:`write`, for an ioeventfd: no call of the client's says that it is done. A listener may
+        delay it, and it is not made if it is not ``wanted`` any more."""
         calls = self.calls
-        if not calls.observers:
+        if not calls.attended:
             return self.write(index, offset, data)
         told = {"region": index, "offset": offset, "size": len(data), "data": data}
         call = Call(CallKind.REGION, self.name, "write", told, device=self)
-        return calls.tell(call, lambda: self.write(index, offset, data))
+        calls.signal(call, lambda data: self.write(index, offset, data) if wanted() else 0, data)
+        return len(data)
 
     def present_region(self, index: int) -> Region:
         """As :meth:`region`, and ``OSError(ENODEV)`` once the device is closed. Under :attr:`lock`."""

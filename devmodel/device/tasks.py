@@ -9,7 +9,7 @@ Source: trio's "Reference: tasks" (cancel scopes, TrioToken).
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -43,12 +43,14 @@ def log_failure(what: str, error: BaseException) -> None:
 class Task:
     """One run of a model's coroutine. Who ends it sets ``stopped``, under the device's lock."""
 
-    __slots__ = ("_arguments", "_function", "_scope", "stopped")
+    __slots__ = ("_arguments", "_function", "_scope", "stopped", "waits")
 
     def __init__(self, function: Coroutine, arguments: tuple[Any, ...]) -> None:
         self._function, self._arguments = function, arguments
         self._scope: trio.CancelScope | None = None
         self.stopped = False
+        self.waits: frozenset[Callable[[], object]] = frozenset()
+        """What ends the waits of its threads. Changes under :data:`_waits_lock`."""
 
     async def serve(self, failed: Report = log_failure) -> None:
         """Run it to its end, on the trio thread. An exception of it goes to ``failed``, and ends nothing
@@ -75,7 +77,16 @@ class Task:
         if self._scope is not None:
             self._scope.cancel()
 
+    def stop(self) -> None:
+        """It is to do nothing any more. Any thread; :meth:`cancel` has to follow."""
+        self.stopped = True
+        with _waits_lock:
+            waits, self.waits = self.waits, frozenset()
+        for end in waits:
+            end()
 
+
+_waits_lock = threading.Lock()
 _current: ContextVar[Task | None] = ContextVar("task", default=None)
 
 
@@ -84,6 +95,25 @@ def check_current() -> None:
     task = _current.get()
     if task is not None and task.stopped:
         raise TaskStopped
+
+
+@contextlib.contextmanager
+def ended_with_task(end: Callable[[], object]) -> Iterator[None]:
+    """Call ``end`` when the current task is stopped while its thread is in the block, at once if it was.
+    ``end`` is short: it runs under the device's lock."""
+    task = _current.get()
+    if task is None:
+        yield
+        return
+    with _waits_lock:
+        task.waits |= {end}
+    if task.stopped:
+        end()
+    try:
+        yield
+    finally:
+        with _waits_lock:
+            task.waits -= {end}
 
 
 class TaskHost:
@@ -175,6 +205,7 @@ class Tasks:
             for task in running:
                 task.stopped = True
         for task in running:
+            task.stop()
             if self.host is not None:
                 self.host.end(task)
 

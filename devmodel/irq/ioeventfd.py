@@ -27,11 +27,12 @@ class IoWrite(NamedTuple):
 
 
 class IoEventfds:
-    """The ioeventfds of one device. ``write(region, offset, data)`` writes to the device."""
+    """The ioeventfds of one device. ``write(region, offset, data, wanted)`` writes to the device, at once or
+    later, if ``wanted()`` says that the ioeventfd is still there."""
 
     __slots__ = ("_watches", "_write", "lock")
 
-    def __init__(self, write: Callable[[int, int, bytes], int]) -> None:
+    def __init__(self, write: Callable[[int, int, bytes, Callable[[], bool]], int]) -> None:
         self.lock = threading.Lock()
         self._write = write
         self._watches: dict[IoWrite, Watch] = {}
@@ -67,12 +68,12 @@ class IoEventfds:
 
     def _signalled(self, what: IoWrite) -> None:
         with self.lock:
-            if what not in self._watches:
-                return
+            watch = self._watches.get(what)
+        if watch is None:
+            return
+        data = (what.data & _mask(what.size)).to_bytes(what.size, "little")
         with contextlib.suppress(OSError):  # the device is gone, and nobody waits for an answer
-            self._write(
-                what.region, what.offset, (what.data & _mask(what.size)).to_bytes(what.size, "little")
-            )
+            self._write(what.region, what.offset, data, lambda: self._watches.get(what) is watch)
 
 
 def _mask(size: int) -> int:

@@ -43,6 +43,17 @@ PLAIN = Access(_move, _fill)
 """Without a front end: a SIGBUS ends the process."""
 
 
+def store_bytes(buffer: bytearray | memoryview, data: bytes, access: Access) -> None:
+    """Store data at the beginning of a buffer that has room for them. Does nothing when the host has no page
+    there."""
+    view = memoryview(buffer).cast("B")[: len(data)]
+    if isinstance(view.obj, bytearray):
+        view[:] = data
+    elif data:
+        source = ctypes.create_string_buffer(data, len(data))
+        access.move(ctypes.addressof(ctypes.c_char.from_buffer(view)), ctypes.addressof(source), len(data))
+
+
 def first_bytes(buffer: bytes | bytearray | memoryview, most: int, access: Access) -> bytes:
     """A copy of the first bytes of a buffer, up to ``most``. Empty when the host has no page for them."""
     view = memoryview(buffer).cast("B")[:most]

@@ -376,6 +376,18 @@ int64_t call_attended_write(const struct lane_file *file, const struct lane_tran
 	return result;
 }
 
+/* LANE_DEFERRED leaves the store to pyfuse3, LANE_TAKEN to Python, which answers it. */
+int64_t call_steered_store(uint64_t unique, uint64_t inode, uint32_t tid, const void *in, uint32_t size)
+{
+	uint64_t numbers[] = {unique, inode, tid};
+	PyGILState_STATE gil = PyGILState_Ensure();
+	PyObject *data = PyBytes_FromStringAndSize(in, size);
+	int64_t result = data ? is_taken(call(python.steered_store, NULL, numbers, 3, data)) : failure();
+
+	PyGILState_Release(gil);
+	return result < 0 ? result : result ? LANE_TAKEN : LANE_DEFERRED;
+}
+
 int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uint32_t tid, uint32_t slot)
 {
 	int who = is_attended();

@@ -51,7 +51,9 @@ void lane_file_put(uint64_t fh)
 void lane_open_file(struct lane_open *open)
 {
 	struct lane_file *file = calloc(1, sizeof(*file));
-	struct vfs_open_out out = {.fh = (uintptr_t)file, .open_flags = FOPEN_DIRECT_IO | VFS_FOPEN_NOFLUSH}, unmappable = out;
+	/* a write that is held up does not hold up other writes to a region's own file */
+	uint32_t flags = FOPEN_DIRECT_IO | VFS_FOPEN_NOFLUSH | VFS_FOPEN_PARALLEL_WRITES;
+	struct vfs_open_out out = {.fh = (uintptr_t)file, .open_flags = flags}, unmappable = out;
 	int error = file ? lane_forbid_mapping(&unmappable) : -ENOMEM;
 
 	if (!error)

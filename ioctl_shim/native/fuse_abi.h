@@ -13,6 +13,7 @@
 #define VFS_PASSTHROUGH_FLAG2 (1u << (37 - 32)) /* FUSE_PASSTHROUGH, in flags2 */
 #define VFS_FOPEN_STREAM (1u << 4)
 #define VFS_FOPEN_NOFLUSH (1u << 5) /* Linux 5.16; older kernels send FLUSH, which is answered */
+#define VFS_FOPEN_PARALLEL_WRITES (1u << 6) /* FOPEN_PARALLEL_DIRECT_WRITES, Linux 6.2 */
 #define VFS_FOPEN_PASSTHROUGH (1u << 7)
 
 struct vfs_backing_map { /* struct fuse_backing_map */

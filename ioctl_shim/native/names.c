@@ -133,6 +133,14 @@ void on_attr_write(const struct request *r)
 {
 	struct fuse_write_in *in = (struct fuse_write_in *)r->body;
 
+	if (is_attended() & LANE_STEERED && in->size <= r->size - sizeof(*in)) {
+		int64_t result = call_steered_store(r->header->unique, r->header->nodeid, r->header->pid, in + 1, in->size);
+
+		if (result == LANE_TAKEN)
+			return;
+		if (result != LANE_DEFERRED)
+			return send_error(r->header->unique, result);
+	}
 	in->fh = r->header->nodeid;  /* as for a read */
 	in->offset = r->header->pid; /* a store is always from the start; its handler is told who makes it */
 	hand_on(r);

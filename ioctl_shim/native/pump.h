@@ -113,6 +113,7 @@ int64_t call_register(const struct lane_place *place, uint64_t *value, int write
 int64_t call_ioctl(const struct lane_file *file, uint32_t cmd, uint64_t arg, uint32_t tid, uint32_t slot);
 int is_attended(void); /* who attends to calls on open files, which Python makes then; one load */
 int64_t call_attended_read(const struct lane_file *file, const struct lane_transfer *read, int who, char *out);
+int64_t call_steered_store(uint64_t unique, uint64_t inode, uint32_t tid, const void *in, uint32_t size);
 int64_t call_attended_write(const struct lane_file *file, const struct lane_transfer *write, int who, const void *in);
 void *call_attach(void); /* makes this thread one that calls Python cheaply, until call_detach(its result) */
 void call_detach(void *attached);

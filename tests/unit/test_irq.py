@@ -358,7 +358,10 @@ def assert_works(watcher: Watcher) -> None:
 def test_ioeventfds(watcher: Watcher) -> None:
     written: list[tuple[int, int, bytes]] = []
 
-    def write(region: int, offset: int, data: bytes) -> int:
+    still = list[Callable[[], bool]]()
+
+    def write(region: int, offset: int, data: bytes, wanted: Callable[[], bool]) -> int:
+        still.append(wanted)
         written.append((region, offset, data))
         return len(data)
 
@@ -369,7 +372,9 @@ def test_ioeventfds(watcher: Watcher) -> None:
     fails(errno.EEXIST, ioeventfds.add, what, lambda: Eventfd(os.dup(event), lib.shim_signal), watcher)
     os.eventfd_write(event, 1)
     assert soon(lambda: written == [(2, 8, b"\x44\x33")])
+    assert still[0]()
     ioeventfds.remove(what)
+    assert not still[0]()
     fails(errno.ENODEV, ioeventfds.remove, what)
     ioeventfds.release()
     os.close(event)

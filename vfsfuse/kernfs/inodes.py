@@ -14,7 +14,7 @@ from collections.abc import Callable
 from threading import RLock
 from typing import TypeVar
 
-from ioctl_shim.lane import ATTR_READ_BIT, is_being_written
+from ioctl_shim.lane import ATTR_READ_BIT, ATTR_WRITE_BIT, is_being_written
 from ioctl_shim.lanefile import InodeAttr
 from vfsfuse.kernfs.bundle import Bundle
 from vfsfuse.kernfs.kobject import Child, Kobject, Lookup, Member, Symlink, relative
@@ -32,6 +32,8 @@ class Inodes:
 
     def __init__(self, tree: Tree, cache: float, uid: int, gid: int, waits: bool) -> None:
         self.tree, self.waits = tree, waits
+        self.steered = False
+        """Whether a listener may have any store wait (devmodel.callpoint).  Any thread sets it."""
         self._uid, self._gid = uid, gid
         self._cache_ns = tree.gone.kept_ns = int(cache * NANOSECONDS)
 
@@ -42,7 +44,7 @@ class Inodes:
         found = directory.find(text)
         if found is None:
             return self._attr(self.tree.getattr(directory.hidden(text)), 0)
-        if isinstance(found, Member) and is_store(found):
+        if isinstance(found, Member) and (is_store(found) or (self.steered and is_setting(found))):
             inode = found.inode(directory)
             if is_being_written(inode) or (self.waits and isinstance(found, WaitingStore)):
                 return self._attr(self.tree.getattr(self.tree.own_inode(inode)), 0)
@@ -160,6 +162,11 @@ def first(changed: int | None, declared: int | None, usual: int) -> int:
     if changed is not None:
         return changed
     return usual if declared is None else declared
+
+
+def is_setting(found: Member) -> bool:
+    """Whether it is an attribute that can be written."""
+    return bool(found.lane_bits & ATTR_WRITE_BIT)
 
 
 def is_store(found: Member) -> bool:

@@ -21,7 +21,7 @@ from functools import partial
 
 import trio
 
-from devmodel.callpoint import Call, CallKind, CallPoint, owing
+from devmodel.callpoint import Call, CallKind, CallPoint
 from devmodel.lifecycle.removal import patiently
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import check_open, forget_stats
@@ -261,36 +261,24 @@ class Operations(Refusals):
         """A store.  Every one is from the start, as sysfs has it: in place of an offset, the pump gives the
         client's thread."""
         with errors("store"):
-            if self._calls.listener is not None:
-                return await self._listened_write(fh, buf, off)
             if self._calls.observers:
                 return await self._observed_write(fh, buf, off)
             try:
-                return await self._store(fh, buf)
+                return await self.store(fh, buf)
             finally:
                 await self.publish()
-
-    async def _listened_write(self, fh: int, data: bytes, tid: int) -> int:
-        """A store that passes the call point; it waits there, and for what its lifecycle changes owe."""
-        entry, member = self._attribute(fh)
-        call = Call(CallKind.STORE, entry.path, member.name, {"data": data}, tid)
-        with owing() as debt:
-            try:
-                return await self._calls.run_async(call, lambda: self._store(fh, data))
-            finally:
-                await self.publish()
-                await debt.pay()
 
     async def _observed_write(self, fh: int, data: bytes, tid: int) -> int:
         entry, member = self._attribute(fh)
         call = Call(CallKind.STORE, entry.path, member.name, {"data": data}, tid)
         try:
-            return await self._calls.run_async(call, lambda: self._store(fh, data))
+            return await self._calls.tell_async(call, lambda: self.store(fh, data))
         finally:
             await self.publish()
 
-    async def _store(self, fh: int, data: bytes) -> int:
-        """A store.  If it was delayed, or waits, its directory may be gone by now."""
+    async def store(self, fh: int, data: bytes) -> int:
+        """A store.  If it was delayed, or waits, its directory may be gone by now.  :meth:`publish` has to
+        follow."""
 
         def store() -> int:
             entry, member = self._attribute(fh)

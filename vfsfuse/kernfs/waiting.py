@@ -62,10 +62,11 @@ class StoreRunner:
     def begin(self, inode: int, pending: PendingRequest, data: bytes) -> None:
         """Run a store.  Device lane."""
         entry, member = self._find(inode)
+        call = Call(CallKind.STORE, entry.path, member.name, {"data": data[:PAGE_SIZE]}, pending.tid)
         scope = trio.CancelScope()
         pending.when_interrupted(lambda: self._host.soon(scope.cancel))
         try:
-            self._host.begin(Task(self._run, (entry, member, pending, data[:PAGE_SIZE], scope)))
+            self._host.begin(Task(self._run, (call, inode, pending, data[:PAGE_SIZE], scope)))
         except RuntimeError as error:
             raise OSError(errno.ENODEV, "the lab ends") from error
 
@@ -76,40 +77,49 @@ class StoreRunner:
         return entry, member
 
     async def _run(
-        self,
-        entry: Entry,
-        member: WaitingStore,
-        pending: PendingRequest,
-        data: bytes,
-        scope: trio.CancelScope,
+        self, call: Call, inode: int, pending: PendingRequest, data: bytes, scope: trio.CancelScope
     ) -> None:
         error = errno.EIO
         try:
-            with owing() as debt, scope:
-                error = await self._errno(entry, member, pending.tid, data)
+            with scope, owing() as debt:
+                try:
+                    error = await self._errno(call, inode, data)
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self._published()
+                await debt.pay()
             if scope.cancelled_caught:
                 error = errno.EINTR
-            if self.publish is not None:
-                await self.publish()
-            await debt.pay()
         finally:  # whatever happens: without an answer, not even SIGKILL ends the client
             if error:
                 pending.fail(error)
             else:
                 pending.written(len(data))
 
-    async def _errno(self, entry: Entry, member: WaitingStore, tid: int, data: bytes) -> int:
+    async def _published(self) -> None:
+        if self.publish is not None:
+            await self.publish()
+
+    async def _errno(self, call: Call, inode: int, data: bytes) -> int:
         """The errno that a store ends with, 0 when it succeeded."""
-        call = Call(CallKind.STORE, entry.path, member.name, {"data": data}, tid)
+
+        async def store(data: bytes) -> None:
+            entry, member = self._find(inode)  # it may have gone while this was held up
+            await member.write(entry, data)
+
         try:
-            await self._host.calls.run_async(call, lambda: member.write(entry, data))
+            await self._host.calls.run_async(call, store, data, _nothing)
         except OSError as error:
-            log.debug("%s: %s", member.name, error)
+            log.debug("%s: %s", call.name, error)
             return answer_of(error)
         except (Exception, SystemExit):
-            log.exception("%s failed", member.name)
+            log.exception("%s failed", call.name)
             return errno.EIO
         return 0
+
+
+def _nothing() -> None:
+    """The result of a store that is dropped."""
 
 
 class StoreFile(DeferringFile):
