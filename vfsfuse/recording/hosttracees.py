@@ -84,8 +84,11 @@ class Tracees:
         if tid == self.pid:
             self.status = status
         self._endings.pop(tid, None)
+        self._early.discard(tid)
         if self._processes.pop(tid, tid) == tid:
             self._watcher.ended(tid)
+        for child in list(self._early):  # perhaps the one that made it was killed before it could stop
+            self._add(None, child)
 
     def _stopped(self, tid: int, status: int) -> None:
         number, event = os.WSTOPSIG(status), status >> 16
@@ -116,13 +119,13 @@ class Tracees:
         finally:
             self._go_on(tid)
 
-    def _add(self, parent: int, child: int) -> None:
+    def _add(self, parent: int | None, child: int) -> None:
         try:
             process = tgid_of(child)
         except OSError:  # killed already
             process = child
         self._processes[child] = process
-        if process == child:
+        if process == child and parent in self._processes:
             self._watcher.forked(self._processes[parent], child)
         if child in self._early:
             self._early.remove(child)
