@@ -86,50 +86,48 @@ def test_the_filter_stops_at_these_calls_and_no_others(name: str) -> None:
         assert verdict(code, nr | 1 << 30, machine.audit, 0x3B64) == ALLOW  # x32
 
 
-def answer(flags: int, *capabilities: tuple[int, bytes], argsz: int = 0) -> bytes:
-    """A region's answer with a chain of capabilities."""
-    size = 32 + sum(8 + len(data) for _, data in capabilities)
-    made = struct.pack("=4I2Q", argsz or size, flags, 4, 32 if capabilities else 0, 0x2000, 4 << 40)
-    for number, (kind, data) in enumerate(capabilities):
-        last = number + 1 == len(capabilities)
-        made += struct.pack("=2HI", kind, 1, 0 if last else len(made) + 8 + len(data)) + data
+def capabilities(*ids: int) -> bytes:
+    """A chain of capabilities of 24 bytes each, as it is behind struct vfio_region_info."""
+    made = b""
+    for number, kind in enumerate(ids, start=1):
+        made += struct.pack("=2HI", kind, 1, 32 + number * 24 if number < len(ids) else 0) + bytes(
+            [kind] * 16
+        )
     return made
 
 
-def chain(data: bytes) -> list[int]:
-    """The ids of the capabilities that an answer leads to."""
-    ids, at = [], struct.unpack_from("=I", data, 12)[0]
-    while at:
-        kind, _, at = struct.unpack_from("=2HI", data, at)
-        ids.append(kind)
-    return ids
+def info(argsz: int, flags: int = 0, first: int = 0, behind: bytes = b"") -> bytes:
+    return struct.pack("=4I2Q", argsz, flags, 4, first, 0x2000, 4 << 40) + behind
 
 
-@pytest.mark.parametrize(
-    ("ids", "left"),
-    [([], []), ([SPARSE], []), ([TYPE, SPARSE], [TYPE]), ([SPARSE, TYPE, SPARSE, 3], [TYPE, 3])],
-)
-def test_sparse_mmap_is_unlinked_wherever_it_is(ids: list[int], left: list[int]) -> None:
-    shown = without_mmap(answer(7 | 8 * bool(ids), *((kind, bytes(24)) for kind in ids)))
-    assert chain(shown) == left
-    assert struct.unpack_from("=I", shown, 4)[0] == 3 | 8 * bool(left)
+CHAINS = [([], []), ([SPARSE], []), ([TYPE, SPARSE], [TYPE]), ([SPARSE, TYPE, SPARSE, 3], [TYPE, 3])]
 
 
-def test_an_answer_without_room_still_says_how_much_is_needed() -> None:
-    shown = without_mmap(struct.pack("=4I2Q", 64, 15, 4, 0, 0x2000, 4 << 40))
-    assert struct.unpack_from("=4I", shown) == (64, 11, 4, 0)
+@pytest.mark.parametrize(("ids", "left"), CHAINS)
+def test_sparse_mmap_is_hidden_wherever_it_is(ids: list[int], left: list[int]) -> None:
+    room = b"\xaa" * 200
+    chain, kept = capabilities(*ids), capabilities(*left)
+    after = info(232, 7 | 8 * bool(ids), 32 * bool(ids), chain + room[len(chain) :])
+    shown = without_mmap(info(232, behind=room), after, chain)
+    assert shown == info(232, 3 | 8 * bool(left), 32 * bool(left), kept + room[len(kept) :])
 
 
-@pytest.mark.parametrize("at", [1, 31, 32, 39, 2**32 - 1])
+@pytest.mark.parametrize(("ids", "left"), CHAINS)
+def test_an_answer_without_room_says_how_much_is_needed(ids: list[int], left: list[int]) -> None:
+    chain = capabilities(*ids)
+    shown = without_mmap(info(32), info(32 + len(chain), 7 | 8 * bool(ids)), chain)
+    assert shown == info(32 + 24 * len(left), 3 | 8 * bool(left))
+
+
+@pytest.mark.parametrize("at", [1, 31, 32, 39, 48, 2**32 - 1])
 def test_a_chain_that_leads_anywhere(at: int) -> None:
-    data = bytearray(answer(15, (SPARSE, b"")))
-    data[12:16] = at.to_bytes(4, "little")
-    data[36:40] = (32).to_bytes(4, "little")  # leads to itself
-    assert struct.unpack_from("=I", without_mmap(bytes(data)), 4)[0] & 4 == 0
+    chain = struct.pack("=2HI", TYPE, 1, at) + bytes(15)
+    shown = without_mmap(info(200, behind=bytes(168)), info(200, 15, 32, chain + bytes(145)), chain)
+    assert len(shown) == 200 and struct.unpack_from("=I", shown, 4)[0] & 4 == 0
 
 
 def test_a_short_answer_is_left_alone() -> None:
-    assert without_mmap(b"") == b"" and without_mmap(bytes(31)) == bytes(31)
+    assert without_mmap(b"", b"", b"") == b"" and without_mmap(bytes(31), bytes(31), b"") == bytes(31)
 
 
 @pytest.mark.parametrize(

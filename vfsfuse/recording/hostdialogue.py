@@ -25,7 +25,7 @@ from vfsfuse.recording.hostdescription import MOST_SIZE
 from vfsfuse.recording.hostdevices import HostDevices
 from vfsfuse.recording.hostevents import Begun, Events
 from vfsfuse.recording.hostfiles import HostFile, HostFiles, file_of_path, info
-from vfsfuse.recording.hosthiding import REGION_INFO, without_mmap
+from vfsfuse.recording.hosthiding import region_asked, without_mmap
 from vfsfuse.recording.hostinterrupts import Asked, Interrupts
 from vfsfuse.recording.hostmemory import (
     GET_DEVICE_FD,
@@ -294,7 +294,7 @@ class Dialogue:
                 self._got_device(tid, tgid, result, file, event.before)
             else:
                 event.result = result
-                self._succeeded(name, tid, fd, arg, file)
+                self._succeeded(tid, fd, arg, file, event)
             if asked:
                 self.interrupts.set_up(asked, succeeded=result >= 0)
             event.after = peek(tid, arg, len(event.before))
@@ -308,19 +308,15 @@ class Dialogue:
             self._files.add_device(tid, tgid, fd, device)
             self._devices.describe(device, tid, fd)
 
-    def _succeeded(self, name: str, tid: int, fd: int, arg: int, file: HostFile) -> None:
-        if name == "VFIO_DEVICE_BIND_IOMMUFD":
+    def _succeeded(self, tid: int, fd: int, arg: int, file: HostFile, event: Event) -> None:
+        if event.name == "VFIO_DEVICE_BIND_IOMMUFD":
             self._devices.describe(file.device, tid, fd)
-        elif name == "VFIO_DEVICE_GET_REGION_INFO" and not self.recording.shows_mmap:
-            self._hide_mmap(tid, arg)
-
-    def _hide_mmap(self, tid: int, address: int) -> None:
-        size = int.from_bytes(peek(tid, address, 4), "little")
-        answer = peek(tid, address, min(max(size, REGION_INFO.size), form.MOST_STRUCT))
-        answer = answer or peek(tid, address, REGION_INFO.size)
-        shown = without_mmap(answer)
-        if shown != answer:
-            Caller(tid).write(address, shown)
+        elif event.name == "VFIO_DEVICE_GET_REGION_INFO" and not self.recording.shows_mmap:
+            after = peek(tid, arg, len(event.before))
+            region = self.recording.devices[file.device].regions.get(region_asked(event.before))
+            shown = without_mmap(event.before, after, region.capabilities if region else b"")
+            if shown != after:
+                Caller(tid).write(arg, shown)
 
 
 # ---- the calls by their names ----
