@@ -20,7 +20,7 @@ from devmodel.callpoint import Call, CallKind
 from devmodel.injection import Hold, Injection
 from devmodel.lifecycle.lab import Lab, Observer
 from tests.commands import ROOT
-from tests.waiting import wait_for
+from tests.waiting import settled, wait_for
 from vfsfuse.faults import changing, conditions, values
 from vfsfuse.faults.changing import Unchanged, carry_out, listing
 from vfsfuse.faults.counting import Counter, chosen
@@ -346,6 +346,33 @@ def test_a_rule_is_about_its_calls(rules: FaultRules, line: str, call: Call, oth
     assert [hit(rules, other) for other in others] == [""] * len(others)
     (active,) = rules.listed()
     assert active.counter.said == "1 hit of 1 call"
+
+
+def test_the_order_of_rules_is_kept(rules: FaultRules, lab: Lab) -> None:
+    device = lab.drivers.functions["0000:86:00.0"].device
+    lines = (
+        "device=0000:*",
+        "device=86:00.0",
+        "region=BAR0",
+        "device=0000:86:00.0",
+        "region=BAR0 access=read",
+        "register=*",
+    )
+    rules.add(*(parse_line(f"name=r{number} {line} delay=1") for number, line in enumerate(lines)))
+    assert hit(rules, region("read", 0, 0, 4, device)) == "r0,r1,r2,r3,r4"
+    assert hit(rules, region("write", 0, 0, 4, device)) == "r0,r1,r2,r3"
+
+
+def test_types_of_the_framework_of_nvidia() -> None:
+    lab = Lab(load(ROOT / "examples/vendor_host.toml"), cast(Observer, Nobody()))
+    rules = FaultRules(lab.calls, LabDevices(lab), lambda *_: lambda: None)
+    kind = next(spec for parent in lab.spec.parents for spec in parent.types)
+    for pattern in (kind.name, str(kind.number), kind.name[:2] + "*"):
+        rules.add(Rule.of({"name": "a", "create": pattern, "errno": "ENOSPC"}))
+        assert hit(rules, lifecycle("set_type", "0000:01:00.4", str(kind.number))) == "a"
+        assert hit(rules, lifecycle("set_type", "0000:01:00.4", "0")) == ""
+        rules.clear()
+    lab.close()
 
 
 def test_a_process_is_known_by_its_name(rules: FaultRules) -> None:
@@ -683,6 +710,57 @@ def test_a_rule_that_stops_while_its_file_is_gone(rules: FaultRules, tmp_path: P
     path.unlink()
     wait_for(lambda: not rules.attends(call))
     assert hit(rules, call) == ""
+
+
+def test_a_file_comes_and_goes_in_many_ways(rules: FaultRules, tmp_path: Path) -> None:
+    """Each change is noticed: on the way to the file, and through links."""
+    (tmp_path / "link").symlink_to("one/two")
+    rules.add(Rule.of({"name": "a", "call": "any", "while": str(tmp_path / "link/file"), "errno": "EIO"}))
+    call = ioctl("VFIO_DEVICE_RESET")
+
+    def there() -> None:
+        wait_for(lambda: rules.attends(call))
+
+    def gone() -> None:
+        wait_for(lambda: not rules.attends(call))
+
+    assert not rules.attends(call)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/two").mkdir()
+    (tmp_path / "one/two/file").touch()
+    there()
+    (tmp_path / "one").rename(tmp_path / "other")
+    gone()
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "other/two")
+    there()
+    (tmp_path / "other/two/file").rename(tmp_path / "other/two/moved")
+    gone()
+    (tmp_path / "other/two/file").symlink_to("moved")
+    there()
+    (tmp_path / "other/two/moved").unlink()
+    gone()
+    (tmp_path / "other/two/moved").touch()
+    there()
+    (tmp_path / "other/two/file").unlink()
+    (tmp_path / "other/two/file").symlink_to("/proc/self/status")
+    gone()
+
+
+def test_no_descriptor_is_left_behind(rules: FaultRules, tmp_path: Path) -> None:
+    before = settled(lambda: len(os.listdir("/proc/self/fd")))
+    for _ in range(3):
+        rules.add(*(parse_line(f"call=any errno=EIO while={tmp_path}/{number}") for number in range(8)))
+        with pytest.raises(RuleError):
+            rules.add(
+                parse_line(f"call=any errno=EIO while={tmp_path}/8"),
+                parse_line("call=any errno=EIO while=/proc/a"),
+            )
+        with pytest.raises(OSError, match="there is such a rule"):
+            rules.add(*[parse_line(f"name=a call=any errno=EIO while={tmp_path}/9")] * 2)
+        rules.clear()
+        wait_for(lambda: len(os.listdir("/proc/self/fd")) == before)
+    assert not any(thread.name == "fault-condition" for thread in threading.enumerate())
 
 
 def test_sixty_four_files_are_the_most(rules: FaultRules, tmp_path: Path) -> None:

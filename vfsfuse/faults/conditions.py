@@ -2,9 +2,10 @@
 """The files that rules with ``while`` look for.
 
 A call never looks itself: whoever can hold up a look at a path must not hold up the lab.  A thread for each
-path looks again and again, and calls see what it saw last.  A look touches only file systems of this machine:
-it opens one name after the other with O_PATH, and asks the kernel which mount that is on before it looks
-anything up there.  State: under the lock of :class:`Conditions`, which is taken after every other one.
+path looks whenever something has changed on the way to it, and calls see what it saw last.  A look touches
+only file systems of this machine: it opens one name after the other with O_PATH, and asks the kernel which
+mount that is on before it looks anything up there.  State: under the lock of :class:`Conditions`, which is
+taken after every other one.
 Source: open(2), proc_pid_fdinfo(5), proc_pid_mountinfo(5).
 """
 
@@ -14,11 +15,14 @@ import errno
 import os
 import stat
 import threading
-from collections import Counter
+import time
+from collections.abc import Callable
 from contextlib import suppress
 
-LOOK_SECONDS = 0.01
-"""Seconds between two looks."""
+from vfsfuse.faults.watching import FolderWatch
+
+LOOK_SECONDS = 0.005
+"""Seconds between two looks at least."""
 MOST_PATHS = 64
 MOST_LINKS = 40
 """Symbolic links on a path that are followed, as Linux does."""
@@ -36,12 +40,20 @@ class Foreign(OSError):
     """A path leads to a file system that somebody else answers for."""
 
 
-def exists(path: str) -> bool:
+Visit = Callable[[int, str], None]
+"""Is called before a name is looked up in a folder, an open file."""
+
+
+def _nothing(folder: int, name: str) -> None:
+    """Of a look that nobody follows."""
+
+
+def exists(path: str, visit: Visit = _nothing) -> bool:
     """Whether there is a file at an absolute path.  Raises Foreign, and any other OSError but that there is
     none."""
     fd = -1
     try:
-        fd = _walk(path)
+        fd = _walk(path, visit)
     except (FileNotFoundError, NotADirectoryError):
         return False
     finally:
@@ -50,7 +62,7 @@ def exists(path: str) -> bool:
     return True
 
 
-def _walk(path: str) -> int:
+def _walk(path: str, visit: Visit) -> int:
     """A descriptor of what is at a path, opened with O_PATH."""
     kinds: dict[int, str] = {}
     names, links = [*reversed(path.split("/"))], 0
@@ -65,6 +77,7 @@ def _walk(path: str) -> int:
                     os.close(opened.pop())
                 continue
             _check_local(opened[-1], kinds, path)
+            visit(opened[-1], name)
             found = _open(name, opened[-1])
             if _is_link(found, opened[-1], kinds, path):
                 links += 1
@@ -125,13 +138,31 @@ def _kinds() -> dict[int, str]:
     return {int(row[0]): row[row.index("-", 6) + 1].partition(".")[0] for row in fields}
 
 
+class _Path:
+    """A path that rules wait for."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.users, self.seen = path, 0, False
+        self.watch = FolderWatch()
+
+    def look(self) -> None:
+        """Look whether the file is there.  Raises Foreign.  What the server may not look at is not there."""
+        self.watch.begin()
+        try:
+            self.seen = exists(self.path, self.watch.add)
+        except Foreign:
+            self.seen = False
+            raise
+        except OSError:
+            self.seen = False
+
+
 class Conditions:
     """Whether there are files at paths.  Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._users: Counter[str] = Counter()
-        self._seen: dict[str, bool] = {}
+        self._paths: dict[str, _Path] = {}
 
     def use(self, path: str) -> None:
         """A rule needs the path from now on.  It looks once, so a thread that may wait calls it.
@@ -139,46 +170,56 @@ class Conditions:
         Raises OSError: EXDEV for a path on a file system that somebody else answers for, ENOSPC for too many
         paths.
         """
-        seen = _look(path)
-        with self._lock:
-            if path not in self._users and len(self._users) >= MOST_PATHS:
-                raise OSError(errno.ENOSPC, f"rules wait for {MOST_PATHS} files already")
-            self._users[path] += 1
-            if path in self._seen:
+        if self._joins(path, None):
+            return
+        new = _Path(path)
+        try:
+            new.look()
+            if self._joins(path, new):
+                new.watch.close()
                 return
-            self._seen[path] = seen
-        threading.Thread(target=self._watch, args=(path,), name="fault-condition", daemon=True).start()
+        except BaseException:
+            new.watch.close()
+            raise
+        threading.Thread(target=self._run, args=(new,), name="fault-condition", daemon=True).start()
+
+    def _joins(self, path: str, new: _Path | None) -> bool:
+        """Whether somebody looks already; if not, `new` begins."""
+        with self._lock:
+            known = self._paths.get(path)
+            if known is not None:
+                known.users += 1
+            elif len(self._paths) >= MOST_PATHS:
+                raise OSError(errno.ENOSPC, f"rules wait for {MOST_PATHS} files already")
+            elif new is not None:
+                new.users = 1
+                self._paths[path] = new
+            return known is not None
 
     def leave(self, path: str) -> None:
         """The opposite."""
         with self._lock:
-            self._users[path] -= 1
-            if not self._users[path]:
-                del self._users[path]
+            known = self._paths[path]
+            known.users -= 1
+            if known.users:
+                return
+            del self._paths[path]
+            known.watch.wake()
 
     def holds(self, path: str) -> bool:
         """Whether there was a file at the last look."""
-        return self._seen.get(path, False)
+        known = self._paths.get(path)
+        return known is not None and known.seen
 
-    def _watch(self, path: str) -> None:
+    def _run(self, known: _Path) -> None:
         """The thread of one path."""
-        pause = threading.Event()
-        while not pause.wait(LOOK_SECONDS):
-            seen = False
-            with suppress(OSError):
-                seen = _look(path)
-            with self._lock:
-                if path not in self._users:
-                    del self._seen[path]
-                    return
-                self._seen[path] = seen
-
-
-def _look(path: str) -> bool:
-    """Whether there is a file.  Raises Foreign.  What the server may not look at is not there."""
-    try:
-        return exists(path)
-    except Foreign:
-        raise
-    except OSError:
-        return False
+        try:
+            while known.users:
+                known.watch.wait()
+                if known.users:
+                    with suppress(Foreign):
+                        known.look()
+                    time.sleep(LOOK_SECONDS)
+        finally:
+            with self._lock:  # nobody wakes it any more
+                known.watch.close()

@@ -233,29 +233,53 @@ def _put(data: bytes, start: int, part: bytes) -> bytes:
 # ---- an index ----
 
 
+class _Entry:
+    """Things in an order: those of one device, by its name, and those of any."""
+
+    __slots__ = ("_named", "_others")
+
+    def __init__(self, things: Iterable[tuple[int, Any, Rule]]) -> None:
+        self._named: dict[str, list[tuple[int, Any]]] = {}
+        others: list[tuple[int, Any]] = []
+        for number, thing, rule in things:
+            name = rule.get("device", "*").lower()
+            (others if is_pattern(name) else self._named.setdefault(name, [])).append((number, thing))
+        self._others = tuple(others)
+
+    def of(self, call: Call, devices: LabDevices) -> Sequence[tuple[int, Any]]:
+        """Those that may be about a call."""
+        if not self._named:
+            return self._others
+        found = [each for name in devices.names(call) for each in self._named.get(name, ())]
+        return sorted((*self._others, *found), key=_number) if found else self._others
+
+
+def _number(each: tuple[Any, ...]) -> int:
+    """Where a thing is in the order."""
+    number: int = each[0]
+    return number
+
+
 class Index:
     """Rules by the calls that they are about, in the order in which they were given."""
 
-    __slots__ = ("_named", "_whole")
+    __slots__ = ("_devices", "_named", "_whole")
 
-    def __init__(self, rules: Iterable[tuple[Any, Rule]]) -> None:
+    def __init__(self, rules: Iterable[tuple[Any, Rule]], devices: LabDevices) -> None:
         """``rules`` are things with the rules that they are found by."""
-        every: dict[Place, list[tuple[int, Any]]] = {}
+        self._devices = devices
+        every: dict[Place, list[tuple[int, Any, Rule]]] = {}
         for number, (thing, rule) in enumerate(rules):
             for place in places(rule):
-                every.setdefault(place, []).append((number, thing))
-        self._whole: dict[CallKind, tuple[Any, ...]] = {}
-        self._named: dict[Place, tuple[Any, ...]] = {}
-        for (kind, name), found in every.items():
-            wide = every.get((kind, ""), [])
-            both = found if not name else sorted({*found, *wide}, key=lambda each: each[0])
-            things = tuple(thing for _, thing in both)
-            if name:
-                self._named[kind, name] = things
-            else:
-                self._whole[kind] = things
+                every.setdefault(place, []).append((number, thing, rule))
+        self._whole = {kind: _Entry(found) for (kind, name), found in every.items() if not name}
+        self._named = {
+            (kind, name): _Entry(sorted((*found, *every.get((kind, ""), ())), key=_number))
+            for (kind, name), found in every.items()
+            if name
+        }
 
-    def of(self, call: Call) -> Sequence[Any]:
+    def of(self, call: Call) -> Iterable[Any]:
         """What may be about a call."""
-        found = self._named.get((call.kind, call.name))
-        return self._whole.get(call.kind, ()) if found is None else found
+        entry = self._named.get((call.kind, call.name)) or self._whole.get(call.kind)
+        return () if entry is None else (thing for _, thing in entry.of(call, self._devices))

@@ -8,11 +8,12 @@ own, which is taken before all others and never by a call.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from devmodel.callpoint import Call, CallKind, CallPoint
@@ -75,7 +76,7 @@ class FaultRules:
         self._calls, self._devices, self._act = calls, devices, act
         self._lock = threading.Lock()
         self._active: dict[str, Active] = {}
-        self._index = Index(())
+        self._index = Index((), devices)
         self._conditions, self._clients, self._late = Conditions(), Clients(), LateCalls("fault-timers")
         self._numbered = 0
 
@@ -87,13 +88,12 @@ class FaultRules:
         Raises RuleError for one that makes no sense in this lab, ``OSError``: EEXIST for a name that is
         taken, ENOSPC when there would be too many.
         """
-        with self._lock:
-            return self._add(rules)
+        return self.change(rules, (), ())
 
     def change(self, add: Sequence[Rule], clear: Sequence[str], release: Sequence[str]) -> Sequence[Rule]:
         """Clear and release rules by their names, and add others, all or nothing.  Raises as :meth:`add`,
         and ENOENT for a name of no rule."""
-        with self._lock:
+        with self._using(add), self._lock:
             leaving, released = self._find(clear), self._find(release)
             added = self._add(add, leaving)
             for active in (*released, *leaving):
@@ -123,29 +123,35 @@ class FaultRules:
                 raise OSError(errno.ENOENT, f"{name}: there is no such rule")
         return [self._active[name] for name in dict.fromkeys(names)]
 
-    def _add(self, rules: Sequence[Rule], leaving: Sequence[Active] = ()) -> Sequence[Rule]:
-        active = {name: each for name, each in self._active.items() if each not in leaving}
+    @contextlib.contextmanager
+    def _using(self, rules: Sequence[Rule]) -> Iterator[None]:
+        """The files that rules wait for are looked for, which may take long, so nobody waits for it.  After
+        an error they are not needed."""
+        with contextlib.ExitStack() as undo:
+            for path in filter(None, (rule.get("while") for rule in rules)):
+                try:
+                    self._conditions.use(path)
+                except OSError as error:
+                    why = f"{error.strerror} (give a path on a disk of this machine)"
+                    raise RuleError("while", why) from None
+                undo.callback(self._conditions.leave, path)
+            yield
+            undo.pop_all()
+
+    def _add(self, rules: Sequence[Rule], leaving: Sequence[Active]) -> Sequence[Rule]:
+        gone = {each.rule.name for each in leaving}
+        active = {name: each for name, each in self._active.items() if name not in gone}
         if len(active) + len(rules) > MOST_RULES:
             raise OSError(errno.ENOSPC, f"there can be {MOST_RULES} rules")
         taken = {*active, *(rule.name for rule in rules)}
         added: list[Active] = []
-        used: list[str] = []
-        try:
-            for rule in rules:
-                if rule.name in active:
-                    raise OSError(errno.EEXIST, f"{rule.name}: there is such a rule")
-                named = rule if rule.name else rule.named(self._next_name(taken))
-                self._check(named)
-                one = Active(named, Matcher(named, self._devices, self._clients))
-                if one.condition:
-                    self._use(one.condition)
-                    used.append(one.condition)
-                active[named.name] = one
-                added.append(one)
-        except BaseException:
-            for path in used:
-                self._conditions.leave(path)
-            raise
+        for rule in rules:
+            if rule.name in active:
+                raise OSError(errno.EEXIST, f"{rule.name}: there is such a rule")
+            named = rule if rule.name else rule.named(self._next_name(taken))
+            self._check(named)
+            active[named.name] = one = Active(named, Matcher(named, self._devices, self._clients))
+            added.append(one)
         self._set(active)
         for each in leaving:
             self._left(each)
@@ -162,16 +168,10 @@ class FaultRules:
                 taken.add(name)
                 return name
 
-    def _use(self, path: str) -> None:
-        try:
-            self._conditions.use(path)
-        except OSError as error:
-            raise RuleError("while", f"{error.strerror} (give a path on a disk of this machine)") from None
-
     def _set(self, active: dict[str, Active]) -> None:
         """Have these rules in the place of those that there are."""
         self._active = active
-        self._index = Index((each, each.rule) for each in active.values())
+        self._index = Index(((each, each.rule) for each in active.values()), self._devices)
         listens = self._calls.listener is self
         if bool(active) is not listens:
             self._calls.listen(self if active else None)
