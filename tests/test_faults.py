@@ -256,7 +256,52 @@ def test_reads_give_other_values(faults: Faults, copier: Copier) -> None:
     assert copier.config(0, 4) == 0xC0F11234
 
 
+def test_writes_and_dma_have_other_data(faults: Faults, copier: Copier, mapped: Memory) -> None:
+    with faults.hold("register=SIZE access=write value=4"):
+        mapped.write(b"\7" * 8)
+        assert copier.copy(IOVA, TARGET, 8) == DONE
+        assert mapped.read(PAGE, 8) == b"\7" * 4 + bytes(4) and read(copier, 0x10) == 4
+    with faults.hold("dma=read flip=0x0100"):
+        assert copier.copy(IOVA, TARGET, 8) == DONE
+        assert mapped.read(PAGE, 8) == b"\7\6" + b"\7" * 6 and mapped.read(0, 8) == b"\7" * 8
+    with faults.hold("dma=write value=0x4241"):
+        assert copier.copy(IOVA, TARGET, 3) == DONE
+        assert mapped.read(PAGE, 4) == b"AB\0\7"
+
+
+def test_a_store_has_other_data(machine: MountedLab, faults: Faults) -> None:
+    override = function_dir(machine, GPU) / "driver_override"
+    with faults.hold(f"device={GPU} store=driver_override nth=1 flip=0x20"):
+        override.write_text("abc\n")
+        assert override.read_text() == "Abc\n"
+        override.write_text("abc\n")
+        assert override.read_text() == "abc\n"
+    override.write_text("\n")
+
+
 # ---- lost, and twice ----
+
+
+def test_what_is_lost(
+    faults: Faults, copier: Copier, mapped: Memory, machine: MountedLab, vgpu: Vgpu
+) -> None:
+    mapped.write(b"\7" * 8)
+    with faults.hold("register=SIZE access=write drop=true"):
+        put(copier, 0x10, 9)
+    assert read(copier, 0x10) == 0
+    put(copier, 0x10, 9)
+    with faults.hold("register=SIZE access=read drop=true"):
+        assert read(copier, 0x10) == 0
+    assert read(copier, 0x10) == 9
+    with faults.hold("dma=write drop=true"):
+        assert copier.copy(IOVA, TARGET, 8) == DONE
+    assert mapped.read(PAGE, 8) == bytes(8)
+    with faults.hold("ioctl=VFIO_DEVICE_RESET drop=true"):
+        ioctl(copier.fd, DEVICE_RESET)
+    assert read(copier, 0x10) == 8
+    with faults.hold(f"device={vgpu.name} store=remove drop=true"):
+        one_write(vgpu.path / "remove", "1")
+    assert vgpu.path.exists()
 
 
 def test_interrupts_are_lost_come_twice_and_later(faults: Faults, copier: Copier, mapped: Memory) -> None:
