@@ -114,7 +114,7 @@ class Dialogue:
 
     def _closed(self, files: Iterable[HostFile]) -> None:
         for file in files:
-            if file.kind is Kind.DEVICE:
+            if file.kind is Kind.DEVICE and not self._files.have(file.device):
                 self.interrupts.close(file.device)
             self._file_event(form.CLOSE, file)
 

@@ -116,6 +116,10 @@ class HostFiles:
                 (self._on_the_way if file.sent else gone).append(file)
         return gone
 
+    def have(self, device: int) -> bool:
+        """Whether any process has a file of the device open."""
+        return any(file.device == device for file in (*self._known.values(), *self._on_the_way))
+
     def lost(self) -> list[HostFile]:
         """The files that were sent and that nobody has used since."""
         return self._on_the_way
