@@ -266,6 +266,9 @@ class Device:
     def sync_intx(self) -> None:
         """After a reset, under :attr:`lock`: bring the interrupt line to what the registers say."""
 
+    def irqs_asked(self, flags: int, index: int, start: int, count: int) -> None:
+        """For models: a SET_IRQS has succeeded. Any thread, without :attr:`lock`."""
+
     def irqs_set(self) -> None:
         """A client has set up interrupts, or torn them down: have the registers say which are on. Takes
         :attr:`lock`."""

@@ -74,6 +74,7 @@ def set_irqs(device: Device, request: IrqRequest, data: IrqData, lending: Lendin
         device.irq.set(*where, flags)
     if action is Action.TRIGGER:
         device.irqs_set()
+    device.irqs_asked(request.flags, request.index, request.start, request.count)
 
 
 def _route(device: Device, request: IrqRequest, position: int, eventfd: Eventfd) -> None:

@@ -81,12 +81,12 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: failures kernfs printable trace",
     "vfsfuse.faults": "ioctl_shim | devmodel: callpoint injection latecalls lifecycle pci region "
     "| vfsfuse: kernfs observe printable",
+    "vfsfuse.replay": "devmodel: device iommu irq models pci region | vfsfuse: recording toml",
     "vfsfuse.views": "ioctl_shim "
     "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
-    "| vfsfuse: kernfs observe sysfs vfio",
-    "vfsfuse.replay": "vfsfuse: recording",
+    "| vfsfuse: kernfs observe replay sysfs vfio",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids "
-    "| vfsfuse: faults.keys faults.rule sysfs.cpus sysfs.kstrtox",
+    "| vfsfuse: faults.keys faults.rule replay sysfs.cpus sysfs.kstrtox",
     "vfsfuse.reload": "ioctl_shim "
     "| devmodel: callpoint device.tasks lifecycle memo | vfsfuse: kernfs labfile views",
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "
@@ -94,7 +94,7 @@ PICTURE: Mapping[str, str] = {
     "scheduling unmounted views",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
     "| vfsfuse: asking capture failures faults kernfs.xattr labfile monitor mounts ownfolder printable "
-    "recording requirements run server sticky trace viewers views.models",
+    "recording replay requirements run server sticky trace viewers views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr recording sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
     "| vfsfuse: api sysfs.screen trace",

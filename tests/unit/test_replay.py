@@ -70,7 +70,9 @@ class Client:
         def report(line: int, expected: str, got: str, at: object = None) -> None:
             self.divergences.add("device", line, expected, got, at)
 
-        self.dialogue = Dialogue(self.script, Learned(self.script), report, NAMES, self.translation)
+        self.progress = self.divergences.of_device("device", self.script.total)
+        learned = Learned(self.script)
+        self.dialogue = Dialogue(self.script, learned, report, NAMES, self.translation, self.progress)
         self.now = 100.0
         if opened:
             self.dialogue.opened(self.now)
@@ -110,7 +112,7 @@ def test_an_exact_client_gets_all_that_was_recorded() -> None:
     client.write(STATUS, 1)
     client.dialogue.closed()
     assert client.told == []
-    assert client.dialogue.replayed == client.script.total == 5
+    assert client.progress.replayed == client.script.total == 5
 
 
 def test_the_last_value_of_a_poll_repeats() -> None:
@@ -534,4 +536,4 @@ def test_the_recorded_client_never_diverges(seed: int) -> None:
     client.now += 100
     client.deeds()
     assert client.told == []
-    assert client.dialogue.replayed == client.script.total
+    assert client.progress.replayed == client.script.total

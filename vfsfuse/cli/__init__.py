@@ -39,6 +39,7 @@ SUBCOMMANDS = {
     "record": Subcommand(
         "cli.record", "write what a program does with VFIO devices to a file", takes_program=True
     ),
+    "replay": Subcommand("cli.replay", "run a program with the devices of a recording", takes_program=True),
     "check": Subcommand("cli.check", "say what a lab file makes, without a mount"),
     "tree": Subcommand("cli.tree", "print the tree of a mounted lab"),
     "list": Subcommand("cli.list", "say what is in a mounted lab, and which processes use it"),
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         end = arguments.index("--")
         arguments, program = arguments[:end], arguments[end + 1 :]
     args = build_parser(chosen).parse_args(arguments, argparse.Namespace(program=program))
-    if args.command not in ("run", "trace"):  # whose program inherits it
+    if args.command not in ("run", "trace", "replay"):  # whose program inherits it
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, children would leave no status
     status: int = args.main(args)
     return status

@@ -21,6 +21,8 @@ from vfsfuse.labfile.faults import Fault, Keys
 from vfsfuse.labfile.plain import NAME as PLAIN_NAME
 from vfsfuse.labfile.plain import plain
 from vfsfuse.labfile.reading import Found, Reading, fields
+from vfsfuse.labfile.replay import NAME as REPLAY_NAME
+from vfsfuse.labfile.replay import check_not_replay, replay
 from vfsfuse.labfile.schema import BRIDGE, HARDWARE, PLAIN, VF
 
 RESERVED_DRIVERS = ("iommu", "mdev_bus", "net", "pci_bus", PCIEPORT, "vfio", "vfio-dev", "vfio-pci")
@@ -77,6 +79,9 @@ def read_model(
 ) -> type[PciDevice]:
     """The model of a function, ``default`` unless it is named."""
     named = found.get("model", default)
+    if named == REPLAY_NAME:
+        return replay(reading, found, keys, keys[-1])
+    check_not_replay(reading, found, keys)
     if named == PLAIN_NAME:
         if "bridge" in found and "config" not in found:
             found = {key: found[key] for key in found if key != "serial"}

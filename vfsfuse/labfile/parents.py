@@ -28,7 +28,9 @@ from vfsfuse.labfile.hardware import (
 from vfsfuse.labfile.include import NOTHING_THERE, is_absent
 from vfsfuse.labfile.nvidia import check_types, read_framework, type_number, usual_ids, vendor_vf
 from vfsfuse.labfile.reading import Found, Reading, fields
-from vfsfuse.labfile.schema import PARENT, TYPE
+from vfsfuse.labfile.replay import NAME as REPLAY_NAME
+from vfsfuse.labfile.replay import check_not_replay, replay
+from vfsfuse.labfile.schema import PARENT, REPLAY, TYPE
 
 VF_KEYS = ("vfs", "vf_model", "vf_memory")
 """Keys of a parent that describe its virtual functions."""
@@ -41,7 +43,7 @@ OF_GPUS = {
 """Keys of a "gpu", and why a parent of kind "virtual" has none of them. Others are for functions."""
 
 NO_VFS = 'is for a "gpu" with "vfs" (give it those, or leave the key out)'
-OF_BOTH = ("absent", "kind", "driver", "model", "memory", "slots", "type_names", "types")
+OF_BOTH = ("absent", "kind", "driver", "model", "memory", "slots", "type_names", "types", *REPLAY)
 
 
 def read_parents(reading: Reading, tables: Mapping[str, object]) -> tuple[ParentSpec, ...]:
@@ -142,7 +144,13 @@ def _virtual(reading: Reading, found: Found, keys: Keys, usable: bool) -> Fields
     named = found.get("model", driver)
     if named is None:
         raise Fault
-    return {"model": reading.model(named, MODELS, (*keys, "model"))}
+    if named != REPLAY_NAME:
+        check_not_replay(reading, found, keys)
+        return {"model": reading.model(named, MODELS, (*keys, "model"))}
+    types = found.get("types", {}).values()
+    if "recording" not in found and all(isinstance(each, dict) and "model" in each for each in types):
+        return {"model": None}  # each type has its own
+    return {"model": replay(reading, {key: found[key] for key in found if key in REPLAY}, keys)}
 
 
 def _check_limits(reading: Reading, parent: ParentSpec, keys: Keys) -> None:
@@ -197,8 +205,12 @@ def _type(
         reading.note(keys, f"cannot name a type ({values.NAME_HINT})")
     found = reading.table(content, TYPE, keys)
     named = found.pop("model", None)
-    if named is not None:
+    if named == REPLAY_NAME:
+        model = replay(reading, found, keys)
+    elif named is not None:
         model = reading.model(named, MODELS, (*keys, "model"))
+    if named != REPLAY_NAME:
+        check_not_replay(reading, found, keys)
     found["options"] = _type_options(reading, found, keys)
     if model is None:
         raise Fault

@@ -100,6 +100,11 @@ VGPU: Schema = {
     "name": Key(values.name, "name of its directory, the UUID unless given", "name"),
     **OVERRIDES,
 }
+REPLAY: Schema = {
+    "recording": Key(values.text, 'recording that the model "replay" plays, a path'),
+    "recorded": Key(values.text, "device of the recording, if it has several"),
+}
+"""Keys of the model "replay"."""
 IOMMU_SETTINGS: Schema = {
     "dirty_tracking": Key(
         values.boolean, "whether IOMMUs mark the pages that devices write", "dirty_tracking"
@@ -119,6 +124,7 @@ TYPE: Schema = {
     "frame_rate": Key(values.count, "refresh rate of the monitor in Hz (option frame_rate)"),
     "max_resolution": Key(values.resolution, "largest picture (options max_width and max_height)"),
     "options": Key(values.options, "options of the model", "options"),
+    **REPLAY,
     "vendor": Key(hwvalues.word, "vendor id of the vGPUs"),
     "device": Key(hwvalues.word, "device id of the vGPUs"),
     "subsystem_vendor": Key(hwvalues.word, "subsystem vendor id of the vGPUs"),
@@ -183,6 +189,7 @@ HARDWARE: Schema = {
     "driver": Key(values.name, "host driver, none without it", "driver"),
     "memory": Key(values.size, "device memory", "memory"),
     "options": Key(values.all_options, "options of the model: numbers and texts"),
+    **REPLAY,
     "iommu": Key(values.boolean, "whether it is behind an IOMMU", "iommu"),
     "numa_node": Key(hwvalues.node, "NUMA node that it is near to, -1 for none", "numa_node"),
     "acs": Key(values.boolean, "whether its access control services are on", "acs"),

@@ -23,6 +23,7 @@ from collections import deque
 from typing import NamedTuple, Protocol
 
 from vfsfuse.recording.recording import WRITE, Event
+from vfsfuse.replay.divergences import Progress
 from vfsfuse.replay.play import EMPTY, Due, StagePlay
 from vfsfuse.replay.script import Act, IrqSet, Part, Place, Script, Stage, Written, act_of
 from vfsfuse.replay.state import Learned, State
@@ -52,15 +53,21 @@ class Next(NamedTuple):
 
 
 class Dialogue:
-    """``replayed`` counts the events that came as recorded."""
+    """``progress`` counts the events that come as recorded."""
 
     __slots__ = (
         *("_doing", "_due", "_early", "_is_open", "_last_deed", "_missed", "_names", "_part", "_play"),
-        *("_report", "_script", "_session", "_state", "_touched", "_translation", "_unknown", "replayed"),
+        *("_report", "_script", "_session", "_state", "_touched", "_translation", "_unknown", "progress"),
     )
 
     def __init__(
-        self, script: Script, learned: Learned, report: Report, names: Names, translation: Translation
+        self,
+        script: Script,
+        learned: Learned,
+        report: Report,
+        names: Names,
+        translation: Translation,
+        progress: Progress,
     ) -> None:
         self._script, self._report, self._names, self._translation = script, report, names, translation
         self._state = State(learned)
@@ -76,12 +83,14 @@ class Dialogue:
         self._due: deque[Due] = deque()
         self._doing: Due | None = None
         self._last_deed = 0.0
-        self.replayed = 0
+        self.progress = progress
 
     # ---- parts ----
 
     def opened(self, now: float) -> None:
         """The first client opens the device: the next part that begins so, or the first one again."""
+        if not self._is_open:
+            self.progress.open += 1
         self._is_open = True
         parts = self._script.parts
         if not (self._part == self._session >= 0 and not self._touched):
@@ -91,7 +100,10 @@ class Dialogue:
 
     def closed(self) -> None:
         """The last client has closed it."""
+        if not self._is_open:
+            return
         self._leave("close")
+        self.progress.open -= 1
         self._is_open = False
         self._forget_deeds()
 
@@ -146,13 +158,17 @@ class Dialogue:
         self._touched = True
         answer = self._play.read(place, self._state, now)
         if answer.data is not None:
-            self.replayed += 1
+            self.progress.replayed += 1
             self._due.extend(self._play.due())
             return answer.data
         data = self._state.held(place, early=answer.waits)
         if not self._state.is_read(place):
             self._tell_unknown(place, data)
         return data
+
+    def reads(self, place: Place) -> bool:
+        """Whether the recording has a read of one of these bytes."""
+        return self._state.is_read(place)
 
     def write(self, place: Place, data: bytes, now: float) -> None:
         """The client writes."""
@@ -170,7 +186,7 @@ class Dialogue:
         expected = self._expected()
         if expected is not None and self._fits(expected, act):
             self._go(expected, now)
-            self.replayed += 1
+            self.progress.replayed += 1
             return
         if self._take_missed(act):
             return
@@ -178,11 +194,11 @@ class Dialogue:
         ahead = self._ahead(act)
         if ahead is not None and isinstance(act, IrqSet):
             self._early.add(ahead.number)
-            self.replayed += 1
+            self.progress.replayed += 1
         elif ahead is not None:
             self._miss(expected, ahead)
             self._go(ahead, now)
-            self.replayed += 1
+            self.progress.replayed += 1
         elif expected is not None and _is_same_register(expected, act):
             self._go(expected, now)
         elif isinstance(act, Written):
@@ -236,7 +252,7 @@ class Dialogue:
                 late = StagePlay(stage, 0.0)
                 self._due.extend(each._replace(play=None) for each in late.all_due())
                 late.leave(self._state)
-                self.replayed += 1
+                self.progress.replayed += 1
                 return True
         return False
 
@@ -267,7 +283,7 @@ class Dialogue:
         if doing is None or doing.deed is not deed:
             return  # a reset came between
         self._doing, self._last_deed = None, now
-        self.replayed += as_recorded
+        self.progress.replayed += as_recorded
         if doing.play is not None:
             doing.play.done(doing.item, now)
         self._due.extend(self._play.due())

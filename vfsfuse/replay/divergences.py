@@ -2,8 +2,8 @@
 """Where the clients of a lab do other than a recording says, and how much of it was replayed.
 
 Each place of a recording is told once, and so many places.  They are told by the log, whose lines `vfsfuse
-run` and `vfsfuse replay` print on stderr.  State: a Divergences belongs to one recording in one lab.  Any
-thread, under its lock, which nobody holds while something else is waited for.
+run` prints on stderr, unless somebody reads them otherwise.  State: a Divergences belongs to one recording in
+one lab.  Any thread, under its lock, which nobody holds while something else is waited for.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ MOST_TOLD = 50
 
 @dataclass(slots=True, eq=False)
 class Progress:
-    """Of one device: how many of its events there are, and how many were replayed."""
+    """Of one device: how many of its events there are, how many were replayed, and how often it is open."""
 
     total: int
     replayed: int = 0
+    open: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +34,8 @@ class Divergences:
     origin: str
     told: list[str] = field(default_factory=list)
     count: int = 0
+    readers: int = 0
+    """Who has the file open that tells of them."""
     progress: dict[str, Progress] = field(default_factory=dict)
     _places: set[tuple[str, int, object]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -50,7 +53,13 @@ class Divergences:
             if len(self._places) > MOST_TOLD:
                 told = f"{self.origin}: there are more than {MOST_TOLD} divergences: no others are told"
             self.told.append(told)
-        log.warning("%s", told)
+            level = logging.INFO if self.readers else logging.WARNING
+        log.log(level, "%s", told)
+
+    def read_by(self, readers: int) -> None:
+        """So many more read them from now on."""
+        with self._lock:
+            self.readers += readers
 
     def of_device(self, device: str, total: int) -> Progress:
         """How far a device is, from now on."""
@@ -58,10 +67,25 @@ class Divergences:
             return self.progress.setdefault(device, Progress(total))
 
     @property
+    def open(self) -> int:
+        """How many of its devices are open now."""
+        with self._lock:
+            return sum(one.open for one in self.progress.values())
+
+    @property
+    def lines(self) -> list[str]:
+        """The places that were told."""
+        with self._lock:
+            return list(self.told)
+
+    @property
     def summary(self) -> str:
         """One line."""
         with self._lock:
             each = self.progress.values()
-            replayed, total = sum(one.replayed for one in each), sum(one.total for one in each)
-            first = f"first divergence: {self.told[0]}" if self.told else "no divergence"
-            return f"{replayed} of {total} events replayed, {first}"
+            replayed = sum(min(one.replayed, one.total) for one in each)
+            said = f"{replayed} of {sum(one.total for one in each)} events replayed"
+            if not self.count:
+                return f"{said}, no divergence"
+            where = self.told[0].partition(": ")[0]
+            return f"{said}, {self.count} divergence{'s' * (self.count > 1)}, the first at {where}"

@@ -6,8 +6,9 @@ A stage begins with what the client did and was not only asking: a write to a re
 *anchor*).  Then come the reads that were made before the next anchor, and the *deeds* of the device: its DMA
 and its interrupts.  Values; nothing changes once a script is made.
 
-Configuration space is not in a script.  The lab answers it by the recorded image, because BARs, interrupts
-and power management are those of the lab's device.  Nor are calls that failed: VFIO fails them by itself.
+Configuration space and the ROM are not in a script.  The lab answers them by what was recorded as a whole,
+because BARs, interrupts and power management are those of the lab's device.  Nor are calls that failed in
+one: VFIO fails them by itself.
 Source: <linux/vfio.h> (vfio_irq_set).
 """
 
@@ -33,6 +34,7 @@ from vfsfuse.recording.recording import (
     irq_name,
 )
 
+ROM_REGION = 6
 SET_IRQS, DEVICE_RESET = "VFIO_DEVICE_SET_IRQS", "VFIO_DEVICE_RESET"
 _IRQ_SET = struct.Struct("<IIIII")
 _DATA_NONE, _DATA_BOOL, _TRIGGER = 1, 2, 32
@@ -220,7 +222,7 @@ def _plays(event: Event) -> bool:
     if event.errno:
         return False
     if event.kind in (READ, WRITE):
-        return event.region != CONFIG_REGION and bool(event.data)
+        return event.region not in (ROM_REGION, CONFIG_REGION) and bool(event.data)
     if event.kind == IOCTL:
         return event.name in (SET_IRQS, DEVICE_RESET)
     if event.kind == DMA:

@@ -84,10 +84,11 @@ def add_program_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(args: argparse.Namespace, tracer: socket.socket | None = None) -> int:
+def main(args: argparse.Namespace, tracer: socket.socket | None = None, followed: str = "trace") -> int:
     """Become CMD.  Returns only on failure, with the exit status, after one line on stderr.
 
-    `tracer` is the supervisor's end of a pair that leads to the tracer (vfsfuse.run.traced)."""
+    `tracer` is the supervisor's end of a pair that leads to the tracer (vfsfuse.run.traced), which gets the
+    lab's file `followed`."""
     command = program_of(args)
     if not command:
         return _complain("no command; usage: vfsfuse run [--mount MNT] -- CMD [ARG...]", EXIT_USAGE)
@@ -99,7 +100,7 @@ def main(args: argparse.Namespace, tracer: socket.socket | None = None) -> int:
     from vfsfuse.run import namespace
 
     try:
-        _prepare(args, tracer)
+        _prepare(args, tracer, followed)
     except Refusal as error:
         return _complain(str(error), EXIT_SETUP)
     except namespace.SetupError as error:
@@ -135,7 +136,7 @@ def _occupy_standard_fds() -> None:
     os.close(fd)
 
 
-def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
+def _prepare(args: argparse.Namespace, tracer: socket.socket | None, followed: str) -> None:
     """Do everything before the exec: namespaces, supervisor, lab, filter."""
     from ioctl_shim import seccomp
     from vfsfuse import requirements
@@ -146,7 +147,7 @@ def _prepare(args: argparse.Namespace, tracer: socket.socket | None) -> None:
 
     requirements.check_proc()
     lab, config, log = (path and os.path.abspath(path) for path in (args.mount, args.config, args.log))
-    plan = RunPlan(lab, config, log, args.quiet, args.stat_paths, tuple(args.fault))
+    plan = RunPlan(lab, config, log, args.quiet, args.stat_paths, tuple(args.fault), followed=followed)
     if plan.lab:
         namespace.check_lab(plan.lab)
     else:

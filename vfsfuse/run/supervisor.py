@@ -86,6 +86,8 @@ class RunPlan:
     """Whether stats by path are answered, too."""
     faults: tuple[str, ...] = ()
     """Fault rules of a private lab."""
+    followed: str = "trace"
+    """The file of the lab that a tracer gets."""
 
     @property
     def root(self) -> str:
@@ -110,7 +112,7 @@ class Supervisor:
             child = os.fork()
         if child == 0:
             keep = {2, theirs.fileno(), stderr.fd, tracer.fileno() if tracer else 2}
-            link = TracerLink(tracer) if tracer else None
+            link = TracerLink(tracer, plan.followed) if tracer else None
             _be_daemon(lambda: _supervise(plan, theirs, stderr, link), keep)
         theirs.close()
         if tracer:

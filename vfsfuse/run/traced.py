@@ -49,18 +49,18 @@ TERMINALS = (signal.SIGINT, signal.SIGQUIT)
 
 
 class TracerLink:
-    """The supervisor's end.  `socket` must stay open."""
+    """The supervisor's end.  `file` is the lab's file that the tracer gets."""
 
-    def __init__(self, link: socket.socket) -> None:
-        self._link = link
+    def __init__(self, link: socket.socket, file: str = FILE) -> None:
+        self._link, self._file = link, file
 
     def offer(self, root: int) -> None:
-        """Hand over the trace of the lab whose root directory is `root`.  Raises SetupError if it has
-        none."""
+        """Hand over the file of the lab whose root directory is `root`.  Raises SetupError if it has none."""
+        access = os.O_RDWR if self._file == FILE else os.O_RDONLY
         try:
-            file = os.open(FILE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root)
+            file = os.open(self._file, access | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root)
         except OSError as error:
-            raise SetupError(f"the trace of the lab: {_why(error)}") from None
+            raise SetupError(f"the {self._file} of the lab: {_why(error)}") from None
         self._link.settimeout(ATTACH_SECONDS)
         try:
             socket.send_fds(self._link, [TRACE], [file])
@@ -146,8 +146,8 @@ class TracedCommand:
         return self._link.fileno()
 
     def trace(self) -> int | None:
-        """The lab's file `trace`, open, when the lab answers; the caller closes it.  None when the program
-        does not start: it has said why, and ends."""
+        """The lab's file `trace`, or the one that `run` was told, open; the caller closes it.  None when the
+        program does not start: it has said why, and ends."""
         try:
             message, fds, _, _ = socket.recv_fds(self._link, len(TRACE), 1)
         except ConnectionError:

@@ -53,6 +53,7 @@ from vfsfuse.views.models import check_models, lab_flags
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.offers import OfferedFiles
+from vfsfuse.views.replays import add_replays
 from vfsfuse.views.runfile import add_run_file
 from vfsfuse.views.vgpus import VgpuViews
 
@@ -90,6 +91,7 @@ class LabView:
         tree.add(tree.root, self.trace.node())
         tree.add(tree.root, counters_node(calls, self.services.threads))
         add_run_file(tree, lab_flags(spec))
+        add_replays(tree, spec, calls)
         self.modules = ModuleViews(tree, self.lab)
         self.subsystems = Subsystems(tree.make("sys/bus/pci"))
         if spec.mdev:
