@@ -40,6 +40,7 @@ SUBCOMMANDS = {
         "cli.record", "write what a program does with VFIO devices to a file", takes_program=True
     ),
     "replay": Subcommand("cli.replay", "run a program with the devices of a recording", takes_program=True),
+    "model": Subcommand("cli.model", "write a first device model from a recording"),
     "check": Subcommand("cli.check", "say what a lab file makes, without a mount"),
     "tree": Subcommand("cli.tree", "print the tree of a mounted lab"),
     "list": Subcommand("cli.list", "say what is in a mounted lab, and which processes use it"),

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vfsfuse.recording import recording as kinds
-from vfsfuse.recording.recording import Event, RecordedDevice, region_name
+from vfsfuse.recording.recording import Event, RecordedDevice
 
 WIDTHS = (1, 2, 4, 8)
 BARS = 6
@@ -75,8 +75,6 @@ class Account:
     ) -> None:
         """`without` are regions that are no registers."""
         self.places = _places(device, events, frozenset(without))
-        self.read: set[Place] = set()
-        self.written: set[Place] = set()
         played: set[Place] = set()
         while True:
             found = _Run(self.places, played)
@@ -207,10 +205,12 @@ def _places(
     """The registers: those with names, and for each other access that is of a register's width one that is
     named by its offset.  They do not overlap; the more common accesses win."""
     taken: dict[int, set[int]] = {}
+    called: set[tuple[int, str]] = set()
     found: dict[tuple[int, int, int], Place] = {}
 
     def add(region: int, offset: int, width: int, name: str) -> None:
-        place = Place(region, offset, width, name)
+        taken_name = (region, name) in called or not name
+        place = Place(region, offset, width, f"REG_{offset:X}" if taken_name else name)
         there = device.regions.get(region)
         inside = taken.setdefault(region, set())
         span = range(offset, offset + width)
@@ -218,6 +218,7 @@ def _places(
             return
         if len(found) < _MOST_REGISTERS:
             inside.update(span)
+            called.add((region, place.name))
             found[region, offset, width] = place
 
     for (region, offset, width), name in device.names.items():
@@ -232,12 +233,3 @@ def _places(
         if region < BARS and region not in without and not offset % width:
             add(region, offset, width, f"REG_{offset:X}")
     return found
-
-
-def bars_of(device: RecordedDevice) -> dict[int, str]:
-    """The BARs that the device has, by index, with their names."""
-    return {
-        index: region_name(index).lower()
-        for index, region in device.regions.items()
-        if index < BARS and region.size
-    }

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vfsfuse model FILE > model.py`: a first device model from a recording.
+
+State: none.  docs/recording.md explains it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from vfsfuse.cli.output import complain, discard_stdout, explained
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="what `vfsfuse record` has written")
+    parser.add_argument(
+        "--device", metavar="NAME", default="", help="the device (default: the only one of the recording)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    from vfsfuse.recording.model import model
+    from vfsfuse.recording.reading import read
+    from vfsfuse.recording.recording import RecordingError
+
+    try:
+        text = model(read(args.file), args.device)
+    except RecordingError as error:
+        return complain("model", str(error))
+    except OSError as error:
+        return complain("model", explained(error, args.file))
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_stdout()
+    except OSError as error:
+        return complain("model", f"standard output: {error.strerror}")
+    return 0
