@@ -591,6 +591,33 @@ def test_a_file_of_a_lab_is_nothing_to_wait_for(machine: MountedLab, faults: Fau
     assert faults.list() == []
 
 
+def test_a_file_server_that_does_not_answer_holds_up_nobody(
+    faults: Faults, copier: Copier, tmp_path: Path
+) -> None:
+    """A rule is to look for a file in a lab that is stopped, at once or because a link leads there later."""
+    link, here = tmp_path / "link", tmp_path / "here"
+    here.mkdir()
+    (here / "on").touch()
+    link.symlink_to(here)
+
+    def lead(to: Path) -> None:
+        (tmp_path / "new").symlink_to(to)
+        (tmp_path / "new").rename(link)
+
+    with faults.hold(f"register=STATUS while={link}/on value=1"), MountedLab(tmp_path) as other:
+        assert read(copier, STATUS_REGISTER) == 1
+        os.kill(other.pid, signal.SIGSTOP)
+        try:
+            lead(other.path)
+            wait_for(lambda: read(copier, STATUS_REGISTER) == 0)
+            with pytest.raises(OSError, match="is on a file system of type fuse"):
+                faults.write(f"add call=any errno=EIO while={link}/other")
+            lead(here)
+            wait_for(lambda: read(copier, STATUS_REGISTER) == 1)
+        finally:
+            os.kill(other.pid, signal.SIGCONT)
+
+
 def test_ten_thousand_rules_are_the_most(machine: MountedLab, faults: Faults, copier: Copier) -> None:
     lines = b"add device=0000:86:00.0 register=STATUS errno=EIO\n" * 1000
     try:

@@ -575,6 +575,21 @@ def test_virtual_functions_are_told_before_they_appear(rules: FaultRules, action
     assert actions == [("late", 1.5, "0000:86:00.5"), ("driverless", True, "0000:86:00.6")]
 
 
+def test_an_action_is_of_the_device_that_the_rule_is_about(
+    rules: FaultRules, actions: list[Any], lab: Lab
+) -> None:
+    """Not of another one on the way to an attribute, and by whichever name the rule knows it."""
+    parent = next(iter(lab.parents.values()))
+    mdev = lab.create(next(iter(parent.types.values())), uuid.UUID(UUID))
+    for name in (mdev.name, f"vgpu{mdev.minor}"):
+        rules.add(Rule.of({"name": "a", "device": name, "store": "remove", "reset": True}))
+        made = rules.begin(store(f"sys/devices/pci0000:80/0000:86:00.0/{mdev.name}/remove"))
+        assert made is not None and made.after is not None
+        made.after()
+        rules.clear()
+    assert actions == [("reset", True, mdev.name)] * 2
+
+
 def test_a_rule_happens_by_itself_once(rules: FaultRules, actions: list[Any]) -> None:
     rules.add(
         parse_line("device=86:00.0 after=0.01 reset=true error=fatal"),
@@ -644,6 +659,18 @@ def test_lines_change_all_or_nothing(rules: FaultRules) -> None:
     )
     assert carry_out(rules, b"clear\nlist") == "cleared fault1\ncleared fault2\ncleared fault3\ncleared a\n"
     assert carry_out(rules, b"list\n") == ""
+
+
+def test_default_names_are_those_that_are_free(rules: FaultRules) -> None:
+    """The same commands give the same names, so that probabilities decide alike."""
+    lines = b"add call=any delay=1\nadd name=fault2 call=any delay=1\nadd call=any delay=1\n"
+    said = "added fault1\nadded fault2\nadded fault3\n"
+    assert carry_out(rules, lines) == said
+    refused(rules, "add call=any delay=1\nadd name=fault2 call=any delay=1")
+    rules.clear()
+    assert carry_out(rules, lines) == said
+    rules.clear("fault1")
+    assert carry_out(rules, b"add call=any delay=1") == "added fault1\n"
 
 
 def test_a_write_that_cannot_be_lines(rules: FaultRules) -> None:

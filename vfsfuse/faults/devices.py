@@ -44,12 +44,6 @@ class LabDevices:
             named |= {each for device in self._behind(call.subject) for each in self._all(device)}
         return named
 
-    def of(self, call: Call) -> str:
-        """The name of the device that a call is on, "" if the call does not say it."""
-        if call.device is not None:
-            return str(call.device.name)
-        return next((text for text in _named(call) if self._find(text) is not None), "")
-
     def found(self, name: str) -> str:
         """The name of the directory of a device, which may be known by its number as vgpu<N>, or without its
         domain.  "" when there is none."""

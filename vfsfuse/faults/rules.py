@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import threading
@@ -78,7 +79,6 @@ class FaultRules:
         self._active: dict[str, Active] = {}
         self._index = Index((), devices)
         self._conditions, self._clients, self._late = Conditions(), Clients(), LateCalls("fault-timers")
-        self._numbered = 0
 
     # ---- rules come and go: any thread that may wait ----
 
@@ -144,11 +144,12 @@ class FaultRules:
         if len(active) + len(rules) > MOST_RULES:
             raise OSError(errno.ENOSPC, f"there can be {MOST_RULES} rules")
         taken = {*active, *(rule.name for rule in rules)}
+        free = (name for number in itertools.count(1) if (name := f"fault{number}") not in taken)
         added: list[Active] = []
         for rule in rules:
             if rule.name in active:
                 raise OSError(errno.EEXIST, f"{rule.name}: there is such a rule")
-            named = rule if rule.name else rule.named(self._next_name(taken))
+            named = rule if rule.name else rule.named(next(free))
             self._check(named)
             active[named.name] = one = Active(named, Matcher(named, self._devices, self._clients))
             added.append(one)
@@ -159,14 +160,6 @@ class FaultRules:
             if each.rule.is_timed:
                 self._await(each)
         return [each.rule for each in added]
-
-    def _next_name(self, taken: set[str]) -> str:
-        while True:
-            self._numbered += 1
-            name = f"fault{self._numbered}"
-            if name not in taken:
-                taken.add(name)
-                return name
 
     def _set(self, active: dict[str, Active]) -> None:
         """Have these rules in the place of those that there are."""
@@ -255,7 +248,10 @@ class FaultRules:
 
     def _actions(self, rule: Rule, call: Call) -> list[Callable[[], None]]:
         whats = [what for what in ACTIONS if what in rule.keys]
-        device = (self._devices.of(call) or self._devices.found(rule.get("device", ""))) if whats else ""
+        if not whats:
+            return []
+        on = call.device
+        device = self._devices.found(rule.get("device", "")) if on is None else str(on.name)
         return [self._act(what, rule.keys[what], device) for what in whats] if device else []
 
     # ---- rules that happen by themselves ----
