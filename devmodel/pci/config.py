@@ -116,13 +116,12 @@ class ConfigSpace(Region):
                 hook(self.value(first, width))
 
     def reset(self) -> None:
-        """The registers that say which errors have happened keep their bits (PCI Express Base 4.0, 7.8.4)."""
+        """The registers of Advanced Error Reporting stay as they are: they are sticky (PCI Express Base 4.0,
+        7.8.4)."""
         image, place = self._reset_image, self._extended.get(ExtCapId.AER)
         if place is not None:
-            kept = bytearray(image)
-            for offset in (place + regs.AER_UNCOR_STATUS, place + regs.AER_COR_STATUS):
-                kept[offset : offset + 4] = self._data[offset : offset + 4]
-            image = bytes(kept)
+            first, end = place + regs.AER_UNCOR_STATUS, place + regs.AER_ROOT_COMMAND
+            image = image[:first] + self._data[first:end] + image[end:]
         self.restore(image)
 
     def save(self) -> bytes:
