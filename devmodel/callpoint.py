@@ -146,14 +146,16 @@ class Steered:
     """A call between its begin and its end, for callers that make it in parts.  Nothing happens to it without
     a listener that attends to it.
 
-    :meth:`wait` while it :attr:`waits`, then :meth:`make` it.  Any thread."""
+    :meth:`wait` while it :attr:`waits`, then :meth:`make` it.  Any thread.  Whoever ends it on a thread that
+    holds no lock, before its caller is answered, says so (``unlocked``)."""
 
-    __slots__ = ("_listener", "_observers", "_point", "_wait", "call", "injection")
+    __slots__ = ("_listener", "_observers", "_point", "_wait", "call", "injection", "unlocked")
 
     def __init__(self, point: CallPoint, listener: Listener | None, call: Call) -> None:
         """The call begins."""
         self._point, self._listener, self.call = point, listener, call
         self._wait: Wait | None = None
+        self.unlocked = False
         call.begun = time.monotonic()
         self.injection = injection = NOTHING if listener is None else _begin(listener, call)
         if injection is not NOTHING:
@@ -223,8 +225,16 @@ class Steered:
             except Exception:
                 log.exception("a listener failed at the end of %s", self.call.name)
         self._point.end(self._observers, self.call)
-        if self.injection.after is not None:
-            self._point.do_later(self.injection.after)
+        after = self.injection.after
+        if after is None:
+            return
+        if self.unlocked:
+            try:
+                after()
+            except Exception:
+                log.exception("what was to come after %s failed", self.call.name)
+        else:
+            self._point.do_later(after)
 
 
 class CallPoint:
@@ -449,6 +459,7 @@ class CallPoint:
         if steered is None:
             made = function if data is None else functools.partial(function, data)
             return await self.tell_async(call, made)
+        steered.unlocked = True
         with _client_is(call.tid), steered.told():
             if steered.waits:
                 await _wait_async(steered)

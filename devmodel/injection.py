@@ -88,7 +88,9 @@ class Injection:
     """Gives other data of the same length: those of a write (to a region, by DMA, by a store) before it is
     made, those of a read (of a region, by DMA) after it."""
     after: Callable[[], None] | None = None
-    """Is called when the call is over or refused, on the thread ``faults``, under no lock of the caller's."""
+    """Is called when the call is over or refused, under no lock of the caller's: before the caller of an
+    ioctl, an access of a region or a store gets its answer, so it is short; otherwise on the thread
+    ``faults``."""
 
     @property
     def waits(self) -> bool:

@@ -47,6 +47,7 @@ class SteeredCall(Generic[T]):
     ) -> None:
         self._steered, self._function, self._data, self._dropped = steered, function, data, dropped
         self._client = client
+        steered.unlocked = True
 
     def wait(self, ready: Callable[[], None]) -> None:
         self._steered.wait(ready)
@@ -59,6 +60,8 @@ class SteeredCall(Generic[T]):
     @property
     def prompt(self) -> bool:
         injection = self._steered.injection
+        if injection.after is not None:  # a thread is to do that
+            return False
         if self._steered.interrupted or injection.error is not None:
             return True
         return injection.drop and self._dropped is not None
