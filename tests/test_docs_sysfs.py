@@ -78,10 +78,15 @@ model = "rom"
 memory = "64M"
 types.small = {{ memory = "16M", description = "a small one" }}
 
+[functions."0000:00:1d.0"]
+bridge = "root-port"
+secondary = 0x9a
+capabilities = ["express", "aer"]
+
 [functions."{NIC}"]
 driver = "nic"
 net = "enp138s0"
-capabilities = ["vpd"]
+capabilities = ["vpd", "express", "aer"]
 vpd = "82 01 00 41\\n78"
 
 [parents."{VENDOR}"]

@@ -87,7 +87,13 @@ def test_a_reader_ends_with_the_lab(tmp_path: Path) -> None:
         os.kill(lab.pid, signal.SIGTERM)
         assert list(reader) == []
         assert reader.ended and reader.drain() == [] and reader.next() is None
-    assert [each.name for each in found if each is not None] == ["create", "create", "remove", "remove"]
+    assert [each.name for each in found if each is not None] == [
+        "probe",
+        "create",
+        "create",
+        "remove",
+        "remove",
+    ]
 
 
 def test_several_threads_have_readers(machine: MountedLab, config: int) -> None:
