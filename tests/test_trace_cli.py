@@ -59,7 +59,7 @@ def test_a_whole_dialogue_from_the_first_call_to_the_last(tmp_path: Path, compil
     done, out = traced(tmp_path, script, "--config", "examples/copier.toml")
     assert (done.returncode, done.stdout) == (0, "status 1\nok\n"), done.stderr
     lines = sorted(lines_of(out), key=lambda line: line["number"])  # as they began
-    assert names(lines, "store", "lifecycle")[:3] == ["probe", "create", "create"]
+    assert names(lines, "store", "lifecycle")[:3] == ["create", "create", "probe"]
     assert [name.removeprefix("VFIO_") for name in names(lines, "ioctl")] == [
         *("GET_API_VERSION", "GROUP_SET_CONTAINER", "SET_IOMMU", "IOMMU_MAP_DMA", "GROUP_GET_DEVICE_FD"),
         *("DEVICE_GET_INFO", "DEVICE_SET_IRQS", "DEVICE_RESET", "IOMMU_UNMAP_DMA"),
