@@ -42,6 +42,7 @@ from tests.vfio.devices import (
     eventfd,
     function_dir,
     give_back,
+    group_device,
     signals,
     silent,
 )
@@ -159,6 +160,15 @@ def test_an_ioctl_of_a_container_fails(
             fails(errno.ENOMEM, container.map, PAGE, memory.address, PAGE)
             container.map(PAGE, memory.address, PAGE)
         assert container.unmap(0, 2 * PAGE) == 2 * PAGE
+
+
+def test_an_ioctl_that_gives_a_descriptor_fails(machine: MountedLab, faults: Faults, vgpu: Vgpu) -> None:
+    with Container(machine.path) as container, Group(machine.path, vgpu.group) as group:
+        group.set_container(container)
+        container.set_iommu()
+        with faults.hold(f"device={vgpu.name} ioctl=VFIO_GROUP_GET_DEVICE_FD nth=1 errno=EMFILE"):
+            fails(errno.EMFILE, group_device, machine.path, group, vgpu.name)
+            os.close(group_device(machine.path, group, vgpu.name))
 
 
 def test_region_accesses_fail(faults: Faults, copier: Copier) -> None:

@@ -390,12 +390,16 @@ def test_names_of_devices(lab: Lab, rules: FaultRules) -> None:
     call = Call(CallKind.IOCTL, mdev.name, "VFIO_DEVICE_RESET", {}, 1, mdev.device)
     named = (UUID.upper(), f"{UUID}-3", f"vgpu{mdev.minor}", kind.name, f"{UUID[:8]}*")
     for name in named:
-        for about in (call, opening(f"dev/vfio/{group}"), opening(f"dev/vfio/devices/vfio{mdev.vfio_minor}")):
+        opens = opening(f"dev/vfio/{group}"), opening(f"dev/vfio/devices/vfio{mdev.vfio_minor}")
+        given = Call(CallKind.IOCTL, "group 99", "VFIO_GROUP_GET_DEVICE_FD", {"name": mdev.name}, 1)
+        for about in (call, *opens, ioctl("VFIO_GROUP_SET_CONTAINER", f"group {group}"), given):
             rules.add(Rule.of({"name": "a", "device": name, "call": "any", "errno": "EIO"}))
             assert hit(rules, about) == "a", (name, about)
             rules.clear()
     rules.add(Rule.of({"name": "a", "device": "vgpu9", "call": "any", "errno": "EIO"}))
-    assert hit(rules, call) == ""
+    assert hit(rules, call) == hit(rules, ioctl("VFIO_GROUP_SET_CONTAINER", "group 99")) == ""
+    with pytest.raises(TypeError):
+        rules.listed()[0].rule.keys["nth"] = 1  # type: ignore[index]
     assert LabDevices(lab).found(f"vgpu{mdev.minor}") == LabDevices(lab).found(UUID) == mdev.name
 
 

@@ -40,9 +40,7 @@ class LabDevices:
         named = {each for text in _named(call) if self._is_name(text) for each in self._all(text)}
         if call.kind is CallKind.LIFECYCLE and call.name == "create":
             named.add(call.subject.lower())  # the type
-        if call.kind is CallKind.OPEN:
-            named |= {each for device in self._behind(call.subject) for each in self._all(device)}
-        return named
+        return named | {each for device in self._behind(call) for each in self._all(device)}
 
     def found(self, name: str) -> str:
         """The name of the directory of a device, which may be known by its number as vgpu<N>, or without its
@@ -92,16 +90,26 @@ class LabDevices:
                 names.add(vgpu.type.name.lower())
         return names
 
-    def _behind(self, path: str) -> Iterator[str]:
-        """The devices that a file of dev/vfio opens: one, or those of a group."""
-        head, _, last = path.rpartition("/")
-        if head == "dev/vfio/devices":
-            everything = (*self._lab.by_name.values(), *self._lab.drivers.functions.values())
-            yield from (each.name for each in everything if last == f"vfio{each.vfio_minor}")
-        elif head == "dev/vfio" and last.removeprefix("noiommu-").isdecimal():
-            number = int(last.removeprefix("noiommu-"))
-            everything = (*self._lab.by_name.values(), *self._lab.drivers.functions.values())
-            yield from (each.name for each in everything if each.group.number == number)
+    def _behind(self, call: Call) -> Iterator[str]:
+        """The devices behind the file of dev/vfio that a call is on or opens: one, or those of a group."""
+        head, _, last = call.subject.rpartition("/")
+        if call.kind is CallKind.IOCTL:
+            wanted = call.arguments.get("name")  # of VFIO_GROUP_GET_DEVICE_FD
+            if wanted is not None:
+                yield str(wanted)
+            elif last.startswith("group "):
+                yield from self._of_group(last.removeprefix("group "))
+        elif call.kind is CallKind.OPEN and head == "dev/vfio/devices":
+            yield from (each.name for each in self._everything() if last == f"vfio{each.vfio_minor}")
+        elif call.kind is CallKind.OPEN and head == "dev/vfio":
+            yield from self._of_group(last.removeprefix("noiommu-"))
+
+    def _of_group(self, number: str) -> Iterator[str]:
+        if number.isdecimal():
+            yield from (each.name for each in self._everything() if each.group.number == int(number))
+
+    def _everything(self) -> tuple[Any, ...]:
+        return (*self._lab.by_name.values(), *self._lab.drivers.functions.values())
 
 
 def _named(call: Call) -> Iterator[str]:

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 from vfsfuse.faults import plausible, values
@@ -65,9 +66,8 @@ class Rule:
         """The rule with these keys, whose values are read.  Raises RuleError if they do not go together."""
         keys = {key: found[key] for key in KEYS if key in found and found[key] is not False}
         name = keys.pop("name", "")
-        rule = cls(name, keys)
         _check(keys)
-        return rule
+        return cls(name, MappingProxyType(keys))
 
     def named(self, name: str) -> Rule:
         """The same rule with a name."""
