@@ -203,6 +203,16 @@ class Lab:
         """What the server has logged so far, also after the end; empty for a lab that was joined."""
         return "" if self._server is None else self._server.log
 
+    @property
+    def divergences(self) -> list[str]:
+        """What programs have done otherwise than the recordings that the lab replays say (docs/recording.md),
+        each as one line; empty for a lab without the model "replay"."""
+        import json
+
+        path = self.path / "replay"
+        rows = self.files.content(path).splitlines() if self.files.has(path) else ()
+        return [line for row in rows for line in json.loads(row)["divergences"]]
+
     # ---- what is in it ----
 
     @property

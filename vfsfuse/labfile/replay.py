@@ -7,7 +7,7 @@ State: none. Errors: see :mod:`vfsfuse.labfile.reading`.
 import os
 
 from devmodel.device.pci import PciDevice
-from vfsfuse.labfile.faults import Keys
+from vfsfuse.labfile.faults import Keys, with_remedy
 from vfsfuse.labfile.reading import Found, Reading
 from vfsfuse.labfile.schema import PLAIN, REPLAY
 from vfsfuse.replay.model import replay_model
@@ -33,7 +33,7 @@ def replay(reading: Reading, found: Found, keys: Keys, name: str = "") -> type[P
         wanted = found.get("recorded", name if name in there else "")
         return replay_model(played.device(wanted))
     except ValueError as error:
-        reading.fail(where, f"{error} (vfsfuse record makes a recording)")
+        reading.fail(where, with_remedy(str(error), "vfsfuse record makes a recording"))
 
 
 def check_not_replay(reading: Reading, found: Found, keys: Keys) -> None:

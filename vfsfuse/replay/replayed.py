@@ -43,9 +43,11 @@ class Replay:
         that says which there are."""
         there = [device.name for device in self.recording.devices]
         if not name and len(there) != 1:
-            raise ValueError(f"has {len(there)} devices (say which one with device: {', '.join(there)})")
+            raise ValueError(
+                f"the recording has {len(there)} devices (say which one with recorded: {', '.join(there)})"
+            )
         if name and name not in there:
-            raise ValueError(f"has no device {name} (there is {', '.join(there) or 'none'})")
+            raise ValueError(f"the recording has no device {name} (there is {', '.join(there) or 'none'})")
         number = there.index(name) if name else 0
         return self.played.setdefault(number, Played(self, number))
 
