@@ -21,7 +21,7 @@ from tests.nic import driver_of, function, give_back, to_vfio
 from tests.test_uevents import hear, listening
 from tests.tool import need
 from tests.vfio.client import DEVICE_GET_INFO, DEVICE_RESET, DeviceInfo, fails, ioctl
-from tests.vfio.devices import ERR, REQ, TRIGGER, Opened, eventfd, opened, signals, silent
+from tests.vfio.devices import ERR, REQ, TRIGGER, Opened, eventfd, mdev, opened, signals, silent
 from tests.waiting import wait_for
 
 PORT, NIC = "0000:00:01.0", "0000:65:00.0"
@@ -31,12 +31,14 @@ SLOT = "7"
 LAB = f"""
 [models]
 copier = "{ROOT}/examples/copier.py:Copier"
+accelerator = "{ROOT}/tests/vfio/models/accelerator.py:Accelerator"
 
 [parents.copiers]
 kind = "virtual"
 driver = "copier"
 slots = 8
 types.copier-1 = {{ description = "copies" }}
+types.express = {{ description = "is PCI Express", model = "accelerator" }}
 
 [functions."{PORT}"]
 bridge = "root-port"
@@ -73,6 +75,8 @@ capabilities = ["express"]
 bars = {{ 0 = {{ size = "4K" }} }}
 """
 CONFIG, BAR0 = 7 << 40, 0
+SCRATCH = 4
+"""The register of an accelerator that a client can write."""
 AER, EXPRESS = 0x01, 0x10
 DEVSTA, UNCORRECTABLE, FIRST, CORRECTABLE = 0x0A, 0x04, 0x18, 0x10
 CACHE_LINE = 0x0C
@@ -384,12 +388,21 @@ def test_an_integrated_endpoint_that_cannot_be_reset_stays_as_it_is(lab: Mounted
         assert read(device, CONFIG + CACHE_LINE, 1) == b"\x10"
 
 
-def test_an_error_of_a_vgpu_is_told_to_its_client_alone(lab: MountedLab, vgpu: Opened) -> None:
-    write(vgpu, BAR0, b"\1\2\3\4")
-    with listening(lab, os.O_NONBLOCK) as events:
-        add(lab, f"device={vgpu.name} region=BAR0 access=read nth=1 error=nonfatal")
-        add(lab, f"device={vgpu.name} region=BAR0 access=read nth=2 error=fatal")
-        assert [read(vgpu, BAR0) for _ in range(3)] == [b"\1\2\3\4", b"\1\2\3\4", bytes(4)]
+def test_an_error_of_a_vgpu_is_told_to_its_client_alone(lab: MountedLab) -> None:
+    with ExitStack() as stack:
+        vgpu = stack.enter_context(mdev(lab, "express", "copiers"))
+        err, events = stack.enter_context(eventfd()), stack.enter_context(listening(lab, os.O_NONBLOCK))
+        vgpu.device.eventfds(ERR, TRIGGER, 0, err)
+        status = CONFIG + express_of(read(vgpu, CONFIG, 256)) + DEVSTA
+        write(vgpu, BAR0 + SCRATCH, b"\1\2\3\4")
+        for number, severity in enumerate(("corrected", "nonfatal", "fatal"), 1):
+            add(lab, f"device={vgpu.name} region=BAR0 access=read nth={number} error={severity}")
+        assert read(vgpu, BAR0 + SCRATCH) == b"\1\2\3\4" and silent(err)
+        assert read(vgpu, status, 1) == b"\1"
+        assert read(vgpu, BAR0 + SCRATCH) == b"\1\2\3\4" and signals(err) == 1
+        assert read(vgpu, status, 1) == b"\3"
+        assert read(vgpu, BAR0 + SCRATCH) == b"\1\2\3\4" and signals(err) == 1
+        assert read(vgpu, BAR0 + SCRATCH) == bytes(4) and read(vgpu, status, 1) == b"\0"  # it was reset
         assert not any("ERROR_EVENT" in variables for _, variables in hear(events))
 
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from devmodel.device.base import Device
+from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.later import Later
@@ -63,10 +64,14 @@ class Recovery:
             self._recover(function, severity is Severity.FATAL)
 
     def report_vgpu(self, mdev: Mdev, severity: Severity) -> None:
-        """A vGPU has an error: its client gets ERR unless the error was corrected, and the vGPU is reset if
-        it was fatal.  It is no function of a bus, so the host counts and tells nothing."""
+        """A vGPU has an error: its registers say so, its client gets ERR unless the error was corrected, and
+        the vGPU is reset if it was fatal.  It is no function of a bus, so the host counts and tells
+        nothing."""
         device = mdev.device
-        device.check_present()
+        with device.lock:
+            device.check_present()
+            if isinstance(device, PciDevice):
+                happen(device.config, severity)
         if severity is not Severity.CORRECTED:
             device.tell_error()
         if severity is Severity.FATAL:
