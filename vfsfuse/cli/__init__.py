@@ -41,6 +41,11 @@ SUBCOMMANDS = {
     ),
     "replay": Subcommand("cli.replay", "run a program with the devices of a recording", takes_program=True),
     "model": Subcommand("cli.model", "write a first device model from a recording"),
+    "sweep": Subcommand(
+        "cli.sweep",
+        "run a program again and again, and fail another of its calls each time",
+        takes_program=True,
+    ),
     "check": Subcommand("cli.check", "say what a lab file makes, without a mount"),
     "tree": Subcommand("cli.tree", "print the tree of a mounted lab"),
     "list": Subcommand("cli.list", "say what is in a mounted lab, and which processes use it"),

@@ -39,6 +39,7 @@ _AT_RECURSIVE = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -121,3 +122,8 @@ def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends.  Called in a child before it
     execs."""
     _call(_libc.prctl, "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def become_subreaper() -> None:
+    """Have descendants of this process that lose their parents become its children."""
+    _call(_libc.prctl, "prctl", _PR_SET_CHILD_SUBREAPER, 1)

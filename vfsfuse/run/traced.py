@@ -2,10 +2,11 @@
 """A program of `vfsfuse run` whose lab is traced: it is a child of its tracer, in the same process group.
 
 A tracer and the supervisor of the run have a SOCK_SEQPACKET pair.  When the lab answers, the supervisor opens
-the lab's file `trace` and sends the descriptor, because the mount of a private lab is in a namespace of its
-own.  The tracer says how the file is to be read and answers ATTACHED; only then the program starts.  When the
-last process of the program has ended, the supervisor shuts its side down, and keeps a private lab until the
-tracer has read the rest and hangs up; while that takes long, it says READING.
+the lab's files `trace` and `faults` and sends the descriptors, because the mount of a private lab is in a
+namespace of its own.  The tracer says how the trace is to be read, may write fault rules, and answers ATTACHED;
+only then the program starts.  When the last process of the program has ended, the supervisor shuts its side
+down, and keeps a private lab until the tracer has read the rest and hangs up; while that takes long, it says
+READING.
 
 Neither holds up the other: each step of the supervisor's has its time, and a tracer that dies only hangs up.
 Both ends are for single-threaded processes.  Source: unix(7), pidfd_open(2).
@@ -38,7 +39,7 @@ DRAIN_SECONDS = 10.0
 """How long a private lab outlives its program for a tracer that has not read everything, and does not say
 that it is reading."""
 
-FILE = "trace"
+FILE, FAULTS = "trace", "faults"
 EXIT_SETUP = 125
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP)
@@ -49,7 +50,7 @@ TERMINALS = (signal.SIGINT, signal.SIGQUIT)
 
 
 class TracerLink:
-    """The supervisor's end.  `file` is the lab's file that the tracer gets."""
+    """The supervisor's end.  `file` is the lab's file that the tracer gets, beside `faults`."""
 
     def __init__(self, link: socket.socket, file: str = FILE) -> None:
         self._link, self._file = link, file
@@ -61,14 +62,18 @@ class TracerLink:
             file = os.open(self._file, access | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root)
         except OSError as error:
             raise SetupError(f"the {self._file} of the lab: {_why(error)}") from None
+        files = [file]
+        with contextlib.suppress(OSError):  # a lab of an older vfsfuse
+            files.append(os.open(FAULTS, os.O_RDWR | os.O_CLOEXEC, dir_fd=root))
         self._link.settimeout(ATTACH_SECONDS)
         try:
-            socket.send_fds(self._link, [TRACE], [file])
+            socket.send_fds(self._link, [TRACE], files)
             self._link.recv(len(ATTACHED))
         except OSError:
             pass  # the tracer is stopped, or has died: the program goes on
         finally:
-            os.close(file)
+            for each in files:
+                os.close(each)
 
     def drain(self, lab: PrivateLab | None) -> None:
         """Tell the tracer that the program has ended.  Returns when it needs `lab` no more."""
@@ -133,6 +138,8 @@ class TracedCommand:
         self.status: int | None = None
         """The wait status of the program once it has ended."""
         self.pid_fd = os.pidfd_open(self.pid)
+        self.faults: int | None = None
+        """The lab's file `faults`, open for reading and writing, once :meth:`trace` has returned."""
         self.wake_fd, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a shell as the program takes the terminal
         for number in handled:
@@ -149,12 +156,14 @@ class TracedCommand:
         """The lab's file `trace`, or the one that `run` was told, open; the caller closes it.  None when the
         program does not start: it has said why, and ends."""
         try:
-            message, fds, _, _ = socket.recv_fds(self._link, len(TRACE), 1)
+            message, fds, _, _ = socket.recv_fds(self._link, len(TRACE), 2)
         except ConnectionError:
             return None
         if message != TRACE or not fds:
             return None
-        os.set_inheritable(fds[0], False)
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        self.faults = fds[1] if len(fds) > 1 else None
         return fds[0]
 
     def attached(self) -> None:
@@ -177,6 +186,9 @@ class TracedCommand:
     def close(self) -> None:
         """Let the lab end."""
         self._link.close()
+        if self.faults is not None:
+            os.close(self.faults)
+            self.faults = None
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self.status is not None:
