@@ -3,10 +3,10 @@
 
 A tracer and the supervisor of the run have a SOCK_SEQPACKET pair.  When the lab answers, the supervisor opens
 the lab's files `trace` and `faults` and sends the descriptors, because the mount of a private lab is in a
-namespace of its own.  The tracer says how the trace is to be read, may write fault rules, and answers ATTACHED;
-only then the program starts.  When the last process of the program has ended, the supervisor shuts its side
-down, and keeps a private lab until the tracer has read the rest and hangs up; while that takes long, it says
-READING.
+namespace of its own.  The tracer says how the trace is to be read, may write fault rules, and answers
+ATTACHED; only then the program starts.  When the last process of the program has ended, the supervisor shuts
+its side down, and keeps a private lab until the tracer has read the rest and hangs up; while that takes long,
+it says READING.
 
 Neither holds up the other: each step of the supervisor's has its time, and a tracer that dies only hangs up.
 Both ends are for single-threaded processes.  Source: unix(7), pidfd_open(2).
