@@ -144,7 +144,7 @@ int main(int argc, char **argv)
 	copy(event);
 	CHECK(!memcmp(memory, memory + PAGE, 100));
 	if (ioctl(device, VFIO_DEVICE_RESET))
-		printf("reset: %s\n", strerror(errno));
+		fprintf(stderr, "reset: %s\n", strerror(errno));
 	CHECK(!ioctl(container, VFIO_IOMMU_UNMAP_DMA, &unmap) && unmap.size == 2 * PAGE);
 	puts("ok");
 	return 0;

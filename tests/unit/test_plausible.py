@@ -34,6 +34,7 @@ def test_each_errno_has_a_name_and_is_there_once() -> None:
         ("open", "dev/iommu", "open", errno.ENOMEM),
         ("open", "sys/devices/pci0000:00/0000:00:05.0/resource0", "open", errno.ENOMEM),
         ("open", "dev/vfio/0", "close", None),
+        ("open", ".device-3023397280249352022", "open", None),
         ("region", "vgpu0", "read", errno.EIO),
         ("region", "vgpu0", "write", errno.EIO),
         ("store", "sys/class/mdev_bus/gpu0/mdev_supported_types/small", "create", errno.ENOSPC),

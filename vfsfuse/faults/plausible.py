@@ -133,8 +133,8 @@ def errnos(kind: str, name: str, subject: str) -> Errnos:
         return IOCTLS.get(name, ())
     if kind == "region":
         return REGIONS.get(name, ())
-    if kind == "open":
-        return _first(OPENS, subject) if name == "open" else ()
+    if kind == "open":  # a name with a dot at the mount's root is of a file that `run` opens for its program
+        return _first(OPENS, subject) if name == "open" and not subject.startswith(".") else ()
     if kind == "store":
         return _first(STORES, name) if subject else ()
     return ()

@@ -34,7 +34,8 @@ def call_of(record: Record | None) -> str:
     if record is None:
         return "a call whose record is lost"
     told = parts_of(record)
-    words = [word(record.comm), word(record.subject.replace(" ", "-")), told.what, told.details]
+    subject = "" if record.kind == "open" else word(record.subject.replace(" ", "-"))
+    words = [word(record.comm), subject, told.what, told.details]
     return f"{' '.join(filter(None, words))} = {failure(record)}"
 
 
@@ -134,7 +135,10 @@ class Report:
         (folder / "stderr").write_bytes(run.stderr)
 
     def end(self, was_cut: bool) -> int:
-        """Print the counts.  Returns the exit status: 1 if the program has to be mended."""
+        """Print the counts, of what there is if a signal has ended the sweep.  Returns the exit status: 1 if
+        the program has to be mended."""
+        if self._reference is None:
+            return 0
         bad = sum(number for verdict, number in self.counts.items() if verdict.is_bad)
         total = self.counts.total()
         self._clear()
@@ -152,7 +156,9 @@ class Report:
         """So many runs are over."""
         if self._is_terminal:
             of = f" of {expected}" if expected >= made else ""
-            print(f"\r\033[K{made}{of} runs of {shlex.join(self._program)[:60]}", end="", file=sys.stderr)
+            runs = "run" if made == 1 and not of else "runs"
+            program = shlex.join(self._program)[:MOST_SHOWN]
+            print(f"\r\033[K{made}{of} {runs} of {program}", end="", file=sys.stderr)
             sys.stderr.flush()
 
     def note(self, text: str) -> None:

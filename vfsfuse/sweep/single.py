@@ -49,7 +49,8 @@ MOST_RECORDS = 20_000
 MOST_OUTPUT = 1 << 20
 """Bytes of standard output that are kept, the first ones; of standard error, the last ones."""
 _CHUNK = 1 << 16
-_HITS = re.compile(rb"(\d+) hits? of (\d+) calls?")
+_HITS = re.compile(rb"^name=%b .*# (\d+) hits? of (\d+) calls?" % RULE.encode(), re.MULTILINE)
+"""The line of the rule in the list of the lab's rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +290,7 @@ class _Run:
                 self._keep(record)
         try:
             assert command.faults is not None
+            os.write(command.faults, b"list\n")
             found = _HITS.search(os.pread(command.faults, _CHUNK, 0))
         except OSError:  # the lab has ended
             found = None
