@@ -9,7 +9,10 @@ import pytest
 
 from devmodel.callpoint import Call, CallKind
 from ioctl_shim.abi import ROWS
+from tests.checkout import ROOT
 from vfsfuse.faults.plausible import IOCTLS, OPENS, REGIONS, STORES, errnos, failures
+
+SWEEP = (ROOT / "docs/sweep.md").read_text(encoding="utf-8")
 
 
 def test_each_ioctl_that_is_answered_has_a_row() -> None:
@@ -51,6 +54,17 @@ def test_the_first_errno(kind: str, subject: str, name: str, first: int | None) 
     assert next(iter(errnos(kind, name, subject)), None) == first
     call = Call(CallKind(kind), subject, name, tid=1)
     assert next(iter(failures(call)), None) == first
+
+
+def test_the_documented_table_is_this_one() -> None:
+    def row(call: str, given: tuple[int, ...]) -> str:
+        return f"| {call} | {', '.join(errno.errorcode[number] for number in given)} |"
+
+    rows = [row(f"open of `{pattern}`", given) for pattern, given in OPENS]
+    rows += [row(f"{name} of a region", given) for name, given in REGIONS.items()]
+    rows += [row(f"store to `{pattern}`", given) for pattern, given in STORES]
+    rows += [row(name, given) for name, given in IOCTLS.items() if given]
+    assert "\n".join(["| call | errnos |", "| --- | --- |", *rows, "", "<!-- end -->"]) in SWEEP
 
 
 def test_a_call_that_no_client_waits_for_cannot_fail() -> None:

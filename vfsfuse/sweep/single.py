@@ -278,7 +278,7 @@ class _Run:
                 self._keep(record)
 
     def _keep(self, record: Record) -> None:
-        if record.fault == RULE and record.duration is not None:
+        if RULE in record.fault.split(",") and record.duration is not None:
             self._hit = record
         if self._plan.keep:
             self._records.append(record)
