@@ -20,8 +20,6 @@ BARS = 6
 RESETS = ("VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET")
 _NEAR = 1 << 16
 """Bytes behind the address in a register within which DMA is ascribed to that register."""
-_LEAST_SIZE = 8
-"""A number below this is in a register by chance."""
 _MOST_REGISTERS = 4096
 
 
@@ -38,7 +36,8 @@ class Place:
 @dataclass(slots=True)
 class Dma:
     """One DMA after a write.  `base` are the registers that had its address, low and high, or one of 8 bytes;
-    `ahead` is how far behind that it began.  `count` is the register that had its size."""
+    `ahead` is how far behind that it began.  `count` is the register that had its size; a size of 1, 2, 4 or
+    8 may be in a register by chance."""
 
     event: Event
     base: tuple[Place, ...] = ()
@@ -182,7 +181,7 @@ class _Run:
         if near:
             made.ahead, made.base = min(near, key=lambda each: (each[0], each[1][0].offset))
         for place, value in self._given.items():
-            if value == event.size >= _LEAST_SIZE and place != trigger and place not in made.base:
+            if value == event.size not in WIDTHS and place != trigger and place not in made.base:
                 made.count = place
         return made
 
