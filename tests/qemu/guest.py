@@ -64,10 +64,10 @@ class Entry(NamedTuple):
     device: tuple[int, int] = (0, 0)
 
 
-def build() -> Guest:
+def build(modules: Sequence[str] = MODULES) -> Guest:
     """The guest of this machine; its initramfs is made when the cache does not have it."""
     version = newest_kernel()
-    entries = list(contents(LIBRARY / version))
+    entries = list(contents(LIBRARY / version, modules))
     image = archive(entries)
     path = CACHE / f"initramfs-{version}-{hashlib.sha256(image).hexdigest()[:16]}"
     if not path.exists():
@@ -84,7 +84,7 @@ def newest_kernel() -> str:
     return max(complete, key=lambda version: [int(number) for number in re.findall(r"\d+", version)])
 
 
-def contents(library: Path) -> Iterator[Entry]:
+def contents(library: Path, modules: Sequence[str] = MODULES) -> Iterator[Entry]:
     """All that the initramfs holds; /modules lists the modules in the order to load them."""
     yield from (Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "lib"))
     yield Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
@@ -92,7 +92,7 @@ def contents(library: Path) -> Iterator[Entry]:
     yield Entry("bin/sh", stat.S_IFLNK | 0o777, b"busybox")
     yield Entry("init", stat.S_IFREG | 0o755, INIT.encode())
     names = []
-    for module in load_order(library, MODULES):
+    for module in load_order(library, modules):
         name, content = plain_module(library / module)
         names.append(name)
         yield Entry(f"lib/{name}", stat.S_IFREG | 0o644, content)
