@@ -46,7 +46,8 @@ class Inodes:
             return self._attr(self.tree.getattr(directory.hidden(text)), 0)
         if isinstance(found, Member) and (is_store(found) or (self.steered and is_setting(found))):
             inode = found.inode(directory)
-            if is_being_written(inode) or (self.waits and isinstance(found, WaitingStore)):
+            waits = self.steered or (self.waits and isinstance(found, WaitingStore))
+            if waits or is_being_written(inode):
                 return self._attr(self.tree.getattr(self.tree.own_inode(inode)), 0)
             return self._attr(found.lookup(directory), self._cache_ns, 0)
         self.tree.tell(directory)
