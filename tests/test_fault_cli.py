@@ -200,7 +200,7 @@ def test_a_mount_with_wrong_rules_does_not_start(tmp_path: Path) -> None:
         "--fault",
         "x=1 errno=EIO",
     )
-    done = vfsfuse("mount", *rules, tmp_path / "mnt")
+    done = vfsfuse("mount", "--log-file", tmp_path / "log", *rules, tmp_path / "mnt")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert [line.split(": ")[:3] for line in lines] == [
