@@ -212,7 +212,7 @@ class Steered:
         try:
             yield
         except BaseException as error:
-            self.call.error = error
+            self.call.error = _reason(error)
             raise
         finally:
             self.end()
@@ -473,7 +473,7 @@ class CallPoint:
             with _client_is(call.tid):
                 call.result = result = await function()
         except BaseException as error:
-            call.error = error
+            call.error = _reason(error)
             raise
         finally:
             self.end(observers, call)
@@ -561,6 +561,11 @@ class _Owed:
 
     def wait(self, ready: Callable[[], None]) -> None:
         self._wait.start(self._injection, ready)
+
+
+def _reason(error: BaseException) -> BaseException:
+    """Why a call failed.  A task is cancelled when its client has got a signal, and when the lab ends."""
+    return OSError(errno.EINTR, "interrupted") if isinstance(error, trio.Cancelled) else error
 
 
 class Debt:

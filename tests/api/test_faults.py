@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from vfsfuse import Fault, FaultRule, Lab, LabError, Region, Vgpu
 from vfsfuse.faults.keys import KEYS
 
 STATUS = 0x18
+UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
 
 
 @pytest.fixture
@@ -129,6 +131,19 @@ def test_a_call_hangs_until_it_is_released(lab: Lab, vgpu: Vgpu) -> None:
         assert not resetting.is_alive()
         trace.wait(lambda record: record.number == found.number and record.duration is not None)
     assert (fault.hits, fault.held) == (1, 0)
+
+
+def test_a_store_that_hangs_ends_with_its_program(lab: Lab) -> None:
+    fault = lab.faults.add(name="stuck", store="create", hang=True)
+    path = lab.parents["copiers"].path / "mdev_supported_types/copier-1/create"
+    with lab.trace(injected=["stuck"]) as trace:
+        with subprocess.Popen(["sh", "-c", f"echo {UUID} > {path}"]) as program:
+            wait_for(lambda: fault.held == 1)
+            program.kill()
+            assert program.wait(30) == -signal.SIGKILL
+        found = trace.wait(lambda record: record.duration is not None)
+    assert (found.errno, found.error, found.fault) == (errno.EINTR, "interrupted", "stuck")
+    assert (fault.hits, fault.held) == (1, 0) and UUID not in lab.vgpus
 
 
 def test_what_is_injected_is_in_the_trace(lab: Lab, vgpu: Vgpu) -> None:
