@@ -261,6 +261,11 @@ def test_reads_give_other_values(faults: Faults, copier: Copier) -> None:
         put(copier, SOURCE_REGISTER, 0, 8)
         assert read(copier, 0, 8) == 0
     assert read(copier, 0, 8) == 0x80
+    with faults.hold(
+        "register=STATUS region=BAR0 value=0xa5a5a5a5", "register=COMMAND region=config value=0"
+    ):
+        assert read(copier, STATUS_REGISTER) == 0xA5A5A5A5 and copier.config(6) == 0x10
+        assert copier.config(4, 4) == 0x100000 and read(copier, COMMAND_REGISTER) == 0
     with faults.hold("region=config range=0-3 value=0xffffffff"):
         assert copier.config(0, 4) == 0xFFFFFFFF
     assert copier.config(0, 4) == 0xC0F11234

@@ -568,6 +568,17 @@ def test_a_release_lets_go_and_the_rule_holds_again(rules: FaultRules) -> None:
     assert again.hold.released
 
 
+def test_a_rule_that_is_taken_away_at_its_hit_holds_nothing(rules: FaultRules) -> None:
+    rules.add(parse_line("name=a call=any hang=true"), parse_line("name=b call=any hang=true"))
+    one, other = rules.listed()
+    rules.release("b")
+    assert not other.hold.released
+    carry_out(rules, b"clear a\nrelease b\n")
+    assert one.hold.released and not other.hold.released
+    rules.clear()
+    assert other.hold.released
+
+
 def test_virtual_functions_are_told_before_they_appear(rules: FaultRules, actions: list[Any]) -> None:
     rules.add(
         parse_line("name=a device=86:00.0 nth=2 late=1.5"),

@@ -59,7 +59,9 @@ KEYS: Mapping[str, Key] = {
     ),
     "process": Key(Part.WHERE, values.process, "the process that makes the call, by its name or number"),
     "ioctl": _call(values.pattern(_ONE), "an ioctl, such as `VFIO_IOMMU_MAP_DMA` or `IOMMU_*`"),
-    "register": _call(values.pattern(_ONE), "an access that touches the register"),
+    "register": _call(
+        values.pattern(_ONE), "an access that touches the register; of the `region`, if that is given"
+    ),
     "region": _call(values.region, "an access of the region"),
     "range": Key(
         Part.WHERE, values.span, "only an access that touches these bytes of the region", ("region",)

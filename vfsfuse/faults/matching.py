@@ -111,6 +111,9 @@ class Matcher:
         yield lambda call: named(call.name)
 
     def _register(self, rule: Rule, devices: LabDevices) -> Iterable[Test]:
+        index = rule.get("region")
+        if index is not None:
+            yield lambda call: call.arguments["region"] == index
         yield lambda call: self.register_of(call) is not None
 
     def _region(self, rule: Rule, devices: LabDevices) -> Iterable[Test]:

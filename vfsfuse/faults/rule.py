@@ -150,6 +150,8 @@ def _word(key: str, value: Any) -> str:
 
 def _check(keys: Mapping[str, Any]) -> None:
     calls = [key for key in CALLS if key in keys]
+    if calls == [*REGION]:  # the register of that region
+        calls.pop()
     if len(calls) > 1:
         raise RuleError(calls[1], f"stands beside {calls[0]} (a rule is about one kind of call: make two)")
     whats = [key for key in WHATS if key in keys]

@@ -69,6 +69,10 @@ class Active:
         hold, self.hold = self.hold, Hold()
         hold.release()
 
+    def end(self) -> None:
+        """Let go of them for good, also of a call that it is about to hit: the rule is taken away."""
+        self.hold.release()
+
 
 class FaultRules:
     """The fault rules of one lab."""
@@ -96,9 +100,11 @@ class FaultRules:
         with self._using(add), self._lock:
             leaving, released = self._find(clear), self._find(release)
             added = self._add(add, leaving)
-            for active in (*released, *leaving):
-                active.release()
-            return added
+        for active in released:
+            active.release()
+        for active in leaving:
+            active.end()
+        return added
 
     def clear(self, *names: str) -> None:
         """Take these rules away, or all of them.  What they hold goes on.  Raises ``OSError(ENOENT)``."""
