@@ -67,6 +67,9 @@ class Dialogue:
         self.interrupts.end()
         self._closed(self._files.lost())
         self.recording.events = self._events.all()
+        begun = min((event.time for event in self.recording.events), default=0.0)
+        for event in self.recording.events:
+            event.time = round(event.time - begun, 6)
         return self.recording
 
     # ---- the program ----
