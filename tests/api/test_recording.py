@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from vfsfuse.recording.recording import NO_DEVICE, Irq, Region
 SOURCE, TARGET, SIZE, COMMAND, STATUS = 0x00, 0x08, 0x10, 0x14, 0x18
 BAR4 = 4
 FLAG_MMAP = 4
+GET_INFO = 0x3B6B
 
 
 def copy(vgpu: Vgpu, size: int, byte: bytes = b"x") -> None:
@@ -64,14 +66,19 @@ def test_a_dialogue_and_the_device(copiers: Lab, tmp_path: Path) -> None:
 
 def test_data_are_whole(copiers: Lab) -> None:
     size = 300_000
+    long = bytearray((5000).to_bytes(4, "little") + bytes(4996))
     with copiers.create("copier-1") as vgpu, copiers.recording() as made, copiers.trace() as trace:
         copy(vgpu, size, b"y")
         with vgpu.open() as device:
             device.config.read(0, 256)
+            fcntl.ioctl(device.fileno(), GET_INFO, long)
     moved = [event.data for event in made.events if event.kind == "dma"]
     assert moved == [b"y" * size] * 2
     assert [len(event.data) for event in made.events if event.kind == "read"][-1] == 256
-    assert [len(event.arguments["data"]) for event in trace.records if event.kind == "dma"] == [64, 64]
+    assert [len(event.after) for event in made.events if event.name == "VFIO_DEVICE_GET_INFO"][-1] == 5000
+    told = [(each.kind, each.arguments) for each in trace.records]
+    assert [len(said["data"]) for kind, said in told if kind == "dma"] == [64, 64]
+    assert max(len(said["before"]) for kind, said in told if "before" in said) == 1024
 
 
 def test_files_of_sysfs_are_no_part_of_it(copiers: Lab) -> None:

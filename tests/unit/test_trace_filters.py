@@ -13,9 +13,9 @@ import pytest
 from tests.unit.fakes import fails
 from vfsfuse.observe.clients import Client
 from vfsfuse.observe.feed import MOST_BYTES, MOST_OPTIONS, Feed, Options
-from vfsfuse.observe.told import Told
+from vfsfuse.observe.told import Told, cut
 from vfsfuse.trace.filters import EVERYTHING, MOST_KEPT, Filter, is_about
-from vfsfuse.trace.record import KINDS, Record, TraceError
+from vfsfuse.trace.record import DEVICE, KINDS, Record, TraceError
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e02"
 GPU = "0000:86:00.0"
@@ -166,6 +166,8 @@ def test_a_call_that_a_rule_has_hit_is_seen_by_its_name(
         b'{"devices": {"a": 1}}',
         b'{"pids": ["7"]}',
         b'{"pids": [true]}',
+        b'{"record": 1}',
+        b'{"hide_mmap": "yes"}',
         b'{"what": 1}',
         b"[" * 60000,
         b'{"devices": ["' + b"x" * MOST_OPTIONS + b'"]}',
@@ -174,6 +176,24 @@ def test_a_call_that_a_rule_has_hit_is_seen_by_its_name(
 def test_other_options_are_refused(line: bytes) -> None:
 
     fails(errno.EINVAL, Options.parse, line)
+
+
+def test_only_a_reader_that_records_gets_descriptions_of_devices() -> None:
+    described = told(kind=DEVICE, pid=0)
+    for said, is_wanted in (({}, False), ({"record": True}, True), ({"record": False}, False)):
+        assert options(**said).wants(described) is is_wanted
+    assert options(record=True, kinds=["region"], pids=[7], devices=[UUID]).wants(described)
+    assert not options(record=True, devices=["0000:00:00.0"]).wants(described)
+    assert not options(record=True, kinds=["region"]).wants(told(kind="dma"))
+
+
+def test_a_reader_that_does_not_record_gets_the_beginning() -> None:
+    long = told(kind="dma")._replace(data=bytes(5000), size=5600)
+    assert len(cut(long).data or b"") == 64 and cut(long).size < long.size
+    struct = told(kind="ioctl")._replace(before=bytes(5000), after=bytes(5000), size=9600)
+    assert (len(cut(struct).before), len(cut(struct).after)) == (1024, 1024)
+    for short in (told(), long._replace(data=b"x"), told(kind="store")._replace(data=bytes(1000))):
+        assert cut(short) is short
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,10 +21,10 @@ from vfsfuse.trace.record import DEVICE, Record
 
 MOST_DATA = 64
 """Bytes of an access that are kept."""
-MOST_RECORDED = 4 << 20
-"""The same for a reader that records."""
 MOST_STRUCT = 1024
 """Bytes of an ioctl's struct, or of a store, that are kept."""
+MOST_RECORDED, MOST_RECORDED_STRUCT = 4 << 20, 1 << 14
+"""The same for a reader that records, of an access and of a struct."""
 _OVERHEAD = 600
 """Bytes of memory that a call takes besides its data: its tuple, its arguments, its place in a queue."""
 _PAGE = 4096
@@ -68,9 +68,9 @@ class _Regions(Protocol):
     def regions(self) -> Sequence[Any]: ...
 
 
-def tell(number: int, call: Call, client: Client, ended: float | None, most: int = MOST_DATA) -> Told:
-    """What is kept of a call that is over, or that is under way (`ended` is None): `most` bytes of an
-    access."""
+def tell(number: int, call: Call, client: Client, ended: float | None, recorded: bool = False) -> Told:
+    """What is kept of a call that is over, or that is under way (`ended` is None).  `recorded` is whether a
+    reader records."""
     arguments, result, kind = call.arguments, call.result, call.kind
     before = after = b""
     data: bytes | None = None
@@ -78,11 +78,12 @@ def tell(number: int, call: Call, client: Client, ended: float | None, most: int
     if kind in _ACCESSES:
         moved = result if isinstance(result, bytes) else arguments.get("data")
         if moved is not None:
-            data = bytes(moved[:most])
+            data = bytes(moved[: MOST_RECORDED if recorded else MOST_DATA])
         result = len(result) if isinstance(result, bytes) and kind is CallKind.REGION else result
         names = _names(call) if kind is CallKind.REGION else None
     elif kind is CallKind.IOCTL:
-        before, after = arguments.get("before", b"")[:MOST_STRUCT], call.after[:MOST_STRUCT]
+        most = MOST_RECORDED_STRUCT if recorded else MOST_STRUCT
+        before, after = arguments.get("before", b"")[:most], call.after[:most]
     elif kind is CallKind.STORE:
         data = bytes(arguments.get("data", b"")[:MOST_STRUCT])
     errno, error = (0, "") if call.error is None else _failure(call.error)
@@ -99,10 +100,14 @@ def tell(number: int, call: Call, client: Client, ended: float | None, most: int
 
 def cut(told: Told) -> Told:
     """The same for a reader that does not record."""
-    data = told.data
-    if data is None or len(data) <= MOST_DATA or told.kind not in _CUT:
+    data, before, after = told.data, told.before, told.after
+    if len(before) > MOST_STRUCT or len(after) > MOST_STRUCT:
+        before, after = before[:MOST_STRUCT], after[:MOST_STRUCT]
+    elif data is not None and len(data) > MOST_DATA and told.kind in _CUT:
+        data = data[:MOST_DATA]
+    else:
         return told
-    return told._replace(data=data[:MOST_DATA], size=told.size - len(data) + MOST_DATA)
+    return told._replace(data=data, before=before, after=after, size=_OVERHEAD + 2 * MOST_STRUCT)
 
 
 def tell_mapping(number: int, device: str, client: Client, region: int, size: int) -> Told:

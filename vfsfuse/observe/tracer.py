@@ -16,7 +16,7 @@ from devmodel.iommu.dmaspace import StalePiece
 from vfsfuse.observe.clients import NOBODY, Client, Clients
 from vfsfuse.observe.feed import Feed, Options
 from vfsfuse.observe.mappings import REGION_INFO, Mappings
-from vfsfuse.observe.told import MOST_DATA, MOST_RECORDED, Told, cut, tell
+from vfsfuse.observe.told import Told, cut, tell
 
 LONG_SECONDS = 0.5
 """A call that is still under way after so long is told before its end."""
@@ -67,8 +67,7 @@ class Tracer:
             client = self.clients.of(call.tid)
         if call.kind is CallKind.OPEN or call.name == REGION_INFO:
             self._mappings.suspect(call, client)
-        most = MOST_RECORDED if self._calls.recorded else MOST_DATA
-        self.put(tell(number, call, client, now, most))
+        self.put(tell(number, call, client, now, self._calls.recorded))
 
     # ---- the thread of the trace ----
 

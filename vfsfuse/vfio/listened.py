@@ -141,7 +141,7 @@ class ObservedFile:
         if listener is None and not self._calls.observers:
             return told.file.ioctl(cmd, arg, tid, slot)
         fetched = Fetched(slot)
-        before, reply, written = struct_before(row, arg, tid, fetched), b"", writes.last
+        before, reply, written = struct_before(row, arg, tid, fetched, self._calls.recorded), b"", writes.last
         steered = told.begin(self._calls, listener, call, before)
         if listener is not None and not steered.injection.plain:
             return self._steered_ioctl(steered, call, cmd)
@@ -167,7 +167,9 @@ class ObservedFile:
         listener = self._calls.attends(call)
         if listener is None and not self._calls.observers:
             return told.ioctl(call, cmd)
-        steered = told.begin(self._calls, listener, call, struct_before(row, arg, tid, None))
+        steered = told.begin(
+            self._calls, listener, call, struct_before(row, arg, tid, None, self._calls.recorded)
+        )
         later = self._steered_ioctl(steered, call, cmd)
         return later if steered.waits else later.finish()
 

@@ -22,6 +22,8 @@ from vfsfuse.vfio.port import RegionFile
 
 MOST_TOLD = 1024
 """Bytes of an ioctl's struct, with what lies behind it, that are told."""
+MOST_RECORDED = 1 << 14
+"""The same while somebody records: SET_IRQS for 2048 vectors has 8212."""
 IN_REGION = (1 << REGION_SHIFT) - 1
 _NUMBERS = {"VFIO_GROUP_SET_CONTAINER": 4, "VFIO_DEVICE_GET_GFX_DMABUF": 4}
 """Bytes behind the pointer of ioctls that take a number by a pointer."""
@@ -142,9 +144,11 @@ class ToldFile:
             raise OSError(errno.EINVAL, "the device is not bound to an iommufd")
 
 
-def struct_before(row: Row | None, arg: int, tid: int, fetched: Fetched | None) -> bytes:
-    """The struct that `arg` points at, with what its size says is behind it: at most MOST_TOLD bytes, none if
-    it cannot be read.  A pump has `fetched` the beginning."""
+def struct_before(
+    row: Row | None, arg: int, tid: int, fetched: Fetched | None, recorded: bool = False
+) -> bytes:
+    """The struct that `arg` points at, with what its size says is behind it: at most MOST_TOLD bytes, or
+    MOST_RECORDED while somebody records; none if it cannot be read.  A pump has `fetched` the beginning."""
     if row is None or not arg:
         return b""
     if not row.struct:
@@ -152,7 +156,7 @@ def struct_before(row: Row | None, arg: int, tid: int, fetched: Fetched | None) 
     head = peek(tid, arg, row.minsz) if fetched is None else fetched.head(row)
     if len(head) < row.minsz:
         return b""
-    size = min(int.from_bytes(head[:4], "little"), MOST_TOLD)
+    size = min(int.from_bytes(head[:4], "little"), MOST_RECORDED if recorded else MOST_TOLD)
     if size <= row.minsz:
         return head[: row.minsz]
     return head[:size] if size <= len(head) else head + peek(tid, arg + len(head), size - len(head))
