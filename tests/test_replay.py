@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import vfsfuse
 from tests import needs
 from tests.commands import ROOT, SECONDS, VFSFUSE
 from tests.labs import MountedLab
@@ -32,6 +33,18 @@ ids = "4348:3253"
 [functions."{ADDRESS}"]
 model = "mtty"
 group = 7
+"""
+ENGINE = f"""\
+[parents."0000:65:00.0"]
+kind = "gpu"
+driver = "acme"
+memory = "1G"
+slots = 4
+types.acme-1 = {{ description = "one", memory = "16M" }}
+[[vgpus]]
+parent = "0000:65:00.0"
+type = "acme-1"
+uuid = "{UUID}"
 """
 REPLAYED = f"""\
 [parents.copiers]
@@ -221,6 +234,70 @@ def test_a_recording_of_a_host_has_no_dma(tmp_path: Path, compiled: Callable[...
     done = command(tmp_path, "replay", "--strict", "host.rec", "--", compiled(), "0", UUID, "20")
     assert done.returncode == 0
     assert done.stderr.endswith("8 of 8 events replayed, no divergence\n")
+
+
+@pytest.mark.parametrize(
+    ("client", "lab", "arguments"),
+    [("copier_client", COPIERS, ("0", UUID)), ("iommufd_client", ENGINE, ("vfio0",))],
+)
+def test_other_clients(
+    client: str, lab: str, arguments: tuple[str, ...], tmp_path: Path, compile_client: Callable[..., Path]
+) -> None:
+    """One that resets the device, and one of iommufd whose device has an engine that reads a ring.  A second
+    open plays the recording again."""
+    (tmp_path / "lab.toml").write_text(lab)
+    program = (str(compile_client(client)), *arguments)
+    recorded = command(tmp_path, "record", "-o", "x.rec", "--config", "lab.toml", "--", *program)
+    assert recorded.returncode == 0, recorded.stderr
+    done = command(tmp_path, "replay", "--strict", "x.rec", "--", *program)
+    assert (done.returncode, done.stdout) == (0, recorded.stdout), done.stderr
+    twice = f"{' '.join(program)}; {' '.join(program)}"
+    done = command(tmp_path, "replay", "--strict", "x.rec", "--", "sh", "-c", twice)
+    assert (done.returncode, done.stdout) == (0, 2 * recorded.stdout), done.stderr
+
+
+def test_a_client_that_polls_where_the_recorded_one_waited(
+    folder: Path, compiled: Callable[..., Path]
+) -> None:
+    """The status is 0 until the device has done its DMA."""
+    changed = compiled(
+        irqs='must(ioctl(device, VFIO_DEVICE_SET_IRQS, &irq), "SET_IRQS"); -> ',
+        wait='must(read(irq.event, &interrupts, sizeof(interrupts)), "the interrupt"); -> (void)interrupts;',
+        poll='must(pread(device, &status, 4, STATUS_REG), "STATUS"); -> '
+        'while (!status) must(pread(device, &status, 4, STATUS_REG), "STATUS");',
+    )
+    done = command(folder, "replay", "copy.rec", "--", changed, "0", UUID, "20")
+    assert (done.returncode, done.stdout) == (0, "*" * 20 + "\n"), done.stderr
+    first, second, _ = done.stderr.splitlines()
+    assert "expected SET_IRQS MSIX 0 trigger eventfd, got BAR0 write SOURCE = 0x100000" in first
+    assert "expected interrupt MSIX 0, got no such interrupt" in second
+
+
+def test_two_devices_of_one_recording(tmp_path: Path) -> None:
+    second = SERIAL.replace(ADDRESS, "0000:06:00.0").replace("group = 7", "group = 9")
+    (tmp_path / "lab.toml").write_text(SERIAL + second.partition("\n[")[2].join(("[", "")))
+    (tmp_path / "client.py").write_text(CLIENT)
+    both = " && ".join(
+        f"{sys.executable} client.py {group} {address}"
+        for group, address in (("7", ADDRESS), ("9", "0000:06:00.0"))
+    )
+    done = command(tmp_path, "record", "-o", "x.rec", "--config", "lab.toml", "--", "sh", "-c", both)
+    assert done.stdout == 2 * "h 0 e 0 l 0 l 0 o 0 \n", done.stderr
+    again = command(tmp_path, "replay", "--strict", "x.rec", "--", "sh", "-c", both)
+    assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
+    assert again.stderr.endswith("58 of 58 events replayed, no divergence\n")
+
+
+def test_divergences_in_python(folder: Path, compiled: Callable[..., Path]) -> None:
+    (folder / "lab.toml").write_text(REPLAYED)
+    changed = compiled(register="put(COMMAND_REG, 1, 4) -> put(COMMAND_REG, 3, 4)")
+    with vfsfuse.Lab(folder / "lab.toml") as lab:
+        assert lab.divergences == []
+        lab.run([changed, "0", UUID, "20"], check=True)
+        (line,) = lab.divergences
+        assert line.endswith("expected BAR0 write COMMAND = 0x1, got BAR0 write COMMAND = 0x3")
+    with vfsfuse.Lab() as lab:
+        assert lab.divergences == []
 
 
 def test_a_mounted_lab(folder: Path, compiled: Callable[..., Path]) -> None:

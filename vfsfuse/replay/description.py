@@ -7,6 +7,7 @@ Every ValueError is one line that says why no model can be made.  State: none.  
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -85,7 +86,13 @@ def mappable_areas(region: Region) -> tuple[tuple[int, int], ...] | None:
     ValueError for capabilities that are none."""
     for body in _capabilities(region, _SPARSE):
         (count,) = struct.unpack_from("<I", body)
-        return tuple(struct.iter_unpack("<QQ", body[8 : 8 + 16 * count]))
+        if len(body) < 8 + 16 * count:
+            raise ValueError(f"{region_name(region.index)} {_BAD_CHAIN}")
+        areas = tuple(struct.iter_unpack("<QQ", body[8 : 8 + 16 * count]))
+        for offset, size in areas:
+            if (offset | size) % mmap.PAGESIZE or offset + size > region.size:
+                raise ValueError(f"{region_name(region.index)} has no {size:#x} bytes at {offset:#x} to map")
+        return areas
     return None
 
 

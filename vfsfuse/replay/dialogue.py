@@ -138,8 +138,9 @@ class Dialogue:
         part = self._playing
         if part is None or not self._touched:
             return
-        for stage in part.stages[self._play.stage.number + 1 :][:AHEAD]:
-            anchor = stage.anchor
+        start = self._play.stage.number + 1
+        for number in range(start, min(start + AHEAD, len(part.stages))):
+            anchor = part.stages[number].anchor
             if anchor is not None and anchor.kind == WRITE:
                 self._report(anchor.line, event_text(self._names, anchor), got)
                 return

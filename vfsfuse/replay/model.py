@@ -269,5 +269,6 @@ def replay_model(played: Played) -> type[ReplayDevice]:
         "PLAYED": played,
         "resettable": bool(played.device.flags & description.DEVICE_RESET),
     }
-    model = type("Replay", (ReplayDevice, base), members)
-    return cast(type[ReplayDevice], model)
+    model = cast(type[ReplayDevice], type("Replay", (ReplayDevice, base), members))
+    model("sample").close()
+    return model

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from devmodel.pci.image import Image
+from devmodel.pci.regs import EXP_DEVCTL, EXP_DEVCTL_BCR_FLR, CapId
 from vfsfuse.recording.recording import (
     CLOSE,
     CONFIG_REGION,
@@ -35,7 +37,8 @@ from vfsfuse.recording.recording import (
 )
 
 ROM_REGION = 6
-SET_IRQS, DEVICE_RESET = "VFIO_DEVICE_SET_IRQS", "VFIO_DEVICE_RESET"
+SET_IRQS = "VFIO_DEVICE_SET_IRQS"
+RESETS = ("VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET")
 _IRQ_SET = struct.Struct("<IIIII")
 _DATA_NONE, _DATA_BOOL, _TRIGGER = 1, 2, 32
 _DMA_DEEDS = ("read", "write")
@@ -156,7 +159,8 @@ def script_of(recording: Recording, device: int) -> Script:
     parts: list[Part] = []
     opens, is_open, since = True, 0, 0.0
     part: Part | None = None
-    for event in _played(list(recording.of_device(device))):
+    control = _device_control(recording.devices[device].config)
+    for event in _played(list(recording.of_device(device)), control):
         if event.kind == OPEN:
             is_open += 1
             if is_open > 1:
@@ -165,7 +169,7 @@ def script_of(recording: Recording, device: int) -> Script:
             is_open = max(is_open - 1, 0)
             if is_open:
                 continue
-        if event.kind in (OPEN, CLOSE, RESET, IOCTL) and not _is_anchor(event):
+        if event.kind in (OPEN, CLOSE) or _is_reset(event, control):
             if part is not None:
                 part.end = event
             part, opens, since = None, opens or event.kind in (OPEN, CLOSE), event.time
@@ -190,7 +194,25 @@ def _is_anchor(event: Event) -> bool:
     return event.kind == WRITE or (event.kind == IOCTL and event.name == SET_IRQS)
 
 
-def _played(events: Sequence[Event]) -> Iterator[Event]:
+def _is_reset(event: Event, control: int) -> bool:
+    """Whether the program, or something else, has reset the device.  `control` is where the register is by
+    which a function level reset is asked for, 0 for none."""
+    if event.kind == WRITE and event.region == CONFIG_REGION:
+        at = control + 1 - event.offset  # the byte with the bit
+        return bool(control) and 0 <= at < len(event.data) and bool(event.data[at] & EXP_DEVCTL_BCR_FLR >> 8)
+    return event.kind == RESET or (event.kind == IOCTL and event.name in RESETS)
+
+
+def _device_control(config: bytes) -> int:
+    """Where the register Device Control of PCI Express is, 0 without one."""
+    try:
+        place = Image.of(config).offsets.get(CapId.EXP)
+    except ValueError:  # nobody makes a device of it
+        return 0
+    return 0 if place is None else place + EXP_DEVCTL
+
+
+def _played(events: Sequence[Event], control: int) -> Iterator[Event]:
     """Those events of a device that its script consists of, and those that divide it."""
     skipped = set[int]()
     for number, event in enumerate(events):
@@ -198,7 +220,7 @@ def _played(events: Sequence[Event]) -> Iterator[Event]:
         if asked is not None and asked.fires and not event.errno:
             skipped.update(_fired_by(events, number, asked))
     for number, event in enumerate(events):
-        if number in skipped or not _plays(event):
+        if number in skipped or not (_plays(event) or _is_reset(event, control)) or event.errno:
             continue
         if event.kind == WRITE and 0 < event.result < len(event.data):
             event = replace(event, data=event.data[: event.result])
@@ -219,12 +241,10 @@ def _fired_by(events: Sequence[Event], number: int, asked: IrqSet) -> Iterator[i
 
 
 def _plays(event: Event) -> bool:
-    if event.errno:
-        return False
     if event.kind in (READ, WRITE):
         return event.region not in (ROM_REGION, CONFIG_REGION) and bool(event.data)
     if event.kind == IOCTL:
-        return event.name in (SET_IRQS, DEVICE_RESET)
+        return event.name in (SET_IRQS, *RESETS)
     if event.kind == DMA:
         return event.name in _DMA_DEEDS and bool(event.data)
     return event.kind in (INTERRUPT, RESET, OPEN, CLOSE)

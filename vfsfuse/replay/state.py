@@ -10,8 +10,6 @@ State: `Learned` is a value, made once for a recording.  A State belongs to one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vfsfuse.recording.recording import DMA, INTERRUPT, READ, WRITE, Event
 from vfsfuse.replay.script import Place, Script, place_of
 from vfsfuse.replay.sparse import SparseBytes
@@ -35,6 +33,8 @@ class Learned:
         self.read: Regions = {}
         self.after: dict[tuple[Place, bytes], bytes] = {}
         varying: Regions = {}
+        places = dict[Place, None]()
+        """Those that are read, in order."""
         written: dict[Place, bytes] = {}
         part, untouched = -1, True
         for number, event in script.events():
@@ -44,6 +44,7 @@ class Learned:
             if event.kind == READ:
                 self._note_read(event, untouched, varying)
                 place = place_of(event)
+                places[place] = None
                 if place in written:
                     self.after.setdefault((place, written[place]), event.data)
             elif event.kind == WRITE:
@@ -52,17 +53,18 @@ class Learned:
                 _of(varying, event.region).put(event.offset, event.data)
             elif event.kind in (DMA, INTERRUPT):
                 untouched = False
-        for region, bytes_read in self.read.items():
-            self.constant[region] = _without(bytes_read, varying.get(region), script, region)
+        for place in places:
+            _add_constant(self.constant, place, self.read[place.region], varying.get(place.region))
 
     def _note_read(self, event: Event, untouched: bool, varying: Regions) -> None:
         if untouched:
             _of(self.initial, event.region).add(event.offset, event.data)
         seen, missing = bytearray(event.data), bytearray(b"\1") * len(event.data)
         _of(self.read, event.region).fill(event.offset, seen, missing)
-        for position, (before, now) in enumerate(zip(seen, event.data, strict=True)):
-            if before != now:
-                _of(varying, event.region).put(event.offset + position, b"\0")
+        if seen != event.data:
+            for position, (before, now) in enumerate(zip(seen, event.data, strict=True)):
+                if before != now:
+                    _of(varying, event.region).put(event.offset + position, b"\0")
         self.read[event.region].put(event.offset, event.data)
 
 
@@ -108,26 +110,16 @@ def _of(regions: Regions, region: int) -> SparseBytes:
     return regions.setdefault(region, SparseBytes())
 
 
-def _without(values: SparseBytes, varying: SparseBytes | None, script: Script, region: int) -> SparseBytes:
-    """The bytes of `values` that do not vary."""
-    if varying is None:
-        return values
-    kept = SparseBytes()
-    for place in _places(script, region):
-        data, unread = bytearray(place.size), bytearray(b"\1") * place.size
-        values.fill(place.offset, data, unread)
-        same = bytearray(b"\1") * place.size
+def _add_constant(constant: Regions, place: Place, read: SparseBytes, varying: SparseBytes | None) -> None:
+    """Add those bytes of a place that do not vary."""
+    data, unread = bytearray(place.size), bytearray(b"\1") * place.size
+    read.fill(place.offset, data, unread)
+    same = bytearray(b"\1") * place.size
+    if varying is not None:
         varying.fill(place.offset, bytearray(place.size), same)
-        for position in range(place.size):
-            if same[position] and not unread[position]:
-                kept.put(place.offset + position, bytes(data[position : position + 1]))
-    return kept
-
-
-def _places(script: Script, region: int) -> Iterator[Place]:
-    """The places of a region that are read, each once."""
-    seen = set[Place]()
-    for _, event in script.events():
-        if event.kind == READ and event.region == region and place_of(event) not in seen:
-            seen.add(place_of(event))
-            yield place_of(event)
+    if all(same):
+        _of(constant, place.region).put(place.offset, bytes(data))
+        return
+    for position in range(place.size):
+        if same[position]:
+            _of(constant, place.region).put(place.offset + position, bytes(data[position : position + 1]))
