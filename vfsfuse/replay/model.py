@@ -45,6 +45,8 @@ _LATE = 1e-3
 """Seconds that the task waits longer, so that it need not wait twice."""
 _UNMASK_SECONDS = 1.0
 """Seconds in which a client unmasks INTx."""
+_BLOCK = 4096
+"""Bytes that are compared at once."""
 _SHOWN = 8
 """Bytes of data that differ, in a divergence."""
 
@@ -252,7 +254,9 @@ class ReplayDevice(PlainDevice):
 
 def difference(recorded: bytes, now: bytes) -> str:
     """Where the data of a DMA differ first."""
-    place = next((at for at in range(min(len(recorded), len(now))) if recorded[at] != now[at]), 0)
+    blocks = range(0, len(now), _BLOCK)
+    block = next((at for at in blocks if recorded[at : at + _BLOCK] != now[at : at + _BLOCK]), 0)
+    place = next((at for at in range(block, min(len(now), block + _BLOCK)) if recorded[at] != now[at]), 0)
     was, found = recorded[place : place + _SHOWN].hex(" "), now[place : place + _SHOWN].hex(" ")
     return f"other data: at byte {place:#x} {found} instead of {was}"
 

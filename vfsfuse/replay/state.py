@@ -33,8 +33,8 @@ class Learned:
         self.read: Regions = {}
         self.after: dict[tuple[Place, bytes], bytes] = {}
         varying: Regions = {}
-        places = dict[Place, None]()
-        """Those that are read, in order."""
+        seen: dict[Place, bytes] = {}
+        """What was read last, by place."""
         written: dict[Place, bytes] = {}
         part, untouched = -1, True
         for number, event in script.events():
@@ -42,9 +42,10 @@ class Learned:
                 part, untouched = number, True
                 written.clear()
             if event.kind == READ:
-                self._note_read(event, untouched, varying)
                 place = place_of(event)
-                places[place] = None
+                if untouched or seen.get(place) != event.data:
+                    seen[place] = event.data
+                    self._note_read(event, untouched, varying)
                 if place in written:
                     self.after.setdefault((place, written[place]), event.data)
             elif event.kind == WRITE:
@@ -53,7 +54,7 @@ class Learned:
                 _of(varying, event.region).put(event.offset, event.data)
             elif event.kind in (DMA, INTERRUPT):
                 untouched = False
-        for place in places:
+        for place in seen:
             _add_constant(self.constant, place, self.read[place.region], varying.get(place.region))
 
     def _note_read(self, event: Event, untouched: bool, varying: Regions) -> None:
