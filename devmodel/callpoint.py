@@ -299,7 +299,10 @@ class CallPoint:
             self._switch()
             waits = tuple(self._waits)
         for wait in waits:
-            wait.end()
+            try:
+                wait.end()
+            except Exception:  # the others still end
+                log.exception("a call that waited failed at the end of the lab")
 
     def observe(self, observer: Observer) -> None:
         """Tell ``observer`` of each call from now on, also on files that are open.  Any thread; it waits for

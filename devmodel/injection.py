@@ -49,7 +49,10 @@ class Hold:
             self._released = True
             waiting, self._waiting = self._waiting, set()
         for call in waiting:
-            call()
+            try:
+                call()
+            except Exception:  # the others are still released
+                log.exception("a call that was released failed")
 
     def when_released(self, call: Callable[[], object]) -> None:
         """Call ``call`` once it is released, at once if it has been.  ``call`` is short and waits for
@@ -99,8 +102,9 @@ class Injection:
 
     @property
     def plain(self) -> bool:
-        """Whether the call is made at once and once, as if nothing happened to it, apart from its data."""
-        return not (self.waits or self.error or self.drop or self.times != 1)
+        """Whether the call is made at once and once, and nothing comes after it: as if nothing happened to
+        it, apart from its data."""
+        return not (self.waits or self.error or self.drop or self.times != 1 or self.after)
 
     @property
     def delays_only(self) -> bool:
@@ -170,9 +174,7 @@ class Wait:
         if over:
             ready()
         elif injection.delay > 0:
-            self._entry = entry = self._late.add(injection.delay, self._delayed)
-            if self._over:  # it has ended meanwhile
-                self._late.forget(entry)
+            self._delay(injection.delay)
         else:
             self._delayed()
 
@@ -211,6 +213,15 @@ class Wait:
         """Once it is over: raises the error with which it has ended."""
         if isinstance(self._over, OSError):
             raise self._over
+
+    def _delay(self, seconds: float) -> None:
+        try:
+            self._entry = entry = self._late.add(seconds, self._delayed)
+        except OSError as error:
+            self.end(error)
+            return
+        if self._over:  # it has ended meanwhile
+            self._late.forget(entry)
 
     def _delayed(self) -> None:
         hold = self._hold

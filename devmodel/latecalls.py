@@ -6,6 +6,7 @@ Any thread adds them.  One thread makes them, and is there while there are some.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import logging
 import threading
@@ -34,17 +35,26 @@ class LateCalls:
 
     def add(self, seconds: float, call: Callable[[], None]) -> Entry:
         """Make the call in so many seconds.  It is short if others are to come in time.  The result is for
-        :meth:`forget`."""
+        :meth:`forget`.
+
+        Raises OSError(ENOMEM), with nothing done, when there can be no more threads."""
         entry: Entry = [time.monotonic() + seconds, 0, call]
         with self._changed:
             self._added += 1
             entry[1] = self._added
-            heapq.heappush(self._calls, entry)
             if not self._runs:
-                threading.Thread(target=self._run, name=self._name, daemon=True).start()
-                self._runs = True
+                self._start()
+            heapq.heappush(self._calls, entry)
             self._changed.notify()
         return entry
+
+    def _start(self) -> None:
+        """Start the thread.  With the lock, so that it finds the call that it is started for."""
+        try:
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        except RuntimeError:
+            raise OSError(errno.ENOMEM, f"no thread for {self._name}") from None
+        self._runs = True
 
     def forget(self, entry: Entry) -> None:
         """Do not make a call that was to come, if it has not begun."""
