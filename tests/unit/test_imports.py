@@ -98,7 +98,7 @@ PICTURE: Mapping[str, str] = {
     "recording replay requirements run server sticky sweep trace viewers views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr recording sticky toml trace",
     "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
-    "| vfsfuse: api sysfs.screen trace",
+    "| vfsfuse: api faults sysfs.screen trace",
     "vfsfuse.__main__": "vfsfuse: cli",
 }
 """By room: the rooms that it may import, or single modules of one."""

@@ -15,7 +15,7 @@ import errno
 import io
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
@@ -36,6 +36,7 @@ from vfsfuse.sysfs import screen
 from vfsfuse.testing.calls import Calls
 from vfsfuse.testing.clock import VirtualClock
 from vfsfuse.testing.errors import BenchError, BenchTimeout
+from vfsfuse.testing.faults import BenchFaults, DmaRule
 from vfsfuse.testing.interrupts import Interrupt, Interrupts
 from vfsfuse.testing.ioeventfds import Doorbell
 from vfsfuse.testing.memory import BenchMemory
@@ -72,7 +73,7 @@ class Bench(Generic[M]):
 
     - ``bench["STATUS"]`` reads a register, ``bench["STATUS"] = 1`` writes it; see :class:`NamedRegisters`.
     - :attr:`memory` is what the device reaches by DMA, :attr:`interrupts` is what it has sent, :attr:`pages`
-      what it asks for by page requests.
+      what it asks for by page requests. :attr:`faults` makes DMA fail or move other data.
     - An exception of a hook is raised by the call that runs the hook. That of a task is the cause of a
       :class:`ModelFailed`, which the call raises in which the task runs.
     - Code of the model that does not come to an end is a :class:`ModelHangs` after :attr:`patience` seconds.
@@ -90,6 +91,7 @@ class Bench(Generic[M]):
         vf: VfSpec | None = None,
         bus_master: bool = True,
         interrupts: PciIrq | str | None = "best",
+        faults: Sequence[DmaRule] = (),
         patience: float = PATIENCE,
     ) -> None:
         """``memory`` in bytes and ``options`` are what a lab file gives the type or function; ``texts`` are
@@ -100,7 +102,8 @@ class Bench(Generic[M]):
         first virtual function of ``parent``. A client of a function has it through vfio-pci.
 
         ``bus_master`` and ``interrupts`` ("best", "MSIX", "MSI", "INTX" or None) are what the client sets up
-        whenever it opens the device. ``patience`` is in real seconds.
+        whenever it opens the device. ``faults`` are fault rules about its DMA, which :attr:`faults` has from
+        the start. ``patience`` is in real seconds.
 
         Raises ValueError as a lab file is refused: what the model's ``validate`` says, an option that it does
         not have. Raises what the model raises when a device is made.
@@ -122,6 +125,9 @@ class Bench(Generic[M]):
             self.interrupts = Interrupts(lambda: self._clock.now, self._calls.on_lane)
             self.memory = BenchMemory(self._container.type1, self._calls.on_lane, lambda: self.device)
             self.pages = Pages()
+            self.faults = BenchFaults(self._lab)
+            for rule in faults:
+                self.faults.add(**rule)
             self.open_device()
             self._names = NamedRegisters(self.device)
         except BaseException:
