@@ -7,6 +7,7 @@ Rules are written to the file `faults` of the mount, while the clients have thei
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import signal
@@ -491,9 +492,15 @@ def test_a_device_resets_itself(faults: Faults, copier: Copier, vgpu: Vgpu) -> N
 
 def test_a_device_goes_by_itself(machine: MountedLab, faults: Faults) -> None:
     vgpu = machine.create("copier-1", "copiers")
-    with faults.hold(f"device={vgpu.name} after=0.05 remove=true"):
+    trace = os.open(machine.path / "trace", os.O_RDWR)
+    os.write(trace, b'{"kinds": ["lifecycle"]}\n')
+    with faults.hold(f"name=gone device={vgpu.name} after=0.05 remove=true"):
         wait_for(lambda: not vgpu.path.exists())
         assert faults.said() == "1 hit of 1 call"
+    record = json.loads(os.read(trace, 1 << 16).partition(b"\n")[0])
+    os.close(trace)
+    assert (record["subject"], record["name"]) == (vgpu.name, "fault")
+    assert (record["arguments"], record["fault"]) == ({"arguments": ["remove"]}, "gone")
 
 
 def test_virtual_functions_appear_late_and_without_a_driver(machine: MountedLab, faults: Faults) -> None:

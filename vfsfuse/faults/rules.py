@@ -272,11 +272,14 @@ class FaultRules:
         if not self._holds(active):
             active.entry = self._late.add(AGAIN_SECONDS, lambda: self._happen(active))
             return
-        device = self._devices.found(active.rule.keys["device"])
-        log.info("fault %s happens to %s", active.rule.name, device or "no device")
-        if device and active.counter.hit():
-            whats = [what for what in ACTIONS if what in active.rule.keys]
-            _call_all([self._act(what, active.rule.keys[what], device) for what in whats])
+        rule, device = active.rule, self._devices.found(active.rule.keys["device"])
+        if not device:
+            log.warning("fault rule %s: there is no device %s", rule.name, rule.keys["device"])
+        elif active.counter.hit():
+            whats = [what for what in ACTIONS if what in rule.keys]
+            acts = [self._act(what, rule.keys[what], device) for what in whats]
+            call = Call(CallKind.LIFECYCLE, device, "fault", {"arguments": whats}, fault=rule.name)
+            self._calls.tell(call, lambda: _call_all(acts))
 
 
 def _error(number: int | str, call: Call) -> OSError | None:
