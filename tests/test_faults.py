@@ -16,7 +16,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,7 @@ from tests.vfio.devices import (
     group_device,
     signals,
     silent,
+    vfio_pci,
 )
 from tests.waiting import wait_for
 
@@ -517,6 +518,68 @@ def test_virtual_functions_appear_late_and_without_a_driver(machine: MountedLab,
             assert (function / "virtfn1/driver").resolve().name == "vfdriver"
     finally:
         one_write(function / "sriov_numvfs", "0")
+
+
+# ---- the trace ----
+
+
+def test_each_fault_is_in_the_trace_with_its_rule(
+    machine: MountedLab, faults: Faults, copier: Copier, mapped: Memory, iommufd: Iommufd
+) -> None:
+    rules = {
+        "ioctl": "ioctl=IOMMU_IOAS_ALLOC errno=EIO",
+        "region": "register=SIZE access=write flip=1",
+        "dma": "dma=write drop=true",
+        "interrupt": "interrupt=any drop=true",
+        "store": "store=numa_node hang=true",
+        "lifecycle": f"device={PF} driverless=true",
+        "open": "open=vfio/vfio errno=EIO",
+    }
+    more = {"lifecycle create": "create=holder-1 errno=EIO", "lifecycle probe": "probe=vfio-pci errno=EIO"}
+    trace = os.open(machine.path / "trace", os.O_RDWR | os.O_NONBLOCK)
+    function = function_dir(machine, PF)
+    with (
+        eventfd() as event,
+        faults.hold(
+            *(f"name={kind} {rule}" for kind, rule in rules.items()),
+            *(f"name={kind.replace(' ', '.')} {rule}" for kind, rule in more.items()),
+        ),
+    ):
+        fails(errno.EIO, iommufd.ioas)
+        copier.eventfds(MSIX, TRIGGER, 0, event)
+        assert copier.copy(IOVA, TARGET, 8) == DONE
+        copier.tear_down(MSIX)
+        with aside(lambda: one_write(function / "numa_node", "-1")) as future:
+            wait_for(lambda: faults.said(4).endswith("1 held"))
+            faults.write("release store")
+            future.exception(20)
+        one_write(function / "sriov_numvfs", "1")
+        one_write(function / "sriov_numvfs", "0")
+        fails(errno.EIO, Container, machine.path)
+        types = machine.parent("holders") / "mdev_supported_types"
+        fails(errno.EIO, one_write, types / "holder-1/create", str(uuid.uuid4()))
+        try:
+            fails(errno.EIO, vfio_pci, machine, GPU)
+        finally:
+            give_back(machine, GPU)
+        assert not any("# 0 hits" in line for line in faults.list())
+    hits: dict[str, str] = {}
+
+    def all_told() -> bool:
+        with suppress(BlockingIOError):
+            for line in os.read(trace, 1 << 20).splitlines():
+                record = json.loads(line)
+                if record.get("fault"):
+                    hits[record["fault"]] = record["kind"]
+        return len(hits) == 9
+
+    wait_for(all_told)
+    os.close(trace)
+    assert hits == {
+        **{kind: kind for kind in rules},
+        "lifecycle.create": "lifecycle",
+        "lifecycle.probe": "lifecycle",
+    }
 
 
 # ---- the file ----
