@@ -173,6 +173,41 @@ print("alive", os.pread(device, 1, 7) is not None)
     assert kinds(host, "read")[-1][:3] == ("read", 0, 7)
 
 
+def test_files_that_only_have_the_names_of_vfio(tmp_path: Path) -> None:
+    """Regular files, and a FUSE server that never answers, at the paths of a lab."""
+    needs.be_root("it mounts a file system")
+    script = f"""
+import fcntl, os
+folder = {str(tmp_path)!r}
+os.makedirs(folder + "/dev/vfio/devices")
+os.makedirs(folder + "/sys/class/vfio-dev/vfio0")
+for name in ("vfio/vfio", "vfio/0", "vfio/devices/vfio0", "vfio/devices/vfio1", "iommu"):
+    open(folder + "/dev/" + name, "w").close()
+import vfsfuse.run.syscalls as syscalls
+syscalls.unshare(syscalls.CLONE_NEWNS)
+syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+def silent(path, mode):
+    fuse = os.open("/dev/fuse", os.O_RDWR)
+    syscalls.mount("silent", folder + path, "fuse", 0, f"fd={{fuse}},rootmode={{mode}},user_id=0,group_id=0")
+silent("/dev/vfio/devices/vfio1", "100000")
+silent("/sys", "40000")
+for name, flags in (("vfio/vfio", os.O_RDWR), ("vfio/0", os.O_RDWR), ("vfio/devices/vfio0", os.O_RDWR),
+                    ("vfio/devices/vfio1", os.O_PATH), ("iommu", os.O_RDWR)):
+    file = os.open(folder + "/dev/" + name, flags)
+    for call in (lambda: fcntl.ioctl(file, 0x3b6b, bytearray(24)), lambda: os.pread(file, 1, 0)):
+        try:
+            call()
+        except OSError:
+            pass
+print("alive", flush=True)
+os._exit(0)  # the mounts go with the namespace
+"""
+    out = tmp_path / "out"
+    done = vfsfuse("record", "--host", "-q", "-o", out, "--", sys.executable, "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
+    assert read(out).devices == [] and read(out).events == []
+
+
 def test_memory_that_changes_meanwhile(tmp_path: Path) -> None:
     """A thread fills the struct of SET_IRQS with anything, while another one makes the call."""
     done, host = recorded(

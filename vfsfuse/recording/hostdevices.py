@@ -43,7 +43,8 @@ class HostDevices:
     def of_file(self, file: HostFile, tid: int, fd: int) -> int:
         """The device of a file that the program has opened by itself, or had from the beginning: the name
         that sysfs has for it.  -1 when there are too many."""
-        folder = _sysfs(file) if file.path else info(tid, fd, "vfio-device-syspath")  # Linux 6.18
+        of_group = info(tid, fd, "vfio-device-syspath")  # Linux 6.18
+        folder = os.path.realpath(file.sysfs) if file.path else of_group
         return self._add(os.path.basename(folder) or f"device{len(self._recorded)}", _group_of(folder))
 
     def _add(self, name: str, group: int | None) -> int:
@@ -68,11 +69,6 @@ class HostDevices:
                 os.close(copy)
         except OSError as error:
             self._say(f"{self.name(device)} does not say what it is: {error.strerror or error}")
-
-
-def _sysfs(file: HostFile) -> str:
-    """The directory of the device that a character device of dev/vfio/devices stands for."""
-    return os.path.realpath(f"{file.prefix}/sys/class/vfio-dev/{os.path.basename(file.path)}/device")
 
 
 def _group_of(folder: str) -> int | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -32,10 +33,10 @@ class HostFile:
     kind: Kind
     link: str
     """Where the link in /proc/PID/fd leads to."""
-    prefix: str = ""
-    """The directory that has its /dev: empty, but for a lab that is used by its mountpoint."""
     path: str = ""
-    """The path in that directory; empty for a device of a group."""
+    """The path below the directory that has its /dev; empty for a device of a group."""
+    sysfs: str = ""
+    """Where sysfs has the device of a character device of dev/vfio/devices."""
     device: int = -1
     """Index of the device in the recording, -1 for none."""
     sent: bool = False
@@ -54,7 +55,7 @@ def file_of_path(path: str) -> HostFile | None:
         kind = Kind.CONTAINER
     else:
         kind = Kind.DEVICE if name.startswith("devices/") else Kind.GROUP
-    return HostFile(kind, path, prefix, inner)
+    return HostFile(kind, path, inner, f"{prefix}/sys/class/vfio-dev/{os.path.basename(inner)}/device")
 
 
 class HostFiles:
@@ -90,7 +91,7 @@ class HostFiles:
         if link == DEVICE_LINK:
             return self.add(tgid, fd, HostFile(Kind.DEVICE, link))
         file = file_of_path(link)
-        return self.add(tgid, fd, file) if file and is_trusted(tid, fd) else None
+        return self.add(tgid, fd, file) if file and _is_genuine(file, tid, fd) else None
 
     def add(self, tgid: int, fd: int, file: HostFile) -> HostFile:
         """Descriptor `fd` is `file` from now on."""
@@ -151,14 +152,28 @@ def info(tid: int, fd: int, key: str) -> str:
     return ""
 
 
-def is_trusted(tid: int, fd: int) -> bool:
-    """Whether a file with a path is the kernel's or a lab's.  Any other FUSE server might never answer the
-    recorder."""
+def _is_genuine(file: HostFile, tid: int, fd: int) -> bool:
+    """Whether a file with such a path is a lab's, or a character device of the kernel, whose place in sysfs
+    is noted then.  A FUSE server of the program's might never answer the recorder."""
+    kind = _file_system(tid, fd)
+    if kind == FSTYPE:
+        return True
+    if not kind or kind.startswith("fuse"):
+        return False
+    try:
+        found = os.stat(f"/proc/{tid}/fd/{fd}")
+    except OSError:
+        return False
+    file.sysfs = f"/sys/dev/char/{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}/device"
+    return stat.S_ISCHR(found.st_mode)
+
+
+def _file_system(tid: int, fd: int) -> str:
+    """The kind of file system that a file is on, empty if its mount is not to be seen."""
     mount = info(tid, fd, "mnt_id")
     for process in (tid, "self"):
         with contextlib.suppress(OSError), open(f"/proc/{process}/mountinfo", errors="replace") as table:
             for line in table:
                 if line.partition(" ")[0] == mount:
-                    kind = line.partition(" - ")[2].partition(" ")[0]
-                    return kind == FSTYPE or not kind.startswith("fuse")
-    return False
+                    return line.partition(" - ")[2].partition(" ")[0]
+    return ""
