@@ -247,6 +247,23 @@ def test_bars_and_capabilities(tmp_path: Path) -> None:
     check_style(tmp_path / "model.py")
 
 
+def test_regions_of_the_device_alone(tmp_path: Path) -> None:
+    which = device(bar0=4096)
+    head, kind = struct.pack("<HHI", 2, 1, 0), struct.pack("<II", 1, 7)
+    other = struct.pack("<HHI", 9, 1, 32 + 8)
+    which.regions[9] = Region(9, 4096, 7, head + kind)
+    which.regions[10] = Region(10, 0x50, 3, other + head + kind)
+    which.regions[11] = Region(11, 4096, 3, b"\xff" * 40)  # it has no type
+    found, text = made_of([get(0, 5)], which)
+    assert "DeviceRegion(Memory(0x1000), 1, 7)" in text
+    assert "DeviceRegion(Registers(Layout(0x50, [])), 1, 7)" in text
+    with Bench(found, kind="function") as bench:
+        bench.write(9, 0, b"memory")
+        assert bench.read(9, 0, 6) == b"memory" and bench.read(10, 0, 4) == bytes(4)
+    (tmp_path / "model.py").write_text(text)
+    check_style(tmp_path / "model.py")
+
+
 def test_an_endpoint_of_pci_express(tmp_path: Path) -> None:
     registers = struct.pack("<HIHHIHH", 2, 1 << 28, 0, 0, 0x43, 0, 0x43).ljust(58, b"\0")
     space = bytearray(config(bytes([0x10, 0]) + registers, 4096))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import vfsfuse
-from tests.tracers import COPIERS, UUID
+from tests.commands import SECONDS, vfsfuse
+from tests.tracers import COPIERS, UUID, started
+from vfsfuse import Lab
 from vfsfuse.recording.reading import read
 from vfsfuse.recording.recording import Recording
 
@@ -107,6 +108,18 @@ def test_a_lab_that_cannot_be_made_leaves_the_file_as_it_was(tmp_path: Path) -> 
         done = vfsfuse("record", "-o", path, "--config", "/no/lab.toml", "--", "true")
         assert done.returncode == 125 and "/no/lab.toml" in done.stderr
     assert out.read_text() == "what was there" and not new.exists()
+
+
+def test_a_lab_that_ends_before_the_program_leaves_no_recording(tmp_path: Path) -> None:
+    with Lab() as lab:
+        out = tmp_path / "out"
+        waits = ("sh", "-c", "echo begun; read line; exit 3")
+        recorder = started("record", "-o", out, "--mount", lab.path, "--", *waits)
+        assert recorder.stdout is not None and recorder.stdout.readline() == "begun\n"
+        lab.kill()
+        _, said = recorder.communicate("go\n", SECONDS)
+    assert recorder.returncode == 125 and not out.exists()
+    assert "vfsfuse: record: there is no recording: the lab has ended before the program\n" in said
 
 
 @pytest.mark.parametrize(

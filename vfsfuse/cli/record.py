@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vfsfuse.cli.output import complain, explained
@@ -22,6 +20,7 @@ from vfsfuse.sticky import open_file
 
 if TYPE_CHECKING:
     from vfsfuse.recording.recording import Recording, Region
+    from vfsfuse.run.traced import TracedCommand
     from vfsfuse.trace.reader import TraceReader
     from vfsfuse.trace.record import Record
 
@@ -159,7 +158,6 @@ class Taker:
 
 
 def _record_lab(args: argparse.Namespace, output: Output) -> int:
-    from vfsfuse.cli.tracing import Follower, follow
     from vfsfuse.recording.collecting import KEEP, TRACE_KINDS, wishes
     from vfsfuse.run.command import main as run
     from vfsfuse.run.traced import TracedCommand, end_as
@@ -168,35 +166,41 @@ def _record_lab(args: argparse.Namespace, output: Output) -> int:
     from vfsfuse.trace.record import TraceError
 
     args.argv = args.program
-    command = TracedCommand(partial(_become, run, args))
+    command = TracedCommand(lambda tracer: run(args, tracer))
     file = command.trace()
     if file is None:
         return _end(output, command.reap(), end_as)
-    taker = Taker(args.program, args.mmap)
     try:
-        reader: TraceReader = TraceReader(file, Filter(kinds=TRACE_KINDS), KEEP, PATIENCE, wishes(args.mmap))
+        reader = TraceReader(file, Filter(kinds=TRACE_KINDS), KEEP, PATIENCE, wishes(args.mmap))
     except TraceError as error:
         _say(f"{error}: the program runs without a recording")
         command.close()
         command.reap()
         return EXIT_SETUP
-    follower = Follower(reader, taker)
-    command.attached()
-    follow(command, follower)
-    follower.finish(command.reading)
+    taker = Taker(args.program, args.mmap)
+    failure = _follow(command, reader, taker)
     command.close()
     status = command.reap()
-    failure = follower.failure or taker.failure
     if taker.recording is None or failure:
-        _say(f"there is no recording: {failure or 'the lab has ended'}")
+        _say(f"there is no recording: {failure}")
         return EXIT_SETUP
     if not _keep(taker.recording, output, args, taker.unknown):
         return EXIT_SETUP
     return _end(output, status, end_as)
 
 
-def _become(run: Callable[..., int], args: argparse.Namespace, tracer: socket.socket) -> int:
-    return run(args, tracer)
+def _follow(command: TracedCommand, reader: TraceReader, taker: Taker) -> str:
+    """Record the dialogue of a program to its end.  Returns why there is no recording, empty if there is."""
+    from vfsfuse.cli.tracing import Follower, follow
+
+    follower = Follower(reader, taker)
+    command.attached()
+    follow(command, follower)
+    whole = follower.open
+    follower.finish(command.reading)
+    if failure := follower.failure or taker.failure:
+        return failure
+    return "" if whole else "the lab has ended before the program"
 
 
 def _end(output: Output, status: int, end_as: Callable[[int], int]) -> int:

@@ -30,7 +30,7 @@ MOST_DATA = 256
 MOST_PLAYED = 256
 """Values of a register that the code plays."""
 _SDK_NAMES = re.compile(
-    r"\b(?:Bar|Capability|ExtendedCapability|Identity|Layout|LinkSpeed|Memory|MsixBar|PciDevice|Register|"
+    r"\b(?:Bar|Capability|DeviceRegion|ExtendedCapability|Identity|Layout|LinkSpeed|Memory|MsixBar|PciDevice|Register|"
     r"Registers|Rom|express|msi|msix|power_management|vendor)\b(?=[\](.)])"
 )
 """Names of the SDK where code uses them."""
@@ -137,6 +137,7 @@ class _Writer:
         listed = (
             ("capabilities", "Capability", self._shape.capabilities),
             ("extended_capabilities", "ExtendedCapability", self._shape.extended),
+            ("device_regions", "DeviceRegion", self._shape.own),
         )
         for name, kind, items in listed:
             if items:

@@ -31,6 +31,7 @@ FLAG_MMAP = 4
 """VFIO_REGION_INFO_FLAG_MMAP."""
 BARS = 6
 ROM = 6
+OWN = 9
 PAGE = 4096
 MOST_LAYOUT = 16 << 20
 """Bytes of a BAR that a model has as registers; larger ones are memory."""
@@ -38,6 +39,10 @@ MOST_PLACES = 256
 """Places that a program has accessed in a BAR of registers that could be mapped, too."""
 MOST_ROM = 4096
 """Bytes of a ROM that are written into the model."""
+_SPARSE, _TYPE = 1, 2
+"""VFIO_REGION_INFO_CAP_SPARSE_MMAP and _TYPE."""
+_CAP_HEADER, _REGION_INFO = 8, 32
+"""Bytes of struct vfio_info_cap_header and of struct vfio_region_info."""
 _DIGITS = 64
 """Digits of data in a line."""
 
@@ -62,6 +67,8 @@ class Shape:
     bars: list[BarCode]
     capabilities: list[Expression]
     extended: list[Expression]
+    own: list[Expression]
+    """Regions from index 9 on."""
 
 
 def shape_of(device: RecordedDevice, events: Sequence[Event]) -> Shape:
@@ -78,6 +85,7 @@ def shape_of(device: RecordedDevice, events: Sequence[Event]) -> Shape:
         list(_bars(device, image, events, table)),
         [_capability(cap, table) for cap in image.caps],
         [_extended(cap) for cap in image.extended],
+        list(_own_regions(device)),
     )
 
 
@@ -132,7 +140,7 @@ def _bars(
 
 def _is_sparse(region: Region) -> bool:
     """Whether the pages of the table cannot be mapped."""
-    return int.from_bytes(region.capabilities[:2], "little") == 1  # VFIO_REGION_INFO_CAP_SPARSE_MMAP
+    return any(identity == _SPARSE for identity, _ in _chain(region.capabilities))
 
 
 def _is_memory(device: RecordedDevice, region: Region, events: Iterable[Event]) -> bool:
@@ -166,6 +174,31 @@ def _rom(region: Region, events: Iterable[Event]) -> Call:
     if not content or len(content) > MOST_ROM or len(content) > region.size:
         content = b""
     return Call("Rom(", [data_code(content), f"0x{region.size:X}"])
+
+
+def _own_regions(device: RecordedDevice) -> Iterator[Expression]:
+    """The regions of the device alone, without what is in them.  One without a type ends them."""
+    index = OWN
+    while (region := device.regions.get(index)) is not None and region.size:
+        found = [cap for cap in _chain(region.capabilities) if cap[0] == _TYPE and len(cap[1]) >= 8]
+        if not found:
+            return
+        numbers = (str(int.from_bytes(found[0][1][at : at + 4], "little")) for at in (0, 4))
+        inside: Expression = Call("Memory(", [f"0x{region.size:X}"])
+        if region.size % PAGE:
+            inside = Call("Registers(", [Call("Layout(", [f"0x{region.size:X}", "[]"])])
+        yield Call("DeviceRegion(", [inside, *numbers])
+        index += 1
+
+
+def _chain(capabilities: bytes) -> Iterator[tuple[int, bytes]]:
+    """Id and content of the capabilities of a region.  Places count from the beginning of the struct."""
+    at, seen = 0, set[int]()
+    while at not in seen and 0 <= at <= len(capabilities) - _CAP_HEADER:
+        seen.add(at)
+        identity = int.from_bytes(capabilities[at : at + 2], "little")
+        yield identity, capabilities[at + _CAP_HEADER :]
+        at = int.from_bytes(capabilities[at + 4 : at + 8], "little") - _REGION_INFO
 
 
 # ---- capabilities ----
