@@ -668,3 +668,138 @@ class Machine(RuleBasedStateMachine):
 
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestMachine = Machine.TestCase
+
+
+class Choosing:
+    """A listener that has virtual functions of these indexes come late, or be offered to no driver."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self.late: frozenset[int] = frozenset()
+        self.driverless: frozenset[int] = frozenset()
+
+    def attends(self, call: Call) -> bool:
+        return call.name == "appear"
+
+    def begin(self, call: Call) -> Injection | None:
+        appearing = self._lab.sriov.appearing
+        assert appearing is not None and appearing.name == call.subject
+        assert call.arguments["arguments"] == [BDF, str(appearing.index)]
+        appearing.late = 1.0 if appearing.index in self.late else 0.0
+        appearing.driverless = appearing.index in self.driverless
+        return None
+
+    def end(self, call: Call) -> None:
+        """Nothing is to be done."""
+
+
+class Untold(Recorder):
+    """An observer that is told of virtual functions all of which may be late."""
+
+    def vfs_enabled(self, function: PhysicalFunction) -> None:
+        return
+
+
+INDEXES = st.frozensets(st.integers(0, 3))
+
+
+class OneByOne(RuleBasedStateMachine):
+    """Virtual functions that come late or go by surprise, one by one and in any order: shares, numbers and
+    the capability are right at any time."""
+
+    @initialize(driver=st.sampled_from([None, "vf"]))
+    def start(self, driver: str | None) -> None:
+        recorder, function = Untold(), function_spec(GPU)
+        assert function.vf is not None
+        spec = replace(GPU, hardware=replace(function, vf=replace(function.vf, driver=driver)))
+        recorder.lab = self.lab = Lab(LabSpec((spec,)), recorder)
+        self.gpu = function_of(self.lab.parents[BDF])
+        self.listener = Choosing(self.lab)
+        self.lab.calls.listen(self.listener)
+        self.clock = Clock()
+        self.late: list[int] = []
+        self.lost = 0
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(TaskHost, "begin", lambda host, task: self.clock.begin(task))
+        self.patch.setattr(TaskHost, "end", lambda host, task: self.clock.end(task))
+
+    @rule(count=st.integers(0, 4), late=INDEXES, driverless=INDEXES)
+    def count(self, count: int, late: frozenset[int], driverless: frozenset[int]) -> None:
+        before, there = self.lab.sriov.count_of(self.gpu), list(self.gpu.vfs)
+        self.listener.late, self.listener.driverless = late, driverless
+        try:
+            self.lab.sriov.set_count(self.gpu, count)
+        except OSError as error:
+            assert error.errno in (errno.ENOENT, errno.EBUSY, errno.ENOSPC)
+            assert (self.lab.sriov.count_of(self.gpu), self.gpu.vfs) == (before, there)
+        else:
+            if count != before:
+                self.late, self.lost = [each for each in range(count) if each in late], 0
+                driven = (vf.driver is not None for vf in self.gpu.vfs if vf.index in driverless)
+                assert not any(driven)
+
+    @rule()
+    def time_passes(self) -> None:
+        self.clock.strike()
+        if self.late:
+            index = self.late.pop(0)
+            (vf,) = (each for each in self.gpu.vfs if each.index == index)
+            offered = vf.host_driver is not None or vf.physical.driver == VFIO_PCI
+            assert vf.driver is None or offered
+
+    @rule(index=st.integers(0, 3))
+    def surprise_remove(self, index: int) -> None:
+        found = [vf for vf in self.gpu.vfs if vf.index == index]
+        for vf in found * 2:  # the second time it is gone already
+            self.lab.sriov.surprise_remove(vf)
+        self.lost += len(found)
+
+    @rule()
+    def surprise_remove_all(self) -> None:
+        self.lab.hotplug.surprise_remove(self.gpu)
+        self.lab.hotplug.surprise_remove(self.gpu)
+        assert not self.clock.tasks
+        self.lab.hotplug.rescan("pci")
+        self.gpu, self.late, self.lost = function_of(self.lab.parents[BDF]), [], 0
+
+    @rule(driver=st.sampled_from(["vgpu", VFIO_PCI]))
+    def rebind(self, driver: str) -> None:
+        if self.gpu.driver is not None:
+            self.lab.drivers.unbind(self.gpu, self.gpu.driver)
+        assert not self.clock.tasks
+        self.late, self.lost = [], 0
+        self.gpu.driver_override = driver
+        self.lab.drivers.attach(self.gpu)
+
+    @rule(number=st.integers(1, 5))
+    def create(self, number: int) -> None:
+        try:
+            self.lab.create(parent_of(self.gpu).types["vgpu-4"], UUID(int=number))
+        except OSError as error:
+            assert error.errno in (errno.EEXIST, errno.ENOSPC, errno.ENODEV)
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        parent, vfs = parent_of(self.gpu), self.gpu.vfs
+        count = self.lab.sriov.count_of(self.gpu)
+        assert len(vfs) + len(self.late) + self.lost == count == capability(self.gpu)[3]
+        assert len(self.clock.tasks) == len(self.late)
+        assert [vf.index for vf in vfs] == sorted({vf.index for vf in vfs})
+        used = len(parent.mdevs) + len(vfs) + len(self.late)
+        assert parent.memory_free == 16 * MIB - used * 4 * MIB >= 0
+        assert parent.slots_free == 5 - used
+        port = self.lab.ports["0000:86"]
+        assert set(self.lab.drivers.functions.values()) == {self.gpu, port, *vfs}
+        groups = [each.group for each in (self.gpu, *vfs, port, *parent.mdevs.values())]
+        assert sorted(self.lab.groups) == sorted(group.number for group in groups)
+        minors = [each.vfio_minor for each in (self.gpu, *vfs) if each.driver == VFIO_PCI]
+        assert len(set(minors)) == len(minors) and None not in minors
+
+    def teardown(self) -> None:
+        if hasattr(self, "patch"):
+            self.patch.undo()
+            self.lab.close()
+
+
+OneByOne.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestOneByOne = OneByOne.TestCase
