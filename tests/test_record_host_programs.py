@@ -120,6 +120,21 @@ def test_an_ordinary_user() -> None:
         assert (done.returncode, done.stdout, done.stderr) == (3, "65534\n", "")
 
 
+def test_a_program_that_cannot_be_looked_into() -> None:
+    """Its user may run it, and not read it."""
+    needs.be_root("it needs a user and a file of another one")
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "program")
+        source = "#include <sys/ioctl.h>\nint main(void) { return ioctl(0, 0x3b64) ? 3 : 4; }"
+        subprocess.run(["gcc", "-xc", "-", "-o", program], input=source, text=True, check=True)
+        program.chmod(0o711)
+        os.chown(folder, ordinary_user.UID, ordinary_user.UID)
+        words = ["record", "--host", "-o", f"{folder}/out", "--", str(program)]
+        done = run([sys.executable, "-m", "tests.ordinary_user", *VFSFUSE, *words])
+        assert done.returncode == 3
+        assert re.search(r"program .* cannot be looked into, so it is not recorded", done.stderr), done.stderr
+
+
 def state(pid: int) -> str:
     """The state of a process, as ps(1) shows it; Z when it has ended."""
     try:

@@ -24,7 +24,7 @@ from vfsfuse.recording.hostcalls import Machine, is_same_file
 from vfsfuse.recording.hostdescription import MOST_SIZE
 from vfsfuse.recording.hostdevices import HostDevices
 from vfsfuse.recording.hostevents import Begun, Events
-from vfsfuse.recording.hostfiles import HostFile, HostFiles, file_of_path, info
+from vfsfuse.recording.hostfiles import HostFile, HostFiles, file_of_path, info, is_hidden
 from vfsfuse.recording.hosthiding import region_asked, without_mmap
 from vfsfuse.recording.hostinterrupts import Asked, Interrupts
 from vfsfuse.recording.hostmemory import (
@@ -278,6 +278,11 @@ class Dialogue:
     def ioctl(self, tid: int, tgid: int, args: Args) -> Ending | None:
         fd, cmd, arg = descriptor(args[0]), args[1] & 0xFFFFFFFF, args[2]
         file = self._found(tid, tgid, fd) if cmd >> 8 == ord(";") else None
+        if file is None and cmd >> 8 == ord(";") and is_hidden(tid):
+            self._events.say(
+                f"{name_of(tid)} cannot be looked into, so it is not recorded:"
+                " make its executable readable, or record it as root"
+            )
         begun = self._events.begin() if file is not None else None
         if file is None or not begun:
             return None

@@ -12,6 +12,7 @@ thread of the ptrace loop.  Source: proc_pid_fd(5), proc_pid_fdinfo(5), kcmp(2).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -140,6 +141,16 @@ def _link(tid: int, fd: int) -> str:
         return os.readlink(f"/proc/{tid}/fd/{fd}")
     except OSError:
         return ""
+
+
+def is_hidden(tid: int) -> bool:
+    """Whether the kernel refuses to show the descriptors of a thread, as those of a program whose file its
+    user cannot read."""
+    try:
+        os.readlink(f"/proc/{tid}/cwd")
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EPERM)
+    return False
 
 
 def info(tid: int, fd: int, key: str) -> str:
