@@ -4,6 +4,8 @@ has the right answer."""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import random
 import struct
@@ -16,7 +18,11 @@ import pytest
 
 from tests.commands import ROOT
 from tests.hostile.test_steered import Faults
+from tests.iommufd.bound import open_bound
 from tests.labs import MountedLab, Vgpu, described
+from tests.vfio.client import DEVICE_IOEVENTFD
+from tests.vfio.devices import bound, function_dir
+from tests.waiting import wait_for
 
 LAB = f"""\
 [models]
@@ -28,7 +34,16 @@ driver = "counting"
 model = "counting"
 slots = 8
 types.one = {{ description = "counts" }}
+
+[functions."0000:05:00.0"]
+model = "counting"
+driver = "counting"
+
+[functions."0000:06:00.0"]
+model = "counting"
+driver = "counting"
 """
+FUNCTIONS = "0000:05:00.0", "0000:06:00.0"
 ADD, SUM, NEXT, PLAIN, COMMAND = 0, 4, 8, 12, 7 << 40 | 4
 MEMORY = b"\2\0"
 SECONDS = 3
@@ -92,3 +107,52 @@ def test_no_access_is_lost_made_twice_or_answered_wrongly(counters: MountedLab, 
         vgpu.remove()
     if observed:
         os.close(trace)
+
+
+def sum_of(fd: int) -> int:
+    return number(os.pread(fd, 4, SUM))
+
+
+def signalling(fd: int, event: int) -> None:
+    """The eventfd writes 7 to ADD."""
+    call = struct.pack("=IIQQiI", 40, 4, ADD, 7, event, 0)
+    fcntl.ioctl(fd, DEVICE_IOEVENTFD, ctypes.create_string_buffer(call))
+
+
+def open_function(lab: MountedLab, name: str) -> int:
+    """A function that vfio-pci has, opened and bound."""
+    vfio = os.listdir(function_dir(lab, name) / "vfio-dev")[0]
+    fd = open_bound(lab.path / "dev/vfio/devices" / vfio)
+    os.pwrite(fd, MEMORY, COMMAND)
+    return fd
+
+
+def test_writes_by_ioeventfds_that_hang_hold_up_no_other_device(counters: MountedLab) -> None:
+    faults, events = Faults(counters), [os.eventfd(0) for _ in FUNCTIONS]
+
+    def signal_held(count: int) -> None:
+        os.eventfd_write(events[0], 1)
+        wait_for(lambda: faults.held == count)
+
+    with bound(counters, *FUNCTIONS):
+        held, other = (open_function(counters, name) for name in FUNCTIONS)
+        signalling(held, events[0])
+        signalling(other, events[1])
+        with faults.rule(f"device={FUNCTIONS[0]} register=ADD"):
+            for count in range(1, 4):
+                signal_held(count)
+            os.eventfd_write(events[1], 1)
+            wait_for(lambda: sum_of(other) == 7)
+            assert sum_of(held) == 0
+        wait_for(lambda: sum_of(held) == 21)
+        with faults.rule(f"device={FUNCTIONS[0]} register=ADD"):
+            signal_held(1)
+            os.close(held)  # nobody wants the write any more
+            again = open_function(counters, FUNCTIONS[0])
+            before = sum_of(again)
+        faults.write(f"add name=now device={FUNCTIONS[0]} register=PLAIN delay=0.05")
+        os.pwrite(again, MEMORY, PLAIN)  # later than a write that the release has let go
+        faults.write("clear now")
+        assert sum_of(again) == before
+        for fd in (again, other, *events):
+            os.close(fd)

@@ -4,6 +4,7 @@ nobody else, and end when a signal comes, when they are released, and when the l
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -221,3 +222,46 @@ def test_a_lab_ends_although_calls_hang(tmp_path: Path, end: str) -> None:
         for client in clients:
             assert client.process.wait(20) is not None
             client.__exit__()
+
+
+ASKING = """
+import ctypes
+import sys
+from pathlib import Path
+from tests.vfio.client import GROUP_GET_DEVICE_FD, Container, Group
+lab, number, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+container, group = Container(lab), Group(lab, number)
+group.set_container(container)
+container.set_iommu()
+print("ready", flush=True)
+group.ioctl(GROUP_GET_DEVICE_FD, ctypes.create_string_buffer(name.encode()))
+"""
+
+
+def test_a_client_of_run_that_is_killed_while_its_call_hangs_leaves_nothing_in_use(
+    hostile_lab: Lab, vgpu: Place
+) -> None:
+    """The supervisor makes the call for it, and has a copy of its group's file."""
+    lab, faults = hostile_lab.mounted, Faults(hostile_lab.mounted)
+    command = [*VFSFUSE, "run", "--mount", str(lab.path), "--", sys.executable, "-c", ASKING]
+    place = [str(lab.path), vgpu.group, vgpu.name]
+    with (
+        faults.rule(f"device={vgpu.name} ioctl=VFIO_GROUP_GET_DEVICE_FD"),
+        Popen([*command, *place], stdout=PIPE, text=True, cwd=ROOT) as client,
+    ):
+        assert client.stdout is not None and client.stdout.readline() == "ready\n"
+        wait_for(lambda: faults.held == 1)
+        client.kill()
+        assert client.wait(20) == -signal.SIGKILL
+        wait_for(lambda: faults.held == 0)
+        wait_for(lambda: is_free(lab.path / "dev/vfio" / vgpu.group))
+
+
+def is_free(group: Path) -> bool:
+    """Whether nobody has the group open."""
+    try:
+        os.close(os.open(group, os.O_RDWR))
+    except OSError as error:
+        assert error.errno == errno.EBUSY
+        return False
+    return True
