@@ -261,8 +261,8 @@ def told(top: Path, entry: os.DirEntry[str]) -> str:
 def test_vfsfuse_tree_stops_at_a_depth(lab: MountedLab) -> None:
     assert (
         vfsfuse("tree", "--depth", "1", lab.path).stdout
-        == f"{lab.path}\n├── counters [0400]\n├── dev/\n├── log [0400]\n├── reload [0600]\n├── sys/\n"
-        "├── trace [0600]\n└── uevents [0444]\n"
+        == f"{lab.path}\n├── counters [0400]\n├── dev/\n├── faults [0600]\n├── log [0400]\n"
+        "├── reload [0600]\n├── sys/\n├── trace [0600]\n└── uevents [0444]\n"
     )
 
 
