@@ -21,11 +21,12 @@ from tests.labs import MountedLab
 
 pytestmark = needs.open_fuse
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
+GROUP = "5"
 ADDRESS = "0000:05:00.0"
 COPY = (ROOT / "examples/driver/copy.c").read_text()
 COPIERS = f"""\
 include = "{ROOT}/examples/copier.toml"
-vgpus = [{{ parent = "copiers", type = "copier-1", uuid = "{UUID}" }}]
+vgpus = [{{ parent = "copiers", type = "copier-1", uuid = "{UUID}", group = {GROUP} }}]
 """
 SERIAL = f"""\
 [modules.vfio_pci]
@@ -58,6 +59,7 @@ types.copier-1 = {{ description = "a recorded copier" }}
 parent = "copiers"
 type = "copier-1"
 uuid = "{UUID}"
+group = {GROUP}
 """
 
 CLIENT = """\
@@ -123,7 +125,7 @@ def copied(compiled: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("recorded")
     (folder / "copiers.toml").write_text(COPIERS)
     done = command(
-        folder, "record", "-o", "copy.rec", "--config", "copiers.toml", "--", compiled(), "0", UUID, "20"
+        folder, "record", "-o", "copy.rec", "--config", "copiers.toml", "--", compiled(), GROUP, UUID, "20"
     )
     assert (done.returncode, done.stdout) == (0, "*" * 20 + "\n"), done.stderr
     return folder / "copy.rec"
@@ -144,7 +146,7 @@ def line_of(recording: Path, words: str) -> int:
 
 
 def test_the_same_client_finds_the_same_device(folder: Path, compiled: Callable[..., Path]) -> None:
-    done = command(folder, "replay", "copy.rec", "--", compiled(), "0", UUID, "20")
+    done = command(folder, "replay", "copy.rec", "--", compiled(), GROUP, UUID, "20")
     assert (done.returncode, done.stdout) == (0, "*" * 20 + "\n"), done.stderr
     assert done.stderr == "vfsfuse: replay: 10 of 10 events replayed, no divergence\n"
 
@@ -153,13 +155,13 @@ def test_another_client_diverges_at_a_line(folder: Path, compiled: Callable[...,
     changed = compiled(register="put(COMMAND_REG, 1, 4) -> put(COMMAND_REG, 3, 4)")
     place = f"copy.rec:{line_of(folder / 'copy.rec', 'write BAR0 0x14')}"
     for strict, status in (((), 0), (("--strict",), 1)):
-        done = command(folder, "replay", *strict, "copy.rec", "--", changed, "0", UUID, "20")
+        done = command(folder, "replay", *strict, "copy.rec", "--", changed, GROUP, UUID, "20")
         assert (done.returncode, done.stdout) == (status, "*" * 20 + "\n")
         assert done.stderr.splitlines() == [
             f"vfsfuse: replay: {place}: expected BAR0 write COMMAND = 0x1, got BAR0 write COMMAND = 0x3",
             f"vfsfuse: replay: 9 of 10 events replayed, 1 divergence, the first at {place}",
         ]
-    done = command(folder, "replay", "-q", "--strict", "copy.rec", "--", changed, "0", UUID, "20")
+    done = command(folder, "replay", "-q", "--strict", "copy.rec", "--", changed, GROUP, UUID, "20")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
 
 
@@ -189,7 +191,7 @@ def test_a_client_that_maps_its_memory_elsewhere_does_not_diverge(
 
 def test_other_data_diverge(folder: Path, compiled: Callable[..., Path]) -> None:
     changed = compiled(data="memset(memory, '*', TARGET) -> memset(memory, '+', TARGET)")
-    done = command(folder, "replay", "copy.rec", "--", changed, "0", UUID, "20")
+    done = command(folder, "replay", "copy.rec", "--", changed, GROUP, UUID, "20")
     assert (done.returncode, done.stdout) == (0, "*" * 20 + "\n")  # what the device wrote
     place = f"copy.rec:{line_of(folder / 'copy.rec', 'dma read')}"
     other, recorded = " ".join(["2b"] * 8), " ".join(["2a"] * 8)
@@ -201,7 +203,7 @@ def test_other_data_diverge(folder: Path, compiled: Callable[..., Path]) -> None
 
 def test_memory_that_is_not_mapped_diverges(folder: Path, compiled: Callable[..., Path]) -> None:
     changed = compiled(map='must(ioctl(container, VFIO_IOMMU_MAP_DMA, &map), "MAP_DMA"); -> ')
-    done = command(folder, "replay", "copy.rec", "--", changed, "0", UUID, "20")
+    done = command(folder, "replay", "copy.rec", "--", changed, GROUP, UUID, "20")
     assert done.returncode == 0
     assert re.search(r"expected DMA read 0x100000, 20 bytes, got a refused DMA at 0x100000: \w+", done.stderr)
 
@@ -228,17 +230,17 @@ def test_a_serial_card_in_a_group_of_its_own(tmp_path: Path) -> None:
 
 def test_a_recording_of_a_host_has_no_dma(tmp_path: Path, compiled: Callable[..., Path]) -> None:
     (tmp_path / "copiers.toml").write_text(COPIERS)
-    record = (*VFSFUSE, "record", "--host", "-o", "host.rec", "--", str(compiled()), "0", UUID, "20")
+    record = (*VFSFUSE, "record", "--host", "-o", "host.rec", "--", str(compiled()), GROUP, UUID, "20")
     done = command(tmp_path, "run", "--config", "copiers.toml", "--", *record)
     assert done.returncode == 0, done.stderr
-    done = command(tmp_path, "replay", "--strict", "host.rec", "--", compiled(), "0", UUID, "20")
+    done = command(tmp_path, "replay", "--strict", "host.rec", "--", compiled(), GROUP, UUID, "20")
     assert done.returncode == 0
     assert done.stderr.endswith("8 of 8 events replayed, no divergence\n")
 
 
 @pytest.mark.parametrize(
     ("client", "lab", "arguments"),
-    [("copier_client", COPIERS, ("0", UUID)), ("iommufd_client", ENGINE, ("vfio0",))],
+    [("copier_client", COPIERS, (GROUP, UUID)), ("iommufd_client", ENGINE, ("vfio0",))],
 )
 def test_other_clients(
     client: str, lab: str, arguments: tuple[str, ...], tmp_path: Path, compile_client: Callable[..., Path]
@@ -266,7 +268,7 @@ def test_a_client_that_polls_where_the_recorded_one_waited(
         poll='must(pread(device, &status, 4, STATUS_REG), "STATUS"); -> '
         'while (!status) must(pread(device, &status, 4, STATUS_REG), "STATUS");',
     )
-    done = command(folder, "replay", "copy.rec", "--", changed, "0", UUID, "20")
+    done = command(folder, "replay", "copy.rec", "--", changed, GROUP, UUID, "20")
     assert (done.returncode, done.stdout) == (0, "*" * 20 + "\n"), done.stderr
     first, second, _ = done.stderr.splitlines()
     assert "expected SET_IRQS MSIX 0 trigger eventfd, got BAR0 write SOURCE = 0x100000" in first
@@ -293,7 +295,7 @@ def test_divergences_in_python(folder: Path, compiled: Callable[..., Path]) -> N
     changed = compiled(register="put(COMMAND_REG, 1, 4) -> put(COMMAND_REG, 3, 4)")
     with vfsfuse.Lab(folder / "lab.toml") as lab:
         assert lab.divergences == []
-        lab.run([changed, "0", UUID, "20"], check=True)
+        lab.run([changed, GROUP, UUID, "20"], check=True)
         (line,) = lab.divergences
         assert line.endswith("expected BAR0 write COMMAND = 0x1, got BAR0 write COMMAND = 0x3")
     with vfsfuse.Lab() as lab:
@@ -307,7 +309,7 @@ def test_a_mounted_lab(folder: Path, compiled: Callable[..., Path]) -> None:
     with MountedLab(folder, "--config", str(folder / "lab.toml")) as lab:
         before = json.loads((lab.path / "replay").read_text())
         assert (before["count"], before["open"], before["divergences"]) == (0, 0, [])
-        done = command(folder, "run", "--mount", lab.path, "--", changed, "0", UUID, "20")
+        done = command(folder, "run", "--mount", lab.path, "--", changed, GROUP, UUID, "20")
         assert done.returncode == 0, done.stderr
         after = json.loads((lab.path / "replay").read_text())
         assert after["count"] == 1
@@ -316,7 +318,7 @@ def test_a_mounted_lab(folder: Path, compiled: Callable[..., Path]) -> None:
             "expected BAR0 write COMMAND = 0x1, got BAR0 write COMMAND = 0x3"
         )
         assert after["divergences"][0] in lab.log
-        done = command(folder, "run", "--mount", lab.path, "--", compiled(), "0", UUID, "20")
+        done = command(folder, "run", "--mount", lab.path, "--", compiled(), GROUP, UUID, "20")
         assert (done.returncode, done.stdout) == (0, "*" * 20 + "\n")
 
 

@@ -86,7 +86,7 @@ class FunctionTable:
                 continue
             leader = first[node.address]
             if leader not in leaders:
-                leaders[leader] = self._new(IommuGroup(self._number(fixed_at.get(leader))))
+                leaders[leader] = self._new(IommuGroup(self.take_number(fixed_at.get(leader))))
             group = found[node.address] = leaders[leader]
             self._grouping.enter(node, group)
         return found
@@ -102,14 +102,14 @@ class FunctionTable:
             group = self._new(Group(self._group_numbers.take(), noiommu=True))
         else:
             found = joins if isinstance(joins, IommuGroup) else self._grouping.joins(node)
-            group = found or self._new(IommuGroup(self._number(node.named)))
+            group = found or self._new(IommuGroup(self.take_number(node.named)))
             self._grouping.enter(node, group)
         try:
             yield group
         except BaseException:  # whatever its model does
             self._grouping.leave(node.address)
             if self._end_if_empty(group):
-                self._give_number(group)
+                self.give_number(group)
             raise
 
     def enter(self, function: PciFunction) -> None:
@@ -157,9 +157,9 @@ class FunctionTable:
             if vanished:
                 self._departed.add(function, partial(self._end, function))
             if ended and vanished:
-                self._departed.add_group(group, partial(self._give_number, group))
+                self._departed.add_group(group, partial(self.give_number, group))
             elif ended:
-                self._give_number(group)
+                self.give_number(group)
 
     def _end(self, function: PciFunction) -> None:
         function.close()
@@ -176,7 +176,7 @@ class FunctionTable:
             del self._groups[group.number]
         return ended
 
-    def _number(self, named: str | int | None) -> int:
+    def take_number(self, named: str | int | None) -> int:
         """The number of a new group: the one that the lab file gives to it, unless clients still hold devices
         of the group that had it before."""
         if not isinstance(named, int) or named in self._fixed_taken:
@@ -184,7 +184,8 @@ class FunctionTable:
         self._fixed_taken.add(named)
         return named
 
-    def _give_number(self, group: Group) -> None:
+    def give_number(self, group: Group) -> None:
+        """The number of a group that is no more."""
         if group.number in self._fixed:
             self._fixed_taken.discard(group.number)
         else:

@@ -9,7 +9,7 @@ rescan), the order in which drivers/pci/remove.c and drivers/pci/probe.c of the 
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import chain
 
 from devmodel.callpoint import CallPoint, lifecycle_change
@@ -108,7 +108,8 @@ class Hotplug:
         self._displays = [
             name for names in self._by_bus() for name in names if _is_display(self._functions[name])
         ]
-        self._power_on(self._form_groups([spec for spec in specs if spec.name not in absent]))
+        of_vgpus = {vgpu.group for vgpu in lab.vgpus if vgpu.group is not None}
+        self._power_on(self._form_groups([spec for spec in specs if spec.name not in absent], of_vgpus))
         for name in absent:
             self._drop(self._drivers.functions[name])
         for spec in lab.parents:
@@ -225,10 +226,10 @@ class Hotplug:
         if isinstance(function, Bridge):
             self.ports.pop(function.bus_below, None)
 
-    def _form_groups(self, specs: Sequence[FunctionSpec]) -> Mapping[str, Group]:
+    def _form_groups(self, specs: Sequence[FunctionSpec], of_vgpus: Set[int]) -> Mapping[str, Group]:
         """The groups of the functions that are there from the start, by name. They are numbered in this
         order: those of parents as the lab file has them, of other functions as Linux finds them, and of root
-        ports that the file does not name."""
+        ports that the file does not name. ``of_vgpus`` are numbers that vGPUs have."""
         self._table.bridges.update(bridge_nodes(self._functions, self.buses))
         ports = {str(bridge.address) for bridge in self.buses.bridges.values() if bridge.automatic}
         parents, named, automatic = list[Place](), list[Place](), list[Place]()
@@ -240,6 +241,7 @@ class Hotplug:
         fixed = {each.group for each in self._functions.values() if isinstance(each.group, int)}
         shared = (each.vf.groups for each in self._functions.values() if each.vf is not None)
         fixed.update(number for numbers in shared for number in numbers)
+        fixed.update(of_vgpus)
         found = self._table.boot(ordered, fixed)
         return {str(address): group for address, group in found.items()}
 

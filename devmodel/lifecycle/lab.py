@@ -71,15 +71,16 @@ class Lab:
         self.mdevs: dict[tuple[UUID, int], Mdev] = {}
         self.by_name: dict[str, Mdev] = {}
         self._instances: dict[UUID, dict[int, Mdev]] = {}
-        self._group_numbers, self._minors, self._vfio_minors = Ida(), Ida(), Ida()
+        self._minors, self._vfio_minors = Ida(), Ida()
+        self._vgpu_groups = {vgpu.name: vgpu.group for vgpu in spec.vgpus if vgpu.group is not None}
         self.vfio = VfioModule(**dict(spec.modules))  # type: ignore[arg-type] # checked by the reader
         self.drivers = DriverCore(self.lock, observer, self._vfio_minors, self.vfio, self.calls)
         self.mdev_driver = MdevDriver(self.lock, observer, self.calls)
         self.tasks = TaskHost(self.calls)
         self._departed = Departed(self.lock, self.tasks)
         self.vendor = VendorFramework(self.lock, self.drivers, self._vfio_minors, self._departed)
-        numbers = self._group_numbers
-        table = FunctionTable(observer, self.drivers.functions, numbers, self.groups, self._departed)
+        self._table = FunctionTable(observer, self.drivers.functions, Ida(), self.groups, self._departed)
+        table = self._table
         table.released = self.drivers.free_minor
         self.later, self.net = Later(self.tasks), NetCore()
         self.sriov = SriovCore(self.lock, self.drivers, table, self.later)
@@ -203,7 +204,8 @@ class Lab:
         self, type_: MdevType, uuid: UUID, instance: int, name: str, share: Share, undo: ExitStack
     ) -> Mdev:
         """Make an mdev with numbers and a group of its own. ``undo`` gets the calls that take them back."""
-        group = Group(self._take(self._group_numbers, undo))
+        group = Group(self._table.take_number(self._vgpu_groups.get(name)))
+        undo.callback(self._table.give_number, group)
         minor, vfio_minor = self._take(self._minors, undo), self._take(self._vfio_minors, undo)
         mdev = Mdev(uuid, instance, name, type_, share, group, minor, vfio_minor)
         undo.callback(mdev.dispose)
@@ -261,6 +263,6 @@ class Lab:
                 self._remove(mdev)
 
     def _give_numbers(self, mdev: Mdev) -> None:
-        self._group_numbers.give(mdev.group.number)
+        self._table.give_number(mdev.group)
         self._minors.give(mdev.minor)
         self._vfio_minors.give(mdev.vfio_minor)

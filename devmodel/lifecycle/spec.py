@@ -274,7 +274,8 @@ class VgpuSpec:
 
     A mediated device is as a line of ``vgpu_create`` asks for it, with ``overrides`` of what the type gives;
     ``name`` is that of its directory. With the framework of NVIDIA it is virtual function ``vf``, by its
-    index. ``place`` is where the lab file says so, for errors.
+    index. ``group`` is the number of its IOMMU group, None for any. ``place`` is where the lab file says so,
+    for errors.
     """
 
     parent: str
@@ -285,6 +286,7 @@ class VgpuSpec:
     vf: int | None = None
     overrides: Mapping[str, str] = field(default_factory=lambda: _NO_TEXTS)
     place: str = ""
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@
 import errno
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,10 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from devmodel.device.pci import PciRegion
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.function import PciFunction
+from devmodel.lifecycle.initial import populate
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev, Parent
 from devmodel.lifecycle.physical import PhysicalFunction
-from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
+from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec, VgpuSpec
 from devmodel.models.gpu import Vgpu
 from devmodel.models.mtty import Mtty
 from devmodel.vfio.devicefile import DeviceFile
@@ -416,3 +418,19 @@ class Lifecycle(RuleBasedStateMachine):
 
 TestLifecycle = Lifecycle.TestCase
 TestLifecycle.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+def test_a_vgpu_has_the_group_that_its_spec_gives_it(recorder: Recorder) -> None:
+    """Nothing else gets the number, also while the vGPU is not there."""
+    first, second = (VgpuSpec("tty", "one", uuid4(), group=group) for group in (0, None))
+    named = [replace(each, name=str(each.uuid)) for each in (first, second)]
+    parent = ParentSpec("tty", "virtual", "mtty", (TypeSpec("one", "one port", Mtty),), slots=4)
+    recorder.lab = lab = Lab(LabSpec((parent,), vgpus=tuple(named)), recorder)
+    populate(lab)
+    one, two = (lab.named(each.name) for each in named)
+    assert (one.group.number, two.group.number) == (0, 1)
+    lab.remove(one)
+    assert lab.create(two.type, uuid4()).group.number == 2
+    assert first.uuid is not None
+    assert lab.create(two.type, first.uuid, name=named[0].name).group.number == 0
+    lab.close()

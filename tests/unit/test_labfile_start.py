@@ -54,6 +54,22 @@ def test_every_key_of_a_vgpu_arrives(load_text: Load, tmp_path: Path) -> None:
     assert lab.source == str(file) and not lab.parents[0].type_names
 
 
+OTHER = f'parent = "tty"\ntype = "one"\nuuid = "{TEXT[:-1]}0"\n'
+
+
+def test_a_vgpu_is_alone_in_the_group_that_it_is_given(load_text: Load) -> None:
+    (vgpu,) = load_text(f"[[vgpus]]\n{GIVEN}group = 12\n").vgpus
+    assert vgpu.group == 12
+    alone = "too (a vGPU is alone in its group: give another)"
+    for others, owner in (
+        (f"[[vgpus]]\n{OTHER}group = 12\n", f"{TEXT[:-1]}0".lower()),
+        ('[functions."0000:01:00.0"]\ngroup = 12\n', "0000:01:00.0"),
+    ):
+        with pytest.raises(LabFileError, match=f"group: is the group of {owner}") as caught:
+            load_text(f"{others}[[vgpus]]\n{GIVEN}group = 12\n")
+        assert alone in str(caught.value)
+
+
 NVIDIA = """
 mount.mdev = false
 [parents."0000:01:00.0"]

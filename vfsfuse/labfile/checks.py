@@ -73,6 +73,15 @@ def _check_groups(reading: Reading, lab: LabSpec) -> None:
         if spec.group is not None and not spec.iommu:
             why = "is for functions behind an IOMMU (leave out one of the two)"
             reading.note((*_table(spec), "group"), why)
+    owner: dict[str | int | None, str] = {spec.group: spec.address for spec in lab.all_functions}
+    for spec in lab.all_functions:
+        if spec.vf is not None:
+            owner.update(dict.fromkeys(spec.vf.groups, f"a virtual function of {spec.address}"))
+    for number, vgpu in enumerate(lab.vgpus):
+        if vgpu.group is not None and vgpu.group in owner:
+            why = f"is the group of {owner[vgpu.group]}, too (a vGPU is alone in its group: give another)"
+            reading.note(("vgpus", str(number), "group"), why)
+        owner[vgpu.group] = vgpu.name
 
 
 def _check_frameworks(reading: Reading, lab: LabSpec) -> None:

@@ -11,7 +11,7 @@ from devmodel.lifecycle.vf import MAX_VFS
 from devmodel.pci.barkind import BarKind
 from devmodel.pci.words import MemoryBar, capabilities_of
 from vfsfuse.labfile.faults import with_remedy
-from vfsfuse.labfile.kinds import array_of, choice, either, kind, number_of, whole
+from vfsfuse.labfile.kinds import MAX_NUMBER, array_of, choice, either, kind, number_of, whole
 from vfsfuse.labfile.values import name, size
 
 MAX_DISTANCE = 255
@@ -127,6 +127,7 @@ def iommu_group(value: object) -> str | int:
     return number
 
 
+group_number = number_of(MAX_NUMBER, "the number of a group")
 group_numbers = array_of("numbers", "number of a group", "[40, 41]")
 _INDEXES = array_of("numbers", "index of a virtual function", "[2]", MAX_VFS - 1)
 

@@ -98,6 +98,7 @@ VGPU: Schema = {
     "uuid": Key(values.uuid, "UUID of a mediated device", "uuid"),
     "instance": Key(values.instance, "number that tells the vGPUs of one UUID apart", "instance"),
     "name": Key(values.name, "name of its directory, the UUID unless given", "name"),
+    "group": Key(hwvalues.group_number, "number of its IOMMU group", "group"),
     **OVERRIDES,
 }
 REPLAY: Schema = {

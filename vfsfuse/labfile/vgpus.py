@@ -79,7 +79,7 @@ def _check_mediated(reading: Reading, found: Found, keys: Keys) -> None:
 
 def _check_vendor(reading: Reading, found: Found, parent: ParentSpec, keys: Keys) -> None:
     """Name a vGPU that is a virtual function after that."""
-    for key in ("uuid", "instance", "name", *OVERRIDES):
+    for key in ("uuid", "instance", "name", "group", *OVERRIDES):
         if key in found:
             reading.note((*keys, key), "is for mediated devices (leave it out)")
     if "vf" not in found:

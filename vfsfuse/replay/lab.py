@@ -30,15 +30,18 @@ def lab_file(recording: Recording, path: str) -> str:
     if mediated:
         tables["parents"] = {PARENT: _parent(mediated, whole)}
         tables["vgpus"] = [
-            {"parent": PARENT, "type": _type(number), "uuid": device.name}
+            {"parent": PARENT, "type": _type(number), "uuid": device.name, **_group(device)}
             for number, device in enumerate(mediated)
         ]
     return document(tables)
 
 
 def _function(device: RecordedDevice, path: str) -> dict[str, object]:
-    group = {} if device.group is None else {"group": device.group}
-    return {**_replayed(device, path), **group}
+    return {**_replayed(device, path), **_group(device)}
+
+
+def _group(device: RecordedDevice) -> dict[str, object]:
+    return {} if device.group is None else {"group": device.group}
 
 
 def _parent(devices: Sequence[RecordedDevice], path: str) -> dict[str, object]:
