@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from devmodel.pci.names import names_of
+from devmodel.pci.regs import CFG_SPACE_EXP_SIZE, CFG_SPACE_SIZE
 from devmodel.region.names import Place, RegisterNames
 from vfsfuse.recording import recording as kinds
 from vfsfuse.recording.recording import (
@@ -122,7 +123,8 @@ class _Names:
             places.setdefault(region, []).append(Place(offset, size, name))
         self._regions = {region: RegisterNames(found) for region, found in places.items()}
         if len(device.config) >= _HEADER:
-            self._regions[CONFIG_REGION] = names_of(device.config)
+            size = CFG_SPACE_SIZE if len(device.config) <= CFG_SPACE_SIZE else CFG_SPACE_EXP_SIZE
+            self._regions[CONFIG_REGION] = names_of(device.config.ljust(size, b"\0"))
 
     def describe(self, event: Event) -> str:
         """What an access touches."""
