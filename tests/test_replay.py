@@ -181,7 +181,7 @@ def test_a_client_that_maps_its_memory_elsewhere_does_not_diverge(
         "copy.rec",
         "--",
         compiled(iova="IOVA = 0x100000 -> IOVA = 0x700000"),
-        "0",
+        GROUP,
         UUID,
         "20",
     )
