@@ -493,6 +493,13 @@ def test_a_vgpu_whose_probe_is_refused_is_there_without_a_driver(lab: MountedLab
     assert own.is_dir() and driver_of(own) is None and not (own / "iommu_group").exists()
     one_write(lab.path / "sys/bus/mdev/drivers_probe", name)
     assert driver_of(own) == "vfio_mdev"
+    driver = lab.path / "sys/bus/mdev/drivers/vfio_mdev"
+    one_write(driver / "unbind", name)
+    add(lab, f"device={name} probe=vfio_mdev nth=1 errno=EBUSY")
+    fails(errno.EBUSY, one_write, driver / "bind", name)
+    assert driver_of(own) is None
+    one_write(driver / "bind", name)
+    assert driver_of(own) == "vfio_mdev" and (own / "iommu_group").exists()
     one_write(own / "remove", "1")
 
 
