@@ -453,6 +453,7 @@ def test_maps_are_found_in_both_apis() -> None:
     )
     assert mapped("VFIO_IOMMU_MAP_DMA", b"\0") is None
     assert unmapped("VFIO_IOMMU_UNMAP_DMA", struct.pack("<IIQQ", 24, 0, 1, 2)) == (1, 2)
+    assert unmapped("VFIO_IOMMU_UNMAP_DMA", struct.pack("<IIQQ", 24, 2, 0, 0)) == (0, 1 << 64)
     assert unmapped("IOMMU_IOAS_UNMAP", struct.pack("<IIQQ", 24, 0, 1, 2)) == (1, 2)
 
 

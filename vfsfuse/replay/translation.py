@@ -22,6 +22,7 @@ _IOAS = struct.Struct("<IIIIQQQ")
 MAPS = ("VFIO_IOMMU_MAP_DMA", "IOMMU_IOAS_MAP")
 UNMAPS = ("VFIO_IOMMU_UNMAP_DMA", "IOMMU_IOAS_UNMAP")
 _TYPE1_UNMAP = struct.Struct("<IIQQ")
+_UNMAP_ALL = 2
 _AHEAD = 64
 """Recorded maps that are looked through for one of the same size."""
 _MOST_COMPARED = 1 << 16
@@ -56,11 +57,12 @@ def mapped(name: str, struct_after: bytes) -> Range | None:
     return None
 
 
-def unmapped(name: str, struct_after: bytes) -> Range | None:
-    """The range that one of :data:`UNMAPS` has unmapped, by its struct after the call."""
-    if name in UNMAPS and len(struct_after) >= _TYPE1_UNMAP.size:
-        _, _, iova, size = _TYPE1_UNMAP.unpack_from(struct_after)
-        return Range(iova, size)
+def unmapped(name: str, struct_before: bytes) -> Range | None:
+    """The range that one of :data:`UNMAPS` has unmapped, by its struct before the call."""
+    if name in UNMAPS and len(struct_before) >= _TYPE1_UNMAP.size:
+        _, flags, iova, size = _TYPE1_UNMAP.unpack_from(struct_before)
+        is_all = name == UNMAPS[0] and flags & _UNMAP_ALL
+        return Range(0, 1 << 64) if is_all else Range(iova, size)
     return None
 
 
