@@ -13,6 +13,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -727,6 +728,59 @@ def test_rules_can_be_changed_while_every_call_hangs(faults: Faults, iommufd: Io
             == "released first\nadded second\n"
         )
         assert len({call.result(20) for call in calls}) == 8
+
+
+def test_rules_come_and_go_while_clients_work(
+    machine: MountedLab, faults: Faults, iommufd: Iommufd, copier: Copier, mapped: Memory
+) -> None:
+    """No call is left hanging when its rule has gone, and afterwards all is as before."""
+    choose, over = random.Random(18), threading.Event()
+    wheres = (
+        "ioctl=*",
+        "region=BAR0",
+        "register=STATUS",
+        "open=*",
+        "store=*",
+        "dma=any",
+        "call=any",
+        "create=*",
+    )
+    whens = ("", "nth=3", "every=2", "probability=0.3", "times=5", "after=0.001")
+    whats = ("hang=true", "delay=0.001", "errno=EIO", "errno=ENODEV delay=0.001", "hang=true delay=0.001")
+    work: tuple[Callable[[], object], ...] = (
+        iommufd.ioas,
+        lambda: read(copier, STATUS_REGISTER),
+        lambda: put(copier, SOURCE_REGISTER, IOVA, 8),
+        lambda: os.close(os.open(machine.path / "dev/vfio/vfio", os.O_RDWR)),
+        lambda: one_write(function_dir(machine, PF) / "driver_override", "a"),
+        lambda: copier.begin(IOVA, TARGET, 8),
+    )
+
+    def client(call: Callable[[], object]) -> int:
+        done = 0
+        while not over.is_set():
+            with suppress(OSError):
+                call()
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(len(work)) as threads, ExitStack() as stack:
+        stack.callback(faults.write, "clear")
+        stack.callback(over.set)
+        clients = [threads.submit(client, call) for call in work]
+        for number in range(150):
+            rule = " ".join((choose.choice(wheres), choose.choice(whens), choose.choice(whats)))
+            faults.write(f"add name=r{number} {rule}")
+            if number % 3 == 2:
+                faults.write(f"clear r{number - choose.randrange(2)}\nrelease")
+            if number % 12 == 11:
+                faults.write("clear")
+    assert all(each.result() > 1 for each in clients)
+    one_write(function_dir(machine, PF) / "driver_override", "\n")
+    mapped.write(b"\7" * 8)
+    copier.begin(IOVA, TARGET, 8)
+    wait_for(lambda: mapped.read(PAGE, 8) == b"\7" * 8)
+    assert read(copier, SOURCE_REGISTER, 8) == IOVA and iommufd.ioas()
 
 
 def test_a_lab_has_rules_from_its_start(tmp_path: Path) -> None:
