@@ -58,6 +58,7 @@ def test_from_a_recording_to_a_model_that_a_driver_accepts(tmp_path: Path, compi
     (tmp_path / "model.py").write_text(made.stdout)
     (tmp_path / "lab.toml").write_text(LAB)
     check_style(tmp_path / "model.py")
+    check("mypy", "--strict", "--cache-dir", "/dev/null", "--config-file", "/dev/null", tmp_path / "model.py")
     done = vfsfuse("record", "-o", recordings[1], "--config", tmp_path / "lab.toml", *command)
     assert (done.returncode, done.stdout) == (0, "status 1\nok\n"), done.stderr
     first, second = (plain(path) for path in recordings)
@@ -72,18 +73,17 @@ def plain(path: Path) -> list[str]:
     return [row.partition(" ")[2] if row[:1].isdecimal() else row for row in rows]
 
 
-def check_style(path: Path) -> None:
-    """ruff and mypy find nothing."""
-    commands: list[list[str | Path]] = [
-        ["ruff", "format", "--isolated", "--check", path],
-        ["ruff", "check", "--isolated", "--select", "E4,E7,E9,F,I,UP,B,SIM", path],
-        ["mypy", "--strict", "--no-incremental", "--config-file", "/dev/null", path],
-    ]
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", *command], capture_output=True, text=True, check=False, cwd=ROOT
-        )
-        assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{path.read_text()}"
+def check_style(*paths: Path) -> None:
+    """ruff finds nothing."""
+    check("ruff", "format", "--isolated", "--no-cache", "--check", *paths)
+    check("ruff", "check", "--isolated", "--no-cache", "--select", "E4,E7,E9,F,I,UP,B,SIM", *paths)
+
+
+def check(*command: str | Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
 
 
 # ---- made-up devices ----
@@ -184,12 +184,17 @@ DIALOGUES: dict[str, list[Event]] = {
 
 
 @pytest.mark.parametrize("name", DIALOGUES)
-def test_a_model_answers_as_recorded(name: str, tmp_path: Path) -> None:
-    found, text = made_of(DIALOGUES[name])
+def test_a_model_answers_as_recorded(name: str) -> None:
+    found, _ = made_of(DIALOGUES[name])
     answers(found, DIALOGUES[name])
-    path = tmp_path / "model.py"
-    path.write_text(text)
-    check_style(path)
+
+
+def test_models_are_formatted_and_typed(tmp_path: Path) -> None:
+    paths = [tmp_path / f"model{number}.py" for number in range(len(DIALOGUES))]
+    for path, events in zip(paths, DIALOGUES.values(), strict=True):
+        path.write_text(made_of(events)[1])
+    check_style(*paths)
+    check("mypy", "--strict", "--cache-dir", "/dev/null", "--config-file", "/dev/null", *paths)
 
 
 def test_dma_goes_where_registers_say() -> None:
