@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fault rules on a mounted lab, as clients meet them: each kind of call, and each thing that happens to it.
+"""Fault rules on a mounted lab, as clients meet them: each thing that happens to each kind of call.
 
 Rules are written to the file `faults` of the mount, while the clients have their files and devices open.
 """
@@ -7,27 +7,34 @@ Rules are written to the file `faults` of the mount, while the clients have thei
 from __future__ import annotations
 
 import errno
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import threading
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from tests import needs
 from tests.commands import one_write
+from tests.faultrules import (
+    COMMAND_REGISTER,
+    IOVA,
+    SOURCE_REGISTER,
+    STATUS_REGISTER,
+    TARGET,
+    Faults,
+    aside,
+    faults,
+    machine,
+    mapped,
+    put,
+    read,
+)
 from tests.iommufd.client import Iommufd
 from tests.iommufd.conftest import copier, gpu, iommufd, memory, vgpu
-from tests.iommufd.devices import LAB, Copier
-from tests.labs import MountedLab, Vgpu, described
+from tests.iommufd.devices import Copier
+from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import (
     DEVICE_RESET,
     PAGE,
@@ -47,91 +54,10 @@ from tests.vfio.devices import (
     group_device,
     signals,
     silent,
-    vfio_pci,
 )
 from tests.waiting import wait_for
 
-__all__ = ["copier", "gpu", "iommufd", "memory", "vgpu"]
-
-IOVA, TARGET = 1 << 20, (1 << 20) + PAGE
-SOURCE_REGISTER, STATUS_REGISTER, COMMAND_REGISTER = 0x00, 0x18, 0x14
-VFS = """
-[functions."0000:90:00.0"]
-driver = "pf"
-vfs = 4
-vf = { driver = "vfdriver" }
-"""
-PF = "0000:90:00.0"
-
-
-class Faults:
-    """The rules of a lab, through its file."""
-
-    def __init__(self, lab: MountedLab) -> None:
-        self.path = lab.path / "faults"
-
-    def write(self, text: str | bytes) -> str:
-        """The outcome of a write. Raises OSError, whose text is the file's reason."""
-        fd = os.open(self.path, os.O_RDWR)
-        try:
-            os.write(fd, text.encode() if isinstance(text, str) else text)
-            return os.pread(fd, 1 << 20, 0).decode()
-        except OSError as error:
-            raise OSError(error.errno, os.pread(fd, 1 << 20, 0).decode()) from None
-        finally:
-            os.close(fd)
-
-    def list(self) -> list[str]:
-        return self.path.read_text().splitlines()
-
-    @contextmanager
-    def hold(self, *rules: str) -> Iterator[None]:
-        """The lab has these rules in the block."""
-        self.write("".join(f"add {rule}\n" for rule in rules))
-        try:
-            yield
-        finally:
-            self.write("clear\n")
-
-    def said(self, number: int = 0) -> str:
-        """How often a rule has hit."""
-        return self.list()[number].partition("  # ")[2]
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
-    """A lab of copiers, and a function with virtual ones."""
-    with described(tmp_path_factory.mktemp("faults"), LAB + VFS) as mounted:
-        yield mounted
-
-
-@pytest.fixture
-def faults(machine: MountedLab) -> Faults:
-    return Faults(machine)
-
-
-@pytest.fixture
-def mapped(iommufd: Iommufd, copier: Copier, memory: Memory) -> Memory:
-    """Memory of the client that the copier reaches at IOVA."""
-    ioas = iommufd.ioas()
-    iommufd.map(ioas, memory.address, memory.size, IOVA)
-    copier.attach(ioas)
-    return memory
-
-
-def read(copier: Copier, offset: int, size: int = 4) -> int:
-    return int.from_bytes(os.pread(copier.fd, size, offset), "little")
-
-
-def put(copier: Copier, offset: int, value: int, size: int = 4) -> None:
-    assert os.pwrite(copier.fd, value.to_bytes(size, "little"), offset) == size
-
-
-@contextmanager
-def aside(call: Callable[[], object]) -> Iterator[Future[object]]:
-    """A call on a thread of its own."""
-    with ThreadPoolExecutor(1) as threads:
-        yield threads.submit(call)
+__all__ = ["copier", "faults", "gpu", "iommufd", "machine", "mapped", "memory", "vgpu"]
 
 
 # ---- errno: each kind of call fails as the rule says, and works again afterwards ----
@@ -417,394 +343,3 @@ def test_a_signal_ends_a_call_that_hangs(machine: MountedLab, faults: Faults) ->
         client.send_signal(signal.SIGKILL)
         assert client.wait(20) == -signal.SIGKILL
         wait_for(lambda: faults.said() == "1 hit of 1 call")
-
-
-# ---- when ----
-
-
-def test_the_same_seed_hits_the_same_calls(faults: Faults, copier: Copier) -> None:
-    def outcome(seed: int) -> list[int]:
-        with faults.hold(f"name=some register=STATUS probability=0.3 seed={seed} value=1"):
-            return [read(copier, STATUS_REGISTER) for _ in range(100)]
-
-    first = outcome(1)
-    assert 10 < sum(first) < 60 and outcome(1) == first and outcome(2) != first
-
-
-def test_a_rule_holds_while_a_file_is_there(faults: Faults, copier: Copier, tmp_path: Path) -> None:
-    path = tmp_path / "on"
-    with faults.hold(f"register=STATUS while={path} value=1"):
-        assert read(copier, STATUS_REGISTER) == 0
-        path.touch()
-        wait_for(lambda: read(copier, STATUS_REGISTER) == 1)
-        path.unlink()
-        wait_for(lambda: read(copier, STATUS_REGISTER) == 0)
-
-
-def test_a_rule_is_about_one_process(faults: Faults, machine: MountedLab) -> None:
-    path = machine.path / "dev/iommu"
-    with faults.hold("process=cat open=iommu errno=EPERM"):
-        done = subprocess.run(["cat", path], capture_output=True, text=True, check=False)
-        os.close(os.open(path, os.O_RDWR))
-        assert "Operation not permitted" in done.stderr and faults.said() == "1 hit of 1 call"
-    with faults.hold(f"process={os.getpid()} open=iommu errno=EPERM"):
-        done = subprocess.run(["cat", path], capture_output=True, text=True, check=False)
-        fails(errno.EPERM, os.open, path, os.O_RDWR)
-        assert "Operation not permitted" not in done.stderr and faults.said() == "1 hit of 1 call"
-
-
-def test_rules_of_one_device_leave_the_others_alone(faults: Faults, copier: Copier, gpu: Copier) -> None:
-    with faults.hold(f"device={GPU} register=STATUS value=1", "device=copier-1 register=STATUS value=2"):
-        assert (read(gpu, STATUS_REGISTER), read(copier, STATUS_REGISTER)) == (1, 2)
-    with faults.hold("device=86:0?.0 call=any errno=plausible"):
-        fails(errno.EIO, read, gpu, STATUS_REGISTER)
-        fails(errno.EAGAIN, ioctl, gpu.fd, DEVICE_RESET)
-        assert read(copier, STATUS_REGISTER) == 0
-
-
-# ---- devices ----
-
-
-def test_a_device_is_gone_at_a_call(machine: MountedLab, faults: Faults, iommufd: Iommufd) -> None:
-    vgpu = machine.create("copier-1", "copiers")
-    with Copier(vgpu.cdev) as copier:
-        copier.ready(iommufd)
-        with faults.hold("register=SIZE access=write nth=2 remove=true"):
-            put(copier, 0x10, 1)
-            put(copier, 0x10, 2)
-            wait_for(lambda: not vgpu.path.exists())
-            wait_for(lambda: _errno(copier) == errno.ENODEV or read(copier, 0x10) == 0xFFFFFFFF)
-            assert faults.said() == "1 hit of 2 calls"
-
-
-def _errno(copier: Copier) -> int:
-    try:
-        os.pread(copier.fd, 4, 0x10)
-    except OSError as error:
-        return error.errno or 0
-    return 0
-
-
-def test_a_device_resets_itself(faults: Faults, copier: Copier, vgpu: Vgpu) -> None:
-    put(copier, 0x10, 7)
-    with faults.hold("register=COMMAND access=write nth=1 reset=true"):
-        put(copier, COMMAND_REGISTER, 0)
-        wait_for(lambda: read(copier, 0x10) == 0)
-
-
-def test_a_device_goes_by_itself(machine: MountedLab, faults: Faults) -> None:
-    vgpu = machine.create("copier-1", "copiers")
-    trace = os.open(machine.path / "trace", os.O_RDWR)
-    os.write(trace, b'{"kinds": ["lifecycle"]}\n')
-    with faults.hold(f"name=gone device={vgpu.name} after=0.05 remove=true"):
-        wait_for(lambda: not vgpu.path.exists())
-        assert faults.said() == "1 hit of 1 call"
-    record = json.loads(os.read(trace, 1 << 16).partition(b"\n")[0])
-    os.close(trace)
-    assert (record["subject"], record["name"]) == (vgpu.name, "fault")
-    assert (record["arguments"], record["fault"]) == ({"arguments": ["remove"]}, "gone")
-
-
-def test_virtual_functions_appear_late_and_without_a_driver(machine: MountedLab, faults: Faults) -> None:
-    function = function_dir(machine, PF)
-
-    def present(index: int) -> bool:
-        return (function / f"virtfn{index}").exists()
-
-    try:
-        with faults.hold(f"device={PF} nth=2 late=0.2", f"name=bare device={PF} nth=1 driverless=true"):
-            one_write(function / "sriov_numvfs", "2")
-            assert present(0) and not (function / "virtfn0/driver").exists()
-            wait_for(lambda: present(1))
-            assert (function / "virtfn1/driver").resolve().name == "vfdriver"
-    finally:
-        one_write(function / "sriov_numvfs", "0")
-
-
-# ---- the trace ----
-
-
-def test_each_fault_is_in_the_trace_with_its_rule(
-    machine: MountedLab, faults: Faults, copier: Copier, mapped: Memory, iommufd: Iommufd
-) -> None:
-    rules = {
-        "ioctl": "ioctl=IOMMU_IOAS_ALLOC errno=EIO",
-        "region": "register=SIZE access=write flip=1",
-        "dma": "dma=write drop=true",
-        "interrupt": "interrupt=any drop=true",
-        "store": "store=numa_node hang=true",
-        "lifecycle": f"device={PF} driverless=true",
-        "open": "open=vfio/vfio errno=EIO",
-    }
-    more = {"lifecycle create": "create=holder-1 errno=EIO", "lifecycle probe": "probe=vfio-pci errno=EIO"}
-    trace = os.open(machine.path / "trace", os.O_RDWR | os.O_NONBLOCK)
-    function = function_dir(machine, PF)
-    with (
-        eventfd() as event,
-        faults.hold(
-            *(f"name={kind} {rule}" for kind, rule in rules.items()),
-            *(f"name={kind.replace(' ', '.')} {rule}" for kind, rule in more.items()),
-        ),
-    ):
-        fails(errno.EIO, iommufd.ioas)
-        copier.eventfds(MSIX, TRIGGER, 0, event)
-        assert copier.copy(IOVA, TARGET, 8) == DONE
-        copier.tear_down(MSIX)
-        with aside(lambda: one_write(function / "numa_node", "-1")) as future:
-            wait_for(lambda: faults.said(4).endswith("1 held"))
-            faults.write("release store")
-            future.exception(20)
-        one_write(function / "sriov_numvfs", "1")
-        one_write(function / "sriov_numvfs", "0")
-        fails(errno.EIO, Container, machine.path)
-        types = machine.parent("holders") / "mdev_supported_types"
-        fails(errno.EIO, one_write, types / "holder-1/create", str(uuid.uuid4()))
-        try:
-            fails(errno.EIO, vfio_pci, machine, GPU)
-        finally:
-            give_back(machine, GPU)
-        assert not any("# 0 hits" in line for line in faults.list())
-    hits: dict[str, str] = {}
-
-    def all_told() -> bool:
-        with suppress(BlockingIOError):
-            for line in os.read(trace, 1 << 20).splitlines():
-                record = json.loads(line)
-                if record.get("fault"):
-                    hits[record["fault"]] = record["kind"]
-        return len(hits) == 9
-
-    wait_for(all_told)
-    os.close(trace)
-    assert hits == {
-        **{kind: kind for kind in rules},
-        "lifecycle.create": "lifecycle",
-        "lifecycle.probe": "lifecycle",
-    }
-
-
-# ---- the file ----
-
-
-def test_the_file_belongs_to_the_user_of_the_lab(machine: MountedLab) -> None:
-    found = os.stat(machine.path / "faults")
-    assert (found.st_mode & 0o777, found.st_uid, found.st_gid) == (0o600, os.geteuid(), os.getegid())
-
-
-@needs.root("acts as another user")
-def test_another_user_cannot_open_the_file(machine: MountedLab) -> None:
-    def other() -> None:
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-
-    done = subprocess.run(
-        ["cat", "faults"], cwd=machine.path, preexec_fn=other, capture_output=True, text=True, check=False
-    )
-    assert "Permission denied" in done.stderr
-
-
-def test_bad_rules_say_what_is_wrong(faults: Faults) -> None:
-    for text, number, why in (
-        (
-            "add iotcl=VFIO_DEVICE_RESET errno=EIO",
-            errno.EINVAL,
-            "iotcl: there is no such key (did you mean ioctl?)\n",
-        ),
-        ("clear nobody", errno.ENOENT, "nobody: there is no such rule\n"),
-        (
-            "add name=a call=any delay=1\nadd name=a call=any delay=1",
-            errno.EEXIST,
-            "a: there is such a rule\n",
-        ),
-        ("remove", errno.EINVAL, "'remove' is no command (write add, clear, release or list)\n"),
-    ):
-        with pytest.raises(OSError) as caught:
-            faults.write(text)
-        assert (caught.value.errno, caught.value.strerror) == (number, why)
-    assert faults.list() == []
-
-
-def test_a_register_that_an_open_device_has_not(faults: Faults, copier: Copier, gpu: Copier) -> None:
-    with pytest.raises(OSError, match=rf"register: {GPU} has no register STATE \(it has .*STATUS"):
-        faults.write(f"add device={GPU} register=STATE value=1")
-
-
-def test_the_list_can_be_written_back(faults: Faults, tmp_path: Path) -> None:
-    rules = (
-        f"call=any while='{tmp_path}/a b' nth=4 errno=EIO",
-        "device='0000:*' region=config range=4-5 flip=0x8000 probability=0.25",
-        "store=sys/bus/*/bind hang=true times=3",
-    )
-    with faults.hold(*rules):
-        listed = faults.list()
-        assert all(line.endswith("  # 0 hits of 0 calls") for line in listed)
-        assert faults.write("clear\n" + "".join(f"add {line}\n" for line in listed)).count("added ") == 3
-        assert faults.list() == listed
-        fd = os.open(faults.path, os.O_RDWR)
-        os.write(fd, b"list\n")
-        assert os.pread(fd, 4096, 0).decode().splitlines() == listed
-        os.close(fd)
-
-
-def test_garbage_changes_nothing(machine: MountedLab, faults: Faults) -> None:
-    choose = random.Random(18)
-    with faults.hold("name=a open=iommu errno=EPERM"):
-        for _ in range(200):
-            data = bytes(choose.randrange(256) for _ in range(choose.randrange(1, 200)))
-            if data.strip() and b"#" not in data:
-                with pytest.raises(OSError) as caught:
-                    faults.write(b"x" + data)
-                assert caught.value.errno == errno.EINVAL
-        for data in (
-            b"add " * 20_000,
-            b"\n" * 200_000,
-            b"add name=" + b"a" * 60_000,
-            b"\0" * 100,
-            b"add \xff",
-        ):
-            with pytest.raises(OSError) as caught:
-                faults.write(data)
-            assert caught.value.errno == errno.EINVAL
-        assert [line.partition(" ")[0] for line in faults.list()] == ["name=a"]
-        fails(errno.EPERM, os.open, machine.path / "dev/iommu", os.O_RDWR)
-
-
-def test_a_file_of_a_lab_is_nothing_to_wait_for(machine: MountedLab, faults: Faults, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(machine.path)
-    for path in (machine.path, machine.path / "sys/class", tmp_path / "link/sys/none"):
-        with pytest.raises(OSError, match="is on a file system of type fuse"):
-            faults.write(f"add call=any errno=EIO while={path}")
-    assert faults.list() == []
-
-
-def test_a_file_server_that_does_not_answer_holds_up_nobody(
-    faults: Faults, copier: Copier, tmp_path: Path
-) -> None:
-    """A rule is to look for a file in a lab that is stopped, at once or because a link leads there later."""
-    link, here = tmp_path / "link", tmp_path / "here"
-    here.mkdir()
-    (here / "on").touch()
-    link.symlink_to(here)
-
-    def lead(to: Path) -> None:
-        (tmp_path / "new").symlink_to(to)
-        (tmp_path / "new").rename(link)
-
-    with faults.hold(f"register=STATUS while={link}/on value=1"), MountedLab(tmp_path) as other:
-        assert read(copier, STATUS_REGISTER) == 1
-        os.kill(other.pid, signal.SIGSTOP)
-        try:
-            lead(other.path)
-            wait_for(lambda: read(copier, STATUS_REGISTER) == 0)
-            with pytest.raises(OSError, match="is on a file system of type fuse"):
-                faults.write(f"add call=any errno=EIO while={link}/other")
-            lead(here)
-            wait_for(lambda: read(copier, STATUS_REGISTER) == 1)
-        finally:
-            os.kill(other.pid, signal.SIGCONT)
-
-
-def test_ten_thousand_rules_are_the_most(machine: MountedLab, faults: Faults, copier: Copier) -> None:
-    lines = b"add device=0000:86:00.0 register=STATUS errno=EIO\n" * 1000
-    try:
-        for _ in range(10):
-            assert faults.write(lines).count("added ") == 1000
-        with pytest.raises(OSError, match="there can be 10000 rules") as caught:
-            faults.write("add call=any delay=1")
-        assert caught.value.errno == errno.ENOSPC
-        assert len(faults.list()) == 10_000
-        assert read(copier, STATUS_REGISTER) == 0
-    finally:
-        faults.write("clear")
-    assert faults.list() == []
-
-
-def test_rules_can_be_changed_while_every_call_hangs(faults: Faults, iommufd: Iommufd) -> None:
-    with faults.hold("name=first call=any hang=true"), ThreadPoolExecutor(8) as threads:
-        calls = [threads.submit(iommufd.ioas) for _ in range(8)]
-        wait_for(lambda: faults.said().endswith("8 held"))
-        assert (
-            faults.write("add name=second store=* drop=true\nrelease first\n")
-            == "released first\nadded second\n"
-        )
-        assert len({call.result(20) for call in calls}) == 8
-
-
-def test_rules_come_and_go_while_clients_work(
-    machine: MountedLab, faults: Faults, iommufd: Iommufd, copier: Copier, mapped: Memory
-) -> None:
-    """No call is left hanging when its rule has gone, and afterwards all is as before."""
-    choose, over = random.Random(18), threading.Event()
-    wheres = (
-        "ioctl=*",
-        "region=BAR0",
-        "register=STATUS",
-        "open=*",
-        "store=*",
-        "dma=any",
-        "call=any",
-        "create=*",
-    )
-    whens = ("", "nth=3", "every=2", "probability=0.3", "times=5", "after=0.001")
-    whats = ("hang=true", "delay=0.001", "errno=EIO", "errno=ENODEV delay=0.001", "hang=true delay=0.001")
-    work: tuple[Callable[[], object], ...] = (
-        iommufd.ioas,
-        lambda: read(copier, STATUS_REGISTER),
-        lambda: put(copier, SOURCE_REGISTER, IOVA, 8),
-        lambda: os.close(os.open(machine.path / "dev/vfio/vfio", os.O_RDWR)),
-        lambda: one_write(function_dir(machine, PF) / "driver_override", "a"),
-        lambda: copier.begin(IOVA, TARGET, 8),
-    )
-
-    def client(call: Callable[[], object]) -> int:
-        done = 0
-        while not over.is_set():
-            with suppress(OSError):
-                call()
-            done += 1
-        return done
-
-    with ThreadPoolExecutor(len(work)) as threads, ExitStack() as stack:
-        stack.callback(faults.write, "clear")
-        stack.callback(over.set)
-        clients = [threads.submit(client, call) for call in work]
-        for number in range(150):
-            rule = " ".join((choose.choice(wheres), choose.choice(whens), choose.choice(whats)))
-            faults.write(f"add name=r{number} {rule}")
-            if number % 3 == 2:
-                faults.write(f"clear r{number - choose.randrange(2)}\nrelease")
-            if number % 12 == 11:
-                faults.write("clear")
-    assert all(each.result() > 1 for each in clients)
-    one_write(function_dir(machine, PF) / "driver_override", "\n")
-    mapped.write(b"\7" * 8)
-    copier.begin(IOVA, TARGET, 8)
-    wait_for(lambda: mapped.read(PAGE, 8) == b"\7" * 8)
-    assert read(copier, SOURCE_REGISTER, 8) == IOVA and iommufd.ioas()
-
-
-def test_a_lab_has_rules_from_its_start(tmp_path: Path) -> None:
-    rules = '[[faults]]\nname = "full"\nopen = "iommu"\nnth = 2\nerrno = "EMFILE"\n'
-    with described(tmp_path, LAB + rules) as lab:
-        os.close(os.open(lab.path / "dev/iommu", os.O_RDWR))
-        fails(errno.EMFILE, os.open, lab.path / "dev/iommu", os.O_RDWR)
-        assert Faults(lab).list() == ["name=full open=iommu nth=2 errno=EMFILE  # 1 hit of 2 calls"]
-
-
-def test_a_lab_ends_while_calls_hang(tmp_path: Path) -> None:
-    with ExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(3))
-        with described(tmp_path, LAB) as lab:
-            faults = Faults(lab)
-            fd = os.open(lab.path / "dev/iommu", os.O_RDWR)
-            stack.callback(os.close, fd)
-            faults.write("add call=any hang=true")
-            waiting: list[Callable[[], object]] = [
-                lambda: os.open(lab.path / "dev/vfio/vfio", os.O_RDWR),
-                Iommufd(fd).ioas,
-                lambda: one_write(lab.path / "sys/bus/pci/rescan", "1"),
-            ]
-            calls = [threads.submit(call) for call in waiting]
-            wait_for(lambda: faults.said().endswith("3 held"))
-        for call in calls:
-            call.exception(20)
