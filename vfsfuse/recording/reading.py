@@ -8,9 +8,10 @@ State: a `_Reader` has that of one file, for one thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from vfsfuse.recording import recording as kinds
+from vfsfuse.recording.eventlines import EVENTS, HAVE_DATA, MOST_SIZE, Words, read_time
 from vfsfuse.recording.recording import (
     FILES,
     NO_DEVICE,
@@ -23,27 +24,26 @@ from vfsfuse.recording.recording import (
     Region,
 )
 from vfsfuse.recording.words import (
-    NUMBERS,
-    hexadecimal,
+    at_least,
+    bounded,
+    exactly,
     number,
-    read_error,
+    one_of,
+    options,
     read_irq,
     read_pieces,
     read_region,
     read_text,
-    signed,
+    single,
     split,
+    struct,
 )
-from vfsfuse.recording.writing import DIALOGUE, FIRST, HIDDEN, NOTHING, SHOWN
+from vfsfuse.recording.writing import DIALOGUE, FIRST, HIDDEN, SHOWN
 from vfsfuse.sticky import open_file
 
 MOST_LINE = 1 << 22
 """Characters of a line."""
-_MOST_SIZE = 1 << 40
-"""Bytes of a region: its place in the file of a device has that much room."""
-_MOST_ADDRESS = 1 << 64
 _CONTINUED = "|"
-_DATA, _FAILED = "=", "!"
 
 
 def read(path: str | os.PathLike[str]) -> Recording:
@@ -123,26 +123,26 @@ class _Reader:
         take(rest)
 
     def _source(self, words: list[str]) -> None:
-        self._recording.source = _one_of(_single(words), SOURCES)
+        self._recording.source = one_of(single(words), SOURCES)
 
     def _command(self, words: list[str]) -> None:
         self._recording.command = tuple(map(read_text, words))
 
     def _mmap(self, words: list[str]) -> None:
-        self._recording.shows_mmap = _one_of(_single(words), (HIDDEN, SHOWN)) == SHOWN
+        self._recording.shows_mmap = one_of(single(words), (HIDDEN, SHOWN)) == SHOWN
 
     def _device(self, words: list[str]) -> None:
         devices = self._recording.devices
-        place, name, *rest = _at_least(words, 2)
+        place, name, *rest = at_least(words, 2)
         if number(place) != len(devices):
             raise ValueError(f"this is device {len(devices)}, not {place[:40]}")
-        _bounded(len(devices) + 1, kinds.MOST_DEVICES, "devices")
-        said = _options(rest, "flags", "regions", "irqs", "group")
+        bounded(len(devices) + 1, kinds.MOST_DEVICES, "devices")
+        said = options(rest, "flags", "regions", "irqs", "group")
         made = RecordedDevice(read_text(name), number(said.get("flags", "0")))
         if any(each.name == made.name for each in devices):
             raise ValueError(f"there are two devices {made.name[:40]}")
-        made.num_regions = _bounded(number(said.get("regions", "0")), kinds.MOST_INDEXES, "regions")
-        made.num_irqs = _bounded(number(said.get("irqs", "0")), kinds.MOST_INDEXES, "interrupt indexes")
+        made.num_regions = bounded(number(said.get("regions", "0")), kinds.MOST_INDEXES, "regions")
+        made.num_irqs = bounded(number(said.get("irqs", "0")), kinds.MOST_INDEXES, "interrupt indexes")
         made.group = number(said["group"]) if "group" in said else None
         devices.append(made)
 
@@ -152,36 +152,36 @@ class _Reader:
         return self._recording.devices[-1]
 
     def _region(self, words: list[str]) -> None:
-        name, *rest = _at_least(words, 1)
-        index, said = read_region(name), _options(rest, "size", "flags", "capabilities")
+        name, *rest = at_least(words, 1)
+        index, said = read_region(name), options(rest, "size", "flags", "capabilities")
         regions = self._last().regions
         if index in regions or index >= self._last().num_regions:
             raise ValueError(f"{name} is there already, or the device has not so many regions")
-        size = _bounded(number(said.get("size", "0")), _MOST_SIZE, "bytes in a region")
-        capabilities = _struct(said.get("capabilities"))
+        size = bounded(number(said.get("size", "0")), MOST_SIZE, "bytes in a region")
+        capabilities = struct(said.get("capabilities"))
         regions[index] = Region(index, size, number(said.get("flags", "0")), capabilities)
 
     def _irq(self, words: list[str]) -> None:
-        name, *rest = _at_least(words, 1)
-        index, said = read_irq(name), _options(rest, "count", "flags")
+        name, *rest = at_least(words, 1)
+        index, said = read_irq(name), options(rest, "count", "flags")
         irqs = self._last().irqs
         if index in irqs or index >= self._last().num_irqs:
             raise ValueError(f"{name} is there already, or the device has not so many interrupt indexes")
-        count = _bounded(number(said.get("count", "0")), 1 << 16, "interrupts of an index")
+        count = bounded(number(said.get("count", "0")), 1 << 16, "interrupts of an index")
         irqs[index] = Irq(index, count, number(said.get("flags", "0")))
 
     def _config(self, words: list[str]) -> None:
-        offset, *rest = _at_least(words, 2)
+        offset, *rest = at_least(words, 2)
         device = self._last()
         if number(offset) != len(device.config):
             raise ValueError(f"this row of configuration space begins at {len(device.config):#x}")
         device.config += read_pieces(rest, kinds.MOST_CONFIG)
-        _bounded(len(device.config), kinds.MOST_CONFIG, "bytes of configuration space")
+        bounded(len(device.config), kinds.MOST_CONFIG, "bytes of configuration space")
 
     def _register(self, words: list[str]) -> None:
-        region, offset, size, name = _exactly(words, 4)
+        region, offset, size, name = exactly(words, 4)
         names = self._last().names
-        _bounded(len(names) + 1, kinds.MOST_NAMES, "registers")
+        bounded(len(names) + 1, kinds.MOST_NAMES, "registers")
         names[read_region(region), number(offset), number(size)] = read_text(name)
 
     def _dialogue(self, words: list[str]) -> None:
@@ -196,15 +196,15 @@ class _Reader:
             self._continue(words[1:])
             return
         self._finish_event()
-        when, on, kind, *rest = _at_least(words, 3)
-        read = _EVENTS.get(kind)
+        when, on, kind, *rest = at_least(words, 3)
+        read = EVENTS.get(kind)
         if read is None:
-            raise ValueError(f"{kind[:40]} is no kind of event (there are {', '.join(_EVENTS)})")
-        _bounded(len(self._recording.events) + 1, kinds.MOST_EVENTS, "events")
-        event = Event(_time(when), self._device_index(on), kind, line=self._line)
+            raise ValueError(f"{kind[:40]} is no kind of event (there are {', '.join(EVENTS)})")
+        bounded(len(self._recording.events) + 1, kinds.MOST_EVENTS, "events")
+        event = Event(read_time(when), self._device_index(on), kind, line=self._line)
         if event.device == NO_DEVICE:
             event.file = on
-        said = _Words(rest)
+        said = Words(rest)
         read(event, said)
         said.end()
         if event.data:
@@ -223,7 +223,7 @@ class _Reader:
         """A row of data that belongs to the event before."""
         events = self._recording.events
         event = events[-1] if events else None
-        if event is None or event.kind not in _HAVE_DATA:
+        if event is None or event.kind not in HAVE_DATA:
             raise ValueError("no event with data comes before this row")
         data = read_pieces(words, kinds.MOST_DATA - len(self._rest))
         if event.data or len(self._rest) + len(data) > event.size:
@@ -238,175 +238,4 @@ class _Reader:
 
     def _count(self, size: int) -> None:
         self._total += size
-        _bounded(self._total, kinds.MOST_TOTAL, "bytes of data")
-
-
-class _Words:
-    """The rest of an event's line: words, then options, then a value and an errno."""
-
-    def __init__(self, words: list[str]) -> None:
-        self._words = words
-        self.errno = 0
-        if len(words) >= 2 and words[-2] == _FAILED:
-            self.errno = read_error(words[-1])
-            del words[-2:]
-        self.value = ""
-        """What is behind `=`."""
-        if _DATA in words:
-            at = words.index(_DATA)
-            self.value = _single(words[at + 1 :])
-            del words[at:]
-
-    def take(self) -> str:
-        if not self._words:
-            raise ValueError("the line ends too early")
-        return self._words.pop(0)
-
-    def may_take(self) -> str:
-        return self._words.pop(0) if self._words else ""
-
-    def options(self, *names: str) -> dict[str, str]:
-        words, self._words = self._words, []
-        return _options(words, *names)
-
-    def end(self) -> None:
-        if self._words:
-            raise ValueError(f"{self._words[0][:40]} is too much here")
-
-
-def _read_access(event: Event, said: _Words) -> None:
-    event.region, event.offset = read_region(said.take()), number(said.take())
-    _bounded(event.offset, _MOST_SIZE, "bytes in a region")
-    event.size = _bounded(number(said.take()), _MOST_SIZE, "bytes in a region")
-    _read_data(event, said)
-
-
-def _read_write(event: Event, said: _Words) -> None:
-    _read_access(event, said)
-    taken = said.options("taken").get("taken")
-    event.result = 0 if event.errno else event.size
-    if taken is not None:
-        event.result = number(taken)
-
-
-def _read_dma(event: Event, said: _Words) -> None:
-    event.name = _one_of(said.take(), ("read", "write", "pin"))
-    event.iova = _bounded(number(said.take()), _MOST_ADDRESS - 1, "bytes of addresses")
-    event.size = _bounded(number(said.take()), _MOST_ADDRESS - 1, "bytes of addresses")
-    _read_data(event, said)
-
-
-def _read_data(event: Event, said: _Words) -> None:
-    word, size = said.value, event.size
-    event.errno = said.errno
-    if word.startswith("0x"):
-        value = number(word)
-        if size not in NUMBERS or value >> 8 * size:
-            raise ValueError(f"{word[:40]} is no value of {size} bytes")
-        event.data = value.to_bytes(size, "little")
-    elif word:
-        event.data = read_pieces([word])
-    if len(event.data) > size:
-        raise ValueError(f"there are {len(event.data)} bytes of data for {size}")
-
-
-def _read_ioctl(event: Event, said: _Words) -> None:
-    event.name = read_text(said.take())
-    options = said.options("argument", "before", "after")
-    event.argument = number(options.get("argument", "0"))
-    event.before = _struct(options.get("before"))
-    after = options.get("after")
-    event.after = event.before if after is None else b"" if after == NOTHING else _struct(after)
-    event.errno = said.errno
-    if bool(event.errno) == bool(said.value):
-        raise ValueError("an ioctl has a result (= 0) or an errno (! EINVAL)")
-    event.result = signed(said.value) if said.value else 0
-
-
-def _read_interrupt(event: Event, said: _Words) -> None:
-    event.name, event.vector, event.errno = read_text(said.take()), number(said.take()), said.errno
-    _bounded(event.vector, 1 << 16, "vectors")
-
-
-def _read_path(event: Event, said: _Words) -> None:
-    event.name, event.errno = read_text(said.may_take()), said.errno
-
-
-def _read_reset(event: Event, said: _Words) -> None:
-    event.errno = said.errno
-
-
-def _read_mmap(event: Event, said: _Words) -> None:
-    event.region, event.size = read_region(said.take()), number(said.take())
-    _bounded(event.size, _MOST_SIZE, "bytes in a region")
-
-
-_EVENTS: Mapping[str, Callable[[Event, _Words], None]] = {
-    kinds.READ: _read_access,
-    kinds.WRITE: _read_write,
-    kinds.IOCTL: _read_ioctl,
-    kinds.INTERRUPT: _read_interrupt,
-    kinds.DMA: _read_dma,
-    kinds.RESET: _read_reset,
-    kinds.OPEN: _read_path,
-    kinds.CLOSE: _read_path,
-    kinds.MMAP: _read_mmap,
-}
-_HAVE_DATA = (kinds.READ, kinds.WRITE, kinds.DMA)
-
-
-def _time(word: str) -> float:
-    whole, _, part = word.partition(".")
-    if not whole.isdecimal() or not part.isdecimal() or len(part) != 6 or len(whole) > 9:
-        raise ValueError(f"{word[:40]} is no time (write seconds as 0.000125)")
-    return float(word)
-
-
-def _options(words: Iterable[str], *names: str) -> dict[str, str]:
-    """NAME=VALUE words."""
-    found: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or name not in names or name in found:
-            raise ValueError(f"{word[:40]} is not known here (known are {', '.join(_forms(names))})")
-        found[name] = value
-    return found
-
-
-def _forms(names: Iterable[str]) -> Iterator[str]:
-    return (f"{name}=VALUE" for name in names)
-
-
-def _struct(word: str | None) -> bytes:
-    if word is None:
-        return b""
-    _bounded(len(word) // 2, kinds.MOST_STRUCT, "bytes of a struct")
-    return hexadecimal(word)
-
-
-def _single(words: Sequence[str]) -> str:
-    return _exactly(words, 1)[0]
-
-
-def _exactly(words: Sequence[str], count: int) -> Sequence[str]:
-    if len(words) != count:
-        raise ValueError(f"the line has {len(words)} values in place of {count}")
-    return words
-
-
-def _at_least(words: Sequence[str], count: int) -> Sequence[str]:
-    if len(words) < count:
-        raise ValueError("the line ends too early")
-    return words
-
-
-def _one_of(word: str, choices: Sequence[str]) -> str:
-    if word not in choices:
-        raise ValueError(f"{word[:40]} is none of {', '.join(choices)}")
-    return word
-
-
-def _bounded(value: int, most: int, what: str) -> int:
-    if value > most:
-        raise ValueError(f"{value} is too much: a recording has at most {most} {what}")
-    return value
+        bounded(self._total, kinds.MOST_TOTAL, "bytes of data")

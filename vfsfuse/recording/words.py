@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno as errnos
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from vfsfuse.recording.recording import INTERRUPTS, MOST_DATA, REGIONS, irq_name, region_name
+from vfsfuse.recording.recording import INTERRUPTS, MOST_DATA, MOST_STRUCT, REGIONS, irq_name, region_name
 
 ROW = 32
 """Bytes of data in a line."""
@@ -140,3 +140,62 @@ def read_pieces(words: Iterable[str], room: int = MOST_DATA) -> bytes:
             raise ValueError(f"there is more data than {room} bytes")
         found += bytes.fromhex(run[1]) * size if run else hexadecimal(word)
     return bytes(found)
+
+
+# ---- several words ----
+
+
+def options(words: Iterable[str], *names: str) -> dict[str, str]:
+    """NAME=VALUE words."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or name not in names or name in found:
+            raise ValueError(f"{word[:40]} is not known here (known are {', '.join(_forms(names))})")
+        found[name] = value
+    return found
+
+
+def _forms(names: Iterable[str]) -> Iterator[str]:
+    return (f"{name}=VALUE" for name in names)
+
+
+def struct(word: str | None) -> bytes:
+    """The bytes of a struct; None is none."""
+    if word is None:
+        return b""
+    bounded(len(word) // 2, MOST_STRUCT, "bytes of a struct")
+    return hexadecimal(word)
+
+
+def single(words: Sequence[str]) -> str:
+    """The only word."""
+    return exactly(words, 1)[0]
+
+
+def exactly(words: Sequence[str], count: int) -> Sequence[str]:
+    """The words, if there are so many."""
+    if len(words) != count:
+        raise ValueError(f"the line has {len(words)} values in place of {count}")
+    return words
+
+
+def at_least(words: Sequence[str], count: int) -> Sequence[str]:
+    """The words, if there are so many or more."""
+    if len(words) < count:
+        raise ValueError("the line ends too early")
+    return words
+
+
+def one_of(word: str, choices: Sequence[str]) -> str:
+    """The word, if it is one of these."""
+    if word not in choices:
+        raise ValueError(f"{word[:40]} is none of {', '.join(choices)}")
+    return word
+
+
+def bounded(value: int, most: int, what: str) -> int:
+    """The value, if a recording may have so much of that."""
+    if value > most:
+        raise ValueError(f"{value} is too much: a recording has at most {most} {what}")
+    return value
