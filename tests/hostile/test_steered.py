@@ -22,6 +22,7 @@ import pytest
 from tests.commands import ROOT, VFSFUSE
 from tests.hostile.conftest import LAB, PASSED, TYPE, Lab, Place
 from tests.labs import MountedLab
+from tests.needs import linux
 from tests.vfio.devices import function_dir, vfio_pci
 from tests.waiting import SECONDS, wait_for
 
@@ -133,6 +134,11 @@ def where(call: str, place: Place) -> str:
     return CALLS[call].where.format(name=place.name, vfio=place.vfio)
 
 
+def at_once(call: str, count: int) -> int:
+    """How many of so many calls reach the lab.  Before Linux 6.2, one write to an inode at a time does."""
+    return 1 if linux() < (6, 2) and call in ("write", "config") else count
+
+
 def reached(faults: Faults, count: int) -> None:
     """Wait until so many calls hang."""
     end = time.monotonic() + SECONDS
@@ -157,7 +163,7 @@ def test_many_held_calls_hold_up_nobody_else_and_end_by_sigkill(
     lab, faults = hostile_lab.mounted, Faults(hostile_lab.mounted)
     with Client(call, MANY, path_of(call, lab, chosen)) as client, faults.rule(where(call, chosen)):
         client.go()
-        reached(faults, MANY)
+        reached(faults, at_once(call, MANY))
         stalled = hostile_lab.everybody.stalled()
         client.kill()
         wait_for(lambda: faults.held == 0)
@@ -170,7 +176,7 @@ def test_many_held_calls_go_on_when_they_are_released(hostile_lab: Lab, chosen: 
     with Client(call, MANY, path_of(call, lab, chosen)) as client:
         with faults.rule(where(call, chosen)):
             client.go()
-            reached(faults, MANY)
+            reached(faults, at_once(call, MANY))
         assert client.outcomes() == CALLS[call].result
 
 
@@ -191,7 +197,7 @@ def test_a_delayed_call_ends_by_sigkill(hostile_lab: Lab, chosen: Place, call: s
     with Client(call, 4, path_of(call, lab, chosen)) as client:
         faults.write(f"add name=held {where(call, chosen)} delay=3600")
         client.go()
-        wait_for(lambda: faults.hits == 4)
+        wait_for(lambda: faults.hits == at_once(call, 4))
         client.kill()
         faults.write("clear held")
 
