@@ -50,6 +50,10 @@ def test_it_passes(workers: str, tmp_path: Path) -> None:
     assert passes(ROOT / "examples/driver", tmp_path, "-n", workers).startswith("3 passed")
 
 
+def test_the_tests_with_faults_pass(tmp_path: Path) -> None:
+    assert passes(ROOT / "examples/faults", tmp_path).startswith("3 passed")
+
+
 @needs.root("the other tests run as an ordinary user already")
 @needs.open_fuse
 def test_it_passes_for_an_ordinary_user(folder: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from tests.stress.bystander import Bystander
 from tests.stress.campaign import Run
 from tests.stress.churn import check_counts
 from tests.stress.engines import start
+from tests.stress.faults import Steering, random_rule
 from tests.stress.killed_clients import compare
 from tests.stress.lab import GPUS, Lab
 from tests.stress.programs import Report, compile_programs
@@ -28,6 +30,7 @@ from tests.stress.setting import ROOT as TREE
 from tests.stress.setting import Setting
 from tests.stress.table import BEGIN, END, document, table
 from tests.waiting import wait_for
+from vfsfuse.faults.rule import parse_line
 
 MEMORY, PAGES, PAGE = 0x110000000000, 1024, 4096
 """Where engine.c has its memory."""
@@ -57,6 +60,31 @@ def test_a_short_campaign_passes_and_prints_its_row() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "`./tests/stress.sh 6 --seed 7`" in done.stdout
     assert "| engine | " in done.stdout and "| passed |" in done.stdout
+
+
+def test_a_short_campaign_of_faults_passes() -> None:
+    command = [sys.executable, "-m", "tests.stress", "6", "--seed", "7", "--only", "faults"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"\| faults \| 24 rules in 2 rounds hit (\d+) calls; .* \| passed \|", done.stdout)
+    assert found and int(found[1]) > 10, done.stdout
+
+
+def test_the_same_seed_gives_the_same_rules_and_each_makes_sense() -> None:
+    def rules(seed: int) -> list[str]:
+        random = Setting(Path(), seed, 1, TREE).random("faults/rules 0")
+        return [random_rule(random, f"r{each}", ["victim"], ["worker"]) for each in range(500)]
+
+    assert rules(1) == rules(1) != rules(2)
+    for rule in rules(1):
+        parse_line(rule)  # RuleError: the lab refuses it
+
+
+def test_a_rule_that_hits_another_client_is_a_fault(run: Run) -> None:
+    with Steering(run.lab, ["name=planted process=bystander ioctl=* errno=ENOMEM times=1"]).held():
+        wait_for(lambda: " 1 hit " in (run.lab.path / "faults").read_text())
+    run.bystander.stop(run.report)
+    assert [text for text in run.report.faults if "Cannot allocate memory" in text]
 
 
 def test_a_stall_is_a_fault(run: Run) -> None:

@@ -12,13 +12,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.stress import churn, engines, fuzz, hostile, killed_clients, killed_servers, sanitize, soak
+from tests.stress import (
+    churn,
+    engines,
+    faults,
+    fuzz,
+    hostile,
+    killed_clients,
+    killed_servers,
+    sanitize,
+    soak,
+)
 from tests.stress.campaign import Campaign, Run, execute
 from tests.stress.programs import compile_programs
 from tests.stress.setting import DOCUMENTED_SECONDS, ROOT, Setting
 from tests.stress.table import document, table
 
-MODULES = (fuzz, engines, killed_clients, killed_servers, churn, hostile, soak)
+MODULES = (fuzz, engines, killed_clients, killed_servers, churn, hostile, faults, soak)
 CAMPAIGNS: tuple[Campaign, ...] = tuple(module.CAMPAIGN for module in MODULES)
 
 

@@ -14,6 +14,7 @@
 
 enum { CONTAINER = 1, GROUP = 2, DEVICE = 4, IOMMUFD = 8, ANY = 15 };
 enum { SESSION = 400, FILES = 8, NAMES = 256, MOST = 1 << 16, ERRNOS = 134 };
+enum { OPEN_TRIES = 2000 }; /* a fault rule may refuse many of them */
 
 /*
  * One ioctl: the members of its struct in order, and of what may follow it.
@@ -488,7 +489,11 @@ int main(int argc, char **argv)
 	signal(SIGBUS, caught);
 	signal(SIGSEGV, caught);
 	while (progress->calls < calls) {
-		open_some();
+		for (unsigned tries = 0; !opened && tries < OPEN_TRIES; tries++) {
+			if (tries)
+				usleep(1000);
+			open_some();
+		}
 		if (!opened) {
 			fault("nothing of %s/dev/vfio can be opened: %s", root, strerror(errno));
 			return 1;

@@ -61,7 +61,7 @@ class Words:
                 return ["-d", descriptor, "-m", random.choice(self.memories), "-n", number, call]
 
 
-def _words() -> Words:
+def known_words() -> Words:
     """From its source, so that a new row of its tables is tried as well."""
     text = "".join(path.read_text() for path in (SOURCE, SOURCE.with_name("held_memory.h")))
 
@@ -75,7 +75,7 @@ def _words() -> Words:
     return Words(sorted(calls), sorted(set(table("descriptors", r'{"([^"]+)"')) - {"path"}), sorted(memories))
 
 
-def _compile(folder: Path) -> Path:
+def compile_client(folder: Path) -> Path:
     program = folder / "hostile_fuse"
     flags = ["-O1", "-Wall", "-Wextra", "-static"]
     subprocess.run(["gcc", *flags, "-o", program, SOURCE, "-lpthread"], check=True)
@@ -136,7 +136,9 @@ class Hostile:
         return "held" if b"held " in said else "not held"
 
 
-def _some(run: Run, program: Path, pairs: list[tuple[Vgpu, Vgpu]], words: Words, number: int) -> Counter[str]:
+def attack(
+    run: Run, program: Path, pairs: list[tuple[Vgpu, Vgpu]], words: Words, number: int
+) -> Counter[str]:
     """A client for each pair, all at once."""
     random = run.random(str(number))
     clients = [Hostile(run, program, pair, words, random) for pair in pairs]
@@ -156,15 +158,15 @@ def _some(run: Run, program: Path, pairs: list[tuple[Vgpu, Vgpu]], words: Words,
 
 def hostile(run: Run) -> None:
     wanted = run.setting.share(DOCUMENTED_CLIENTS, 40)
-    program, words = _compile(run.setting.folder), _words()
+    program, words = compile_client(run.setting.folder), known_words()
     vgpus = [run.lab.vgpu(run.lab.create(GPUS[0], "small")) for _ in range(2 * AT_ONCE)]
     pairs = list(zip(vgpus[:AT_ONCE], vgpus[AT_ONCE:], strict=True))
     for number in range(WARM_UP):
-        _some(run, program, pairs, words, -1 - number)
+        attack(run, program, pairs, words, -1 - number)
     before = settled(run)
     counts: Counter[str] = Counter()
     for number in range(-(-wanted // len(pairs))):
-        counts += _some(run, program, pairs, words, number)
+        counts += attack(run, program, pairs, words, number)
         if not run.lab.alive:
             return
     run.bystander.stop(run.report)

@@ -39,8 +39,8 @@ class Setting:
         return {**os.environ, "PYTHONPATH": str(self.tree), **(self.sanitized or {})}
 
     def run(self, mount: Path) -> list[str]:
-        """The command that runs a program in the lab at `mount`."""
-        return [*self.vfsfuse, "run", "--mount", str(mount), "--"]
+        """The command that runs a program in the lab at `mount`. The campaigns read the lab's log themselves."""
+        return [*self.vfsfuse, "run", "--quiet", "--mount", str(mount), "--"]
 
     def ordinary(self) -> list[str]:
         """The command that runs a program as an ordinary user; empty if this process is one."""
