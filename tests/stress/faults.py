@@ -20,7 +20,7 @@ from tests.stress.campaign import Campaign, Run
 from tests.stress.killed_clients import compare, nurse, settled
 from tests.stress.lab import GPUS, Lab
 
-DOCUMENTED_ROUNDS = 60
+DOCUMENTED_ROUNDS = 20
 WARM_UP = 1
 RULES = 12
 """Rules of a round."""
@@ -127,14 +127,19 @@ class Steering:
 
 def _round(run: Run, attackers: tuple[Path, hostile.Words], number: int, rules: int) -> int:
     """One round.  Returns how many calls were hit."""
-    vgpus = [run.lab.vgpu(run.lab.create(GPUS[0], "small")) for _ in range(2 * PAIRS + WORKERS)]
-    workers, others = vgpus[:WORKERS], vgpus[WORKERS:]
-    pairs = list(zip(others[:PAIRS], others[PAIRS:], strict=True))
-    random, names = run.random(f"rules {number}"), [vgpu.name for vgpu in vgpus]
-    said = [random_rule(random, f"r{each}", names[WORKERS:], names[:WORKERS]) for each in range(rules)]
+    victims = [run.lab.vgpu(run.lab.create(GPUS[0], "small")) for _ in range(2 * PAIRS)]
+    workers = [run.lab.vgpu(run.lab.create(GPUS[1], "small")) for _ in range(WORKERS)]
+    pairs = list(zip(victims[:PAIRS], victims[PAIRS:], strict=True))
+    random, names = (
+        run.random(f"rules {number}"),
+        [[each.name for each in them] for them in (victims, workers)],
+    )
+    said = [random_rule(random, f"r{each}", *names) for each in range(rules)]
     steering = Steering(run.lab, said)
     with steering.held():
-        programs = nurse(run, workers, KILLS, f"{number} ") + fuzz.start(run, CALLS, f"{number} ")
+        spared = [fuzz.Spared(GPUS[1], worker) for worker in workers]
+        programs = nurse(run, workers, KILLS, f"{number} ")
+        programs += fuzz.start(run, CALLS, f"{number} ", spared)
         hostile.attack(run, attackers[0], pairs, attackers[1], number)
         run.supervise(programs, ROUND_SECONDS, run.lab.keep_populated)
     if left := (run.lab.path / "faults").read_text():

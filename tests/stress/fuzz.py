@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tests.stress.campaign import SLOWEST_CALL, Campaign, Run
-from tests.stress.lab import APART
+from tests.stress.lab import APART, Vgpu
 from tests.stress.programs import Program
 
 DOCUMENTED_CALLS = 1_000_000
@@ -22,6 +24,13 @@ class Part:
     ordinary: bool = False
 
 
+class Spared(NamedTuple):
+    """A vGPU that is left alone, with its parent."""
+
+    parent: str
+    vgpu: Vgpu
+
+
 PARTS = (
     Part(25, "ioctl,region"),
     Part(15, "ioctl"),
@@ -32,13 +41,15 @@ PARTS = (
 )
 
 
-def _start(run: Run, name: str, part: Part, calls: int) -> Program:
+def _start(run: Run, name: str, part: Part, calls: int, spared: Sequence[Spared]) -> Program:
     seed = run.seed(name)
+    spared = [Spared(APART, run.lab.vgpu(run.protected)), *spared]
     if not part.kinds:
-        arguments = (run.lab.path, seed, calls, APART, run.protected)
+        names = [name for each in spared for name in (each.parent, each.vgpu.name)]
+        arguments = (run.lab.path, seed, calls, *names)
         return run.program("fuzz_path", *arguments, ordinary=part.ordinary, in_lab=False)
-    vgpu = run.lab.vgpu(run.protected)
-    protected = (vgpu.group, vgpu.cdev.rsplit("/", 1)[1])
+    vgpus = [each.vgpu for each in spared]
+    protected = [name for vgpu in vgpus for name in (vgpu.group, vgpu.cdev.rsplit("/", 1)[1])]
     return run.program(
         "fuzz_device", run.lab.path, part.kinds, seed, calls, *protected, ordinary=part.ordinary
     )
@@ -51,10 +62,10 @@ def parts(run: Run) -> list[Part]:
     return [Part(part.percent, part.kinds.replace(",mmap", "")) for part in PARTS]
 
 
-def start(run: Run, calls: int, name: str = "") -> list[Program]:
-    """Start all parts, which make `calls` calls together."""
+def start(run: Run, calls: int, name: str = "", spared: Sequence[Spared] = ()) -> list[Program]:
+    """Start all parts, which make `calls` calls together, on other devices than those of `spared`."""
     return [
-        _start(run, f"{name}{number}", part, calls * part.percent // 100)
+        _start(run, f"{name}{number}", part, calls * part.percent // 100, spared)
         for number, part in enumerate(parts(run))
     ]
 

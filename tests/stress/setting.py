@@ -39,7 +39,7 @@ class Setting:
         return {**os.environ, "PYTHONPATH": str(self.tree), **(self.sanitized or {})}
 
     def run(self, mount: Path) -> list[str]:
-        """The command that runs a program in the lab at `mount`. The campaigns read the lab's log themselves."""
+        """The command that runs a program in the lab at `mount`. The campaigns read the lab's log."""
         return [*self.vfsfuse, "run", "--quiet", "--mount", str(mount), "--"]
 
     def ordinary(self) -> list[str]:
