@@ -40,5 +40,5 @@ def test_the_device_cannot_read_the_memory(drive: Drive, vfio_lab: vfsfuse.Lab) 
 
 @pytest.mark.vfio_lab("../copier.toml", faults=[LOST])
 def test_the_interrupt_is_lost(drive: Drive) -> None:
-    with pytest.raises(subprocess.TimeoutExpired):  # it waits for ever, which is for you to mend
+    with pytest.raises(subprocess.TimeoutExpired):  # it waits for ever: a bug
         drive()

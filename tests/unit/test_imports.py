@@ -92,7 +92,7 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "
     "| vfsfuse: caughtstderr ending faults kernfs labfile.code mounts ownfolder reload requirements "
     "scheduling unmounted views",
-    "vfsfuse.sweep": "vfsfuse: faults.plausible printable run trace",
+    "vfsfuse.sweep": "vfsfuse: asking faults.plausible printable run trace",
     "vfsfuse.cli": "devmodel: lifecycle.spec pci.address "
     "| vfsfuse: asking capture failures faults kernfs.xattr labfile monitor mounts ownfolder printable "
     "recording replay requirements run server sticky sweep trace viewers views.models",

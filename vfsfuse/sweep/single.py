@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from vfsfuse.asking import NoAnswer, Patience
 from vfsfuse.run import command as run
 from vfsfuse.run.traced import EXIT_SETUP, TracedCommand
 from vfsfuse.sweep import family
@@ -171,6 +172,7 @@ class _Run:
             command = self._start()
             return Kept(self._follow(*command), self._lines())
         except _Failure as failure:
+            family.kill((), END_SECONDS)
             return Kept(_no_run(self._shot, str(failure)), ())
 
     # ---- the start ----
@@ -231,14 +233,13 @@ class _Run:
         begun = time.monotonic()
         ended = self._until_ended(command, reader, begun)
         seconds = time.monotonic() - begun
+        calls, is_hit = self._account(command, reader)
+        if not ended:
+            family.kill(lab, END_SECONDS)
+        status = command.reap() if ended else None
         for pipe in (self._out, self._err):
             while pipe.read():
                 pass
-        calls, is_hit = self._account(command, reader)
-        status = command.reap() if ended else None
-        if not ended:
-            family.kill(lab, END_SECONDS)
-            command.reap()
         reader.close()
         command.close()
         return Outcome(
@@ -289,12 +290,10 @@ class _Run:
             for record in reader.drain():
                 self._keep(record)
         try:
-            assert command.faults is not None
-            os.write(command.faults, b"list\n")
-            found = _HITS.search(os.pread(command.faults, _CHUNK, 0))
-        except OSError:  # the lab has ended
+            found = Patience(PATIENCE).ask(lambda: _listed(command.faults))
+        except (OSError, NoAnswer):  # the lab has ended
             found = None
-        return (int(found[2]), int(found[1]) > 0) if found else (-1, False)
+        return (found[1], found[0] > 0) if found else (-1, False)
 
     def _digest(self) -> str:
         digest = self._out.digest
@@ -310,6 +309,15 @@ class _Run:
 
         lines = Lines()
         return [lines.line(record) for record in self._records]
+
+
+def _listed(faults: int | None) -> tuple[int, int] | None:
+    """The hits and the calls of the rule, as the lab's file `faults` lists them.  Raises OSError."""
+    if faults is None:
+        return None
+    os.write(faults, b"list\n")
+    found = _HITS.search(os.pread(faults, _CHUNK, 0))
+    return (int(found[1]), int(found[2])) if found else None
 
 
 class _Failure(Exception):
