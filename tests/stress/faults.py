@@ -18,7 +18,7 @@ from random import Random
 from tests.stress import fuzz, hostile
 from tests.stress.campaign import Campaign, Run
 from tests.stress.killed_clients import compare, nurse, settled
-from tests.stress.lab import GPUS, Lab
+from tests.stress.lab import APART, GPUS, Lab, store
 
 DOCUMENTED_ROUNDS = 20
 WARM_UP = 1
@@ -128,7 +128,7 @@ class Steering:
 def _round(run: Run, attackers: tuple[Path, hostile.Words], number: int, rules: int) -> int:
     """One round.  Returns how many calls were hit."""
     victims = [run.lab.vgpu(run.lab.create(GPUS[0], "small")) for _ in range(2 * PAIRS)]
-    workers = [run.lab.vgpu(run.lab.create(GPUS[1], "small")) for _ in range(WORKERS)]
+    workers = [run.lab.vgpu(run.lab.create(APART, "own")) for _ in range(WORKERS)]
     pairs = list(zip(victims[:PAIRS], victims[PAIRS:], strict=True))
     random, names = (
         run.random(f"rules {number}"),
@@ -137,13 +137,16 @@ def _round(run: Run, attackers: tuple[Path, hostile.Words], number: int, rules: 
     said = [random_rule(random, f"r{each}", *names) for each in range(rules)]
     steering = Steering(run.lab, said)
     with steering.held():
-        spared = [fuzz.Spared(GPUS[1], worker) for worker in workers]
+        spared = [fuzz.Spared(APART, worker) for worker in workers]
         programs = nurse(run, workers, KILLS, f"{number} ")
         programs += fuzz.start(run, CALLS, f"{number} ", spared)
         hostile.attack(run, attackers[0], pairs, attackers[1], number)
         run.supervise(programs, ROUND_SECONDS, run.lab.keep_populated)
     if left := (run.lab.path / "faults").read_text():
         run.fault(f"rules stay when all are cleared: {left}")
+    for worker in workers:
+        if not store(run.lab.path / "sys/bus/mdev/devices" / worker.name / "remove", "1"):
+            run.fault("a vGPU that nobody has cannot be removed")
     run.lab.clear()
     return steering.hits
 

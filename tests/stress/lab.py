@@ -22,7 +22,8 @@ from tests.stress.setting import Setting
 
 VIDEO = 4 << 20
 APART = "apart"
-"""The parent of the bystander's vGPU. The campaigns leave it alone."""
+"""The parent of the bystander's vGPU, and of others that a campaign wants to be left alone."""
+APART_VGPUS = 3
 SHARED = ("0000:88:00.0", "0000:88:00.1")
 """Two functions of one IOMMU group."""
 LAB = f"""\
@@ -65,7 +66,7 @@ types.display = {{ memory = "{VIDEO}", description = "a display" }}
 kind = "virtual"
 driver = "{APART}"
 model = "vgpu"
-memory = "{VIDEO}"
+memory = "{APART_VGPUS * VIDEO}"
 types.own = {{ memory = "{VIDEO}", description = "of the client that has nothing to do with the campaign" }}
 """
 GPUS = ("0000:86:00.0", "0000:87:00.0")

@@ -290,7 +290,8 @@ class _Run:
             for record in reader.drain():
                 self._keep(record)
         try:
-            found = Patience(PATIENCE).ask(lambda: _listed(command.faults))
+            path = f"/proc/{os.getpid()}/fd/{command.faults}"  # who asks has no files of ours
+            found = Patience(PATIENCE).ask(lambda: _listed(path))
         except (OSError, NoAnswer):  # the lab has ended
             found = None
         return (found[1], found[0] > 0) if found else (-1, False)
@@ -311,12 +312,10 @@ class _Run:
         return [lines.line(record) for record in self._records]
 
 
-def _listed(faults: int | None) -> tuple[int, int] | None:
+def _listed(path: str) -> tuple[int, int] | None:
     """The hits and the calls of the rule, as the lab's file `faults` lists them.  Raises OSError."""
-    if faults is None:
-        return None
-    os.write(faults, b"list\n")
-    found = _HITS.search(os.pread(faults, _CHUNK, 0))
+    with open(path, "rb") as file:
+        found = _HITS.search(file.read())
     return (int(found[1]), int(found[2])) if found else None
 
 
