@@ -6,7 +6,7 @@ them as it is told (``lifecycle``'s observer) and brings clients' calls as plain
 containers to ``vfio``, reads and writes to ``device``, which hands them to a ``region``. A model answers
 with interrupts (``irq``, to a client's eventfd) and with DMA through the ``iommu`` of the client's
 container, which reaches the client's memory by a :class:`devmodel.client.Client` that the front end gives.
-``pci`` has configuration space, ``gpu`` the command engine of the vGPU model, ``callpoint`` the point at
+``pci`` has configuration space, ``gpu`` the command engine of the vGPU model, ``calls`` the point at
 which calls can be listened to, ``sdk`` all names that a model needs.
 
 Imports look down: region, pci, irq, iommu, device, vfio, then gpu and lifecycle, then models, then sdk.

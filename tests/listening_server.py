@@ -17,8 +17,8 @@ import sys
 import threading
 from typing import Any
 
-from devmodel.callpoint import Call
-from devmodel.injection import Injection
+from devmodel.calls.call import Call
+from devmodel.calls.injection import Injection
 from devmodel.lifecycle.lab import Lab
 from vfsfuse.cli import main
 

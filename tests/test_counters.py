@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.lane import PendingRequest
 from tests import needs

@@ -19,7 +19,7 @@ from functools import partial
 
 import trio
 
-from devmodel.callpoint import CallPoint
+from devmodel.calls.point import CallPoint
 from devmodel.lifecycle.spec import LabSpec, RemovalPolicy, SpecError
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3

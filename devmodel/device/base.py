@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import ClassVar, Protocol
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.dma import DmaPort
 from devmodel.device.listened import ListenedDma, interrupt_point

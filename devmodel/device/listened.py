@@ -12,7 +12,9 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from devmodel.callpoint import Call, CallKind, CallPoint, Steered
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
+from devmodel.calls.steered import Steered
 from devmodel.device.tasks import check_current, ended_with_task
 from devmodel.iommu.api import PAGE_SIZE, DmaFault, Fault, PageRequest, PageResponse, Prot
 from devmodel.iommu.dmaspace import DmaSpace, Piece, Pin
@@ -199,7 +201,7 @@ class ListenedDma(DmaSpace):
             return function(*arguments)
 
         try:
-            return self._calls.run_steered(steered, make, data, dropped, _with_task)
+            return steered.run(make, data, dropped, _with_task)
         except OSError:
             check_current()
             raise

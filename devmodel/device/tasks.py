@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from devmodel.callpoint import CallPoint
+from devmodel.calls.point import CallPoint
 
 log = logging.getLogger(__name__)
 

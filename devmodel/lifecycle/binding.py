@@ -13,9 +13,10 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
-from devmodel.callpoint import CallPoint, lifecycle_change
+from devmodel.calls.point import CallPoint
 from devmodel.ida import Ida
 from devmodel.lifecycle.bridge import Bridge
+from devmodel.lifecycle.change import lifecycle_change
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction
 from devmodel.lifecycle.mdev import Mdev, Parent
 from devmodel.lifecycle.physical import PhysicalFunction, PhysicalParent

@@ -13,9 +13,10 @@ from __future__ import annotations
 import errno
 import threading
 
-from devmodel.callpoint import CallPoint, lifecycle_change
+from devmodel.calls.point import CallPoint
 from devmodel.lifecycle.binding import DriverCore
 from devmodel.lifecycle.bridge import Bridge
+from devmodel.lifecycle.change import lifecycle_change
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.hotplug import Hotplug
 from devmodel.lifecycle.slots import Slot

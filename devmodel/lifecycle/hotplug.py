@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import chain
 
-from devmodel.callpoint import CallPoint, lifecycle_change
+from devmodel.calls.point import CallPoint
 from devmodel.device.bridge import Below
 from devmodel.device.tasks import TaskHost
 from devmodel.lifecycle.binding import DriverCore, depending_on, held_by
@@ -23,6 +23,7 @@ from devmodel.lifecycle.bridge import (
     numa_nodes,
     place_functions,
 )
+from devmodel.lifecycle.change import lifecycle_change
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.functiontable import FunctionTable
 from devmodel.lifecycle.iommugroup import Place, bridge_nodes, node_of

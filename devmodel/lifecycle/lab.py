@@ -15,11 +15,12 @@ from types import MappingProxyType
 from typing import Protocol
 from uuid import UUID
 
-from devmodel.callpoint import CallPoint, lifecycle_change
+from devmodel.calls.point import CallPoint
 from devmodel.device.tasks import TaskHost
 from devmodel.ida import Ida
 from devmodel.lifecycle.binding import BindingObserver, DriverCore, MdevDriver, MdevObserver
 from devmodel.lifecycle.cards import Cards
+from devmodel.lifecycle.change import lifecycle_change
 from devmodel.lifecycle.departed import Departed
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.functiontable import FunctionObserver, FunctionTable

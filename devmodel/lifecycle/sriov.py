@@ -13,8 +13,9 @@ from bisect import insort
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from devmodel.callpoint import CallPoint, lifecycle_change
+from devmodel.calls.point import CallPoint
 from devmodel.lifecycle.binding import DriverCore, virtual_functions_held
+from devmodel.lifecycle.change import lifecycle_change
 from devmodel.lifecycle.function import VFIO_PCI, PciFunction
 from devmodel.lifecycle.functiontable import FunctionTable
 from devmodel.lifecycle.iommugroup import Place

@@ -17,12 +17,13 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
-from devmodel.callpoint import CallPoint, lifecycle_change
+from devmodel.calls.point import CallPoint
 from devmodel.device.base import Device
 from devmodel.device.pci import PciDevice
 from devmodel.ida import Ida
 from devmodel.iommufd.hwinfo import UnitFacts
 from devmodel.lifecycle.binding import DriverCore
+from devmodel.lifecycle.change import lifecycle_change
 from devmodel.lifecycle.departed import Departed
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.physical import PhysicalParent, VirtualFunction

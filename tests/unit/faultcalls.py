@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.calls.call import Call, CallKind
 from devmodel.lifecycle.lab import Lab, Observer
 from vfsfuse.faults.devices import LabDevices
 from vfsfuse.faults.rules import FaultRules

@@ -14,15 +14,18 @@ from functools import partial
 import pytest
 import trio
 
-from devmodel.callpoint import Call, CallKind, CallPoint, Debt, lifecycle_change, owing
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.injection import Hold, Injection
+from devmodel.calls.point import CallPoint
+from devmodel.calls.stores import Debt, owing
 from devmodel.device.base import Device
 from devmodel.device.tasks import TaskHost
-from devmodel.injection import Hold, Injection
 from devmodel.iommu.api import PAGE_SIZE, Prot
 from devmodel.iommu.type1 import Type1
 from devmodel.irq.eventfd import Eventfd, Watcher
 from devmodel.irq.irqs import Action, IrqIndex
 from devmodel.irq.kinds import ClientFds, PciIrq
+from devmodel.lifecycle.change import lifecycle_change
 from devmodel.region.access import PLAIN, Access, first_bytes
 from ioctl_shim._native import lib
 from tests.unit.fakes import FakeClient, fails

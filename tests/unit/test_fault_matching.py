@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.calls.call import Call, CallKind
 from devmodel.lifecycle.lab import Lab, Observer
 from tests.commands import ROOT
 from tests.unit.faultcalls import (

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from devmodel.injection import Hold, Injection
+from devmodel.calls.injection import Hold, Injection
 from devmodel.lifecycle.lab import Lab
 from tests.unit.faultcalls import (
     UUID,

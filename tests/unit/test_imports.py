@@ -27,25 +27,23 @@ PICTURE: Mapping[str, str] = {
     "ioctl_shim": "",
     # the emulation, from bottom to top
     "devmodel": "",
-    "devmodel.latecalls": "",
-    "devmodel.injection": "devmodel: latecalls",
-    "devmodel.callpoint": "devmodel: injection latecalls",
+    "devmodel.calls": "",
     "devmodel.client": "",
     "devmodel.ida": "",
     "devmodel.memo": "",
     "devmodel.looks": "",
     "devmodel.uuids": "",
-    "devmodel.region": "devmodel: callpoint",
-    "devmodel.irq": "devmodel: callpoint",
-    "devmodel.pci": "devmodel: callpoint memo region",
+    "devmodel.region": "devmodel: calls",
+    "devmodel.irq": "devmodel: calls",
+    "devmodel.pci": "devmodel: calls memo region",
     "devmodel.topology": "devmodel: pci",
-    "devmodel.iommu": "devmodel: callpoint client",
+    "devmodel.iommu": "devmodel: calls client",
     "devmodel.iommufd": "devmodel: client ida iommu",
-    "devmodel.device": "devmodel: callpoint injection iommu irq memo pci region",
-    "devmodel.vfio": "devmodel: callpoint client device iommu iommufd irq looks pci region uuids",
-    "devmodel.lifecycle": "devmodel: callpoint device ida iommu iommufd memo pci topology uuids vfio",
-    "devmodel.gpu": "devmodel: callpoint device iommu region",
-    "devmodel.models": "devmodel: callpoint device gpu pci region",
+    "devmodel.device": "devmodel: calls iommu irq memo pci region",
+    "devmodel.vfio": "devmodel: calls client device iommu iommufd irq looks pci region uuids",
+    "devmodel.lifecycle": "devmodel: calls device ida iommu iommufd memo pci topology uuids vfio",
+    "devmodel.gpu": "devmodel: calls device iommu region",
+    "devmodel.models": "devmodel: calls device gpu pci region",
     "devmodel.sdk": "devmodel: device gpu iommu irq models pci region",
     # the mount, from bottom to top
     "vfsfuse": "vfsfuse: api",
@@ -69,27 +67,26 @@ PICTURE: Mapping[str, str] = {
     "vfsfuse.recording": "ioctl_shim | devmodel: pci region "
     "| vfsfuse: asking mounts requirements run sticky trace",
     "vfsfuse.kernfs": "ioctl_shim "
-    "| devmodel: callpoint device.tasks lifecycle.removal lifecycle.uevents looks "
+    "| devmodel: calls device.tasks lifecycle.removal lifecycle.uevents looks "
     "| vfsfuse: ownfolder",
     "vfsfuse.vfio": "ioctl_shim "
-    "| devmodel: callpoint client device injection iommu iommufd irq lifecycle pci region uuids vfio",
+    "| devmodel: calls client device iommu iommufd irq lifecycle pci region uuids vfio",
     "vfsfuse.sysfs": "ioctl_shim "
-    "| devmodel: callpoint device iommu lifecycle memo pci region uuids vfio "
+    "| devmodel: calls device iommu lifecycle memo pci region uuids vfio "
     "| vfsfuse: kernfs vfio",
     "vfsfuse.observe": "ioctl_shim "
-    "| devmodel: callpoint device iommu.dmaspace pci region "
+    "| devmodel: calls device iommu.dmaspace pci region "
     "| vfsfuse: failures kernfs printable trace",
-    "vfsfuse.faults": "ioctl_shim | devmodel: callpoint injection latecalls lifecycle pci region "
-    "| vfsfuse: kernfs observe printable",
+    "vfsfuse.faults": "ioctl_shim | devmodel: calls lifecycle pci region | vfsfuse: kernfs observe printable",
     "vfsfuse.replay": "devmodel: device iommu irq models pci region | vfsfuse: recording toml",
     "vfsfuse.views": "ioctl_shim "
-    "| devmodel: callpoint device iommu.api irq lifecycle pci region vfio "
+    "| devmodel: calls device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs observe replay sysfs vfio",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids "
     "| vfsfuse: faults.keys faults.rule replay sysfs.cpus sysfs.kstrtox",
     "vfsfuse.reload": "ioctl_shim "
-    "| devmodel: callpoint device.tasks lifecycle memo | vfsfuse: kernfs labfile views",
-    "vfsfuse.server": "ioctl_shim | devmodel: callpoint lifecycle "
+    "| devmodel: calls device.tasks lifecycle memo | vfsfuse: kernfs labfile views",
+    "vfsfuse.server": "ioctl_shim | devmodel: calls lifecycle "
     "| vfsfuse: caughtstderr ending faults kernfs labfile.code mounts ownfolder reload requirements "
     "scheduling unmounted views",
     "vfsfuse.sweep": "vfsfuse: asking faults.plausible printable run trace",
@@ -97,7 +94,7 @@ PICTURE: Mapping[str, str] = {
     "| vfsfuse: asking capture failures faults kernfs.xattr labfile monitor mounts ownfolder printable "
     "recording replay requirements run server sticky sweep trace viewers views.models",
     "vfsfuse.api": "vfsfuse: kernfs.xattr recording sticky toml trace",
-    "vfsfuse.testing": "devmodel: callpoint device gpu iommu irq lifecycle models pci region sdk vfio "
+    "vfsfuse.testing": "devmodel: calls device gpu iommu irq lifecycle models pci region sdk vfio "
     "| vfsfuse: api faults sysfs.screen trace",
     "vfsfuse.__main__": "vfsfuse: cli",
 }
@@ -282,7 +279,7 @@ def made_up(path: Path | str, text: str) -> list[str]:
         (
             KERNFS,
             "from vfsfuse.vfio.port import Port",
-            "vfsfuse.kernfs may use ioctl_shim, devmodel.callpoint, ",
+            "vfsfuse.kernfs may use ioctl_shim, devmodel.calls, ",
         ),
         (KERNFS, "from devmodel.vfio.group import Group", "vfsfuse.kernfs may use ioctl_shim, "),
         (KERNFS, "from devmodel.device.base import Device", "vfsfuse.kernfs may use ioctl_shim, "),

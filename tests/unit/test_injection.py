@@ -12,15 +12,18 @@ from functools import partial
 import pytest
 import trio
 
-from devmodel import callpoint
-from devmodel.callpoint import Call, CallKind, CallPoint, lifecycle_change, owing
+from devmodel.calls import waits
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.injection import Hold, Injection
+from devmodel.calls.latecalls import LateCalls
+from devmodel.calls.point import CallPoint
+from devmodel.calls.stores import owing
 from devmodel.device import tasks
 from devmodel.device.base import Device
 from devmodel.device.tasks import Task, TaskHost, ended_with_task
-from devmodel.injection import Hold, Injection
 from devmodel.iommu.api import PAGE_SIZE, DmaFault, Prot
 from devmodel.iommu.type1 import Type1
-from devmodel.latecalls import LateCalls
+from devmodel.lifecycle.change import lifecycle_change
 from devmodel.region.access import PLAIN, store_bytes
 from tests.unit.fakes import FakeClient, fails
 from tests.unit.test_iommu import Driver
@@ -201,9 +204,9 @@ def test_a_call_that_waits_is_interrupted_and_the_end_lets_it_go(injection: Inje
     assert outcomes == [7] and made == []
     point.listen(Steering(injection))  # nobody listens any more
     assert point.run(call(), lambda: 7) == 7
-    late = CallPoint()
+    late = waits.Waits()
     late.close()
-    assert late.waiting().over
+    assert late.new().over
 
 
 def test_a_signal_hangs_on_no_thread_and_comes_when_it_is_released() -> None:
@@ -216,7 +219,7 @@ def test_a_signal_hangs_on_no_thread_and_comes_when_it_is_released() -> None:
 
 
 def test_threads_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callpoint, "MOST_THREADS", 2)
+    monkeypatch.setattr(waits, "MOST_THREADS", 2)
     hold = Hold()
     point = steered(Injection(hold=hold))
     threads = [in_thread(lambda: point.run(call(), lambda: 7)) for _ in range(2)]

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from devmodel.callpoint import CallPoint
+from devmodel.calls.point import CallPoint
 from devmodel.lifecycle.mdev import Mdev, MdevType
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import Vgpu

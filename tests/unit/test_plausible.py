@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.calls.call import Call, CallKind
 from ioctl_shim.abi import ROWS
 from tests.checkout import ROOT
 from vfsfuse.faults.plausible import IOCTLS, OPENS, REGIONS, STORES, errnos, failures

@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 import trio
 
-from devmodel.callpoint import CallPoint
+from devmodel.calls.point import CallPoint
 from devmodel.device.own import is_own
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.function import VFIO_PCI

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from trio.testing import MockClock
 
-from devmodel.callpoint import Call
+from devmodel.calls.call import Call
+from devmodel.calls.injection import Injection
 from devmodel.device.pci import PciDevice, PciRegion
 from devmodel.device.tasks import Task, TaskHost
-from devmodel.injection import Injection
 from devmodel.lifecycle.binding import function_of
 from devmodel.lifecycle.function import VFIO_PCI
 from devmodel.lifecycle.functionmodels import as_hardware, lacks

@@ -7,7 +7,8 @@ import os
 import threading
 import weakref
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
 from ioctl_shim.lane import OpenRequest
 from tests.waiting import wait_for
 from vfsfuse.observe.mappings import Mappings

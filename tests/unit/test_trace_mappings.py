@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.calls.call import Call, CallKind
 from tests.waiting import wait_for
 from vfsfuse.observe import mappings
 from vfsfuse.observe.clients import NOBODY, Client, Clients

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.calls.call import Call, CallKind
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
 from devmodel.lifecycle.vendor import vgpu_of

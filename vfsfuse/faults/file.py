@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import logging
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest
 from ioctl_shim.lanefile import errno_of

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import translate
 from typing import Any
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.calls.call import Call, CallKind
 from devmodel.region.names import Named, RegisterNames
 from vfsfuse.faults import plausible
 from vfsfuse.faults.devices import LabDevices

@@ -32,7 +32,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a sweep, which reads the table, starts without the emulation
-    from devmodel.callpoint import Call
+    from devmodel.calls.call import Call
 
 KINDS = ("open", "ioctl", "region", "store")
 """The kinds of calls that can fail."""

@@ -17,9 +17,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from devmodel.callpoint import Call, CallKind, CallPoint
-from devmodel.injection import Hold, Injection
-from devmodel.latecalls import Entry, LateCalls
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.injection import Hold, Injection
+from devmodel.calls.latecalls import Entry, LateCalls
+from devmodel.calls.point import CallPoint
 from vfsfuse.faults import plausible
 from vfsfuse.faults.conditions import Conditions
 from vfsfuse.faults.counting import Counter

@@ -33,7 +33,7 @@ class Inodes:
     def __init__(self, tree: Tree, cache: float, uid: int, gid: int, waits: bool) -> None:
         self.tree, self.waits = tree, waits
         self.steered = False
-        """Whether a listener may have any store wait (devmodel.callpoint).  Any thread sets it."""
+        """Whether a listener may have any store wait (devmodel.calls).  Any thread sets it."""
         self._uid, self._gid = uid, gid
         self._cache_ns = tree.gone.kept_ns = int(cache * NANOSECONDS)
 

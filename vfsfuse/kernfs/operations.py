@@ -21,7 +21,8 @@ from functools import partial
 
 import trio
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
 from devmodel.lifecycle.removal import patiently
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import check_open, forget_stats

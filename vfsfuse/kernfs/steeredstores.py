@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores while a listener is there (devmodel.callpoint): each is a task, which may wait and ends at a signal.
+"""Stores while a listener is there (devmodel.calls): each is a task, which may wait and ends at a signal.
 
 What a listener attends to may be the store itself, or a lifecycle change that it makes.  pyfuse3 has a
 limited number of tasks, and passes no signal on.  So the pump keeps the write of each store, and answers it
@@ -16,7 +16,9 @@ from functools import partial
 
 import trio
 
-from devmodel.callpoint import Call, CallKind, CallPoint, owing
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
+from devmodel.calls.stores import owing
 from devmodel.device.tasks import Task, TaskHost
 from ioctl_shim.lanefile import PendingRequest, answer_of
 from vfsfuse.kernfs.members import Attribute

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from devmodel.callpoint import Call, CallKind, owing
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.stores import owing
 from devmodel.device.tasks import Task, TaskHost
 from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest
 from ioctl_shim.lanefile import answer_of

@@ -7,7 +7,7 @@ line of JSON, with the totals since the open; a read with little room gets the r
 
 `began` and `ended` run on whichever thread makes the call, under its locks; they take the lock of the counts
 for a few statements.  Opens and closes are the device lane's, lines are made on a thread that may wait.
-Source: devmodel.callpoint.
+Source: devmodel.calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.lane import READABLE, DeferringFile, Opened, OpenRequest, PendingRequest
 from vfsfuse.kernfs.kobject import DeviceNode

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.calls.call import Call, CallKind
 from devmodel.region.backing import REGION_SHIFT
 from vfsfuse.observe.clients import Client
 from vfsfuse.observe.told import Told, tell_mapping

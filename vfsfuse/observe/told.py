@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.calls.call import Call, CallKind
 from devmodel.region.names import RegisterNames
 from vfsfuse.failures import MOST_TEXT, place, text_of
 from vfsfuse.observe.clients import Client

@@ -11,7 +11,8 @@ from __future__ import annotations
 import threading
 import time
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
 from devmodel.iommu.dmaspace import StalePiece
 from vfsfuse.observe.clients import NOBODY, Client, Clients
 from vfsfuse.observe.feed import Feed, Options
@@ -45,7 +46,7 @@ class Tracer:
         self.news = threading.Event()
         self.clients = Clients()
 
-    # ---- any thread that makes a call (devmodel.callpoint.Observer) ----
+    # ---- any thread that makes a call (devmodel.calls.attending.Observer) ----
 
     def began(self, call: Call) -> None:
         client = self.clients.look(call.tid) if call.kind in _RARE else self.clients.of(call.tid)

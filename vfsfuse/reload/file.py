@@ -13,7 +13,7 @@ import logging
 
 import trio
 
-from devmodel.callpoint import Call, CallKind
+from devmodel.calls.call import Call, CallKind
 from devmodel.device.tasks import Task, TaskHost
 from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest
 from ioctl_shim.lanefile import answer_of

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
 from devmodel.device.pci import PciRegion
 from devmodel.vfio.devicefile import DeviceFile
 from devmodel.vfio.info import device_info, irq_info, region_info

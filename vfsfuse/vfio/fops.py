@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from devmodel.callpoint import CallPoint
+from devmodel.calls.point import CallPoint
 from devmodel.irq.eventfd import Watcher
 from devmodel.vfio.group import Group
 from ioctl_shim.abi import Argument, Kind, Row, native_rows, row_of

@@ -6,7 +6,7 @@ longer.  It is made when the first of its calls is to be told.  A call that the 
 held up: that is a SteeredCall, which keeps no thread.  A thread of `CallThreads` makes it when it goes on.
 Everything else is as without either.
 Threads: the pump begins calls; threads of `CallThreads` make those that may wait.  Source:
-devmodel.callpoint.
+devmodel.calls.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Generic, NoReturn, TypeVar
 
-from devmodel.callpoint import Call, CallPoint, Steered
+from devmodel.calls.call import Call
+from devmodel.calls.point import CallPoint
+from devmodel.calls.steered import Steered
 from ioctl_shim.abi import Fetched
 from ioctl_shim.client import writes
 from ioctl_shim.lane import Opened, SizedIoctl
@@ -179,7 +181,7 @@ class ObservedFile:
         listener = self._calls.attends(call) if gives else None  # others are no calls of clients
         if listener is None and not self._calls.observers:
             return told.file.sized_ioctl(sized)
-        steered = Steered(self._calls, listener, call)
+        steered = self._calls.begin(listener, call)
         later = _SizedCall(steered, lambda: told.sized_ioctl(call, sized), call.tid)
         return later if steered.waits else later.finish()
 

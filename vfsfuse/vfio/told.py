@@ -11,7 +11,10 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from devmodel.callpoint import Call, CallKind, CallPoint, Listener, Steered
+from devmodel.calls.attending import Listener
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
+from devmodel.calls.steered import Steered
 from devmodel.region.backing import REGION_SHIFT
 from ioctl_shim.abi import Fetched, Row, rows_of
 from ioctl_shim.client import Caller, peek, writes
@@ -77,7 +80,7 @@ class ToldFile:
         """Begin an ioctl with its struct."""
         call.arguments = {**call.arguments, "before": before}
         call.after = before
-        return Steered(calls, listener, call)
+        return calls.begin(listener, call)
 
     def sized_call(self, call: SizedIoctl) -> tuple[Call, bool]:
         """An ioctl that has a size, and whether it is one of a client's, which gets a descriptor

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from devmodel.callpoint import Call, CallKind, CallPoint, Steered
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
 from devmodel.iommu.api import MustWait
 from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.bridge import PCIEPORT
@@ -221,7 +222,7 @@ class LabView:
                 call.subject, call.device = told.subject, told.device
             return opened
 
-        steered = Steered(calls, listener, call)
+        steered = calls.begin(listener, call)
         later = SteeredCall(steered, opening)
         return later if steered.waits else later.finish()
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from devmodel.callpoint import Call, CallKind, CallPoint
+from devmodel.calls.call import Call, CallKind
+from devmodel.calls.point import CallPoint
 from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.spec import LabSpec
 from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest

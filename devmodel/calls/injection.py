@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a listener has happen to a call: a delay, a hang, an errno, other data, nothing at all, or twice.
 
-A listener (devmodel.callpoint) returns an :class:`Injection` for a call; the call point carries it out.  A
+A listener (devmodel.calls) returns an :class:`Injection` for a call; the call point carries it out.  A
 :class:`Hold` is what calls hang at.  A :class:`Wait` is the wait of one call, for its delay and then for its
 hold.  It keeps no thread: it calls back when it is over.
 Threads: any.  A Hold and a Wait each have a lock of their own, which is taken after every other one and held
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from devmodel.latecalls import Entry, LateCalls
+from devmodel.calls.latecalls import Entry, LateCalls
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
