@@ -60,15 +60,16 @@ def _watch(device: int, source: str, gone: Callable[[], None]) -> None:
         while True:
             while _is_mounted(minor):
                 changed.poll()
-            gone()
-            _watch_unmounted(device, source)
+            _watch_unmounted(device, source, gone)
 
 
-def _watch_unmounted(device: int, source: str) -> None:
+def _watch_unmounted(device: int, source: str, gone: Callable[[], None]) -> None:
     """End this process when only runs of other labs have the lab.  Returns when it is mounted again."""
     pause, told = FIRST_LOOK, ""
     while not _is_mounted(os.minor(device)):
         time.sleep(pause)
+        if not _is_mounted(os.minor(device)):  # still: one look at a table that changes may be wrong
+            gone()
         pause = min(2 * pause, LAST_LOOK)
         sight = viewers.look(os.minor(device), source, os.getpid())
         if not sight.others:
