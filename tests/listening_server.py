@@ -2,7 +2,9 @@
 """`vfsfuse`, with a listener or observers at the call point, which write each call to a file.
 
 The file is named by LISTENER_LOG: a line of JSON for each call, when it is over.  A listener follows rules:
-LISTENER_RULES has them as JSON, a list of objects with `name` and, if wanted, `delay` in seconds and `errno`.
+LISTENER_RULES has them as JSON, a list of objects with `name` and, if wanted, `delay` in seconds, `errno`,
+and `holds`: so many calls hang until SIGRTMIN lets those go on that hang then.  The file named as
+LISTENER_LOG with `.held` has one byte for each call that hangs or did.
 OBSERVERS is the number of observers that are there from the start, all of which write to the file.  SIGUSR1
 adds one more, SIGUSR2 removes the one that was added last.  With BROKEN, one more observer fails at each
 call.
@@ -18,7 +20,7 @@ import threading
 from typing import Any
 
 from devmodel.calls.call import Call
-from devmodel.calls.injection import Injection
+from devmodel.calls.injection import Hold, Injection
 from devmodel.lifecycle.lab import Lab
 from vfsfuse.cli import main
 
@@ -32,6 +34,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._begun: dict[int, int] = {}
+        self._holds: list[Hold] = []
 
     def began(self, call: Call) -> None:
         with self._lock:
@@ -44,7 +47,22 @@ class Recorder:
         self.began(call)
         rule = self._rules.get(call.name, {})
         error = OSError(getattr(errno, rule["errno"]), "the test refuses it") if "errno" in rule else None
-        return Injection(call.name, delay=float(rule.get("delay", 0)), error=error)
+        return Injection(call.name, delay=float(rule.get("delay", 0)), hold=self._hold(rule), error=error)
+
+    def _hold(self, rule: dict[str, Any]) -> Hold | None:
+        with self._lock:
+            if not rule.get("holds", 0):
+                return None
+            rule["holds"] -= 1
+            self._holds.append(Hold())
+            with open(os.environ["LISTENER_LOG"] + ".held", "ab") as held:
+                held.write(b".")
+            return self._holds[-1]
+
+    def release(self) -> None:
+        """Let the calls go on that hang.  Main thread."""
+        for hold in self._holds.copy():
+            hold.release()
 
     def end(self, call: Call) -> None:
         self.ended(call)
@@ -105,6 +123,7 @@ if __name__ == "__main__":
             lab.calls.observe(Broken())
         signal.signal(signal.SIGUSR1, lambda *_: observe(lab))
         signal.signal(signal.SIGUSR2, lambda *_: unobserve(lab))
+        signal.signal(signal.SIGRTMIN, lambda *_: recorder.release())
 
     Lab.__init__ = listening  # type: ignore[method-assign, assignment]
     sys.exit(main())

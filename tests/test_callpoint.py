@@ -44,7 +44,7 @@ from tests.waiting import settled, wait_for
 CLIENT = ROOT / "tests/clients/copier_client.c"
 IOVA, PAGE, SIZE = 1 << 20, 4096, 100
 MOST_TOLD = 1024
-DELAY = 0.4
+DELAY = 0.1
 Line = dict[str, Any]
 T = TypeVar("T")
 
@@ -102,6 +102,15 @@ class ListenedLab:
     def observe(self, on: bool) -> None:
         """Add an observer, or remove the last one. It takes effect a moment later."""
         os.kill(self.lab.pid, signal.SIGUSR1 if on else signal.SIGUSR2)
+
+    def held(self, count: int) -> None:
+        """Wait until so many calls have been held up."""
+        held = self._account.with_name(self._account.name + ".held")
+        wait_for(lambda: held.exists() and held.stat().st_size == count)
+
+    def release(self) -> None:
+        """Let calls go on that are held up. It takes effect a moment later."""
+        os.kill(self.lab.pid, signal.SIGRTMIN)
 
     @property
     def told(self) -> int:
@@ -484,39 +493,50 @@ def test_a_store_and_a_lifecycle_change_are_refused(listen: Callable[..., Listen
     ["VFIO_DEVICE_GET_INFO", "VFIO_GROUP_SET_CONTAINER", "VFIO_GROUP_GET_DEVICE_FD", "write", "MSIX"],
     ids=["ioctl", "blocking ioctl", "handover", "region and DMA", "interrupt"],
 )
-def test_a_delay_holds_up_its_caller_alone(listen: Callable[..., ListenedLab], name: str) -> None:
-    listened = listen([{"name": name, "delay": DELAY}])
-    with listened.lab:
+def test_a_call_that_is_held_up_holds_up_its_caller_alone(
+    listen: Callable[..., ListenedLab], name: str
+) -> None:
+    listened = listen([{"name": name, "holds": 1, "delay": DELAY}])
+    with ThreadPoolExecutor(1) as threads, listened.lab:
         listened.create()
-        done, took, looks = beside(listened.lab, listened.drive)
+        driving = threads.submit(timed, listened.drive)
+        listened.held(1)
+        look(listened.lab)
+        assert not driving.done()
+        listened.release()
+        done, took = driving.result()
         listened.remove()
     assert done.stdout == "status 1\nok\n", done.stderr
-    assert took > DELAY > max(looks) and len(looks) > 5
+    assert took > DELAY
 
 
 @pytest.mark.parametrize("name", ["create", "remove"])
 def test_a_store_waits_for_itself_and_for_its_lifecycle_change(
     listen: Callable[..., ListenedLab], name: str
 ) -> None:
-    listened = listen([{"name": name, "delay": DELAY}])
-    with listened.lab:
-        times = {}
+    listened = listen([{"name": name, "holds": 2, "delay": DELAY}])
+    with ThreadPoolExecutor(1) as threads, listened.lab:
         for what in (listened.create, listened.remove):
-            _, times[what.__name__], looks = beside(listened.lab, what)
-            assert max(looks) < DELAY
-    assert times.pop(name) > 2 * DELAY  # one is the store's, the other the lab's
-    assert all(took < DELAY for took in times.values())
+            storing = threads.submit(timed, what)
+            if what.__name__ == name:
+                for count in (1, 2):  # one is the store, the other the lab's change
+                    listened.held(count)
+                    look(listened.lab)
+                    assert not storing.done()
+                    listened.release()
+                _, took = storing.result()
+                assert took > 2 * DELAY
+            else:
+                storing.result()
 
 
-def beside(lab: MountedLab, call: Callable[[], T]) -> tuple[T, float, list[float]]:
-    """What a call gives and how long it takes, and how long looks at the lab take meanwhile, in seconds."""
-    with ThreadPoolExecutor(1) as threads:
-        begun = time.monotonic()
-        future = threads.submit(call)
-        looks = []
-        while not future.done():
-            started = time.monotonic()
-            (lab.path / "sys/class/mdev_bus/copiers/uevent").read_text()
-            looks.append(time.monotonic() - started)
-            time.sleep(0.01)
-        return future.result(), time.monotonic() - begun, looks
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """What a call gives, and how many seconds it takes."""
+    begun = time.monotonic()
+    return call(), time.monotonic() - begun
+
+
+def look(lab: MountedLab) -> None:
+    """The lab answers."""
+    for _ in range(10):
+        assert (lab.parent("copiers") / "mdev_supported_types/copier-1/name").read_text()

@@ -520,7 +520,7 @@ def test_a_probe_that_takes_its_time_holds_up_its_store_alone(lab: MountedLab) -
     made.remove()
     assert not done.is_set()
     one_write(lab.path / "faults", "release slow")
-    thread.join(20)
+    thread.join(60)
     assert done.is_set()
 
 
@@ -540,7 +540,7 @@ def together(calls: Sequence[Callable[[], None]]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 

@@ -112,7 +112,7 @@ def test_a_call_hangs_until_it_is_released(lab: MountedLab) -> None:
         wait_for(lambda: "# 1 hit of 1 call" in listed(lab)[0])
         assert create_other(lab, "copiers") and writer.poll() is None
         assert fault(lab, "release").stdout == "released stuck\n"
-        assert writer.wait(30) == 0
+        assert writer.wait(60) == 0
     assert len(listed(lab)) == 1
     (lab.mdevs / UUID / "remove").write_text("1")
 
@@ -248,6 +248,6 @@ def test_a_trace_of_a_run_tells_the_hits_alone(driver: Path, tmp_path: Path) -> 
     assert (done.returncode, done.stderr) == (1, "copy: MAP_DMA: Cannot allocate memory\n")
     lines = out.read_text().splitlines()
     assert len([line for line in lines if re.match(r"\d\d:", line)]) == 2
-    assert re.search(r"store create .* = 37 \(DELAYED slow\) <0\.\d+>$", lines[0])
-    assert re.search(r"VFIO_IOMMU_MAP_DMA .* = -1 ENOMEM .* \(INJECTED full\) <0\.\d+>$", lines[1])
+    assert re.search(r"store create .* = 37 \(DELAYED slow\) <\d+\.\d+>$", lines[0])
+    assert re.search(r"VFIO_IOMMU_MAP_DMA .* = -1 ENOMEM .* \(INJECTED full\) <\d+\.\d+>$", lines[1])
     assert lines[-4:] == ["  hits fault rule", "------ ----------", "     1 full", "     1 slow"]

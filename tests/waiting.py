@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-SECONDS = 20
+SECONDS = 60
 SETTLE_SECONDS = 0.3
 T = TypeVar("T")
 

@@ -159,7 +159,12 @@ class Device:
             return self.write(index, offset, data)
         told = {"region": index, "offset": offset, "size": len(data), "data": data}
         call = Call(CallKind.REGION, self.name, "write", told, device=self)
-        calls.signal(call, lambda data: self.write(index, offset, data) if wanted() else 0, data)
+
+        def write(data: bytes) -> int:
+            with self.ioeventfds.lock:
+                return self.write(index, offset, data) if wanted() else 0
+
+        calls.signal(call, write, data)
         return len(data)
 
     def present_region(self, index: int) -> Region:

@@ -27,13 +27,13 @@ class IoWrite(NamedTuple):
 
 
 class IoEventfds:
-    """The ioeventfds of one device. ``write(region, offset, data, wanted)`` writes to the device, at once or
-    later, if ``wanted()`` says that the ioeventfd is still there."""
+    """The ioeventfds of one device. ``write(region, offset, data, wanted)`` writes to the device, at once; or
+    later, under :attr:`lock`, if ``wanted()`` says that the ioeventfd is still there."""
 
     __slots__ = ("_watches", "_write", "lock")
 
     def __init__(self, write: Callable[[int, int, bytes, Callable[[], bool]], int]) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self._write = write
         self._watches: dict[IoWrite, Watch] = {}
 
@@ -67,13 +67,13 @@ class IoEventfds:
             watch.cancel()
 
     def _signalled(self, what: IoWrite) -> None:
-        with self.lock:
+        with self.lock:  # who removes it waits for the write
             watch = self._watches.get(what)
-        if watch is None:
-            return
-        data = (what.data & _mask(what.size)).to_bytes(what.size, "little")
-        with contextlib.suppress(OSError):  # the device is gone, and nobody waits for an answer
-            self._write(what.region, what.offset, data, lambda: self._watches.get(what) is watch)
+            if watch is None:
+                return
+            data = (what.data & _mask(what.size)).to_bytes(what.size, "little")
+            with contextlib.suppress(OSError):  # the device is gone, and nobody waits for an answer
+                self._write(what.region, what.offset, data, lambda: self._watches.get(what) is watch)
 
 
 def _mask(size: int) -> int:

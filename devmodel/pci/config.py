@@ -106,9 +106,10 @@ class ConfigSpace(Region):
         return bytes(self._data[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
+        stored, writable, ones = self._data, self._mask, self._ones
         for position, byte in enumerate(data, offset):
-            mask, cleared = self._mask[position], byte & self._ones[position]
-            self._data[position] = (self._data[position] & ~mask & ~cleared) | (byte & mask)
+            mask = writable[position]
+            stored[position] = stored[position] & ~(mask | byte & ones[position]) | byte & mask
         if self.mirror is not None:
             self.mirror(offset, len(data))
         for first, width, hook in self._hooks:

@@ -41,10 +41,11 @@ UNCORRECTABLE: Mapping[int, str] = MappingProxyType(
         **{0: "Undefined", 4: "DLP", 5: "SDES", 12: "TLP", 13: "FCP", 14: "CmpltTO", 15: "CmpltAbrt"},
         **{16: "UnxCmplt", 17: "RxOF", 18: "MalfTLP", 19: "ECRC", 20: "UnsupReq", 21: "ACSViol"},
         **{22: "UncorrIntErr", 23: "BlockedTLP", 24: "AtomicOpBlocked", 25: "TLPBlockedErr"},
-        26: "PoisonTLPBlocked",
+        **{26: "PoisonTLPBlocked", 27: "DMWrReqBlocked", 28: "IDECheck", 29: "MisIDETLP", 30: "PCRC_CHECK"},
+        31: "TLPXlatBlocked",
     }
 )
-"""The others."""
+"""The others; from bit 27 on as Linux 6.18 has them."""
 TOTALS: Mapping[Severity, str] = MappingProxyType(
     {
         Severity.CORRECTED: "TOTAL_ERR_COR",

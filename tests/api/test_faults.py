@@ -127,7 +127,7 @@ def test_a_call_hangs_until_it_is_released(lab: Lab, vgpu: Vgpu) -> None:
         assert trace.text().endswith("VFIO_DEVICE_RESET (DELAYED stuck) <unfinished ...>\n")
         assert resetting.is_alive() and fault.held == 1
         fault.release()
-        resetting.join(30)
+        resetting.join(60)
         assert not resetting.is_alive()
         trace.wait(lambda record: record.number == found.number and record.duration is not None)
     assert (fault.hits, fault.held) == (1, 0)
@@ -140,7 +140,7 @@ def test_a_store_that_hangs_ends_with_its_program(lab: Lab) -> None:
         with subprocess.Popen(["sh", "-c", f"echo {UUID} > {path}"]) as program:
             wait_for(lambda: fault.held == 1)
             program.kill()
-            assert program.wait(30) == -signal.SIGKILL
+            assert program.wait(60) == -signal.SIGKILL
         found = trace.wait(lambda record: record.duration is not None)
     assert (found.errno, found.error, found.fault) == (errno.EINTR, "interrupted", "stuck")
     assert (fault.hits, fault.held) == (1, 0) and UUID not in lab.vgpus

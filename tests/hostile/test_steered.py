@@ -91,13 +91,13 @@ class Client:
     def outcomes(self) -> set[str]:
         """What the calls have returned."""
         line = self._stdout.readline()
-        assert self.process.wait(20) == 0
+        assert self.process.wait(60) == 0
         return set(json.loads(line))
 
     def kill(self) -> None:
         """SIGKILL it, and wait for its end."""
         self.process.kill()
-        assert self.process.wait(20) == -signal.SIGKILL
+        assert self.process.wait(60) == -signal.SIGKILL
 
 
 @dataclass
@@ -226,7 +226,7 @@ def test_a_lab_ends_although_calls_hang(tmp_path: Path, end: str) -> None:
         else:
             subprocess.run([*VFSFUSE, "umount", "--lazy", lab.path], check=True, capture_output=True)
         for client in clients:
-            assert client.process.wait(20) is not None
+            assert client.process.wait(60) is not None
             client.__exit__()
 
 
@@ -258,7 +258,7 @@ def test_a_client_of_run_that_is_killed_while_its_call_hangs_leaves_nothing_in_u
         assert client.stdout is not None and client.stdout.readline() == "ready\n"
         wait_for(lambda: faults.held == 1)
         client.kill()
-        assert client.wait(20) == -signal.SIGKILL
+        assert client.wait(60) == -signal.SIGKILL
         wait_for(lambda: faults.held == 0)
         wait_for(lambda: is_free(lab.path / "dev/vfio" / vgpu.group))
 

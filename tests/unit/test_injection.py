@@ -140,7 +140,7 @@ def test_what_comes_after_a_call_is_made_once_it_is_over_and_refused() -> None:
         point = steered(Injection(error=error, after=after))
         with contextlib.suppress(OSError):
             point.run_locked(call(), lambda: 7)
-        assert done.wait(5)
+        assert done.wait(60)
     assert came == ["faults", "faults"]
 
 
@@ -170,7 +170,7 @@ def test_calls_hang_until_their_hold_is_released() -> None:
     assert not any(outcomes for _, outcomes in threads)
     hold.release()
     for thread, outcomes in threads:
-        thread.join(5)
+        thread.join(60)
         assert outcomes == [7]
     assert (hold.held, point.held) == (0, 0)
     assert point.run(call(), lambda: 7) == 7  # and no more of them hang
@@ -182,7 +182,7 @@ def test_a_call_is_delayed_and_then_hangs() -> None:
     thread, outcomes = in_thread(lambda: point.run(call(), lambda: 7))
     wait_for(lambda: hold.held)
     hold.release()
-    thread.join(5)
+    thread.join(60)
     assert outcomes == [7]
 
 
@@ -200,7 +200,7 @@ def test_a_call_that_waits_is_interrupted_and_the_end_lets_it_go(injection: Inje
     thread, outcomes = in_thread(lambda: point.run(call(), lambda: 7))
     wait_for(lambda: point.held)
     point.close()
-    thread.join(5)
+    thread.join(60)
     assert outcomes == [7] and made == []
     point.listen(Steering(injection))  # nobody listens any more
     assert point.run(call(), lambda: 7) == 7
@@ -227,7 +227,7 @@ def test_threads_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     fails(errno.ENOMEM, point.run, call(), lambda: 7)
     hold.release()
     for thread, outcomes in threads:
-        thread.join(5)
+        thread.join(60)
         assert outcomes == [7]
     assert point.run(call(), lambda: 7) == 7
 
@@ -293,7 +293,7 @@ def test_late_calls_that_are_forgotten_are_not_made_and_leave_nothing() -> None:
     for entry in entries:
         late.forget(entry)
     late.forget(entries[0])
-    assert done.wait(5) and made == []
+    assert done.wait(60) and made == []
     assert len(late._calls) < 200
 
 

@@ -380,6 +380,30 @@ def test_ioeventfds(watcher: Watcher) -> None:
     os.close(event)
 
 
+def test_who_removes_an_ioeventfd_waits_for_its_write(watcher: Watcher) -> None:
+    begun, goes_on, order = threading.Event(), threading.Event(), list[str]()
+
+    def write(region: int, offset: int, data: bytes, wanted: Callable[[], bool]) -> int:
+        begun.set()
+        assert goes_on.wait(20)
+        order.append("written")
+        return len(data)
+
+    def remove() -> None:
+        ioeventfds.remove(what)
+        order.append("removed")
+
+    ioeventfds, what = IoEventfds(write), IoWrite(2, 8, 4, 1)
+    ioeventfds.add(what, lambda: Eventfd(os.eventfd(1), lib.shim_signal), watcher)
+    assert begun.wait(20)
+    removing = threading.Thread(target=remove)
+    removing.start()
+    removing.join(0.05)  # it would be over by now if it did not wait
+    goes_on.set()
+    removing.join(20)
+    assert order == ["written", "removed"]
+
+
 # ---- a PCI function ----
 
 
