@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from ioctl_shim._native import ffi, lib
-from ioctl_shim.lanefile import Later, PendingRequest, errno_of
+from ioctl_shim.lanefile import LaneFile, Later, PendingRequest, SizedIoctl, errno_of
 from ioctl_shim.procfs import is_killed
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,48 @@ class DeferredIoctl(Deferred):
         self.close()
         lib.lane_file_put(self._handle)
         lib.lane_reply(self.unique, result, ffi.from_buffer(reply) if reply else ffi.NULL, len(reply))
+
+
+def finish_sized(make: Callable[[], int | Later[int]], call: SizedIoctl, room: int) -> Answer | Held[Answer]:
+    """The answer to an ioctl that has a size.  Any thread but the pump's."""
+    try:
+        result = make()
+    except BaseException as error:  # the client waits for an answer, whatever a model raises
+        result, call.reply = -errno_of(error), b""
+    if not isinstance(result, int):
+        return held_sized(result, call, room)
+    return result, call.reply[:room]
+
+
+def held_sized(later: Later[int], call: SizedIoctl, room: int) -> Held[Answer]:
+    """How an ioctl that has a size goes on."""
+    return Held(later, lambda error: finish_sized(lambda: later.finish(error), call, room))
+
+
+def waiting_ioctl(file: LaneFile, cmd: int, arg: int, tid: int) -> int:
+    """An ioctl on a thread that may wait."""
+    result = file.ioctl(cmd, arg, tid, on_pump=0)
+    if result is None:
+        raise RuntimeError(f"ioctl {cmd:#x} is left to a thread by a thread that may wait")
+    return result
+
+
+def finish_ioctl(make: Callable[[], int | Later[int]]) -> Answer | Held[Answer]:
+    """The answer to an ioctl that its file left to a thread that may wait.  Any thread except the pump's."""
+    try:
+        result = make()
+        if not isinstance(result, int):
+            return held_ioctl(result)
+        if result >> 31:
+            raise RuntimeError(f"an ioctl returned {result}")
+    except BaseException as error:  # the client waits for an answer, whatever a model raises
+        result = -errno_of(error)
+    return result, b""
+
+
+def held_ioctl(later: Later[int]) -> Held[Answer]:
+    """How an ioctl without a size goes on."""
+    return Held(later, lambda error: finish_ioctl(lambda: later.finish(error)))
 
 
 def end_if_killed(unique: int, tid: int) -> None:

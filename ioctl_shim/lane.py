@@ -9,14 +9,11 @@ a lock.  cffi binds `extern "Python"` functions once a process, so there is one 
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
-import os
 import select
 import threading
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,16 +21,22 @@ from typing import Any, TypeVar
 from ioctl_shim import pumped
 from ioctl_shim._native import ffi, lib
 from ioctl_shim.abi import FILE_NUMBER
+from ioctl_shim.attended import AttendedFiles, Observing
+from ioctl_shim.backing import check_open, close_backing, open_backing
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.heldcalls import (
-    Answer,
     Deferred,
     DeferredIoctl,
     Held,
     Submit,
     end_if_killed,
-    hold_request,
+    finish_ioctl,
+    finish_sized,
+    held_ioctl,
+    held_sized,
+    waiting_ioctl,
 )
+from ioctl_shim.inodes import files_are_gone, forget_stats, is_being_written
 from ioctl_shim.lanefile import (
     READABLE,
     WRITABLE,
@@ -46,10 +49,10 @@ from ioctl_shim.lanefile import (
     PlainFile,
     RegionAccess,
     SizedIoctl,
-    Transfer,
     errno_of,
     wake_poll,
 )
+from ioctl_shim.opening import WHOLE, Opened, Opener, OpenFile, OpenRequest, Shut, SteeredOpener
 
 __all__ = [
     "ATTR_BIT",
@@ -85,130 +88,10 @@ DEVICE_BIT: int = 1 << lib.LANE_DEVICE_BIT
 ATTR_BIT: int = 1 << lib.LANE_ATTR_BIT
 ATTR_READ_BIT: int = 1 << lib.LANE_ATTR_READ_BIT
 ATTR_WRITE_BIT: int = 1 << lib.LANE_ATTR_WRITE_BIT
-WHOLE: int = lib.LANE_WHOLE
-_UNMOUNTING = (errno.ENODEV, errno.EBADF, errno.ENOTCONN)
 OBSERVED: int = lib.LANE_OBSERVED
 STEERED: int = lib.LANE_STEERED
 """Bits of `Lane.attend`."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class OpenRequest:
-    """An open(2) of a device inode: `nodeid` is the inode number, `flags` the open flags (O_*).  `tid` is the
-    client's thread; it `leads` if it is the first one of its process.  A pump must not wait: `on_pump`."""
-
-    nodeid: int
-    flags: int
-    tid: int
-    uid: int
-    gid: int
-    leads: bool
-    on_pump: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The answer to an open: the file, and the parts of it that the pump may answer or map by itself.
-
-    If `regions` is set, it serves the reads and writes. A `stream` has no position: it cannot seek, and it
-    has no pread. `submit` runs the ioctls that the file leaves to a thread that may wait, and all ioctls that
-    have a size. None means the threads of the lane for the former, and the pump for the latter. `shut` says
-    how long reads and writes are refused; None for never."""
-
-    file: LaneFile
-    memory: pumped.PumpRegions | None = None
-    region: int = WHOLE
-    backing_id: int = 0
-    stream: bool = False
-    regions: RegionAccess | None = None
-    submit: Submit | None = None
-    shut: Shut | None = None
-
-
-class Shut:
-    """Whether the reads and writes of one open file are refused with EINVAL, which the pump does by itself.
-    The file keeps it."""
-
-    __slots__ = ("native",)
-
-    def __init__(self, shut: bool) -> None:
-        self.native: Any = ffi.new("uint32_t *", shut)
-
-    def open(self) -> None:
-        """Refuse them no longer. Any thread."""
-        self.native[0] = 0
-
-
-Opener = Callable[[OpenRequest], Opened | None]
-"""Answers opens.  Raises OSError as open(2) does.  On a pump it may return None: then a thread that may wait
-calls it again."""
-SteeredOpener = Callable[[OpenRequest], Opened | Later[Opened] | None]
-"""As Opener.  On a thread that may wait it may return what holds the open up."""
-
-
-def open_backing(fd: int) -> int:
-    """Register `fd` with the kernel as a backing file.  Returns an id above 0, or 0 when the kernel cannot do
-    that (no CAP_SYS_ADMIN in the initial namespace, or a kernel before 6.9).  Raises OSError for a failure
-    that may pass, such as ENOMEM.  Any thread, once mounted."""
-    return _id_or_error(lib.lane_backing_open(fd))
-
-
-def check_open() -> None:
-    """Raise OSError if a file that must not be mapped cannot be opened now.  Any thread, once mounted."""
-    _id_or_error(lib.lane_can_forbid())
-
-
-def _id_or_error(result: int) -> int:
-    if result < 0:
-        raise OSError(-result, f"backing file: {os.strerror(-result)}")
-    return result
-
-
-def is_being_written(inode: int) -> bool:
-    """Whether a client has the attribute of this inode open for writing.  It may be true for another
-    attribute's client, too.  Any thread."""
-    return bool(lib.lane_is_being_written(inode))
-
-
-def files_are_gone(block: int) -> None:
-    """No attribute of this block (kernfs.tree) exists any more: an open of one is ESTALE.  Any thread."""
-    lib.lane_files_are_gone(block)
-
-
-def forget_stats(inodes: Collection[int]) -> None:
-    """Make the kernel ask again for the stat of these inodes (FUSE_NOTIFY_INVAL_INODE), which waits for
-    nobody.  Any thread.  Names are never forgotten in this way: docs/architecture.md, "The tree"."""
-    if inodes:
-        error = lib.lane_forget_stats(list(inodes), len(inodes))
-        if error and -error not in _UNMOUNTING:
-            log.warning("invalidation failed: %s", os.strerror(-error))
-
-
-def close_backing(backing_id: int) -> None:
-    """Unregister the backing file.  Files that were opened with it keep it."""
-    lib.lane_backing_close(backing_id)
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenFile:
-    """The Python objects that an open file's `struct lane_file` points at; it keeps them until the
-    release."""
-
-    opened: Opened
-    nodeid: int
-    called: tuple[Callable[..., object], ...]
-    submit: Submit
-
-
-Observing = Callable[[Opened, int], Observed | None]
-"""Gives the calls of an open file, with the number of its inode, for those who observe it.  None for a file
-of which nothing is told."""
-
-
-SteerStore = Callable[[int, bytes, int], Callable[[PendingRequest], None] | None]
-"""Is asked on a pump for each store of an attribute while somebody steers calls: its inode, the data, the
-client's thread.  Gives what begins a store that is steered, and None for any other."""
 
 
 class Lane:
@@ -218,21 +101,14 @@ class Lane:
         self, opener: SteeredOpener, names: InodeOperations, threads: CallThreads, observing: Observing
     ) -> None:
         """While somebody attends (`attend`), calls on open files are those of what `observing` gives."""
-        self._opener, self._threads, self._observing = opener, threads, observing
-        self.steer_store: SteerStore | None = None
-        self._called = (
-            *(_errno_of, names.show, names.lookup, names.stat, names.readlink),
-            *(self._observed_read, self._observed_write, self._observed_ioctl),
-            *(self._steered_read, self._steered_write, self._steered_store),
-        )
-        self._observed: dict[int, Observed | None] = {}
-        """By token, for files with calls that were observed."""
+        self._opener, self._threads = opener, threads
         self._is_attended = False
-        self._left: dict[int, Later[int] | Callable[[], int]] = {}
-        """By the pump's thread, the ioctl that it has begun and is about to leave to another one."""
-        self._files: dict[int, _OpenFile] = {}
+        self._files: dict[int, OpenFile] = {}
         self._tokens = itertools.count(1)
         self._pending: dict[int, PendingRequest] = {}
+        self.attended = AttendedFiles(self._files, self._pending, threads.submit, observing)
+        names_called = names.show, names.lookup, names.stat, names.readlink
+        self._called = _errno_of, *names_called, *self.attended.called
         self._deferred: dict[int, Deferred] = {}
         """The ioctls that were left to a thread that may wait, and the opens that are held up, by request."""
         self._held_opens: dict[int, Later[Opened]] = {}
@@ -285,7 +161,7 @@ class Lane:
         request.token = token = next(self._tokens)
         called = self._callable(opened, request)
         submit = opened.submit or self._threads.submit
-        self._files[token] = _OpenFile(opened, request.nodeid, called, submit)
+        self._files[token] = OpenFile(opened, request.nodeid, called, submit)
         request.region = opened.region
         request.backing_id = opened.backing_id
         request.stream = opened.stream
@@ -372,107 +248,37 @@ class Lane:
             pending.close()
         return result
 
-    # ---- calls on files while somebody attends: native/call.c ----
-
-    def _steered_read(
-        self, token: int, unique: int, offset: int, size: int, flags: int, tid: int
-    ) -> bool | None:
-        """Whether the read is answered here.  None leaves it to the pump."""
-        observed = self._observed_of(token)
-        later = None if observed is None else observed.steer_read(offset, size, tid)
-        if later is None:
-            return None
-        pending = PendingRequest(Transfer(unique, offset, size, flags, tid), self._pending)
-        hold_request(pending, later, pending.read, self._threads.submit)
-        return True
-
-    def _steered_write(
-        self, token: int, unique: int, offset: int, flags: int, tid: int, data: bytes
-    ) -> bool | None:
-        """The same for a write."""
-        observed = self._observed_of(token)
-        later = None if observed is None else observed.steer_write(offset, data, tid)
-        if later is None:
-            return None
-        pending = PendingRequest(Transfer(unique, offset, len(data), flags, tid), self._pending)
-        hold_request(pending, later, pending.written, self._threads.submit)
-        return True
-
-    def _steered_store(self, unique: int, inode: int, tid: int, data: bytes) -> bool | None:
-        """The same for a store of an attribute."""
-        begin = None if self.steer_store is None else self.steer_store(inode, data, tid)
-        if begin is None:
-            return None
-        pending = PendingRequest(Transfer(unique, 0, len(data), 0, tid), self._pending)
-        try:
-            begin(pending)
-        except BaseException:
-            pending.close()
-            raise
-        return True
-
-    def _observed_of(self, token: int) -> Observed | None:
-        """The calls of an open file to attend to; None for a file of which nothing is told."""
-        try:
-            return self._observed[token]
-        except KeyError:
-            found = self._files[token]
-            return self._observed.setdefault(token, self._observing(found.opened, found.nodeid))
-
-    def _observed_read(
-        self, made: bytes | int | None, token: int, offset: int, size: int, tid: int
-    ) -> bytes | None:
-        """None leaves it to the pump."""
-        observed = self._observed_of(token)
-        return None if observed is None else observed.read(offset, size, tid, made)
-
-    def _observed_write(self, made: int | None, token: int, offset: int, tid: int, data: bytes) -> int | None:
-        """None leaves it to the pump."""
-        observed = self._observed_of(token)
-        return None if observed is None else observed.write(offset, data, tid, made)
-
-    def _observed_ioctl(self, token: int, cmd: int, arg: int, tid: int, slot: int) -> int | None:
-        """As LaneFile.ioctl on a pump."""
-        observed = self._observed_of(token)
-        if observed is None:
-            return self._files[token].opened.file.ioctl(cmd, arg, tid, slot)
-        result = observed.begin_ioctl(cmd, arg, tid, slot)
-        if result is None or isinstance(result, int):
-            return result
-        self._left[threading.get_ident()] = result  # the pump calls _on_ioctl next
-        return None
-
     def _on_ioctl(self, native: Any) -> int:
         found = self._files[native.token]
-        observed = self._observed_of(native.token) if self._is_attended else None
+        observed = self.attended.of(native.token) if self._is_attended else None
         if native.data_size or native.out_size:
             if native.cmd == FILE_NUMBER and found.opened.file.kvm_tracks:
                 return _reply_number(native)  # it is no client's call, so nobody is told
             return self._sized_ioctl(found.opened, observed or found.opened.file, native)
         # The pump has asked the file, which left it to a thread that may wait.
         call = native.cmd, native.arg, native.tid
-        left = self._left.pop(threading.get_ident(), None)
+        left = self.attended.take_left()
         deferred = self._defer(native, found.submit)
         if callable(left):
-            deferred.start(lambda: _finish_ioctl(left))
+            deferred.start(lambda: finish_ioctl(left))
         elif left is not None:
-            deferred.go_on(_held_ioctl(left))
+            deferred.go_on(held_ioctl(left))
         elif observed is not None:
-            deferred.start(lambda: _finish_ioctl(partial(observed.ioctl, *call)))
+            deferred.start(lambda: finish_ioctl(partial(observed.ioctl, *call)))
         else:
-            deferred.start(lambda: _finish_ioctl(partial(_ioctl, found.opened.file, *call)))
+            deferred.start(lambda: finish_ioctl(partial(waiting_ioctl, found.opened.file, *call)))
         return int(lib.LANE_DEFERRED)
 
     def _sized_ioctl(self, opened: Opened, file: LaneFile | Observed, native: Any) -> int:
         data = ffi.buffer(native.data, native.data_size)[:] if native.data_size else b""
         call = SizedIoctl(native.cmd, native.tid, data)
         if opened.submit is not None:
-            answer = partial(_finish_sized, partial(file.sized_ioctl, call), call, native.out_size)
+            answer = partial(finish_sized, partial(file.sized_ioctl, call), call, native.out_size)
             self._defer(native, opened.submit).start(answer)
             return int(lib.LANE_DEFERRED)
         result = file.sized_ioctl(call)
         if not isinstance(result, int):
-            held = _held_sized(result, call, native.out_size)
+            held = held_sized(result, call, native.out_size)
             self._defer(native, self._threads.submit).go_on(held)
             return int(lib.LANE_DEFERRED)
         reply = call.reply[: native.out_size]
@@ -501,9 +307,9 @@ class Lane:
             end_if_killed(unique, tid)
 
     def _on_release(self, token: int) -> None:
-        observed = self._observed_of(token) if self._is_attended else None
+        observed = self.attended.of(token) if self._is_attended else None
         found = self._files.pop(token)
-        self._observed.pop(token, None)
+        self.attended.forget(token)
         (observed or found.opened.file).release()
 
 
@@ -529,46 +335,6 @@ def _reply_number(native: Any) -> int:
     ffi.memmove(native.out, native.token.to_bytes(8, "little"), 8)
     native.out_size = 8
     return 0
-
-
-def _finish_sized(make: Callable[[], int | Later[int]], call: SizedIoctl, room: int) -> Answer | Held[Answer]:
-    """The answer to an ioctl that has a size.  Any thread but the pump's."""
-    try:
-        result = make()
-    except BaseException as error:  # the client waits for an answer, whatever a model raises
-        result, call.reply = _errno_of(error), b""
-    if not isinstance(result, int):
-        return _held_sized(result, call, room)
-    return result, call.reply[:room]
-
-
-def _held_sized(later: Later[int], call: SizedIoctl, room: int) -> Held[Answer]:
-    return Held(later, lambda error: _finish_sized(lambda: later.finish(error), call, room))
-
-
-def _ioctl(file: LaneFile, cmd: int, arg: int, tid: int) -> int:
-    """An ioctl on a thread that may wait."""
-    result = file.ioctl(cmd, arg, tid, on_pump=0)
-    if result is None:
-        raise RuntimeError(f"ioctl {cmd:#x} is left to a thread by a thread that may wait")
-    return result
-
-
-def _finish_ioctl(make: Callable[[], int | Later[int]]) -> Answer | Held[Answer]:
-    """The answer to an ioctl that its file left to a thread that may wait.  Any thread except the pump's."""
-    try:
-        result = make()
-        if not isinstance(result, int):
-            return _held_ioctl(result)
-        if result >> 31:
-            raise RuntimeError(f"an ioctl returned {result}")
-    except BaseException as error:  # the client waits for an answer, whatever a model raises
-        result = _errno_of(error)
-    return result, b""
-
-
-def _held_ioctl(later: Later[int]) -> Held[Answer]:
-    return Held(later, lambda error: _finish_ioctl(lambda: later.finish(error)))
 
 
 def _errno_of(error: BaseException) -> int:

@@ -106,7 +106,7 @@ def serve(
     tree.take_changes()
     lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads, view.observing)
     stores = SteeredStores(tree, calls, view.lab.tasks, operations.store, operations.publish)
-    lane.steer_store = stores.steer
+    lane.attended.steer_store = stores.steer
     calls.join(partial(_attend, calls, lane, inodes))
     _mount(operations, mountpoint)
     try:
