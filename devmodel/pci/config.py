@@ -108,8 +108,10 @@ class ConfigSpace(Region):
     def write(self, offset: int, data: bytes) -> None:
         stored, writable, ones = self._data, self._mask, self._ones
         for position, byte in enumerate(data, offset):
+            if cleared := byte & ones[position]:
+                stored[position] &= ~cleared
             mask = writable[position]
-            stored[position] = stored[position] & ~(mask | byte & ones[position]) | byte & mask
+            stored[position] = stored[position] & ~mask | byte & mask
         if self.mirror is not None:
             self.mirror(offset, len(data))
         for first, width, hook in self._hooks:
