@@ -73,11 +73,11 @@ def test_bad_rules_say_what_is_wrong(faults: Faults) -> None:
             errno.EINVAL,
             "iotcl: there is no such key (did you mean ioctl?)\n",
         ),
-        ("clear nobody", errno.ENOENT, "nobody: there is no such rule\n"),
+        ("clear nobody", errno.ENOENT, "nobody: there is no such rule (there are none)\n"),
         (
             "add name=a call=any delay=1\nadd name=a call=any delay=1",
             errno.EEXIST,
-            "a: there is such a rule\n",
+            "a: there is such a rule (give another name)\n",
         ),
         ("remove", errno.EINVAL, "'remove' is no command (write add, clear, release or list)\n"),
     ):

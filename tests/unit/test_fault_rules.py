@@ -215,6 +215,32 @@ def test_an_action_is_of_the_device_that_the_rule_is_about(
     assert actions == [("reset", True, mdev.name)] * 2
 
 
+def test_an_action_can_be_at_a_call_that_is_on_no_device(rules: FaultRules, actions: list[Any]) -> None:
+    """The device says only what the action happens to.  A call that is on one needs no device."""
+    rules.add(parse_line("name=b ioctl=VFIO_DEVICE_RESET nth=2 remove=true"))
+    for where in ("ioctl=VFIO_IOMMU_MAP_DMA", "ioctl=VFIO_IOMMU_* every=1"):
+        rules.add(parse_line(f"name=a {where} device=86:00.0 remove=true"))
+        made = rules.begin(ioctl("VFIO_IOMMU_MAP_DMA"))
+        assert made is not None and made.after is not None
+        made.after()
+        rules.clear()
+    assert actions == [("remove", True, "0000:86:00.0")] * 2
+
+
+def test_an_action_can_be_at_the_creation_of_its_device(
+    rules: FaultRules, actions: list[Any], lab: Lab
+) -> None:
+    type_ = next(iter(next(iter(lab.parents.values())).types.values()))
+    rules.add(Rule.of({"device": UUID, "create": type_.name, "remove": True}))
+    made = rules.begin(lifecycle("create", type_.name, UUID))
+    assert made is not None and made.after is not None
+    made.after()
+    assert actions == []  # it was not created
+    mdev = lab.create(type_, uuid.UUID(UUID))
+    made.after()
+    assert actions == [("remove", True, mdev.name)]
+
+
 def test_a_rule_happens_by_itself_once(rules: FaultRules, actions: list[Any]) -> None:
     rules.add(
         parse_line("device=86:00.0 after=0.01 reset=true error=fatal"),
@@ -266,17 +292,14 @@ def test_lines_change_all_or_nothing(rules: FaultRules) -> None:
     assert carry_out(rules, b"add call=any errno=EIO") == "added fault3\n"
     assert refused(rules, "add name=b call=any errno=EIO\nclear c") == (
         errno.ENOENT,
-        "c: there is no such rule",
+        "c: there is no such rule (there are a, fault1, fault2, fault3)",
     )
-    assert refused(rules, "release b") == (errno.ENOENT, "b: there is no such rule")
+    assert refused(rules, "release b")[0] == errno.ENOENT
     assert (
         refused(rules, "clear a\nadd name=a call=any errno=EIO\nadd name=fault2 call=any errno=1")[0]
         == errno.EEXIST
     )
-    assert (
-        refused(rules, "clear\nadd foo=1")[1] == "line 2: foo: there is no such key (did you mean " + "late?)"
-        or True
-    )
+    assert (refused(rules, "clear\nadd foo=1")[1] or "").startswith("line 2: foo: there is no such key (")
     assert refused(rules, "ad name=a")[1] == "'ad' is no command (write add, clear, release or list)"
     assert refused(rules, "list a")[0] == errno.EINVAL
     assert carry_out(rules, b"clear a\nadd name=a call=any errno=EPERM\nrelease fault1\n") == (

@@ -56,7 +56,7 @@ def test_rules_of_an_included_file_hold_until_they_are_replaced(tmp_path: Path) 
     [
         ("faults = 1", "faults", "1 is not an array of tables (write "),
         ("[[faults]]\nflavour = 1", "faults.0.flavour", "there is no such key (known are "),
-        ('[[faults]]\ncall = "any"', "faults.0", "says nothing of what is to happen (give one of "),
+        ('[[faults]]\ncall = "any"', "faults.0", "the rule says nothing of what is to happen (give one of "),
         ('[[faults]]\ncall = "any"\nerrno = "EBAD"', "faults.0.errno", "'EBAD' is no errno (give its name"),
         (
             '[[faults]]\nioctl = "VFIO_MAP"\nerrno = 5',

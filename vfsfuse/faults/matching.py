@@ -82,7 +82,7 @@ class Matcher:
         self.registers = named_by(rule.get("register", "*"))
         own = getattr(self, f"_{rule.call}", None)
         tests: list[Test] = [] if own is None else list(own(rule, devices))
-        if "device" in rule.keys:
+        if "device" in rule.keys and not rule.aims:
             tests.append(_device(rule, devices))
         if "process" in rule.keys:
             tests.append(_process(rule.keys["process"], clients))
@@ -245,7 +245,7 @@ class _Entry:
         self._named: dict[str, list[tuple[int, Any]]] = {}
         others: list[tuple[int, Any]] = []
         for number, thing, rule in things:
-            name = rule.get("device", "*").lower()
+            name = "*" if rule.aims else rule.get("device", "*").lower()
             (others if is_pattern(name) else self._named.setdefault(name, [])).append((number, thing))
         self._others = tuple(others)
 

@@ -93,6 +93,11 @@ class Rule:
         return "" if self.is_timed or any(key in self.keys for key in OF_VFS) else "call"
 
     @property
+    def aims(self) -> bool:
+        """Whether its calls are on no device, so that ``device`` says only what its actions happen to."""
+        return "device" in self.keys and _is_on_none(self.keys)
+
+    @property
     def is_timed(self) -> bool:
         """Whether it happens by itself, once: it has a device, ``after`` and actions, and says nothing of
         calls."""
@@ -156,7 +161,7 @@ def _check(keys: Mapping[str, Any]) -> None:
         raise RuleError(calls[1], f"stands beside {calls[0]} (a rule is about one kind of call: make two)")
     whats = [key for key in WHATS if key in keys]
     if not whats:
-        raise RuleError("", f"says nothing of what is to happen (give one of {', '.join(WHATS)})")
+        raise RuleError("", f"the rule says nothing of what is to happen (give one of {', '.join(WHATS)})")
     if any(key in OF_VFS for key in whats):
         _check_vfs(keys, calls, whats)
     elif not calls:
@@ -230,19 +235,43 @@ def _check_what(keys: Mapping[str, Any]) -> None:
     pattern = keys.get("ioctl", "")
     if pattern and not pattern.startswith("0x"):
         _check_ioctl(pattern)
+    _check_device(keys)
+
+
+def _check_device(keys: Mapping[str, Any]) -> None:
+    actions = [key for key in ACTIONS if key in keys]
     whole = keys.get("device", "")
-    if (
-        any(key in keys for key in ACTIONS)
-        and _calls_without_device(keys)
-        and (not whole or is_pattern(whole))
-    ):
-        key = next(key for key in ACTIONS if key in keys)
-        raise RuleError(key, "does not know its device (give the device, without a pattern)")
+    if actions and not _is_on_one(keys) and (not whole or is_pattern(whole)):
+        raise RuleError(actions[0], "does not know its device (give the device, without a pattern)")
+    if whole and not actions and _is_on_none(keys):
+        raise RuleError("device", f"{_said(keys)} is on no device (give process, or leave it out)")
 
 
-def _calls_without_device(keys: Mapping[str, Any]) -> bool:
-    """Whether the calls do not say which device they are on."""
-    return not any(key in keys for key in (*REGION, "dma", "interrupt"))
+def _is_on_one(keys: Mapping[str, Any]) -> bool:
+    """Whether each call says which device it is on."""
+    if any(key in keys for key in (*REGION, "dma", "interrupt")):
+        return True
+    names = _ioctls(keys)
+    return bool(names) and all(name.startswith("VFIO_DEVICE_") for name in names)
+
+
+def _is_on_none(keys: Mapping[str, Any]) -> bool:
+    """Whether no call is on a device: those of containers and of iommufds."""
+    path = keys.get("open", "").removeprefix("/").removeprefix("dev/")
+    names = _ioctls(keys)
+    return path in ("vfio/vfio", "iommu") or (
+        bool(names) and not any(name.startswith(("VFIO_DEVICE_", "VFIO_GROUP_")) for name in names)
+    )
+
+
+def _ioctls(keys: Mapping[str, Any]) -> list[str]:
+    """The ioctls that a rule is about; none if they are not known by name."""
+    pattern = keys.get("ioctl", "")
+    return [name for name in plausible.IOCTLS if fnmatchcase(name, pattern)]
+
+
+def _said(keys: Mapping[str, Any]) -> str:
+    return str(keys.get("ioctl") or f"an open of {keys['open']}")
 
 
 def _check_ioctl(pattern: str) -> None:

@@ -33,7 +33,7 @@ from vfsfuse.observe.clients import Clients
 
 log = logging.getLogger(__name__)
 MOST_SHOWN = 20
-"""Registers that an error names."""
+"""Registers, or rules, that an error names."""
 AGAIN_SECONDS = 0.1
 """Seconds between two looks whether a rule that happens by itself may do so."""
 
@@ -127,8 +127,13 @@ class FaultRules:
     def _find(self, names: Sequence[str]) -> list[Active]:
         for name in names:
             if name not in self._active:
-                raise OSError(errno.ENOENT, f"{name}: there is no such rule")
+                raise OSError(errno.ENOENT, f"{name}: there is no such rule ({self._there()})")
         return [self._active[name] for name in dict.fromkeys(names)]
+
+    def _there(self) -> str:
+        names = list(self._active)
+        more = ", ..." if len(names) > MOST_SHOWN else ""
+        return f"there are {', '.join(names[:MOST_SHOWN])}{more}" if names else "there are none"
 
     @contextlib.contextmanager
     def _using(self, rules: Sequence[Rule]) -> Iterator[None]:
@@ -149,13 +154,13 @@ class FaultRules:
         gone = {each.rule.name for each in leaving}
         active = {name: each for name, each in self._active.items() if name not in gone}
         if len(active) + len(rules) > MOST_RULES:
-            raise OSError(errno.ENOSPC, f"there can be {MOST_RULES} rules")
+            raise OSError(errno.ENOSPC, f"there can be {MOST_RULES} rules (clear some)")
         taken = {*active, *(rule.name for rule in rules)}
         free = (name for number in itertools.count(1) if (name := f"fault{number}") not in taken)
         added: list[Active] = []
         for rule in rules:
             if rule.name in active:
-                raise OSError(errno.EEXIST, f"{rule.name}: there is such a rule")
+                raise OSError(errno.EEXIST, f"{rule.name}: there is such a rule (give another name)")
             named = rule if rule.name else rule.named(next(free))
             self._check(named)
             active[named.name] = one = Active(named, Matcher(named, self._devices, self._clients))
@@ -258,8 +263,17 @@ class FaultRules:
         if not whats:
             return []
         on = call.device
-        device = self._devices.found(rule.get("device", "")) if on is None else str(on.name)
-        return [self._act(what, rule.keys[what], device) for what in whats] if device else []
+        name = rule.get("device", "")
+        device = self._devices.found(name) if on is None else str(on.name)
+        if not device:  # the call may be its creation
+            return [lambda: self._act_by_name(whats, rule, name)]
+        return [self._act(what, rule.keys[what], device) for what in whats]
+
+    def _act_by_name(self, whats: Sequence[str], rule: Rule, name: str) -> None:
+        """Have actions happen to a device that was not there when the call began."""
+        device = self._devices.found(name)
+        if device:
+            _call_all([self._act(what, rule.keys[what], device) for what in whats])
 
     # ---- rules that happen by themselves ----
 

@@ -28,6 +28,7 @@ MOST_ERRNO = 4095
 MOST_PATH = 4096
 PLAUSIBLE = "plausible"
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}", re.ASCII)
+_NEGATIVE = re.compile(r"-[0-9.]+", re.ASCII)
 _FLOAT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}", re.ASCII)
 _RANGE = re.compile(rf"({_NUMBER.pattern})(-({_NUMBER.pattern}))?", re.ASCII)
@@ -60,6 +61,8 @@ class Span:
 
 
 def _whole(value: object, least: int, most: int, what: str) -> int:
+    if isinstance(value, str) and _NEGATIVE.fullmatch(value):
+        raise ValueError(f"{value} is out of range ({what})")
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = int(value, 0) if value[:2] in ("0x", "0X") else int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -151,6 +154,8 @@ def _seconds(value: object) -> float:
 
 
 def _fraction(value: object, most: float, what: str) -> float:
+    if isinstance(value, str) and _NEGATIVE.fullmatch(value):
+        raise ValueError(f"{value} is out of range ({what})")
     if isinstance(value, str) and _FLOAT.fullmatch(value):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -222,7 +227,10 @@ def _region(value: object) -> int:
     for name, index in _REGIONS.items():
         if isinstance(value, str) and value.lower() == name.lower():
             return index
-    return _whole(value, 0, MOST_REGION, "give BAR0 to BAR5, ROM, config, VGA, or the index of a region")
+    what = "give BAR0 to BAR5, ROM, config, VGA, or the index of a region"
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise ValueError(f"{value!r} is no region ({what})")
+    return _whole(value, 0, MOST_REGION, what)
 
 
 def _path(value: object) -> str:
