@@ -97,7 +97,7 @@ def serve(
     calls = CallPoint()
     operations = Operations(inodes, calls, _no_folder if folder is None else folder.path)
     view = LabView(spec, tree, calls)
-    view.stores.publish = view.lab.later.publish = operations.publish
+    view.stores.tasks.publish = view.lab.later.publish = operations.publish
     reloader = Reloader(view, code, operations.publish)
     tree.add(tree.root, ReloadFile.node(reloader, view.lab.tasks))
     rules = FaultRules(calls, LabDevices(view.lab), Actions(view.lab))
@@ -105,7 +105,7 @@ def serve(
     tree.add(tree.root, FaultsFile.node(rules, calls, view.services.threads))
     tree.take_changes()
     lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads, view.observing)
-    stores = SteeredStores(tree, calls, view.lab.tasks, operations.store, operations.publish)
+    stores = SteeredStores(tree, view.lab.tasks, view.stores.tasks, operations.store)
     lane.attended.steer_store = stores.steer
     calls.join(partial(_attend, calls, lane, inodes))
     _mount(operations, mountpoint)

@@ -9,39 +9,26 @@ Threads: the pump begins stores, the trio thread makes them.
 
 from __future__ import annotations
 
-import errno
-import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-import trio
-
 from devmodel.calls.call import Call, CallKind
-from devmodel.calls.point import CallPoint
-from devmodel.calls.stores import owing
-from devmodel.device.tasks import Task, TaskHost
-from ioctl_shim.lanefile import PendingRequest, answer_of
+from devmodel.device.tasks import TaskHost
+from ioctl_shim.lanefile import PendingRequest
 from vfsfuse.kernfs.members import Attribute
+from vfsfuse.kernfs.storetasks import StoreTasks
 from vfsfuse.kernfs.tree import Tree
 
-log = logging.getLogger(__name__)
 Begin = Callable[[PendingRequest], None]
 
 
 class SteeredStores:
-    """The stores of one mount.  `store` makes one, given an inode, `publish` tells the kernel what has
-    changed (vfsfuse.kernfs.operations)."""
+    """The stores of one mount.  `store` makes one, given an inode (vfsfuse.kernfs.operations)."""
 
     def __init__(
-        self,
-        tree: Tree,
-        calls: CallPoint,
-        host: TaskHost,
-        store: Callable[[int, bytes], Awaitable[int]],
-        publish: Callable[[], Awaitable[None]],
+        self, tree: Tree, host: TaskHost, tasks: StoreTasks, store: Callable[[int, bytes], Awaitable[int]]
     ) -> None:
-        self._tree, self._calls, self._host = tree, calls, host
-        self._store, self._publish = store, publish
+        self._tree, self._host, self._tasks, self._store = tree, host, tasks, store
 
     def steer(self, inode: int, data: bytes, tid: int) -> Begin | None:
         """What begins the store, to answer its write later; None for what is left to pyfuse3.  Device
@@ -55,44 +42,5 @@ class SteeredStores:
         if not isinstance(member, Attribute):
             return None
         call = Call(CallKind.STORE, entry.path, member.name, {"data": data}, tid)
-        return partial(self._begin, call, inode, data)
-
-    def _begin(self, call: Call, inode: int, data: bytes, pending: PendingRequest) -> None:
-        scope = trio.CancelScope()
-        pending.when_interrupted(lambda: self._host.soon(scope.cancel))
-        try:
-            self._host.begin(Task(self._run, (call, inode, data, pending, scope)))
-        except RuntimeError as error:
-            raise OSError(errno.ENODEV, "the lab ends") from error
-
-    async def _run(
-        self, call: Call, inode: int, data: bytes, pending: PendingRequest, scope: trio.CancelScope
-    ) -> None:
-        taken, error = 0, errno.EINTR
-        try:
-            with scope, owing() as debt:
-                try:
-                    taken, error = await self._outcome(call, inode, data)
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await self._publish()
-                await debt.pay()
-            if scope.cancelled_caught:
-                error = errno.EINTR
-        finally:  # whatever happens: without an answer, not even SIGKILL ends the client
-            if error:
-                pending.fail(error)
-            else:
-                pending.written(taken)
-
-    async def _outcome(self, call: Call, inode: int, data: bytes) -> tuple[int, int]:
-        """The bytes that a store has taken, and its errno."""
-        try:
-            made = partial(self._store, inode)
-            return await self._calls.run_async(call, made, data, lambda: len(data)), 0
-        except OSError as error:
-            log.debug("%s: %s", call.name, error)
-            return 0, answer_of(error)
-        except (Exception, SystemExit):
-            log.exception("%s failed", call.name)
-            return 0, errno.EIO
+        store = partial(self._store, inode)
+        return lambda pending: self._tasks.begin(call, pending, store, data, lambda: len(data))

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stores that are tasks: a write(2) is answered when its store is done, or when a signal ends it.
+
+Threads: the pump begins a store, the trio thread makes it, as that of every attribute.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from devmodel.calls.call import Call
+from devmodel.calls.stores import owing
+from devmodel.device.tasks import Task, TaskHost
+from ioctl_shim.lanefile import PendingRequest, answer_of
+
+log = logging.getLogger(__name__)
+Store = Callable[[bytes], Awaitable[int | None]]
+"""Makes a store of these data.  Gives how many bytes it has taken; None: all of them."""
+
+
+class StoreTasks:
+    """The stores of one mount that are tasks."""
+
+    def __init__(self, host: TaskHost) -> None:
+        self._host = host
+        self.publish: Callable[[], Awaitable[None]] | None = None
+        """Tells the kernel what has changed (Operations.publish).  Set before the mount."""
+
+    def begin(
+        self,
+        call: Call,
+        pending: PendingRequest,
+        store: Store,
+        data: bytes,
+        dropped: Callable[[], int | None],
+    ) -> None:
+        """Have the trio thread make a store, and answer its write.  `dropped` gives the result of one that is
+        dropped.  Device lane.  Raises OSError(ENODEV) when the lab ends."""
+        scope = trio.CancelScope()
+        pending.when_interrupted(lambda: self._host.soon(scope.cancel))
+        try:
+            self._host.begin(Task(self._run, (call, pending, store, data, dropped, scope)))
+        except RuntimeError as error:
+            raise OSError(errno.ENODEV, "the lab ends") from error
+
+    async def _run(
+        self,
+        call: Call,
+        pending: PendingRequest,
+        store: Store,
+        data: bytes,
+        dropped: Callable[[], int | None],
+        scope: trio.CancelScope,
+    ) -> None:
+        taken, error = 0, errno.EINTR
+        try:
+            with scope, owing() as debt:
+                try:
+                    taken, error = await self._outcome(call, store, data, dropped)
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self._published()
+                await debt.pay()
+            if scope.cancelled_caught:
+                error = errno.EINTR
+        finally:  # whatever happens: without an answer, not even SIGKILL ends the client
+            if error:
+                pending.fail(error)
+            else:
+                pending.written(taken)
+
+    async def _published(self) -> None:
+        if self.publish is not None:
+            await self.publish()
+
+    async def _outcome(
+        self, call: Call, store: Store, data: bytes, dropped: Callable[[], int | None]
+    ) -> tuple[int, int]:
+        """The bytes that a store has taken, and its errno."""
+        try:
+            taken = await self._host.calls.run_async(call, store, data, dropped)
+        except OSError as error:
+            log.debug("%s: %s", call.name, error)
+            return 0, answer_of(error)
+        except (Exception, SystemExit):
+            log.exception("%s failed", call.name)
+            return 0, errno.EIO
+        return len(data) if taken is None else taken, 0
