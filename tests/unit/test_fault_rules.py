@@ -26,8 +26,8 @@ from tests.unit.faultcalls import (
     store,
 )
 from tests.waiting import wait_for
-from vfsfuse.faults import changing
-from vfsfuse.faults.changing import Unchanged, carry_out, listing
+from vfsfuse.faults import commands
+from vfsfuse.faults.commands import Unchanged, carry_out, listing
 from vfsfuse.faults.counting import Counter, chosen
 from vfsfuse.faults.matching import change_of
 from vfsfuse.faults.rule import MOST_RULES, Rule, parse_line
@@ -326,7 +326,7 @@ def test_a_write_that_cannot_be_lines(rules: FaultRules) -> None:
     with pytest.raises(Unchanged, match=r"not UTF-8 text \(byte 4\)"):
         carry_out(rules, b"add \xff=1")
     with pytest.raises(Unchanged, match=r"65537 bytes at once \(write 65536 at most, in whole lines\)"):
-        carry_out(rules, b"\n" * (changing.MOST_BYTES + 1))
+        carry_out(rules, b"\n" * (commands.MOST_BYTES + 1))
     assert refused(rules, "add name=" + "a" * 9000)[1] == "the line has 9009 characters (give 8192 at most)"
     assert "\x1b" not in str(refused(rules, "\x1b[31m"))
 

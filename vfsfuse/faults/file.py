@@ -16,7 +16,7 @@ from devmodel.calls.point import CallPoint
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest
 from ioctl_shim.lanefile import errno_of
-from vfsfuse.faults.changing import Unchanged, carry_out, listing
+from vfsfuse.faults.commands import Unchanged, carry_out, listing
 from vfsfuse.faults.rules import FaultRules
 from vfsfuse.kernfs.kobject import DeviceNode
 

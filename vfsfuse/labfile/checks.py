@@ -11,7 +11,7 @@ from devmodel.lifecycle.netdev import LOOPBACK, MAX_NAME, NAME, all_names
 from devmodel.lifecycle.slots import absent_at_first, slot_ports, slot_problems
 from devmodel.lifecycle.spec import Framework, FunctionSpec, LabSpec
 from vfsfuse.labfile import hwvalues
-from vfsfuse.labfile.faults import Keys, with_remedy
+from vfsfuse.labfile.mistakes import Keys, with_remedy
 from vfsfuse.labfile.nodes import check_near
 from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.units import check_units
@@ -30,7 +30,7 @@ def check_lab(reading: Reading, lab: LabSpec) -> None:
     _check_interfaces(reading, lab)
     _check_groups(reading, lab)
     _check_frameworks(reading, lab)
-    reading.faults.check()
+    reading.mistakes.check()
     places = _check_places(reading, lab)
     check_units(reading, lab, places.buses)
 

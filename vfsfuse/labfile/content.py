@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from devmodel.pci.dump import BARE_ROW, config_space, row_of, rows_of
-from vfsfuse.labfile.faults import with_remedy
+from vfsfuse.labfile.mistakes import with_remedy
 
 T = TypeVar("T")
 MAX_BYTES = 16 << 20

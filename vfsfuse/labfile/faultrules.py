@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 
 from vfsfuse.faults.rule import MOST_RULES, Rule, RuleError
-from vfsfuse.labfile.faults import Keys
+from vfsfuse.labfile.mistakes import Keys
 from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.schema import FAULT
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from devmodel.lifecycle.spec import FunctionSpec
 from vfsfuse.labfile.addresses import addresses
-from vfsfuse.labfile.faults import Keys, with_remedy
 from vfsfuse.labfile.hardware import Fields, check_vfs, read_function
 from vfsfuse.labfile.include import NOTHING_THERE, is_absent
+from vfsfuse.labfile.mistakes import Keys, with_remedy
 from vfsfuse.labfile.reading import Found, Reading
 from vfsfuse.labfile.schema import FUNCTION
 
@@ -38,7 +38,7 @@ def read_functions(reading: Reading, tables: Mapping[str, object]) -> tuple[Func
             standing[name] = (*standing.get(name, ()), entry)
     for keys, names in removed:
         taken = [standing.pop(name) for name in names if name in standing]
-        if not taken and not reading.faults.lines:
+        if not taken and not reading.mistakes.lines:
             reading.note((*keys, "absent"), NOTHING_THERE)
     made: dict[tuple[int, ...], Fields | None] = {}
     specs = []

@@ -17,7 +17,7 @@ from devmodel.models.plain import PlainDevice
 from devmodel.models.registry import MODELS, PHYSICAL
 from devmodel.pci.capability import alternative_routing
 from devmodel.pci.image import with_virtual_functions
-from vfsfuse.labfile.faults import Fault, Keys
+from vfsfuse.labfile.mistakes import Keys, Mistake
 from vfsfuse.labfile.plain import NAME as PLAIN_NAME
 from vfsfuse.labfile.plain import plain
 from vfsfuse.labfile.reading import Found, Reading, fields
@@ -98,14 +98,14 @@ def read_ids(found: Found) -> dict[str, int]:
 def complete(reading: Reading, members: Fields, found: Found, keys: Keys) -> None:
     """Add the fields that depend on the model: options, and virtual functions."""
     model = members["model"]
-    before = len(reading.faults.lines)
+    before = len(reading.mistakes.lines)
     if "options" in found:
         members["options"], members["texts"] = read_options(reading, found["options"], model, keys)
     if model is not None:
         texts = members.get("texts", {})
         with reading.noted():
             reading.validate(model, members.get("memory", 0), members.get("options", {}), keys, texts)
-    are_options_wrong = len(reading.faults.lines) > before
+    are_options_wrong = len(reading.mistakes.lines) > before
     if "mac" in found and "net" not in found:
         reading.note((*keys, "mac"), "is that of an interface (name it with net)")
     if "net" in found and "driver" not in found:
@@ -115,7 +115,7 @@ def complete(reading: Reading, members: Fields, found: Found, keys: Keys) -> Non
     elif "vf" in found:
         reading.note((*keys, "vf"), "describes virtual functions, of which it has none (give vfs)")
     if are_options_wrong:
-        raise Fault
+        raise Mistake
 
 
 def read_options(
@@ -221,7 +221,7 @@ def _virtual_model(
         _check_not_plain(reading, table, (*keys, "vf"))
         return reading.model(named, MODELS, where)
     if model is None:
-        raise Fault
+        raise Mistake
     return plain(reading, table, (*keys, "vf"), model.identity)
 
 
@@ -231,4 +231,4 @@ def _check_not_plain(reading: Reading, found: Found, keys: Keys) -> None:
     for key in wrong:
         reading.note((*keys, key), f'is for the model "{PLAIN_NAME}" (leave it out)')
     if wrong:
-        raise Fault
+        raise Mistake

@@ -10,8 +10,8 @@ from devmodel.lifecycle.spec import LOCAL_DISTANCE, MAX_CPUS, MAX_NODES, BridgeK
 from devmodel.lifecycle.vf import MAX_VFS
 from devmodel.pci.barkind import BarKind
 from devmodel.pci.words import MemoryBar, capabilities_of
-from vfsfuse.labfile.faults import with_remedy
 from vfsfuse.labfile.kinds import MAX_NUMBER, array_of, choice, either, kind, number_of, whole
+from vfsfuse.labfile.mistakes import with_remedy
 from vfsfuse.labfile.values import name, size
 
 MAX_DISTANCE = 255

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vfsfuse.labfile import values
-from vfsfuse.labfile.faults import Faults, Keys, LabFileError
+from vfsfuse.labfile.mistakes import Keys, LabFileError, Mistakes
 from vfsfuse.labfile.source import Source, read_source
 
 MAX_FILES = 64
@@ -35,11 +35,11 @@ _REMOVABLE: tuple[Keys, ...] = (
 
 def read_with_includes(path: Path) -> Source:
     """The lab file at ``path``, merged with what it includes. Raises :class:`LabFileError`."""
-    faults = Faults(path)
+    mistakes = Mistakes(path)
     source = None
-    with faults.noted():
-        source = _Includer(faults).read(path, ())
-    faults.check()
+    with mistakes.noted():
+        source = _Includer(mistakes).read(path, ())
+    mistakes.check()
     assert source is not None  # a part that was left has noted why
     return source
 
@@ -52,8 +52,8 @@ def is_absent(table: object) -> bool:
 class _Includer:
     """Reads each file once. ``path`` arguments are spelled as people wrote them, for the errors."""
 
-    def __init__(self, faults: Faults) -> None:
-        self.faults = faults
+    def __init__(self, mistakes: Mistakes) -> None:
+        self.mistakes = mistakes
         self.sources: dict[str, Source] = {}
         self.files = 0
 
@@ -72,19 +72,19 @@ class _Includer:
         try:
             return values.includes.read(source.content.pop("include", []))
         except ValueError as error:
-            self.faults.note(source.path, ("include",), str(error))
+            self.mistakes.note(source.path, ("include",), str(error))
             return ()
 
     def _include(self, by: Path, path: Path, above: tuple[Path, ...]) -> Source | None:
         real = os.path.realpath(path)
         if real in map(os.path.realpath, above):
             circle = " includes ".join(map(str, (*above, path)))
-            self.faults.note(by, ("include",), f"goes in a circle: {circle} (take one of them out)")
+            self.mistakes.note(by, ("include",), f"goes in a circle: {circle} (take one of them out)")
             return None
         if real not in self.sources:
             self.files += 1
             if self.files > MAX_FILES:
-                self.faults.fail(by, ("include",), f"comes to more than {MAX_FILES} files (join some)")
+                self.mistakes.fail(by, ("include",), f"comes to more than {MAX_FILES} files (join some)")
             source = self._readable(by, path, above)
             if source is None:
                 return None
@@ -94,12 +94,12 @@ class _Includer:
     def _readable(self, by: Path, path: Path, above: tuple[Path, ...]) -> Source | None:
         if not os.path.exists(path):
             why = f"there is no file {path} (paths begin at the file that they are written in)"
-            self.faults.note(by, ("include",), why)
+            self.mistakes.note(by, ("include",), why)
             return None
         try:
             return self.read(path, above)
         except LabFileError as error:
-            self.faults.lines += error.lines
+            self.mistakes.lines += error.lines
             return None
 
     # ---- merging ----
@@ -129,7 +129,7 @@ class _Includer:
             elif _is_removable(here) and is_absent(over[key]):
                 for other in over[key].keys() - {ABSENT}:
                     why = "stands beside absent = true, which takes all away (leave one of them out)"
-                    self.faults.note(by.file((*here, other)), (*here, other), why)
+                    self.mistakes.note(by.file((*here, other)), (*here, other), why)
             elif isinstance(value, dict) and isinstance(over[key], dict):
                 merged[key] = self._tables(value, over[key], here, by, taken)
             else:

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from devmodel.lifecycle.spec import PATH_NAME, RootSpec, UnitSpec
 from vfsfuse.labfile import values
-from vfsfuse.labfile.faults import Keys
 from vfsfuse.labfile.include import NOTHING_THERE, is_absent
+from vfsfuse.labfile.mistakes import Keys
 from vfsfuse.labfile.reading import Reading, fields
 from vfsfuse.labfile.schema import ROOT, ROOT_NAMES, UNIT
 

@@ -14,8 +14,8 @@ from devmodel.device.pci import PciDevice
 from devmodel.lifecycle.spec import Framework, NvidiaSpec, ParentSpec, PlacementMode, VfSpec
 from devmodel.lifecycle.vendor import catalogue
 from devmodel.models.vendorvf import VendorVf
-from vfsfuse.labfile.faults import Keys
 from vfsfuse.labfile.hardware import Fields
+from vfsfuse.labfile.mistakes import Keys
 from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.schema import NVIDIA
 

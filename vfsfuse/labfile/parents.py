@@ -14,7 +14,6 @@ from devmodel.lifecycle.spec import PATH_NAME, Framework, FunctionSpec, ParentSp
 from devmodel.models.registry import MODELS, PHYSICAL
 from devmodel.pci.address import PciAddress
 from vfsfuse.labfile import values
-from vfsfuse.labfile.faults import Fault, Keys
 from vfsfuse.labfile.hardware import (
     RESERVED_DRIVERS,
     Fields,
@@ -26,6 +25,7 @@ from vfsfuse.labfile.hardware import (
     take_serial,
 )
 from vfsfuse.labfile.include import NOTHING_THERE, is_absent
+from vfsfuse.labfile.mistakes import Keys, Mistake
 from vfsfuse.labfile.nvidia import check_types, read_framework, type_number, usual_ids, vendor_vf
 from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.replay import NAME as REPLAY_NAME
@@ -62,7 +62,7 @@ def _parent(reading: Reading, name: str, content: object) -> ParentSpec:
         _check_address(reading, name, keys)
     elif kind and PATH_NAME.fullmatch(name) is None:
         reading.note(keys, f"cannot name a parent ({values.NAME_HINT})")
-    before = len(reading.faults.lines)
+    before = len(reading.mistakes.lines)
     members: Fields | None = None
     if not complete:
         reading.note_below(found, PARENT, keys, without=("types", "bars"))
@@ -72,8 +72,8 @@ def _parent(reading: Reading, name: str, content: object) -> ParentSpec:
     own = None if members is None else members["model"]
     vendor = own if found.get("framework") is Framework.NVIDIA else None
     types = _types(reading, found, kind, keys, own, vendor)
-    if members is None or not complete or len(reading.faults.lines) > before:
-        raise Fault
+    if members is None or not complete or len(reading.mistakes.lines) > before:
+        raise Mistake
     if kind == "gpu":
         spec = _of_function(name, found, members, types)
         check_types(reading, spec, keys)
@@ -143,7 +143,7 @@ def _virtual(reading: Reading, found: Found, keys: Keys, usable: bool) -> Fields
             reading.note((*keys, key), OF_GPUS.get(key, 'is for a "gpu", a PCI function (leave the key out)'))
     named = found.get("model", driver)
     if named is None:
-        raise Fault
+        raise Mistake
     if named != REPLAY_NAME:
         check_not_replay(reading, found, keys)
         return {"model": reading.model(named, MODELS, (*keys, "model"))}
@@ -213,7 +213,7 @@ def _type(
         check_not_replay(reading, found, keys)
     found["options"] = _type_options(reading, found, keys)
     if model is None:
-        raise Fault
+        raise Mistake
     reading.validate(model, found.get("memory", 0), found["options"], keys)
     number, ids = 0, read_ids(found)
     if vendor is not None:

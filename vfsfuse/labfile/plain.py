@@ -12,7 +12,7 @@ from devmodel.device.pci import PciDevice
 from devmodel.models.plain import PlainBar, PlainSpec, plain_model
 from devmodel.pci.fields import Identity
 from vfsfuse.labfile.content import read_config, read_content
-from vfsfuse.labfile.faults import Fault, Keys, with_remedy
+from vfsfuse.labfile.mistakes import Keys, Mistake, with_remedy
 from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.schema import BAR, NO_SUCH_BAR, PLAIN
 
@@ -28,14 +28,14 @@ def plain(reading: Reading, found: Found, keys: Keys, physical: Identity | None 
     if "serial" in found:
         members["serial"] = found["serial"]
     members["bars"] = read_bars(reading, found.get("bars", {}), (*keys, "bars"))
-    before = len(reading.faults.lines)
+    before = len(reading.mistakes.lines)
     for key, read in (("rom", read_content), ("vpd", read_content), ("config", read_config)):
         if key in found:
             folder = reading.folder((*keys, key))
             with reading.noted():
                 members[key] = reading.value(partial(read, folder=folder), found[key], (*keys, key))
-    if len(reading.faults.lines) > before:
-        raise Fault
+    if len(reading.mistakes.lines) > before:
+        raise Mistake
     try:
         return plain_model(PlainSpec(**members))
     except ValueError as error:

@@ -11,10 +11,10 @@ from pathlib import Path
 from devmodel.lifecycle.spec import LabSpec
 from vfsfuse.labfile.checks import check_lab
 from vfsfuse.labfile.faultrules import read_faults
-from vfsfuse.labfile.faults import LabFileError
 from vfsfuse.labfile.functions import read_functions
 from vfsfuse.labfile.include import read_with_includes
 from vfsfuse.labfile.machine import read_roots
+from vfsfuse.labfile.mistakes import LabFileError
 from vfsfuse.labfile.models import Models
 from vfsfuse.labfile.mount import read_iommu, read_modules, read_top
 from vfsfuse.labfile.nodes import read_nodes
@@ -53,7 +53,7 @@ def read(source: Source, models: Models | None = None, base: Path = Path()) -> L
     """
     reading = Reading(source, models, base)
     spec = reading.attempt(_lab, reading)
-    reading.faults.check()
+    reading.mistakes.check()
     assert spec is not None  # a part that was left has noted why
     return spec
 
@@ -69,7 +69,7 @@ def _lab(reading: Reading) -> LabSpec:
     modules = read_modules(reading, top.get("modules", {}))
     vgpus = read_vgpus(reading, top.get("vgpus", []), parents, top.get("parents", {}))
     faults = read_faults(reading, top.get("faults", []))
-    reading.faults.check()
+    reading.mistakes.check()
     spec = LabSpec(
         parents,
         iommu=iommu,

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from devmodel.device.pci import PciDevice
 from devmodel.pci.config import Aperture
 from vfsfuse.labfile import values
-from vfsfuse.labfile.faults import Fault, Faults, Keys
+from vfsfuse.labfile.mistakes import Keys, Mistake, Mistakes
 from vfsfuse.labfile.models import Models
 from vfsfuse.labfile.reasons import reason
 from vfsfuse.labfile.schema import Schema
@@ -38,8 +38,8 @@ class Reading:
     def __init__(self, source: Source, models: Models | None = None, base: Path = Path()) -> None:
         """``models`` are new ones unless given. The path of the lab file begins at ``base``."""
         self.source, self._base = source, base
-        self.faults = Faults(source.path)
-        self.noted = self.faults.noted
+        self.mistakes = Mistakes(source.path)
+        self.noted = self.mistakes.noted
         self.models = Models() if models is None else models
         self.unusable: set[str] = set()
         """Models that cannot be loaded; the error of one is noted once."""
@@ -50,13 +50,13 @@ class Reading:
     def fail(self, keys: Keys, why: str) -> NoReturn:
         """Note an error of the value at ``keys``, and leave the part that is being read. ``why`` is the
         reason, and the remedy in parentheses."""
-        self.faults.fail(self.source.file(keys), keys, why)
+        self.mistakes.fail(self.source.file(keys), keys, why)
 
     def attempt(self, read: Callable[..., T], *args: Any) -> T | None:
         """What ``read`` makes of a part of the file, None after an error in it."""
         try:
             return read(*args)
-        except Fault:
+        except Mistake:
             return None
 
     # ---- values ----
@@ -67,7 +67,7 @@ class Reading:
         found, complete = self.partial(content, schema, keys)
         if not complete:
             self.note_below(found, schema, keys)
-            raise Fault
+            raise Mistake
         return found
 
     def note_below(self, found: Found, schema: Schema, keys: Keys, without: Container[str] = ()) -> None:
@@ -88,7 +88,7 @@ class Reading:
         """The values of a table that can be used, and whether those are all. The errors are noted."""
         table = self.value(values.table.read, content, keys)
         found: Found = {}
-        before = len(self.faults.lines)
+        before = len(self.mistakes.lines)
         for key, value in table.items():
             entry = schema.get(key)
             if entry is None:
@@ -101,7 +101,7 @@ class Reading:
         for key, entry in schema.items():
             if entry.required and key not in table:
                 self.note((*keys, key), "is missing (add it)")
-        return found, len(self.faults.lines) == before
+        return found, len(self.mistakes.lines) == before
 
     def value(self, read: Callable[[object], T], content: object, keys: Keys) -> T:
         """What ``read`` makes of one value."""
@@ -112,7 +112,7 @@ class Reading:
 
     def note(self, keys: Keys, why: str) -> None:
         """Note an error, and go on."""
-        self.faults.note(self.source.file(keys), keys, why)
+        self.mistakes.note(self.source.file(keys), keys, why)
 
     def folder(self, keys: Keys) -> Path:
         """The folder in which relative paths of the value at ``keys`` begin: that of its file."""
@@ -123,7 +123,7 @@ class Reading:
     def model(self, name: str, known: Mapping[str, type[PciDevice]], keys: Keys) -> type[PciDevice]:
         """The model ``name``, one of ``known`` or of the lab file or of an installed package."""
         if name in self.unusable:
-            raise Fault
+            raise Mistake
         try:
             return self.models.find(name, known)
         except ValueError as error:
@@ -140,19 +140,19 @@ class Reading:
         texts: Mapping[str, str] = _NO_TEXTS,
     ) -> None:
         """Have the model check its memory and options, because only the model knows them. Notes what is wrong
-        with either kind of options, and then raises Fault."""
-        before = len(self.faults.lines)
+        with either kind of options, and then raises Mistake."""
+        before = len(self.mistakes.lines)
         checks: tuple[Callable[[], None], ...] = (partial(model.validate, memory, options),)
         if texts:
             checks += (partial(model.validate_texts, texts),)
         for check in checks:
             with self.noted():
                 self._checked(model, check, keys)
-        if len(self.faults.lines) > before:
-            raise Fault
+        if len(self.mistakes.lines) > before:
+            raise Mistake
 
     def _checked(self, model: type[PciDevice], check: Callable[[], None], keys: Keys) -> None:
-        """Run one check of a model. Raises Fault, with the error noted, if it fails."""
+        """Run one check of a model. Raises Mistake, with the error noted, if it fails."""
         try:
             check()
         except ValueError as error:

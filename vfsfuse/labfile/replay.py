@@ -7,7 +7,7 @@ State: none. Errors: see :mod:`vfsfuse.labfile.reading`.
 import os
 
 from devmodel.device.pci import PciDevice
-from vfsfuse.labfile.faults import Keys, with_remedy
+from vfsfuse.labfile.mistakes import Keys, with_remedy
 from vfsfuse.labfile.reading import Found, Reading
 from vfsfuse.labfile.schema import PLAIN, REPLAY
 from vfsfuse.replay.model import replay_model

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vfsfuse.labfile.faults import Keys, LabFileError, line
+from vfsfuse.labfile.mistakes import Keys, LabFileError, line
 
 MAX_BYTES = 16 << 20
 """Bytes that are read of a lab file, so that a device such as /dev/zero comes to an end."""

@@ -8,7 +8,7 @@ lab makes them (devmodel.lifecycle.initial).
 from collections.abc import Mapping, Sequence
 
 from devmodel.lifecycle.spec import Framework, ParentSpec, VgpuSpec
-from vfsfuse.labfile.faults import Fault, Keys, place_of
+from vfsfuse.labfile.mistakes import Keys, Mistake, place_of
 from vfsfuse.labfile.reading import Found, Reading, fields
 from vfsfuse.labfile.schema import OVERRIDES, VGPU
 
@@ -44,7 +44,7 @@ def _vgpu(
     found = reading.table(content, VGPU, keys)
     parent = parents.get(found["parent"])
     if parent is None and found["parent"] in named:
-        raise Fault  # noted there
+        raise Mistake  # noted there
     if parent is None:
         there_is = ", ".join(named) or "none"
         reading.fail((*keys, "parent"), f"there is no parent {found['parent']!r} (there is {there_is})")

@@ -17,7 +17,7 @@ from devmodel.lifecycle.renewal import Outcome
 from devmodel.lifecycle.renewalplan import Plan, Unfit
 from devmodel.lifecycle.spec import SpecError
 from vfsfuse.labfile.code import LabCode
-from vfsfuse.labfile.faults import LabFileError
+from vfsfuse.labfile.mistakes import LabFileError
 from vfsfuse.labfile.models import Models
 from vfsfuse.labfile.reasons import reason
 from vfsfuse.reload.attempt import SECONDS, Attempt, CodeEnded

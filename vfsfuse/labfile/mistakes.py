@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors of a lab file: all that are found, each one line that a person can act on.
 
-State: a :class:`Faults` belongs to the reading of one lab file, on one thread.
+State: a :class:`Mistakes` belongs to the reading of one lab file, on one thread.
 """
 
 import re
@@ -27,11 +27,11 @@ class LabFileError(Exception):
         self.lines = lines
 
 
-class Fault(Exception):
-    """One error, which :class:`Faults` has noted. Only :meth:`Faults.noted` catches it."""
+class Mistake(Exception):
+    """One error, which :class:`Mistakes` has noted. Only :meth:`Mistakes.noted` catches it."""
 
 
-class Faults:
+class Mistakes:
     """Collects the errors of one lab file, so that all of them are shown at once."""
 
     def __init__(self, source: Path) -> None:
@@ -45,12 +45,12 @@ class Faults:
     def fail(self, source: Path, keys: Keys, why: str) -> NoReturn:
         """Add an error, and leave the part that is being read."""
         self.note(source, keys, why)
-        raise Fault
+        raise Mistake
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """A part of the file: an error in it is noted, and the reading goes on behind the part."""
-        with suppress(Fault):
+        with suppress(Mistake):
             yield
 
     def check(self) -> None:
