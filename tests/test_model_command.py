@@ -5,6 +5,7 @@ they are formatted and typed, and answer what was recorded."""
 from __future__ import annotations
 
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -374,3 +375,65 @@ def test_a_file_that_is_none_is_an_error_with_its_place(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"vfsfuse: model: {path}:6: ")
     done = vfsfuse("model", tmp_path / "missing")
     assert done.stderr == f"vfsfuse: model: {tmp_path}/missing: No such file or directory\n"
+
+
+# ---- hostile recordings ----
+
+
+@pytest.mark.parametrize("name", ["bytes", "data", "data2", "self", "class", "value", "int", "Recorded"])
+def test_registers_with_the_names_of_the_code(name: str) -> None:
+    dma = [
+        Event(0, 0, kinds.DMA, kind, iova=0x1000, size=64, data=bytes(range(64)))
+        for kind in ("read", "write")
+    ]
+    which = device(bar0=4096)
+    which.names = {(0, 8, 8): name, (0, 0, 4): "GO"}
+    other = Event(0, 0, kinds.DMA, "write", iova=0x1000, size=64, data=bytes(range(64, 128)))
+    found, _ = made_of([put(8, 0x1000, 8), put(0, 1), *dma, other], which)
+    with Bench(found, kind="function") as bench:
+        bench.memory.map(0x5000, 4096)
+        bench.write(0, 8, (0x5000).to_bytes(8, "little"))
+        bench.write(0, 0, (1).to_bytes(4, "little"))
+        bench.settle()
+        assert bench.memory.read(0x5000, 64) == bytes(range(64, 128))
+
+
+TEXTS = [
+    *(
+        '"',
+        "'",
+        '"""',
+        "\\",
+        '\\"',
+        "\n",
+        "\r",
+        "\u2028",
+        "\x00",
+        "{x}",
+        "%s",
+        "# x",
+        '");exit(1)#',
+        "\ud800",
+        "",
+        "é",
+    ),
+    '" + exit(1) + "',
+]
+
+
+def test_texts_of_a_recording_are_no_code() -> None:
+    which = device(bar0=4096)
+    which.names = {(0, 8 * number, 4): text for number, text in enumerate(TEXTS)}
+    events = [event for number in range(len(TEXTS)) for event in (put(8 * number, 1), interrupt())]
+    found, text = made_of(events, which)
+    assert text.isascii() and "exit(1)" not in re.sub(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'', "", text)
+    answers(found, events)
+
+
+def test_a_large_bar_is_memory_also_with_names() -> None:
+    which = device(bar0=1 << 36)
+    which.regions[0].flags = MMAP
+    which.names = {(0, 8, 4): "STATUS"}
+    which.regions[9] = Region(9, (1 << 36) + 8, READ_WRITE, struct.pack("<HHIII", 2, 1, 0, 1, 1))
+    _, text = made_of([put(8, 1)], which)
+    assert "Memory(0x1000000000)" in text and "Layout" not in text

@@ -77,6 +77,8 @@ def test_what_is_left_in_the_background_is_recorded_until_a_signal(tmp_path: Pat
         assert alive(left)
         recorder.send_signal(signal.SIGTERM)
         assert "what the program has left in the background is ended" in recorder.stderr.readline()
+        for _ in range(20):  # timeout(1) sends two, the second one when the recorder is ending
+            recorder.send_signal(signal.SIGTERM)
         assert recorder.wait(SECONDS) == 5
     wait_for(lambda: not alive(left))
     assert not read(tmp_path / "out").events

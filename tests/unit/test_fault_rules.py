@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
@@ -307,6 +309,41 @@ def test_lines_change_all_or_nothing(rules: FaultRules) -> None:
     )
     assert carry_out(rules, b"clear\nlist") == "cleared fault1\ncleared fault2\ncleared fault3\ncleared a\n"
     assert carry_out(rules, b"list\n") == ""
+
+
+def test_threads_that_change_all_rules_leave_no_call_behind(rules: FaultRules) -> None:
+    holds = set[Hold]()
+    work = threading.Event()
+
+    def hit_often() -> None:
+        while not work.is_set():
+            made = rules.begin(ioctl("VFIO_DEVICE_RESET"))
+            if made is not None and made.hold is not None:
+                holds.add(made.hold)
+
+    def change_often() -> None:
+        for _ in range(100):
+            carry_out(rules, b"add call=any hang=true\nrelease\n")
+            carry_out(rules, b"release\n")
+            carry_out(rules, b"clear\n")
+
+    hitters = [threading.Thread(target=hit_often) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in hitters:
+            thread.start()
+        with ThreadPoolExecutor(4) as changers:
+            done = [changers.submit(change_often) for _ in range(4)]
+            for each in done:
+                each.result()
+    finally:
+        sys.setswitchinterval(interval)
+        work.set()
+        for thread in hitters:
+            thread.join()
+    rules.clear()
+    assert holds and all(hold.released for hold in holds)
 
 
 def test_default_names_are_those_that_are_free(rules: FaultRules) -> None:

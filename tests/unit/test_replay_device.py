@@ -228,3 +228,10 @@ def test_no_client_makes_it_fail(seed: int) -> None:
             if not random_.randrange(50):
                 device.released()
                 device.opened(None)
+
+
+def test_a_read_of_a_rom_that_is_longer_than_any_takes_no_memory() -> None:
+    far = Event(0, 0, "read", region=6, offset=(1 << 40) - 4, size=4, data=b"far!")
+    near = Event(0, 0, "read", region=6, offset=2, size=4, data=b"near")
+    played = Replay.of(recording(near, far), "x.rec").device("")
+    assert played.rom == b"\xff\xffnear"

@@ -8,7 +8,6 @@ Any thread that may wait; no state.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vfsfuse.faults.rule import MOST_LINE, Rule, RuleError, parse_words, split
@@ -28,8 +27,9 @@ class Change:
     """What the lines of one write ask for."""
 
     added: list[Rule] = field(default_factory=list)
-    cleared: list[str] = field(default_factory=list)
-    released: list[str] = field(default_factory=list)
+    cleared: list[str] | None = field(default_factory=list)
+    """Names of rules; None: all."""
+    released: list[str] | None = field(default_factory=list)
     lists: bool = False
 
 
@@ -42,19 +42,19 @@ def carry_out(rules: FaultRules, data: bytes) -> str:
     rule; EEXIST for a name that is taken; ENOSPC for too many rules.
     """
     try:
-        change = parse(data, rules.names)
-        added = rules.change(change.added, change.cleared, change.released)
+        change = parse(data)
+        done = rules.change(change.added, change.cleared, change.released)
     except RuleError as error:
         raise Unchanged(errno.EINVAL, str(error)) from None
     except OSError as error:
         raise Unchanged(error.errno, error.strerror) from None
-    named = {"cleared": change.cleared, "released": change.released, "added": [each.name for each in added]}
-    done = "".join(f"{what} {name}\n" for what, names in named.items() for name in names)
-    return done + listing(rules) if change.lists else done
+    named = {"cleared": done.cleared, "released": done.released, "added": done.added}
+    said = "".join(f"{what} {name}\n" for what, names in named.items() for name in names)
+    return said + listing(rules) if change.lists else said
 
 
-def parse(data: bytes, names: Sequence[str]) -> Change:
-    """What the lines of a write ask for, in a lab whose rules have these ``names``.  Raises RuleError."""
+def parse(data: bytes) -> Change:
+    """What the lines of a write ask for.  Raises RuleError."""
     if len(data) > MOST_BYTES:
         raise RuleError("", f"{len(data)} bytes at once (write {MOST_BYTES} at most, in whole lines)")
     try:
@@ -64,14 +64,14 @@ def parse(data: bytes, names: Sequence[str]) -> Change:
     change = Change()
     for number, line in enumerate(text.split("\n"), 1):
         try:
-            _parse_line(line, change, names)
+            _parse_line(line, change)
         except RuleError as error:
             where = f"line {number}: " if text.strip("\n").count("\n") else ""
             raise RuleError("", f"{where}{error}") from None
     return change
 
 
-def _parse_line(line: str, change: Change, names: Sequence[str]) -> None:
+def _parse_line(line: str, change: Change) -> None:
     if len(line) > MOST_LINE:
         raise RuleError("", f"the line has {len(line)} characters (give {MOST_LINE} at most)")
     words = split(line)
@@ -81,13 +81,18 @@ def _parse_line(line: str, change: Change, names: Sequence[str]) -> None:
     if command == "add":
         change.added.append(parse_words(rest))
     elif command == "clear":
-        change.cleared += rest or names
+        change.cleared = _also(change.cleared, rest)
     elif command == "release":
-        change.released += rest or names
+        change.released = _also(change.released, rest)
     elif command == "list" and not rest:
         change.lists = True
     else:
         raise RuleError("", f"{command!r} is no command (write {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]})")
+
+
+def _also(names: list[str] | None, more: list[str]) -> list[str] | None:
+    """These names and more of them, without which it is all rules."""
+    return None if names is None or not more else names + more
 
 
 def listing(rules: FaultRules) -> str:

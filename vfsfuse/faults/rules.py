@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from devmodel.calls.call import Call, CallKind
 from devmodel.calls.injection import Hold, Injection
@@ -36,6 +36,20 @@ MOST_SHOWN = 20
 """Registers, or rules, that an error names."""
 AGAIN_SECONDS = 0.1
 """Seconds between two looks whether a rule that happens by itself may do so."""
+
+
+ALL = None
+"""In the place of names: all rules."""
+Names = Sequence[str] | None
+
+
+class Changed(NamedTuple):
+    """The names of the rules that were added, cleared and released, and the rules that were added."""
+
+    added: Sequence[str]
+    cleared: Sequence[str]
+    released: Sequence[str]
+    rules: Sequence[Rule]
 
 
 class Act(Protocol):
@@ -65,14 +79,11 @@ class Active:
         held = self.hold.held
         return f"{self.rule.line}  # {self.counter.said}{f', {held} held' if held else ''}"
 
-    def release(self) -> None:
-        """Let go of the calls that it holds. Calls that it hits from now on are held again."""
+    def renew(self) -> Hold:
+        """Have calls hang at another hold from now on.  The result is the one so far, which lets its calls
+        go when it is released.  One thread at a time: no call may hang at a hold that nobody knows."""
         hold, self.hold = self.hold, Hold()
-        hold.release()
-
-    def end(self) -> None:
-        """Let go of them for good, also of a call that it is about to hit: the rule is taken away."""
-        self.hold.release()
+        return hold
 
 
 class FaultRules:
@@ -93,27 +104,28 @@ class FaultRules:
         Raises RuleError for one that makes no sense in this lab, ``OSError``: EEXIST for a name that is
         taken, ENOSPC when there would be too many.
         """
-        return self.change(rules, (), ())
+        return self.change(rules, (), ()).rules
 
-    def change(self, add: Sequence[Rule], clear: Sequence[str], release: Sequence[str]) -> Sequence[Rule]:
-        """Clear and release rules by their names, and add others, all or nothing.  Raises as :meth:`add`,
-        and ENOENT for a name of no rule."""
+    def change(self, add: Sequence[Rule], clear: Names, release: Names) -> Changed:
+        """Clear and release rules by their names, and add others, all or nothing.  ALL are those that there
+        are at that moment.  Raises as :meth:`add`, and ENOENT for a name of no rule."""
         with self._using(add), self._lock:
             leaving, released = self._find(clear), self._find(release)
             added = self._add(add, leaving)
-        for active in released:
-            active.release()
-        for active in leaving:
-            active.end()
-        return added
+            holds = [each.renew() for each in released]
+            holds += [each.hold for each in leaving]  # also for a call that such a rule is about to hit
+        for hold in holds:
+            hold.release()
+        cleared, let_go = ([each.rule.name for each in those] for those in (leaving, released))
+        return Changed([rule.name for rule in added], cleared, let_go, added)
 
     def clear(self, *names: str) -> None:
         """Take these rules away, or all of them.  What they hold goes on.  Raises ``OSError(ENOENT)``."""
-        self.change((), names or tuple(self._active), ())
+        self.change((), names or ALL, ())
 
     def release(self, *names: str) -> None:
         """Let the calls go on that these rules hold, or all rules.  Raises ``OSError(ENOENT)``."""
-        self.change((), (), names or tuple(self._active))
+        self.change((), (), names or ALL)
 
     def listed(self) -> Sequence[Active]:
         """All rules, in the order in which they were added.  Any thread."""
@@ -124,7 +136,9 @@ class FaultRules:
         """The names of all rules.  Any thread."""
         return tuple(self._active)
 
-    def _find(self, names: Sequence[str]) -> list[Active]:
+    def _find(self, names: Names) -> list[Active]:
+        if names is ALL:
+            return [*self._active.values()]
         for name in names:
             if name not in self._active:
                 raise OSError(errno.ENOENT, f"{name}: there is no such rule ({self._there()})")

@@ -70,12 +70,12 @@ def record(
     tracees = Tracees(child.pid, machine, dialogue, every_call=not filtered)
     _raise_limit()
     dialogue.interrupts.start()
-    with _handling(tracees):
-        child.go()
-        try:
+    try:
+        with _handling(tracees):
+            child.go()
             tracees.run()
-        except _Interrupted:
-            complain("what the program has left in the background is ended")
+    except _Interrupted:
+        complain("what the program has left in the background is ended")
     return dialogue.finish(), tracees.status or 0
 
 
@@ -143,10 +143,16 @@ def _be(argv: list[str], begun: int, machine: Machine | None) -> NoReturn:
 @contextlib.contextmanager
 def _handling(tracees: Tracees) -> Iterator[None]:
     """A terminal's signals reach the program by themselves, others are passed on to it.  Once it has ended,
-    they end the recorder."""
+    the first one ends the recorder.  It writes what it has then, whichever of _FORWARDED come meanwhile:
+    timeout(1) sends each of its signals twice."""
+    is_ending = False
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal is_ending
+        if is_ending:
+            return
         if tracees.status is not None:
+            is_ending = True
             raise _Interrupted
         if number in _FORWARDED:
             os.kill(tracees.pid, number)
@@ -158,4 +164,4 @@ def _handling(tracees: Tracees) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_ending and number in _FORWARDED else handler)

@@ -219,10 +219,12 @@ class Dialogue:
         size, fd, position = args[1], descriptor(args[4]), args[5]
         file = self._files.known(tgid, fd)
         layout = None if file is None else self._devices.layout(file.device)
-        begun = self._events.begin() if layout else None
-        if file is None or layout is None or not begun:
+        if file is None or layout is None:
             return None
         device, (region, _) = file.device, layout.place(position)
+        begun = self._events.begin() if region < form.MOST_INDEXES else None
+        if not begun:
+            return None
         size = min(size, MOST_SIZE)
 
         def end(result: int) -> None:

@@ -34,6 +34,8 @@ _SDK_NAMES = re.compile(
     r"Registers|Rom|express|msi|msix|power_management|vendor)\b(?=[\](.)])"
 )
 """Names of the SDK where code uses them."""
+_TAKEN = re.compile(r"self|data[0-9]*|bytes")
+"""Names that the code of a task uses itself."""
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -279,7 +281,7 @@ class _Writer:
 
     def _parameter(self, place: Place, names: dict[str, str]) -> str:
         name = self._idents[place]
-        name = f"{name}_" if keyword.iskeyword(name) or name in ("self", "data", "value") else name
+        name = f"{name}_" if keyword.iskeyword(name) or _TAKEN.fullmatch(name) else name
         names[name] = self._at(place)
         return name
 

@@ -144,14 +144,16 @@ def _is_sparse(region: Region) -> bool:
 
 
 def _is_memory(device: RecordedDevice, region: Region, events: Iterable[Event]) -> bool:
+    if region.size > MOST_LAYOUT:
+        return True
     if region.size % PAGE or not region.flags & FLAG_MMAP:
-        return region.size > MOST_LAYOUT and not region.size % PAGE
+        return False
     if any(place[0] == region.index for place in device.names):
         return False
     places = {
         event.offset for event in events if event.kind in (READ, WRITE) and event.region == region.index
     }
-    return not places or len(places) > MOST_PLACES or region.size > MOST_LAYOUT
+    return not places or len(places) > MOST_PLACES
 
 
 def _bar_flags(register: int) -> Iterator[str]:
@@ -177,11 +179,12 @@ def _rom(region: Region, events: Iterable[Event]) -> Call:
 
 
 def _own_regions(device: RecordedDevice) -> Iterator[Expression]:
-    """The regions of the device alone, without what is in them.  One without a type ends them."""
+    """The regions of the device alone, without what is in them.  One without a type ends them, and one that
+    is neither pages nor few enough registers."""
     index = OWN
     while (region := device.regions.get(index)) is not None and region.size:
         found = [cap for cap in _chain(region.capabilities) if cap[0] == _TYPE and len(cap[1]) >= 8]
-        if not found:
+        if not found or (region.size % PAGE and region.size > MOST_LAYOUT):
             return
         numbers = (str(int.from_bytes(found[0][1][at : at + 4], "little")) for at in (0, 4))
         inside: Expression = Call("Memory(", [f"0x{region.size:X}"])

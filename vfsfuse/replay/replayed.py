@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from devmodel.models.plain import MAX_ROM
 from vfsfuse.recording.reading import read
 from vfsfuse.recording.recording import READ, RecordedDevice, Recording, RecordingError
 from vfsfuse.replay.dialogue import Dialogue
@@ -76,10 +77,11 @@ class Played:
 
 
 def _rom(recording: Recording, number: int) -> bytes:
-    """What was read of the ROM, from its begin on."""
+    """What was read of the ROM, from its begin on, as far as a ROM can be long."""
     found = bytearray()
     for event in recording.of_device(number):
-        if event.kind == READ and event.region == ROM_REGION and not event.errno:
+        is_read = event.kind == READ and event.region == ROM_REGION and not event.errno
+        if is_read and event.offset + len(event.data) <= MAX_ROM:
             found.extend(b"\xff" * (event.offset + len(event.data) - len(found)))
             found[event.offset : event.offset + len(event.data)] = event.data
     return bytes(found)
