@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.commands import ROOT, vfsfuse
 from tests.hostrecorders import (
     COPIER,
@@ -276,6 +277,7 @@ signal_and_read()
 # ---- what hides from a recorder ----
 
 
+@needs.passthrough
 def test_a_program_is_not_told_that_it_can_map(tmp_path: Path) -> None:
     script = "answer = region(device, 4, 256); print(answer[4], answer[12:16].hex())"
     done, host = recorded(tmp_path, python(script), COPIER)

@@ -126,7 +126,7 @@ def test_the_main_client_survives_its_sweep(compile_client: Compile) -> None:
         ("VFIO_GROUP_GET_DEVICE_FD", errno.ENODEV),
         ("VFIO_IOMMU_UNMAP_DMA", errno.EINVAL),
     }, expected
-    assert len(runs) >= 30
+    assert len(runs) >= 29
 
 
 # ---- clients that do not survive ----
@@ -368,8 +368,7 @@ def test_what_cannot_be_swept(arguments: list[str], status: int, why: str) -> No
 @needs.open_fuse
 def test_an_ordinary_user_sweeps() -> None:
     command = [sys.executable, "-m", "tests.ordinary_user", *VFSFUSE, "sweep", "--", "sh", "-c", CREATE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert done.stdout.startswith(
-        "1 fails: sh sys/devices/virtual/mtty/mtty/mdev_supported_types/mtty-1 store "
-    )
+    shown, status = in_terminal(command)
+    assert status == 0
+    assert "\n" not in shown.partition("1 of 1 runs of ")[0]  # it is known how many calls there are
+    assert "1 fails: sh sys/devices/virtual/mtty/mtty/mdev_supported_types/mtty-1 store " in shown

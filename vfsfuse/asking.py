@@ -17,7 +17,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import IO, Any, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -53,14 +54,20 @@ class Patience:
         """Seconds that are left, never below 0."""
         return max(0.0, self._end - time.monotonic())
 
-    def ask(self, question: Callable[[], T], go_on: Callable[[], bool] = lambda: False) -> T:
+    def ask(
+        self,
+        question: Callable[[], T],
+        go_on: Callable[[], bool] = lambda: False,
+        keep: Sequence[int] = (),
+    ) -> T:
         """What `question` returns in a child process.
 
         It returns None, bool, int, str, bytes, or tuples and lists of them.  Raises NoAnswer when the time is
         over, unless `go_on` tells then, and twice a second from then on, to wait longer.  Raises what the
-        question raises: OSError or Refusal.
+        question raises: OSError or Refusal.  The child has no open files of the caller's but `keep`, which
+        are above 2.
         """
-        (answer,) = self._answers(lambda: [question()], self.left, go_on)
+        (answer,) = self._answers(lambda: [question()], self.left, go_on, keep)
         return answer
 
     def answers(
@@ -77,12 +84,16 @@ class Patience:
         return self._answers(question, lambda: seconds, go_on)
 
     def _answers(
-        self, question: Callable[[], Iterable[T]], seconds: Callable[[], float], go_on: Callable[[], bool]
+        self,
+        question: Callable[[], Iterable[T]],
+        seconds: Callable[[], float],
+        go_on: Callable[[], bool],
+        keep: Sequence[int] = (),
     ) -> Iterator[T]:
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
-            _answer(question, writer)
+            _answer(question, writer, keep)
         os.close(writer)
         may_wait = os.WNOHANG
         try:
@@ -133,15 +144,16 @@ def _raise(kind: int, value: tuple[int, str, str | None] | str) -> NoReturn:
     raise Refusal(value) if kind == _REFUSED else RuntimeError(value)
 
 
-def _answer(question: Callable[[], Iterable[object]], writer: int) -> NoReturn:
-    """Answer in the child, which never returns.  It keeps nothing of the caller's open: whoever reads the
-    caller's output would wait for a child that is left behind."""
+def _answer(question: Callable[[], Iterable[object]], writer: int, keep: Sequence[int]) -> NoReturn:
+    """Answer in the child, which never returns.  It keeps nothing else of the caller's open: whoever reads
+    the caller's output would wait for a child that is left behind."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
             os.dup2(null, fd)
-        os.closerange(3, writer)
-        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
+        stays = [2, *sorted({writer, *keep}), os.sysconf("SC_OPEN_MAX")]
+        for one, following in pairwise(stays):
+            os.closerange(one + 1, following)
         with os.fdopen(writer, "wb") as pipe, contextlib.suppress(BrokenPipeError):
             kind, value = _send_all(question, pipe)
             _send(pipe, kind, value)

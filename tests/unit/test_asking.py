@@ -24,6 +24,17 @@ def test_a_question_is_asked_in_another_process_that_has_ended_afterwards() -> N
     assert child != os.getpid() and not Path(f"/proc/{child}").exists()
 
 
+def test_who_asks_has_no_files_but_those_that_it_keeps() -> None:
+    def open_there() -> list[bool]:
+        return [Path(f"/proc/self/fd/{fd}").exists() for fd in (*first, *second)]
+
+    first, second = os.pipe(), os.pipe()
+    assert Patience().ask(open_there) == 4 * [False]
+    assert Patience().ask(open_there, keep=[second[1], first[1]]) == [False, True, False, True]
+    for fd in (*first, *second):
+        os.close(fd)
+
+
 def missing() -> None:
     os.stat("/no/such/file")
 
