@@ -88,10 +88,7 @@ def serve(
     """
     _allow_descriptors()
     lib.shim_keep_memory()
-    early: list[int] = []
-    for number in ENDING:  # before trio listens and during cleanup: a signal must not leave a dead mount
-        signal.signal(number, lambda number, _: early.append(number))
-        signal.siginterrupt(number, False)  # libfuse gives up mounting when its waitpid(2) is interrupted
+    early = _note_signals()
     tree = Tree()
     inodes = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is RemovalPolicy.WAIT)
     calls = CallPoint()
@@ -111,12 +108,7 @@ def serve(
     _mount(operations, mountpoint)
     try:
         lane.start()
-        gc.freeze()  # collections skip all objects so far, which are most of the server's
-        gc.enable()
-        sys.setswitchinterval(SWITCH_INTERVAL)
-        # Called after the lane has started, so that the pump does not get it: the pump should serve other
-        # clients before the one that it has just answered.
-        lengthen_time_slice()
+        _speed_up()
         if end_fd is not None:
             ending.end_with(end_fd, mountpoint)
         trio.run(_Server(operations, view, lane, mountpoint, ready, reloader, watched).run, early)
@@ -127,6 +119,26 @@ def serve(
         view.close()
         if folder is not None:
             folder.remove()
+
+
+def _note_signals() -> list[int]:
+    """Note signals before trio listens and during cleanup: one must not leave a dead mount.  Returns what
+    came."""
+    early: list[int] = []
+    for number in ENDING:
+        signal.signal(number, lambda number, _: early.append(number))
+        signal.siginterrupt(number, False)  # libfuse gives up mounting when its waitpid(2) is interrupted
+    return early
+
+
+def _speed_up() -> None:
+    """Set up this thread and the interpreter for serving.  To be called after the lane has started, so that
+    the pump does not get the longer time slice: the pump should serve other clients before the one that it
+    has just answered."""
+    gc.freeze()  # collections skip all objects so far, which are most of the server's
+    gc.enable()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    lengthen_time_slice()
 
 
 def _add_rules(rules: FaultRules, spec: LabSpec) -> None:

@@ -17,6 +17,7 @@ from devmodel.calls.call import Call, CallKind
 from devmodel.calls.point import CallPoint
 from devmodel.device.attribute import DeviceAttribute
 from devmodel.device.dma import DmaPort
+from devmodel.device.hooks import Hooks
 from devmodel.device.listened import ListenedDma, interrupt_point
 from devmodel.device.migration import Migration
 from devmodel.device.tasks import CODE_FAILED, Coroutine, Tasks, check_current, log_failure
@@ -47,7 +48,7 @@ class DriverAccess(Protocol):
     def hole(self, index: int) -> tuple[int, int] | None: ...
 
 
-class Device:
+class Device(Hooks):
     """Base of every VFIO device. Nothing in it calls out while holding :attr:`lock`.
 
     A region whose index is in :attr:`undecoded` is not decoded: it reads all ones, and drops writes.
@@ -269,16 +270,6 @@ class Device:
         point = interrupt_point(self, index, vector) if self.calls.attended else None
         eventfd.send_through(point, self.irq.lock)
 
-    def sync_intx(self) -> None:
-        """After a reset, under :attr:`lock`: bring the interrupt line to what the registers say."""
-
-    def irqs_asked(self, flags: int, index: int, start: int, count: int) -> None:
-        """For models: a SET_IRQS has succeeded. Any thread, without :attr:`lock`."""
-
-    def irqs_set(self) -> None:
-        """A client has set up interrupts, or torn them down: have the registers say which are on. Takes
-        :attr:`lock`."""
-
     def released(self) -> None:
         """The last client has closed the device: end its tasks, DMA, interrupts and ioeventfds."""
         with self.lock:
@@ -373,29 +364,6 @@ class Device:
 
     # ---- for models ----
 
-    async def run(self) -> None:
-        """For models: what the device does by itself. It runs on the trio thread from the first open to the
-        last close; a reset ends it and starts it again."""
-
-    def stopped(self) -> None:
-        """For models with threads of their own: a reset begins, or the last client has closed the device.
-
-        From now on the threads must touch nothing of the device. Runs under :attr:`lock`, when tasks end too;
-        must not wait for the threads.
-        """
-
-    def after_reset(self) -> None:
-        """For models: what a reset does after each region's own reset. Runs under :attr:`lock`."""
-
-    def closed(self) -> None:
-        """For models: let go of what the model holds, the device is gone. Runs once, under :attr:`lock`."""
-
-    def dma_unmap(self, iova: int, size: int) -> None:
-        """For models that pin pages: unpin all pages of this range before returning.
-
-        Called on the device lane or a thread that may wait, with no lock held. It must not wait for a DMA.
-        """
-
     def start(self, function: Coroutine, *arguments: object) -> None:
         """Start another task like :meth:`run`; a reset ends it too. Any thread, also in a hook."""
         self.tasks.start(function, *arguments)
@@ -407,13 +375,9 @@ class Device:
             check_current()
             yield
 
-    def may_dma(self) -> bool:
-        """Whether the device may do DMA now. Any thread."""
-        return True
-
     @property
     def _unpins(self) -> bool:
-        return type(self).dma_unmap is not Device.dma_unmap
+        return type(self).dma_unmap is not Hooks.dma_unmap
 
     def _connect(self, space: DmaSpace | None) -> None:
         """Use ``space``, by the call point if somebody attends to it now."""
@@ -430,5 +394,5 @@ class Device:
         self.irq.each_eventfd(self.route_interrupt)
 
     def _run(self) -> None:
-        if type(self).run is not Device.run and self.tasks.served:
+        if type(self).run is not Hooks.run and self.tasks.served:
             self.tasks.start(self.run)

@@ -31,7 +31,7 @@ from tests.waiting import wait_for
 from vfsfuse.faults import commands
 from vfsfuse.faults.commands import Unchanged, carry_out, listing
 from vfsfuse.faults.counting import Counter, chosen
-from vfsfuse.faults.matching import change_of
+from vfsfuse.faults.effects import change_of
 from vfsfuse.faults.rule import MOST_RULES, Rule, parse_line
 from vfsfuse.faults.rules import FaultRules
 

@@ -35,7 +35,7 @@ SUBCOMMANDS = {
     "umount": Subcommand("cli.umount", "unmount a lab and end its server"),
     "run": Subcommand("cli.run", "run a program that finds a lab at /sys and /dev/vfio"),
     "trace": Subcommand("cli.trace", "print what programs do with a lab, call by call", takes_program=True),
-    "fault": Subcommand("cli.fault", "have chosen calls on a mounted lab fail, wait or go wrong"),
+    "fault": Subcommand("cli.fault", "make chosen calls on a mounted lab fail, wait or go wrong"),
     "record": Subcommand(
         "cli.record", "write what a program does with VFIO devices to a file", takes_program=True
     ),

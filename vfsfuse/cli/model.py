@@ -11,9 +11,15 @@ import sys
 
 from vfsfuse.cli.output import complain, discard_stdout, explained
 
+EPILOG = """\
+The model does what the recording has, and no more: a beginning for a model of your own. docs/recording.md
+says what it knows and what it cannot know.
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="what `vfsfuse record` has written")
+    parser.epilog = EPILOG
+    parser.add_argument("file", metavar="FILE", help="a recording, as `vfsfuse record` writes it")
     parser.add_argument(
         "--device", metavar="NAME", default="", help="the device (default: the only one of the recording)"
     )

@@ -31,8 +31,6 @@ has ended. The exit status is CMD's, or 125 if there is no recording. `vfsfuse r
 `vfsfuse model` a first device model. docs/recording.md describes the file.
 """
 DEFAULT = "vfsfuse.recording"
-FLAG_MMAP = 4
-"""VFIO_REGION_INFO_FLAG_MMAP."""
 PATIENCE = 5.0
 """Seconds in which the lab's server answers."""
 
@@ -253,7 +251,9 @@ def _keep(recording: Recording, output: Output, args: argparse.Namespace, unknow
 
 def _maps(regions: Mapping[int, Region]) -> bool:
     """Whether a device has a region that can be mapped."""
-    return any(region.flags & FLAG_MMAP for region in regions.values())
+    from vfsfuse.recording import regioninfo
+
+    return any(region.flags & regioninfo.MMAP for region in regions.values())
 
 
 def _count(number: int, what: str) -> str:

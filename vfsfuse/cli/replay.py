@@ -32,11 +32,17 @@ LOOK_SECONDS = 0.1
 """How often the lab is asked for divergences while the program runs."""
 EXIT_DIVERGED = 1
 _MOST_BYTES = 1 << 20
+USAGE = "vfsfuse replay [--strict] [OPTION...] FILE -- CMD [ARG...]"
+EPILOG = """\
+CMD is run as `vfsfuse run` does, in a lab of its own with the devices of FILE, which answer as they did when
+they were recorded. What CMD does otherwise is told on stderr, with the line of FILE. The exit status is
+CMD's. docs/recording.md says more.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "vfsfuse replay [options] FILE -- CMD [ARG...]"
-    parser.add_argument("recording", metavar="FILE", help="a recording, as vfsfuse record makes it")
+    parser.usage, parser.epilog = USAGE, EPILOG
+    parser.add_argument("recording", metavar="FILE", help="a recording, as `vfsfuse record` writes it")
     parser.add_argument(
         "--strict",
         action="store_true",

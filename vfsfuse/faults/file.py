@@ -3,7 +3,7 @@
 
 A read gives all rules.  After a write through the same open file it gives the outcome of the last one: what
 was changed, or why nothing was.  Opens, reads and writes come on the device lane; a thread that may wait
-answers them.  No rule hits this file, so that rules can always be taken away.
+answers them.  No rule hits this file, so that rules can always be cleared.
 """
 
 from __future__ import annotations

@@ -85,9 +85,9 @@ KEYS: Mapping[str, Key] = {
     "every": Key(Part.WHEN, values.count, "every n-th call"),
     "probability": Key(Part.WHEN, values.probability, "each call with this probability"),
     "seed": Key(Part.WHEN, values.unsigned, "another seed makes `probability` choose other calls; default 0"),
-    "after": Key(Part.WHEN, values.seconds, "only from so long after the rule has been added"),
+    "after": Key(Part.WHEN, values.seconds, "only calls from this long after the rule was added"),
     "while": Key(Part.WHEN, values.path, "only while there is a file at this path"),
-    "times": Key(Part.WHEN, values.count, "so many times, and then never again"),
+    "times": Key(Part.WHEN, values.count, "this many times, and then no more"),
     "errno": Key(
         Part.WHAT,
         values.errnos,
@@ -95,8 +95,8 @@ KEYS: Mapping[str, Key] = {
         "Linux is most likely to give for it",
         FAILING,
     ),
-    "delay": Key(Part.WHAT, values.seconds, "the call is made later", ALL),
-    "hang": Key(Part.WHAT, values.flag, "the call is made when the rule is released, or taken away", ALL),
+    "delay": Key(Part.WHAT, values.seconds, "the call is made this much later", ALL),
+    "hang": Key(Part.WHAT, values.flag, "the call waits until the rule is released or cleared", ALL),
     "value": Key(
         Part.WHAT, values.bits, "the bytes that are read or written are this number", (*REGION, "dma")
     ),
@@ -123,12 +123,12 @@ KEYS: Mapping[str, Key] = {
     "late": Key(
         Part.WHAT,
         values.seconds,
-        "the virtual functions of `device`, or the one that it is, appear so much later",
+        "the virtual functions of `device`, or `device` itself, appear this much later",
     ),
     "driverless": Key(
         Part.WHAT,
         values.flag,
-        "the virtual functions of `device`, or the one that it is, appear without a driver",
+        "the virtual functions of `device`, or `device` itself, appear without a driver",
     ),
 }
 

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import itertools
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -21,14 +20,14 @@ from devmodel.calls.call import Call, CallKind
 from devmodel.calls.injection import Hold, Injection
 from devmodel.calls.latecalls import Entry, LateCalls
 from devmodel.calls.point import CallPoint
-from vfsfuse.faults import plausible
 from vfsfuse.faults.conditions import Conditions
 from vfsfuse.faults.counting import Counter
 from vfsfuse.faults.devices import LabDevices
+from vfsfuse.faults.effects import Change, change_of, error_of, register_at, together
 from vfsfuse.faults.keys import ACTIONS, OF_VFS
-from vfsfuse.faults.matching import Index, Matcher, change_of
+from vfsfuse.faults.matching import Matcher
+from vfsfuse.faults.places import Index
 from vfsfuse.faults.rule import MOST_RULES, Rule, RuleError, is_pattern
-from vfsfuse.faults.values import PLAUSIBLE
 from vfsfuse.observe.clients import Clients
 
 log = logging.getLogger(__name__)
@@ -247,7 +246,7 @@ class FaultRules:
 
     def _injection(self, hits: Sequence[Active], call: Call) -> Injection:
         made = Injection(rule=",".join(each.rule.name for each in hits))
-        changes: list[Callable[[bytes], bytes]] = []
+        changes: list[Change] = []
         afters: list[Callable[[], None]] = []
         for each in hits:
             rule = each.rule
@@ -255,11 +254,10 @@ class FaultRules:
             made.drop |= rule.get("drop", False)
             if rule.get("hang") and made.hold is None:
                 made.hold = each.hold
-            if "errno" in rule.keys and made.error is None:
-                made.error = _error(rule.keys["errno"], call)
+            made.error = made.error or error_of(rule, call)
             if rule.get("duplicate"):
                 made.times = 2
-            change = change_of(rule, _register(each, call))
+            change = change_of(rule, register_at(rule, each.matcher, call))
             if change is not None:
                 changes.append(change)
             afters += self._actions(rule, call)
@@ -267,27 +265,29 @@ class FaultRules:
                 if what in rule.keys:  # the function that is about to appear takes this into account
                     self._act(what, rule.keys[what], call.subject)()
         if changes:
-            made.change = lambda data: _through(changes, data)
+            made.change = together(changes)
         if afters:
             made.after = lambda: _call_all(afters)
         return made
 
     def _actions(self, rule: Rule, call: Call) -> list[Callable[[], None]]:
-        whats = [what for what in ACTIONS if what in rule.keys]
-        if not whats:
+        if not _whats(rule):
             return []
         on = call.device
         name = rule.get("device", "")
         device = self._devices.found(name) if on is None else str(on.name)
         if not device:  # the call may be its creation
-            return [lambda: self._act_by_name(whats, rule, name)]
-        return [self._act(what, rule.keys[what], device) for what in whats]
+            return [lambda: self._act_by_name(rule, name)]
+        return self._acts(rule, device)
 
-    def _act_by_name(self, whats: Sequence[str], rule: Rule, name: str) -> None:
+    def _acts(self, rule: Rule, device: str) -> list[Callable[[], None]]:
+        return [self._act(what, rule.keys[what], device) for what in _whats(rule)]
+
+    def _act_by_name(self, rule: Rule, name: str) -> None:
         """Have actions happen to a device that was not there when the call began."""
         device = self._devices.found(name)
         if device:
-            _call_all([self._act(what, rule.keys[what], device) for what in whats])
+            _call_all(self._acts(rule, device))
 
     # ---- rules that happen by themselves ----
 
@@ -305,30 +305,14 @@ class FaultRules:
         if not device:
             log.warning("fault rule %s: there is no device %s", rule.name, rule.keys["device"])
         elif active.counter.hit():
-            whats = [what for what in ACTIONS if what in rule.keys]
-            acts = [self._act(what, rule.keys[what], device) for what in whats]
-            call = Call(CallKind.LIFECYCLE, device, "fault", {"arguments": whats}, fault=rule.name)
+            acts = self._acts(rule, device)
+            call = Call(CallKind.LIFECYCLE, device, "fault", {"arguments": _whats(rule)}, fault=rule.name)
             self._calls.tell(call, lambda: _call_all(acts))
 
 
-def _error(number: int | str, call: Call) -> OSError | None:
-    if number == PLAUSIBLE:
-        number = plausible.failures(call)[0]
-    return OSError(number, os.strerror(int(number)))
-
-
-def _register(active: Active, call: Call) -> tuple[int, int] | None:
-    """Where in the data of an access the register of a rule begins, and its bytes."""
-    if "register" not in active.rule.keys or call.kind is not CallKind.REGION:
-        return None
-    register = active.matcher.register_of(call)
-    return None if register is None else (register.offset - call.arguments["offset"], register.width)
-
-
-def _through(changes: Sequence[Callable[[bytes], bytes]], data: bytes) -> bytes:
-    for change in changes:
-        data = change(data)
-    return data
+def _whats(rule: Rule) -> list[str]:
+    """What a rule has happen to a device."""
+    return [what for what in ACTIONS if what in rule.keys]
 
 
 def _call_all(calls: Sequence[Callable[[], None]]) -> None:

@@ -15,7 +15,6 @@ import struct
 from bisect import bisect_right
 
 from ioctl_shim._native import lib
-from vfsfuse.recording.hosthiding import REGION_INFO
 from vfsfuse.recording.recording import (
     CONFIG_REGION,
     MOST_CONFIG,
@@ -25,6 +24,7 @@ from vfsfuse.recording.recording import (
     RecordedDevice,
     Region,
 )
+from vfsfuse.recording.regioninfo import REGION_INFO
 
 _DEVICE_INFO = struct.Struct("=5I")
 _IRQ_INFO = struct.Struct("=4I")

@@ -7,15 +7,9 @@ Source: <linux/vfio.h>, struct vfio_region_info, struct vfio_info_cap_header.
 
 from __future__ import annotations
 
-import struct
-from itertools import pairwise
-
 from ioctl_shim._native import lib
+from vfsfuse.recording.regioninfo import HEADER, REGION_INFO, SPARSE_MMAP, chain_of
 
-REGION_INFO = struct.Struct("=4I2Q")
-"""argsz, flags, index, cap_offset, size, offset."""
-_HEADER = struct.Struct("=2HI")
-"""id, version, next: the offset of the next capability from the beginning of the struct."""
 _HIDDEN = lib.VFIO_REGION_INFO_FLAG_MMAP | lib.VFIO_REGION_INFO_FLAG_CAPS
 
 
@@ -47,24 +41,10 @@ def region_asked(before: bytes) -> int:
 
 
 def _without_sparse(capabilities: bytes) -> bytes:
-    """The chain without sparse-mmap capabilities, linked anew.  It may be anything but a chain."""
-    starts: list[int] = []
-    at = REGION_INFO.size if capabilities else 0
-    while REGION_INFO.size <= at <= REGION_INFO.size + len(capabilities) - _HEADER.size and at not in starts:
-        starts.append(at)
-        at = _HEADER.unpack_from(capabilities, at - REGION_INFO.size)[2]
-    ends = sorted([*starts, REGION_INFO.size + len(capabilities)])
-    following = dict(pairwise(ends))
+    """The chain without sparse-mmap capabilities, linked anew."""
+    left = [each for each in chain_of(capabilities).capabilities if each.id != SPARSE_MMAP]
     kept = b""
-    pointer = -1
-    for start in starts:
-        one = capabilities[start - REGION_INFO.size : following[start] - REGION_INFO.size]
-        kind, version, _ = _HEADER.unpack_from(capabilities, start - REGION_INFO.size)
-        if kind == lib.VFIO_REGION_INFO_CAP_SPARSE_MMAP:
-            continue
-        if pointer >= 0:
-            here = (REGION_INFO.size + len(kept)).to_bytes(4, "little")
-            kept = kept[:pointer] + here + kept[pointer + 4 :]
-        pointer = len(kept) + 4
-        kept += _HEADER.pack(kind, version, 0) + one[_HEADER.size :]
+    for number, each in enumerate(left, start=1):
+        end = REGION_INFO.size + len(kept) + HEADER.size + len(each.content)
+        kept += HEADER.pack(each.id, each.version, end if number < len(left) else 0) + each.content
     return kept

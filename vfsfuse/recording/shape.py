@@ -16,6 +16,7 @@ from devmodel.pci.express import ExpressRegisters, LinkSpeed
 from devmodel.pci.image import Image
 from devmodel.pci.msix import MsixBar
 from devmodel.pci.regs import BaseAddress, CapId
+from vfsfuse.recording import regioninfo
 from vfsfuse.recording.layouting import Call, Expression, Text
 from vfsfuse.recording.recording import (
     READ,
@@ -26,9 +27,8 @@ from vfsfuse.recording.recording import (
     Region,
     region_name,
 )
+from vfsfuse.recording.regioninfo import chain_of
 
-FLAG_MMAP = 4
-"""VFIO_REGION_INFO_FLAG_MMAP."""
 BARS = 6
 ROM = 6
 OWN = 9
@@ -39,10 +39,6 @@ MOST_PLACES = 256
 """Places that a program has accessed in a BAR of registers that could be mapped, too."""
 MOST_ROM = 4096
 """Bytes of a ROM that are written into the model."""
-_SPARSE, _TYPE = 1, 2
-"""VFIO_REGION_INFO_CAP_SPARSE_MMAP and _TYPE."""
-_CAP_HEADER, _REGION_INFO = 8, 32
-"""Bytes of struct vfio_info_cap_header and of struct vfio_region_info."""
 _DIGITS = 64
 """Digits of data in a line."""
 
@@ -140,13 +136,13 @@ def _bars(
 
 def _is_sparse(region: Region) -> bool:
     """Whether the pages of the table cannot be mapped."""
-    return any(identity == _SPARSE for identity, _ in _chain(region.capabilities))
+    return any(each.id == regioninfo.SPARSE_MMAP for each in chain_of(region.capabilities).capabilities)
 
 
 def _is_memory(device: RecordedDevice, region: Region, events: Iterable[Event]) -> bool:
     if region.size > MOST_LAYOUT:
         return True
-    if region.size % PAGE or not region.flags & FLAG_MMAP:
+    if region.size % PAGE or not region.flags & regioninfo.MMAP:
         return False
     if any(place[0] == region.index for place in device.names):
         return False
@@ -183,25 +179,16 @@ def _own_regions(device: RecordedDevice) -> Iterator[Expression]:
     is neither pages nor few enough registers."""
     index = OWN
     while (region := device.regions.get(index)) is not None and region.size:
-        found = [cap for cap in _chain(region.capabilities) if cap[0] == _TYPE and len(cap[1]) >= 8]
+        capabilities = chain_of(region.capabilities).capabilities
+        found = [cap.content for cap in capabilities if cap.id == regioninfo.TYPE and len(cap.content) >= 8]
         if not found or (region.size % PAGE and region.size > MOST_LAYOUT):
             return
-        numbers = (str(int.from_bytes(found[0][1][at : at + 4], "little")) for at in (0, 4))
+        numbers = (str(int.from_bytes(found[0][at : at + 4], "little")) for at in (0, 4))
         inside: Expression = Call("Memory(", [f"0x{region.size:X}"])
         if region.size % PAGE:
             inside = Call("Registers(", [Call("Layout(", [f"0x{region.size:X}", "[]"])])
         yield Call("DeviceRegion(", [inside, *numbers])
         index += 1
-
-
-def _chain(capabilities: bytes) -> Iterator[tuple[int, bytes]]:
-    """Id and content of the capabilities of a region.  Places count from the beginning of the struct."""
-    at, seen = 0, set[int]()
-    while at not in seen and 0 <= at <= len(capabilities) - _CAP_HEADER:
-        seen.add(at)
-        identity = int.from_bytes(capabilities[at : at + 2], "little")
-        yield identity, capabilities[at + _CAP_HEADER :]
-        at = int.from_bytes(capabilities[at + 4 : at + 8], "little") - _REGION_INFO
 
 
 # ---- capabilities ----

@@ -2,7 +2,7 @@
 """What a recording says of a device: its regions, interrupts and capabilities, for a model of it.
 
 Every ValueError is one line that says why no model can be made.  State: none.  Source: <linux/vfio.h>
-(VFIO_DEVICE_FLAGS_*, VFIO_REGION_INFO_*, VFIO_IRQ_INFO_*, vfio_info_cap_header).
+(VFIO_DEVICE_FLAGS_*, VFIO_REGION_INFO_CAP_*, VFIO_IRQ_INFO_*).
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from devmodel.pci import regs
 from devmodel.pci.barkind import BarKind
 from devmodel.pci.image import Image
 from vfsfuse.recording.recording import RecordedDevice, Region, region_name
+from vfsfuse.recording.regioninfo import SPARSE_MMAP, TYPE, chain_of
 
 DEVICE_RESET, DEVICE_PCI = 1, 2
-REGION_READ, REGION_WRITE, REGION_MMAP = 1, 2, 4
 _EVENTFD, _MASKABLE, _AUTOMASKED, _NORESIZE = 1, 2, 4, 8
-_SPARSE, _TYPE = 1, 2
-_INFO_SIZE = 32
-"""Bytes of vfio_region_info, from whose begin the offsets of its capabilities count."""
-_MOST_CAPABILITIES = 64
+_LEAST = 8
+"""Bytes that each capability which is looked at has at least."""
 _MOST_32BIT = 1 << 31
 _BAD_CHAIN = "has a broken chain of capabilities"
 
@@ -82,9 +80,9 @@ def irq_indexes(device: RecordedDevice) -> list[IrqIndex | None]:
 
 
 def mappable_areas(region: Region) -> tuple[tuple[int, int], ...] | None:
-    """The (offset, size) of what a client may map of a region with REGION_MMAP. None is all of it. Raises
+    """The (offset, size) of what a client may map of a region with FLAG_MMAP. None is all of it. Raises
     ValueError for capabilities that are none."""
-    for body in _capabilities(region, _SPARSE):
+    for body in _capabilities(region, SPARSE_MMAP):
         (count,) = struct.unpack_from("<I", body)
         if len(body) < 8 + 16 * count:
             raise ValueError(f"{region_name(region.index)} {_BAD_CHAIN}")
@@ -98,28 +96,18 @@ def mappable_areas(region: Region) -> tuple[tuple[int, int], ...] | None:
 
 def type_of(region: Region) -> Type:
     """The type of a region from index 9 on, 0 and 0 without one. Raises ValueError as mappable_areas."""
-    for body in _capabilities(region, _TYPE):
+    for body in _capabilities(region, TYPE):
         return Type(*struct.unpack_from("<II", body))
     return Type(0, 0)
 
 
 def _capabilities(region: Region, wanted: int) -> Iterator[bytes]:
     """What is behind the header of each capability with this id."""
-    chain, place = region.capabilities, 0
-    for _ in range(_MOST_CAPABILITIES):
-        if len(chain) < place + 8:
-            return
-        identity, _, following = struct.unpack_from("<HHI", chain, place)
-        body = chain[place + 8 : following - _INFO_SIZE if following else None]
-        if identity == wanted:
-            if len(body) < 8:
-                raise ValueError(f"{region_name(region.index)} {_BAD_CHAIN}")
-            yield body
-        if not following:
-            return
-        if following < _INFO_SIZE + place + 8:
-            raise ValueError(f"{region_name(region.index)} {_BAD_CHAIN}")
-        place = following - _INFO_SIZE
+    chain = chain_of(region.capabilities)
+    found = [each.content for each in chain.capabilities if each.id == wanted]
+    if not chain.is_ascending or any(len(content) < _LEAST for content in found):
+        raise ValueError(f"{region_name(region.index)} {_BAD_CHAIN}")
+    yield from found
 
 
 def names_of(device: RecordedDevice, region: int) -> Mapping[tuple[int, int], str]:

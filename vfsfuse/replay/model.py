@@ -27,6 +27,7 @@ from devmodel.models.plain import PlainDevice, plain_model
 from devmodel.pci import regs
 from devmodel.pci.fields import Bar
 from devmodel.region.region import Region
+from vfsfuse.recording import regioninfo
 from vfsfuse.recording.recording import DMA, INTERRUPT, INTERRUPTS, Event
 from vfsfuse.recording.recording import Region as RecordedRegion
 from vfsfuse.replay import description
@@ -83,16 +84,12 @@ class ReplayDevice(PlainDevice):
 
     def _region(self, recorded: RecordedRegion) -> Region:
         index, size, flags = recorded.index, recorded.size, recorded.flags
-        if (
-            flags & description.REGION_MMAP
-            and self.PLAYED.replay.recording.shows_mmap
-            and not size % mmap.PAGESIZE
-        ):
+        if flags & regioninfo.MMAP and self.PLAYED.replay.recording.shows_mmap and not size % mmap.PAGESIZE:
             return MappedRegion(self, index, size, description.mappable_areas(recorded))
         kind = ReplayRegion
-        if not flags & description.REGION_WRITE:
+        if not flags & regioninfo.WRITE:
             kind = ReadOnlyRegion
-        elif not flags & description.REGION_READ:
+        elif not flags & regioninfo.READ:
             kind = WriteOnlyRegion
         return kind(self, index, size, register_names(description.names_of(self.PLAYED.device, index)))
 
