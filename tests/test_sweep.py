@@ -240,6 +240,15 @@ def test_a_hanging_run_is_ended_with_all_its_processes(hang: str, tmp_path: Path
     assert not processes_with(str(tmp_path)) and not processes_with("sleep\x001000")
 
 
+@pytest.mark.parametrize("killed", ["-KILL $PPID", "-KILL 0", "-TERM 0"])
+def test_a_program_that_kills_the_process_which_watches_it(killed: str, tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    done = swept("--", "sh", "-c", f"setsid sh -c 'sleep 1000; : {left}' & kill {killed}; sleep 9")
+    assert done.returncode == 125 and not done.stdout
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("vfsfuse: sweep: the pro")
+    wait_for(lambda: not processes_with(str(left)))
+
+
 def test_a_file_is_compared_as_the_output_is(tmp_path: Path) -> None:
     file = tmp_path / "result"
     text = f"{CREATE} && echo made > {file}; :"

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run of a sweep: a process that starts the program in a private lab, and leaves nothing behind.
 
-The sweep forks it (`start`).  It has a session of its own, so it hears nothing of the terminal, and is the
-subreaper of all that comes from it.  The rule is written when the lab answers and before the program starts,
-so only calls of the program count.  The outcome goes to the sweep by a pipe.  The process ends once the
-program, the lab and their supervisor have ended; if the sweep ends before that, it kills all of them.
+The sweep forks it (`start`).  It has a session of its own, so it hears nothing of the terminal, and so has
+the program.  It is the subreaper of all that comes from it.  The rule is written when the lab answers and
+before the program starts, so only calls of the program count.  The outcome goes to the sweep by a pipe.  The
+process ends once the program, the lab and their supervisor have ended; if the sweep ends before that, it
+kills all of them.
 
 Single-threaded.
 """
@@ -202,7 +203,8 @@ class _Run:
         return Filter() if self._plan.keep else Filter(injected=[RULE])
 
     def _become(self, tracer: socket.socket) -> int:
-        """In the child that becomes the program."""
+        """In the child that becomes the program.  A signal to its process group (`kill 0`) is not for us."""
+        os.setsid()
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (self._out.theirs, 1), (self._err.theirs, 2)):
             os.dup2(source, target)

@@ -18,7 +18,8 @@ from errno import errorcode
 from types import FrameType
 
 from vfsfuse.faults import plausible
-from vfsfuse.sweep.single import Child, Kept, Plan
+from vfsfuse.sweep import family
+from vfsfuse.sweep.single import END_SECONDS, Child, Kept, Plan
 from vfsfuse.sweep.verdicts import Outcome, Shot, Verdict, judge
 from vfsfuse.trace.record import Record
 
@@ -86,6 +87,9 @@ class Sweep:
         self._stop = os.pipe2(os.O_CLOEXEC)
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._ending: set[int] = set()
+        self._others = family.members()
+        """Processes below this one that are not the sweep's."""
+        family.gather()
         self.signal = 0
         """The signal that has ended the sweep; 0 for none."""
         for number in ENDING:
@@ -138,22 +142,24 @@ class Sweep:
     def _make(self, plan: Plan, shots: Iterator[Shot], jobs: int) -> Iterator[Kept]:
         """Make runs, `jobs` at once, and give each that is over."""
         running: dict[int, Child] = {}
-        while not self.signal:
-            while len(running) < jobs and (shot := next(shots, None)) is not None:
-                child = Child(plan, shot, self._stop)
-                running[child.fd] = child
-            if not running:
-                return
-            poll = select.poll()
-            for fd in (self._wake, *running):
-                poll.register(fd, select.POLLIN)
-            for fd, _ in poll.poll():
-                kept = running[fd].read() if fd in running else None
-                if kept is not None:
-                    self._ending.add(running.pop(fd).pid)
-                    yield kept
-            self._reap(os.WNOHANG)
-        self._ending.update(child.pid for child in running.values())
+        try:
+            while not self.signal:
+                while len(running) < jobs and (shot := next(shots, None)) is not None:
+                    child = Child(plan, shot, self._stop)
+                    running[child.fd] = child
+                if not running:
+                    return
+                poll = select.poll()
+                for fd in (self._wake, *running):
+                    poll.register(fd, select.POLLIN)
+                for fd, _ in poll.poll():
+                    kept = running[fd].read() if fd in running else None
+                    if kept is not None:
+                        self._ending.add(running.pop(fd).pid)
+                        yield kept
+                self._reap(os.WNOHANG)
+        finally:
+            self._ending.update(child.pid for child in running.values())
 
     def _reap(self, flags: int) -> None:
         for pid in list(self._ending):
@@ -161,9 +167,11 @@ class Sweep:
                 self._ending.discard(pid)
 
     def close(self) -> None:
-        """End the runs that are under way, and wait until all that belongs to them has ended."""
+        """End the runs that are under way, and wait until all that belongs to them has ended, also what a
+        program has left that has killed the process which watches it."""
         os.close(self._stop[1])
         self._reap(0)
+        family.kill(self._others, END_SECONDS)
 
 
 class _Shots:
