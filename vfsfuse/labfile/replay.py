@@ -10,8 +10,6 @@ from devmodel.device.pci import PciDevice
 from vfsfuse.labfile.mistakes import Keys, with_remedy
 from vfsfuse.labfile.reading import Found, Reading
 from vfsfuse.labfile.schema import PLAIN, REPLAY
-from vfsfuse.replay.model import replay_model
-from vfsfuse.replay.replayed import load
 
 NAME = "replay"
 """The name of the model in a lab file."""
@@ -25,6 +23,9 @@ def replay(reading: Reading, found: Found, keys: Keys, name: str = "") -> type[P
             reading.note((*keys, key), "is what the recording says (leave it out)")
     if "recording" not in found:
         reading.fail((*keys, "recording"), "is missing (give the path of a recording)")
+    from vfsfuse.replay.model import replay_model  # few labs need it
+    from vfsfuse.replay.replayed import load
+
     where = (*keys, "recording")
     path = os.path.join(reading.folder(where), found["recording"])
     try:
