@@ -22,7 +22,7 @@ from devmodel.lifecycle.bridge import Bridge
 from devmodel.lifecycle.function import PciFunction
 from devmodel.lifecycle.later import Later
 from devmodel.lifecycle.mdev import Mdev
-from devmodel.pci.errors import Severity, happen
+from devmodel.pci.errors import Severity, log_error
 
 BEGIN, SUCCESS, FAILURE = "BEGIN_RECOVERY", "SUCCESSFUL_RECOVERY", "FAILED_RECOVERY"
 """The values of ERROR_EVENT."""
@@ -54,7 +54,7 @@ class Recovery:
         device = function.device
         with device.lock:
             device.check_present()
-            bit = happen(device.config, severity)
+            bit = log_error(device.config, severity)
         if function.traits.aer:
             function.core.count_errors().reported(severity, bit)
         port = _root_port(function)
@@ -71,7 +71,7 @@ class Recovery:
         with device.lock:
             device.check_present()
             if isinstance(device, PciDevice):
-                happen(device.config, severity)
+                log_error(device.config, severity)
         if severity is not Severity.CORRECTED:
             device.tell_error()
         if severity is Severity.FATAL:

@@ -66,9 +66,9 @@ _USUAL: Sequence[int] = (14, 4, 12, 18, 20, 5)
 as a rule, an error of the data link protocol is."""
 
 
-def happen(config: ConfigSpace, severity: Severity) -> int:
-    """Have the registers say that an error has happened, whatever their masks are; the result is its bit in
-    the AER status register.  Under the device's lock."""
+def log_error(config: ConfigSpace, severity: Severity) -> int:
+    """Log an error in the registers, whatever their masks are; the result is its bit in the AER status
+    register.  Under the device's lock."""
     express = config.find(CapId.EXP)
     if express:
         _set(config, express + regs.EXP_DEVSTA, 2, _DEVSTA[severity])

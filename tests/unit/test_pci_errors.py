@@ -9,7 +9,7 @@ import pytest
 from devmodel.models.plain import PlainSpec, plain_model
 from devmodel.pci import regs
 from devmodel.pci.config import ConfigSpace
-from devmodel.pci.errors import NO_ERRORS, ErrorCounts, Severity, happen
+from devmodel.pci.errors import NO_ERRORS, ErrorCounts, Severity, log_error
 from devmodel.pci.image import Image, ImageSpace
 from devmodel.pci.regs import CapId, ExtCapId
 
@@ -44,7 +44,7 @@ def device_status(config: ConfigSpace) -> int:
 
 
 def test_each_severity_has_bits_of_its_own(config: ConfigSpace) -> None:
-    assert [happen(config, each) for each in Severity] == [0, 14, 4]
+    assert [log_error(config, each) for each in Severity] == [0, 14, 4]
     assert device_status(config) == 0x7
     assert (aer(config, regs.AER_COR_STATUS), aer(config, regs.AER_UNCOR_STATUS)) == (1, 1 << 14 | 1 << 4)
     assert aer(config, regs.AER_CAP) & regs.AER_CAP_FEP == 14  # the first one
@@ -52,7 +52,7 @@ def test_each_severity_has_bits_of_its_own(config: ConfigSpace) -> None:
 
 def test_a_written_1_clears_a_bit_and_a_0_does_not(config: ConfigSpace) -> None:
     for each in Severity:
-        happen(config, each)
+        log_error(config, each)
     write(config, regs.AER_UNCOR_STATUS, 1 << 4)
     assert aer(config, regs.AER_UNCOR_STATUS) == 1 << 14
     write(config, regs.AER_COR_STATUS, 0xFFFFFFFF)
@@ -63,14 +63,14 @@ def test_a_written_1_clears_a_bit_and_a_0_does_not(config: ConfigSpace) -> None:
 
 def test_the_severity_register_decides_which_error_happens(config: ConfigSpace) -> None:
     write(config, regs.AER_UNCOR_SEVER, 1 << 14)  # a completion timeout is fatal, nothing else is
-    assert [happen(config, FATAL), happen(config, NONFATAL)] == [14, 4]
+    assert [log_error(config, FATAL), log_error(config, NONFATAL)] == [14, 4]
     write(config, regs.AER_UNCOR_SEVER, 0)
-    assert happen(config, FATAL) == 4  # nothing is: the usual one
+    assert log_error(config, FATAL) == 4  # nothing is: the usual one
 
 
 def test_a_reset_keeps_what_is_sticky(config: ConfigSpace) -> None:
     write(config, regs.AER_UNCOR_MASK, 1 << 20)
-    happen(config, FATAL)
+    log_error(config, FATAL)
     config.reset()
     assert aer(config, regs.AER_UNCOR_STATUS) == 1 << 4 and aer(config, regs.AER_UNCOR_MASK) == 1 << 20
     assert device_status(config) == 0
@@ -78,9 +78,9 @@ def test_a_reset_keeps_what_is_sticky(config: ConfigSpace) -> None:
 
 def test_a_function_without_the_capability_has_its_device_status_alone() -> None:
     config = declared("express")
-    assert happen(config, NONFATAL) == 14
+    assert log_error(config, NONFATAL) == 14
     assert device_status(config) == 0x2
-    assert happen(declared(), CORRECTED) == 0  # no PCI Express either: nothing to say
+    assert log_error(declared(), CORRECTED) == 0  # no PCI Express either: nothing to say
 
 
 def test_the_text_of_counters() -> None:
