@@ -34,7 +34,7 @@ class LateCalls:
         self._runs = False
 
     def add(self, seconds: float, call: Callable[[], None]) -> Entry:
-        """Make the call in so many seconds.  It is short if others are to come in time.  The result is for
+        """Make the call after ``seconds``.  It is short if others are to come in time.  The result is for
         :meth:`forget`.
 
         Raises OSError(ENOMEM), with nothing done, when there can be no more threads."""

@@ -96,7 +96,7 @@ class CallPoint:
             self._switch()
 
     def unobserve(self, observer: Observer) -> None:
-        """The opposite.  Calls under way may still end for the observer.  Any thread."""
+        """Tell it of no further call.  Calls under way may still end for the observer.  Any thread."""
         with self.lock:
             self.observers = tuple(each for each in self.observers if each is not observer)
             self._switch()
@@ -110,7 +110,7 @@ class CallPoint:
             switch()
 
     def leave(self, switch: Callable[[], None]) -> None:
-        """The opposite."""
+        """Undo :meth:`join`."""
         with self.lock:
             self._switches.discard(switch)
 

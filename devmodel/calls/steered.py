@@ -95,7 +95,7 @@ class Steered:
         return self.make(function, data, dropped)
 
     def look_later(self, seconds: float, look: Callable[[], None]) -> None:
-        """Call ``look`` in so many seconds if the call still waits then.  It is short."""
+        """Call ``look`` after ``seconds`` if the call still waits then.  It is short."""
         wait = self._wait
 
         def due() -> None:

@@ -19,8 +19,8 @@ from devmodel.calls.latecalls import LateCalls
 
 log = logging.getLogger(__name__)
 MOST_THREADS = 256
-"""So many threads wait at once for calls that are delayed or hang.  More calls on such threads fail with
-ENOMEM.  Only DMA needs a thread; a model has four of them (devmodel.device.tasks)."""
+"""Threads that wait at once for calls that are delayed or hang.  Calls on further threads fail with ENOMEM.
+Only DMA needs a thread; a model has four of them (devmodel.device.tasks)."""
 
 
 class Waits:
@@ -76,7 +76,7 @@ class Waits:
                 self._threads -= 1
 
     def call_late(self, seconds: float, call: Callable[[], None]) -> None:
-        """Make a short call in so many seconds, on the thread ``late-calls``.  Raises OSError(ENOMEM)."""
+        """Make a short call after ``seconds``, on the thread ``late-calls``.  Raises OSError(ENOMEM)."""
         self._late.add(seconds, call)
 
     def do_soon(self, action: Callable[[], None]) -> None:

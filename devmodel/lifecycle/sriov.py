@@ -40,7 +40,7 @@ class _Coming:
 @dataclass(slots=True, eq=False)
 class Appearing:
     """A virtual function that is about to appear: its ``name``, the physical function and its index. Whoever
-    listens to that may have it be ``late`` by so many seconds, or be offered to no driver
+    listens to that may make it ``late`` by a number of seconds, or have it offered to no driver
     (``driverless``)."""
 
     name: str

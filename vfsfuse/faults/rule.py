@@ -25,6 +25,8 @@ MOST_RULES = 10_000
 MOST_LINE = 8192
 """Characters of a line."""
 _WILD = re.compile(r"[*?\[]")
+_MADE = ("value", "flip", "duplicate")
+"""What happens to a call that is made."""
 
 
 class RuleError(ValueError):
@@ -213,13 +215,7 @@ def _check_when(keys: Mapping[str, Any]) -> None:
 
 
 def _check_what(keys: Mapping[str, Any]) -> None:
-    data = [key for key in ("value", "flip") if key in keys]
-    for lost in ("errno", "drop"):
-        for key in (*data, "duplicate"):
-            if lost in keys and key in keys:
-                raise RuleError(
-                    key, f"stands beside {lost}, which has the call not made (leave one of them out)"
-                )
+    _check_made(keys)
     if "errno" in keys and "drop" in keys:
         raise RuleError("drop", "stands beside errno (the call fails, or it is lost: leave one of them out)")
     if keys.get("errno") == PLAUSIBLE and "call" not in keys:
@@ -227,7 +223,7 @@ def _check_what(keys: Mapping[str, Any]) -> None:
     if "duplicate" in keys and "read" in (keys.get("access"), keys.get("dma")):
         raise RuleError("duplicate", "is about reads (only what is written can come twice: leave it out)")
     if keys.get("dma") == "pin":
-        for key in (*data, "drop", "duplicate"):
+        for key in (*_MADE, "drop"):
             if key in keys:
                 raise RuleError(key, "cannot happen to a pin (give errno, delay or hang)")
     if keys.get("delay") == 0:
@@ -236,6 +232,16 @@ def _check_what(keys: Mapping[str, Any]) -> None:
     if pattern and not pattern.startswith("0x"):
         _check_ioctl(pattern)
     _check_device(keys)
+
+
+def _check_made(keys: Mapping[str, Any]) -> None:
+    """What happens to a call that is made does not fit a call that is not."""
+    for lost in ("errno", "drop"):
+        for key in _MADE:
+            if lost in keys and key in keys:
+                raise RuleError(
+                    key, f"stands beside {lost}, which has the call not made (leave one of them out)"
+                )
 
 
 def _check_device(keys: Mapping[str, Any]) -> None:

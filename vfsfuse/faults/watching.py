@@ -15,13 +15,15 @@ from contextlib import suppress
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _EVENT = struct.Struct("=iIII")
-_NAMED = 0x40 | 0x80 | 0x100 | 0x200
-"""IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE: the event has a name."""
-_MASK = _NAMED | 0x400 | 0x800
-"""Also IN_DELETE_SELF and IN_MOVE_SELF."""
+_MOVED_FROM, _MOVED_TO, _CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF = 0x40, 0x80, 0x100, 0x200, 0x400, 0x800
+"""IN_* of <linux/inotify.h>."""
+_NAMED = _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE
+"""Events that have a name."""
+_MASK = _NAMED | _DELETE_SELF | _MOVE_SELF
 _ROOM = 4096
+"""Bytes of events that are read at once."""
 SECONDS = 1.0
-"""After so long it is time to look again, whatever was told: a mount tells nobody."""
+"""Seconds after which it is time to look again, whatever was told: a mount tells nobody."""
 UNTOLD_SECONDS = 0.1
 """The same while a folder cannot be watched: the user may not read it, or watches too many already."""
 

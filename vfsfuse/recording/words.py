@@ -16,7 +16,7 @@ from vfsfuse.recording.recording import INTERRUPTS, MOST_DATA, MOST_STRUCT, REGI
 ROW = 32
 """Bytes of data in a line."""
 RUN = 64
-"""Equal bytes that are written as one word, such as 00*4096, if there are so many."""
+"""From this number on, equal bytes are written as one word, such as 00*4096."""
 NUMBERS = (1, 2, 4, 8)
 """Sizes of data that are written as a number."""
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,@%+*-][A-Za-z0-9_./:,@%+*=~-]*")
@@ -174,14 +174,14 @@ def single(words: Sequence[str]) -> str:
 
 
 def exactly(words: Sequence[str], count: int) -> Sequence[str]:
-    """The words, if there are so many."""
+    """The words, if there are ``count`` of them."""
     if len(words) != count:
         raise ValueError(f"the line has {len(words)} values in place of {count}")
     return words
 
 
 def at_least(words: Sequence[str], count: int) -> Sequence[str]:
-    """The words, if there are so many or more."""
+    """The words, if there are ``count`` or more."""
     if len(words) < count:
         raise ValueError("the line ends too early")
     return words

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the clients of a lab do other than a recording says, and how much of it was replayed.
 
-Each place of a recording is told once, and so many places.  They are told by the log, whose lines `vfsfuse
-run` prints on stderr, unless somebody reads them otherwise.  State: a Divergences belongs to one recording in
-one lab.  Any thread, under its lock, which nobody holds while something else is waited for.
+Each place of a recording is told once, MOST_TOLD places at most.  They are told by the log, whose lines
+`vfsfuse run` prints on stderr, unless somebody reads them otherwise.  State: a Divergences belongs to one
+recording in one lab.  Any thread, under its lock, which nobody holds while something else is waited for.
 """
 
 from __future__ import annotations

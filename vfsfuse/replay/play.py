@@ -18,7 +18,7 @@ from vfsfuse.replay.state import State
 LONGEST_WAIT = 60.0
 """Seconds that a deed is waited for at most, whatever the recording says."""
 _AT_ONCE = 0.001
-"""Deeds that are no more than so many seconds apart come at once."""
+"""Seconds: deeds that are no further apart come at once."""
 MOST_OVERWRITTEN = 64
 """Places of a stage that are known to hold something else."""
 EMPTY = Stage(0, None, 0.0)
