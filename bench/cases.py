@@ -15,6 +15,8 @@ OURS, FLOOR, KERNEL, LXCFS, UMOCKDEV = "vfsfuse", "C libfuse", "kernel sysfs", "
 BARE, EVENTFD, NOTHING = "memfd", "eventfd", "an ioctl without a struct"
 OUTSIDE = "outside of run"
 """The same program, without `vfsfuse run`."""
+RULELESS = "without a rule"
+"""The same lab, while it has no fault rule."""
 UNTRACED = "untraced"
 """The same lab, while nobody reads its trace."""
 MEMCPY, MEMREAD, MEMWRITE = "memcpy", "pread of /proc/PID/mem", "pwrite of /proc/PID/mem"
@@ -122,6 +124,13 @@ def _traced(case: Case) -> Case:
     words = case.runs[OURS]
     runs = {OURS: f"{{python}} -m bench.drive traced {{lab}} {words}", UNTRACED: words}
     return Case(f"traced-{case.key}", f"{case.title}, while traced", runs, UNTRACED)
+
+
+def _ruled(case: Case) -> Case:
+    """The same calls while the lab has a fault rule about another device."""
+    words = case.runs[OURS]
+    runs = {OURS: f"{{python}} -m bench.drive ruled {{lab}} {words}", RULELESS: words}
+    return Case(f"ruled-{case.key}", f"{case.title}, beside a fault rule", runs, RULELESS)
 
 
 RUN = "{python} -m vfsfuse run --mount {lab} --"
@@ -251,7 +260,13 @@ TRACED = (
     *("attr-write", "interrupt"),
 )
 """The cases that are measured once more while the lab is traced."""
-CASES = (*_PLAIN_CASES, *(_traced(case) for case in _PLAIN_CASES if case.key in TRACED))
+RULED = ("read-hook", "read-memory", "ioctl-struct", "attr-read", "attr-write", "interrupt")
+"""The cases that are measured once more while there is a fault rule about another device."""
+CASES = (
+    *_PLAIN_CASES,
+    *(_traced(case) for case in _PLAIN_CASES if case.key in TRACED),
+    *(_ruled(case) for case in _PLAIN_CASES if case.key in RULED),
+)
 BY_KEY: Mapping[str, Case] = {case.key: case for case in CASES}
 
 CLIENTS = "clients"

@@ -6,6 +6,7 @@
     python -m bench.drive mount-functions CALLS FOLDER  the same for a lab of 10,240 PCI functions
     python -m bench.drive mount.sh CALLS FOLDER the same through ./mount.sh, until it returns
     python -m bench.drive traced LAB CLIENT...  the command of a client, while this reads the trace of the lab
+    python -m bench.drive ruled LAB CLIENT...   the same while the lab has a fault rule about another device
 
 The command prints nanoseconds as bench/client.c does.
 """
@@ -69,6 +70,15 @@ def traced(lab: str, client: Sequence[str]) -> None:
         reader.wait()
 
 
+def ruled(lab: str, client: Sequence[str]) -> None:
+    faults = Path(lab) / "faults"
+    faults.write_text("add name=elsewhere device=0000:ff:1f.7 call=any errno=EIO\n")
+    try:
+        subprocess.run(client, check=True)
+    finally:
+        faults.write_text("clear elsewhere\n")
+
+
 def mount_functions(calls: int, place: str) -> None:
     mount(calls, place, "--config", FUNCTIONS)
 
@@ -80,11 +90,13 @@ DRIVERS: Mapping[str, Callable[[int, str], None]] = {
     "mount.sh": mount_sh,
 }
 
+CLIENTS: Mapping[str, Callable[[str, Sequence[str]], None]] = {"traced": traced, "ruled": ruled}
+
 
 def main() -> None:
     os.chdir(ROOT)
-    if sys.argv[1] == "traced":
-        traced(sys.argv[2], sys.argv[3:])
+    if sys.argv[1] in CLIENTS:
+        CLIENTS[sys.argv[1]](sys.argv[2], sys.argv[3:])
         return
     DRIVERS[sys.argv[1]](int(sys.argv[2]), sys.argv[3])
 
