@@ -374,7 +374,8 @@ def test_a_file_that_is_none_is_an_error_with_its_place(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"vfsfuse: model: {path}:6: ")
     done = vfsfuse("model", tmp_path / "missing")
-    assert done.stderr == f"vfsfuse: model: {tmp_path}/missing: No such file or directory\n"
+    why = "No such file or directory (vfsfuse record makes a recording)"
+    assert done.stderr == f"vfsfuse: model: {tmp_path}/missing: {why}\n"
 
 
 # ---- hostile recordings ----

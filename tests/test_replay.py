@@ -332,8 +332,8 @@ def test_a_mounted_lab(folder: Path, compiled: Callable[..., Path]) -> None:
     [
         ("", "x.rec: the file is empty"),
         ("vfsfuse recording 1\nwrong\n", "x.rec:2: "),
-        ("vfsfuse recording 1\nsource lab\nmmap hidden\ndialogue\n", "x.rec: no device was recorded"),
-        (None, "x.rec: No such file or directory"),
+        ("vfsfuse recording 1\nsource lab\nmmap hidden\ndialogue\n", "x.rec: no device was recorded (its "),
+        (None, "x.rec: No such file or directory (vfsfuse record makes a recording)"),
     ],
 )
 def test_what_is_no_recording_is_one_line(tmp_path: Path, text: str | None, why: str) -> None:

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     except RecordingError as error:
         return complain("model", str(error))
     except OSError as error:
-        return complain("model", explained(error, args.file))
+        return complain("model", f"{explained(error, args.file)} (vfsfuse record makes a recording)")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -60,9 +60,9 @@ def main(args: argparse.Namespace) -> int:
     except RecordingError as error:
         return complain("replay", str(error))
     except OSError as error:
-        return complain("replay", f"{args.recording}: {error.strerror}")
+        return complain("replay", f"{args.recording}: {error.strerror} (vfsfuse record makes a recording)")
     if not recording.devices:
-        return complain("replay", f"{args.recording}: no device was recorded")
+        return complain("replay", f"{args.recording}: no device was recorded (its program opened none)")
     args.argv = args.program
     with tempfile.NamedTemporaryFile("w", prefix="vfsfuse-replay-", suffix=".toml") as lab:
         lab.write(lab_file(recording, args.recording))
