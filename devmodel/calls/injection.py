@@ -24,14 +24,15 @@ T = TypeVar("T")
 
 
 class Hold:
-    """What calls hang at until somebody releases it, which lets all of them go on.  Any thread."""
+    """What calls hang at until somebody releases it, which lets all of them go on in the order in which they
+    came.  Any thread."""
 
     __slots__ = ("_lock", "_released", "_waiting")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._released = False
-        self._waiting: set[Callable[[], object]] = set()
+        self._waiting: dict[Callable[[], object], None] = {}
 
     @property
     def released(self) -> bool:
@@ -47,7 +48,7 @@ class Hold:
         """Let all calls go on, also those that are still to come."""
         with self._lock:
             self._released = True
-            waiting, self._waiting = self._waiting, set()
+            waiting, self._waiting = self._waiting, {}
         for call in waiting:
             try:
                 call()
@@ -59,14 +60,14 @@ class Hold:
         nothing."""
         with self._lock:
             if not self._released:
-                self._waiting.add(call)
+                self._waiting[call] = None
                 return
         call()
 
     def forget(self, call: Callable[[], object]) -> None:
         """Undo :meth:`when_released`."""
         with self._lock:
-            self._waiting.discard(call)
+            self._waiting.pop(call, None)
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ makes the call, several at once, and under that caller's locks; so they take no 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import threading
 import time
@@ -29,6 +30,8 @@ from devmodel.calls.stores import client_is, make_async, owe, reason_of, wait_as
 from devmodel.calls.waits import Waits
 
 T = TypeVar("T")
+MOST_SIGNALS = 65_536
+"""So many calls wait at once before further interrupts are lost that would have to wait."""
 
 
 class CallPoint:
@@ -211,10 +214,14 @@ class CallPoint:
 
     def signal(self, call: Call, function: Callable[..., object], data: bytes | None = None) -> None:
         """Make a call from any thread, which does not wait: another thread makes a delayed one.  It is an
-        interrupt, which is lost if it is refused, or a write by an ioeventfd."""
+        interrupt, which is lost if it is refused, or a write by an ioeventfd.  Nobody waits for it, so only
+        MOST_SIGNALS keep a device from making ever more of them: one that would have to wait is lost then."""
         steered = self.steer(call)
         if steered is None:
             self.tell(call, function if data is None else functools.partial(function, data))
+        elif steered.waits and len(self._waits) >= MOST_SIGNALS:
+            with contextlib.suppress(OSError), steered.told():
+                raise OSError(errno.ENOMEM, "too many calls wait")
         elif steered.waits:
             send = functools.partial(_send, steered, function, data)
             steered.wait(functools.partial(self._send_soon, send))

@@ -30,6 +30,7 @@ from devmodel.region.access import PLAIN, Access, first_bytes
 from ioctl_shim._native import lib
 from tests.unit.fakes import FakeClient, fails
 from tests.unit.test_iommu import Driver
+from tests.waiting import wait_for
 
 SECONDS = 5
 
@@ -171,6 +172,26 @@ def test_an_asynchronous_call_waits_and_has_a_result(point: CallPoint) -> None:
     account(point).delay = 0.01
     assert trio.run(main) >= 0.01
     assert account(point).lines == [("begin", "a", None, None), ("end", "a", 7, None)]
+
+
+def test_interrupts_that_wait_are_lost_when_there_are_too_many(
+    point: CallPoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("devmodel.calls.point.MOST_SIGNALS", 3)
+    account = Account()
+    account.hold = Hold()
+    point.listen(account)
+    came: list[int] = []
+    errors = [errno.ENOMEM] * 2 + [None] * 3
+    for number in range(5):
+        point.signal(Call(CallKind.INTERRUPT, "device", "MSIX"), partial(came.append, number))
+    assert point.held == 3 and not came
+    account.hold.release()
+    wait_for(lambda: came == [0, 1, 2] and not point.held)
+    wait_for(lambda: [line[3] for line in account.lines if line[0] == "end"] == errors)
+    account.hold = None
+    point.signal(Call(CallKind.INTERRUPT, "device", "MSIX"), partial(came.append, 5))
+    assert came == [0, 1, 2, 5]
 
 
 def test_late_interrupts_come_in_the_order_of_their_times(point: CallPoint) -> None:
