@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import struct
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +37,7 @@ from tests.faultactions import (
     vgpu,
     write,
 )
-from tests.labs import MountedLab
+from tests.labs import MountedLab, described
 from tests.nic import function, to_vfio
 from tests.test_uevents import hear, listening
 from tests.tool import need
@@ -127,6 +128,23 @@ def test_a_fatal_error_reaches_all_below_the_port(lab: MountedLab) -> None:
         wait_for(lambda: read(device, CONFIG + CACHE_LINE, 1) == b"\0")
         begun, done = [(CARD, "BEGIN_RECOVERY", "0"), (BESIDE, "BEGIN_RECOVERY", "0")], "SUCCESSFUL_RECOVERY"
         assert recoveries(events, 4) == [*begun, (CARD, done, "1"), (BESIDE, done, "1")]
+
+
+def test_an_upstream_port_recovers_with_all_below_the_root_port(tmp_path: Path) -> None:
+    """The port below which it is has the link on which the error was."""
+    bridges = {"0000:00:01.0": ("root-port", 1), "0000:01:00.0": ("switch-upstream", 2)}
+    bridges["0000:02:00.0"] = ("switch-downstream", 3)
+    text = "".join(
+        f'[functions."{name}"]\nbridge = "{kind}"\nsecondary = {bus}\n'
+        for name, (kind, bus) in bridges.items()
+    )
+    below = ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0"]
+    text += f'[functions."{below[-1]}"]\ndriver = "ice"\ncapabilities = ["express"]\n'
+    with described(tmp_path, text) as lab, listening(lab, os.O_NONBLOCK) as events:
+        add(lab, f"device={below[0]} after=0 error=nonfatal")
+        heard = recoveries(events, 6)
+        assert sorted(name for name, event, _ in heard if event == "BEGIN_RECOVERY") == below
+        assert sorted(name for name, event, _ in heard if event == "SUCCESSFUL_RECOVERY") == below
 
 
 def test_a_function_without_a_driver_makes_the_recovery_fail(lab: MountedLab) -> None:

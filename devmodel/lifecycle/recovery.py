@@ -116,9 +116,15 @@ def reset_function(function: PciFunction) -> None:
 
 
 def _affected(function: PciFunction) -> list[PciFunction]:
-    """The functions that take part in a recovery: all below the same port, or one on a root bus alone."""
-    port = function if isinstance(function, Bridge) else function.upstream
+    """The functions that take part in a recovery: all below the same port, or one on a root bus alone.  Of a
+    port at the upper end of a link, those below it."""
+    port = function if _is_downstream_port(function) else function.upstream
     return list(port.functions) if isinstance(port, Bridge) else [function]
+
+
+def _is_downstream_port(function: PciFunction) -> bool:
+    spec = function.spec.bridge if isinstance(function, Bridge) else None
+    return spec is not None and spec.kind.is_downstream_port
 
 
 def opened_of(function: PciFunction) -> Device | None:
