@@ -6,7 +6,8 @@ State: a SparseBytes belongs to whoever made it, and is used by one thread at a 
 
 from __future__ import annotations
 
-_PAGE = 1024
+_PAGE = 256
+"""Bytes.  Few, because a hostile recording may read one byte of each page, two million times."""
 
 
 class SparseBytes:
