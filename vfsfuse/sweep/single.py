@@ -236,12 +236,12 @@ class _Run:
         ended = self._until_ended(command, reader, begun)
         seconds = time.monotonic() - begun
         calls, is_hit = self._account(command, reader)
-        if not ended:
-            family.kill(lab, END_SECONDS)
         status = command.reap() if ended else None
         for pipe in (self._out, self._err):
-            while pipe.read():
+            while pipe.read() and ended:  # a program that has not ended may write for ever
                 pass
+        if not ended:  # what a shell says of a child that was killed is no output of the run
+            family.kill(lab, END_SECONDS)
         reader.close()
         command.close()
         return Outcome(
