@@ -38,7 +38,7 @@ from tests.test_ended_clients import closing, group_file, left_behind
 from tests.vfio.bystander import bystander
 from tests.vfio.client import DEVICE_GET_INFO, DeviceInfo, DmaMap, DmaUnmap, Group, Memory, fails
 from tests.vfio.gpu_client import StoppedMemory
-from tests.vfio.test_held_lane import LONGEST, result
+from tests.vfio.test_held_lane import HELD, LONGEST, result
 from tests.waiting import settled, wait_for
 
 CLIENT = ROOT / "tests/clients/copier_client.c"
@@ -234,7 +234,7 @@ def test_memory_of_a_client_that_waits_holds_up_nobody_else(tmp_path: Path, obse
             with bystander(lab, other) as seen:
                 results = [pool.submit(result, fd, *call) for fd in files]
                 wait_for(lambda: stopped.touched)
-                time.sleep(1)
+                time.sleep(HELD)
                 assert not any(each.done() for each in results)
             assert seen.rounds > 20 and seen.longest < LONGEST
             stopped.let_go()
