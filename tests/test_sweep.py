@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -26,6 +27,8 @@ Compile = Callable[..., Path]
 COPIER = ("--config", "examples/copier.toml")
 DRIVER = ROOT / "examples/driver/copy.c"
 OPENED = ["open"] * 2
+NAP = 100_000 + os.getpid()
+"""Seconds of a sleep that no other run of these tests makes."""
 GROUP = [
     *("GROUP_SET_CONTAINER", "SET_IOMMU", "IOMMU_MAP_DMA", "GROUP_GET_DEVICE_FD"),
     *("DEVICE_GET_INFO", "DEVICE_SET_IRQS"),
@@ -227,9 +230,9 @@ def test_the_verdict(text: str, verdict: str, ending: str) -> None:
 @pytest.mark.parametrize(
     "hang",
     [
-        pytest.param("sleep 1000", id="waits"),
+        pytest.param(f"sleep {NAP}", id="waits"),
         pytest.param("until echo x > /sys/bus/mdev/drivers/vfio_mdev/bind; do :; done", id="tries for ever"),
-        pytest.param("setsid sh -c 'trap : TERM HUP INT; sleep 1000; sleep 1000' & wait", id="a session"),
+        pytest.param(f"setsid sh -c 'trap : TERM HUP INT; sleep {NAP}; sleep {NAP}' & wait", id="a session"),
         pytest.param("while :; do echo more; done", id="prints for ever"),
     ],
 )
@@ -237,7 +240,7 @@ def test_a_hanging_run_is_ended_with_all_its_processes(hang: str, tmp_path: Path
     text = f": {tmp_path}; ({CREATE}) 2> /dev/null || {{ {hang}; }}"
     runs = script(text, "--timeout", "3", "-k", "store", "--to", "1", status=1)
     assert [(run["verdict"], run["exit_status"]) for run in runs] == [("hangs", None)]
-    assert not processes_with(str(tmp_path)) and not processes_with("sleep\x001000")
+    assert not processes_with(str(tmp_path)) and not processes_with(f"sleep\0{NAP}")
 
 
 @pytest.mark.parametrize("killed", ["-KILL $PPID", "-KILL 0", "-TERM 0"])

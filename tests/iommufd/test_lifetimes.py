@@ -217,7 +217,11 @@ def test_sigkill_in_the_middle_of_anything(machine: MountedLab, vgpu: Vgpu) -> N
         with contextlib.suppress(AssertionError):
             wait_for(lambda: open_files(machine.pid) <= before + 4)
         left = Counter(descriptors(machine.pid))
-        assert left.total() - left["/dev/fuse"] <= before + 4, left
+        # The traceback of an error may keep one process until Python's next collection: its mem, its maps
+        # and a pidfd.  A process that is never given up would be there for each of the thirty.
+        processes = sum(name.endswith("/mem") for name in left.elements())
+        assert processes <= 1, left
+        assert left.total() - left["/dev/fuse"] - 3 * processes <= before + 4, left
         os.close(ready)
         os.close(go)
     assert not busy(machine, vgpu)

@@ -89,7 +89,9 @@ def test_everything_is_given_back(tmp_path: Path) -> None:
             each.start()
         for each in threads:
             each.join()
-        assert wrong == [] and all(done)
+        if wrong:  # with its traceback, which names the deed
+            raise wrong[0]
+        assert all(done)
         check_whole(host, vfs)
 
 
