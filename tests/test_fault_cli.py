@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 from tests import needs
 from tests.commands import ROOT, VFSFUSE, run, vfsfuse
 from tests.labs import MountedLab
+from tests.tool import need
 from tests.waiting import wait_for
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
@@ -41,8 +41,7 @@ def lab(copiers: MountedLab) -> Iterator[MountedLab]:
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The driver of the tutorial."""
-    if shutil.which("gcc") is None:
-        pytest.skip("needs gcc")
+    need("gcc")
     program = tmp_path_factory.mktemp("driver") / "copy"
     done = run(["gcc", "-o", program, ROOT / "examples/driver/copy.c"])
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ import vfsfuse
 from tests import needs
 from tests.commands import ROOT, SECONDS, VFSFUSE
 from tests.labs import MountedLab
+from tests.tool import need
 
 pytestmark = needs.open_fuse
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
@@ -103,8 +104,7 @@ def command(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compile the driver of the tutorial, with other words for some of its own."""
-    if shutil.which("gcc") is None:
-        pytest.skip("needs gcc")
+    need("gcc")
 
     def compile_(**changes: str) -> Path:
         source = COPY

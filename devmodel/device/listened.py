@@ -102,7 +102,7 @@ class ListenedDma(DmaSpace):
         call = self._call("pin", {"iova": iova, "count": count})
         steered = self._calls.steer(call)
         pin = partial(self._space.pin_pages, iova, count, prot)
-        return self._tell(call, pin) if steered is None else self._run(steered, pin)
+        return self._calls.tell(call, pin) if steered is None else self._run(steered, pin)
 
     def unpin_pages(self, iova: int, count: int) -> None:
         self._space.unpin_pages(iova, count)  # nobody may hold up an unmap that waits for it
@@ -145,7 +145,7 @@ class ListenedDma(DmaSpace):
             return bytes(min(size, self._told_bytes))
 
         if steered is None:
-            self._tell(call, partial(function, buffer) if write else read)
+            self._calls.tell(call, partial(function, buffer) if write else read)
         elif not write:
             self._steered(steered, lambda: _Moved(read(steered)), dropped=lambda: _Moved(zeros()))
         elif changes:
@@ -162,11 +162,8 @@ class ListenedDma(DmaSpace):
     ) -> T:
         steered = self._calls.steer(call)
         if steered is None:
-            return self._tell(call, function if data is None else partial(function, data))
+            return self._calls.tell(call, function if data is None else partial(function, data))
         return self._steered(steered, function, data, dropped)
-
-    def _tell(self, call: Call, function: Callable[[], T]) -> T:
-        return self._calls.tell(call, function)
 
     def _steered(
         self,
