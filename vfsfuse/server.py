@@ -24,6 +24,7 @@ from devmodel.lifecycle.spec import LabSpec, RemovalPolicy, SpecError
 from ioctl_shim._native import lib
 from ioctl_shim.fuse import pyfuse3
 from ioctl_shim.lane import OBSERVED, STEERED, Lane
+from ioctl_shim.signals import NotedSignals
 from vfsfuse import ending, mounts, unmounted
 from vfsfuse.caughtstderr import caught_stderr
 from vfsfuse.faults.actions import Actions
@@ -88,7 +89,7 @@ def serve(
     """
     _allow_descriptors()
     lib.shim_keep_memory()
-    early = _note_signals()
+    signals = NotedSignals(ENDING)  # early, because one must not leave a dead mount
     tree = Tree()
     inodes = Inodes(tree, spec.cache, os.geteuid(), os.getegid(), spec.removal is RemovalPolicy.WAIT)
     calls = CallPoint()
@@ -111,24 +112,15 @@ def serve(
         _speed_up()
         if end_fd is not None:
             ending.end_with(end_fd, mountpoint)
-        trio.run(_Server(operations, view, lane, mountpoint, ready, reloader, watched).run, early)
+        trio.run(_Server(operations, view, lane, mountpoint, ready, reloader, watched).run, signals)
     finally:
+        signals.ignore()
         calls.close()
         pyfuse3.close(unmount=_is_ours(mountpoint))
         lane.stop()
         view.close()
         if folder is not None:
             folder.remove()
-
-
-def _note_signals() -> list[int]:
-    """Note signals before trio listens and during cleanup: one must not leave a dead mount.  Returns what
-    came."""
-    early: list[int] = []
-    for number in ENDING:
-        signal.signal(number, lambda number, _: early.append(number))
-        signal.siginterrupt(number, False)  # libfuse gives up mounting when its waitpid(2) is interrupted
-    return early
 
 
 def _speed_up() -> None:
@@ -190,29 +182,26 @@ class _Server:
     watched: bool
     announced: trio.Event = field(default_factory=trio.Event)
 
-    async def run(self, early: list[int]) -> None:
+    async def run(self, signals: NotedSignals) -> None:
+        signals.resume()
         async with trio.open_nursery() as nursery:
             await nursery.start(self.view.lab.tasks.serve)
-            nursery.start_soon(self._end_on_signal, early, nursery.cancel_scope)
+            nursery.start_soon(self._end_on_signal, signals, nursery.cancel_scope)
             nursery.start_soon(self._announce)
             if self.watched:
                 nursery.start_soon(watch, self.reloader)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
-        # Python calls no handler well from here on: trio ends, and the interpreter restores the default.
-        for number in ENDING:
-            signal.signal(number, signal.SIG_IGN)
         log.info("unmounted")
 
-    async def _end_on_signal(self, early: list[int], scope: trio.CancelScope) -> None:
-        with trio.open_signal_receiver(*ENDING) as signals:
-            number = early[0] if early else await anext(signals)
-            log.info("%s: ending", signal.Signals(number).name)
-            # a thread of this process that waits for an answer of its own could not end, even by SIGKILL
-            await self.announced.wait()
-            self.view.lab.calls.close()
-            pyfuse3.terminate()
-            scope.cancel()
+    async def _end_on_signal(self, signals: NotedSignals, scope: trio.CancelScope) -> None:
+        await trio.lowlevel.wait_readable(signals.reader)
+        log.info("%s: ending", signal.Signals(os.read(signals.reader, 1)[0]).name)
+        # a thread of this process that waits for an answer of its own could not end, even by SIGKILL
+        await self.announced.wait()
+        self.view.lab.calls.close()
+        pyfuse3.terminate()
+        scope.cancel()
 
     async def _announce(self) -> None:
         # from another thread, because this one has to answer the stat(2)
