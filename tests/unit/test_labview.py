@@ -3,8 +3,11 @@
 
 import errno
 import gc
+import os
 import tracemalloc
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 from uuid import UUID
 
 import pytest
@@ -13,8 +16,11 @@ from devmodel.calls.point import CallPoint
 from devmodel.lifecycle.mdev import Mdev, MdevType
 from devmodel.lifecycle.spec import LabSpec, ParentSpec, TypeSpec
 from devmodel.models.gpu import Vgpu
+from ioctl_shim.lane import Opened, OpenRequest
+from ioctl_shim.lanefile import LaneFile
 from tests.unit.fakes import fails
-from vfsfuse.kernfs.kobject import Entry, Kobject, Member
+from vfsfuse.kernfs.bundle import Bundle, Part, Plan
+from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Member
 from vfsfuse.kernfs.tree import Tree
 from vfsfuse.sysfs.chardev import CharDir
 from vfsfuse.views.labview import LabView
@@ -157,3 +163,20 @@ def test_who_opens_a_device_that_is_gone_finds_none(view: LabView) -> None:
     fails(errno.ENODEV, view.nodes.port, mdev)
     with pytest.raises(LookupError):
         view.directory(mdev)
+
+
+def test_a_file_that_gets_another_number_while_it_is_opened_is_not_opened(view: LabView) -> None:
+    mdev = create(view, 1)
+    released: list[bool] = []
+    file = SimpleNamespace(release=lambda: released.append(True))
+    found = Bundle(mdev, Plan(Part(view.tree.make("dev"), lambda mdev: "another", lambda bundle: node)))
+
+    def opener(request: OpenRequest) -> Opened:
+        view.tree.renumber(found)
+        return Opened(cast(LaneFile, file))
+
+    node = DeviceNode("another", 0o600, opener)
+    view.tree.show(found)
+    inode = found.entry(0).inode
+    fails(errno.ENODEV, view.open, OpenRequest(inode, os.O_RDWR, 1, 0, 0, leads=True, on_pump=True))
+    assert released == [True]

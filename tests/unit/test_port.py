@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backing id of a device's port: what the kernel cannot do is asked once, what fails for now is asked
-again, and an id stays registered as long as a file has it."""
+again, and an id stays registered as long as a file has it.  No open of a port gets another model's."""
 
 from __future__ import annotations
 
@@ -84,3 +84,26 @@ def test_an_id_that_no_file_has_goes_with_the_device(port: Port, monkeypatch: py
     assert kernel.closed == [], "the next open has the same id"
     port.close()
     assert kernel.closed == [7]
+
+
+def test_a_port_stays_that_of_the_model_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(7)
+    monkeypatch.setattr(lane, "open_backing", kernel.open_backing)
+    monkeypatch.setattr(lane, "close_backing", kernel.close_backing)
+    typed, blank = Device("toy", [Memory(4096)], []), Device("toy", [], [])
+    assignable = SimpleNamespace(device=typed, access=typed)
+    port = Port(cast(Assignable, assignable))
+    port.give_backing(port.take_backing())
+    assignable.device = assignable.access = blank
+    assert port.take_backing() == 7, "a client may have the first file open: EIO"
+    port.close()
+    fails(errno.ENODEV, port.take_backing)
+    typed.close()
+
+
+def test_the_port_of_a_device_without_memory_is_closed_too() -> None:
+    device = Device("blank", [], [])
+    port = Port(cast(Assignable, SimpleNamespace(device=device, access=device)))
+    assert port.take_backing() == 0
+    port.close()
+    fails(errno.ENODEV, port.take_backing)

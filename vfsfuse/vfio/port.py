@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from devmodel.device.base import Device
+from devmodel.device.base import Device, DriverAccess
 from devmodel.region.access import Access
 from devmodel.region.region import Memory
 from devmodel.vfio.group import Assignable
@@ -29,17 +29,19 @@ OWNER_ONLY_ABOVE = 64
 
 
 class Port:
-    """One device's port.  `device` is made when it is first needed, everything else at the first open.
+    """One device's port.  `device` is made when it is first needed, everything else at the first open.  It
+    stays the port's: when the device gets another model, it gets another port.
 
     The kernel looks a backing id up when it has our answer to the open.  So an id stays registered until the
     last file that was opened with it is released, also when the device is removed before that.
     """
 
-    __slots__ = ("_assignable", "_backing_id", "_closed", "_files", "_lock", "_memory", "_own")
+    __slots__ = ("_assignable", "_backing_id", "_closed", "_device", "_files", "_lock", "_memory", "_own")
 
     def __init__(self, assignable: Assignable) -> None:
         self._assignable = assignable
         self._lock = threading.Lock()
+        self._device: Device | None = None
         self._memory: pumped.PumpRegions | None = None
         self._backing_id: int | None = None
         self._closed = False
@@ -48,15 +50,19 @@ class Port:
 
     @property
     def device(self) -> Device:
-        return self._assignable.device
+        if self._device is None:
+            made = self._assignable.device
+            with self._lock:
+                if self._device is None:  # another thread may have found another model
+                    self._device = made
+        return self._device
 
     @property
     def own(self) -> OwnFiles:
         """The files of regions of their own.  Raises OSError(ENODEV)."""
         device = self.device
         with self._lock:
-            if self._closed:
-                raise OSError(errno.ENODEV, "removed")
+            self._check_open()
             if self._own is None:
                 self._own = OwnFiles(device, self.memory, self._can_map)
             return self._own
@@ -65,11 +71,10 @@ class Port:
         """The regions of the device that the pump answers by itself.  Raises OSError(ENODEV)."""
         device = self.device
         with self._lock:
-            if self._closed:
-                raise OSError(errno.ENODEV, "removed")
+            self._check_open()
             if self._memory is None:
                 device.backing.access = GUARDED
-                self._memory = _shown(self._assignable)
+                self._memory = _shown(device, self._assignable.access)
                 device.hide_by(self._memory.hide)
             return self._memory
 
@@ -80,9 +85,11 @@ class Port:
         Raises OSError, and then there is nothing to give back: ENODEV for a removed device, or a failure that
         may pass, such as ENOMEM.  It is asked again at the next open: the kernel lets no two opens of a file
         have different backing files."""
-        if not any(region.mappable for region in self.device.regions if region is not None):
-            return 0
+        mappable = any(region.mappable for region in self.device.regions if region is not None)
         with self._lock:
+            self._check_open()
+            if not mappable:
+                return 0
             backing_id = self._registered()
             self._files += backing_id > 0
             return backing_id
@@ -122,11 +129,16 @@ class Port:
 
     def _can_map(self) -> bool:
         with self._lock:
+            self._check_open()
             return self._registered() > 0
 
-    def _registered(self) -> int:
+    # ---- under the lock ----
+
+    def _check_open(self) -> None:
         if self._closed:
             raise OSError(errno.ENODEV, "removed")
+
+    def _registered(self) -> int:
         if self._backing_id is None:
             self._backing_id = lane.open_backing(self.device.backing.fd)
         return self._backing_id
@@ -137,8 +149,7 @@ class Port:
             self._backing_id = None
 
 
-def _shown(assignable: Assignable) -> pumped.PumpRegions:
-    device, access = assignable.device, assignable.access
+def _shown(device: Device, access: DriverAccess) -> pumped.PumpRegions:
     memory, model = pumped.PumpRegions(device.lock), type(device)
     asked = model.read is not Device.read or model.write is not Device.write
     for index, region in enumerate(device.regions[: pumped.MOST_REGIONS]):

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 
 from devmodel.calls.call import Call, CallKind
@@ -231,9 +232,16 @@ class LabView:
 
     def _checked_open(self, request: OpenRequest) -> Opened | None:
         opened = self._open(request)
-        if opened is not None and request.flags & os.O_DIRECT:
-            opened.file.release()  # the kernel, too, opens a character device before it says so
-            raise OSError(errno.EINVAL, "no direct I/O")
+        if opened is None:
+            return None
+        with ExitStack() as undo:
+            undo.callback(opened.file.release)
+            if request.flags & os.O_DIRECT:  # the kernel, too, opens a character device before it says so
+                raise OSError(errno.EINVAL, "no direct I/O")
+            # The device may have got another model, and its files other inodes, since the inode was found.
+            # The kernel lets no two opens of an inode have different memory: the second one would be EIO.
+            self.tree.named(request.nodeid)
+            undo.pop_all()
         return opened
 
     def _path(self, inode: int) -> str:
@@ -283,11 +291,15 @@ class LabView:
             change()
             self.functions.vendor.retyped(device)
             return
-        self.nodes.renew_port(device, change)
-        if isinstance(device, Mdev):
-            self.vgpus.renewed(device)
-        elif isinstance(device, PciFunction):
-            self.functions.renewed(device)
+
+        def renew() -> None:
+            change()
+            if isinstance(device, Mdev):
+                self.vgpus.renewed(device)
+            elif isinstance(device, PciFunction):
+                self.functions.renewed(device)
+
+        self.nodes.renew_port(device, renew)
 
     def mdev_bound(self, mdev: Mdev) -> None:
         self.vgpus.mdev_bound(mdev)

@@ -4,6 +4,7 @@ them, and what their types add.  Trio thread; the device lane makes entries too 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from devmodel.lifecycle.spec import TypeSpec
@@ -53,9 +54,7 @@ class VendorViews:
     def retyped(self, vgpu: VendorVgpu) -> None:
         """The vGPU has another model: who opens it from now on gets that."""
         self._hide_type(vgpu)
-        self._nodes.close_port(vgpu)
-        self._nodes.open_port(vgpu)
-        self._tree.renumber(self._files[vgpu])
+        self._nodes.renew_port(vgpu, partial(self._tree.renumber, self._files[vgpu]))
         if vgpu.type is not None:
             bundle = Bundle(_Typed(vgpu.name, vgpu, vgpu.type), self._type_plan)
             self._tree.show(bundle)
