@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from ioctl_shim.abi import Kind
-from vfsfuse.recording.hostcalls import MACHINES, program
-from vfsfuse.recording.hostdescription import Layout
-from vfsfuse.recording.hostdialogue import CALLS
-from vfsfuse.recording.hostfiles import file_of_path
-from vfsfuse.recording.hosthiding import without_mmap
+from vfsfuse.recording.host.description import Layout
+from vfsfuse.recording.host.dialogue import CALLS
+from vfsfuse.recording.host.files import file_of_path
+from vfsfuse.recording.host.hiding import without_mmap
+from vfsfuse.recording.host.syscalls import MACHINES, program
 
 GENERIC = Path("/usr/include/asm-generic/unistd.h")
 """The numbers of arm64, and of every newer architecture."""

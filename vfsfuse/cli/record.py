@@ -212,7 +212,7 @@ def _end(output: Output, status: int, end_as: Callable[[int], int]) -> int:
 
 
 def _record_host(args: argparse.Namespace, output: Output) -> int:
-    from vfsfuse.recording.host import record
+    from vfsfuse.recording.host.recorder import record
     from vfsfuse.recording.recording import RecordingError
     from vfsfuse.run.traced import end_as
 

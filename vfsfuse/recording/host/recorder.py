@@ -23,10 +23,10 @@ from types import FrameType
 from typing import NoReturn
 
 from vfsfuse.asking import Refusal
-from vfsfuse.recording import hostcalls
-from vfsfuse.recording.hostcalls import MACHINES, Machine
-from vfsfuse.recording.hostdialogue import Dialogue
-from vfsfuse.recording.hosttracees import Tracees
+from vfsfuse.recording.host import syscalls
+from vfsfuse.recording.host.dialogue import Dialogue
+from vfsfuse.recording.host.syscalls import MACHINES, Machine
+from vfsfuse.recording.host.tracees import Tracees
 from vfsfuse.recording.recording import Recording, RecordingError
 from vfsfuse.requirements import check_calls, check_proc
 from vfsfuse.run.command import EXIT_SETUP, become
@@ -56,12 +56,12 @@ def record(
         raise RecordingError(f"{platform.machine()}: only {' and '.join(MACHINES)} can be recorded")
     _check_requirements()
     of_children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would leave no status
-    filtered = hostcalls.can_filter(machine)
+    filtered = syscalls.can_filter(machine)
     child = _Child(list(argv), machine if filtered else None, of_children)
     dialogue = Dialogue(machine, shows_mmap, complain)
     dialogue.recording.command = tuple(argv)
     try:
-        hostcalls.seize(child.pid)
+        syscalls.seize(child.pid)
     except OSError as error:
         child.give_up()
         why = error.strerror or str(error)
@@ -129,7 +129,7 @@ def _be(argv: list[str], begun: int, machine: Machine | None) -> NoReturn:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if os.read(begun, 1):  # the recorder has not died
             if machine is not None:
-                hostcalls.install(machine)
+                syscalls.install(machine)
             status = become(argv, "record")
             sys.stderr.flush()
     except OSError as error:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from ioctl_shim._native import lib
 from ioctl_shim.client import Caller
-from vfsfuse.recording.hostevents import Events
+from vfsfuse.recording.host.events import Events
 
 _IRQ_SET = struct.Struct("=5I")
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ioctl_shim.procfs import tgid_of
-from vfsfuse.recording import hostcalls
-from vfsfuse.recording.hostcalls import Entered, Left, Machine
+from vfsfuse.recording.host import syscalls
+from vfsfuse.recording.host.syscalls import Entered, Left, Machine
 
 Ending = Callable[[int], None]
 """Told what a call returned, a negative errno for a failure, while its thread is stopped."""
@@ -67,7 +67,7 @@ class Tracees:
         """Return when all have ended."""
         while self._processes:
             try:
-                tid, status = os.waitpid(-1, hostcalls.WALL)
+                tid, status = os.waitpid(-1, syscalls.WALL)
             except ChildProcessError:
                 return
             if os.WIFSTOPPED(status):
@@ -94,11 +94,11 @@ class Tracees:
         number, event = os.WSTOPSIG(status), status >> 16
         if tid not in self._processes:
             self._early.add(tid)  # the thread that made it has not stopped yet
-        elif number == _CALL or event == hostcalls.EVENT_SECCOMP:
+        elif number == _CALL or event == syscalls.EVENT_SECCOMP:
             self._at_call(tid)
-        elif event == hostcalls.EVENT_STOP:
+        elif event == syscalls.EVENT_STOP:
             if number in _STOPS:
-                hostcalls.listen(tid)
+                syscalls.listen(tid)
             else:
                 self._go_on(tid)
         elif event:
@@ -107,14 +107,14 @@ class Tracees:
             self._go_on(tid, number)
 
     def _go_on(self, tid: int, number: int = 0) -> None:
-        hostcalls.go_on(tid, self._every or tid in self._endings, number)
+        syscalls.go_on(tid, self._every or tid in self._endings, number)
 
     def _at_event(self, tid: int, event: int) -> None:
         try:
-            told = hostcalls.message(tid)
-            if event in hostcalls.NEW_TASK:
+            told = syscalls.message(tid)
+            if event in syscalls.NEW_TASK:
                 self._add(tid, told)
-            elif event == hostcalls.EVENT_EXEC:
+            elif event == syscalls.EVENT_EXEC:
                 self._replace(tid, told)
         finally:
             self._go_on(tid)
@@ -151,7 +151,7 @@ class Tracees:
 
     def _at_call(self, tid: int) -> None:
         try:
-            call = hostcalls.call_of(tid, self._machine)
+            call = syscalls.call_of(tid, self._machine)
             if isinstance(call, Left):
                 ending = self._endings.pop(tid, None)
                 if ending and call.result not in _RESTARTS:

@@ -20,14 +20,13 @@ from ioctl_shim.abi import Kind, rows_of
 from ioctl_shim.client import Caller, peek
 from ioctl_shim.procfs import name_of
 from vfsfuse.recording import recording as form
-from vfsfuse.recording.hostcalls import Machine, is_same_file
-from vfsfuse.recording.hostdescription import MOST_SIZE
-from vfsfuse.recording.hostdevices import HostDevices
-from vfsfuse.recording.hostevents import Begun, Events
-from vfsfuse.recording.hostfiles import HostFile, HostFiles, file_of_path, info, is_hidden
-from vfsfuse.recording.hosthiding import region_asked, without_mmap
-from vfsfuse.recording.hostinterrupts import Asked, Interrupts
-from vfsfuse.recording.hostmemory import (
+from vfsfuse.recording.host.description import MOST_SIZE
+from vfsfuse.recording.host.devices import HostDevices
+from vfsfuse.recording.host.events import Begun, Events
+from vfsfuse.recording.host.files import HostFile, HostFiles, file_of_path, info, is_hidden
+from vfsfuse.recording.host.hiding import region_asked, without_mmap
+from vfsfuse.recording.host.interrupts import Asked, Interrupts
+from vfsfuse.recording.host.memory import (
     GET_DEVICE_FD,
     Part,
     descriptor,
@@ -36,7 +35,8 @@ from vfsfuse.recording.hostmemory import (
     struct_at,
     vector_at,
 )
-from vfsfuse.recording.hosttracees import Ending
+from vfsfuse.recording.host.syscalls import Machine, is_same_file
+from vfsfuse.recording.host.tracees import Ending
 from vfsfuse.recording.recording import Event, Recording
 
 Args = tuple[int, ...]
@@ -52,7 +52,7 @@ _PLAIN = ("VFIO_CHECK_EXTENSION", "VFIO_SET_IOMMU")
 
 
 class Dialogue:
-    """What the recorded processes do with VFIO (vfsfuse.recording.hosttracees.Watcher).  `say` gets a line
+    """What the recorded processes do with VFIO (vfsfuse.recording.host.tracees.Watcher).  `say` gets a line
     for the user."""
 
     def __init__(self, machine: Machine, shows_mmap: bool, say: Callable[[str], None]) -> None:
@@ -365,4 +365,4 @@ CALLS: Mapping[str, _Call] = {
     **dict.fromkeys(("preadv", "preadv2"), _access(form.READ, vector=True, positioned=True)),
     **dict.fromkeys(("pwritev", "pwritev2"), _access(form.WRITE, vector=True, positioned=True)),
 }
-"""By the names in vfsfuse.recording.hostcalls.MACHINES."""
+"""By the names in vfsfuse.recording.host.syscalls.MACHINES."""

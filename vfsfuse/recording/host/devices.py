@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ioctl_shim.client import Caller
-from vfsfuse.recording.hostdescription import Layout, describe
-from vfsfuse.recording.hostfiles import HostFile, info
+from vfsfuse.recording.host.description import Layout, describe
+from vfsfuse.recording.host.files import HostFile, info
 from vfsfuse.recording.recording import MOST_DEVICES, RecordedDevice
 
 
