@@ -284,6 +284,18 @@ def test_a_file_whose_open_waited_is_listened_to(listen: Callable[..., ListenedL
     assert names == ["create", "create", "probe", "open", "open", "VFIO_GROUP_GET_STATUS", "remove", "remove"]
 
 
+def test_an_open_that_fails_with_enosys_does_not_end_all_opens(
+    listen: Callable[..., ListenedLab], tmp_path: Path
+) -> None:
+    """After ENOSYS the kernel would ask for no open any more, and each later call would be on no file."""
+    listened = listen([{"name": "open", "errno": "ENOSYS"}])
+    with listened.lab:
+        for _ in range(2):
+            with pytest.raises(OSError) as caught:
+                os.open(listened.lab.path / "dev/vfio/vfio", os.O_RDWR)
+            assert caught.value.errno == errno.EIO
+
+
 def test_a_dialogue_by_iommufd_is_told(listen: Callable[..., ListenedLab]) -> None:
     listened = listen([{"name": "VFIO_DEVICE_DETACH_IOMMUFD_PT", "errno": "EIO"}])
     memory = Memory(2 * PAGE)

@@ -60,8 +60,9 @@ void lane_open_file(struct lane_open *open)
 		error = lane_on_open(open);
 	if (error) {
 		free(file);
+		/* Not ENOSYS: after that the kernel would make all opens itself, and none would be known here. */
 		if (error != LANE_DEFERRED)
-			send_error(open->unique, error);
+			send_error(open->unique, error == -ENOSYS ? -EIO : error);
 		return;
 	}
 	*file = (struct lane_file){.refs = 1, .token = open->token, .memory = open->memory /* with the reference Python took */,

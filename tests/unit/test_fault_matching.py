@@ -7,6 +7,7 @@ import os
 import threading
 import uuid
 from pathlib import Path
+from subprocess import Popen
 from typing import cast
 
 import pytest
@@ -29,6 +30,7 @@ from tests.unit.faultcalls import (
     rules,
     store,
 )
+from tests.waiting import wait_for
 from vfsfuse.faults.devices import LabDevices
 from vfsfuse.faults.keys import CALLS
 from vfsfuse.faults.rule import Rule, RuleError, parse_line
@@ -117,6 +119,18 @@ def test_a_process_is_known_by_its_name(rules: FaultRules) -> None:
     rules.add(parse_line(f"name=a process={own[:4]}* call=any errno=EIO"))
     assert hit(rules, ioctl("VFIO_DEVICE_RESET", tid=threading.get_native_id())) == "a"
     assert hit(rules, ioctl("VFIO_DEVICE_RESET", tid=1)) == ""
+
+
+def test_linux_keeps_fifteen_bytes_of_the_name_of_a_process(rules: FaultRules, tmp_path: Path) -> None:
+    program = tmp_path / "a-driver-in-user-space"
+    program.symlink_to("/bin/sleep")
+    rules.add(parse_line(f"name=a process={program.name} call=any errno=EIO"))
+    with Popen([program, "60.18"]) as sleeping:
+        comm = Path(f"/proc/{sleeping.pid}/comm")
+        wait_for(lambda: comm.read_text() == "a-driver-in-use\n")
+        found = hit(rules, ioctl("VFIO_DEVICE_RESET", tid=sleeping.pid))
+        sleeping.kill()
+    assert found == "a"
 
 
 def test_names_of_devices(lab: Lab, rules: FaultRules) -> None:

@@ -32,7 +32,7 @@ from vfsfuse.faults import commands
 from vfsfuse.faults.commands import Unchanged, carry_out, listing
 from vfsfuse.faults.counting import Counter, chosen
 from vfsfuse.faults.effects import change_of
-from vfsfuse.faults.rule import MOST_RULES, Rule, parse_line
+from vfsfuse.faults.rule import MOST_RULES, Rule, RuleError, parse_line
 from vfsfuse.faults.rules import FaultRules
 
 __all__ = ["actions", "lab", "rules"]
@@ -241,6 +241,23 @@ def test_an_action_can_be_at_the_creation_of_its_device(
     mdev = lab.create(type_, uuid.UUID(UUID))
     made.after()
     assert actions == [("remove", True, mdev.name)]
+
+
+def test_a_rule_about_what_the_lab_does_not_have_is_refused(rules: FaultRules) -> None:
+    for line, error in (
+        ("create=vgpu-9 errno=ENOSPC", "create: the lab has no vgpu-9 (there are mbochs-large, "),
+        ("bind=vfio-pcie errno=EBUSY", "bind: the lab has no vfio-pcie (there are "),
+        ("probe=vfio-mdev errno=EIO", "probe: the lab has no vfio-mdev (there are "),
+        ("probe=*mdevs errno=EIO", "probe: the lab has no *mdevs (there are "),
+        ("device=vgpu-8 after=1 reset=true", "device: vgpu-8 is a type of vGPU (give the device that reset"),
+        ("device=vgpu-8 ioctl=VFIO_IOMMU_* remove=true", "device: vgpu-8 is a type of vGPU (give the device"),
+    ):
+        with pytest.raises(RuleError) as caught:
+            rules.add(parse_line(line))
+        assert str(caught.value).startswith(error), caught.value
+    right = ("create=vgpu-8 errno=EIO", "bind=vfio-pci errno=EIO", "probe=vfio_* delay=1")
+    rules.add(*map(parse_line, right))
+    rules.add(parse_line("device=vgpu-8 region=BAR0 reset=true"))  # of the device that is accessed
 
 
 def test_a_rule_happens_by_itself_once(rules: FaultRules, actions: list[Any]) -> None:

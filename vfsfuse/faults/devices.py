@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from devmodel.calls.call import Call, CallKind
+from devmodel.lifecycle.binding import VFIO_MDEV
+from devmodel.lifecycle.function import VFIO_PCI
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
 from devmodel.lifecycle.vendor import vgpu_of
@@ -66,6 +68,19 @@ class LabDevices:
                 if spec.number == number:
                     return spec.name
         return ""
+
+    def types(self) -> set[str]:
+        """The types of vGPU in the lab, by their names and their ids."""
+        found = [spec for parent in self._lab.spec.parents for spec in parent.types]
+        return {spec.name for spec in found} | {str(spec.number) for spec in found if spec.number}
+
+    def drivers(self) -> set[str]:
+        """The drivers that devices of the lab can have."""
+        return {
+            VFIO_PCI,
+            VFIO_MDEV,
+            *(driver for spec in self._lab.spec.all_functions for driver in spec.drivers),
+        }
 
     def _is_name(self, text: str) -> bool:
         """Whether a text is the name of a device, also of one that is not there yet."""

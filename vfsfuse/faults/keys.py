@@ -58,7 +58,7 @@ KEYS: Mapping[str, Key] = {
         "the device of the call: a PCI address, a UUID, `vgpu<N>`, or the type of a vGPU",
     ),
     "process": Key(Part.WHERE, values.process, "the process that makes the call, by its name or number"),
-    "ioctl": _call(values.pattern(_ONE), "an ioctl, such as `VFIO_IOMMU_MAP_DMA` or `IOMMU_*`"),
+    "ioctl": _call(values.ioctl(_ONE), "an ioctl, such as `VFIO_IOMMU_MAP_DMA` or `IOMMU_*`"),
     "register": _call(
         values.pattern(_ONE), "an access that touches the register; of the `region`, if that is given"
     ),

@@ -21,6 +21,8 @@ from vfsfuse.observe.clients import Clients
 
 Test = Callable[[Call], bool]
 PAGE = 4096
+MOST_COMM = 15
+"""Bytes of a process's name that Linux keeps."""
 VFIO_MDEV = "vfio_mdev"
 
 
@@ -144,10 +146,15 @@ def _device(rule: Rule, devices: LabDevices) -> Test:
     return is_on
 
 
+def _comm(name: str) -> str:
+    """As much of a name of a process as Linux keeps (proc_pid_comm(5))."""
+    return name.encode()[:MOST_COMM].decode(errors="replace")
+
+
 def _process(wanted: int | str, clients: Clients) -> Test:
     if isinstance(wanted, int):
         return lambda call: bool(call.tid) and clients.look(call.tid).pid == wanted
-    named = named_by(wanted)
+    named = named_by(wanted if is_pattern(wanted) else _comm(wanted))
 
     def makes(call: Call) -> bool:
         return bool(call.tid) and named(clients.look(call.tid).comm)

@@ -7,6 +7,7 @@ State: none; a rule is frozen.  Whoever counts calls and acts is vfsfuse.faults.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,16 @@ MOST_LINE = 8192
 _WILD = re.compile(r"[*?\[]")
 _MADE = ("value", "flip", "duplicate")
 """What happens to a call that is made."""
+_BY_NOBODY = ("dma", "interrupt")
+"""Calls that no process makes."""
+_VECTORS = {"MSIX": 2048, "MSI": 32, "INTX": 1, "ERR": 1, "REQ": 1, "any": 2048}
+"""How many vectors an interrupt index has at most.  Source: PCI Local Bus Specification 3.0, 6.8."""
+_OF_VGPU = re.compile(r"vgpu[0-9]+|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
+"""A name that no virtual function has."""
+_NUMBERED = re.compile(r"vgpu[0-9]+", re.ASCII)
+_WITHOUT_FILE = (*REGION, "dma", "store", "create", "bind", "probe")
+"""Calls that can fail with ENOSYS.  After an open that does, FUSE has the kernel make all others itself; an
+ioctl that does gives ENOTTY."""
 
 
 class RuleError(ValueError):
@@ -98,6 +109,11 @@ class Rule:
     def aims(self) -> bool:
         """Whether its calls are on no device, so that ``device`` says only what its actions happen to."""
         return "device" in self.keys and _is_on_none(self.keys)
+
+    @property
+    def is_on_one(self) -> bool:
+        """Whether each of its calls says which device it is on."""
+        return _is_on_one(self.keys)
 
     @property
     def is_timed(self) -> bool:
@@ -194,6 +210,8 @@ def _check_vfs(keys: Mapping[str, Any], calls: list[str], whats: list[str]) -> N
     if len(whats) > 1:
         other = next(key for key in whats if key != what)
         raise RuleError(what, f"stands beside {other} (make two rules)")
+    if _OF_VGPU.fullmatch(keys.get("device", "")):
+        raise RuleError("device", f"{keys['device']} is no virtual function (give the address of one)")
     if "device" not in keys:
         raise RuleError(what, "has no device (give the address of a function)")
 
@@ -226,11 +244,14 @@ def _check_what(keys: Mapping[str, Any]) -> None:
         for key in (*_MADE, "drop"):
             if key in keys:
                 raise RuleError(key, "cannot happen to a pin (give errno, delay or hang)")
-    if keys.get("delay") == 0:
-        raise RuleError("delay", "is 0 (give more, or leave it out)")
-    pattern = keys.get("ioctl", "")
-    if pattern and not pattern.startswith("0x"):
-        _check_ioctl(pattern)
+    for key in ("delay", "late"):
+        if keys.get(key) == 0:
+            raise RuleError(key, "is 0 (give more, or leave it out)")
+    if keys.get("errno") == errno.ENOSYS and not any(key in keys for key in _WITHOUT_FILE):
+        why = "ENOSYS is no errno of an open or an ioctl (give another, such as ENOTTY)"
+        raise RuleError("errno", why)
+    _check_ioctl(keys.get("ioctl", ""))
+    _check_caller(keys)
     _check_device(keys)
 
 
@@ -244,7 +265,25 @@ def _check_made(keys: Mapping[str, Any]) -> None:
                 )
 
 
+def _check_caller(keys: Mapping[str, Any]) -> None:
+    """What no call has."""
+    for key in _BY_NOBODY:
+        if key in keys and "process" in keys:
+            raise RuleError("process", f"stands beside {key}, which no process makes (give device)")
+    most = _VECTORS.get(keys.get("interrupt", ""), 0)
+    if "vector" in keys and keys["vector"] >= most:
+        raise RuleError(
+            "vector",
+            f"{keys['vector']} is out of range (the vectors of {keys['interrupt']} are 0 to {most - 1})",
+        )
+
+
 def _check_device(keys: Mapping[str, Any]) -> None:
+    if "/" in keys.get("device", ""):
+        raise RuleError("device", f"{keys['device']} is a path (give a name, or open for the file)")
+    if "create" in keys and _NUMBERED.fullmatch(keys.get("device", "")):
+        why = "has its number only when it is created (give its UUID or its type)"
+        raise RuleError("device", f"{keys['device']} {why}")
     actions = [key for key in ACTIONS if key in keys]
     whole = keys.get("device", "")
     if actions and not _is_on_one(keys) and (not whole or is_pattern(whole)):
@@ -281,6 +320,15 @@ def _said(keys: Mapping[str, Any]) -> str:
 
 
 def _check_ioctl(pattern: str) -> None:
+    if not pattern or pattern in plausible.IOCTLS:
+        return
+    if values.is_ioctl_number(pattern):
+        from ioctl_shim.abi import ROWS  # few rules have a number
+
+        known = {row.name for row in ROWS if f"{row.cmd:#x}" == pattern} & {*plausible.IOCTLS}
+        if known:
+            raise RuleError("ioctl", f"{pattern} is {' or '.join(sorted(known))} (give the name)")
+        return
     if not any(fnmatchcase(name, pattern) for name in plausible.IOCTLS):
         raise RuleError("ioctl", f"there is no ioctl {pattern} ({_suggest(pattern, plausible.IOCTLS)})")
 

@@ -23,14 +23,15 @@ MOST_TEXT = 256
 MOST_NUMBER = (1 << 64) - 1
 MOST_COUNT = (1 << 63) - 1
 MOST_SECONDS = 86400.0
-MOST_ERRNO = 4095
-"""The highest errno that a system call of Linux can return."""
+MOST_ERRNO = 511
+"""The highest errno that a program can get.  Those from 512 on are the kernel's own."""
 MOST_PATH = 4096
 PLAUSIBLE = "plausible"
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}", re.ASCII)
 _NEGATIVE = re.compile(r"-[0-9.]+", re.ASCII)
 _FLOAT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}", re.ASCII)
+_IOCTL = re.compile(r"0[xX][0-9a-fA-F]{1,8}", re.ASCII)
 _RANGE = re.compile(rf"({_NUMBER.pattern})(-({_NUMBER.pattern}))?", re.ASCII)
 
 
@@ -95,6 +96,22 @@ def pattern(said: str) -> Kind[str]:
     what = f"a pattern (give {said}; * stands for any characters)"
     json = {"type": "string", "minLength": 1, "maxLength": MOST_TEXT}
     return Kind(said, lambda value: _text(value, what), json)
+
+
+def ioctl(said: str) -> Kind[str]:
+    """As :func:`pattern`, or the number of an ioctl as a trace has it."""
+    named = pattern(said)
+
+    def read(value: object) -> str:
+        text = named.read(value)
+        return f"{int(text, 16):#x}" if is_ioctl_number(text) else text
+
+    return Kind(said, read, named.json)
+
+
+def is_ioctl_number(text: str) -> bool:
+    """Whether it is the number of an ioctl, and no name."""
+    return _IOCTL.fullmatch(text) is not None
 
 
 def choice(*words: str) -> Kind[str]:
