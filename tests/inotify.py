@@ -17,7 +17,7 @@ NAMES = {CREATE: "IN_CREATE", DELETE: "IN_DELETE", DELETE_SELF: "IN_DELETE_SELF"
 NAMES |= {0x80: "IN_MOVED_TO", 0x4000: "IN_Q_OVERFLOW"}
 IN_NONBLOCK = 0o4000
 HEADER = struct.Struct("iIII")
-SECONDS = 10
+SECONDS = 60
 
 Heard = tuple[str, str, str]
 """The watched path, the event, and the name in it."""

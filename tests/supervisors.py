@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vfsfuse.run import keeper
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def supervisor_of(run: subprocess.Popen[str]) -> int:

@@ -36,7 +36,7 @@ from tests.vfio.client import (
 from tests.vfio.devices import ERR, GPU, MSI, REQ, TRIGGER, eventfd, opened, signals, silent
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e03"
-SECONDS = 10
+SECONDS = 60
 CARD = Path(__file__).parent / "vfio/models/card.py"
 LAB = f"""\
 [models]

@@ -20,7 +20,7 @@ from tests.commands import ROOT, VFSFUSE, run, vfsfuse
 from tests.labs import MountedLab, described
 
 RUN = [*VFSFUSE, "run"]
-END_SECONDS = 10.0
+END_SECONDS = 60
 
 
 def sh(script: str, *options: str) -> subprocess.CompletedProcess[str]:

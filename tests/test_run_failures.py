@@ -26,7 +26,7 @@ from tests.tool import need
 Compile = Callable[..., Path]
 RUN = [*VFSFUSE, "run"]
 AS_NOBODY = [sys.executable, "-m", "tests.ordinary_user"]
-SECONDS = 20.0
+SECONDS = 60.0
 PROMPT = 3.0
 """Two seconds are promised.  One more is for the start of two interpreters."""
 

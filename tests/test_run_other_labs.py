@@ -25,7 +25,7 @@ from tests.waiting import wait_for
 RUN = [*VFSFUSE, "run"]
 NO_ADMINISTRATOR = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
 """Before a command: root without CAP_SYS_ADMIN, who gets a user namespace as an ordinary user does."""
-SECONDS = 20.0
+SECONDS = 60.0
 WAYS = ["root", "user namespace"] if os.geteuid() == 0 else ["user namespace"]
 
 

@@ -26,7 +26,7 @@ from tests.tool import need
 from vfsfuse.cli.mountpoint import wait_for_end
 from vfsfuse.scheduling import attributes_of
 
-END_SECONDS = 20
+END_SECONDS = 60
 
 
 @pytest.fixture

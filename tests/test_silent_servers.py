@@ -256,7 +256,7 @@ def test_umount_of_an_idle_lab_needs_no_answer(bed: MountedLab) -> None:
         line = error_of(timed("umount", bed.path))
         assert f"{bed.path} is unmounted" in line and f"the server (pid {bed.pid}) is stopped" in line
         assert not is_mounted(bed.path)
-    assert wait_for_end(bed.pid, 10)
+    assert wait_for_end(bed.pid, 60)
 
 
 def test_a_command_that_gave_up_is_no_reason_for_the_mount_to_be_busy(bed: MountedLab) -> None:
@@ -301,7 +301,7 @@ def test_the_end_of_a_server_frees_who_asked_it(bed: MountedLab) -> None:
         line = error_of(timed("tree", bed.path))
         (kill,) = re.findall(r"(kill -KILL \d+)", line)
         subprocess.run(["sh", "-c", kill], check=True)
-        assert wait_for_end(bed.pid, 10)
+        assert wait_for_end(bed.pid, 60)
         assert "its server is gone" in error_of(timed("tree", bed.path))
         assert timed("umount", bed.path).returncode == 0
 
@@ -323,7 +323,7 @@ def test_an_abort_frees_who_waits_for_a_server_that_lives_on(bed: MountedLab) ->
         control = "/sys/fs/fuse/connections"
         abort = f"mount -t fusectl none {control} && echo 1 > {control}/{connection}/abort"
         subprocess.run(["unshare", "--mount", "sh", "-c", abort], check=True)
-        assert client.wait(10) == -signal.SIGKILL
+        assert client.wait(60) == -signal.SIGKILL
     assert not wait_for_end(bed.pid, 0)
     assert vfsfuse("umount", bed.path).returncode == 1  # its server still sleeps
     assert not is_mounted(bed.path)
@@ -351,7 +351,7 @@ def test_umount_aborts_no_server_of_another_pid_namespace(tmp_path: Path) -> Non
         assert os.pread(held, 16, 0).startswith(b"0x")
         os.close(held)
         assert timed("umount", path).returncode == 0
-        assert outer.wait(10) == 0
+        assert outer.wait(60) == 0
     finally:
         outer.kill()
         outer.wait()

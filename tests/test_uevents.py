@@ -30,7 +30,7 @@ PCI = {
     "PCI_SUBSYS_ID": "1AF4:1100",
     "PCI_SLOT_NAME": GPU,
 }
-SECONDS = 10
+SECONDS = 60
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def attached(iommufd, function):
 
 def room(iommufd, ioas, at, pages):
     # another process that has ended gives its pages back in a moment
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while True:
         try:
             return iommufd.map(ioas, memory.address, pages * PAGE, at)

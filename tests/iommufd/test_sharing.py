@@ -88,7 +88,7 @@ def test_two_processes_share_an_ioas(copiers: MountedLab, two: tuple[Vgpu, Vgpu]
             assert device.copy(THEIRS, OURS, 6) == DONE
             assert memory.read(0, 6) == b"theirs"
             ours.close()
-            assert partner.wait(20) == 0
+            assert partner.wait(60) == 0
             assert device.copy(THEIRS, OURS, 6) == FAULT, "private memory goes with its process"
             assert device.copy(OURS, OURS + PAGE, 6) == DONE
         assert iommufd.unmap(ioas, 0, ALL) == 4 * PAGE

@@ -9,7 +9,7 @@ from devmodel.iommu.accounts import LockedMemory
 from devmodel.iommu.type1 import Type1
 from tests.unit.fakes import TOP, FakeClient, FakePages
 
-SECONDS = 10
+SECONDS = 60
 
 
 class Call:

@@ -32,7 +32,7 @@ from tests.unit.fakes import FakeClient, fails
 from tests.unit.test_iommu import Driver
 from tests.waiting import wait_for
 
-SECONDS = 5
+SECONDS = 60
 
 
 class Account:

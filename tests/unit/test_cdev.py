@@ -191,7 +191,7 @@ def test_a_function_is_never_without_a_space(context: Context, kind: type[Toy]) 
 
     thread = threading.Thread(target=dma)
     thread.start()
-    begun.wait(10)
+    begun.wait(60)
     file.attach(second.id)
     thread.join()
     assert seen == [None if kind is Toy else second.space] and space_of(device) is second.space

@@ -77,7 +77,7 @@ def test_a_pin_that_a_stopped_task_waited_for_is_released() -> None:
             await trio.to_thread.run_sync(client.begun.wait, 10)
             nursery.cancel_scope.cancel()
         client.answer()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while "unpin 0x0 2" not in listener.heard or iommu.space.locked.of(client):
                 await trio.sleep(0.01)
 
@@ -180,7 +180,7 @@ def test_settling_waits_for_what_has_begun(port: DmaPort) -> None:
     def dma() -> None:
         with port.under_way():
             begun.set()
-            go_on.wait(10)
+            go_on.wait(60)
 
     def settle() -> None:
         port.settle()
@@ -188,13 +188,13 @@ def test_settling_waits_for_what_has_begun(port: DmaPort) -> None:
 
     threads = [threading.Thread(target=each) for each in (dma, settle)]
     threads[0].start()
-    begun.wait(10)
+    begun.wait(60)
     threads[1].start()
     port.write_now(0, b"later")  # what begins meanwhile is not waited for, and wakes the one who waits
     with port.under_way():
         assert not settled.wait(0.05)
         go_on.set()
-        assert settled.wait(10)
+        assert settled.wait(60)
     for thread in threads:
         thread.join()
     assert not port.active and not port.waiting

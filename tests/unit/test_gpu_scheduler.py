@@ -16,7 +16,7 @@ from devmodel.gpu.shares import EngineShare, FairQueue
 from tests.waiting import wait_for
 
 SECOND = 10**9
-SECONDS = 20
+SECONDS = 60
 
 
 def simulate(weights: list[int], slices: list[int], total: int) -> list[EngineShare]:

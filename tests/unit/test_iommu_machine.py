@@ -221,7 +221,7 @@ class PageDictionary(RuleBasedStateMachine):
     def begin(self, call: Callable[[], object]) -> Call:
         self.client.hold("pin")
         begun = Call(call)
-        assert self.client.begun.wait(10)
+        assert self.client.begun.wait(60)
         return begun
 
     @precondition(lambda self: self.model.waiting is None)

@@ -33,7 +33,7 @@ class SlowClient(FakeClient):
 
     def read(self, vaddr: int, size: int) -> bytes:
         self.begun.set()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         return super().read(vaddr, size)
 
 
@@ -46,7 +46,7 @@ class SlowBitmap(Bitmap):
 
     def write(self, offset: int, data: bytes) -> None:
         self.begun.set()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         super().write(offset, data)
 
 
@@ -89,7 +89,7 @@ def busy() -> Iterator[tuple[Type1, SlowClient]]:
     iommu, slow = Type1(), SlowClient()
     iommu.map(slow, 0, 0, 2 * PAGE_SIZE, RW)
     dma = Call(lambda: iommu.space.dma_read(0, 64))
-    assert slow.begun.wait(10)
+    assert slow.begun.wait(60)
     yield iommu, slow
     slow.go.set()
     assert dma.result() == bytes(64)
@@ -98,7 +98,7 @@ def busy() -> Iterator[tuple[Type1, SlowClient]]:
 def test_a_report_that_the_client_holds_up_holds_nobody_else(tracked: Type1) -> None:
     bitmap = SlowBitmap()
     report = Call(lambda: tracked.report_dirty(0, 64 * PAGE_SIZE, bitmap))
-    assert bitmap.begun.wait(10)
+    assert bitmap.begun.wait(60)
     tracked.space.dma_write(5 * PAGE_SIZE, b"meanwhile")
     assert tracked.space.dma_read(5 * PAGE_SIZE, 9) == b"meanwhile"
     tracked.map(FakeClient(), 2**32, 0, PAGE_SIZE, RW)
@@ -113,7 +113,7 @@ def test_a_report_that_the_client_holds_up_holds_nobody_else(tracked: Type1) -> 
 def test_an_unmap_that_the_clients_bitmap_holds_up_holds_only_its_range(tracked: Type1) -> None:
     bitmap = SlowBitmap()
     unmap = Call(lambda: tracked.unmap(0, 64 * PAGE_SIZE, bitmap=bitmap))
-    assert bitmap.begun.wait(10)
+    assert bitmap.begun.wait(60)
     tracked.space.dma_write(64 * PAGE_SIZE, b"elsewhere")
     assert tracked.unmap(128 * PAGE_SIZE, 64 * PAGE_SIZE, may_wait=False) == 64 * PAGE_SIZE
     with pytest.raises(DmaFault, match="being unmapped"):
@@ -131,7 +131,7 @@ def test_what_is_mapped_in_a_hole_of_such_an_unmap_can_be_reached_at_once(tracke
     bitmap = SlowBitmap()
     bitmap.size = 32
     unmap = Call(lambda: tracked.unmap(0, 192 * PAGE_SIZE, bitmap=bitmap))
-    assert bitmap.begun.wait(10)
+    assert bitmap.begun.wait(60)
     tracked.map(FakeClient(), 70 * PAGE_SIZE, 0, PAGE_SIZE, RW)
     tracked.space.dma_write(70 * PAGE_SIZE, b"new")
     for gone in (0, 128):
@@ -145,7 +145,7 @@ def test_what_is_mapped_in_a_hole_of_such_an_unmap_can_be_reached_at_once(tracke
 def test_what_two_unmaps_take_at_once_is_unmapped_and_counted_once(tracked: Type1) -> None:
     bitmap = SlowBitmap()
     first = Call(lambda: tracked.unmap(0, 64 * PAGE_SIZE, bitmap=bitmap))
-    assert bitmap.begun.wait(10)
+    assert bitmap.begun.wait(60)
     assert tracked.unmap(0, 64 * PAGE_SIZE) == 64 * PAGE_SIZE
     bitmap.go.set()
     assert first.result() == 0 and bitmap.bits == 1 << 1
@@ -155,7 +155,7 @@ def test_two_reports_are_one_after_the_other(tracked: Type1) -> None:
     """What the first one has taken and cannot report is there for the second one."""
     broken, last = SlowBitmap(broken=True), Bitmap()
     first = Call(lambda: tracked.report_dirty(0, 64 * PAGE_SIZE, broken))
-    assert broken.begun.wait(10)
+    assert broken.begun.wait(60)
     tracked.space.dma_write(7 * PAGE_SIZE, b"between")
     second = Call(lambda: tracked.unmap(0, 64 * PAGE_SIZE, bitmap=last))
     assert second.waits_for(0.1)
@@ -259,7 +259,7 @@ def test_version_1_waits_for_dma_behind_the_range_that_it_goes_beyond() -> None:
     iommu, slow = Type1(v2=False), SlowClient()
     iommu.map(slow, 0, 0, 4 * PAGE_SIZE, RW)
     dma = Call(lambda: iommu.space.dma_read(3 * PAGE_SIZE, 64))
-    assert slow.begun.wait(10)
+    assert slow.begun.wait(60)
     with pytest.raises(MustWait):
         iommu.unmap(0, PAGE_SIZE, may_wait=False)
     unmap = Call(lambda: iommu.unmap(0, PAGE_SIZE))

@@ -315,14 +315,14 @@ class SlowBits(Bits):
 
     def check(self, offset: int, size: int) -> None:
         self.asked.set()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         super().check(offset, size)
 
 
 def slowly(tracked: TrackedSpace, bits: SlowBits) -> threading.Thread:
     thread = threading.Thread(target=tracked.report, args=(BASE, END - 1, PAGE_SIZE, bits))
     thread.start()
-    assert bits.asked.wait(10)
+    assert bits.asked.wait(60)
     return thread
 
 
@@ -364,7 +364,7 @@ def test_a_dma_that_ends_after_the_report_is_dirty_in_the_next(space: IoAddressS
 
         def write(self, vaddr: int, data: bytes) -> None:
             self.begun.set()
-            assert self.go.wait(10)
+            assert self.go.wait(60)
             super().write(vaddr, data)
 
     client = Slow()
@@ -373,7 +373,7 @@ def test_a_dma_that_ends_after_the_report_is_dirty_in_the_next(space: IoAddressS
     tracked.start()
     thread = threading.Thread(target=tracked.dma_write, args=(END, b"x"))
     thread.start()
-    assert client.begun.wait(10)
+    assert client.begun.wait(60)
     assert reported(tracked, END, END + PAGE_SIZE - 1) == set()
     client.go.set()
     thread.join()

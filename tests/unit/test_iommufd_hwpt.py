@@ -156,7 +156,7 @@ def test_two_attachments_at_once_make_one(context: Context, ioas: Ioas, function
 
         def memlock_limit(self) -> int:
             self.asked.set()
-            assert self.go.wait(10)
+            assert self.go.wait(60)
             return super().memlock_limit()
 
     client = Slow()
@@ -165,7 +165,7 @@ def test_two_attachments_at_once_make_one(context: Context, ioas: Ioas, function
     threads = [threading.Thread(target=lambda: found.append(hwpt_for(ioas, function))) for _ in range(2)]
     for thread in threads:
         thread.start()
-    assert client.asked.wait(10)
+    assert client.asked.wait(60)
     assert not any(each.type is ObjectType.HWPT for each in context.objects.all()), "half made"
     client.go.set()
     for thread in threads:

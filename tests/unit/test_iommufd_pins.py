@@ -255,7 +255,7 @@ def test_a_copy_waits_for_its_client_under_no_lock(context: Context) -> None:
     dst.add_domain(Attached(1))
     client.hold("pin")
     held = Call(lambda: copied(dst, src, 0, 2 * PAGE_SIZE, 0))
-    assert client.begun.wait(10)
+    assert client.begun.wait(60)
     assert src.unmap(0, LAST) == 2 * PAGE_SIZE  # the source goes
     fails(errno.ENOENT, source, dst, 0, PAGE_SIZE)  # the copy is not there yet
     fails(errno.EEXIST, dst.map, FakeClient(2), FIXED | RW, 0, PAGE_SIZE, 0)

@@ -47,7 +47,7 @@ def held(slow: Unhurried, begin: Callable[[], object]) -> Call:
     """A call that has asked the slow client for its memory, and waits."""
     slow.hold("pin")
     call = Call(begin)
-    assert slow.begun.wait(10)
+    assert slow.begun.wait(60)
     return call
 
 

@@ -84,7 +84,7 @@ def masked(irqs: Irqs) -> bool:
 
 
 def soon(check: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         if check():
             return True
@@ -300,7 +300,7 @@ def test_a_watch_that_raises_ends_nothing(
     seen = threading.Event()
     watcher.watch(Eventfd(bad, lib.shim_signal), fail)
     watcher.watch(Eventfd(good, lib.shim_signal), seen.set)
-    assert seen.wait(5) and soon(lambda: told == [error])
+    assert seen.wait(60) and soon(lambda: told == [error])
 
 
 def descriptors() -> list[str]:
@@ -342,7 +342,7 @@ def test_one_eventfd_is_watched_many_times(watcher: Watcher) -> None:
     for watch in watches[1:]:
         watch.cancel()
     os.eventfd_write(event, 1)
-    assert seen.wait(5)
+    assert seen.wait(60)
     watches[0].cancel()
     os.close(event)
     assert descriptors() == before
@@ -351,7 +351,7 @@ def test_one_eventfd_is_watched_many_times(watcher: Watcher) -> None:
 def assert_works(watcher: Watcher) -> None:
     seen = threading.Event()
     watch = watcher.watch(Eventfd(os.eventfd(1), lib.shim_signal), seen.set)
-    assert seen.wait(5)
+    assert seen.wait(60)
     watch.cancel()
 
 
@@ -385,7 +385,7 @@ def test_who_removes_an_ioeventfd_waits_for_its_write(watcher: Watcher) -> None:
 
     def write(region: int, offset: int, data: bytes, wanted: Callable[[], bool]) -> int:
         begun.set()
-        assert goes_on.wait(20)
+        assert goes_on.wait(60)
         order.append("written")
         return len(data)
 
@@ -395,12 +395,12 @@ def test_who_removes_an_ioeventfd_waits_for_its_write(watcher: Watcher) -> None:
 
     ioeventfds, what = IoEventfds(write), IoWrite(2, 8, 4, 1)
     ioeventfds.add(what, lambda: Eventfd(os.eventfd(1), lib.shim_signal), watcher)
-    assert begun.wait(20)
+    assert begun.wait(60)
     removing = threading.Thread(target=remove)
     removing.start()
     removing.join(0.05)  # it would be over by now if it did not wait
     goes_on.set()
-    removing.join(20)
+    removing.join(60)
     assert order == ["written", "removed"]
 
 

@@ -20,7 +20,7 @@ from ioctl_shim.takers import StatAnswers, Takers
 from tests.commands import ROOT
 from vfsfuse.run.calls import CallTakers
 
-SECONDS = 20.0
+SECONDS = 60.0
 HELD = 8
 MOST = 3
 """Threads that are left when no call is under way: one waits for a call, two for their turn."""

@@ -20,7 +20,7 @@ from tests.unit.fakes import fails
 from vfsfuse.testing import Bench
 
 DATA, MCR, LSR = 0, 4, 5
-SECONDS = 20
+SECONDS = 60
 
 
 def served(test: Callable[[Mtty, TaskHost], Awaitable[None]]) -> None:

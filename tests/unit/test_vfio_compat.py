@@ -22,7 +22,7 @@ from tests.unit.fakes import FakeClient, FakePages, fails
 from tests.unit.test_vfio import Toy
 
 IOVA, VADDR, PAGE = 0x10000, 0x7000, 4096
-SECONDS = 10
+SECONDS = 60
 
 
 class Function(Toy):

@@ -41,7 +41,7 @@ def bystander(lab: MountedLab, vgpu: Vgpu) -> Iterator[Seen]:
         try:
             yield seen
         finally:
-            rounds, longest = process.communicate(timeout=20)[0].split()
+            rounds, longest = process.communicate(timeout=60)[0].split()
             seen.rounds, seen.longest = int(rounds), float(longest)
 
 

@@ -194,7 +194,7 @@ def bound(lab: MountedLab, *names: str) -> Iterator[list[str]]:
         yield groups
 
 
-def signals(eventfd: int, seconds: float = 5) -> int:
+def signals(eventfd: int, seconds: float = 60) -> int:
     """Wait for the eventfd; the count that it had, 0 when none came."""
     return os.eventfd_read(eventfd) if select.select([eventfd], [], [], seconds)[0] else 0
 

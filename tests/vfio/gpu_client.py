@@ -20,7 +20,7 @@ from tests.vfio.client import PAGE, Memory
 from tests.vfio.devices import Opened, opened
 from tests.waiting import wait_for
 
-SECONDS = 20
+SECONDS = 60
 SYSTEM = 1 << 40
 GTT_ENTRIES = 16384
 VALID, WRITABLE = 1, 2

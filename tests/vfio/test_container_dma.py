@@ -360,7 +360,7 @@ class SlowClient(FakeClient):
 
     def write(self, vaddr: int, data: bytes) -> None:
         self.begun.set()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         super().write(vaddr, data)
 
 
@@ -370,7 +370,7 @@ def test_an_unmap_waits_for_the_dma_in_its_range() -> None:
     iommu.map(FakeClient(2), 2 * PAGE, 0, PAGE, RW)
     writer = threading.Thread(target=iommu.space.dma_write, args=(0, b"slow"))
     writer.start()
-    assert slow.begun.wait(10) and iommu.space.inflight.copying
+    assert slow.begun.wait(60) and iommu.space.inflight.copying
     assert iommu.unmap(2 * PAGE, PAGE) == PAGE  # another range need not wait
     unmapped: list[int] = []
     unmapper = threading.Thread(target=lambda: unmapped.append(iommu.unmap(0, PAGE)))
@@ -390,7 +390,7 @@ def test_two_unmaps_that_wait_for_the_same_dma() -> None:
     iommu.map(slow, 0, 0, PAGE, RW)
     writer = threading.Thread(target=iommu.space.dma_write, args=(0, b"slow"))
     writer.start()
-    assert slow.begun.wait(10)
+    assert slow.begun.wait(60)
     unmapped: list[int] = []
     unmappers = [threading.Thread(target=lambda: unmapped.append(iommu.unmap(0, 2 * PAGE))) for _ in range(2)]
     for unmapper in unmappers:
@@ -409,7 +409,7 @@ def test_an_unmap_gives_up_when_a_client_stops_its_own_memory(monkeypatch: pytes
     iommu.map(slow, 0, 0, PAGE, RW)
     writer = threading.Thread(target=iommu.space.dma_write, args=(0, b"slow"))
     writer.start()
-    assert slow.begun.wait(10)
+    assert slow.begun.wait(60)
     fails(errno.EBUSY, iommu.unmap, 0, PAGE)
     slow.go.set()
     writer.join()

@@ -28,7 +28,7 @@ from tests.vfio.client import PAGE, fails
 from tests.vfio.test_container_dma import KINDS, MEMFD, PAGES, Child, child
 
 __all__ = ["child", "somebody"]
-SECONDS = 10
+SECONDS = 60
 
 
 def mapped_here(what: str) -> bool:
