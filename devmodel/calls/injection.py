@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a listener has happen to a call: a delay, a hang, an errno, other data, nothing at all, or twice.
 
-A listener (devmodel.calls) returns an :class:`Injection` for a call; the call point carries it out.  A
-:class:`Hold` is what calls hang at.  A :class:`Wait` is the wait of one call, for its delay and then for its
-hold.  It keeps no thread: it calls back when it is over.
+A listener (devmodel.calls) returns an :class:`Injection` for a call; the call point carries it out on the
+call's :class:`Body`.  A :class:`Hold` is what calls hang at.  A :class:`Wait` is the wait of one call, for its
+delay and then for its hold.  It keeps no thread: it calls back when it is over.
 Threads: any.  A Hold and a Wait each have a lock of their own, which is taken after every other one and held
 for no call back.
 """
@@ -15,12 +15,13 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from devmodel.calls.latecalls import Entry, LateCalls
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Hold:
@@ -71,6 +72,22 @@ class Hold:
 
 
 @dataclass(slots=True)
+class Body(Generic[T_co]):
+    """How a call is made.  The type is that of its result; on the trio thread, an awaitable of it."""
+
+    function: Callable[..., T_co]
+    """Makes the call.  It takes ``data``, if there are some."""
+    data: bytes | None = None
+    """The data that a listener may change before the call is made; None for a call without."""
+    dropped: Callable[[], T_co] | None = None
+    """Gives the result of the call if it is dropped; None for a call that cannot be dropped."""
+
+    def make(self) -> T_co:
+        """Make the call as if nobody listened."""
+        return self.function() if self.data is None else self.function(self.data)
+
+
+@dataclass(slots=True)
 class Injection:
     """What a listener has happen to one call.  The fields take effect in this order."""
 
@@ -113,16 +130,13 @@ class Injection:
         others = self.error or self.drop or self.times != 1 or self.change or self.after
         return not others and (self.delay > 0 or self.hold is not None)
 
-    def make(
-        self, function: Callable[..., T], data: bytes | None = None, dropped: Callable[[], T] | None = None
-    ) -> T:
-        """Make the call, once it has waited.  ``function`` takes ``data``, if there are some.  ``dropped``
-        gives the result of a call that is dropped; a call without it cannot be dropped.  Raises
-        :attr:`error`."""
+    def make(self, body: Body[T]) -> T:
+        """Make the call, once it has waited.  Raises :attr:`error`."""
         if self.error is not None:
             raise self.error
-        if self.drop and dropped is not None:
-            return dropped()
+        if self.drop and body.dropped is not None:
+            return body.dropped()
+        function, data = body.function, body.data
         arguments = () if data is None else (self.changed(data),)
         for _ in range(self.times - 1):
             function(*arguments)

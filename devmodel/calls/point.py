@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from devmodel.calls.attending import Listener, Observer, Observers, attends, tell_begin, tell_end
 from devmodel.calls.call import Call
+from devmodel.calls.injection import Body
 from devmodel.calls.steered import Steered
 from devmodel.calls.stores import client_is, make_async, owe, reason_of, wait_async
 from devmodel.calls.waits import Waits
@@ -152,39 +153,24 @@ class CallPoint:
             tell_end(observers, call)
         return result
 
-    def run(
-        self,
-        call: Call,
-        function: Callable[..., T],
-        data: bytes | None = None,
-        dropped: Callable[[], T] | None = None,
-    ) -> T:
-        """Make the call on a thread that may wait.  ``function`` takes ``data``, if there are some;
-        ``dropped`` as :meth:`Injection.make`."""
+    def run(self, call: Call, body: Body[T]) -> T:
+        """Make the call on a thread that may wait."""
         steered = self.steer(call)
         if steered is not None:
-            return steered.run(function, data, dropped)
-        made = function if data is None else functools.partial(function, data)
-        return self.tell(call, made) if self.observers else made()
+            return steered.run(body)
+        return self.tell(call, body.make) if self.observers else body.make()
 
-    async def run_async(
-        self,
-        call: Call,
-        function: Callable[..., Awaitable[T]],
-        data: bytes | None = None,
-        dropped: Callable[[], T] | None = None,
-    ) -> T:
+    async def run_async(self, call: Call, body: Body[Awaitable[T]]) -> T:
         """As :meth:`run` on the trio thread, which goes on with other tasks meanwhile.  What cancels it ends
         the wait, too."""
         steered = self.steer(call)
         if steered is None:
-            made = function if data is None else functools.partial(function, data)
-            return await self.tell_async(call, made)
+            return await self.tell_async(call, body.make)
         steered.unlocked = True
         with client_is(call.tid), steered.told():
             if steered.waits:
                 await wait_async(steered)
-            call.result = result = await make_async(steered.injection, function, data, dropped)
+            call.result = result = await make_async(steered.injection, body)
         return result
 
     async def tell_async(self, call: Call, function: Callable[[], Awaitable[T]]) -> T:
@@ -210,7 +196,7 @@ class CallPoint:
             return self.tell(call, function) if self.observers else function()
         if steered.waits:
             owe(self._waits, steered.injection)
-        return steered.make(function)
+        return steered.make(Body(function))
 
     def signal(self, call: Call, function: Callable[..., object], data: bytes | None = None) -> None:
         """Make a call from any thread, which does not wait: another thread makes a delayed one.  It is an
@@ -240,7 +226,7 @@ class CallPoint:
 
 def _send(steered: Steered, function: Callable[..., object], data: bytes | None) -> None:
     with contextlib.suppress(OSError):  # it is refused, or the device is gone: nobody waits for an answer
-        steered.make(function, data, dropped=_nothing)
+        steered.make(Body(function, data, _nothing))
 
 
 def _nothing() -> None:

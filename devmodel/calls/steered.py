@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from devmodel.calls.attending import Listener, Observers, begin, end, tell_begin, tell_end
 from devmodel.calls.call import Call
-from devmodel.calls.injection import NOTHING, Wait
+from devmodel.calls.injection import NOTHING, Body, Wait
 from devmodel.calls.stores import reason_of
 from devmodel.calls.waits import Waits
 
@@ -63,21 +63,22 @@ class Steered:
         """Whether it was interrupted."""
         return self._wait is not None and self._wait.interrupted
 
-    def make(
-        self, function: Callable[..., T], data: bytes | None = None, dropped: Callable[[], T] | None = None
-    ) -> T:
+    def make(self, body: Body[T]) -> T:
         """Make the call as :meth:`Injection.make`, and end it.  Raises OSError(EINTR) if it was
         interrupted."""
-        with self.told():
+        try:  # every steered access comes here, and the block told() takes longer
             self.check()
-            self.call.result = result = self.injection.make(function, data, dropped)
+            self.call.result = result = self.injection.make(body)
+        except BaseException as error:
+            self.call.error = reason_of(error)
+            raise
+        finally:
+            self.end()
         return result
 
     def run(
         self,
-        function: Callable[..., T],
-        data: bytes | None = None,
-        dropped: Callable[[], T] | None = None,
+        body: Body[T],
         waiting: Callable[[Steered], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> T:
         """Wait and :meth:`make` the call, on a thread that may wait.  While it waits, the block ``waiting``
@@ -92,7 +93,7 @@ class Steered:
             except BaseException as error:
                 with self.told():
                     raise error
-        return self.make(function, data, dropped)
+        return self.make(body)
 
     def look_later(self, seconds: float, look: Callable[[], None]) -> None:
         """Call ``look`` after ``seconds`` if the call still waits then.  It is short."""

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from devmodel.calls.injection import Injection
+from devmodel.calls.injection import Body, Injection
 from devmodel.calls.waits import Waits
 
 T = TypeVar("T")
@@ -52,17 +52,13 @@ async def wait_async(waiting: Waiting) -> None:
     waiting.check()
 
 
-async def make_async(
-    injection: Injection,
-    function: Callable[..., Awaitable[T]],
-    data: bytes | None,
-    dropped: Callable[[], T] | None,
-) -> T:
+async def make_async(injection: Injection, body: Body[Awaitable[T]]) -> T:
     """As :meth:`Injection.make`."""
     if injection.error is not None:
         raise injection.error
-    if injection.drop and dropped is not None:
-        return dropped()
+    if injection.drop and body.dropped is not None:
+        return await body.dropped()
+    function, data = body.function, body.data
     arguments = () if data is None else (injection.changed(data),)
     for _ in range(injection.times - 1):
         await function(*arguments)

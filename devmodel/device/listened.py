@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from devmodel.calls.call import Call, CallKind
+from devmodel.calls.injection import Body
 from devmodel.calls.point import CallPoint
 from devmodel.calls.steered import Steered
 from devmodel.device.tasks import check_current, ended_with_task
@@ -102,7 +103,7 @@ class ListenedDma(DmaSpace):
         call = self._call("pin", {"iova": iova, "count": count})
         steered = self._calls.steer(call)
         pin = partial(self._space.pin_pages, iova, count, prot)
-        return self._calls.tell(call, pin) if steered is None else self._run(steered, pin)
+        return self._calls.tell(call, pin) if steered is None else self._run(steered, Body(pin))
 
     def unpin_pages(self, iova: int, count: int) -> None:
         self._space.unpin_pages(iova, count)  # nobody may hold up an unmap that waits for it
@@ -147,11 +148,11 @@ class ListenedDma(DmaSpace):
         if steered is None:
             self._calls.tell(call, partial(function, buffer) if write else read)
         elif not write:
-            self._steered(steered, lambda: _Moved(read(steered)), dropped=lambda: _Moved(zeros()))
+            self._steered(steered, Body(lambda: _Moved(read(steered)), dropped=lambda: _Moved(zeros())))
         elif changes:
-            self._steered(steered, function, first_bytes(buffer, size, access), _nothing)
+            self._steered(steered, Body(function, first_bytes(buffer, size, access), _nothing))
         else:
-            self._steered(steered, partial(function, buffer), dropped=_nothing)
+            self._steered(steered, Body(partial(function, buffer), dropped=_nothing))
 
     def _access(
         self,
@@ -163,18 +164,12 @@ class ListenedDma(DmaSpace):
         steered = self._calls.steer(call)
         if steered is None:
             return self._calls.tell(call, function if data is None else partial(function, data))
-        return self._steered(steered, function, data, dropped)
+        return self._steered(steered, Body(function, data, dropped))
 
-    def _steered(
-        self,
-        steered: Steered,
-        function: Callable[..., T],
-        data: bytes | None = None,
-        dropped: Callable[[], T] | None = None,
-    ) -> T:
+    def _steered(self, steered: Steered, body: Body[T]) -> T:
         """Make an access that the listener attends to. A refused one is a fault of the device."""
         try:
-            return self._run(steered, function, data, dropped)
+            return self._run(steered, body)
         except DmaFault:
             raise
         except OSError as error:
@@ -183,22 +178,16 @@ class ListenedDma(DmaSpace):
             write = steered.call.name == "write"
             raise DmaFault(Fault(arguments["iova"], arguments["size"], write, reason)) from error
 
-    def _run(
-        self,
-        steered: Steered,
-        function: Callable[..., T],
-        data: bytes | None = None,
-        dropped: Callable[[], T] | None = None,
-    ) -> T:
+    def _run(self, steered: Steered, body: Body[T]) -> T:
         """Make the rest of an access or a pin. What a task does that is stopped meanwhile is not made: the
         device has been reset, or its client is gone."""
 
         def make(*arguments: bytes) -> T:
             check_current()
-            return function(*arguments)
+            return body.function(*arguments)
 
         try:
-            return steered.run(make, data, dropped, _with_task)
+            return steered.run(Body(make, body.data, body.dropped), _with_task)
         except OSError:
             check_current()
             raise

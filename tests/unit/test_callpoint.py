@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from devmodel.calls.call import Call, CallKind
-from devmodel.calls.injection import Hold, Injection
+from devmodel.calls.injection import Body, Hold, Injection
 from devmodel.calls.point import CallPoint
 from devmodel.calls.stores import Debt, owing
 from devmodel.device.base import Device
@@ -86,14 +86,14 @@ def failing() -> int:
 
 def test_nobody_listens() -> None:
     silent, sent = CallPoint(), list[int]()
-    assert silent.run(call(), lambda: 7) == silent.run_locked(call(), lambda: 7) == 7
+    assert silent.run(call(), Body(lambda: 7)) == silent.run_locked(call(), lambda: 7) == 7
     silent.signal(call(), lambda: sent.append(1))
     assert sent == [1]
 
 
 def test_a_call_is_told_before_and_after_with_its_result(point: CallPoint) -> None:
-    assert point.run(call("a"), lambda: 7) == 7
-    fails(errno.EBUSY, point.run, call("b"), failing)
+    assert point.run(call("a"), Body(lambda: 7)) == 7
+    fails(errno.EBUSY, point.run, call("b"), Body(failing))
     assert account(point).lines == [
         ("begin", "a", None, None),
         ("end", "a", 7, None),
@@ -103,7 +103,7 @@ def test_a_call_is_told_before_and_after_with_its_result(point: CallPoint) -> No
 
 
 def test_calls_within_a_call_are_told_within_it(point: CallPoint) -> None:
-    point.run(call("outer"), lambda: point.run_locked(call("inner"), lambda: 1))
+    point.run(call("outer"), Body(lambda: point.run_locked(call("inner"), lambda: 1)))
     assert [(when, name) for when, name, _, _ in account(point).lines] == [
         ("begin", "outer"),
         ("begin", "inner"),
@@ -115,7 +115,7 @@ def test_calls_within_a_call_are_told_within_it(point: CallPoint) -> None:
 def test_a_refused_call_is_not_made(point: CallPoint) -> None:
     account(point).refusal = errno.EPERM
     made = list[int]()
-    fails(errno.EPERM, point.run, call(), lambda: made.append(1))
+    fails(errno.EPERM, point.run, call(), Body(lambda: made.append(1)))
     fails(errno.EPERM, point.run_locked, call(), lambda: made.append(1))
     point.signal(call(), lambda: made.append(1))
     assert made == []
@@ -125,7 +125,7 @@ def test_a_refused_call_is_not_made(point: CallPoint) -> None:
 def test_a_delayed_call_waits_as_its_caller_can(point: CallPoint) -> None:
     account(point).delay = 0.25
     begun = time.monotonic()
-    assert point.run(call(), lambda: 7) == 7
+    assert point.run(call(), Body(lambda: 7)) == 7
     assert time.monotonic() - begun >= 0.25
 
 
@@ -166,7 +166,7 @@ def test_an_asynchronous_call_waits_and_has_a_result(point: CallPoint) -> None:
 
     async def main() -> float:
         begun = trio.current_time()
-        assert await point.run_async(call("a"), function) == 7
+        assert await point.run_async(call("a"), Body(function)) == 7
         return trio.current_time() - begun
 
     account(point).delay = 0.01
@@ -208,7 +208,7 @@ def test_late_interrupts_come_in_the_order_of_their_times(point: CallPoint) -> N
 def test_a_listener_that_fails_disturbs_nobody(point: CallPoint, caplog: pytest.LogCaptureFixture) -> None:
     account(point).broken = True
     sent = list[int]()
-    assert point.run(call("x"), lambda: 7) == 7
+    assert point.run(call("x"), Body(lambda: 7)) == 7
     point.signal(call("y"), lambda: sent.append(1))
     assert sent == [1]
     assert "a listener failed at the begin of x" in caplog.text
@@ -240,12 +240,12 @@ async def seven() -> int:
 
 def calls_of_every_way(point: CallPoint) -> list[Call]:
     made = [call(name) for name in ("run", "tell", "locked", "async", "signal", "fails")]
-    assert point.run(made[0], lambda: 7) == 7
+    assert point.run(made[0], Body(lambda: 7)) == 7
     assert point.tell(made[1], lambda: 7) == 7
     assert point.run_locked(made[2], lambda: 7) == 7
-    assert trio.run(point.run_async, made[3], seven) == 7
+    assert trio.run(point.run_async, made[3], Body(seven)) == 7
     point.signal(made[4], lambda: 7)
-    fails(errno.EBUSY, point.run, made[5], failing)
+    fails(errno.EBUSY, point.run, made[5], Body(failing))
     return made
 
 
@@ -270,7 +270,7 @@ def test_a_refusal_and_a_delay_are_of_the_call_that_observers_see(point: CallPoi
     observer = Watching()
     point.observe(observer)
     account(point).refusal = errno.EPERM
-    fails(errno.EPERM, point.run, call("refused"), lambda: 7)
+    fails(errno.EPERM, point.run, call("refused"), Body(lambda: 7))
     point.signal(call("lost"), lambda: 7)
     assert observer.lines == [
         ("began", "refused", None),
@@ -288,8 +288,8 @@ def test_who_goes_during_a_call_hears_its_end_and_who_comes_does_not() -> None:
         point.unobserve(first)
         point.observe(second)
 
-    point.run(call("a"), change)
-    point.run(call("b"), lambda: 7)
+    point.run(call("a"), Body(change))
+    point.run(call("b"), Body(lambda: 7))
     assert first.lines == [("began", "a", None), ("ended", "a", None)]
     assert second.lines == [("began", "b", None), ("ended", "b", 7)]
 
@@ -334,7 +334,7 @@ def test_the_client_of_a_store_is_that_of_its_lifecycle_changes() -> None:
     changes, observer = Changes(), Clients()
     changes.calls.observe(observer)
     made = Call(CallKind.STORE, "directory", "vgpu_create", tid=1234)
-    assert trio.run(changes.calls.run_async, made, store) == 6
+    assert trio.run(changes.calls.run_async, made, Body(store)) == 6
     assert changes.create("nobody") == 6
     began = [line for line in observer.lines if line[0] == "began"]
     assert began == [("began", "vgpu_create", 1234), ("began", "create", 1234), ("began", "create", 0)]

@@ -14,7 +14,7 @@ import trio
 
 from devmodel.calls import waits
 from devmodel.calls.call import Call, CallKind
-from devmodel.calls.injection import Hold, Injection
+from devmodel.calls.injection import Body, Hold, Injection
 from devmodel.calls.latecalls import LateCalls
 from devmodel.calls.point import CallPoint
 from devmodel.calls.stores import owing
@@ -68,36 +68,36 @@ def flip(data: bytes) -> bytes:
 
 def test_a_dropped_call_is_not_made_and_gives_what_it_would() -> None:
     point, made = steered(Injection(drop=True)), list[int]()
-    assert point.run(call(), lambda: made.append(1), dropped=lambda: None) is None
-    assert point.run(call(), lambda: 7) == 7  # of a kind that cannot be dropped
-    assert point.run(call(), made.__len__, dropped=lambda: 4) == 4
+    assert point.run(call(), Body(lambda: made.append(1), dropped=lambda: None)) is None
+    assert point.run(call(), Body(lambda: 7)) == 7  # of a kind that cannot be dropped
+    assert point.run(call(), Body(made.__len__, dropped=lambda: 4)) == 4
     point.signal(call(), lambda: made.append(2))
     assert made == []
 
 
 def test_a_call_that_comes_twice_has_the_second_result() -> None:
     point, results = steered(Injection(times=2)), iter((1, 2, 3, 4))
-    assert point.run(call(), lambda: next(results)) == 2
+    assert point.run(call(), Body(lambda: next(results))) == 2
     assert point.run_locked(call(), lambda: next(results)) == 4
 
 
 def test_the_data_of_a_write_change_before_it_and_those_of_a_read_after_it() -> None:
     point, written = steered(Injection(change=flip)), list[bytes]()
-    point.run(call("write"), written.append, b"\x0f\xf0")
+    point.run(call("write"), Body(written.append, b"\x0f\xf0"))
     assert written == [b"\xf0\x0f"]
-    assert point.run(call("read"), lambda: b"\1") == b"\xfe"
-    assert point.run(call("a number"), lambda: 5) == 5
+    assert point.run(call("read"), Body(lambda: b"\1")) == b"\xfe"
+    assert point.run(call("a number"), Body(lambda: 5)) == 5
 
 
 @pytest.mark.parametrize("broken", [lambda data: data + b"x", lambda data: 1 / 0], ids=["longer", "fails"])
 def test_a_change_that_fails_leaves_the_data(broken: Callable[[bytes], bytes]) -> None:
-    assert steered(Injection(change=broken)).run(call("read"), lambda: b"data") == b"data"
+    assert steered(Injection(change=broken)).run(call("read"), Body(lambda: b"data")) == b"data"
 
 
 def test_who_does_not_attend_changes_nothing() -> None:
     point = steered(Injection(error=OSError(errno.EIO, "never")), "another")
-    assert point.run(call(), lambda: 7) == 7
-    fails(errno.EIO, point.run, call("another"), lambda: 7)
+    assert point.run(call(), Body(lambda: 7)) == 7
+    fails(errno.EIO, point.run, call("another"), Body(lambda: 7))
     assert isinstance(point.listener, Steering) and point.listener.ended == ["another"]
 
 
@@ -114,14 +114,14 @@ def test_observers_are_told_which_rules_hit_before_the_call_begins() -> None:
 
     point, observer = CallPoint(), Observing()
     point.observe(observer)
-    point.run(call(), lambda: 7)
+    point.run(call(), Body(lambda: 7))
     for injection in (
         Injection("slow", delay=0.001),
         Injection("full,late", error=OSError(errno.ENOSPC, "")),
     ):
         point.listen(Steering(injection))
         try:
-            point.run(call(), lambda: 7)
+            point.run(call(), Body(lambda: 7))
         except OSError as error:
             assert error.errno == errno.ENOSPC
     rules = [("", False), ("slow", True), ("full,late", False)]
@@ -165,7 +165,7 @@ def in_thread(function: Callable[[], object]) -> tuple[threading.Thread, list[ob
 def test_calls_hang_until_their_hold_is_released() -> None:
     hold = Hold()
     point = steered(Injection(hold=hold))
-    threads = [in_thread(lambda: point.run(call(), lambda: 7)) for _ in range(5)]
+    threads = [in_thread(lambda: point.run(call(), Body(lambda: 7))) for _ in range(5)]
     wait_for(lambda: hold.held == point.held == 5)
     assert not any(outcomes for _, outcomes in threads)
     hold.release()
@@ -173,13 +173,13 @@ def test_calls_hang_until_their_hold_is_released() -> None:
         thread.join(60)
         assert outcomes == [7]
     assert (hold.held, point.held) == (0, 0)
-    assert point.run(call(), lambda: 7) == 7  # and no more of them hang
+    assert point.run(call(), Body(lambda: 7)) == 7  # and no more of them hang
 
 
 def test_a_call_is_delayed_and_then_hangs() -> None:
     hold = Hold()
     point = steered(Injection(delay=0.05, hold=hold))
-    thread, outcomes = in_thread(lambda: point.run(call(), lambda: 7))
+    thread, outcomes = in_thread(lambda: point.run(call(), Body(lambda: 7)))
     wait_for(lambda: hold.held)
     hold.release()
     thread.join(60)
@@ -197,13 +197,13 @@ def test_a_call_that_waits_is_interrupted_and_the_end_lets_it_go(injection: Inje
     assert first.interrupt() and ready.is_set() and first.interrupted
     assert not first.interrupt()
     fails(errno.EINTR, first.make, partial(made.append, 1))
-    thread, outcomes = in_thread(lambda: point.run(call(), lambda: 7))
+    thread, outcomes = in_thread(lambda: point.run(call(), Body(lambda: 7)))
     wait_for(lambda: point.held)
     point.close()
     thread.join(60)
     assert outcomes == [7] and made == []
     point.listen(Steering(injection))  # nobody listens any more
-    assert point.run(call(), lambda: 7) == 7
+    assert point.run(call(), Body(lambda: 7)) == 7
     late = waits.Waits()
     late.close()
     assert late.new().over
@@ -222,14 +222,14 @@ def test_threads_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waits, "MOST_THREADS", 2)
     hold = Hold()
     point = steered(Injection(hold=hold))
-    threads = [in_thread(lambda: point.run(call(), lambda: 7)) for _ in range(2)]
+    threads = [in_thread(lambda: point.run(call(), Body(lambda: 7))) for _ in range(2)]
     wait_for(lambda: hold.held == 2)
-    fails(errno.ENOMEM, point.run, call(), lambda: 7)
+    fails(errno.ENOMEM, point.run, call(), Body(lambda: 7))
     hold.release()
     for thread, outcomes in threads:
         thread.join(60)
         assert outcomes == [7]
-    assert point.run(call(), lambda: 7) == 7
+    assert point.run(call(), Body(lambda: 7)) == 7
 
 
 def test_a_store_waits_for_itself_and_for_its_changes_and_ends_when_it_is_cancelled() -> None:
@@ -252,15 +252,15 @@ def test_a_store_waits_for_itself_and_for_its_changes_and_ends_when_it_is_cancel
 
     async def main() -> None:
         with owing() as debt:
-            assert await changes.calls.run_async(Call(CallKind.STORE, "", "store"), store) == 6
+            assert await changes.calls.run_async(Call(CallKind.STORE, "", "store"), Body(store)) == 6
         with trio.move_on_after(0.05) as scope:
             await debt.pay()
         assert scope.cancelled_caught and not held()
         with trio.move_on_after(0.05) as scope:
-            await changes.calls.run_async(Call(CallKind.STORE, "", "held"), store)
+            await changes.calls.run_async(Call(CallKind.STORE, "", "held"), Body(store))
         assert scope.cancelled_caught and not held()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(changes.calls.run_async, Call(CallKind.STORE, "", "held"), store)
+            nursery.start_soon(changes.calls.run_async, Call(CallKind.STORE, "", "held"), Body(store))
             while not held():
                 await trio.sleep(0.001)
             hold.release()
@@ -275,13 +275,18 @@ async def _taken(data: bytes, taken: list[bytes]) -> int:
     return len(data)
 
 
+async def _two() -> int:
+    return 2
+
+
 def test_a_store_is_dropped_changed_and_made_twice() -> None:
     taken = list[bytes]()
     store = partial(_taken, taken=taken)
     made = Call(CallKind.STORE, "", "store")
-    assert trio.run(steered(Injection(drop=True)).run_async, made, store, b"ab", lambda: 2) == 2
+    assert trio.run(steered(Injection(drop=True)).run_async, made, Body(store, b"ab", _two)) == 2
     assert taken == []
-    assert trio.run(steered(Injection(times=2, change=flip)).run_async, made, store, b"\0", lambda: 1) == 1
+    twice = Injection(times=2, change=flip)
+    assert trio.run(steered(twice).run_async, made, Body(store, b"\0", _two)) == 1
     assert taken == [b"\xff", b"\xff"]
 
 

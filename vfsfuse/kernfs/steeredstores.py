@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from devmodel.calls.call import Call, CallKind
+from devmodel.calls.injection import Body
 from devmodel.device.tasks import TaskHost
 from ioctl_shim.lanefile import PendingRequest
 from vfsfuse.kernfs.members import Attribute
@@ -42,5 +43,9 @@ class SteeredStores:
         if not isinstance(member, Attribute):
             return None
         call = Call(CallKind.STORE, entry.path, member.name, {"data": data}, tid)
-        store = partial(self._store, inode)
-        return lambda pending: self._tasks.begin(call, pending, store, data, lambda: len(data))
+
+        async def dropped() -> int:
+            return len(data)
+
+        store = Body(partial(self._store, inode), data, dropped)
+        return lambda pending: self._tasks.begin(call, pending, store)

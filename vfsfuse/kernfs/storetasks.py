@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from devmodel.calls.call import Call
+from devmodel.calls.injection import Body
 from devmodel.calls.stores import owing
 from devmodel.device.tasks import Task, TaskHost
 from ioctl_shim.lanefile import PendingRequest, answer_of
 
 log = logging.getLogger(__name__)
-Store = Callable[[bytes], Awaitable[int | None]]
-"""Makes a store of these data.  Gives how many bytes it has taken; None: all of them."""
+Store = Body[Awaitable[int | None]]
+"""A store of data.  It gives how many bytes it has taken; None: all of them."""
 
 
 class StoreTasks:
@@ -30,37 +31,22 @@ class StoreTasks:
         self.publish: Callable[[], Awaitable[None]] | None = None
         """Tells the kernel what has changed (Operations.publish).  Set before the mount."""
 
-    def begin(
-        self,
-        call: Call,
-        pending: PendingRequest,
-        store: Store,
-        data: bytes,
-        dropped: Callable[[], int | None],
-    ) -> None:
-        """Have the trio thread make a store, and answer its write.  `dropped` gives the result of one that is
-        dropped.  Device lane.  Raises OSError(ENODEV) when the lab ends."""
+    def begin(self, call: Call, pending: PendingRequest, store: Store) -> None:
+        """Have the trio thread make a store, and answer its write.  Device lane.  Raises OSError(ENODEV) when
+        the lab ends."""
         scope = trio.CancelScope()
         pending.when_interrupted(lambda: self._host.soon(scope.cancel))
         try:
-            self._host.begin(Task(self._run, (call, pending, store, data, dropped, scope)))
+            self._host.begin(Task(self._run, (call, pending, store, scope)))
         except RuntimeError as error:
             raise OSError(errno.ENODEV, "the lab ends") from error
 
-    async def _run(
-        self,
-        call: Call,
-        pending: PendingRequest,
-        store: Store,
-        data: bytes,
-        dropped: Callable[[], int | None],
-        scope: trio.CancelScope,
-    ) -> None:
+    async def _run(self, call: Call, pending: PendingRequest, store: Store, scope: trio.CancelScope) -> None:
         taken, error = 0, errno.EINTR
         try:
             with scope, owing() as debt:
                 try:
-                    taken, error = await self._outcome(call, store, data, dropped)
+                    taken, error = await self._outcome(call, store)
                 finally:
                     with trio.CancelScope(shield=True):
                         await self._published()
@@ -77,16 +63,14 @@ class StoreTasks:
         if self.publish is not None:
             await self.publish()
 
-    async def _outcome(
-        self, call: Call, store: Store, data: bytes, dropped: Callable[[], int | None]
-    ) -> tuple[int, int]:
+    async def _outcome(self, call: Call, store: Store) -> tuple[int, int]:
         """The bytes that a store has taken, and its errno."""
         try:
-            taken = await self._host.calls.run_async(call, store, data, dropped)
+            taken = await self._host.calls.run_async(call, store)
         except OSError as error:
             log.debug("%s: %s", call.name, error)
             return 0, answer_of(error)
         except (Exception, SystemExit):
             log.exception("%s failed", call.name)
             return 0, errno.EIO
-        return len(data) if taken is None else taken, 0
+        return len(store.data or b"") if taken is None else taken, 0

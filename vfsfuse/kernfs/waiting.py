@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 
 from devmodel.calls.call import Call, CallKind
+from devmodel.calls.injection import Body
 from devmodel.device.tasks import TaskHost
 from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest
 from ioctl_shim.lanefile import answer_of
@@ -65,7 +66,7 @@ class StoreRunner:
             entry, member = self._find(inode)  # it may have gone while this was held up
             await member.write(entry, data)
 
-        self.tasks.begin(call, pending, store, data[:PAGE_SIZE], dropped=_nothing)
+        self.tasks.begin(call, pending, Body(store, data[:PAGE_SIZE], _nothing))
 
     def _find(self, inode: int) -> tuple[Entry, WaitingStore]:
         entry, member = self._locate(inode)
@@ -74,7 +75,7 @@ class StoreRunner:
         return entry, member
 
 
-def _nothing() -> None:
+async def _nothing() -> None:
     """The result of a store that is dropped."""
 
 

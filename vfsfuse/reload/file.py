@@ -14,6 +14,7 @@ import logging
 import trio
 
 from devmodel.calls.call import Call, CallKind
+from devmodel.calls.injection import Body
 from devmodel.device.tasks import Task, TaskHost
 from ioctl_shim.lane import DeferringFile, Opened, OpenRequest, PendingRequest
 from ioctl_shim.lanefile import answer_of
@@ -85,7 +86,7 @@ class ReloadFile(DeferringFile):
 
         try:
             call = Call(CallKind.STORE, "", NAME, {"data": data}, tid)
-            self._outcome = await self._host.calls.run_async(call, store)
+            self._outcome = await self._host.calls.run_async(call, Body(store))
         except OSError as error:
             self._outcome = str(error.strerror)
             return answer_of(error)

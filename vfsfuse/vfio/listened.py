@@ -16,6 +16,7 @@ from functools import partial
 from typing import Generic, NoReturn, TypeVar
 
 from devmodel.calls.call import Call
+from devmodel.calls.injection import Body
 from devmodel.calls.point import CallPoint
 from devmodel.calls.steered import Steered
 from ioctl_shim.abi import Fetched
@@ -34,21 +35,12 @@ LOOK_SECONDS = 0.5
 class SteeredCall(Generic[T]):
     """A call that has begun, and how it is made: `ioctl_shim.lanefile.Later`.
 
-    `function` takes `data`, if there are some; `dropped` gives the result of a call that is dropped.
     `client` is a thread whose signals do not come here, because another process makes the call for it."""
 
-    __slots__ = ("_client", "_data", "_dropped", "_function", "_steered")
+    __slots__ = ("_body", "_client", "_steered")
 
-    def __init__(
-        self,
-        steered: Steered,
-        function: Callable[..., T],
-        data: bytes | None = None,
-        dropped: Callable[[], T] | None = None,
-        client: int = 0,
-    ) -> None:
-        self._steered, self._function, self._data, self._dropped = steered, function, data, dropped
-        self._client = client
+    def __init__(self, steered: Steered, body: Body[T], client: int = 0) -> None:
+        self._steered, self._body, self._client = steered, body, client
         steered.unlocked = True
 
     def wait(self, ready: Callable[[], None]) -> None:
@@ -66,13 +58,13 @@ class SteeredCall(Generic[T]):
             return False
         if self._steered.interrupted or injection.error is not None:
             return True
-        return injection.drop and self._dropped is not None
+        return injection.drop and self._body.dropped is not None
 
     def finish(self, error: OSError | None = None) -> T:
         if error is not None:
             with self._steered.told():
                 raise error
-        return self._steered.make(self._function, self._data, self._dropped)
+        return self._steered.make(self._body)
 
     def _look(self) -> None:
         """End the call if the client was killed, or look again."""
@@ -100,14 +92,14 @@ class ObservedFile:
         if steered is None:
             return None
         dropped = partial(told.zeros, offset, size)
-        return SteeredCall(steered, lambda: told.read(offset, size), dropped=dropped)
+        return SteeredCall(steered, Body(lambda: told.read(offset, size), dropped=dropped))
 
     def steer_write(self, offset: int, data: bytes, tid: int) -> SteeredCall[int] | None:
         told = self._told
         steered = self._calls.steer(told.write_call(offset, data, tid))
         if steered is None:
             return None
-        return SteeredCall(steered, partial(told.write, offset), data, dropped=lambda: len(data))
+        return SteeredCall(steered, Body(partial(told.write, offset), data, lambda: len(data)))
 
     def read(self, offset: int, size: int, tid: int, made: bytes | int | None) -> bytes:
         told = self._told
@@ -193,7 +185,7 @@ class ObservedFile:
             self._told.file.release()
 
     def _steered_ioctl(self, steered: Steered, call: Call, cmd: int) -> SteeredCall[int]:
-        return SteeredCall(steered, lambda: self._told.ioctl(call, cmd), dropped=_zero)
+        return SteeredCall(steered, Body(lambda: self._told.ioctl(call, cmd), dropped=_zero))
 
     def _finish(self, call: Call, steered: Steered, cmd: int) -> int:
         """Make an ioctl that its handler has left to a thread that may wait.  It began on the pump."""
@@ -210,7 +202,7 @@ class _SizedCall:
 
     def __init__(self, steered: Steered, function: Callable[[], int], client: int) -> None:
         self._results = list[int]()
-        self._steered = SteeredCall(steered, lambda: self._results.append(function()), client=client)
+        self._steered = SteeredCall(steered, Body(lambda: self._results.append(function())), client)
         self.wait, self.interrupt = self._steered.wait, self._steered.interrupt
 
     @property

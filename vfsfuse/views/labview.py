@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from devmodel.calls.call import Call, CallKind
+from devmodel.calls.injection import Body
 from devmodel.calls.point import CallPoint
 from devmodel.iommu.api import MustWait
 from devmodel.irq.eventfd import Watcher
@@ -227,7 +228,7 @@ class LabView:
             return opened
 
         steered = calls.begin(listener, call)
-        later = SteeredCall(steered, opening)
+        later = SteeredCall(steered, Body(opening))
         return later if steered.waits else later.finish()
 
     def _checked_open(self, request: OpenRequest) -> Opened | None:
