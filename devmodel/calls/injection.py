@@ -2,8 +2,8 @@
 """What a listener has happen to a call: a delay, a hang, an errno, other data, nothing at all, or twice.
 
 A listener (devmodel.calls) returns an :class:`Injection` for a call; the call point carries it out on the
-call's :class:`Body`.  A :class:`Hold` is what calls hang at.  A :class:`Wait` is the wait of one call, for its
-delay and then for its hold.  It keeps no thread: it calls back when it is over.
+:class:`Body` of the call.  A :class:`Hold` is what calls hang at.  A :class:`Wait` is the wait of one call,
+for its delay and then for its hold.  It keeps no thread: it calls back when it is over.
 Threads: any.  A Hold and a Wait each have a lock of their own, which is taken after every other one and held
 for no call back.
 """
