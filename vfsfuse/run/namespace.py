@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from ioctl_shim.seccomp import file_id
 from vfsfuse.asking import NoAnswer, Patience, Refusal
 from vfsfuse.requirements import may_administrate, mend_mount, mend_namespace, mend_root
-from vfsfuse.run import syscalls
+from vfsfuse.run import syscalls, terminals
 from vfsfuse.viewers import PLACE_OF_RUNS, SOURCE_OF_RUNS
 
 GIVEN_BACK = (
@@ -211,7 +211,12 @@ def _rebuild_dev(nodes: Mapping[str, int]) -> None:
 
     A user namespace may not use mknod(2), so the other entries are mounts.
     """
-    rebuild("/dev", DEVICE_NODES, "mode=755,size=1m")
+    ptmx, machine = terminals.node(), syscalls.clone_tree("/dev")
+    rebuild("/dev", (*DEVICE_NODES, *([terminals.NAME] if ptmx else ())), "mode=755,size=1m")
+    if ptmx:
+        terminals.show(ptmx, machine, DEVICE_NODES)
+    else:
+        os.close(machine)
     for name, tree in nodes.items():
         make_place(f"/dev/{name}", directory=stat.S_ISDIR(os.fstat(tree).st_mode))
 
