@@ -54,6 +54,33 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "empty"),
+    [
+        (["run", "--mount", "", "--", "true"], "--mount"),
+        (["run", "-q", "--log=", "true"], "--log"),
+        (["trace", "-o", "", "--", "true"], "-o"),
+        (["list", "--mount", ""], "--mount"),
+        (["umount", ""], "an argument"),
+    ],
+)
+def test_an_empty_name_chooses_no_lab(arguments: list[str], empty: str) -> None:
+    """Such as that of a shell's variable that is not set."""
+    done = vfsfuse(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"vfsfuse: {arguments[0]}: {empty} is empty\n"
+
+
+def test_arguments_of_a_program_may_be_empty() -> None:
+    for command in (
+        ["run", "echo", "", "."],
+        ["run", "--", "echo", "", "."],
+        ["trace", "--", "echo", "", "."],
+    ):
+        done = vfsfuse(*command)
+        assert (done.returncode, done.stdout) == (0, " .\n"), done
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "required: COMMAND"),

@@ -184,6 +184,7 @@ def test_failures_are_one_line_with_a_shells_status(tmp_path: Path) -> None:
     for arguments, status, why in (
         (["--", "no-such-program"], 127, missing),
         (["--", "/nowhere/at/all"], 127, missing),
+        (["--", ""], 127, missing),
         (["--", "/"], 126, "permission denied"),
         (["--", "/etc/passwd"], 126, "permission denied"),
         (["--"], 2, "no command"),

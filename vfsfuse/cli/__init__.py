@@ -122,6 +122,18 @@ def _occupy_standard_streams() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
+def _empty(args: argparse.Namespace, arguments: Sequence[str]) -> str | None:
+    """What is empty of a command line, such as the name of a lab from a shell's variable that is not set:
+    that would choose another lab.  None: nothing is."""
+    if "" in vars(args).values():
+        for before, argument in zip(("", *arguments), arguments, strict=False):
+            if not argument:
+                return before if before.startswith("-") else "an argument"
+            if argument.startswith("--") and argument.endswith("="):
+                return argument[:-1]
+    return None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit status: 0, 1 for a failure (with one line on stderr), 2 for wrong
     usage."""
@@ -133,6 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         end = arguments.index("--")
         arguments, program = arguments[:end], arguments[end + 1 :]
     args = build_parser(chosen).parse_args(arguments, argparse.Namespace(program=program))
+    if empty := _empty(args, arguments):
+        print(f"vfsfuse: {args.command}: {empty} is empty", file=sys.stderr)
+        return 2
     if args.command not in ("run", "trace", "replay"):  # whose program inherits it
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, children would leave no status
     status: int = args.main(args)

@@ -188,10 +188,12 @@ def become(command: list[str], subcommand: str = "run") -> int:
         _execute(command)
     except OSError as error:
         status = EXIT_NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXIT_CANNOT_EXECUTE
-        return _complain(f"{command[0]}: {error.strerror}", status, subcommand)
+        return _complain(f"{command[0] or repr('')}: {error.strerror}", status, subcommand)
 
 
 def _execute(command: list[str]) -> NoReturn:
+    if not command[0]:  # os.execvp raises ValueError
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
         os.execvp(command[0], command)
     except PermissionError:
