@@ -43,7 +43,8 @@ def test_in_a_dev_without_a_place_for_the_lab(tmp_path: Path, user: str, ptmx: s
     (dev := tmp_path / "dev").mkdir()
     made = (
         f"mount -t tmpfs -o mode=755 dev {dev} && cd {dev} && cp -a /dev/null /dev/fuse /dev/urandom ."
-        f" && {THERE[there]} && mkdir pts && mount -t devpts -o newinstance,ptmxmode=000 devpts pts && {PTMX[ptmx]}"
+        f" && {THERE[there]}"
+        f" && mkdir pts && mount -t devpts -o newinstance,ptmxmode=000 devpts pts && {PTMX[ptmx]}"
         f" && cd {ROOT} && mount --move {dev} /dev"
     )
     script = f"{shlex.join(PYTHON)} && find /dev -name machines -o -name iommu -size +0"
