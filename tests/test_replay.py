@@ -172,6 +172,16 @@ def test_the_program_keeps_its_status(folder: Path) -> None:
         assert done.stderr == "vfsfuse: replay: 0 of 10 events replayed, no divergence\n"
 
 
+@pytest.mark.parametrize(("strict", "status"), [("--strict", 1), ("-q", 0)])
+def test_a_program_that_leaves_the_device_alone(folder: Path, strict: str, status: int) -> None:
+    done = command(folder, "replay", strict, "copy.rec", "--", "true")
+    assert done.returncode == status
+    assert done.stderr == (
+        "vfsfuse: replay: 0 of 10 events replayed, no divergence\n"
+        f"vfsfuse: replay: copy.rec: CMD did nothing of what was recorded with {UUID}\n"
+    )
+
+
 def test_a_client_that_maps_its_memory_elsewhere_does_not_diverge(
     folder: Path, compiled: Callable[..., Path]
 ) -> None:

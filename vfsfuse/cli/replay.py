@@ -68,23 +68,26 @@ def main(args: argparse.Namespace) -> int:
         lab.write(lab_file(recording, args.recording))
         lab.flush()
         args.config = lab.name
-        status, diverged = _replay(args)
+        status, account = _replay(args)
     ended = end_as(status)
-    return EXIT_DIVERGED if diverged and args.strict and not ended else ended
+    if ended or account is None:
+        return ended
+    account.tell_unused(args.recording)
+    return EXIT_DIVERGED if account.diverged and args.strict else ended
 
 
-def _replay(args: argparse.Namespace) -> tuple[int, bool]:
-    """Returns the wait status of the program, and whether it did other than recorded."""
+def _replay(args: argparse.Namespace) -> tuple[int, _Account | None]:
+    """Returns the wait status of the program, and what it did."""
     command = TracedCommand(lambda tracer: run.main(args, tracer, FILE))
     file = command.trace()
     if file is None:
-        return command.reap(), False
+        return command.reap(), None
     command.attached()
     account = _Account(file, args.quiet)
     _wait(command, account)
     account.finish()
     command.close()
-    return command.reap(), account.diverged
+    return command.reap(), account
 
 
 def _wait(command: TracedCommand, account: _Account) -> None:
@@ -114,7 +117,7 @@ class _Account:
     @property
     def diverged(self) -> bool:
         """Whether the program did other than recorded."""
-        return bool(self._found.get("count"))
+        return bool(self._found.get("count") or self._found.get("unused"))
 
     def look(self) -> bool:
         """Tell what is new.  Returns whether devices are open."""
@@ -134,6 +137,11 @@ class _Account:
         while self.look() and time.monotonic() < end:
             time.sleep(0.01)
         _say(self._found.get("summary", "the lab has ended"))
+
+    def tell_unused(self, recording: str) -> None:
+        """Tell the devices with which the program did nothing that was recorded."""
+        for name in self._found.get("unused", ()):
+            _say(f"{recording}: CMD did nothing of what was recorded with {name}")
 
 
 def _say(line: str) -> None:

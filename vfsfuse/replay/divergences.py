@@ -73,6 +73,12 @@ class Divergences:
             return sum(one.open for one in self.progress.values())
 
     @property
+    def unused(self) -> list[str]:
+        """The devices with which nothing was done that the recording has."""
+        with self._lock:
+            return [name for name, one in self.progress.items() if one.total and not one.replayed]
+
+    @property
     def lines(self) -> list[str]:
         """The places that were told."""
         with self._lock:

@@ -82,6 +82,7 @@ def _line(replay: Replay) -> bytes:
         "summary": found.summary,
         "count": found.count,
         "open": found.open,
+        "unused": found.unused,
         "divergences": found.lines,
     }
     return f"{json.dumps(said)}\n".encode()
