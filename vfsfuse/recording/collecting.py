@@ -34,8 +34,6 @@ TRACE_KINDS = ("ioctl", "region", "dma", "interrupt", "open", "reset", "mmap")
 """Kinds of records that a recording is made of, besides descriptions."""
 KEEP = MOST_KEPT
 """Records that the lab keeps for a recorder."""
-TAKE_NUMBERS = frozenset({"VFIO_CHECK_EXTENSION", "VFIO_SET_IOMMU"})
-"""Ioctls whose argument is a number, not a pointer."""
 RESETTING = frozenset({"VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET", "VFIO_DEVICE_BIND_IOMMUFD"})
 """Ioctls within which a device is reset."""
 _ROOT = "dev/"
@@ -184,7 +182,7 @@ def _ioctl(record: Record, event: Event) -> bool:
     event.name = record.name
     event.before = _bytes(told.get("before", b""))[: kinds.MOST_STRUCT]
     event.after = _bytes(told.get("after", b""))[: kinds.MOST_STRUCT] or event.before
-    if record.name in TAKE_NUMBERS:
+    if record.name in kinds.TAKE_NUMBERS:
         event.argument = _count(told.get("arg", 0))
     if isinstance(record.result, int) and not event.errno:
         event.result = record.result

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from vfsfuse.recording import recording as kinds
-from vfsfuse.recording.recording import Event
+from vfsfuse.recording.recording import MOST_SIZE, Event
 from vfsfuse.recording.words import (
     NUMBERS,
     bounded,
@@ -26,8 +26,6 @@ from vfsfuse.recording.words import (
 )
 from vfsfuse.recording.writing import NOTHING
 
-MOST_SIZE = 1 << 40
-"""Bytes of a region: its place in the file of a device has that much room."""
 _MOST_ADDRESS = 1 << 64
 _DATA, _FAILED = "=", "!"
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from vfsfuse.recording import recording as kinds
-from vfsfuse.recording.eventlines import EVENTS, HAVE_DATA, MOST_SIZE, Words, read_time
+from vfsfuse.recording.eventlines import EVENTS, HAVE_DATA, Words, read_time
 from vfsfuse.recording.recording import (
     FILES,
     NO_DEVICE,
@@ -157,7 +157,7 @@ class _Reader:
         regions = self._last().regions
         if index in regions or index >= self._last().num_regions:
             raise ValueError(f"{name} is there already, or the device has not so many regions")
-        size = bounded(number(said.get("size", "0")), MOST_SIZE, "bytes in a region")
+        size = bounded(number(said.get("size", "0")), kinds.MOST_SIZE, "bytes in a region")
         capabilities = struct(said.get("capabilities"))
         regions[index] = Region(index, size, number(said.get("flags", "0")), capabilities)
 

@@ -39,8 +39,14 @@ MOST_INDEXES = 256
 """Regions and interrupt indexes of a device."""
 MOST_CONFIG = 4096
 MOST_NAMES = 65_536
+MOST_SIZE = 1 << 40
+"""Bytes of a region: its place in the file of a device has that much room."""
 MOST_STRUCT = 1 << 16
 """Bytes of the struct of an ioctl, or of the capabilities of a region."""
+
+
+TAKE_NUMBERS = frozenset({"VFIO_CHECK_EXTENSION", "VFIO_SET_IOMMU"})
+"""Ioctls whose argument is a number, not a pointer."""
 
 
 class RecordingError(Exception):

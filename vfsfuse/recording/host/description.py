@@ -19,6 +19,7 @@ from vfsfuse.recording.recording import (
     CONFIG_REGION,
     MOST_CONFIG,
     MOST_INDEXES,
+    MOST_SIZE,
     MOST_STRUCT,
     Irq,
     RecordedDevice,
@@ -30,10 +31,6 @@ _DEVICE_INFO = struct.Struct("=5I")
 _IRQ_INFO = struct.Struct("=4I")
 _BASE = ord(";") << 8 | lib.VFIO_BASE
 _GET_INFO, _GET_REGION_INFO, _GET_IRQ_INFO = _BASE + 7, _BASE + 8, _BASE + 9
-
-
-MOST_SIZE = 1 << 40
-"""Bytes of a region, and of its room in the file of a PCI device."""
 
 
 class Layout:

@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from ioctl_shim.abi import Kind, rows_of
 from ioctl_shim.client import Caller, peek
 from ioctl_shim.procfs import name_of
-from vfsfuse.recording import recording as form
-from vfsfuse.recording.host.description import MOST_SIZE
+from vfsfuse.recording import recording as kinds
 from vfsfuse.recording.host.devices import HostDevices
 from vfsfuse.recording.host.events import Begun, Events
 from vfsfuse.recording.host.files import HostFile, HostFiles, file_of_path, info, is_hidden
@@ -46,9 +45,7 @@ _FAILED = range(-4095, 0)
 """What a call returns that fails.  The address of a mapping may look negative, too."""
 MOST_TRANSFER = 0x7FFFF000
 """Bytes that one read(2) or write(2) moves."""
-_FILES = {Kind.CONTAINER: form.CONTAINER, Kind.GROUP: form.GROUP, Kind.IOMMUFD: form.IOMMUFD}
-_PLAIN = ("VFIO_CHECK_EXTENSION", "VFIO_SET_IOMMU")
-"""Ioctls whose argument is a number."""
+_FILES = {Kind.CONTAINER: kinds.CONTAINER, Kind.GROUP: kinds.GROUP, Kind.IOMMUFD: kinds.IOMMUFD}
 
 
 class Dialogue:
@@ -56,7 +53,7 @@ class Dialogue:
     for the user."""
 
     def __init__(self, machine: Machine, shows_mmap: bool, say: Callable[[str], None]) -> None:
-        self.recording = Recording(form.HOST, shows_mmap=shows_mmap)
+        self.recording = Recording(kinds.HOST, shows_mmap=shows_mmap)
         self._events = Events(say)
         self._files = HostFiles(lambda one, other: is_same_file(machine, one, other))
         self._devices = HostDevices(self.recording.devices, self._events.say)
@@ -112,14 +109,14 @@ class Dialogue:
         self._closed(self._files.close(tgid, self._files.of(tgid)))
 
     def _interrupted(self, device: int, index: int, vector: int) -> None:
-        name = form.irq_name(index)
-        self._events.add(lambda now: Event(now, device, form.INTERRUPT, name, vector=vector))
+        name = kinds.irq_name(index)
+        self._events.add(lambda now: Event(now, device, kinds.INTERRUPT, name, vector=vector))
 
     def _closed(self, files: Iterable[HostFile]) -> None:
         for file in files:
             if file.kind is Kind.DEVICE and not self._files.have(file.device):
                 self.interrupts.close(file.device)
-            self._file_event(form.CLOSE, file)
+            self._file_event(kinds.CLOSE, file)
 
     def _file_event(self, kind: str, file: HostFile) -> None:
         device, path, what = file.device, file.path, _FILES.get(file.kind, "")
@@ -149,7 +146,7 @@ class Dialogue:
                 return
             what = _FILES.get(file.kind, "")
             if what or file.device >= 0:
-                event = Event(begun.time, file.device, form.OPEN, file.path, what, errno=max(0, -result))
+                event = Event(begun.time, file.device, kinds.OPEN, file.path, what, errno=max(0, -result))
                 self._events.end(begun, event)
 
         return end
@@ -222,15 +219,15 @@ class Dialogue:
         if file is None or layout is None:
             return None
         device, (region, _) = file.device, layout.place(position)
-        begun = self._events.begin() if region < form.MOST_INDEXES else None
+        begun = self._events.begin() if region < kinds.MOST_INDEXES else None
         if not begun:
             return None
-        size = min(size, MOST_SIZE)
+        size = min(size, kinds.MOST_SIZE)
 
         def end(result: int) -> None:
             if result not in _FAILED:
-                self._events.end(begun, Event(begun.time, device, form.MMAP, region=region, size=size))
-                where = f"{form.region_name(region)} of {self._devices.name(device)}"
+                self._events.end(begun, Event(begun.time, device, kinds.MMAP, region=region, size=size))
+                where = f"{kinds.region_name(region)} of {self._devices.name(device)}"
                 self._events.say(f"{where} is mapped: accesses through the mapping are not recorded")
 
         return end
@@ -245,7 +242,7 @@ class Dialogue:
             return None
         if position < 0:
             position = int(info(tid, fd, "pos") or 0)
-        if layout.place(position)[0] >= form.MOST_INDEXES:
+        if layout.place(position)[0] >= kinds.MOST_INDEXES:
             return None
         begun: list[tuple[Begun, Event, int]] = []
         for address, size in parts():
@@ -255,8 +252,8 @@ class Dialogue:
                 break
             region, offset = layout.place(position)
             event = Event(event_begun.time, file.device, kind, region=region, offset=offset, size=size)
-            if kind == form.WRITE:
-                event.data = peek(tid, address, min(size, form.MOST_DATA))
+            if kind == kinds.WRITE:
+                event.data = peek(tid, address, min(size, kinds.MOST_DATA))
             begun.append((event_begun, event, address))
             position += size
         return lambda result: self._accessed(tid, begun, result)
@@ -267,8 +264,8 @@ class Dialogue:
         for number, (begun, event, address) in enumerate(accesses):
             moved = min(left, event.size)
             event.errno = max(0, -result)
-            if event.kind == form.READ:
-                event.data = peek(tid, address, min(moved, form.MOST_DATA))
+            if event.kind == kinds.READ:
+                event.data = peek(tid, address, min(moved, kinds.MOST_DATA))
             else:
                 event.result = moved
             left -= moved
@@ -290,9 +287,9 @@ class Dialogue:
             return None
         row = rows_of(file.kind).get(cmd)
         name = f"{cmd:#x}" if row is None else row.name
-        event = Event(begun.time, file.device, form.IOCTL, name, _FILES.get(file.kind, ""))
+        event = Event(begun.time, file.device, kinds.IOCTL, name, _FILES.get(file.kind, ""))
         event.before = struct_at(tid, row, arg)
-        event.argument = arg if name in _PLAIN else 0
+        event.argument = arg if name in kinds.TAKE_NUMBERS else 0
         asked = None
         if name == "VFIO_DEVICE_SET_IRQS":
             asked = Asked(file.device, event.before, tid, self._events.say)
@@ -356,13 +353,13 @@ CALLS: Mapping[str, _Call] = {
     **{"close": Dialogue.close, "close_range": Dialogue.close_range, "fcntl": Dialogue.fcntl},
     **{"dup": Dialogue.dup, "dup2": Dialogue.dup, "dup3": Dialogue.dup, "sendmsg": Dialogue.sendmsg},
     **{"ioctl": Dialogue.ioctl, "mmap": Dialogue.mmap, "ptrace": Dialogue.ptrace},
-    "read": _access(form.READ, vector=False, positioned=False),
-    "write": _access(form.WRITE, vector=False, positioned=False),
-    "pread64": _access(form.READ, vector=False, positioned=True),
-    "pwrite64": _access(form.WRITE, vector=False, positioned=True),
-    "readv": _access(form.READ, vector=True, positioned=False),
-    "writev": _access(form.WRITE, vector=True, positioned=False),
-    **dict.fromkeys(("preadv", "preadv2"), _access(form.READ, vector=True, positioned=True)),
-    **dict.fromkeys(("pwritev", "pwritev2"), _access(form.WRITE, vector=True, positioned=True)),
+    "read": _access(kinds.READ, vector=False, positioned=False),
+    "write": _access(kinds.WRITE, vector=False, positioned=False),
+    "pread64": _access(kinds.READ, vector=False, positioned=True),
+    "pwrite64": _access(kinds.WRITE, vector=False, positioned=True),
+    "readv": _access(kinds.READ, vector=True, positioned=False),
+    "writev": _access(kinds.WRITE, vector=True, positioned=False),
+    **dict.fromkeys(("preadv", "preadv2"), _access(kinds.READ, vector=True, positioned=True)),
+    **dict.fromkeys(("pwritev", "pwritev2"), _access(kinds.WRITE, vector=True, positioned=True)),
 }
 """By the names in vfsfuse.recording.host.syscalls.MACHINES."""
