@@ -23,7 +23,7 @@ class Unchanged(OSError):
 
 
 @dataclass(slots=True)
-class Change:
+class Orders:
     """What the lines of one write ask for."""
 
     added: list[Rule] = field(default_factory=list)
@@ -42,18 +42,18 @@ def carry_out(rules: FaultRules, data: bytes) -> str:
     rule; EEXIST for a name that is taken; ENOSPC for too many rules.
     """
     try:
-        change = parse(data)
-        done = rules.change(change.added, change.cleared, change.released)
+        orders = parse(data)
+        done = rules.change(orders.added, orders.cleared, orders.released)
     except RuleError as error:
         raise Unchanged(errno.EINVAL, str(error)) from None
     except OSError as error:
         raise Unchanged(error.errno, error.strerror) from None
     named = {"cleared": done.cleared, "released": done.released, "added": done.added}
     said = "".join(f"{what} {name}\n" for what, names in named.items() for name in names)
-    return said + listing(rules) if change.lists else said
+    return said + listing(rules) if orders.lists else said
 
 
-def parse(data: bytes) -> Change:
+def parse(data: bytes) -> Orders:
     """What the lines of a write ask for.  Raises RuleError."""
     if len(data) > MOST_BYTES:
         raise RuleError("", f"{len(data)} bytes at once (write {MOST_BYTES} at most, in whole lines)")
@@ -61,17 +61,17 @@ def parse(data: bytes) -> Change:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise RuleError("", f"not UTF-8 text (byte {error.start})") from None
-    change = Change()
+    orders = Orders()
     for number, line in enumerate(text.split("\n"), 1):
         try:
-            _parse_line(line, change)
+            _parse_line(line, orders)
         except RuleError as error:
             where = f"line {number}: " if text.strip("\n").count("\n") else ""
             raise RuleError("", f"{where}{error}") from None
-    return change
+    return orders
 
 
-def _parse_line(line: str, change: Change) -> None:
+def _parse_line(line: str, orders: Orders) -> None:
     if len(line) > MOST_LINE:
         raise RuleError("", f"the line has {len(line)} characters (give {MOST_LINE} at most)")
     words = split(line)
@@ -79,13 +79,13 @@ def _parse_line(line: str, change: Change) -> None:
         return
     command, *rest = words
     if command == "add":
-        change.added.append(parse_words(rest))
+        orders.added.append(parse_words(rest))
     elif command == "clear":
-        change.cleared = _also(change.cleared, rest)
+        orders.cleared = _also(orders.cleared, rest)
     elif command == "release":
-        change.released = _also(change.released, rest)
+        orders.released = _also(orders.released, rest)
     elif command == "list" and not rest:
-        change.lists = True
+        orders.lists = True
     else:
         raise RuleError("", f"{command!r} is no command (write {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]})")
 

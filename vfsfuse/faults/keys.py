@@ -35,8 +35,8 @@ ALL = (*FAILING, "interrupt")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key.  ``calls`` is whether it says which kind of call a rule is about.  ``fits`` are the keys of that
-    sort that it can stand beside, () for any of them and for none."""
+    """A key.  ``calls`` is whether it says which kind of call a rule is about.  ``fits`` are keys that do so:
+    a rule with this key has one of them; () if it needs none and may have any."""
 
     part: Part
     kind: Kind[Any]

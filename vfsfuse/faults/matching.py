@@ -13,6 +13,7 @@ from fnmatch import translate
 from typing import Any
 
 from devmodel.calls.call import Call
+from devmodel.lifecycle.binding import VFIO_MDEV
 from devmodel.region.names import Named, RegisterNames
 from vfsfuse.faults import plausible
 from vfsfuse.faults.devices import LabDevices
@@ -23,7 +24,6 @@ Test = Callable[[Call], bool]
 PAGE = 4096
 MOST_COMM = 15
 """Bytes of a process's name that Linux keeps."""
-VFIO_MDEV = "vfio_mdev"
 
 
 class Matcher:

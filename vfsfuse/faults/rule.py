@@ -279,16 +279,16 @@ def _check_caller(keys: Mapping[str, Any]) -> None:
 
 
 def _check_device(keys: Mapping[str, Any]) -> None:
-    if "/" in keys.get("device", ""):
-        raise RuleError("device", f"{keys['device']} is a path (give a name, or open for the file)")
-    if "create" in keys and _NUMBERED.fullmatch(keys.get("device", "")):
+    device = keys.get("device", "")
+    if "/" in device:
+        raise RuleError("device", f"{device} is a path (give a name, or open for the file)")
+    if "create" in keys and _NUMBERED.fullmatch(device):
         why = "has its number only when it is created (give its UUID or its type)"
-        raise RuleError("device", f"{keys['device']} {why}")
+        raise RuleError("device", f"{device} {why}")
     actions = [key for key in ACTIONS if key in keys]
-    whole = keys.get("device", "")
-    if actions and not _is_on_one(keys) and (not whole or is_pattern(whole)):
+    if actions and not _is_on_one(keys) and (not device or is_pattern(device)):
         raise RuleError(actions[0], "does not know its device (give the device, without a pattern)")
-    if whole and not actions and _is_on_none(keys):
+    if device and not actions and _is_on_none(keys):
         raise RuleError("device", f"{_said(keys)} is on no device (give process, or leave it out)")
 
 

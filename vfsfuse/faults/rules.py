@@ -37,9 +37,10 @@ AGAIN_SECONDS = 0.1
 """Seconds between two looks whether a rule that happens by itself may do so."""
 
 
-ALL = None
-"""In the place of names: all rules."""
 Names = Sequence[str] | None
+"""Names of rules, or ALL."""
+ALL = None
+"""All rules."""
 
 
 class Changed(NamedTuple):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run of a sweep: a process that starts the program in a private lab, and leaves nothing behind.
 
-The sweep forks it (`start`).  It has a session of its own, so it hears nothing of the terminal, and so has
+The sweep forks it (`Child`).  It has a session of its own, so it hears nothing of the terminal, and so has
 the program.  It is the subreaper of all that comes from it.  The rule is written when the lab answers and
 before the program starts, so only calls of the program count.  The outcome goes to the sweep by a pipe.  The
 process ends once the program, the lab and their supervisor have ended; if the sweep ends before that, it
@@ -159,6 +159,8 @@ class _Pipe:
 
 
 class _Run:
+    """The run, in its own process.  `stop` is readable once the sweep has ended."""
+
     def __init__(self, plan: Plan, shot: Shot, stop: int) -> None:
         self._plan, self._shot, self._stop = plan, shot, stop
         self._out, self._err = _Pipe(), _Pipe()
