@@ -22,7 +22,7 @@ from tests.qemu.qtest import Qtest
 BASE = ["-smp", "1", "-m", "256", "-no-reboot"]
 BARE = ["-nodefaults", "-no-user-config", "-vga", "none", "-display", "none"]
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check vt.global_cursor_default=0"
-END_SECONDS = 20
+END_SECONDS = 60
 
 
 def in_lab(lab: MountedLab) -> list[str]:

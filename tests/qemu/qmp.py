@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.qemu.channel import Channel
 
-SECONDS = 60
+SECONDS = 300
 
 
 class Qmp:

@@ -7,7 +7,7 @@ import time
 
 from tests.qemu.channel import Channel
 
-SECONDS = 30
+SECONDS = 300
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
 WORDS = {1: "b", 2: "w", 4: "l", 8: "q"}
 

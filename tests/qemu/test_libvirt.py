@@ -25,7 +25,7 @@ from tests.qemu.machine import KERNEL_ARGUMENTS
 pytestmark = pytest.mark.qemu
 
 NAME, SLOT, MEMORY, SOME_BYTES = "guest", 6, 256, 4096
-CONNECT_SECONDS = 60
+CONNECT_SECONDS = 300
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Newer:
         fake.chmod(0o755)
         environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
         return subprocess.run(
-            [script, "sid"], env=environment, capture_output=True, text=True, check=False, timeout=60
+            [script, "sid"], env=environment, capture_output=True, text=True, check=False, timeout=300
         )
 
     return run

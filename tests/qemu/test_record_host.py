@@ -109,7 +109,7 @@ def recorded(console: Console, *command: str) -> tuple[str, Recording]:
         "--",
         *command,
     ]
-    said = console.check(f"PYTHONDONTWRITEBYTECODE=1 chroot {HOST} sh -c {in_checkout(words)}", 120)
+    said = console.check(f"PYTHONDONTWRITEBYTECODE=1 chroot {HOST} sh -c {in_checkout(words)}", 600)
     return said, parse(console.check(f"cat {HOST}/run/recording").splitlines(keepends=True))
 
 
