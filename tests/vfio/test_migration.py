@@ -73,6 +73,20 @@ def test_a_state_moves_to_another_device(
         assert f"{asked}}} => {{data={{device_state=VFIO_DEVICE_STATE_STOP_COPY, ...}}}}" in lines[0]
 
 
+def test_a_model_that_migrates_after_a_reload(compile_client: Compile, tmp_path: Path) -> None:
+    """A run that begins then gives descriptors."""
+    code = Path(f"{ROOT}/tests/vfio/counter.py").read_text()
+    (model := tmp_path / "counter.py").write_text(code.replace("(Migrates, PciDevice)", "(PciDevice)"))
+    with described(tmp_path, LAB.replace(f"{ROOT}/tests/vfio/counter.py", str(model))) as lab:
+        assert flags_of(lab) is LabFlag.NONE
+        model.write_text(code)
+        assert vfsfuse("reload", "--mount", lab.path).returncode == 0
+        with lab.create("counter-1", "counters") as one, lab.create("counter-1", "counters") as other:
+            program = compile_client("migrate")
+            done = vfsfuse("run", "--mount", lab.path, "--", "timeout", "30", program, one.vfio, other.vfio)
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
 def flags_of(machine: MountedLab) -> LabFlag:
     """What a lab tells the supervisor of a run."""
     root = os.open(machine.path, os.O_PATH | os.O_DIRECTORY)

@@ -23,7 +23,7 @@ from vfsfuse.labfile.reasons import reason
 from vfsfuse.reload.attempt import SECONDS, Attempt, CodeEnded
 from vfsfuse.reload.stamps import Stamps, stamps_of
 from vfsfuse.views.labview import LabView
-from vfsfuse.views.models import check_models
+from vfsfuse.views.models import check_models, lab_flags
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ class Reloader:
             raise self._refusal(error) from None
         attempt.again.keep()
         self._code.models = models
+        self._view.flags |= lab_flags(self._view.lab.spec)
         await self._publish()
         return said(outcome)
 

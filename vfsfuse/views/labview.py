@@ -93,7 +93,9 @@ class LabView:
         )
         tree.add(tree.root, self.trace.node())
         tree.add(tree.root, counters_node(calls, self.services.threads))
-        add_run_file(tree, lab_flags(spec))
+        self.flags = lab_flags(spec)
+        """What a run has to know of the lab: what it has or had, since devices may keep their code."""
+        add_run_file(tree, lambda: self.flags)
         if "vfsfuse.replay" in sys.modules:  # few labs need it, and then their lab file has loaded it
             from vfsfuse.views.replays import add_replays
 

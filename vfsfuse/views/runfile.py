@@ -11,6 +11,7 @@ The device lane answers, by one look-up in the tree; nothing waits.  No state.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from ioctl_shim._native import ffi
 from ioctl_shim.abi import RUN_LAB, RUN_NODE, LabFlag, NodeKind
@@ -53,10 +54,10 @@ class RunFile(PlainFile):
         return answer
 
 
-def add_run_file(tree: Tree, flags: LabFlag) -> None:
-    """Put the file into the root of `tree`, of a lab with these flags."""
+def add_run_file(tree: Tree, flags: Callable[[], LabFlag]) -> None:
+    """Put the file into the root of `tree`, of a lab that has these `flags` when it is opened."""
 
     def opener(request: OpenRequest) -> Opened:
-        return Opened(RunFile(tree, flags), stream=True)
+        return Opened(RunFile(tree, flags()), stream=True)
 
     tree.add_unlisted(tree.root, DeviceNode(NAME, 0o666, opener))
