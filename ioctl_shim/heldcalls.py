@@ -114,10 +114,14 @@ class DeferredIoctl(Deferred):
     def start(self, answer: Callable[[], Answer | Held[Answer]]) -> None:
         """Have a thread call `answer`.  Raises OSError(ENOMEM), with nothing begun."""
         try:
-            self._submit(lambda: self._run(answer), self.tid)
+            self._submit(lambda: self._start(answer), self.tid)
         except BaseException:
             self.close()
             raise
+
+    def _start(self, answer: Callable[[], Answer | Held[Answer]]) -> None:
+        lib.lane_wait_for_releases()
+        self._run(answer)
 
     def go_on(self, held: Held[Answer]) -> None:
         """It waits now."""

@@ -146,6 +146,8 @@ class Lane:
         return None if found is None else found.opened.file
 
     def _on_open(self, request: Any) -> int:
+        if request.on_pump and lib.lane_release_is_late():
+            return self._open_later(request)
         client = request.tid, request.uid, request.gid, bool(request.leads)
         finish = None if request.on_pump else self._finishing.pop(request.unique, None)
         opened = (
@@ -190,7 +192,9 @@ class Lane:
     ) -> None:
         """Make an open on a thread that may wait, or have it held up.  `finish` gives the file of one that
         was."""
-        if finish is not None:
+        if finish is None:
+            lib.lane_wait_for_releases()
+        else:
             self._finishing[request.unique] = finish
         lib.lane_open_file(request)  # calls _on_open
         later = self._held_opens.pop(request.unique, None)

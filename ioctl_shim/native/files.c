@@ -247,7 +247,7 @@ static int fetch_argument(struct lane_argument *argument, const struct lane_file
 
 /* Answers an ioctl whose number has no size, as all of VFIO's and iommufd's, and gives the reference to its file
  * back.  0 when it is left to another thread: Python wants that, or its struct does, or a client has held up a pump,
- * just now or through this file, or this pump has no argument. */
+ * just now or through this file, or it has to wait for a release, or this pump has no argument. */
 static int answer_ioctl(const struct request *r)
 {
 	const struct fuse_ioctl_in *in = r->body;
@@ -257,7 +257,7 @@ static int answer_ioctl(const struct request *r)
 	uint32_t tid = r->header->pid;
 	int64_t result = LANE_DEFERRED, error = 0;
 
-	if (file->slow || !argument || is_wary())
+	if (file->slow || !argument || is_wary() || lane_release_is_late())
 		return 0;
 	__atomic_store_n(&pump->client, tid, __ATOMIC_RELAXED);
 	if (fetch_argument(argument, file, in, tid))

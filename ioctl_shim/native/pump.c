@@ -7,6 +7,10 @@
  * `pump.state` says whether a pump reads or serves.  The pump and the watchdog change it by compare-and-swap,
  * so a retired pump never reads again, and there is one reader at any time.  The list of pumps and their
  * slots are under `lock`.
+ *
+ * Requests that follow a RELEASE begin after it, as calls that follow a close(2) do.  A pump may be retired in the
+ * middle of one, if only because the machine is busy: then opens, ioctls and stores wait for it, on other threads and
+ * for LATE_MS at most.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -15,6 +19,7 @@
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "pump.h"
@@ -24,6 +29,7 @@ void lane_on_interrupt(uint64_t unique, uint32_t client);
 
 #define BUFFER_SIZE (MAX_DATA + 4096u)
 #define STOP_MS 2000
+#define LATE_MS 250
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct pump *pumps;	/* all that live */
@@ -31,6 +37,8 @@ static uint32_t slots_taken;	/* a bit for each lane_argument in use */
 static struct pump *spare;	/* waits to become it; the watchdog's */
 static struct pump *current;	/* the one that reads; never freed while it is that */
 static int retired;		/* how many retired pumps have not ended */
+static int late;		/* how many of them release a file */
+static int64_t late_until;	/* milliseconds: so long others wait for those */
 static int stopping;		/* the pump has to end */
 static int ended;		/* it has: no more requests are read */
 static __thread struct pump *own; /* NULL on a thread that is no pump */
@@ -212,6 +220,28 @@ int lane_pumps_retired(void)
 	return __atomic_load_n(&retired, __ATOMIC_ACQUIRE);
 }
 
+static int64_t milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Whether a call has to wait, because a file that was closed before is not released yet.  Any thread. */
+int lane_release_is_late(void)
+{
+	return __atomic_load_n(&late, __ATOMIC_ACQUIRE) &&
+	       milliseconds() < __atomic_load_n(&late_until, __ATOMIC_ACQUIRE);
+}
+
+/* Waits for that.  Any thread except a pump. */
+void lane_wait_for_releases(void)
+{
+	while (lane_release_is_late())
+		usleep(1000);
+}
+
 /* Waits until no pump copies from or to a region that was hidden before.  A copy waits for no client, but it may
  * wait for a page of the host.  Any thread except a pump. */
 void lane_memory_settle(const struct lane_memory *m)
@@ -271,6 +301,8 @@ static int64_t be_pump(struct pump *pump)
 	if (result == 1) {
 		uint64_t unique = pump->unique;
 
+		if (pump->is_late)
+			__atomic_sub_fetch(&late, 1, __ATOMIC_ACQ_REL);
 		if (drop_pump(pump))
 			lane_on_interrupt(unique, 0);
 		free_pump(pump);
@@ -347,11 +379,19 @@ void replace_pump(struct pump *pump, uint64_t state)
 		return;
 	__atomic_add_fetch(&retired, 1, __ATOMIC_ACQ_REL);
 	pthread_mutex_lock(&lock); /* the retired pump is not freed before `current` is another one */
+	/* if it is retired, this is the request of `state`; it sees what is noted here when it has ended that */
+	pump->is_late = ((const struct fuse_in_header *)pump->in)->opcode == FUSE_RELEASE;
+	if (pump->is_late) {
+		__atomic_store_n(&late_until, milliseconds() + LATE_MS, __ATOMIC_RELEASE);
+		__atomic_add_fetch(&late, 1, __ATOMIC_ACQ_REL);
+	}
 	if (__atomic_compare_exchange_n(&pump->state, &state, PUMP_RETIRED, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
 		__atomic_store_n(&current, next, __ATOMIC_RELEASE);
 		spare = NULL;
 	} else {
 		__atomic_sub_fetch(&retired, 1, __ATOMIC_ACQ_REL);
+		__atomic_sub_fetch(&late, pump->is_late, __ATOMIC_ACQ_REL);
+		pump->is_late = 0;
 	}
 	pthread_mutex_unlock(&lock);
 	if (!spare)

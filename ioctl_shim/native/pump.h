@@ -25,6 +25,7 @@ struct pump {
 	int was_held;	    /* such a touch took so long that this pump was retired */
 	const struct lane_memory *memory; /* it copies from or to a region of this; NULL for none */
 	int interrupted;    /* an INTERRUPT came for `unique` after this pump was retired */
+	int is_late;	    /* it was retired while it released a file */
 	uint32_t slot;	    /* its lane_argument, counted from 1; 0 when there was none left */
 	sem_t go;	    /* it may begin */
 	char *in, *out;

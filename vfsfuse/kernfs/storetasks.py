@@ -16,6 +16,7 @@ from devmodel.calls.call import Call
 from devmodel.calls.injection import Body
 from devmodel.calls.stores import owing
 from devmodel.device.tasks import Task, TaskHost
+from ioctl_shim._native import lib
 from ioctl_shim.lanefile import PendingRequest, answer_of
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class StoreTasks:
         taken, error = 0, errno.EINTR
         try:
             with scope, owing() as debt:
+                while lib.lane_release_is_late():
+                    await trio.sleep(0.001)
                 try:
                     taken, error = await self._outcome(call, store)
                 finally:
