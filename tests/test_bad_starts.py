@@ -19,6 +19,7 @@ import pytest
 from tests import needs
 from tests.commands import ROOT, VFSFUSE, vfsfuse
 from tests.labs import described
+from tests.waiting import wait_for
 from vfsfuse.cli.mountpoint import wait_for_end
 
 MODEL = """\
@@ -145,8 +146,31 @@ def test_an_interrupted_mount_ends_its_server(folder: Path) -> None:
             time.sleep(0.01)
             assert starting.poll() is None
         starting.send_signal(signal.SIGINT)
-        assert starting.wait(5) == 130
+        assert starting.wait(60) == 130
         assert starting.stderr is not None and starting.stderr.read() == ""  # to its end: the server is gone
+
+
+AT_THE_FORK = """
+import os, signal, sys
+from vfsfuse.cli import main, mount
+class Os:
+    def __getattr__(self, name):
+        return getattr(os, name)
+    def fork(self):
+        child = os.fork()
+        if child:
+            os.kill(os.getpid(), signal.SIGINT)
+        return child
+mount.os = Os()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_mount_that_is_interrupted_as_it_forks_ends_its_server(folder: Path) -> None:
+    log = folder / "log"
+    command = [sys.executable, "-c", AT_THE_FORK, "mount", "--log-file", str(log), str(folder / "mnt")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")  # to its end: the server is gone
 
 
 # ---- lab files ----
@@ -234,12 +258,10 @@ def test_a_reader_of_the_ready_fd_that_has_gone_or_is_full_stops_no_lab(folder: 
         command = [*VFSFUSE, "mount", "--foreground", "--ready-fd", str(writer), str(folder / "mnt")]
         with subprocess.Popen(command, cwd=ROOT, pass_fds=[writer], stderr=subprocess.DEVNULL) as server:
             os.close(writer)
-            deadline = time.monotonic() + 20
-            while not (folder / "mnt/sys").is_dir():
-                assert time.monotonic() < deadline and server.poll() is None
-                time.sleep(0.02)
+            wait_for(lambda: (folder / "mnt/sys").is_dir() or server.poll() is not None)
+            assert server.poll() is None
             assert vfsfuse("umount", folder / "mnt").returncode == 0
-            assert server.wait(20) == 0
+            assert server.wait(60) == 0
         if full:
             os.close(reader)
 

@@ -144,12 +144,16 @@ def _say_there_is(found: Mountpoint) -> int:
 def _in_background(start: Start) -> int:
     log, log_path = open_log(start.args.log_file, start.path)
     reader, writer = os.pipe()
+    # SIGINT waits until the server is known that it is to end
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     server = os.fork()
     if not server:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _become_server(start, log, log_path, writer)
     os.close(writer)
     os.close(log)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         said = _hear(server, reader)
     except KeyboardInterrupt:
         os.kill(server, signal.SIGTERM)
