@@ -80,7 +80,7 @@ int main(int argc, char **argv)
 	const char *memory_name = "plain";
 	long plain = 0, points_at = -1, file_at = -1;
 	int option;
-	unsigned seconds = 30;
+	unsigned seconds = 150;
 	enum how how = AS_ROOT;
 	static struct call call;
 	char *argument = call.data;

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import VFSFUSE
-from tests.hostile.clients import Bystander, Hostile, Leaks
+from tests.hostile.clients import SETTLE, Bystander, Hostile, Leaks
 from tests.iommufd.bound import open_bound
 from tests.labs import MountedLab, Vgpu, described
 from tests.ordinary_user import UID
@@ -93,11 +93,15 @@ class Lab(Clients):
         self.everybody.stalled(0.5)
         self.leaks = Leaks(self.mounted.pid)
 
-    def check(self, client: Hostile, *expected: str) -> Hostile:
-        """While `client` is held nobody else waits; then it gets one of the `expected` outcomes."""
+    def check(
+        self, client: Hostile, *expected: str, meanwhile: Callable[[Hostile], None] = lambda _: None
+    ) -> Hostile:
+        """While `client` is held nobody else waits; then it gets one of the `expected` outcomes.  `meanwhile`
+        is called while it is held."""
         with client:
             client.wait_for_call()
             stalled = self.everybody.stalled()
+            meanwhile(client)
             outcome = client.release()
         assert not stalled, (
             f"{', '.join(client.held)} is held, and so are these calls of others (s): {stalled}"
@@ -140,7 +144,7 @@ def reachable(program: Path, folder: Path) -> Path:
 
 def remove(vgpu: Vgpu) -> None:
     """Remove the vGPU as soon as its last client has closed it."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + SETTLE
     while True:
         try:
             vgpu.remove()

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tests import needs
+from tests.hostile.clients import SECONDS
 from tests.hostile.conftest import NOWHERE, PARENT, TYPE, Lab, Place, remove
 from tests.inotify import Heard, Watch, watching
 
@@ -19,8 +19,6 @@ READ = [f"{GPU}/vendor", f"{GPU}/config", f"{GPU}/mdev_supported_types/{TYPE}/av
 STORES = [f"{GPU}/vgpu_create", f"{GPU}/mdev_supported_types/{TYPE}/create"]
 LISTED = ["sys/bus/mdev/devices", GPU, "sys/class/vgpu", "dev/vfio", "dev/vfio/devices"]
 """Directories in which names come and go."""
-SECONDS = 2
-"""A lookup has ended by then."""
 
 
 @pytest.mark.parametrize("call", ["read-config", "write-config", "read-memory", "write-memory"])
@@ -61,11 +59,10 @@ def test_listing_a_watched_directory(hostile_lab: Lab, path: str) -> None:
         assert watch.silent(1)
         names = [vgpu.vfio if path.endswith("devices") else vgpu.group, "nothing"]
         looks = [subprocess.Popen(["test", "-e", there / name]) for name in names]
-        time.sleep(SECONDS)
-        found = [look.poll() for look in looks]
+        found = [look.wait(SECONDS) for look in looks]
         outcome = client.release()
         vgpu.remove()
-        assert (found, [look.wait() for look in looks], outcome) == ([0, 1], [0, 1], "0")
+        assert (found, outcome) == ([0, 1], "0")
         hear(watch, (str(there), "IN_DELETE", names[0]))
 
 

@@ -77,13 +77,13 @@ def test_a_client_is_killed_while_it_is_held(hostile_lab: Lab, vgpu: Place) -> N
         assert not hostile_lab.everybody.stalled()
 
 
-END = 2.0
-"""How long a lab may take to end, in seconds."""
+END = 60.0
+"""How long a lab may take to end, in seconds.  A client that is held is let go later."""
 
 
 def read_error(device: Device) -> int:
     """The errno of reads, when they begin to fail."""
-    end = time.monotonic() + 2 * END
+    end = time.monotonic() + 1.5 * END
     while time.monotonic() < end:
         try:
             device.config(0)
@@ -130,12 +130,10 @@ def test_a_server_that_is_killed_while_a_call_is_held(
                 lab.server.kill()
                 error = pool.submit(read_error, device)
                 waited = not wait([error], 0.3).done
-                begin = time.monotonic()
                 done = vfsfuse("umount", *lazy, lab.path)
-                took = time.monotonic() - begin
                 answered = wait([error], END).done
                 client.let_go()
-            assert waited and answered and took < 3, (waited, done, took)
+            assert waited and answered, (waited, done)
             assert error.result() in (errno.ECONNABORTED, errno.ENOTCONN)
             assert not os.path.ismount(lab.path)
         lab.server.wait()
@@ -157,5 +155,5 @@ def test_the_lab_of_an_ordinary_user(tmp_path_factory: pytest.TempPathFactory) -
         "--tb=short",
     ]
     command += ["-p", "no:cacheprovider", str(Path(__file__).parent), "-k", OWN]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout[-5000:]
