@@ -7,7 +7,7 @@ and `holds`: so many calls hang until SIGRTMIN lets those go on that hang then. 
 LISTENER_LOG with `.held` has one byte for each call that hangs or did.
 OBSERVERS is the number of observers that are there from the start, all of which write to the file.  SIGUSR1
 adds one more, SIGUSR2 removes the one that was added last.  With BROKEN, one more observer fails at each
-call.
+call.  Calls wait long for what a client left in use (tests.patient_server).
 """
 
 import errno
@@ -22,6 +22,7 @@ from typing import Any
 from devmodel.calls.call import Call
 from devmodel.calls.injection import Hold, Injection
 from devmodel.lifecycle.lab import Lab
+from tests import patient_server
 from vfsfuse.cli import main
 
 
@@ -99,6 +100,7 @@ class Broken:
 
 
 if __name__ == "__main__":
+    patient_server.wait_long()
     file = os.open(os.environ["LISTENER_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     recorder = Recorder(file, json.loads(os.environ.get("LISTENER_RULES", "[]")))
     observers: list[Recorder] = []

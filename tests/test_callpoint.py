@@ -10,6 +10,8 @@ import itertools
 import json
 import os
 import random
+import re
+import select
 import shutil
 import signal
 import struct
@@ -90,7 +92,7 @@ class ListenedLab:
             assert client.stdin is not None and client.stdout is not None
             assert client.stdout.readline() == "1\n"
             yield client.stdout
-            client.communicate(timeout=20)
+            client.communicate(timeout=60)
         assert client.returncode == 0
 
     @property
@@ -116,6 +118,11 @@ class ListenedLab:
     def told(self) -> int:
         """Bytes of all that was told so far."""
         return self._account.stat().st_size
+
+    def is_told_much(self) -> bool:
+        """Whether many observers were told, and many calls."""
+        said = re.findall(rb'(?m)^{"of": (\d+),', self._account.read_bytes())
+        return len(set(said)) > MANY_OBSERVERS and len(said) > MANY_LINES
 
 
 @pytest.fixture
@@ -173,6 +180,18 @@ def check_rounds(lines: Sequence[Line], calls: Sequence[str]) -> None:
     assert names == list(itertools.islice(itertools.cycle(calls), first, first + len(names)))
 
 
+def pass_rounds(rounds: IO[str]) -> None:
+    """Wait while the C client makes rounds.  What it has printed before is of rounds before."""
+    fd = rounds.fileno()
+    while select.select([fd], [], [], 0)[0]:
+        assert os.read(fd, 1 << 16), "the client has ended"
+    for _ in range(2):
+        assert os.read(fd, 1 << 16), "the client has ended"
+
+
+MANY_OBSERVERS, MANY_LINES = 20, 1000
+
+
 def test_observers_come_and_go_while_a_client_works(listen: Callable[..., ListenedLab]) -> None:
     listened = listen(None)
     with listened.lab as lab:
@@ -180,24 +199,34 @@ def test_observers_come_and_go_while_a_client_works(listen: Callable[..., Listen
         with listened.going_round() as rounds:
             assert listened.told == 0
             files = settled(lambda: open_files(lab.pid))
-            for number in range(200):
+            numbers = itertools.count(1)
+
+            def came_and_went() -> bool:
+                """One observer more or less; whether it is enough."""
+                number = next(numbers)
                 listened.observe(number % 5 < 3)
                 time.sleep(random.uniform(0, 0.01))
-            for _ in range(200):
+                return number >= 200 and number % 50 == 0 and listened.is_told_much()
+
+            def untold() -> bool:
+                """One observer less; whether nobody is left: whole rounds of the client are not told."""
                 listened.observe(False)
-                time.sleep(0.001)
-            told = settled(lambda: listened.told)
-            for _ in range(3):  # the client goes on
-                last = rounds.readline()
-            while (now := rounds.readline()) == last:
-                pass
-            assert listened.told == told and int(now) > 1
+                pass_rounds(rounds)
+                before = listened.told
+                pass_rounds(rounds)
+                return listened.told == before
+
+            wait_for(came_and_went)
+            wait_for(untold)
+            told = listened.told
+            pass_rounds(rounds)
+            assert listened.told == told
             assert settled(lambda: open_files(lab.pid)) == files
             listened.observe(True)
             wait_for(lambda: listened.told > told)
         listened.remove()
     accounts = listened.accounts().values()
-    assert len(accounts) > 20 and sum(map(len, accounts)) > 1000
+    assert len(accounts) > MANY_OBSERVERS and sum(map(len, accounts)) > MANY_LINES
     for lines in accounts:
         assert [line["number"] for line in lines] == list(range(len(lines)))  # each that began has ended
         assert all(line["errno"] is None for line in lines)

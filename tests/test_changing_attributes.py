@@ -17,6 +17,7 @@ import pytest
 
 from tests.commands import run
 from tests.labs import described
+from tests.waiting import wait_for
 
 MODEL = """\
 from devmodel.sdk import Bar, DeviceAttribute, Identity, Memory, PciDevice
@@ -134,6 +135,13 @@ def test_a_text_that_the_lab_changes_meanwhile(tmp_path: Path) -> None:
             try:
                 for _ in range(100):
                     lab.create("one", "box").remove()
+
+                def both() -> bool:
+                    """Another life; whether the reader has come in the middle of one, and between two."""
+                    lab.create("one", "box").remove()
+                    return len(set(found)) > 1 or reading.done()
+
+                wait_for(both)
             finally:
                 done.set()
             reading.result()

@@ -63,7 +63,7 @@ static void copy(int event)
 	put(TARGET, IOVA + PAGE, 8);
 	put(SIZE, 100, 4);
 	put(COMMAND, 1, 4);
-	CHECK(poll(&wait, 1, 10000) == 1);
+	CHECK(poll(&wait, 1, 60000) == 1);
 	CHECK(pread(device, &status, 4, STATUS) == 4);
 	printf("status %u\n", status);
 	put(STATUS, status, 4);
