@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The descriptors that a process has, as /proc/<pid>/fd shows them."""
+"""The descriptors and mappings that a process has, as /proc shows them."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def open_files(pid: int) -> int:
     """How many descriptors a server has, without those of its pumps: of these there are more while many
     clients call."""
     return sum(link != "/dev/fuse" for link in descriptors(pid))
+
+
+def mappings(pid: int) -> tuple[int, int]:
+    """How many mappings a server has of files, and how many in all.
+
+    There are more of the others with more threads: a second pump comes when the first one is held up, if only
+    by a busy machine, and stays."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return sum("/" in line for line in lines), len(lines)

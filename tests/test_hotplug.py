@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import mappings, open_files
 from tests.labs import MountedLab, described
 from tests.snapshot import snapshot
 from tests.test_removal import Writer
@@ -443,12 +444,13 @@ def test_an_absent_function_below_a_root_port_comes_back_with_it(lab: MountedLab
 
 # ---- for long ----
 
+LIVES = 12
+
 
 @pytest.mark.parametrize("name", [GPU, "port"])
 def test_many_lives_leave_nothing(lab: MountedLab, name: str) -> None:
-    def resources() -> tuple[int, int]:
-        maps = Path(f"/proc/{lab.pid}/maps").read_text().count("\n")
-        return len(os.listdir(f"/proc/{lab.pid}/fd")), maps
+    def resources() -> tuple[int, ...]:
+        return open_files(lab.pid), *mappings(lab.pid)
 
     own = port_above(lab, GPU) if name == "port" else name
 
@@ -460,10 +462,10 @@ def test_many_lives_leave_nothing(lab: MountedLab, name: str) -> None:
             (function_dir(lab, GPU) / "resource0").read_bytes()[:4]
 
     live(3)
-    fds, maps = settled(resources)
-    live(12)
+    fds, files, maps = settled(resources)
+    live(LIVES)
     after = settled(resources)
-    assert after[0] <= fds and after[1] <= maps + 4
+    assert after[0] <= fds and after[1] <= files and after[2] < maps + LIVES
     (function_dir(lab, GPU) / "sriov_numvfs").write_text("0")
 
 
