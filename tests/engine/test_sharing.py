@@ -45,6 +45,9 @@ from tests.vfio.gpu_client import (
 )
 from tests.waiting import wait_for
 
+PATIENT_MS = "60000"
+"""A timeout that means a hang, however busy the machine is."""
+
 
 def test_the_engines_reset(engine: Gpu) -> None:
     engine.queue(*(fill(0, 4 << 20, 1) for _ in range(60)))
@@ -79,6 +82,7 @@ def test_a_wait_that_never_ends_is_a_hang(machine: MountedLab, vgpu: Vgpu) -> No
         assert engine.error() == (HUNG, engine.base)
         assert (engine.read("CONTROL"), engine.read("RING_HEAD"), engine.fence) == (0, PACKET, 0)
         assert attribute(vgpu, "faults") == "1"
+        (vgpu.path / "engine_timeout_ms").write_text(PATIENT_MS)
         engine.enable()
         assert engine.read("STATUS") == IDLE
         engine.finish(nop())
@@ -110,6 +114,7 @@ def test_memory_that_stops_is_a_hang_of_that_vgpu_alone(machine: MountedLab, vgp
         assert neighbour.read("STATUS") in (0, IDLE)
         wait_for(lambda: neighbour.fence == 1)
         assert attribute(other, "faults") == "0" and attribute(vgpu, "faults") == "1"
+        (vgpu.path / "engine_timeout_ms").write_text(PATIENT_MS)
         engine.enable()
         engine.finish(fill(4096, 64, 5))
         stopped.let_go()
@@ -202,9 +207,9 @@ def test_a_light_vgpu_beside_a_heavy_one_is_served(machine: MountedLab) -> None:
         machine.create("even") as light,
         machine.create("heavy") as heavy,
         gpu(machine, light) as one,
-        gpu(machine, heavy, ring_size=1 << 16) as two,
+        gpu(machine, heavy, ring_size=1 << 19) as two,
     ):
-        two.queue(*(fill(0, VIDEO, 1) for _ in range(1000)))
+        two.queue(*(fill(0, VIDEO, 1) for _ in range(8000)))
         one.finish(fill(0, 1 << 20, 1))
         assert not two.idle and int(attribute(heavy, "queue_depth")) > 100
         two.write("CONTROL", 0)
