@@ -140,8 +140,8 @@ while True:
         with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as client:
             assert client.stdout is not None and client.stdout.readline() == b"\n"
             try:
-                done = vfsfuse("top", "--json", "-n", "2", "-d", "0.5", "--mount", machine.path)
-                text = vfsfuse("top", "-n", "1", "-d", "0.5", "--mount", machine.path).stdout
+                done = vfsfuse("top", "--json", "-n", "2", "-d", "2", "--mount", machine.path)
+                text = vfsfuse("top", "-n", "1", "-d", "2", "--mount", machine.path).stdout
             finally:
                 client.kill()
         for line in done.stdout.splitlines():

@@ -39,7 +39,7 @@ def folder() -> Iterator[Path]:
 def passes(tests: Path, temporary: Path, *options: str, user: tuple[str, ...] = ()) -> str:
     """Run tests, with one folder for all that they leave; the last line that pytest prints."""
     command = [*user, *PYTEST, *options, f"--basetemp={temporary / 'base'}", str(tests)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()[-1]
 

@@ -32,7 +32,7 @@ from tests.waiting import wait_for
 
 Compile = Callable[..., Path]
 RUN = [*VFSFUSE, "run"]
-SECONDS = 20
+SECONDS = 60
 MOUNT = """\
 [mount]
 device_mode = "0660"
@@ -110,7 +110,7 @@ def test_a_name_in_slow_memory_holds_up_its_caller_alone(
                 kill -0 $! || exit 77
                 sleep 0.02
             done
-            timeout -k 1 5 {program} {free.group} {free.name} forked || exit 1
+            timeout -k 1 40 {program} {free.group} {free.name} forked || exit 1
             printf '\\n\\n\\n' >&3; wait; cat $D/out"""
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         command = [*RUN, "--mount", str(shared.path), "--", "timeout", "-k", "1", str(SECONDS)]

@@ -26,11 +26,11 @@ printf 'unix_sock_dir = "%s"\\nauth_unix_rw = "none"\\n' "$HOME" >"$HOME/conf"
 export LIBVIRT_DRIVER_DIR="$HOME/drivers"
 setpriv --pdeathsig TERM libvirtd -f "$HOME/conf" -p "$HOME/pid" 2>"$HOME/log" &
 trap 'kill $! && wait $! || true' EXIT
-for _ in $(seq 200); do [ ! -S "$HOME/libvirt-sock" ] || break; sleep 0.05; done
+for _ in $(seq 1200); do [ ! -S "$HOME/libvirt-sock" ] || break; sleep 0.05; done
 tell() {{ virsh -q -c "nodedev:///system?socket=$HOME/libvirt-sock" "$@"; }}
 ask() {{ tell "$@" && echo '{MARK}'; }}
 until_so() {{
-    for _ in $(seq 400); do ! eval "$1" || return 0; sleep 0.05; done
+    for _ in $(seq 1200); do ! eval "$1" || return 0; sleep 0.05; done
     echo "not so: $1" >&2; return 1
 }}
 """

@@ -19,7 +19,7 @@ def test_what_comes_and_goes(builtin: Lab) -> None:
     with builtin.uevents() as events:
         assert events.take() == []
         vgpu = builtin.create("vgpu-8")
-        assert select.select([events], [], [], 10)[0]
+        assert select.select([events], [], [], 60)[0]
         added = events.wait("add", vgpu.name)
         assert (added.action, added.name) == ("add", vgpu.name)
         assert f"sys{added.path}" == str(vgpu.path.relative_to(builtin.path))
@@ -27,9 +27,11 @@ def test_what_comes_and_goes(builtin: Lab) -> None:
         vgpu.remove()
         heard = events.take()
         assert [each.name for each in heard if each.action == "remove"][-1] == vgpu.name
-        threading.Timer(0.05, builtin.functions[GPU].reset).start()
+        later = threading.Timer(0.05, builtin.functions[GPU].reset)
+        later.start()
         with pytest.raises(TimeoutError, match=r"no add of a device in 0\.1 seconds"):
             events.wait("add", timeout=0.1)
+        later.join()
 
 
 def test_a_wait_for_what_comes_later(builtin: Lab) -> None:

@@ -28,7 +28,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-enum { SECONDS = 40, THREADS = 32, MANY = 1000, ROUNDS = 20, DEEP = 7, KILLED = 20 };
+enum { SECONDS = 150, THREADS = 32, MANY = 1000, ROUNDS = 20, DEEP = 7, KILLED = 20 };
 
 static struct shared {
 	atomic_ulong rounds; /* of the other process */

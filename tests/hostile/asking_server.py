@@ -99,7 +99,7 @@ def main(folder: str) -> None:
         syscalls.die_with_parent()
         serve(folder, held[1], release[0])
         os._exit(0)
-    signal.alarm(40)
+    signal.alarm(150)
     try:
         while not os.path.ismount(folder):
             pass

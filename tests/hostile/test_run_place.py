@@ -25,7 +25,7 @@ from vfsfuse.ownfolder import SUFFIX, XATTR
 from vfsfuse.run.definitions import own_folder
 
 Compile = Callable[..., Path]
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 # ---- other namespaces ----

@@ -24,7 +24,7 @@ from tests.supervisors import supervisor_of
 from tests.waiting import wait_for
 
 NODE, NUMBER = "/dev/vfio/vfio", "10:196"
-SECONDS = 60
+SECONDS = 200
 CALLS = ("fstat", "newfstatat", "statx")
 MEMORIES = ("userfault", "shared", "private", "stored", "locked")
 
