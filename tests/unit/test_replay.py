@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -322,6 +324,13 @@ def test_a_write_that_fits_nowhere_is_answered_by_state() -> None:
         "x.rec:3: expected close, got BAR0 read DATA = 0x5, which the recording never reads",
         "x.rec:3: expected close, got BAR0 write COMMAND = 0x1",
     ]
+
+
+def test_a_dialogue_without_anything_to_play_has_a_line() -> None:
+    refused = replace(irqs(0x24), errno=errno.ENOMEM)
+    client = Client(OPEN, refused, CLOSE)
+    client.write(DATA, 5)
+    assert client.told == ["x.rec:3: expected the end of the recording, got BAR0 write DATA = 0x5"]
 
 
 def test_a_write_that_is_missing_at_the_end_is_told() -> None:

@@ -319,7 +319,7 @@ class Dialogue:
         part = self._playing
         if event is None and part is not None:
             event = part.end
-        line = event.line if event is not None else 0 if part is None else part.last
+        line = event.line if event is not None else self._script.last if part is None else part.last
         return line, event_text(self._names, event)
 
 

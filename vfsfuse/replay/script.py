@@ -127,10 +127,12 @@ class Part:
 
 @dataclass(slots=True, eq=False)
 class Script:
-    """What one device of a recording plays.  ``total`` is how many events that is."""
+    """What one device of a recording plays.  ``total`` is how many events that is, ``last`` the line at which
+    the dialogue ends."""
 
     parts: Sequence[Part]
     total: int
+    last: int = 0
 
     def events(self) -> Iterator[tuple[int, Event]]:
         """The anchors and items in their order, each with the number of its part."""
@@ -179,7 +181,8 @@ def script_of(recording: Recording, device: int) -> Script:
             parts.append(part)
             opens = False
         _add(part, event)
-    return Script(parts, sum(1 for _ in Script(parts, 0).events()))
+    last = recording.events[-1].line if recording.events else 0
+    return Script(parts, sum(1 for _ in Script(parts, 0).events()), last)
 
 
 def _add(part: Part, event: Event) -> None:
