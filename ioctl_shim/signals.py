@@ -16,7 +16,7 @@ from ioctl_shim._native import lib
 
 class NotedSignals:
     """From now on each signal of `numbers` puts its number, one byte, into a pipe.  An exec gives the signals
-    back to their default action, and so does a signal that comes in a fork.
+    back to their default action.  A signal that comes in a fork has its default action there.
 
     Raises OSError: EINVAL for a signal that cannot be caught."""
 

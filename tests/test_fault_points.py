@@ -35,11 +35,11 @@ from tests.labs import MountedLab, described
 from tests.vfio.devices import ERR, TRIGGER, eventfd, signals
 from tests.waiting import wait_for
 from vfsfuse.faults.counting import chosen
-from vfsfuse.faults.keys import ACTIONS, CALLS, KEYS, OF_VFS, WHATS
+from vfsfuse.faults.keys import ACTIONS, CALLS, EFFECTS, KEYS, OF_VFS
 
 MakePoint = Callable[[Setting], Point]
 VALUES = {"errno": "ENODATA", "delay": "0.01", "value": "0x5", "flip": "0x1", "error": "nonfatal"}
-EFFECTS = tuple(what for what in WHATS if what not in OF_VFS)
+OF_CALLS = tuple(what for what in EFFECTS if what not in OF_VFS)
 OF_WRITES = ("duplicate",)
 NOT_OF_PINS = ("value", "flip", "drop", "duplicate")
 
@@ -90,7 +90,7 @@ def test_each_kind_of_call_has_a_point(lab: MountedLab) -> None:
 # ---- where and what ----
 
 
-@pytest.mark.parametrize("what", EFFECTS)
+@pytest.mark.parametrize("what", OF_CALLS)
 @pytest.mark.parametrize("make", POINTS, ids=lambda make: make.__name__)
 def test_what_happens_where(own: Setting, make: MakePoint, what: str) -> None:
     point = make(own)

@@ -2,5 +2,6 @@
 """The calls on a lab: what is told of each one, who attends to it, what happens to it.
 
 :mod:`devmodel.calls.point` is the point that every call passes.  The other modules are its parts, and every
-room above may use them.  Here is nothing of what a call does: that stays with whoever makes it.
+room above may use them.  None of them knows what a call does: its maker passes
+that.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A call on a lab, as those who attend to it are told of it.
 
-Threads: a call belongs to whoever makes it.  Those who attend read it, on the same thread or on another that
+Threads: a call belongs to its maker.  Those who attend read it, on the same thread or on another that
 makes the rest of it.
 """
 
@@ -40,8 +40,8 @@ class Call:
     an ioctl as the client finds it then.  ``error`` is None again when those who attend have been told: an
     exception keeps all that its frames use.
 
-    ``fault`` has the names of the rules that have hit it (``Injection.rule``), ``delayed`` says that they do
-    nothing but have it wait.  Observers find both set when it begins.
+    ``fault`` has the names of the rules that have hit it (``Injection.rule``), ``delayed`` says that they
+    only have it wait.  Observers find both set when it begins.
 
     ============= ========================= ========================================================
     kind          name                      arguments; result

@@ -126,7 +126,7 @@ class Injection:
 
     @property
     def delays_only(self) -> bool:
-        """Whether it does nothing but have the call wait."""
+        """Whether it only has the call wait."""
         others = self.error or self.drop or self.times != 1 or self.change or self.after
         return not others and (self.delay > 0 or self.hold is not None)
 

@@ -28,8 +28,8 @@ class Steered:
     """A call between its begin and its end, for callers that make it in parts.  Nothing happens to it without
     a listener that attends to it.
 
-    :meth:`wait` while it :attr:`waits`, then :meth:`make` it.  Any thread.  Whoever ends it on a thread that
-    holds no lock, before its caller is answered, says so (``unlocked``)."""
+    :meth:`wait` while it :attr:`waits`, then :meth:`make` it.  Any thread.  A maker that ends it on a
+    thread without locks, before its caller is answered, sets ``unlocked``."""
 
     __slots__ = ("_listener", "_observers", "_wait", "_waits", "call", "injection", "unlocked")
 

@@ -179,8 +179,8 @@ class ListenedDma(DmaSpace):
             raise DmaFault(Fault(arguments["iova"], arguments["size"], write, reason)) from error
 
     def _run(self, steered: Steered, body: Body[T]) -> T:
-        """Make the rest of an access or a pin. What a task does that is stopped meanwhile is not made: the
-        device has been reset, or its client is gone."""
+        """Make the rest of an access or a pin. An access of a task that was stopped meanwhile is not
+        made: the device has been reset, or its client is gone."""
 
         def make(*arguments: bytes) -> T:
             check_current()

@@ -41,7 +41,7 @@ def log_failure(what: str, error: BaseException) -> None:
 
 
 class Task:
-    """One run of a model's coroutine. Who ends it sets ``stopped``, under the device's lock."""
+    """One run of a model's coroutine. The thread that ends it sets ``stopped``, under the device's lock."""
 
     __slots__ = ("_arguments", "_function", "_scope", "stopped", "waits")
 
@@ -162,7 +162,7 @@ class TaskHost:
         """Call ``call`` on the trio thread soon. Any thread. Does nothing when no lab is being served."""
         token = self._token
         if token is not None:
-            with contextlib.suppress(trio.RunFinishedError):  # the lab ends: so does every task
+            with contextlib.suppress(trio.RunFinishedError):  # the lab ends, and all tasks with it
                 token.run_sync_soon(call, *arguments)
 
 

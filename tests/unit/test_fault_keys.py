@@ -11,7 +11,7 @@ import pytest
 
 from tests.commands import ROOT
 from vfsfuse.faults import values
-from vfsfuse.faults.keys import KEYS, WHATS, Part
+from vfsfuse.faults.keys import EFFECTS, KEYS, Part
 from vfsfuse.faults.rule import Rule, RuleError, parse_line
 
 DOCS = ROOT / "docs/faults.md"
@@ -223,7 +223,7 @@ def test_the_reference_has_each_key() -> None:
 
 
 def test_all_what_keys_are_in_the_table() -> None:
-    assert {key for key, row in KEYS.items() if row.part is Part.WHAT} == set(WHATS)
+    assert {key for key, row in KEYS.items() if row.part is Part.WHAT} == set(EFFECTS)
     assert values.errno_name(9999) == "9999"
 
 

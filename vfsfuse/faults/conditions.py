@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files that rules with ``while`` look for.
 
-A call never looks itself: whoever can hold up a look at a path must not hold up the lab.  A thread for each
-path looks whenever something has changed on the way to it, and calls see what it saw last.  A look touches
-only file systems of this machine: it opens one name after the other with O_PATH, and asks the kernel which
-mount that is on before it looks anything up there.  State: under the lock of :class:`Conditions`, which is
-taken after every other one.
+A call never looks itself: a program that can hold up a look at a path must not hold up the lab.  A thread for
+each path looks whenever something has changed on the way to it, and calls see what it saw last.  A look
+touches only file systems of this machine: it opens one name after the other with O_PATH, and asks the kernel
+which mount that is on before it looks anything up there.  State: under the lock of :class:`Conditions`, which
+is taken after every other one.
 Source: open(2), proc_pid_fdinfo(5), proc_pid_mountinfo(5).
 """
 

@@ -133,7 +133,7 @@ KEYS: Mapping[str, Key] = {
 }
 
 CALLS = tuple(name for name, key in KEYS.items() if key.calls)
-WHATS = tuple(name for name, key in KEYS.items() if key.part is Part.WHAT)
+EFFECTS = tuple(name for name, key in KEYS.items() if key.part is Part.WHAT)
 ACTIONS = ("remove", "reset", "error")
 """What happens to the device, and not to the call."""
 OF_VFS = ("late", "driverless")

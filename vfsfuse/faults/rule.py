@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fault rule: a value that is made of keys, and the line of text that says the same.
 
-State: none; a rule is frozen.  Whoever counts calls and acts is vfsfuse.faults.rules.
+State: none; a rule is frozen.  vfsfuse.faults.rules counts calls and acts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vfsfuse.faults import plausible, values
-from vfsfuse.faults.keys import ACTIONS, CALLS, CHOOSING, KEYS, OF_VFS, REGION, WHATS
+from vfsfuse.faults.keys import ACTIONS, CALLS, CHOOSING, EFFECTS, KEYS, OF_VFS, REGION
 from vfsfuse.faults.values import PLAUSIBLE
 from vfsfuse.printable import printable
 
@@ -124,7 +124,7 @@ class Rule:
             "after" in keys
             and "device" in keys
             and not any(key in keys for key in (*CALLS, *CHOOSING, "process"))
-            and all(key in ACTIONS for key in keys if key in WHATS)
+            and all(key in ACTIONS for key in keys if key in EFFECTS)
         )
 
 
@@ -177,13 +177,13 @@ def _check(keys: Mapping[str, Any]) -> None:
         calls.pop()
     if len(calls) > 1:
         raise RuleError(calls[1], f"stands beside {calls[0]} (a rule is about one kind of call: make two)")
-    whats = [key for key in WHATS if key in keys]
-    if not whats:
-        raise RuleError("", f"the rule says nothing of what is to happen (give one of {', '.join(WHATS)})")
-    if any(key in OF_VFS for key in whats):
-        _check_vfs(keys, calls, whats)
+    effects = [key for key in EFFECTS if key in keys]
+    if not effects:
+        raise RuleError("", f"the rule says nothing of what is to happen (give one of {', '.join(EFFECTS)})")
+    if any(key in OF_VFS for key in effects):
+        _check_vfs(keys, calls, effects)
     elif not calls:
-        _check_without_call(keys, whats)
+        _check_without_call(keys, effects)
     _check_fits(keys, calls)
     _check_when(keys)
     _check_what(keys)
@@ -195,20 +195,20 @@ def _check_fits(keys: Mapping[str, Any], calls: list[str]) -> None:
         fits = KEYS[key].fits
         if not fits or call in fits:
             continue
-        if key in WHATS:
-            possible = [what for what in WHATS if call in KEYS[what].fits]
+        if key in EFFECTS:
+            possible = [what for what in EFFECTS if call in KEYS[what].fits]
             about = f"with {call}" if calls else "about all calls"
             raise RuleError(key, f"does not fit a rule {about} (give one of {', '.join(possible)})")
         raise RuleError(key, f"is about {' or '.join(fits)} (give that, or leave it out)")
 
 
-def _check_vfs(keys: Mapping[str, Any], calls: list[str], whats: list[str]) -> None:
-    what = next(key for key in whats if key in OF_VFS)
+def _check_vfs(keys: Mapping[str, Any], calls: list[str], effects: list[str]) -> None:
+    what = next(key for key in effects if key in OF_VFS)
     for key in (*calls, "process"):
         if key in keys:
             raise RuleError(what, f"stands beside {key} (it is about virtual functions: leave {key} out)")
-    if len(whats) > 1:
-        other = next(key for key in whats if key != what)
+    if len(effects) > 1:
+        other = next(key for key in effects if key != what)
         raise RuleError(what, f"stands beside {other} (make two rules)")
     if _OF_VGPU.fullmatch(keys.get("device", "")):
         raise RuleError("device", f"{keys['device']} is no virtual function (give the address of one)")
@@ -216,13 +216,13 @@ def _check_vfs(keys: Mapping[str, Any], calls: list[str], whats: list[str]) -> N
         raise RuleError(what, "has no device (give the address of a function)")
 
 
-def _check_without_call(keys: Mapping[str, Any], whats: list[str]) -> None:
-    others = [key for key in whats if key not in ACTIONS]
+def _check_without_call(keys: Mapping[str, Any], effects: list[str]) -> None:
+    others = [key for key in effects if key not in ACTIONS]
     if not others and not any(key in keys for key in ("after", *CHOOSING)):
         why = f"says neither when nor at which call (give after, or one of {', '.join(CALLS)})"
-        raise RuleError(whats[0], why)
+        raise RuleError(effects[0], why)
     if not others and "device" not in keys:
-        raise RuleError(whats[0], "has no device (give one)")
+        raise RuleError(effects[0], "has no device (give one)")
 
 
 def _check_when(keys: Mapping[str, Any]) -> None:

@@ -206,10 +206,10 @@ class FaultRules:
         self._check_there("create", rule, self._devices.types())
         for key in ("bind", "probe"):
             self._check_there(key, rule, self._devices.drivers())
-        whats, device = _whats(rule), rule.get("device", "")
-        if whats and not rule.is_on_one and device in self._devices.types():
+        actions, device = _actions_of(rule), rule.get("device", "")
+        if actions and not rule.is_on_one and device in self._devices.types():
             raise RuleError(
-                "device", f"{device} is a type of vGPU (give the device that {whats[0]} is about)"
+                "device", f"{device} is a type of vGPU (give the device that {actions[0]} is about)"
             )
         self._check_register(rule)
 
@@ -294,7 +294,7 @@ class FaultRules:
         return made
 
     def _actions(self, rule: Rule, call: Call) -> list[Callable[[], None]]:
-        if not _whats(rule):
+        if not _actions_of(rule):
             return []
         on = call.device
         name = rule.get("device", "")
@@ -304,7 +304,7 @@ class FaultRules:
         return self._acts(rule, device)
 
     def _acts(self, rule: Rule, device: str) -> list[Callable[[], None]]:
-        return [self._act(what, rule.keys[what], device) for what in _whats(rule)]
+        return [self._act(what, rule.keys[what], device) for what in _actions_of(rule)]
 
     def _act_by_name(self, rule: Rule, name: str) -> None:
         """Have actions happen to a device that was not there when the call began."""
@@ -329,12 +329,13 @@ class FaultRules:
             log.warning("fault rule %s: there is no device %s", rule.name, rule.keys["device"])
         elif active.counter.hit():
             acts = self._acts(rule, device)
-            call = Call(CallKind.LIFECYCLE, device, "fault", {"arguments": _whats(rule)}, fault=rule.name)
+            told = {"arguments": _actions_of(rule)}
+            call = Call(CallKind.LIFECYCLE, device, "fault", told, fault=rule.name)
             self._calls.tell(call, lambda: _call_all(acts))
 
 
-def _whats(rule: Rule) -> list[str]:
-    """What a rule has happen to a device."""
+def _actions_of(rule: Rule) -> list[str]:
+    """What a rule has happen to the device."""
     return [what for what in ACTIONS if what in rule.keys]
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stores while a listener is there (devmodel.calls): each is a task, which may wait and ends at a signal.
 
-What a listener attends to may be the store itself, or a lifecycle change that it makes.  pyfuse3 has a
-limited number of tasks, and passes no signal on.  So the pump keeps the write of each store, and answers it
-when its task is done.  The store itself is made on the trio thread, as every one.
+A listener attends to the store itself, or to a lifecycle change that it makes.  pyfuse3 has a limited number
+of tasks, and passes no signal on.  So the pump keeps the write of each store, and answers it when its task is
+done.  The store itself is made on the trio thread, as every one.
 Threads: the pump begins stores, the trio thread makes them.
 """
 

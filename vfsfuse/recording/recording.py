@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recording: devices as VFIO describes them, and what a program did with them, in the order of its calls.
 
-Values.  Whoever makes one owns it; nothing here is shared between threads.  Sources: <linux/vfio.h> for
+State: a Recording belongs to its maker, and to one thread at a time.  Sources: <linux/vfio.h> for
 flags, indexes and structs.  docs/recording.md describes the file that it is written to.
 """
 

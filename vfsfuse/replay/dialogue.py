@@ -9,9 +9,9 @@ A deed of the device is due when the client has made the reads that were made be
 none of them for as long as the deed took to come after the anchor.  Deeds without a call of the client
 between them keep their distance in time.
 
-What is not the next anchor is a divergence.  The dialogue goes on at the nearest place ahead that fits, or at
-the next one if that is a write to the same register, or else stays where it is.  Acts that were passed over
-and come later are taken then, with their deeds.
+An act that is not the next anchor is a divergence.  The dialogue goes on at the nearest place ahead that
+fits, or at the next one if that is a write to the same register, or else stays where it is.  Acts that were
+passed over and come later are taken then, with their deeds.
 
 State: a Dialogue belongs to one device, and is used by one thread at a time.  Times are seconds of one clock
 that the caller chooses.  No call raises, and each looks through a bounded part of the recording.

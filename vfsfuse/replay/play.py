@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One stage of a dialogue while it is played: which of its reads the client has made, which deeds are due.
 
-State: a StagePlay belongs to a Dialogue, and is used under that one's rules.
+State: a StagePlay belongs to a Dialogue, and follows its rules.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class WriteOnlyRegion(ReplayRegion):
 
 
 class MappedRegion(Memory):
-    """Memory that the client may map. What it does by a mapping is in no recording, so what the recording
-    does not read is what the memory has."""
+    """Memory that the client may map. Accesses through a mapping are in no recording, so the memory
+    answers all reads that the recording does not have."""
 
     __slots__ = ("_areas", "_number", "_plays")
     direct: ClassVar[bool] = False

@@ -7,8 +7,8 @@ A stage begins with what the client did and was not only asking: a write to a re
 and its interrupts.  Values; nothing changes once a script is made.
 
 Configuration space and the ROM are not in a script.  The lab answers them by what was recorded as a whole,
-because BARs, interrupts and power management are those of the lab's device.  Nor are calls that failed in
-one: VFIO fails them by itself.
+because BARs, interrupts and power management are those of the lab's device.  Calls that failed are
+not in one either: VFIO fails them by itself.
 Source: <linux/vfio.h> (vfio_irq_set).
 """
 

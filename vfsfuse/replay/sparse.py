@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes of a large range, of which few are known.
 
-State: a SparseBytes belongs to whoever made it, and is used by one thread at a time.
+State: a SparseBytes belongs to its maker, and is used by one thread at a time.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ its own in devices/system, and a few empty directories there.  /sys/block and /s
 they would have only dangling links into devices/."""
 
 DEVICE_NODES = ("vfio", "iommu")
-"""The names under /dev that come from the lab. What it has not is not there: `[mount]` can switch off all of
-dev/vfio."""
+"""The names under /dev that come from the lab. A name that it does not have is not there: `[mount]` can
+switch off all of dev/vfio."""
 
 PROCESSORS = "/sys/devices/system"
 STAGED_LAB = "/sys/lab"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """All processes that have come from this one, also those that have left their parents and their sessions.
 
-This process becomes their subreaper: whoever loses its parent becomes its child.  So no process of a program
-escapes.  For a process with one thread, which has no other children.  Source: prctl(2), proc(5).
+This process becomes their subreaper: one that loses its parent becomes its child.  So no process of a
+program escapes.  For a process with one thread, which has no other children.  Source: prctl(2), proc(5).
 """
 
 from __future__ import annotations
