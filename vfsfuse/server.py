@@ -102,7 +102,8 @@ def serve(
     _add_rules(rules, spec)
     tree.add(tree.root, FaultsFile.node(rules, calls, view.services.threads))
     tree.take_changes()
-    lane = Lane(view.open, LaneInodes(inodes, view.lab.lock), view.services.threads, view.observing)
+    openings = view.openings
+    lane = Lane(openings.open, LaneInodes(inodes, view.lab.lock), view.services.threads, openings.observing)
     stores = SteeredStores(tree, view.lab.tasks, view.stores.tasks, operations.store)
     lane.attended.steer_store = stores.steer
     calls.join(partial(_attend, calls, lane, inodes))

@@ -178,5 +178,5 @@ def test_a_file_that_gets_another_number_while_it_is_opened_is_not_opened(view: 
     node = DeviceNode("another", 0o600, opener)
     view.tree.show(found)
     inode = found.entry(0).inode
-    fails(errno.ENODEV, view.open, OpenRequest(inode, os.O_RDWR, 1, 0, 0, leads=True, on_pump=True))
+    fails(errno.ENODEV, view.openings.open, OpenRequest(inode, os.O_RDWR, 1, 0, 0, leads=True, on_pump=True))
     assert released == [True]

@@ -1,23 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lab as a tree: puts together the views of its devices (vfsfuse.views), and opens device files.
+"""A lab as a tree: puts together the views of its devices (vfsfuse.views).
 
-Owner is the trio thread, on which it is the lab's Observer.  The device lane calls `open` and `find_file`.
+Owner is the trio thread, on which it is the lab's Observer.  The device lane calls `find_file`.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from functools import partial
 
-from devmodel.calls.call import Call, CallKind
-from devmodel.calls.injection import Body
 from devmodel.calls.point import CallPoint
-from devmodel.iommu.api import MustWait
 from devmodel.irq.eventfd import Watcher
 from devmodel.lifecycle.bridge import PCIEPORT
 from devmodel.lifecycle.function import PciFunction
@@ -30,11 +23,10 @@ from devmodel.lifecycle.vendor import VendorVgpu
 from devmodel.vfio.group import Assignable, Group
 from ioctl_shim.callthreads import CallThreads
 from ioctl_shim.client import Caller
-from ioctl_shim.lane import Lane, LaneFile, Opened, OpenRequest
-from vfsfuse.kernfs.kobject import DeviceNode, Entry, Kobject, Member
-from vfsfuse.kernfs.members import BinaryMember, WaitingStore
+from ioctl_shim.lane import Lane, LaneFile
+from vfsfuse.kernfs.kobject import Entry, Kobject
 from vfsfuse.kernfs.streams import stream_node
-from vfsfuse.kernfs.tree import Tree, block_of
+from vfsfuse.kernfs.tree import Tree
 from vfsfuse.kernfs.waiting import StoreRunner
 from vfsfuse.observe.counters import counters_node
 from vfsfuse.observe.logfile import log_node
@@ -47,7 +39,6 @@ from vfsfuse.sysfs.lab import Subsystems
 from vfsfuse.sysfs.numa import numa_of
 from vfsfuse.sysfs.skeleton import SKELETON, Skeleton
 from vfsfuse.vfio.fops import Services
-from vfsfuse.vfio.listened import ObservedFile, SteeredCall, told_file
 from vfsfuse.vfio.port import Port
 from vfsfuse.views.announcer import Announcer
 from vfsfuse.views.functions import FunctionViews
@@ -57,13 +48,9 @@ from vfsfuse.views.models import check_models, lab_flags
 from vfsfuse.views.modules import ModuleViews
 from vfsfuse.views.nodes import VfioNodes
 from vfsfuse.views.offers import OfferedFiles
+from vfsfuse.views.openings import Openings
 from vfsfuse.views.runfile import add_run_file
 from vfsfuse.views.vgpus import VgpuViews
-
-AGAIN_SECONDS = 1.0
-"""Seconds in which the kernel has looked up a name again and opened what it has found."""
-MOST_STALE = 64
-"""Threads of which is remembered that they were to look up a name again."""
 
 
 class LabView:
@@ -76,9 +63,8 @@ class LabView:
         self.lab = Lab(spec, self, calls)
         self._lane: Lane | None = None
         self._st_dev = -1
-        self._stale: dict[int, tuple[int, float]] = {}
-        """The threads whose opens were answered with ESTALE: the block of the device, and when.  Pumps."""
         self.stores = StoreRunner(self.lab.tasks, tree.locate)
+        self.openings = Openings(tree, self.stores, calls)
         offer = OfferedFiles(tree).offer
         self.services = Services(self.find_file, Watcher(), calls, CallThreads(), offer, spec.cdevs)
         self._announcer = Announcer(tree.root.uevents, spec)
@@ -168,100 +154,6 @@ class LabView:
         return self.nodes.port(device)
 
     # ---- device lane ----
-
-    def open(self, request: OpenRequest) -> Opened | SteeredCall[Opened] | None:
-        """Open an inode of the device lane (ioctl_shim.lane.Opener)."""
-        if self.lab.calls.attended:
-            return self._attended_open(request)
-        return self._plain_open(request)
-
-    def _plain_open(self, request: OpenRequest) -> Opened | None:
-        try:
-            return self._checked_open(request)
-        except MustWait:  # another thread opens it
-            return None
-        except OSError as error:
-            if error.errno != errno.ESTALE or (request.on_pump and not self._looked_up_again(request)):
-                raise
-            # It was there when the pump began the open, or the kernel has looked the name up once more and
-            # will not do that again.
-            raise OSError(errno.ENODEV, "removed") from None
-
-    def _looked_up_again(self, request: OpenRequest) -> bool:
-        """Whether this open of a gone file follows one of another gone device, by which the kernel had a name
-        looked up anew for the same thread: both devices were removed while the thread opened them."""
-        block, now = block_of(request.nodeid), time.monotonic()
-        last, when = self._stale.pop(request.tid, (block, now))
-        if last != block and now - when < AGAIN_SECONDS:
-            return True
-        if len(self._stale) > MOST_STALE:
-            self._stale.clear()
-        self._stale[request.tid] = block, now
-        return False
-
-    def observing(self, opened: Opened, nodeid: int) -> ObservedFile | None:
-        """The calls of an open file for observers; None for a file of which nothing is told.  Any thread
-        (ioctl_shim.lane.Observing)."""
-        told = told_file(opened)
-        return None if told is None else ObservedFile(told, self.lab.calls, partial(self._path, nodeid))
-
-    def _attended_open(self, request: OpenRequest) -> Opened | SteeredCall[Opened] | None:
-        try:
-            entry, member = self.tree.named(request.nodeid)
-        except OSError:
-            return self._plain_open(request)
-        if not is_told(entry, member):
-            return self._plain_open(request)
-        path, calls = _path(entry, member), self.lab.calls
-        call = Call(CallKind.OPEN, path, "open", {"path": path}, request.tid)
-        listener = calls.attends(call)
-        if listener is None and not calls.observers:
-            return self._plain_open(request)
-        if request.on_pump:  # where it might have to be begun again
-            return None
-
-        def opening() -> Opened:
-            opened = self._plain_open(request)
-            if opened is None:
-                raise RuntimeError("an open waits for another thread")
-            told = told_file(opened)
-            if told is not None:
-                call.subject, call.device = told.subject, told.device
-            return opened
-
-        steered = calls.begin(listener, call)
-        later = SteeredCall(steered, Body(opening))
-        return later if steered.waits else later.finish()
-
-    def _checked_open(self, request: OpenRequest) -> Opened | None:
-        opened = self._open(request)
-        if opened is None:
-            return None
-        with ExitStack() as undo:
-            undo.callback(opened.file.release)
-            if request.flags & os.O_DIRECT:  # the kernel, too, opens a character device before it says so
-                raise OSError(errno.EINVAL, "no direct I/O")
-            # The device may have got another model, and its files other inodes, since the inode was found.
-            # The kernel lets no two opens of an inode have different memory: the second one would be EIO.
-            self.tree.named(request.nodeid)
-            undo.pop_all()
-        return opened
-
-    def _path(self, inode: int) -> str:
-        try:
-            return _path(*self.tree.locate(inode))
-        except OSError:  # it is gone
-            return ""
-
-    def _open(self, request: OpenRequest) -> Opened | None:
-        entry, member = self.tree.named(request.nodeid)
-        if isinstance(member, BinaryMember):
-            return member.open(entry, request)
-        if isinstance(member, WaitingStore):
-            return self.stores.open(request)
-        if isinstance(entry, DeviceNode):
-            return entry.opener(request)
-        raise OSError(errno.EIO, "not a device file")
 
     def find_file(self, caller: Caller, fd: int) -> LaneFile | None:
         """The open file of this mount behind a client's descriptor `fd`, None for any other file.  Any thread
@@ -393,20 +285,6 @@ class LabView:
         self.functions.function_added(function)
         if function.driver is not None:
             self.functions.bound(function)
-
-
-def is_told(entry: Entry, member: Member | None) -> bool:
-    """Whether the calls on a device file are told at the call point: those of VFIO, `config` and
-    `resource<N>`."""
-    if member is None:
-        return entry.parent is None or bool(entry.parent.path)  # no file of the root
-    return isinstance(member, BinaryMember) and member.name.startswith(("config", "resource"))
-
-
-def _path(entry: Entry, member: Member | None) -> str:
-    if member is not None:
-        return f"{entry.path}/{member.name}"
-    return entry.path or entry.name  # one of the unlisted files at the root
 
 
 def _is_parent(function: PciFunction) -> bool:
