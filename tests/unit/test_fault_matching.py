@@ -114,6 +114,18 @@ def test_types_of_the_framework_of_nvidia() -> None:
     lab.close()
 
 
+def test_a_function_without_virtual_ones_has_none_that_are_late(tmp_path: Path) -> None:
+    (tmp_path / "lab.toml").write_text('[functions."0000:05:00.0"]\nbars = { 0 = { size = "4K" } }\n')
+    lab = Lab(load(tmp_path / "lab.toml"), cast(Observer, Nobody()))
+    rules = FaultRules(lab.calls, LabDevices(lab), lambda *_: lambda: None)
+    for line in ("device=0000:05:00.0 late=1", "device=05:00.0 driverless=true nth=2"):
+        with pytest.raises(RuleError, match="has no virtual functions"):
+            rules.add(parse_line(line))
+    rules.add(parse_line("device=0000:05:00.* late=1"), parse_line("device=0000:06:00.1 late=1"))
+    rules.clear()
+    lab.close()
+
+
 def test_a_process_is_known_by_its_name(rules: FaultRules) -> None:
     own = Path("/proc/self/comm").read_text().rstrip("\n")
     rules.add(parse_line(f"name=a process={own[:4]}* call=any errno=EIO"))

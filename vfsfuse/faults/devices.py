@@ -15,6 +15,7 @@ from devmodel.lifecycle.binding import VFIO_MDEV
 from devmodel.lifecycle.function import VFIO_PCI
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
+from devmodel.lifecycle.spec import FunctionSpec
 from devmodel.lifecycle.vendor import vgpu_of
 
 _DOMAIN = "0000:"
@@ -73,6 +74,14 @@ class LabDevices:
         """The types of vGPU in the lab, by their names and their ids."""
         found = [spec for parent in self._lab.spec.parents for spec in parent.types]
         return {spec.name for spec in found} | {str(spec.number) for spec in found if spec.number}
+
+    def has_virtual(self, name: str) -> bool:
+        """Whether a name can be that of a virtual function, or is that of a function which can have some."""
+        found = next((each for each in (name, _DOMAIN + name) if each in self._physical()), "")
+        return not found or self._physical()[found].vf is not None
+
+    def _physical(self) -> dict[str, FunctionSpec]:
+        return {spec.name: spec for spec in self._lab.spec.all_functions}
 
     def drivers(self) -> set[str]:
         """The drivers that devices of the lab can have."""

@@ -211,6 +211,8 @@ class FaultRules:
             raise RuleError(
                 "device", f"{device} is a type of vGPU (give the device that {actions[0]} is about)"
             )
+        if any(key in rule.keys for key in OF_VFS) and not self._devices.has_virtual(device.lower()):
+            raise RuleError("device", f"{device} has no virtual functions (give one, or their function)")
         self._check_register(rule)
 
     @staticmethod
