@@ -21,15 +21,18 @@ from tests.iommufd.client import Iommufd
 from tests.iommufd.devices import Copier
 from tests.labs import MountedLab, Vgpu
 from tests.late_server import NEVER, SECONDS
+from tests.nvidia import host
 from tests.vfio.client import Container, Group, fails
 from tests.vfio.devices import group_device
 
 
-def late_lab(folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> MountedLab:
+def late_lab(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, *options: str | Path
+) -> MountedLab:
     """A lab whose releases take so long."""
     monkeypatch.setenv("LATE", str(seconds))
     monkeypatch.setattr(tests.commands, "VFSFUSE", [sys.executable, "-m", "tests.late_server"])
-    return MountedLab(folder)
+    return MountedLab(folder, *map(str, options))
 
 
 @pytest.fixture
@@ -91,6 +94,19 @@ CALLS = (
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 def test_a_call_comes_after_the_close_before_it(vgpu: Vgpu, call: Callable[[Vgpu], None]) -> None:
     call(vgpu)
+
+
+def test_the_type_of_a_vgpu_is_taken_away_after_the_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By NVIDIA's framework, whose stores are no tasks."""
+    (tmp_path / "lab.toml").write_text(host.LAB)
+    with late_lab(tmp_path, monkeypatch, SECONDS, "--config", tmp_path / "lab.toml") as lab:
+        function = host.Host(lab).enable()[0]
+        function.set(11)
+        os.close(open_bound(function.cdev))
+        function.set(0)
+        assert function.type == 0
 
 
 def test_a_release_that_does_not_end_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from vfsfuse.kernfs.extended import ExtendedAttributes
 from vfsfuse.kernfs.inodes import NANOSECONDS, Inodes
 from vfsfuse.kernfs.kobject import FORGOTTEN_NS, Child, DeviceNode, Entry, Kobject, Member
 from vfsfuse.kernfs.members import Attribute, SnapshotMember
+from vfsfuse.kernfs.storetasks import after_releases
 from vfsfuse.kernfs.tree import BASE_MASK, IAttrs
 from vfsfuse.kernfs.watchers import Watchers
 from vfsfuse.kernfs.xattr import XATTR_PID
@@ -285,6 +286,7 @@ class Operations(Refusals):
             entry, member = self._attribute(fh)
             return member.write(entry, data)
 
+        await after_releases()
         return await patiently(store)
 
     async def publish(self) -> None:

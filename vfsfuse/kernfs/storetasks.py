@@ -24,6 +24,12 @@ Store = Body[Awaitable[int | None]]
 """A store of data.  It gives how many bytes it has taken; None: all of them."""
 
 
+async def after_releases() -> None:
+    """Wait until what was closed before is released, on a busy machine (native/pump.c).  Trio thread."""
+    while lib.lane_release_is_late():
+        await trio.sleep(0.001)
+
+
 class StoreTasks:
     """The stores of one mount that are tasks."""
 
@@ -46,8 +52,7 @@ class StoreTasks:
         taken, error = 0, errno.EINTR
         try:
             with scope, owing() as debt:
-                while lib.lane_release_is_late():
-                    await trio.sleep(0.001)
+                await after_releases()
                 try:
                     taken, error = await self._outcome(call, store)
                 finally:
