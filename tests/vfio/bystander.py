@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Another client of a lab, in a process of its own: it does the same few calls until its stdin ends.
 
-`python -m tests.vfio.bystander LAB GROUP DEVICE` prints how often it did them and the longest seconds.
+`python -m tests.vfio.bystander LAB GROUP DEVICE` prints a line for each round of them.  In the end it prints
+how many there were, and the longest seconds of a call.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
+from typing import IO
 
 from tests.commands import ROOT
 from tests.iommufd.bound import open_bound
@@ -28,6 +30,15 @@ class Seen:
 
     rounds: int = 0
     longest: float = 0.0
+    told: IO[str] | None = None
+    """A line of each round."""
+
+    def wait_for_rounds(self, count: int) -> None:
+        """Wait until so many have passed in all."""
+        assert self.told is not None
+        while self.rounds < count:
+            assert self.told.readline() == "round\n"
+            self.rounds += 1
 
 
 @contextmanager
@@ -37,11 +48,11 @@ def bystander(lab: MountedLab, vgpu: Vgpu) -> Iterator[Seen]:
     with Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        seen = Seen()
+        seen = Seen(told=process.stdout)
         try:
             yield seen
         finally:
-            rounds, longest = process.communicate(timeout=60)[0].split()
+            rounds, longest = process.communicate(timeout=60)[0].splitlines()[-1].split()
             seen.rounds, seen.longest = int(rounds), float(longest)
 
 
@@ -61,6 +72,7 @@ def work(lab: Path, group_number: str, device: str) -> Seen:
                 call()
                 seen.longest = max(seen.longest, time.monotonic() - began)
             seen.rounds += 1
+            print("round", flush=True)
     return seen
 
 
