@@ -22,6 +22,7 @@ from tests.labs import MountedLab, Vgpu
 from tests.supervisors import parent, supervisor_of
 from tests.test_run import ended, server_pid
 from tests.tool import need
+from tests.waiting import stop
 
 Compile = Callable[..., Path]
 RUN = [*VFSFUSE, "run"]
@@ -85,7 +86,7 @@ def is_prompt(seconds: float) -> bool:
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         yield
     finally:

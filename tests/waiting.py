@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 SECONDS = 60
@@ -31,3 +34,16 @@ def settled(measure: Callable[[], T]) -> T:
         if (now := measure()) != last:
             last, since = now, time.monotonic()
     return last
+
+
+def stop(pid: int) -> None:
+    """Stop a process.  Until each of its threads has noticed, they may still answer."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: all(_state(task) in "TZX" for task in Path(f"/proc/{pid}/task").iterdir()))
+
+
+def _state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
