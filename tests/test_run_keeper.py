@@ -18,7 +18,7 @@ from tests import needs
 from tests.commands import ROOT, SECONDS, VFSFUSE
 from tests.labs import MountedLab, Vgpu
 from tests.supervisors import supervisor_of
-from tests.waiting import wait_for
+from tests.waiting import stop, wait_for
 from vfsfuse.run import syscalls
 from vfsfuse.run.supervisor import PRIVATE_END, SHARED_END
 
@@ -95,7 +95,7 @@ def test_a_call_that_a_killed_supervisor_had_at_hand_goes_on(vgpu: Vgpu) -> None
     """The lab's server is stopped, and so the supervisor cannot hear what the node is."""
     with asking(vgpu) as run:
         supervisor = supervisor_of(run)
-        os.kill(vgpu.lab.pid, signal.SIGSTOP)
+        stop(vgpu.lab.pid)
         try:
             assert run.stdin is not None
             run.stdin.write("\n")
@@ -171,15 +171,16 @@ def test_a_keeper_that_is_stopped_holds_up_no_end(vgpu: Vgpu) -> None:
     with asking(vgpu) as run:
         supervisor = supervisor_of(run)
         keeper = keeper_of(supervisor)
-        os.kill(keeper, signal.SIGSTOP)
+        stop(keeper)
     wait_for_its_end(supervisor)
     wait_for_its_end(keeper)
 
 
 @pytest.mark.parametrize("where", ["a mounted lab", "a private lab"])
-def test_it_is_said_that_the_supervisor_was_killed(fresh_lab: MountedLab, where: str) -> None:
+def test_it_is_said_that_the_supervisor_was_killed(fresh_lab: MountedLab, where: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
     lab = ["--mount", str(fresh_lab.path)] if where == "a mounted lab" else []
-    command = [*VFSFUSE, "run", *lab, "--", "sh", "-c", "echo ready; cat"]
+    command = [*VFSFUSE, "run", "--log", str(log), *lab, "--", "sh", "-c", "echo ready; cat"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as run:
         assert run.stdout is not None
@@ -189,3 +190,4 @@ def test_it_is_said_that_the_supervisor_was_killed(fresh_lab: MountedLab, where:
         said = SHARED_END if lab else PRIVATE_END
         assert run.stderr.readline() == f"vfsfuse: run: {said}\n"
         assert run.communicate(timeout=SECONDS)[1] == ""
+    assert f" run: {said}\n" in log.read_text()

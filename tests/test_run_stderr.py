@@ -20,6 +20,7 @@ from tests.commands import ROOT, vfsfuse
 from tests.failing import DIVIDED, LINE, failing_lab, written
 from tests.labs import MountedLab
 from tests.test_run_failures import AS_NOBODY, RUN, said, started
+from tests.waiting import wait_for
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
 SAYS = f"vfsfuse: run: {UUID}: {DIVIDED}"
@@ -95,11 +96,26 @@ def test_quiet(config: Path, tmp_path: Path, option: str) -> None:
     assert TRACEBACK in log.read_text()
 
 
-def test_quiet_also_about_the_end_of_a_lab(lab: MountedLab) -> None:
-    with started("-q", "--mount", lab.path, "--", "sh", "-c", "echo up; read line") as run:
+def test_quiet_also_about_the_end_of_a_lab(lab: MountedLab, tmp_path: Path) -> None:
+    """The log has the line."""
+    (log := tmp_path / "log").touch()
+    command: list[str | Path] = [
+        "-q",
+        "--log",
+        log,
+        "--mount",
+        lab.path,
+        "--",
+        "sh",
+        "-c",
+        "echo up; read line",
+    ]
+    with started(*command) as run:
         assert said(run) == "up\n"
         end(lab)
+        wait_for(lambda: bool(log.read_text()))
         assert run.communicate("\n", timeout=SECONDS) == ("", "")
+    assert f" run: the server of {lab.path} has ended: its files fail from now on\n" in log.read_text()
 
 
 def test_a_mounted_lab_that_ends(lab: MountedLab) -> None:

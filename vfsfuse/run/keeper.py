@@ -51,13 +51,14 @@ class Keeper:
 
 
 def _be_alone(keep: set[int]) -> None:
-    """Hold nothing but `keep`, also no directory of the caller's, and die of signals as any process."""
+    """Hold nothing but `keep` and stderr, which is the log of the run, also no directory of the caller's, and
+    die of signals as any process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write(NAME)
     os.chdir("/")
     nothing = os.open("/dev/null", os.O_RDWR)
-    for standard in (0, 1, 2):
+    for standard in (0, 1):
         os.dup2(nothing, standard)
     for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, *keep}:
         with contextlib.suppress(OSError):  # the descriptor that listed them

@@ -61,4 +61,4 @@ class LabLog:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), record, end="", file=sys.stderr, flush=True)
         first, _, rest = record.partition("\n")
         where, self._where = (self._where, "") if rest else ("", self._where)
-        self._stderr.say(f"{first} ({where})" if where else first)
+        self._stderr.say(f"{first} ({where})" if where else first, logged=True)

@@ -45,6 +45,8 @@ class ProgramStderr:
     def __init__(self, pid: int, quiet: bool = False) -> None:
         self.fd = os.pidfd_open(pid)
         self._stderr = _identity(_STDERR)
+        self.log = -1
+        """A descriptor that gets all lines, also those that are not said, if it is not negative."""
         self._has_explained = mmap.mmap(-1, 1)  # shared with child processes
         self._quiet = quiet
         self._changed = threading.Condition()
@@ -54,8 +56,11 @@ class ProgramStderr:
         self._speaker: threading.Thread | None = None
         self._speaks = False
 
-    def say(self, message: str) -> None:
-        """Write one line, if the program still runs with that stderr.  Waits for nobody."""
+    def say(self, message: str, logged: bool = False) -> None:
+        """Write one line, if the program still runs with that stderr.  Waits for nobody but the log, which
+        gets the line unless it has that already (`logged`)."""
+        if self.log >= 0 and not logged:
+            self._note(message)
         if self._quiet:
             return
         with self._changed:
@@ -65,6 +70,11 @@ class ProgramStderr:
                 self._flood.more += 1
             self._start()
             self._changed.notify_all()
+
+    def _note(self, message: str) -> None:
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} run: {printable(' '.join(message.split()))}\n"
+        with contextlib.suppress(OSError):  # a full disk must not end the run
+            os.write(self.log, line.encode(errors="backslashreplace"))
 
     def say_once(self, message: str) -> None:
         """As `say`, unless this has been said before."""

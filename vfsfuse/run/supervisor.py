@@ -252,8 +252,9 @@ def _serve_run(
     answers = Answers(listener, root, NodeStats(stats, info), stderr.say_once)
     takers = Takers(listener, stats)
     calls = CallTakers(takers, answers.answer)
-    keeper = Keeper(listener, takers, stderr, PRIVATE_END if lab else SHARED_END)
     _redirect(plan.log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, (2,))
+    stderr.log = 2
+    keeper = Keeper(listener, takers, stderr, PRIVATE_END if lab else SHARED_END)
     os.chdir("/")
     _follow(log, plan)
     calls.start()
