@@ -7,35 +7,32 @@ The device lane alone cannot be hung: whatever a hook waits for, another thread 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests import needs
 from tests.commands import ROOT, VFSFUSE, vfsfuse
+from tests.intime import at_once, in_time
 from tests.labs import MountedLab, described
+from tests.waiting import wait_for
 from vfsfuse.cli.mountpoint import server_of, wait_for_end
 from vfsfuse.kernfs.xattr import pid_namespace
 from vfsfuse.mounts import FSTYPE, Mount
 
-COMMAND_SECONDS = 3.0
-"""A command has two seconds, and one more to start and end."""
-
-SLOW_SECONDS = 8
-"""Longer than a command waits, with the time that it takes to start some at once."""
 LANE, MAIN, ALL = 0, 4, 8
 """Offsets of the registers of the model, by what a write to them blocks."""
 
 MODEL = """\
-import ctypes, time
+import ctypes, os
 from devmodel.sdk import Bar, Identity, Layout, PciDevice, Register, Registers
 
 class Sleeper(PciDevice):
@@ -45,17 +42,22 @@ class Sleeper(PciDevice):
         self.registers = Registers(LAYOUT, self)
         return {0: Bar(self.registers)}
 
-    def block_lane(self, seconds):
-        time.sleep(seconds)
+    def block_lane(self, value):
+        sleep(ctypes.CDLL)
 
-    def block_main_thread(self, seconds):
-        self.start(self.sleep, seconds)
+    def block_main_thread(self, value):
+        self.start(self.sleep)
 
-    async def sleep(self, seconds):
-        time.sleep(seconds)
+    async def sleep(self):
+        sleep(ctypes.CDLL)
 
-    def block_interpreter(self, seconds):
-        ctypes.PyDLL(None).sleep(seconds)  # with the GIL held
+    def block_interpreter(self, value):
+        sleep(ctypes.PyDLL)  # with the GIL held
+
+def sleep(library):
+    fd = os.open("PILLOW", os.O_RDONLY)
+    library(None).flock(fd, 2)
+    os.close(fd)
 
 LAYOUT = Layout(4096, [
     Register(0, 4, "LANE", on_write=Sleeper.block_lane),
@@ -75,9 +77,9 @@ types.one = { description = "sleeps", instances = 4 }
 WRITE = """
 import sys, os
 from tests.iommufd.bound import open_bound
-device, offset, seconds = open_bound(sys.argv[1]), *map(int, sys.argv[2:])
+device, offset = open_bound(sys.argv[1]), int(sys.argv[2])
 print(flush=True)
-os.pwrite(device, seconds.to_bytes(4, "little"), offset)
+os.pwrite(device, bytes(4), offset)
 print(flush=True)
 sys.stdin.read()
 """
@@ -87,7 +89,8 @@ sys.stdin.read()
 def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MountedLab]:
     """A lab with a device that stops the server's threads.  The server is killed at the end."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    (tmp_path / "sleeper.py").write_text(MODEL)
+    (tmp_path / "sleeper.py").write_text(MODEL.replace("PILLOW", str(pillow(tmp_path))))
+    pillow(tmp_path).touch()
     lab = described(tmp_path, LAB)
     lab.__enter__()
     assert lab.server is not None
@@ -105,11 +108,9 @@ def is_mounted(path: Path) -> bool:
     return str(path) in (row.split(" ")[1] for row in rows)
 
 
-def lasting(arguments: Sequence[str | Path]) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """How long a command line takes, and how it ended."""
-    began = time.monotonic()
-    done = vfsfuse(*arguments)
-    return time.monotonic() - began, done
+def pillow(folder: Path) -> Path:
+    """What a thread of the server sleeps on: it waits for a lock of this file."""
+    return folder / "pillow"
 
 
 def timed(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -118,16 +119,8 @@ def timed(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def timed_at_once(commands: Sequence[Sequence[str | Path]]) -> list[subprocess.CompletedProcess[str]]:
-    """Run command lines beside each other. Each has to end in time.
-
-    A busy machine is no fault: a command beside them shows how long one takes that asks no lab."""
-    with ThreadPoolExecutor(len(commands) + 1) as pool:
-        control = pool.submit(lasting, ["check", "examples/copier.toml"])
-        taken = list(pool.map(lasting, commands))
-        most = COMMAND_SECONDS + control.result()[0]
-    for command, (took, done) in zip(commands, taken, strict=True):
-        assert took < most, f"{command} took {took:.1f} s of {most:.1f}: {done.stderr}"
-    return [done for _, done in taken]
+    """Run command lines beside each other. Each has to end in time."""
+    return at_once([partial(vfsfuse, *command) for command in commands])
 
 
 def error_of(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
@@ -138,23 +131,36 @@ def error_of(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
 
 
 @contextlib.contextmanager
-def sleeping(lab: MountedLab, offset: int, seconds: int) -> Iterator[None]:
-    """A client has a device open, and the thread that its register at `offset` blocks sleeps."""
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITE, lab.create("one", "bed").cdev, str(offset), str(seconds)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-    ) as client:
+def sleeping(lab: MountedLab, offset: int, for_ever: bool = True) -> Iterator[subprocess.Popen[bytes]]:
+    """A client has a device open, and the thread that its register at `offset` blocks sleeps.  In the end the
+    server is killed, or the thread goes on."""
+    device = lab.create("one", "bed").cdev
+    with (
+        open(pillow(lab.path.parent), "rb") as pillow_,
+        subprocess.Popen(
+            [sys.executable, "-c", WRITE, device, str(offset)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+        ) as client,
+    ):
+        fcntl.flock(pillow_, fcntl.LOCK_EX)
         assert client.stdout is not None
         assert client.stdout.readline() == b"\n"
-        time.sleep(0.5)
+        wait_for(lambda: sleeps(lab.pid))
         try:
-            yield
+            yield client
         finally:
-            if client.poll() is None and seconds > SLOW_SECONDS:  # it waits for its server, even when killed
+            if client.poll() is None and for_ever:  # it waits for its server, even when killed
                 os.kill(lab.pid, signal.SIGKILL)
+            fcntl.flock(pillow_, fcntl.LOCK_UN)
             client.kill()
+
+
+def sleeps(pid: int) -> bool:
+    """Whether a thread of the process waits for a lock.  Source: proc_locks(5)."""
+    rows = Path("/proc/locks").read_text().splitlines()
+    return any(row.split()[1] == "->" and str(pid) in row.split() for row in rows)
 
 
 @contextlib.contextmanager
@@ -166,13 +172,13 @@ def stopped(lab: MountedLab) -> Iterator[None]:
         os.kill(lab.pid, signal.SIGCONT)
 
 
-Silence = Callable[[MountedLab], contextlib.AbstractContextManager[None]]
+Silence = Callable[[MountedLab], contextlib.AbstractContextManager[object]]
 SILENT: dict[str, Silence] = {
     "stopped": stopped,
-    "main thread hung": lambda lab: sleeping(lab, MAIN, 3600),
-    "interpreter hung": lambda lab: sleeping(lab, ALL, 3600),
-    "main thread slow": lambda lab: sleeping(lab, MAIN, SLOW_SECONDS),
-    "interpreter slow": lambda lab: sleeping(lab, ALL, SLOW_SECONDS),
+    "main thread hung": lambda lab: sleeping(lab, MAIN),
+    "interpreter hung": lambda lab: sleeping(lab, ALL),
+    "main thread slow": lambda lab: sleeping(lab, MAIN, for_ever=False),
+    "interpreter slow": lambda lab: sleeping(lab, ALL, for_ever=False),
 }
 
 
@@ -203,9 +209,7 @@ def test_each_command_that_asks_a_silent_server_says_so_in_time(bed: MountedLab,
             assert ("is stopped (kill -CONT" in line) == (how == "stopped"), line
         assert not (bed.path.parent / "out.png").exists()
     if how.endswith("slow") or how == "stopped":  # it has lost nothing
-        deadline = time.monotonic() + 2 * SLOW_SECONDS
-        while vfsfuse("tree", bed.path).returncode:
-            assert time.monotonic() < deadline
+        wait_for(lambda: vfsfuse("tree", bed.path).returncode == 0)
 
 
 @pytest.mark.parametrize("how", ["stopped", "main thread hung", "interpreter hung"])
@@ -233,7 +237,7 @@ def test_umount_leaves_what_is_in_use_and_lazily_hides_it(bed: MountedLab, how: 
 
 def test_a_hook_that_does_not_return_keeps_nobody_from_the_lab(bed: MountedLab) -> None:
     """It holds up who waits for its device, and the end of the lab's clients."""
-    with sleeping(cold(bed), LANE, 3600):
+    with sleeping(cold(bed), LANE):
         picture = bed.path.parent / "out.png"
         mount, foreground, tree, screenshot = timed_at_once(
             [
@@ -288,11 +292,9 @@ def test_a_path_through_a_silent_lab_is_given_up(bed: MountedLab) -> None:
 
 def test_who_reads_the_output_of_a_command_that_gave_up_sees_its_end(bed: MountedLab) -> None:
     """The child that still asks keeps nothing of the command's open."""
-    with sleeping(cold(bed), MAIN, 3600):
-        began = time.monotonic()
-        shell = f"{' '.join(VFSFUSE)} tree {bed.path} 2>&1 | cat"
-        done = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert time.monotonic() - began < COMMAND_SECONDS
+    shell = ["sh", "-c", f"{' '.join(VFSFUSE)} tree {bed.path} 2>&1 | cat"]
+    with sleeping(cold(bed), MAIN):
+        done = in_time(partial(subprocess.run, shell, cwd=ROOT, capture_output=True, text=True, check=True))
         assert "does not answer" in done.stdout
 
 
@@ -308,25 +310,17 @@ def test_the_end_of_a_server_frees_who_asked_it(bed: MountedLab) -> None:
 
 @needs.root("mounting fusectl takes root")
 def test_an_abort_frees_who_waits_for_a_server_that_lives_on(bed: MountedLab) -> None:
-    device = bed.create("one", "bed").cdev
     connection = os.minor(os.stat(bed.path).st_dev)
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITE, device, str(ALL), "3600"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-    ) as client:
-        assert client.stdout is not None and client.stdout.readline() == b"\n"
-        time.sleep(0.5)
+    with sleeping(bed, ALL) as client:
         client.kill()
         assert not wait_for_end(client.pid, 1)  # not even SIGKILL ends it
         control = "/sys/fs/fuse/connections"
         abort = f"mount -t fusectl none {control} && echo 1 > {control}/{connection}/abort"
         subprocess.run(["unshare", "--mount", "sh", "-c", abort], check=True)
         assert client.wait(60) == -signal.SIGKILL
-    assert not wait_for_end(bed.pid, 0)
-    assert vfsfuse("umount", bed.path).returncode == 1  # its server still sleeps
-    assert not is_mounted(bed.path)
+        assert not wait_for_end(bed.pid, 0)
+        assert vfsfuse("umount", bed.path).returncode == 1  # its server still sleeps
+        assert not is_mounted(bed.path)
 
 
 @needs.root("a pid namespace takes root")
