@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from uuid import UUID
@@ -23,6 +24,9 @@ from devmodel.vfio.groupfile import open_group
 from ioctl_shim._native import lib
 from tests.unit.fakes import fails
 from tests.unit.test_lab import BDF, SPEC, Recorder, snapshot
+
+JUMP_SECONDS = 0.01
+"""The clock jumps when nobody has anything to do for so long."""
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def count(fd: int) -> int:
 
 def in_trio(lab: Lab, main: Callable[[trio.Nursery], Awaitable[None]]) -> float:
     """Run `main` while the lab is served; returns how long it took, by a clock that jumps."""
-    clock = MockClock(autojump_threshold=0.01)
+    clock = MockClock(autojump_threshold=JUMP_SECONDS)
 
     async def serve() -> float:
         async with trio.open_nursery() as nursery:
@@ -72,6 +76,15 @@ def in_trio(lab: Lab, main: Callable[[trio.Nursery], Awaitable[None]]) -> float:
     return trio.run(serve, clock=clock)
 
 
+async def close_in_thread(held: DeviceFile) -> None:
+    """The clock does not jump meanwhile, however long the thread takes to start."""
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, MockClock)
+    clock.autojump_threshold = math.inf
+    await trio.to_thread.run_sync(held.close)
+    clock.autojump_threshold = JUMP_SECONDS
+
+
 async def remove_when_free(lab: Lab, mdev: Mdev) -> None:
     await when_free(lab, lambda: (mdev,), lambda: lab.remove(mdev))
 
@@ -83,7 +96,7 @@ def test_the_holder_is_asked_again_every_ten_seconds(lab: Lab, mdev: Mdev, asked
         nursery.start_soon(remove_when_free, lab, mdev)
         await trio.sleep(3.5 * REQUEST_SECONDS)
         assert count(asked) == 4
-        await trio.to_thread.run_sync(held.close)
+        await close_in_thread(held)
         await trio.sleep(0.1)
         assert mdev.gone and not lab.mdevs
 
@@ -141,7 +154,7 @@ def test_what_vanishes_ends_the_wait(lab: Lab, mdev: Mdev) -> None:
         assert ended == [errno.ENODEV]
         parent = lab.parents[BDF]
         assert parent.memory_free < parent.spec.memory and mdev.type.taken == 1
-        await trio.to_thread.run_sync(held.close)
+        await close_in_thread(held)
         await trio.sleep(1)
         assert parent.memory_free == parent.spec.memory and mdev.type.taken == 0
 
