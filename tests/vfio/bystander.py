@@ -1,64 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another client of a lab, in a process of its own: it does the same few calls until its stdin ends.
+"""Another client of a lab, in a process of its own: it does the same few calls whenever it is told to.
 
-`python -m tests.vfio.bystander LAB GROUP DEVICE` prints a line for each round of them.  In the end it prints
-how many there were, and the longest seconds of a call.
+`python -m tests.vfio.bystander LAB GROUP DEVICE` does them for each line of stdin, and prints a line then.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
-from typing import IO
 
 from tests.commands import ROOT
 from tests.iommufd.bound import open_bound
 from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import DEVICE_GET_INFO, Container, DeviceInfo, Group, ioctl
 
-
-@dataclass
-class Seen:
-    """What a bystander saw: rounds of calls, and the seconds of the longest call."""
-
-    rounds: int = 0
-    longest: float = 0.0
-    told: IO[str] | None = None
-    """A line of each round."""
-
-    def wait_for_rounds(self, count: int) -> None:
-        """Wait until so many have passed in all."""
-        assert self.told is not None
-        while self.rounds < count:
-            assert self.told.readline() == "round\n"
-            self.rounds += 1
+ROUNDS = 20
 
 
 @contextmanager
-def bystander(lab: MountedLab, vgpu: Vgpu) -> Iterator[Seen]:
-    """Run one while the block runs.  The result is filled in at the end."""
+def bystander(lab: MountedLab, vgpu: Vgpu) -> Iterator[Callable[[], None]]:
+    """Run one while the block runs.  What is given lets it do its calls ROUNDS times, and waits for that."""
     command = [sys.executable, "-m", "tests.vfio.bystander", str(lab.path), vgpu.group, str(vgpu.cdev)]
     with Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        seen = Seen(told=process.stdout)
-        try:
-            yield seen
-        finally:
-            rounds, longest = process.communicate(timeout=60)[0].splitlines()[-1].split()
-            seen.rounds, seen.longest = int(rounds), float(longest)
+
+        def work_on() -> None:
+            assert process.stdin is not None and process.stdout is not None
+            for _ in range(ROUNDS):
+                process.stdin.write("\n")
+                process.stdin.flush()
+                assert process.stdout.readline() == "done\n"
+
+        yield work_on
 
 
-def work(lab: Path, group_number: str, device: str) -> Seen:
+def work(lab: Path, group_number: str, device: str) -> None:
     """Make calls until stdin ends."""
-    seen = Seen()
     with Container(lab) as container:
         calls: tuple[Callable[[], object], ...] = (
             (lab / "sys/bus/pci/devices/0000:86:00.0/vendor").read_text,
@@ -66,14 +48,10 @@ def work(lab: Path, group_number: str, device: str) -> Seen:
             lambda: join(lab, group_number, container),
         )
         print("ready", flush=True)
-        while not select.select([0], [], [], 0.002)[0]:
+        while sys.stdin.readline():
             for call in calls:
-                began = time.monotonic()
                 call()
-                seen.longest = max(seen.longest, time.monotonic() - began)
-            seen.rounds += 1
-            print("round", flush=True)
-    return seen
+            print("done", flush=True)
 
 
 def join(lab: Path, number: str, container: Container) -> None:
@@ -96,5 +74,4 @@ def use(device: str) -> None:
 
 
 if __name__ == "__main__":
-    found = work(Path(sys.argv[1]), *sys.argv[2:])
-    print(found.rounds, found.longest)
+    work(Path(sys.argv[1]), *sys.argv[2:])
