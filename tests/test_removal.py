@@ -34,9 +34,9 @@ from tests.vfio.client import (
     ioctl,
 )
 from tests.vfio.devices import ERR, GPU, MSI, REQ, TRIGGER, eventfd, opened, signals, silent
+from tests.waiting import SECONDS, comes_to, wait_for
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e03"
-SECONDS = 60
 CARD = Path(__file__).parent / "vfio/models/card.py"
 LAB = f"""\
 [models]
@@ -88,7 +88,7 @@ def as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
     ]
     before = [snapshot(lab.path) for lab in labs]
     yield
-    assert [snapshot(lab.path) for lab in labs] == before
+    comes_to(lambda: [snapshot(lab.path) for lab in labs], before)
 
 
 @contextmanager
@@ -101,18 +101,11 @@ def holding(what: Path | int) -> Iterator[int]:
         os.close(fd)
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 WRITER = """
 import os, signal, sys
 signal.signal(signal.SIGUSR1, signal.default_int_handler)
 fd = os.open(sys.argv[1], os.O_WRONLY | os.O_TRUNC)
-print(flush=True)
+print(fd, flush=True)
 try:
     os.write(fd, sys.argv[2].encode())
     print("written")
@@ -129,17 +122,19 @@ class Writer:
     def __init__(self, path: Path, text: str) -> None:
         command = [sys.executable, "-c", WRITER, str(path), text]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None and self.process.stdout.readline() == "\n"
+        assert self.process.stdout is not None
+        self.fd = int(self.process.stdout.readline())
 
     def __enter__(self) -> Writer:
-        until(self.is_writing)
+        wait_for(self.is_writing)
         return self
 
     def is_writing(self) -> bool:
-        """Whether it is in write(2), or behind that already."""
+        """Whether it is in write(2), or behind that already.  It has printed by a write(2), too."""
         if self.process.poll() is not None:
             return True
-        return Path(f"/proc/{self.process.pid}/syscall").read_text().split()[0] == "1"
+        call = Path(f"/proc/{self.process.pid}/syscall").read_text().split()
+        return call[1:2] == [hex(self.fd)]
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
@@ -204,7 +199,7 @@ def test_removing_waits_for_the_holder(
     group = patient.path / "dev/vfio" / vgpu.group
     held = vgpu.open() if bound else os.open(vgpu.cdev, os.O_RDWR)
     with face(vgpu) as writer:
-        until(lambda: does_not_open(vgpu.cdev))
+        wait_for(lambda: does_not_open(vgpu.cdev))
         assert does_not_open(group)
         assert writer.waits and (vgpu.path / "vgpu_uuid").read_text() == f"{vgpu.name}\n"
         assert Vgpu(patient, vgpu.name).group == vgpu.group
@@ -218,7 +213,7 @@ def test_unbinding_waits_for_the_holder(patient: MountedLab) -> None:
     with patient.create() as vgpu:
         held = os.open(vgpu.cdev, os.O_RDWR)
         with mdev_unbinder(vgpu) as writer:
-            until(lambda: does_not_open(vgpu.cdev))
+            wait_for(lambda: does_not_open(vgpu.cdev))
             assert writer.waits and (driver / vgpu.name).exists()
             os.close(held)
             assert writer.said() == "written"
@@ -235,7 +230,7 @@ def test_a_driver_that_leaves_waits_for_the_holders_of_its_vgpus(patient: Mounte
         client.device.eventfds(REQ, TRIGGER, 0, asked)
         with driver_unbinder(vgpu) as writer:
             assert signals(asked) == 1
-            until(lambda: does_not_open(vgpu.cdev) and does_not_open(free.cdev))
+            wait_for(lambda: does_not_open(vgpu.cdev) and does_not_open(free.cdev))
             fails(errno.ENODEV, patient.create)
             fails(errno.ENOENT, (patient.gpu / "sriov_numvfs").write_text, "1")
             assert (patient.gpu / "sriov_numvfs").read_text() == "0\n"
@@ -247,7 +242,7 @@ def test_a_driver_that_leaves_waits_for_the_holders_of_its_vgpus(patient: Mounte
         fails(errno.ENODEV, lambda: client.group.flags)
     assert not vgpu.path.exists() and not (patient.gpu / "driver").exists()
     (driver / "bind").write_text(patient.gpu.name)
-    assert snapshot(patient.path) == before
+    comes_to(lambda: snapshot(patient.path), before)
 
 
 @pytest.mark.parametrize("by", ["sriov_numvfs", "unbind"])
@@ -278,10 +273,10 @@ def test_a_signal_ends_the_wait_of_a_driver_that_leaves(
     with patient.create() as other, patient.create() as vgpu, holding(vgpu.cdev):
         before = snapshot(patient.path)
         with face(vgpu) as writer:
-            until(lambda: does_not_open(vgpu.cdev))
+            wait_for(lambda: does_not_open(vgpu.cdev))
             writer.process.send_signal(signal.SIGUSR1)
             assert writer.said() == "interrupted"
-        assert snapshot(patient.path) == before
+        comes_to(lambda: snapshot(patient.path), before)
         for each in (other, vgpu):
             with holding(each.cdev):
                 pass
@@ -330,11 +325,11 @@ def test_a_signal_ends_the_wait_and_nothing_has_changed(
         before = snapshot(patient.path)
         for _ in range(3):
             with face(vgpu) as writer:
-                until(lambda: does_not_open(vgpu.cdev))
+                wait_for(lambda: does_not_open(vgpu.cdev))
                 writer.process.send_signal(number)
                 assert writer.said() == ("interrupted" if number == signal.SIGUSR1 else "")
-            until(lambda: not does_not_open(vgpu.cdev))  # SIGKILL ends the process before we hear of it
-            assert snapshot(patient.path) == before
+            wait_for(lambda: not does_not_open(vgpu.cdev))  # SIGKILL ends the process before we hear of it
+            comes_to(lambda: snapshot(patient.path), before)
             with holding(patient.path / "dev/vfio" / vgpu.group):
                 pass
 
@@ -353,7 +348,7 @@ def test_an_interrupted_write_is_eintr(patient: MountedLab) -> None:
         command = [sys.executable, "-c", program, str(vgpu.path / "remove")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None and process.stdout.readline() == "\n"
-            until(lambda: does_not_open(vgpu.cdev))
+            wait_for(lambda: does_not_open(vgpu.cdev))
             process.send_signal(signal.SIGUSR1)
             assert process.stdout.read() == f"-1 {errno.EINTR}\n"
 
@@ -362,7 +357,7 @@ def test_of_two_who_wait_one_removes_it(patient: MountedLab) -> None:
     vgpu = patient.create()
     held = os.open(vgpu.cdev, os.O_RDWR)
     with remover(vgpu) as one, destroyer(vgpu) as two, remover(vgpu) as three:
-        until(lambda: does_not_open(vgpu.cdev))
+        wait_for(lambda: does_not_open(vgpu.cdev))
         os.kill(three.process.pid, signal.SIGUSR1)
         assert three.said() == "interrupted"
         assert does_not_open(vgpu.cdev)  # for the sake of the other two
@@ -373,7 +368,7 @@ def test_of_two_who_wait_one_removes_it(patient: MountedLab) -> None:
 def test_who_waits_keeps_nobody_else_waiting(patient: MountedLab) -> None:
     """The same attribute serves others, shells that truncate it among them, and can be looked at."""
     with patient.create() as vgpu, holding(vgpu.cdev), destroyer(vgpu) as writer:
-        until(lambda: does_not_open(vgpu.cdev))
+        wait_for(lambda: does_not_open(vgpu.cdev))
         for _ in range(3):
             other = patient.create()
             done = subprocess.run(
@@ -407,7 +402,7 @@ def test_more_wait_than_there_are_tasks(patient: MountedLab) -> None:
     threads = [threading.Thread(target=write, args=(fd,), daemon=True) for fd in files]
     for thread in threads:
         thread.start()
-    until(lambda: does_not_open(vgpu.cdev))
+    wait_for(lambda: does_not_open(vgpu.cdev))
     with patient.create():
         assert snapshot(patient.gpu)
     os.close(held)
@@ -423,10 +418,10 @@ def test_the_server_ends_while_somebody_waits(tmp_path: Path) -> None:
         vgpu = lab.create()
         held = vgpu.open()
         with remover(vgpu) as writer:
-            until(lambda: does_not_open(vgpu.cdev))
+            wait_for(lambda: does_not_open(vgpu.cdev))
             os.kill(lab.pid, signal.SIGTERM)
             assert writer.said() not in ("written", "interrupted")
-        until(lambda: does_not_answer(held))
+        wait_for(lambda: does_not_answer(held))
         os.close(held)
 
 
@@ -513,7 +508,7 @@ def test_nothing_of_it_is_given_away_before_the_holder_lets_go(cards: MountedLab
         assert third.group not in (vgpu.group, card.group) and third.vfio not in (vgpu.vfio, card.vfio)
     for fd in held:
         os.close(fd)
-    until(lambda: left() == free)
+    wait_for(lambda: left() == free)
     with cards.create() as again:
         assert again.group in (vgpu.group, card.group)
 
@@ -552,7 +547,7 @@ def test_a_holder_that_is_killed_leaves_nothing(cards: MountedLab) -> None:
         assert client.stdout is not None and client.stdout.readline() == "\n"
         surprise(vgpu)
         client.kill()
-    until(lambda: (cards.gpu / "vram_free").read_text() == (cards.gpu / "vram_total").read_text())
+    wait_for(lambda: (cards.gpu / "vram_free").read_text() == (cards.gpu / "vram_total").read_text())
 
 
 def test_many_go_by_surprise_while_clients_use_them(cards: MountedLab) -> None:
@@ -583,13 +578,13 @@ def test_many_go_by_surprise_while_clients_use_them(cards: MountedLab) -> None:
         for fd in held:
             os.close(fd)
     assert wrong == []
-    until(lambda: (cards.gpu / "vram_free").read_text() == (cards.gpu / "vram_total").read_text())
+    wait_for(lambda: (cards.gpu / "vram_free").read_text() == (cards.gpu / "vram_total").read_text())
 
 
 def test_surprise_removal_while_somebody_waits_for_the_removal(patient: MountedLab) -> None:
     vgpu = patient.create()
     with holding(vgpu.cdev), remover(vgpu) as writer:
-        until(lambda: does_not_open(vgpu.cdev))
+        wait_for(lambda: does_not_open(vgpu.cdev))
         surprise(vgpu)
         assert not vgpu.path.exists()
         assert writer.said() == "No such device"

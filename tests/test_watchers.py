@@ -25,6 +25,10 @@ MTTY = "mtty-1", "mtty"
 
 @pytest.fixture(autouse=True)
 def settled(lab: MountedLab) -> None:
+    settle(lab)
+
+
+def settle(lab: MountedLab) -> None:
     """Watchers have heard of all that came and went before: a new one may hear of it too."""
     with watching(lab.path / "dev/vfio/devices") as watch:
         vgpu = lab.create(*MTTY)
@@ -108,6 +112,7 @@ def test_what_goes_together_is_heard_of_one_by_one(fresh_lab: MountedLab, what: 
     own = [vgpu.path, vgpu.cdev, gpu / "mdev_supported_types", (gpu / "virtfn0").resolve(), gpu]
     if gpu.name != what:
         own += [gpu.parent / "pci_bus/0000:86", gpu.parent]
+    settle(lab)
     with watching(*own) as watch:
         (lab.path / "sys/bus/pci/devices" / what / "remove").write_text("1")
         assert sorted(watch.hear(len(own))) == sorted((str(path), "IN_DELETE_SELF", "") for path in own)
@@ -198,13 +203,13 @@ def test_names_are_true_while_events_are_made(lab: MountedLab) -> None:
     """The answers that the kernel gets for the events are nobody else's."""
     nodes, ended = lab.path / "dev/vfio", threading.Event()
     wrong: list[str] = []
-    there: set[str] = set()
+    there: list[Vgpu] = []
 
     def look() -> None:
         while not ended.is_set():
-            for name in list(there):
-                if not (nodes / name).exists() and name in there:
-                    wrong.append(f"{name} is not there")
+            for vgpu in list(there):
+                if not (nodes / vgpu.group).exists() and vgpu in there:  # no later one with the same group
+                    wrong.append(f"{vgpu.group} is not there")
 
     looker = threading.Thread(target=look)
     looker.start()
@@ -212,7 +217,7 @@ def test_names_are_true_while_events_are_made(lab: MountedLab) -> None:
         with watching(nodes, nodes / "devices") as watch:
             for _ in range(30):
                 vgpu = lab.create(*MTTY)
-                there.add(vgpu.group)
+                there.append(vgpu)
                 time.sleep(0.01)
                 there.clear()
                 vgpu.remove()

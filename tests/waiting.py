@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -21,6 +22,13 @@ def wait_for(true: Callable[[], object], seconds: float = SECONDS) -> None:
     while not true():
         assert time.monotonic() < end, "it did not come to pass"
         time.sleep(0.001)
+
+
+def comes_to(measure: Callable[[], T], expected: T) -> None:
+    """Wait until `measure` gives this: what a test closes, the server releases a moment later."""
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: measure() == expected)
+    assert measure() == expected
 
 
 def settled(measure: Callable[[], T]) -> T:
