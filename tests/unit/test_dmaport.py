@@ -74,7 +74,7 @@ def test_a_pin_that_a_stopped_task_waited_for_is_released() -> None:
     async def use() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(port.pin, 0, 2, RW)
-            await trio.to_thread.run_sync(client.begun.wait, 10)
+            await trio.to_thread.run_sync(client.begun.wait, 60)
             nursery.cancel_scope.cancel()
         client.answer()
         with trio.fail_after(60):
