@@ -17,12 +17,13 @@ import pytest
 
 from ioctl_shim._native import lib
 from tests.commands import ROOT, vfsfuse
+from tests.descriptors import open_files
 from tests.iommufd.client import Cdev, Iommufd
 from tests.iommufd.devices import IOMMU_FAULT_QUEUE_ALLOC, cdev_of, given_fault_queue
 from tests.labs import MountedLab, described
 from tests.vfio.client import fails
 from tests.vfio.devices import HAND_OVER, HAND_OVER_FORMAT, bound, handed_over
-from tests.waiting import wait_for
+from tests.waiting import settled, wait_for
 from vfsfuse.vfio.handover import MAX_GIVEN
 
 Compile = Callable[..., Path]
@@ -153,9 +154,9 @@ def test_nothing_is_left_of_a_client_that_is_gone(machine: MountedLab, compile_c
     """Each client uses a context of its own; the server holds no file of theirs."""
     program = compile_client("fault_queue")
     client(machine, program, "queue")
-    before = len(os.listdir(f"/proc/{machine.pid}/fd"))
+    before = settled(lambda: open_files(machine.pid))
     client(machine, program, "queue")
-    assert len(os.listdir(f"/proc/{machine.pid}/fd")) <= before
+    wait_for(lambda: open_files(machine.pid) <= before)
 
 
 # ---- as a hostile supervisor asks ----

@@ -25,7 +25,7 @@ from tests.vfio.devices import (
     function_dir,
     group_device,
 )
-from tests.waiting import settled
+from tests.waiting import wait_for
 
 BASE = 0x100000
 MSI = 0xFEE00000
@@ -205,7 +205,7 @@ def test_domains_are_counted(machine: MountedLab) -> None:
                 assert int(used.read_text()) == before - 1
                 assert cdev.attach(context_of(container).vfio_ioas()) == 3
                 assert int(used.read_text()) == before - 1
-        assert settled(lambda: int(used.read_text())) == before
+        wait_for(lambda: int(used.read_text()) == before)
 
 
 # ---- opening a device attaches it ----

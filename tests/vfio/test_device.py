@@ -10,7 +10,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -53,6 +53,7 @@ from tests.vfio.devices import (
     mdev,
     opened,
 )
+from tests.waiting import wait_for
 
 GET, SET, PROBE = 1 << 16, 1 << 17, 1 << 18
 SPARSE_MMAP, TYPE_CAP, MSIX_MAPPABLE = 1, 2, 3
@@ -338,14 +339,6 @@ def ioeventfd(
     device.ioctl(DEVICE_IOEVENTFD, ctypes.create_string_buffer(call))
 
 
-def settled(check: Callable[[], bool]) -> bool:
-    """Whether `check` becomes true within five seconds."""
-    end = time.monotonic() + 5
-    while not check() and time.monotonic() < end:
-        time.sleep(0.002)
-    return check()
-
-
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_ioeventfd_writes(gpu: Opened, size: int) -> None:
     device, place = gpu.device, 0x100
@@ -356,7 +349,7 @@ def test_ioeventfd_writes(gpu: Opened, size: int) -> None:
         fails(errno.EEXIST, ioeventfd, device, 0, place, size, data, event)
         os.eventfd_write(event, 1)
         expected = data.to_bytes(8, "little")[:size].ljust(8, b"\0")
-        assert settled(lambda: os.pread(device.fd, 8, place) == expected)
+        wait_for(lambda: os.pread(device.fd, 8, place) == expected)
         ioeventfd(device, 0, place, size, data, -1)
         fails(errno.ENODEV, ioeventfd, device, 0, place, size, data, -1)
         os.pwrite(device.fd, bytes(8), place)
@@ -368,7 +361,7 @@ def test_ioeventfd_writes(gpu: Opened, size: int) -> None:
 def test_ioeventfd_reaches_a_register(gpu: Opened) -> None:
     with eventfd(1) as event:  # signalled already: it counts
         ioeventfd(gpu.device, 2, 0xC, 4, 0xCAFE, event)
-        assert settled(lambda: os.pread(gpu.device.fd, 4, (2 << 40) + 0xC) == b"\xfe\xca\0\0")
+        wait_for(lambda: os.pread(gpu.device.fd, 4, (2 << 40) + 0xC) == b"\xfe\xca\0\0")
         ioeventfd(gpu.device, 2, 0xC, 4, 0xCAFE, -1)
 
 

@@ -27,7 +27,7 @@ from tests.descriptors import open_files
 from tests.labs import MountedLab, Vgpu
 from tests.vfio.client import PAGE, TYPE1V2, Container, File, Group, Memory, fails
 from tests.vfio.devices import MSIX, REQ, TRIGGER, Device, eventfd, group_device, opened
-from tests.waiting import settled
+from tests.waiting import settled, wait_for
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_sigkill_in_the_middle_of_anything(machine: MountedLab, vgpu: Vgpu) -> N
             fails(errno.EINVAL, found.device.irqs, MSIX, 1 | TRIGGER, 0, 1)
             fails(errno.EINVAL, found.device.irqs, REQ, 1 | TRIGGER, 0, 1)
     assert not busy(machine, vgpu)
-    assert settled(lambda: open_files(machine.pid)) <= before + 4
+    wait_for(lambda: open_files(machine.pid) <= before + 4)
 
 
 def test_one_process_of_two_dies(machine: MountedLab, vgpu: Vgpu) -> None:

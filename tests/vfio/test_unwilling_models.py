@@ -12,6 +12,7 @@ import pytest
 from tests.labs import MountedLab
 from tests.snapshot import snapshot
 from tests.vfio.devices import opened, vfio_pci
+from tests.waiting import comes_to
 
 MODELS = {"closed": "Closed", "exits": "Exits", "stopped": "Stopped"}
 FILE = Path(__file__).parent / "models/unwilling.py"
@@ -56,7 +57,7 @@ def test_a_vgpu_and_its_group_are_free_again(lab: MountedLab, name: str) -> None
                 with opened(lab, vgpu.group, vgpu.name):
                     pass
             os.close(vgpu.open())
-        assert snapshot(lab.path) == before
+        comes_to(lambda: snapshot(lab.path), before)
     vgpu = lab.create("card", f"{name}s")
     (vgpu.path / "surprise_remove").write_text("1")
     assert snapshot(lab.path) == before
@@ -75,4 +76,4 @@ def test_a_function_is_removed_and_comes_back(lab: MountedLab, number: int, name
         (path / "remove").write_text("1")
         assert not path.exists() and group not in os.listdir(lab.path / "dev/vfio")
         rescan.write_text("1")
-        assert snapshot(lab.path) == before
+        comes_to(lambda: snapshot(lab.path), before)
