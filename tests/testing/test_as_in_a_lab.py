@@ -28,6 +28,7 @@ from tests.vfio.devices import (
     signals,
 )
 from tests.vfio.gpu_client import ENGINE_LAB, REGISTERS, SYSTEM, VALID, VIDEO, WRITABLE, fence, fill
+from tests.waiting import SECONDS
 from vfsfuse.testing import Bench, BenchTimeout, Physical
 
 IOVA, UNMAPPED = 0x10000, 0x90000
@@ -59,6 +60,8 @@ class OnBench:
 
     def __init__(self, bench: Bench[Any]) -> None:
         self.bench = bench
+        self.counts: list[int] = []
+        """What `interrupts` has said."""
 
     def read(self, region: int, offset: int, size: int) -> bytes:
         return self.bench.read(region, offset, size)
@@ -87,6 +90,7 @@ class OnBench:
             count = 1
             while self.bench.interrupts.take(vector) is not None:
                 count += 1
+        self.counts.append(count)
         return count
 
     def unmask(self) -> None:
@@ -97,10 +101,11 @@ class OnBench:
 
 
 class OnLab:
-    """By the files of a mount: a process of its own serves them."""
+    """By the files of a mount: a process of its own serves them.  `counts` are those of the bench: what is to
+    come may take its time."""
 
-    def __init__(self, client: Opened) -> None:
-        self.client, self.maps = client, dict[int, Memory]()
+    def __init__(self, client: Opened, counts: list[int]) -> None:
+        self.client, self.counts, self.maps = client, counts, dict[int, Memory]()
         self.eventfds = [os.eventfd(0), os.eventfd(0)]
 
     def read(self, region: int, offset: int, size: int) -> bytes:
@@ -127,7 +132,7 @@ class OnLab:
         device.eventfds(index, TRIGGER, 0, *self.eventfds[: 1 if index == INTX else 2])
 
     def interrupts(self, vector: int = 0) -> int:
-        return signals(self.eventfds[vector], 1)
+        return signals(self.eventfds[vector], SECONDS if self.counts.pop(0) else 1)
 
     def unmask(self) -> None:
         self.client.device.irqs(INTX, NONE | UNMASK, 0, 1)
@@ -253,8 +258,8 @@ def drive_engine(machine: Machine) -> list[object]:
 
 
 @contextlib.contextmanager
-def on_lab(client: Opened) -> Iterator[OnLab]:
-    machine = OnLab(client)
+def on_lab(client: Opened, counts: list[int]) -> Iterator[OnLab]:
+    machine = OnLab(client, counts)
     try:
         yield machine
     finally:
@@ -263,10 +268,10 @@ def on_lab(client: Opened) -> Iterator[OnLab]:
 
 def test_the_copier(tmp_path: Path) -> None:
     with Bench(Copier, **NOTHING) as bench:
-        on_bench = drive_copier(OnBench(bench))
+        on_bench = drive_copier(ideal := OnBench(bench))
     assert ("interrupts", 1) in on_bench and ("again", 1) in on_bench and ("never", 0) in on_bench
     lab = MountedLab(tmp_path, "--config", str(ROOT / "examples/copier.toml"))
-    with lab, mdev(lab, "copier-1", "copiers") as client, on_lab(client) as machine:
+    with lab, mdev(lab, "copier-1", "copiers") as client, on_lab(client, ideal.counts) as machine:
         assert drive_copier(machine) == on_bench
 
 
@@ -282,12 +287,12 @@ options = {{ vectors = 4 }}
 
 def test_a_physical_function(tmp_path: Path) -> None:
     with Bench(PhysicalGpu, memory=16 << 20, options={"vectors": 4}, kind="function", **NOTHING) as bench:
-        on_bench = drive_gpu(OnBench(bench))
+        on_bench = drive_gpu(ideal := OnBench(bench))
     with (
         described(tmp_path, GPU) as lab,
         bound(lab, FUNCTION) as (group,),
         opened(lab, group, FUNCTION) as client,
-        on_lab(client) as machine,
+        on_lab(client, ideal.counts) as machine,
     ):
         assert drive_gpu(machine) == on_bench
 
@@ -318,19 +323,19 @@ def virtual_function(folder: Path) -> Iterator[Opened]:
 def test_a_virtual_function_with_an_engine(tmp_path: Path) -> None:
     parent = Physical(PhysicalGpu, 16 << 20)
     with Bench(Vgpu, memory=4 << 20, kind="vf", parent=parent, **NOTHING) as bench:
-        on_bench = drive_engine(OnBench(bench))
+        on_bench = drive_engine(ideal := OnBench(bench))
     assert ("fence", 1) in on_bench and ("error", 1) in on_bench
-    with virtual_function(tmp_path) as client, on_lab(client) as machine:
+    with virtual_function(tmp_path) as client, on_lab(client, ideal.counts) as machine:
         assert drive_engine(machine) == on_bench
 
 
 def test_a_vgpu_with_an_engine(tmp_path: Path) -> None:
     with Bench(Vgpu, memory=VIDEO, **NOTHING) as bench:
-        on_bench = drive_engine(OnBench(bench))
+        on_bench = drive_engine(ideal := OnBench(bench))
     assert ("fence", 1) in on_bench and ("error", 1) in on_bench
     with (
         described(tmp_path, ENGINE_LAB) as lab,
         mdev(lab, "own", "pool") as client,
-        on_lab(client) as machine,
+        on_lab(client, ideal.counts) as machine,
     ):
         assert drive_engine(machine) == on_bench

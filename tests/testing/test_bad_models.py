@@ -17,7 +17,8 @@ from tests.testing.toys import FAULTS, Bad, Timer
 from vfsfuse.testing import Bench, BenchError, ModelFailed, ModelHangs, Physical, VfSpec
 
 MIB = 1 << 20
-PATIENCE = 0.3
+PATIENCE = 2.0
+"""A busy machine may take long to start a thread, which has to come to where it hangs."""
 
 
 def number_of(fault: Callable[[Bad], None]) -> int:
@@ -147,7 +148,7 @@ def test_a_hook_that_hangs(hanging: Bench[Bad], fault: Callable[[Bad], None], wh
         (Bad.task_spins, r"its tasks are at toys.py:\d+, in spin "),
         (
             Bad.thread_blocks,
-            "Bad does not come to rest within 0.3 s, its virtual time is 0 s: its tasks are at toys.py",
+            "Bad does not come to rest within 2 s, its virtual time is 0 s: its tasks are at toys.py",
         ),
     ],
 )
