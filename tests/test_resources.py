@@ -18,6 +18,7 @@ import pytest
 from tests.labs import MountedLab, Vgpu
 from tests.snapshot import snapshot
 from tests.vfio.client import DEVICE_GET_REGION_INFO, RegionInfo, fails, with_caps
+from tests.waiting import comes_to
 
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e04"
 MIB = 1 << 20
@@ -54,7 +55,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLab]:
 def as_it_was(shared: MountedLab) -> Iterator[None]:
     before = snapshot(shared.path)
     yield
-    assert snapshot(shared.path) == before
+    comes_to(lambda: snapshot(shared.path), before)
 
 
 def value(directory: Path, name: str) -> str:
@@ -375,7 +376,7 @@ def test_nothing_is_exceeded_and_nothing_leaks_under_stress(shared: MountedLab, 
     assert refusals == {0, errno.ENOSPC} and looks
     workers.tell("clear")
     workers.hear()
-    assert snapshot(shared.path) == before
+    comes_to(lambda: snapshot(shared.path), before)
     first = str(len(list((shared.path / "sys/kernel/iommu_groups").iterdir())))
     for _ in range(2):  # and the numbers start from the lowest again
         with shared.create("small") as vgpu:

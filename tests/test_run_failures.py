@@ -19,7 +19,7 @@ import pytest
 from tests import needs
 from tests.commands import ROOT, VFSFUSE, vfsfuse
 from tests.labs import MountedLab, Vgpu
-from tests.supervisors import parent, supervisor_of
+from tests.supervisors import is_keeper, parent, supervisor_of
 from tests.test_run import ended, server_pid
 from tests.tool import need
 from tests.waiting import stop
@@ -231,7 +231,7 @@ def server_of(supervisor: int) -> int:
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         for path in Path("/proc").glob("[0-9]*"):
-            if parent(path) == supervisor:
+            if parent(path) == supervisor and not is_keeper(path):
                 return int(path.name)
     raise AssertionError("no server")
 

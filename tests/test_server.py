@@ -23,6 +23,7 @@ from tests.faulty_server import FAULT
 from tests.labs import MountedLab
 from tests.snapshot import snapshot
 from tests.tool import need
+from tests.waiting import comes_to
 from vfsfuse.cli.mountpoint import wait_for_end
 from vfsfuse.scheduling import attributes_of
 
@@ -460,7 +461,7 @@ def test_readers_in_parallel_all_read_what_is_there(lab: MountedLab) -> None:
             pass
     assert [reader.communicate()[1] for reader in readers] == [""] * 8
     assert [reader.returncode for reader in readers] == [0] * 8
-    assert snapshot(lab.path) == before
+    comes_to(lambda: snapshot(lab.path), before)
 
 
 UNMAPPABLE = """

@@ -25,7 +25,7 @@ from tests.test_topology import lspci
 from tests.test_uevents import hear, listening
 from tests.vfio.client import DEVICE_GET_INFO, DEVICE_RESET, DeviceInfo, fails, ioctl
 from tests.vfio.devices import ERR, REQ, TRIGGER, eventfd, function_dir, opened, signals, vfio_pci
-from tests.waiting import settled
+from tests.waiting import comes_to, settled, wait_for
 
 GPU, AUDIO, NIC = "0000:86:00.0", "0000:86:00.1", "0000:03:00.0"
 NIC_PORT, GPU_PORT = "0000:00:01.0", "0000:00:02.0"
@@ -298,7 +298,8 @@ def test_what_is_held_stays(lab: MountedLab, what: str, attribute: str) -> None:
         before = snapshot(lab.path)
         fails(errno.EBUSY, write, lab, GPU, attribute, "0" if attribute == "power" else "1")
         assert signals(event) == 1
-        assert snapshot(lab.path) == before and driver_of(lab, AUDIO) == "snd_hda_intel"
+        comes_to(lambda: snapshot(lab.path), before)
+        assert driver_of(lab, AUDIO) == "snd_hda_intel"
         said = command(lab, "unplug", AUDIO)
         assert said == f"vfsfuse: unplug: {AUDIO}: {HELD}\n"
     write(lab, GPU, "unplug")
@@ -425,7 +426,7 @@ def test_the_holder_of_a_card_that_is_pulled_reads_all_ones(lab: MountedLab) -> 
         with ExitStack() as again:
             assert os.pread(hold(lab, again, AUDIO)[0], 2, 7 << 40) == b"\xde\x10"
     groups = lab.path / "sys/kernel/iommu_groups"
-    assert settled((groups / number).exists) is False
+    wait_for(lambda: not (groups / number).exists())
     write(lab, GPU, "unplug")
     write(lab, GPU, "plug")
     assert number in {group_of(lab, name) for name in CARD}  # the numbers are free again
@@ -523,9 +524,9 @@ def test_many_lives_leave_nothing(lab: MountedLab, pull: str) -> None:
     live(3)
     fds, maps = settled(resources)
     live(12)
-    after = settled(resources)
+    wait_for(lambda: resources()[0] <= fds)
+    wait_for(lambda: resources()[1] < maps + 12)  # threads that have begun meanwhile have some
     (function_dir(lab, GPU) / "sriov_numvfs").write_text("0")
-    assert after[0] <= fds and after[1] < maps + 12  # threads that have begun meanwhile have some
 
 
 def test_a_lab_may_end_without_its_cards(tmp_path: Path) -> None:

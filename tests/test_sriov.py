@@ -18,6 +18,7 @@ from tests.snapshot import snapshot
 from tests.tool import need
 from tests.vfio.client import fails
 from tests.vfio.devices import give_back, opened, vfio_pci
+from tests.waiting import comes_to
 
 GPU = "0000:86:00.0"
 PORT = "0000:00:01.0"
@@ -45,7 +46,7 @@ def as_before(request: pytest.FixtureRequest) -> Iterator[None]:
     before = snapshot(lab.path)
     yield
     enable(lab, 0)
-    assert snapshot(lab.path) == before
+    comes_to(lambda: snapshot(lab.path), before)
 
 
 def enable(lab: MountedLab, count: int) -> None:

@@ -77,7 +77,7 @@ def test_what_the_lab_shows_of_a_vgpu(vfs: list[Vf]) -> None:
             "vram_used": "0\n",
             "faults": "0\n",
         }
-        (own / "engine_timeout_ms").write_text("50")
+        (own / "engine_timeout_ms").write_text("5000")
         folder = os.open(own, os.O_RDONLY)
         with gpu(vf) as one:
             one.finish(fill(0, PAGE, 1))

@@ -164,7 +164,7 @@ def test_with_wait_the_change_waits_for_the_client(tmp_path: Path, change: str) 
             assert signals(asked) == 1
             fails(errno.ENODEV, vf.set, 0)  # it is about to go
             assert changing.is_alive() and vf.type == 14
-        changing.join(20)
+        changing.join(60)
         assert not changing.is_alive() and not failed
         wait_for(lambda: not vf.nvidia.exists())
 

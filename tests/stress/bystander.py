@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.stress.lab import APART, Lab
 from tests.stress.programs import Program, Report
+from tests.waiting import wait_for
 
 NAMES = ("attribute", "device", "iommu")
 """What the program opens."""
@@ -45,6 +46,8 @@ class Bystander:
         places = ((attribute, cdev, self._lab.path / "dev/iommu"), control)
         for label, files in zip(("bystander", "control"), places, strict=True):
             self.programs.append(Program(self._folder, "bystander", *files, label=label))
+        for program in self.programs:  # before that a signal to end would kill it
+            wait_for(lambda program=program: program.calls or not program.running)  # type: ignore[misc]
         return name
 
     def stop(self, report: Report) -> None:
