@@ -8,6 +8,7 @@ same.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tests.commands import ROOT, VFSFUSE, vfsfuse
 from tests.intime import in_time
 from tests.labs import MountedLab
 from vfsfuse import mounts, sticky
+from vfsfuse.cli.mountpoint import wait_for_end
 
 OTHER = 65534
 
@@ -245,7 +247,9 @@ def test_a_lock_on_the_shared_folder_itself_is_nothing_to_a_mount(shared: Path) 
 def test_recovering_a_stale_mount_reports_a_lock_on_the_folder(shared: Path) -> None:
     there = shared / "mnt"
     assert vfsfuse("mount", there).returncode == 0
-    os.kill(int(os.getxattr(there, "user.vfsfuse.pid")), 9)
+    server = int(os.getxattr(there, "user.vfsfuse.pid"))
+    os.kill(server, signal.SIGKILL)
+    assert wait_for_end(server, 60)
     open_to_others(shared)
     with locked(shared, OTHER) as holder:
         line = error_of(in_time(lambda: vfsfuse("mount", there)))

@@ -100,7 +100,7 @@ def interrupted(tracer: subprocess.Popen[str]) -> bool:
     """Send SIGINT, and tell whether the tracer ends.  It may not have noticed the program's end before."""
     tracer.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        tracer.wait(3)
+        tracer.wait(20)
     return tracer.returncode is not None
 
 

@@ -39,7 +39,7 @@ class Listener:
         "What comes up to the event that has all of these texts."
         heard = []
         while not heard or not all(text.encode() in heard[-1] for text in wanted):
-            assert select.select([self.socket], [], [], 20)[0], (wanted, heard)
+            assert select.select([self.socket], [], [], 60)[0], (wanted, heard)
             heard.append(self.hear()[0])
         return heard
 def properties(datagram):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import signal
@@ -416,15 +417,27 @@ def test_an_unmap_gives_up_when_a_client_stops_its_own_memory(monkeypatch: pytes
     assert iommu.unmap(0, PAGE) == PAGE
 
 
-def test_hugetlbfs_memory(child: Child) -> None:
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """Huge pages of the machine's, which another run of the tests asks for, too."""
     free = Path("/proc/sys/vm/nr_hugepages")
-    before = free.read_text()
-    try:
-        free.write_text("4")
-        if int(free.read_text()) < 1:
-            pytest.skip("the kernel has no huge page to give")
-    except OSError as error:
-        pytest.skip(f"/proc/sys/vm/nr_hugepages: {error.strerror}")
+    with free.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = free.read_text()
+        try:
+            free.write_text("4")
+            if int(free.read_text()) < 1:
+                pytest.skip("the kernel has no huge page to give")
+        except OSError as error:
+            pytest.skip(f"/proc/sys/vm/nr_hugepages: {error.strerror}")
+        try:
+            yield
+        finally:
+            free.write_text(before)
+
+
+@pytest.mark.usefixtures("huge_pages")
+def test_hugetlbfs_memory(child: Child) -> None:
     try:
         size = 1 << 21
         address = child.memory(
@@ -438,7 +451,6 @@ def test_hugetlbfs_memory(child: Child) -> None:
         assert child(f"memory['h'].read({size} - 4)") == b"huge"
     finally:
         child.kill()
-        free.write_text(before)
 
 
 def test_the_pinning_backend_maps_shared_memory_once(child: Child) -> None:

@@ -270,7 +270,7 @@ def test_a_client_that_fills_its_counter_meanwhile_holds_nobody(
                 found.device.irqs(INTX, NONE | TRIGGER, 0, 1)
                 os._exit(0)
             try:
-                subprocess.run(["cat", lab.gpu / "vendor"], check=True, timeout=10)  # another client
+                subprocess.run(["cat", lab.gpu / "vendor"], check=True, timeout=60)  # another client
             finally:
                 while os.waitpid(trigger, os.WNOHANG) == (0, 0):
                     signals(event, 0.1)
