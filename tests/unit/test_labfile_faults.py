@@ -78,6 +78,11 @@ def test_rules_of_an_included_file_hold_until_they_are_replaced(tmp_path: Path) 
             "stands beside nth (a call cannot be both: leave one of them out)",
         ),
         (
+            '[[faults]]\nbind = "vfio-pcie"\nerrno = 5',
+            "faults.0.bind",
+            "the lab has no vfio-pcie (there are ",
+        ),
+        (
             2 * '[[faults]]\nname = "a"\ncall = "any"\nerrno = 5\n',
             "faults.1.name",
             "is that of faults.0 (give another name)",

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from devmodel.calls.call import Call, CallKind
-from devmodel.lifecycle.binding import VFIO_MDEV
-from devmodel.lifecycle.function import VFIO_PCI
 from devmodel.lifecycle.lab import Lab
 from devmodel.lifecycle.mdev import Mdev
-from devmodel.lifecycle.spec import FunctionSpec
+from devmodel.lifecycle.spec import LabSpec
 from devmodel.lifecycle.vendor import vgpu_of
 
 _DOMAIN = "0000:"
@@ -57,6 +55,11 @@ class LabDevices:
                     return mdev.name
         return next((each for each in tuple(self._lab.by_name) if each.startswith(f"{name.lower()}-")), "")
 
+    @property
+    def spec(self) -> LabSpec:
+        """The description of the lab."""
+        return self._lab.spec
+
     def made(self, name: str) -> Any:
         """The model of the device with this directory, None if it has not been made or is not there."""
         found = self._find(name)
@@ -69,27 +72,6 @@ class LabDevices:
                 if spec.number == number:
                     return spec.name
         return ""
-
-    def types(self) -> set[str]:
-        """The types of vGPU in the lab, by their names and their ids."""
-        found = [spec for parent in self._lab.spec.parents for spec in parent.types]
-        return {spec.name for spec in found} | {str(spec.number) for spec in found if spec.number}
-
-    def has_virtual(self, name: str) -> bool:
-        """Whether a name can be that of a virtual function, or is that of a function which can have some."""
-        found = next((each for each in (name, _DOMAIN + name) if each in self._physical()), "")
-        return not found or self._physical()[found].vf is not None
-
-    def _physical(self) -> dict[str, FunctionSpec]:
-        return {spec.name: spec for spec in self._lab.spec.all_functions}
-
-    def drivers(self) -> set[str]:
-        """The drivers that devices of the lab can have."""
-        return {
-            VFIO_PCI,
-            VFIO_MDEV,
-            *(driver for spec in self._lab.spec.all_functions for driver in spec.drivers),
-        }
 
     def _is_name(self, text: str) -> bool:
         """Whether a text is the name of a device, also of one that is not there yet."""

@@ -20,12 +20,13 @@ from devmodel.calls.call import Call, CallKind
 from devmodel.calls.injection import Hold, Injection
 from devmodel.calls.latecalls import Entry, LateCalls
 from devmodel.calls.point import CallPoint
+from vfsfuse.faults import inlab
 from vfsfuse.faults.conditions import Conditions
 from vfsfuse.faults.counting import Counter
 from vfsfuse.faults.devices import LabDevices
 from vfsfuse.faults.effects import Change, change_of, error_of, register_at, together
 from vfsfuse.faults.keys import ACTIONS, OF_VFS
-from vfsfuse.faults.matching import Matcher, named_by
+from vfsfuse.faults.matching import Matcher
 from vfsfuse.faults.places import Index
 from vfsfuse.faults.rule import MOST_RULES, Rule, RuleError, is_pattern
 from vfsfuse.observe.clients import Clients
@@ -203,27 +204,8 @@ class FaultRules:
 
     def _check(self, rule: Rule) -> None:
         """What only a lab knows.  Raises RuleError."""
-        self._check_there("create", rule, self._devices.types())
-        for key in ("bind", "probe"):
-            self._check_there(key, rule, self._devices.drivers())
-        actions, device = _actions_of(rule), rule.get("device", "")
-        if actions and not rule.is_on_one and device in self._devices.types():
-            raise RuleError(
-                "device", f"{device} is a type of vGPU (give the device that {actions[0]} is about)"
-            )
-        if any(key in rule.keys for key in OF_VFS) and not self._devices.has_virtual(device.lower()):
-            raise RuleError("device", f"{device} has no virtual functions (give one, or their function)")
+        inlab.check(rule, self._devices.spec)
         self._check_register(rule)
-
-    @staticmethod
-    def _check_there(key: str, rule: Rule, known: set[str]) -> None:
-        """Refuse a name that the lab does not have."""
-        name = rule.get(key)
-        if name is not None and not any(map(named_by(name), known)):
-            shown = sorted(known)
-            more = ", ..." if len(shown) > MOST_SHOWN else ""
-            there = f"there are {', '.join(shown[:MOST_SHOWN])}{more}" if shown else "there are none"
-            raise RuleError(key, f"the lab has no {name} ({there})")
 
     def _check_register(self, rule: Rule) -> None:
         """Refuse a register that its device does not have."""

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fault rules that hold from the start: the tables ``[[faults]]`` of a lab file.
 
-State: none. Errors: see :mod:`vfsfuse.labfile.reading`. What a rule says of devices and registers is looked
-at when the lab is there (vfsfuse.faults.rules).
+State: none. Errors: see :mod:`vfsfuse.labfile.reading`. What a rule says of registers is looked at when
+the lab is there (vfsfuse.faults.rules).
 """
 
 import os
 from collections.abc import Sequence
 
-from vfsfuse.faults.rule import MOST_RULES, Rule, RuleError
+from devmodel.lifecycle.spec import LabSpec
+from vfsfuse.faults.inlab import check
+from vfsfuse.faults.rule import MOST_RULES, Rule, RuleError, parse_line
 from vfsfuse.labfile.mistakes import Keys
 from vfsfuse.labfile.reading import Reading
 from vfsfuse.labfile.schema import FAULT
@@ -31,6 +33,15 @@ def read_faults(reading: Reading, entries: Sequence[object]) -> tuple[str, ...]:
             reading.note((*keys, "name"), f"is that of faults.{first} (give another name)")
         rules.append(rule.line)
     return tuple(rules)
+
+
+def check_faults(reading: Reading, spec: LabSpec) -> None:
+    """Note each rule that names what the lab does not have."""
+    for number, line in enumerate(spec.faults):
+        try:
+            check(parse_line(line), spec)
+        except RuleError as error:
+            reading.note(("faults", str(number), error.key), error.why)
 
 
 def _rule(reading: Reading, content: object, keys: Keys) -> Rule:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from devmodel.lifecycle.spec import LabSpec
 from vfsfuse.labfile.checks import check_lab
-from vfsfuse.labfile.faultrules import read_faults
+from vfsfuse.labfile.faultrules import check_faults, read_faults
 from vfsfuse.labfile.functions import read_functions
 from vfsfuse.labfile.include import read_with_includes
 from vfsfuse.labfile.machine import read_roots
@@ -84,4 +84,5 @@ def _lab(reading: Reading) -> LabSpec:
         **settings,
     )
     check_lab(reading, spec)
+    check_faults(reading, spec)
     return spec
