@@ -23,7 +23,7 @@ from tests import needs
 from tests.commands import ROOT, VFSFUSE, vfsfuse
 from tests.intime import at_once, in_time
 from tests.labs import MountedLab, described
-from tests.waiting import wait_for
+from tests.waiting import stop, wait_for
 from vfsfuse.cli.mountpoint import server_of, wait_for_end
 from vfsfuse.kernfs.xattr import pid_namespace
 from vfsfuse.mounts import FSTYPE, Mount
@@ -165,7 +165,7 @@ def sleeps(pid: int) -> bool:
 
 @contextlib.contextmanager
 def stopped(lab: MountedLab) -> Iterator[None]:
-    os.kill(lab.pid, signal.SIGSTOP)
+    stop(lab.pid)
     try:
         yield
     finally:
@@ -337,7 +337,7 @@ def test_umount_aborts_no_server_of_another_pid_namespace(tmp_path: Path) -> Non
             assert ready.readline() == b"ready\n"
         server = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
         held = os.open(path / "sys/bus/pci/devices/0000:86:00.0/vendor", os.O_RDONLY)
-        os.kill(server, signal.SIGSTOP)
+        stop(server)
         line = error_of(timed("umount", path))
         os.kill(server, signal.SIGCONT)
         assert "Device or resource busy" in line and "the server does not answer" in line, line

@@ -18,7 +18,7 @@ import pytest
 from tests.commands import ROOT, VFSFUSE, run, vfsfuse
 from tests.test_run import ended, in_terminal, processes_with, server_pid
 from tests.tracers import COPIERS, CREATE, REMOVE, UUID, courier_of, lines_of, names, programs, started
-from tests.waiting import wait_for
+from tests.waiting import stop, wait_for
 
 Compile = Callable[..., Path]
 SECONDS = 60
@@ -156,7 +156,7 @@ def test_a_stopped_tracer_keeps_neither_program_nor_lab(tmp_path: Path) -> None:
         assert tracer.stdout is not None
         assert tracer.stdout.readline() == "up\n"
         (program,) = programs(tracer)
-        tracer.send_signal(signal.SIGSTOP)
+        stop(tracer.pid)
         assert tracer.stdin is not None
         tracer.stdin.write("\n")
         tracer.stdin.flush()
@@ -397,13 +397,13 @@ def test_what_a_slow_tracer_has_not_read_at_the_end(tmp_path: Path, buffer: int,
     with started("trace", *options, "--", sys.executable, "-c", READS, "10000") as tracer:
         wait_for(lambda: out.exists() and '"read"' in out.read_text())
         courier = courier_of(tracer)
-        os.kill(courier, signal.SIGSTOP)
+        stop(courier)
         assert tracer.stdin is not None
         tracer.stdin.write("\n")
         tracer.stdin.flush()
         assert tracer.stdout is not None
         assert tracer.stdout.readline() == "done\n"
-        tracer.send_signal(signal.SIGSTOP)
+        stop(tracer.pid)
         tracer.stdin.close()
         os.kill(courier, signal.SIGCONT)
         tracer.send_signal(signal.SIGCONT)

@@ -19,7 +19,7 @@ from tests import needs
 from tests.commands import ROOT, VFSFUSE, vfsfuse
 from tests.labs import MountedLab, Vgpu
 from tests.tracers import CREATE, UUID, Line, courier_of, lines_of, names, started
-from tests.waiting import wait_for
+from tests.waiting import stop, wait_for
 
 SECONDS = 60
 UNTRACED = """
@@ -206,7 +206,7 @@ def test_a_slow_reader_is_told_what_it_has_lost(lab: MountedLab, vgpu: Vgpu, tmp
     out = tmp_path / "trace"
     with following(lab, "--json", "-o", out, "--keep", "100", "-k", "region") as tracer:
         courier = courier_of(tracer.process)
-        os.kill(courier, signal.SIGSTOP)
+        stop(courier)
         read_config(vgpu, 1000)
         os.kill(courier, signal.SIGCONT)
         wait_for(lambda: "lost" in out.read_text())
@@ -287,7 +287,7 @@ def test_an_ordinary_user_traces_a_program_of_theirs() -> None:
 def test_a_lab_that_is_stopped_and_goes_on(fresh_lab: MountedLab, tmp_path: Path) -> None:
     """What was called meanwhile is told afterwards; a trace that is ended meanwhile ends in time."""
     with fresh_lab.create() as made, following(fresh_lab, "-k", "region") as tracer:
-        os.kill(fresh_lab.pid, signal.SIGSTOP)
+        stop(fresh_lab.pid)
         reader = subprocess.Popen(["xxd", "-l", "4", made.path / "config"], stdout=subprocess.DEVNULL)
         assert "does not answer" in vfsfuse("trace", "--mount", fresh_lab.path).stderr
         os.kill(fresh_lab.pid, signal.SIGCONT)
@@ -296,7 +296,7 @@ def test_a_lab_that_is_stopped_and_goes_on(fresh_lab: MountedLab, tmp_path: Path
     with started("trace", "--mount", fresh_lab.path) as process:
         assert process.stderr is not None
         assert process.stderr.readline()
-        os.kill(fresh_lab.pid, signal.SIGSTOP)
+        stop(fresh_lab.pid)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=SECONDS)
         os.kill(fresh_lab.pid, signal.SIGCONT)

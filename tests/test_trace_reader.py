@@ -19,7 +19,7 @@ from tests.descriptors import open_files
 from tests.labs import MountedLab, described
 from tests.tracefile import open_config
 from tests.vfio.copiers import LAB
-from tests.waiting import settled, wait_for
+from tests.waiting import settled, stop, wait_for
 from vfsfuse.trace.filters import EVERYTHING, Filter
 from vfsfuse.trace.reader import MOST_LINE, TraceReader
 from vfsfuse.trace.record import Record, TraceError, from_line
@@ -138,7 +138,7 @@ def test_where_there_is_no_lab_one_line_says_so(tmp_path: Path, place: str, says
 
 def test_a_stopped_server_costs_the_patience_and_no_more(tmp_path: Path) -> None:
     with described(tmp_path, LAB) as lab, TraceReader(lab.path, patience=PATIENCE) as reader:
-        os.kill(lab.pid, signal.SIGSTOP)
+        stop(lab.pid)
         try:
             with pytest.raises(TraceError, match="does not answer"):
                 TraceReader(lab.path, patience=PATIENCE)

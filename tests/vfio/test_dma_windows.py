@@ -26,6 +26,7 @@ from tests.labs import MountedLab
 from tests.test_run_devices import Somebody, somebody
 from tests.vfio.client import PAGE, fails
 from tests.vfio.test_container_dma import KINDS, MEMFD, PAGES, Child, child
+from tests.waiting import stop
 
 __all__ = ["child", "somebody"]
 SECONDS = 60
@@ -214,7 +215,7 @@ def test_files_of_a_server_that_does_not_answer(silent: MountedLab, child: Child
         bar = child.memory("bar", "PAGE, spare[0]") if mappable(vgpu.path / "resource0") else None
         address = child.memory("m", KINDS["memfd"])
         process = Process(child.pid, child.pid, -1)
-        os.kill(silent.pid, signal.SIGSTOP)
+        stop(silent.pid)
         in_time(lambda: process.pin(address, PAGE, True)).write_from(0, memoryview(b"memfd"))
         assert child("memory['m'].read(0, 5)") == b"memfd"
         if bar is not None:
