@@ -14,6 +14,7 @@ import pytest
 
 from tests import needs
 from tests.commands import ROOT, VFSFUSE, run, vfsfuse
+from tests.copydriver import compiled
 from tests.labs import MountedLab
 from tests.tool import need
 from tests.waiting import wait_for
@@ -42,10 +43,7 @@ def lab(copiers: MountedLab) -> Iterator[MountedLab]:
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The driver of the tutorial."""
     need("gcc")
-    program = tmp_path_factory.mktemp("driver") / "copy"
-    done = run(["gcc", "-o", program, ROOT / "examples/driver/copy.c"])
-    assert done.returncode == 0, done.stderr
-    return program
+    return compiled(tmp_path_factory.mktemp("driver"))
 
 
 def fault(lab: MountedLab, action: str, *words: str) -> subprocess.CompletedProcess[str]:

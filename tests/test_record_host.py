@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.commands import ROOT, vfsfuse
+from tests.commands import vfsfuse
+from tests.copydriver import compiled
 from tests.hostrecorders import (
     COPIER,
     GROUP,
@@ -55,8 +55,7 @@ def test_a_client_of_a_group(tmp_path: Path, compile_client: Compile) -> None:
 
 
 def test_the_driver_of_the_examples(tmp_path: Path) -> None:
-    program = tmp_path / "copy"
-    subprocess.run(["gcc", "-o", program, ROOT / "examples/driver/copy.c"], check=True)
+    program = compiled(tmp_path)
     done, host = recorded(tmp_path, f"{program} 0 {UUID} 100", COPIER)
     assert (done.returncode, done.stdout) == (0, f"{'*' * 100}\n")
     same(host, recorded_by_lab(tmp_path, f"{program} 0 {UUID} 100", COPIER))

@@ -17,6 +17,7 @@ import pytest
 import vfsfuse
 from tests import needs
 from tests.commands import ROOT, SECONDS, VFSFUSE
+from tests.copydriver import compiled
 from tests.labs import MountedLab
 from tests.tool import need
 
@@ -24,7 +25,6 @@ pytestmark = needs.open_fuse
 UUID = "6a9c2f52-8d0e-4a3f-9d0c-2f6d7f1b9e01"
 GROUP = "5"
 ADDRESS = "0000:05:00.0"
-COPY = (ROOT / "examples/driver/copy.c").read_text()
 COPIERS = f"""\
 include = "{ROOT}/examples/copier.toml"
 vgpus = [{{ parent = "copiers", type = "copier-1", uuid = "{UUID}", group = {GROUP} }}]
@@ -102,31 +102,19 @@ def command(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def compile_driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compile the driver of the tutorial, with other words for some of its own."""
     need("gcc")
-
-    def compile_(**changes: str) -> Path:
-        source = COPY
-        for name, (before, after) in {key: value.split(" -> ") for key, value in changes.items()}.items():
-            assert before in source, name
-            source = source.replace(before, after)
-        folder = tmp_path_factory.mktemp("copy")
-        (folder / "copy.c").write_text(source)
-        subprocess.run(["gcc", "-o", folder / "copy", folder / "copy.c"], check=True)
-        return folder / "copy"
-
-    return compile_
+    return lambda *edits: compiled(tmp_path_factory.mktemp("copy"), *edits)
 
 
 @pytest.fixture(scope="session")
-def copied(compiled: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copied(compile_driver: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recording of a copy, made of examples/copier.py."""
     folder = tmp_path_factory.mktemp("recorded")
     (folder / "copiers.toml").write_text(COPIERS)
-    done = command(
-        folder, "record", "-o", "copy.rec", "--config", "copiers.toml", "--", compiled(), GROUP, UUID, "20"
-    )
+    options, program = ("-o", "copy.rec", "--config", "copiers.toml"), compile_driver()
+    done = command(folder, "record", *options, "--", program, GROUP, UUID, "20")
     assert (done.returncode, done.stdout) == (0, "*" * 20 + "\n"), done.stderr
     return folder / "copy.rec"
 
@@ -145,14 +133,14 @@ def line_of(recording: Path, words: str) -> int:
     return found
 
 
-def test_the_same_client_finds_the_same_device(folder: Path, compiled: Callable[..., Path]) -> None:
-    done = command(folder, "replay", "copy.rec", "--", compiled(), GROUP, UUID, "20")
+def test_the_same_client_finds_the_same_device(folder: Path, compile_driver: Callable[..., Path]) -> None:
+    done = command(folder, "replay", "copy.rec", "--", compile_driver(), GROUP, UUID, "20")
     assert (done.returncode, done.stdout) == (0, "*" * 20 + "\n"), done.stderr
     assert done.stderr == "vfsfuse: replay: 10 of 10 events replayed, no divergence\n"
 
 
-def test_another_client_diverges_at_a_line(folder: Path, compiled: Callable[..., Path]) -> None:
-    changed = compiled(register="put(COMMAND_REG, 1, 4) -> put(COMMAND_REG, 3, 4)")
+def test_another_client_diverges_at_a_line(folder: Path, compile_driver: Callable[..., Path]) -> None:
+    changed = compile_driver(("put(COMMAND_REG, 1, 4)", "put(COMMAND_REG, 3, 4)"))
     place = f"copy.rec:{line_of(folder / 'copy.rec', 'write BAR0 0x14')}"
     for strict, status in (((), 0), (("--strict",), 1)):
         done = command(folder, "replay", *strict, "copy.rec", "--", changed, GROUP, UUID, "20")
@@ -183,14 +171,14 @@ def test_a_program_that_leaves_the_device_alone(folder: Path, strict: str, statu
 
 
 def test_a_client_that_maps_its_memory_elsewhere_does_not_diverge(
-    folder: Path, compiled: Callable[..., Path]
+    folder: Path, compile_driver: Callable[..., Path]
 ) -> None:
     done = command(
         folder,
         "replay",
         "copy.rec",
         "--",
-        compiled(iova="IOVA = 0x100000 -> IOVA = 0x700000"),
+        compile_driver(("IOVA = 0x100000", "IOVA = 0x700000")),
         GROUP,
         UUID,
         "20",
@@ -199,8 +187,8 @@ def test_a_client_that_maps_its_memory_elsewhere_does_not_diverge(
     assert done.stderr == "vfsfuse: replay: 10 of 10 events replayed, no divergence\n"
 
 
-def test_other_data_diverge(folder: Path, compiled: Callable[..., Path]) -> None:
-    changed = compiled(data="memset(memory, '*', TARGET) -> memset(memory, '+', TARGET)")
+def test_other_data_diverge(folder: Path, compile_driver: Callable[..., Path]) -> None:
+    changed = compile_driver(("memset(memory, '*', TARGET)", "memset(memory, '+', TARGET)"))
     done = command(folder, "replay", "copy.rec", "--", changed, GROUP, UUID, "20")
     assert (done.returncode, done.stdout) == (0, "*" * 20 + "\n")  # what the device wrote
     place = f"copy.rec:{line_of(folder / 'copy.rec', 'dma read')}"
@@ -211,8 +199,8 @@ def test_other_data_diverge(folder: Path, compiled: Callable[..., Path]) -> None
     )
 
 
-def test_memory_that_is_not_mapped_diverges(folder: Path, compiled: Callable[..., Path]) -> None:
-    changed = compiled(map='must(ioctl(container, VFIO_IOMMU_MAP_DMA, &map), "MAP_DMA"); -> ')
+def test_memory_that_is_not_mapped_diverges(folder: Path, compile_driver: Callable[..., Path]) -> None:
+    changed = compile_driver(('must(ioctl(container, VFIO_IOMMU_MAP_DMA, &map), "MAP_DMA");', ""))
     done = command(folder, "replay", "copy.rec", "--", changed, GROUP, UUID, "20")
     assert done.returncode == 0
     assert re.search(r"expected DMA read 0x100000, 20 bytes, got a refused DMA at 0x100000: \w+", done.stderr)
@@ -238,12 +226,12 @@ def test_a_serial_card_in_a_group_of_its_own(tmp_path: Path) -> None:
     assert re.search(r"serial.rec:\d+: expected BAR0 write DATA = 0x6f, got close$", last)
 
 
-def test_a_recording_of_a_host_has_no_dma(tmp_path: Path, compiled: Callable[..., Path]) -> None:
+def test_a_recording_of_a_host_has_no_dma(tmp_path: Path, compile_driver: Callable[..., Path]) -> None:
     (tmp_path / "copiers.toml").write_text(COPIERS)
-    record = (*VFSFUSE, "record", "--host", "-o", "host.rec", "--", str(compiled()), GROUP, UUID, "20")
+    record = (*VFSFUSE, "record", "--host", "-o", "host.rec", "--", str(compile_driver()), GROUP, UUID, "20")
     done = command(tmp_path, "run", "--config", "copiers.toml", "--", *record)
     assert done.returncode == 0, done.stderr
-    done = command(tmp_path, "replay", "--strict", "host.rec", "--", compiled(), GROUP, UUID, "20")
+    done = command(tmp_path, "replay", "--strict", "host.rec", "--", compile_driver(), GROUP, UUID, "20")
     assert done.returncode == 0
     assert done.stderr.endswith("8 of 8 events replayed, no divergence\n")
 
@@ -269,7 +257,7 @@ def test_other_clients(
 
 
 def test_a_client_that_polls_where_the_recorded_one_waited(
-    folder: Path, compiled: Callable[..., Path]
+    folder: Path, compile_driver: Callable[..., Path]
 ) -> None:
     """The status is 0 until the device has done its DMA.  The interrupt comes at once after it, so it comes
     before the client has closed the device."""
@@ -278,10 +266,10 @@ def test_a_client_that_polls_where_the_recorded_one_waited(
     assert count == 1
     (folder / "copy.rec").write_text(text)
     poll = 'must(pread(device, &status, 4, STATUS_REG), "STATUS");'
-    changed = compiled(
-        irqs='must(ioctl(device, VFIO_DEVICE_SET_IRQS, &irq), "SET_IRQS"); -> ',
-        wait='must(read(irq.event, &interrupts, sizeof(interrupts)), "the interrupt"); -> (void)interrupts;',
-        poll=f"{poll} -> while (!status) {poll} for (int again = 0; again < 100; again++) {poll}",
+    changed = compile_driver(
+        ('must(ioctl(device, VFIO_DEVICE_SET_IRQS, &irq), "SET_IRQS");', ""),
+        ('must(read(irq.event, &interrupts, sizeof(interrupts)), "the interrupt");', "(void)interrupts;"),
+        (poll, f"while (!status) {poll} for (int again = 0; again < 100; again++) {poll}"),
     )
     done = command(folder, "replay", "copy.rec", "--", changed, GROUP, UUID, "20")
     assert (done.returncode, done.stdout) == (0, "*" * 20 + "\n"), done.stderr
@@ -305,9 +293,9 @@ def test_two_devices_of_one_recording(tmp_path: Path) -> None:
     assert again.stderr.endswith("58 of 58 events replayed, no divergence\n")
 
 
-def test_divergences_in_python(folder: Path, compiled: Callable[..., Path]) -> None:
+def test_divergences_in_python(folder: Path, compile_driver: Callable[..., Path]) -> None:
     (folder / "lab.toml").write_text(REPLAYED)
-    changed = compiled(register="put(COMMAND_REG, 1, 4) -> put(COMMAND_REG, 3, 4)")
+    changed = compile_driver(("put(COMMAND_REG, 1, 4)", "put(COMMAND_REG, 3, 4)"))
     with vfsfuse.Lab(folder / "lab.toml") as lab:
         assert lab.divergences == []
         lab.run([changed, GROUP, UUID, "20"], check=True)
@@ -317,10 +305,10 @@ def test_divergences_in_python(folder: Path, compiled: Callable[..., Path]) -> N
         assert lab.divergences == []
 
 
-def test_a_mounted_lab(folder: Path, compiled: Callable[..., Path]) -> None:
+def test_a_mounted_lab(folder: Path, compile_driver: Callable[..., Path]) -> None:
     """The log has the divergences, and the file `replay` what there was."""
     (folder / "lab.toml").write_text(REPLAYED)
-    changed = compiled(register="put(COMMAND_REG, 1, 4) -> put(COMMAND_REG, 3, 4)")
+    changed = compile_driver(("put(COMMAND_REG, 1, 4)", "put(COMMAND_REG, 3, 4)"))
     with MountedLab(folder, "--config", str(folder / "lab.toml")) as lab:
         before = json.loads((lab.path / "replay").read_text())
         assert (before["count"], before["open"], before["divergences"]) == (0, 0, [])
@@ -333,7 +321,7 @@ def test_a_mounted_lab(folder: Path, compiled: Callable[..., Path]) -> None:
             "expected BAR0 write COMMAND = 0x1, got BAR0 write COMMAND = 0x3"
         )
         assert after["divergences"][0] in lab.log
-        done = command(folder, "run", "--mount", lab.path, "--", compiled(), GROUP, UUID, "20")
+        done = command(folder, "run", "--mount", lab.path, "--", compile_driver(), GROUP, UUID, "20")
         assert (done.returncode, done.stdout) == (0, "*" * 20 + "\n")
 
 

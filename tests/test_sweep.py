@@ -18,6 +18,7 @@ import pytest
 
 from tests import needs
 from tests.commands import ROOT, VFSFUSE, vfsfuse
+from tests.copydriver import compiled
 from tests.test_run import in_terminal, processes_with
 from tests.tracers import COPIERS, CREATE, UUID, started
 from tests.waiting import wait_for
@@ -25,7 +26,6 @@ from vfsfuse.sweep import family
 
 Compile = Callable[..., Path]
 COPIER = ("--config", "examples/copier.toml")
-DRIVER = ROOT / "examples/driver/copy.c"
 OPENED = ["open"] * 2
 NAP = 100_000 + os.getpid()
 """Seconds of a sleep that no other run of these tests makes."""
@@ -61,22 +61,11 @@ def driven(program: Path, size: int = 5) -> list[str]:
     return ["sh", "-c", f"echo {UUID} > {COPIERS}; exec {program} 0 {UUID} {size}"]
 
 
-def broken(folder: Path, *edits: tuple[str, str]) -> Path:
-    """The driver of the examples, compiled with other words."""
-    text = DRIVER.read_text()
-    for old, new in edits:
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    (folder / "broken.c").write_text(text)
-    subprocess.run(["gcc", "-o", folder / "broken", folder / "broken.c"], check=True)
-    return folder / "broken"
-
-
 # ---- our clients ----
 
 
 def test_the_driver_of_the_examples_survives_its_sweep(tmp_path: Path) -> None:
-    done = swept("-j2", *COPIER, "--", *driven(broken(tmp_path)))
+    done = swept("-j2", *COPIER, "--", *driven(compiled(tmp_path)))
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, counts = done.stdout.splitlines()
     assert counts == (
@@ -84,15 +73,15 @@ def test_the_driver_of_the_examples_survives_its_sweep(tmp_path: Path) -> None:
     )
     assert lines[0].startswith("1 fails: sh sys/devices/virtual/copier/") and (
         f'store create "{UUID}\\n" = -1 ENOSPC (No space left on device); then exit status 1: '
-        "broken: /dev/vfio/0: No such file or directory" in lines[0]
+        "copy: /dev/vfio/0: No such file or directory" in lines[0]
     )
     assert lines[1] == (
-        '2 fails: broken open "dev/vfio/vfio" = -1 ENOMEM (Cannot allocate memory); '
-        "then exit status 1: broken: /dev/vfio/vfio: Cannot allocate memory"
+        '2 fails: copy open "dev/vfio/vfio" = -1 ENOMEM (Cannot allocate memory); '
+        "then exit status 1: copy: /dev/vfio/vfio: Cannot allocate memory"
     )
     assert lines[11] == (
-        f"12 fails: broken {UUID} BAR0 write TARGET (0x8, 8 bytes) = 0x100800 = -1 EIO (Input/output error); "
-        "then exit status 1: broken: write of a register: Input/output error"
+        f"12 fails: copy {UUID} BAR0 write TARGET (0x8, 8 bytes) = 0x100800 = -1 EIO (Input/output error); "
+        "then exit status 1: copy: write of a register: Input/output error"
     )
     assert done.stderr == ""
 
@@ -181,7 +170,7 @@ def test_a_broken_driver_is_found(
     edits: Sequence[tuple[str, str]], kind: str, call: str, verdict: str, ending: str, tmp_path: Path
 ) -> None:
     """One call is not looked at, and the sweep finds it."""
-    program = broken(tmp_path, *edits)
+    program = compiled(tmp_path, *edits)
     runs = told("-j2", "-k", kind, "--timeout", "15", *COPIER, "--", *driven(program), status=1)
     (bad,) = (run for run in runs if run["bad"])
     assert (bad["call"]["name"], bad["verdict"]) == (call, verdict)
