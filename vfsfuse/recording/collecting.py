@@ -34,7 +34,7 @@ TRACE_KINDS = ("ioctl", "region", "dma", "interrupt", "open", "reset", "mmap")
 """Kinds of records that a recording is made of, besides descriptions."""
 KEEP = MOST_KEPT
 """Records that the lab keeps for a recorder."""
-RESETTING = frozenset({"VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET", "VFIO_DEVICE_BIND_IOMMUFD"})
+RESETTING = frozenset({*kinds.RESETS, "VFIO_DEVICE_BIND_IOMMUFD"})
 """Ioctls within which a device is reset."""
 _ROOT = "dev/"
 """Where VFIO's files begin in a mount."""

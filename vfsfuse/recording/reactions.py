@@ -17,7 +17,6 @@ from vfsfuse.recording.recording import Event, RecordedDevice
 
 WIDTHS = (1, 2, 4, 8)
 BARS = 6
-RESETS = ("VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET")
 _NEAR = 1 << 16
 """Bytes behind the address in a register within which DMA is ascribed to that register."""
 _MOST_REGISTERS = 4096
@@ -125,7 +124,7 @@ class _Run:
             self._write(event)
         elif event.kind in (kinds.INTERRUPT, kinds.DMA):
             self._act(event)
-        elif event.kind in (kinds.RESET, kinds.CLOSE) or event.name in RESETS:
+        elif event.kind in (kinds.RESET, kinds.CLOSE) or event.name in kinds.RESETS:
             self._now, self._given, self._last, self._intx = dict(self.resets), {}, None, False
 
     def _place(self, event: Event) -> Place | None:

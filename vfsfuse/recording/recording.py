@@ -45,6 +45,8 @@ MOST_STRUCT = 1 << 16
 """Bytes of the struct of an ioctl, or of the capabilities of a region."""
 
 
+RESETS = ("VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET")
+"""Ioctls that reset a device, if they succeed."""
 TAKE_NUMBERS = frozenset({"VFIO_CHECK_EXTENSION", "VFIO_SET_IOMMU"})
 """Ioctls whose argument is a number, not a pointer."""
 

@@ -7,8 +7,8 @@ A stage begins with what the client did and was not only asking: a write to a re
 and its interrupts.  Values; nothing changes once a script is made.
 
 Configuration space and the ROM are not in a script.  The lab answers them by what was recorded as a whole,
-because BARs, interrupts and power management are those of the lab's device.  Calls that failed are
-not in one either: VFIO fails them by itself.
+because BARs, interrupts and power management are those of the lab's device.  Calls that failed are not in one
+either: VFIO fails them by itself.
 Source: <linux/vfio.h> (vfio_irq_set).
 """
 
@@ -30,6 +30,7 @@ from vfsfuse.recording.recording import (
     OPEN,
     READ,
     RESET,
+    RESETS,
     WRITE,
     Event,
     Recording,
@@ -38,7 +39,6 @@ from vfsfuse.recording.recording import (
 
 ROM_REGION = 6
 SET_IRQS = "VFIO_DEVICE_SET_IRQS"
-RESETS = ("VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET")
 _IRQ_SET = struct.Struct("<IIIII")
 _DATA_NONE, _DATA_BOOL, _TRIGGER = 1, 2, 32
 _DMA_DEEDS = ("read", "write")
