@@ -376,11 +376,16 @@ def test_what_is_plugged_in_is_new(lab: MountedLab) -> None:
         assert memory.read(4) == bytes(4)
 
 
-@pytest.mark.parametrize("card", ["4", "0000:86", "0000:00:02.0", "0000:99:00.0", "../..", "/sys", ""])
+@pytest.mark.parametrize("card", ["4", "0000:86", "0000:00:02.0", "0000:99:00.0", "../..", "/sys"])
 def test_no_such_slot(lab: MountedLab, card: str) -> None:
     said = command(lab, "unplug", card)
     assert said.startswith(f"vfsfuse: unplug: {card}: is in no slot of ") and said.count("\n") == 1
     assert said.endswith("(its slots are 3 at 0000:03:00, 3-1 at 0000:86:00)\n")
+
+
+def test_an_empty_name_is_no_card(lab: MountedLab) -> None:
+    done = vfsfuse("unplug", "", "--mount", lab.path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "vfsfuse: unplug: an argument is empty\n")
 
 
 def test_watchers_of_device_nodes_hear_of_a_card(lab: MountedLab) -> None:
