@@ -47,6 +47,7 @@ CLIENT = ROOT / "tests/clients/copier_client.c"
 IOVA, PAGE, SIZE = 1 << 20, 4096, 100
 MOST_TOLD = 1024
 DELAY = 0.1
+MOST_SECONDS = 600.0
 Line = dict[str, Any]
 T = TypeVar("T")
 
@@ -217,7 +218,7 @@ def test_observers_come_and_go_while_a_client_works(listen: Callable[..., Listen
                 return listened.told == before
 
             wait_for(came_and_went)
-            wait_for(untold)
+            wait_for(untold, MOST_SECONDS)
             told = listened.told
             pass_rounds(rounds)
             assert listened.told == told

@@ -63,7 +63,7 @@ class LabFiles:
         try:
             found = file_id(f"/proc/{call.tid}/fd/{fd}")
         except PermissionError as error:
-            raise PtraceRefused(call, error) from None
+            raise self._refused(call, error) from None
         except OSError:
             raise LeftToKernel from None
         if found.device != self._device:
@@ -86,7 +86,7 @@ class LabFiles:
         try:
             copy = self._listener.borrow(call, fd)
         except PermissionError as error:
-            raise PtraceRefused(call, error) from None
+            raise self._refused(call, error) from None
         if not wanted(copy):
             lib.shim_close_stranger(copy)
             raise LeftToKernel
@@ -95,6 +95,14 @@ class LabFiles:
             yield copy
         finally:
             os.close(copy)
+
+    def _refused(self, call: TrappedCall, error: PermissionError) -> LeftToKernel:
+        """Why a look at the caller was refused.  One that was killed is root's for a moment, and nobody's."""
+        try:
+            self._listener.check(call)
+        except OSError:
+            return LeftToKernel()
+        return PtraceRefused(call, error)
 
     def open(self, name: str) -> int:
         """Open the file `name` at the lab's root.  Raises OSError."""
