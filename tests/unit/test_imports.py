@@ -83,7 +83,7 @@ PICTURE: Mapping[str, str] = {
     "| devmodel: calls device iommu.api irq lifecycle pci region vfio "
     "| vfsfuse: kernfs observe replay sysfs vfio",
     "vfsfuse.labfile": "devmodel: device lifecycle models pci topology uuids "
-    "| vfsfuse: faults.keys faults.rule replay sysfs.cpus sysfs.kstrtox",
+    "| vfsfuse: faults.inlab faults.keys faults.rule replay sysfs.cpus sysfs.kstrtox",
     "vfsfuse.reload": "ioctl_shim "
     "| devmodel: calls device.tasks lifecycle memo | vfsfuse: kernfs labfile views",
     "vfsfuse.server": "ioctl_shim | devmodel: calls lifecycle "
