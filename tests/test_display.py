@@ -451,9 +451,10 @@ def test_a_screenshot_on_standard_output(lab: MountedLab, shown: Screen) -> None
 
 def test_what_is_no_screenshot_is_said_in_a_line(lab: MountedLab, shown: Screen, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
-    for name in ("vgpu77", str(uuid.uuid4()), "", "..", "../..", f"../devices/{shown.vgpu.name}"):
+    for name in ("vgpu77", str(uuid.uuid4()), "..", "../..", f"../devices/{shown.vgpu.name}"):
         status, said = shoot(lab, name, out)
         assert status == 1 and said.startswith(f"{name}: there is no such vGPU in {lab.path} (")
+    assert shoot(lab, "", out) == (2, "an argument is empty\n")
     with lab.create("mtty-1", "mtty") as serial:
         assert shoot(lab, serial.name, out) == (1, f"{serial.name}: it has no display\n")
     shown.register(ENABLE, 0)
