@@ -111,6 +111,11 @@ class Rule:
         return "device" in self.keys and _is_on_none(self.keys)
 
     @property
+    def actions(self) -> list[str]:
+        """What it has happen to the device."""
+        return [key for key in ACTIONS if key in self.keys]
+
+    @property
     def is_on_one(self) -> bool:
         """Whether each of its calls says which device it is on."""
         return _is_on_one(self.keys)

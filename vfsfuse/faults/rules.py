@@ -20,12 +20,12 @@ from devmodel.calls.call import Call, CallKind
 from devmodel.calls.injection import Hold, Injection
 from devmodel.calls.latecalls import Entry, LateCalls
 from devmodel.calls.point import CallPoint
-from vfsfuse.faults import inlab
 from vfsfuse.faults.conditions import Conditions
 from vfsfuse.faults.counting import Counter
 from vfsfuse.faults.devices import LabDevices
 from vfsfuse.faults.effects import Change, change_of, error_of, register_at, together
-from vfsfuse.faults.keys import ACTIONS, OF_VFS
+from vfsfuse.faults.inlab import LabNames
+from vfsfuse.faults.keys import OF_VFS
 from vfsfuse.faults.matching import Matcher
 from vfsfuse.faults.places import Index
 from vfsfuse.faults.rule import MOST_RULES, Rule, RuleError, is_pattern
@@ -57,7 +57,7 @@ class Act(Protocol):
     """What makes an action happen to a device."""
 
     def __call__(self, what: str, value: object, device: str) -> Callable[[], None]:
-        """What is to be called for the action ``what``, one of :data:`ACTIONS`. Any thread, under any
+        """What is to be called for the action ``what``, one of ``keys.ACTIONS``. Any thread, under any
         lock."""
 
 
@@ -172,12 +172,13 @@ class FaultRules:
             raise OSError(errno.ENOSPC, f"there can be {MOST_RULES} rules (clear some)")
         taken = {*active, *(rule.name for rule in rules)}
         free = (name for number in itertools.count(1) if (name := f"fault{number}") not in taken)
-        added: list[Active] = []
+        names, added = LabNames(self._devices.spec), list[Active]()
         for rule in rules:
             if rule.name in active:
                 raise OSError(errno.EEXIST, f"{rule.name}: there is such a rule (give another name)")
             named = rule if rule.name else rule.named(next(free))
-            self._check(named)
+            names.check(named)
+            self._check_register(named)
             active[named.name] = one = Active(named, Matcher(named, self._devices, self._clients))
             added.append(one)
         self._set(active)
@@ -201,11 +202,6 @@ class FaultRules:
             self._conditions.leave(active.condition)
         if active.entry is not None:
             self._late.forget(active.entry)
-
-    def _check(self, rule: Rule) -> None:
-        """What only a lab knows.  Raises RuleError."""
-        inlab.check(rule, self._devices.spec)
-        self._check_register(rule)
 
     def _check_register(self, rule: Rule) -> None:
         """Refuse a register that its device does not have."""
@@ -278,7 +274,7 @@ class FaultRules:
         return made
 
     def _actions(self, rule: Rule, call: Call) -> list[Callable[[], None]]:
-        if not _actions_of(rule):
+        if not rule.actions:
             return []
         on = call.device
         name = rule.get("device", "")
@@ -288,7 +284,7 @@ class FaultRules:
         return self._acts(rule, device)
 
     def _acts(self, rule: Rule, device: str) -> list[Callable[[], None]]:
-        return [self._act(what, rule.keys[what], device) for what in _actions_of(rule)]
+        return [self._act(what, rule.keys[what], device) for what in rule.actions]
 
     def _act_by_name(self, rule: Rule, name: str) -> None:
         """Have actions happen to a device that was not there when the call began."""
@@ -313,14 +309,9 @@ class FaultRules:
             log.warning("fault rule %s: there is no device %s", rule.name, rule.keys["device"])
         elif active.counter.hit():
             acts = self._acts(rule, device)
-            told = {"arguments": _actions_of(rule)}
+            told = {"arguments": rule.actions}
             call = Call(CallKind.LIFECYCLE, device, "fault", told, fault=rule.name)
             self._calls.tell(call, lambda: _call_all(acts))
-
-
-def _actions_of(rule: Rule) -> list[str]:
-    """What a rule has happen to the device."""
-    return [what for what in ACTIONS if what in rule.keys]
 
 
 def _call_all(calls: Sequence[Callable[[], None]]) -> None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 
 from devmodel.lifecycle.spec import LabSpec
-from vfsfuse.faults.inlab import check
+from vfsfuse.faults.inlab import LabNames
 from vfsfuse.faults.rule import MOST_RULES, Rule, RuleError, parse_line
 from vfsfuse.labfile.mistakes import Keys
 from vfsfuse.labfile.reading import Reading
@@ -37,9 +37,10 @@ def read_faults(reading: Reading, entries: Sequence[object]) -> tuple[str, ...]:
 
 def check_faults(reading: Reading, spec: LabSpec) -> None:
     """Note each rule that names what the lab does not have."""
+    names = LabNames(spec)
     for number, line in enumerate(spec.faults):
         try:
-            check(parse_line(line), spec)
+            names.check(parse_line(line))
         except RuleError as error:
             reading.note(("faults", str(number), error.key), error.why)
 

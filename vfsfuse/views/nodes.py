@@ -145,7 +145,7 @@ class VfioNodes:
     def renew_port(self, device: Assignable, change: Callable[[], None]) -> None:
         """A device gets another model, and files with other inode numbers, by `change`, which does not wait:
         its open files answer ENODEV from now on.  Nobody finds the old model by a new port, nor the new port
-        by an old number, which `LabView.open` relies on."""
+        by an old number, which `Openings.open` relies on."""
         with self._lock:
             port = self._ports.get(device)
             if port is not None:
