@@ -41,5 +41,6 @@ class NotedSignals:
             signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, _frame: object) -> None:
+        """The handler that Python knows: for the moments before `resume`."""
         with contextlib.suppress(BlockingIOError):  # full: enough have come
             os.write(self._writer, bytes([number]))
